@@ -1,0 +1,60 @@
+"""The exceptions, named by what the caller should do.
+
+    TunerError                     base of all of ours; carries an exit code
+    ├── UsageError                 mend the command or the study file (exit code 2)
+    │   ├── StudyFileError         every mistake of a study file, at once
+    │   └── WorkloadError          the workload cannot be imported, built or trusted
+    ├── NotFoundError              there is no such study or trial (exit code 2)
+    ├── UnavailableError           start or mend the database or the tracking server (exit code 4)
+    │   └── SchemaError            migrate the database, or upgrade tuner (exit code 4)
+    └── LeaseLost                  stop working on the attempt: another worker has it (exit code 1)
+
+A trial that diverges, is pruned or fails is no exception: it is an `Outcome`, a value with a
+kind and a sentence.
+"""
+
+from __future__ import annotations
+
+
+class TunerError(Exception):
+    """Base of all errors that tuner raises on purpose; `str(error)` is meant for a person."""
+
+    exit_code = 1
+
+
+class UsageError(TunerError):
+    """What was asked for cannot be done as it was asked."""
+
+    exit_code = 2
+
+
+class StudyFileError(UsageError):
+    """A study file with mistakes; `problems` has one line for each of them."""
+
+    def __init__(self, source: str, problems: list[str]) -> None:
+        self.source = source
+        self.problems = problems
+        count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
+        super().__init__("\n".join([f"{source} has {count}; nothing was created:", *problems]))
+
+
+class WorkloadError(UsageError):
+    """A workload that cannot be imported, is not allowed, or returns the wrong thing."""
+
+
+class NotFoundError(UsageError):
+    """There is no study or trial of that name."""
+
+
+class UnavailableError(TunerError):
+    """The database or the tracking server cannot be used as it is now."""
+
+    exit_code = 4
+
+
+class SchemaError(UnavailableError):
+    """The database has a schema that this version does not know."""
+
+
+class LeaseLost(TunerError):  # noqa: N818 - it is news, not a mistake
+    """The fencing token was refused: the attempt was reaped and the trial belongs to another."""
