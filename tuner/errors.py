@@ -29,13 +29,13 @@ class UsageError(TunerError):
 
 
 class StudyFileError(UsageError):
-    """A study file with mistakes; `problems` has one line for each of them."""
+    """A study file with mistakes; `problems` has one line for each, which names the file too."""
 
     def __init__(self, source: str, problems: list[str]) -> None:
         self.source = source
         self.problems = problems
         count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
-        super().__init__("\n".join([f"{source} has {count}; nothing was created:", *problems]))
+        super().__init__("\n".join([f"{count} in the study file; nothing was created:", *problems]))
 
 
 class WorkloadError(UsageError):

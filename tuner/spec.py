@@ -9,22 +9,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
     GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     Tag,
+    ValidationError,
     field_validator,
     model_validator,
 )
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
 ParameterValue: TypeAlias = float | int | bool | str
 """A parameter of one trial, as the ledger, Optuna and MLflow have it."""
@@ -36,32 +41,44 @@ class Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+def mistake(expected: str, got: object = None) -> PydanticCustomError:
+    """Make the error of a value that has the right type but cannot be; a `got` in words is a str.
+
+    Without `got`, what was got is the value itself.
+    """
+    context = {"expected": expected, "got": f"{got:.15g}" if isinstance(got, float) else got}
+    return PydanticCustomError("mistake", "expected {expected}, got {got}", context)
+
+
+def mistakes(title: str, found: dict[tuple[str | int, ...], PydanticCustomError]) -> None:
+    """Raise the errors of parts of a value, if there are any, each at its place in the value."""
+    if found:
+        details = [InitErrorDetails(type=what, loc=at, input=None) for at, what in found.items()]
+        raise ValidationError.from_exception_data(title, details)
+
+
 # --- the values of a search space -----------------------------------------------------------
 
 
 class Range(Table):
     """All numbers from `low` to `high`, both included; `log` samples their logarithm evenly."""
 
-    low: float
-    high: float
+    low: Annotated[float, Field(description="a number")]
+    high: Annotated[float, Field(description="a number")]
     log: bool | None = None
 
     @model_validator(mode="after")
     def _is_a_range(self) -> Range:
         if not self.low < self.high:
-            raise PydanticCustomError(
-                "range_order",
-                "low below high",
-                {"got": f"low = {self.low:g}, high = {self.high:g}"},
-            )
+            raise mistake("low below high", f"low = {self.low:.15g}, high = {self.high:.15g}")
         return self
 
 
 class WholeRange(Range):
     """All whole numbers from `low` to `high`, both included."""
 
-    low: int
-    high: int
+    low: Annotated[int, Field(description="a whole number")]
+    high: Annotated[int, Field(description="a whole number")]
 
 
 class ScaleRange(Range):
@@ -74,7 +91,20 @@ def _form(value: object) -> str:
     """Tell which of the three forms an entry of the space has."""
     if isinstance(value, dict | Range):
         return "range"
+    return _plain_form(value)
+
+
+def _plain_form(value: object) -> str:
+    """Tell which form an entry has that cannot be a range."""
     return "list" if isinstance(value, list | tuple) else "value"
+
+
+def _once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Refuse a list with the same value twice: it would be tried twice as often."""
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise mistake("each value once", f"{value!r} twice".lower())
+    return values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,51 +122,62 @@ class Within:
     ) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self._check, handler(source))
 
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {**handler(schema), "description": f"{self}, a list of them, or a range"}
+
     def _check(self, entry: Any) -> Any:
-        for number in (entry.low, entry.high) if isinstance(entry, Range) else options(entry):
-            if not (self.gt < number < self.lt and self.ge <= number <= self.le):
-                raise PydanticCustomError(
-                    "out_of_bounds", "{expected}", {"expected": str(self), "got": f"{number:g}"}
-                )
-        if not isinstance(entry, Range):
-            return entry
-        entry = entry.model_copy(update={"log": self.log if entry.log is None else entry.log})
-        if entry.log and entry.low <= 0:
-            raise PydanticCustomError(
-                "log_touches_zero",
-                "a low above 0, since the range is on a log scale",
-                {"got": f"low = {entry.low:g}"},
-            )
+        numbers: dict[tuple[str | int, ...], float]
+        if isinstance(entry, Range):
+            log = self.log if entry.log is None else entry.log
+            entry = entry.model_copy(update={"log": log})
+            numbers = {("low",): entry.low, ("high",): entry.high}
+        elif isinstance(entry, tuple):
+            numbers = {(index,): number for index, number in enumerate(entry)}
+        else:
+            numbers = {(): entry}
+        found = {
+            at: mistake(str(self), number)
+            for at, number in numbers.items()
+            if not (self.gt < number < self.lt and self.ge <= number <= self.le)
+        }
+        if isinstance(entry, Range) and entry.log and entry.low <= 0 and not found:
+            found["low",] = mistake("a number above 0, unless log = false", entry.low)
+        mistakes("Within", found)
         return entry
 
     def __str__(self) -> str:
-        bounds = [("above", self.gt), ("at least", self.ge), ("below", self.lt)]
-        bounds.append(("at most", self.le))
-        said = [f"{word} {bound:g}" for word, bound in bounds if abs(bound) != float("inf")]
+        bounds = [("above", self.gt), ("of at least", self.ge), ("below", self.lt)]
+        bounds.append(("of at most", self.le))
+        said = [f"{word} {bound:.15g}" for word, bound in bounds if abs(bound) != float("inf")]
         return "a number " + " and ".join(said)
 
 
+LIST = (Field(min_length=1, strict=False), AfterValidator(_once))
+"""Of a tuple in a study: TOML and JSON give lists; `strict` is about the container alone."""
+
 Real: TypeAlias = Annotated[
     Annotated[float, Tag("value")]
-    | Annotated[tuple[float, ...], Field(min_length=1), Tag("list")]
+    | Annotated[tuple[float, ...], *LIST, Tag("list")]
     | Annotated[Range, Tag("range")],
     Discriminator(_form),
 ]
 Scale: TypeAlias = Annotated[
     Annotated[float, Tag("value")]
-    | Annotated[tuple[float, ...], Field(min_length=1), Tag("list")]
+    | Annotated[tuple[float, ...], *LIST, Tag("list")]
     | Annotated[ScaleRange, Tag("range")],
     Discriminator(_form),
 ]
 Whole: TypeAlias = Annotated[
     Annotated[int, Tag("value")]
-    | Annotated[tuple[int, ...], Field(min_length=1), Tag("list")]
+    | Annotated[tuple[int, ...], *LIST, Tag("list")]
     | Annotated[WholeRange, Tag("range")],
     Discriminator(_form),
 ]
 Flag: TypeAlias = Annotated[
-    Annotated[bool, Tag("value")] | Annotated[tuple[bool, ...], Field(min_length=1), Tag("list")],
-    Discriminator(_form),
+    Annotated[bool, Tag("value")] | Annotated[tuple[bool, ...], *LIST, Tag("list")],
+    Discriminator(_plain_form),
 ]
 Entry: TypeAlias = Range | tuple[ParameterValue, ...] | ParameterValue
 """An entry of the space once it is validated."""
@@ -207,6 +248,15 @@ class SGD(Choice):
     nesterov: Flag = False
     weight_decay: Annotated[Real, Within(ge=0, log=True)] = 0.0
 
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> SGD:
+        momentum = self.momentum
+        lowest = momentum.low if isinstance(momentum, Range) else min(map(float, options(momentum)))
+        if True in options(self.nesterov) and lowest == 0:
+            error = mistake("a number above 0, since nesterov may be true", lowest)
+            mistakes("SGD", {("momentum",): error})
+        return self
+
 
 class AdamW(Choice):
     """Adam with decoupled weight decay."""
@@ -222,6 +272,8 @@ ScheduleChoice: TypeAlias = Annotated[
     Constant | Step | Cosine | OneCycle, Field(discriminator="name")
 ]
 OptimizerChoice: TypeAlias = Annotated[SGD | AdamW, Field(discriminator="name")]
+ScheduleName: TypeAlias = Literal["constant", "step", "cosine", "one_cycle"]
+OptimizerName: TypeAlias = Literal["sgd", "adamw"]
 
 
 def _as_choice(value: object) -> object:
@@ -239,12 +291,34 @@ def _as_choices(value: object) -> object:
 class Space(Table):
     """What the search may choose: the learning rate, and a schedule and optimiser with theirs."""
 
-    lr: Annotated[Scale, Within(gt=0, log=True)]
+    lr: Annotated[
+        Scale,
+        Within(gt=0, log=True),
+        Field(description="a number above 0, a list of them, or a range"),
+    ]
     schedule: Annotated[
-        tuple[ScheduleChoice, ...], Field(min_length=1), BeforeValidator(_as_choices)
+        tuple[ScheduleChoice, ...],
+        Field(min_length=1, description="the name of a schedule, a table, or a list of them"),
+        BeforeValidator(
+            _as_choices,
+            json_schema_input_type=(
+                ScheduleName
+                | ScheduleChoice
+                | Annotated[tuple[ScheduleName | ScheduleChoice, ...], Field(min_length=1)]
+            ),
+        ),
     ]
     optimizer: Annotated[
-        tuple[OptimizerChoice, ...], Field(min_length=1), BeforeValidator(_as_choices)
+        tuple[OptimizerChoice, ...],
+        Field(min_length=1, description="the name of an optimizer, a table, or a list of them"),
+        BeforeValidator(
+            _as_choices,
+            json_schema_input_type=(
+                OptimizerName
+                | OptimizerChoice
+                | Annotated[tuple[OptimizerName | OptimizerChoice, ...], Field(min_length=1)]
+            ),
+        ),
     ]
 
     @field_validator("schedule", "optimizer")
@@ -253,9 +327,7 @@ class Space(Table):
         names = [choice.name for choice in choices]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise PydanticCustomError(
-                "named_twice", "each name once", {"got": f"{', '.join(twice)} more than once"}
-            )
+            raise mistake("each name once", f"{', '.join(twice)} more than once")
         return choices
 
     def entries(self, schedule: str, optimizer: str) -> dict[str, Entry]:
@@ -297,7 +369,7 @@ class ASHA(Table):
     min_steps: Annotated[int, Field(ge=1)] | None = None
     reduction_factor: Annotated[int, Field(ge=2)] = 3
 
-    def rungs(self, steps: int, evaluate_every: int) -> tuple[int, ...]:  # noqa: ARG002
+    def rungs(self, steps: int, evaluate_every: int) -> tuple[int, ...]:
         """Give the steps at which a trial reports and may be pruned."""
         rung = self.first_rung(steps)
         rungs = []
@@ -329,16 +401,20 @@ class NoPruner(Table):
 
     name: Literal["none"]
 
-    def rungs(self, steps: int, evaluate_every: int) -> tuple[int, ...]:  # noqa: ARG002
+    def rungs(self, steps: int, evaluate_every: int) -> tuple[int, ...]:
         """Give no steps: nothing is reported before the end."""
         return ()
 
 
+AnySampler: TypeAlias = Annotated[TPE | Random | Grid, Field(discriminator="name")]
+AnyPruner: TypeAlias = Annotated[ASHA | Median | NoPruner, Field(discriminator="name")]
+SamplerName: TypeAlias = Literal["tpe", "random", "grid"]
+PrunerName: TypeAlias = Literal["asha", "median", "none"]
 Sampler: TypeAlias = Annotated[
-    TPE | Random | Grid, Field(discriminator="name"), BeforeValidator(_as_choice)
+    AnySampler, BeforeValidator(_as_choice, json_schema_input_type=SamplerName | AnySampler)
 ]
 Pruner: TypeAlias = Annotated[
-    ASHA | Median | NoPruner, Field(discriminator="name"), BeforeValidator(_as_choice)
+    AnyPruner, BeforeValidator(_as_choice, json_schema_input_type=PrunerName | AnyPruner)
 ]
 
 
@@ -348,37 +424,72 @@ Pruner: TypeAlias = Annotated[
 class StudyTable(Table):
     """Who the study is and what it is judged by."""
 
-    name: Annotated[str, Field(min_length=1, max_length=200)]
+    name: Annotated[str, Field(min_length=1, max_length=200, description="a name")]
     description: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    metric: Annotated[str, Field(min_length=1)] = "val_loss"
+    metric: Annotated[
+        str,
+        Field(
+            pattern=r"^\w[\w./-]{0,199}$",
+            description="the name of a metric, of letters, digits, '_', '.', '/' and '-'",
+        ),
+    ] = "val_loss"
     direction: Literal["minimize", "maximize"] = "minimize"
 
     @field_validator("name")
     @classmethod
     def _is_printable(cls, name: str) -> str:
         if not name.isprintable() or name != name.strip():
-            raise PydanticCustomError(
-                "unprintable", "printable characters, no space at either end", {}
-            )
+            raise mistake("printable characters, with no space at either end")
         return name
+
+
+def _as_argument(value: object) -> object:
+    """Check in one go what a union would refuse once for each of its members."""
+    for item in value if isinstance(value, list | tuple) else (value,):
+        if not isinstance(item, bool | int | float | str):
+            raise mistake("a number, a boolean, a string or a list of them")
+        if isinstance(item, float) and not math.isfinite(item):
+            raise mistake("finite numbers")
+    return tuple(value) if isinstance(value, list) else value
+
+
+Argument: TypeAlias = Annotated[
+    ParameterValue | tuple[ParameterValue, ...], BeforeValidator(_as_argument)
+]
 
 
 class WorkloadTable(Table):
     """What is trained: a factory named `module:function` and its arguments."""
 
-    factory: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
-    arguments: dict[str, ParameterValue | tuple[ParameterValue, ...]] = {}
+    factory: Annotated[
+        str,
+        Field(
+            pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+            description='a factory named as "module:function"',
+        ),
+    ]
+    arguments: dict[str, Argument] = {}
+
+    @field_validator("arguments")
+    @classmethod
+    def _names_are_names(cls, arguments: dict[str, Argument]) -> dict[str, Argument]:
+        wrong = [name for name in arguments if not name.isidentifier()]
+        said = mistake("the name of an argument of the factory", "this name")
+        mistakes("WorkloadTable", {(name,): said for name in wrong})
+        return arguments
 
 
 class TrainingTable(Table):
     """How long and on what a trial trains; a step is one update of the parameters."""
 
-    steps: Annotated[int, Field(ge=1, le=10_000_000)]
+    steps: Annotated[int, Field(ge=1, le=10_000_000, description="a whole number")]
     batch_size: Annotated[int, Field(ge=1)] | Literal["full"] = 64
     evaluate_every: Annotated[int, Field(ge=1)] | None = None
     dtype: Literal["float32", "float64"] = "float32"
-    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
+    device: Annotated[
+        str, Field(pattern=r"^(cpu|cuda(:[0-9]{1,3})?)$", description='"cpu", "cuda" or "cuda:0"')
+    ] = "cpu"
     checkpoint_seconds: Annotated[float, Field(gt=0)] = 10.0
 
     @property
@@ -408,7 +519,7 @@ class GuardTable(Table):
 class BudgetTable(Table):
     """How much the study may spend; the only table that may change once it is submitted."""
 
-    trials: Annotated[int, Field(ge=1, le=1_000_000)]
+    trials: Annotated[int, Field(ge=1, le=1_000_000, description="a whole number")]
 
 
 class StudySpec(Table):

@@ -1,0 +1,122 @@
+"""Curves in pieces: what a trainer measured, as it is committed, stored and read again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from safetensors.numpy import load, save
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Consecutive rows of a trial's curve, and the evaluations that belong to them.
+
+    Rows are those of steps first_step to next_step - 1. An evaluation at step s belongs to the
+    chunk with first_step < s <= next_step; the one at step 0 to the chunk that begins there.
+    """
+
+    first_step: int
+    columns: Mapping[str, np.ndarray]  # train_loss, lr, grad_norm: float64 [step]
+    times: np.ndarray  # float64 [step], seconds since 1970
+    eval_steps: np.ndarray  # int64 [evaluation]
+    eval_times: np.ndarray  # float64 [evaluation], seconds since 1970
+    metrics: Mapping[str, np.ndarray]  # val_loss and the workload's own: float64 [evaluation]
+
+    @property
+    def next_step(self) -> int:
+        """The step after the last row."""
+        return self.first_step + len(self.times)
+
+    def after(self, step: int) -> Chunk:
+        """Drop what was committed before: the rows below `step` and evaluations up to it."""
+        if step <= self.first_step:
+            return self
+        rows = slice(step - self.first_step, None)
+        kept = self.eval_steps > step
+        return Chunk(
+            first_step=min(step, self.next_step),
+            columns={name: values[rows] for name, values in self.columns.items()},
+            times=self.times[rows],
+            eval_steps=self.eval_steps[kept],
+            eval_times=self.eval_times[kept],
+            metrics={name: values[kept] for name, values in self.metrics.items()},
+        )
+
+    def delayed(self, earliest: float) -> Chunk:
+        """Move times that lie before `earliest` up to it: a trial's times never go back."""
+        return Chunk(
+            first_step=self.first_step,
+            columns=self.columns,
+            times=np.maximum(self.times, earliest),
+            eval_steps=self.eval_steps,
+            eval_times=np.maximum(self.eval_times, earliest),
+            metrics=self.metrics,
+        )
+
+    @property
+    def last_time(self) -> float:
+        """The latest time in it; minus infinity when it is empty."""
+        return float(np.max(np.concatenate([self.times, self.eval_times]), initial=-np.inf))
+
+    def to_bytes(self) -> bytes:
+        """Serialise in the safetensors format; `first_step` is kept beside it."""
+        arrays = {f"train/{name}": values for name, values in self.columns.items()}
+        arrays |= {f"eval/{name}": values for name, values in self.metrics.items()}
+        arrays |= {"time": self.times, "eval_step": self.eval_steps, "eval_time": self.eval_times}
+        return save({name: np.ascontiguousarray(values) for name, values in arrays.items()})
+
+    @staticmethod
+    def from_bytes(first_step: int, data: bytes) -> Chunk:
+        """Read what `to_bytes` wrote."""
+        arrays = load(data)
+        return Chunk(
+            first_step=first_step,
+            columns={n[6:]: values for n, values in arrays.items() if n.startswith("train/")},
+            times=arrays["time"],
+            eval_steps=arrays["eval_step"],
+            eval_times=arrays["eval_time"],
+            metrics={n[5:]: values for n, values in arrays.items() if n.startswith("eval/")},
+        )
+
+
+def join(chunks: Iterable[Chunk]) -> Chunk:
+    """Put consecutive chunks together. Raises `ValueError` when one is missing or doubled."""
+    parts = list(chunks)
+    if not parts:
+        return empty()
+    for before, after in pairwise(parts):
+        if before.next_step != after.first_step:
+            raise ValueError(
+                f"the curve breaks: a chunk ends before step {before.next_step}, "
+                f"the next one begins at step {after.first_step}"
+            )
+    return Chunk(
+        first_step=parts[0].first_step,
+        columns=_concatenated([part.columns for part in parts]),
+        times=np.concatenate([part.times for part in parts]),
+        eval_steps=np.concatenate([part.eval_steps for part in parts]),
+        eval_times=np.concatenate([part.eval_times for part in parts]),
+        metrics=_concatenated([part.metrics for part in parts]),
+    )
+
+
+def empty(first_step: int = 0) -> Chunk:
+    """Give a chunk of no rows."""
+    nothing = np.empty(0)
+    return Chunk(
+        first_step=first_step,
+        columns={},
+        times=nothing,
+        eval_steps=np.empty(0, dtype=np.int64),
+        eval_times=nothing,
+        metrics={},
+    )
+
+
+def _concatenated(parts: list[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Concatenate by name; a part with no rows may lack the names that the others have."""
+    names = list(dict.fromkeys(name for part in parts for name in part))
+    return {name: np.concatenate([part[name] for part in parts if name in part]) for name in names}

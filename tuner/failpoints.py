@@ -1,0 +1,86 @@
+"""Named places in the code where a test kills, stops, delays or breaks the process.
+
+`TUNER_FAILPOINTS` holds `place=action` pairs separated by `;`. An action is `kill`, `stop`,
+`raise`, or `delay:SECONDS`, and `@N` after it waits for the N-th time that the place is reached.
+Each one fires once a process. When it fires, its line is appended to the file that
+`TUNER_FAILPOINTS_LOG` names, so that a test can assert that it did. Without the first variable
+reaching a place costs a look at an empty dictionary.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+PLACES = {
+    "ask.reserved": "budget, number and lease are committed, the parameters are not drawn",
+    "ask.drawn": "the parameters are drawn and not written",
+    "chunk.before_commit": "rows of a curve are measured and not committed",
+    "chunk.committed": "rows of a curve are committed",
+    "report.before_commit": "the pruner has decided, its decision is not committed",
+    "checkpoint.before_rename": "a checkpoint is written under its temporary name",
+    "checkpoint.renamed": "a checkpoint is in its place and not in the ledger",
+    "outcome.before_commit": "the trial has ended, its outcome is not committed",
+    "outcome.committed": "the outcome is committed and not published",
+    "recorder.row_created": "Optuna has the trial, the ledger does not know",
+    "recorder.run_created": "MLflow has the run, the ledger does not know",
+    "recorder.batch_logged": "MLflow has the points, the ledger does not know",
+    "recorder.before_final": "all of a trial is published but its final state",
+}
+
+
+class FailpointError(RuntimeError):
+    """What the action `raise` raises."""
+
+
+@dataclass
+class _Armed:
+    action: str
+    waits: int  # how many more times the place is reached before it fires
+
+
+def _parse(text: str) -> dict[str, _Armed]:
+    armed = {}
+    for pair in filter(None, text.split(";")):
+        place, _, action = pair.partition("=")
+        if place not in PLACES:
+            raise ValueError(f"TUNER_FAILPOINTS: there is no place {place!r}")
+        action, _, count = action.partition("@")
+        armed[place] = _Armed(action, int(count or 1))
+    return armed
+
+
+_armed = _parse(os.environ.get("TUNER_FAILPOINTS", ""))
+
+
+def reach(place: str) -> None:
+    """Say that execution is at `place`, one of `PLACES`."""
+    if _armed and place in _armed:
+        _fire(place)
+
+
+def _fire(place: str) -> None:
+    armed = _armed[place]
+    armed.waits -= 1
+    if armed.waits:
+        return
+    del _armed[place]
+    log = os.environ.get("TUNER_FAILPOINTS_LOG")
+    if log:
+        with Path(log).open("a") as file:
+            file.write(f"{place}={armed.action}\n")
+    kind, _, argument = armed.action.partition(":")
+    match kind:
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case "delay":
+            time.sleep(float(argument))
+        case "raise":
+            raise FailpointError(place)
+        case _:
+            raise ValueError(f"TUNER_FAILPOINTS: there is no action {kind!r}")

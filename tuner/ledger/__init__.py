@@ -1,0 +1,35 @@
+"""The ledger, the truth about studies and trials: `Ledger` and the records that it gives."""
+
+from tuner.ledger.reading import Reader
+from tuner.ledger.records import (
+    OPEN,
+    PAUSED,
+    STOPPED,
+    AttemptRecord,
+    Changes,
+    CheckpointRecord,
+    Claim,
+    Lease,
+    Report,
+    StudyRecord,
+    TrialRecord,
+)
+from tuner.ledger.writing import LEASE_SECONDS, STALE_RETRIES, Ledger
+
+__all__ = [
+    "LEASE_SECONDS",
+    "OPEN",
+    "PAUSED",
+    "STALE_RETRIES",
+    "STOPPED",
+    "AttemptRecord",
+    "Changes",
+    "CheckpointRecord",
+    "Claim",
+    "Lease",
+    "Ledger",
+    "Reader",
+    "Report",
+    "StudyRecord",
+    "TrialRecord",
+]

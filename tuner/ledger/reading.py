@@ -1,0 +1,152 @@
+"""Reading the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Row, and_, exists, func, literal, select
+
+from tuner import curves
+from tuner.curves import Chunk
+from tuner.errors import NotFoundError
+from tuner.ledger.records import AttemptRecord, Changes, Report, StudyRecord, TrialRecord
+from tuner.ledger.tables import attempts, chunks, reports, studies, trials
+from tuner.outcome import COMPLETED, KINDS, RUNNING
+from tuner.spec import StudySpec
+
+
+class Reader:
+    """What can be asked of the ledger. Thread-safe: every call uses a connection of its own."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def study(self, name: str) -> StudyRecord:
+        """Read the newest version of a study. Raises `NotFoundError`."""
+        newest = select(studies).where(studies.c.name == name).order_by(studies.c.version.desc())
+        with self._reading() as tx:
+            row = tx.execute(newest).first()
+            if row is None:
+                names = tx.scalars(select(studies.c.name).order_by(studies.c.id)).all()
+                known = ", ".join(names) or "none yet; `tuner run FILE` makes one"
+                raise NotFoundError(f"there is no study {name!r}; studies here: {known}")
+        return _study(row)
+
+    def studies(self) -> list[StudyRecord]:
+        """Read all studies, oldest first."""
+        with self._reading() as tx:
+            return [_study(row) for row in tx.execute(select(studies).order_by(studies.c.id))]
+
+    def changes(self, study_id: int, since: int) -> Changes:
+        """Read what search can see and changed after revision `since`, as of one moment."""
+        with self._reading() as tx:
+            study = tx.execute(
+                select(studies.c.revision, studies.c.attrs).where(studies.c.id == study_id)
+            ).one()
+            if study.revision == since:
+                return Changes(revision=since, attrs=study.attrs)
+            changed = and_(trials.c.study_id == study_id, trials.c.revision > since)
+            found = read_trials(tx, changed)
+        return Changes(revision=study.revision, attrs=study.attrs, trials=found)
+
+    def trials(self, study_id: int) -> list[TrialRecord]:
+        """Read all trials of a study in the order of their numbers."""
+        with self._reading() as tx:
+            return read_trials(tx, trials.c.study_id == study_id)
+
+    def attempts(self, study_id: int) -> list[AttemptRecord]:
+        """Read all attempts at a study's trials, oldest first."""
+        query = (
+            select(attempts)
+            .join(trials)
+            .where(trials.c.study_id == study_id)
+            .order_by(attempts.c.id)
+        )
+        with self._reading() as tx:
+            return [AttemptRecord(**row._mapping) for row in tx.execute(query)]
+
+    def curve(self, trial_id: int, since: int = 0) -> Chunk:
+        """Read the committed curve of a trial from the chunk that begins at step `since` on."""
+        query = (
+            select(chunks.c.first_step, chunks.c.data)
+            .where(chunks.c.trial_id == trial_id, chunks.c.first_step >= since)
+            .order_by(chunks.c.first_step)
+        )
+        with self._reading() as tx:
+            rows = tx.execute(query).all()
+        return curves.join(Chunk.from_bytes(row.first_step, row.data) for row in rows)
+
+    def counts(self, study_id: int) -> dict[str, int]:
+        """Count a study's trials by outcome, and those running and waiting to be taken up."""
+        live = has_live_attempt(trials.c.id).label("live")
+        query = (
+            select(trials.c.state, live, func.count().label("trials"))
+            .where(trials.c.study_id == study_id)
+            .group_by(trials.c.state, live)
+        )
+        found = dict.fromkeys((*KINDS, RUNNING, "waiting"), 0)
+        with self._reading() as tx:
+            for row in tx.execute(query):
+                waiting = row.state == RUNNING and not row.live
+                found["waiting" if waiting else row.state] += row.trials
+        return found
+
+    def best(self, study: StudyRecord) -> TrialRecord | None:
+        """Read the completed trial with the best value; of equals, the first."""
+        sign = 1 if study.spec.study.direction == "minimize" else -1
+        with self._reading() as tx:
+            number = tx.scalar(
+                select(trials.c.number)
+                .where(trials.c.study_id == study.id, trials.c.state == COMPLETED)
+                .order_by(literal(sign) * trials.c.value, trials.c.number)
+            )
+            if number is None:
+                return None
+            here = and_(trials.c.study_id == study.id, trials.c.number == number)
+            return read_trials(tx, here)[0]
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        with self.engine.begin() as tx:
+            yield tx
+
+
+def read_trials(tx: Connection, where: Any) -> list[TrialRecord]:
+    """Read trials and their reports in the order of their numbers."""
+    rows = tx.execute(select(trials).where(where).order_by(trials.c.number)).all()
+    told: dict[int, list[Report]] = {}
+    query = (
+        select(reports)
+        .where(reports.c.trial_id.in_(select(trials.c.id).where(where)))
+        .order_by(reports.c.trial_id, reports.c.step)
+    )
+    for row in tx.execute(query):
+        told.setdefault(row.trial_id, []).append(
+            Report(step=row.step, value=row.value, pruned=row.pruned, reason=row.reason)
+        )
+    return [TrialRecord(**row._mapping, reports=tuple(told.get(row.id, ()))) for row in rows]
+
+
+def has_live_attempt(trial_id: Any) -> Any:
+    """Tell in SQL whether somebody trains the trial."""
+    return exists().where(attempts.c.trial_id == trial_id, attempts.c.live)
+
+
+def _study(row: Row[Any]) -> StudyRecord:
+    return StudyRecord(
+        id=row.id,
+        name=row.name,
+        version=row.version,
+        spec=StudySpec.model_validate_json(row.spec),
+        state=row.state,
+        rungs=tuple(row.rungs),
+        workload=row.workload,
+        settled=row.settled,
+        attrs=row.attrs,
+        limit=row.limit,
+        reserved=row.reserved,
+        revision=row.revision,
+        created_at=row.created_at,
+    )

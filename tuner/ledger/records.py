@@ -1,0 +1,120 @@
+"""What is read from the ledger: frozen records, one a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tuner.spec import ParameterValue, StudySpec
+
+OPEN, PAUSED, STOPPED = "open", "paused", "stopped"
+"""The states of a study; workers take trials of open ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRecord:
+    """One row of `tuner_studies`."""
+
+    id: int
+    name: str
+    version: int
+    spec: StudySpec
+    state: str
+    rungs: tuple[int, ...]
+    workload: Mapping[str, Any]
+    settled: Mapping[str, Any] | None
+    attrs: Mapping[str, Any]
+    limit: int
+    reserved: int
+    revision: int
+    created_at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a trial reported at a rung, and what was decided."""
+
+    step: int
+    value: float
+    pruned: bool
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """One row of `tuner_trials`, and its reports."""
+
+    id: int
+    study_id: int
+    number: int
+    imported: bool
+    params: Mapping[str, ParameterValue] | None  # None until they are drawn
+    attrs: Mapping[str, Any]
+    asked_revision: int | None
+    state: str  # RUNNING or the outcome's kind
+    reason: str | None
+    value: float | None
+    stopped_step: int | None
+    steps: int
+    last_time: float
+    created_at: float
+    ended_at: float | None
+    revision: int
+    reports: tuple[Report, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptRecord:
+    """One row of `tuner_attempts`."""
+
+    id: int
+    trial_id: int
+    number: int
+    worker: str
+    live: bool
+    expires_at: float
+    first_step: int
+    environment: Mapping[str, Any]
+    started_at: float
+    ended_at: float | None
+    ending: str | None
+    reason: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointRecord:
+    """One row of `tuner_checkpoints`."""
+
+    step: int
+    path: str
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lease:
+    """An attempt's claim on a trial; `number` is the fencing token."""
+
+    attempt_id: int
+    number: int
+    trial_id: int
+    study_id: int
+    started_at: float  # seconds since 1970, in the database's clock
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A trial that a worker may now train, and where to take it up."""
+
+    lease: Lease
+    trial: TrialRecord
+    checkpoint: CheckpointRecord | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """What search must read again: the trials that changed after a revision."""
+
+    revision: int
+    attrs: Mapping[str, Any]
+    trials: Sequence[TrialRecord] = ()

@@ -1,0 +1,171 @@
+"""The ledger's tables. Their names differ from Optuna's, whose file they share on SQLite.
+
+Whoever changes a table writes a migration in `tuner/migrations/versions` and a frozen database
+of the schema before it into the tests. Times are seconds since 1970, in the database's clock.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import GenericFunction
+
+HEAD = "0001"
+"""The revision of the schema below; the last migration's."""
+VERSION_TABLE = "tuner_alembic_version"
+
+metadata = MetaData()
+
+studies = Table(
+    "tuner_studies",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(200), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("digest", String(16), nullable=False),  # of the specification without its budget
+    Column("spec", Text, nullable=False),  # JSON; as submitted, defaults filled in
+    Column("state", String(16), nullable=False),  # open, paused, stopped
+    Column("rungs", JSON, nullable=False),  # steps at which trials report; fixed at submit
+    Column("workload", JSON, nullable=False),  # code digest, data's name, digest and sizes
+    Column("settled", JSON),  # what the first start settled on: trainer, threads
+    Column("attrs", JSON, nullable=False),  # Optuna's system attributes of the study
+    Column("limit", Integer, nullable=False),  # trials that may ever be reserved
+    Column("reserved", Integer, nullable=False),  # trials reserved so far
+    Column("next_number", Integer, nullable=False),
+    Column("revision", Integer, nullable=False),  # counts commits that search can see
+    Column("created_at", Double, nullable=False),
+    UniqueConstraint("name", "version"),
+)
+
+trials = Table(
+    "tuner_trials",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("study_id", ForeignKey(studies.c.id), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("imported", Boolean, nullable=False),  # from an earlier version: no attempt, no run
+    Column("params", JSON),  # complete; null until they are drawn
+    Column("attrs", JSON, nullable=False),  # Optuna's system attributes of the trial
+    Column("asked_revision", Integer),  # the study's revision that the draw saw
+    Column("state", String(16), nullable=False),  # running, or the outcome's kind
+    Column("reason", Text),  # the outcome's sentence
+    Column("value", Double),
+    Column("stopped_step", Integer),
+    Column("steps", Integer, nullable=False),  # rows of the curve committed
+    Column("last_time", Double, nullable=False),  # of the curve's last point
+    Column("created_at", Double, nullable=False),
+    Column("ended_at", Double),
+    Column("revision", Integer, nullable=False),  # the study's, when this row last changed
+    UniqueConstraint("study_id", "number"),
+    Index("tuner_trials_by_revision", "study_id", "revision"),
+)
+
+attempts = Table(
+    "tuner_attempts",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("trial_id", ForeignKey(trials.c.id), nullable=False),
+    Column("number", Integer, nullable=False),  # the fencing token
+    Column("worker", String(250), nullable=False),
+    Column("live", Boolean, nullable=False),
+    Column("expires_at", Double, nullable=False),
+    Column("first_step", Integer, nullable=False),  # where it took the trial up
+    Column("environment", JSON, nullable=False),  # device, packages, commit
+    Column("started_at", Double, nullable=False),
+    Column("ended_at", Double),
+    Column("ending", String(16)),  # finished, interrupted, stale, failed
+    Column("reason", Text),
+    UniqueConstraint("trial_id", "number"),
+    Index(
+        "tuner_attempts_one_live",
+        "trial_id",
+        unique=True,
+        sqlite_where=text("live"),
+        postgresql_where=text("live"),
+    ),
+)
+
+chunks = Table(
+    "tuner_chunks",
+    metadata,
+    Column("trial_id", ForeignKey(trials.c.id), primary_key=True),
+    Column("first_step", Integer, primary_key=True),
+    Column("next_step", Integer, nullable=False),
+    Column("attempt_id", ForeignKey(attempts.c.id), nullable=False),
+    Column("data", LargeBinary, nullable=False),  # see tuner.curves
+)
+
+reports = Table(
+    "tuner_reports",
+    metadata,
+    Column("trial_id", ForeignKey(trials.c.id), primary_key=True),
+    Column("step", Integer, primary_key=True),
+    Column("value", Double, nullable=False),
+    Column("pruned", Boolean, nullable=False),
+    Column("reason", Text, nullable=False),
+)
+
+checkpoints = Table(
+    "tuner_checkpoints",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("trial_id", ForeignKey(trials.c.id), nullable=False, index=True),
+    Column("attempt_id", ForeignKey(attempts.c.id), nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("path", Text, nullable=False),  # below the folder of checkpoints
+    Column("digest", String(64), nullable=False),  # SHA-256 of the file
+)
+
+published_studies = Table(
+    "tuner_published_studies",
+    metadata,
+    Column("study_id", ForeignKey(studies.c.id), primary_key=True),
+    Column("target", String(16), primary_key=True),  # optuna, mlflow
+    Column("external_id", String(250)),  # MLflow's parent run
+    Column("revision", Integer, nullable=False),  # the study's, when it was last published
+    Column("publisher", String(250)),  # who may publish it now
+    Column("expires_at", Double, nullable=False),
+)
+
+published_trials = Table(
+    "tuner_published_trials",
+    metadata,
+    Column("trial_id", ForeignKey(trials.c.id), primary_key=True),
+    Column("target", String(16), primary_key=True),
+    Column("external_id", String(250)),  # MLflow's run, Optuna's trial id; null: being created
+    Column("next_step", Integer, nullable=False),  # rows below it are published
+    Column("final", Boolean, nullable=False),  # the outcome is published too
+)
+
+
+class database_time(GenericFunction[float]):  # noqa: N801 - reads as an SQL function
+    """The database's clock, in seconds since 1970."""
+
+    type = Double()
+    inherit_cache = True
+
+
+@compiles(database_time, "sqlite")
+def _on_sqlite(_element: database_time, _compiler: SQLCompiler, **_: object) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(database_time, "postgresql")
+def _on_postgresql(_element: database_time, _compiler: SQLCompiler, **_: object) -> str:
+    return "extract(epoch from clock_timestamp())::double precision"

@@ -1,0 +1,29 @@
+"""How a trial ends: a value with a kind and a sentence, never an exception."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+COMPLETED = "completed"  # ran to the horizon
+PRUNED = "pruned"  # stopped at a rung, since others were better there
+DIVERGED = "diverged"  # stopped by the guard
+FAILED = "failed"  # its code raised, or its workers kept dying
+CANCELLED = "cancelled"  # somebody stopped it
+
+KINDS = (COMPLETED, PRUNED, DIVERGED, FAILED, CANCELLED)
+RUNNING = "running"
+"""The state of a trial that has no outcome yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """The end of a trial."""
+
+    kind: str  # one of KINDS
+    reason: str  # a sentence for a person; never empty
+    value: float | None = None  # the objective, finite; None where there is none
+    stopped_step: int | None = None  # where a diverged trial was stopped
+
+    def __post_init__(self) -> None:
+        assert self.kind in KINDS
+        assert self.reason

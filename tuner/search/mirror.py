@@ -1,0 +1,245 @@
+"""A mirror of one study's trials in memory, and the two views of it that Optuna's code sees.
+
+The mirror changes only by `refresh`, from the ledger. A view is an Optuna storage on one study;
+what Optuna's code writes to it (parameters that it draws, attributes that it keeps) is collected
+for one trial at a time, for the ledger to commit.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Container, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from optuna.distributions import BaseDistribution
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+from optuna.study._frozen import FrozenStudy
+from optuna.trial import FrozenTrial, TrialState
+
+from tuner.ledger import Changes, TrialRecord
+from tuner.outcome import CANCELLED, COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING
+from tuner.search.space import distributions
+from tuner.spec import StudySpec
+
+STATES = {
+    RUNNING: TrialState.RUNNING,
+    COMPLETED: TrialState.COMPLETE,
+    PRUNED: TrialState.PRUNED,
+    DIVERGED: TrialState.PRUNED,
+    FAILED: TrialState.FAIL,
+    CANCELLED: TrialState.FAIL,
+}
+"""Optuna's state of a trial, by our state."""
+
+
+def frozen(record: TrialRecord, spec: StudySpec) -> FrozenTrial:
+    """Give a trial as Optuna has it: with the searched parameters and the reports."""
+    searched = {} if record.params is None else distributions(spec.space, record.params)
+    reports = {report.step: report.value for report in record.reports}
+    state = STATES[record.state]
+    value = record.value
+    if state == TrialState.PRUNED:
+        value = reports[max(reports)] if reports else None
+    return FrozenTrial(
+        number=record.number,
+        trial_id=record.number,
+        state=state,
+        value=value,
+        datetime_start=datetime.fromtimestamp(record.created_at, UTC).replace(tzinfo=None),
+        datetime_complete=None
+        if record.ended_at is None
+        else datetime.fromtimestamp(record.ended_at, UTC).replace(tzinfo=None),
+        params={name: (record.params or {})[name] for name in searched},
+        distributions=searched,
+        user_attrs={},
+        system_attrs=dict(record.attrs),
+        intermediate_values=reports,
+    )
+
+
+class Mirror:
+    """All trials of one study, kept up by revision."""
+
+    def __init__(self, spec: StudySpec) -> None:
+        self.spec = spec
+        self.revision = 0
+        self.attrs: dict[str, Any] = {}
+        self._records: dict[int, TrialRecord] = {}
+        self._frozen: dict[int, FrozenTrial] = {}
+
+    def refresh(self, changes: Changes) -> None:
+        """Take in what changed since `revision`."""
+        self.revision = changes.revision
+        self.attrs = dict(changes.attrs)
+        for record in changes.trials:
+            self._records[record.number] = record
+            self._frozen[record.number] = frozen(record, self.spec)
+
+    def trial(self, number: int) -> FrozenTrial:
+        """Give one trial."""
+        return self._frozen[number]
+
+    def for_sampler(self) -> list[FrozenTrial]:
+        """Give all trials, diverged ones as completed with the worst value known so far.
+
+        A sampler that is not told of divergence asks for it again.
+        """
+        numbers = sorted(self._records)
+        penalty = self._penalty()
+        return [
+            _penalised(self._frozen[n], penalty)
+            if self._records[n].state == DIVERGED
+            else self._frozen[n]
+            for n in numbers
+        ]
+
+    def for_pruner(self) -> list[FrozenTrial]:
+        """Give all trials but diverged ones, which would make bad trials look like the median."""
+        return [
+            self._frozen[n] for n in sorted(self._records) if self._records[n].state != DIVERGED
+        ]
+
+    def _penalty(self) -> float:
+        values = [trial.value for trial in self._frozen.values() if trial.value is not None]
+        finite = [value for value in values if math.isfinite(value)]
+        if self.spec.study.direction == "maximize":
+            return min(finite, default=-1.0)
+        return max(finite, default=1.0)
+
+
+def _penalised(trial: FrozenTrial, penalty: float) -> FrozenTrial:
+    told = copy.copy(trial)
+    told.state = TrialState.COMPLETE
+    told.value = penalty
+    told.intermediate_values = {}
+    return told
+
+
+class View(BaseStorage):
+    """One study as Optuna's code sees it; trial ids are trial numbers.
+
+    Invariants: nothing written here reaches the mirror; everything written is about `current` or
+    about the study.
+    """
+
+    def __init__(self, mirror: Mirror, trials: Callable[[], list[FrozenTrial]]) -> None:
+        self._mirror = mirror
+        self._trials = trials
+        self.current: FrozenTrial | None = None
+        self.study_attrs: dict[str, Any] = {}  # written since `begin`
+
+    def begin(self, trial: FrozenTrial) -> None:
+        """Collect what is written from now on in a copy of `trial`, see `current`."""
+        self.current = copy.deepcopy(trial)
+        self.study_attrs = {}
+
+    def _written(self, trial_id: int) -> FrozenTrial:
+        assert self.current is not None
+        assert self.current.number == trial_id, "only the current trial may be written"
+        return self.current
+
+    def get_all_trials(
+        self,
+        study_id: int,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+    ) -> list[FrozenTrial]:
+        """Give the view's trials, the current one with what was written to it."""
+        current = self.current
+        found = [
+            current if current is not None and trial.number == current.number else trial
+            for trial in self._trials()
+        ]
+        if states is not None:
+            found = [trial for trial in found if trial.state in states]
+        return copy.deepcopy(found) if deepcopy else found
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        """Give one trial."""
+        if self.current is not None and self.current.number == trial_id:
+            return self.current
+        return self._mirror.trial(trial_id)
+
+    def set_trial_param(
+        self,
+        trial_id: int,
+        param_name: str,
+        param_value_internal: float,
+        distribution: BaseDistribution,
+    ) -> None:
+        """Collect a parameter that was drawn."""
+        trial = self._written(trial_id)
+        trial.params[param_name] = distribution.to_external_repr(param_value_internal)
+        trial.distributions[param_name] = distribution
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """Collect an attribute of a sampler or pruner."""
+        trial = self._written(trial_id)
+        trial.system_attrs = {**trial.system_attrs, key: value}
+
+    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
+        """Collect an attribute that a sampler keeps on the study."""
+        self.study_attrs[key] = value
+
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        """Give the study's attributes, with what was written."""
+        return {**self._mirror.attrs, **self.study_attrs}
+
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        """Give none: ours are in the ledger."""
+        return {}
+
+    def get_study_id_from_name(self, study_name: str) -> int:
+        """Give the one study's id."""
+        return 0
+
+    def get_study_name_from_id(self, study_id: int) -> str:
+        """Give the study's name."""
+        return self._mirror.spec.study.name
+
+    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
+        """Give the study's direction."""
+        return [StudyDirection[self._mirror.spec.study.direction.upper()]]
+
+    # What only a study that is written through Optuna would call.
+
+    def create_new_study(
+        self, directions: Sequence[StudyDirection], study_name: str | None = None
+    ) -> int:
+        """Refuse."""
+        raise NotImplementedError
+
+    def delete_study(self, study_id: int) -> None:
+        """Refuse."""
+        raise NotImplementedError
+
+    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
+        """Refuse."""
+        raise NotImplementedError
+
+    def get_all_studies(self) -> list[FrozenStudy]:
+        """Refuse."""
+        raise NotImplementedError
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        """Refuse."""
+        raise NotImplementedError
+
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        """Refuse."""
+        raise NotImplementedError
+
+    def set_trial_intermediate_value(
+        self, trial_id: int, step: int, intermediate_value: float
+    ) -> None:
+        """Refuse."""
+        raise NotImplementedError
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """Refuse."""
+        raise NotImplementedError

@@ -1,0 +1,110 @@
+"""The search space as Optuna's distributions, and the draws from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import product
+from typing import Any, cast
+
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.samplers import BaseSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial
+
+from tuner.spec import Entry, ParameterValue, Range, Space, WholeRange, options
+
+
+def distribution(entry: Entry) -> BaseDistribution:
+    """Give the distribution of an entry of the space."""
+    if isinstance(entry, WholeRange):
+        return IntDistribution(entry.low, entry.high, log=bool(entry.log))
+    if isinstance(entry, Range):
+        return FloatDistribution(entry.low, entry.high, log=bool(entry.log))
+    return CategoricalDistribution(options(entry))
+
+
+def distributions(space: Space, params: Mapping[str, ParameterValue]) -> dict[str, Any]:
+    """Give the distributions of a trial's parameters that are searched.
+
+    These are the rate, the schedule and the optimiser, and those of theirs that are not fixed.
+    """
+    found = {
+        "lr": distribution(space.lr),
+        "schedule": CategoricalDistribution([choice.name for choice in space.schedule]),
+        "optimizer": CategoricalDistribution([choice.name for choice in space.optimizer]),
+    }
+    chosen = space.entries(str(params["schedule"]), str(params["optimizer"]))
+    return found | {key: distribution(entry) for key, entry in chosen.items() if _varies(entry)}
+
+
+def suggest(trial: Trial, space: Space) -> dict[str, ParameterValue]:
+    """Draw the complete parameters of a trial, fixed ones included."""
+    params: dict[str, ParameterValue] = {
+        "lr": _suggest(trial, "lr", space.lr),
+        "schedule": _suggest(trial, "schedule", tuple(c.name for c in space.schedule)),
+        "optimizer": _suggest(trial, "optimizer", tuple(c.name for c in space.optimizer)),
+    }
+    for key, entry in space.entries(str(params["schedule"]), str(params["optimizer"])).items():
+        params[key] = _suggest(trial, key, entry) if _varies(entry) else options(entry)[0]
+    return params
+
+
+def _suggest(trial: Trial, name: str, entry: Entry) -> ParameterValue:
+    if isinstance(entry, WholeRange):
+        return trial.suggest_int(name, entry.low, entry.high, log=bool(entry.log))
+    if isinstance(entry, Range):
+        return trial.suggest_float(name, entry.low, entry.high, log=bool(entry.log))
+    return cast("ParameterValue", trial.suggest_categorical(name, options(entry)))
+
+
+def _varies(entry: Entry) -> bool:
+    return isinstance(entry, Range) or len(options(entry)) > 1
+
+
+def grid(space: Space) -> list[dict[str, ParameterValue]]:
+    """List every combination of the space's values in the order of the study file.
+
+    The rate turns slowest. A parameter that belongs to another schedule or optimiser does not
+    multiply the combinations, which is why this is not Optuna's GridSampler.
+    """
+    combinations = []
+    for lr, schedule, optimizer in product(options(space.lr), space.schedule, space.optimizer):
+        entries = space.entries(schedule.name, optimizer.name)
+        for values in product(*(options(entry) for entry in entries.values())):
+            chosen = {"lr": lr, "schedule": schedule.name, "optimizer": optimizer.name}
+            combinations.append(chosen | dict(zip(entries, values, strict=True)))
+    return combinations
+
+
+class GridSampler(BaseSampler):
+    """Gives trial n the n-th combination of the grid."""
+
+    def __init__(self, space: Space) -> None:
+        self._grid = grid(space)
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Leave every parameter to `sample_independent`."""
+        return {}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Draw nothing."""
+        return {}
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Look the value up."""
+        return self._grid[trial.number][param_name]

@@ -1,0 +1,247 @@
+"""Where things are kept: addresses, engines with the right options, and migrations.
+
+Everything follows from three variables of the environment, all optional:
+- `TUNER_DATABASE_URL`: the ledger's and Optuna's database; `tuner.db` in the working directory.
+- `MLFLOW_TRACKING_URI`: where runs go; without it `mlflow.db` beside the ledger's file.
+- `TUNER_CHECKPOINTS`: the folder of checkpoints; without it `.tuner/checkpoints` beside it.
+
+Optuna's and MLflow's own tables are made here too, once, under a file lock, because first starts
+that race break their files for good.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from filelock import FileLock
+from sqlalchemy import (
+    Connection,
+    Engine,
+    column,
+    create_engine,
+    event,
+    inspect,
+    make_url,
+    select,
+    table,
+)
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+
+from tuner.errors import SchemaError, UnavailableError, UsageError
+from tuner.ledger.tables import HEAD, VERSION_TABLE
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from optuna.storages import RDBStorage
+
+BUSY_SECONDS = 60
+"""How long a SQLite connection waits for another's transaction."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Addresses:
+    """Where the ledger, Optuna's tables, MLflow's runs and checkpoints are."""
+
+    ledger: str  # an SQLAlchemy URL; Optuna's tables are in the same database
+    tracking: str  # what MLflow calls a tracking URI
+    checkpoints: Path
+    lock: Path  # of migrations
+
+    def shown(self) -> dict[str, str]:
+        """Give the addresses as they may be shown: passwords as `***`."""
+        return {
+            "ledger": without_password(self.ledger),
+            "optuna": without_password(self.ledger),
+            "mlflow": without_password(self.tracking),
+            "checkpoints": str(self.checkpoints),
+        }
+
+
+def without_password(url: str) -> str:
+    """Show a URL with `***` for its password."""
+    password = urlsplit(url).password
+    return url.replace(f":{password}@", ":***@", 1) if password else url
+
+
+def addresses(environment: Mapping[str, str], folder: Path) -> Addresses:
+    """Find the addresses for a process in `folder`. Raises `UsageError` for a malformed URL."""
+    given = environment.get("TUNER_DATABASE_URL", "")
+    url = given or f"sqlite:///{folder.resolve() / 'tuner.db'}"
+    try:
+        parsed = make_url(url)
+        dialect = parsed.get_dialect().name
+    except (ArgumentError, NoSuchModuleError, ValueError) as error:
+        raise UsageError(
+            f"TUNER_DATABASE_URL is not a database URL: {without_password(url)!r}; "
+            "expected one like sqlite:////home/me/tuner.db"
+        ) from error
+    if dialect != "sqlite":
+        raise UsageError(
+            f"TUNER_DATABASE_URL names {dialect}; this version keeps its ledger in SQLite only, "
+            "such as sqlite:////home/me/tuner.db"
+        )
+    file = _sqlite_file(parsed.database or "", folder)
+    return Addresses(
+        ledger=url,
+        tracking=environment.get("MLFLOW_TRACKING_URI") or f"sqlite:///{file.parent / 'mlflow.db'}",
+        checkpoints=Path(
+            environment.get("TUNER_CHECKPOINTS") or file.parent / ".tuner" / "checkpoints"
+        ),
+        lock=file.with_name(file.name + ".lock"),
+    )
+
+
+def _sqlite_file(database: str, folder: Path) -> Path:
+    if database in {"", ":memory:"}:
+        raise UsageError("TUNER_DATABASE_URL names no file; several processes share the ledger")
+    return (folder / database.removeprefix("file:").partition("?")[0]).resolve()
+
+
+def ledger_engine(url: str) -> Engine:
+    """Make an engine for the ledger; it never makes tables.
+
+    A transaction begins with BEGIN, or with BEGIN IMMEDIATE under the execution option
+    `writes=True`, so that a writer never finds its snapshot stale when it comes to write.
+    """
+    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # the driver's own BEGIN comes too late
+        for pragma in ("foreign_keys=ON", "journal_mode=WAL", "synchronous=FULL"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+@contextmanager
+def reached(where: str) -> Iterator[None]:
+    """Turn the driver's errors about a database that cannot be used into `UnavailableError`."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise UnavailableError(
+            f"the database {without_password(where)} cannot be used: {error.orig}"
+        ) from error
+
+
+def open_ledger(places: Addresses, *, create: bool) -> Engine:
+    """Open the ledger's database, and make a new one first where `create` allows it.
+
+    Raises `UnavailableError` when there is none or it cannot be used, and `SchemaError` when its
+    schema is another version's.
+    """
+    engine = ledger_engine(places.ledger)
+    file = _sqlite_file(make_url(places.ledger).database or "", Path())
+    if not create and not file.exists():
+        raise UnavailableError(
+            f"there is no database at {file}; `tuner run FILE` makes one, and TUNER_DATABASE_URL "
+            "says where another one is"
+        )
+    with reached(places.ledger):
+        revision = _revision(engine) if file.exists() else None
+        if revision is None:
+            upgrade_ledger(places)
+        elif revision != HEAD:
+            _refuse(places, revision)
+    return engine
+
+
+def _revision(engine: Engine) -> str | None:
+    with engine.connect() as connection:
+        if not inspect(connection).has_table(VERSION_TABLE):
+            return None
+        found = connection.scalar(select(column("version_num")).select_from(table(VERSION_TABLE)))
+        return None if found is None else str(found)
+
+
+def _refuse(places: Addresses, revision: str) -> None:
+    shown = without_password(places.ledger)
+    if revision in _revisions():
+        raise SchemaError(
+            f"the database {shown} has schema {revision}, this version of tuner needs {HEAD}; "
+            "back it up, then run `tuner db upgrade`"
+        )
+    raise SchemaError(
+        f"the database {shown} has schema {revision}, which is newer than this version of tuner "
+        f"knows ({HEAD}); upgrade tuner"
+    )
+
+
+def _configuration() -> Any:
+    from alembic.config import Config  # noqa: PLC0415 - a quarter of a second, seldom needed
+
+    configuration = Config()
+    configuration.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return configuration
+
+
+def _revisions() -> list[str]:
+    from alembic.script import ScriptDirectory  # noqa: PLC0415
+
+    scripts = ScriptDirectory.from_config(_configuration())
+    return [script.revision for script in scripts.walk_revisions()]
+
+
+@contextmanager
+def migration_lock(places: Addresses) -> Iterator[None]:
+    """Hold the lock under which tables are made and changed."""
+    try:
+        with FileLock(places.lock):
+            yield
+    except OSError as error:
+        raise UnavailableError(f"cannot write beside the database: {error}") from error
+
+
+def upgrade_ledger(places: Addresses) -> None:
+    """Bring our tables and Optuna's to this version's schema, from whatever is there."""
+    from alembic import command  # noqa: PLC0415
+
+    with migration_lock(places), reached(places.ledger):
+        engine = ledger_engine(places.ledger)
+        revision = _revision(engine)
+        if revision is not None and revision not in _revisions():
+            _refuse(places, revision)
+        configuration = _configuration()
+        with engine.execution_options(writes=True).begin() as connection:
+            configuration.attributes["connection"] = connection
+            command.upgrade(configuration, "head")
+        engine.dispose()
+        optuna_storage(places).upgrade()
+
+
+def upgrade_tracking(places: Addresses) -> None:
+    """Make MLflow's tables where it keeps them in a file of its own that is new."""
+    if places.tracking.startswith("sqlite:"):
+        with migration_lock(places):
+            tracking_client(places).search_experiments(max_results=1)
+
+
+def optuna_storage(places: Addresses) -> RDBStorage:
+    """Open Optuna's tables, and make them where they are missing."""
+    import optuna  # noqa: PLC0415
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.storages.RDBStorage(
+        places.ledger, engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}}
+    )
+
+
+def tracking_client(places: Addresses) -> MlflowClient:
+    """Open MLflow."""
+    from mlflow import MlflowClient  # noqa: PLC0415
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=places.tracking)

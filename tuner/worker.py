@@ -1,0 +1,354 @@
+"""Ask, train, commit, tell: the work at trials, under leases.
+
+Decisions follow logical steps. The clock decides only when rows are committed, when a checkpoint
+is saved and when the worker looks whether it should stop; none of these changes a curve.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from tuner import curves
+from tuner.curves import Chunk
+from tuner.environment import describe, identity, is_gone
+from tuner.errors import LeaseLost, WorkloadError
+from tuner.failpoints import reach
+from tuner.ledger import OPEN, CheckpointRecord, Claim, Lease, Ledger, Report, StudyRecord
+from tuner.outcome import COMPLETED, DIVERGED, FAILED, PRUNED, Outcome
+from tuner.search import Search
+from tuner.spec import ParameterValue
+from tuner.submission import load_workload
+from tuner.training import checkpoint as checkpoint_files
+from tuner.training.device import use_threads
+from tuner.training.reference import ReferenceTrainer
+from tuner.training.trainer import Event, Status, Task, Trainer, seed_of
+
+LOOK_SECONDS = 0.2
+"""How long a trainer trains before the worker looks around."""
+COMMIT_SECONDS = 1.0
+"""How long measured rows may wait for their commit."""
+IDLE_SECONDS = 0.5
+SETTLED = {"trainer": "reference", "threads": 1}
+"""One thread: more make small models and samplers slower, and results depend on their number."""
+
+log = logging.getLogger(__name__)
+
+
+def work(
+    ledger: Ledger,
+    checkpoints: Path,
+    *,
+    names: Sequence[str],
+    prefixes: Sequence[str],
+    stop: threading.Event,
+    until_idle: bool,
+) -> None:
+    """Train trials of the open studies (of `names`, if there are any) until told to stop.
+
+    With `until_idle`, return once there is no trial to take and nobody trains one. A study that
+    was named and cannot be trained here raises `WorkloadError`; any other is left to others.
+    """
+    workers: dict[int, StudyWorker | None] = {}
+    while not stop.is_set():
+        ledger.reap(is_gone)
+        for study in _open_studies(ledger, names):
+            if study.id not in workers:
+                try:
+                    workers[study.id] = StudyWorker(ledger, study, checkpoints, prefixes, stop)
+                except WorkloadError as error:
+                    if names:
+                        raise
+                    log.warning("study %s is left to other workers: %s", study.name, error)
+                    workers[study.id] = None
+        able = [worker for worker in workers.values() if worker is not None]
+        trained = [worker.train_one() for worker in able]
+        if any(trained):
+            continue
+        if until_idle and not any(worker.others_train() for worker in able):
+            return
+        stop.wait(IDLE_SECONDS)
+
+
+def _open_studies(ledger: Ledger, names: Sequence[str]) -> list[StudyRecord]:
+    if names:
+        return [ledger.study(name) for name in names]
+    return [study for study in ledger.studies() if study.state == OPEN]
+
+
+class StudyWorker:
+    """Trains trials of one study, one at a time."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        study: StudyRecord,
+        checkpoints: Path,
+        prefixes: Sequence[str],
+        stop: threading.Event,
+    ) -> None:
+        self._ledger = ledger
+        self._study = study
+        self._checkpoints = checkpoints
+        self._stop = stop
+        self._worker = identity()
+        settled = ledger.settle(study.id, SETTLED)
+        use_threads(settled["threads"])
+        self._environment = describe(study.spec.training.device) | {"settled": settled}
+        self._trainer = ReferenceTrainer(load_workload(study, prefixes), study.spec)
+        self._search = Search(study, ledger)
+
+    def others_train(self) -> bool:
+        """Tell whether any trial has a live attempt."""
+        return self._ledger.counts(self._study.id)["running"] > 0
+
+    def train_one(self) -> bool:
+        """Take a trial and work at it until it ends or the worker is told to stop."""
+        if self._stop.is_set():
+            return False
+        claim = self._ledger.claim(self._study.id, self._worker, self._environment)
+        if claim is None:
+            return False
+        number = claim.trial.number
+        attempt = _Attempt(
+            self._ledger,
+            self._study,
+            self._search,
+            self._trainer,
+            claim,
+            self._checkpoints,
+            self._stop,
+        )
+        try:
+            with _renewing(self._ledger, claim.lease):
+                attempt.run()
+        except LeaseLost as lost:
+            log.warning("trial %d of %s: %s", number, self._study.name, lost)
+        finally:
+            self._trainer.evict(number)
+        return True
+
+
+class _Attempt:
+    """One try at one trial."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        study: StudyRecord,
+        search: Search,
+        trainer: Trainer,
+        claim: Claim,
+        checkpoints: Path,
+        stop: threading.Event,
+    ) -> None:
+        self._ledger = ledger
+        self._study = study
+        self._search = search
+        self._trainer = trainer
+        self._lease = claim.lease
+        self._trial = claim.trial
+        self._saved = claim.checkpoint
+        self._checkpoints = checkpoints
+        self._stop = stop
+        now = time.monotonic()
+        self._epoch = claim.lease.started_at - now  # from this clock to the database's
+        self._committed_at = self._checkpointed_at = now
+        self._step = claim.checkpoint.step if claim.checkpoint else 0  # where the member is
+        self._block = 1  # steps that take about LOOK_SECONDS
+        self._measured: list[Chunk] = []  # not yet committed
+        self._reported = {report.step for report in claim.trial.reports}
+
+    def run(self) -> None:
+        """Draw if need be, then train to the outcome, or to the next checkpoint when stopped."""
+        reach("ask.reserved")
+        params = dict(self._trial.params or self._draw())
+        try:
+            self._admit(params)
+        except Exception as error:  # noqa: BLE001 - the workload's code is not ours
+            self._fail(error)
+            return
+        while not self._stop.is_set():
+            began = time.monotonic()
+            try:
+                (event,) = self._trainer.advance(self._block)
+            except Exception as error:  # noqa: BLE001 - the workload's code is not ours
+                self._fail(error)
+                return
+            if self._take(event):
+                return
+            self._pace(len(event.times), time.monotonic() - began)
+        self._commit()
+        self._save_checkpoint()
+        self._ledger.release(self._lease, "interrupted", "the worker was told to stop")
+
+    def _draw(self) -> dict[str, ParameterValue]:
+        draw = self._search.draw(self._trial.number)
+        reach("ask.drawn")
+        self._ledger.draw(
+            self._lease,
+            draw.params,
+            attrs=draw.attrs,
+            study_attrs=draw.study_attrs,
+            asked_revision=draw.revision,
+        )
+        return dict(draw.params)
+
+    def _admit(self, params: dict[str, ParameterValue]) -> None:
+        number = self._trial.number
+        task = Task(number=number, seed=seed_of(self._study.spec, number), params=params)
+        if self._saved is not None:
+            path = self._checkpoints / self._saved.path
+            try:
+                snapshot = checkpoint_files.read(path, self._saved.digest)
+                self._trainer.admit(
+                    Task(number=number, seed=task.seed, params=params, snapshot=snapshot)
+                )
+            except (OSError, ValueError) as error:
+                log.warning("trial %d begins anew, its checkpoint is unusable: %s", number, error)
+                self._step = 0
+            else:
+                return
+        self._trainer.admit(task)
+
+    def _take(self, event: Event) -> bool:
+        """Commit what is due after an event; tell whether the trial has ended."""
+        self._step = event.next_step
+        self._measured.append(self._chunk(event))
+        match event.status:
+            case Status.TRAINING:
+                self._commit_when_due()
+                return False
+            case Status.AT_RUNG:
+                return self._decide(event)
+            case Status.FINISHED:
+                value = self._value(event)
+                metric = self._study.spec.study.metric
+                steps = self._study.spec.training.steps
+                reason = f"Ran all {steps} steps; {metric} {value:.4g} at the end."
+                self._finish(Outcome(kind=COMPLETED, reason=reason, value=value))
+            case Status.DIVERGED:
+                stopped = event.stopped_step
+                self._finish(Outcome(kind=DIVERGED, reason=event.reason, stopped_step=stopped))
+        return True
+
+    def _decide(self, event: Event) -> bool:
+        step, value = event.next_step, self._value(event)
+        if step in self._reported:  # a resumed attempt comes by again
+            self._commit_when_due()
+            return False
+        decision = self._search.decide(self._trial.number, step, value)
+        report = Report(step=step, value=value, pruned=decision.prune, reason=decision.reason)
+        reach("report.before_commit")
+        if decision.prune:
+            outcome = Outcome(kind=PRUNED, reason=decision.reason, value=value)
+            self._finish(outcome, report, dict(decision.attrs))
+        else:
+            self._ledger.report(self._lease, self._take_measured(), report, attrs=decision.attrs)
+        return decision.prune
+
+    def _value(self, event: Event) -> float:
+        return float(event.evaluations[-1].metrics[self._study.spec.study.metric])
+
+    def _finish(
+        self,
+        outcome: Outcome,
+        report: Report | None = None,
+        attrs: dict[str, object] | None = None,
+    ) -> None:
+        reach("outcome.before_commit")
+        needless = self._ledger.finish(
+            self._lease, outcome, chunk=self._take_measured(), report=report, attrs=attrs
+        )
+        reach("outcome.committed")
+        self._remove(needless)
+
+    def _fail(self, error: Exception) -> None:
+        """End the trial as failed: the same code on the same data would raise again."""
+        log.debug("trial %d failed", self._trial.number, exc_info=error)
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = f"The training code raised {what} ({Path(place.filename).name}:{place.lineno})."
+        self._finish(Outcome(kind=FAILED, reason=reason))
+
+    def _chunk(self, event: Event) -> Chunk:
+        evaluations = event.evaluations
+        names = evaluations[0].metrics if evaluations else ()
+        return Chunk(
+            first_step=event.first_step,
+            columns=event.columns,
+            times=event.times + self._epoch,
+            eval_steps=np.array([one.step for one in evaluations], dtype=np.int64),
+            eval_times=np.array([one.time for one in evaluations]) + self._epoch,
+            metrics={name: np.array([e.metrics[name] for e in evaluations]) for name in names},
+        )
+
+    def _take_measured(self) -> Chunk:
+        chunk = curves.join(self._measured)
+        self._measured = []
+        return chunk
+
+    def _commit_when_due(self) -> None:
+        now = time.monotonic()
+        if now - self._checkpointed_at >= self._study.spec.training.checkpoint_seconds:
+            self._commit()
+            self._save_checkpoint()
+        elif now - self._committed_at >= COMMIT_SECONDS:
+            self._commit()
+
+    def _commit(self) -> None:
+        if self._measured:
+            reach("chunk.before_commit")
+            self._ledger.append(self._lease, self._take_measured())
+            reach("chunk.committed")
+        self._committed_at = time.monotonic()
+
+    def _save_checkpoint(self) -> None:
+        """Save the trainer's state; the rows up to it are committed already."""
+        if self._step == (self._saved.step if self._saved else 0):
+            return  # nothing was trained since
+        snapshot = self._trainer.snapshot(self._trial.number)
+        name = f"{self._study.id}/{self._trial.number}/{self._step}-{self._lease.number}.pt"
+        digest = checkpoint_files.write(self._checkpoints / name, snapshot)
+        reach("checkpoint.renamed")
+        self._saved = CheckpointRecord(step=self._step, path=name, digest=digest)
+        self._remove(self._ledger.save_checkpoint(self._lease, self._saved))
+        self._checkpointed_at = time.monotonic()
+
+    def _remove(self, paths: Sequence[str]) -> None:
+        for path in paths:
+            (self._checkpoints / path).unlink(missing_ok=True)
+
+    def _pace(self, steps: int, seconds: float) -> None:
+        """Choose how many steps to ask for next."""
+        if steps == self._block:
+            faster = max(1, round(steps * LOOK_SECONDS / max(seconds, 1e-6)))
+            self._block = min(2 * self._block, faster)
+
+
+@contextmanager
+def _renewing(ledger: Ledger, lease: Lease) -> Iterator[None]:
+    """Renew a lease in the background, for steps that take longer than it lasts."""
+    ended = threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(ledger.lease_seconds / 3):
+            try:
+                ledger.renew(lease)
+            except LeaseLost:
+                return  # the next commit finds out, in the thread that can act on it
+
+    thread = threading.Thread(target=renew, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
