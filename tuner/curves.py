@@ -32,7 +32,7 @@ class Chunk:
 
     def after(self, step: int) -> Chunk:
         """Drop what was committed before: the rows below `step` and evaluations up to it."""
-        if step <= self.first_step:
+        if step < self.first_step or step == 0:
             return self
         rows = slice(step - self.first_step, None)
         kept = self.eval_steps > step

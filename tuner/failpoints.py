@@ -2,7 +2,7 @@
 
 `TUNER_FAILPOINTS` holds `place=action` pairs separated by `;`. An action is `kill`, `stop`,
 `raise`, or `delay:SECONDS`, and `@N` after it waits for the N-th time that the place is reached.
-Each one fires once a process. When it fires, its line is appended to the file that
+Each one fires once a process; what cannot be understood raises `ValueError` at the import. When it fires, its line is appended to the file that
 `TUNER_FAILPOINTS_LOG` names, so that a test can assert that it did. Without the first variable
 reaching a place costs a look at an empty dictionary.
 """
@@ -10,6 +10,7 @@ reaching a place costs a look at an empty dictionary.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from dataclasses import dataclass
@@ -38,8 +39,14 @@ class FailpointError(RuntimeError):
 
 @dataclass
 class _Armed:
-    action: str
+    kind: str  # kill, stop, raise or delay
+    seconds: float  # of a delay
     waits: int  # how many more times the place is reached before it fires
+
+
+_ACTION = re.compile(
+    r"(?:(?P<kind>kill|stop|raise)|delay:(?P<seconds>\d+(\.\d+)?))(@(?P<count>[1-9]\d*))?"
+)
 
 
 def _parse(text: str) -> dict[str, _Armed]:
@@ -48,8 +55,14 @@ def _parse(text: str) -> dict[str, _Armed]:
         place, _, action = pair.partition("=")
         if place not in PLACES:
             raise ValueError(f"TUNER_FAILPOINTS: there is no place {place!r}")
-        action, _, count = action.partition("@")
-        armed[place] = _Armed(action, int(count or 1))
+        matched = _ACTION.fullmatch(action)
+        if matched is None:
+            raise ValueError(
+                f"TUNER_FAILPOINTS: {place}: expected kill, stop, raise or delay:SECONDS, with @N "
+                f"after it to wait for the N-th time, got {action!r}"
+            )
+        kind, seconds, count = matched["kind"] or "delay", matched["seconds"], matched["count"]
+        armed[place] = _Armed(kind, float(seconds or 0), int(count or 1))
     return armed
 
 
@@ -71,16 +84,13 @@ def _fire(place: str) -> None:
     log = os.environ.get("TUNER_FAILPOINTS_LOG")
     if log:
         with Path(log).open("a") as file:
-            file.write(f"{place}={armed.action}\n")
-    kind, _, argument = armed.action.partition(":")
-    match kind:
+            file.write(f"{place}={armed.kind}\n")
+    match armed.kind:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         case "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
         case "delay":
-            time.sleep(float(argument))
+            time.sleep(armed.seconds)
         case "raise":
             raise FailpointError(place)
-        case _:
-            raise ValueError(f"TUNER_FAILPOINTS: there is no action {kind!r}")

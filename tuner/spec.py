@@ -70,7 +70,8 @@ class Range(Table):
     @model_validator(mode="after")
     def _is_a_range(self) -> Range:
         if not self.low < self.high:
-            raise mistake("low below high", f"low = {self.low:.15g}, high = {self.high:.15g}")
+            error = mistake(f"a number below high = {self.high:.15g}", self.low)
+            mistakes("Range", {("low",): error})
         return self
 
 

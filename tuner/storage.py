@@ -12,17 +12,20 @@ that race break their files for good.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote
 
 from filelock import FileLock
 from sqlalchemy import (
+    URL,
     Connection,
     Engine,
+    ExceptionContext,
     column,
     create_engine,
     event,
@@ -31,7 +34,7 @@ from sqlalchemy import (
     select,
     table,
 )
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, OperationalError
 
 from tuner.errors import SchemaError, UnavailableError, UsageError
 from tuner.ledger.tables import HEAD, VERSION_TABLE
@@ -64,32 +67,31 @@ class Addresses:
 
 
 def without_password(url: str) -> str:
-    """Show a URL with `***` for its password."""
-    password = urlsplit(url).password
-    return url.replace(f":{password}@", ":***@", 1) if password else url
+    """Show a URL with `***` for its password, also one that cannot be parsed."""
+    hidden = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url, count=1)
+    return re.sub(r"([?&][^=&]*password=)[^&]*", r"\1***", hidden, flags=re.IGNORECASE)
 
 
 def addresses(environment: Mapping[str, str], folder: Path) -> Addresses:
     """Find the addresses for a process in `folder`. Raises `UsageError` for a malformed URL."""
-    given = environment.get("TUNER_DATABASE_URL", "")
-    url = given or f"sqlite:///{folder.resolve() / 'tuner.db'}"
+    given = environment.get("TUNER_DATABASE_URL") or "sqlite:///tuner.db"
     try:
-        parsed = make_url(url)
-        dialect = parsed.get_dialect().name
-    except (ArgumentError, NoSuchModuleError, ValueError) as error:
+        url = make_url(given)
+    except (ArgumentError, ValueError) as error:
         raise UsageError(
-            f"TUNER_DATABASE_URL is not a database URL: {without_password(url)!r}; "
+            f"TUNER_DATABASE_URL is not a database URL: {without_password(given)!r}; "
             "expected one like sqlite:////home/me/tuner.db"
         ) from error
-    if dialect != "sqlite":
+    if url.drivername not in ("sqlite", "sqlite+pysqlite"):
         raise UsageError(
-            f"TUNER_DATABASE_URL names {dialect}; this version keeps its ledger in SQLite only, "
-            "such as sqlite:////home/me/tuner.db"
+            f"TUNER_DATABASE_URL names {url.drivername}; this version keeps its ledger in SQLite "
+            "only, such as sqlite:////home/me/tuner.db"
         )
-    file = _sqlite_file(parsed.database or "", folder)
+    file = _sqlite_file(url, folder)
+    whole = url.set(database=str(file))  # a relative path is another one in another process
     return Addresses(
-        ledger=url,
-        tracking=environment.get("MLFLOW_TRACKING_URI") or f"sqlite:///{file.parent / 'mlflow.db'}",
+        ledger=given if _is_uri(url) else whole.render_as_string(hide_password=False),
+        tracking=environment.get("MLFLOW_TRACKING_URI") or _sqlite_url(file.with_name("mlflow.db")),
         checkpoints=Path(
             environment.get("TUNER_CHECKPOINTS") or file.parent / ".tuner" / "checkpoints"
         ),
@@ -97,17 +99,30 @@ def addresses(environment: Mapping[str, str], folder: Path) -> Addresses:
     )
 
 
-def _sqlite_file(database: str, folder: Path) -> Path:
-    if database in {"", ":memory:"}:
+def _sqlite_url(file: Path) -> str:
+    return URL.create("sqlite", database=str(file)).render_as_string()
+
+
+def _is_uri(url: URL) -> bool:
+    """Tell whether SQLite reads the path as a URI, as in sqlite:///file:PATH?mode=ro&uri=true."""
+    return (url.database or "").startswith("file:")
+
+
+def _sqlite_file(url: URL, folder: Path) -> Path:
+    path = url.database or ""
+    if _is_uri(url):
+        path = unquote(path.removeprefix("file:"))
+    if path in {"", ":memory:"} or url.query.get("mode") == "memory":
         raise UsageError("TUNER_DATABASE_URL names no file; several processes share the ledger")
-    return (folder / database.removeprefix("file:").partition("?")[0]).resolve()
+    return (folder / path).resolve()
 
 
 def ledger_engine(url: str) -> Engine:
     """Make an engine for the ledger; it never makes tables.
 
     A transaction begins with BEGIN, or with BEGIN IMMEDIATE under the execution option
-    `writes=True`, so that a writer never finds its snapshot stale when it comes to write.
+    `writes=True`, so that a writer never finds its snapshot stale when it comes to write. A
+    database that cannot be used (locked for good, read-only, full, broken) is `UnavailableError`.
     """
     engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
 
@@ -122,7 +137,17 @@ def ledger_engine(url: str) -> Engine:
         writes = connection.get_execution_options().get("writes", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
+    @event.listens_for(engine, "handle_error")
+    def translate(context: ExceptionContext) -> BaseException | None:
+        error = context.sqlalchemy_exception
+        broken = isinstance(error, OperationalError) or type(error) is DatabaseError
+        return _unavailable(url, context.original_exception) if broken else None
+
     return engine
+
+
+def _unavailable(url: str, error: BaseException | None) -> UnavailableError:
+    return UnavailableError(f"the database {without_password(url)} cannot be used: {error}")
 
 
 @contextmanager
@@ -131,9 +156,7 @@ def reached(where: str) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        raise UnavailableError(
-            f"the database {without_password(where)} cannot be used: {error.orig}"
-        ) from error
+        raise _unavailable(where, error.orig) from error
 
 
 def open_ledger(places: Addresses, *, create: bool) -> Engine:
@@ -143,15 +166,15 @@ def open_ledger(places: Addresses, *, create: bool) -> Engine:
     schema is another version's.
     """
     engine = ledger_engine(places.ledger)
-    file = _sqlite_file(make_url(places.ledger).database or "", Path())
-    if not create and not file.exists():
-        raise UnavailableError(
-            f"there is no database at {file}; `tuner run FILE` makes one, and TUNER_DATABASE_URL "
-            "says where another one is"
-        )
+    file = _sqlite_file(make_url(places.ledger), Path())
     with reached(places.ledger):
         revision = _revision(engine) if file.exists() else None
         if revision is None:
+            if not create:
+                raise UnavailableError(
+                    f"there is no ledger at {file}; `tuner run FILE` makes one, and "
+                    "TUNER_DATABASE_URL says where another one is"
+                )
             upgrade_ledger(places)
         elif revision != HEAD:
             _refuse(places, revision)
@@ -183,7 +206,8 @@ def _configuration() -> Any:
     from alembic.config import Config  # noqa: PLC0415 - a quarter of a second, seldom needed
 
     configuration = Config()
-    configuration.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    scripts = str(Path(__file__).parent / "migrations")
+    configuration.set_main_option("script_location", scripts.replace("%", "%%"))
     return configuration
 
 
@@ -197,6 +221,8 @@ def _revisions() -> list[str]:
 @contextmanager
 def migration_lock(places: Addresses) -> Iterator[None]:
     """Hold the lock under which tables are made and changed."""
+    if not places.lock.parent.is_dir():  # the lock would make it
+        raise UnavailableError(f"there is no folder {places.lock.parent}; make it first")
     try:
         with FileLock(places.lock):
             yield
@@ -205,7 +231,10 @@ def migration_lock(places: Addresses) -> Iterator[None]:
 
 
 def upgrade_ledger(places: Addresses) -> None:
-    """Bring our tables and Optuna's to this version's schema, from whatever is there."""
+    """Bring our tables and Optuna's to this version's schema, from whatever is there.
+
+    Ours come last, so a database with our revision is whole.
+    """
     from alembic import command  # noqa: PLC0415
 
     with migration_lock(places), reached(places.ledger):
@@ -213,12 +242,13 @@ def upgrade_ledger(places: Addresses) -> None:
         revision = _revision(engine)
         if revision is not None and revision not in _revisions():
             _refuse(places, revision)
+        with _logging_kept():
+            _upgrade_optuna(places)
         configuration = _configuration()
         with engine.execution_options(writes=True).begin() as connection:
             configuration.attributes["connection"] = connection
             command.upgrade(configuration, "head")
         engine.dispose()
-        optuna_storage(places).upgrade()
 
 
 def upgrade_tracking(places: Addresses) -> None:
@@ -229,13 +259,41 @@ def upgrade_tracking(places: Addresses) -> None:
 
 
 def optuna_storage(places: Addresses) -> RDBStorage:
-    """Open Optuna's tables, and make them where they are missing."""
+    """Open Optuna's tables. Raises `SchemaError` when they are another version's."""
+    try:
+        return _optuna_storage(places)
+    except RuntimeError as error:
+        raise SchemaError(
+            f"Optuna's tables in {without_password(places.ledger)}: {error}"
+        ) from error
+
+
+def _optuna_storage(places: Addresses, *, any_version: bool = False) -> RDBStorage:
     import optuna  # noqa: PLC0415
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna.storages.RDBStorage(
-        places.ledger, engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}}
+        places.ledger,
+        engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}},
+        skip_compatibility_check=any_version,
     )
+
+
+def _upgrade_optuna(places: Addresses) -> None:
+    storage = _optuna_storage(places, any_version=True)
+    storage.upgrade()
+    storage.engine.dispose()
+
+
+@contextmanager
+def _logging_kept() -> Iterator[None]:
+    """Keep Optuna's migrations from setting up logging, which would silence all other loggers."""
+    handler = logging.NullHandler()
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
 
 
 def tracking_client(places: Addresses) -> MlflowClient:

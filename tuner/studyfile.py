@@ -175,14 +175,16 @@ def _override(document: dict[str, Any], override: str) -> Iterator[_Mistake]:
         yield _Mistake((), "TABLE.KEY=VALUE such as budget.trials=20", _shown(override))
         return
     holder: Any = document
+    place: Place = ()
     for depth, key in enumerate(keys, 1):
         is_index = isinstance(holder, list) and key in map(str, range(len(holder)))
         if not is_index and not isinstance(holder, dict):
             expected = f"a table, or a list with an item {_printable(key, 60)}"
             hint = f", in the override {_shown(override)}"
-            yield _Mistake(tuple(keys[: depth - 1]), expected, _shown(holder), hint)
+            yield _Mistake(place, expected, _shown(holder), hint)
             return
         where: Any = int(key) if is_index else key
+        place = (*place, where)
         if depth == len(keys):
             holder[where] = _toml_value(text.strip())
         else:
@@ -297,7 +299,7 @@ def _place(full: Place, kind: str, document: Mapping[str, Any]) -> Place:
     if full[0] != "space":
         return full[:2]
     last = len(full) - 1
-    in_list = len(full) > 1 and isinstance(document["space"][full[1]], list)
+    in_list = len(full) > 1 and isinstance(document["space"].get(full[1]), list)
     return tuple(
         part
         for index, part in enumerate(full)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuner import studyfile
@@ -14,28 +14,36 @@ from tuner.training import workloads
 from tuner.training.workloads import Workload
 
 
-def submit(ledger: Ledger, spec: StudySpec, prefixes: Sequence[str]) -> tuple[StudyRecord, bool]:
+def prepare(spec: StudySpec, prefixes: Sequence[str]) -> dict[str, Any]:
+    """Build a study's workload and describe it; a worker's must be the same.
+
+    Raises `WorkloadError` when it cannot be trained here and `UsageError` when it does not
+    measure what the study is judged by.
+    """
+    workload = workloads.load(spec.workload.factory, spec.workload.arguments, prefixes)
+    if spec.study.metric not in workload.metric_names:
+        raise UsageError(
+            f"[study] metric: expected one that {spec.workload.factory} measures "
+            f"({', '.join(workload.metric_names)}), got {spec.study.metric!r}"
+        )
+    return _described(spec, workload)
+
+
+def submit(
+    ledger: Ledger, spec: StudySpec, described: Mapping[str, Any]
+) -> tuple[StudyRecord, bool]:
     """Create the study, or give the one that exists; the flag says whether it was created.
 
-    Raises `UsageError` when a study of that name differs in more than its budget, and
-    `WorkloadError` when its workload cannot be trained here.
+    Raises `UsageError` when a study of that name differs in more than its budget.
     """
     _refuse_changes(ledger, spec)
-    workload = workloads.load(spec.workload.factory, spec.workload.arguments, prefixes)
-    if spec.study.metric not in ("val_loss", *workload.metrics):
-        known = ", ".join(("val_loss", *workload.metrics))
-        raise UsageError(
-            f"[study] metric: expected one that {spec.workload.factory} measures ({known}), "
-            f"got {spec.study.metric!r}"
-        )
     limit = spec.budget.trials
     if isinstance(spec.search.sampler, Grid):
         limit = min(limit, grid_size(spec.space))
-    return ledger.submit(spec, limit=limit, workload=described(spec, workload))
+    return ledger.submit(spec, limit=limit, workload=described)
 
 
-def described(spec: StudySpec, workload: Workload) -> dict[str, Any]:
-    """Say which code and data a study is about; a worker's must be the same."""
+def _described(spec: StudySpec, workload: Workload) -> dict[str, Any]:
     return {
         "code": workloads.code_digest(spec.workload.factory),
         "data": workload.data_digest,
@@ -50,7 +58,7 @@ def load_workload(study: StudyRecord, prefixes: Sequence[str]) -> Workload:
     """Build a study's workload. Raises `WorkloadError` when it is not what was submitted."""
     spec = study.spec
     workload = workloads.load(spec.workload.factory, spec.workload.arguments, prefixes)
-    here = described(spec, workload)
+    here = _described(spec, workload)
     for what in ("code", "data"):
         if here[what] != study.workload[what]:
             raise WorkloadError(

@@ -172,14 +172,14 @@ class _Attempt:
         params = dict(self._trial.params or self._draw())
         try:
             self._admit(params)
-        except Exception as error:  # noqa: BLE001 - the workload's code is not ours
+        except Exception as error:
             self._fail(error)
             return
         while not self._stop.is_set():
             began = time.monotonic()
             try:
                 (event,) = self._trainer.advance(self._block)
-            except Exception as error:  # noqa: BLE001 - the workload's code is not ours
+            except Exception as error:
                 self._fail(error)
                 return
             if self._take(event):

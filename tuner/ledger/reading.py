@@ -11,8 +11,23 @@ from sqlalchemy import Connection, Engine, Row, and_, exists, func, literal, sel
 from tuner import curves
 from tuner.curves import Chunk
 from tuner.errors import NotFoundError
-from tuner.ledger.records import AttemptRecord, Changes, Report, StudyRecord, TrialRecord
-from tuner.ledger.tables import attempts, chunks, reports, studies, trials
+from tuner.ledger.records import (
+    AttemptRecord,
+    Changes,
+    CheckpointRecord,
+    Report,
+    StudyRecord,
+    TrialRecord,
+)
+from tuner.ledger.tables import (
+    attempts,
+    checkpoints,
+    chunks,
+    database_time,
+    reports,
+    studies,
+    trials,
+)
 from tuner.outcome import COMPLETED, KINDS, RUNNING
 from tuner.spec import StudySpec
 
@@ -66,6 +81,36 @@ class Reader:
         )
         with self._reading() as tx:
             return [AttemptRecord(**row._mapping) for row in tx.execute(query)]
+
+    def expired(self, study_id: int) -> list[tuple[AttemptRecord, int]]:
+        """Read the live attempts whose lease has expired, each with its trial's number."""
+        query = (
+            select(attempts, trials.c.number.label("trial_number"))
+            .join(trials)
+            .where(
+                trials.c.study_id == study_id,
+                attempts.c.live,
+                attempts.c.expires_at < database_time(),
+            )
+        )
+        with self._reading() as tx:
+            rows = [dict(row._mapping) for row in tx.execute(query)]
+        numbers = [row.pop("trial_number") for row in rows]
+        return [(AttemptRecord(**row), n) for row, n in zip(rows, numbers, strict=True)]
+
+    def checkpoints(self, study_id: int) -> list[tuple[CheckpointRecord, int]]:
+        """Read the references to checkpoints, each with its trial's number."""
+        query = (
+            select(checkpoints.c.step, checkpoints.c.path, checkpoints.c.digest, trials.c.number)
+            .join(trials)
+            .where(trials.c.study_id == study_id)
+            .order_by(trials.c.number, checkpoints.c.step)
+        )
+        with self._reading() as tx:
+            return [
+                (CheckpointRecord(step=row.step, path=row.path, digest=row.digest), row.number)
+                for row in tx.execute(query)
+            ]
 
     def curve(self, trial_id: int, since: int = 0) -> Chunk:
         """Read the committed curve of a trial from the chunk that begins at step `since` on."""
@@ -139,6 +184,7 @@ def _study(row: Row[Any]) -> StudyRecord:
         id=row.id,
         name=row.name,
         version=row.version,
+        digest=row.digest,
         spec=StudySpec.model_validate_json(row.spec),
         state=row.state,
         rungs=tuple(row.rungs),

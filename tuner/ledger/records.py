@@ -19,6 +19,7 @@ class StudyRecord:
     id: int
     name: str
     version: int
+    digest: str  # of the specification without its budget
     spec: StudySpec
     state: str
     rungs: tuple[int, ...]

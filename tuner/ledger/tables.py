@@ -51,6 +51,7 @@ studies = Table(
     Column("revision", Integer, nullable=False),  # counts commits that search can see
     Column("created_at", Double, nullable=False),
     UniqueConstraint("name", "version"),
+    sqlite_autoincrement=True,  # no id ever comes back: folders of files are named by it
 )
 
 trials = Table(
@@ -74,6 +75,7 @@ trials = Table(
     Column("revision", Integer, nullable=False),  # the study's, when this row last changed
     UniqueConstraint("study_id", "number"),
     Index("tuner_trials_by_revision", "study_id", "revision"),
+    sqlite_autoincrement=True,  # as above
 )
 
 attempts = Table(
@@ -99,6 +101,7 @@ attempts = Table(
         sqlite_where=text("live"),
         postgresql_where=text("live"),
     ),
+    sqlite_autoincrement=True,  # a lease on a row that was deleted must never fit another one
 )
 
 chunks = Table(

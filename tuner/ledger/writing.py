@@ -14,6 +14,7 @@ here stays open across a call into either.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, and_, delete, func, insert, select, update
 
 from tuner.curves import Chunk
-from tuner.errors import LeaseLost
+from tuner.errors import LeaseLost, UsageError
 from tuner.ledger.reading import Reader, has_live_attempt, read_trials
 from tuner.ledger.records import OPEN, CheckpointRecord, Claim, Lease, Report, StudyRecord
 from tuner.ledger.tables import (
@@ -33,7 +34,7 @@ from tuner.ledger.tables import (
     studies,
     trials,
 )
-from tuner.outcome import FAILED, RUNNING, Outcome
+from tuner.outcome import COMPLETED, FAILED, RUNNING, Outcome
 from tuner.spec import ParameterValue, StudySpec
 
 LEASE_SECONDS = 30.0
@@ -55,11 +56,11 @@ class Ledger(Reader):
     ) -> tuple[StudyRecord, bool]:
         """Create the study, or set the limit of the one with its name; the flag says which.
 
-        The caller has made sure that nothing but the budget differs from the existing study.
+        Raises `UsageError` when more than the budget differs from the existing study.
         """
         with self._writing() as tx:
             row = tx.execute(
-                select(studies.c.id)
+                select(studies.c.id, studies.c.spec)
                 .where(studies.c.name == spec.study.name)
                 .order_by(studies.c.version.desc())
             ).first()
@@ -82,6 +83,11 @@ class Ledger(Reader):
                     )
                 )
             else:
+                if StudySpec.model_validate_json(row.spec).digest() != spec.digest():
+                    raise UsageError(
+                        f"study {spec.study.name!r} exists and differs in more than its budget; "
+                        "give this one another name"
+                    )
                 tx.execute(
                     update(studies)
                     .where(studies.c.id == row.id)
@@ -228,8 +234,14 @@ class Ledger(Reader):
             self._report(tx, lease, report, attrs)
 
     def save_checkpoint(self, lease: Lease, checkpoint: CheckpointRecord) -> list[str]:
-        """Commit the reference to a checkpoint; give the paths that it makes needless."""
+        """Commit the reference to a checkpoint; give the paths that it makes needless.
+
+        The rows up to it are committed already: an attempt could not go on from it otherwise.
+        """
         with self._fenced(lease) as tx:
+            steps = tx.scalar(select(trials.c.steps).where(trials.c.id == lease.trial_id))
+            assert steps is not None
+            assert checkpoint.step <= steps, "the rows up to the checkpoint are not committed"
             mine = checkpoints.c.trial_id == lease.trial_id
             paths = tx.scalars(select(checkpoints.c.path).where(mine)).all()
             tx.execute(delete(checkpoints).where(mine))
@@ -328,7 +340,7 @@ class Ledger(Reader):
             select(trials.c.steps, trials.c.last_time).where(trials.c.id == lease.trial_id)
         ).one()
         fresh = chunk.after(trial.steps).delayed(trial.last_time)
-        if fresh.next_step <= trial.steps:
+        if fresh.next_step <= trial.steps and not len(fresh.eval_steps):
             return
         assert fresh.first_step == trial.steps, "the rows before these are missing"
         tx.execute(
@@ -349,6 +361,7 @@ class Ledger(Reader):
     def _report(
         self, tx: Connection, lease: Lease, report: Report, attrs: Mapping[str, Any]
     ) -> None:
+        assert math.isfinite(report.value), "a trial without a finite value has diverged"
         tx.execute(
             insert(reports).values(
                 trial_id=lease.trial_id,
@@ -367,6 +380,9 @@ class Ledger(Reader):
         )
 
     def _end_trial(self, tx: Connection, trial_id: int, study_id: int, outcome: Outcome) -> None:
+        if outcome.kind == COMPLETED or outcome.value is not None:
+            assert outcome.value is not None, "a completed trial has a value"
+            assert math.isfinite(outcome.value), "a trial without a finite value has diverged"
         tx.execute(
             update(trials)
             .where(trials.c.id == trial_id)

@@ -8,7 +8,6 @@ for one trial at a time, for the ledger to commit.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Container, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -83,17 +82,17 @@ class Mirror:
         return self._frozen[number]
 
     def for_sampler(self) -> list[FrozenTrial]:
-        """Give all trials, diverged ones as completed with the worst value known so far.
+        """Give all trials, diverged ones as pruned before their first report: worse than any other.
 
-        A sampler that is not told of divergence asks for it again.
+        A sampler that is not told of divergence asks for it again. It must not be told of a
+        completed trial with a bad value either: TPE ranks every completed trial above every pruned
+        one, so where most are pruned it would count divergence among the good.
         """
-        numbers = sorted(self._records)
-        penalty = self._penalty()
         return [
-            _penalised(self._frozen[n], penalty)
-            if self._records[n].state == DIVERGED
-            else self._frozen[n]
-            for n in numbers
+            _without_reports(self._frozen[number])
+            if self._records[number].state == DIVERGED
+            else self._frozen[number]
+            for number in sorted(self._records)
         ]
 
     def for_pruner(self) -> list[FrozenTrial]:
@@ -102,18 +101,10 @@ class Mirror:
             self._frozen[n] for n in sorted(self._records) if self._records[n].state != DIVERGED
         ]
 
-    def _penalty(self) -> float:
-        values = [trial.value for trial in self._frozen.values() if trial.value is not None]
-        finite = [value for value in values if math.isfinite(value)]
-        if self.spec.study.direction == "maximize":
-            return min(finite, default=-1.0)
-        return max(finite, default=1.0)
 
-
-def _penalised(trial: FrozenTrial, penalty: float) -> FrozenTrial:
+def _without_reports(trial: FrozenTrial) -> FrozenTrial:
     told = copy.copy(trial)
-    told.state = TrialState.COMPLETE
-    told.value = penalty
+    told.value = None
     told.intermediate_values = {}
     return told
 

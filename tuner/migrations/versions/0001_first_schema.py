@@ -27,6 +27,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("name", "version"),
+        sqlite_autoincrement=True,
     )
     op.create_table(
         "tuner_published_studies",
@@ -66,6 +67,7 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("study_id", "number"),
+        sqlite_autoincrement=True,
     )
     op.create_index(
         "tuner_trials_by_revision", "tuner_trials", ["study_id", "revision"], unique=False
@@ -90,6 +92,7 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("trial_id", "number"),
+        sqlite_autoincrement=True,
     )
     op.create_index(
         "tuner_attempts_one_live",

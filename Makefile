@@ -1,0 +1,43 @@
+# `make demo` needs nothing but Python 3.11 or later: it makes .venv and installs into it.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test quick lint check clean
+
+demo: .venv/.installed  ## a small study, from nothing to its report
+	$(BIN)/tuner run studies/digits.toml
+
+# One thread each: the tests share the cores, and small models are faster without threads.
+test quick: export OMP_NUM_THREADS = 1
+
+test: .venv/.installed-dev  ## every test
+	$(BIN)/python -m pytest -q -n auto
+
+quick: .venv/.installed-dev  ## the tests that start no process and no server
+	$(BIN)/python -m pytest -q -n auto -m 'not slow'
+
+lint: .venv/.installed-dev  ## format, lint, types and the directions of imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint  ## everything that must hold before a commit
+	$(MAKE) test
+
+clean:  ## what `make` made; databases and reports stay
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	    .import_linter_cache .grimp_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) -e .
+	touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(PIP) -e '.[dev]'
+	touch $@

@@ -1,0 +1,5 @@
+"""Run the command line by `python -m tuner`."""
+
+from tuner.cli import main
+
+main()

@@ -1,0 +1,87 @@
+"""Proving that the ledger, Optuna's tables and MLflow's runs match one to one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sqlalchemy import Engine
+
+from tuner.environment import is_gone
+from tuner.ledger import Ledger, Reader, StudyRecord, TrialRecord
+from tuner.storage import Addresses, optuna_storage, tracking_client
+from tuner.tracking import runs, trials
+from tuner.tracking.mismatch import Mismatch
+from tuner.tracking.recorder import Recorder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Something that does not match."""
+
+    kind: str
+    study: str
+    trial: int | None
+    detail: str
+    repaired: bool = False
+
+
+def examine(engine: Engine, places: Addresses) -> list[Problem]:
+    """Find all that does not match, in every study. Changes nothing."""
+    ledger = Reader(engine)
+    storage, client = optuna_storage(places), tracking_client(places)
+    found: list[Problem] = []
+    for study in ledger.studies():
+        ours = [trial for trial in ledger.trials(study.id) if not trial.imported]
+        mismatches = [
+            *_in_ledger(ledger, study, ours, places.checkpoints),
+            *trials.mismatches(storage, study, ours),
+            *runs.mismatches(client, ledger, study, ours),
+        ]
+        found.extend(
+            Problem(kind=one.kind, study=study.name, trial=one.trial, detail=one.detail)
+            for one in mismatches
+        )
+    return found
+
+
+def repair(engine: Engine, places: Addresses) -> list[Problem]:
+    """Reap lost leases and project again what does not match; say of each whether it helped."""
+    before = examine(engine, places)
+    if not before:
+        return []
+    ledger = Ledger(engine)
+    ledger.reap(is_gone)
+    recorder = Recorder(engine, places)
+    for name in sorted({problem.study for problem in before}):
+        recorder.project_again(ledger.study(name))
+    recorder.release()
+    after = {(problem.kind, problem.study, problem.trial) for problem in examine(engine, places)}
+    return [
+        replace(problem, repaired=(problem.kind, problem.study, problem.trial) not in after)
+        for problem in before
+    ]
+
+
+def _in_ledger(
+    ledger: Reader, study: StudyRecord, ours: list[TrialRecord], checkpoints: Path
+) -> Iterator[Mismatch]:
+    """Compare the ledger with itself and with the folder of checkpoints."""
+    if len(ours) != study.reserved or study.reserved > study.limit:
+        detail = f"{len(ours)} trials, {study.reserved} reserved, limit {study.limit}"
+        yield Mismatch("budget", None, detail)
+    for trial in ours:
+        try:
+            curve = ledger.curve(trial.id)
+        except ValueError as error:
+            yield Mismatch("curve", trial.number, str(error))
+            continue
+        if curve.first_step != 0 or curve.next_step != trial.steps:
+            detail = f"rows {curve.first_step} to {curve.next_step}, {trial.steps} expected"
+            yield Mismatch("curve", trial.number, detail)
+    for checkpoint, number in ledger.checkpoints(study.id):
+        if not (checkpoints / checkpoint.path).exists():
+            yield Mismatch("checkpoint", number, f"{checkpoint.path} is missing")
+    for attempt, number in ledger.expired(study.id):
+        yield Mismatch("lease", number, f"the lease of {attempt.worker} has expired")

@@ -1,0 +1,115 @@
+"""Tables for people: studies, one study's state, and its ranking."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from tuner import results
+from tuner.curves import Chunk
+from tuner.ledger import StudyRecord, TrialRecord
+from tuner.outcome import CANCELLED, COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING
+
+STYLES = {
+    COMPLETED: "green",
+    PRUNED: "yellow",
+    DIVERGED: "red",
+    FAILED: "magenta",
+    CANCELLED: "magenta",
+    RUNNING: "cyan",
+}
+BLOCKS = "▁▂▃▄▅▆▇█"
+BROKEN = "×"  # where a curve is not finite
+
+
+def sparkline(chunk: Chunk, width: int = 24) -> str:
+    """Draw the training loss in one line of text, on a log scale where it is positive."""
+    losses = chunk.columns.get("train_loss", np.empty(0))
+    if not len(losses):
+        return ""
+    pieces = np.array_split(losses, min(width, len(losses)))
+    means = np.array([piece.mean() for piece in pieces])
+    finite = np.isfinite(means)
+    if not finite.any():
+        return BROKEN * len(means)
+    heights = np.full(len(means), np.nan)
+    positive = (means[finite] > 0).all()
+    heights[finite] = np.log(means[finite]) if positive else means[finite]
+    low, high = np.nanmin(heights), np.nanmax(heights)
+    span = high - low if high > low else 1.0
+    scale = (len(BLOCKS) - 1) / span
+    return "".join(
+        BLOCKS[round((height - low) * scale)] if math.isfinite(height) else BROKEN
+        for height in heights
+    )
+
+
+def trial_row(study: StudyRecord, trial: TrialRecord, curve: Chunk) -> list[RenderableType]:
+    """Give the cells of a trial: number, parameters, progress, curve, value, state, why."""
+    params = trial.params or {}
+    rate = f"{float(params['lr']):.3g}" if params else ""
+    metric = curve.metrics.get(study.spec.study.metric, np.empty(0))
+    value = trial.value if trial.value is not None else (metric[-1] if len(metric) else None)
+    steps = f"{trial.steps}/{study.spec.training.steps}"
+    return [
+        str(trial.number),
+        rate,
+        str(params.get("schedule", "")),
+        str(params.get("optimizer", "")),
+        steps,
+        sparkline(curve),
+        "" if value is None else f"{value:.4g}",
+        Text(trial.state, style=STYLES[trial.state]),
+        Text(trial.reason or "", overflow="ellipsis", no_wrap=True),
+    ]
+
+
+def trial_table(study: StudyRecord, title: str | None = None) -> Table:
+    """Make an empty table for the cells of `trial_row`."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, expand=False)
+    fixed: dict[str, Any] = {"no_wrap": True}
+    table.add_column("trial", justify="right", style="bold", **fixed)
+    table.add_column("lr", justify="right", **fixed)
+    table.add_column("schedule", **fixed)
+    table.add_column("optimizer", **fixed)
+    table.add_column("steps", justify="right", **fixed)
+    table.add_column("training loss", **fixed)
+    table.add_column(escape(study.spec.study.metric), justify="right", **fixed)
+    table.add_column("outcome", **fixed)
+    table.add_column("why")  # the only one that gives way when the terminal is narrow
+    return table
+
+
+def ranking(
+    study: StudyRecord, trials: Sequence[TrialRecord], curves: dict[int, Chunk], rows: int = 10
+) -> Table:
+    """List the best trials, best first; `curves` by trial number."""
+    order = results.ranked(study, trials)
+    shown = order[:rows]
+    more = f", the first {rows} of {len(order)}" if len(order) > rows else ""
+    table = trial_table(study, f"Ranking{more}")
+    for trial in shown:
+        table.add_row(*trial_row(study, trial, curves[trial.number]))
+    return table
+
+
+def stopped(trials: Sequence[TrialRecord], rows: int = 3) -> Group:
+    """Say for each kind of stop how many trials had it, with examples."""
+    lines: list[RenderableType] = []
+    for kind in (PRUNED, DIVERGED, FAILED, CANCELLED):
+        found = [trial for trial in trials if trial.state == kind]
+        if found:
+            lines.append(Text(f"{len(found)} {kind}", style=STYLES[kind]))
+            for trial in found[:rows]:
+                short = results.in_short(trial.params) if trial.params else "no parameters"
+                lines.append(Text(f"  trial {trial.number} ({short}): {trial.reason}"))
+            if len(found) > rows:
+                lines.append(Text(f"  … and {len(found) - rows} more"))
+    return Group(*lines)

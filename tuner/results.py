@@ -1,0 +1,53 @@
+"""What a study found, from its trials: order, best, and short texts about them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tuner.ledger import StudyRecord, TrialRecord
+from tuner.outcome import COMPLETED, DIVERGED, PRUNED
+from tuner.spec import ParameterValue
+
+
+def ranked(study: StudyRecord, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Order trials: completed ones by value, then pruned ones by how far they came, then others."""
+    sign = 1 if study.spec.study.direction == "minimize" else -1
+    order = {COMPLETED: 0, PRUNED: 1, DIVERGED: 2}
+
+    def key(trial: TrialRecord) -> tuple[int, int, float, int]:
+        reached = -trial.steps if trial.state == PRUNED else 0
+        value = sign * trial.value if trial.value is not None else float("inf")
+        return (order.get(trial.state, 3), reached, value, trial.number)
+
+    return sorted(trials, key=key)
+
+
+def in_short(params: Mapping[str, ParameterValue]) -> str:
+    """Name a trial by what matters: `lr 0.0123, cosine, sgd`."""
+    return f"lr {float(params['lr']):.3g}, {params['schedule']}, {params['optimizer']}"
+
+
+def best_in_words(study: StudyRecord, best: TrialRecord | None) -> str:
+    """Say what the best trial is, or that there is none."""
+    if best is None or best.params is None:
+        return "No trial has completed."
+    own = [
+        f"{key} {_shown(value)}"
+        for key, value in best.params.items()
+        if key not in ("lr", "schedule", "optimizer")
+    ]
+    more = f" ({', '.join(own)})" if own else ""
+    return (
+        f"Best: {study.spec.study.metric} {best.value:.4g} in trial {best.number} with "
+        f"{in_short(best.params)}{more}."
+    )
+
+
+def counts_in_words(counts: Mapping[str, int]) -> str:
+    """Say how many trials ended how: `21 completed, 14 pruned, 5 diverged`."""
+    said = [f"{count} {kind}" for kind, count in counts.items() if count]
+    return ", ".join(said) or "no trials yet"
+
+
+def _shown(value: ParameterValue) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,92 @@
+"""Checkpoints: a state as bytes, and bytes as a file that is whole or not there at all."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tuner import failpoints
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged or not one of ours; its trial must start again."""
+
+
+def to_bytes(state: dict[str, Any]) -> bytes:
+    """Serialise nested dicts and lists of tensors, numbers, strings, booleans and None."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def from_bytes(content: bytes) -> dict[str, Any]:
+    """Restore a state, its tensors on the CPU. Runs no code of the content's.
+
+    Raises `CheckpointError` when the bytes are not such a state.
+    """
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds, depending on where the damage is
+        raise CheckpointError(
+            f"expected a checkpoint, got {len(content)} bytes that torch cannot load "
+            f"({type(error).__name__}); start the trial from an older checkpoint or from step 0"
+        ) from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"expected a checkpoint, got a {type(state).__name__}")
+    return state
+
+
+def write(path: Path, content: bytes) -> str:
+    """Write a file at once or not at all, durably, and give the SHA-256 that `read` wants.
+
+    A crash at any point leaves the old file, if there was one, or the new one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # same folder, since a rename is atomic only within a file system
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with partial.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        failpoints.reach("checkpoint.before_rename")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+    return hashlib.sha256(content).hexdigest()
+
+
+def read(path: Path, digest: str) -> bytes:
+    """Read a file that `write` wrote. Raises `CheckpointError` unless it has this digest."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: expected a checkpoint, got {error.strerror or error}; start the trial from "
+            "an older checkpoint or from step 0"
+        ) from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != digest:
+        raise CheckpointError(
+            f"{path}: expected a checkpoint with SHA-256 {digest}, got {len(content)} bytes with "
+            f"{found}; it is damaged or another one: start the trial from an older checkpoint or "
+            "from step 0"
+        )
+    return content
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable, where the system can open folders."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

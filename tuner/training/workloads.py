@@ -1,0 +1,246 @@
+"""Workloads: what is trained, and how one is found by its name `module:function`."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from tuner.errors import WorkloadError
+
+Measure: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""From outputs [row, ...] and targets [row, ...] to a scalar tensor."""
+
+ALLOWED_PREFIXES = ("tuner.", "studies.")
+"""Where workloads may be imported from unless a worker is started with other prefixes."""
+
+RESERVED = ("train_loss", "lr", "grad_norm", "val_loss")
+"""The names of metrics that every trial has, so a workload's own may not be called so."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Workload:
+    """A model, its data and its loss; everything that a trial trains except its parameters.
+
+    Rows are examples. Floating-point tensors are converted to the study's dtype by the trainer;
+    whole-number targets (classes) stay as they are.
+    """
+
+    model: Callable[[int, torch.dtype], nn.Module]  # from a seed: same seed, same parameters
+    train_inputs: Tensor  # [row, ...]
+    train_targets: Tensor  # [row, ...]
+    validation_inputs: Tensor  # [row, ...]
+    validation_targets: Tensor  # [row, ...]
+    loss: Measure  # its mean over rows; also what val_loss is
+    data_name: str  # for people
+    data_digest: str  # of the data alone, by `digest_of`
+    metrics: Mapping[str, Measure] = field(default_factory=lambda: MappingProxyType({}))
+    baseline_loss: float | None = None  # the training loss of the best constant predictor
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Name the metrics of an evaluation; a study is judged by one of them."""
+        return ("val_loss", *self.metrics)
+
+
+def digest_of(*tensors: Tensor) -> str:
+    """Name data by 16 hexadecimal digits of a SHA-256 over its types, shapes and bytes.
+
+    Give it the data before any arithmetic that may round differently on another machine.
+    """
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        whole = tensor.detach().cpu().contiguous()
+        digest.update(f"{whole.dtype} {tuple(whole.shape)}\n".encode())
+        digest.update(whole.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Make torch's random numbers on the CPU follow from a seed, and put their state back after.
+
+    For the `model` of a workload, since torch's layers draw their parameters from global state.
+    """
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
+
+
+def load(
+    factory: str,
+    arguments: Mapping[str, Any],
+    allowed_prefixes: Sequence[str] = ALLOWED_PREFIXES,
+) -> Workload:
+    """Import and call a factory `module:function`, and check what it returns.
+
+    Modules of the current folder can be imported too. Raises `WorkloadError` when the module is
+    not allowed, the factory cannot be found or called, or its workload cannot be trained.
+    """
+    function = _find(factory, allowed_prefixes)
+    _source_digest(factory.partition(":")[0])  # of the source as it is now, when it is imported
+    try:
+        inspect.signature(function).bind(**arguments)
+    except TypeError as error:
+        given = ", ".join(f"{key} = {value!r}" for key, value in arguments.items()) or "none"
+        raise WorkloadError(
+            f"workload {factory}: {error}; expected arguments {inspect.signature(function)}, "
+            f"got {given}; mend [workload] arguments in the study file"
+        ) from error
+    try:
+        workload = function(**arguments)
+    except (Exception, SystemExit) as error:
+        raise WorkloadError(
+            f"workload {factory} raised {_said(error)}; call it by itself with the same arguments "
+            "to see where"
+        ) from error
+    if not isinstance(workload, Workload):
+        raise WorkloadError(
+            f"workload {factory}: expected a tuner.training.workloads.Workload, got "
+            f"{type(workload).__name__}; return one from the function"
+        )
+    problems = list(_problems(workload))
+    if problems:
+        raise WorkloadError("\n".join([f"workload {factory} cannot be trained:", *problems]))
+    return workload
+
+
+def code_digest(factory: str, allowed_prefixes: Sequence[str] = ALLOWED_PREFIXES) -> str:
+    """Name a factory's module by 16 hexadecimal digits of a SHA-256 of its source file.
+
+    It is the source as it was when this process imported the workload, which is what runs here.
+    """
+    _find(factory, allowed_prefixes)
+    return _source_digest(factory.partition(":")[0])
+
+
+@functools.cache
+def _source_digest(module: str) -> str:
+    source = sys.modules[module].__file__
+    if source is None:  # a namespace package
+        raise WorkloadError(f"workload module {module} has no source file; name a module in it")
+    return hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16]
+
+
+def _find(factory: str, allowed_prefixes: Sequence[str]) -> Callable[..., object]:
+    """Import the module of a factory, if that is allowed, and get the function."""
+    module_name, _, function_name = factory.partition(":")
+    packages = [f"{prefix.removesuffix('.')}." for prefix in allowed_prefixes]
+    if not f"{module_name}.".startswith(tuple(packages)):
+        raise WorkloadError(
+            f"workload {factory}: expected a module whose name begins with "
+            f"{' or '.join(repr(package) for package in packages)}, got {module_name!r}; move it "
+            "there, or allow its prefix when the worker is started"
+        )
+    here = str(Path.cwd())
+    # console scripts do not look into the current folder; last, so that it shadows nothing
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
+        importlib.invalidate_caches()
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and f"{module_name}.".startswith(f"{missing}."):
+            raise WorkloadError(
+                f"workload {factory}: there is no module {missing}; expected it to be installed "
+                f"or in the current folder, {here}"
+            ) from error
+        raise WorkloadError(
+            f"workload {factory}: importing {module_name} raised {_said(error)}; "
+            f"`python -c 'import {module_name}'` shows where"
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise WorkloadError(
+            f"workload {factory}: expected a function {function_name} in {module.__file__}, got "
+            + ("no such name" if function is None else f"a {type(function).__name__}")
+        )
+    return function  # type: ignore[no-any-return]
+
+
+def _problems(workload: Workload) -> Iterator[str]:
+    """Yield a line for each thing that would break or spoil training."""
+    fine = True
+    for part in ("train", "validation"):
+        inputs = getattr(workload, f"{part}_inputs")
+        targets = getattr(workload, f"{part}_targets")
+        for name, tensor in ((f"{part}_inputs", inputs), (f"{part}_targets", targets)):
+            problem = _problem_of_tensor(name, tensor)
+            if problem:
+                fine = False
+                yield problem
+        if fine and len(inputs) != len(targets):
+            fine = False
+            yield (
+                f"{part}_targets: expected a target for each of {len(inputs)} inputs, got "
+                f"{len(targets)}"
+            )
+    for name in workload.metrics:
+        if name in RESERVED:
+            yield f"metrics: expected a name other than {', '.join(RESERVED)}, got {name}"
+        if not re.fullmatch(r"[\w.\-/: ]{1,250}", name, re.ASCII):
+            yield f"metrics: expected a name of letters, digits and _.-/: or spaces, got {name!r}"
+    if fine:
+        yield from _problems_between(workload)
+
+
+def _problem_of_tensor(name: str, tensor: object) -> str | None:
+    if not isinstance(tensor, Tensor):
+        return f"{name}: expected a torch tensor, got {type(tensor).__name__}"
+    if tensor.ndim == 0 or len(tensor) == 0:
+        return f"{name}: expected at least one row, got a tensor of shape {tuple(tensor.shape)}"
+    wrong = int((~torch.isfinite(tensor)).sum())
+    if wrong:
+        return f"{name}: expected finite numbers, got {wrong} that are nan or infinite"
+    return None
+
+
+def _problems_between(workload: Workload) -> Iterator[str]:
+    """Yield what is wrong between data, model and measures, by trying them on two rows."""
+    for part in ("inputs", "targets"):
+        train = getattr(workload, f"train_{part}").shape[1:]
+        validation = getattr(workload, f"validation_{part}").shape[1:]
+        if train != validation:
+            yield (
+                f"validation_{part}: expected rows of shape {tuple(train)}, as in training, got "
+                f"{tuple(validation)}"
+            )
+            return
+    inputs, targets = workload.train_inputs[:2], workload.train_targets[:2]
+    inputs, targets = (x.double() if x.is_floating_point() else x for x in (inputs, targets))
+    doing = "model"
+    try:
+        with seeded(0), torch.no_grad():
+            model = workload.model(0, torch.float64).eval()
+            outputs = model(inputs)
+            for name, measure in {"loss": workload.loss, **workload.metrics}.items():
+                doing = name
+                value = measure(outputs, targets)
+                if not isinstance(value, Tensor) or value.numel() != 1:
+                    got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                    yield f"{name}: expected a tensor with one number, got {got}"
+    except Exception as error:
+        yield (
+            f"{doing}: expected to work on two rows of the training data, inputs of shape "
+            f"{tuple(inputs.shape)} and targets of shape {tuple(targets.shape)}, got {_said(error)}"
+        )
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

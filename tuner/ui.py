@@ -1,0 +1,51 @@
+"""The MLflow UI on our database."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from tuner.errors import UnavailableError
+from tuner.storage import Addresses, upgrade_tracking, without_password
+
+
+def serve(places: Addresses, port: int, say: Callable[[dict[str, Any]], None] | None) -> int:
+    """Run MLflow's server until it is interrupted; give its exit code.
+
+    Raises `UnavailableError` when the port is taken.
+    """
+    port = _free(port)
+    url = f"http://127.0.0.1:{port}"
+    if places.tracking.startswith("http"):
+        url = without_password(places.tracking)
+    if say is not None:
+        say({"url": url})
+    else:
+        print(f"MLflow UI: {url}/#/experiments (Ctrl-C ends it)", flush=True)  # noqa: T201
+    if places.tracking.startswith("http"):
+        return 0  # somebody runs that server already
+    upgrade_tracking(places)
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--workers", "1", "--backend-store-uri", places.tracking]
+    process = subprocess.Popen(command)  # noqa: S603 - MLflow's own program
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+        return 0
+
+
+def _free(port: int) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UnavailableError(
+                f"port {port} is taken; `tuner ui --port 0` finds a free one"
+            ) from error
+        return int(probe.getsockname()[1])
