@@ -429,7 +429,9 @@ def test_a_parameter_that_is_not_finite_stops_at_the_evaluation():
 
 
 def test_a_metric_that_nobody_measures_is_refused():
-    with pytest.raises(WorkloadError, match=r"expected one of val_loss, mae, which .* got accuracy"):
+    with pytest.raises(
+        WorkloadError, match=r"expected one of val_loss, mae, which .* got accuracy"
+    ):
         ReferenceTrainer(regression(), make_spec(metric="accuracy"))
 
 

@@ -2,9 +2,12 @@
 
 `TUNER_FAILPOINTS` holds `place=action` pairs separated by `;`. An action is `kill`, `stop`,
 `raise`, or `delay:SECONDS`, and `@N` after it waits for the N-th time that the place is reached.
-Each one fires once a process; what cannot be understood raises `ValueError` at the import. When it fires, its line is appended to the file that
-`TUNER_FAILPOINTS_LOG` names, so that a test can assert that it did. Without the first variable
-reaching a place costs a look at an empty dictionary.
+What cannot be understood raises `ValueError` at the import. Without the variable reaching a place
+costs a look at an empty dictionary.
+
+When one fires, its line is appended to the file that `TUNER_FAILPOINTS_LOG` names, so that a test
+can assert that it did. Each one fires once a process, and once a file: a process that is started
+after the one that was killed, in the same environment, goes past the place.
 """
 
 from __future__ import annotations
@@ -83,8 +86,12 @@ def _fire(place: str) -> None:
     del _armed[place]
     log = os.environ.get("TUNER_FAILPOINTS_LOG")
     if log:
-        with Path(log).open("a") as file:
-            file.write(f"{place}={armed.kind}\n")
+        line = f"{place}={armed.kind}\n"
+        with Path(log).open("a+") as file:
+            file.seek(0)
+            if line in file.readlines():
+                return  # it fired in a process before this one
+            file.write(line)
     match armed.kind:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)

@@ -67,8 +67,8 @@ class Addresses:
 
 
 def without_password(url: str) -> str:
-    """Show a URL with `***` for its password, also one that cannot be parsed."""
-    hidden = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url, count=1)
+    """Show a URL with `***` for its password; of one that cannot be parsed rather too little."""
+    hidden = re.sub(r"(://[^:/@]*):(?!\d+/).*@", r"\1:***@", url, count=1)
     return re.sub(r"([?&][^=&]*password=)[^&]*", r"\1***", hidden, flags=re.IGNORECASE)
 
 

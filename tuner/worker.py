@@ -7,6 +7,7 @@ is saved and when the worker looks whether it should stop; none of these changes
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 import time
 import traceback
@@ -22,7 +23,7 @@ from tuner.environment import describe, identity, is_gone
 from tuner.errors import LeaseLost, WorkloadError
 from tuner.failpoints import reach
 from tuner.ledger import OPEN, CheckpointRecord, Claim, Lease, Ledger, Report, StudyRecord
-from tuner.outcome import COMPLETED, DIVERGED, FAILED, PRUNED, Outcome
+from tuner.outcome import COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING, Outcome
 from tuner.search import Search
 from tuner.spec import ParameterValue
 from tuner.submission import load_workload
@@ -104,6 +105,7 @@ class StudyWorker:
         self._environment = describe(study.spec.training.device) | {"settled": settled}
         self._trainer = ReferenceTrainer(load_workload(study, prefixes), study.spec)
         self._search = Search(study, ledger)
+        _sweep(checkpoints, ledger, study)
 
     def others_train(self) -> bool:
         """Tell whether any trial has a live attempt."""
@@ -131,8 +133,6 @@ class StudyWorker:
                 attempt.run()
         except LeaseLost as lost:
             log.warning("trial %d of %s: %s", number, self._study.name, lost)
-        finally:
-            self._trainer.evict(number)
         return True
 
 
@@ -175,6 +175,12 @@ class _Attempt:
         except Exception as error:
             self._fail(error)
             return
+        try:
+            self._train()
+        finally:
+            self._trainer.evict(self._trial.number)
+
+    def _train(self) -> None:
         while not self._stop.is_set():
             began = time.monotonic()
             try:
@@ -213,7 +219,7 @@ class _Attempt:
                 )
             except (OSError, ValueError) as error:
                 log.warning("trial %d begins anew, its checkpoint is unusable: %s", number, error)
-                self._step = 0
+                self._step, self._saved = 0, None
             else:
                 return
         self._trainer.admit(task)
@@ -236,7 +242,8 @@ class _Attempt:
                 self._finish(Outcome(kind=COMPLETED, reason=reason, value=value))
             case Status.DIVERGED:
                 stopped = event.stopped_step
-                self._finish(Outcome(kind=DIVERGED, reason=event.reason, stopped_step=stopped))
+                reason = f"{event.reason[:1].upper()}{event.reason[1:]}."
+                self._finish(Outcome(kind=DIVERGED, reason=reason, stopped_step=stopped))
         return True
 
     def _decide(self, event: Event) -> bool:
@@ -264,11 +271,12 @@ class _Attempt:
         attrs: dict[str, object] | None = None,
     ) -> None:
         reach("outcome.before_commit")
-        needless = self._ledger.finish(
+        self._ledger.finish(
             self._lease, outcome, chunk=self._take_measured(), report=report, attrs=attrs
         )
         reach("outcome.committed")
-        self._remove(needless)
+        # all of it: attempts that were killed may have left files that the ledger does not know
+        shutil.rmtree(_folder(self._checkpoints, self._study, self._trial.number), True)
 
     def _fail(self, error: Exception) -> None:
         """End the trial as failed: the same code on the same data would raise again."""
@@ -314,23 +322,39 @@ class _Attempt:
         """Save the trainer's state; the rows up to it are committed already."""
         if self._step == (self._saved.step if self._saved else 0):
             return  # nothing was trained since
-        snapshot = self._trainer.snapshot(self._trial.number)
-        name = f"{self._study.id}/{self._trial.number}/{self._step}-{self._lease.number}.pt"
-        digest = checkpoint_files.write(self._checkpoints / name, snapshot)
-        reach("checkpoint.renamed")
-        self._saved = CheckpointRecord(step=self._step, path=name, digest=digest)
-        self._remove(self._ledger.save_checkpoint(self._lease, self._saved))
         self._checkpointed_at = time.monotonic()
-
-    def _remove(self, paths: Sequence[str]) -> None:
-        for path in paths:
-            (self._checkpoints / path).unlink(missing_ok=True)
+        number = self._trial.number
+        folder = _folder(self._checkpoints, self._study, number)
+        file = folder / f"{self._step}-{self._lease.number}.pt"
+        try:
+            digest = checkpoint_files.write(file, self._trainer.snapshot(number))
+        except OSError as error:  # such as a full disk; the rows are safe, only time would be lost
+            log.warning("trial %d has no checkpoint of step %d: %s", number, self._step, error)
+            return
+        reach("checkpoint.renamed")
+        path = file.relative_to(self._checkpoints).as_posix()
+        self._saved = CheckpointRecord(step=self._step, path=path, digest=digest)
+        for needless in self._ledger.save_checkpoint(self._lease, self._saved):
+            (self._checkpoints / needless).unlink(missing_ok=True)
 
     def _pace(self, steps: int, seconds: float) -> None:
         """Choose how many steps to ask for next."""
         if steps == self._block:
             faster = max(1, round(steps * LOOK_SECONDS / max(seconds, 1e-6)))
             self._block = min(2 * self._block, faster)
+
+
+def _folder(checkpoints: Path, study: StudyRecord, number: int) -> Path:
+    """Give the folder of a trial's checkpoints."""
+    return checkpoints / str(study.id) / str(number)
+
+
+def _sweep(checkpoints: Path, ledger: Ledger, study: StudyRecord) -> None:
+    """Remove the checkpoints of trials that ended, which killed workers left."""
+    ended = {str(trial.number) for trial in ledger.trials(study.id) if trial.state != RUNNING}
+    for folder in (checkpoints / str(study.id)).glob("*"):
+        if folder.name in ended:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

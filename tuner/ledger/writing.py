@@ -220,7 +220,10 @@ class Ledger(Reader):
     # --- training
 
     def append(self, lease: Lease, chunk: Chunk) -> None:
-        """Commit rows of the curve; what was committed before is dropped from them."""
+        """Commit rows of the curve; what was committed before is dropped from them.
+
+        Only `finish` takes an evaluation at step 0 that no row follows.
+        """
         with self._fenced(lease) as tx:
             self._append(tx, lease, chunk)
 
@@ -380,9 +383,8 @@ class Ledger(Reader):
         )
 
     def _end_trial(self, tx: Connection, trial_id: int, study_id: int, outcome: Outcome) -> None:
-        if outcome.kind == COMPLETED or outcome.value is not None:
-            assert outcome.value is not None, "a completed trial has a value"
-            assert math.isfinite(outcome.value), "a trial without a finite value has diverged"
+        value, needed = outcome.value, outcome.kind == COMPLETED
+        assert not needed if value is None else math.isfinite(value), "a finite value, or none"
         tx.execute(
             update(trials)
             .where(trials.c.id == trial_id)

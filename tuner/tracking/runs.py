@@ -191,8 +191,11 @@ class RunPublisher:
             at = _milliseconds(best.ended_at)
             metrics = [Metric(f"best_{study.spec.study.metric}", best.value, at, best.number)]
         self._client.log_batch(parent, metrics=metrics, tags=_as_tags(tags))
-        status = "FINISHED" if done >= study.limit else "RUNNING"
-        self._client.update_run(parent, status=status)
+        if done >= study.limit:
+            last = max(trial.ended_at or 0.0 for trial in self._ledger.trials(study.id))
+            self._client.set_terminated(parent, "FINISHED", _milliseconds(last))
+        else:
+            self._client.update_run(parent, status="RUNNING")
 
 
 def experiment_id(client: MlflowClient, study: StudyRecord, artifacts: Path | None) -> str:

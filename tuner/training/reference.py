@@ -5,6 +5,7 @@ What faster trainers do is tested against this one.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,21 +60,22 @@ class _Member:
     parameters: list[nn.Parameter]  # the model's
     optimizer: torch.optim.Optimizer
     order: BatchOrder
-    rates: np.ndarray  # float64 [step], the learning rate of every update
+    rates: list[float]  # [step], the learning rate of every update
     warmup: int  # steps
     guard: GuardState  # of one trial
     random: dict[str, Tensor]  # the trial's own global random state [byte] by device
     step: int = 0  # updates so far; everything measured before and at it has been given out
     status: Status = Status.TRAINING
+    calm: float = -math.inf  # losses from 0 to here need no judging
+    unseen: list[float] = field(default_factory=list)  # [step], calm losses the guard has not seen
 
 
 @dataclass(eq=False)
 class _Segment:
     """What one call of `advance` measures."""
 
-    columns: dict[str, list[float]] = field(
-        default_factory=lambda: {name: [] for name in TRAIN_COLUMNS}
-    )
+    losses: list[float] = field(default_factory=list)
+    grad_norms: list[float] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
     reason: str = ""
@@ -149,15 +151,18 @@ class ReferenceTrainer:
                 self._update(member, segment)
                 if member.status is Status.TRAINING and member.step in self._evaluation_steps:
                     self._evaluate(member, segment)
+        self._catch_up(member)
         if member.status is Status.TRAINING and member.step == self._spec.training.steps:
             member.status = Status.FINISHED
         elif member.status is Status.TRAINING and member.step in self._rungs:
             member.status = Status.AT_RUNG
+        rates = member.rates[first : first + len(segment.losses)]
+        columns = (segment.losses, rates, segment.grad_norms)
         return [
             Event(
                 number=member.task.number,
                 first_step=first,
-                columns={name: np.array(values) for name, values in segment.columns.items()},
+                columns=dict(zip(TRAIN_COLUMNS, map(np.array, columns), strict=True)),
                 times=np.array(segment.times),
                 evaluations=tuple(segment.evaluations),
                 status=member.status,
@@ -194,27 +199,36 @@ class ReferenceTrainer:
         rows = member.order.rows(step)
         if rows is not None:
             inputs, targets = inputs[rows], targets[rows]
-        rate = float(member.rates[step])
         for group in member.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = member.rates[step]
         member.optimizer.zero_grad()
         loss = self._workload.loss(member.model(inputs), targets)
         loss.backward()  # type: ignore[no-untyped-call]
-        gradients = [p.grad for p in member.parameters if p.grad is not None]
-        row = (loss.item(), rate, nn.utils.get_total_norm(gradients).item())
-        for name, value in zip(TRAIN_COLUMNS, row, strict=True):
-            segment.columns[name].append(value)
+        gradients = [p.grad.reshape(-1) for p in member.parameters if p.grad is not None]
+        # one norm of one vector: for the few layers of a small model, a copy is the least work
+        grad_norm = torch.linalg.vector_norm(torch.cat(gradients)).item()
+        segment.losses.append(loss.item())
+        segment.grad_norms.append(grad_norm)
         segment.times.append(time.monotonic())
-        self._guard(member, segment, row[0], row[2])
+        if 0.0 <= segment.losses[-1] <= member.calm and math.isfinite(grad_norm):
+            member.unseen.append(segment.losses[-1])
+        else:
+            self._guard(member, segment, segment.losses[-1], grad_norm)
         if member.status is Status.TRAINING:
             member.optimizer.step()
             member.step += 1
 
+    def _catch_up(self, member: _Member) -> None:
+        """Let the guard see the calm losses that it has not seen."""
+        member.guard = guard.absorb(member.guard, np.array([member.unseen]))
+        member.unseen = []
+
     def _guard(self, member: _Member, segment: _Segment, loss: float, grad_norm: float) -> None:
         """Let the guard judge the step."""
+        self._catch_up(member)
         horizon, settings = self._spec.training.steps, self._spec.guard
         baseline = self._workload.baseline_loss
-        member.guard, (verdict,) = guard.observe(
+        member.guard, verdicts = guard.observe(
             member.guard,
             np.array([loss]),
             np.array([grad_norm]),
@@ -223,6 +237,8 @@ class ReferenceTrainer:
             baseline=baseline,
             settings=settings,
         )
+        member.calm = float(guard.calm_below(member.guard, settings)[0])
+        verdict = int(verdicts[0])
         if verdict == Verdict.GO:
             return
         member.status = Status.DIVERGED
@@ -275,7 +291,7 @@ class ReferenceTrainer:
             parameters=parameters,
             optimizer=optimizers.make(task.params, parameters),
             order=BatchOrder(task.seed, len(self._train[0]), training.batch_size),
-            rates=float(task.params["lr"]) * multipliers.numpy(),
+            rates=(float(task.params["lr"]) * multipliers).tolist(),
             warmup=schedules.warmup_steps(task.params, training.steps),
             guard=guard.start(1, self._spec.guard),
             random=random,

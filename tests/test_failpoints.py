@@ -1,0 +1,164 @@
+"""Failpoints fire where and when a test said, once, and cost nothing where nothing is armed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tuner import failpoints
+from tuner.failpoints import PLACES, FailpointError, reach
+
+
+@pytest.fixture
+def arm(monkeypatch, tmp_path):
+    """Arm failpoints as the environment would; gives back how to read the log."""
+    log = tmp_path / "failpoints.log"
+    monkeypatch.setenv("TUNER_FAILPOINTS_LOG", str(log))
+
+    def armed(text):
+        monkeypatch.setattr(failpoints, "_armed", failpoints._parse(text))
+        return lambda: log.read_text().splitlines() if log.exists() else []
+
+    return armed
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("nowhere=raise", "there is no place 'nowhere'"),
+        ("=raise", "there is no place ''"),
+        ("ask.reserved", "ask.reserved: expected kill, stop, raise or delay:SECONDS"),
+        ("ask.reserved=", "got ''"),
+        ("ask.reserved=explode", "got 'explode'"),
+        ("ask.reserved=kill:9", "got 'kill:9'"),
+        ("ask.reserved=delay", "got 'delay'"),
+        ("ask.reserved=delay:soon", "got 'delay:soon'"),
+        ("ask.reserved=delay:-1", "got 'delay:-1'"),
+        ("ask.reserved=raise@", "got 'raise@'"),
+        ("ask.reserved=raise@0", "got 'raise@0'"),
+        ("ask.reserved=raise@twice", "got 'raise@twice'"),
+        ("ask.drawn=raise;ask.reserved=kil", "ask.reserved: expected"),
+    ],
+)
+def test_what_cannot_be_understood_is_refused_at_once(text, named):
+    with pytest.raises(ValueError, match="TUNER_FAILPOINTS") as error:
+        failpoints._parse(text)
+    assert named in str(error.value)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(sorted(PLACES)),
+        st.tuples(
+            st.sampled_from(["kill", "stop", "raise", "delay:0", "delay:1.5"]),
+            st.integers(1, 99) | st.none(),
+        ),
+    )
+)
+def test_what_is_armed_is_what_was_written(wanted):
+    text = ";".join(
+        f"{place}={action}" + (f"@{count}" if count else "")
+        for place, (action, count) in wanted.items()
+    )
+    armed = failpoints._parse(text)
+    assert {place: (one.kind, one.waits) for place, one in armed.items()} == {
+        place: (action.partition(":")[0], count or 1) for place, (action, count) in wanted.items()
+    }
+
+
+def test_a_failpoint_fires_once_and_says_so(arm):
+    log = arm("ask.drawn=raise")
+    reach("ask.reserved")
+    assert log() == []
+    with pytest.raises(FailpointError, match=r"ask\.drawn"):
+        reach("ask.drawn")
+    reach("ask.drawn")
+    assert log() == ["ask.drawn=raise"]
+
+
+def test_a_failpoint_waits_for_its_turn(arm):
+    log = arm("chunk.committed=raise@3")
+    reach("chunk.committed")
+    reach("chunk.committed")
+    assert log() == []
+    with pytest.raises(FailpointError):
+        reach("chunk.committed")
+    reach("chunk.committed")
+    assert log() == ["chunk.committed=raise"]
+
+
+def test_several_failpoints_are_independent(arm):
+    log = arm("ask.drawn=raise;chunk.committed=delay:0;ask.reserved=raise@2")
+    reach("chunk.committed")
+    with pytest.raises(FailpointError):
+        reach("ask.drawn")
+    reach("ask.reserved")
+    with pytest.raises(FailpointError):
+        reach("ask.reserved")
+    assert log() == ["chunk.committed=delay", "ask.drawn=raise", "ask.reserved=raise"]
+
+
+def test_a_delay_delays(arm):
+    log = arm("ask.drawn=delay:0.05")
+    began = time.monotonic()
+    reach("ask.drawn")
+    assert time.monotonic() - began >= 0.05
+    assert log() == ["ask.drawn=delay"]
+
+
+def test_without_failpoints_a_place_costs_nothing(arm):
+    arm("")
+    began = time.perf_counter()
+    for _ in range(10_000):
+        reach("chunk.committed")
+    assert time.perf_counter() - began < 0.1  # 10 microseconds each is a hundred times too much
+
+
+SCRIPT = "from tuner.failpoints import reach; reach('ask.drawn'); print('went on')"
+
+
+def start(action, log):
+    environment = os.environ | {
+        "TUNER_FAILPOINTS": f"ask.drawn={action}",
+        "TUNER_FAILPOINTS_LOG": str(log),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_kill_kills(tmp_path):
+    log = tmp_path / "log"
+    process = start("kill", log)
+    printed, _ = process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert printed == ""
+    assert log.read_text() == "ask.drawn=kill\n"
+
+
+@pytest.mark.slow
+def test_stop_stops_until_it_is_continued(tmp_path):
+    log = tmp_path / "log"
+    process = start("stop", log)
+    _, status = os.waitpid(process.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    process.send_signal(signal.SIGCONT)
+    printed, _ = process.communicate()
+    assert (process.returncode, printed) == (0, "went on\n")
+    assert log.read_text() == "ask.drawn=stop\n"
+
+
+@pytest.mark.slow
+def test_the_import_refuses_what_it_cannot_understand(tmp_path):
+    process = start("explode", tmp_path / "log")
+    printed, error = process.communicate()
+    assert process.returncode == 1
+    assert printed == ""
+    assert "TUNER_FAILPOINTS: ask.drawn: expected kill, stop, raise or delay:SECONDS" in error
