@@ -1,0 +1,25 @@
+"""What a study is: its tables, validated and frozen."""
+
+from tuner.spec.search import ASHA, TPE, Grid, Median, NoPruner, Random
+from tuner.spec.space import Choice, Space
+from tuner.spec.study import GuardTable, StudySpec
+from tuner.spec.values import Entry, ParameterValue, Range, Table, WholeRange, options
+
+__all__ = [
+    "ASHA",
+    "TPE",
+    "Choice",
+    "Entry",
+    "Grid",
+    "GuardTable",
+    "Median",
+    "NoPruner",
+    "ParameterValue",
+    "Random",
+    "Range",
+    "Space",
+    "StudySpec",
+    "Table",
+    "WholeRange",
+    "options",
+]

@@ -1,0 +1,158 @@
+"""One study, frozen and validated: the tables of a study file and what follows from them.
+
+A study file is TOML with the tables `study`, `workload`, `training`, `space`, `search`, `guard`
+and `budget`. Every entry of `space` is a value (fixed), a list (choices) or a table with `low`
+and `high` (a range). `tuner.studyfile` reads such a file and words its mistakes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    field_validator,
+)
+
+from tuner.spec.search import ASHA, TPE, Pruner, Sampler
+from tuner.spec.space import Space
+from tuner.spec.values import (
+    ParameterValue,
+    Table,
+    mistake,
+    mistakes,
+)
+
+
+class StudyTable(Table):
+    """Who the study is and what it is judged by."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200, description="a name")]
+    description: str = ""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    metric: Annotated[
+        str,
+        Field(
+            pattern=r"^\w[\w./-]{0,199}$",
+            description="the name of a metric, of letters, digits, '_', '.', '/' and '-'",
+        ),
+    ] = "val_loss"
+    direction: Literal["minimize", "maximize"] = "minimize"
+
+    @field_validator("name")
+    @classmethod
+    def _is_printable(cls, name: str) -> str:
+        if not name.isprintable() or name != name.strip():
+            raise mistake("printable characters, with no space at either end")
+        return name
+
+
+def _as_argument(value: object) -> object:
+    """Check in one go what a union would refuse once for each of its members."""
+    for item in value if isinstance(value, list | tuple) else (value,):
+        if not isinstance(item, bool | int | float | str):
+            raise mistake("a number, a boolean, a string or a list of them")
+        if isinstance(item, float) and not math.isfinite(item):
+            raise mistake("finite numbers")
+    return tuple(value) if isinstance(value, list) else value
+
+
+Argument: TypeAlias = Annotated[
+    ParameterValue | tuple[ParameterValue, ...], BeforeValidator(_as_argument)
+]
+
+
+class WorkloadTable(Table):
+    """What is trained: a factory named `module:function` and its arguments."""
+
+    factory: Annotated[
+        str,
+        Field(
+            pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+            description='a factory named as "module:function"',
+        ),
+    ]
+    arguments: dict[str, Argument] = Field(default_factory=dict)
+
+    @field_validator("arguments")
+    @classmethod
+    def _names_are_names(cls, arguments: dict[str, Argument]) -> dict[str, Argument]:
+        wrong = [name for name in arguments if not name.isidentifier()]
+        said = mistake("the name of an argument of the factory", "this name")
+        mistakes("WorkloadTable", {(name,): said for name in wrong})
+        return arguments
+
+
+class TrainingTable(Table):
+    """How long and on what a trial trains; a step is one update of the parameters."""
+
+    steps: Annotated[int, Field(ge=1, le=10_000_000, description="a whole number")]
+    batch_size: Annotated[int, Field(ge=1)] | Literal["full"] = 64
+    evaluate_every: Annotated[int, Field(ge=1)] | None = None
+    dtype: Literal["float32", "float64"] = "float32"
+    device: Annotated[
+        str, Field(pattern=r"^(cpu|cuda(:[0-9]{1,3})?)$", description='"cpu", "cuda" or "cuda:0"')
+    ] = "cpu"
+    checkpoint_seconds: Annotated[float, Field(gt=0)] = 10.0
+
+    @property
+    def evaluation_interval(self) -> int:
+        """Steps between two evaluations; a tenth of the horizon unless it is given."""
+        return self.evaluate_every or max(1, self.steps // 10)
+
+
+class SearchTable(Table):
+    """Who chooses the parameters and who stops trials that lag behind."""
+
+    sampler: Sampler = TPE(name="tpe")
+    pruner: Pruner = ASHA(name="asha")
+
+
+class GuardTable(Table):
+    """The bounds of the divergence guard; `tuner.training.guard` says what each one means."""
+
+    window: Annotated[int, Field(ge=8, multiple_of=4)] = 16
+    far: Annotated[float, Field(gt=1)] = 10.0
+    growth: Annotated[float, Field(gt=1)] = 1.05
+    runaway: Annotated[float, Field(gt=1)] = 1e6
+    late: Annotated[float, Field(gt=0, le=1)] = 0.5
+    late_margin: Annotated[float, Field(ge=1)] = 1.5
+
+
+class BudgetTable(Table):
+    """How much the study may spend; the only table that may change once it is submitted."""
+
+    trials: Annotated[int, Field(ge=1, le=1_000_000, description="a whole number")]
+
+
+class StudySpec(Table):
+    """A whole study file."""
+
+    study: StudyTable
+    workload: WorkloadTable
+    training: TrainingTable
+    space: Space
+    search: SearchTable = SearchTable()
+    guard: GuardTable = GuardTable()
+    budget: BudgetTable
+
+    def rungs(self) -> tuple[int, ...]:
+        """Give the steps at which every trial reports to the pruner, fixed for good."""
+        training = self.training
+        return self.search.pruner.rungs(training.steps, training.evaluation_interval)
+
+    def evaluation_steps(self) -> tuple[int, ...]:
+        """Give the steps at which every trial is evaluated: regular ones, rungs, and the last."""
+        steps = self.training.steps
+        regular = range(0, steps, self.training.evaluation_interval)
+        return tuple(sorted({*regular, *self.rungs(), steps}))
+
+    def digest(self) -> str:
+        """Name everything but the budget by 16 hexadecimal digits of a SHA-256."""
+        content = self.model_dump(mode="json", exclude={"budget"})
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]

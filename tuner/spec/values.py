@@ -1,0 +1,188 @@
+"""The values of a search space: fixed ones, lists and ranges, and how their mistakes are said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
+
+ParameterValue: TypeAlias = float | int | bool | str
+"""A parameter of one trial, as the ledger, Optuna and MLflow have it."""
+
+
+class Table(BaseModel):
+    """A table of a study file: frozen, no unknown keys, no conversion between types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def mistake(expected: str, got: object = None) -> PydanticCustomError:
+    """Make the error of a value that has the right type but cannot be; a `got` in words is a str.
+
+    Without `got`, what was got is the value itself.
+    """
+    context = {"expected": expected, "got": f"{got:.15g}" if isinstance(got, float) else got}
+    return PydanticCustomError("mistake", "expected {expected}, got {got}", context)
+
+
+def mistakes(title: str, found: dict[tuple[str | int, ...], PydanticCustomError]) -> None:
+    """Raise the errors of parts of a value, if there are any, each at its place in the value."""
+    if found:
+        details = [InitErrorDetails(type=what, loc=at, input=None) for at, what in found.items()]
+        raise ValidationError.from_exception_data(title, details)
+
+
+class Range(Table):
+    """All numbers from `low` to `high`, both included; `log` samples their logarithm evenly."""
+
+    low: Annotated[float, Field(description="a number")]
+    high: Annotated[float, Field(description="a number")]
+    log: bool | None = None
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Range:
+        if not self.low < self.high:
+            error = mistake(f"a number below high = {self.high:.15g}", self.low)
+            mistakes("Range", {("low",): error})
+        return self
+
+
+class WholeRange(Range):
+    """All whole numbers from `low` to `high`, both included."""
+
+    low: Annotated[int, Field(description="a whole number")]
+    high: Annotated[int, Field(description="a whole number")]
+
+
+class ScaleRange(Range):
+    """A range that is always sampled on a log scale."""
+
+    log: Literal[True] = True
+
+
+def _form(value: object) -> str:
+    """Tell which of the three forms an entry of the space has."""
+    if isinstance(value, dict | Range):
+        return "range"
+    return _plain_form(value)
+
+
+def _plain_form(value: object) -> str:
+    """Tell which form an entry has that cannot be a range."""
+    return "list" if isinstance(value, list | tuple) else "value"
+
+
+def _once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Refuse a list with the same value twice: it would be tried twice as often."""
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise mistake("each value once", f"{value!r} twice".lower())
+    return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Within:
+    """The bounds that every number of an entry must keep; `log` is the default of its ranges."""
+
+    gt: float = float("-inf")
+    ge: float = float("-inf")
+    lt: float = float("inf")
+    le: float = float("inf")
+    log: bool = False
+
+    def __get_pydantic_core_schema__(
+        self, source: object, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {**handler(schema), "description": f"{self}, a list of them, or a range"}
+
+    def _check(self, entry: Any) -> Any:
+        numbers: dict[tuple[str | int, ...], float]
+        if isinstance(entry, Range):
+            log = self.log if entry.log is None else entry.log
+            entry = entry.model_copy(update={"log": log})
+            numbers = {("low",): entry.low, ("high",): entry.high}
+        elif isinstance(entry, tuple):
+            numbers = {(index,): number for index, number in enumerate(entry)}
+        else:
+            numbers = {(): entry}
+        found = {
+            at: mistake(str(self), number)
+            for at, number in numbers.items()
+            if not (self.gt < number < self.lt and self.ge <= number <= self.le)
+        }
+        if isinstance(entry, Range) and entry.log and entry.low <= 0 and not found:
+            found["low",] = mistake("a number above 0, unless log = false", entry.low)
+        mistakes("Within", found)
+        return entry
+
+    def __str__(self) -> str:
+        bounds = [("above", self.gt), ("of at least", self.ge), ("below", self.lt)]
+        bounds.append(("of at most", self.le))
+        said = [f"{word} {bound:.15g}" for word, bound in bounds if abs(bound) != float("inf")]
+        return "a number " + " and ".join(said)
+
+
+LIST = (Field(min_length=1, strict=False), AfterValidator(_once))
+"""Of a tuple in a study: TOML and JSON give lists; `strict` is about the container alone."""
+
+Real: TypeAlias = Annotated[
+    Annotated[float, Tag("value")]
+    | Annotated[tuple[float, ...], *LIST, Tag("list")]
+    | Annotated[Range, Tag("range")],
+    Discriminator(_form),
+]
+Scale: TypeAlias = Annotated[
+    Annotated[float, Tag("value")]
+    | Annotated[tuple[float, ...], *LIST, Tag("list")]
+    | Annotated[ScaleRange, Tag("range")],
+    Discriminator(_form),
+]
+Whole: TypeAlias = Annotated[
+    Annotated[int, Tag("value")]
+    | Annotated[tuple[int, ...], *LIST, Tag("list")]
+    | Annotated[WholeRange, Tag("range")],
+    Discriminator(_form),
+]
+Flag: TypeAlias = Annotated[
+    Annotated[bool, Tag("value")] | Annotated[tuple[bool, ...], *LIST, Tag("list")],
+    Discriminator(_plain_form),
+]
+Entry: TypeAlias = Range | tuple[ParameterValue, ...] | ParameterValue
+"""An entry of the space once it is validated."""
+
+
+def options(entry: Entry) -> tuple[ParameterValue, ...]:
+    """List the values of an entry that is no range."""
+    assert not isinstance(entry, Range)
+    return entry if isinstance(entry, tuple) else (entry,)
+
+
+def as_choice(value: object) -> object:
+    """Let a bare name stand for the table that has only that name."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+def as_choices(value: object) -> object:
+    """Let one alternative stand for the list that has only it."""
+    if isinstance(value, list | tuple):
+        return tuple(as_choice(item) for item in value)
+    return (as_choice(value),)
