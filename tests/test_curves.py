@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from helpers import rows
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuner import curves
@@ -117,6 +117,7 @@ def test_join_accepts_parts_without_rows_or_evaluations():
     assert_equal(curves.join([rows(0, 5), rows(5, 9), rows(9, 20)]), rows(0, 20))
 
 
+@settings(max_examples=40)
 @given(st.integers(0, 60), st.data())
 def test_chunks_committed_with_overlaps_make_the_whole_curve(steps, data):
     """Attempts end anywhere and begin again anywhere below; what they repeat is dropped."""

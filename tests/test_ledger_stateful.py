@@ -214,7 +214,7 @@ def test_the_invariants_hold_whatever_workers_do(new_ledger):
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=20,
+            max_examples=12,
             stateful_step_count=25,
             deadline=None,
             suppress_health_check=list(HealthCheck),

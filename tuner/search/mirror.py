@@ -128,8 +128,14 @@ class View(BaseStorage):
         self.study_attrs = {}
 
     def _written(self, trial_id: int) -> FrozenTrial:
+        """Give a copy of the current trial to write to, which is the current one from now on.
+
+        Who has read the trials keeps what was read: ASHA counts a trial's own value beside those
+        that it has read, and would count it twice.
+        """
         assert self.current is not None
         assert self.current.number == trial_id, "only the current trial may be written"
+        self.current = copy.copy(self.current)
         return self.current
 
     def get_all_trials(
@@ -163,8 +169,9 @@ class View(BaseStorage):
     ) -> None:
         """Collect a parameter that was drawn."""
         trial = self._written(trial_id)
-        trial.params[param_name] = distribution.to_external_repr(param_value_internal)
-        trial.distributions[param_name] = distribution
+        value = distribution.to_external_repr(param_value_internal)
+        trial.params = {**trial.params, param_name: value}
+        trial.distributions = {**trial.distributions, param_name: distribution}
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         """Collect an attribute of a sampler or pruner."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -67,11 +66,9 @@ class Search:
         self._sampled.begin(self._mirror.trial(number))
         study = _open(self._spec, self._sampled, sampler=_sampler(self._spec, number))
         params = suggest(Trial(study, number), self._spec.space)
-        current = self._sampled.current
-        assert current is not None
         return Draw(
             params=params,
-            attrs=current.system_attrs,
+            attrs=self._sampled.get_trial(number).system_attrs,
             study_attrs=self._sampled.study_attrs,
             revision=self._mirror.revision,
         )
@@ -80,11 +77,10 @@ class Search:
         """Decide whether a trial goes on from a rung, where its objective is `value`."""
         self.refresh()
         self._pruned.begin(self._mirror.trial(number))
-        current = self._pruned.current
-        assert current is not None
-        current.intermediate_values[step] = value
+        reported = self._pruned.get_trial(number)
+        reported.intermediate_values[step] = value
         study = _open(self._spec, self._pruned, pruner=self._pruner)
-        prune = self._pruner.prune(study, copy.copy(current))
+        prune = self._pruner.prune(study, reported)
         better = "lower" if self._spec.study.direction == "minimize" else "higher"
         others = [
             trial.intermediate_values[step]
@@ -97,7 +93,8 @@ class Search:
         what = f"{self._spec.study.metric} was {value:.4g} at step {step}, where {place}"
         name = self._spec.search.pruner.name
         reason = f"Pruned by {name}: {what}." if prune else f"Went on: {what}."
-        return Decision(prune=prune, reason=reason, attrs=current.system_attrs)
+        attrs = self._pruned.get_trial(number).system_attrs
+        return Decision(prune=prune, reason=reason, attrs=attrs)
 
 
 def _open(
