@@ -23,11 +23,12 @@ import click
 from rich.console import Console
 
 from tuner import results, studyfile
-from tuner.errors import TunerError
+from tuner.errors import TunerError, UnavailableError
 from tuner.storage import Addresses, addresses, open_ledger, upgrade_ledger, upgrade_tracking
 
 if TYPE_CHECKING:
     from tuner.ledger import Ledger, Reader, StudyRecord
+    from tuner.running import Ended
 
 EXIT_NOTHING_COMPLETED = 3
 EXIT_INTERRUPTED = 130
@@ -129,14 +130,14 @@ def run(file: Path, overrides: tuple[str, ...], prefixes: tuple[str, ...], as_js
     """
     began = time.monotonic()
     spec = studyfile.load(file, overrides)
-    from tuner import progress, running, submission
+    from tuner import progress, running, submission, summary
 
     described = submission.prepare(spec, prefixes)
     ledger, places = _ledger(create=True), _places()
     study, _ = submission.submit(ledger, spec, described)
     console = _console(stderr=as_json)
     with progress.shown(console, ledger, study):
-        done = running.train(
+        ended = running.train(
             ledger,
             places.checkpoints,
             names=[study.name],
@@ -145,45 +146,29 @@ def run(file: Path, overrides: tuple[str, ...], prefixes: tuple[str, ...], as_js
             recorder=True,
         )
     study = ledger.study(study.name)
-    summary = _summary(ledger, study, places) | {"seconds": round(time.monotonic() - began, 1)}
+    found = summary.of_run(ledger, study, places)
     if as_json:
-        _print_json(summary)
+        _print_json(found | {"seconds": round(time.monotonic() - began, 1)})
     else:
         _print_results(console, ledger, study)
-    if not done:
+    if ended.interrupted:
         click.echo(f"Interrupted; `tuner run {file}` goes on from the last checkpoint.", err=True)
+    return _exit_code(ended, completed=found["best"] is not None)
+
+
+def _exit_code(ended: Ended, *, completed: bool = True) -> int:
+    """Give the exit code of a command that trained, and say what is left to publish."""
+    if not ended.published:
+        click.echo(
+            "The trials are safe in the ledger, but not all of them are published: see above. "
+            "`tuner recorder --once` publishes the rest, once that can be reached.",
+            err=True,
+        )
+    if ended.interrupted:
         return EXIT_INTERRUPTED
-    return 0 if summary["best"] else EXIT_NOTHING_COMPLETED
-
-
-def _summary(ledger: Reader, study: StudyRecord, places: Addresses) -> dict[str, Any]:
-    from tuner.outcome import KINDS
-
-    counts = ledger.counts(study.id)
-    shown = places.shown()
-    return {
-        "study": study.name,
-        "trials": {kind: counts[kind] for kind in KINDS},
-        "best": _best(ledger, study),
-        "tracking_uri": shown["mlflow"],
-        "storage": shown["optuna"],
-        "report": None,
-    }
-
-
-def _best(ledger: Reader, study: StudyRecord) -> dict[str, Any] | None:
-    from tuner.tracking.publications import Publications
-
-    best = ledger.best(study)
-    if best is None:
-        return None
-    run_ids = Publications(ledger.engine, "mlflow").external_ids(study.id)
-    return {
-        "number": best.number,
-        "value": best.value,
-        "params": best.params,
-        "run_id": run_ids.get(best.number),
-    }
+    if not ended.published:
+        return UnavailableError.exit_code
+    return 0 if completed else EXIT_NOTHING_COMPLETED
 
 
 def _print_results(console: Console, ledger: Reader, study: StudyRecord) -> None:
@@ -239,7 +224,7 @@ def worker(
     from tuner import running
 
     ledger = _ledger()
-    done = running.train(
+    ended = running.train(
         ledger,
         _places().checkpoints,
         names=names,
@@ -250,7 +235,7 @@ def worker(
     if as_json:
         studies = [ledger.study(name) for name in names] or ledger.studies()
         _print_json({"studies": {study.name: ledger.counts(study.id) for study in studies}})
-    return 0 if done else EXIT_INTERRUPTED
+    return _exit_code(ended)
 
 
 @cli.command()
@@ -286,8 +271,10 @@ def recorder(names: tuple[str, ...], until_closed: bool, once: bool, as_json: bo
 @_json
 def studies(as_json: bool) -> None:
     """List the studies of this database."""
+    from tuner import summary
+
     ledger = _ledger()
-    found = [_status(ledger, study) for study in ledger.studies()]
+    found = [summary.of_state(ledger, study) for study in ledger.studies()]
     if as_json:
         _print_json({"studies": found})
         return
@@ -305,12 +292,14 @@ def studies(as_json: bool) -> None:
 @_json
 def status(name: str, as_json: bool) -> None:
     """Show the state of the study NAME: its trials, its best one, who works at it."""
+    from tuner import summary
+
     ledger = _ledger()
     study = ledger.study(name)
+    found = summary.of_state(ledger, study)
     if as_json:
-        _print_json(_status(ledger, study))
+        _print_json(found)
         return
-    found = _status(ledger, study)
     console = _console()
     counts = results.counts_in_words(found["trials"])
     console.print(f"{name}: {found['state']}, {counts} of {study.limit}", markup=False)
@@ -319,31 +308,17 @@ def status(name: str, as_json: bool) -> None:
     _print_results(console, ledger, study)
 
 
-def _status(ledger: Reader, study: StudyRecord) -> dict[str, Any]:
-    counts = ledger.counts(study.id)
-    numbers = {trial.id: trial.number for trial in ledger.trials(study.id)}
-    live = [attempt for attempt in ledger.attempts(study.id) if attempt.live]
-    idle = not counts["running"] and not counts["waiting"]
-    ended = idle and study.reserved >= study.limit
-    return {
-        "study": study.name,
-        "state": "ended" if ended else study.state,
-        "trials": counts,
-        "budget": {"trials": study.limit, "reserved": study.reserved},
-        "best": _best(ledger, study),
-        "workers": [{"worker": one.worker, "trial": numbers[one.trial_id]} for one in live],
-    }
-
-
 @cli.command()
 @click.argument("name")
 @_json
 def best(name: str, as_json: bool) -> int:
     """Show the best trial of the study NAME."""
+    from tuner import summary
+
     ledger = _ledger()
     study = ledger.study(name)
     if as_json:
-        _print_json({"study": name, "best": _best(ledger, study)})
+        _print_json({"study": name, "best": summary.of_best(ledger, study)})
     else:
         click.echo(results.best_in_words(study, ledger.best(study)))
     return 0 if ledger.best(study) else EXIT_NOTHING_COMPLETED

@@ -12,6 +12,7 @@ that race break their files for good.
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -298,8 +299,13 @@ def _logging_kept() -> Iterator[None]:
 
 def tracking_client(places: Addresses) -> MlflowClient:
     """Open MLflow."""
+    # a recorder tries again by itself, and a person waits for the others; MLflow's own default
+    # is to try for four minutes, and two more at each
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     from mlflow import MlflowClient  # noqa: PLC0415
 
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of each retry
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=places.tracking)
