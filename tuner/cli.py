@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import sys
 import threading
 import time
@@ -22,7 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import click
 from rich.console import Console
 
-from tuner import results, studyfile
+from tuner import results, studyfile, terminal
 from tuner.errors import TunerError, UnavailableError
 from tuner.storage import Addresses, addresses, open_ledger, upgrade_ledger, upgrade_tracking
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 EXIT_NOTHING_COMPLETED = 3
 EXIT_INTERRUPTED = 130
-PLAIN_WIDTH = 160
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -103,14 +103,6 @@ def _ledger(*, create: bool = False) -> Ledger:
     return Ledger(open_ledger(_places(), create=create), lease)
 
 
-def _console(*, stderr: bool = False) -> Console:
-    """Make a console; where nobody says how wide a line is, tables get what they need."""
-    console = Console(stderr=stderr, highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = PLAIN_WIDTH
-    return console
-
-
 def _print_json(content: dict[str, Any]) -> None:
     click.echo(json.dumps(content))
 
@@ -135,7 +127,7 @@ def run(file: Path, overrides: tuple[str, ...], prefixes: tuple[str, ...], as_js
     described = submission.prepare(spec, prefixes)
     ledger, places = _ledger(create=True), _places()
     study, _ = submission.submit(ledger, spec, described)
-    console = _console(stderr=as_json)
+    console = terminal.console(stderr=as_json)
     with progress.shown(console, ledger, study):
         ended = running.train(
             ledger,
@@ -181,8 +173,9 @@ def _print_results(console: Console, ledger: Reader, study: StudyRecord) -> None
     )
     console.print(report.stopped(trials), soft_wrap=True)
     console.print(results.best_in_words(study, ledger.best(study)), style="bold", markup=False)
-    console.print("Look at every curve: tuner ui", markup=False)
-    console.print(f"All about this study: tuner status {study.name!r}", markup=False)
+    program, name = terminal.program(), shlex.quote(study.name)
+    console.print(f"Look at every curve: {program} ui", markup=False)
+    console.print(f"All about this study: {program} status {name}", markup=False)
 
 
 @cli.command()
@@ -204,7 +197,8 @@ def submit(
     else:
         done = "submitted" if created else "was there already"
         click.echo(f"Study {study.name!r} {done}, {study.limit} trials.")
-        click.echo(f"Train it: tuner worker --study {study.name!r} --until-idle")
+        name = shlex.quote(study.name)
+        click.echo(f"Train it: {terminal.program()} worker --study {name} --until-idle")
 
 
 @cli.command()
@@ -300,7 +294,7 @@ def status(name: str, as_json: bool) -> None:
     if as_json:
         _print_json(found)
         return
-    console = _console()
+    console = terminal.console()
     counts = results.counts_in_words(found["trials"])
     console.print(f"{name}: {found['state']}, {counts} of {study.limit}", markup=False)
     for one in found["workers"]:

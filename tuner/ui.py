@@ -24,7 +24,10 @@ def serve(places: Addresses, port: int, say: Callable[[dict[str, Any]], None] | 
     if say is not None:
         say({"url": url})
     else:
-        print(f"MLflow UI: {url}/#/experiments (Ctrl-C ends it)", flush=True)  # noqa: T201
+        print(
+            f"MLflow UI: {url}/#/experiments?workflowType=machine_learning (Ctrl-C ends it)",
+            flush=True,
+        )
     if places.tracking.startswith("http"):
         return 0  # somebody runs that server already
     upgrade_tracking(places)
