@@ -347,7 +347,13 @@ def ui(port: int, as_json: bool) -> int:
     """Open the MLflow UI on this database, on 127.0.0.1."""
     from tuner import ui as server
 
-    return server.serve(_places(), port, say=_print_json if as_json else None)
+    def say(url: str) -> None:
+        if as_json:
+            _print_json({"url": url})
+        else:
+            click.echo(f"MLflow UI: {url} (Ctrl-C ends it)")
+
+    return server.serve(_places(), port, say)
 
 
 # --- the database

@@ -6,14 +6,15 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
 
 from tuner.errors import UnavailableError
 from tuner.storage import Addresses, upgrade_tracking, without_password
 
 
-def serve(places: Addresses, port: int, say: Callable[[dict[str, Any]], None] | None) -> int:
+def serve(places: Addresses, port: int, say: Callable[[str], None]) -> int:
     """Run MLflow's server until it is interrupted; give its exit code.
+
+    `say` is told where it is.
 
     Raises `UnavailableError` when the port is taken.
     """
@@ -21,13 +22,7 @@ def serve(places: Addresses, port: int, say: Callable[[dict[str, Any]], None] | 
     url = f"http://127.0.0.1:{port}"
     if places.tracking.startswith("http"):
         url = without_password(places.tracking)
-    if say is not None:
-        say({"url": url})
-    else:
-        print(
-            f"MLflow UI: {url}/#/experiments?workflowType=machine_learning (Ctrl-C ends it)",
-            flush=True,
-        )
+    say(f"{url}/#/experiments?workflowType=machine_learning")
     if places.tracking.startswith("http"):
         return 0  # somebody runs that server already
     upgrade_tracking(places)
