@@ -243,7 +243,7 @@ def recorder(names: tuple[str, ...], until_closed: bool, once: bool, as_json: bo
     from tuner.tracking.recorder import record
 
     ledger = _ledger()
-    with told_to_stop() as closing:
+    with told_to_stop("publishing the rest") as closing:
         if once:
             closing.set()
         if until_closed:
@@ -351,7 +351,7 @@ def ui(port: int, as_json: bool) -> int:
         if as_json:
             _print_json({"url": url})
         else:
-            click.echo(f"MLflow UI: {url} (Ctrl-C ends it)")
+            click.echo(f"MLflow UI: {url}/#/experiments?workflowType=machine_learning")
 
     return server.serve(_places(), port, say)
 

@@ -70,15 +70,18 @@ class RecorderProcess:
 
 
 @contextmanager
-def told_to_stop() -> Iterator[threading.Event]:
-    """Turn the first SIGINT or SIGTERM into an event; a second one interrupts at once."""
+def told_to_stop(doing: str) -> Iterator[threading.Event]:
+    """Turn the first SIGINT or SIGTERM into an event; a second one interrupts at once.
+
+    `doing` says what happens meanwhile.
+    """
     stop = threading.Event()
 
     def ask(number: int, _frame: FrameType | None) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        log.warning("%s: saving the trial; again to leave at once", signal.Signals(number).name)
+        log.warning("%s: %s; again to leave at once", signal.Signals(number).name, doing)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -30,7 +30,7 @@ def train(
 ) -> Ended:
     """Train trials here and publish them, until all is done or a signal comes."""
     beside = RecorderProcess(names) if recorder else None
-    with told_to_stop() as stop:
+    with told_to_stop("saving the trial") as stop:
         work(
             ledger,
             checkpoints,

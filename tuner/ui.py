@@ -8,7 +8,10 @@ import sys
 from collections.abc import Callable
 
 from tuner.errors import UnavailableError
+from tuner.processes import told_to_stop
 from tuner.storage import Addresses, upgrade_tracking, without_password
+
+LOOK_SECONDS = 0.2
 
 
 def serve(places: Addresses, port: int, say: Callable[[str], None]) -> int:
@@ -22,19 +25,21 @@ def serve(places: Addresses, port: int, say: Callable[[str], None]) -> int:
     url = f"http://127.0.0.1:{port}"
     if places.tracking.startswith("http"):
         url = without_password(places.tracking)
-    say(f"{url}/#/experiments?workflowType=machine_learning")
+    say(url)
     if places.tracking.startswith("http"):
         return 0  # somebody runs that server already
     upgrade_tracking(places)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--workers", "1", "--backend-store-uri", places.tracking]
     process = subprocess.Popen(command)  # noqa: S603 - MLflow's own program
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
+    with told_to_stop("ending MLflow's server") as stop:
+        while process.poll() is None and not stop.wait(LOOK_SECONDS):
+            pass
+        if not stop.is_set():
+            return int(process.returncode)
         process.terminate()
         process.wait()
-        return 0
+    return 0
 
 
 def _free(port: int) -> int:
