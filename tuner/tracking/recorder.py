@@ -18,9 +18,9 @@ from sqlalchemy import Engine
 from tuner.environment import identity
 from tuner.errors import LeaseLost, TunerError, UnavailableError
 from tuner.ledger import Reader, StudyRecord
-from tuner.storage import Addresses, optuna_storage, tracking_client, upgrade_tracking
+from tuner.storage import Addresses, optuna_storage, tracking_client
 from tuner.tracking.publications import CLAIM_SECONDS, Publications
-from tuner.tracking.runs import RunPublisher, reached
+from tuner.tracking.runs import RunPublisher
 from tuner.tracking.trials import TrialPublisher
 
 POLL_SECONDS = 0.5
@@ -38,11 +38,11 @@ class Recorder:
         me = identity()
         self._publications = {name: Publications(engine, name, me) for name in ("optuna", "mlflow")}
         self._trials = TrialPublisher(optuna_storage(places), self._publications["optuna"])
-        client = tracking_client(places)
-        with reached(client):
-            upgrade_tracking(places)
         self._runs = RunPublisher(
-            client, self._publications["mlflow"], self._ledger, artifacts_folder(places)
+            tracking_client(places),
+            self._publications["mlflow"],
+            self._ledger,
+            artifacts_folder(places),
         )
 
     def publish(self, names: Sequence[str] = ()) -> bool:

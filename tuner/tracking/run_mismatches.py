@@ -10,6 +10,7 @@ from mlflow.entities import Run
 
 from tuner.ledger import Reader, StudyRecord, TrialRecord
 from tuner.outcome import RUNNING
+from tuner.storage import tracking_reached
 from tuner.tracking.mismatch import Mismatch
 from tuner.tracking.runs import (
     PARENT,
@@ -19,7 +20,6 @@ from tuner.tracking.runs import (
     outcome_tags,
     params_of,
     points_of,
-    reached,
     stopped_step,
     tags_of,
 )
@@ -32,7 +32,7 @@ def mismatches(
     client: MlflowClient, ledger: Reader, study: StudyRecord, ours: Sequence[TrialRecord]
 ) -> list[Mismatch]:
     """Find what MLflow has otherwise than the ledger. Raises `UnavailableError`."""
-    with reached(client):
+    with tracking_reached(client.tracking_uri):
         return list(_mismatches(client, ledger, study, ours))
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,6 @@ from mlflow.entities import (
     Run,
     RunTag,
 )
-from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import SQLAlchemyError
 
 from tuner import results
 from tuner.curves import Chunk
@@ -32,7 +29,7 @@ from tuner.errors import UnavailableError
 from tuner.failpoints import reach
 from tuner.ledger import Reader, StudyRecord, TrialRecord
 from tuner.outcome import CANCELLED, COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING
-from tuner.storage import without_password
+from tuner.storage import tracking_reached
 from tuner.tracking.publications import Publication, Publications
 from tuner.training.trainer import seed_of
 
@@ -51,19 +48,6 @@ BATCH = 1000
 NAME_LIMIT = 250
 REASON_LIMIT = 5000
 PARENT = "study"  # what the tag tuner.trial says on a parent run
-
-
-@contextmanager
-def reached(client: MlflowClient) -> Iterator[None]:
-    """Turn MLflow's errors into `UnavailableError`."""
-    try:
-        yield
-    except (MlflowException, SQLAlchemyError) as error:
-        said = (str(error).splitlines() or [""])[0]
-        raise UnavailableError(
-            f"MLflow at {without_password(client.tracking_uri)} cannot be used: "
-            f"{without_password(said)}"
-        ) from error
 
 
 class RunPublisher:
@@ -90,7 +74,7 @@ class RunPublisher:
 
     def publish(self, study: StudyRecord) -> None:
         """Publish what is new of a claimed study. Raises `UnavailableError`."""
-        with reached(self._client):
+        with tracking_reached(self._client.tracking_uri):
             self._publish(study)
 
     def _publish(self, study: StudyRecord) -> None:
@@ -119,7 +103,7 @@ class RunPublisher:
 
         MLflow keeps what is deleted until its own garbage collection.
         """
-        with reached(self._client):
+        with tracking_reached(self._client.tracking_uri):
             known = set(self._publications.external_ids(study.id).values())
             experiment = experiment_id(self._client, study, self._artifacts)
             kept: set[str] = set()
@@ -228,6 +212,12 @@ class RunPublisher:
 def experiment_id(client: MlflowClient, study: StudyRecord, artifacts: Path | None) -> str:
     """Find a study's experiment, or make it."""
     found = client.get_experiment_by_name(study.name)
+    if found is not None and found.lifecycle_stage == "deleted":
+        raise UnavailableError(
+            f"the experiment {study.name!r} is deleted in MLflow; restore it there (`mlflow "
+            f"experiments restore --experiment-id {found.experiment_id}`), or clear it away for "
+            "good (`mlflow gc`)"
+        )
     if found is not None:
         return str(found.experiment_id)
     location = None if artifacts is None else (artifacts / f"study-{study.id}").as_uri()
@@ -245,19 +235,18 @@ def runs_of(client: MlflowClient, study: StudyRecord, experiment: str) -> dict[s
 
 
 def all_runs(client: MlflowClient, study: StudyRecord, experiment: str) -> list[Run]:
-    """Read all runs of a study, oldest first."""
+    """Read all runs of a study, oldest first; runs that others made in its experiment are not."""
     runs: list[Run] = []
     token = None
-    name = study.name.replace("'", "\\'")
     while True:
+        # no filter by name: MLflow's language has no way to quote every character
         page = client.search_runs(
             [experiment],
-            filter_string=f"tags.`tuner.study` = '{name}'",
             max_results=1000,
             order_by=["attributes.start_time ASC"],
             page_token=token,
         )
-        runs.extend(page)
+        runs.extend(run for run in page if run.data.tags.get("tuner.study") == study.name)
         token = page.token
         if not token:
             return runs
