@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
 import re
 import tomllib
 from pathlib import Path
@@ -17,6 +19,8 @@ MODULES = [
     for path in sorted((ROOT / folder).rglob("*.py"))
     if path.read_text().strip()
 ]
+
+
 def named(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
@@ -65,3 +69,13 @@ def test_continuous_integration_runs_what_people_run() -> None:
     assert commands[-2:] == ["make lint", "make test"]
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert {"demo", "test", "quick", "lint", "check", "clean"} <= set(targets)
+
+
+@pytest.mark.parametrize("package", ["tuner.ledger", "tuner.search", "tuner.spec"])
+def test_public_names_are_those_that_a_package_lists(package: str) -> None:
+    module = importlib.import_module(package)
+    assert sorted(module.__all__) == sorted(
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    )
