@@ -103,6 +103,10 @@ def _ledger(*, create: bool = False) -> Ledger:
     return Ledger(open_ledger(_places(), create=create), lease)
 
 
+def _say(console: Console, text: str, style: str = "") -> None:
+    console.print(text, style=style, markup=False, soft_wrap=True)
+
+
 def _print_json(content: dict[str, Any]) -> None:
     click.echo(json.dumps(content))
 
@@ -167,15 +171,13 @@ def _print_results(console: Console, ledger: Reader, study: StudyRecord) -> None
     from tuner import report
 
     trials = ledger.trials(study.id)
-    ranked = results.ranked(study, trials)[:10]
-    console.print(
-        report.ranking(study, trials, {one.number: ledger.curve(one.id) for one in ranked})
-    )
+    curves = {one.number: ledger.curve(one.id) for one in results.ranked(study, trials)[:10]}
+    console.print(report.ranking(study, trials, curves))
     console.print(report.stopped(trials), soft_wrap=True)
-    console.print(results.best_in_words(study, ledger.best(study)), style="bold", markup=False)
+    _say(console, results.best_in_words(study, ledger.best(study)), style="bold")
     program, name = terminal.program(), shlex.quote(study.name)
-    console.print(f"Look at every curve: {program} ui", markup=False)
-    console.print(f"All about this study: {program} status {name}", markup=False)
+    _say(console, f"Look at every curve: {program} ui")
+    _say(console, f"All about this study: {program} status {name}")
 
 
 @cli.command()
@@ -296,9 +298,9 @@ def status(name: str, as_json: bool) -> None:
         return
     console = terminal.console()
     counts = results.counts_in_words(found["trials"])
-    console.print(f"{name}: {found['state']}, {counts} of {study.limit}", markup=False)
+    _say(console, f"{name}: {found['state']}, {counts} of {study.limit}")
     for one in found["workers"]:
-        console.print(f"trial {one['trial']} is trained by {one['worker']}", markup=False)
+        _say(console, f"trial {one['trial']} is trained by {one['worker']}")
     _print_results(console, ledger, study)
 
 
