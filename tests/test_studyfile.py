@@ -245,6 +245,10 @@ space.schedule={name='cyclic', mode={low=1, high=2}}
     [space.schedule.cyclic] mode: expected "triangular", "triangular2" or "exp_range", or a list
     of them, got { low = 1, high = 2 }
 
+space.schedule={name='cyclic', final=[0.1, 0.2]}
+    [space.schedule.cyclic] final: expected one number, or the mode "exp_range", which alone uses
+    it, got several
+
 space.schedule={name='cosine_restarts', growth=5}
     [space.schedule.cosine_restarts] growth: expected a number of at least 1 and of at most 4,
     got 5

@@ -8,10 +8,20 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tuner.spec.choice import Choice
-from tuner.spec.values import Fractions, Real, Whole, Within, Word
+from tuner.spec.values import (
+    Fractions,
+    Range,
+    Real,
+    Whole,
+    Within,
+    Word,
+    mistake,
+    mistakes,
+    options,
+)
 
 
 class Schedule(Choice):
@@ -104,6 +114,14 @@ class Cyclic(Schedule):
     cycles: Annotated[Whole, Within(ge=1, le=1_000_000)] = 4
     base: Annotated[Real, Within(ge=0, lt=1)] = 0.25
     final: Annotated[Real, Within(gt=0, le=1, log=True)] = 0.1
+
+    @model_validator(mode="after")
+    def _final_is_used(self) -> Cyclic:
+        varies = isinstance(self.final, Range | tuple)
+        if varies and "exp_range" not in options(self.mode):
+            error = mistake('one number, or the mode "exp_range", which alone uses it', "several")
+            mistakes("Cyclic", {("final",): error})
+        return self
 
 
 class InverseSqrt(Schedule):
