@@ -117,15 +117,17 @@ def cosine_restarts(
     """
     done, total, risen = _after_warmup(step, horizon, warmup)
     count, factor = _whole(cycles), _whole(growth)
-    lengths = factor[..., None] ** torch.arange(int(count.max()))  # [..., cycle], in T_0
-    lengths = torch.where(torch.arange(lengths.shape[-1]) < count[..., None], lengths, 0)
-    ends = lengths.cumsum(dim=-1)  # [..., cycle], in T_0
-    whole = ends[..., -1]
-    # how many cycles ended: those with end · horizon <= step · whole, in numbers below 2^63
+    number = torch.arange(int(count.max()))  # [cycle]
+    lengths = torch.where(number < count[..., None], factor[..., None] ** number, 0)
+    whole = lengths.sum(dim=-1)  # in units of T_0, as are begin and length
+    # a cycle is over once its end · horizon <= step · whole, in numbers below 2^63
     passed = (done * whole) // total
-    begin = torch.where(ends <= passed[..., None], ends, 0).amax(dim=-1)
-    end = torch.where(ends > passed[..., None], ends, whole[..., None]).amin(dim=-1)
-    first, last = _ceil(begin * total, whole), _ceil(end * total, whole)
+    begin, length = torch.zeros_like(passed), torch.ones_like(passed)
+    for _ in range(len(number) - 1):
+        over = begin + length <= passed
+        begin = torch.where(over, begin + length, begin)
+        length = torch.where(over, length * factor, length)
+    first, last = _ceil(begin * total, whole), _ceil((begin + length) * total, whole)
     return risen * _anneal(1.0, _real(final), _share(done - first, last - first))
 
 
