@@ -12,7 +12,7 @@ from tuner.curves import Chunk
 from tuner.ledger import CheckpointRecord, Claim, Lease, Ledger, Report, StudyRecord
 from tuner.ledger.tables import attempts, metadata
 from tuner.outcome import COMPLETED, DIVERGED, PRUNED, Outcome
-from tuner.spec import StudySpec
+from tuner.spec import ParameterValue, Space, StudySpec, options
 
 WORKLOAD: Mapping[str, Any] = {"code": "c0de", "data": "da7a"}
 PARAMS = {"lr": 0.1, "schedule": "constant", "optimizer": "sgd"}
@@ -31,6 +31,16 @@ def spec(**overrides: Mapping[str, Any]) -> StudySpec:
     for name, table in overrides.items():
         tables[name] = {**tables.get(name, {}), **table}
     return StudySpec.model_validate(tables)
+
+
+def complete(
+    lr: float, schedule: str | dict[str, Any], optimizer: str | dict[str, Any]
+) -> dict[str, ParameterValue]:
+    """Give a trial's flat parameters; what is not said has its default."""
+    space = Space.model_validate({"lr": lr, "schedule": schedule, "optimizer": optimizer})
+    names = {"schedule": space.schedule[0].name, "optimizer": space.optimizer[0].name}
+    entries = space.entries(**names)
+    return {"lr": lr, **names, **{key: options(entry)[0] for key, entry in entries.items()}}
 
 
 def submit(ledger: Ledger, **overrides: Mapping[str, Any]) -> StudyRecord:

@@ -148,10 +148,26 @@ def entries(numbers, *, finite=False):
 def spaces(draw, *, finite=False):
     """Spaces of all forms of entries; only values and lists where they are to be `finite`."""
     any_number, whole = entries(numbers, finite=finite), entries(st.integers(1, 9), finite=finite)
-    schedules = st.fixed_dictionaries(
-        {"name": st.just("cosine")}, optional={"final": any_number, "warmup": any_number}
-    ) | st.fixed_dictionaries(
-        {"name": st.just("step")}, optional={"gamma": any_number, "drops": whole}
+    schedules = (
+        st.fixed_dictionaries(
+            {"name": st.just("cosine")}, optional={"final": any_number, "warmup": any_number}
+        )
+        | st.fixed_dictionaries(
+            {"name": st.just("step")}, optional={"gamma": any_number, "drops": whole}
+        )
+        | st.fixed_dictionaries(
+            {
+                "name": st.just("multistep"),
+                "milestones": st.sampled_from([[0.5, 0.75], [[0.5], [0.3, 0.6]], ["0.5", [0.1]]]),
+            },
+            optional={"gamma": any_number},
+        )
+        | st.fixed_dictionaries(
+            {
+                "name": st.just("wsd"),
+                "shape": choices(st.sampled_from(["linear", "cosine", "1-sqrt"])),
+            }
+        )
     )
     optimizers = st.fixed_dictionaries(
         {"name": st.just("sgd"), "momentum": any_number},

@@ -1,9 +1,10 @@
 """What a study is: its tables, validated and frozen."""
 
+from tuner.spec.choice import Choice, own
 from tuner.spec.search import ASHA, TPE, Grid, Median, NoPruner, Random
-from tuner.spec.space import Choice, Space
+from tuner.spec.space import Space
 from tuner.spec.study import GuardTable, StudySpec
-from tuner.spec.values import Entry, ParameterValue, Range, Table, WholeRange, options
+from tuner.spec.values import Entry, ParameterValue, Range, Table, WholeRange, fractions, options
 
 __all__ = [
     "ASHA",
@@ -21,5 +22,7 @@ __all__ = [
     "StudySpec",
     "Table",
     "WholeRange",
+    "fractions",
     "options",
+    "own",
 ]

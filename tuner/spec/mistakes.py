@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, get_args
 
 from pydantic_core import ErrorDetails
 
+from tuner.spec.optimizers import OptimizerChoice
+from tuner.spec.schedules import ScheduleChoice
 from tuner.spec.search import ASHA, AnyPruner, AnySampler, Grid, Median
-from tuner.spec.space import OptimizerChoice, ScheduleChoice, Space
+from tuner.spec.space import Space
 from tuner.spec.study import SearchTable, StudySpec, TrainingTable
 from tuner.spec.values import Entry, Range, Table
 
@@ -129,7 +132,9 @@ def _one_worded(table: str, error: ErrorDetails, document: Mapping[str, Any]) ->
         hint = _did_you_mean(context["tag"], names)
     elif kind == "literal_error":
         expected = context["expected"].replace("'", '"').replace("True", "true")
-        hint = _did_you_mean(value, [name.strip('"') for name in expected.split(" or ")])
+        hint = _did_you_mean(value, [n.strip('"') for n in re.split(", | or ", expected)])
+        if table == "space" and full[-1] == "value":
+            expected += ", or a list of them"
     elif kind in {"missing", "string_pattern_mismatch"}:
         expected = _owner(full).model_fields[str(full[-1])].description or "a value"
     else:
@@ -149,7 +154,8 @@ def unknown(place: Place, known: Iterable[str]) -> Mistake:
     homes = [name for name, table in _ALTERNATIVES.items() if key in table.model_fields]
     hint = _did_you_mean(key, known)
     if not hint and place[0] in {"space", "search"} and key != "name" and homes:
-        hint = f"; {printable(key)} is a parameter of {' and '.join(homes)}"
+        listed = " and ".join(filter(None, [", ".join(homes[:-1]), homes[-1]]))
+        hint = f"; {printable(key)} is a parameter of {listed}"
     what = "table" if len(place) == 1 else "key"
     return Mistake(place, f"one of {', '.join(known)}", f"an unknown {what}", hint)
 

@@ -1,8 +1,9 @@
 """One study, frozen and validated: the tables of a study file and what follows from them.
 
 A study file is TOML with the tables `study`, `workload`, `training`, `space`, `search`, `guard`
-and `budget`. Every entry of `space` is a value (fixed), a list (choices) or a table with `low`
-and `high` (a range). `tuner.studyfile` reads such a file and words its mistakes.
+and `budget`, of which `space`, `search` and `guard` may be left out. Every entry of `space` is a
+value (fixed), a list (choices) or a table with `low` and `high` (a range). `tuner.studyfile` reads
+such a file and words its mistakes.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ class StudySpec(Table):
     study: StudyTable
     workload: WorkloadTable
     training: TrainingTable
-    space: Space
+    space: Space = Space()
     search: SearchTable = SearchTable()
     guard: GuardTable = GuardTable()
     budget: BudgetTable

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from tuner.errors import WorkloadError
 from tuner.spec import StudySpec
-from tuner.training import checkpoint, guard, optimizers, schedules
+from tuner.training import checkpoint, guard, optimizers
 from tuner.training.guard import GuardState, Verdict
+from tuner.training.pace import Pace, pace
 from tuner.training.trainer import TRAIN_COLUMNS, Evaluation, Event, Status, Task
 from tuner.training.workloads import Workload
 
@@ -60,8 +61,7 @@ class _Member:
     parameters: list[nn.Parameter]  # the model's
     optimizer: torch.optim.Optimizer
     order: BatchOrder
-    rates: list[float]  # [step], the learning rate of every update
-    warmup: int  # steps
+    pace: Pace
     guard: GuardState  # of one trial
     random: dict[str, Tensor]  # the trial's own global random state [byte] by device
     step: int = 0  # updates so far; everything measured before and at it has been given out
@@ -75,6 +75,7 @@ class _Segment:
     """What one call of `advance` measures."""
 
     losses: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
     grad_norms: list[float] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
@@ -126,7 +127,8 @@ class ReferenceTrainer:
         member = self._built(task)
         if state is not None:
             member.model.load_state_dict(state["model"])
-            member.optimizer.load_state_dict(state["optimizer"])
+            optimizers.restore(member.optimizer, state["optimizer"])
+            member.pace.restore(state["pace"])
             member.guard = GuardState.of({k: v.numpy() for k, v in state["guard"].items()})
             member.random = state["random"]
             member.step = state["step"]
@@ -156,8 +158,7 @@ class ReferenceTrainer:
             member.status = Status.FINISHED
         elif member.status is Status.TRAINING and member.step in self._rungs:
             member.status = Status.AT_RUNG
-        rates = member.rates[first : first + len(segment.losses)]
-        columns = (segment.losses, rates, segment.grad_norms)
+        columns = (segment.losses, segment.rates, segment.grad_norms)
         return [
             Event(
                 number=member.task.number,
@@ -186,6 +187,7 @@ class ReferenceTrainer:
                 "status": member.status.value,
                 "model": member.model.state_dict(),
                 "optimizer": member.optimizer.state_dict(),
+                "pace": member.pace.state(),
                 "guard": {k: torch.from_numpy(v) for k, v in member.guard.arrays().items()},
                 "random": member.random,
             }
@@ -199,8 +201,9 @@ class ReferenceTrainer:
         rows = member.order.rows(step)
         if rows is not None:
             inputs, targets = inputs[rows], targets[rows]
+        rate = member.pace.rate(step)
         for group in member.optimizer.param_groups:
-            group["lr"] = member.rates[step]
+            group["lr"] = rate
         member.optimizer.zero_grad()
         loss = self._workload.loss(member.model(inputs), targets)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -208,6 +211,7 @@ class ReferenceTrainer:
         # one norm of one vector: for the few layers of a small model, a copy is the least work
         grad_norm = torch.linalg.vector_norm(torch.cat(gradients)).item()
         segment.losses.append(loss.item())
+        segment.rates.append(rate)
         segment.grad_norms.append(grad_norm)
         segment.times.append(time.monotonic())
         if 0.0 <= segment.losses[-1] <= member.calm and math.isfinite(grad_norm):
@@ -233,7 +237,7 @@ class ReferenceTrainer:
             np.array([loss]),
             np.array([grad_norm]),
             horizon=horizon,
-            warmup=member.warmup,
+            warmup=member.pace.warmup,
             baseline=baseline,
             settings=settings,
         )
@@ -273,6 +277,8 @@ class ReferenceTrainer:
             member.status = Status.DIVERGED
             segment.stopped_step = member.step
             segment.reason = f"{' and '.join(wrong)} at step {member.step}"
+        else:
+            member.pace.evaluated(member.step, metrics[self._spec.study.metric])
 
     def _built(self, task: Task) -> _Member:
         """Build a trial at step 0."""
@@ -284,15 +290,13 @@ class ReferenceTrainer:
             model = self._workload.model(task.seed, self._dtype).to(self._device, self._dtype)
         model.train()
         parameters = list(model.parameters())
-        multipliers = schedules.multipliers(task.params, training.steps)
         return _Member(
             task=task,
             model=model,
             parameters=parameters,
             optimizer=optimizers.make(task.params, parameters),
             order=BatchOrder(task.seed, len(self._train[0]), training.batch_size),
-            rates=(float(task.params["lr"]) * multipliers).tolist(),
-            warmup=schedules.warmup_steps(task.params, training.steps),
+            pace=pace(task.params, training.steps, self._spec.study.direction),
             guard=guard.start(1, self._spec.guard),
             random=random,
         )
