@@ -16,7 +16,8 @@ from studies import digits, house_prices
 from tuner.errors import WorkloadError
 from tuner.spec import StudySpec
 from tuner.training import optimizers, schedules
-from tuner.training.reference import BatchOrder, ReferenceTrainer
+from tuner.training.batches import BatchOrder
+from tuner.training.reference import ReferenceTrainer
 from tuner.training.trainer import TRAIN_COLUMNS, Status, Task
 from tuner.training.workloads import Workload, code_digest, digest_of, load, seeded
 

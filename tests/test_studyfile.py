@@ -102,7 +102,7 @@ workload.arguments.width=inf
     [workload.arguments] width: expected finite numbers, got inf
 
 workload.arguments.a b=1
-    [workload.arguments] "a b": expected the name of an argument of the factory, got this name
+    [workload.arguments] "a b": expected the name of an argument of the function, got this name
 
 workload.arguments.list=0xffffffffffffffffffff
     [workload.arguments] list: expected a number of 64 bits, got one of 80
