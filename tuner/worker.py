@@ -113,9 +113,8 @@ class StudyWorker:
         self._checkpoints = checkpoints
         self._stop = stop
         self._worker = identity()
-        settled = ledger.settle(
-            study.id, {"trainer": choosing.name_of(study.spec), "threads": THREADS}
-        )
+        settling = {"trainer": choosing.name_of(study.spec), "threads": THREADS}
+        settled = ledger.settle(study.id, settling)
         use_threads(settled["threads"])
         self._environment = describe(study.spec.training.device) | {"settled": settled}
         self._trainer = choosing.trainer_for(load_workload(study, prefixes), study.spec)
@@ -250,11 +249,11 @@ class _Attempt:
             case Status.AT_RUNG:
                 return self._decide(event)
             case Status.FINISHED:
-                value = self._value(event)
-                study = self._study.spec.study
-                how = event.reason or f"ran all {self._study.spec.training.steps} steps"
-                where = "at best" if study.value == "best" else "at the end"
-                reason = _sentence(f"{how}; {study.metric} {value:.4g} {where}")
+                value, spec = event.value, self._study.spec
+                assert value is not None
+                how = event.reason or f"ran all {spec.training.steps} steps"
+                where = "at best" if spec.study.value == "best" else "at the end"
+                reason = _sentence(f"{how}; {spec.study.metric} {value:.4g} {where}")
                 self._finish(Outcome(kind=COMPLETED, reason=reason, value=value))
             case Status.DIVERGED:
                 reason, stopped = _sentence(event.reason), event.stopped_step
@@ -264,7 +263,8 @@ class _Attempt:
         return True
 
     def _decide(self, event: Event) -> bool:
-        step, value = event.next_step, self._value(event)
+        step, value = event.next_step, event.value
+        assert value is not None
         if step in self._reported:  # a resumed attempt comes by again
             self._commit_when_due()
             return False
@@ -277,10 +277,6 @@ class _Attempt:
         else:
             self._ledger.report(self._lease, self._take_measured(), report, attrs=decision.attrs)
         return decision.prune
-
-    def _value(self, event: Event) -> float:
-        assert event.value is not None
-        return event.value
 
     def _finish(
         self,
