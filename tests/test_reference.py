@@ -17,8 +17,9 @@ from studies import digits, house_prices
 from tuner.errors import WorkloadError
 from tuner.spec import StudySpec
 from tuner.training import schedules
+from tuner.training.batches import BatchOrder
 from tuner.training.optimizers import OPTIMIZERS
-from tuner.training.reference import BatchOrder, ReferenceTrainer
+from tuner.training.reference import ReferenceTrainer
 from tuner.training.trainer import TRAIN_COLUMNS, Status, Task
 from tuner.training.workloads import Workload, code_digest, digest_of, load, seeded
 

@@ -111,6 +111,19 @@ study.metric=a@b
 workload.factory=digits
     [workload] factory: expected a factory named as "module:function", got "digits"
 
+workload.train=studies.wine:train
+    [workload] train: expected nothing beside factory, since a study trains one of them, got both
+
+workload={}
+    [workload] factory: expected this or train, named as "module:function", got neither
+
+workload={train='x'}
+    [workload] train: expected a train function named as "module:function", got "x"
+
+workload={train='studies.wine:train'}
+    [training] batch_size: expected nothing, since the train function's loop is its own, got
+    "full"; give it as one of [workload] arguments
+
 workload.arguments.width={a=1}
     [workload.arguments] width: expected a number, a boolean, a string or a list of them, got {
     a = 1 }
@@ -119,7 +132,7 @@ workload.arguments.width=inf
     [workload.arguments] width: expected finite numbers, got inf
 
 workload.arguments.a b=1
-    [workload.arguments] "a b": expected the name of an argument of the factory, got this name
+    [workload.arguments] "a b": expected the name of an argument of the function, got this name
 
 workload.arguments.list=0xffffffffffffffffffff
     [workload.arguments] list: expected a number of 64 bits, got one of 80
@@ -149,6 +162,35 @@ training.batch_size=0
 
 training.batch_size=half
     [training] batch_size: expected a whole number or "full", got "half"
+
+training.clip_norm=0
+    [training] clip_norm: expected a number above 0, got 0
+
+training.accumulate=0
+    [training] accumulate: expected a number of at least 1, got 0
+
+training={steps=300, batch_size=8, accumulate=9}
+    [training] accumulate: expected at most the 8 rows of [training] batch_size, got 9
+
+training.precision=float64
+    [training] precision: expected "float32", "bfloat16" or "float16", got "float64"; did you
+    mean float16?
+
+training={steps=300, dtype='float64', precision='bfloat16'}
+    [training] precision: expected nothing, or dtype = "float32", which mixed precision keeps
+    parameters in, got "bfloat16"
+
+training.patience=0
+    [training] patience: expected a number of at least 1, got 0
+
+training.seconds=0
+    [training] seconds: expected a number above 0, got 0
+
+guard.skipped_steps=0
+    [guard] skipped_steps: expected a number of at least 1, got 0
+
+study.value=first
+    [study] value: expected "last" or "best", got "first"
 
 training.device=gpu
     [training] device: expected "cpu", "cuda" or "cuda:0", got "gpu"

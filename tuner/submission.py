@@ -10,7 +10,9 @@ from tuner import studyfile
 from tuner.errors import NotFoundError, UsageError, WorkloadError
 from tuner.ledger import Ledger, Reader, StudyRecord
 from tuner.spec import Grid, Space, StudySpec, options
-from tuner.training import workloads
+from tuner.training import choosing, workloads
+from tuner.training.choosing import Trained
+from tuner.training.loop import OWN_NAMES
 from tuner.training.workloads import Workload
 
 
@@ -20,10 +22,16 @@ def prepare(spec: StudySpec, prefixes: Sequence[str]) -> dict[str, Any]:
     Raises `WorkloadError` when it cannot be trained here and `UsageError` when it does not
     measure what the study is judged by.
     """
-    workload = workloads.load(spec.workload.factory, spec.workload.arguments, prefixes)
-    if spec.study.metric not in workload.metric_names:
+    workload = choosing.load(spec, prefixes)
+    if not isinstance(workload, Workload):
+        if spec.study.metric in OWN_NAMES:
+            raise UsageError(
+                f"[study] metric: expected one that {spec.workload.function} reports at "
+                f"evaluations, such as val_loss, got {spec.study.metric!r}, which is of batches"
+            )
+    elif spec.study.metric not in workload.metric_names:
         raise UsageError(
-            f"[study] metric: expected one that {spec.workload.factory} measures "
+            f"[study] metric: expected one that {spec.workload.function} measures "
             f"({', '.join(workload.metric_names)}), got {spec.study.metric!r}"
         )
     return _described(spec, workload, prefixes)
@@ -43,26 +51,33 @@ def submit(
     return ledger.submit(spec, limit=limit, workload=described)
 
 
-def _described(spec: StudySpec, workload: Workload, prefixes: Sequence[str]) -> dict[str, Any]:
-    return {
-        "code": workloads.code_digest(spec.workload.factory, prefixes),
+def _described(spec: StudySpec, workload: Trained, prefixes: Sequence[str]) -> dict[str, Any]:
+    described = {
+        "code": workloads.code_digest(spec.workload.function, prefixes),
         "data": workload.data_digest,
         "data_name": workload.data_name,
+        "baseline_loss": None,
+        "training_rows": None,  # only their function knows
+        "validation_rows": None,
+    }
+    if not isinstance(workload, Workload):
+        return described
+    return described | {
         "baseline_loss": workload.baseline_loss,
         "training_rows": len(workload.train_inputs),
         "validation_rows": len(workload.validation_inputs),
     }
 
 
-def load_workload(study: StudyRecord, prefixes: Sequence[str]) -> Workload:
+def load_workload(study: StudyRecord, prefixes: Sequence[str]) -> Trained:
     """Build a study's workload. Raises `WorkloadError` when it is not what was submitted."""
     spec = study.spec
-    workload = workloads.load(spec.workload.factory, spec.workload.arguments, prefixes)
+    workload = choosing.load(spec, prefixes)
     here = _described(spec, workload, prefixes)
     for what in ("code", "data"):
         if here[what] != study.workload[what]:
             raise WorkloadError(
-                f"the {what} of {spec.workload.factory} is not what study "
+                f"the {what} of {spec.workload.function} is not what study "
                 f"{study.name!r} was submitted with (digest {study.workload[what]}, here "
                 f"{here[what]}); restore it, or submit the study under another name"
             )

@@ -11,6 +11,9 @@ from tuner.spec import ParameterValue, StudySpec
 OPEN, PAUSED, STOPPED = "open", "paused", "stopped"
 """The states of a study; workers take trials of open ones."""
 
+OUT_OF_MEMORY = "out_of_memory"
+"""How an attempt ends whose trial is tried again with smaller micro-batches."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRecord:
@@ -110,6 +113,7 @@ class Claim:
     lease: Lease
     trial: TrialRecord
     checkpoint: CheckpointRecord | None
+    out_of_memory: int = 0  # attempts at it that ended so; each halved its micro-batches
 
 
 @dataclass(frozen=True, kw_only=True)

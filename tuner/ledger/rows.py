@@ -109,6 +109,12 @@ def lease(
     return lease, checkpoint
 
 
+def count_attempts(tx: Connection, trial_id: int, ending: str) -> int:
+    """Count the attempts at a trial that ended in one way."""
+    mine = (attempts.c.trial_id == trial_id, attempts.c.ending == ending)
+    return tx.scalar(select(func.count()).select_from(attempts).where(*mine)) or 0
+
+
 def append_rows(tx: Connection, lease: Lease, chunk: Chunk) -> None:
     """Add rows of a curve that are not committed yet; those that are drop out."""
     trial = tx.execute(

@@ -18,13 +18,21 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, and_, delete, func, insert, select, update
+from sqlalchemy import Connection, Engine, and_, delete, insert, select, update
 
 from tuner.curves import Chunk
 from tuner.errors import LeaseLost, UsageError
 from tuner.ledger import rows
 from tuner.ledger.reading import Reader, has_live_attempt, read_trials
-from tuner.ledger.records import OPEN, CheckpointRecord, Claim, Lease, Report, StudyRecord
+from tuner.ledger.records import (
+    OPEN,
+    OUT_OF_MEMORY,
+    CheckpointRecord,
+    Claim,
+    Lease,
+    Report,
+    StudyRecord,
+)
 from tuner.ledger.tables import (
     attempts,
     checkpoints,
@@ -130,7 +138,8 @@ class Ledger(Reader):
                 tx, study_id, trial_id, worker, environment, self.lease_seconds
             )
             trial = read_trials(tx, trials.c.id == trial_id)[0]
-        return Claim(lease=lease, trial=trial, checkpoint=checkpoint)
+            halvings = rows.count_attempts(tx, trial_id, OUT_OF_MEMORY)
+        return Claim(lease=lease, trial=trial, checkpoint=checkpoint, out_of_memory=halvings)
 
     def draw(
         self,
@@ -273,12 +282,8 @@ class Ledger(Reader):
             ).first()
             if done is None:
                 return False
-            stale = tx.scalar(
-                select(func.count())
-                .select_from(attempts)
-                .where(attempts.c.trial_id == done.trial_id, attempts.c.ending == "stale")
-            )
-            if stale is not None and stale > STALE_RETRIES:
+            stale = rows.count_attempts(tx, done.trial_id, "stale")
+            if stale > STALE_RETRIES:
                 study_id = tx.scalar(select(trials.c.study_id).where(trials.c.id == done.trial_id))
                 assert study_id is not None
                 sentence = f"Its worker was lost {stale} times; the last time, {reason}."

@@ -15,7 +15,7 @@ from tuner.spec.optimizers import OptimizerChoice
 from tuner.spec.schedules import ScheduleChoice
 from tuner.spec.search import ASHA, AnyPruner, AnySampler, Grid, Median
 from tuner.spec.space import Space
-from tuner.spec.study import SearchTable, StudySpec, TrainingTable
+from tuner.spec.study import SearchTable, StudySpec, TrainingTable, WorkloadTable
 from tuner.spec.values import Entry, Range, Table
 
 Place = tuple[str | int, ...]
@@ -194,6 +194,11 @@ def _owner(full: Place) -> type[Table]:
 def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
     """Find what valid tables say against each other."""
     space, search, training = (tables.get(name) for name in ("space", "search", "training"))
+    if isinstance(training, TrainingTable):
+        yield from _at_odds(training, tables.get("workload"))
+    workload = tables.get("workload")
+    if isinstance(workload, WorkloadTable) and workload.train is not None:
+        yield from _stateful(space)
     if not isinstance(search, SearchTable):
         return
     if isinstance(search.sampler, Grid) and isinstance(space, Space):
@@ -203,6 +208,33 @@ def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
                 yield Mistake(place, 'a value or a list, as the sampler is "grid"', got)
     if isinstance(training, TrainingTable):
         yield from _rungs_too_late(search.pruner, training)
+
+
+def _stateful(space: Table | None) -> Iterator[Mistake]:
+    """Find schedules that listen to evaluations: a train function asks for rates ahead of them."""
+    if isinstance(space, Space):
+        for choice in space.schedule:
+            if choice.name == "plateau":
+                expected = "another schedule, since plateau needs a workload's evaluations"
+                yield Mistake(("space", "schedule"), expected, "plateau beside [workload] train")
+
+
+def _at_odds(training: TrainingTable, workload: Table | None) -> Iterator[Mistake]:
+    """Find settings of the training that exclude each other, or that nothing would heed."""
+    if isinstance(workload, WorkloadTable) and workload.train is not None:
+        for key in ("batch_size", "dtype", "clip_norm", "accumulate", "precision"):
+            if key in training.model_fields_set:
+                hint = "; give it as one of [workload] arguments"
+                expected = "nothing, since the train function's loop is its own"
+                yield Mistake(("training", key), expected, shown(getattr(training, key)), hint)
+        return
+    if training.precision and training.dtype != "float32":
+        expected = 'nothing, or dtype = "float32", which mixed precision keeps parameters in'
+        yield Mistake(("training", "precision"), expected, shown(training.precision))
+    size = training.batch_size
+    if isinstance(size, int) and training.accumulate > size:
+        expected = f"at most the {size} rows of [training] batch_size"
+        yield Mistake(("training", "accumulate"), expected, shown(training.accumulate))
 
 
 def _entries(space: Space) -> Iterator[tuple[Place, Entry]]:

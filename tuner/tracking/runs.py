@@ -163,7 +163,8 @@ class RunPublisher:
         run_id = str(existing.info.run_id)
         params = [Param(key, value) for key, value in params_of(trial).items()]
         self._client.log_batch(run_id, params=params, tags=_as_tags(tags))
-        self._client.log_inputs(run_id, datasets=[_dataset(study)])
+        if study.workload["data"]:
+            self._client.log_inputs(run_id, datasets=[_dataset(study)])
         self._publications.note(trial, external_id=run_id)
         return run_id
 
@@ -316,7 +317,7 @@ def tags_of(
     """Give the tags that a run has from the beginning."""
     tags = {
         "mlflow.parentRunId": parent,
-        "mlflow.source.name": study.spec.workload.factory,
+        "mlflow.source.name": study.spec.workload.function,
         "mlflow.source.type": "LOCAL",
         "tuner.study": study.name,
         "tuner.trial": str(trial.number),
@@ -343,12 +344,13 @@ def _as_tags(tags: dict[str, str]) -> list[RunTag]:
 
 def _dataset(study: StudyRecord) -> DatasetInput:
     workload = study.workload
-    sizes = f'{{"num_rows": {workload["training_rows"]}}}'
+    rows = workload["training_rows"]
+    sizes = None if rows is None else f'{{"num_rows": {rows}}}'
     dataset = Dataset(
         name=workload["data_name"],
         digest=workload["data"],
         source_type="code",
-        source=f'{{"tags": {{"mlflow.source.name": "{study.spec.workload.factory}"}}}}',
+        source=f'{{"tags": {{"mlflow.source.name": "{study.spec.workload.function}"}}}}',
         profile=sizes,
     )
     return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
