@@ -71,8 +71,14 @@ class RecorderProcess:
 
 @contextmanager
 def told_to_stop() -> Iterator[threading.Event]:
-    """Turn the first SIGINT or SIGTERM into an event; a second one interrupts at once."""
+    """Turn the first SIGINT or SIGTERM into an event; a second one interrupts at once.
+
+    Only the main thread can be told; in another one the event stays unset.
+    """
     stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
 
     def ask(number: int, _frame: FrameType | None) -> None:
         if stop.is_set():

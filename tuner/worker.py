@@ -10,19 +10,19 @@ import logging
 import shutil
 import threading
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from tuner import curves
+from tuner import curves, failure
 from tuner.curves import Chunk
 from tuner.environment import describe, identity, is_gone
 from tuner.errors import LeaseLost, WorkloadError
 from tuner.failpoints import reach
 from tuner.ledger import OPEN, CheckpointRecord, Claim, Lease, Ledger, Report, StudyRecord
+from tuner.ledger import governing
 from tuner.outcome import COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING, Outcome
 from tuner.search import Search
 from tuner.spec import ParameterValue
@@ -117,6 +117,10 @@ class StudyWorker:
         """Take a trial and work at it until it ends or the worker is told to stop."""
         if self._stop.is_set():
             return False
+        stopped = governing.break_circuit(self._ledger, self._study)
+        if stopped is not None:
+            log.warning("study %s: %s", stopped.name, stopped.reason)
+            return False
         claim = self._ledger.claim(self._study.id, self._worker, self._environment)
         if claim is None:
             return False
@@ -134,8 +138,19 @@ class StudyWorker:
             with _renewing(self._ledger, claim.lease):
                 attempt.run()
         except LeaseLost as lost:
-            log.warning("trial %d of %s: %s", number, self._study.name, lost)
+            self._give_up(number, lost)
         return True
+
+    def _give_up(self, number: int, lost: LeaseLost) -> None:
+        """Leave a trial that is another's now, or has been cancelled."""
+        trials = self._ledger.trials(self._study.id)
+        trial = next((one for one in trials if one.number == number), None)
+        if trial is not None and trial.state == RUNNING:
+            log.warning("trial %d of %s: %s", number, self._study.name, lost)
+            return
+        shutil.rmtree(_folder(self._checkpoints, self._study, number), ignore_errors=True)
+        why = "its study was deleted" if trial is None else str(trial.reason)
+        log.warning("trial %d of %s has been cancelled: %s", number, self._study.name, why)
 
 
 class _Attempt:
@@ -283,10 +298,7 @@ class _Attempt:
     def _fail(self, error: Exception) -> None:
         """End the trial as failed: the same code on the same data would raise again."""
         log.debug("trial %d failed", self._trial.number, exc_info=error)
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        what = f"{type(error).__name__}: {error}".splitlines()[0]
-        reason = f"The training code raised {what} ({Path(place.filename).name}:{place.lineno})."
-        self._finish(Outcome(kind=FAILED, reason=reason))
+        self._finish(Outcome(kind=FAILED, reason=failure.sentence(error)))
 
     def _chunk(self, event: Event) -> Chunk:
         evaluations = event.evaluations

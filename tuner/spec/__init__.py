@@ -1,6 +1,6 @@
 """What a study is: its tables, validated and frozen."""
 
-from tuner.spec.search import ASHA, TPE, Grid, Median, NoPruner, Random
+from tuner.spec.search import ASHA, TPE, Grid, Listed, Median, NoPruner, Random
 from tuner.spec.space import Choice, Space
 from tuner.spec.study import GuardTable, StudySpec
 from tuner.spec.values import Entry, ParameterValue, Range, Table, WholeRange, options
@@ -12,6 +12,7 @@ __all__ = [
     "Entry",
     "Grid",
     "GuardTable",
+    "Listed",
     "Median",
     "NoPruner",
     "ParameterValue",

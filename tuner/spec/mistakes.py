@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, get_args
 
 from pydantic_core import ErrorDetails
 
-from tuner.spec.search import ASHA, AnyPruner, AnySampler, Grid, Median
+from tuner.spec.search import ASHA, AnyPruner, AnySampler, Grid, Listed, Median
 from tuner.spec.space import OptimizerChoice, ScheduleChoice, Space
 from tuner.spec.study import SearchTable, StudySpec, TrainingTable
 from tuner.spec.values import Entry, Range, Table
@@ -195,6 +195,11 @@ def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
             if isinstance(entry, Range):
                 got = shown(entry.model_dump(exclude={"log"}))
                 yield Mistake(place, 'a value or a list, as the sampler is "grid"', got)
+    if isinstance(search.sampler, Listed) and isinstance(space, Space):
+        for index, params in enumerate(search.sampler.params):
+            for key, expected in space.missing(params).items():
+                got = shown(params.get(key))
+                yield Mistake(("search", "sampler", "params", key, index), expected, got)
     if isinstance(training, TrainingTable):
         yield from _rungs_too_late(search.pruner, training)
 

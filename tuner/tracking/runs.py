@@ -30,7 +30,7 @@ from tuner import results
 from tuner.curves import Chunk
 from tuner.errors import UnavailableError
 from tuner.failpoints import reach
-from tuner.ledger import Reader, StudyRecord, TrialRecord
+from tuner.ledger import STOPPED, Reader, StudyRecord, TrialRecord
 from tuner.outcome import CANCELLED, COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING
 from tuner.storage import without_password
 from tuner.tracking.publications import Publication, Publications
@@ -208,8 +208,9 @@ class RunPublisher:
         trials = self._ledger.trials(study.id)
         best = self._ledger.best(study)
         done = sum(count for kind, count in counts.items() if kind not in (RUNNING, "waiting"))
+        stopped = f"{study.reason}\n\n" if study.reason else ""
         note = (
-            f"{results.best_in_words(study, best)}\n\n"
+            f"{stopped}{results.best_in_words(study, best)}\n\n"
             f"{done} of {study.limit} trials have ended: {results.counts_in_words(counts)}.\n\n"
             f"{study.spec.study.description}"
         )
@@ -218,9 +219,10 @@ class RunPublisher:
             tags["tuner.best_trial"] = str(best.number)
         points = list(_improvements(study, trials))[-BATCH:]
         self._client.log_batch(parent, metrics=points, tags=_as_tags(tags))
-        if done >= study.limit:
-            last = max(trial.ended_at or 0.0 for trial in trials)
-            self._client.set_terminated(parent, "FINISHED", _milliseconds(last))
+        if done >= study.limit or study.state == STOPPED:
+            last = max((trial.ended_at or 0.0 for trial in trials), default=study.created_at)
+            status = "KILLED" if study.state == STOPPED else "FINISHED"
+            self._client.set_terminated(parent, status, _milliseconds(last))
         else:
             self._client.update_run(parent, status="RUNNING")
 
