@@ -11,7 +11,7 @@ _SENTENCE = re.compile(r"The training code raised (\w+)(?:: .*)? \(([^()]*:\d+)\
 
 
 class Cause(NamedTuple):
-    """The type of an exception and the place that raised it; messages differ from trial to trial."""
+    """The type of an exception and the place that raised it; messages differ between trials."""
 
     error: str
     place: str  # file:line

@@ -21,8 +21,16 @@ from tuner.curves import Chunk
 from tuner.environment import describe, identity, is_gone
 from tuner.errors import LeaseLost, WorkloadError
 from tuner.failpoints import reach
-from tuner.ledger import OPEN, CheckpointRecord, Claim, Lease, Ledger, Report, StudyRecord
-from tuner.ledger import governing
+from tuner.ledger import (
+    OPEN,
+    CheckpointRecord,
+    Claim,
+    Lease,
+    Ledger,
+    Report,
+    StudyRecord,
+    governing,
+)
 from tuner.outcome import COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING, Outcome
 from tuner.search import Search
 from tuner.spec import ParameterValue

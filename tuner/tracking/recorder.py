@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import Engine
@@ -90,9 +91,7 @@ class Recorder:
         first, and with `trials_anew` all that Optuna has of the study. Raises `UnavailableError`
         when another recorder does not finish with the study.
         """
-        for publications in self._publications.values():
-            self._claim(study, publications)
-        try:
+        with self.claimed(study):
             self._runs.discard(study, without)
             if trials_anew:
                 self._trials.discard(study)
@@ -100,6 +99,19 @@ class Recorder:
                 self._publications[publisher.target].forget(study.id)
                 while publisher.behind(study):
                     publisher.publish(study)
+
+    def erase(self, study: StudyRecord) -> None:
+        """Delete all that Optuna and MLflow have of a claimed study, as far as they have it."""
+        self._runs.erase(study)
+        self._trials.erase(study)
+
+    @contextmanager
+    def claimed(self, study: StudyRecord) -> Iterator[None]:
+        """Let no other recorder publish a study. Raises `UnavailableError` when one does on."""
+        try:
+            for publications in self._publications.values():
+                self._claim(study, publications)
+            yield
         finally:
             for publications in self._publications.values():
                 publications.release(study.id)

@@ -131,6 +131,21 @@ class RunPublisher:
                     self._client.delete_run(run.info.run_id)
                 kept.add(key)
 
+    def erase(self, study: StudyRecord) -> None:
+        """Delete a study's runs and its experiment, if they are there.
+
+        The experiment gets another name first: MLflow never gives a deleted one's away.
+        """
+        with reached(self._client):
+            name = study.name.replace("'", "\\'")
+            ours = f"tags.`tuner.study` = '{name}'"
+            for experiment in self._client.search_experiments(filter_string=ours):
+                for run in all_runs(self._client, study, experiment.experiment_id):
+                    self._client.delete_run(run.info.run_id)
+                where = str(experiment.experiment_id)
+                self._client.rename_experiment(where, f"{study.name} (deleted, {where})")
+                self._client.delete_experiment(where)
+
     def _due(self, study: StudyRecord) -> Iterator[tuple[TrialRecord, Publication | None]]:
         """Yield the trials of which there is something to publish."""
         for trial, publication in self._publications.open_trials(study.id):
