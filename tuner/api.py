@@ -172,10 +172,10 @@ class Study:
         """Show the study in a notebook: how it stands, and its best ten trials."""
         ledger, study = self._read()
         state = summary.of_state(ledger, study)
-        counts = results.counts_in_words(state["trials"])
+        counts = f"{results.counts_in_words(state['trials'])} of {study.limit}"
         ranked = results.ranked(study, ledger.trials(study.id))[:10]
         lines = [
-            f"<b>{_text(study.name)}</b>: {_text(state['state'])}, {_text(counts)} of {study.limit}",
+            f"<b>{_text(study.name)}</b>: {_text(state['state'])}, {_text(counts)}",
             _text(study.reason or ""),
             _text(results.best_in_words(study, ledger.best(study))),
         ]

@@ -109,7 +109,7 @@ def read(folder: Path, name: str, what: str, file_format: str = "csv") -> pd.Dat
     if file_format == "parquet":
         return pd.read_parquet(file)
     types = CURVE_TYPES if what == "curves" else TRIAL_TYPES
-    return pd.read_csv(file, dtype=types, float_precision="round_trip")
+    return pd.read_csv(file, dtype=types)
 
 
 def file_name(study: str) -> str:
@@ -124,9 +124,10 @@ def _long(number: int, chunk: Chunk | None) -> pd.DataFrame:
     parts: list[tuple[str, Any, Any, Any]] = []
     if chunk is not None:
         steps = np.arange(chunk.first_step, chunk.next_step)
-        parts += [(name, steps, v, chunk.times) for name, v in chunk.columns.items()]
+        parts += [(name, steps, v, chunk.times) for name, v in sorted(chunk.columns.items())]
         parts += [
-            (name, chunk.eval_steps, v, chunk.eval_times) for name, v in chunk.metrics.items()
+            (name, chunk.eval_steps, v, chunk.eval_times)
+            for name, v in sorted(chunk.metrics.items())
         ]
     columns: Mapping[str, Sequence[Any]] = {
         "trial": [number] * sum(len(values) for _, _, values, _ in parts),

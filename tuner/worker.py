@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from tuner import curves, failure
+from tuner.checkpoint_folders import folder_of, sweep
 from tuner.curves import Chunk
 from tuner.environment import describe, identity, is_gone
 from tuner.errors import LeaseLost, WorkloadError
@@ -115,7 +116,7 @@ class StudyWorker:
         self._environment = describe(study.spec.training.device) | {"settled": settled}
         self._trainer = ReferenceTrainer(load_workload(study, prefixes), study.spec)
         self._search = Search(study, ledger)
-        _sweep(checkpoints, ledger, study)
+        sweep(checkpoints, ledger, study)
 
     def others_train(self) -> bool:
         """Tell whether any trial has a live attempt."""
@@ -156,7 +157,7 @@ class StudyWorker:
         if trial is not None and trial.state == RUNNING:
             log.warning("trial %d of %s: %s", number, self._study.name, lost)
             return
-        shutil.rmtree(_folder(self._checkpoints, self._study, number), ignore_errors=True)
+        shutil.rmtree(folder_of(self._checkpoints, self._study, number), ignore_errors=True)
         why = "its study was deleted" if trial is None else str(trial.reason)
         log.warning("trial %d of %s has been cancelled: %s", number, self._study.name, why)
 
@@ -301,7 +302,7 @@ class _Attempt:
         )
         reach("outcome.committed")
         # all of it: attempts that were killed may have left files that the ledger does not know
-        shutil.rmtree(_folder(self._checkpoints, self._study, self._trial.number), True)
+        shutil.rmtree(folder_of(self._checkpoints, self._study, self._trial.number), True)
 
     def _fail(self, error: Exception) -> None:
         """End the trial as failed: the same code on the same data would raise again."""
@@ -345,7 +346,7 @@ class _Attempt:
         if self._step == (self._saved.step if self._saved else 0):
             return  # nothing was trained since
         number = self._trial.number
-        folder = _folder(self._checkpoints, self._study, number)
+        folder = folder_of(self._checkpoints, self._study, number)
         file = folder / f"{self._step}-{self._lease.number}.pt"
         try:
             digest = checkpoint_files.write(file, self._trainer.snapshot(number))
@@ -365,19 +366,6 @@ class _Attempt:
         if steps == self._block:
             faster = max(1, round(steps * LOOK_SECONDS / max(seconds, 1e-6)))
             self._block = min(2 * self._block, faster)
-
-
-def _folder(checkpoints: Path, study: StudyRecord, number: int) -> Path:
-    """Give the folder of a trial's checkpoints."""
-    return checkpoints / str(study.id) / str(number)
-
-
-def _sweep(checkpoints: Path, ledger: Ledger, study: StudyRecord) -> None:
-    """Remove the checkpoints of trials that ended, which killed workers left."""
-    ended = {str(trial.number) for trial in ledger.trials(study.id) if trial.state != RUNNING}
-    for folder in (checkpoints / str(study.id)).glob("*"):
-        if folder.name in ended:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

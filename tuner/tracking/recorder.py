@@ -20,6 +20,7 @@ from tuner.environment import identity
 from tuner.errors import LeaseLost, TunerError, UnavailableError
 from tuner.ledger import Reader, StudyRecord
 from tuner.storage import Addresses, optuna_storage, tracking_client, upgrade_tracking
+from tuner.tracking.erasing import erase_runs
 from tuner.tracking.publications import CLAIM_SECONDS, Publications
 from tuner.tracking.runs import RunPublisher, reached
 from tuner.tracking.trials import TrialPublisher
@@ -39,7 +40,7 @@ class Recorder:
         me = identity()
         self._publications = {name: Publications(engine, name, me) for name in ("optuna", "mlflow")}
         self._trials = TrialPublisher(optuna_storage(places), self._publications["optuna"])
-        client = tracking_client(places)
+        client = self._client = tracking_client(places)
         with reached(client):
             upgrade_tracking(places)
         self._runs = RunPublisher(
@@ -102,7 +103,7 @@ class Recorder:
 
     def erase(self, study: StudyRecord) -> None:
         """Delete all that Optuna and MLflow have of a claimed study, as far as they have it."""
-        self._runs.erase(study)
+        erase_runs(self._client, study)
         self._trials.erase(study)
 
     @contextmanager
