@@ -97,14 +97,36 @@ def test_a_live_study_is_not_deleted(tuner, ledger):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own statement
 def test_confirm_and_delete(tuner):
     code, _, told = tuner("confirm", "line", "--top", "2", "--seeds", "2", "--json", *ALLOW)
     assert code == 0
     assert (told["confirmation"], told["winner"], told["seeds"]) == ("line confirm", 2, 2)
     assert told["unfinished"] == 0
     assert [len(one["values"]) for one in told["candidates"]] == [2, 2]
-    assert told["sentence"] in tuner("confirm", "line", "--top", "2", "--seeds", "2", *ALLOW)[
-        1
-    ].replace("\n", " ")
+    again = tuner("confirm", "line", "--top", "2", "--seeds", "2", *ALLOW)
+    assert told["sentence"] in again[1]
     assert tuner("delete", "line confirm", "--yes", "--json")[2]["deleted"]
-    assert tuner("doctor", "--json")[2]["problems"] == []
+    told = tuner("doctor", "--json")[2]
+    assert {problem["study"] for problem in told["problems"]} == {"line"}  # never published
+
+
+@pytest.mark.slow
+def test_a_study_that_fails_from_its_beginning_ends_by_itself(tuner, tmp_path):
+    (tmp_path / "study.toml").write_text(
+        """
+        study = { name = "failing" }
+        workload = { factory = "tests.training_here:fitting", arguments = { failing = true } }
+        training = { steps = 12, batch_size = 4, dtype = "float64" }
+        space = { lr = { low = 0.1, high = 1.0 }, schedule = "constant", optimizer = "sgd" }
+        budget = { trials = 50 }
+        """
+    )
+    code, said, _ = tuner("run", "study.toml", *ALLOW)
+    assert code == 3
+    assert "failed for one reason, RuntimeError at training_here.py" in said
+    assert "`tuner resume failing`" in said
+    told = tuner("status", "failing", "--json")[2]
+    assert (told["state"], told["trials"]["failed"]) == ("stopped", 3)
+    with pytest.raises(UsageError, match="is stopped: Stopped by itself"):
+        tuner("run", "study.toml", *ALLOW)

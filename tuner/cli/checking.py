@@ -70,7 +70,7 @@ def _print(found: Confirmation) -> None:
         table.add_row(*(cell.replace("[", r"\[") for cell in row))
     console = make_console()
     console.print(table)
-    console.print(found.sentence, style="bold", markup=False)
+    console.print(found.sentence, style="bold", markup=False, soft_wrap=True)
 
 
 @cli.command()
