@@ -349,7 +349,7 @@ search.sampler=3
     [search] sampler: expected a name or a table, got 3
 
 search.sampler=tpee
-    [search] sampler: expected one of tpe, random, grid, got "tpee"; did you mean tpe?
+    [search] sampler: expected one of tpe, random, grid, listed, got "tpee"; did you mean tpe?
 
 search.pruner.min_steps=0
     [search.pruner] min_steps: expected a number of at least 1, got 0

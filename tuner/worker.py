@@ -10,14 +10,14 @@ import logging
 import shutil
 import threading
 import time
-import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from tuner import curves
+from tuner import curves, failure
+from tuner.checkpoint_folders import folder_of, sweep
 from tuner.curves import Chunk
 from tuner.environment import describe, identity, is_gone
 from tuner.errors import LeaseLost, WorkloadError
@@ -30,6 +30,7 @@ from tuner.ledger import (
     Ledger,
     Report,
     StudyRecord,
+    governing,
     renewing,
 )
 from tuner.outcome import COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING, Outcome
@@ -119,7 +120,7 @@ class StudyWorker:
         self._environment = describe(study.spec.training.device) | {"settled": settled}
         self._trainer = choosing.trainer_for(load_workload(study, prefixes), study.spec)
         self._search = Search(study, ledger)
-        _sweep(checkpoints, ledger, study)
+        sweep(checkpoints, ledger, study)
 
     def others_train(self) -> bool:
         """Tell whether any trial has a live attempt."""
@@ -128,6 +129,10 @@ class StudyWorker:
     def train_one(self) -> bool:
         """Take a trial and work at it until it ends or the worker is told to stop."""
         if self._stop.is_set():
+            return False
+        stopped = governing.break_circuit(self._ledger, self._study)
+        if stopped is not None:
+            log.warning("study %s: %s", stopped.name, stopped.reason)
             return False
         claim = self._ledger.claim(self._study.id, self._worker, self._environment)
         if claim is None:
@@ -146,8 +151,19 @@ class StudyWorker:
             with renewing(self._ledger, claim.lease):
                 attempt.run()
         except LeaseLost as lost:
-            log.warning("trial %d of %s: %s", number, self._study.name, lost)
+            self._give_up(number, lost)
         return True
+
+    def _give_up(self, number: int, lost: LeaseLost) -> None:
+        """Leave a trial that is another's now, or has been cancelled."""
+        trials = self._ledger.trials(self._study.id)
+        trial = next((one for one in trials if one.number == number), None)
+        if trial is not None and trial.state == RUNNING:
+            log.warning("trial %d of %s: %s", number, self._study.name, lost)
+            return
+        shutil.rmtree(folder_of(self._checkpoints, self._study, number), ignore_errors=True)
+        why = "its study was deleted" if trial is None else str(trial.reason)
+        log.warning("trial %d of %s has been cancelled: %s", number, self._study.name, why)
 
 
 class _Attempt:
@@ -290,7 +306,7 @@ class _Attempt:
         )
         reach("outcome.committed")
         # all of it: attempts that were killed may have left files that the ledger does not know
-        shutil.rmtree(_folder(self._checkpoints, self._study, self._trial.number), True)
+        shutil.rmtree(folder_of(self._checkpoints, self._study, self._trial.number), True)
 
     def _fail(self, error: Exception) -> None:
         """End the trial as failed: the same code on the same data would raise again.
@@ -301,10 +317,7 @@ class _Attempt:
             self._run_out_of_memory()
             return
         log.debug("trial %d failed", self._trial.number, exc_info=error)
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        what = f"{type(error).__name__}: {error}".splitlines()[0]
-        reason = f"The training code raised {what} ({Path(place.filename).name}:{place.lineno})."
-        self._finish(Outcome(kind=FAILED, reason=reason))
+        self._finish(Outcome(kind=FAILED, reason=failure.sentence(error)))
 
     def _run_out_of_memory(self) -> None:
         """Leave the trial to an attempt with half the micro-batch, or fail it."""
@@ -360,7 +373,7 @@ class _Attempt:
         if self._step == (self._saved.step if self._saved else 0):
             return  # nothing was trained since
         number = self._trial.number
-        folder = _folder(self._checkpoints, self._study, number)
+        folder = folder_of(self._checkpoints, self._study, number)
         file = folder / f"{self._step}-{self._lease.number}.pt"
         try:
             digest = checkpoint_files.write(file, self._trainer.snapshot(number))
@@ -384,16 +397,3 @@ class _Attempt:
 
 def _sentence(reason: str) -> str:
     return f"{reason[:1].upper()}{reason[1:]}."
-
-
-def _folder(checkpoints: Path, study: StudyRecord, number: int) -> Path:
-    """Give the folder of a trial's checkpoints."""
-    return checkpoints / str(study.id) / str(number)
-
-
-def _sweep(checkpoints: Path, ledger: Ledger, study: StudyRecord) -> None:
-    """Remove the checkpoints of trials that ended, which killed workers left."""
-    ended = {str(trial.number) for trial in ledger.trials(study.id) if trial.state != RUNNING}
-    for folder in (checkpoints / str(study.id)).glob("*"):
-        if folder.name in ended:
-            shutil.rmtree(folder, ignore_errors=True)

@@ -10,6 +10,8 @@ from tuner.spec import ParameterValue, StudySpec
 
 OPEN, PAUSED, STOPPED = "open", "paused", "stopped"
 """The states of a study; workers take trials of open ones."""
+REASON, COUNTS_FROM = "tuner:reason", "tuner:counts_from"
+"""Attributes of a study: why it is not open; the first trial that the circuit breaker counts."""
 
 OUT_OF_MEMORY = "out_of_memory"
 """How an attempt ends whose trial is tried again with smaller micro-batches."""
@@ -33,6 +35,11 @@ class StudyRecord:
     reserved: int
     revision: int
     created_at: float
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is paused or stopped; None while it is open."""
+        return self.attrs.get(REASON)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,8 @@ from optuna.trial import Trial
 
 from tuner.ledger import Reader, StudyRecord
 from tuner.search.mirror import Mirror, View
-from tuner.search.space import GridSampler, suggest
-from tuner.spec import ASHA, TPE, Grid, Median, NoPruner, ParameterValue, Random, StudySpec
+from tuner.search.space import GridSampler, grid, suggest
+from tuner.spec import ASHA, TPE, Grid, Listed, Median, NoPruner, ParameterValue, Random, StudySpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,9 @@ def _sampler(spec: StudySpec, number: int) -> BaseSampler:
             case Random():
                 return RandomSampler(seed=seed)
             case Grid():
-                return GridSampler(spec.space)
+                return GridSampler(grid(spec.space))
+            case Listed():
+                return GridSampler(sampler.params)
 
 
 def _pruner(spec: StudySpec, rungs: tuple[int, ...]) -> BasePruner:

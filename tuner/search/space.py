@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any, cast
 
@@ -82,10 +82,10 @@ def grid(space: Space) -> list[dict[str, ParameterValue]]:
 
 
 class GridSampler(BaseSampler):
-    """Gives trial n the n-th combination of the grid."""
+    """Gives trial n the n-th combination of a grid, and from its end on again from the first."""
 
-    def __init__(self, space: Space) -> None:
-        self._grid = grid(space)
+    def __init__(self, combinations: Sequence[Mapping[str, ParameterValue]]) -> None:
+        self._grid = combinations
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -107,4 +107,4 @@ class GridSampler(BaseSampler):
         param_distribution: BaseDistribution,
     ) -> Any:
         """Look the value up."""
-        return self._grid[trial.number][param_name]
+        return self._grid[trial.number % len(self._grid)][param_name]

@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from tuner.spec.optimizers import OptimizerChoice
 from tuner.spec.schedules import ScheduleChoice
-from tuner.spec.search import ASHA, AnyPruner, AnySampler, Grid, Median
+from tuner.spec.search import ASHA, AnyPruner, AnySampler, Grid, Listed, Median
 from tuner.spec.space import Space
 from tuner.spec.study import SearchTable, StudySpec, TrainingTable, WorkloadTable
 from tuner.spec.values import Entry, Range, Table
@@ -206,6 +206,11 @@ def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
             if isinstance(entry, Range):
                 got = shown(entry.model_dump(exclude={"log"}))
                 yield Mistake(place, 'a value or a list, as the sampler is "grid"', got)
+    if isinstance(search.sampler, Listed) and isinstance(space, Space):
+        for index, params in enumerate(search.sampler.params):
+            for key, expected in space.missing(params).items():
+                got = shown(params.get(key))
+                yield Mistake(("search", "sampler", "params", key, index), expected, got)
     if isinstance(training, TrainingTable):
         yield from _rungs_too_late(search.pruner, training)
 

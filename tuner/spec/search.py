@@ -10,6 +10,8 @@ from pydantic import (
 )
 
 from tuner.spec.values import (
+    LIST,
+    ParameterValue,
     Table,
     as_choice,
 )
@@ -32,6 +34,24 @@ class Grid(Table):
     """Every combination of the space's lists, once, in the order of the study file."""
 
     name: Literal["grid"]
+
+
+class Listed(Table):
+    """The listed combinations of parameters, each once a round; a round has a seed of its own.
+
+    So trials of one round differ by their parameters alone and can be compared in pairs.
+    """
+
+    name: Literal["listed"]
+    params: Annotated[tuple[dict[str, ParameterValue], ...], *LIST]
+
+    def combination(self, number: int) -> dict[str, ParameterValue]:
+        """Give the complete parameters of a trial."""
+        return dict(self.params[number % len(self.params)])
+
+    def round(self, number: int) -> int:
+        """Give the round that a trial belongs to."""
+        return number // len(self.params)
 
 
 class ASHA(Table):
@@ -81,9 +101,9 @@ class NoPruner(Table):
         return ()
 
 
-AnySampler: TypeAlias = Annotated[TPE | Random | Grid, Field(discriminator="name")]
+AnySampler: TypeAlias = Annotated[TPE | Random | Grid | Listed, Field(discriminator="name")]
 AnyPruner: TypeAlias = Annotated[ASHA | Median | NoPruner, Field(discriminator="name")]
-SamplerName: TypeAlias = Literal["tpe", "random", "grid"]
+SamplerName: TypeAlias = Literal["tpe", "random", "grid", "listed"]
 PrunerName: TypeAlias = Literal["asha", "median", "none"]
 Sampler: TypeAlias = Annotated[
     AnySampler, BeforeValidator(as_choice, json_schema_input_type=SamplerName | AnySampler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field, field_validator
@@ -11,13 +12,16 @@ from tuner.spec.optimizers import SGD, AdamW, OptimizerChoice, OptimizerName
 from tuner.spec.schedules import Cosine, Linear, ScheduleChoice, ScheduleName
 from tuner.spec.values import (
     Entry,
+    ParameterValue,
     Range,
     Scale,
     ScaleRange,
     Table,
+    WholeRange,
     Within,
     as_choices,
     mistake,
+    options,
 )
 
 # What a study searches when its file does not say; the sources are in docs/catalogue.md.
@@ -80,3 +84,32 @@ class Space(Table):
         chosen = [choice for choice in self.schedule if choice.name == schedule]
         chosen_too = [choice for choice in self.optimizer if choice.name == optimizer]
         return {key: entry for choice in chosen + chosen_too for key, entry in choice.entries()}
+
+    def missing(self, params: Mapping[str, ParameterValue]) -> dict[str, str]:
+        """Say what a complete combination of parameters would have where this one differs."""
+        groups: dict[str, Entry] = {
+            "lr": self.lr,
+            "schedule": tuple(choice.name for choice in self.schedule),
+            "optimizer": tuple(choice.name for choice in self.optimizer),
+        }
+        known = groups | self.entries(str(params.get("schedule")), str(params.get("optimizer")))
+        wrong = {key: _in_words(entry) for key, entry in known.items() if key not in params}
+        wrong |= {key: "no such parameter" for key in params if key not in known}
+        for key in params.keys() & known.keys():
+            if not _has(known[key], params[key]):
+                wrong[key] = _in_words(known[key])
+        return wrong
+
+
+def _has(entry: Entry, value: ParameterValue) -> bool:
+    """Tell whether a value is one of an entry's; true is not 1 here, and 1 not 1.0 in a list."""
+    if isinstance(entry, Range):
+        kinds = (int,) if isinstance(entry, WholeRange) else (int, float)
+        return type(value) in kinds and entry.low <= float(value) <= entry.high
+    return any(type(value) is type(option) and value == option for option in options(entry))
+
+
+def _in_words(entry: Entry) -> str:
+    if isinstance(entry, Range):
+        return f"a number from {entry.low:.15g} to {entry.high:.15g}"
+    return f"one of {', '.join(map(str, options(entry)))}"

@@ -174,6 +174,8 @@ class BudgetTable(Table):
     """How much the study may spend; the only table that may change once it is submitted."""
 
     trials: Annotated[int, Field(ge=1, le=1_000_000, description="a whole number")]
+    # so many trials that fail for one reason, before any other has ended, stop the study; 0: never
+    stop_after_failures: Annotated[int, Field(ge=0)] = 3
 
 
 class StudySpec(Table):

@@ -27,7 +27,7 @@ from tuner import results
 from tuner.curves import Chunk
 from tuner.errors import UnavailableError
 from tuner.failpoints import reach
-from tuner.ledger import Reader, StudyRecord, TrialRecord
+from tuner.ledger import STOPPED, Reader, StudyRecord, TrialRecord
 from tuner.outcome import CANCELLED, COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING
 from tuner.storage import tracking_reached
 from tuner.tracking.publications import Publication, Publications
@@ -193,8 +193,9 @@ class RunPublisher:
         trials = self._ledger.trials(study.id)
         best = self._ledger.best(study)
         done = sum(count for kind, count in counts.items() if kind not in (RUNNING, "waiting"))
+        stopped = f"{study.reason}\n\n" if study.reason else ""
         note = (
-            f"{results.best_in_words(study, best)}\n\n"
+            f"{stopped}{results.best_in_words(study, best)}\n\n"
             f"{done} of {study.limit} trials have ended: {results.counts_in_words(counts)}.\n\n"
             f"{study.spec.study.description}"
         )
@@ -203,9 +204,10 @@ class RunPublisher:
             tags["tuner.best_trial"] = str(best.number)
         points = list(_improvements(study, trials))[-BATCH:]
         self._client.log_batch(parent, metrics=points, tags=_as_tags(tags))
-        if done >= study.limit:
-            last = max(trial.ended_at or 0.0 for trial in trials)
-            self._client.set_terminated(parent, "FINISHED", _milliseconds(last))
+        if done >= study.limit or study.state == STOPPED:
+            last = max((trial.ended_at or 0.0 for trial in trials), default=study.created_at)
+            status = "KILLED" if study.state == STOPPED else "FINISHED"
+            self._client.set_terminated(parent, status, _milliseconds(last))
         else:
             self._client.update_run(parent, status="RUNNING")
 
@@ -247,6 +249,7 @@ def all_runs(client: MlflowClient, study: StudyRecord, experiment: str) -> list[
             order_by=["attributes.start_time ASC"],
             page_token=token,
         )
+        # by the tag, and not by a filter: in a filter of MLflow's no quote can be escaped
         runs.extend(run for run in page if run.data.tags.get("tuner.study") == study.name)
         token = page.token
         if not token:

@@ -61,6 +61,13 @@ class TrialPublisher:
         """Delete a study and its trials from Optuna's tables, so that they can be written anew."""
         self._storage.delete_study(self._study_id(study))
 
+    def erase(self, study: StudyRecord) -> None:
+        """Delete a study from Optuna's tables, if it is there."""
+        try:
+            self._storage.delete_study(self._storage.get_study_id_from_name(study.name))
+        except KeyError:
+            return
+
     def _due(self, study: StudyRecord) -> Iterator[tuple[TrialRecord, Publication | None]]:
         """Yield the trials of which there is something to publish, in order."""
         for trial, publication in self._publications.open_trials(study.id):

@@ -18,7 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
-from tuner.spec import ParameterValue, StudySpec
+from tuner.spec import Listed, ParameterValue, StudySpec
 
 TRAIN_COLUMNS = ("train_loss", "lr", "grad_norm")
 """The columns that every row of a curve has."""
@@ -104,6 +104,11 @@ class Trainer(Protocol):
 
 
 def seed_of(spec: StudySpec, number: int) -> int:
-    """Derive the seed of a trial from the study's seed and the trial's number."""
-    sequence = np.random.SeedSequence([spec.study.seed, number])
+    """Derive the seed of a trial from the study's seed and the trial's number.
+
+    Trials of one round of a list share theirs, and it is none of another study's trials.
+    """
+    sampler = spec.search.sampler
+    entropy = [sampler.round(number), 1] if isinstance(sampler, Listed) else [number]
+    sequence = np.random.SeedSequence([spec.study.seed, *entropy])
     return int(sequence.generate_state(1, np.uint32)[0])
