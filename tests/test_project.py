@@ -17,6 +17,8 @@ MODULES = [
     for path in sorted((ROOT / folder).rglob("*.py"))
     if path.read_text().strip()
 ]
+
+
 def named(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
