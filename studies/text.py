@@ -7,8 +7,8 @@ that spoil the model for good. Of six layers at 0.01 a constant rate ends at 3.2
 loss of knowing only how frequent each character is. That is finite and flat, so it looks as if the
 rate were too low. A warm-up over a fifth of the steps brings it to 2.46, and a cosine down to zero
 after it to 2.22. At 0.003 neither is needed, and the decay costs: it ends at 2.32, the constant
-rate at 2.24. What warm-up and decay gave is a rate three times higher that works; which was the
-better one in the end is decided by a hundredth or two, and by the seed.
+rate at 2.24. What warm-up and decay gave is that a rate three times higher
+works. Whether it ends a little above or below the low one depends on the seed.
 
 The text is the one behind Python's `help()`, in `pydoc_data.topics`: half a million characters
 that every Python has. It differs between versions of Python, and the data's digest tells, so a

@@ -137,6 +137,13 @@ def test_values_stand_over_their_rates_and_what_has_none_at_the_edge() -> None:
     assert legend(figure) == ["sgd", "adamw", "no value: diverged or failed", "stable limit 0.3"]
 
 
+@pytest.mark.parametrize(("joined", "style"), [(True, "-"), (False, "None")])
+def test_points_are_joined_only_when_told(joined: bool, style: str) -> None:
+    points = Points(label="sgd", rates=np.array([0.1, 0.2]), values=np.array([1.0, 2.0]))
+    axes = only_axes(plots.value_by_rate([points], joined=joined))
+    assert drawn(axes, "sgd").get_linestyle() == style
+
+
 def test_rates_begin_at_zero_on_a_linear_axis() -> None:
     axes = only_axes(plots.rates_as_applied([line([0.1, 0.05], "step")]))
     assert axes.get_ylim()[0] == 0

@@ -2,8 +2,8 @@
 
 Colours are Okabe and Ito's, which people with any colour vision can tell apart ("Color Universal
 Design", 2008); where a colour says something, a line style, a marker or a label says it too.
-matplotlib is imported in the functions, since it takes half a second, and its pyplot never, since
-that keeps figures alive and wants a display.
+matplotlib is imported in the functions, since it takes most of a second, and its pyplot never,
+since that keeps figures alive and wants a display.
 """
 
 from __future__ import annotations
@@ -49,6 +49,9 @@ DECADES = 1.0
 
 POINTS = 1000
 """A line is drawn with about as many points at most; a picture has fewer pixels than that."""
+
+FEW = 30
+"""So many steps at most are drawn as stairs; more would only blur the line."""
 
 SIZE = (7.0, 4.2)  # inches
 RESOLUTION = 110  # dots an inch
@@ -172,11 +175,13 @@ def value_by_rate(
     title: str = "",
     ylabel: str = "val_loss",
     limit: float | None = None,
+    joined: bool = False,
 ) -> Figure:
     """Draw values against learning rates on a log axis, one series a schedule or optimiser.
 
     Trials without a finite value stand as crosses at the upper edge: where they are says where
-    training breaks. `limit` marks a rate, as the largest stable one.
+    training breaks. `limit` marks a rate, as the largest stable one. `joined` draws lines between
+    the points of a series, for grids in which nothing else differs.
     """
     figure, axes = _started(title, "learning rate", ylabel)
     axes.set_xscale("log")
@@ -192,7 +197,7 @@ def value_by_rate(
             color=colour,
             marker=marker,
             markersize=5,
-            linestyle="none" if len(order) > 12 else "-",
+            linestyle="-" if joined else "none",
             linewidth=1.0,
             alpha=0.85,
             label=one.label,
@@ -226,7 +231,13 @@ def rates_as_applied(lines: Sequence[Line], *, title: str = "Schedules as applie
     handles = []
     for index, line in enumerate(lines):
         look = {"color": SERIES[index % len(SERIES)], "linestyle": DASHES[index % len(DASHES)]}
-        _draw(axes, line, **look, linewidth=1.8, drawstyle="steps-post")
+        _draw(
+            axes,
+            line,
+            **look,
+            linewidth=1.8,
+            drawstyle="steps-post" if len(line.x) <= FEW else "default",
+        )
         handles.append(_handle(line.label, look["color"], look["linestyle"]))
     axes.set_ylim(bottom=0)
     _legend(axes, handles)
