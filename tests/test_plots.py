@@ -55,6 +55,13 @@ def test_the_axis_is_logarithmic_where_that_fits(draw: Any, values: Any, scale: 
     assert only_axes(draw([line(values)])).get_yscale() == scale
 
 
+def test_few_decades_are_written_out() -> None:
+    axes = only_axes(plots.comparison([line([2.0, 1.0, 0.15])]))
+    axes.figure.draw_without_rendering()
+    shown = {text.get_text() for text in axes.get_yticklabels(which="both")}
+    assert {"0.2", "0.5", "1", "2"} <= shown
+
+
 def test_a_curve_ends_where_it_is_no_longer_finite_with_a_cross() -> None:
     figure = plots.comparison([line([1.0, 5.0, np.inf, 2.0], outcome=DIVERGED), line(FALLING, "b")])
     axes = only_axes(figure)

@@ -216,7 +216,7 @@ def value_by_rate(
     if any(not np.isfinite(one.values).all() for one in series):
         handles.append(_handle("no value: diverged or failed", INK, "none", marker="x"))
     if _is_wide(finite):
-        axes.set_yscale("log")
+        _logarithmic(axes, finite[finite > 0])
     if limit is not None:
         axes.axvline(limit, color=INK, linestyle=":", linewidth=1.2)
         handles.append(_handle(f"stable limit {limit:.4g}", INK, ":"))
@@ -257,8 +257,7 @@ def path_on_function(
 
     Panels share their axes. `span` is what part of x they show; all of the paths unless given.
     """
-    columns = min(3, len(lines))
-    rows = -(-len(lines) // columns)
+    columns, rows = min(3, len(lines)), -(-len(lines) // 3)
     figure, grid = _grid(rows, columns, (3.1 * columns, 2.5 * rows))
     visited = np.concatenate([line.y[np.isfinite(line.y)] for line in lines])
     low, high = span or (float(visited.min()), float(visited.max()))
@@ -275,8 +274,7 @@ def path_on_function(
             path[-1:], function(path[-1:]), color=ORANGE, marker="D", label="end", linestyle="none"
         )
         panel.set_xlim(x[0], x[-1])
-        heights = function(x)
-        room = 0.08 * float(np.ptp(heights))
+        heights, room = function(x), 0.08 * float(np.ptp(function(x)))
         panel.set_ylim(float(heights.min()) - room, float(heights.max()) + room)
         panel.set_title(line.label)
     for index, panel in enumerate(grid):
@@ -285,7 +283,7 @@ def path_on_function(
             panel.set_ylabel(formula)
         if index + columns >= len(lines):
             panel.set_xlabel("x")
-            panel.tick_params(labelbottom=True)  # also above a panel that is not there
+            panel.tick_params(labelbottom=True)  # also above a missing panel
     handles = [
         _handle("start", INK, "none", marker="o"),
         _handle("steps", BLUE, "-", marker="."),
@@ -356,11 +354,23 @@ def _scale(axes: Axes, lines: Sequence[Line]) -> None:
         positive = values[values > 0]
         # an exact zero has no place on a log axis, and rounding noise none of interest
         bottom = max(float(positive.min()), high * 1e-12)
-        axes.set_yscale("log", nonpositive="clip")
+        _logarithmic(axes, positive)
         axes.set_ylim(bottom / 2, high * (10 if len(calm) < len(parts) else 2))
     else:
         room = 0.06 * (high - low or abs(high) or 1.0)
         axes.set_ylim(low - room, high + room * (3 if len(calm) < len(parts) else 1))
+
+
+def _logarithmic(axes: Axes, values: np.ndarray) -> None:
+    """Make the vertical axis logarithmic; numbers within a few decades are written out."""
+    from matplotlib.ticker import LogLocator  # noqa: PLC0415
+
+    axes.set_yscale("log", nonpositive="clip")
+    if values.min() > 1e-3 and values.max() < 1e3:
+        axes.yaxis.set_major_formatter("{x:g}")
+        if values.max() / values.min() < 30:
+            axes.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
+            axes.yaxis.set_minor_formatter("{x:g}")
 
 
 def _is_wide(values: np.ndarray, share: float = 1.0) -> bool:
