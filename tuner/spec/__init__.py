@@ -1,20 +1,45 @@
 """What a study is: its tables, validated and frozen."""
 
-from tuner.spec.search import ASHA, TPE, Grid, Median, NoPruner, Random
+from tuner.spec.search import (
+    ASHA,
+    CMAES,
+    GP,
+    QMC,
+    TPE,
+    AnyPruner,
+    Comparing,
+    Grid,
+    Halving,
+    Hyperband,
+    Median,
+    NoPruner,
+    Patient,
+    Percentile,
+    Random,
+)
 from tuner.spec.space import Choice, Space
 from tuner.spec.study import GuardTable, StudySpec
 from tuner.spec.values import Entry, ParameterValue, Range, Table, WholeRange, options
 
 __all__ = [
     "ASHA",
+    "CMAES",
+    "GP",
+    "QMC",
     "TPE",
+    "AnyPruner",
     "Choice",
+    "Comparing",
     "Entry",
     "Grid",
     "GuardTable",
+    "Halving",
+    "Hyperband",
     "Median",
     "NoPruner",
     "ParameterValue",
+    "Patient",
+    "Percentile",
     "Random",
     "Range",
     "Space",

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, get_args
 
 from pydantic_core import ErrorDetails
 
-from tuner.spec.search import ASHA, AnyPruner, AnySampler, Grid, Median
+from tuner.spec.search import CMAES, AnyPruner, AnySampler, Comparing, Grid, Halving, Patient
 from tuner.spec.space import OptimizerChoice, ScheduleChoice, Space
 from tuner.spec.study import SearchTable, StudySpec, TrainingTable
 from tuner.spec.values import Entry, Range, Table
@@ -161,8 +161,12 @@ def _did_you_mean(word: object, known: Iterable[str]) -> str:
 
 def _place(full: Place, kind: str, document: Mapping[str, Any]) -> Place:
     """Turn pydantic's place of an error, which names branches of unions, into the file's."""
-    if full[0] == "search":
-        return full[:2] + full[3:]
+    if full[0] == "search":  # what follows the name of a choice is the alternative's
+        return tuple(
+            part
+            for index, part in enumerate(full)
+            if index == 0 or full[index - 1] not in {"sampler", "pruner", "wraps"}
+        )
     if full[0] == "workload":
         return full
     if full[0] != "space":
@@ -195,8 +199,11 @@ def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
             if isinstance(entry, Range):
                 got = shown(entry.model_dump(exclude={"log"}))
                 yield Mistake(place, 'a value or a list, as the sampler is "grid"', got)
+    if isinstance(search.sampler, CMAES) and isinstance(space, Space) and not space.shared_ranges():
+        expected = 'a range, as the sampler is "cmaes", which searches ranges alone'
+        yield Mistake(("space", "lr"), expected, shown(space.lr))
     if isinstance(training, TrainingTable):
-        yield from _rungs_too_late(search.pruner, training)
+        yield from _rungs_too_late(("search", "pruner"), search.pruner, training)
 
 
 def _entries(space: Space) -> Iterator[tuple[Place, Entry]]:
@@ -207,18 +214,34 @@ def _entries(space: Space) -> Iterator[tuple[Place, Entry]]:
                 yield ("space", group, *key.split(".")), entry
 
 
-def _rungs_too_late(pruner: AnyPruner, training: TrainingTable) -> Iterator[Mistake]:
+def _rungs_too_late(place: Place, pruner: AnyPruner, training: TrainingTable) -> Iterator[Mistake]:
     """Find settings that leave no rung: the pruner would never prune."""
-    expected = f"a number below the {training.steps} of [training] steps, so that there is a rung"
+    below = f"a number below the {training.steps} of [training] steps, so that there is a rung"
     settings: list[tuple[Place, int | None]] = []
-    if isinstance(pruner, ASHA):
-        settings.append((("search", "pruner", "min_steps"), pruner.min_steps))
-    elif isinstance(pruner, Median):
-        settings.append((("search", "pruner", "warmup_steps"), pruner.warmup_steps))
+    if isinstance(pruner, Halving):
+        settings.append(((*place, "min_steps"), pruner.min_steps))
+    elif isinstance(pruner, Comparing):
+        settings.append(((*place, "warmup_steps"), pruner.warmup_steps))
+    if isinstance(pruner, Comparing | Patient):
         settings.append((("training", "evaluate_every"), training.evaluate_every))
-    for place, steps in settings:
-        if steps is not None and steps >= training.steps:
-            yield Mistake(place, expected, str(steps))
+    late = [(at, steps) for at, steps in settings if steps is not None and steps >= training.steps]
+    for at, steps in late:
+        yield Mistake(at, below, str(steps))
+    if isinstance(pruner, Patient):
+        if not late:
+            yield from _impatient(place, pruner, training)
+        yield from _rungs_too_late((*place, "wraps"), pruner.wraps, training)
+
+
+def _impatient(place: Place, pruner: Patient, training: TrainingTable) -> Iterator[Mistake]:
+    """Find a patience that no trial can lose."""
+    reports = len(pruner.rungs(training.steps, training.evaluation_interval))
+    if reports < 2:
+        expected = 'enough of them for two reports before the end, as the pruner is "patient"'
+        yield Mistake(("training", "steps"), expected, str(training.steps))
+    elif pruner.patience > reports - 2:
+        expected = f"a number of at most {reports - 2}, as a trial reports {reports} times"
+        yield Mistake((*place, "patience"), expected, str(pruner.patience))
 
 
 def named(place: Place) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import (
@@ -15,12 +15,14 @@ from pydantic import (
 from tuner.spec.values import (
     Entry,
     Flag,
+    ParameterValue,
     Range,
     Real,
     Scale,
     Table,
     Whole,
     Within,
+    allows,
     as_choices,
     mistake,
     mistakes,
@@ -159,3 +161,23 @@ class Space(Table):
         chosen = [choice for choice in self.schedule if choice.name == schedule]
         chosen_too = [choice for choice in self.optimizer if choice.name == optimizer]
         return {key: entry for choice in chosen + chosen_too for key, entry in choice.entries()}
+
+    def shared_ranges(self) -> list[str]:
+        """Name the ranges that every trial has, whatever schedule and optimiser it gets."""
+        found: dict[str, Entry] = {"lr": self.lr}
+        for choices in (self.schedule, self.optimizer):
+            if len(choices) == 1:
+                found |= dict(choices[0].entries())
+        return [key for key, entry in found.items() if isinstance(entry, Range)]
+
+    def contains(self, params: Mapping[str, ParameterValue]) -> bool:
+        """Tell whether these are the complete parameters of a trial that this space allows."""
+        found: dict[str, Entry] = {
+            "lr": self.lr,
+            "schedule": tuple(choice.name for choice in self.schedule),
+            "optimizer": tuple(choice.name for choice in self.optimizer),
+        }
+        found |= self.entries(str(params["schedule"]), str(params["optimizer"]))
+        return found.keys() == params.keys() and all(
+            allows(entry, params[key]) for key, entry in found.items()
+        )

@@ -176,6 +176,15 @@ def options(entry: Entry) -> tuple[ParameterValue, ...]:
     return entry if isinstance(entry, tuple) else (entry,)
 
 
+def allows(entry: Entry, value: ParameterValue) -> bool:
+    """Tell whether a parameter may have this value."""
+    if isinstance(entry, WholeRange):
+        return isinstance(value, int) and entry.low <= value <= entry.high
+    if isinstance(entry, Range):
+        return isinstance(value, float) and entry.low <= value <= entry.high
+    return value in options(entry)
+
+
 def as_choice(value: object) -> object:
     """Let a bare name stand for the table that has only that name."""
     return {"name": value} if isinstance(value, str) else value
