@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import sys
 import threading
 import time
@@ -22,16 +23,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import click
 from rich.console import Console
 
-from tuner import results, studyfile
-from tuner.errors import TunerError
+from tuner import results, studyfile, terminal
+from tuner.errors import TunerError, UnavailableError
 from tuner.storage import Addresses, addresses, open_ledger, upgrade_ledger, upgrade_tracking
 
 if TYPE_CHECKING:
     from tuner.ledger import Ledger, Reader, StudyRecord
+    from tuner.running import Ended
 
 EXIT_NOTHING_COMPLETED = 3
 EXIT_INTERRUPTED = 130
-PLAIN_WIDTH = 160
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -102,14 +103,6 @@ def _ledger(*, create: bool = False) -> Ledger:
     return Ledger(open_ledger(_places(), create=create), lease)
 
 
-def _console(*, stderr: bool = False) -> Console:
-    """Make a console; where nobody says how wide a line is, tables get what they need."""
-    console = Console(stderr=stderr, highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = PLAIN_WIDTH
-    return console
-
-
 def _print_json(content: dict[str, Any]) -> None:
     click.echo(json.dumps(content))
 
@@ -129,14 +122,14 @@ def run(file: Path, overrides: tuple[str, ...], prefixes: tuple[str, ...], as_js
     """
     began = time.monotonic()
     spec = studyfile.load(file, overrides)
-    from tuner import progress, running, submission
+    from tuner import progress, running, submission, summary
 
     described = submission.prepare(spec, prefixes)
     ledger, places = _ledger(create=True), _places()
     study, _ = submission.submit(ledger, spec, described)
-    console = _console(stderr=as_json)
+    console = terminal.console(stderr=as_json)
     with progress.shown(console, ledger, study):
-        done = running.train(
+        ended = running.train(
             ledger,
             places.checkpoints,
             names=[study.name],
@@ -145,45 +138,29 @@ def run(file: Path, overrides: tuple[str, ...], prefixes: tuple[str, ...], as_js
             recorder=True,
         )
     study = ledger.study(study.name)
-    summary = _summary(ledger, study, places) | {"seconds": round(time.monotonic() - began, 1)}
+    found = summary.of_run(ledger, study, places)
     if as_json:
-        _print_json(summary)
+        _print_json(found | {"seconds": round(time.monotonic() - began, 1)})
     else:
         _print_results(console, ledger, study)
-    if not done:
+    if ended.interrupted:
         click.echo(f"Interrupted; `tuner run {file}` goes on from the last checkpoint.", err=True)
+    return _exit_code(ended, completed=found["best"] is not None)
+
+
+def _exit_code(ended: Ended, *, completed: bool = True) -> int:
+    """Give the exit code of a command that trained, and say what is left to publish."""
+    if not ended.published:
+        click.echo(
+            "The trials are safe in the ledger, but not all of them are published: see above. "
+            "`tuner recorder --once` publishes the rest, once that can be reached.",
+            err=True,
+        )
+    if ended.interrupted:
         return EXIT_INTERRUPTED
-    return 0 if summary["best"] else EXIT_NOTHING_COMPLETED
-
-
-def _summary(ledger: Reader, study: StudyRecord, places: Addresses) -> dict[str, Any]:
-    from tuner.outcome import KINDS
-
-    counts = ledger.counts(study.id)
-    shown = places.shown()
-    return {
-        "study": study.name,
-        "trials": {kind: counts[kind] for kind in KINDS},
-        "best": _best(ledger, study),
-        "tracking_uri": shown["mlflow"],
-        "storage": shown["optuna"],
-        "report": None,
-    }
-
-
-def _best(ledger: Reader, study: StudyRecord) -> dict[str, Any] | None:
-    from tuner.tracking.publications import Publications
-
-    best = ledger.best(study)
-    if best is None:
-        return None
-    run_ids = Publications(ledger.engine, "mlflow").external_ids(study.id)
-    return {
-        "number": best.number,
-        "value": best.value,
-        "params": best.params,
-        "run_id": run_ids.get(best.number),
-    }
+    if not ended.published:
+        return UnavailableError.exit_code
+    return 0 if completed else EXIT_NOTHING_COMPLETED
 
 
 def _print_results(console: Console, ledger: Reader, study: StudyRecord) -> None:
@@ -196,8 +173,9 @@ def _print_results(console: Console, ledger: Reader, study: StudyRecord) -> None
     )
     console.print(report.stopped(trials), soft_wrap=True)
     console.print(results.best_in_words(study, ledger.best(study)), style="bold", markup=False)
-    console.print("Look at every curve: tuner ui", markup=False)
-    console.print(f"All about this study: tuner status {study.name!r}", markup=False)
+    program, name = terminal.program(), shlex.quote(study.name)
+    console.print(f"Look at every curve: {program} ui", markup=False)
+    console.print(f"All about this study: {program} status {name}", markup=False)
 
 
 @cli.command()
@@ -219,7 +197,8 @@ def submit(
     else:
         done = "submitted" if created else "was there already"
         click.echo(f"Study {study.name!r} {done}, {study.limit} trials.")
-        click.echo(f"Train it: tuner worker --study {study.name!r} --until-idle")
+        name = shlex.quote(study.name)
+        click.echo(f"Train it: {terminal.program()} worker --study {name} --until-idle")
 
 
 @cli.command()
@@ -239,7 +218,7 @@ def worker(
     from tuner import running
 
     ledger = _ledger()
-    done = running.train(
+    ended = running.train(
         ledger,
         _places().checkpoints,
         names=names,
@@ -250,7 +229,7 @@ def worker(
     if as_json:
         studies = [ledger.study(name) for name in names] or ledger.studies()
         _print_json({"studies": {study.name: ledger.counts(study.id) for study in studies}})
-    return 0 if done else EXIT_INTERRUPTED
+    return _exit_code(ended)
 
 
 @cli.command()
@@ -264,7 +243,7 @@ def recorder(names: tuple[str, ...], until_closed: bool, once: bool, as_json: bo
     from tuner.tracking.recorder import record
 
     ledger = _ledger()
-    with told_to_stop() as closing:
+    with told_to_stop("publishing the rest") as closing:
         if once:
             closing.set()
         if until_closed:
@@ -286,8 +265,10 @@ def recorder(names: tuple[str, ...], until_closed: bool, once: bool, as_json: bo
 @_json
 def studies(as_json: bool) -> None:
     """List the studies of this database."""
+    from tuner import summary
+
     ledger = _ledger()
-    found = [_status(ledger, study) for study in ledger.studies()]
+    found = [summary.of_state(ledger, study) for study in ledger.studies()]
     if as_json:
         _print_json({"studies": found})
         return
@@ -305,13 +286,15 @@ def studies(as_json: bool) -> None:
 @_json
 def status(name: str, as_json: bool) -> None:
     """Show the state of the study NAME: its trials, its best one, who works at it."""
+    from tuner import summary
+
     ledger = _ledger()
     study = ledger.study(name)
+    found = summary.of_state(ledger, study)
     if as_json:
-        _print_json(_status(ledger, study))
+        _print_json(found)
         return
-    found = _status(ledger, study)
-    console = _console()
+    console = terminal.console()
     counts = results.counts_in_words(found["trials"])
     console.print(f"{name}: {found['state']}, {counts} of {study.limit}", markup=False)
     for one in found["workers"]:
@@ -319,31 +302,17 @@ def status(name: str, as_json: bool) -> None:
     _print_results(console, ledger, study)
 
 
-def _status(ledger: Reader, study: StudyRecord) -> dict[str, Any]:
-    counts = ledger.counts(study.id)
-    numbers = {trial.id: trial.number for trial in ledger.trials(study.id)}
-    live = [attempt for attempt in ledger.attempts(study.id) if attempt.live]
-    idle = not counts["running"] and not counts["waiting"]
-    ended = idle and study.reserved >= study.limit
-    return {
-        "study": study.name,
-        "state": "ended" if ended else study.state,
-        "trials": counts,
-        "budget": {"trials": study.limit, "reserved": study.reserved},
-        "best": _best(ledger, study),
-        "workers": [{"worker": one.worker, "trial": numbers[one.trial_id]} for one in live],
-    }
-
-
 @cli.command()
 @click.argument("name")
 @_json
 def best(name: str, as_json: bool) -> int:
     """Show the best trial of the study NAME."""
+    from tuner import summary
+
     ledger = _ledger()
     study = ledger.study(name)
     if as_json:
-        _print_json({"study": name, "best": _best(ledger, study)})
+        _print_json({"study": name, "best": summary.of_best(ledger, study)})
     else:
         click.echo(results.best_in_words(study, ledger.best(study)))
     return 0 if ledger.best(study) else EXIT_NOTHING_COMPLETED
@@ -378,7 +347,13 @@ def ui(port: int, as_json: bool) -> int:
     """Open the MLflow UI on this database, on 127.0.0.1."""
     from tuner import ui as server
 
-    return server.serve(_places(), port, say=_print_json if as_json else None)
+    def say(url: str) -> None:
+        if as_json:
+            _print_json({"url": url})
+        else:
+            click.echo(f"MLflow UI: {url}/#/experiments?workflowType=machine_learning")
+
+    return server.serve(_places(), port, say)
 
 
 # --- the database

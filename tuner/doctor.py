@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from tuner.environment import is_gone
 from tuner.ledger import Ledger, Reader, StudyRecord, TrialRecord
 from tuner.storage import Addresses, optuna_storage, tracking_client
-from tuner.tracking import runs, trials
+from tuner.tracking import run_mismatches, trials
 from tuner.tracking.mismatch import Mismatch
 from tuner.tracking.recorder import Recorder
 
@@ -37,7 +37,7 @@ def examine(engine: Engine, places: Addresses) -> list[Problem]:
         mismatches = [
             *_in_ledger(ledger, study, ours, places.checkpoints),
             *trials.mismatches(storage, study, ours),
-            *runs.mismatches(client, ledger, study, ours),
+            *run_mismatches.mismatches(client, ledger, study, ours),
         ]
         found.extend(
             Problem(kind=one.kind, study=study.name, trial=one.trial, detail=one.detail)
@@ -47,7 +47,11 @@ def examine(engine: Engine, places: Addresses) -> list[Problem]:
 
 
 def repair(engine: Engine, places: Addresses) -> list[Problem]:
-    """Reap lost leases and project again what does not match; say of each whether it helped."""
+    """Reap lost leases and project again what does not match; say of each whether it helped.
+
+    Where MLflow or Optuna cannot change what they have, it is deleted there and written anew:
+    one run, or all of Optuna's trials of the study, unless some of them are not ours.
+    """
     before = examine(engine, places)
     if not before:
         return []
@@ -55,8 +59,16 @@ def repair(engine: Engine, places: Addresses) -> list[Problem]:
     ledger.reap(is_gone)
     recorder = Recorder(engine, places)
     for name in sorted({problem.study for problem in before}):
-        recorder.project_again(ledger.study(name))
-    recorder.release()
+        found = [problem for problem in before if problem.study == name]
+        kinds = {problem.kind for problem in found}
+        recorder.project_again(
+            ledger.study(name),
+            without={
+                p.trial for p in found if p.kind in run_mismatches.ANEW and p.trial is not None
+            },
+            trials_anew=any(kind.startswith("optuna_") for kind in kinds)
+            and trials.FOREIGN not in kinds,
+        )
     after = {(problem.kind, problem.study, problem.trial) for problem in examine(engine, places)}
     return [
         replace(problem, repaired=(problem.kind, problem.study, problem.trial) not in after)

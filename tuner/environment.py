@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import subprocess
@@ -16,8 +17,7 @@ PACKAGES = ("tuner", "torch", "optuna", "mlflow", "numpy", "scikit-learn", "sqla
 
 def identity() -> str:
     """Name this process so that no other one, before or after it, has the same name."""
-    process = psutil.Process()
-    return f"{_machine()}:{process.pid}:{process.create_time():.2f}"
+    return f"{_machine()}:{os.getpid()}:{_birth(os.getpid())}"
 
 
 def is_gone(worker: str) -> bool:
@@ -25,19 +25,32 @@ def is_gone(worker: str) -> bool:
 
     Of another machine's processes, or those in another container, nothing is known: False.
     """
-    machine, pid, created = worker.rsplit(":", 2)
+    machine, pid, birth = worker.rsplit(":", 2)
     if machine != _machine():
         return False
     try:
-        return f"{psutil.Process(int(pid)).create_time():.2f}" != created
-    except psutil.NoSuchProcess:
+        dead = psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE  # nobody waited for it
+        return dead or _birth(int(pid)) != birth
+    except (psutil.NoSuchProcess, FileNotFoundError):
         return True
 
 
+def _birth(pid: int) -> str:
+    """Say when a process began, so that a later one with its number has another name.
+
+    Linux counts in ticks since the machine started, which do not move when its clock is set.
+    """
+    stat = Path(f"/proc/{pid}/stat")
+    if stat.parent.parent.joinpath("self").exists():
+        return stat.read_text().rpartition(")")[2].split()[19]
+    return f"{psutil.Process(pid).create_time():.2f}"
+
+
 def _machine() -> str:
-    """Name the place where process numbers mean the same: host and process namespace."""
-    namespace = Path("/proc/self/ns/pid")
-    return f"{platform.node()}/{namespace.readlink() if namespace.exists() else ''}"
+    """Name the place and time where process numbers mean the same: host, start, namespace."""
+    boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    started = boot.read_text().strip()[:8] if boot.exists() else ""
+    return f"{platform.node()}/{started}/{namespace.readlink() if namespace.exists() else ''}"
 
 
 def describe(device: str) -> dict[str, Any]:

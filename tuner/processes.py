@@ -14,7 +14,9 @@ from types import FrameType
 from tuner.errors import UnavailableError
 
 RECORDER_STARTS = 3
-"""How often a recorder that dies is started again; what it leaves is never lost."""
+"""How often a recorder is started again that dies at the end; what it leaves is never lost."""
+WATCH_SECONDS = 1.0
+"""How long until a recorder that died earlier is started again; longer each time."""
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,9 @@ class RecorderProcess:
         studies = [argument for name in names for argument in ("--study", name)]
         self._command = [sys.executable, "-m", "tuner", "recorder", "--until-closed", *studies]
         self._process = self._start()
+        self._closing = threading.Event()
+        self._watcher = threading.Thread(target=self._keep_alive, name="recorder", daemon=True)
+        self._watcher.start()
 
     def _start(self) -> subprocess.Popen[bytes]:
         # a session of its own, so that Ctrl-C in the terminal reaches this process alone
@@ -39,37 +44,44 @@ class RecorderProcess:
             start_new_session=True,
         )
 
-    def keep_alive(self) -> None:
-        """Start another recorder when this one is gone."""
-        if self._process.poll() is not None:
-            log.warning("the recorder ended with %d; another one goes on", self._process.returncode)
-            self._process = self._start()
+    def _keep_alive(self) -> None:
+        """Start another recorder when this one is gone, until `close`."""
+        pause = WATCH_SECONDS
+        while not self._closing.wait(pause):
+            if self._process.poll() is not None:
+                code = self._process.returncode
+                log.warning("the recorder ended with %d; another one goes on", code)
+                self._process = self._start()
+                pause *= 2
 
-    def close(self) -> None:
-        """Wait until all is published. Raises `UnavailableError` when it cannot be."""
-        for _ in range(RECORDER_STARTS):
+    def close(self) -> bool:
+        """Wait until all is published; tell whether it could be."""
+        self._closing.set()
+        self._watcher.join()
+        for start in range(1 + RECORDER_STARTS):
+            if start:
+                self._process = self._start()
             self._process.communicate()
             if self._process.returncode == 0:
-                return
-            self._process = self._start()
-        self._process.communicate()
-        if self._process.returncode != 0:
-            raise UnavailableError(
-                "the trials are safe in the ledger and not all published, since the recorder "
-                "cannot work (its message is above); `tuner recorder` publishes them later"
-            )
+                return True
+            if self._process.returncode == UnavailableError.exit_code:
+                break  # it has tried, and said what it cannot reach
+        return False
 
 
 @contextmanager
-def told_to_stop() -> Iterator[threading.Event]:
-    """Turn the first SIGINT or SIGTERM into an event; a second one interrupts at once."""
+def told_to_stop(doing: str) -> Iterator[threading.Event]:
+    """Turn the first SIGINT or SIGTERM into an event; a second one interrupts at once.
+
+    `doing` says what happens meanwhile.
+    """
     stop = threading.Event()
 
     def ask(number: int, _frame: FrameType | None) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        log.warning("%s: saving the trial; again to leave at once", signal.Signals(number).name)
+        log.warning("%s: %s; again to leave at once", signal.Signals(number).name, doing)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

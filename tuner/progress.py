@@ -127,5 +127,5 @@ def shown(console: Console, ledger: Reader, study: StudyRecord) -> Iterator[None
 
 
 def _line(study: StudyRecord, trial: TrialRecord) -> str:
-    short = results.in_short(trial.params) if trial.params else "no parameters"
+    short = results.in_short(trial.params)
     return f"trial {trial.number} of {study.limit}: {short}: {trial.state}. {trial.reason}"

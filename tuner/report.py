@@ -108,7 +108,7 @@ def stopped(trials: Sequence[TrialRecord], rows: int = 3) -> Group:
         if found:
             lines.append(Text(f"{len(found)} {kind}", style=STYLES[kind]))
             for trial in found[:rows]:
-                short = results.in_short(trial.params) if trial.params else "no parameters"
+                short = results.in_short(trial.params)
                 lines.append(Text(f"  trial {trial.number} ({short}): {trial.reason}"))
             if len(found) > rows:
                 lines.append(Text(f"  … and {len(found) - rows} more"))

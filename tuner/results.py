@@ -22,8 +22,10 @@ def ranked(study: StudyRecord, trials: Sequence[TrialRecord]) -> list[TrialRecor
     return sorted(trials, key=key)
 
 
-def in_short(params: Mapping[str, ParameterValue]) -> str:
+def in_short(params: Mapping[str, ParameterValue] | None) -> str:
     """Name a trial by what matters: `lr 0.0123, cosine, sgd`."""
+    if params is None:
+        return "no parameters"
     return f"lr {float(params['lr']):.3g}, {params['schedule']}, {params['optimizer']}"
 
 

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tuner.ledger import Ledger
 from tuner.processes import RecorderProcess, told_to_stop
 from tuner.worker import work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How training here ended."""
+
+    interrupted: bool  # by a signal, before all was trained
+    published: bool  # all of it; False: the ledger has what Optuna or MLflow has not
 
 
 def train(
@@ -18,10 +27,10 @@ def train(
     prefixes: Sequence[str],
     until_idle: bool,
     recorder: bool,
-) -> bool:
-    """Train trials here and publish them; tell whether all was done before a signal came."""
+) -> Ended:
+    """Train trials here and publish them, until all is done or a signal comes."""
     beside = RecorderProcess(names) if recorder else None
-    with told_to_stop() as stop:
+    with told_to_stop("saving the trial") as stop:
         work(
             ledger,
             checkpoints,
@@ -31,6 +40,5 @@ def train(
             until_idle=until_idle,
         )
         interrupted = stop.is_set()
-        if beside is not None:
-            beside.close()
-    return not interrupted
+        published = beside is None or beside.close()
+    return Ended(interrupted=interrupted, published=published)

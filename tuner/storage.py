@@ -12,9 +12,10 @@ that race break their files for good.
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,13 @@ from sqlalchemy import (
     select,
     table,
 )
-from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    DBAPIError,
+    OperationalError,
+    SQLAlchemyError,
+)
 
 from tuner.errors import SchemaError, UnavailableError, UsageError
 from tuner.ledger.tables import HEAD, VERSION_TABLE
@@ -254,8 +261,7 @@ def upgrade_ledger(places: Addresses) -> None:
 def upgrade_tracking(places: Addresses) -> None:
     """Make MLflow's tables where it keeps them in a file of its own that is new."""
     if places.tracking.startswith("sqlite:"):
-        with migration_lock(places):
-            tracking_client(places).search_experiments(max_results=1)
+        tracking_client(places)
 
 
 def optuna_storage(places: Addresses) -> RDBStorage:
@@ -297,9 +303,37 @@ def _logging_kept() -> Iterator[None]:
 
 
 def tracking_client(places: Addresses) -> MlflowClient:
-    """Open MLflow."""
+    """Open MLflow, which makes its tables if they are in a file that is new.
+
+    Raises `UnavailableError` when it cannot; a server is not asked anything yet.
+    """
+    # a recorder tries again by itself, and a person waits for the others; MLflow's own default
+    # is to try for four minutes, and two more at each
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     from mlflow import MlflowClient  # noqa: PLC0415
 
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of each retry
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    return MlflowClient(tracking_uri=places.tracking)
+    makes_tables = places.tracking.startswith("sqlite:")
+    with (
+        migration_lock(places) if makes_tables else nullcontext(),
+        tracking_reached(places.tracking),
+    ):
+        return MlflowClient(tracking_uri=places.tracking)
+
+
+@contextmanager
+def tracking_reached(uri: str) -> Iterator[None]:
+    """Turn MLflow's errors into `UnavailableError`."""
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError) as error:
+        said = (str(error).splitlines() or [""])[0]
+        raise UnavailableError(
+            f"MLflow at {without_password(uri)} cannot be used; start or mend it, or let "
+            f"MLFLOW_TRACKING_URI say where another one is. It said: {without_password(said)}"
+        ) from error

@@ -26,7 +26,7 @@ def prepare(spec: StudySpec, prefixes: Sequence[str]) -> dict[str, Any]:
             f"[study] metric: expected one that {spec.workload.factory} measures "
             f"({', '.join(workload.metric_names)}), got {spec.study.metric!r}"
         )
-    return _described(spec, workload)
+    return _described(spec, workload, prefixes)
 
 
 def submit(
@@ -43,9 +43,9 @@ def submit(
     return ledger.submit(spec, limit=limit, workload=described)
 
 
-def _described(spec: StudySpec, workload: Workload) -> dict[str, Any]:
+def _described(spec: StudySpec, workload: Workload, prefixes: Sequence[str]) -> dict[str, Any]:
     return {
-        "code": workloads.code_digest(spec.workload.factory),
+        "code": workloads.code_digest(spec.workload.factory, prefixes),
         "data": workload.data_digest,
         "data_name": workload.data_name,
         "baseline_loss": workload.baseline_loss,
@@ -58,7 +58,7 @@ def load_workload(study: StudyRecord, prefixes: Sequence[str]) -> Workload:
     """Build a study's workload. Raises `WorkloadError` when it is not what was submitted."""
     spec = study.spec
     workload = workloads.load(spec.workload.factory, spec.workload.arguments, prefixes)
-    here = _described(spec, workload)
+    here = _described(spec, workload, prefixes)
     for what in ("code", "data"):
         if here[what] != study.workload[what]:
             raise WorkloadError(

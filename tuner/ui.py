@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
 
 from tuner.errors import UnavailableError
+from tuner.processes import told_to_stop
 from tuner.storage import Addresses, upgrade_tracking, without_password
 
+LOOK_SECONDS = 0.2
 
-def serve(places: Addresses, port: int, say: Callable[[dict[str, Any]], None] | None) -> int:
+
+def serve(places: Addresses, port: int, say: Callable[[str], None]) -> int:
     """Run MLflow's server until it is interrupted; give its exit code.
+
+    `say` is told where it is.
 
     Raises `UnavailableError` when the port is taken.
     """
@@ -21,22 +26,23 @@ def serve(places: Addresses, port: int, say: Callable[[dict[str, Any]], None] | 
     url = f"http://127.0.0.1:{port}"
     if places.tracking.startswith("http"):
         url = without_password(places.tracking)
-    if say is not None:
-        say({"url": url})
-    else:
-        print(f"MLflow UI: {url}/#/experiments (Ctrl-C ends it)", flush=True)  # noqa: T201
+    say(url)
     if places.tracking.startswith("http"):
         return 0  # somebody runs that server already
     upgrade_tracking(places)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--workers", "1", "--backend-store-uri", places.tracking]
-    process = subprocess.Popen(command)  # noqa: S603 - MLflow's own program
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
+    # without its job runners, eight processes that people who look at curves do not need
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    process = subprocess.Popen(command, env=environment)  # noqa: S603 - MLflow's own program
+    with told_to_stop("ending MLflow's server") as stop:
+        while process.poll() is None and not stop.wait(LOOK_SECONDS):
+            pass
+        if not stop.is_set():
+            return int(process.returncode)
         process.terminate()
         process.wait()
-        return 0
+    return 0
 
 
 def _free(port: int) -> int:

@@ -59,7 +59,9 @@ def work(
     """
     workers: dict[int, StudyWorker | None] = {}
     while not stop.is_set():
-        ledger.reap(is_gone)
+        if ledger.reap(is_gone):
+            for path in ledger.forget_checkpoints():
+                (checkpoints / path).unlink(missing_ok=True)
         for study in _open_studies(ledger, names):
             if study.id not in workers:
                 try:
@@ -322,7 +324,6 @@ class _Attempt:
         """Save the trainer's state; the rows up to it are committed already."""
         if self._step == (self._saved.step if self._saved else 0):
             return  # nothing was trained since
-        self._checkpointed_at = time.monotonic()
         number = self._trial.number
         folder = _folder(self._checkpoints, self._study, number)
         file = folder / f"{self._step}-{self._lease.number}.pt"
@@ -331,6 +332,8 @@ class _Attempt:
         except OSError as error:  # such as a full disk; the rows are safe, only time would be lost
             log.warning("trial %d has no checkpoint of step %d: %s", number, self._step, error)
             return
+        finally:
+            self._checkpointed_at = time.monotonic()
         reach("checkpoint.renamed")
         path = file.relative_to(self._checkpoints).as_posix()
         self._saved = CheckpointRecord(step=self._step, path=path, digest=digest)

@@ -14,27 +14,25 @@ here stays open across a call into either.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, and_, delete, func, insert, select, update
+from sqlalchemy import Connection, Engine, and_, delete, func, insert, select, update
 
 from tuner.curves import Chunk
 from tuner.errors import LeaseLost, UsageError
+from tuner.ledger import rows
 from tuner.ledger.reading import Reader, has_live_attempt, read_trials
 from tuner.ledger.records import OPEN, CheckpointRecord, Claim, Lease, Report, StudyRecord
 from tuner.ledger.tables import (
     attempts,
     checkpoints,
-    chunks,
     database_time,
-    reports,
     studies,
     trials,
 )
-from tuner.outcome import COMPLETED, FAILED, RUNNING, Outcome
+from tuner.outcome import FAILED, RUNNING, Outcome
 from tuner.spec import ParameterValue, StudySpec
 
 LEASE_SECONDS = 30.0
@@ -112,7 +110,7 @@ class Ledger(Reader):
         Budget, number and lease are one commit. A new trial has no parameters yet.
         """
         with self._writing() as tx:
-            study = tx.execute(_locked_study(study_id)).one()
+            study = tx.execute(rows.locked_study(study_id)).one()
             if study.state != OPEN:
                 return None
             trial_id = tx.scalar(
@@ -127,76 +125,12 @@ class Ledger(Reader):
             if trial_id is None:
                 if study.reserved >= study.limit:
                     return None
-                trial_id = self._reserve(tx, study)
-            lease, checkpoint = self._lease(tx, study_id, trial_id, worker, environment)
+                trial_id = rows.reserve(tx, study)
+            lease, checkpoint = rows.lease(
+                tx, study_id, trial_id, worker, environment, self.lease_seconds
+            )
             trial = read_trials(tx, trials.c.id == trial_id)[0]
         return Claim(lease=lease, trial=trial, checkpoint=checkpoint)
-
-    def _reserve(self, tx: Connection, study: Row[Any]) -> int:
-        tx.execute(
-            update(studies)
-            .where(studies.c.id == study.id)
-            .values(reserved=studies.c.reserved + 1, next_number=studies.c.next_number + 1)
-        )
-        trial_id = tx.execute(
-            insert(trials)
-            .values(
-                study_id=study.id,
-                number=study.next_number,
-                imported=False,
-                attrs={},
-                state=RUNNING,
-                steps=0,
-                last_time=0.0,
-                created_at=database_time(),
-                revision=_next_revision(tx, study.id),
-            )
-            .returning(trials.c.id)
-        ).scalar_one()
-        return int(trial_id)
-
-    def _lease(
-        self,
-        tx: Connection,
-        study_id: int,
-        trial_id: int,
-        worker: str,
-        environment: Mapping[str, Any],
-    ) -> tuple[Lease, CheckpointRecord | None]:
-        number = tx.scalar(
-            select(func.coalesce(func.max(attempts.c.number), 0) + 1).where(
-                attempts.c.trial_id == trial_id
-            )
-        )
-        saved = tx.execute(
-            select(checkpoints.c.step, checkpoints.c.path, checkpoints.c.digest)
-            .join(trials)
-            .where(checkpoints.c.trial_id == trial_id, checkpoints.c.step <= trials.c.steps)
-            .order_by(checkpoints.c.step.desc(), checkpoints.c.id.desc())
-        ).first()
-        checkpoint = CheckpointRecord(**saved._mapping) if saved else None
-        attempt = tx.execute(
-            insert(attempts)
-            .values(
-                trial_id=trial_id,
-                number=number,
-                worker=worker,
-                live=True,
-                expires_at=database_time() + self.lease_seconds,
-                first_step=checkpoint.step if checkpoint else 0,
-                environment=dict(environment),
-                started_at=database_time(),
-            )
-            .returning(attempts.c.id, attempts.c.number, attempts.c.started_at)
-        ).one()
-        lease = Lease(
-            attempt_id=attempt.id,
-            number=attempt.number,
-            trial_id=trial_id,
-            study_id=study_id,
-            started_at=attempt.started_at,
-        )
-        return lease, checkpoint
 
     def draw(
         self,
@@ -209,7 +143,7 @@ class Ledger(Reader):
     ) -> None:
         """Store the parameters of a trial, and the revision that the draw saw."""
         with self._fenced(lease) as tx:
-            self._update_trial(
+            rows.update_trial(
                 tx, lease, params=dict(params), attrs=dict(attrs), asked_revision=asked_revision
             )
             if study_attrs:
@@ -225,7 +159,7 @@ class Ledger(Reader):
         Only `finish` takes an evaluation at step 0 that no row follows.
         """
         with self._fenced(lease) as tx:
-            self._append(tx, lease, chunk)
+            rows.append_rows(tx, lease, chunk)
 
     def report(
         self, lease: Lease, chunk: Chunk, report: Report, *, attrs: Mapping[str, Any]
@@ -233,8 +167,8 @@ class Ledger(Reader):
         """Commit rows up to a rung, the report there, and the decision to go on."""
         assert not report.pruned, "a pruned trial is finished, with its report"
         with self._fenced(lease) as tx:
-            self._append(tx, lease, chunk)
-            self._report(tx, lease, report, attrs)
+            rows.append_rows(tx, lease, chunk)
+            rows.add_report(tx, lease, report, attrs)
 
     def save_checkpoint(self, lease: Lease, checkpoint: CheckpointRecord) -> list[str]:
         """Commit the reference to a checkpoint; give the paths that it makes needless.
@@ -274,11 +208,11 @@ class Ledger(Reader):
         """
         with self._fenced(lease) as tx:
             if chunk is not None:
-                self._append(tx, lease, chunk)
+                rows.append_rows(tx, lease, chunk)
             if report is not None:
-                self._report(tx, lease, report, attrs or {})
-            self._end_trial(tx, lease.trial_id, lease.study_id, outcome)
-            self._end_attempt(tx, lease.attempt_id, "finished", outcome.kind)
+                rows.add_report(tx, lease, report, attrs or {})
+            rows.end_trial(tx, lease.trial_id, lease.study_id, outcome)
+            rows.end_attempt(tx, lease.attempt_id, "finished", outcome.kind)
             mine = checkpoints.c.trial_id == lease.trial_id
             paths = tx.scalars(select(checkpoints.c.path).where(mine)).all()
             tx.execute(delete(checkpoints).where(mine))
@@ -287,7 +221,7 @@ class Ledger(Reader):
     def release(self, lease: Lease, ending: str, reason: str) -> None:
         """End the attempt and leave the trial to the next worker."""
         with self._fenced(lease) as tx:
-            self._end_attempt(tx, lease.attempt_id, ending, reason)
+            rows.end_attempt(tx, lease.attempt_id, ending, reason)
 
     def renew(self, lease: Lease) -> None:
         """Move the lease's expiry on."""
@@ -309,6 +243,20 @@ class Ledger(Reader):
             ).all()
         lost = [(row.id, row.expired) for row in live if row.expired or gone(row.worker)]
         return sum(self._reap(attempt_id, expired=expired) for attempt_id, expired in lost)
+
+    def forget_checkpoints(self) -> list[str]:
+        """Forget the checkpoints of trials that have ended otherwise than by `finish`.
+
+        Gives their paths, for whoever calls to remove.
+        """
+        ended = select(trials.c.id).where(trials.c.state != RUNNING)
+        with self._writing() as tx:
+            found = tx.execute(
+                delete(checkpoints)
+                .where(checkpoints.c.trial_id.in_(ended))
+                .returning(checkpoints.c.path)
+            )
+            return [row.path for row in found]
 
     def _reap(self, attempt_id: int, *, expired: bool) -> bool:
         with self._writing() as tx:
@@ -335,75 +283,8 @@ class Ledger(Reader):
                 assert study_id is not None
                 sentence = f"Its worker was lost {stale} times; the last time, {reason}."
                 outcome = Outcome(kind=FAILED, reason=sentence)
-                self._end_trial(tx, done.trial_id, study_id, outcome)
+                rows.end_trial(tx, done.trial_id, study_id, outcome)
         return True
-
-    def _append(self, tx: Connection, lease: Lease, chunk: Chunk) -> None:
-        trial = tx.execute(
-            select(trials.c.steps, trials.c.last_time).where(trials.c.id == lease.trial_id)
-        ).one()
-        fresh = chunk.after(trial.steps).delayed(trial.last_time)
-        if fresh.next_step <= trial.steps and not len(fresh.eval_steps):
-            return
-        assert fresh.first_step == trial.steps, "the rows before these are missing"
-        tx.execute(
-            insert(chunks).values(
-                trial_id=lease.trial_id,
-                first_step=fresh.first_step,
-                next_step=fresh.next_step,
-                attempt_id=lease.attempt_id,
-                data=fresh.to_bytes(),
-            )
-        )
-        tx.execute(
-            update(trials)
-            .where(trials.c.id == lease.trial_id)
-            .values(steps=fresh.next_step, last_time=fresh.last_time)
-        )
-
-    def _report(
-        self, tx: Connection, lease: Lease, report: Report, attrs: Mapping[str, Any]
-    ) -> None:
-        assert math.isfinite(report.value), "a trial without a finite value has diverged"
-        tx.execute(
-            insert(reports).values(
-                trial_id=lease.trial_id,
-                step=report.step,
-                value=report.value,
-                pruned=report.pruned,
-                reason=report.reason,
-            )
-        )
-        self._update_trial(tx, lease, attrs=dict(attrs))
-
-    def _update_trial(self, tx: Connection, lease: Lease, **values: Any) -> None:
-        revision = _next_revision(tx, lease.study_id)
-        tx.execute(
-            update(trials).where(trials.c.id == lease.trial_id).values(revision=revision, **values)
-        )
-
-    def _end_trial(self, tx: Connection, trial_id: int, study_id: int, outcome: Outcome) -> None:
-        value, needed = outcome.value, outcome.kind == COMPLETED
-        assert not needed if value is None else math.isfinite(value), "a finite value, or none"
-        tx.execute(
-            update(trials)
-            .where(trials.c.id == trial_id)
-            .values(
-                state=outcome.kind,
-                reason=outcome.reason,
-                value=outcome.value,
-                stopped_step=outcome.stopped_step,
-                ended_at=database_time(),
-                revision=_next_revision(tx, study_id),
-            )
-        )
-
-    def _end_attempt(self, tx: Connection, attempt_id: int, ending: str, reason: str) -> None:
-        tx.execute(
-            update(attempts)
-            .where(attempts.c.id == attempt_id)
-            .values(live=False, ended_at=database_time(), ending=ending, reason=reason)
-        )
 
     # --- transactions
 
@@ -431,19 +312,3 @@ class Ledger(Reader):
                     "refused; another attempt has the trial"
                 )
             yield tx
-
-
-def _locked_study(study_id: int) -> Any:
-    """Select a study's row for update; on SQLite the transaction itself is the lock."""
-    return select(studies).where(studies.c.id == study_id).with_for_update()
-
-
-def _next_revision(tx: Connection, study_id: int) -> int:
-    return int(
-        tx.execute(
-            update(studies)
-            .where(studies.c.id == study_id)
-            .values(revision=studies.c.revision + 1)
-            .returning(studies.c.revision)
-        ).scalar_one()
-    )

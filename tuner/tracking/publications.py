@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, Engine, and_, insert, select, update
 
+from tuner.environment import is_gone
+from tuner.errors import LeaseLost
 from tuner.ledger.reading import read_trials
 from tuner.ledger.records import TrialRecord
 from tuner.ledger.tables import database_time, published_studies, published_trials, trials
 
 CLAIM_SECONDS = 60.0
-"""How long a publisher has a study; it claims the study anew each time that it looks."""
+"""How long a publisher has a study after the last thing that it noted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,48 +30,59 @@ class Publications:
     """The records of one target ("optuna" or "mlflow"), kept in the ledger's database.
 
     Invariants: a record exists before the thing that it is about does, so whoever finds one
-    without an external id looks whether the thing exists before creating it; and rows count as
-    published only after they are.
+    without an external id looks whether the thing exists before creating it; rows count as
+    published only after they are; and nothing is noted by a publisher that lost its claim
+    (`LeaseLost`): every such transaction begins with an UPDATE that must change the claim's row.
     """
 
-    def __init__(self, engine: Engine, target: str) -> None:
+    def __init__(self, engine: Engine, target: str, publisher: str = "") -> None:
+        """Without a publisher's identity there is only reading."""
         self._engine = engine
         self._target = target
+        self._publisher = publisher
 
-    def claim(self, study_id: int, publisher: str) -> bool:
-        """Become the only one who publishes a study, for `CLAIM_SECONDS`."""
+    def claim(self, study_id: int) -> bool:
+        """Become the only one who publishes a study; tell whether that is so.
+
+        Another's claim lasts for `CLAIM_SECONDS`, or until its process is known to be gone.
+        """
         here = self._of_study(study_id)
         with self._writing() as tx:
-            if tx.scalar(select(published_studies.c.study_id).where(here)) is None:
+            expired = published_studies.c.expires_at < database_time()
+            row = tx.execute(
+                select(published_studies.c.publisher, expired.label("expired")).where(here)
+            ).first()
+            if row is None:
                 tx.execute(
                     insert(published_studies).values(
                         study_id=study_id, target=self._target, revision=0, expires_at=0.0
                     )
                 )
-            mine = published_studies.c.publisher == publisher
-            free = published_studies.c.expires_at < database_time()
-            done = tx.execute(
+            elif not (row.expired or row.publisher == self._publisher or is_gone(row.publisher)):
+                return False
+            until = database_time() + CLAIM_SECONDS
+            tx.execute(
                 update(published_studies)
-                .where(here, mine | free)
-                .values(publisher=publisher, expires_at=database_time() + CLAIM_SECONDS)
+                .where(here)
+                .values(publisher=self._publisher, expires_at=until)
             )
-        return done.rowcount == 1
+        return True
 
-    def release(self, study_id: int, publisher: str) -> None:
+    def release(self, study_id: int) -> None:
         """Let others publish a study at once."""
-        mine = and_(self._of_study(study_id), published_studies.c.publisher == publisher)
+        mine = and_(self._of_study(study_id), published_studies.c.publisher == self._publisher)
         with self._writing() as tx:
             tx.execute(update(published_studies).where(mine).values(expires_at=0.0))
 
     def study(self, study_id: int) -> tuple[str | None, int]:
-        """Give a claimed study's external id, and its revision when it was last published."""
+        """Give a study's external id, and its revision when it was last published, 0: never."""
         with self._engine.begin() as tx:
-            row = tx.execute(select(published_studies).where(self._of_study(study_id))).one()
-        return row.external_id, row.revision
+            row = tx.execute(select(published_studies).where(self._of_study(study_id))).first()
+        return (None, 0) if row is None else (row.external_id, row.revision)
 
     def note_study(self, study_id: int, external_id: str | None, revision: int) -> None:
         """Note that a study is published as of a revision."""
-        with self._writing() as tx:
+        with self._claimed(study_id) as tx:
             tx.execute(
                 update(published_studies)
                 .where(self._of_study(study_id))
@@ -109,18 +122,18 @@ class Publications:
         with self._engine.begin() as tx:
             return {row.number: row.external_id for row in tx.execute(query)}
 
-    def begin(self, trial_id: int) -> None:
+    def begin(self, trial: TrialRecord) -> None:
         """Note that the trial's counterpart is about to be created."""
-        with self._writing() as tx:
+        with self._claimed(trial.study_id) as tx:
             tx.execute(
                 insert(published_trials).values(
-                    trial_id=trial_id, target=self._target, next_step=0, final=False
+                    trial_id=trial.id, target=self._target, next_step=0, final=False
                 )
             )
 
     def note(
         self,
-        trial_id: int,
+        trial: TrialRecord,
         *,
         external_id: str | None = None,
         next_step: int | None = None,
@@ -129,14 +142,14 @@ class Publications:
         """Note how far a trial is published; what is None stays as it is."""
         given = {"external_id": external_id, "next_step": next_step, "final": final}
         values = {name: value for name, value in given.items() if value is not None}
-        with self._writing() as tx:
-            tx.execute(update(published_trials).where(self._of_trial(trial_id)).values(**values))
+        with self._claimed(trial.study_id) as tx:
+            tx.execute(update(published_trials).where(self._of_trial(trial.id)).values(**values))
 
     def forget(self, study_id: int) -> None:
         """Forget what is published of a study, so that it is looked at and published again."""
         of_study = select(trials.c.id).where(trials.c.study_id == study_id)
         unknown = {"external_id": None, "next_step": 0, "final": False}
-        with self._writing() as tx:
+        with self._claimed(study_id) as tx:
             tx.execute(
                 update(published_trials)
                 .where(
@@ -158,6 +171,23 @@ class Publications:
     def _of_trial(self, trial_id: int) -> ColumnElement[bool]:
         of_target = published_trials.c.target == self._target
         return and_(published_trials.c.trial_id == trial_id, of_target)
+
+    @contextmanager
+    def _claimed(self, study_id: int) -> Iterator[Connection]:
+        """Begin a transaction that stops unless the claim is ours; it extends the claim."""
+        with self._writing() as tx:
+            done = tx.execute(
+                update(published_studies)
+                .where(
+                    self._of_study(study_id),
+                    published_studies.c.publisher == self._publisher,
+                    published_studies.c.expires_at > 0.0,  # not released
+                )
+                .values(expires_at=database_time() + CLAIM_SECONDS)
+            )
+            if done.rowcount != 1:
+                raise LeaseLost("another recorder has taken over the study")
+            yield tx
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:

@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from sqlalchemy import Engine
 
 from tuner.environment import identity
+from tuner.errors import LeaseLost, TunerError, UnavailableError
 from tuner.ledger import Reader, StudyRecord
-from tuner.storage import Addresses, optuna_storage, tracking_client, upgrade_tracking
-from tuner.tracking.publications import Publications
+from tuner.storage import Addresses, optuna_storage, tracking_client
+from tuner.tracking.publications import CLAIM_SECONDS, Publications
 from tuner.tracking.runs import RunPublisher
 from tuner.tracking.trials import TrialPublisher
 
 POLL_SECONDS = 0.5
+RETRY_SECONDS = 5.0
+"""How long to wait before a target that could not be reached is tried again."""
 
 log = logging.getLogger(__name__)
 
@@ -30,48 +34,82 @@ class Recorder:
     """Publishes studies from one ledger to Optuna and MLflow."""
 
     def __init__(self, engine: Engine, places: Addresses) -> None:
-        upgrade_tracking(places)
         self._ledger = Reader(engine)
-        self._identity = identity()
-        self._publications = {name: Publications(engine, name) for name in ("optuna", "mlflow")}
-        trials = TrialPublisher(optuna_storage(places), self._publications["optuna"])
-        runs = RunPublisher(
+        me = identity()
+        self._publications = {name: Publications(engine, name, me) for name in ("optuna", "mlflow")}
+        self._trials = TrialPublisher(optuna_storage(places), self._publications["optuna"])
+        self._runs = RunPublisher(
             tracking_client(places),
             self._publications["mlflow"],
             self._ledger,
             artifacts_folder(places),
         )
-        self._publishers = (trials, runs)
 
     def publish(self, names: Sequence[str] = ()) -> bool:
-        """Publish all that is new once; tell whether there was anything."""
-        moved = [self._publish(study) for study in self._studies(names)]
-        return any(moved)
+        """Publish what is new and no other recorder is publishing; tell whether there was anything.
 
-    def _studies(self, names: Sequence[str]) -> list[StudyRecord]:
-        return [self._ledger.study(name) for name in names] or self._ledger.studies()
-
-    def _publish(self, study: StudyRecord) -> bool:
-        moved = False
-        for publisher in self._publishers:
+        Raises the first error after every study and both targets had their turn.
+        """
+        moved, errors = False, []
+        for study, publisher in self._behind(names):
             publications = self._publications[publisher.target]
-            if publications.claim(study.id, self._identity):
-                moved |= publisher.publish(study)
+            if not publications.claim(study.id):
+                continue
+            try:
+                publisher.publish(study)
+                moved = True
+            except LeaseLost as lost:
+                log.warning("study %s: %s", study.name, lost)
+            except TunerError as error:
+                errors.append(error)
+            finally:
+                publications.release(study.id)
+        if errors:
+            raise errors[0]
         return moved
 
-    def project_again(self, study: StudyRecord) -> None:
-        """Publish a study as if nothing were published; what is there already stays as it is."""
-        for publications in self._publications.values():
-            publications.claim(study.id, self._identity)
-            publications.forget(study.id)
-        while self._publish(study):
-            pass
+    def behind(self, names: Sequence[str] = ()) -> bool:
+        """Tell whether there is anything to publish, by whomever."""
+        return any(self._behind(names))
 
-    def release(self, names: Sequence[str] = ()) -> None:
-        """Leave the studies to other recorders at once."""
-        for study in self._studies(names):
+    def _behind(
+        self, names: Sequence[str]
+    ) -> Iterator[tuple[StudyRecord, TrialPublisher | RunPublisher]]:
+        studies = [self._ledger.study(name) for name in names] or self._ledger.studies()
+        for study in studies:
+            for publisher in (self._trials, self._runs):
+                if publisher.behind(study):
+                    yield study, publisher
+
+    def project_again(
+        self, study: StudyRecord, *, without: Collection[int] = (), trials_anew: bool = False
+    ) -> None:
+        """Publish a study as if nothing were published; what is there already stays as it is.
+
+        Except the runs of the trials `without`, and second runs of a trial, which are deleted
+        first, and with `trials_anew` all that Optuna has of the study. Raises `UnavailableError`
+        when another recorder does not finish with the study.
+        """
+        for publications in self._publications.values():
+            self._claim(study, publications)
+        try:
+            self._runs.discard(study, without)
+            if trials_anew:
+                self._trials.discard(study)
+            for publisher in (self._trials, self._runs):
+                self._publications[publisher.target].forget(study.id)
+                while publisher.behind(study):
+                    publisher.publish(study)
+        finally:
             for publications in self._publications.values():
-                publications.release(study.id, self._identity)
+                publications.release(study.id)
+
+    def _claim(self, study: StudyRecord, publications: Publications) -> None:
+        deadline = time.monotonic() + 2 * CLAIM_SECONDS
+        while not publications.claim(study.id):
+            if time.monotonic() > deadline:
+                raise UnavailableError(f"another recorder is publishing {study.name!r}; try later")
+            time.sleep(POLL_SECONDS)
 
 
 def artifacts_folder(places: Addresses) -> Path | None:
@@ -85,13 +123,27 @@ def artifacts_folder(places: Addresses) -> Path | None:
 def record(
     engine: Engine, places: Addresses, *, names: Sequence[str], closing: threading.Event
 ) -> None:
-    """Publish until `closing` is set and nothing is left to publish."""
+    """Publish until `closing` is set and nothing is left to publish.
+
+    What cannot be reached is tried again until then, and `UnavailableError` only after it.
+    """
     recorder = Recorder(engine, places)
+    said = ""
     while True:
         last = closing.is_set()  # looked at before publishing, so that nothing slips through
-        moved = recorder.publish(names)
-        if last and not moved:
-            recorder.release(names)
-            return
-        if not moved:
-            closing.wait(POLL_SECONDS)
+        wait = POLL_SECONDS
+        try:
+            if recorder.publish(names):
+                continue
+            if last and not recorder.behind(names):
+                return
+        except TunerError as error:
+            if last:
+                raise
+            if str(error) != said:
+                log.warning("%s; trying on", error)
+            said, wait = str(error), RETRY_SECONDS
+        if last:  # another recorder is publishing the rest
+            time.sleep(wait)
+        else:
+            closing.wait(wait)

@@ -8,8 +8,7 @@ the point's time was fixed when it was measured.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,11 @@ from mlflow.entities import (
 
 from tuner import results
 from tuner.curves import Chunk
+from tuner.errors import UnavailableError
 from tuner.failpoints import reach
-from tuner.ledger import AttemptRecord, Reader, StudyRecord, TrialRecord
+from tuner.ledger import Reader, StudyRecord, TrialRecord
 from tuner.outcome import CANCELLED, COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING
-from tuner.tracking.mismatch import Mismatch
+from tuner.storage import tracking_reached
 from tuner.tracking.publications import Publication, Publications
 from tuner.training.trainer import seed_of
 
@@ -46,6 +46,7 @@ STATUS = {
 BATCH = 1000
 """How many points MLflow takes in one call."""
 NAME_LIMIT = 250
+REASON_LIMIT = 5000
 PARENT = "study"  # what the tag tuner.trial says on a parent run
 
 
@@ -66,35 +67,62 @@ class RunPublisher:
         self._ledger = ledger
         self._artifacts = artifacts  # None: the server says where
 
-    def publish(self, study: StudyRecord) -> bool:
-        """Publish what is new of a claimed study; tell whether there was anything."""
+    def behind(self, study: StudyRecord) -> bool:
+        """Tell whether there is anything to publish."""
         parent, published = self._publications.study(study.id)
-        waiting = self._publications.open_trials(study.id)
-        if parent is not None and not waiting and published == study.revision:
-            return False
+        return parent is None or published != study.revision or any(self._due(study))
+
+    def publish(self, study: StudyRecord) -> None:
+        """Publish what is new of a claimed study. Raises `UnavailableError`."""
+        with tracking_reached(self._client.tracking_uri):
+            self._publish(study)
+
+    def _publish(self, study: StudyRecord) -> None:
+        parent, _ = self._publications.study(study.id)
         experiment = experiment_id(self._client, study, self._artifacts)
         existing: dict[str, Run] | None = None
         if parent is None:
             existing = runs_of(self._client, study, experiment)
             parent = self._parent(study, experiment, existing.get(PARENT))
             self._publications.note_study(study.id, parent, 0)
-        moved = published != study.revision
-        environments = _environments(self._ledger.attempts(study.id)) if waiting else {}
-        for trial, publication in waiting:
-            if trial.params is None:
-                continue
+        environments = environments_of(self._ledger, study)
+        for trial, publication in self._due(study):
             run_id = publication.external_id if publication else None
             if run_id is None:
                 if publication is not None and existing is None:
                     existing = runs_of(self._client, study, experiment)
                 found = (existing or {}).get(str(trial.number))
-                environment = environments[trial.id]
-                run_id = self._create(study, trial, publication, found, parent, environment)
-                moved = True
-            moved |= self._publish_trial(study, trial, run_id, publication)
+                tags = tags_of(study, trial, parent, environments[trial.id])
+                run_id = self._create(study, trial, publication, found, experiment, tags)
+            self._publish_trial(trial, run_id, publication)
         self._describe(study, parent)
         self._publications.note_study(study.id, parent, study.revision)
-        return moved
+
+    def discard(self, study: StudyRecord, numbers: Collection[int]) -> None:
+        """Delete the runs of some trials, and of others all but one, so that they can be anew.
+
+        MLflow keeps what is deleted until its own garbage collection.
+        """
+        with tracking_reached(self._client.tracking_uri):
+            known = set(self._publications.external_ids(study.id).values())
+            experiment = experiment_id(self._client, study, self._artifacts)
+            kept: set[str] = set()
+            # published ones first, so that of two runs of a trial the other one goes
+            runs = all_runs(self._client, study, experiment)
+            for run in sorted(runs, key=lambda run: run.info.run_id not in known):
+                key = run.data.tags["tuner.trial"]
+                if key in kept or (key.isdecimal() and int(key) in numbers):
+                    self._client.delete_run(run.info.run_id)
+                kept.add(key)
+
+    def _due(self, study: StudyRecord) -> Iterator[tuple[TrialRecord, Publication | None]]:
+        """Yield the trials of which there is something to publish."""
+        for trial, publication in self._publications.open_trials(study.id):
+            drawn = trial.params is not None
+            new = publication is None or publication.external_id is None
+            since = publication.next_step if publication else 0
+            if trial.state != RUNNING or (drawn and (new or trial.steps > since)):
+                yield trial, publication
 
     def _parent(self, study: StudyRecord, experiment: str, existing: Run | None) -> str:
         if existing is not None:
@@ -118,65 +146,50 @@ class RunPublisher:
         trial: TrialRecord,
         publication: Publication | None,
         existing: Run | None,
-        parent: str,
-        environment: dict[str, Any],
+        experiment: str,
+        tags: dict[str, str],
     ) -> str:
         """Create a trial's run, or finish creating the one that exists."""
-        assert trial.params is not None
         if publication is None:
-            self._publications.begin(trial.id)
+            self._publications.begin(trial)
         if existing is None:
-            name = f"{trial.number}: {results.in_short(trial.params)}"
-            experiment = experiment_id(self._client, study, self._artifacts)
             existing = self._client.create_run(
                 experiment,
                 start_time=_milliseconds(trial.created_at),
-                tags=_tags(study, trial, parent, environment),
-                run_name=name[:NAME_LIMIT],
+                tags=tags,
+                run_name=f"{trial.number}: {results.in_short(trial.params)}"[:NAME_LIMIT],
             )
             reach("recorder.run_created")
         run_id = str(existing.info.run_id)
-        params = dict(trial.params) | {"log10_lr": math.log10(float(trial.params["lr"]))}
-        self._client.log_batch(run_id, params=[Param(k, str(v)) for k, v in params.items()])
+        params = [Param(key, value) for key, value in params_of(trial).items()]
+        self._client.log_batch(run_id, params=params, tags=_as_tags(tags))
         self._client.log_inputs(run_id, datasets=[_dataset(study)])
-        self._publications.note(trial.id, external_id=run_id)
+        self._publications.note(trial, external_id=run_id)
         return run_id
 
     def _publish_trial(
-        self,
-        study: StudyRecord,
-        trial: TrialRecord,
-        run_id: str,
-        publication: Publication | None,
-    ) -> bool:
+        self, trial: TrialRecord, run_id: str, publication: Publication | None
+    ) -> None:
         since = publication.next_step if publication else 0
-        moved = False
         if trial.steps > since:
-            chunk = self._ledger.curve(trial.id, since)
-            points = list(points_of(chunk, trial.stopped_step))
+            points = list(points_of(self._ledger.curve(trial.id, since), trial))
             for first in range(0, len(points), BATCH):
                 self._client.log_batch(run_id, metrics=points[first : first + BATCH])
             reach("recorder.batch_logged")
-            self._publications.note(trial.id, next_step=chunk.next_step)
-            moved = True
+            self._publications.note(trial, next_step=trial.steps)
         if trial.state == RUNNING:
-            return moved
-        assert trial.ended_at is not None
-        tags = {"tuner.outcome": trial.state, "tuner.reason": (trial.reason or "")[:5000]}
-        stopped = [
-            Metric("stopped_step", step, _milliseconds(trial.ended_at), step)
-            for step in [trial.stopped_step]
-            if step is not None
-        ]
-        self._client.log_batch(run_id, metrics=stopped, tags=_as_tags(tags))
+            return
+        tags = _as_tags(outcome_tags(trial))
+        self._client.log_batch(run_id, metrics=list(stopped_step(trial)), tags=tags)
         reach("recorder.before_final")
+        assert trial.ended_at is not None
         self._client.set_terminated(run_id, STATUS[trial.state], _milliseconds(trial.ended_at))
-        self._publications.note(trial.id, final=True)
-        return True
+        self._publications.note(trial, final=True)
 
     def _describe(self, study: StudyRecord, parent: str) -> None:
         """Bring the parent run's summary up to date."""
         counts = self._ledger.counts(study.id)
+        trials = self._ledger.trials(study.id)
         best = self._ledger.best(study)
         done = sum(count for kind, count in counts.items() if kind not in (RUNNING, "waiting"))
         note = (
@@ -185,14 +198,12 @@ class RunPublisher:
             f"{study.spec.study.description}"
         )
         tags = {"mlflow.note.content": note.strip()}
-        metrics = []
-        if best is not None and best.value is not None and best.ended_at is not None:
+        if best is not None:
             tags["tuner.best_trial"] = str(best.number)
-            at = _milliseconds(best.ended_at)
-            metrics = [Metric(f"best_{study.spec.study.metric}", best.value, at, best.number)]
-        self._client.log_batch(parent, metrics=metrics, tags=_as_tags(tags))
+        points = list(_improvements(study, trials))[-BATCH:]
+        self._client.log_batch(parent, metrics=points, tags=_as_tags(tags))
         if done >= study.limit:
-            last = max(trial.ended_at or 0.0 for trial in self._ledger.trials(study.id))
+            last = max(trial.ended_at or 0.0 for trial in trials)
             self._client.set_terminated(parent, "FINISHED", _milliseconds(last))
         else:
             self._client.update_run(parent, status="RUNNING")
@@ -201,6 +212,12 @@ class RunPublisher:
 def experiment_id(client: MlflowClient, study: StudyRecord, artifacts: Path | None) -> str:
     """Find a study's experiment, or make it."""
     found = client.get_experiment_by_name(study.name)
+    if found is not None and found.lifecycle_stage == "deleted":
+        raise UnavailableError(
+            f"the experiment {study.name!r} is deleted in MLflow; restore it there (`mlflow "
+            f"experiments restore --experiment-id {found.experiment_id}`), or clear it away for "
+            "good (`mlflow gc`)"
+        )
     if found is not None:
         return str(found.experiment_id)
     location = None if artifacts is None else (artifacts / f"study-{study.id}").as_uri()
@@ -218,32 +235,42 @@ def runs_of(client: MlflowClient, study: StudyRecord, experiment: str) -> dict[s
 
 
 def all_runs(client: MlflowClient, study: StudyRecord, experiment: str) -> list[Run]:
-    """Read all runs of a study, oldest first."""
+    """Read all runs of a study, oldest first; runs that others made in its experiment are not."""
     runs: list[Run] = []
     token = None
-    name = study.name.replace("'", "\\'")
     while True:
+        # no filter by name: MLflow's language has no way to quote every character
         page = client.search_runs(
             [experiment],
-            filter_string=f"tags.`tuner.study` = '{name}'",
             max_results=1000,
             order_by=["attributes.start_time ASC"],
             page_token=token,
         )
-        runs.extend(page)
+        runs.extend(run for run in page if run.data.tags.get("tuner.study") == study.name)
         token = page.token
         if not token:
             return runs
 
 
-def points_of(chunk: Chunk, stopped_step: int | None) -> Iterator[Metric]:
-    """Give the points that MLflow gets: finite ones, before the step where the guard stopped."""
-    limit = math.inf if stopped_step is None else stopped_step
+def points_of(chunk: Chunk, trial: TrialRecord) -> Iterator[Metric]:
+    """Give the points that MLflow gets: finite ones, before the step where the guard stopped.
+
+    Rows that were committed after the trial was read are left out: they may be past that step.
+    """
+    limit = math.inf if trial.stopped_step is None else trial.stopped_step
     steps = range(chunk.first_step, chunk.next_step)
     for name, values in chunk.columns.items():
-        yield from _points(name, values, steps, chunk.times, limit)
+        yield from _points(name, values, steps, chunk.times, min(limit, trial.steps))
     for name, values in chunk.metrics.items():
-        yield from _points(name, values, chunk.eval_steps, chunk.eval_times, limit)
+        ends = min(limit, trial.steps + 1)
+        yield from _points(name, values, chunk.eval_steps, chunk.eval_times, ends)
+
+
+def stopped_step(trial: TrialRecord) -> Iterator[Metric]:
+    """Give the point that says where the guard stopped a trial, if it did."""
+    if trial.stopped_step is not None and trial.ended_at is not None:
+        step = trial.stopped_step
+        yield Metric("stopped_step", step, _milliseconds(trial.ended_at), step)
 
 
 def _points(name: str, values: Any, steps: Any, times: Any, limit: float) -> Iterator[Metric]:
@@ -252,9 +279,41 @@ def _points(name: str, values: Any, steps: Any, times: Any, limit: float) -> Ite
             yield Metric(name, float(value), _milliseconds(at), int(step))
 
 
-def _tags(
-    study: StudyRecord, trial: TrialRecord, parent: str, environment: dict[str, Any]
+def params_of(trial: TrialRecord) -> dict[str, str]:
+    """Give the params of a trial's run; none if it failed before they were drawn."""
+    if trial.params is None:
+        return {}
+    # beside the rate its logarithm, since the axes of MLflow's charts are linear
+    params = dict(trial.params) | {"log10_lr": math.log10(float(trial.params["lr"]))}
+    return {key: str(value) for key, value in params.items()}
+
+
+def outcome_tags(trial: TrialRecord) -> dict[str, str]:
+    """Give the tags of a run that say how its trial stands."""
+    if trial.state == RUNNING:
+        return {"tuner.outcome": RUNNING}
+    return {"tuner.outcome": trial.state, "tuner.reason": (trial.reason or "")[:REASON_LIMIT]}
+
+
+def _improvements(study: StudyRecord, trials: Sequence[TrialRecord]) -> Iterator[Metric]:
+    """Give a point for each trial that was the best when it completed."""
+    completed = [trial for trial in trials if trial.state == COMPLETED]
+    best = None
+    for trial in sorted(completed, key=lambda trial: (trial.ended_at or 0.0, trial.number)):
+        assert trial.value is not None
+        assert trial.ended_at is not None
+        value = trial.value
+        lower = study.spec.study.direction == "minimize"
+        if best is None or (value < best if lower else value > best):
+            best = value
+            at = _milliseconds(trial.ended_at)
+            yield Metric(f"best_{study.spec.study.metric}", best, at, trial.number)
+
+
+def tags_of(
+    study: StudyRecord, trial: TrialRecord, parent: str, environment: Mapping[str, Any]
 ) -> dict[str, str]:
+    """Give the tags that a run has from the beginning."""
     tags = {
         "mlflow.parentRunId": parent,
         "mlflow.source.name": study.spec.workload.factory,
@@ -295,65 +354,13 @@ def _dataset(study: StudyRecord) -> DatasetInput:
     return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
 
 
-def _environments(attempts: list[AttemptRecord]) -> dict[int, dict[str, Any]]:
-    """Give each trial the environment of its first attempt."""
-    found: dict[int, dict[str, Any]] = {}
-    for attempt in attempts:
-        found.setdefault(attempt.trial_id, dict(attempt.environment))
+def environments_of(ledger: Reader, study: StudyRecord) -> dict[int, Mapping[str, Any]]:
+    """Give the environment of the first attempt at each trial, by the trial's id."""
+    found: dict[int, Mapping[str, Any]] = {}
+    for attempt in ledger.attempts(study.id):
+        found.setdefault(attempt.trial_id, attempt.environment)
     return found
 
 
 def _milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
-
-
-def mismatches(
-    client: MlflowClient, ledger: Reader, study: StudyRecord, ours: Sequence[TrialRecord]
-) -> Iterator[Mismatch]:
-    """Compare MLflow's runs of a study with the ledger's trials."""
-    experiment = client.get_experiment_by_name(study.name)
-    found = [] if experiment is None else all_runs(client, study, experiment.experiment_id)
-    keys = Counter(run.data.tags.get("tuner.trial", "") for run in found)
-    expected = {PARENT} | {str(trial.number) for trial in ours if trial.params is not None}
-    for key in sorted(expected - set(keys)):
-        yield Mismatch("run_missing", _number(key), "MLflow has no run of it")
-    for key, count in keys.items():
-        if count > 1:
-            yield Mismatch("run_doubled", _number(key), f"MLflow has {count} runs of it")
-        if key not in expected:
-            yield Mismatch("run_extra", _number(key), "the ledger has no such trial")
-    by_key = {run.data.tags.get("tuner.trial", ""): run for run in found}
-    for trial in ours:
-        run = by_key.get(str(trial.number))
-        if run is not None:
-            yield from _differences(client, ledger, trial, run)
-
-
-def _differences(
-    client: MlflowClient, ledger: Reader, trial: TrialRecord, run: Run
-) -> Iterator[Mismatch]:
-    if run.info.status != STATUS[trial.state]:
-        detail = f"{run.info.status} in MLflow, {trial.state} in the ledger"
-        yield Mismatch("run_status", trial.number, detail)
-    elif run.data.tags.get("tuner.outcome") != trial.state:
-        detail = f"its tag says {run.data.tags.get('tuner.outcome')!r}, not {trial.state!r}"
-        yield Mismatch("run_outcome", trial.number, detail)
-    wrong = [k for k, v in (trial.params or {}).items() if run.data.params.get(k) != str(v)]
-    if wrong:
-        yield Mismatch("run_params", trial.number, f"{', '.join(wrong)} differ")
-    if trial.state == RUNNING:
-        return
-    expected: dict[str, Counter[tuple[int, float]]] = {}
-    for point in points_of(ledger.curve(trial.id), trial.stopped_step):
-        expected.setdefault(point.key, Counter())[point.step, point.value] += 1
-    for name, points in expected.items():
-        history = client.get_metric_history(run.info.run_id, name)
-        told = Counter((point.step, point.value) for point in history)
-        missing, extra = (points - told).total(), (told - points).total()
-        if missing or extra:
-            detail = f"{name}: {missing} points missing, {extra} too many"
-            yield Mismatch("run_points", trial.number, detail)
-
-
-def _number(key: str) -> int | None:
-    return int(key) if key.isdecimal() else None

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
-from tuner.errors import TunerError
+from tuner.errors import TunerError, UnavailableError
 from tuner.failpoints import reach
 from tuner.ledger import StudyRecord, TrialRecord
 from tuner.outcome import COMPLETED, RUNNING
 from tuner.search.mirror import STATES, frozen
 from tuner.tracking.mismatch import Mismatch
 from tuner.tracking.publications import Publication, Publications
+
+FOREIGN = "optuna_extra"
+"""The kind of mismatch that says that somebody else wrote trials into the study."""
 
 
 class TrialPublisher:
@@ -30,27 +34,42 @@ class TrialPublisher:
         self._storage = storage
         self._publications = publications
 
-    def publish(self, study: StudyRecord) -> bool:
-        """Publish what is new of a claimed study; tell whether there was anything."""
-        moved = False
-        waiting = self._publications.open_trials(study.id)
-        if not waiting:
-            return moved
+    def behind(self, study: StudyRecord) -> bool:
+        """Tell whether there is anything to publish."""
+        return any(self._due(study))
+
+    def publish(self, study: StudyRecord) -> None:
+        """Publish what is new of a claimed study. Raises `UnavailableError`."""
+        try:
+            self._publish(study)
+        except StorageInternalError as error:
+            raise UnavailableError(f"Optuna's tables cannot be used: {error.__cause__}") from error
+
+    def _publish(self, study: StudyRecord) -> None:
         study_id = self._study_id(study)
         existing: dict[int, FrozenTrial] | None = None
-        for trial, publication in waiting:
+        for trial, publication in self._due(study):
             if publication is None or publication.external_id is None:
-                if trial.params is None:
-                    break  # a later trial must not take its number
                 if existing is None:
                     found = self._storage.get_all_trials(study_id, deepcopy=False)
                     existing = {one.number: one for one in found}
                 self._create(study, study_id, trial, publication, existing.get(trial.number))
-                moved = True
-            elif trial.state != RUNNING:
+            else:
                 self._finish(study, trial, int(publication.external_id))
-                moved = True
-        return moved
+
+    def discard(self, study: StudyRecord) -> None:
+        """Delete a study and its trials from Optuna's tables, so that they can be written anew."""
+        self._storage.delete_study(self._study_id(study))
+
+    def _due(self, study: StudyRecord) -> Iterator[tuple[TrialRecord, Publication | None]]:
+        """Yield the trials of which there is something to publish, in order."""
+        for trial, publication in self._publications.open_trials(study.id):
+            if publication is None or publication.external_id is None:
+                if trial.params is None and trial.state == RUNNING:
+                    return  # it is being drawn, and a later trial must not take its number
+                yield trial, publication
+            elif trial.state != RUNNING:
+                yield trial, publication
 
     def _study_id(self, study: StudyRecord) -> int:
         name = study.name
@@ -72,7 +91,7 @@ class TrialPublisher:
         existing: FrozenTrial | None,
     ) -> None:
         if publication is None:
-            self._publications.begin(trial.id)
+            self._publications.begin(trial)
         if existing is None:
             template = _template(trial, study)
             trial_id = self._storage.create_new_trial(study_id, template)
@@ -86,7 +105,7 @@ class TrialPublisher:
             finished = template.state.is_finished()
         else:
             trial_id, finished = existing._trial_id, existing.state.is_finished()
-        self._publications.note(trial.id, external_id=str(trial_id), final=finished)
+        self._publications.note(trial, external_id=str(trial_id), final=finished)
 
     def _finish(self, study: StudyRecord, trial: TrialRecord, trial_id: int) -> None:
         """Write the final state last: it makes a trial's row unchangeable."""
@@ -100,7 +119,7 @@ class TrialPublisher:
                 self._storage.set_trial_intermediate_value(trial_id, step, value)
             reach("recorder.before_final")
             self._storage.set_trial_state_values(trial_id, STATES[trial.state], template.values)
-        self._publications.note(trial.id, final=True)
+        self._publications.note(trial, final=True)
 
 
 def _template(trial: TrialRecord, study: StudyRecord) -> FrozenTrial:
@@ -126,7 +145,7 @@ def mismatches(
     theirs = load(storage, study.name)
     if len(theirs) > len(ours):
         detail = f"Optuna has {len(theirs)} trials, the ledger {len(ours)}"
-        yield Mismatch("optuna_extra", None, detail)
+        yield Mismatch(FOREIGN, None, detail)
     by_number = {trial.number: trial for trial in theirs}
     for trial in ours:
         if trial.params is None:

@@ -1,0 +1,55 @@
+"""What commands tell programs: the JSON of a run, of a study's state and of its best trial."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tuner.ledger import Reader, StudyRecord
+from tuner.outcome import KINDS
+from tuner.storage import Addresses
+from tuner.tracking.publications import Publications
+
+
+def of_run(ledger: Reader, study: StudyRecord, places: Addresses) -> dict[str, Any]:
+    """Say what `tuner run` ended with."""
+    counts = ledger.counts(study.id)
+    shown = places.shown()
+    return {
+        "study": study.name,
+        "trials": {kind: counts[kind] for kind in KINDS},
+        "best": of_best(ledger, study),
+        "tracking_uri": shown["mlflow"],
+        "storage": shown["optuna"],
+        "report": None,
+    }
+
+
+def of_best(ledger: Reader, study: StudyRecord) -> dict[str, Any] | None:
+    """Say which trial is the best; None when none has completed."""
+    best = ledger.best(study)
+    if best is None:
+        return None
+    run_ids = Publications(ledger.engine, "mlflow").external_ids(study.id)
+    return {
+        "number": best.number,
+        "value": best.value,
+        "params": best.params,
+        "run_id": run_ids.get(best.number),
+    }
+
+
+def of_state(ledger: Reader, study: StudyRecord) -> dict[str, Any]:
+    """Say how a study stands and who works at it."""
+    counts = ledger.counts(study.id)
+    numbers = {trial.id: trial.number for trial in ledger.trials(study.id)}
+    live = [attempt for attempt in ledger.attempts(study.id) if attempt.live]
+    idle = not counts["running"] and not counts["waiting"]
+    ended = idle and study.reserved >= study.limit
+    return {
+        "study": study.name,
+        "state": "ended" if ended else study.state,
+        "trials": counts,
+        "budget": {"trials": study.limit, "reserved": study.reserved},
+        "best": of_best(ledger, study),
+        "workers": [{"worker": one.worker, "trial": numbers[one.trial_id]} for one in live],
+    }

@@ -1,0 +1,99 @@
+"""Comparing MLflow's runs of a study with the ledger's trials."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from tuner.ledger import Reader, StudyRecord, TrialRecord
+from tuner.outcome import RUNNING
+from tuner.storage import tracking_reached
+from tuner.tracking.mismatch import Mismatch
+from tuner.tracking.runs import (
+    PARENT,
+    STATUS,
+    all_runs,
+    environments_of,
+    outcome_tags,
+    params_of,
+    points_of,
+    stopped_step,
+    tags_of,
+)
+
+ANEW = ("run_params", "run_points")
+"""Kinds that MLflow cannot mend in place: it never changes a param, and never drops a point."""
+
+
+def mismatches(
+    client: MlflowClient, ledger: Reader, study: StudyRecord, ours: Sequence[TrialRecord]
+) -> list[Mismatch]:
+    """Find what MLflow has otherwise than the ledger. Raises `UnavailableError`."""
+    with tracking_reached(client.tracking_uri):
+        return list(_mismatches(client, ledger, study, ours))
+
+
+def _mismatches(
+    client: MlflowClient, ledger: Reader, study: StudyRecord, ours: Sequence[TrialRecord]
+) -> Iterator[Mismatch]:
+    experiment = client.get_experiment_by_name(study.name)
+    found = [] if experiment is None else all_runs(client, study, experiment.experiment_id)
+    keys = Counter(run.data.tags["tuner.trial"] for run in found)
+    drawn = [trial for trial in ours if trial.params is not None or trial.state != RUNNING]
+    expected = {PARENT, *(str(trial.number) for trial in drawn)}
+    for key in sorted(expected - set(keys)):
+        yield Mismatch("run_missing", _number(key), "MLflow has no run of it")
+    for key, count in keys.items():
+        if key not in expected:
+            yield Mismatch("run_extra", _number(key), "the ledger has no such trial")
+        elif count > 1:
+            yield Mismatch("run_doubled", _number(key), f"MLflow has {count} runs of it")
+    by_key = {run.data.tags["tuner.trial"]: run for run in reversed(found)}  # the oldest
+    environments = environments_of(ledger, study)
+    for trial in drawn:
+        run = by_key.get(str(trial.number))
+        if run is None:
+            continue
+        parent = by_key[PARENT].info.run_id if PARENT in by_key else ""
+        tags = tags_of(study, trial, parent, environments[trial.id]) | outcome_tags(trial)
+        yield from _differences(trial, run, tags)
+        if trial.state != RUNNING:
+            yield from _wrong_points(client, ledger, trial, run)
+
+
+def _differences(trial: TrialRecord, run: Run, tags: Mapping[str, str]) -> Iterator[Mismatch]:
+    if run.info.status != STATUS[trial.state]:
+        detail = f"{run.info.status} in MLflow, {trial.state} in the ledger"
+        yield Mismatch("run_status", trial.number, detail)
+    wrong = [key for key, value in params_of(trial).items() if run.data.params.get(key) != value]
+    if wrong:
+        yield Mismatch("run_params", trial.number, f"{', '.join(wrong)} differ")
+    wrong = [key for key, value in tags.items() if run.data.tags.get(key) != value]
+    if wrong:
+        yield Mismatch("run_tags", trial.number, f"{', '.join(wrong)} differ")
+    if not run.inputs.dataset_inputs:
+        yield Mismatch("run_dataset", trial.number, "MLflow does not know its data")
+
+
+def _wrong_points(
+    client: MlflowClient, ledger: Reader, trial: TrialRecord, run: Run
+) -> Iterator[Mismatch]:
+    """Compare each metric's history, as far as it is ours, with the ledger's curve."""
+    expected: dict[str, Counter[tuple[int, float, int]]] = {}
+    for point in (*points_of(ledger.curve(trial.id), trial), *stopped_step(trial)):
+        points = expected.setdefault(point.key, Counter())
+        points[point.step, point.value, point.timestamp] += 1
+    for name, points in expected.items():
+        history = client.get_metric_history(run.info.run_id, name)
+        told = Counter((point.step, point.value, point.timestamp) for point in history)
+        missing, extra = (points - told).total(), (told - points).total()
+        if missing or extra:
+            detail = f"{name}: {missing} points missing, {extra} too many"
+            yield Mismatch("run_points", trial.number, detail)
+
+
+def _number(key: str) -> int | None:
+    return int(key) if key.isdecimal() else None
