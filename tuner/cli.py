@@ -126,8 +126,10 @@ def run(file: Path, overrides: tuple[str, ...], prefixes: tuple[str, ...], as_js
 
     described = submission.prepare(spec, prefixes)
     ledger, places = _ledger(create=True), _places()
-    study, _ = submission.submit(ledger, spec, described)
+    study, created = submission.submit(ledger, spec, described)
     console = terminal.console(stderr=as_json)
+    if created and study.version > 1:
+        console.print(submission.in_words(ledger, study, created=True), markup=False)
     with progress.shown(console, ledger, study):
         ended = running.train(
             ledger,
@@ -191,12 +193,13 @@ def submit(
     from tuner import submission
 
     described = submission.prepare(spec, prefixes)
-    study, created = submission.submit(_ledger(create=True), spec, described)
+    ledger = _ledger(create=True)
+    study, created = submission.submit(ledger, spec, described)
     if as_json:
-        _print_json({"study": study.name, "created": created, "budget": study.limit})
+        about = {"version": study.version, "created": created, "budget": study.limit}
+        _print_json({"study": study.name, **about})
     else:
-        done = "submitted" if created else "was there already"
-        click.echo(f"Study {study.name!r} {done}, {study.limit} trials.")
+        click.echo(submission.in_words(ledger, study, created=created))
         name = shlex.quote(study.name)
         click.echo(f"Train it: {terminal.program()} worker --study {name} --until-idle")
 
@@ -277,7 +280,7 @@ def studies(as_json: bool) -> None:
     for status in found:
         counts = results.counts_in_words(status["trials"])
         click.echo(
-            f"{status['study']}: {status['state']}, {counts} of {status['budget']['trials']}"
+            f"{status['title']}: {status['state']}, {counts} of {status['budget']['trials']}"
         )
 
 
@@ -296,7 +299,7 @@ def status(name: str, as_json: bool) -> None:
         return
     console = terminal.console()
     counts = results.counts_in_words(found["trials"])
-    console.print(f"{name}: {found['state']}, {counts} of {study.limit}", markup=False)
+    console.print(f"{study.title}: {found['state']}, {counts} of {study.limit}", markup=False)
     for one in found["workers"]:
         console.print(f"trial {one['trial']} is trained by {one['worker']}", markup=False)
     _print_results(console, ledger, study)

@@ -151,6 +151,11 @@ class Mirror:
         """Give the parameters of the trials that came from earlier versions of the study."""
         return [r.params or {} for _, r in sorted(self._records.items()) if r.imported]
 
+    def sources(self) -> list[FrozenTrial]:
+        """Give the imported trials that have values, as `for_values` does."""
+        with_values = {n for n, r in self._records.items() if r.imported and r.state != DIVERGED}
+        return [trial for trial in self.for_values() if trial.number in with_values]
+
 
 def _without_reports(trial: FrozenTrial) -> FrozenTrial:
     told = copy.copy(trial)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import pickle
 import warnings
@@ -30,11 +31,15 @@ LEARN_FROM_VALUES = (GP, CMAES)
 
 
 def sampler_for(
-    spec: StudySpec, number: int, imported: Sequence[Mapping[str, ParameterValue]] = ()
+    spec: StudySpec,
+    number: int,
+    imported: Sequence[Mapping[str, ParameterValue]] = (),
+    sources: Sequence[FrozenTrial] = (),
 ) -> BaseSampler:
     """Make the sampler that draws trial `number`; its seed is the study's and the trial's.
 
-    The first numbers are those of the `imported` trials, and a grid leaves out what they tried.
+    The first numbers are those of the `imported` trials. A grid leaves out what they tried, and
+    cmaes begins where the best of the `sources`, those of them that have values, are.
     """
     sequence = np.random.SeedSequence([spec.study.seed, number])
     seed = int(sequence.generate_state(2, np.uint32)[1])
@@ -58,7 +63,7 @@ def sampler_for(
             case QMC():
                 return IndexedQMCSampler(spec.space, index, sampler, seed=spec.study.seed)
             case CMAES():
-                return RangeCmaEsSampler(spec.space, sampler, seed=seed)
+                return RangeCmaEsSampler(spec.space, sampler, sources, seed=seed)
 
 
 class IndexedQMCSampler(QMCSampler):
@@ -96,14 +101,17 @@ class RangeCmaEsSampler(CmaEsSampler):
     since a second schedule is tried, it no longer fits its state and draws at random for good.
     """
 
-    def __init__(self, space: Space, options: CMAES, *, seed: int) -> None:
+    def __init__(
+        self, space: Space, options: CMAES, sources: Sequence[FrozenTrial], *, seed: int
+    ) -> None:
+        self._space = shared_distributions(space)
         super().__init__(
             seed=seed,
+            source_trials=_best_tenth(sources, self._space) or None,
             n_startup_trials=options.startup_trials,
             popsize=options.population,
             warn_independent_sampling=False,
         )
-        self._space = shared_distributions(space)
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -134,6 +142,22 @@ class RangeCmaEsSampler(CmaEsSampler):
                 text = "".join(parts[index] for index in sorted(parts))
                 return StateUnpickler(io.BytesIO(bytes.fromhex(text))).load()
         return None
+
+
+def _best_tenth(
+    sources: Sequence[FrozenTrial], space: Mapping[str, BaseDistribution]
+) -> list[FrozenTrial]:
+    """Give trials for a warm start, which takes the best tenth of them and no other parameters.
+
+    Fewer than ten are given more than once, so that the best tenth is the best one.
+    """
+    given = []
+    for source in sources:
+        trial = copy.copy(source)
+        trial.params = {key: source.params[key] for key in space}
+        trial.distributions = dict(space)
+        given.append(trial)
+    return given * -(-10 // len(given)) if given else []
 
 
 class StateUnpickler(pickle.Unpickler):

@@ -64,7 +64,9 @@ class Search:
         """Draw the parameters of a trial that has none yet."""
         self.refresh()
         self._sampled.begin(self._mirror.trial(number))
-        sampler = sampler_for(self._spec, number, self._mirror.imported())
+        known = self._mirror.imported()
+        sources = self._mirror.sources() if known else []
+        sampler = sampler_for(self._spec, number, known, sources)
         study = self._open(self._sampled, sampler)
         params = suggest(Trial(study, number), self._spec.space)
         return Draw(
