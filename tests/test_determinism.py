@@ -1,0 +1,68 @@
+"""A seed repeats a study to the last digit, in another folder and at another time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tuner import studyfile, submission
+from tuner.ledger import Ledger
+from tuner.worker import work
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+
+
+def trained(ledger: Ledger, folder: Path, file: str, *overrides: str) -> list[dict[str, Any]]:
+    """Train a study of ours and give all of it that must repeat."""
+    study_spec = studyfile.load(ROOT / "studies" / file, overrides)
+    described = submission.prepare(study_spec, ["studies."])
+    study, _ = submission.submit(ledger, study_spec, described)
+    work(
+        ledger,
+        folder,
+        names=[study.name],
+        prefixes=["studies."],
+        stop=threading.Event(),
+        until_idle=True,
+    )
+    found = []
+    for trial in ledger.trials(study.id):
+        curve = ledger.curve(trial.id)
+        columns = {name: values.tobytes() for name, values in curve.columns.items()}
+        metrics = {name: values.tobytes() for name, values in curve.metrics.items()}
+        found.append(
+            {
+                "params": trial.params,
+                "outcome": (trial.state, trial.reason, trial.value, trial.stopped_step),
+                "reports": trial.reports,
+                "curve": (columns, metrics, curve.eval_steps.tolist()),
+            }
+        )
+    return found
+
+
+@pytest.mark.parametrize("file", ["digits.toml", "house_prices_search.toml"])
+def test_the_same_seed_gives_the_same_study_bit_by_bit(
+    new_ledger: Callable[[], Ledger], tmp_path: Path, file: str
+) -> None:
+    few = ("budget.trials=8",)
+    first = trained(new_ledger(), tmp_path / "one", file, *few)
+    assert len(first) == 8
+    assert trained(new_ledger(), tmp_path / "two", file, *few) == first
+
+
+def test_another_seed_gives_another_study(new_ledger: Callable[[], Ledger], tmp_path: Path) -> None:
+    first, other = (
+        trained(new_ledger(), tmp_path, "digits.toml", "budget.trials=2", f"study.seed={seed}")
+        for seed in (0, 1)
+    )
+    assert first[0]["params"] != other[0]["params"]
+    losses = [np.frombuffer(trial["curve"][0]["train_loss"])[0] for trial in (first[0], other[0])]
+    assert losses[0] != losses[1]
