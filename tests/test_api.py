@@ -137,7 +137,7 @@ def test_only_the_main_thread_minds_signals():
     found = []
 
     def elsewhere():
-        with processes.told_to_stop() as stop:
+        with processes.told_to_stop("ending") as stop:
             found.append(stop.is_set())
 
     thread = threading.Thread(target=elsewhere)

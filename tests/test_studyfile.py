@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -349,7 +350,8 @@ search.sampler=3
     [search] sampler: expected a name or a table, got 3
 
 search.sampler=tpee
-    [search] sampler: expected one of tpe, random, grid, listed, got "tpee"; did you mean tpe?
+    [search] sampler: expected one of tpe, random, grid, gp, qmc, cmaes, listed, got
+    "tpee"; did you mean tpe?
 
 search.pruner.min_steps=0
     [search.pruner] min_steps: expected a number of at least 1, got 0
@@ -401,16 +403,6 @@ workload.arguments.layers.7=1
     [workload.arguments] layers: expected a table, or a list with an item 7, got [1, 2.5, "x"],
     in the override "workload.arguments.layers.7=1"
 """
-
-
-def cases(table: str) -> list[tuple[str, str]]:
-    """Read pairs of an override and its line, which is indented and may be broken."""
-    blocks = [block.splitlines() for block in table.strip().split("\n\n")]
-    return [
-        (first, " ".join(line.strip() for line in rest))
-        for first, *rest in blocks
-        if not first.startswith("# ")
-    ]
 
 
 @pytest.mark.parametrize(("override", "line"), cases(MISTAKES))

@@ -47,9 +47,12 @@ def of_state(ledger: Reader, study: StudyRecord) -> dict[str, Any]:
     ended = idle and study.reserved >= study.limit
     return {
         "study": study.name,
+        "version": study.version,
+        "title": study.title,
         "state": "ended" if ended and study.state == OPEN else study.state,
         "reason": study.reason,
         "trials": counts,
+        "imported": ledger.imported(study.id),
         "budget": {"trials": study.limit, "reserved": study.reserved},
         "best": of_best(ledger, study),
         "workers": [{"worker": one.worker, "trial": numbers[one.trial_id]} for one in live],

@@ -35,7 +35,7 @@ def studies(as_json: bool) -> None:
     for status in found:
         counts = results.counts_in_words(status["trials"])
         click.echo(
-            f"{status['study']}: {status['state']}, {counts} of {status['budget']['trials']}"
+            f"{status['title']}: {status['state']}, {counts} of {status['budget']['trials']}"
         )
 
 
@@ -54,7 +54,7 @@ def status(name: str, as_json: bool) -> None:
         return
     console = terminal.console()
     counts = results.counts_in_words(found["trials"])
-    console.print(f"{name}: {found['state']}, {counts} of {study.limit}", markup=False)
+    console.print(f"{study.title}: {found['state']}, {counts} of {study.limit}", markup=False)
     if study.reason:
         console.print(study.reason, markup=False)
     for one in found["workers"]:

@@ -44,8 +44,10 @@ def run(file: Path, overrides: tuple[str, ...], prefixes: tuple[str, ...], as_js
 
     described = submission.prepare(spec, prefixes)
     ledger, places = here.ledger(create=True), here.places()
-    study, _ = submission.submit(ledger, spec, described)
+    study, created = submission.submit(ledger, spec, described)
     console = terminal.console(stderr=as_json)
+    if created and study.version > 1:
+        console.print(submission.in_words(ledger, study, created=True), markup=False)
     with progress.shown(console, ledger, study):
         ended = running.train(
             ledger,
@@ -97,12 +99,13 @@ def submit(
     from tuner import submission
 
     described = submission.prepare(spec, prefixes)
-    study, created = submission.submit(here.ledger(create=True), spec, described)
+    ledger = here.ledger(create=True)
+    study, created = submission.submit(ledger, spec, described)
     if as_json:
-        print_json({"study": study.name, "created": created, "budget": study.limit})
+        about = {"version": study.version, "created": created, "budget": study.limit}
+        print_json({"study": study.name, **about})
     else:
-        done = "submitted" if created else "was there already"
-        click.echo(f"Study {study.name!r} {done}, {study.limit} trials.")
+        click.echo(submission.in_words(ledger, study, created=created))
         name = shlex.quote(study.name)
         click.echo(f"Train it: {terminal.program()} worker --study {name} --until-idle")
 

@@ -41,6 +41,16 @@ class StudyRecord:
         """Why it is paused or stopped; None while it is open."""
         return self.attrs.get(REASON)
 
+    @property
+    def title(self) -> str:
+        """What Optuna's study and MLflow's experiment are called; no two studies share one."""
+        return titled(self.name, self.version)
+
+
+def titled(name: str, version: int) -> str:
+    """Give the title of a version of a study."""
+    return name if version == 1 else f"{name} v{version}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report:

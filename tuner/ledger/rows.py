@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, insert, select, update
 
 from tuner.curves import Chunk
-from tuner.ledger.records import CheckpointRecord, Lease, Report
+from tuner.ledger.records import STOPPED, CheckpointRecord, Lease, Report
 from tuner.ledger.tables import (
     attempts,
     checkpoints,
@@ -19,7 +19,7 @@ from tuner.ledger.tables import (
     studies,
     trials,
 )
-from tuner.outcome import COMPLETED, RUNNING, Outcome
+from tuner.outcome import CANCELLED, COMPLETED, RUNNING, Outcome
 
 
 def locked_study(study_id: int) -> Any:
@@ -188,3 +188,15 @@ def end_attempt(tx: Connection, attempt_id: int, ending: str, reason: str) -> No
         .where(attempts.c.id == attempt_id)
         .values(live=False, ended_at=database_time(), ending=ending, reason=reason)
     )
+
+
+def cancel_if_stopped(tx: Connection, trial_id: int) -> None:
+    """Cancel a trial that nobody trains if its study is stopped: nobody will take it up."""
+    trial = tx.execute(
+        select(trials.c.study_id, trials.c.state, studies.c.state.label("study"))
+        .join(studies)
+        .where(trials.c.id == trial_id)
+    ).one()
+    if trial.study == STOPPED and trial.state == RUNNING:
+        reason = "Its study was stopped, or a new version of it took its place."
+        end_trial(tx, trial_id, trial.study_id, Outcome(kind=CANCELLED, reason=reason))

@@ -13,7 +13,16 @@ from pydantic_core import ErrorDetails
 
 from tuner.spec.optimizers import OptimizerChoice
 from tuner.spec.schedules import ScheduleChoice
-from tuner.spec.search import ASHA, AnyPruner, AnySampler, Grid, Listed, Median
+from tuner.spec.search import (
+    CMAES,
+    AnyPruner,
+    AnySampler,
+    Comparing,
+    Grid,
+    Halving,
+    Listed,
+    Patient,
+)
 from tuner.spec.space import Space
 from tuner.spec.study import SearchTable, StudySpec, TrainingTable, WorkloadTable
 from tuner.spec.values import Entry, Range, Table
@@ -25,11 +34,18 @@ TABLES: dict[str, type[Table]] = {
     for name, field in StudySpec.model_fields.items()
     if isinstance(table := field.annotation, type)
 }
-_ALTERNATIVES: dict[str, type[Table]] = {
-    get_args(table.model_fields["name"].annotation)[0]: table
-    for union in (ScheduleChoice, OptimizerChoice, AnySampler, AnyPruner)
-    for table in get_args(get_args(union)[0])
+_ALTERNATIVES_OF: dict[str, dict[str, type[Table]]] = {
+    name: {
+        get_args(table.model_fields["name"].annotation)[0]: table
+        for union in unions
+        for table in get_args(get_args(union)[0])
+    }
+    for name, unions in {
+        "space": (ScheduleChoice, OptimizerChoice),
+        "search": (AnySampler, AnyPruner),
+    }.items()
 }
+_ALTERNATIVES = _ALTERNATIVES_OF["space"] | _ALTERNATIVES_OF["search"]
 _BOUNDS = ("gt", "ge", "lt", "le")
 _FORMS = ("value", "list", "range")  # of an entry of the space; pydantic puts them into places
 _EXPECTED = {
@@ -151,9 +167,10 @@ def _one_worded(table: str, error: ErrorDetails, document: Mapping[str, Any]) ->
 def unknown(place: Place, known: Iterable[str]) -> Mistake:
     """Word a key that does not exist; a parameter of an alternative may have lost its table."""
     key = str(place[-1])
-    homes = [name for name, table in _ALTERNATIVES.items() if key in table.model_fields]
+    alternatives = _ALTERNATIVES_OF.get(str(place[0]), {})
+    homes = [name for name, table in alternatives.items() if key in table.model_fields]
     hint = _did_you_mean(key, known)
-    if not hint and place[0] in {"space", "search"} and key != "name" and homes:
+    if not hint and key != "name" and homes:
         listed = " and ".join(filter(None, [", ".join(homes[:-1]), homes[-1]]))
         hint = f"; {printable(key)} is a parameter of {listed}"
     what = "table" if len(place) == 1 else "key"
@@ -167,8 +184,12 @@ def _did_you_mean(word: object, known: Iterable[str]) -> str:
 
 def _place(full: Place, kind: str, document: Mapping[str, Any]) -> Place:
     """Turn pydantic's place of an error, which names branches of unions, into the file's."""
-    if full[0] == "search":
-        return full[:2] + full[3:]
+    if full[0] == "search":  # what follows the name of a choice is the alternative's
+        return tuple(
+            part
+            for index, part in enumerate(full)
+            if index == 0 or full[index - 1] not in {"sampler", "pruner", "wraps"}
+        )
     if full[0] == "workload":
         return full
     if full[0] != "space":
@@ -211,8 +232,11 @@ def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
             for key, expected in space.missing(params).items():
                 got = shown(params.get(key))
                 yield Mistake(("search", "sampler", "params", key, index), expected, got)
+    if isinstance(search.sampler, CMAES) and isinstance(space, Space) and not space.shared_ranges():
+        expected = 'a range, as the sampler is "cmaes", which searches ranges alone'
+        yield Mistake(("space", "lr"), expected, shown(space.lr))
     if isinstance(training, TrainingTable):
-        yield from _rungs_too_late(search.pruner, training)
+        yield from _rungs_too_late(("search", "pruner"), search.pruner, training)
 
 
 def _stateful(space: Table | None) -> Iterator[Mistake]:
@@ -250,18 +274,34 @@ def _entries(space: Space) -> Iterator[tuple[Place, Entry]]:
                 yield ("space", group, *key.split(".")), entry
 
 
-def _rungs_too_late(pruner: AnyPruner, training: TrainingTable) -> Iterator[Mistake]:
+def _rungs_too_late(place: Place, pruner: AnyPruner, training: TrainingTable) -> Iterator[Mistake]:
     """Find settings that leave no rung: the pruner would never prune."""
-    expected = f"a number below the {training.steps} of [training] steps, so that there is a rung"
+    below = f"a number below the {training.steps} of [training] steps, so that there is a rung"
     settings: list[tuple[Place, int | None]] = []
-    if isinstance(pruner, ASHA):
-        settings.append((("search", "pruner", "min_steps"), pruner.min_steps))
-    elif isinstance(pruner, Median):
-        settings.append((("search", "pruner", "warmup_steps"), pruner.warmup_steps))
+    if isinstance(pruner, Halving):
+        settings.append(((*place, "min_steps"), pruner.min_steps))
+    elif isinstance(pruner, Comparing):
+        settings.append(((*place, "warmup_steps"), pruner.warmup_steps))
+    if isinstance(pruner, Comparing | Patient):
         settings.append((("training", "evaluate_every"), training.evaluate_every))
-    for place, steps in settings:
-        if steps is not None and steps >= training.steps:
-            yield Mistake(place, expected, str(steps))
+    late = [(at, steps) for at, steps in settings if steps is not None and steps >= training.steps]
+    for at, steps in late:
+        yield Mistake(at, below, str(steps))
+    if isinstance(pruner, Patient):
+        if not late:
+            yield from _impatient(place, pruner, training)
+        yield from _rungs_too_late((*place, "wraps"), pruner.wraps, training)
+
+
+def _impatient(place: Place, pruner: Patient, training: TrainingTable) -> Iterator[Mistake]:
+    """Find a patience that no trial can lose."""
+    reports = len(pruner.rungs(training.steps, training.evaluation_interval))
+    if reports < 2:
+        expected = 'enough of them for two reports before the end, as the pruner is "patient"'
+        yield Mistake(("training", "steps"), expected, str(training.steps))
+    elif pruner.patience > reports - 2:
+        expected = f"a number of at most {reports - 2}, as a trial reports {reports} times"
+        yield Mistake((*place, "patience"), expected, str(pruner.patience))
 
 
 def named(place: Place) -> str:

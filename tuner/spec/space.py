@@ -85,6 +85,18 @@ class Space(Table):
         chosen_too = [choice for choice in self.optimizer if choice.name == optimizer]
         return {key: entry for choice in chosen + chosen_too for key, entry in choice.entries()}
 
+    def shared_ranges(self) -> list[str]:
+        """Name the ranges that every trial has, whatever schedule and optimiser it gets."""
+        found: dict[str, Entry] = {"lr": self.lr}
+        for choices in (self.schedule, self.optimizer):
+            if len(choices) == 1:
+                found |= dict(choices[0].entries())
+        return [key for key, entry in found.items() if isinstance(entry, Range)]
+
+    def contains(self, params: Mapping[str, ParameterValue]) -> bool:
+        """Tell whether these are the complete parameters of a trial that this space allows."""
+        return not self.missing(params)
+
     def missing(self, params: Mapping[str, ParameterValue]) -> dict[str, str]:
         """Say what a complete combination of parameters would have where this one differs."""
         groups: dict[str, Entry] = {

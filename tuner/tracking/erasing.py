@@ -19,7 +19,7 @@ def erase_runs(client: MlflowClient, study: StudyRecord) -> None:
         for where in _experiments_of(client, study):
             for run in all_runs(client, study, where):
                 client.delete_run(run.info.run_id)
-            client.rename_experiment(where, f"{study.name} (deleted, {where})")
+            client.rename_experiment(where, f"{study.title} (deleted, {where})")
             client.delete_experiment(where)
 
 
@@ -30,7 +30,7 @@ def _experiments_of(client: MlflowClient, study: StudyRecord) -> list[str]:
     while True:
         page = client.search_experiments(max_results=1000, page_token=token)
         found.extend(
-            str(one.experiment_id) for one in page if one.tags.get("tuner.study") == study.name
+            str(one.experiment_id) for one in page if one.tags.get("tuner.title") == study.title
         )
         token = page.token
         if not token:

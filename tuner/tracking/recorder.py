@@ -78,7 +78,8 @@ class Recorder:
     def _behind(
         self, names: Sequence[str]
     ) -> Iterator[tuple[StudyRecord, TrialPublisher | RunPublisher]]:
-        studies = [self._ledger.study(name) for name in names] or self._ledger.studies()
+        named = [study for name in names for study in self._ledger.versions(name)]
+        studies = named or self._ledger.studies()
         for study in studies:
             for publisher in (self._trials, self._runs):
                 if publisher.behind(study):
@@ -122,7 +123,7 @@ class Recorder:
         deadline = time.monotonic() + 2 * CLAIM_SECONDS
         while not publications.claim(study.id):
             if time.monotonic() > deadline:
-                raise UnavailableError(f"another recorder is publishing {study.name!r}; try later")
+                raise UnavailableError(f"another recorder is publishing {study.title!r}; try later")
             time.sleep(POLL_SECONDS)
 
 

@@ -39,7 +39,7 @@ def mismatches(
 def _mismatches(
     client: MlflowClient, ledger: Reader, study: StudyRecord, ours: Sequence[TrialRecord]
 ) -> Iterator[Mismatch]:
-    experiment = client.get_experiment_by_name(study.name)
+    experiment = client.get_experiment_by_name(study.title)
     found = [] if experiment is None else all_runs(client, study, experiment.experiment_id)
     keys = Counter(run.data.tags["tuner.trial"] for run in found)
     drawn = [trial for trial in ours if trial.params is not None or trial.state != RUNNING]

@@ -136,7 +136,7 @@ class RunPublisher:
                 "tuner.spec_digest": study.digest,
                 "mlflow.source.name": "tuner",
             },
-            run_name=study.name[:NAME_LIMIT],
+            run_name=study.title[:NAME_LIMIT],
         )
         return str(run.info.run_id)
 
@@ -214,10 +214,10 @@ class RunPublisher:
 
 def experiment_id(client: MlflowClient, study: StudyRecord, artifacts: Path | None) -> str:
     """Find a study's experiment, or make it."""
-    found = client.get_experiment_by_name(study.name)
+    found = client.get_experiment_by_name(study.title)
     if found is not None and found.lifecycle_stage == "deleted":
         raise UnavailableError(
-            f"the experiment {study.name!r} is deleted in MLflow; restore it there (`mlflow "
+            f"the experiment {study.title!r} is deleted in MLflow; restore it there (`mlflow "
             f"experiments restore --experiment-id {found.experiment_id}`), or clear it away for "
             "good (`mlflow gc`)"
         )
@@ -225,8 +225,12 @@ def experiment_id(client: MlflowClient, study: StudyRecord, artifacts: Path | No
         return str(found.experiment_id)
     location = None if artifacts is None else (artifacts / f"study-{study.id}").as_uri()
     # the UI then opens on training runs, not on generative AI
-    tags = {"tuner.study": study.name, "mlflow.experimentKind": "custom_model_development"}
-    return str(client.create_experiment(study.name, artifact_location=location, tags=tags))
+    tags = {
+        "tuner.study": study.name,
+        "tuner.title": study.title,
+        "mlflow.experimentKind": "custom_model_development",
+    }
+    return str(client.create_experiment(study.title, artifact_location=location, tags=tags))
 
 
 def runs_of(client: MlflowClient, study: StudyRecord, experiment: str) -> dict[str, Run]:
