@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from processes import left, prepare, reference, train_here
 
 from tuner import studyfile, submission
 from tuner.ledger import Ledger
@@ -66,3 +67,14 @@ def test_another_seed_gives_another_study(new_ledger: Callable[[], Ledger], tmp_
     assert first[0]["params"] != other[0]["params"]
     losses = [np.frombuffer(trial["curve"][0]["train_loss"])[0] for trial in (first[0], other[0])]
     assert losses[0] != losses[1]
+
+
+def test_another_process_that_looks_at_other_moments_gives_the_same_study(tmp_path: Path) -> None:
+    """In the ledger, in Optuna and in MLflow; committed and saved seldom instead of always."""
+    train_here(prepare(tmp_path, checkpoint_seconds="1000"))
+    here, there = left(tmp_path), reference()
+    assert here.ledger == there.ledger
+    assert here.optuna == there.optuna
+    for key, run in here.mlflow.items():
+        assert run["points"] == there.mlflow[key]["points"]
+        assert run["params"] == there.mlflow[key]["params"]

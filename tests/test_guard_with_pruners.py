@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,12 @@ BREAKING = (0.05, 0.2)  # these pass 1, where the loss breaks, before step 60; t
 
 
 def trained(
-    ledger: Ledger, folder: Path, pruner: str, direction: str, how: str
+    ledger: Ledger,
+    folder: Path,
+    pruner: str,
+    direction: str,
+    how: str,
+    rates: tuple[float, ...] = (*CALM, *BREAKING),
 ) -> list[TrialRecord]:
     """Train a grid of rates on a slope whose loss breaks beyond a distance of 1."""
     sign = 1.0 if direction == "minimize" else -1.0
@@ -35,7 +41,7 @@ def trained(
             "dtype": "float64",
             "evaluate_every": 5,
         },
-        space={"lr": (*CALM, *BREAKING)},
+        space={"lr": rates},
         search={"sampler": "grid", "pruner": pruner},
     )
     described = submission.prepare(study_spec, PREFIXES)
@@ -82,3 +88,27 @@ def test_a_loss_is_to_fall_whatever_the_objective_does(
     finite = [ledger.curve(trial.id).columns["train_loss"] for trial in trials]
     assert all(losses[1] < losses[0] for losses in finite)
     assert {trial.state for trial in trials[:3]} == {COMPLETED}
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+@pytest.mark.parametrize("pruner", ["asha", "median"])
+def test_trials_that_diverge_change_nothing_for_the_others(
+    new_ledger: Callable[[], Ledger], tmp_path: Path, pruner: str, direction: str
+) -> None:
+    """The pruner decides as if they had not been there."""
+    gone = 0.9  # breaks at the second step, before the first rung
+    calm = (0.001, 0.008, 0.002, 0.004, 0.006, 0.003, 0.007, 0.005)
+    ends = []
+    for number, rates in enumerate([calm, (gone, *calm[:3], 2 * gone, *calm[3:], 3 * gone)]):
+        folder = tmp_path / str(number)
+        trials = trained(new_ledger(), folder, pruner, direction, "nan", rates)
+        ends.append(
+            {
+                trial.params["lr"]: (trial.state, trial.steps, trial.value)
+                for trial in trials
+                if trial.params is not None and trial.state != DIVERGED
+            }
+        )
+    assert len(ends[0]) == 8
+    assert {state for state, _, _ in ends[0].values()} == {COMPLETED, PRUNED}
+    assert ends[1] == ends[0]

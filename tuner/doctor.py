@@ -15,6 +15,9 @@ from tuner.tracking import run_mismatches, trials
 from tuner.tracking.mismatch import Mismatch
 from tuner.tracking.recorder import Recorder
 
+BROKEN = "curve"
+"""The kind of problem that says that the ledger itself is not whole."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
@@ -35,10 +38,12 @@ def examine(engine: Engine, places: Addresses) -> list[Problem]:
     for study in ledger.studies():
         every = ledger.trials(study.id)
         ours = [trial for trial in every if not trial.imported]
+        inside = list(_in_ledger(ledger, study, ours, places.checkpoints))
+        broken = {one.trial for one in inside if one.kind == BROKEN}
         mismatches = [
-            *_in_ledger(ledger, study, ours, places.checkpoints),
+            *inside,
             *trials.mismatches(storage, study, every),
-            *run_mismatches.mismatches(client, ledger, study, ours),
+            *run_mismatches.mismatches(client, ledger, study, ours, without_curve=broken),
         ]
         found.extend(
             Problem(kind=one.kind, study=study.title, trial=one.trial, detail=one.detail)
@@ -51,7 +56,8 @@ def repair(engine: Engine, places: Addresses) -> list[Problem]:
     """Reap lost leases and project again what does not match; say of each whether it helped.
 
     Where MLflow or Optuna cannot change what they have, it is deleted there and written anew:
-    one run, or all of Optuna's trials of the study, unless some of them are not ours.
+    one run, or all of Optuna's trials of the study, unless some of them are not ours. A study of
+    which the ledger has lost something is left as it is: MLflow may have more of it.
     """
     before = examine(engine, places)
     if not before:
@@ -63,6 +69,8 @@ def repair(engine: Engine, places: Addresses) -> list[Problem]:
     for title in sorted({problem.study for problem in before}):
         found = [problem for problem in before if problem.study == title]
         kinds = {problem.kind for problem in found}
+        if BROKEN in kinds:
+            continue
         recorder.project_again(
             by_title[title],
             without={
@@ -89,11 +97,11 @@ def _in_ledger(
         try:
             curve = ledger.curve(trial.id)
         except ValueError as error:
-            yield Mismatch("curve", trial.number, str(error))
+            yield Mismatch(BROKEN, trial.number, str(error))
             continue
         if curve.first_step != 0 or curve.next_step != trial.steps:
             detail = f"rows {curve.first_step} to {curve.next_step}, {trial.steps} expected"
-            yield Mismatch("curve", trial.number, detail)
+            yield Mismatch(BROKEN, trial.number, detail)
     for checkpoint, number in ledger.checkpoints(study.id):
         if not (checkpoints / checkpoint.path).exists():
             yield Mismatch("checkpoint", number, f"{checkpoint.path} is missing")

@@ -34,7 +34,11 @@ def serve(places: Addresses, port: int, say: Callable[[str], None]) -> int:
     command += ["--port", str(port), "--workers", "1", "--backend-store-uri", places.tracking]
     # without its job runners, eight processes that people who look at curves do not need
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    process = subprocess.Popen(command, env=environment)  # noqa: S603 - MLflow's own program
+    process = subprocess.Popen(  # noqa: S603 - MLflow's own program
+        command,
+        env=environment,
+        stdout=sys.stderr,  # it tells there of every request
+    )
     with told_to_stop("ending MLflow's server") as stop:
         while process.poll() is None and not stop.wait(LOOK_SECONDS):
             pass

@@ -54,11 +54,11 @@ def status(name: str, as_json: bool) -> None:
         return
     console = terminal.console()
     counts = results.counts_in_words(found["trials"])
-    console.print(f"{study.title}: {found['state']}, {counts} of {study.limit}", markup=False)
+    terminal.say(console, f"{study.title}: {found['state']}, {counts} of {study.limit}")
     if study.reason:
-        console.print(study.reason, markup=False)
+        terminal.say(console, study.reason)
     for one in found["workers"]:
-        console.print(f"trial {one['trial']} is trained by {one['worker']}", markup=False)
+        terminal.say(console, f"trial {one['trial']} is trained by {one['worker']}")
     print_results(console, ledger, study)
 
 

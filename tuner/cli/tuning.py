@@ -47,7 +47,7 @@ def run(file: Path, overrides: tuple[str, ...], prefixes: tuple[str, ...], as_js
     study, created = submission.submit(ledger, spec, described)
     console = terminal.console(stderr=as_json)
     if created and study.version > 1:
-        console.print(submission.in_words(ledger, study, created=True), markup=False)
+        terminal.say(console, submission.in_words(ledger, study, created=True))
     with progress.shown(console, ledger, study):
         ended = running.train(
             ledger,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -29,15 +29,27 @@ ANEW = ("run_params", "run_points")
 
 
 def mismatches(
-    client: MlflowClient, ledger: Reader, study: StudyRecord, ours: Sequence[TrialRecord]
+    client: MlflowClient,
+    ledger: Reader,
+    study: StudyRecord,
+    ours: Sequence[TrialRecord],
+    *,
+    without_curve: Collection[int | None],
 ) -> list[Mismatch]:
-    """Find what MLflow has otherwise than the ledger. Raises `UnavailableError`."""
+    """Find what MLflow has otherwise than the ledger; not the points of trials `without_curve`.
+
+    Raises `UnavailableError`.
+    """
     with tracking_reached(client.tracking_uri):
-        return list(_mismatches(client, ledger, study, ours))
+        return list(_mismatches(client, ledger, study, ours, without_curve))
 
 
 def _mismatches(
-    client: MlflowClient, ledger: Reader, study: StudyRecord, ours: Sequence[TrialRecord]
+    client: MlflowClient,
+    ledger: Reader,
+    study: StudyRecord,
+    ours: Sequence[TrialRecord],
+    without_curve: Collection[int | None],
 ) -> Iterator[Mismatch]:
     experiment = client.get_experiment_by_name(study.title)
     found = [] if experiment is None else all_runs(client, study, experiment.experiment_id)
@@ -51,16 +63,16 @@ def _mismatches(
             yield Mismatch("run_extra", _number(key), "the ledger has no such trial")
         elif count > 1:
             yield Mismatch("run_doubled", _number(key), f"MLflow has {count} runs of it")
-    by_key = {run.data.tags["tuner.trial"]: run for run in reversed(found)}  # the oldest
+    by_key = {run.data.tags["tuner.trial"]: run for run in found}
     environments = environments_of(ledger, study)
     for trial in drawn:
         run = by_key.get(str(trial.number))
-        if run is None:
+        if run is None or keys[str(trial.number)] > 1:  # which of them is meant?
             continue
         parent = by_key[PARENT].info.run_id if PARENT in by_key else ""
         tags = tags_of(study, trial, parent, environments[trial.id]) | outcome_tags(trial)
         yield from _differences(trial, run, tags)
-        if trial.state != RUNNING:
+        if trial.state != RUNNING and trial.number not in without_curve:
             yield from _wrong_points(client, ledger, trial, run)
 
 

@@ -158,7 +158,7 @@ def mismatches(
         yield Mismatch(FOREIGN, None, detail)
     by_number = {trial.number: trial for trial in theirs}
     for trial in ours:
-        if trial.params is None:
+        if trial.params is None and trial.state == RUNNING:
             continue
         told = by_number.get(trial.number)
         if told is None:
@@ -170,5 +170,9 @@ def mismatches(
         elif trial.state == COMPLETED and told.value != trial.value:
             detail = f"{told.value} in Optuna, {trial.value} in the ledger"
             yield Mismatch("optuna_value", trial.number, detail)
-        if any(trial.params.get(name) != value for name, value in told.params.items()):
+        reports = {report.step: report.value for report in trial.reports}
+        if trial.state != RUNNING and told.intermediate_values != reports:
+            yield Mismatch("optuna_reports", trial.number, "reports differ")
+        params = trial.params or {}
+        if any(params.get(name) != value for name, value in told.params.items()):
             yield Mismatch("optuna_params", trial.number, "parameters differ")

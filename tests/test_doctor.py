@@ -1,0 +1,229 @@
+"""Damages of the ledger, Optuna's tables and MLflow's, what `doctor` calls them, and the cure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from processes import assert_whole, change, copy, left, prepare, reader, rows, train_here, tuner
+
+from tuner import doctor, storage
+from tuner.ledger import CheckpointRecord, Ledger
+
+pytestmark = pytest.mark.slow
+
+RUN = "(SELECT run_uuid FROM tags WHERE key = 'tuner.trial' AND value = '3')"
+PARENT = "(SELECT run_uuid FROM tags WHERE key = 'tuner.trial' AND value = 'study')"
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What is done behind everybody's back, what it is called, and whether it can be mended."""
+
+    file: str
+    statements: tuple[str, ...]
+    kinds: tuple[str, ...]
+    trial: int | None = 3
+    mends: bool = True
+
+
+def in_mlflow(
+    *statements: str, kinds: tuple[str, ...], trial: int | None = 3, mends=True
+) -> Damage:
+    return Damage("mlflow.db", statements, kinds, trial, mends)
+
+
+def in_tuner(*statements: str, kinds: tuple[str, ...], trial: int | None = 3, mends=True) -> Damage:
+    return Damage("tuner.db", statements, kinds, trial, mends)
+
+
+COPY_RUN = (
+    f"""
+    INSERT INTO runs (run_uuid, name, user_id, status, start_time, lifecycle_stage, experiment_id)
+    SELECT 'c0ffee', name, user_id, status, start_time, lifecycle_stage, experiment_id
+    FROM runs WHERE run_uuid = {RUN}
+    """,
+    f"INSERT INTO tags SELECT key, value, 'c0ffee' FROM tags WHERE run_uuid = {RUN}",
+)
+DAMAGES = {
+    "run deleted": in_mlflow(
+        f"UPDATE runs SET lifecycle_stage = 'deleted' WHERE run_uuid = {RUN}",
+        kinds=("run_missing",),
+    ),
+    "parent deleted": in_mlflow(
+        f"UPDATE runs SET lifecycle_stage = 'deleted' WHERE run_uuid = {PARENT}",
+        kinds=("run_missing", "run_tags"),
+        trial=None,
+    ),
+    "run doubled": in_mlflow(*COPY_RUN, kinds=("run_doubled",)),
+    "run unknown": in_mlflow(
+        *COPY_RUN,
+        "UPDATE tags SET value = '77' WHERE key = 'tuner.trial' AND run_uuid = 'c0ffee'",
+        kinds=("run_extra",),
+        trial=77,
+        mends=False,
+    ),
+    "point altered": in_mlflow(
+        f"UPDATE metrics SET value = value + 1e-9 WHERE run_uuid = {RUN}"
+        " AND key = 'train_loss' AND step = 7",
+        kinds=("run_points",),
+    ),
+    "point lost": in_mlflow(
+        f"DELETE FROM metrics WHERE run_uuid = {RUN} AND key = 'val_loss' AND step = 5",
+        kinds=("run_points",),
+    ),
+    "param altered": in_mlflow(
+        f"UPDATE params SET value = '0.5' WHERE run_uuid = {RUN} AND key = 'lr'",
+        kinds=("run_params",),
+    ),
+    "param lost": in_mlflow(
+        f"DELETE FROM params WHERE run_uuid = {RUN} AND key = 'log10_lr'", kinds=("run_params",)
+    ),
+    "tag altered": in_mlflow(
+        f"UPDATE tags SET value = '1' WHERE run_uuid = {RUN} AND key = 'tuner.seed'",
+        kinds=("run_tags",),
+    ),
+    "outcome altered": in_mlflow(
+        f"UPDATE tags SET value = 'pruned' WHERE run_uuid = {RUN} AND key = 'tuner.outcome'",
+        kinds=("run_tags",),
+    ),
+    "status altered": in_mlflow(
+        f"UPDATE runs SET status = 'RUNNING' WHERE run_uuid = {RUN}", kinds=("run_status",)
+    ),
+    "dataset lost": in_mlflow(
+        f"DELETE FROM inputs WHERE destination_id = {RUN}", kinds=("run_dataset",)
+    ),
+    "Optuna's trial deleted": in_tuner(
+        "DELETE FROM trial_params WHERE trial_id = 4",
+        "DELETE FROM trial_values WHERE trial_id = 4",
+        "DELETE FROM trial_intermediate_values WHERE trial_id = 4",
+        "DELETE FROM trial_user_attributes WHERE trial_id = 4",
+        "DELETE FROM trial_system_attributes WHERE trial_id = 4",
+        "DELETE FROM trials WHERE number = 3",
+        kinds=("optuna_missing",),
+    ),
+    "Optuna's state altered": in_tuner(
+        "UPDATE trials SET state = 'FAIL' WHERE number = 3", kinds=("optuna_state",)
+    ),
+    "Optuna's value altered": in_tuner(
+        "UPDATE trial_values SET value = 7 WHERE trial_id = 4", kinds=("optuna_value",)
+    ),
+    "Optuna's param altered": in_tuner(
+        "UPDATE trial_params SET param_value = 7 WHERE trial_id = 4 AND param_name = 'lr'",
+        kinds=("optuna_params",),
+    ),
+    "Optuna's report altered": in_tuner(
+        "UPDATE trial_intermediate_values SET intermediate_value = 7 WHERE trial_id = 4",
+        kinds=("optuna_reports",),
+    ),
+    "a trial in Optuna that is not ours": in_tuner(
+        "INSERT INTO trials (number, study_id, state) VALUES (8, 1, 'WAITING')",
+        kinds=("optuna_extra",),
+        trial=None,
+        mends=False,
+    ),
+    "first chunk lost": in_tuner(
+        "DELETE FROM tuner_chunks WHERE trial_id = 4 AND first_step = 0",
+        kinds=("curve",),
+        mends=False,
+    ),
+    "middle chunk lost": in_tuner(
+        "DELETE FROM tuner_chunks WHERE trial_id = 4 AND first_step = 10",
+        kinds=("curve",),
+        mends=False,
+    ),
+    "budget overdrawn": in_tuner(
+        'UPDATE tuner_studies SET "limit" = 7', kinds=("budget",), trial=None, mends=False
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = prepare(tmp_path_factory.mktemp("trained"))
+    train_here(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(trained, tmp_path):
+    return copy(trained, tmp_path)
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_damage_is_found_and_what_is_a_projection_is_mended(damage, folder):
+    before = left(folder)
+    places = storage.addresses({}, folder)
+    engine = storage.ledger_engine(places.ledger)
+    for statement in damage.statements:
+        changed = change(folder, statement, damage.file)
+        assert changed or statement.startswith("DELETE FROM trial_"), statement
+    found = doctor.examine(engine, places)
+    assert {problem.kind for problem in found} == set(damage.kinds)
+    assert {problem.study for problem in found} == {"small"}
+    assert damage.trial in {problem.trial for problem in found}
+    assert not any(problem.repaired for problem in found)
+    assert all(problem.detail for problem in found)
+
+    repaired = doctor.repair(engine, places)
+    assert {problem.kind for problem in repaired} == set(damage.kinds)
+    assert all(problem.repaired is damage.mends for problem in repaired)
+    if not damage.mends:  # and what is not ours or not whole is not made worse
+        assert doctor.examine(engine, places) == found
+    else:
+        assert doctor.examine(engine, places) == []
+        assert left(folder) == before
+    engine.dispose()
+
+
+def test_the_command_says_what_it_found_and_whether_it_helped(folder):
+    well = tuner(folder, "doctor", "--json")
+    assert (well.code, well.json) == (0, {"ok": True, "problems": []})
+    for damage in ("status altered", "budget overdrawn"):
+        for statement in DAMAGES[damage].statements:
+            change(folder, statement, DAMAGES[damage].file)
+    ill = tuner(folder, "doctor", "--json")
+    assert ill.code == 1
+    assert ill.json["ok"] is False
+    assert [list(one) for one in ill.json["problems"]] == [
+        ["kind", "study", "trial", "detail", "repaired"]
+    ] * len(ill.json["problems"])
+    assert {one["kind"] for one in ill.json["problems"]} == {"budget", "run_status"}
+    half = tuner(folder, "doctor", "--repair")
+    assert half.code == 1
+    assert "run_status: small, trial 3: RUNNING in MLflow, completed in the ledger (repaired)" in (
+        half.out
+    )
+    assert "budget: small: 8 trials, 8 reserved, limit 7\n" in half.out
+    assert "Not everything matches" in half.out
+    assert "Traceback" not in half.err
+
+
+def test_a_lease_that_expired_and_a_checkpoint_that_is_missing(folder):
+    change(folder, 'UPDATE tuner_studies SET "limit" = 9')
+    ledger = Ledger(reader(folder).engine, lease_seconds=-1)
+    claim = ledger.claim(ledger.study("small").id, "elsewhere:1:1.00", {})
+    fresh = Ledger(ledger.engine, lease_seconds=30)
+    gone = CheckpointRecord(step=0, path="1/8/0-1.pt", digest="0" * 64)
+    fresh.save_checkpoint(claim.lease, gone)
+    change(folder, "UPDATE tuner_attempts SET expires_at = 0 WHERE live")
+    places = storage.addresses({}, folder)
+    found = {problem.kind: problem for problem in doctor.examine(ledger.engine, places)}
+    assert set(found) == {"lease", "checkpoint"}
+    assert found["lease"].trial == found["checkpoint"].trial == 8
+    assert "elsewhere:1:1.00" in found["lease"].detail
+    repaired = {one.kind: one.repaired for one in doctor.repair(ledger.engine, places)}
+    assert repaired == {"lease": True, "checkpoint": False}, "a file cannot be made again"
+    assert rows(folder, "SELECT ending FROM tuner_attempts WHERE trial_id = 9") == [("stale",)]
+
+
+def test_what_others_log_into_the_experiment_is_left_alone(folder: Path):
+    places = storage.addresses({}, folder)
+    client = storage.tracking_client(places)
+    experiment = client.get_experiment_by_name("small").experiment_id
+    run = client.create_run(experiment, run_name="mine")
+    client.log_metric(run.info.run_id, "val_loss", 1.0)
+    assert tuner(folder, "doctor", "--repair").code == 0
+    assert client.get_run(run.info.run_id).info.lifecycle_stage == "active"
+    assert_whole(folder)

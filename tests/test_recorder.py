@@ -1,0 +1,323 @@
+"""What Optuna and MLflow have follows from the ledger alone: it can be lost and written again."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from processes import (
+    STUDY,
+    assert_whole,
+    change,
+    copy,
+    end,
+    environment,
+    left,
+    mlflow_left,
+    optuna_left,
+    prepare,
+    processes_in,
+    reader,
+    rows,
+    start,
+    train_here,
+    tuner,
+    until,
+    write_study,
+)
+
+from tuner import storage
+from tuner.tracking.recorder import Recorder, record
+
+pytestmark = pytest.mark.slow
+
+TABLES = (
+    "experiments",
+    "runs",
+    "params",
+    "tags",
+    "metrics",
+    "latest_metrics",
+    "inputs",
+    "datasets",
+)
+TIMES = "SELECT tags.value, m.key, m.step, m.value, m.timestamp FROM metrics m JOIN tags ON tags.run_uuid = m.run_uuid AND tags.key = 'tuner.trial'"  # noqa: E501
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder where a study was trained and published."""
+    folder = prepare(tmp_path_factory.mktemp("trained"))
+    assert tuner(folder, "run", "study.toml").code == 0
+    return folder
+
+
+@pytest.fixture
+def folder(trained, tmp_path):
+    """A copy of that folder."""
+    return copy(trained, tmp_path)
+
+
+def everything(folder: Path, file: str = "mlflow.db") -> dict[str, list]:
+    return {
+        table: sorted(map(repr, rows(folder, f"SELECT * FROM {table}", file))) for table in TABLES
+    }
+
+
+@contextmanager
+def a_recorder(folder: Path):
+    places = storage.addresses({}, folder)
+    engine = storage.ledger_engine(places.ledger)
+    yield Recorder(engine, places)
+    engine.dispose()
+
+
+def test_a_lost_mlflow_is_filled_again(folder):
+    before, times = left(folder), sorted(rows(folder, TIMES, "mlflow.db"))
+    for file in folder.glob("mlflow.db*"):
+        file.unlink()
+    with a_recorder(folder) as recorder:
+        recorder.project_again(reader(folder).study("small"))
+    assert left(folder) == before
+    assert sorted(rows(folder, TIMES, "mlflow.db")) == times
+    assert_whole(folder)
+
+
+def test_optunas_lost_rows_are_written_again(folder):
+    before = left(folder)
+    tables = [
+        name for (name,) in rows(folder, "SELECT name FROM sqlite_master WHERE type = 'table'")
+    ]
+    for table in tables:
+        if table.startswith(("trial", "stud")) and not table.startswith("tuner_"):
+            change(folder, f"DELETE FROM {table}")
+    with a_recorder(folder) as recorder:
+        recorder.project_again(reader(folder).study("small"))
+    assert left(folder) == before
+    assert_whole(folder)
+
+
+def test_publishing_twice_changes_nothing(folder):
+    before = everything(folder)
+    optuna = left(folder).optuna
+    with a_recorder(folder) as recorder:
+        assert not recorder.behind()
+        assert not recorder.publish()
+        recorder.project_again(reader(folder).study("small"))
+    assert everything(folder) == before
+    assert left(folder).optuna == optuna
+
+
+def test_two_recorders_at_once_double_nothing(folder):
+    before = left(folder)
+    for file in folder.glob("mlflow.db*"):
+        file.unlink()
+    for table in ("tuner_published_trials", "tuner_published_studies"):
+        change(folder, f"DELETE FROM {table}")
+    both = [start(folder, "recorder", "--once") for _ in range(2)]
+    ended = [end(one) for one in both]
+    assert [one.code for one in ended] == [0, 0], [one.err for one in ended]
+    assert left(folder) == before
+    assert_whole(folder)
+
+
+def test_a_recorder_takes_over_from_one_that_was_killed(folder):
+    """At once, not when the claim expires."""
+    change(folder, "DELETE FROM tuner_published_trials WHERE target = 'mlflow'")
+    for file in folder.glob("mlflow.db*"):
+        file.unlink()
+    change(folder, "UPDATE tuner_published_studies SET external_id = NULL WHERE target = 'mlflow'")
+    armed = {
+        "TUNER_FAILPOINTS": "recorder.batch_logged=kill@3",
+        "TUNER_FAILPOINTS_LOG": str(folder / "log"),
+    }
+    assert tuner(folder, "recorder", "--once", env=armed).code == -9
+    claims = rows(folder, "SELECT target FROM tuner_published_studies WHERE expires_at > 0")
+    assert claims == [("mlflow",)]
+    assert tuner(folder, "recorder", "--once").code == 0
+    assert_whole(folder)
+
+
+def test_a_recorder_waits_for_one_that_works(folder):
+    """One that is told to end does not leave while what another has claimed is not published."""
+    change(folder, "UPDATE tuner_published_studies SET revision = 1")
+    live = Recorder(
+        storage.ledger_engine(storage.addresses({}, folder).ledger), storage.addresses({}, folder)
+    )
+    assert live._publications["mlflow"].claim(1)
+    waiting = start(folder, "recorder", "--once")
+    with pytest.raises(subprocess.TimeoutExpired):
+        waiting.wait(timeout=6)
+    live._publications["mlflow"].release(1)
+    assert end(waiting).code == 0
+    assert_whole(folder)
+
+
+def test_a_recorder_runs_until_it_is_told_to_stop(folder):
+    change(folder, "UPDATE tuner_published_studies SET revision = 1")
+    process = start(folder, "recorder")
+    revision = "SELECT revision FROM tuner_published_studies WHERE target = 'mlflow'"
+    until(lambda: rows(folder, revision) != [(1,)], "the recorder to publish")
+    process.terminate()
+    assert end(process).code == 0
+
+
+# --- MLflow as a server
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def server(folder: Path, port: int):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
+         "--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/server.db",
+         "--default-artifact-root", str(folder / "artifacts")],
+        cwd=folder,
+        env=environment(folder),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+
+    def healthy() -> bool:
+        assert process.poll() is None
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
+    try:
+        until(healthy, "MLflow's server")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+        until(lambda: not processes_in(folder), "MLflow's server to end")
+
+
+def test_a_server_that_was_away_gets_the_same_runs_as_a_file(trained, tmp_path):
+    folder, port = prepare(tmp_path), free_port()
+    (folder / "mlflow.db").unlink()
+    url = {"MLFLOW_TRACKING_URI": f"http://user:secret@127.0.0.1:{port}"}
+
+    away = tuner(folder, "run", "study.toml", "--json", env=url)
+    assert away.code == 4
+    assert sum(away.json["trials"].values()) == 8
+    assert away.json["best"]["run_id"] is None
+    assert away.json["tracking_uri"] == f"http://user:***@127.0.0.1:{port}"
+    assert "`tuner recorder --once` publishes the rest" in away.err
+    assert f"MLflow at http://user:***@127.0.0.1:{port} cannot be used" in away.err
+    assert "secret" not in away.err + away.out
+    assert "Traceback" not in away.err
+    assert optuna_left(folder) == optuna_left(trained), "Optuna does not wait for MLflow"
+
+    once = url | {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    for command in ("recorder --once", "doctor"):
+        refused = tuner(folder, *command.split(), env=once)
+        assert refused.code == 4
+        assert "cannot be used" in refused.err
+        assert "secret" not in refused.err + refused.out
+        assert "Traceback" not in refused.err
+
+    write_study(folder, name='"other"', trials="2")
+    assert tuner(folder, "submit", "study.toml").code == 0
+    worker = start(folder, "worker", env=url)
+    elsewhere = tmp_path / "server"
+    elsewhere.mkdir()
+    try:
+        ended = "SELECT count(*) FROM tuner_trials WHERE state != 'running'"
+        until(lambda: rows(folder, ended) == [(10,)], "both studies to be trained")
+        with server(elsewhere, port):
+            finished = "SELECT count(*) FROM runs WHERE status != 'RUNNING'"
+            until(lambda: rows(elsewhere, finished, "server.db") == [(12,)], "all runs")
+            worker.terminate()
+            done = end(worker)
+            assert done.code == 130, done.err
+            doctor = tuner(folder, "doctor", "--json", env=url)
+            assert (doctor.code, doctor.json) == (0, {"ok": True, "problems": []})
+    finally:
+        worker.kill()
+    assert done.err.count("trying on") == 1, "said once, not at each try"
+    assert mlflow_left(elsewhere, file="server.db") == mlflow_left(trained)
+    assert not (folder / "mlflow.db").exists()
+
+
+# --- what is hard to publish
+
+
+@pytest.mark.parametrize("how", ["nan", "inf", "-inf"])
+def test_a_long_curve_and_one_that_is_not_finite(how, tmp_path):
+    """More points than MLflow takes at once; nothing that is not finite reaches it."""
+    factory = f'"tests.workloads:breaking"\narguments = {{ how = "{how}" }}'
+    study = STUDY.replace("lr = { low = 1e-3, high = 10.0 }", "lr = [1e-5, 0.011]")
+    study = study.replace('{ name = "tpe", startup_trials = 3 }', '"grid"')
+    plain = {"schedule": '"constant"', "optimizer": '"sgd"', "pruner": '"none"'}
+    folder = prepare(tmp_path, study, factory=factory, steps="1100", **plain)
+    train_here(folder)
+    assert_whole(folder)
+    found = left(folder)
+    assert [found.ledger[n]["state"] for n in (0, 1)] == ["completed", "diverged"]
+    points = {number: found.mlflow[number]["points"] for number in ("0", "1")}
+    losses = [point for point in points["0"] if point[0] == "train_loss"]
+    assert [step for _, step, *_ in losses] == list(range(1100))
+    assert found.ledger[1]["stopped_step"] == 91, "the first step above 1/0.011"
+    losses = [point for point in points["1"] if point[0] == "train_loss"]
+    assert [step for _, step, *_ in losses] == list(range(91))
+    assert found.mlflow["1"]["tags"]["tuner.outcome"] == "diverged"
+    for _, _, value, is_nan in (*points["0"], *points["1"]):
+        assert not is_nan
+        assert abs(value) < 1e100
+
+
+NAMES = {
+    "quotes": """it's a "study" \\' OR 1=1 --  [bold]x[/bold]""",
+    "slashes": "../größe/🚀\\c%20?d=1&e#f",
+    "long": "学" * 200,
+}
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_a_study_may_have_any_name(name, tmp_path):
+    folder = prepare(tmp_path, name=f"'''{name}'''", trials="2")
+    train_here(folder)
+    assert_whole(folder, name=name)
+    with a_recorder(folder) as recorder:
+        recorder.project_again(reader(folder).study(name))
+    assert_whole(folder, name=name)
+    shown = tuner(folder, "status", name)
+    assert shown.code == 0, shown.err
+    assert name in shown.out
+
+
+def test_an_experiment_that_somebody_deleted_is_named(folder):
+    client = storage.tracking_client(storage.addresses({}, folder))
+    client.delete_experiment(client.get_experiment_by_name("small").experiment_id)
+    change(folder, "UPDATE tuner_published_studies SET revision = 1")
+    done = tuner(folder, "recorder", "--once")
+    assert done.code == 4
+    assert "'small' is deleted in MLflow; restore it" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_the_recorder_ends_only_when_nothing_is_left(folder):
+    """What comes in while it is closing is published too."""
+    places = storage.addresses({}, folder)
+    engine = storage.ledger_engine(places.ledger)
+    change(folder, "UPDATE tuner_published_studies SET revision = 1")
+    closing = threading.Event()
+    closing.set()
+    record(engine, places, names=["small"], closing=closing)
+    engine.dispose()
+    assert_whole(folder)

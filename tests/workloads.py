@@ -1,0 +1,100 @@
+"""What the tests that start processes train: tiny, but with all that a resumed trial could lose."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor, nn
+
+from tuner.training.workloads import Workload, digest_of, seeded
+
+INPUTS = torch.linspace(-1.0, 1.0, 48, dtype=torch.float64).reshape(24, 2)
+TARGETS = (INPUTS[:, :1] * 3.0 - INPUTS[:, 1:] ** 2).contiguous()
+
+
+def noisy(step_seconds: float = 0.0) -> Workload:
+    """Train a network with dropout on batches: momentum, order and random state all matter."""
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        if outputs.requires_grad:
+            time.sleep(step_seconds)  # a slow step, for tests that interrupt one
+        return nn.functional.mse_loss(outputs, targets)
+
+    return _workload(_network, loss)
+
+
+def line() -> Workload:
+    """Train a line, by full batches: nothing in it is random."""
+    return _workload(_line, nn.functional.mse_loss)
+
+
+def breaking(how: str = "nan", sign: float = 1.0) -> Workload:
+    """Descend a slope, and break where the weight has gone further than 1 from its start.
+
+    The gradient is 1 (or -1, to be maximised) at every point, so plain SGD at rate r breaks at
+    the first step above 1/r. What breaks there is the loss: it becomes `how`, or it explodes.
+    """
+
+    class Slope(nn.Module):
+        def __init__(self, dtype: torch.dtype) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1, dtype=dtype))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return inputs[:, :1] * 0.0 + self.weight
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        gone = outputs.mean()
+        if abs(gone.item()) <= 1.0:
+            return gone * sign + 2.0
+        return gone * 0.0 + (1e12 if how == "explode" else float(how))
+
+    return _workload(lambda _seed, dtype: Slope(dtype), loss)
+
+
+def raising(step: int = 3) -> Workload:
+    """Train a line whose loss raises at the so-manieth update."""
+    updates = 0
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        nonlocal updates
+        if outputs.requires_grad:
+            updates += 1
+            if updates > step:
+                updates = 0
+                raise RuntimeError("the data server said [bold]no[/bold]")
+        return nn.functional.mse_loss(outputs, targets)
+
+    return _workload(_line, loss)
+
+
+def not_buildable() -> Workload:
+    raise OSError("no such data")
+
+
+def not_a_workload() -> str:
+    return "a model"
+
+
+def _workload(model: object, loss: object) -> Workload:
+    return Workload(
+        model=model,  # type: ignore[arg-type]
+        train_inputs=INPUTS,
+        train_targets=TARGETS,
+        validation_inputs=INPUTS,
+        validation_targets=TARGETS,
+        loss=loss,  # type: ignore[arg-type]
+        data_name="a curved line",
+        data_digest=digest_of(INPUTS, TARGETS),
+    )
+
+
+def _network(seed: int, dtype: torch.dtype) -> nn.Module:
+    with seeded(seed):
+        return nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Dropout(0.2), nn.Linear(8, 1)).to(dtype)
+
+
+def _line(seed: int, dtype: torch.dtype) -> nn.Module:
+    with seeded(seed):
+        return nn.Linear(2, 1).to(dtype)
