@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 @cli.command()
 @click.argument("name")
-@click.option("--top", type=click.IntRange(2), default=3, show_default=True, help="How many.")
+@click.option(
+    "--top", type=click.IntRange(2), default=3, show_default=True, help="How many trials."
+)
 @click.option(
     "--seeds", type=click.IntRange(1), default=5, show_default=True, help="Trials of each."
 )
@@ -96,8 +98,21 @@ def rerun(name: str, trial: int, prefixes: tuple[str, ...], as_json: bool) -> in
 
 @cli.command()
 @click.argument("name")
-@click.option("--to", "folder", required=True, type=click.Path(path_type=Path, file_okay=False))
-@click.option("--format", "file_format", type=click.Choice(["csv", "parquet"]), default="csv")
+@click.option(
+    "--to",
+    "folder",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="The folder to write to.",
+)
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["csv", "parquet"]),
+    default="csv",
+    show_default=True,
+    help="The format of the files.",
+)
 @with_json
 def export(name: str, folder: Path, file_format: str, as_json: bool) -> None:
     """Write the trials and the curves of the study NAME as two tables into a folder.
