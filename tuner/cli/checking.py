@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 @with_allow
 @with_json
 def confirm(name: str, top: int, seeds: int, prefixes: tuple[str, ...], as_json: bool) -> int:
-    """Train the best trials of the study NAME again under new seeds: is the winner the winner?
+    """Train the best trials of the study NAME again, to see whether the winner is the winner.
 
-    They are trials of the study "NAME confirm". Interrupted and run again, it goes on.
+    Under new seeds, as trials of the study "NAME confirm". Interrupted and run again, it goes on.
     """
     from tuner import confirming, progress, running
 
