@@ -8,13 +8,29 @@ from typing import Any
 import numpy as np
 from sqlalchemy import select, update
 
+from tuner import curves
 from tuner.curves import Chunk
 from tuner.ledger import CheckpointRecord, Claim, Lease, Ledger, Report, StudyRecord
 from tuner.ledger.tables import attempts, metadata
 from tuner.outcome import COMPLETED, DIVERGED, PRUNED, Outcome
-from tuner.spec import StudySpec
+from tuner.search import Search
+from tuner.search.mirror import Mirror
+from tuner.search.search import Draw
+from tuner.spec import ParameterValue, Space, StudySpec, options
 
 WORKLOAD: Mapping[str, Any] = {"code": "c0de", "data": "da7a"}
+WIDE = {
+    "lr": {"low": 1e-4, "high": 1.0},
+    "schedule": [
+        "constant",
+        {"name": "cosine", "final": {"low": 0.0, "high": 0.1}},
+        {"name": "step", "gamma": [0.1, 0.5], "drops": {"low": 1, "high": 5}},
+    ],
+    "optimizer": [
+        {"name": "sgd", "momentum": {"low": 0.1, "high": 0.9}, "nesterov": [False, True]},
+        {"name": "adamw", "beta1": [0.8, 0.9]},
+    ],
+}
 PARAMS = {"lr": 0.1, "schedule": "constant", "optimizer": "sgd"}
 
 
@@ -31,6 +47,16 @@ def spec(**overrides: Mapping[str, Any]) -> StudySpec:
     for name, table in overrides.items():
         tables[name] = {**tables.get(name, {}), **table}
     return StudySpec.model_validate(tables)
+
+
+def complete(
+    lr: float, schedule: str | dict[str, Any], optimizer: str | dict[str, Any]
+) -> dict[str, ParameterValue]:
+    """Give a trial's flat parameters; what is not said has its default."""
+    space = Space.model_validate({"lr": lr, "schedule": schedule, "optimizer": optimizer})
+    names = {"schedule": space.schedule[0].name, "optimizer": space.optimizer[0].name}
+    entries = space.entries(**names)
+    return {"lr": lr, **names, **{key: options(entry)[0] for key, entry in entries.items()}}
 
 
 def submit(ledger: Ledger, **overrides: Mapping[str, Any]) -> StudyRecord:
@@ -118,3 +144,54 @@ def contents(ledger: Ledger) -> dict[str, list[tuple[Any, ...]]]:
             table.name: [tuple(row) for row in tx.execute(select(table))]
             for table in metadata.sorted_tables
         }
+
+
+def drawn(ledger: Ledger, study: StudyRecord, search: Search) -> tuple[Claim, Draw]:
+    """Claim a trial and give it what the search draws."""
+    held = claim(ledger, study)
+    made = search.draw(held.trial.number)
+    ledger.draw(
+        held.lease,
+        made.params,
+        attrs=made.attrs,
+        study_attrs=made.study_attrs,
+        asked_revision=made.revision,
+    )
+    return held, made
+
+
+def decided(ledger: Ledger, search: Search, held: Claim, step: int, value: float) -> bool:
+    """Report at a rung as a worker does; tell whether the trial was pruned there."""
+    decision = search.decide(held.trial.number, step, value)
+    report = Report(step=step, value=value, pruned=decision.prune, reason=decision.reason)
+    if decision.prune:
+        outcome = Outcome(kind=PRUNED, reason=decision.reason, value=value)
+        ledger.finish(held.lease, outcome, report=report, attrs=decision.attrs)
+    else:
+        ledger.report(held.lease, curves.empty(), report, attrs=decision.attrs)
+    return decision.prune
+
+
+def history(ledger: Ledger, study: StudyRecord, outcomes: Sequence[Outcome]) -> None:
+    """Run trials to their ends, as drawn by one search."""
+    search = Search(study, ledger)
+    for outcome in outcomes:
+        held, _ = drawn(ledger, study, search)
+        ledger.finish(held.lease, outcome)
+
+
+def mirror_of(ledger: Ledger, study: StudyRecord) -> Mirror:
+    """Read all trials of a study into a mirror."""
+    mirror = Mirror(study.spec)
+    mirror.refresh(ledger.changes(study.id, 0))
+    return mirror
+
+
+def cases(table: str) -> list[tuple[str, str]]:
+    """Read pairs of an override and its line, which is indented and may be broken."""
+    blocks = [block.splitlines() for block in table.strip().split("\n\n")]
+    return [
+        (first, " ".join(line.strip() for line in rest))
+        for first, *rest in blocks
+        if not first.startswith("# ")
+    ]

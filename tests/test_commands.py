@@ -241,7 +241,9 @@ TRIALS = ["completed", "pruned", "diverged", "failed", "cancelled", "running", "
 @pytest.mark.slow
 def test_looking(folder):
     status = tuner(folder, "status", "small", "--json").json
-    assert list(status) == ["study", "state", "trials", "budget", "best", "workers"]
+    assert {"study", "state", "trials", "budget", "best", "workers"} <= set(status)
+    assert (status["version"], status["title"], status["imported"]) == (1, "small", 0)
+    assert status["reason"] is None
     assert list(status["trials"]) == TRIALS
     assert list(status["best"]) == ["number", "value", "params", "run_id"]
     assert status["budget"] == {"trials": 4, "reserved": 4}
@@ -264,7 +266,12 @@ def test_where_nothing_is_trained(tmp_path):
     folder = prepare(tmp_path)
     assert tuner(folder, "studies").out == "No studies yet; `tuner run FILE` makes one.\n"
     submitted = tuner(folder, "submit", "study.toml", "--json")
-    assert submitted.json == {"study": "small", "created": True, "budget": 8}
+    assert submitted.json == {
+        "study": "small",
+        "version": 1,
+        "created": True,
+        "budget": 8,
+    }
     assert "was there already, 8 trials" in tuner(folder, "submit", "study.toml").out
     best = tuner(folder, "best", "small", "--json")
     assert (best.code, best.json) == (3, {"study": "small", "best": None})

@@ -46,7 +46,7 @@ def tour(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             [sys.executable, "-c", code], check=False, cwd=folder, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
-        outputs["python"] = done.stdout
+        outputs["python"] = outputs.get("python", "") + done.stdout
     return outputs
 
 
@@ -54,6 +54,7 @@ def tour(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_the_tour_runs_and_ends_well(tour: dict[str, str]) -> None:
     assert "Everything matches." in tour["tuner doctor"]
     assert "'lr'" in tour["python"]
+    assert "Equal: trial 2 of 'houses'" in tour["python"]
 
 
 @pytest.mark.slow

@@ -10,13 +10,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers import complete
 from torch import nn
 
 from studies import digits, house_prices
 from tuner.errors import WorkloadError
 from tuner.spec import StudySpec
-from tuner.training import optimizers, schedules
-from tuner.training.reference import BatchOrder, ReferenceTrainer
+from tuner.training import schedules
+from tuner.training.batches import BatchOrder
+from tuner.training.optimizers import OPTIMIZERS
+from tuner.training.reference import ReferenceTrainer
 from tuner.training.trainer import TRAIN_COLUMNS, Status, Task
 from tuner.training.workloads import Workload, code_digest, digest_of, load, seeded
 
@@ -197,6 +200,24 @@ def test_it_is_the_loop_that_anybody_would_write():
     np.testing.assert_allclose(rows["train_loss"], losses, rtol=1e-6)
 
 
+PLATEAU = {"name": "plateau", "factor": 0.5, "patience": 0, "threshold": 0.5, "warmup": 0.05}
+
+
+def test_plateau_lowers_the_rate_when_the_metric_stands_still():
+    task = replace(make_task(), params=complete(0.1, PLATEAU, "sgd"))
+    rows, evaluations, _ = curve_of(train(regression(), make_spec(), task))
+    best, multiplier, expected = math.inf, 1.0, []
+    for step in range(50):
+        value = dict(evaluations).get(step)
+        if value is not None and step >= 2:  # a warm-up of 2 steps
+            progress = value["val_loss"] < 0.5 * best or best == math.inf
+            best = value["val_loss"] if progress else best
+            multiplier *= 1.0 if progress else 0.5
+        expected.append(0.1 * min(1.0, (step + 1) / 3) * multiplier)
+    assert len(set(expected[3:])) > 4
+    np.testing.assert_allclose(rows["lr"], expected, rtol=1e-12)
+
+
 # --- the contract -------------------------------------------------------------------------------
 
 TRIALS = {
@@ -205,6 +226,16 @@ TRIALS = {
     "adamw": (small_net, make_task(lr=0.01, optimizer=ADAMW)),
     "dropout": (dropout_net, make_task(optimizer=MOMENTUM)),
     "dropout, adamw": (dropout_net, make_task(lr=0.01, optimizer=ADAMW, schedule=COSINE)),
+    "plateau": (small_net, replace(make_task(), params=complete(0.1, PLATEAU, "sgd"))),
+    **{
+        name: (small_net, replace(make_task(), params=complete(0.01, "cosine_restarts", choice)))
+        for name, choice in {
+            **{name: name for name in OPTIMIZERS if name not in {"sgd", "adamw"}},
+            "nadamw": {"name": "nadam", "decoupled_weight_decay": True, "weight_decay": 0.1},
+            "centered": {"name": "rmsprop", "centered": True, "momentum": 0.9},
+            "lion, decayed": {"name": "lion", "weight_decay": 0.1},
+        }.items()
+    },
     "diverging": (small_net, make_task(lr=20.0, optimizer=MOMENTUM)),
 }
 
@@ -454,23 +485,6 @@ def test_a_batch_as_large_as_the_data_is_all_rows(size):
     assert BatchOrder(seed=5, rows=50, batch_size=size).rows(3) is None
 
 
-# --- optimisers ---------------------------------------------------------------------------------
-
-
-def test_optimizers():
-    parameter = nn.Parameter(torch.zeros(2))
-    sgd = optimizers.make({"lr": 0.1, **MOMENTUM, "adamw.eps": 1.0}, [parameter])
-    assert isinstance(sgd, torch.optim.SGD)
-    assert sgd.defaults["nesterov"] is True
-    assert [sgd.defaults[key] for key in ("lr", "momentum", "weight_decay")] == [0.1, 0.9, 1e-4]
-    plain = optimizers.make({"lr": 0.1, **SGD, "sgd.nesterov": True}, [parameter])
-    assert plain.defaults["nesterov"] is False
-    adamw = optimizers.make({"lr": 0.1, **ADAMW, "adamw.beta2": 0.95}, [parameter])
-    assert isinstance(adamw, torch.optim.AdamW)
-    assert adamw.defaults["betas"] == (0.9, 0.95)
-    assert [adamw.defaults[key] for key in ("lr", "eps", "weight_decay")] == [0.1, 1e-8, 0.01]
-
-
 # --- workloads ----------------------------------------------------------------------------------
 
 
@@ -517,6 +531,7 @@ def module_here(tmp_path, monkeypatch):
 
 GOOD = """
 import torch
+from helpers import complete
 from torch import nn
 from tuner.training.workloads import Workload
 def make(rows=4, **changes):

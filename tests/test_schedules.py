@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.optim import SGD, lr_scheduler
 
-from tuner.training.schedules import SCHEDULES, multipliers, warmup_steps
+from tuner.training.schedules import DECAYS, HEIGHTS, SCHEDULES, multipliers, warmup_steps
 
 RATE = 0.4
 
@@ -57,12 +57,45 @@ def step_of_torch(steps, gamma, drops):
     return lambda optimizer: lr_scheduler.MultiStepLR(optimizer, milestones, gamma)
 
 
+def linear_of_torch(steps, final):
+    return lambda optimizer: lr_scheduler.LinearLR(optimizer, 1.0, final, total_iters=steps)
+
+
+def polynomial_of_torch(steps, power):
+    return lambda optimizer: lr_scheduler.PolynomialLR(optimizer, total_iters=steps, power=power)
+
+
+def exponential_of_torch(steps, final):
+    return lambda optimizer: lr_scheduler.ExponentialLR(optimizer, final ** (1 / steps))
+
+
+def multistep_of_torch(steps, milestones, gamma):
+    whole = [max(1, round(share * steps)) for share in milestones]
+    return lambda optimizer: lr_scheduler.MultiStepLR(optimizer, whole, gamma)
+
+
+def restarts_of_torch(first, growth, final):
+    return lambda optimizer: lr_scheduler.CosineAnnealingWarmRestarts(
+        optimizer, first, T_mult=growth, eta_min=final * RATE
+    )
+
+
+def cyclic_of_torch(up, mode, base, gamma):
+    return lambda optimizer: lr_scheduler.CyclicLR(
+        optimizer, base * RATE, RATE, up, mode=mode, gamma=gamma, cycle_momentum=False
+    )
+
+
 def one_cycle_params(pct_start=0.3, div=25.0, final_div=1e4):
     return {
         "one_cycle.pct_start": pct_start,
         "one_cycle.div_factor": div,
         "one_cycle.final_div_factor": final_div,
     }
+
+
+def wsd_params(shape):
+    return {"wsd.decay": 0.2, "wsd.shape": shape, "wsd.final": 0.0}
 
 
 HORIZONS = [1, 2, 3, 7, 10, 50, 333, 1000]
@@ -79,7 +112,28 @@ CASES = [
     ("step", {"step.gamma": 0.1, "step.drops": 3}, lambda n: step_of_torch(n, 0.1, 3)),
     ("step", {"step.gamma": 0.5, "step.drops": 1}, lambda n: step_of_torch(n, 0.5, 1)),
     ("step", {"step.gamma": 0.9, "step.drops": 12}, lambda n: step_of_torch(n, 0.9, 12)),
-]
+    ("linear", {"linear.final": 0.0}, lambda n: linear_of_torch(n, 0.0)),
+    ("linear", {"linear.final": 0.1}, lambda n: linear_of_torch(n, 0.1)),
+    ("polynomial", {"polynomial.power": 1.0, "polynomial.final": 0.0},
+     lambda n: polynomial_of_torch(n, 1.0)),
+    ("polynomial", {"polynomial.power": 0.9, "polynomial.final": 0.0},
+     lambda n: polynomial_of_torch(n, 0.9)),
+    ("polynomial", {"polynomial.power": 3.0, "polynomial.final": 0.0},
+     lambda n: polynomial_of_torch(n, 3.0)),
+    ("exponential", {"exponential.final": 0.01}, lambda n: exponential_of_torch(n, 0.01)),
+    ("exponential", {"exponential.final": 1e-6}, lambda n: exponential_of_torch(n, 1e-6)),
+    ("multistep", {"multistep.milestones": "0.5,0.75", "multistep.gamma": 0.1},
+     lambda n: multistep_of_torch(n, [0.5, 0.75], 0.1)),
+    ("multistep", {"multistep.milestones": "0.01,0.3,0.55,0.999", "multistep.gamma": 0.5},
+     lambda n: multistep_of_torch(n, [0.01, 0.3, 0.55, 0.999], 0.5)),
+    # what torch has under other names
+    ("wsd", {"wsd.decay": 1.0, "wsd.shape": "linear", "wsd.final": 0.1},
+     lambda n: linear_of_torch(n, 0.1)),
+    ("wsd", {"wsd.decay": 1.0, "wsd.shape": "cosine", "wsd.final": 0.1},
+     lambda n: cosine_of_torch(n, 0.1)),
+    ("cosine_restarts", {"cosine_restarts.cycles": 1, "cosine_restarts.growth": 2,
+     "cosine_restarts.final": 0.1}, lambda n: cosine_of_torch(n, 0.1)),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("horizon", HORIZONS)
@@ -106,6 +160,82 @@ def test_warmup_is_torchs_linear_one(name, own, of_torch, horizon, warmup, lengt
     rising = torch_multipliers(chained, length) * first
     after = torch_multipliers(of_torch(horizon - length), horizon - length)
     torch.testing.assert_close(ours, torch.cat([rising, after]), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("final", [0.0, 0.1])
+@pytest.mark.parametrize("first", [1, 2, 7, 33])
+@pytest.mark.parametrize(("cycles", "growth"), [(1, 1), (3, 1), (20, 1), (4, 2), (5, 3), (4, 4)])
+def test_restarts_are_torchs_where_the_first_cycle_is_whole(first, cycles, growth, final):
+    horizon = first * sum(growth**k for k in range(cycles))
+    own = {"cycles": cycles, "growth": growth, "final": final}
+    ours = SCHEDULES["cosine_restarts"](torch.arange(horizon), horizon, **own)
+    theirs = torch_multipliers(restarts_of_torch(first, growth, final), horizon)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 10, 100, 999_983])
+@pytest.mark.parametrize(("cycles", "growth"), [(3, 1), (3, 2), (7, 3), (20, 4)])
+def test_restarts_are_whole_steps_where_the_first_cycle_is_not(horizon, cycles, growth):
+    own = {"cycles": cycles, "growth": growth, "final": 0.0}
+    values = SCHEDULES["cosine_restarts"](torch.arange(horizon), horizon, **own)
+    whole = sum(growth**k for k in range(cycles))
+    starts = {-(-sum(growth**k for k in range(n)) * horizon // whole) for n in range(cycles)}
+    assert set((values == 1.0).nonzero().flatten().tolist()) == {s for s in starts if s < horizon}
+
+
+@pytest.mark.parametrize("base", [0.0, 0.25])
+@pytest.mark.parametrize("up", [1, 2, 7, 50])
+@pytest.mark.parametrize("cycles", [1, 3, 10])
+@pytest.mark.parametrize("mode", ["triangular", "triangular2", "exp_range"])
+def test_cycles_are_torchs_where_half_of_one_is_whole(mode, cycles, up, base):
+    horizon = 2 * up * cycles
+    own = {"mode": mode, "cycles": cycles, "base": base, "final": 0.1}
+    ours = SCHEDULES["cyclic"](torch.arange(horizon), horizon, **own)
+    theirs = torch_multipliers(cyclic_of_torch(up, mode, base, 0.1 ** (1 / horizon)), horizon)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("horizon", "cycles", "expected"),
+    [
+        (1, 1, [1.0]),
+        (2, 1, [0.0, 1.0]),
+        (3, 1, [0.0, 1.0, 0.5]),
+        (5, 2, [0.0, 1.0, 0.5, 0.0, 1.0]),
+        (2, 9, [1.0, 1.0]),
+    ],
+)
+def test_cycles_are_whole_steps_where_half_of_one_is_not(horizon, cycles, expected):
+    own = {"mode": "triangular", "cycles": cycles, "base": 0.0, "final": 1.0}
+    assert SCHEDULES["cyclic"](torch.arange(horizon), horizon, **own).tolist() == expected
+
+
+@pytest.mark.parametrize(("warmup", "horizon"), [(1, 10), (4, 50), (100, 1000)])
+def test_inverse_sqrt_is_the_transformers(warmup, horizon):
+    s = torch.arange(1, horizon + 1, dtype=torch.float64)
+    peak = warmup + 1
+    theirs = torch.minimum(s**-0.5, s * peak**-1.5) * peak**0.5
+    ours = SCHEDULES["inverse_sqrt"](
+        torch.arange(horizon),
+        horizon,
+        timescale=peak / (horizon - warmup),
+        warmup=warmup / horizon,
+    )
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("shape", "last"),
+    [
+        ("linear", [1.0, 0.75, 0.5, 0.25]),
+        ("cosine", [1.0, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5]),
+        ("1-sqrt", [1.0, 0.5, 1 - 0.5**0.5, 1 - 0.75**0.5]),
+    ],
+)
+def test_wsd_warms_up_stays_and_decays(shape, last):
+    own = {"decay": 0.25, "shape": shape, "final": 0.0, "warmup": 0.2}
+    values = SCHEDULES["wsd"](torch.arange(20), 20, **own)
+    assert values.tolist() == pytest.approx([0.2, 0.4, 0.6, 0.8] + [1.0] * 12 + last, abs=1e-15)
 
 
 def test_one_cycle_begins_at_its_peak_where_torch_divides_by_zero():
@@ -139,6 +269,8 @@ def test_warmup_is_never_all_of_the_horizon(horizon):
         ({"schedule": "one_cycle", **one_cycle_params(0.3)}, 100, 29),
         ({"schedule": "one_cycle", "one_cycle.warmup": 0.5, **one_cycle_params(0.3)}, 100, 64),
         ({"schedule": "one_cycle", **one_cycle_params(0.3)}, 1, 0),
+        ({"schedule": "wsd", "wsd.warmup": 0.1, **wsd_params("linear")}, 100, 10),
+        ({"schedule": "linear", "linear.warmup": 0.25, "linear.final": 1.0}, 100, 25),
     ],
 )
 def test_warmup_counts_the_steps_before_the_peak(params, horizon, steps):
@@ -148,6 +280,19 @@ def test_warmup_counts_the_steps_before_the_peak(params, horizon, steps):
     assert bool((values[steps:].diff() <= 0).all())
 
 
+@pytest.mark.parametrize(
+    ("mode", "warmup", "steps"),
+    [("triangular", 0.0, 10), ("triangular2", 0.0, 10), ("triangular", 0.2, 28)],
+)
+def test_the_first_rise_of_a_cycle_counts_as_warmup_and_later_ones_do_not(mode, warmup, steps):
+    own = {"mode": mode, "cycles": 5, "base": 0.1, "final": 1.0, "warmup": warmup}
+    params = {"schedule": "cyclic", **{f"cyclic.{key}": value for key, value in own.items()}}
+    assert warmup_steps(params, 100) == steps
+    restarts = {"cycles": 3, "growth": 1, "final": 0.0, "warmup": 0.1}
+    params = {f"cosine_restarts.{key}": value for key, value in restarts.items()}
+    assert warmup_steps({"schedule": "cosine_restarts", **params}, 100) == 10
+
+
 # --- properties ---------------------------------------------------------------------------------
 
 fractions = st.floats(0.0, 1.0)
@@ -155,11 +300,41 @@ warmups = st.floats(0.0, 0.999)
 horizons = st.one_of(st.sampled_from([1, 2, 3]), st.integers(1, 400))
 
 
+milestones = st.lists(
+    st.floats(0.01, 0.99).map(lambda share: round(share, 3)), min_size=1, max_size=4, unique=True
+).map(lambda shares: ",".join(map(str, sorted(shares))))
+
+
 @st.composite
-def schedules(draw, warmup=warmups):
-    name = draw(st.sampled_from(sorted(SCHEDULES)))
+def schedules(draw, warmup=warmups, names=tuple(SCHEDULES)):
+    name = draw(st.sampled_from(names))
     own = {
         "constant": st.just({}),
+        "linear": st.fixed_dictionaries({"final": fractions}),
+        "polynomial": st.fixed_dictionaries({"power": st.floats(0.1, 9.0), "final": fractions}),
+        "exponential": st.fixed_dictionaries({"final": st.floats(1e-9, 1.0)}),
+        "multistep": st.fixed_dictionaries(
+            {"milestones": milestones, "gamma": st.floats(1e-3, 1.0)}
+        ),
+        "cosine_restarts": st.fixed_dictionaries(
+            {"cycles": st.integers(1, 20), "growth": st.integers(1, 4), "final": fractions}
+        ),
+        "cyclic": st.fixed_dictionaries(
+            {
+                "mode": st.sampled_from(sorted(HEIGHTS)),
+                "cycles": st.integers(1, 50),
+                "base": st.floats(0.0, 0.99),
+                "final": st.floats(1e-9, 1.0),
+            }
+        ),
+        "inverse_sqrt": st.fixed_dictionaries({"timescale": st.floats(1e-4, 10.0)}),
+        "wsd": st.fixed_dictionaries(
+            {
+                "decay": st.floats(0.001, 1.0),
+                "shape": st.sampled_from(sorted(DECAYS)),
+                "final": fractions,
+            }
+        ),
         "step": st.fixed_dictionaries({"gamma": st.floats(1e-3, 1.0), "drops": st.integers(1, 20)}),
         "cosine": st.fixed_dictionaries({"final": fractions}),
         "one_cycle": st.fixed_dictionaries(
@@ -183,7 +358,10 @@ def test_between_0_and_1_and_finite(schedule, horizon):
     assert bool((values <= 1 + 1e-15).all())
 
 
-@given(schedules(), horizons)
+MONOTONE = [name for name in SCHEDULES if name not in {"cyclic", "cosine_restarts"}]
+
+
+@given(schedules(names=MONOTONE), horizons)
 def test_rises_to_the_peak_then_never_rises_again(schedule, horizon):
     name, own = schedule
     params = {"schedule": name, **{f"{name}.{key}": value for key, value in own.items()}}
@@ -194,19 +372,43 @@ def test_rises_to_the_peak_then_never_rises_again(schedule, horizon):
     assert bool((values[:peak].diff() >= -noise).all())
 
 
-@given(
-    st.sampled_from(["cosine", "one_cycle"]), st.integers(20, 2000), st.floats(0.05, 0.95), warmups
-)
-def test_cosine_and_one_cycle_have_no_jumps(name, horizon, share, warmup):
-    own = {"final": share}
-    if name == "one_cycle":
-        own = {"pct_start": share, "div_factor": 25.0, "final_div_factor": 1e4}
-    values = SCHEDULES[name](torch.arange(horizon), horizon, warmup=warmup, **own)
-    left = horizon - min(round(warmup * horizon), horizon - 1)
-    # the steepest of half a cosine over n steps is π/2n; the shortest phase bounds n from below
-    phase = left * (min(share, 1 - share) if name == "one_cycle" else 1) - 1
-    if phase >= 1:
-        bound = max(math.pi / 2 / phase, 1 / (horizon - left + 1))
+def steepest(name, own, left):
+    """Bound the change from one step to the next, of those that promise no jumps; None: no promise.
+
+    `left` steps come after the warm-up. Half a cosine over n steps changes by π/2n at most.
+    """
+    bound = None  # drops and restarts have jumps, and some falls begin or end infinitely steep
+    match name:
+        case "constant":
+            bound = 0.0
+        case "linear":
+            bound = 1 / left
+        case "polynomial" if own["power"] >= 1:
+            bound = own["power"] / left
+        case "exponential":
+            bound = -math.log(own["final"]) / left
+        case "cosine":
+            bound = math.pi / 2 / left
+        case "one_cycle":  # the shorter of its two phases
+            phase = left * min(own["pct_start"], 1 - own["pct_start"]) - 1
+            bound = math.pi / 2 / phase if phase >= 1 else None
+        case "cyclic" if own["mode"] != "triangular2" and left >= 2 * own["cycles"]:
+            bound = 1 / (left // own["cycles"] // 2) - math.log(own["final"]) / left
+        case "inverse_sqrt":
+            bound = 0.5 / (own["timescale"] * left)
+        case "wsd" if own["shape"] != "1-sqrt":
+            bound = math.pi / 2 / max(1, round(own["decay"] * left))
+    return bound
+
+
+@given(schedules(), st.integers(20, 2000))
+def test_no_jumps_where_none_are_promised(schedule, horizon):
+    name, own = schedule
+    values = SCHEDULES[name](torch.arange(horizon), horizon, **own)
+    left = horizon - min(round(own["warmup"] * horizon), horizon - 1)
+    bound = steepest(name, own, left)
+    if bound is not None:
+        bound = max(bound, 1 / (horizon - left + 1))
         assert values.diff().abs().max() <= bound + 1e-12
 
 
@@ -223,25 +425,35 @@ def test_a_tensor_of_trials_is_each_trial_alone(schedule, trials):
     assert torch.equal(together, as_float)
 
 
-@given(st.lists(st.tuples(fractions, warmups, horizons), min_size=1, max_size=6))
-def test_parameters_may_differ_by_trial_too(trials):
-    final, warmup, horizon = (list(column) for column in zip(*trials, strict=True))
-    together = SCHEDULES["cosine"](
-        0, torch.tensor(horizon), final=torch.tensor(final).double(),
-        warmup=torch.tensor(warmup, dtype=torch.float64),
-    )  # fmt: skip
+@given(st.data(), st.lists(horizons, min_size=1, max_size=6))
+def test_parameters_may_differ_by_trial_too(data, horizon):
+    name, first = data.draw(schedules())
+    alike = {key: value for key, value in first.items() if isinstance(value, str)}
+    others = schedules(names=[name]).map(lambda schedule: {**schedule[1], **alike})
+    each = [first, *(data.draw(others) for _ in horizon[1:])]
+    dtypes = {float: torch.float64, int: torch.int64}
+    together = {
+        key: torch.tensor([own[key] for own in each], dtype=dtypes[type(value)])
+        for key, value in first.items()
+        if key not in alike
+    }
+    at = [data.draw(st.integers(0, n - 1)) for n in horizon]
+    tensors = SCHEDULES[name](torch.tensor(at), torch.tensor(horizon), **together, **alike)
     alone = [
-        SCHEDULES["cosine"](0, n, final=f, warmup=w).item()
-        for f, w, n in zip(torch.tensor(final).double().tolist(), warmup, horizon, strict=True)
+        SCHEDULES[name](t, n, **own).item() for t, n, own in zip(at, horizon, each, strict=True)
     ]
-    assert together.tolist() == pytest.approx(alone, rel=1e-14)
+    assert tensors.tolist() == pytest.approx(alone, rel=1e-12, abs=1e-14)
 
 
-@given(schedules(warmup=st.just(0.0)), st.integers(2, 50), st.integers(2, 9))
+# one_cycle counts its peak and end from one step less, as torch does; the others round shares of
+# the horizon to whole steps, which a longer horizon does more finely
+ROUNDING = {"one_cycle", "multistep", "cosine_restarts", "cyclic", "wsd"}
+SCALING = [name for name in SCHEDULES if name not in ROUNDING]
+
+
+@given(schedules(st.just(0.0), names=SCALING), st.integers(2, 50), st.integers(2, 9))
 def test_a_longer_horizon_keeps_the_shape(schedule, horizon, factor):
     name, own = schedule
-    if name == "one_cycle":
-        return  # torch counts its peak and end from one step less, so only about
     short = SCHEDULES[name](torch.arange(horizon), horizon, **own)
     long = SCHEDULES[name](torch.arange(horizon) * factor, horizon * factor, **own)
     torch.testing.assert_close(short, long, rtol=1e-12, atol=1e-13)

@@ -6,71 +6,38 @@ import math
 import numpy as np
 import optuna
 import pytest
-from helpers import claim, completed, diverged, draw, pruned, rows, spec, submit, went_on
+from helpers import (
+    WIDE,
+    claim,
+    completed,
+    decided,
+    diverged,
+    draw,
+    drawn,
+    history,
+    mirror_of,
+    pruned,
+    rows,
+    spec,
+    submit,
+    went_on,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.pruners import MedianPruner, SuccessiveHalvingPruner
 from optuna.trial import TrialState
 
-from tuner import curves
 from tuner.errors import LeaseLost
-from tuner.ledger import Report
-from tuner.outcome import DIVERGED, PRUNED, Outcome
+from tuner.outcome import DIVERGED
 from tuner.search import Search
 from tuner.search.mirror import Mirror
 from tuner.search.space import grid
 from tuner.spec import Range, options
 
-WIDE = {
-    "lr": {"low": 1e-4, "high": 1.0},
-    "schedule": [
-        "constant",
-        {"name": "cosine", "final": {"low": 0.0, "high": 0.1}},
-        {"name": "step", "gamma": [0.1, 0.5], "drops": {"low": 1, "high": 5}},
-    ],
-    "optimizer": [
-        {"name": "sgd", "momentum": {"low": 0.1, "high": 0.9}, "nesterov": [False, True]},
-        {"name": "adamw", "beta1": [0.8, 0.9]},
-    ],
-}
 TPE = {"sampler": {"name": "tpe", "startup_trials": 5}}
 
 
-def drawn(ledger, study, search):
-    """Claim a trial and give it what the search draws."""
-    held = claim(ledger, study)
-    made = search.draw(held.trial.number)
-    ledger.draw(
-        held.lease,
-        made.params,
-        attrs=made.attrs,
-        study_attrs=made.study_attrs,
-        asked_revision=made.revision,
-    )
-    return held, made
-
-
-def decided(ledger, search, held, step, value):
-    """Report at a rung as a worker does; tell whether the trial was pruned there."""
-    decision = search.decide(held.trial.number, step, value)
-    report = Report(step=step, value=value, pruned=decision.prune, reason=decision.reason)
-    if decision.prune:
-        outcome = Outcome(kind=PRUNED, reason=decision.reason, value=value)
-        ledger.finish(held.lease, outcome, report=report, attrs=decision.attrs)
-    else:
-        ledger.report(held.lease, curves.empty(), report, attrs=decision.attrs)
-    return decision.prune
-
-
 # --- draws ------------------------------------------------------------------------------------
-
-
-def history(ledger, study, outcomes):
-    """Run trials to their ends, as drawn by one search."""
-    search = Search(study, ledger)
-    for outcome in outcomes:
-        held, _ = drawn(ledger, study, search)
-        ledger.finish(held.lease, outcome)
 
 
 PAST = [completed(3.0), diverged(), pruned(2.0), completed(1.0)] * 4
@@ -148,10 +115,26 @@ def entries(numbers, *, finite=False):
 def spaces(draw, *, finite=False):
     """Spaces of all forms of entries; only values and lists where they are to be `finite`."""
     any_number, whole = entries(numbers, finite=finite), entries(st.integers(1, 9), finite=finite)
-    schedules = st.fixed_dictionaries(
-        {"name": st.just("cosine")}, optional={"final": any_number, "warmup": any_number}
-    ) | st.fixed_dictionaries(
-        {"name": st.just("step")}, optional={"gamma": any_number, "drops": whole}
+    schedules = (
+        st.fixed_dictionaries(
+            {"name": st.just("cosine")}, optional={"final": any_number, "warmup": any_number}
+        )
+        | st.fixed_dictionaries(
+            {"name": st.just("step")}, optional={"gamma": any_number, "drops": whole}
+        )
+        | st.fixed_dictionaries(
+            {
+                "name": st.just("multistep"),
+                "milestones": st.sampled_from([[0.5, 0.75], [[0.5], [0.3, 0.6]], ["0.5", [0.1]]]),
+            },
+            optional={"gamma": any_number},
+        )
+        | st.fixed_dictionaries(
+            {
+                "name": st.just("wsd"),
+                "shape": choices(st.sampled_from(["linear", "cosine", "1-sqrt"])),
+            }
+        )
     )
     optimizers = st.fixed_dictionaries(
         {"name": st.just("sgd"), "momentum": any_number},
@@ -228,12 +211,6 @@ def test_a_grid_is_drawn_in_the_order_of_the_file(ledger):
 # --- what samplers and pruners are told -------------------------------------------------------
 
 
-def mirror_of(ledger, study):
-    mirror = Mirror(study.spec)
-    mirror.refresh(ledger.changes(study.id, 0))
-    return mirror
-
-
 def test_a_diverged_trial_is_the_worst_to_the_sampler_and_unknown_to_the_pruner(ledger):
     study = submit(ledger, search={"sampler": "tpe", "pruner": "asha"})
     search = Search(study, ledger)
@@ -262,6 +239,7 @@ def loss_of(lr, generator):
     return (1 + (math.log10(lr) + 1.5) ** 2) * math.exp(0.02 * generator.standard_normal())
 
 
+@pytest.mark.slow  # whole searches
 @pytest.mark.parametrize("pruner", ["none", "asha"])
 def test_tpe_turns_away_from_where_trials_diverge(new_ledger, pruner):
     """Rates above 0.1 diverge: two decades of five, which random draws hit 2 times in 5.
@@ -308,6 +286,7 @@ PRUNERS = {
 }
 
 
+@pytest.mark.slow  # whole searches
 @pytest.mark.parametrize("name", PRUNERS)
 @settings(max_examples=20)
 @given(

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuner.errors import StudyFileError
-from tuner.spec import ASHA, Median, StudySpec
+from tuner.spec import ASHA, Median, Range, StudySpec, fractions
+from tuner.spec.schedules import MultiStep
 from tuner.studyfile import changed, json_schema, load, parse
 
 GOOD = """
@@ -51,6 +53,22 @@ training = { steps = 1 }
 space = { lr = 0.1, schedule = "cosine", optimizer = "adamw" }
 budget = { trials = 1 }
 """
+SPARSE = """
+study = { name = "sparse" }
+workload = { factory = "studies.digits:mlp" }
+training = { steps = 100 }
+budget = { trials = 1 }
+"""
+WORDS = f"""{SPARSE}
+[space]
+schedule = [
+    {{ name = "multistep", milestones = [[0.5, 0.75], [0.3, 0.6, 0.9], "0.25,0.5"] }},
+    {{ name = "cyclic", mode = ["triangular2", "exp_range"], cycles = {{ low = 1, high = 9 }} }},
+    {{ name = "wsd", shape = "cosine" }},
+    {{ name = "plateau", patience = [1, 2] }},
+]
+optimizer = ["nadam", {{ name = "rmsprop", centered = [true, false] }}]
+"""
 
 
 def problems(*overrides: str, text: str = GOOD) -> list[str]:
@@ -61,7 +79,7 @@ def problems(*overrides: str, text: str = GOOD) -> list[str]:
     return [line.removeprefix("x.toml: ") for line in caught.value.problems]
 
 
-@pytest.mark.parametrize("text", [GOOD, SHORT])
+@pytest.mark.parametrize("text", [GOOD, SHORT, SPARSE, WORDS])
 def test_a_good_file_survives_json(text: str) -> None:
     spec = parse(text, "x.toml")
     assert StudySpec.model_validate_json(spec.model_dump_json()) == spec
@@ -94,6 +112,19 @@ study.metric=a@b
 workload.factory=digits
     [workload] factory: expected a factory named as "module:function", got "digits"
 
+workload.train=studies.wine:train
+    [workload] train: expected nothing beside factory, since a study trains one of them, got both
+
+workload={}
+    [workload] factory: expected this or train, named as "module:function", got neither
+
+workload={train='x'}
+    [workload] train: expected a train function named as "module:function", got "x"
+
+workload={train='studies.wine:train'}
+    [training] batch_size: expected nothing, since the train function's loop is its own, got
+    "full"; give it as one of [workload] arguments
+
 workload.arguments.width={a=1}
     [workload.arguments] width: expected a number, a boolean, a string or a list of them, got {
     a = 1 }
@@ -102,7 +133,7 @@ workload.arguments.width=inf
     [workload.arguments] width: expected finite numbers, got inf
 
 workload.arguments.a b=1
-    [workload.arguments] "a b": expected the name of an argument of the factory, got this name
+    [workload.arguments] "a b": expected the name of an argument of the function, got this name
 
 workload.arguments.list=0xffffffffffffffffffff
     [workload.arguments] list: expected a number of 64 bits, got one of 80
@@ -132,6 +163,35 @@ training.batch_size=0
 
 training.batch_size=half
     [training] batch_size: expected a whole number or "full", got "half"
+
+training.clip_norm=0
+    [training] clip_norm: expected a number above 0, got 0
+
+training.accumulate=0
+    [training] accumulate: expected a number of at least 1, got 0
+
+training={steps=300, batch_size=8, accumulate=9}
+    [training] accumulate: expected at most the 8 rows of [training] batch_size, got 9
+
+training.precision=float64
+    [training] precision: expected "float32", "bfloat16" or "float16", got "float64"; did you
+    mean float16?
+
+training={steps=300, dtype='float64', precision='bfloat16'}
+    [training] precision: expected nothing, or dtype = "float32", which mixed precision keeps
+    parameters in, got "bfloat16"
+
+training.patience=0
+    [training] patience: expected a number of at least 1, got 0
+
+training.seconds=0
+    [training] seconds: expected a number above 0, got 0
+
+guard.skipped_steps=0
+    [guard] skipped_steps: expected a number of at least 1, got 0
+
+study.value=first
+    [study] value: expected "last" or "best", got "first"
 
 training.device=gpu
     [training] device: expected "cpu", "cuda" or "cuda:0", got "gpu"
@@ -193,8 +253,67 @@ space.schedule=3
     [space] schedule: expected a name or a table, got 3
 
 space.schedule=cosin
-    [space] schedule: expected one of constant, step, cosine, one_cycle, got "cosin"; did you
-    mean cosine?
+    [space] schedule: expected one of constant, linear, polynomial, exponential, step,
+    multistep, cosine, cosine_restarts, one_cycle, cyclic, inverse_sqrt, wsd, plateau, got
+    "cosin"; did you mean cosine?
+
+space.schedule=cosine_restart
+    [space] schedule: expected one of constant, linear, polynomial, exponential, step,
+    multistep, cosine, cosine_restarts, one_cycle, cyclic, inverse_sqrt, wsd, plateau, got
+    "cosine_restart"; did you mean cosine_restarts?
+
+space.optimizer=adanw
+    [space] optimizer: expected one of sgd, adam, adamw, nadam, rmsprop, adagrad, lion, got
+    "adanw"; did you mean adamw?
+
+space.optimizer={name='adam', beta2=1}
+    [space.optimizer.adam] beta2: expected a number of at least 0 and below 1, got 1
+
+space.optimizer={name='lion', eps=1e-8}
+    [space.optimizer.lion] eps: expected one of name, beta1, beta2, weight_decay, got an unknown
+    key; eps is a parameter of adam, adamw, nadam, rmsprop and adagrad
+
+space.optimizer={name='rmsprop', alpha={low=0.9, high=1}}
+    [space.optimizer.rmsprop.alpha] high: expected a number of at least 0 and below 1, got 1
+
+space.schedule={name='wsd', shape='1-sqr'}
+    [space.schedule.wsd] shape: expected "linear", "cosine" or "1-sqrt", or a list of them, got
+    "1-sqr"; did you mean 1-sqrt?
+
+space.schedule={name='cyclic', mode=['triangular', 'square']}
+    [space.schedule.cyclic] mode[1]: expected "triangular", "triangular2" or "exp_range", got
+    "square"
+
+space.schedule={name='cyclic', mode={low=1, high=2}}
+    [space.schedule.cyclic] mode: expected "triangular", "triangular2" or "exp_range", or a list
+    of them, got { low = 1, high = 2 }
+
+space.schedule={name='cyclic', final=[0.1, 0.2]}
+    [space.schedule.cyclic] final: expected one number, or the mode "exp_range", which alone uses
+    it, got several
+
+space.schedule={name='cosine_restarts', growth=5}
+    [space.schedule.cosine_restarts] growth: expected a number of at least 1 and of at most 4,
+    got 5
+
+space.schedule={name='multistep', milestones=[0.75, 0.5]}
+    [space.schedule.multistep] milestones: expected fractions of the horizon that rise, such as
+    [0.5, 0.75], or a list of such lists, got [0.75, 0.5]
+
+space.schedule={name='multistep', milestones=[[0.5], 0.75]}
+    [space.schedule.multistep] milestones: expected fractions of the horizon that rise, such as
+    [0.5, 0.75], or a list of such lists, got [[0.5], 0.75]
+
+space.schedule={name='multistep', milestones=[30, 60]}
+    [space.schedule.multistep] milestones: expected fractions of the horizon that rise, such as
+    [0.5, 0.75], or a list of such lists, got [30, 60]
+
+space.schedule={name='multistep', milestones=[[0.5], [0.5]]}
+    [space.schedule.multistep] milestones: expected each value once, got '0.5' twice
+
+space.schedule={name='multistep', milestones='half'}
+    [space.schedule.multistep] milestones: expected fractions of the horizon that rise, such as
+    [0.5, 0.75], or a list of such lists, got "half"
 
 space.schedule.1={gamma=1}
     [space] schedule[1]: expected a table with a name, got { gamma = 1 }
@@ -214,7 +333,7 @@ space.schedule.1.gama=0.5
 
 space.gamma=0.5
     [space] gamma: expected one of lr, schedule, optimizer, got an unknown key; gamma is a
-    parameter of step
+    parameter of step and multistep
 
 space.optimizer.weight_decay={low=0, high=1}
     [space.optimizer.sgd.weight_decay] low: expected a number above 0, unless log = false, got 0
@@ -231,7 +350,8 @@ search.sampler=3
     [search] sampler: expected a name or a table, got 3
 
 search.sampler=tpee
-    [search] sampler: expected one of tpe, random, grid, got "tpee"; did you mean tpe?
+    [search] sampler: expected one of tpe, random, grid, gp, qmc, cmaes, listed, got
+    "tpee"; did you mean tpe?
 
 search.pruner.min_steps=0
     [search.pruner] min_steps: expected a number of at least 1, got 0
@@ -285,16 +405,6 @@ workload.arguments.layers.7=1
 """
 
 
-def cases(table: str) -> list[tuple[str, str]]:
-    """Read pairs of an override and its line, which is indented and may be broken."""
-    blocks = [block.splitlines() for block in table.strip().split("\n\n")]
-    return [
-        (first, " ".join(line.strip() for line in rest))
-        for first, *rest in blocks
-        if not first.startswith("# ")
-    ]
-
-
 @pytest.mark.parametrize(("override", "line"), cases(MISTAKES))
 def test_each_mistake_has_its_line(override: str, line: str) -> None:
     assert problems(override) == [line]
@@ -345,7 +455,7 @@ def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
 
 
 def test_an_empty_file_lacks_its_tables() -> None:
-    required = ["study", "workload", "training", "space", "budget"]
+    required = ["study", "workload", "training", "budget"]
     assert problems(text="") == [f"[{name}]: expected a table, got nothing" for name in required]
 
 
@@ -405,6 +515,73 @@ def test_overrides_are_toml_and_bare_words_are_strings() -> None:
     assert dict(spec.space.schedule[1].entries())["step.gamma"] == 0.3
     assert spec.workload.arguments["layers"] == (9, 2.5, "x")
     assert (spec.training.evaluate_every, spec.study.description) == (7, "a\nb = 2")
+
+
+# --- the space ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ("[0.5, 0.75]", "0.5,0.75"),
+        ("[0.1]", "0.1"),
+        ("[1e-7, 0.1]", "1e-07,0.1"),
+        ("'0.5, 0.750'", "0.5,0.75"),
+        ("[[0.5, 0.75], [0.3, 0.6, 0.9]]", ("0.5,0.75", "0.3,0.6,0.9")),
+        ("['0.5,0.75', '0.3']", ("0.5,0.75", "0.3")),
+    ],
+)
+def test_a_list_of_milestones_is_one_value_and_is_kept_as_text(
+    written: str, kept: str | tuple[str, ...]
+) -> None:
+    spec = parse(SHORT, "x.toml", [f"space.schedule={{name='multistep', milestones={written}}}"])
+    assert dict(spec.space.schedule[0].entries())["multistep.milestones"] == kept
+
+
+@given(st.lists(st.floats(0, 1, exclude_min=True, exclude_max=True), min_size=1, unique=True))
+def test_milestones_are_read_as_they_were_written(numbers: list[float]) -> None:
+    chosen = MultiStep(name="multistep", milestones=sorted(numbers))  # type: ignore[arg-type]
+    assert isinstance(chosen.milestones, str)
+    assert list(fractions(chosen.milestones)) == sorted(numbers)
+
+
+def test_what_the_space_does_not_say_is_searched_by_default() -> None:
+    space = parse(SPARSE, "x.toml").space
+    assert space == parse(SPARSE, "x.toml", ["space={}"]).space
+    assert isinstance(space.lr, Range)
+    assert (space.lr.low, space.lr.high, space.lr.log) == (1e-5, 10.0, True)
+    assert [choice.name for choice in space.schedule] == ["linear", "cosine"]
+    assert [choice.name for choice in space.optimizer] == ["sgd", "adamw"]
+    decay = space.entries("linear", "adamw")["adamw.weight_decay"]
+    assert isinstance(decay, Range)
+    assert decay.log, "a default is validated like what a file says"
+
+
+@pytest.mark.parametrize(
+    ("said", "changed_key"), [("lr=0.1", "lr"), ("schedule=wsd", "schedule"),
+    ("optimizer=lion", "optimizer")],
+)  # fmt: skip
+def test_any_part_of_the_space_may_be_left_out(said: str, changed_key: str) -> None:
+    default = parse(SPARSE, "x.toml").space
+    space = parse(SPARSE, "x.toml", [f"space.{said}"]).space
+    different = {
+        key for key in ("lr", "schedule", "optimizer")
+        if getattr(space, key) != getattr(default, key)
+    }  # fmt: skip
+    assert different == {changed_key}
+
+
+def test_the_grid_wants_values_where_the_default_has_ranges() -> None:
+    assert problems("search.sampler=grid", text=SPARSE) == [
+        (
+            '[space] lr: expected a value or a list, as the sampler is "grid", '
+            "got { low = 1e-05, high = 10.0 }"
+        ),
+        (
+            "[space.optimizer.adamw] weight_decay: expected a value or a list, as the sampler is "
+            '"grid", got { low = 0.005, high = 1.0 }'
+        ),
+    ]
 
 
 # --- two versions of a study ----------------------------------------------------------------
@@ -518,7 +695,7 @@ def holders(document: Any) -> list[Any]:
 @given(data=st.data())
 @settings(max_examples=400, deadline=None)
 def test_any_document_loads_or_is_refused_in_printable_lines(data: st.DataObject) -> None:
-    document = tomllib.loads(data.draw(st.sampled_from([GOOD, SHORT])))
+    document = tomllib.loads(data.draw(st.sampled_from([GOOD, SHORT, WORDS])))
     for _ in range(data.draw(st.integers(1, 4))):
         holder = data.draw(st.sampled_from(holders(document)))
         if isinstance(holder, list):
@@ -604,7 +781,7 @@ def is_of_type(value: Any, name: str) -> bool:
     return name in types and isinstance(value, types[name])
 
 
-@pytest.mark.parametrize("text", [GOOD, SHORT])
+@pytest.mark.parametrize("text", [GOOD, SHORT, SPARSE, WORDS])
 def test_the_schema_accepts_what_we_accept(text: str) -> None:
     schema = json.loads(json.dumps(json_schema()))
     assert accepts(schema, tomllib.loads(text), schema)

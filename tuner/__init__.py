@@ -1,1 +1,55 @@
-"""Find a learning rate and its schedule, record every loss curve, and prove what was found."""
+"""Find a learning rate and its schedule, from Python as from the command line.
+
+    import tuner
+
+    study = tuner.run("studies/digits.toml", overrides={"budget.trials": 20})
+    study.best()
+    study.trials().sort_values("value")
+
+Everything here is imported when it is first used: `import tuner` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tuner.api import Study, load, run, studies
+    from tuner.errors import NotFoundError, StudyFileError, TunerError, UnavailableError, UsageError
+
+_HOMES = {
+    "NotFoundError": "tuner.errors",
+    "Study": "tuner.api",
+    "StudyFileError": "tuner.errors",
+    "TunerError": "tuner.errors",
+    "UnavailableError": "tuner.errors",
+    "UsageError": "tuner.errors",
+    "load": "tuner.api",
+    "run": "tuner.api",
+    "studies": "tuner.api",
+}
+
+__all__ = [
+    "NotFoundError",
+    "Study",
+    "StudyFileError",
+    "TunerError",
+    "UnavailableError",
+    "UsageError",
+    "load",
+    "run",
+    "studies",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tuner' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -36,16 +36,17 @@ def examine(engine: Engine, places: Addresses) -> list[Problem]:
     storage, client = optuna_storage(places), tracking_client(places)
     found: list[Problem] = []
     for study in ledger.studies():
-        ours = [trial for trial in ledger.trials(study.id) if not trial.imported]
+        every = ledger.trials(study.id)
+        ours = [trial for trial in every if not trial.imported]
         inside = list(_in_ledger(ledger, study, ours, places.checkpoints))
         broken = {one.trial for one in inside if one.kind == BROKEN}
         mismatches = [
             *inside,
-            *trials.mismatches(storage, study, ours),
+            *trials.mismatches(storage, study, every),
             *run_mismatches.mismatches(client, ledger, study, ours, without_curve=broken),
         ]
         found.extend(
-            Problem(kind=one.kind, study=study.name, trial=one.trial, detail=one.detail)
+            Problem(kind=one.kind, study=study.title, trial=one.trial, detail=one.detail)
             for one in mismatches
         )
     return found
@@ -64,13 +65,14 @@ def repair(engine: Engine, places: Addresses) -> list[Problem]:
     ledger = Ledger(engine)
     ledger.reap(is_gone)
     recorder = Recorder(engine, places)
-    for name in sorted({problem.study for problem in before}):
-        found = [problem for problem in before if problem.study == name]
+    by_title = {study.title: study for study in ledger.studies()}
+    for title in sorted({problem.study for problem in before}):
+        found = [problem for problem in before if problem.study == title]
         kinds = {problem.kind for problem in found}
         if BROKEN in kinds:
             continue
         recorder.project_again(
-            ledger.study(name),
+            by_title[title],
             without={
                 p.trial for p in found if p.kind in run_mismatches.ANEW and p.trial is not None
             },

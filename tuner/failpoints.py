@@ -33,6 +33,8 @@ PLACES = {
     "recorder.run_created": "MLflow has the run, the ledger does not know",
     "recorder.batch_logged": "MLflow has the points, the ledger does not know",
     "recorder.before_final": "all of a trial is published but its final state",
+    "delete.stopped": "a study to be deleted is stopped, all of it is still there",
+    "delete.erased": "Optuna and MLflow have it no more, the ledger has",
 }
 
 

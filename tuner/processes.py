@@ -73,9 +73,13 @@ class RecorderProcess:
 def told_to_stop(doing: str) -> Iterator[threading.Event]:
     """Turn the first SIGINT or SIGTERM into an event; a second one interrupts at once.
 
-    `doing` says what happens meanwhile.
+    `doing` says what happens meanwhile. Only the main thread can be told; in another one the event
+    stays unset.
     """
     stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
 
     def ask(number: int, _frame: FrameType | None) -> None:
         if stop.is_set():

@@ -62,7 +62,7 @@ class Watch:
         """Count trials by state."""
         counted = dict.fromkeys(STYLES, 0)
         for trial in self._trials.values():
-            counted[trial.state] += 1
+            counted[trial.state] += not trial.imported
         return counted
 
 
@@ -83,11 +83,13 @@ def live_view(watch: Watch, height: int) -> RenderableType:
     for trial in trials:
         if trial.number in chosen:
             table.add_row(*trial_row(study, trial, watch.curve(trial.number)))
-    ended = len(trials) - len(running)
+    imported = sum(trial.imported for trial in trials)
+    ended = len(trials) - len(running) - imported
     header = Text.assemble(
         ("study ", "bold"),
-        (study.name, "bold cyan"),
+        (study.title, "bold cyan"),
         f"  {ended} of {study.limit} trials ended: {results.counts_in_words(watch.counts())}",
+        f"; {imported} imported" if imported else "",
     )
     best = next((trial for trial in ranked if trial.state == "completed"), None)
     return Group(header, Text(results.best_in_words(study, best)), table)
@@ -128,4 +130,7 @@ def shown(console: Console, ledger: Reader, study: StudyRecord) -> Iterator[None
 
 def _line(study: StudyRecord, trial: TrialRecord) -> str:
     short = results.in_short(trial.params)
-    return f"trial {trial.number} of {study.limit}: {short}: {trial.state}. {trial.reason}"
+    total = (
+        f" of {study.limit}" if study.version == 1 else ""
+    )  # later ones begin with imported ones
+    return f"trial {trial.number}{total}: {short}: {trial.state}. {trial.reason}"

@@ -66,7 +66,7 @@ def trial_row(study: StudyRecord, trial: TrialRecord, curve: Chunk) -> list[Rend
         steps,
         sparkline(curve),
         "" if value is None else f"{value:.4g}",
-        Text(trial.state, style=STYLES[trial.state]),
+        Text(f"{trial.state}, imported" if trial.imported else trial.state, STYLES[trial.state]),
         Text(trial.reason or "", overflow="ellipsis", no_wrap=True),
     ]
 
@@ -104,7 +104,7 @@ def stopped(trials: Sequence[TrialRecord], rows: int = 3) -> Group:
     """Say for each kind of stop how many trials had it, with examples."""
     lines: list[RenderableType] = []
     for kind in (PRUNED, DIVERGED, FAILED, CANCELLED):
-        found = [trial for trial in trials if trial.state == kind]
+        found = [trial for trial in trials if trial.state == kind and not trial.imported]
         if found:
             lines.append(Text(f"{len(found)} {kind}", style=STYLES[kind]))
             for trial in found[:rows]:

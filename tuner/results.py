@@ -33,6 +33,7 @@ def best_in_words(study: StudyRecord, best: TrialRecord | None) -> str:
     """Say what the best trial is, or that there is none."""
     if best is None or best.params is None:
         return "No trial has completed."
+    origin = " (imported)" if best.imported else ""
     own = [
         f"{key} {_shown(value)}"
         for key, value in best.params.items()
@@ -40,7 +41,7 @@ def best_in_words(study: StudyRecord, best: TrialRecord | None) -> str:
     ]
     more = f" ({', '.join(own)})" if own else ""
     return (
-        f"Best: {study.spec.study.metric} {best.value:.4g} in trial {best.number} with "
+        f"Best: {study.spec.study.metric} {best.value:.4g} in trial {best.number}{origin} with "
         f"{in_short(best.params)}{more}."
     )
 

@@ -10,7 +10,9 @@ from tuner import studyfile
 from tuner.errors import NotFoundError, UsageError, WorkloadError
 from tuner.ledger import Ledger, Reader, StudyRecord
 from tuner.spec import Grid, Space, StudySpec, options
-from tuner.training import workloads
+from tuner.training import choosing, workloads
+from tuner.training.choosing import Trained
+from tuner.training.loop import OWN_NAMES
 from tuner.training.workloads import Workload
 
 
@@ -20,10 +22,16 @@ def prepare(spec: StudySpec, prefixes: Sequence[str]) -> dict[str, Any]:
     Raises `WorkloadError` when it cannot be trained here and `UsageError` when it does not
     measure what the study is judged by.
     """
-    workload = workloads.load(spec.workload.factory, spec.workload.arguments, prefixes)
-    if spec.study.metric not in workload.metric_names:
+    workload = choosing.load(spec, prefixes)
+    if not isinstance(workload, Workload):
+        if spec.study.metric in OWN_NAMES:
+            raise UsageError(
+                f"[study] metric: expected one that {spec.workload.function} reports at "
+                f"evaluations, such as val_loss, got {spec.study.metric!r}, which is of batches"
+            )
+    elif spec.study.metric not in workload.metric_names:
         raise UsageError(
-            f"[study] metric: expected one that {spec.workload.factory} measures "
+            f"[study] metric: expected one that {spec.workload.function} measures "
             f"({', '.join(workload.metric_names)}), got {spec.study.metric!r}"
         )
     return _described(spec, workload, prefixes)
@@ -34,39 +42,62 @@ def submit(
 ) -> tuple[StudyRecord, bool]:
     """Create the study, or give the one that exists; the flag says whether it was created.
 
-    Raises `UsageError` when a study of that name differs in more than its budget.
+    A study of that name with another space gets a new version. Raises `UsageError` when one
+    differs in more than that and its budget, and `WorkloadError` when its workload has changed.
     """
-    _refuse_changes(ledger, spec)
+    _refuse_changes(ledger, spec, described)
+    combinations = grid_size(spec.space) if isinstance(spec.search.sampler, Grid) else None
     limit = spec.budget.trials
-    if isinstance(spec.search.sampler, Grid):
-        limit = min(limit, grid_size(spec.space))
-    return ledger.submit(spec, limit=limit, workload=described)
+    return ledger.submit(spec, limit=limit, workload=described, combinations=combinations)
 
 
-def _described(spec: StudySpec, workload: Workload, prefixes: Sequence[str]) -> dict[str, Any]:
-    return {
-        "code": workloads.code_digest(spec.workload.factory, prefixes),
+def in_words(ledger: Reader, study: StudyRecord, *, created: bool) -> str:
+    """Say what was submitted."""
+    if not created:
+        return f"Study {study.name!r} was there already, {study.limit} trials."
+    if study.version == 1:
+        return f"Study {study.name!r} submitted, {study.limit} trials."
+    return (
+        f"The space of study {study.name!r} has changed: version {study.version} submitted, "
+        f"{study.limit} trials, and {ledger.imported(study.id)} of earlier versions imported. "
+        f"Optuna and MLflow call it {study.title!r}."
+    )
+
+
+def _described(spec: StudySpec, workload: Trained, prefixes: Sequence[str]) -> dict[str, Any]:
+    described = {
+        "code": workloads.code_digest(spec.workload.function, prefixes),
         "data": workload.data_digest,
         "data_name": workload.data_name,
+        "baseline_loss": None,
+        "training_rows": None,  # only their function knows
+        "validation_rows": None,
+    }
+    if not isinstance(workload, Workload):
+        return described
+    return described | {
         "baseline_loss": workload.baseline_loss,
         "training_rows": len(workload.train_inputs),
         "validation_rows": len(workload.validation_inputs),
     }
 
 
-def load_workload(study: StudyRecord, prefixes: Sequence[str]) -> Workload:
+def load_workload(study: StudyRecord, prefixes: Sequence[str]) -> Trained:
     """Build a study's workload. Raises `WorkloadError` when it is not what was submitted."""
     spec = study.spec
-    workload = workloads.load(spec.workload.factory, spec.workload.arguments, prefixes)
-    here = _described(spec, workload, prefixes)
+    workload = choosing.load(spec, prefixes)
+    _refuse_other_workload(study, _described(spec, workload, prefixes))
+    return workload
+
+
+def _refuse_other_workload(study: StudyRecord, here: Mapping[str, Any]) -> None:
     for what in ("code", "data"):
         if here[what] != study.workload[what]:
             raise WorkloadError(
-                f"the {what} of {spec.workload.factory} is not what study "
+                f"the {what} of {study.spec.workload.function} is not what study "
                 f"{study.name!r} was submitted with (digest {study.workload[what]}, here "
                 f"{here[what]}); restore it, or submit the study under another name"
             )
-    return workload
 
 
 def grid_size(space: Space) -> int:
@@ -79,14 +110,16 @@ def grid_size(space: Space) -> int:
     return len(options(space.lr)) * size(space.schedule) * size(space.optimizer)
 
 
-def _refuse_changes(ledger: Reader, spec: StudySpec) -> None:
+def _refuse_changes(ledger: Reader, spec: StudySpec, described: Mapping[str, Any]) -> None:
     try:
         known = ledger.study(spec.study.name)
     except NotFoundError:
         return
-    changes = studyfile.changed(known.spec, spec)
-    if changes:
+    if studyfile.changed(known.spec.model_copy(update={"space": spec.space}), spec):
         raise UsageError(
-            f"study {known.name!r} exists and differs from this file; only its budget may change. "
-            "Give the study another name, or undo:\n  " + "\n  ".join(changes)
+            f"study {known.name!r} exists and differs from this file; only its budget may change, "
+            "and its space, which makes a new version of it. Give the study another name, or "
+            "undo:\n  " + "\n  ".join(studyfile.changed(known.spec, spec))
         )
+    if studyfile.changed(known.spec, spec):  # what is imported must be of the same workload
+        _refuse_other_workload(known, described)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tuner.ledger import Reader, StudyRecord
+from tuner.ledger import OPEN, Reader, StudyRecord
 from tuner.outcome import KINDS
 from tuner.storage import Addresses
 from tuner.tracking.publications import Publications
@@ -47,8 +47,12 @@ def of_state(ledger: Reader, study: StudyRecord) -> dict[str, Any]:
     ended = idle and study.reserved >= study.limit
     return {
         "study": study.name,
-        "state": "ended" if ended else study.state,
+        "version": study.version,
+        "title": study.title,
+        "state": "ended" if ended and study.state == OPEN else study.state,
+        "reason": study.reason,
         "trials": counts,
+        "imported": ledger.imported(study.id),
         "budget": {"trials": study.limit, "reserved": study.reserved},
         "best": of_best(ledger, study),
         "workers": [{"worker": one.worker, "trial": numbers[one.trial_id]} for one in live],

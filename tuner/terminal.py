@@ -26,3 +26,8 @@ def program() -> str:
         return "tuner"
     script = Path(sys.argv[0])
     return os.path.relpath(script) if script.name == "tuner" else f"{sys.executable} -m tuner"
+
+
+def say(console: Console, text: str, style: str = "") -> None:
+    """Print a line as it is: no markup in it, and broken by the terminal alone."""
+    console.print(text, style=style, markup=False, soft_wrap=True)

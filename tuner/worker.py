@@ -10,26 +10,36 @@ import logging
 import shutil
 import threading
 import time
-import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from tuner import curves
+from tuner import curves, failure
+from tuner.checkpoint_folders import folder_of, sweep
 from tuner.curves import Chunk
 from tuner.environment import describe, identity, is_gone
 from tuner.errors import LeaseLost, WorkloadError
 from tuner.failpoints import reach
-from tuner.ledger import OPEN, CheckpointRecord, Claim, Lease, Ledger, Report, StudyRecord
+from tuner.ledger import (
+    OPEN,
+    OUT_OF_MEMORY,
+    CheckpointRecord,
+    Claim,
+    Ledger,
+    Report,
+    StudyRecord,
+    governing,
+    renewing,
+)
 from tuner.outcome import COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING, Outcome
 from tuner.search import Search
 from tuner.spec import ParameterValue
 from tuner.submission import load_workload
 from tuner.training import checkpoint as checkpoint_files
+from tuner.training import choosing, memory
 from tuner.training.device import use_threads
-from tuner.training.reference import ReferenceTrainer
 from tuner.training.trainer import Event, Status, Task, Trainer, seed_of
 
 LOOK_SECONDS = 0.2
@@ -37,8 +47,10 @@ LOOK_SECONDS = 0.2
 COMMIT_SECONDS = 1.0
 """How long measured rows may wait for their commit."""
 IDLE_SECONDS = 0.5
-SETTLED = {"trainer": "reference", "threads": 1}
-"""One thread: more make small models and samplers slower, and results depend on their number."""
+THREADS = 1
+"""More threads make small models and samplers slower, and results depend on their number."""
+HALVINGS = 6
+"""How often a trial that ran out of memory is tried again with half the micro-batch."""
 
 log = logging.getLogger(__name__)
 
@@ -102,12 +114,13 @@ class StudyWorker:
         self._checkpoints = checkpoints
         self._stop = stop
         self._worker = identity()
-        settled = ledger.settle(study.id, SETTLED)
+        settling = {"trainer": choosing.name_of(study.spec), "threads": THREADS}
+        settled = ledger.settle(study.id, settling)
         use_threads(settled["threads"])
         self._environment = describe(study.spec.training.device) | {"settled": settled}
-        self._trainer = ReferenceTrainer(load_workload(study, prefixes), study.spec)
+        self._trainer = choosing.trainer_for(load_workload(study, prefixes), study.spec)
         self._search = Search(study, ledger)
-        _sweep(checkpoints, ledger, study)
+        sweep(checkpoints, ledger, study)
 
     def others_train(self) -> bool:
         """Tell whether any trial has a live attempt."""
@@ -116,6 +129,10 @@ class StudyWorker:
     def train_one(self) -> bool:
         """Take a trial and work at it until it ends or the worker is told to stop."""
         if self._stop.is_set():
+            return False
+        stopped = governing.break_circuit(self._ledger, self._study)
+        if stopped is not None:
+            log.warning("study %s: %s", stopped.name, stopped.reason)
             return False
         claim = self._ledger.claim(self._study.id, self._worker, self._environment)
         if claim is None:
@@ -131,11 +148,22 @@ class StudyWorker:
             self._stop,
         )
         try:
-            with _renewing(self._ledger, claim.lease):
+            with renewing(self._ledger, claim.lease):
                 attempt.run()
         except LeaseLost as lost:
-            log.warning("trial %d of %s: %s", number, self._study.name, lost)
+            self._give_up(number, lost)
         return True
+
+    def _give_up(self, number: int, lost: LeaseLost) -> None:
+        """Leave a trial that is another's now, or has been cancelled."""
+        trials = self._ledger.trials(self._study.id)
+        trial = next((one for one in trials if one.number == number), None)
+        if trial is not None and trial.state == RUNNING:
+            log.warning("trial %d of %s: %s", number, self._study.name, lost)
+            return
+        shutil.rmtree(folder_of(self._checkpoints, self._study, number), ignore_errors=True)
+        why = "its study was deleted" if trial is None else str(trial.reason)
+        log.warning("trial %d of %s has been cancelled: %s", number, self._study.name, why)
 
 
 class _Attempt:
@@ -158,6 +186,7 @@ class _Attempt:
         self._lease = claim.lease
         self._trial = claim.trial
         self._saved = claim.checkpoint
+        self._halvings = claim.out_of_memory
         self._checkpoints = checkpoints
         self._stop = stop
         now = time.monotonic()
@@ -211,14 +240,13 @@ class _Attempt:
 
     def _admit(self, params: dict[str, ParameterValue]) -> None:
         number = self._trial.number
-        task = Task(number=number, seed=seed_of(self._study.spec, number), params=params)
+        seed = seed_of(self._study.spec, number)
+        task = Task(number=number, seed=seed, params=params, halvings=self._halvings)
         if self._saved is not None:
             path = self._checkpoints / self._saved.path
             try:
                 snapshot = checkpoint_files.read(path, self._saved.digest)
-                self._trainer.admit(
-                    Task(number=number, seed=task.seed, params=params, snapshot=snapshot)
-                )
+                self._trainer.admit(replace(task, snapshot=snapshot))
             except (OSError, ValueError) as error:
                 log.warning("trial %d begins anew, its checkpoint is unusable: %s", number, error)
                 self._step, self._saved = 0, None
@@ -237,19 +265,22 @@ class _Attempt:
             case Status.AT_RUNG:
                 return self._decide(event)
             case Status.FINISHED:
-                value = self._value(event)
-                metric = self._study.spec.study.metric
-                steps = self._study.spec.training.steps
-                reason = f"Ran all {steps} steps; {metric} {value:.4g} at the end."
+                value, spec = event.value, self._study.spec
+                assert value is not None
+                how = event.reason or f"ran all {spec.training.steps} steps"
+                where = "at best" if spec.study.value == "best" else "at the end"
+                reason = _sentence(f"{how}; {spec.study.metric} {value:.4g} {where}")
                 self._finish(Outcome(kind=COMPLETED, reason=reason, value=value))
             case Status.DIVERGED:
-                stopped = event.stopped_step
-                reason = f"{event.reason[:1].upper()}{event.reason[1:]}."
+                reason, stopped = _sentence(event.reason), event.stopped_step
                 self._finish(Outcome(kind=DIVERGED, reason=reason, stopped_step=stopped))
+            case Status.FAILED:
+                self._finish(Outcome(kind=FAILED, reason=_sentence(event.reason)))
         return True
 
     def _decide(self, event: Event) -> bool:
-        step, value = event.next_step, self._value(event)
+        step, value = event.next_step, event.value
+        assert value is not None
         if step in self._reported:  # a resumed attempt comes by again
             self._commit_when_due()
             return False
@@ -263,9 +294,6 @@ class _Attempt:
             self._ledger.report(self._lease, self._take_measured(), report, attrs=decision.attrs)
         return decision.prune
 
-    def _value(self, event: Event) -> float:
-        return float(event.evaluations[-1].metrics[self._study.spec.study.metric])
-
     def _finish(
         self,
         outcome: Outcome,
@@ -278,15 +306,35 @@ class _Attempt:
         )
         reach("outcome.committed")
         # all of it: attempts that were killed may have left files that the ledger does not know
-        shutil.rmtree(_folder(self._checkpoints, self._study, self._trial.number), True)
+        shutil.rmtree(folder_of(self._checkpoints, self._study, self._trial.number), True)
 
     def _fail(self, error: Exception) -> None:
-        """End the trial as failed: the same code on the same data would raise again."""
+        """End the trial as failed: the same code on the same data would raise again.
+
+        Out of memory is another matter, as long as there are smaller micro-batches to try.
+        """
+        if memory.ran_out(error):
+            self._run_out_of_memory()
+            return
         log.debug("trial %d failed", self._trial.number, exc_info=error)
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        what = f"{type(error).__name__}: {error}".splitlines()[0]
-        reason = f"The training code raised {what} ({Path(place.filename).name}:{place.lineno})."
-        self._finish(Outcome(kind=FAILED, reason=reason))
+        self._finish(Outcome(kind=FAILED, reason=failure.sentence(error)))
+
+    def _run_out_of_memory(self) -> None:
+        """Leave the trial to an attempt with half the micro-batch, or fail it."""
+        spec, rows = self._study.spec, self._study.workload["training_rows"]
+        if rows is None:
+            self._finish(Outcome(kind=FAILED, reason="The train function ran out of memory."))
+            return
+        batch = rows if spec.training.batch_size == "full" else spec.training.batch_size
+        largest = -(-min(batch, rows) // (spec.training.accumulate * 2**self._halvings))
+        if largest == 1 or self._halvings == HALVINGS:
+            reason = f"Out of memory, even with micro-batches of {largest}."
+            self._finish(Outcome(kind=FAILED, reason=reason))
+            return
+        memory.make_room()
+        said = f"out of memory with micro-batches of {largest}; the next attempt halves them"
+        log.warning("trial %d: %s", self._trial.number, said)
+        self._ledger.release(self._lease, OUT_OF_MEMORY, said)
 
     def _chunk(self, event: Event) -> Chunk:
         evaluations = event.evaluations
@@ -325,7 +373,7 @@ class _Attempt:
         if self._step == (self._saved.step if self._saved else 0):
             return  # nothing was trained since
         number = self._trial.number
-        folder = _folder(self._checkpoints, self._study, number)
+        folder = folder_of(self._checkpoints, self._study, number)
         file = folder / f"{self._step}-{self._lease.number}.pt"
         try:
             digest = checkpoint_files.write(file, self._trainer.snapshot(number))
@@ -347,35 +395,5 @@ class _Attempt:
             self._block = min(2 * self._block, faster)
 
 
-def _folder(checkpoints: Path, study: StudyRecord, number: int) -> Path:
-    """Give the folder of a trial's checkpoints."""
-    return checkpoints / str(study.id) / str(number)
-
-
-def _sweep(checkpoints: Path, ledger: Ledger, study: StudyRecord) -> None:
-    """Remove the checkpoints of trials that ended, which killed workers left."""
-    ended = {str(trial.number) for trial in ledger.trials(study.id) if trial.state != RUNNING}
-    for folder in (checkpoints / str(study.id)).glob("*"):
-        if folder.name in ended:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _renewing(ledger: Ledger, lease: Lease) -> Iterator[None]:
-    """Renew a lease in the background, for steps that take longer than it lasts."""
-    ended = threading.Event()
-
-    def renew() -> None:
-        while not ended.wait(ledger.lease_seconds / 3):
-            try:
-                ledger.renew(lease)
-            except LeaseLost:
-                return  # the next commit finds out, in the thread that can act on it
-
-    thread = threading.Thread(target=renew, name="lease", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+def _sentence(reason: str) -> str:
+    return f"{reason[:1].upper()}{reason[1:]}."

@@ -3,6 +3,7 @@
 from tuner.ledger.reading import Reader
 from tuner.ledger.records import (
     OPEN,
+    OUT_OF_MEMORY,
     PAUSED,
     STOPPED,
     AttemptRecord,
@@ -14,11 +15,13 @@ from tuner.ledger.records import (
     StudyRecord,
     TrialRecord,
 )
+from tuner.ledger.renewing import renewing
 from tuner.ledger.writing import LEASE_SECONDS, STALE_RETRIES, Ledger
 
 __all__ = [
     "LEASE_SECONDS",
     "OPEN",
+    "OUT_OF_MEMORY",
     "PAUSED",
     "STALE_RETRIES",
     "STOPPED",
@@ -32,4 +35,5 @@ __all__ = [
     "Report",
     "StudyRecord",
     "TrialRecord",
+    "renewing",
 ]

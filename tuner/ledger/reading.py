@@ -38,6 +38,11 @@ class Reader:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
 
+    def versions(self, name: str) -> list[StudyRecord]:
+        """Read all versions of a study, oldest first. Raises `NotFoundError`."""
+        self.study(name)
+        return [study for study in self.studies() if study.name == name]
+
     def study(self, name: str) -> StudyRecord:
         """Read the newest version of a study. Raises `NotFoundError`."""
         newest = select(studies).where(studies.c.name == name).order_by(studies.c.version.desc())
@@ -45,7 +50,7 @@ class Reader:
             row = tx.execute(newest).first()
             if row is None:
                 names = tx.scalars(select(studies.c.name).order_by(studies.c.id)).all()
-                known = ", ".join(names) or "none yet; `tuner run FILE` makes one"
+                known = ", ".join(dict.fromkeys(names)) or "none yet; `tuner run FILE` makes one"
                 raise NotFoundError(f"there is no study {name!r}; studies here: {known}")
         return _study(row)
 
@@ -124,11 +129,11 @@ class Reader:
         return curves.join(Chunk.from_bytes(row.first_step, row.data) for row in rows)
 
     def counts(self, study_id: int) -> dict[str, int]:
-        """Count a study's trials by outcome, and those running and waiting to be taken up."""
+        """Count a study's own trials by outcome, and those running and waiting to be taken up."""
         live = has_live_attempt(trials.c.id).label("live")
         query = (
             select(trials.c.state, live, func.count().label("trials"))
-            .where(trials.c.study_id == study_id)
+            .where(trials.c.study_id == study_id, ~trials.c.imported)
             .group_by(trials.c.state, live)
         )
         found = dict.fromkeys((*KINDS, RUNNING, "waiting"), 0)
@@ -138,8 +143,14 @@ class Reader:
                 found["waiting" if waiting else row.state] += row.trials
         return found
 
+    def imported(self, study_id: int) -> int:
+        """Count the trials that a study has from its earlier versions."""
+        here = and_(trials.c.study_id == study_id, trials.c.imported)
+        with self._reading() as tx:
+            return int(tx.scalar(select(func.count()).select_from(trials).where(here)) or 0)
+
     def best(self, study: StudyRecord) -> TrialRecord | None:
-        """Read the completed trial with the best value; of equals, the first."""
+        """Read the completed trial with the best value, imported or not; of equals, the first."""
         sign = 1 if study.spec.study.direction == "minimize" else -1
         with self._reading() as tx:
             number = tx.scalar(

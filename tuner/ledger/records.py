@@ -10,6 +10,11 @@ from tuner.spec import ParameterValue, StudySpec
 
 OPEN, PAUSED, STOPPED = "open", "paused", "stopped"
 """The states of a study; workers take trials of open ones."""
+REASON, COUNTS_FROM = "tuner:reason", "tuner:counts_from"
+"""Attributes of a study: why it is not open; the first trial that the circuit breaker counts."""
+
+OUT_OF_MEMORY = "out_of_memory"
+"""How an attempt ends whose trial is tried again with smaller micro-batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +35,21 @@ class StudyRecord:
     reserved: int
     revision: int
     created_at: float
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is paused or stopped; None while it is open."""
+        return self.attrs.get(REASON)
+
+    @property
+    def title(self) -> str:
+        """What Optuna's study and MLflow's experiment are called; no two studies share one."""
+        return titled(self.name, self.version)
+
+
+def titled(name: str, version: int) -> str:
+    """Give the title of a version of a study."""
+    return name if version == 1 else f"{name} v{version}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +130,7 @@ class Claim:
     lease: Lease
     trial: TrialRecord
     checkpoint: CheckpointRecord | None
+    out_of_memory: int = 0  # attempts at it that ended so; each halved its micro-batches
 
 
 @dataclass(frozen=True, kw_only=True)

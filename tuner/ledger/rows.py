@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, insert, select, update
 
 from tuner.curves import Chunk
-from tuner.ledger.records import CheckpointRecord, Lease, Report
+from tuner.ledger.records import STOPPED, CheckpointRecord, Lease, Report
 from tuner.ledger.tables import (
     attempts,
     checkpoints,
@@ -19,7 +19,7 @@ from tuner.ledger.tables import (
     studies,
     trials,
 )
-from tuner.outcome import COMPLETED, RUNNING, Outcome
+from tuner.outcome import CANCELLED, COMPLETED, RUNNING, Outcome
 
 
 def locked_study(study_id: int) -> Any:
@@ -109,6 +109,12 @@ def lease(
     return lease, checkpoint
 
 
+def count_attempts(tx: Connection, trial_id: int, ending: str) -> int:
+    """Count the attempts at a trial that ended in one way."""
+    mine = (attempts.c.trial_id == trial_id, attempts.c.ending == ending)
+    return tx.scalar(select(func.count()).select_from(attempts).where(*mine)) or 0
+
+
 def append_rows(tx: Connection, lease: Lease, chunk: Chunk) -> None:
     """Add rows of a curve that are not committed yet; those that are drop out."""
     trial = tx.execute(
@@ -182,3 +188,15 @@ def end_attempt(tx: Connection, attempt_id: int, ending: str, reason: str) -> No
         .where(attempts.c.id == attempt_id)
         .values(live=False, ended_at=database_time(), ending=ending, reason=reason)
     )
+
+
+def cancel_if_stopped(tx: Connection, trial_id: int) -> None:
+    """Cancel a trial that nobody trains if its study is stopped: nobody will take it up."""
+    trial = tx.execute(
+        select(trials.c.study_id, trials.c.state, studies.c.state.label("study"))
+        .join(studies)
+        .where(trials.c.id == trial_id)
+    ).one()
+    if trial.study == STOPPED and trial.state == RUNNING:
+        reason = "Its study was stopped, or a new version of it took its place."
+        end_trial(tx, trial_id, trial.study_id, Outcome(kind=CANCELLED, reason=reason))

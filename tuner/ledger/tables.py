@@ -91,7 +91,7 @@ attempts = Table(
     Column("environment", JSON, nullable=False),  # device, packages, commit
     Column("started_at", Double, nullable=False),
     Column("ended_at", Double),
-    Column("ending", String(16)),  # finished, interrupted, stale, failed
+    Column("ending", String(16)),  # finished, interrupted, stale, out_of_memory
     Column("reason", Text),
     UniqueConstraint("trial_id", "number"),
     Index(

@@ -18,13 +18,21 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, and_, delete, func, insert, select, update
+from sqlalchemy import Connection, Engine, and_, delete, insert, select, update
 
 from tuner.curves import Chunk
 from tuner.errors import LeaseLost, UsageError
-from tuner.ledger import rows
+from tuner.ledger import rows, versions
 from tuner.ledger.reading import Reader, has_live_attempt, read_trials
-from tuner.ledger.records import OPEN, CheckpointRecord, Claim, Lease, Report, StudyRecord
+from tuner.ledger.records import (
+    OPEN,
+    OUT_OF_MEMORY,
+    CheckpointRecord,
+    Claim,
+    Lease,
+    Report,
+    StudyRecord,
+)
 from tuner.ledger.tables import (
     attempts,
     checkpoints,
@@ -50,48 +58,47 @@ class Ledger(Reader):
     # --- studies
 
     def submit(
-        self, spec: StudySpec, *, limit: int, workload: Mapping[str, Any]
+        self,
+        spec: StudySpec,
+        *,
+        limit: int,
+        workload: Mapping[str, Any],
+        combinations: int | None = None,
     ) -> tuple[StudyRecord, bool]:
         """Create the study, or set the limit of the one with its name; the flag says which.
 
-        Raises `UsageError` when more than the budget differs from the existing study.
+        Where the space has changed, that is a new version of it, with the trials of the earlier
+        ones that lie in the new space imported. There are never more trials than `combinations`
+        less what those have tried. Raises `UsageError` when anything else but the budget differs
+        from the existing study, or when another one would have its title.
         """
         with self._writing() as tx:
             row = tx.execute(
-                select(studies.c.id, studies.c.spec)
+                select(studies.c.id, studies.c.spec, studies.c.version)
                 .where(studies.c.name == spec.study.name)
                 .order_by(studies.c.version.desc())
             ).first()
-            if row is None:
-                tx.execute(
-                    insert(studies).values(
-                        name=spec.study.name,
-                        version=1,
-                        digest=spec.digest(),
-                        spec=spec.model_dump_json(),
-                        state=OPEN,
-                        rungs=list(spec.rungs()),
-                        workload=dict(workload),
-                        attrs={},
-                        limit=limit,
-                        reserved=0,
-                        next_number=0,
-                        revision=1,
-                        created_at=database_time(),
-                    )
-                )
+            known = StudySpec.model_validate_json(row.spec) if row else None
+            if row is None or known is None:
+                study_id = versions.create(tx, spec, 1, limit=limit, workload=workload)
+            elif known.digest() == spec.digest():
+                study_id = row.id
+            elif known.model_copy(update={"space": spec.space}).digest() == spec.digest():
+                version = row.version + 1
+                study_id = versions.create(tx, spec, version, limit=limit, workload=workload)
             else:
-                if StudySpec.model_validate_json(row.spec).digest() != spec.digest():
-                    raise UsageError(
-                        f"study {spec.study.name!r} exists and differs in more than its budget; "
-                        "give this one another name"
-                    )
-                tx.execute(
-                    update(studies)
-                    .where(studies.c.id == row.id)
-                    .values(limit=limit, spec=spec.model_dump_json())
+                raise UsageError(
+                    f"study {spec.study.name!r} exists and differs in more than its budget and its "
+                    "space; give this one another name"
                 )
-        return self.study(spec.study.name), row is None
+            if combinations is not None:
+                limit = min(limit, combinations - versions.tried(tx, study_id))
+            tx.execute(
+                update(studies)
+                .where(studies.c.id == study_id)
+                .values(limit=limit, spec=spec.model_dump_json())
+            )
+        return self.study(spec.study.name), row is None or row.id != study_id
 
     def settle(self, study_id: int, settled: Mapping[str, Any]) -> Mapping[str, Any]:
         """Store what the first start settled on, once; give what is stored."""
@@ -130,7 +137,8 @@ class Ledger(Reader):
                 tx, study_id, trial_id, worker, environment, self.lease_seconds
             )
             trial = read_trials(tx, trials.c.id == trial_id)[0]
-        return Claim(lease=lease, trial=trial, checkpoint=checkpoint)
+            halvings = rows.count_attempts(tx, trial_id, OUT_OF_MEMORY)
+        return Claim(lease=lease, trial=trial, checkpoint=checkpoint, out_of_memory=halvings)
 
     def draw(
         self,
@@ -219,9 +227,10 @@ class Ledger(Reader):
         return list(paths)
 
     def release(self, lease: Lease, ending: str, reason: str) -> None:
-        """End the attempt and leave the trial to the next worker."""
+        """End the attempt and leave the trial to the next worker, unless the study is stopped."""
         with self._fenced(lease) as tx:
             rows.end_attempt(tx, lease.attempt_id, ending, reason)
+            rows.cancel_if_stopped(tx, lease.trial_id)
 
     def renew(self, lease: Lease) -> None:
         """Move the lease's expiry on."""
@@ -273,17 +282,14 @@ class Ledger(Reader):
             ).first()
             if done is None:
                 return False
-            stale = tx.scalar(
-                select(func.count())
-                .select_from(attempts)
-                .where(attempts.c.trial_id == done.trial_id, attempts.c.ending == "stale")
-            )
-            if stale is not None and stale > STALE_RETRIES:
+            stale = rows.count_attempts(tx, done.trial_id, "stale")
+            if stale > STALE_RETRIES:
                 study_id = tx.scalar(select(trials.c.study_id).where(trials.c.id == done.trial_id))
                 assert study_id is not None
                 sentence = f"Its worker was lost {stale} times; the last time, {reason}."
                 outcome = Outcome(kind=FAILED, reason=sentence)
                 rows.end_trial(tx, done.trial_id, study_id, outcome)
+            rows.cancel_if_stopped(tx, done.trial_id)
         return True
 
     # --- transactions

@@ -8,7 +8,10 @@ for one trial at a time, for the ledger to commit.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Container, Sequence
+import math
+import statistics
+import sys
+from collections.abc import Callable, Container, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from tuner.ledger import Changes, TrialRecord
 from tuner.outcome import CANCELLED, COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING
 from tuner.search.space import distributions
-from tuner.spec import StudySpec
+from tuner.spec import ParameterValue, StudySpec
 
 STATES = {
     RUNNING: TrialState.RUNNING,
@@ -62,8 +65,9 @@ def frozen(record: TrialRecord, spec: StudySpec) -> FrozenTrial:
 class Mirror:
     """All trials of one study, kept up by revision."""
 
-    def __init__(self, spec: StudySpec) -> None:
+    def __init__(self, spec: StudySpec, name: str = "") -> None:
         self.spec = spec
+        self.name = name or spec.study.name  # of the study in Optuna
         self.revision = 0
         self.attrs: dict[str, Any] = {}
         self._records: dict[int, TrialRecord] = {}
@@ -95,11 +99,62 @@ class Mirror:
             for number in sorted(self._records)
         ]
 
+    def for_values(self) -> list[FrozenTrial]:
+        """Give all trials, each that ended by itself as completed, whatever stopped it.
+
+        That is for samplers that learn from completed trials alone. A pruned trial has its last
+        report, but none better than the median of the completed ones: others were better when it
+        was stopped. A diverged one is a little worse than the worst of all these, so that there
+        is a difference also where all others are equal. Before there is any other they stay
+        pruned: of nothing but equal values a Gaussian process asks for the corners for ever.
+        """
+        sign = 1.0 if self.spec.study.direction == "minimize" else -1.0
+        losses = {  # lower is better
+            number: sign * trial.value
+            for number, trial in self._frozen.items()
+            if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and trial.value is not None
+            if self._records[number].state != DIVERGED
+        }
+        if not losses:
+            return self.for_sampler()
+        completed = [losses[n] for n in losses if self._records[n].state == COMPLETED]
+        best_pruned = statistics.median(completed) if completed else -math.inf
+        for number, loss in losses.items():
+            if self._records[number].state == PRUNED:
+                losses[number] = max(loss, best_pruned)
+        worst = max(losses.values())
+        spread = worst - min(losses.values())
+        penalty = min(worst + (0.1 * spread or abs(worst) or 1.0), sys.float_info.max)
+        told = []
+        for number in sorted(self._records):
+            trial = self._frozen[number]
+            if trial.state == TrialState.PRUNED:
+                trial = copy.copy(trial)
+                trial.state = TrialState.COMPLETE
+                trial.value = sign * losses.get(number, penalty)
+            told.append(trial)
+        return told
+
     def for_pruner(self) -> list[FrozenTrial]:
-        """Give all trials but diverged ones, which would make bad trials look like the median."""
+        """Give what the pruner compares: the trials of this version that have not diverged.
+
+        Diverged ones would make bad trials look like the median; imported ones were in other
+        brackets, and made their way through other rivals.
+        """
         return [
-            self._frozen[n] for n in sorted(self._records) if self._records[n].state != DIVERGED
+            self._frozen[number]
+            for number, record in sorted(self._records.items())
+            if record.state != DIVERGED and not record.imported
         ]
+
+    def imported(self) -> list[Mapping[str, ParameterValue]]:
+        """Give the parameters of the trials that came from earlier versions of the study."""
+        return [r.params or {} for _, r in sorted(self._records.items()) if r.imported]
+
+    def sources(self) -> list[FrozenTrial]:
+        """Give the imported trials that have values, as `for_values` does."""
+        with_values = {n for n, r in self._records.items() if r.imported and r.state != DIVERGED}
+        return [trial for trial in self.for_values() if trial.number in with_values]
 
 
 def _without_reports(trial: FrozenTrial) -> FrozenTrial:
@@ -196,7 +251,7 @@ class View(BaseStorage):
 
     def get_study_name_from_id(self, study_id: int) -> str:
         """Give the study's name."""
-        return self._mirror.spec.study.name
+        return self._mirror.name
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
         """Give the study's direction."""

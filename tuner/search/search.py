@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import optuna
-from optuna.exceptions import ExperimentalWarning
-from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import Trial
 
 from tuner.ledger import Reader, StudyRecord
 from tuner.search.mirror import Mirror, View
-from tuner.search.space import GridSampler, suggest
-from tuner.spec import ASHA, TPE, Grid, Median, NoPruner, ParameterValue, Random, StudySpec
+from tuner.search.pruners import bracket_of, pruner_for, sentence
+from tuner.search.samplers import LEARN_FROM_VALUES, sampler_for
+from tuner.search.space import suggest
+from tuner.spec import ParameterValue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +48,12 @@ class Search:
         self._id = study.id
         self._ledger = ledger
         self._spec = study.spec
-        self._mirror = Mirror(study.spec)
-        self._sampled = View(self._mirror, self._mirror.for_sampler)
-        self._pruned = View(self._mirror, self._mirror.for_pruner)
-        self._pruner = _pruner(study.spec, study.rungs)
+        self._name = study.title
+        mirror = self._mirror = Mirror(study.spec, study.title)
+        by_value = isinstance(study.spec.search.sampler, LEARN_FROM_VALUES)
+        self._sampled = View(mirror, mirror.for_values if by_value else mirror.for_sampler)
+        self._pruned = View(mirror, mirror.for_pruner)
+        self._pruner = pruner_for(study.spec, study.rungs)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
 
     def refresh(self) -> None:
@@ -64,7 +64,10 @@ class Search:
         """Draw the parameters of a trial that has none yet."""
         self.refresh()
         self._sampled.begin(self._mirror.trial(number))
-        study = _open(self._spec, self._sampled, sampler=_sampler(self._spec, number))
+        known = self._mirror.imported()
+        sources = self._mirror.sources() if known else []
+        sampler = sampler_for(self._spec, number, known, sources)
+        study = self._open(self._sampled, sampler)
         params = suggest(Trial(study, number), self._spec.space)
         return Draw(
             params=params,
@@ -79,63 +82,26 @@ class Search:
         self._pruned.begin(self._mirror.trial(number))
         reported = self._pruned.get_trial(number)
         reported.intermediate_values[step] = value
-        study = _open(self._spec, self._pruned, pruner=self._pruner)
+        study = self._open(self._pruned)
         prune = self._pruner.prune(study, reported)
-        better = "lower" if self._spec.study.direction == "minimize" else "higher"
+        bracket = bracket_of(self._pruner, study, reported)
         others = [
             trial.intermediate_values[step]
             for trial in self._mirror.for_pruner()
-            if trial.number != number and step in trial.intermediate_values
+            if trial.number != number
+            and step in trial.intermediate_values
+            and bracket_of(self._pruner, study, trial) == bracket
         ]
-        sign = 1 if better == "lower" else -1
-        ahead = sum(sign * other < sign * value for other in others)
-        place = f"{ahead} of the {len(others)} other trials there were {better}"
-        what = f"{self._spec.study.metric} was {value:.4g} at step {step}, where {place}"
-        name = self._spec.search.pruner.name
-        reason = f"Pruned by {name}: {what}." if prune else f"Went on: {what}."
+        reason = sentence(
+            self._spec, prune=prune, step=step, value=value, others=others, bracket=bracket
+        )
         attrs = self._pruned.get_trial(number).system_attrs
         return Decision(prune=prune, reason=reason, attrs=attrs)
 
-
-def _open(
-    spec: StudySpec,
-    view: View,
-    sampler: BaseSampler | None = None,
-    pruner: BasePruner | None = None,
-) -> optuna.Study:
-    return optuna.Study(
-        study_name=spec.study.name,
-        storage=view,
-        sampler=sampler or RandomSampler(seed=0),
-        pruner=pruner or NopPruner(),
-    )
-
-
-def _sampler(spec: StudySpec, number: int) -> BaseSampler:
-    """Make the sampler for one draw; its seed is the study's and the trial's."""
-    sequence = np.random.SeedSequence([spec.study.seed, number])
-    seed = int(sequence.generate_state(2, np.uint32)[1])
-    sampler = spec.search.sampler
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        match sampler:
-            case TPE():
-                return TPESampler(seed=seed, n_startup_trials=sampler.startup_trials)
-            case Random():
-                return RandomSampler(seed=seed)
-            case Grid():
-                return GridSampler(spec.space)
-
-
-def _pruner(spec: StudySpec, rungs: tuple[int, ...]) -> BasePruner:
-    pruner = spec.search.pruner
-    match pruner:
-        case ASHA():
-            return SuccessiveHalvingPruner(
-                min_resource=rungs[0] if rungs else spec.training.steps,
-                reduction_factor=pruner.reduction_factor,
-            )
-        case Median():
-            return MedianPruner(n_startup_trials=pruner.startup_trials)
-        case NoPruner():
-            return NopPruner()
+    def _open(self, view: View, sampler: BaseSampler | None = None) -> optuna.Study:
+        return optuna.Study(
+            study_name=self._name,
+            storage=view,
+            sampler=sampler or RandomSampler(seed=0),
+            pruner=self._pruner,
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any, cast
 
@@ -40,6 +40,24 @@ def distributions(space: Space, params: Mapping[str, ParameterValue]) -> dict[st
     }
     chosen = space.entries(str(params["schedule"]), str(params["optimizer"]))
     return found | {key: distribution(entry) for key, entry in chosen.items() if _varies(entry)}
+
+
+def all_distributions(space: Space) -> dict[str, BaseDistribution]:
+    """Give the distributions of all that varies, of every schedule and optimiser."""
+    found = {
+        "lr": distribution(space.lr),
+        "schedule": CategoricalDistribution([choice.name for choice in space.schedule]),
+        "optimizer": CategoricalDistribution([choice.name for choice in space.optimizer]),
+    }
+    for choice in (*space.schedule, *space.optimizer):
+        found |= {key: distribution(entry) for key, entry in choice.entries()}
+    return {key: one for key, one in found.items() if not one.single()}
+
+
+def shared_distributions(space: Space) -> dict[str, BaseDistribution]:
+    """Give the distributions of the ranges that every trial has."""
+    every = all_distributions(space)
+    return {key: every[key] for key in space.shared_ranges()}
 
 
 def suggest(trial: Trial, space: Space) -> dict[str, ParameterValue]:
@@ -82,10 +100,10 @@ def grid(space: Space) -> list[dict[str, ParameterValue]]:
 
 
 class GridSampler(BaseSampler):
-    """Gives trial n the n-th combination of the grid."""
+    """Gives a trial the combination at an index."""
 
-    def __init__(self, space: Space) -> None:
-        self._grid = grid(space)
+    def __init__(self, combinations: Sequence[Mapping[str, ParameterValue]], index: int) -> None:
+        self._params = combinations[index]
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -107,4 +125,4 @@ class GridSampler(BaseSampler):
         param_distribution: BaseDistribution,
     ) -> Any:
         """Look the value up."""
-        return self._grid[trial.number][param_name]
+        return self._params[param_name]

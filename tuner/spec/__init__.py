@@ -1,25 +1,55 @@
 """What a study is: its tables, validated and frozen."""
 
-from tuner.spec.search import ASHA, TPE, Grid, Median, NoPruner, Random
-from tuner.spec.space import Choice, Space
+from tuner.spec.choice import Choice, own
+from tuner.spec.search import (
+    ASHA,
+    CMAES,
+    GP,
+    QMC,
+    TPE,
+    AnyPruner,
+    Comparing,
+    Grid,
+    Halving,
+    Hyperband,
+    Listed,
+    Median,
+    NoPruner,
+    Patient,
+    Percentile,
+    Random,
+)
+from tuner.spec.space import Space
 from tuner.spec.study import GuardTable, StudySpec
-from tuner.spec.values import Entry, ParameterValue, Range, Table, WholeRange, options
+from tuner.spec.values import Entry, ParameterValue, Range, Table, WholeRange, fractions, options
 
 __all__ = [
     "ASHA",
+    "CMAES",
+    "GP",
+    "QMC",
     "TPE",
+    "AnyPruner",
     "Choice",
+    "Comparing",
     "Entry",
     "Grid",
     "GuardTable",
+    "Halving",
+    "Hyperband",
+    "Listed",
     "Median",
     "NoPruner",
     "ParameterValue",
+    "Patient",
+    "Percentile",
     "Random",
     "Range",
     "Space",
     "StudySpec",
     "Table",
     "WholeRange",
+    "fractions",
     "options",
+    "own",
 ]

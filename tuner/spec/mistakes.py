@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, get_args
 
 from pydantic_core import ErrorDetails
 
-from tuner.spec.search import ASHA, AnyPruner, AnySampler, Grid, Median
-from tuner.spec.space import OptimizerChoice, ScheduleChoice, Space
-from tuner.spec.study import SearchTable, StudySpec, TrainingTable
+from tuner.spec.optimizers import OptimizerChoice
+from tuner.spec.schedules import ScheduleChoice
+from tuner.spec.search import (
+    CMAES,
+    AnyPruner,
+    AnySampler,
+    Comparing,
+    Grid,
+    Halving,
+    Listed,
+    Patient,
+)
+from tuner.spec.space import Space
+from tuner.spec.study import SearchTable, StudySpec, TrainingTable, WorkloadTable
 from tuner.spec.values import Entry, Range, Table
 
 Place = tuple[str | int, ...]
@@ -22,11 +34,18 @@ TABLES: dict[str, type[Table]] = {
     for name, field in StudySpec.model_fields.items()
     if isinstance(table := field.annotation, type)
 }
-_ALTERNATIVES: dict[str, type[Table]] = {
-    get_args(table.model_fields["name"].annotation)[0]: table
-    for union in (ScheduleChoice, OptimizerChoice, AnySampler, AnyPruner)
-    for table in get_args(get_args(union)[0])
+_ALTERNATIVES_OF: dict[str, dict[str, type[Table]]] = {
+    name: {
+        get_args(table.model_fields["name"].annotation)[0]: table
+        for union in unions
+        for table in get_args(get_args(union)[0])
+    }
+    for name, unions in {
+        "space": (ScheduleChoice, OptimizerChoice),
+        "search": (AnySampler, AnyPruner),
+    }.items()
 }
+_ALTERNATIVES = _ALTERNATIVES_OF["space"] | _ALTERNATIVES_OF["search"]
 _BOUNDS = ("gt", "ge", "lt", "le")
 _FORMS = ("value", "list", "range")  # of an entry of the space; pydantic puts them into places
 _EXPECTED = {
@@ -129,7 +148,9 @@ def _one_worded(table: str, error: ErrorDetails, document: Mapping[str, Any]) ->
         hint = _did_you_mean(context["tag"], names)
     elif kind == "literal_error":
         expected = context["expected"].replace("'", '"').replace("True", "true")
-        hint = _did_you_mean(value, [name.strip('"') for name in expected.split(" or ")])
+        hint = _did_you_mean(value, [n.strip('"') for n in re.split(", | or ", expected)])
+        if table == "space" and full[-1] == "value":
+            expected += ", or a list of them"
     elif kind in {"missing", "string_pattern_mismatch"}:
         expected = _owner(full).model_fields[str(full[-1])].description or "a value"
     else:
@@ -146,10 +167,12 @@ def _one_worded(table: str, error: ErrorDetails, document: Mapping[str, Any]) ->
 def unknown(place: Place, known: Iterable[str]) -> Mistake:
     """Word a key that does not exist; a parameter of an alternative may have lost its table."""
     key = str(place[-1])
-    homes = [name for name, table in _ALTERNATIVES.items() if key in table.model_fields]
+    alternatives = _ALTERNATIVES_OF.get(str(place[0]), {})
+    homes = [name for name, table in alternatives.items() if key in table.model_fields]
     hint = _did_you_mean(key, known)
-    if not hint and place[0] in {"space", "search"} and key != "name" and homes:
-        hint = f"; {printable(key)} is a parameter of {' and '.join(homes)}"
+    if not hint and key != "name" and homes:
+        listed = " and ".join(filter(None, [", ".join(homes[:-1]), homes[-1]]))
+        hint = f"; {printable(key)} is a parameter of {listed}"
     what = "table" if len(place) == 1 else "key"
     return Mistake(place, f"one of {', '.join(known)}", f"an unknown {what}", hint)
 
@@ -161,8 +184,12 @@ def _did_you_mean(word: object, known: Iterable[str]) -> str:
 
 def _place(full: Place, kind: str, document: Mapping[str, Any]) -> Place:
     """Turn pydantic's place of an error, which names branches of unions, into the file's."""
-    if full[0] == "search":
-        return full[:2] + full[3:]
+    if full[0] == "search":  # what follows the name of a choice is the alternative's
+        return tuple(
+            part
+            for index, part in enumerate(full)
+            if index == 0 or full[index - 1] not in {"sampler", "pruner", "wraps"}
+        )
     if full[0] == "workload":
         return full
     if full[0] != "space":
@@ -188,6 +215,11 @@ def _owner(full: Place) -> type[Table]:
 def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
     """Find what valid tables say against each other."""
     space, search, training = (tables.get(name) for name in ("space", "search", "training"))
+    if isinstance(training, TrainingTable):
+        yield from _at_odds(training, tables.get("workload"))
+    workload = tables.get("workload")
+    if isinstance(workload, WorkloadTable) and workload.train is not None:
+        yield from _stateful(space)
     if not isinstance(search, SearchTable):
         return
     if isinstance(search.sampler, Grid) and isinstance(space, Space):
@@ -195,8 +227,43 @@ def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
             if isinstance(entry, Range):
                 got = shown(entry.model_dump(exclude={"log"}))
                 yield Mistake(place, 'a value or a list, as the sampler is "grid"', got)
+    if isinstance(search.sampler, Listed) and isinstance(space, Space):
+        for index, params in enumerate(search.sampler.params):
+            for key, expected in space.missing(params).items():
+                got = shown(params.get(key))
+                yield Mistake(("search", "sampler", "params", key, index), expected, got)
+    if isinstance(search.sampler, CMAES) and isinstance(space, Space) and not space.shared_ranges():
+        expected = 'a range, as the sampler is "cmaes", which searches ranges alone'
+        yield Mistake(("space", "lr"), expected, shown(space.lr))
     if isinstance(training, TrainingTable):
-        yield from _rungs_too_late(search.pruner, training)
+        yield from _rungs_too_late(("search", "pruner"), search.pruner, training)
+
+
+def _stateful(space: Table | None) -> Iterator[Mistake]:
+    """Find schedules that listen to evaluations: a train function asks for rates ahead of them."""
+    if isinstance(space, Space):
+        for choice in space.schedule:
+            if choice.name == "plateau":
+                expected = "another schedule, since plateau needs a workload's evaluations"
+                yield Mistake(("space", "schedule"), expected, "plateau beside [workload] train")
+
+
+def _at_odds(training: TrainingTable, workload: Table | None) -> Iterator[Mistake]:
+    """Find settings of the training that exclude each other, or that nothing would heed."""
+    if isinstance(workload, WorkloadTable) and workload.train is not None:
+        for key in ("batch_size", "dtype", "clip_norm", "accumulate", "precision"):
+            if key in training.model_fields_set:
+                hint = "; give it as one of [workload] arguments"
+                expected = "nothing, since the train function's loop is its own"
+                yield Mistake(("training", key), expected, shown(getattr(training, key)), hint)
+        return
+    if training.precision and training.dtype != "float32":
+        expected = 'nothing, or dtype = "float32", which mixed precision keeps parameters in'
+        yield Mistake(("training", "precision"), expected, shown(training.precision))
+    size = training.batch_size
+    if isinstance(size, int) and training.accumulate > size:
+        expected = f"at most the {size} rows of [training] batch_size"
+        yield Mistake(("training", "accumulate"), expected, shown(training.accumulate))
 
 
 def _entries(space: Space) -> Iterator[tuple[Place, Entry]]:
@@ -207,18 +274,34 @@ def _entries(space: Space) -> Iterator[tuple[Place, Entry]]:
                 yield ("space", group, *key.split(".")), entry
 
 
-def _rungs_too_late(pruner: AnyPruner, training: TrainingTable) -> Iterator[Mistake]:
+def _rungs_too_late(place: Place, pruner: AnyPruner, training: TrainingTable) -> Iterator[Mistake]:
     """Find settings that leave no rung: the pruner would never prune."""
-    expected = f"a number below the {training.steps} of [training] steps, so that there is a rung"
+    below = f"a number below the {training.steps} of [training] steps, so that there is a rung"
     settings: list[tuple[Place, int | None]] = []
-    if isinstance(pruner, ASHA):
-        settings.append((("search", "pruner", "min_steps"), pruner.min_steps))
-    elif isinstance(pruner, Median):
-        settings.append((("search", "pruner", "warmup_steps"), pruner.warmup_steps))
+    if isinstance(pruner, Halving):
+        settings.append(((*place, "min_steps"), pruner.min_steps))
+    elif isinstance(pruner, Comparing):
+        settings.append(((*place, "warmup_steps"), pruner.warmup_steps))
+    if isinstance(pruner, Comparing | Patient):
         settings.append((("training", "evaluate_every"), training.evaluate_every))
-    for place, steps in settings:
-        if steps is not None and steps >= training.steps:
-            yield Mistake(place, expected, str(steps))
+    late = [(at, steps) for at, steps in settings if steps is not None and steps >= training.steps]
+    for at, steps in late:
+        yield Mistake(at, below, str(steps))
+    if isinstance(pruner, Patient):
+        if not late:
+            yield from _impatient(place, pruner, training)
+        yield from _rungs_too_late((*place, "wraps"), pruner.wraps, training)
+
+
+def _impatient(place: Place, pruner: Patient, training: TrainingTable) -> Iterator[Mistake]:
+    """Find a patience that no trial can lose."""
+    reports = len(pruner.rungs(training.steps, training.evaluation_interval))
+    if reports < 2:
+        expected = 'enough of them for two reports before the end, as the pruner is "patient"'
+        yield Mistake(("training", "steps"), expected, str(training.steps))
+    elif pruner.patience > reports - 2:
+        expected = f"a number of at most {reports - 2}, as a trial reports {reports} times"
+        yield Mistake((*place, "patience"), expected, str(pruner.patience))
 
 
 def named(place: Place) -> str:

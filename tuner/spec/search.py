@@ -10,6 +10,8 @@ from pydantic import (
 )
 
 from tuner.spec.values import (
+    LIST,
+    ParameterValue,
     Table,
     as_choice,
 )
@@ -28,19 +30,63 @@ class Random(Table):
     name: Literal["random"]
 
 
+class GP(Table):
+    """A Gaussian process; the next trial is where the most improvement is expected.
+
+    The first `startup_trials` are drawn at random.
+    """
+
+    name: Literal["gp"]
+    startup_trials: Annotated[int, Field(ge=1)] = 10
+
+
+class QMC(Table):
+    """The points of a low-discrepancy sequence: random draws that leave no gaps."""
+
+    name: Literal["qmc"]
+    sequence: Literal["sobol", "halton"] = "sobol"
+    scramble: bool = True
+
+
+class CMAES(Table):
+    """An evolution strategy on the ranges: each generation of `population` trials moves it.
+
+    The first `startup_trials` are drawn at random, and so is what is no range.
+    """
+
+    name: Literal["cmaes"]
+    startup_trials: Annotated[int, Field(ge=1)] = 1
+    population: Annotated[int, Field(ge=4)] | None = None
+
+
 class Grid(Table):
     """Every combination of the space's lists, once, in the order of the study file."""
 
     name: Literal["grid"]
 
 
-class ASHA(Table):
-    """Asynchronous successive halving: of the trials at a rung, 1 in `reduction_factor` goes on.
+class Listed(Table):
+    """The listed combinations of parameters, each once a round; a round has a seed of its own.
 
-    The first rung is at step `min_steps` (by default such that there are three or so).
+    So trials of one round differ by their parameters alone and can be compared in pairs.
     """
 
-    name: Literal["asha"]
+    name: Literal["listed"]
+    params: Annotated[tuple[dict[str, ParameterValue], ...], *LIST]
+
+    def combination(self, number: int) -> dict[str, ParameterValue]:
+        """Give the complete parameters of a trial."""
+        return dict(self.params[number % len(self.params)])
+
+    def round(self, number: int) -> int:
+        """Give the round that a trial belongs to."""
+        return number // len(self.params)
+
+
+class Halving(Table):
+    """What successive halving needs: its lowest rung and how many go on from a rung."""
+
+    name: str
     min_steps: Annotated[int, Field(ge=1)] | None = None
     reduction_factor: Annotated[int, Field(ge=2)] = 3
 
@@ -58,10 +104,28 @@ class ASHA(Table):
         return self.min_steps or -(-steps // self.reduction_factor**3)
 
 
-class Median(Table):
-    """Stop what is worse than the median of the earlier trials at the same step."""
+class ASHA(Halving):
+    """Asynchronous successive halving: of the trials at a rung, 1 in `reduction_factor` goes on.
 
-    name: Literal["median"]
+    The first rung is at step `min_steps` (by default such that there are three or so).
+    """
+
+    name: Literal["asha"]
+
+
+class Hyperband(Halving):
+    """Successive halving in brackets, each of which begins a rung later than the one before.
+
+    A trial belongs to one bracket and competes there alone.
+    """
+
+    name: Literal["hyperband"]
+
+
+class Comparing(Table):
+    """What a comparison with the completed trials at the same step needs."""
+
+    name: str
     startup_trials: Annotated[int, Field(ge=0)] = 5
     warmup_steps: Annotated[int, Field(ge=0)] = 0
 
@@ -69,6 +133,23 @@ class Median(Table):
         """Give the steps at which a trial reports and may be pruned."""
         first = max(evaluate_every, self.warmup_steps)
         return tuple(range(first, steps, evaluate_every))
+
+
+class Median(Comparing):
+    """Stop what is worse than the median of the earlier trials at the same step."""
+
+    name: Literal["median"]
+
+
+class Percentile(Comparing):
+    """Stop what is not among the best `percentile` of the earlier trials at the same step.
+
+    Nothing is stopped where fewer than `min_trials` of them have reported.
+    """
+
+    name: Literal["percentile"]
+    percentile: Annotated[float, Field(gt=0, lt=100)] = 25.0
+    min_trials: Annotated[int, Field(ge=1)] = 1
 
 
 class NoPruner(Table):
@@ -81,10 +162,40 @@ class NoPruner(Table):
         return ()
 
 
-AnySampler: TypeAlias = Annotated[TPE | Random | Grid, Field(discriminator="name")]
-AnyPruner: TypeAlias = Annotated[ASHA | Median | NoPruner, Field(discriminator="name")]
-SamplerName: TypeAlias = Literal["tpe", "random", "grid"]
-PrunerName: TypeAlias = Literal["asha", "median", "none"]
+AnyWrapped: TypeAlias = Annotated[
+    ASHA | Hyperband | Median | Percentile | NoPruner, Field(discriminator="name")
+]
+WrappedName: TypeAlias = Literal["asha", "hyperband", "median", "percentile", "none"]
+
+
+class Patient(Table):
+    """Let a trial go on while it improves, and another pruner decide once it no longer does.
+
+    That is when its last `patience` + 1 reports are all worse, by more than `min_delta`, than its
+    best one before them. Where it wraps none, such a trial is stopped.
+    """
+
+    name: Literal["patient"]
+    wraps: Annotated[
+        AnyWrapped, BeforeValidator(as_choice, json_schema_input_type=WrappedName | AnyWrapped)
+    ] = Median(name="median")
+    patience: Annotated[int, Field(ge=0)] = 2
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+
+    def rungs(self, steps: int, evaluate_every: int) -> tuple[int, ...]:
+        """Give the steps at which a trial reports and may be pruned."""
+        regular = range(evaluate_every, steps, evaluate_every)
+        return tuple(sorted({*regular, *self.wraps.rungs(steps, evaluate_every)}))
+
+
+AnySampler: TypeAlias = Annotated[
+    TPE | Random | Grid | GP | QMC | CMAES | Listed, Field(discriminator="name")
+]
+AnyPruner: TypeAlias = Annotated[
+    ASHA | Median | NoPruner | Percentile | Hyperband | Patient, Field(discriminator="name")
+]
+SamplerName: TypeAlias = Literal["tpe", "random", "grid", "gp", "qmc", "cmaes", "listed"]
+PrunerName: TypeAlias = Literal["asha", "median", "none", "percentile", "hyperband", "patient"]
 Sampler: TypeAlias = Annotated[
     AnySampler, BeforeValidator(as_choice, json_schema_input_type=SamplerName | AnySampler)
 ]

@@ -1,125 +1,50 @@
-"""Schedules, optimisers and their parameters: the space that a study searches."""
+"""The space that a study searches: the learning rate, the schedule and the optimiser."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Literal, TypeAlias
+from collections.abc import Mapping
+from typing import Annotated
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, field_validator
 
+from tuner.spec.choice import Choice
+from tuner.spec.optimizers import SGD, AdamW, OptimizerChoice, OptimizerName
+from tuner.spec.schedules import Cosine, Linear, ScheduleChoice, ScheduleName
 from tuner.spec.values import (
     Entry,
-    Flag,
+    ParameterValue,
     Range,
-    Real,
     Scale,
+    ScaleRange,
     Table,
-    Whole,
+    WholeRange,
     Within,
     as_choices,
     mistake,
-    mistakes,
     options,
 )
 
-
-class Choice(Table):
-    """A named alternative with parameters of its own, which exist only when it is chosen."""
-
-    name: str
-
-    def entries(self) -> Iterator[tuple[str, Entry]]:
-        """Yield each parameter as (`"cosine.final"`, its entry)."""
-        for key in type(self).model_fields:
-            if key != "name":
-                yield f"{self.name}.{key}", getattr(self, key)
-
-
-class Schedule(Choice):
-    """A schedule of the learning rate; `warmup` is the fraction of the horizon that it rises."""
-
-    warmup: Annotated[Real, Within(ge=0, lt=1)] = 0.0
-
-
-class Constant(Schedule):
-    """The same rate at every step."""
-
-    name: Literal["constant"]
-
-
-class Step(Schedule):
-    """The rate is multiplied by `gamma` at `drops` evenly spaced steps."""
-
-    name: Literal["step"]
-    gamma: Annotated[Real, Within(gt=0, le=1, log=True)] = 0.1
-    drops: Annotated[Whole, Within(ge=1)] = 3
-
-
-class Cosine(Schedule):
-    """Half a cosine from the rate down to `final` times the rate."""
-
-    name: Literal["cosine"]
-    final: Annotated[Real, Within(ge=0, le=1)] = 0.0
-
-
-class OneCycle(Schedule):
-    """Up from rate/`div_factor` for `pct_start` of the horizon, then down (torch's OneCycleLR)."""
-
-    name: Literal["one_cycle"]
-    pct_start: Annotated[Real, Within(gt=0, lt=1)] = 0.3
-    div_factor: Annotated[Real, Within(ge=1, log=True)] = 25.0
-    final_div_factor: Annotated[Real, Within(ge=1, log=True)] = 1e4
-
-
-class SGD(Choice):
-    """Stochastic gradient descent, with heavy-ball or Nesterov momentum."""
-
-    name: Literal["sgd"]
-    momentum: Annotated[Real, Within(ge=0, lt=1)] = 0.0
-    nesterov: Flag = False
-    weight_decay: Annotated[Real, Within(ge=0, log=True)] = 0.0
-
-    @model_validator(mode="after")
-    def _nesterov_has_momentum(self) -> SGD:
-        momentum = self.momentum
-        lowest = momentum.low if isinstance(momentum, Range) else min(map(float, options(momentum)))
-        if True in options(self.nesterov) and lowest == 0:
-            error = mistake("a number above 0, since nesterov may be true", lowest)
-            mistakes("SGD", {("momentum",): error})
-        return self
-
-
-class AdamW(Choice):
-    """Adam with decoupled weight decay."""
-
-    name: Literal["adamw"]
-    beta1: Annotated[Real, Within(ge=0, lt=1)] = 0.9
-    beta2: Annotated[Real, Within(ge=0, lt=1)] = 0.999
-    eps: Annotated[Real, Within(gt=0, log=True)] = 1e-8
-    weight_decay: Annotated[Real, Within(ge=0, log=True)] = 0.01
-
-
-ScheduleChoice: TypeAlias = Annotated[
-    Constant | Step | Cosine | OneCycle, Field(discriminator="name")
-]
-OptimizerChoice: TypeAlias = Annotated[SGD | AdamW, Field(discriminator="name")]
-ScheduleName: TypeAlias = Literal["constant", "step", "cosine", "one_cycle"]
-OptimizerName: TypeAlias = Literal["sgd", "adamw"]
+# What a study searches when its file does not say; the sources are in docs/catalogue.md.
+RATES = ScaleRange(low=1e-5, high=10.0)
+WARMUPS = (0.02, 0.05, 0.1)
+SCHEDULES = (Linear(name="linear", warmup=WARMUPS), Cosine(name="cosine", warmup=WARMUPS))
+OPTIMIZERS = (
+    SGD(name="sgd", momentum=0.9, nesterov=True),
+    AdamW(name="adamw", weight_decay=Range(low=5e-3, high=1.0)),
+)
 
 
 class Space(Table):
-    """What the search may choose: the learning rate, and a schedule and optimiser with theirs."""
+    """What the search may choose: the learning rate, and a schedule and optimiser with theirs.
+
+    What is left out is searched as the catalogue says.
+    """
 
     lr: Annotated[
         Scale,
         Within(gt=0, log=True),
         Field(description="a number above 0, a list of them, or a range"),
-    ]
+    ] = RATES
     schedule: Annotated[
         tuple[ScheduleChoice, ...],
         Field(min_length=1, description="the name of a schedule, a table, or a list of them"),
@@ -131,7 +56,7 @@ class Space(Table):
                 | Annotated[tuple[ScheduleName | ScheduleChoice, ...], Field(min_length=1)]
             ),
         ),
-    ]
+    ] = SCHEDULES
     optimizer: Annotated[
         tuple[OptimizerChoice, ...],
         Field(min_length=1, description="the name of an optimizer, a table, or a list of them"),
@@ -143,7 +68,7 @@ class Space(Table):
                 | Annotated[tuple[OptimizerName | OptimizerChoice, ...], Field(min_length=1)]
             ),
         ),
-    ]
+    ] = OPTIMIZERS
 
     @field_validator("schedule", "optimizer")
     @classmethod
@@ -159,3 +84,44 @@ class Space(Table):
         chosen = [choice for choice in self.schedule if choice.name == schedule]
         chosen_too = [choice for choice in self.optimizer if choice.name == optimizer]
         return {key: entry for choice in chosen + chosen_too for key, entry in choice.entries()}
+
+    def shared_ranges(self) -> list[str]:
+        """Name the ranges that every trial has, whatever schedule and optimiser it gets."""
+        found: dict[str, Entry] = {"lr": self.lr}
+        for choices in (self.schedule, self.optimizer):
+            if len(choices) == 1:
+                found |= dict(choices[0].entries())
+        return [key for key, entry in found.items() if isinstance(entry, Range)]
+
+    def contains(self, params: Mapping[str, ParameterValue]) -> bool:
+        """Tell whether these are the complete parameters of a trial that this space allows."""
+        return not self.missing(params)
+
+    def missing(self, params: Mapping[str, ParameterValue]) -> dict[str, str]:
+        """Say what a complete combination of parameters would have where this one differs."""
+        groups: dict[str, Entry] = {
+            "lr": self.lr,
+            "schedule": tuple(choice.name for choice in self.schedule),
+            "optimizer": tuple(choice.name for choice in self.optimizer),
+        }
+        known = groups | self.entries(str(params.get("schedule")), str(params.get("optimizer")))
+        wrong = {key: _in_words(entry) for key, entry in known.items() if key not in params}
+        wrong |= {key: "no such parameter" for key in params if key not in known}
+        for key in params.keys() & known.keys():
+            if not _has(known[key], params[key]):
+                wrong[key] = _in_words(known[key])
+        return wrong
+
+
+def _has(entry: Entry, value: ParameterValue) -> bool:
+    """Tell whether a value is one of an entry's; true is not 1 here, and 1 not 1.0 in a list."""
+    if isinstance(entry, Range):
+        kinds = (int,) if isinstance(entry, WholeRange) else (int, float)
+        return type(value) in kinds and entry.low <= float(value) <= entry.high
+    return any(type(value) is type(option) and value == option for option in options(entry))
+
+
+def _in_words(entry: Entry) -> str:
+    if isinstance(entry, Range):
+        return f"a number from {entry.low:.15g} to {entry.high:.15g}"
+    return f"one of {', '.join(map(str, options(entry)))}"

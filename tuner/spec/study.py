@@ -1,8 +1,9 @@
 """One study, frozen and validated: the tables of a study file and what follows from them.
 
 A study file is TOML with the tables `study`, `workload`, `training`, `space`, `search`, `guard`
-and `budget`. Every entry of `space` is a value (fixed), a list (choices) or a table with `low`
-and `high` (a range). `tuner.studyfile` reads such a file and words its mistakes.
+and `budget`, of which `space`, `search` and `guard` may be left out. Every entry of `space` is a
+value (fixed), a list (choices) or a table with `low` and `high` (a range). `tuner.studyfile` reads
+such a file and words its mistakes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     field_validator,
+    model_validator,
 )
 
 from tuner.spec.search import ASHA, TPE, Pruner, Sampler
@@ -42,6 +44,7 @@ class StudyTable(Table):
         ),
     ] = "val_loss"
     direction: Literal["minimize", "maximize"] = "minimize"
+    value: Literal["last", "best"] = "last"  # of the evaluations so far, at rungs and at the end
 
     @field_validator("name")
     @classmethod
@@ -66,29 +69,67 @@ Argument: TypeAlias = Annotated[
 ]
 
 
+FunctionName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+
+
 class WorkloadTable(Table):
-    """What is trained: a factory named `module:function` and its arguments."""
+    """What is trained: a `factory` of model, data and loss for our trainers, or a `train` function.
+
+    Either is named `module:function` and gets the arguments by name; a train function is a whole
+    loop of its own and gets a `tuner.training.loop.Trial` first.
+    """
 
     factory: Annotated[
-        str,
-        Field(
-            pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
-            description='a factory named as "module:function"',
-        ),
-    ]
+        FunctionName | None, Field(description='a factory named as "module:function"')
+    ] = None
+    train: Annotated[
+        FunctionName | None, Field(description='a train function named as "module:function"')
+    ] = None
     arguments: dict[str, Argument] = Field(default_factory=dict)
 
     @field_validator("arguments")
     @classmethod
     def _names_are_names(cls, arguments: dict[str, Argument]) -> dict[str, Argument]:
         wrong = [name for name in arguments if not name.isidentifier()]
-        said = mistake("the name of an argument of the factory", "this name")
+        said = mistake("the name of an argument of the function", "this name")
         mistakes("WorkloadTable", {(name,): said for name in wrong})
         return arguments
 
+    @model_validator(mode="after")
+    def _is_one_of_two(self) -> WorkloadTable:
+        if self.factory is None and self.train is None:
+            error = mistake('this or train, named as "module:function"', "neither")
+            mistakes("WorkloadTable", {("factory",): error})
+        if self.factory is not None and self.train is not None:
+            error = mistake("nothing beside factory, since a study trains one of them", "both")
+            mistakes("WorkloadTable", {("train",): error})
+        return self
+
+    @property
+    def function(self) -> str:
+        """The name of whichever of the two there is."""
+        name = self.factory or self.train
+        assert name is not None
+        return name
+
 
 class TrainingTable(Table):
-    """How long and on what a trial trains; a step is one update of the parameters."""
+    """How long, on what and how a trial trains; a step is one update of the parameters.
+
+    A train function's loop is its own: batches, dtype, clipping, accumulation and precision are not
+    for it.
+
+    - `clip_norm`: a longer gradient is shortened to this norm; its norm before that is recorded.
+    - `accumulate`: a batch is cut into so many micro-batches, whose gradients add up to its own.
+      Memory shrinks; the result stays, to rounding, unless layers (batch norm) see a whole batch.
+    - `precision`: "bfloat16" or "float16" computes forward passes in it (autocast) and keeps
+      parameters in float32; "float16" scales the loss and skips steps that overflow. A skipped step
+      counts as a step, and the schedule moves on; `[guard] skipped_steps` in a row end the trial.
+    - `patience`: after so many evaluations in a row without a better metric the trial is completed.
+    - `seconds`: after so long in training, attempts together and evaluations included, the trial is
+      evaluated where it is and completed. Results then depend on the machine's speed. A train
+      function's trial ends with the last value it reported after step 0, or fails without one.
+    """
 
     steps: Annotated[int, Field(ge=1, le=10_000_000, description="a whole number")]
     batch_size: Annotated[int, Field(ge=1)] | Literal["full"] = 64
@@ -98,6 +139,11 @@ class TrainingTable(Table):
         str, Field(pattern=r"^(cpu|cuda(:[0-9]{1,3})?)$", description='"cpu", "cuda" or "cuda:0"')
     ] = "cpu"
     checkpoint_seconds: Annotated[float, Field(gt=0)] = 10.0
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    precision: Literal["float32", "bfloat16", "float16"] | None = None
+    patience: Annotated[int, Field(ge=1)] | None = None
+    seconds: Annotated[float, Field(gt=0)] | None = None
 
     @property
     def evaluation_interval(self) -> int:
@@ -121,12 +167,15 @@ class GuardTable(Table):
     runaway: Annotated[float, Field(gt=1)] = 1e6
     late: Annotated[float, Field(gt=0, le=1)] = 0.5
     late_margin: Annotated[float, Field(ge=1)] = 1.5
+    skipped_steps: Annotated[int, Field(ge=1)] = 20
 
 
 class BudgetTable(Table):
     """How much the study may spend; the only table that may change once it is submitted."""
 
     trials: Annotated[int, Field(ge=1, le=1_000_000, description="a whole number")]
+    # so many trials that fail for one reason, before any other has ended, stop the study; 0: never
+    stop_after_failures: Annotated[int, Field(ge=0)] = 3
 
 
 class StudySpec(Table):
@@ -135,7 +184,7 @@ class StudySpec(Table):
     study: StudyTable
     workload: WorkloadTable
     training: TrainingTable
-    space: Space
+    space: Space = Space()
     search: SearchTable = SearchTable()
     guard: GuardTable = GuardTable()
     budget: BudgetTable

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeAlias
+from itertools import pairwise
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -166,6 +168,55 @@ Flag: TypeAlias = Annotated[
     Annotated[bool, Tag("value")] | Annotated[tuple[bool, ...], *LIST, Tag("list")],
     Discriminator(_plain_form),
 ]
+Text = TypeVar("Text", bound=str)
+Word: TypeAlias = Annotated[
+    Annotated[Text, Tag("value")] | Annotated[tuple[Text, ...], *LIST, Tag("list")],
+    Discriminator(_plain_form),
+]
+
+
+def _as_fractions(entry: object) -> object:
+    """Turn every way to write fractions into text; a list of lists, or of texts, is a choice."""
+    if isinstance(entry, list | tuple) and any(isinstance(i, list | tuple | str) for i in entry):
+        return _once(tuple(_one_of_fractions(item) for item in entry))
+    return _one_of_fractions(entry)
+
+
+def _one_of_fractions(value: object) -> str:
+    try:
+        found = fractions(value) if isinstance(value, str) else value
+    except ValueError:
+        found = None
+    if isinstance(found, list | tuple) and found and all(type(item) is float for item in found):
+        bounded = (0.0, *found, 1.0)
+        if all(before < after for before, after in pairwise(bounded)):
+            return ",".join(map(repr, found))
+    raise mistake(
+        "fractions of the horizon that rise, such as [0.5, 0.75], or a list of such lists"
+    )
+
+
+def fractions(text: str) -> tuple[float, ...]:
+    """Read fractions as a trial's parameter has them: `"0.5,0.75"`."""
+    return tuple(map(float, text.split(",")))
+
+
+Fractions: TypeAlias = Annotated[
+    str | tuple[str, ...],
+    BeforeValidator(
+        _as_fractions,
+        json_schema_input_type=(
+            str
+            | Annotated[tuple[float, ...], Field(min_length=1)]
+            | Annotated[
+                tuple[Annotated[tuple[float, ...], Field(min_length=1)] | str, ...],
+                Field(min_length=1),
+            ]
+        ),
+    ),
+]
+"""Rising fractions of the horizon. One value of them is a list, and is kept as text, since a
+parameter of a trial is a number, a boolean or a text, here, in Optuna and in MLflow."""
 Entry: TypeAlias = Range | tuple[ParameterValue, ...] | ParameterValue
 """An entry of the space once it is validated."""
 

@@ -94,7 +94,9 @@ class Publications:
         closed = select(published_trials.c.trial_id).where(
             published_trials.c.target == self._target, published_trials.c.final
         )
-        where = and_(trials.c.study_id == study_id, ~trials.c.imported, trials.c.id.not_in(closed))
+        where = and_(trials.c.study_id == study_id, trials.c.id.not_in(closed))
+        if self._target == "mlflow":  # imported trials have no run, but a number in Optuna
+            where = and_(where, ~trials.c.imported)
         with self._engine.begin() as tx:
             found = read_trials(tx, where)
             rows = tx.execute(

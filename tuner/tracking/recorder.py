@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import Engine
@@ -19,6 +20,7 @@ from tuner.environment import identity
 from tuner.errors import LeaseLost, TunerError, UnavailableError
 from tuner.ledger import Reader, StudyRecord
 from tuner.storage import Addresses, optuna_storage, tracking_client
+from tuner.tracking.erasing import erase_runs
 from tuner.tracking.publications import CLAIM_SECONDS, Publications
 from tuner.tracking.runs import RunPublisher
 from tuner.tracking.trials import TrialPublisher
@@ -38,8 +40,9 @@ class Recorder:
         me = identity()
         self._publications = {name: Publications(engine, name, me) for name in ("optuna", "mlflow")}
         self._trials = TrialPublisher(optuna_storage(places), self._publications["optuna"])
+        self._client = tracking_client(places)
         self._runs = RunPublisher(
-            tracking_client(places),
+            self._client,
             self._publications["mlflow"],
             self._ledger,
             artifacts_folder(places),
@@ -75,7 +78,8 @@ class Recorder:
     def _behind(
         self, names: Sequence[str]
     ) -> Iterator[tuple[StudyRecord, TrialPublisher | RunPublisher]]:
-        studies = [self._ledger.study(name) for name in names] or self._ledger.studies()
+        named = [study for name in names for study in self._ledger.versions(name)]
+        studies = named or self._ledger.studies()
         for study in studies:
             for publisher in (self._trials, self._runs):
                 if publisher.behind(study):
@@ -90,9 +94,7 @@ class Recorder:
         first, and with `trials_anew` all that Optuna has of the study. Raises `UnavailableError`
         when another recorder does not finish with the study.
         """
-        for publications in self._publications.values():
-            self._claim(study, publications)
-        try:
+        with self.claimed(study):
             self._runs.discard(study, without)
             if trials_anew:
                 self._trials.discard(study)
@@ -100,6 +102,19 @@ class Recorder:
                 self._publications[publisher.target].forget(study.id)
                 while publisher.behind(study):
                     publisher.publish(study)
+
+    def erase(self, study: StudyRecord) -> None:
+        """Delete all that Optuna and MLflow have of a claimed study, as far as they have it."""
+        erase_runs(self._client, study)
+        self._trials.erase(study)
+
+    @contextmanager
+    def claimed(self, study: StudyRecord) -> Iterator[None]:
+        """Let no other recorder publish a study. Raises `UnavailableError` when one does on."""
+        try:
+            for publications in self._publications.values():
+                self._claim(study, publications)
+            yield
         finally:
             for publications in self._publications.values():
                 publications.release(study.id)
@@ -108,7 +123,7 @@ class Recorder:
         deadline = time.monotonic() + 2 * CLAIM_SECONDS
         while not publications.claim(study.id):
             if time.monotonic() > deadline:
-                raise UnavailableError(f"another recorder is publishing {study.name!r}; try later")
+                raise UnavailableError(f"another recorder is publishing {study.title!r}; try later")
             time.sleep(POLL_SECONDS)
 
 

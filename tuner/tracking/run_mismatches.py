@@ -51,7 +51,7 @@ def _mismatches(
     ours: Sequence[TrialRecord],
     without_curve: Collection[int | None],
 ) -> Iterator[Mismatch]:
-    experiment = client.get_experiment_by_name(study.name)
+    experiment = client.get_experiment_by_name(study.title)
     found = [] if experiment is None else all_runs(client, study, experiment.experiment_id)
     keys = Counter(run.data.tags["tuner.trial"] for run in found)
     drawn = [trial for trial in ours if trial.params is not None or trial.state != RUNNING]

@@ -27,7 +27,7 @@ from tuner import results
 from tuner.curves import Chunk
 from tuner.errors import UnavailableError
 from tuner.failpoints import reach
-from tuner.ledger import Reader, StudyRecord, TrialRecord
+from tuner.ledger import STOPPED, Reader, StudyRecord, TrialRecord
 from tuner.outcome import CANCELLED, COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING
 from tuner.storage import tracking_reached
 from tuner.tracking.publications import Publication, Publications
@@ -136,7 +136,7 @@ class RunPublisher:
                 "tuner.spec_digest": study.digest,
                 "mlflow.source.name": "tuner",
             },
-            run_name=study.name[:NAME_LIMIT],
+            run_name=study.title[:NAME_LIMIT],
         )
         return str(run.info.run_id)
 
@@ -163,7 +163,8 @@ class RunPublisher:
         run_id = str(existing.info.run_id)
         params = [Param(key, value) for key, value in params_of(trial).items()]
         self._client.log_batch(run_id, params=params, tags=_as_tags(tags))
-        self._client.log_inputs(run_id, datasets=[_dataset(study)])
+        if study.workload["data"]:
+            self._client.log_inputs(run_id, datasets=[_dataset(study)])
         self._publications.note(trial, external_id=run_id)
         return run_id
 
@@ -192,8 +193,9 @@ class RunPublisher:
         trials = self._ledger.trials(study.id)
         best = self._ledger.best(study)
         done = sum(count for kind, count in counts.items() if kind not in (RUNNING, "waiting"))
+        stopped = f"{study.reason}\n\n" if study.reason else ""
         note = (
-            f"{results.best_in_words(study, best)}\n\n"
+            f"{stopped}{results.best_in_words(study, best)}\n\n"
             f"{done} of {study.limit} trials have ended: {results.counts_in_words(counts)}.\n\n"
             f"{study.spec.study.description}"
         )
@@ -202,19 +204,20 @@ class RunPublisher:
             tags["tuner.best_trial"] = str(best.number)
         points = list(_improvements(study, trials))[-BATCH:]
         self._client.log_batch(parent, metrics=points, tags=_as_tags(tags))
-        if done >= study.limit:
-            last = max(trial.ended_at or 0.0 for trial in trials)
-            self._client.set_terminated(parent, "FINISHED", _milliseconds(last))
+        if done >= study.limit or study.state == STOPPED:
+            last = max((trial.ended_at or 0.0 for trial in trials), default=study.created_at)
+            status = "KILLED" if study.state == STOPPED else "FINISHED"
+            self._client.set_terminated(parent, status, _milliseconds(last))
         else:
             self._client.update_run(parent, status="RUNNING")
 
 
 def experiment_id(client: MlflowClient, study: StudyRecord, artifacts: Path | None) -> str:
     """Find a study's experiment, or make it."""
-    found = client.get_experiment_by_name(study.name)
+    found = client.get_experiment_by_name(study.title)
     if found is not None and found.lifecycle_stage == "deleted":
         raise UnavailableError(
-            f"the experiment {study.name!r} is deleted in MLflow; restore it there (`mlflow "
+            f"the experiment {study.title!r} is deleted in MLflow; restore it there (`mlflow "
             f"experiments restore --experiment-id {found.experiment_id}`), or clear it away for "
             "good (`mlflow gc`)"
         )
@@ -222,8 +225,12 @@ def experiment_id(client: MlflowClient, study: StudyRecord, artifacts: Path | No
         return str(found.experiment_id)
     location = None if artifacts is None else (artifacts / f"study-{study.id}").as_uri()
     # the UI then opens on training runs, not on generative AI
-    tags = {"tuner.study": study.name, "mlflow.experimentKind": "custom_model_development"}
-    return str(client.create_experiment(study.name, artifact_location=location, tags=tags))
+    tags = {
+        "tuner.study": study.name,
+        "tuner.title": study.title,
+        "mlflow.experimentKind": "custom_model_development",
+    }
+    return str(client.create_experiment(study.title, artifact_location=location, tags=tags))
 
 
 def runs_of(client: MlflowClient, study: StudyRecord, experiment: str) -> dict[str, Run]:
@@ -246,6 +253,7 @@ def all_runs(client: MlflowClient, study: StudyRecord, experiment: str) -> list[
             order_by=["attributes.start_time ASC"],
             page_token=token,
         )
+        # by the tag, and not by a filter: in a filter of MLflow's no quote can be escaped
         runs.extend(run for run in page if run.data.tags.get("tuner.study") == study.name)
         token = page.token
         if not token:
@@ -316,7 +324,7 @@ def tags_of(
     """Give the tags that a run has from the beginning."""
     tags = {
         "mlflow.parentRunId": parent,
-        "mlflow.source.name": study.spec.workload.factory,
+        "mlflow.source.name": study.spec.workload.function,
         "mlflow.source.type": "LOCAL",
         "tuner.study": study.name,
         "tuner.trial": str(trial.number),
@@ -343,12 +351,13 @@ def _as_tags(tags: dict[str, str]) -> list[RunTag]:
 
 def _dataset(study: StudyRecord) -> DatasetInput:
     workload = study.workload
-    sizes = f'{{"num_rows": {workload["training_rows"]}}}'
+    rows = workload["training_rows"]
+    sizes = None if rows is None else f'{{"num_rows": {rows}}}'
     dataset = Dataset(
         name=workload["data_name"],
         digest=workload["data"],
         source_type="code",
-        source=f'{{"tags": {{"mlflow.source.name": "{study.spec.workload.factory}"}}}}',
+        source=f'{{"tags": {{"mlflow.source.name": "{study.spec.workload.function}"}}}}',
         profile=sizes,
     )
     return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])

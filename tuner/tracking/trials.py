@@ -61,6 +61,13 @@ class TrialPublisher:
         """Delete a study and its trials from Optuna's tables, so that they can be written anew."""
         self._storage.delete_study(self._study_id(study))
 
+    def erase(self, study: StudyRecord) -> None:
+        """Delete a study from Optuna's tables, if it is there."""
+        try:
+            self._storage.delete_study(self._storage.get_study_id_from_name(study.title))
+        except KeyError:
+            return
+
     def _due(self, study: StudyRecord) -> Iterator[tuple[TrialRecord, Publication | None]]:
         """Yield the trials of which there is something to publish, in order."""
         for trial, publication in self._publications.open_trials(study.id):
@@ -72,13 +79,14 @@ class TrialPublisher:
                 yield trial, publication
 
     def _study_id(self, study: StudyRecord) -> int:
-        name = study.name
         try:
-            return self._storage.get_study_id_from_name(name)
+            return self._storage.get_study_id_from_name(study.title)
         except KeyError:
             direction = StudyDirection[study.spec.study.direction.upper()]
-            study_id = self._storage.create_new_study([direction], name)
-            self._storage.set_study_user_attr(study_id, "tuner.study", name)
+            study_id = self._storage.create_new_study([direction], study.title)
+            self._storage.set_study_user_attr(study_id, "tuner.study", study.name)
+            if study.version > 1:
+                self._storage.set_study_user_attr(study_id, "tuner.version", study.version)
             self._storage.set_study_user_attr(study_id, "tuner.metric", study.spec.study.metric)
             return study_id
 
@@ -99,7 +107,7 @@ class TrialPublisher:
             number = self._storage.get_trial(trial_id).number
             if number != trial.number:
                 raise TunerError(
-                    f"Optuna's study {study.name!r} has trials that are not tuner's: trial "
+                    f"Optuna's study {study.title!r} has trials that are not tuner's: trial "
                     f"{trial.number} became {number} there; somebody else wrote to it"
                 )
             finished = template.state.is_finished()
@@ -126,6 +134,8 @@ def _template(trial: TrialRecord, study: StudyRecord) -> FrozenTrial:
     template = frozen(trial, study.spec)
     if trial.state != RUNNING:
         template.user_attrs = {"tuner.outcome": trial.state, "tuner.reason": trial.reason}
+    if trial.imported:
+        template.user_attrs["tuner.imported"] = True
     return template
 
 
@@ -142,7 +152,7 @@ def mismatches(
     storage: BaseStorage, study: StudyRecord, ours: Sequence[TrialRecord]
 ) -> Iterator[Mismatch]:
     """Compare Optuna's trials of a study with the ledger's."""
-    theirs = load(storage, study.name)
+    theirs = load(storage, study.title)
     if len(theirs) > len(ours):
         detail = f"Optuna has {len(theirs)} trials, the ledger {len(ours)}"
         yield Mismatch(FOREIGN, None, detail)

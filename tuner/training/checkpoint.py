@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,26 @@ def from_bytes(content: bytes) -> dict[str, Any]:
         ) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"expected a checkpoint, got a {type(state).__name__}")
+    return state
+
+
+def matching(content: bytes, expected: Mapping[str, Any], trial: int) -> dict[str, Any]:
+    """Restore a trainer's snapshot, if it was made under the same conditions.
+
+    `expected` is compared with the snapshot's `fingerprint`. Raises `ValueError`.
+    """
+    state = from_bytes(content)
+    found = state.get("fingerprint", {})
+    differences = [
+        f"{key}: expected {expected.get(key)!r}, got {found.get(key)!r}"
+        for key in sorted({*expected, *found})
+        if found.get(key) != expected.get(key)
+    ]
+    if differences:
+        raise ValueError(
+            f"the snapshot does not fit trial {trial} ({'; '.join(differences)}); start the trial "
+            "from step 0, or where the snapshot was made"
+        )
     return state
 
 

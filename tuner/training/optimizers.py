@@ -1,13 +1,139 @@
-"""The optimisers of a study, as torch has them."""
+"""The optimisers of a study: each a function from parameters, a rate and its own settings.
+
+They are torch's, and Lion. torch's defaults for `foreach` stand: its kernels go element by element,
+so they repeat to the bit. `fused` is never asked for: it rounds differently from one build of torch
+to the next.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
-from torch import Tensor
-from torch.optim import SGD, AdamW, Optimizer
+from torch import Tensor, optim
+from torch.optim import Optimizer
 
-from tuner.spec import ParameterValue
+from tuner.spec import ParameterValue, own
+from tuner.training.lion import Lion
+
+
+def sgd(
+    parameters: Iterable[Tensor], lr: float, *, momentum: float, nesterov: bool, weight_decay: float
+) -> Optimizer:
+    """Make torch's SGD."""
+    # without momentum there is nothing to look ahead along, and torch refuses
+    nesterov = nesterov and momentum > 0
+    return optim.SGD(
+        parameters, lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay
+    )
+
+
+def adam(
+    parameters: Iterable[Tensor],
+    lr: float,
+    *,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> Optimizer:
+    """Make torch's Adam."""
+    return optim.Adam(parameters, lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay)
+
+
+def adamw(
+    parameters: Iterable[Tensor],
+    lr: float,
+    *,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> Optimizer:
+    """Make torch's AdamW."""
+    return optim.AdamW(parameters, lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay)
+
+
+def nadam(
+    parameters: Iterable[Tensor],
+    lr: float,
+    *,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    momentum_decay: float,
+    decoupled_weight_decay: bool,
+) -> Optimizer:
+    """Make torch's NAdam."""
+    return optim.NAdam(
+        parameters,
+        lr,
+        betas=(beta1, beta2),
+        eps=eps,
+        weight_decay=weight_decay,
+        momentum_decay=momentum_decay,
+        decoupled_weight_decay=decoupled_weight_decay,
+    )
+
+
+def rmsprop(
+    parameters: Iterable[Tensor],
+    lr: float,
+    *,
+    alpha: float,
+    eps: float,
+    weight_decay: float,
+    momentum: float,
+    centered: bool,
+) -> Optimizer:
+    """Make torch's RMSprop."""
+    return optim.RMSprop(
+        parameters,
+        lr,
+        alpha=alpha,
+        eps=eps,
+        weight_decay=weight_decay,
+        momentum=momentum,
+        centered=centered,
+    )
+
+
+def adagrad(
+    parameters: Iterable[Tensor],
+    lr: float,
+    *,
+    eps: float,
+    weight_decay: float,
+    initial_accumulator_value: float,
+) -> Optimizer:
+    """Make torch's Adagrad."""
+    return optim.Adagrad(
+        parameters,
+        lr,
+        eps=eps,
+        weight_decay=weight_decay,
+        initial_accumulator_value=initial_accumulator_value,
+    )
+
+
+def lion(
+    parameters: Iterable[Tensor], lr: float, *, beta1: float, beta2: float, weight_decay: float
+) -> Optimizer:
+    """Make our Lion."""
+    return Lion(parameters, lr, betas=(beta1, beta2), weight_decay=weight_decay)
+
+
+OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {
+    "sgd": sgd,
+    "adam": adam,
+    "adamw": adamw,
+    "nadam": nadam,
+    "rmsprop": rmsprop,
+    "adagrad": adagrad,
+    "lion": lion,
+}
+"""Every optimiser by its name in a study file; its keywords are the parameters of that name."""
 
 
 def make(params: Mapping[str, ParameterValue], parameters: Iterable[Tensor]) -> Optimizer:
@@ -15,32 +141,21 @@ def make(params: Mapping[str, ParameterValue], parameters: Iterable[Tensor]) -> 
 
     `params` has `lr`, `optimizer`, and that optimiser's own, as in {"lr": 0.1, "optimizer": "sgd",
     "sgd.momentum": 0.9, "sgd.nesterov": False, "sgd.weight_decay": 0.0}; others are passed over.
-
-    torch's defaults for `foreach` stand: its kernels go element by element, so they repeat to the
-    bit. `fused` is never asked for: it rounds differently from one build of torch to the next.
     """
     name = str(params["optimizer"])
-    own = {
-        key.removeprefix(f"{name}."): float(value)
-        for key, value in params.items()
-        if key.startswith(f"{name}.")
-    }
-    lr = float(params["lr"])
-    if name == "sgd":
-        momentum = own["momentum"]
-        return SGD(
-            parameters,
-            lr=lr,
-            momentum=momentum,
-            # without momentum there is nothing to look ahead along, and torch refuses
-            nesterov=bool(own["nesterov"]) and momentum > 0,
-            weight_decay=own["weight_decay"],
-        )
-    assert name == "adamw", name
-    return AdamW(
-        parameters,
-        lr=lr,
-        betas=(own["beta1"], own["beta2"]),
-        eps=own["eps"],
-        weight_decay=own["weight_decay"],
-    )
+    return OPTIMIZERS[name](parameters, float(params["lr"]), **own(params, name))
+
+
+def restore(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load what `state_dict` gave, to the bit.
+
+    torch casts to the parameter's dtype on the way, also what was never of it: NAdam keeps its
+    product of momenta in single precision, and would go on in another one.
+    """
+    optimizer.load_state_dict(state)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, saved in state["state"].items():
+        loaded = optimizer.state[parameters[index]]
+        for key, value in saved.items():
+            if isinstance(value, Tensor) and value.dtype != loaded[key].dtype:
+                loaded[key] = value.to(loaded[key].device)

@@ -7,48 +7,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_
 
 from tuner.errors import WorkloadError
 from tuner.spec import StudySpec
-from tuner.training import checkpoint, guard, optimizers, schedules
-from tuner.training.guard import GuardState, Verdict
-from tuner.training.trainer import TRAIN_COLUMNS, Evaluation, Event, Status, Task
+from tuner.training import checkpoint, objective, optimizers, randomness
+from tuner.training.batches import BatchOrder, micro_batches
+from tuner.training.objective import NOTHING_YET, Progress
+from tuner.training.pace import Pace, pace
+from tuner.training.precision import Precision
+from tuner.training.segment import Segment
+from tuner.training.trainer import ENDED, Evaluation, Event, Status, Task
+from tuner.training.watch import Watch
 from tuner.training.workloads import Workload
-
-
-class BatchOrder:
-    """Which rows each step trains on, derived from the step alone, so that nothing is to be saved.
-
-    Every epoch is a permutation of its own, seeded by (seed, epoch), cut into whole batches; the
-    ragged rest is left out of that epoch. A batch as large as the data is all rows, in order.
-    """
-
-    def __init__(self, seed: int, rows: int, batch_size: int | str) -> None:
-        self._seed = seed
-        self._rows = rows
-        self._size = min(int(batch_size), rows) if batch_size != "full" else rows
-        self._epoch = -1
-        self._permutation = torch.arange(rows)
-
-    def rows(self, step: int) -> Tensor | None:  # int64 [batch]; None stands for all rows
-        """Give the rows of the batch of a step."""
-        if self._size == self._rows:
-            return None
-        epoch, batch = divmod(step, self._rows // self._size)
-        if epoch != self._epoch:
-            mixed = np.random.SeedSequence([self._seed, epoch]).generate_state(1, np.uint64)
-            generator = torch.Generator().manual_seed(int(mixed[0]))
-            self._permutation = torch.randperm(self._rows, generator=generator)
-            self._epoch = epoch
-        return self._permutation[batch * self._size : (batch + 1) * self._size]
 
 
 @dataclass(eq=False)
@@ -60,26 +37,16 @@ class _Member:
     parameters: list[nn.Parameter]  # the model's
     optimizer: torch.optim.Optimizer
     order: BatchOrder
-    rates: list[float]  # [step], the learning rate of every update
-    warmup: int  # steps
-    guard: GuardState  # of one trial
-    random: dict[str, Tensor]  # the trial's own global random state [byte] by device
+    pace: Pace
+    watch: Watch
+    precision: Precision
+    random: dict[str, Any]  # the trial's own global random state
+    accumulate: int  # micro-batches that the gradient of a batch is added up from
+    progress: Progress = NOTHING_YET
+    skipped: int = 0  # steps in a row that mixed precision left out
+    seconds: float = 0.0  # in training, before this call of `advance`
     step: int = 0  # updates so far; everything measured before and at it has been given out
     status: Status = Status.TRAINING
-    calm: float = -math.inf  # losses from 0 to here need no judging
-    unseen: list[float] = field(default_factory=list)  # [step], calm losses the guard has not seen
-
-
-@dataclass(eq=False)
-class _Segment:
-    """What one call of `advance` measures."""
-
-    losses: list[float] = field(default_factory=list)
-    grad_norms: list[float] = field(default_factory=list)
-    times: list[float] = field(default_factory=list)
-    evaluations: list[Evaluation] = field(default_factory=list)
-    reason: str = ""
-    stopped_step: int | None = None
 
 
 class ReferenceTrainer:
@@ -92,18 +59,21 @@ class ReferenceTrainer:
 
     capacity = 1
 
-    def __init__(self, workload: Workload, spec: StudySpec) -> None:
-        """Put the data where it is trained on.
+    def __init__(
+        self, workload: Workload, spec: StudySpec, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Put the data where it is trained on; `clock` gives seconds.
 
         Raises `WorkloadError` when the workload does not measure the study's metric.
         """
         if spec.study.metric not in workload.metric_names:
             raise WorkloadError(
                 f"[study] metric: expected one of {', '.join(workload.metric_names)}, which "
-                f"{spec.workload.factory} measures, got {spec.study.metric}"
+                f"{spec.workload.function} measures, got {spec.study.metric}"
             )
         self._workload = workload
         self._spec = spec
+        self._clock = clock
         self._device = torch.device(spec.training.device)
         self._dtype: torch.dtype = getattr(torch, spec.training.dtype)
         self._train = self._placed(workload.train_inputs), self._placed(workload.train_targets)
@@ -122,12 +92,19 @@ class ReferenceTrainer:
                 f"expected a free slot for trial {task.number}, got trial "
                 f"{self._member.task.number} in the only one; evict it first"
             )
-        state = None if task.snapshot is None else self._checked(task)
+        state = None
+        if task.snapshot is not None:
+            fingerprint = self._fingerprint(task)
+            state = checkpoint.matching(task.snapshot, fingerprint, task.number)
         member = self._built(task)
         if state is not None:
             member.model.load_state_dict(state["model"])
-            member.optimizer.load_state_dict(state["optimizer"])
-            member.guard = GuardState.of({k: v.numpy() for k, v in state["guard"].items()})
+            optimizers.restore(member.optimizer, state["optimizer"])
+            member.pace.restore(state["pace"])
+            member.watch.restore(state["guard"])
+            member.precision.restore(state["precision"])
+            member.progress = Progress(**state["progress"])
+            member.skipped, member.seconds = state["skipped"], state["seconds"]
             member.random = state["random"]
             member.step = state["step"]
             member.status = Status(state["status"])
@@ -136,40 +113,31 @@ class ReferenceTrainer:
     def advance(self, max_steps: int) -> list[Event]:
         """Train by up to `max_steps` updates, and not past a rung, divergence or the horizon.
 
-        A trial that is finished or diverged makes no event.
+        A trial that has ended makes no event.
         """
         member = self._member
-        if member is None or member.status in {Status.FINISHED, Status.DIVERGED}:
+        if member is None or member.status in ENDED:
             return []
-        segment, first = _Segment(), member.step
+        segment, began = Segment(member.step), self._clock()
         last = self._next_stop(member.step, max_steps)
         member.status = Status.TRAINING
-        with _randomness(member.random):
+        with randomness.swapped(member.random):
             if member.step == 0:
                 self._evaluate(member, segment)
             while member.step < last and member.status is Status.TRAINING:
                 self._update(member, segment)
                 if member.status is Status.TRAINING and member.step in self._evaluation_steps:
                     self._evaluate(member, segment)
-        self._catch_up(member)
+                if member.status is Status.TRAINING:
+                    self._watch_time(member, segment, began)
+        member.watch.catch_up()
+        member.seconds += self._clock() - began
         if member.status is Status.TRAINING and member.step == self._spec.training.steps:
             member.status = Status.FINISHED
         elif member.status is Status.TRAINING and member.step in self._rungs:
             member.status = Status.AT_RUNG
-        rates = member.rates[first : first + len(segment.losses)]
-        columns = (segment.losses, rates, segment.grad_norms)
-        return [
-            Event(
-                number=member.task.number,
-                first_step=first,
-                columns=dict(zip(TRAIN_COLUMNS, map(np.array, columns), strict=True)),
-                times=np.array(segment.times),
-                evaluations=tuple(segment.evaluations),
-                status=member.status,
-                reason=segment.reason,
-                stopped_step=segment.stopped_step,
-            )
-        ]
+        value = objective.value_of(self._spec, member.progress)
+        return [segment.event(member.task.number, member.status, value)]
 
     def evict(self, number: int) -> None:
         """Free the slot, whatever the trial's status."""
@@ -186,115 +154,130 @@ class ReferenceTrainer:
                 "status": member.status.value,
                 "model": member.model.state_dict(),
                 "optimizer": member.optimizer.state_dict(),
-                "guard": {k: torch.from_numpy(v) for k, v in member.guard.arrays().items()},
+                "pace": member.pace.state(),
+                "guard": member.watch.state(),
+                "precision": member.precision.state(),
+                "progress": asdict(member.progress),
+                "skipped": member.skipped,
+                "seconds": member.seconds,
                 "random": member.random,
             }
         )
 
     # --- one trial --------------------------------------------------------------------------
 
-    def _update(self, member: _Member, segment: _Segment) -> None:
+    def _update(self, member: _Member, segment: Segment) -> None:
         """Make the update from `member.step` to the next, unless the guard stops the trial."""
         step, (inputs, targets) = member.step, self._train
         rows = member.order.rows(step)
         if rows is not None:
             inputs, targets = inputs[rows], targets[rows]
+        rate = member.pace.rate(step)
         for group in member.optimizer.param_groups:
-            group["lr"] = member.rates[step]
+            group["lr"] = rate
         member.optimizer.zero_grad()
-        loss = self._workload.loss(member.model(inputs), targets)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = self._add_gradients(member, inputs, targets)
+        member.precision.unscale(member.optimizer)
         gradients = [p.grad.reshape(-1) for p in member.parameters if p.grad is not None]
         # one norm of one vector: for the few layers of a small model, a copy is the least work
-        grad_norm = torch.linalg.vector_norm(torch.cat(gradients)).item()
-        segment.losses.append(loss.item())
+        norm = torch.linalg.vector_norm(torch.cat(gradients))
+        grad_norm = norm.item()
+        segment.losses.append(loss)
+        segment.rates.append(rate)
         segment.grad_norms.append(grad_norm)
-        segment.times.append(time.monotonic())
-        if 0.0 <= segment.losses[-1] <= member.calm and math.isfinite(grad_norm):
-            member.unseen.append(segment.losses[-1])
-        else:
-            self._guard(member, segment, segment.losses[-1], grad_norm)
-        if member.status is Status.TRAINING:
-            member.optimizer.step()
-            member.step += 1
-
-    def _catch_up(self, member: _Member) -> None:
-        """Let the guard see the calm losses that it has not seen."""
-        member.guard = guard.absorb(member.guard, np.array([member.unseen]))
-        member.unseen = []
-
-    def _guard(self, member: _Member, segment: _Segment, loss: float, grad_norm: float) -> None:
-        """Let the guard judge the step."""
-        self._catch_up(member)
-        horizon, settings = self._spec.training.steps, self._spec.guard
-        baseline = self._workload.baseline_loss
-        member.guard, verdicts = guard.observe(
-            member.guard,
-            np.array([loss]),
-            np.array([grad_norm]),
-            horizon=horizon,
-            warmup=member.warmup,
-            baseline=baseline,
-            settings=settings,
-        )
-        member.calm = float(guard.calm_below(member.guard, settings)[0])
-        verdict = int(verdicts[0])
-        if verdict == Verdict.GO:
+        segment.times.append(self._clock())
+        skips = member.precision.may_skip and math.isfinite(loss) and not math.isfinite(grad_norm)
+        member.skipped = member.skipped + 1 if skips else 0
+        reason = member.watch.see(loss, 0.0 if skips else grad_norm)
+        if member.skipped >= self._spec.guard.skipped_steps:
+            reason = (
+                f"{member.skipped} steps in a row up to step {step} were skipped, as gradients "
+                f"were not finite in {self._spec.training.precision} however small their scale"
+            )
+        if reason:
+            member.status = Status.DIVERGED
+            segment.stopped_step, segment.reason = step, reason
             return
-        member.status = Status.DIVERGED
-        segment.stopped_step = member.step
-        segment.reason = guard.sentence(
-            verdict,
-            member.guard,
-            loss=loss,
-            grad_norm=grad_norm,
-            horizon=horizon,
-            baseline=baseline,
-            settings=settings,
-        )
+        if self._spec.training.clip_norm is not None and not skips:
+            clip_grads_with_norm_(member.parameters, self._spec.training.clip_norm, norm)
+        member.precision.step(member.optimizer)
+        member.step += 1
 
-    def _evaluate(self, member: _Member, segment: _Segment) -> None:
+    def _add_gradients(self, member: _Member, inputs: Tensor, targets: Tensor) -> float:
+        """Compute the gradients of a batch, whole or in parts, and give its loss."""
+        if member.accumulate == 1:
+            with member.precision.forward():
+                loss = self._workload.loss(member.model(inputs), targets)
+            member.precision.backward(loss)
+            return loss.item()
+        total = 0.0
+        for some, theirs, share in micro_batches(inputs, targets, member.accumulate):
+            with member.precision.forward():
+                part = self._workload.loss(member.model(some), theirs) * share
+            member.precision.backward(part)
+            total += part.item()
+        return total
+
+    def _watch_time(self, member: _Member, segment: Segment, began: float) -> None:
+        """End the trial where it is, evaluated, when its time is up."""
+        limit, steps = self._spec.training.seconds, self._spec.training.steps
+        if limit is None or member.step >= steps:
+            return
+        if member.seconds + self._clock() - began < limit:
+            return
+        if member.step not in self._evaluation_steps:
+            self._evaluate(member, segment)
+        if member.status is not Status.DIVERGED:
+            member.status = Status.FINISHED
+            segment.reason = f"its {limit:g} seconds were up at step {member.step} of {steps}"
+
+    def _evaluate(self, member: _Member, segment: Segment) -> None:
         """Measure at the parameters of now; numbers that are not finite end the trial."""
         inputs, targets = self._validation
         member.model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), member.precision.forward():
             outputs = member.model(inputs)
             measures = {"val_loss": self._workload.loss, **self._workload.metrics}
             metrics = {name: measure(outputs, targets).item() for name, measure in measures.items()}
         member.model.train()
         segment.evaluations.append(
-            Evaluation(step=member.step, time=time.monotonic(), metrics=metrics)
+            Evaluation(step=member.step, time=self._clock(), metrics=metrics)
         )
-        watched = {name: metrics[name] for name in ("val_loss", self._spec.study.metric)}
-        wrong = [f"{name} was {value}" for name, value in watched.items() if not np.isfinite(value)]
+        wrong = objective.not_finite(self._spec, metrics)
         if not all(bool(torch.isfinite(p).all()) for p in member.parameters):
             wrong.append("a parameter was not finite")
         if wrong:
             member.status = Status.DIVERGED
             segment.stopped_step = member.step
             segment.reason = f"{' and '.join(wrong)} at step {member.step}"
+            return
+        value = metrics[self._spec.study.metric]
+        member.pace.evaluated(member.step, value)
+        member.progress = objective.observed(self._spec, member.progress, member.step, value)
+        segment.reason = objective.out_of_patience(self._spec, member.progress)
+        if segment.reason:
+            member.status = Status.FINISHED
 
     def _built(self, task: Task) -> _Member:
         """Build a trial at step 0."""
         training = self._spec.training
-        # the device's generator beside the CPU's, since layers draw from the one where they are
-        generators = {"cpu": torch.Generator(), str(self._device): torch.Generator(self._device)}
-        random = {key: made.manual_seed(task.seed).get_state() for key, made in generators.items()}
-        with _randomness(random):
+        random = randomness.of_torch(task.seed, self._device)
+        with randomness.swapped(random):
             model = self._workload.model(task.seed, self._dtype).to(self._device, self._dtype)
         model.train()
         parameters = list(model.parameters())
-        multipliers = schedules.multipliers(task.params, training.steps)
+        planned = pace(task.params, training.steps, self._spec.study.direction)
         return _Member(
             task=task,
             model=model,
             parameters=parameters,
             optimizer=optimizers.make(task.params, parameters),
             order=BatchOrder(task.seed, len(self._train[0]), training.batch_size),
-            rates=(float(task.params["lr"]) * multipliers).tolist(),
-            warmup=schedules.warmup_steps(task.params, training.steps),
-            guard=guard.start(1, self._spec.guard),
+            pace=planned,
+            watch=Watch(self._spec, planned.warmup, self._workload.baseline_loss),
+            precision=Precision(training.precision, self._device),
             random=random,
+            accumulate=training.accumulate * 2**task.halvings,
         )
 
     # --- what belongs to the trainer ----------------------------------------------------------
@@ -317,54 +300,16 @@ class ReferenceTrainer:
         return data.to(self._device, dtype)
 
     def _fingerprint(self, task: Task) -> dict[str, Any]:
-        """Tell what a snapshot depends on; another trainer or device would round differently."""
+        """Tell what a snapshot depends on; another trainer or device would round differently.
+
+        Micro-batches are no part of it: a trial that ran out of memory goes on with smaller ones.
+        """
         return {
             "trainer": "reference",
             "device": self._device.type,
             "dtype": self._spec.training.dtype,
+            "precision": self._spec.training.precision or "float32",
             "steps": self._spec.training.steps,
             "seed": task.seed,
             **{f"params {key}": value for key, value in sorted(task.params.items())},
         }
-
-    def _checked(self, task: Task) -> dict[str, Any]:
-        """Read a task's snapshot and compare its fingerprint. Raises `ValueError`."""
-        assert task.snapshot is not None
-        state = checkpoint.from_bytes(task.snapshot)
-        found, expected = state.get("fingerprint", {}), self._fingerprint(task)
-        differences = [
-            f"{key}: expected {expected.get(key)!r}, got {found.get(key)!r}"
-            for key in sorted({*expected, *found})
-            if found.get(key) != expected.get(key)
-        ]
-        if differences:
-            raise ValueError(
-                f"the snapshot does not fit trial {task.number} ({'; '.join(differences)}); start "
-                "the trial from step 0, or where the snapshot was made"
-            )
-        return state
-
-
-@contextmanager
-def _randomness(own: dict[str, Tensor]) -> Iterator[None]:
-    """Swap a trial's random state [byte] of each device for the process's, and back after."""
-    before = {device: _random_state(device) for device in own}
-    for device, state in own.items():
-        _set_random_state(device, state)
-    try:
-        yield
-    finally:
-        own.update({device: _random_state(device) for device in own})
-        for device, state in before.items():
-            _set_random_state(device, state)
-
-
-def _random_state(device: str) -> Tensor:
-    return torch.get_rng_state() if device == "cpu" else torch.cuda.get_rng_state(device)
-
-
-def _set_random_state(device: str, state: Tensor) -> None:
-    if device == "cpu":
-        torch.set_rng_state(state)
-    else:
-        torch.cuda.set_rng_state(state, device)

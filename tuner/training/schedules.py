@@ -8,7 +8,9 @@ shortened trial keeps its shape; where torch has the same schedule, it is equal 
 All of them share a linear warm-up over w = round(warmup · horizon) steps, which leaves at least
 one step: at step t < w the multiplier is (t + 1)/(w + 1) of the schedule's first one, which is
 torch's `LinearLR(start_factor=1 / (w + 1), total_iters=w)`; then the schedule runs over the
-horizon - w steps that are left.
+horizon - w steps that are left, which are the horizon of the formulas below.
+
+The one schedule that needs more than the step, plateau, is in `tuner.training.pace`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from tuner.spec import ParameterValue
+from tuner.spec import ParameterValue, fractions, own
 
 Number: TypeAlias = float | Tensor
 
@@ -29,6 +31,35 @@ def constant(step: Number, horizon: Number, *, warmup: Number = 0.0) -> Tensor:
     """Give the same multiplier, 1, at every step."""
     _, _, risen = _after_warmup(step, horizon, warmup)
     return risen
+
+
+def linear(step: Number, horizon: Number, *, final: Number, warmup: Number = 0.0) -> Tensor:
+    """Follow a line from 1 to `final`, which would be reached at the horizon itself.
+
+    Equal to torch's `LinearLR(start_factor=1, end_factor=final, total_iters=horizon)`.
+    """
+    done, total, risen = _after_warmup(step, horizon, warmup)
+    return risen * _above(final, 1.0 - _share(done, total))
+
+
+def polynomial(
+    step: Number, horizon: Number, *, power: Number, final: Number, warmup: Number = 0.0
+) -> Tensor:
+    """Fall to `final` by a power of the share of the horizon that is left.
+
+    Equal to torch's `PolynomialLR(total_iters=horizon, power=power)` where `final` is 0.
+    """
+    done, total, risen = _after_warmup(step, horizon, warmup)
+    return risen * _above(final, (1.0 - _share(done, total)) ** _real(power))
+
+
+def exponential(step: Number, horizon: Number, *, final: Number, warmup: Number = 0.0) -> Tensor:
+    """Shrink by the same factor at every step, to `final` at the horizon itself.
+
+    Equal to torch's `ExponentialLR(gamma=final ** (1 / horizon))`.
+    """
+    done, total, risen = _after_warmup(step, horizon, warmup)
+    return risen * _real(final) ** _share(done, total)
 
 
 def step(
@@ -44,6 +75,20 @@ def step(
     return risen * _real(gamma) ** happened
 
 
+def multistep(
+    step: Number, horizon: Number, *, milestones: str, gamma: Number, warmup: Number = 0.0
+) -> Tensor:
+    """Multiply by `gamma` at each of some fractions of the horizon (torch's `MultiStepLR`).
+
+    A milestone is rounded to a whole step, and never to the first one.
+    """
+    done, total, risen = _after_warmup(step, horizon, warmup)
+    shares = _real(fractions(milestones))  # [milestone]
+    steps = torch.clamp(torch.round(shares * total.double()[..., None]), min=1.0)
+    happened = (done[..., None] >= steps).sum(dim=-1)
+    return risen * _real(gamma) ** happened
+
+
 def cosine(step: Number, horizon: Number, *, final: Number, warmup: Number = 0.0) -> Tensor:
     """Follow half a cosine from 1 to `final`, which would be reached at the horizon itself.
 
@@ -51,7 +96,39 @@ def cosine(step: Number, horizon: Number, *, final: Number, warmup: Number = 0.0
     (arXiv 1608.03983), without its restarts.
     """
     done, total, risen = _after_warmup(step, horizon, warmup)
-    return risen * _anneal(1.0, _real(final), done.double() / total.double())
+    return risen * _anneal(1.0, _real(final), _share(done, total))
+
+
+def cosine_restarts(
+    step: Number,
+    horizon: Number,
+    *,
+    cycles: Number,
+    growth: Number,
+    final: Number,
+    warmup: Number = 0.0,
+) -> Tensor:
+    """Follow half a cosine from 1 to `final`, `cycles` times, each `growth` times as long.
+
+    Equal to torch's `CosineAnnealingWarmRestarts(T_0, T_mult=growth, eta_min=final · lr)` where
+    T_0 = horizon / (1 + growth + ... + growth^(cycles - 1)) is whole (SGDR, arXiv 1608.03983).
+    Elsewhere a cycle begins at the first whole step at or after its share of the horizon, counted
+    in whole numbers, and ends where the next one begins.
+    """
+    done, total, risen = _after_warmup(step, horizon, warmup)
+    count, factor = _whole(cycles), _whole(growth)
+    number = torch.arange(int(count.max()))  # [cycle]
+    lengths = torch.where(number < count[..., None], factor[..., None] ** number, 0)
+    whole = lengths.sum(dim=-1)  # in units of T_0, as are begin and length
+    # a cycle is over once its end · horizon <= step · whole, in numbers below 2^63
+    passed = (done * whole) // total
+    begin, length = torch.zeros_like(passed), torch.ones_like(passed)
+    for _ in range(len(number) - 1):
+        over = begin + length <= passed
+        begin = torch.where(over, begin + length, begin)
+        length = torch.where(over, length * factor, length)
+    first, last = _ceil(begin * total, whole), _ceil((begin + length) * total, whole)
+    return risen * _anneal(1.0, _real(final), _share(done - first, last - first))
 
 
 def one_cycle(
@@ -79,11 +156,91 @@ def one_cycle(
     return risen * torch.where(at <= peak, rising, falling)
 
 
+def cyclic(
+    step: Number,
+    horizon: Number,
+    *,
+    mode: str,
+    cycles: Number,
+    base: Number,
+    final: Number,
+    warmup: Number = 0.0,
+) -> Tensor:
+    """Rise in a line from `base` to 1 and fall back, `cycles` times in equal lengths.
+
+    From cycle to cycle, or from step to step, the height above `base` goes as `mode` says (see
+    `HEIGHTS`). Equal to torch's `CyclicLR(base_lr=base · lr, max_lr=lr, step_size_up=s, mode=mode,
+    gamma=final ** (1 / horizon))` where the horizon is 2 · s · cycles (arXiv 1506.01186). Elsewhere
+    cycles begin as in `cosine_restarts`, and one of an odd length falls for a step more than it
+    rises; one of a single step is at its top.
+    """
+    done, total, risen = _after_warmup(step, horizon, warmup)
+    count = _whole(cycles)
+    cycle = done * count // total
+    first, last = _ceil(cycle * total, count), _ceil((cycle + 1) * total, count)
+    at, length = done - first, last - first
+    up = length // 2
+    rising, falling = _share(at, up.clamp(min=1)), _share(length - at, length - up)
+    way = torch.where(at < up, rising, falling)
+    height = HEIGHTS[mode](cycle.double(), _share(done, total), _real(final))
+    return risen * _above(base, way * height)
+
+
+HEIGHTS: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "triangular": lambda cycle, _share, _final: torch.ones_like(cycle),
+    "triangular2": lambda cycle, _share, _final: 0.5**cycle,
+    "exp_range": lambda _cycle, share, final: final**share,
+}
+"""The height of `cyclic` by its mode: of the cycle's number, the share that is over, `final`."""
+
+
+def inverse_sqrt(
+    step: Number, horizon: Number, *, timescale: Number, warmup: Number = 0.0
+) -> Tensor:
+    """Fall as one over the square root of 1 + step / (timescale · horizon).
+
+    With w steps of warm-up and a timescale of w + 1 steps it is the transformer's, relative to its
+    highest: min(s / (w + 1), sqrt((w + 1) / s)) at step s = t + 1 (arXiv 1706.03762, equation 3).
+    """
+    done, total, risen = _after_warmup(step, horizon, warmup)
+    return risen / torch.sqrt(1.0 + _share(done, total) / _real(timescale))
+
+
+def wsd(
+    step: Number, horizon: Number, *, decay: Number, shape: str, final: Number, warmup: Number = 0.0
+) -> Tensor:
+    """Stay at 1, then fall to `final` over the last round(decay · horizon) steps (warm-up aside).
+
+    Warm-up, stable, decay (MiniCPM, arXiv 2404.06395); the shapes of the decay are those of
+    arXiv 2405.18392, and would reach `final` at the horizon itself.
+    """
+    done, total, risen = _after_warmup(step, horizon, warmup)
+    length = torch.round(_real(decay) * total.double()).long().clamp(min=1)
+    share = _share((done - (total - length)).clamp(min=0), length)
+    return risen * _above(final, DECAYS[shape](share))
+
+
+DECAYS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "linear": lambda share: 1.0 - share,
+    "cosine": lambda share: _anneal(1.0, 0.0, share),
+    "1-sqrt": lambda share: 1.0 - torch.sqrt(share),
+}
+"""What is left of the rate in the decay of `wsd`, by its shape, from the share that is over."""
+
+
 SCHEDULES: Mapping[str, Callable[..., Tensor]] = {
     "constant": constant,
+    "linear": linear,
+    "polynomial": polynomial,
+    "exponential": exponential,
     "step": step,
+    "multistep": multistep,
     "cosine": cosine,
+    "cosine_restarts": cosine_restarts,
     "one_cycle": one_cycle,
+    "cyclic": cyclic,
+    "inverse_sqrt": inverse_sqrt,
+    "wsd": wsd,
 }
 """Every schedule by its name in a study file; its keywords are the parameters of that name."""
 
@@ -95,28 +252,16 @@ def multipliers(params: Mapping[str, ParameterValue], horizon: int) -> Tensor:
     "step.drops": 3, "step.warmup": 0.0}; others are passed over.
     """
     name = str(params["schedule"])
-    return SCHEDULES[name](torch.arange(horizon), horizon, **_own(params, name))
+    return SCHEDULES[name](torch.arange(horizon), horizon, **own(params, name))
 
 
 def warmup_steps(params: Mapping[str, ParameterValue], horizon: int) -> int:
-    """Count a trial's steps before its rate is at its highest.
+    """Count a trial's steps before its rate is at its highest, for the first time.
 
-    They are the linear warm-up and, for one_cycle, the rising phase too.
+    They are the linear warm-up and, for one_cycle and cyclic, the first rise too: until its end,
+    every step is at a rate that the trial has not had yet. Later rises lead where it has been.
     """
-    name = str(params["schedule"])
-    own = _own(params, name)
-    steps = int(_warmup_length(horizon, float(own.get("warmup", 0.0))))
-    if name == "one_cycle":
-        steps += max(0, math.ceil(float(own["pct_start"]) * (horizon - steps) - 1))
-    return steps
-
-
-def _own(params: Mapping[str, ParameterValue], name: str) -> dict[str, ParameterValue]:
-    """Pick the parameters of one schedule out of a trial's."""
-    prefix = f"{name}."
-    return {
-        key.removeprefix(prefix): value for key, value in params.items() if key.startswith(prefix)
-    }
+    return int(multipliers(params, horizon).argmax())
 
 
 def _after_warmup(step: Number, horizon: Number, warmup: Number) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,9 +286,23 @@ def _anneal(start: Number, end: Number, fraction: Tensor) -> Tensor:
     return end + (start - end) * (torch.cos(math.pi * fraction) + 1.0) / 2.0
 
 
+def _above(low: Number, height: Tensor) -> Tensor:
+    """Go from `low` at a height of 0 to 1 at a height of 1."""
+    return _real(low) + (1.0 - _real(low)) * height
+
+
+def _share(part: Tensor, whole: Tensor) -> Tensor:
+    return part.double() / whole.double()
+
+
+def _ceil(part: Tensor, whole: Tensor) -> Tensor:
+    """Divide whole numbers, rounding up."""
+    return -((-part) // whole)
+
+
 def _whole(number: Number) -> Tensor:
     return torch.as_tensor(number).long()
 
 
-def _real(number: Number) -> Tensor:
+def _real(number: Number | tuple[float, ...]) -> Tensor:
     return torch.as_tensor(number, dtype=torch.float64)

@@ -18,7 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
-from tuner.spec import ParameterValue, StudySpec
+from tuner.spec import Listed, ParameterValue, StudySpec
 
 TRAIN_COLUMNS = ("train_loss", "lr", "grad_norm")
 """The columns that every row of a curve has."""
@@ -32,6 +32,7 @@ class Task:
     seed: int  # of the initial parameters, the order of the data and the random state
     params: Mapping[str, ParameterValue]  # complete: lr, schedule, optimizer, and theirs
     snapshot: bytes | None = None  # go on from here instead of from step 0
+    halvings: int = 0  # of its micro-batches, as often as it ran out of memory
 
 
 class Status(Enum):
@@ -39,8 +40,13 @@ class Status(Enum):
 
     TRAINING = "training"  # advance it again
     AT_RUNG = "at rung"  # it was just evaluated at a rung; decide, then advance or evict
-    FINISHED = "finished"  # it was just evaluated at the horizon
+    FINISHED = "finished"  # at the horizon; or before it, and the reason says why
     DIVERGED = "diverged"  # the guard stopped it; the last row of the segment says where
+    FAILED = "failed"  # it cannot go on, and has no value; the reason says why
+
+
+ENDED = frozenset({Status.FINISHED, Status.DIVERGED, Status.FAILED})
+"""Where a member makes no more events."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +68,8 @@ class Event:
     times: np.ndarray  # float64 [step], seconds of a monotonic clock
     evaluations: tuple[Evaluation, ...]  # at steps in (first_step, next_step], and at 0
     status: Status
-    reason: str = ""  # the guard's sentence when it diverged
+    value: float | None = None  # the objective as of now, where it is at a rung or finished
+    reason: str = ""  # why it ended, unless that was at the horizon; without capital and full stop
     stopped_step: int | None = None  # the guard's: first non-finite step, or where it stopped
 
     @property
@@ -97,6 +104,11 @@ class Trainer(Protocol):
 
 
 def seed_of(spec: StudySpec, number: int) -> int:
-    """Derive the seed of a trial from the study's seed and the trial's number."""
-    sequence = np.random.SeedSequence([spec.study.seed, number])
+    """Derive the seed of a trial from the study's seed and the trial's number.
+
+    Trials of one round of a list share theirs, and it is none of another study's trials.
+    """
+    sampler = spec.search.sampler
+    entropy = [sampler.round(number), 1] if isinstance(sampler, Listed) else [number]
+    sequence = np.random.SeedSequence([spec.study.seed, *entropy])
     return int(sequence.generate_state(1, np.uint32)[0])

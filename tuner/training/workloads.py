@@ -92,16 +92,8 @@ def load(
     Modules of the current folder can be imported too. Raises `WorkloadError` when the module is
     not allowed, the factory cannot be found or called, or its workload cannot be trained.
     """
-    function = _find(factory, allowed_prefixes)
-    _source_digest(factory.partition(":")[0])  # of the source as it is now, when it is imported
-    try:
-        inspect.signature(function).bind(**arguments)
-    except TypeError as error:
-        given = ", ".join(f"{key} = {value!r}" for key, value in arguments.items()) or "none"
-        raise WorkloadError(
-            f"workload {factory}: {error}; expected arguments {inspect.signature(function)}, "
-            f"got {given}; mend [workload] arguments in the study file"
-        ) from error
+    function = find(factory, allowed_prefixes)
+    check_arguments(factory, function, (), arguments)
     try:
         workload = function(**arguments)
     except (Exception, SystemExit) as error:
@@ -125,7 +117,7 @@ def code_digest(factory: str, allowed_prefixes: Sequence[str] = ALLOWED_PREFIXES
 
     It is the source as it was when this process imported the workload, which is what runs here.
     """
-    _find(factory, allowed_prefixes)
+    find(factory, allowed_prefixes)
     return _source_digest(factory.partition(":")[0])
 
 
@@ -137,7 +129,24 @@ def _source_digest(module: str) -> str:
     return hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16]
 
 
-def _find(factory: str, allowed_prefixes: Sequence[str]) -> Callable[..., object]:
+def check_arguments(
+    name: str,
+    function: Callable[..., object],
+    before: Sequence[object],
+    arguments: Mapping[str, Any],
+) -> None:
+    """Check that a function takes what a study gives it. Raises `WorkloadError`."""
+    try:
+        inspect.signature(function).bind(*before, **arguments)
+    except TypeError as error:
+        given = ", ".join(f"{key} = {value!r}" for key, value in arguments.items()) or "none"
+        raise WorkloadError(
+            f"workload {name}: {error}; expected arguments {inspect.signature(function)}, "
+            f"got {given}; mend [workload] arguments in the study file"
+        ) from error
+
+
+def find(factory: str, allowed_prefixes: Sequence[str]) -> Callable[..., object]:
     """Import the module of a factory, if that is allowed, and get the function."""
     module_name, _, function_name = factory.partition(":")
     packages = [f"{prefix.removesuffix('.')}." for prefix in allowed_prefixes]
@@ -171,6 +180,7 @@ def _find(factory: str, allowed_prefixes: Sequence[str]) -> Callable[..., object
             f"workload {factory}: expected a function {function_name} in {module.__file__}, got "
             + ("no such name" if function is None else f"a {type(function).__name__}")
         )
+    _source_digest(module_name)  # of the source as it is now, when it is imported
     return function  # type: ignore[no-any-return]
 
 

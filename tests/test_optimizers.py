@@ -1,0 +1,185 @@
+"""Each optimiser is torch's with the settings of the study file; Lion is its authors'."""
+
+import math
+
+import pytest
+import torch
+from helpers import complete
+from torch import nn
+
+from tuner.spec import Space
+from tuner.training import checkpoint
+from tuner.training.lion import Lion
+from tuner.training.optimizers import OPTIMIZERS, make, restore
+
+# name in a study file, its settings there, torch's class, torch's settings
+CASES = [
+    ("sgd", {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-4}, torch.optim.SGD,
+     {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-4}),
+    ("adam", {"beta1": 0.8, "beta2": 0.95, "eps": 1e-6, "weight_decay": 0.1}, torch.optim.Adam,
+     {"betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1, "decoupled_weight_decay": False}),
+    ("adamw", {"beta1": 0.8, "beta2": 0.95, "eps": 1e-6, "weight_decay": 0.1}, torch.optim.AdamW,
+     {"betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}),
+    ("nadam", {"beta1": 0.8, "eps": 1e-6, "momentum_decay": 0.01, "decoupled_weight_decay": True,
+     "weight_decay": 0.1}, torch.optim.NAdam,
+     {"betas": (0.8, 0.999), "eps": 1e-6, "momentum_decay": 0.01, "decoupled_weight_decay": True,
+      "weight_decay": 0.1}),
+    ("rmsprop", {"alpha": 0.9, "eps": 1e-6, "momentum": 0.5, "centered": True}, torch.optim.RMSprop,
+     {"alpha": 0.9, "eps": 1e-6, "momentum": 0.5, "centered": True}),
+    ("adagrad", {"eps": 1e-6, "weight_decay": 0.1, "initial_accumulator_value": 0.2},
+     torch.optim.Adagrad, {"eps": 1e-6, "weight_decay": 0.1, "initial_accumulator_value": 0.2}),
+    ("lion", {"beta1": 0.8, "beta2": 0.95, "weight_decay": 0.1}, Lion,
+     {"betas": (0.8, 0.95), "weight_decay": 0.1}),
+]  # fmt: skip
+
+
+def trained(optimizer_of, steps=20):
+    """Minimise a small quartic; the parameter after each step."""
+    parameter = nn.Parameter(torch.linspace(-1, 2, 5, dtype=torch.float64))
+    optimizer = optimizer_of([parameter])
+    path = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (parameter**4 - parameter).sum().backward()
+        optimizer.step()
+        path.append(parameter.detach().clone())
+    return torch.stack(path)
+
+
+@pytest.mark.parametrize(("name", "own", "kind", "settings"), CASES)
+def test_settings_reach_the_optimizer(name, own, kind, settings):
+    params = complete(0.01, "constant", {"name": name, **own})
+    made = make(params, [nn.Parameter(torch.zeros(2))])
+    assert type(made) is kind
+    assert {key: made.defaults[key] for key in settings} == settings
+    assert made.defaults["lr"] == 0.01
+    ours = trained(lambda parameters: make(params, parameters))
+    theirs = trained(lambda parameters: kind(parameters, lr=0.01, **settings))
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("name", "own", "kind", "settings"), CASES)
+def test_the_defaults_are_torchs(name, own, kind, settings):
+    params = complete(0.01, "constant", name)
+    made = make(params, [nn.Parameter(torch.zeros(2))])
+    assert made.defaults == kind([nn.Parameter(torch.zeros(2))], lr=0.01).defaults
+
+
+def test_every_optimizer_is_tested():
+    assert [name for name, *_ in CASES] == list(OPTIMIZERS)
+
+
+def test_other_optimizers_parameters_are_passed_over():
+    params = complete(0.1, "constant", "sgd") | {"adamw.eps": 1.0}
+    assert isinstance(make(params, [nn.Parameter(torch.zeros(2))]), torch.optim.SGD)
+
+
+def test_nesterov_is_dropped_without_momentum():
+    params = complete(0.1, "constant", "sgd") | {"sgd.nesterov": True}
+    assert make(params, [nn.Parameter(torch.zeros(2))]).defaults["nesterov"] is False
+
+
+def test_the_default_space_can_be_made():
+    for choice in Space().optimizer:
+        params = complete(0.1, "constant", choice.name)
+        make(params, [nn.Parameter(torch.zeros(2))])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_state_is_restored_as_it_was(name, dtype):
+    """torch alone would give NAdam's product of momenta, in single precision, the parameter's."""
+    params = complete(0.01, "constant", name)
+    parameter = nn.Parameter(torch.linspace(-1, 2, 5, dtype=dtype))
+    optimizer = make(params, [parameter])
+    (parameter**4).sum().backward()
+    optimizer.step()
+    saved = checkpoint.from_bytes(checkpoint.to_bytes(optimizer.state_dict()))
+    other = make(params, [nn.Parameter(parameter.detach().clone())])
+    restore(other, saved)
+    before, after = optimizer.state_dict(), other.state_dict()
+    assert after["param_groups"] == before["param_groups"]
+    assert after["state"].keys() == before["state"].keys()
+    for index, states in before["state"].items():
+        for key, value in states.items():
+            again = after["state"][index][key]
+            assert (again.dtype, again.tolist()) == (value.dtype, value.tolist()), key
+
+
+# --- Lion -----------------------------------------------------------------------------------------
+
+
+def steps_of_lion(gradients, start, *, lr=0.1, betas=(0.9, 0.99), weight_decay=0.0):
+    parameter = nn.Parameter(torch.tensor(start, dtype=torch.float64))
+    optimizer = Lion([parameter], lr=lr, betas=betas, weight_decay=weight_decay)
+    path = []
+    for gradient in gradients:
+        parameter.grad = torch.tensor(gradient, dtype=torch.float64)
+        optimizer.step()
+        path.append(parameter.tolist())
+    return path, optimizer.state[parameter]["exp_avg"].tolist()
+
+
+def test_lion_by_hand():
+    # m = 0: c = 0.1 g, whose sign is g's; then m = 0.01 g
+    path, momentum = steps_of_lion([[3.0, -0.5, 0.0]], [1.0, 1.0, 1.0])
+    assert path == [pytest.approx([0.9, 1.1, 1.0])]
+    assert momentum == pytest.approx([0.03, -0.005, 0.0])
+
+
+def test_lions_momentum_outweighs_a_small_gradient_but_not_a_large_one():
+    # m = 0.5 · 8 = 4; c = 0.9 · 4 + 0.1 g is above 0 until g is below -36
+    small, _ = steps_of_lion([[8.0], [-35.0]], [0.0], betas=(0.9, 0.5))
+    large, momentum = steps_of_lion([[8.0], [-37.0]], [0.0], betas=(0.9, 0.5))
+    assert small == [pytest.approx([-0.1]), pytest.approx([-0.2])]
+    assert large == [pytest.approx([-0.1]), pytest.approx([0.0])]
+    assert momentum == pytest.approx([0.5 * 4 - 0.5 * 37])
+
+
+def test_lions_weight_decay_is_decoupled():
+    # p - lr · (sign(c) + wd · p), and the momentum does not see it
+    path, momentum = steps_of_lion([[1.0], [1.0]], [2.0], weight_decay=0.5)
+    first = 2.0 - 0.1 * (1 + 0.5 * 2.0)
+    assert path == [pytest.approx([first]), pytest.approx([first - 0.1 * (1 + 0.5 * first)])]
+    assert momentum == pytest.approx([0.01 + 0.99 * 0.01])
+
+
+def test_lion_converges_to_within_its_rate():
+    path = trained(lambda parameters: Lion(parameters, lr=0.001), steps=3000)
+    assert (path[-1] - 0.25 ** (1 / 3)).abs().max() < 0.1
+
+
+def test_lion_leaves_parameters_without_gradients_alone():
+    used, unused = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = Lion([used, unused], weight_decay=0.1)
+    used.sum().backward()
+    optimizer.step()
+    assert torch.equal(unused, torch.ones(2))
+    assert unused not in optimizer.state
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_lion_goes_on_from_a_snapshot_exactly(dtype):
+    def begin():
+        torch.manual_seed(0)
+        parameter = nn.Parameter(torch.randn(7, dtype=dtype))
+        return parameter, Lion([parameter], lr=0.01, weight_decay=0.1)
+
+    def advance(parameter, optimizer, steps):
+        for step in steps:
+            optimizer.zero_grad()
+            (parameter.square() * math.sin(step) - parameter).sum().backward()
+            optimizer.step()
+
+    with torch.random.fork_rng():
+        whole, optimizer = begin()
+        advance(whole, optimizer, range(30))
+        parameter, optimizer = begin()
+        advance(parameter, optimizer, range(11))
+        saved = checkpoint.to_bytes({"p": parameter.detach(), "optimizer": optimizer.state_dict()})
+        state = checkpoint.from_bytes(saved)
+        resumed = nn.Parameter(state["p"])
+        optimizer = Lion([resumed], lr=0.5)
+        optimizer.load_state_dict(state["optimizer"])
+        advance(resumed, optimizer, range(11, 30))
+    assert torch.equal(resumed, whole)

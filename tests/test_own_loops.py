@@ -1,0 +1,631 @@
+"""Train functions: a loop of one's own is guarded, pruned, recorded and resumed like a workload."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from sqlalchemy import select
+from torch import nn
+
+from studies import house_prices, wine
+from tests import helpers
+from tests.test_reference import (
+    ADAMW,
+    ASHA,
+    COSINE,
+    MOMENTUM,
+    advance,
+    assert_same,
+    curve_of,
+    dropout_net,
+    make_spec,
+    make_task,
+    regression,
+)
+from tuner import studyfile, submission, worker
+from tuner.errors import UsageError, WorkloadError
+from tuner.ledger import Ledger
+from tuner.ledger.tables import attempts
+from tuner.outcome import COMPLETED, FAILED, PRUNED
+from tuner.spec import StudySpec
+from tuner.training import functions
+from tuner.training.functions import TrainFunction
+from tuner.training.loop import StopTrial
+from tuner.training.own import LoopTrainer
+from tuner.training.reference import ReferenceTrainer
+from tuner.training.trainer import Status
+
+
+def function(call, **arguments) -> TrainFunction:
+    return TrainFunction(
+        name="tests:train", call=call, arguments=arguments, data_name="", data_digest=""
+    )
+
+
+def train(call, spec, task, chunks=()):
+    trainer = LoopTrainer(function(call), spec)
+    trainer.admit(task)
+    try:
+        return advance(trainer, chunks)
+    finally:
+        trainer.evict(task.number)
+
+
+def by_hand(trial, model=dropout_net, every=1):
+    """Train as anybody would; it has dropout, whose numbers come from torch's global state."""
+    data = regression()
+    net = model(trial.seed, torch.float64)
+    optimizer = trial.optimizer(net.parameters())
+    schedule = trial.schedule(optimizer)
+    if saved := trial.checkpoint.load():
+        net.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+    for step in range(trial.first_step, trial.steps):
+        if trial.evaluates(step) and not saved:
+            net.eval()
+            with torch.no_grad():
+                loss = nn.functional.mse_loss(net(data.validation_inputs), data.validation_targets)
+            net.train()
+            trial.report(step, val_loss=loss)
+        saved = None
+        noise = random.random() + np.random.rand()
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(net(data.train_inputs), data.train_targets) + 0.01 * noise
+        loss.backward()
+        norm = nn.utils.get_total_norm([p.grad for p in net.parameters()])
+        trial.report(step, train_loss=loss, grad_norm=norm)
+        optimizer.step()
+        schedule.step()
+        if step % every == every - 1:
+            if trial.evaluates(step + 1) and step + 1 < trial.steps:
+                continue  # it is saved after that evaluation
+            state = {"model": net.state_dict(), "optimizer": optimizer.state_dict()}
+            trial.checkpoint.save(state)
+    trial.report(trial.steps, val_loss=float(loss.detach()))
+
+
+def plain(trial):
+    """Descend (x - 2)², and report only what must be."""
+    x = 0.0
+    for step in range(trial.steps):
+        if trial.evaluates(step):
+            trial.report(step, val_loss=(x - 2) ** 2)
+        trial.report(step, train_loss=(x - 2) ** 2, grad_norm=2 * abs(x - 2))
+        x -= trial.rate(step) * 2 * (x - 2)
+    trial.report(trial.steps, val_loss=(x - 2) ** 2)
+
+
+# --- it is a trainer like the others ------------------------------------------------------------
+
+
+def test_it_measures_what_the_reference_trainer_does():
+    def loop(trial):
+        data = house_prices.line()
+        net = data.model(trial.seed, torch.float64)
+        optimizer = trial.optimizer(net.parameters())
+        schedule = trial.schedule(optimizer)
+        for step in range(trial.steps):
+            loss = data.loss(net(data.train_inputs), data.train_targets)
+            optimizer.zero_grad()
+            loss.backward()
+            norm = nn.utils.get_total_norm([p.grad for p in net.parameters()])
+            assert optimizer.param_groups[0]["lr"] == schedule.rate
+            trial.report(step, train_loss=loss, grad_norm=norm, lr=schedule.rate, val_loss=loss)
+            optimizer.step()
+            schedule.step()
+        with torch.no_grad():
+            loss = data.loss(net(data.train_inputs), data.train_targets)
+        trial.report(trial.steps, val_loss=loss)
+
+    spec = make_spec(steps=50, batch_size="full", evaluate_every=1)
+    workload = replace(house_prices.line(), metrics={})
+    for lr in (0.1, 0.13, 0.15):
+        task = make_task(lr=lr, schedule=COSINE if lr == 0.1 else make_task().params)
+        reference = ReferenceTrainer(workload, spec)
+        reference.admit(task)
+        ours, theirs = curve_of(train(loop, spec, task)), curve_of(advance(reference, []))
+        for name in ours[0]:
+            np.testing.assert_allclose(ours[0][name], theirs[0][name], rtol=1e-10)
+        assert [step for step, _ in ours[1]] == [step for step, _ in theirs[1]]
+        assert ours[2][0] is theirs[2][0]
+        assert ours[2][2] == theirs[2][2]
+
+
+def test_chunks_do_not_matter():
+    spec, task = make_spec(pruner=ASHA), make_task(optimizer=MOMENTUM, schedule=COSINE)
+    whole = curve_of(train(by_hand, spec, task))
+    assert whole[2][0] is Status.FINISHED
+    chooser = random.Random(1)
+    for chunks in ([1] * 60, [7] * 9, [chooser.randint(1, 9) for _ in range(60)]):
+        assert_same(curve_of(train(by_hand, spec, task, chunks)), whole)
+
+
+@pytest.mark.parametrize("every", [1, 4, 1000])
+def test_interrupted_and_resumed_it_measures_the_same_again(every):
+    """Rows come again from the last save on, the same to the bit, and none is left out."""
+
+    def loop(trial):
+        by_hand(trial, every=every)
+
+    spec, task = make_spec(pruner=ASHA), make_task(lr=0.01, optimizer=ADAMW, schedule=COSINE)
+    (rows, evaluations, _) = curve_of(train(loop, spec, task))
+    for seed in range(3):
+        chooser, current, seen, measured = random.Random(seed), task, {}, {}
+        for life in range(30):
+            trainer = LoopTrainer(function(loop), spec)
+            trainer.admit(current)
+            made = [e for _ in range(life + 1) for e in trainer.advance(chooser.randint(1, 12))]
+            for event in made:
+                for offset in range(len(event.times)):
+                    row = tuple(float(event.columns[name][offset]) for name in rows)
+                    assert seen.setdefault(event.first_step + offset, row) == row
+                for one in event.evaluations:
+                    assert measured.setdefault(one.step, dict(one.metrics)) == dict(one.metrics)
+            current = replace(task, snapshot=trainer.snapshot(task.number))
+            trainer.evict(task.number)
+            if made and made[-1].status is Status.FINISHED:
+                break
+        assert made[-1].status is Status.FINISHED
+        assert [seen[step] for step in range(50)] == list(zip(*rows.values(), strict=True))
+        assert sorted(measured.items()) == evaluations
+
+
+def test_the_random_states_of_the_process_are_left_alone():
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    train(by_hand, make_spec(pruner=ASHA), make_task(), [3, 3])
+    assert torch.equal(torch.get_rng_state(), before[0])
+    np.testing.assert_array_equal(np.random.get_state()[1], before[1])
+    assert random.getstate() == before[2]
+
+
+def test_it_stops_at_rungs():
+    spec = make_spec(steps=50, pruner=ASHA, evaluate_every=5)
+    events = train(plain, spec, make_task())
+    assert [(e.status, e.next_step) for e in events] == [
+        (Status.AT_RUNG, 6), (Status.AT_RUNG, 18), (Status.FINISHED, 50)
+    ]  # fmt: skip
+    evaluated = [[e.step for e in event.evaluations] for event in events]
+    assert evaluated == [[0, 5, 6], [10, 15, 18], [20, 25, 30, 35, 40, 45, 50]]
+    assert [event.value for event in events] == [
+        e.evaluations[-1].metrics["val_loss"] for e in events
+    ]
+
+
+def test_the_guard_stops_it_and_stop_trial_cleans_up():
+    cleaned = []
+
+    def loop(trial):
+        try:
+            plain(trial)
+        except Exception:
+            cleaned.append("an exception")
+            raise
+        finally:
+            cleaned.append("up")
+
+    events = train(loop, make_spec(), make_task(lr=1.1))
+    _, _, (status, reason, stopped) = curve_of(events)
+    assert (status, stopped) == (Status.DIVERGED, 15)
+    assert reason.startswith("the loss exploded")
+    assert cleaned == ["up"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_evaluation_that_is_not_finite_diverged(value):
+    def loop(trial):
+        trial.report(0, train_loss=1.0)
+        trial.report(1, val_loss=value)
+
+    _, _, ended = curve_of(train(loop, make_spec(), make_task()))
+    assert ended == (Status.DIVERGED, f"val_loss was {value} at step 1", 1)
+
+
+def test_an_evicted_function_ends_and_its_thread_too():
+    before = threading.active_count()
+    trainer = LoopTrainer(function(plain), make_spec())
+    trainer.admit(make_task())
+    trainer.advance(3)
+    assert threading.active_count() == before + 1
+    trainer.evict(7)
+    assert threading.active_count() == before
+    trainer.admit(make_task(number=8))
+    trainer.evict(8)  # before it was started
+
+
+def test_a_function_that_will_not_end_is_left_to_itself(caplog):
+    release = threading.Event()
+
+    def loop(trial):
+        try:
+            plain(trial)
+        finally:
+            release.wait()
+
+    trainer = LoopTrainer(function(loop), make_spec(), grace=0.01)
+    trainer.admit(make_task())
+    trainer.advance(3)
+    trainer.evict(7)
+    assert "did not end within 0.01 seconds of StopTrial" in caplog.text
+    release.set()
+
+
+@pytest.mark.parametrize(("last", "status"), [(False, Status.FAILED), (True, Status.FINISHED)])
+@pytest.mark.parametrize("leave", [lambda: None, StopTrial])
+def test_a_function_that_returns_early(last, status, leave):
+    def loop(trial):
+        for step in range(5):
+            trial.report(step, train_loss=1.0)
+        if last:
+            trial.report(5, val_loss=0.5)
+        if problem := leave():
+            raise problem
+
+    event = train(loop, make_spec(), make_task())[-1]
+    assert event.status is status
+    expected = "its function returned after 5 of 50 steps"
+    expected += "" if last else " without reporting val_loss at step 5"
+    assert event.reason == expected
+    assert event.value == (0.5 if last else None)
+
+
+def test_time_and_patience_hold_for_it_too():
+    ticks = iter(range(10**6))
+    trainer = LoopTrainer(function(plain), make_spec(seconds=30.0), clock=lambda: next(ticks))
+    trainer.admit(make_task())
+    (event,) = trainer.advance(1000)
+    assert event.status is Status.FINISHED
+    assert re.search(r"its 30 seconds were up at step \d+ of 50 and it was last", event.reason)
+    trainer.evict(7)
+    (event,) = train(plain, make_spec(patience=2), make_task(lr=1.0))  # which cycles for ever
+    assert event.reason.startswith("stopped early at step 10 of 50, as val_loss had not improved")
+
+
+MISUSES = {
+    "a step left out": (
+        lambda trial: (trial.report(0, train_loss=1), trial.report(5, train_loss=1)),
+        "expected step 1 next, got step 5; every step is reported, in order",
+    ),
+    "metrics too late": (
+        lambda trial: (trial.report(0, train_loss=1), trial.report(0, val_loss=1)),
+        "expected step 1 next, got step 0",
+    ),
+    "nothing": (lambda trial: trial.report(0), "expected train_loss or metrics, got neither"),
+    "no number": (lambda trial: trial.report(0, train_loss="x"), "train_loss: expected one number"),
+    "many numbers": (
+        lambda trial: trial.report(0, train_loss=torch.ones(2)), "expected one number, got Tensor"
+    ),
+    "another metric": (
+        lambda trial: trial.report(0, accuracy=1), "expected the study's metric val_loss among"
+    ),
+    "twice": (
+        lambda trial: (trial.report(0, val_loss=1), trial.report(0, val_loss=1)), "got them twice"
+    ),
+    "other metrics": (
+        lambda trial: (
+            trial.report(0, val_loss=1, a=1, train_loss=1), trial.report(1, val_loss=1)
+        ),
+        "expected the same metrics as before, val_loss, a, got val_loss",
+    ),
+    "a rung left out": (
+        lambda trial: [trial.report(step, train_loss=1) for step in range(9)],
+        "report of step 6: expected val_loss before or beside its train_loss",
+    ),
+    "a name": (lambda trial: trial.report(0, **{"hits@1": 1}), "named by letters, .* 'hits@1'"),
+    "a state": (
+        lambda trial: trial.checkpoint.save({"model": [nn.Linear(1, 1)]}),
+        r"state\['model'\]\[0\]: expected tensors, .* got Linear; save what it consists of",
+    ),
+    "loading late": (
+        lambda trial: (trial.report(0, train_loss=1), trial.checkpoint.load()),
+        "expected before the first report",
+    ),
+    "past the end": (
+        lambda trial: [trial.report(s, train_loss=1, val_loss=1) for s in range(51)],
+        "expected train_loss at steps 0 to 49, got step 50",
+    ),
+    "leaving": (lambda trial: sys.exit(3), "tests:train raised SystemExit"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "said"), MISUSES.values(), ids=MISUSES)
+def test_misuse_fails_the_trial_with_what_was_expected(call, said):
+    with pytest.raises((ValueError, TypeError, RuntimeError), match=said):
+        train(call, make_spec(pruner=ASHA), make_task())
+
+
+def test_a_trial_is_used_by_one_thread():
+    caught = []
+
+    def loop(trial):
+        def other():
+            try:
+                trial.report(0, train_loss=1.0)
+            except RuntimeError as error:
+                caught.append(str(error))
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+
+    train(loop, make_spec(), make_task())
+    assert caught[0].startswith("expected the trial to be used by the thread")
+
+
+def test_a_state_comes_back_as_it_was():
+    state = {
+        "array": np.arange(3.0), "tensor": torch.ones(2), "nested": [(1, None), {"a": np.int64(3)}],
+        "text": "x", 5: True, "counts": np.array([1, 2], np.uint32),
+    }  # fmt: skip
+    found = []
+
+    def loop(trial):
+        if loaded := trial.checkpoint.load():
+            found.append(loaded)
+            assert trial.first_step == 1
+            return
+        trial.report(0, train_loss=1.0)
+        trial.checkpoint.save(state)
+        state["tensor"].zero_()  # what is saved is a copy
+        trial.report(1, train_loss=1.0)
+
+    trainer = LoopTrainer(function(loop), make_spec())
+    trainer.admit(make_task())
+    trainer.advance(1)
+    snapshot = trainer.snapshot(7)
+    trainer.evict(7)
+    train(loop, make_spec(), replace(make_task(), snapshot=snapshot))
+    (loaded,) = found
+    np.testing.assert_array_equal(loaded["array"], state["array"])
+    assert loaded["counts"].dtype == np.uint32
+    assert torch.equal(loaded["tensor"], torch.ones(2))
+    assert loaded["nested"] == [(1, None), {"a": 3}]
+    assert (loaded["text"], loaded[5]) == ("x", True)
+
+
+def test_a_schedule_over_updates_of_ones_own():
+    rates = []
+
+    def loop(trial):
+        groups = SimpleNamespace(param_groups=[{"lr": 0.0}, {"lr": 0.0}])
+        schedule = trial.schedule(groups, total_steps=2 * trial.steps)
+        for step in range(trial.steps):
+            trial.report(step, train_loss=1.0, lr=schedule.rate)
+            for _ in range(2):
+                rates.append(groups.param_groups[1]["lr"])
+                schedule.step()
+        again = trial.schedule(groups, total_steps=2 * trial.steps)
+        again.load_state_dict(schedule.state_dict())
+        assert again.rate == schedule.rate == rates[-1]  # past the end, the last one
+        trial.report(trial.steps, val_loss=1.0)
+
+    task = make_task(schedule=COSINE)
+    (event,) = train(loop, make_spec(steps=20), task)
+    np.testing.assert_array_equal(event.columns["lr"], rates[::2])
+    assert len(set(rates)) == 40
+
+
+# --- studies ------------------------------------------------------------------------------------
+
+
+def own_spec(train="studies.wine:train", **tables) -> StudySpec:
+    content = {
+        "study": {"name": "own"},
+        "workload": {"train": train},
+        "training": {"steps": 18, "evaluate_every": 6},
+        "space": {"lr": [0.1, 0.001, 0.0001], "schedule": "cosine", "optimizer": "sgd"},
+        "search": {"sampler": "grid", "pruner": {"name": "median", "startup_trials": 1}},
+        "budget": {"trials": 3},
+    }
+    return StudySpec.model_validate_json(json.dumps(content | tables))
+
+
+def work(ledger: Ledger, folder, name, prefixes=("studies.", "tests.")) -> None:
+    stop = threading.Event()
+    worker.work(ledger, folder, names=[name], prefixes=prefixes, stop=stop, until_idle=True)
+
+
+def put(ledger: Ledger, spec: StudySpec, prefixes=("studies.", "tests.")):
+    return submission.submit(ledger, spec, submission.prepare(spec, prefixes))[0]
+
+
+def test_a_study_of_a_train_function(ledger: Ledger, tmp_path):
+    study = put(ledger, own_spec())
+    assert study.workload["data"] == wine.data_digest()
+    assert study.workload["data_name"].startswith("scikit-learn wine")
+    work(ledger, tmp_path, study.name)
+    first, second, third = ledger.trials(study.id)
+    assert (first.state, first.steps) == (COMPLETED, 18)
+    assert {second.state, third.state} == {PRUNED}
+    curve = ledger.curve(first.id)
+    assert curve.eval_steps.tolist() == [6, 12, 18]
+    assert curve.metrics.keys() == {"val_loss", "accuracy"}
+    assert curve.metrics["accuracy"][-1] > 0.95
+    assert first.value == curve.metrics["val_loss"][-1]
+
+
+def test_wine_resumes_exactly():
+    spec = own_spec(search={"sampler": "grid", "pruner": "none"})
+    task = make_task(lr=0.3, schedule=COSINE)
+    called = functions.load("studies.wine:train", {})
+
+    def eager(trial):
+        checkpoint = trial.checkpoint
+        trial.checkpoint = SimpleNamespace(due=True, load=checkpoint.load, save=checkpoint.save)
+        called(trial)
+
+    whole = curve_of(train(eager, spec, task))
+    trainer = LoopTrainer(function(eager), spec)
+    trainer.admit(task)
+    trainer.advance(8)
+    snapshot = trainer.snapshot(7)
+    trainer.evict(7)
+    rest = train(eager, spec, replace(task, snapshot=snapshot))
+    first = rest[0].first_step
+    assert first == 8
+    for name, column in curve_of(rest)[0].items():
+        np.testing.assert_array_equal(column, whole[0][name][first:])
+
+
+def document_example(folder: Path, monkeypatch: pytest.MonkeyPatch) -> StudySpec:
+    """Write down the module that the document shows, and give the study that it shows."""
+    text = (Path(__file__).parents[1] / "docs" / "own_loop.md").read_text()
+    code, study = (
+        re.findall(rf"```{kind}\n(.*?)```", text, flags=re.DOTALL)[0] for kind in ("python", "toml")
+    )
+    (folder / "mine").mkdir()
+    (folder / "mine" / "spirals.py").write_text(code)
+    monkeypatch.syspath_prepend(str(folder))
+    return studyfile.parse(study, "own_loop.md")
+
+
+def test_the_loop_of_the_document_trains(ledger: Ledger, tmp_path, monkeypatch):
+    spec = document_example(tmp_path, monkeypatch)
+    study = put(ledger, spec, ("mine.",))
+    work(ledger, tmp_path, study.name, ("mine.",))
+    counts = ledger.counts(study.id)
+    assert counts[COMPLETED] >= 1
+    assert counts[FAILED] == 0
+    best = ledger.best(study)
+    assert best is not None
+    assert ledger.curve(best.id).metrics["accuracy"][-1] > 0.9
+
+
+STOP = threading.Event()
+
+
+def stopping(trial):
+    """Tell the worker to stop, once, in the middle."""
+    x = torch.zeros(())
+    if saved := trial.checkpoint.load():
+        x = saved["x"]
+    for step in range(trial.first_step, trial.steps):
+        trial.report(step, train_loss=(x - 2) ** 2 + 0.1 * torch.rand(()))
+        x -= trial.rate(step) * 2 * (x - 2)
+        if trial.evaluates(step + 1):
+            trial.report(step + 1, val_loss=(x - 2) ** 2)
+        if step == 9 and not saved:
+            STOP.set()
+        if step % 4 == 3:
+            trial.checkpoint.save({"x": x})
+
+
+def test_a_worker_that_was_stopped_goes_on_and_the_curve_is_whole(ledger: Ledger, tmp_path):
+    from tests.test_own_loops import STOP  # the module as the worker imports it
+
+    curves = []
+    for name, stop in (("stopped", STOP), ("not", threading.Event())):
+        spec = own_spec(
+            study={"name": name},
+            workload={"train": "tests.test_own_loops:stopping"},
+            budget={"trials": 1},
+        )
+        study = put(ledger, spec)
+        if name == "stopped":
+            worker.work(
+                ledger, tmp_path, names=[name], prefixes=("tests.",), stop=stop, until_idle=True
+            )
+            assert [attempt.ending for attempt in ledger.attempts(study.id)] == ["interrupted"]
+        work(ledger, tmp_path, name)
+        (trial,) = ledger.trials(study.id)
+        assert (trial.state, trial.steps) == (COMPLETED, 18)
+        curves.append(ledger.curve(trial.id))
+    for name, column in curves[0].columns.items():
+        np.testing.assert_array_equal(column, curves[1].columns[name])
+    np.testing.assert_array_equal(curves[0].metrics["val_loss"], curves[1].metrics["val_loss"])
+
+
+def misfit(trial, width):
+    """Fail, and say where."""
+    raise KeyError(width)
+
+
+def test_an_error_in_the_function_fails_its_trial(ledger: Ledger, tmp_path):
+    spec = own_spec("tests.test_own_loops:misfit", workload={
+        "train": "tests.test_own_loops:misfit", "arguments": {"width": 3}
+    }, budget={"trials": 1})  # fmt: skip
+    study = put(ledger, spec)
+    work(ledger, tmp_path, study.name)
+    (trial,) = ledger.trials(study.id)
+    assert trial.state == FAILED
+    assert trial.reason.startswith("The training code raised KeyError: 3 (test_own_loops.py:")
+
+
+def test_what_is_wrong_with_a_train_function_is_said():
+    with pytest.raises(WorkloadError, match=r"missing a required argument: 'width'; expected"):
+        functions.load("tests.test_own_loops:misfit", {}, ("tests.",))
+    with pytest.raises(WorkloadError, match=r"begins with 'tuner\.' or 'studies\.', got"):
+        functions.load("tests.test_own_loops:misfit", {"width": 3})
+    spec = own_spec(study={"name": "own", "metric": "train_loss"})
+    with pytest.raises(UsageError, match=r"\[study\] metric: expected one that studies\.wine"):
+        submission.prepare(spec, ("studies.",))
+    with pytest.raises(WorkloadError, match="which is of batches"):
+        LoopTrainer(function(plain), spec)
+
+
+# --- out of memory ------------------------------------------------------------------------------
+
+
+def hungry(limit: int, kind: str = "device"):
+    """Make a workload that has memory for so many rows at once."""
+
+    def loss(outputs, targets):
+        if outputs.requires_grad and len(outputs) > limit:
+            if kind == "device":
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+        return nn.functional.mse_loss(outputs, targets)
+
+    return regression(loss=loss)
+
+
+def roomy():
+    return regression()
+
+
+def memory_study(ledger: Ledger, **arguments):
+    name = "hungry" if arguments else "roomy"
+    training = {"steps": 20, "batch_size": 16, "dtype": "float64"}
+    spec = helpers.spec(
+        study={"name": name},
+        workload={"factory": f"tests.test_own_loops:{name}", "arguments": arguments},
+        training=training,
+        budget={"trials": 1},
+    )
+    return put(ledger, spec)
+
+
+@pytest.mark.parametrize(("limit", "kind", "halved"), [(6, "device", 2), (8, "cpu", 1)])
+def test_out_of_memory_is_tried_again_with_smaller_micro_batches(
+    ledger: Ledger, tmp_path, limit, kind, halved
+):
+    study = memory_study(ledger, limit=limit, kind=kind)
+    work(ledger, tmp_path, study.name)
+    (trial,) = ledger.trials(study.id)
+    assert trial.state == COMPLETED
+    endings = [attempt.ending for attempt in ledger.attempts(study.id)]
+    assert endings == ["out_of_memory"] * halved + ["finished"]
+    assert ledger.attempts(study.id)[0].reason.startswith("out of memory with micro-batches of 16")
+    other = memory_study(ledger)
+    work(ledger, tmp_path, other.name)
+    plain = ledger.curve(ledger.trials(other.id)[0].id)
+    cut = ledger.curve(trial.id)
+    np.testing.assert_allclose(cut.columns["train_loss"], plain.columns["train_loss"], rtol=1e-9)
+
+
+def test_out_of_memory_with_single_rows_fails(ledger: Ledger, tmp_path):
+    study = memory_study(ledger, limit=0)
+    work(ledger, tmp_path, study.name)
+    (trial,) = ledger.trials(study.id)
+    assert (trial.state, trial.reason) == (FAILED, "Out of memory, even with micro-batches of 1.")
+    with ledger.engine.begin() as tx:
+        assert len(tx.execute(select(attempts)).all()) == 5

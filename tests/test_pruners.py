@@ -1,0 +1,423 @@
+"""Every pruner: its decisions are Optuna's own, diverged trials do not count, and it says why."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import warnings
+from typing import Any, get_args
+
+import numpy as np
+import optuna
+import pytest
+from helpers import (
+    cases,
+    claim,
+    completed,
+    decided,
+    diverged,
+    draw,
+    mirror_of,
+    spec,
+    submit,
+    went_on,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import (
+    HyperbandPruner,
+    MedianPruner,
+    NopPruner,
+    PatientPruner,
+    PercentilePruner,
+    SuccessiveHalvingPruner,
+)
+from optuna.trial import TrialState
+
+from tuner import curves
+from tuner.errors import StudyFileError
+from tuner.outcome import FAILED, Outcome
+from tuner.search import Search
+from tuner.spec.search import PrunerName
+from tuner.studyfile import json_schema, parse
+
+MEDIAN = {"name": "median", "startup_trials": 1}
+ASHA = {"name": "asha", "min_steps": 10, "reduction_factor": 2}
+HYPERBAND = {"name": "hyperband", "min_steps": 10, "reduction_factor": 2}
+
+
+def median() -> MedianPruner:
+    return MedianPruner(n_startup_trials=1)
+
+
+def asha() -> SuccessiveHalvingPruner:
+    return SuccessiveHalvingPruner(min_resource=10, reduction_factor=2)
+
+
+def hyperband() -> HyperbandPruner:
+    return HyperbandPruner(min_resource=10, max_resource=100, reduction_factor=2)
+
+
+def patient(wrapped: Any, **options: Any) -> PatientPruner:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return PatientPruner(wrapped, **options)
+
+
+PRUNERS: dict[str, tuple[dict[str, Any], Any]] = {
+    "none": ({"name": "none"}, NopPruner),
+    "median": (MEDIAN, median),
+    "median, late": (
+        {**MEDIAN, "warmup_steps": 35},
+        lambda: MedianPruner(n_startup_trials=1, n_warmup_steps=35),
+    ),
+    "percentile": (
+        {"name": "percentile", "percentile": 40.0, "startup_trials": 1, "min_trials": 2},
+        lambda: PercentilePruner(40.0, n_startup_trials=1, n_min_trials=2),
+    ),
+    "asha": (ASHA, asha),
+    "hyperband": (HYPERBAND, hyperband),
+    "patient": (
+        {"name": "patient", "wraps": "none", "patience": 1, "min_delta": 0.5},
+        lambda: patient(None, patience=1, min_delta=0.5),
+    ),
+    "patient median": (
+        {"name": "patient", "wraps": {**MEDIAN, "warmup_steps": 35}, "patience": 0},
+        lambda: patient(MedianPruner(n_startup_trials=1, n_warmup_steps=35), patience=0),
+    ),
+    "patient asha": (
+        {"name": "patient", "wraps": ASHA, "patience": 0},
+        lambda: patient(asha(), patience=0),
+    ),
+    "patient hyperband": (
+        {"name": "patient", "wraps": HYPERBAND, "patience": 0},
+        lambda: patient(hyperband(), patience=0),
+    ),
+}
+
+
+def study_of(ledger, pruner, *, direction="minimize", trials=20):
+    return submit(
+        ledger,
+        study={"name": "s", "direction": direction},
+        search={"pruner": PRUNERS[pruner][0]},
+        budget={"trials": trials},
+    )
+
+
+def taken(ledger, study):
+    """Claim a trial and give it parameters."""
+    held = claim(ledger, study)
+    draw(ledger, held)
+    return held
+
+
+def test_every_pruner_is_tested_here():
+    assert {table["name"] for table, _ in PRUNERS.values()} == set(get_args(PrunerName))
+
+
+# --- decisions --------------------------------------------------------------------------------
+
+VALUES = st.floats(-1e3, 1e3) | st.integers(0, 3).map(float)
+
+
+@pytest.mark.slow  # whole searches
+@pytest.mark.parametrize("name", PRUNERS)
+@settings(max_examples=4)
+@given(
+    direction=st.sampled_from(["minimize", "maximize"]),
+    order=st.lists(st.integers(0, 5), min_size=24, max_size=36),
+    values=st.lists(VALUES, min_size=36, max_size=36),
+)
+def test_decisions_are_those_of_optuna_on_the_same_reports(
+    new_ledger, name, direction, order, values
+):
+    """Six trials come to their rungs in any order, and two workers decide in turn."""
+    ledger = new_ledger()
+    study = study_of(ledger, name, direction=direction)
+    plain = optuna.create_study(direction=direction, pruner=PRUNERS[name][1](), study_name="s")
+    searches = [Search(study, ledger), Search(study, ledger)]
+    held = [taken(ledger, study) for _ in range(6)]
+    theirs = [plain.ask() for _ in range(6)]
+    ahead = {number: list(study.rungs) for number in range(6)}
+    for turn, (number, value) in enumerate(zip(order, values, strict=False)):
+        if number not in ahead:
+            continue
+        if not ahead[number]:
+            ledger.finish(held[number].lease, completed(value))
+            plain.tell(theirs[number], value)
+            del ahead[number]
+            continue
+        step = ahead[number].pop(0)
+        stopped = decided(ledger, searches[turn % 2], held[number], step, value)
+        theirs[number].report(value, step)
+        assert stopped == theirs[number].should_prune()
+        if stopped:
+            plain.tell(theirs[number], state=TrialState.PRUNED)
+            del ahead[number]
+    mine = mirror_of(ledger, study)
+    for trial in plain.get_trials():
+        same = mine.trial(trial.number)
+        assert (same.state, same.value) == (trial.state, trial.value)
+        assert same.intermediate_values == trial.intermediate_values
+        assert same.system_attrs == trial.system_attrs
+
+
+def decisions(ledger, pruner, ending, *, fresh=False, direction="minimize"):
+    """Run 12 trials one after another, each third of which ends as `ending`; give all decisions."""
+    study = study_of(ledger, pruner, direction=direction)
+    generator, found = np.random.default_rng(4), []
+    kept = Search(study, ledger)
+    for number in range(12):
+        held, level = taken(ledger, study), generator.uniform(1, 3)
+        if number % 3 == 1:
+            for step in study.rungs[:3] if ending.kind == "diverged" else ():
+                report = went_on(step, 1e9 if number % 2 else -1e9)
+                ledger.report(held.lease, curves.empty(), report, attrs={"completed_rung_0": 1e9})
+            ledger.finish(held.lease, ending)
+            continue
+        for step in study.rungs:
+            value = level + generator.normal()
+            search = Search(study, ledger) if fresh else kept
+            decision = search.decide(number, step, value)
+            found.append((number, step, decision))
+            if decided(ledger, search, held, step, value):
+                break
+        else:
+            ledger.finish(held.lease, completed(level))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("pruner", "direction"),
+    list(zip(PRUNERS, itertools.cycle(["minimize", "maximize"]), strict=False)),
+)
+def test_diverged_trials_do_not_count_and_a_fresh_search_decides_the_same(
+    new_ledger, pruner, direction
+):
+    """What they reported does not count either: it is as if they had failed before a rung."""
+    failed = Outcome(kind=FAILED, reason="It broke.")
+    found = decisions(new_ledger(), pruner, diverged(), direction=direction)
+    assert found == decisions(new_ledger(), pruner, failed, direction=direction, fresh=True)
+    if pruner != "none":
+        assert len({decision.prune for _, _, decision in found}) == 2
+
+
+# --- rungs ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pruner", "rungs"),
+    [
+        ("none", ()),
+        ({"name": "median", "warmup_steps": 75}, (75, 85, 95)),
+        ({"name": "percentile", "warmup_steps": 75}, (75, 85, 95)),
+        ("asha", (4, 12, 36)),
+        ("hyperband", (4, 12, 36)),
+        ({"name": "hyperband", "min_steps": 10, "reduction_factor": 3}, (10, 30, 90)),
+        ({"name": "patient", "wraps": "none"}, tuple(range(10, 100, 10))),
+        ({"name": "patient", "wraps": "asha"}, (4, 10, 12, 20, 30, 36, 40, 50, 60, 70, 80, 90)),
+    ],
+)
+def test_rungs_are_fixed_by_the_study(pruner, rungs):
+    made = spec(search={"pruner": pruner})
+    assert made.rungs() == rungs
+    assert set(rungs) <= set(made.evaluation_steps())
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 27, 81, 100, 243, 1000])
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_the_rungs_of_hyperband_are_those_of_all_its_brackets(steps, factor):
+    """Where a trial of bracket b must be judged: from the rung b on, whatever bracket it is in."""
+    made = spec(
+        training={"steps": steps},
+        search={"pruner": {"name": "hyperband", "reduction_factor": factor}},
+    )
+    theirs = HyperbandPruner(
+        min_resource=made.search.pruner.first_rung(steps),
+        max_resource=steps,
+        reduction_factor=factor,
+    )
+    theirs.prune(optuna.create_study(), optuna.trial.create_trial(value=0.0))
+    first = [one._min_resource * factor**one._min_early_stopping_rate for one in theirs._pruners]
+    expected = {rung for start in first for k in range(20) if (rung := start * factor**k) < steps}
+    assert set(made.rungs()) == expected
+
+
+def test_hyperband_spreads_trials_over_its_brackets(ledger):
+    study = study_of(ledger, "hyperband", trials=40)
+    search, found = Search(study, ledger), []
+    for _ in range(40):
+        held = taken(ledger, study)
+        reasons = [search.decide(held.trial.number, step, 1.0).reason for step in study.rungs]
+        found.append(sum("prunes from" in reason for reason in reasons))
+        ledger.finish(held.lease, completed(1.0))
+    counts = np.bincount(found)  # by how many rungs lie below the bracket's first
+    assert len(counts) == 4
+    assert counts.min() > 0
+
+
+# --- sentences --------------------------------------------------------------------------------
+
+
+def sentence(ledger, pruner, reports, step=30, *, direction="minimize"):
+    """Complete three trials with 1, 2 and 4 everywhere; give what is said of a fourth one."""
+    study = submit(
+        ledger,
+        study={"name": "s", "direction": direction},
+        search={"pruner": pruner},
+    )
+    search = Search(study, ledger)
+    for value in (1.0, 2.0, 4.0):
+        held = taken(ledger, study)
+        for rung in study.rungs:
+            attrs = {"completed_rung_0": value}
+            ledger.report(held.lease, curves.empty(), went_on(rung, value), attrs=attrs)
+        ledger.finish(held.lease, completed(value))
+    held = taken(ledger, study)
+    for rung, value in reports.items():
+        ledger.report(held.lease, curves.empty(), went_on(rung, value), attrs={})
+    return search.decide(3, step, 3.0).reason
+
+
+AT_30 = "val_loss was 3 at step 30, where 2 of the 3 other trials there were lower"
+SENTENCES = [
+    (
+        {"name": "median", "startup_trials": 1},
+        {},
+        f"Pruned by median: {AT_30}.",
+    ),
+    (
+        {"name": "median", "startup_trials": 1},
+        {20: 1.5},
+        f"Went on: {AT_30}.",
+    ),
+    (
+        {"name": "percentile", "startup_trials": 1, "percentile": 40.0},
+        {},
+        f"Pruned by percentile: {AT_30} and only the best 40 percent go on.",
+    ),
+    (
+        {"name": "patient", "wraps": MEDIAN, "patience": 0},
+        {10: 2.7, 20: 2.8},
+        (
+            f"Pruned by patient and median: {AT_30}; its last report was higher than its best "
+            "one before."
+        ),
+    ),
+    (
+        {"name": "patient", "wraps": "none", "patience": 1, "min_delta": 0.1},
+        {10: 2.7, 20: 3.5},
+        (
+            f"Pruned by patient: {AT_30}; its last 2 reports were higher than its best one "
+            "before by more than 0.1."
+        ),
+    ),
+    (
+        {"name": "patient", "wraps": MEDIAN, "patience": 0},
+        {10: 5.0, 20: 4.0},
+        f"Went on: {AT_30}.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("pruner", "reports", "said"), SENTENCES)
+def test_a_decision_says_what_happened(ledger, pruner, reports, said):
+    assert sentence(ledger, pruner, reports) == said
+
+
+@pytest.mark.parametrize(
+    ("min_steps", "reduction_factor", "said"),
+    [  # the bracket follows from the study's name and the trial's number
+        (5, 2, "Went on: val_loss was 3 at step 10, and bracket 3 prunes from step 40 on."),
+        (10, 3, "Pruned by hyperband: val_loss was 3 at step 10, where 1 of the 2 other trials of bracket 0 there were lower."),  # noqa: E501
+    ],
+)  # fmt: skip
+def test_a_decision_of_hyperband_names_the_bracket(ledger, min_steps, reduction_factor, said):
+    options = {"min_steps": min_steps, "reduction_factor": reduction_factor}
+    assert sentence(ledger, {"name": "hyperband", **options}, {}, 10) == said
+
+
+# --- in a study file --------------------------------------------------------------------------
+
+FILE = """
+study = { name = "x" }
+workload = { factory = "studies.digits:mlp" }
+training = { steps = 100 }
+space = { lr = 0.1, schedule = "cosine", optimizer = "adamw" }
+budget = { trials = 9 }
+"""
+
+
+@pytest.mark.parametrize("name", get_args(PrunerName))
+def test_a_pruner_is_named_alone(name):
+    pruner = parse(FILE, "x.toml", [f"search.pruner={name}"]).search.pruner
+    assert pruner.name == name
+    assert f'"{name}"' in json.dumps(json_schema()["$defs"]["SearchTable"])
+
+
+def test_what_a_pruner_wraps_has_options_too():
+    wraps = "{ name = 'asha', min_steps = 7 }"
+    override = f"search.pruner={{ name = 'patient', wraps = {wraps}, patience = 3 }}"
+    pruner = parse(FILE, "x.toml", [override]).search.pruner
+    assert (pruner.wraps.name, pruner.wraps.min_steps, pruner.patience) == ("asha", 7, 3)
+
+
+MISTAKES = """
+search.pruner=percentil
+    [search] pruner: expected one of asha, median, none, percentile, hyperband, patient, got
+    "percentil"; did you mean percentile?
+
+search.pruner={name='percentile', percentile=100}
+    [search.pruner] percentile: expected a number below 100, got 100
+
+search.pruner={name='percentile', warmup_steps=100}
+    [search.pruner] warmup_steps: expected a number below the 100 of [training] steps, so that
+    there is a rung, got 100
+
+search.pruner={name='hyperband', min_steps=200}
+    [search.pruner] min_steps: expected a number below the 100 of [training] steps, so that
+    there is a rung, got 200
+
+search.pruner={name='hyperband', reduction_factor=1}
+    [search.pruner] reduction_factor: expected a number of at least 2, got 1
+
+search.pruner={name='patient', patience=8}
+    [search.pruner] patience: expected a number of at most 7, as a trial reports 9 times, got 8
+
+search.pruner={name='patient', wraps='asah'}
+    [search.pruner] wraps: expected one of asha, hyperband, median, percentile, none, got "asah";
+    did you mean asha?
+
+search.pruner={name='patient', wraps={name='patient'}}
+    [search.pruner] wraps: expected one of asha, hyperband, median, percentile, none, got "patient"
+
+search.pruner={name='patient', wraps={name='asha', min_steps=0}}
+    [search.pruner.wraps] min_steps: expected a number of at least 1, got 0
+
+search.pruner={name='patient', wraps={name='asha', min_steps=100}}
+    [search.pruner.wraps] min_steps: expected a number below the 100 of [training] steps, so that
+    there is a rung, got 100
+
+search.pruner={name='patient', wraps={name='median', patience=1}}
+    [search.pruner.wraps] patience: expected one of name, startup_trials, warmup_steps, got an
+    unknown key; patience is a parameter of patient
+
+search.pruner={name='patient', wraps=3}
+    [search.pruner] wraps: expected a name or a table, got 3
+"""
+
+
+@pytest.mark.parametrize(("override", "line"), cases(MISTAKES))
+def test_a_mistake_in_a_pruner_is_named(override, line):
+    with pytest.raises(StudyFileError) as caught:
+        parse(FILE, "x.toml", [override])
+    assert caught.value.problems == [f"x.toml: {line}"]
+
+
+def test_patience_needs_two_reports():
+    with pytest.raises(StudyFileError) as caught:
+        parse(FILE, "x.toml", ["search.pruner=patient", "training.steps=2"])
+    (line,) = caught.value.problems
+    assert line.startswith("x.toml: [training] steps: expected enough of them for two reports")

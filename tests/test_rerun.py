@@ -1,0 +1,117 @@
+"""A trial again is the same to the last bit, or the first difference is named."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from helpers import contents
+from sqlalchemy import select, update
+from training_here import PREFIXES, submitted, train
+
+from tuner import rerunning
+from tuner.curves import Chunk
+from tuner.errors import NotFoundError, UsageError, WorkloadError
+from tuner.ledger.tables import chunks, studies
+
+
+@pytest.fixture
+def study(ledger, places):
+    return train(ledger, places, submitted(ledger))
+
+
+def falsify(ledger, trial, step, column, change):
+    """Change one stored value."""
+    with ledger.engine.execution_options(writes=True).begin() as tx:
+        row = tx.execute(select(chunks).where(chunks.c.trial_id == trial.id)).one()
+        chunk = Chunk.from_bytes(row.first_step, row.data)
+        table = chunk.columns if column in chunk.columns else chunk.metrics
+        at = step if column in chunk.columns else list(chunk.eval_steps).index(step)
+        table[column][at] = change(table[column][at])
+        here = chunks.c.trial_id == trial.id
+        tx.execute(update(chunks).where(here).values(data=chunk.to_bytes()))
+
+
+@pytest.mark.parametrize("number", range(4))  # the last one diverges
+def test_every_trial_repeats_itself_and_nothing_is_written(ledger, study, number):
+    before = contents(ledger)
+    found = rerunning.rerun(ledger, study, number, PREFIXES)
+    assert found.equal, found.sentence
+    assert found.sentence.startswith(f"Equal: trial {number} of 'line', ")
+    assert found.environment == {}
+    assert contents(ledger) == before
+
+
+def test_a_trial_that_was_pruned_is_compared_as_far_as_it_came(ledger, places):
+    median = {"name": "median", "startup_trials": 1}
+    study = train(
+        ledger,
+        places,
+        submitted(
+            ledger,
+            search={"sampler": "grid", "pruner": median},
+            space={"lr": [0.3, 0.01, 0.001], "schedule": "constant", "optimizer": "sgd"},
+        ),
+    )
+    trials = ledger.trials(study.id)
+    assert trials[1].state == "pruned"
+    assert 0 < trials[1].steps < 12
+    assert rerunning.rerun(ledger, study, 1, PREFIXES).equal
+
+
+@pytest.mark.parametrize(
+    ("step", "column"),
+    [(0, "train_loss"), (7, "grad_norm"), (11, "lr"), (0, "val_loss"), (12, "val_loss")],
+)
+def test_the_first_difference_is_named(ledger, study, step, column):
+    trial = ledger.trials(study.id)[1]
+    falsify(ledger, trial, step, column, lambda value: np.nextafter(value, math.inf))
+    found = rerunning.rerun(ledger, study, 1, PREFIXES)
+    assert found.difference is not None
+    assert (found.difference.step, found.difference.column) == (step, column)
+    assert found.difference.by is not None
+    assert 0 < -found.difference.by < 1e-12
+    assert f"{column} at step {step}" in found.sentence
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -0.0])
+def test_odd_numbers_differ_too_and_can_be_printed(ledger, study, value):
+    falsify(ledger, ledger.trials(study.id)[0], 3, "train_loss", lambda _: value)
+    found = rerunning.rerun(ledger, study, 0, PREFIXES)
+    assert not found.equal
+    assert repr(value) in found.sentence
+    json.dumps(found.as_json(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (1.0, 1.0, True),
+        (math.nan, math.nan, True),
+        (math.inf, math.inf, True),
+        (0.0, -0.0, False),
+        (1.0, math.nan, False),
+        (math.inf, -math.inf, False),
+    ],
+)
+def test_the_same_bits(one, other, same):
+    assert rerunning._same(one, other) == same
+
+
+def test_what_cannot_be_compared_is_said(ledger, study):
+    with pytest.raises(NotFoundError, match="no trial 99"):
+        rerunning.rerun(ledger, study, 99, PREFIXES)
+    empty = submitted(ledger, study={"name": "empty"})
+    claimed = ledger.claim(empty.id, "worker", {})
+    assert claimed is not None
+    with pytest.raises(UsageError, match="no curve"):
+        rerunning.rerun(ledger, empty, 0, PREFIXES)
+
+
+def test_other_code_is_refused(ledger, study):
+    with ledger.engine.execution_options(writes=True).begin() as tx:
+        tx.execute(update(studies).values(workload=dict(study.workload) | {"code": "other"}))
+    with pytest.raises(WorkloadError, match="code"):
+        rerunning.rerun(ledger, ledger.study("line"), 0, PREFIXES)

@@ -1,0 +1,86 @@
+"""Studies that tests train in their own process, and training them there."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tuner import submission
+from tuner.ledger import Ledger, StudyRecord
+from tuner.spec import StudySpec
+from tuner.storage import Addresses
+from tuner.training.workloads import Workload, digest_of
+from tuner.worker import work
+
+PREFIXES = ("tests.", "studies.")
+INPUTS = torch.linspace(-1.0, 1.0, 12, dtype=torch.float64).reshape(12, 1)
+
+
+def fitting(failing: bool = False) -> Workload:
+    """Fit a line by batches; `failing` raises once there are more rows than when it is checked."""
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        if failing and len(outputs) > 2:
+            raise RuntimeError(f"no such thing as {outputs.mean().item()}")
+        return nn.functional.mse_loss(outputs, targets)
+
+    targets = 3.0 * INPUTS
+    return Workload(
+        model=_line,
+        train_inputs=INPUTS,
+        train_targets=targets,
+        validation_inputs=INPUTS,
+        validation_targets=targets,
+        loss=loss,
+        metrics={},
+        baseline_loss=None,
+        data_name="a line",
+        data_digest=digest_of(INPUTS, targets),
+    )
+
+
+def _line(seed: int, dtype: torch.dtype) -> nn.Module:
+    generator = torch.Generator().manual_seed(seed)
+    line = nn.Linear(1, 1, dtype=dtype)
+    with torch.no_grad():
+        for parameter in line.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=dtype))
+    return line
+
+
+def line_spec(**tables: dict[str, Any]) -> StudySpec:
+    """Make a study of that line: a grid of rates, of which 0.3 is the best and 100 diverges."""
+    content: dict[str, dict[str, Any]] = {
+        "study": {"name": "line"},
+        "workload": {"factory": "tests.training_here:fitting"},
+        "training": {"steps": 12, "batch_size": 4, "evaluate_every": 4, "dtype": "float64"},
+        "space": {"lr": [0.01, 0.1, 0.3, 100.0], "schedule": "constant", "optimizer": "sgd"},
+        "search": {"sampler": "grid", "pruner": "none"},
+        "budget": {"trials": 4},
+    }
+    for name, table in tables.items():
+        content[name] = {**content[name], **table}
+    return StudySpec.model_validate(content)
+
+
+def submitted(ledger: Ledger, **tables: dict[str, Any]) -> StudyRecord:
+    """Put such a study into the ledger."""
+    spec = line_spec(**tables)
+    study, _ = submission.submit(ledger, spec, submission.prepare(spec, PREFIXES))
+    return study
+
+
+def train(ledger: Ledger, places: Addresses, study: StudyRecord) -> StudyRecord:
+    """Train what is left of a study, with no recorder."""
+    work(
+        ledger,
+        places.checkpoints,
+        names=[study.name],
+        prefixes=PREFIXES,
+        stop=threading.Event(),
+        until_idle=True,
+    )
+    return ledger.study(study.name)

@@ -1,0 +1,40 @@
+"""The command line: parses, calls one function, prints.
+
+Libraries that take long to import (torch, optuna, mlflow, pandas) are imported in the commands
+that need them, so that `tuner --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import NoReturn
+
+# One thread for the numerical libraries of samplers, before anything imports them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import click
+
+from tuner.cli import checking, database, governing, looking, tuning
+from tuner.cli.base import EXIT_INTERRUPTED, cli
+from tuner.errors import TunerError
+
+__all__ = ["checking", "cli", "database", "governing", "looking", "main", "tuning"]
+
+
+def main() -> NoReturn:
+    """Run the command line; every error of ours becomes a message and an exit code."""
+    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
+    try:
+        code = cli.main(prog_name="tuner", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        code = EXIT_INTERRUPTED
+    except TunerError as error:
+        click.echo(f"Error: {error}", err=True)
+        code = error.exit_code
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,84 @@
+"""What commands share: the group, options, addresses, the ledger, and printing."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from rich.console import Console
+
+from tuner import results, terminal
+from tuner.here import PREFIXES
+
+if TYPE_CHECKING:
+    from tuner.ledger import Reader, StudyRecord
+
+EXIT_NOTHING_COMPLETED = 3
+EXIT_INTERRUPTED = 130
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def with_json(command: Command) -> Command:
+    """Add the option --json."""
+    return click.option(
+        "--json",
+        "as_json",
+        is_flag=True,
+        help="Print one JSON object on standard output, everything else on standard error.",
+    )(command)
+
+
+def with_set(command: Command) -> Command:
+    """Add the option --set."""
+    return click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override a value of the study file, such as budget.trials=20; repeatable.",
+    )(command)
+
+
+def with_allow(command: Command) -> Command:
+    """Add the option --allow."""
+    return click.option(
+        "--allow",
+        "prefixes",
+        multiple=True,
+        default=PREFIXES,
+        show_default=True,
+        envvar="TUNER_ALLOW",
+        metavar="PREFIX",
+        help="Modules whose names begin so may be imported as workloads; repeatable.",
+    )(command)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="tuner")
+def cli() -> None:
+    """Find a learning rate and its schedule, record every loss curve, and prove what was found."""
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """Print the one JSON object of a command."""
+    click.echo(json.dumps(content))
+
+
+def print_results(console: Console, ledger: Reader, study: StudyRecord) -> None:
+    """Print the ranking of a study, what was stopped, the best trial, and where to look on."""
+    from tuner import report
+
+    trials = ledger.trials(study.id)
+    ranked = results.ranked(study, trials)[:10]
+    console.print(
+        report.ranking(study, trials, {one.number: ledger.curve(one.id) for one in ranked})
+    )
+    console.print(report.stopped(trials), soft_wrap=True)
+    terminal.say(console, results.best_in_words(study, ledger.best(study)), style="bold")
+    program, name = terminal.program(), shlex.quote(study.name)
+    terminal.say(console, f"Look at every curve: {program} ui")
+    terminal.say(console, f"All about this study: {program} status {name}")

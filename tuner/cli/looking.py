@@ -1,0 +1,116 @@
+"""Commands that look: studies, status, best, doctor, ui."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from tuner import here, results, terminal
+from tuner.cli.base import (
+    EXIT_NOTHING_COMPLETED,
+    cli,
+    print_json,
+    print_results,
+    with_json,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+@cli.command()
+@with_json
+def studies(as_json: bool) -> None:
+    """List the studies of this database."""
+    from tuner import summary
+
+    ledger = here.ledger()
+    found = [summary.of_state(ledger, study) for study in ledger.studies()]
+    if as_json:
+        print_json({"studies": found})
+        return
+    if not found:
+        click.echo("No studies yet; `tuner run FILE` makes one.")
+    for status in found:
+        counts = results.counts_in_words(status["trials"])
+        click.echo(
+            f"{status['title']}: {status['state']}, {counts} of {status['budget']['trials']}"
+        )
+
+
+@cli.command()
+@click.argument("name")
+@with_json
+def status(name: str, as_json: bool) -> None:
+    """Show the state of the study NAME: its trials, its best one, who works at it."""
+    from tuner import summary
+
+    ledger = here.ledger()
+    study = ledger.study(name)
+    found = summary.of_state(ledger, study)
+    if as_json:
+        print_json(found)
+        return
+    console = terminal.console()
+    counts = results.counts_in_words(found["trials"])
+    terminal.say(console, f"{study.title}: {found['state']}, {counts} of {study.limit}")
+    if study.reason:
+        terminal.say(console, study.reason)
+    for one in found["workers"]:
+        terminal.say(console, f"trial {one['trial']} is trained by {one['worker']}")
+    print_results(console, ledger, study)
+
+
+@cli.command()
+@click.argument("name")
+@with_json
+def best(name: str, as_json: bool) -> int:
+    """Show the best trial of the study NAME."""
+    from tuner import summary
+
+    ledger = here.ledger()
+    study = ledger.study(name)
+    if as_json:
+        print_json({"study": name, "best": summary.of_best(ledger, study)})
+    else:
+        click.echo(results.best_in_words(study, ledger.best(study)))
+    return 0 if ledger.best(study) else EXIT_NOTHING_COMPLETED
+
+
+@cli.command()
+@click.option("--repair", is_flag=True, help="Project again what does not match.")
+@with_json
+def doctor(repair: bool, as_json: bool) -> int:
+    """Prove that ledger, Optuna's trials and MLflow's runs match one to one."""
+    from dataclasses import asdict
+
+    from tuner import doctor as checks
+
+    engine, places = here.ledger().engine, here.places()
+    problems = checks.repair(engine, places) if repair else checks.examine(engine, places)
+    ok = all(problem.repaired for problem in problems)
+    if as_json:
+        print_json({"ok": ok, "problems": [asdict(problem) for problem in problems]})
+    else:
+        for one in problems:
+            where = one.study if one.trial is None else f"{one.study}, trial {one.trial}"
+            click.echo(f"{one.kind}: {where}: {one.detail}{' (repaired)' if one.repaired else ''}")
+        click.echo("Everything matches." if ok else "Not everything matches; try --repair.")
+    return 0 if ok else 1
+
+
+@cli.command()
+@click.option("--port", default=5000, show_default=True, help="Port on 127.0.0.1; 0: a free one.")
+@with_json
+def ui(port: int, as_json: bool) -> int:
+    """Open the MLflow UI on this database, on 127.0.0.1."""
+    from tuner import ui as server
+
+    def say(url: str) -> None:
+        if as_json:
+            print_json({"url": url})
+        else:
+            click.echo(f"MLflow UI: {url}/#/experiments?workflowType=machine_learning")
+
+    return server.serve(here.places(), port, say)

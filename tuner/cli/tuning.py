@@ -1,0 +1,167 @@
+"""Commands that tune: run, submit, worker, recorder."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tuner import here, studyfile, terminal
+from tuner.cli.base import (
+    EXIT_INTERRUPTED,
+    EXIT_NOTHING_COMPLETED,
+    cli,
+    print_json,
+    print_results,
+    with_allow,
+    with_json,
+    with_set,
+)
+from tuner.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from tuner.running import Ended
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@with_set
+@with_allow
+@with_json
+def run(file: Path, overrides: tuple[str, ...], prefixes: tuple[str, ...], as_json: bool) -> int:
+    """Submit the study FILE, train its trials here, show progress, and report.
+
+    Interrupted and run again, it goes on where it was.
+    """
+    began = time.monotonic()
+    spec = studyfile.load(file, overrides)
+    from tuner import progress, running, submission, summary
+
+    described = submission.prepare(spec, prefixes)
+    ledger, places = here.ledger(create=True), here.places()
+    study, created = submission.submit(ledger, spec, described)
+    console = terminal.console(stderr=as_json)
+    if created and study.version > 1:
+        terminal.say(console, submission.in_words(ledger, study, created=True))
+    with progress.shown(console, ledger, study):
+        ended = running.train(
+            ledger,
+            places.checkpoints,
+            names=[study.name],
+            prefixes=prefixes,
+            until_idle=True,
+            recorder=True,
+        )
+    study = ledger.study(study.name)
+    found = summary.of_run(ledger, study, places)
+    if as_json:
+        print_json(found | {"seconds": round(time.monotonic() - began, 1)})
+    else:
+        print_results(console, ledger, study)
+    said = running.closed_in_words(study)
+    if said:
+        click.echo(said[:1].upper() + said[1:] + ".", err=True)
+    if ended.interrupted:
+        click.echo(f"Interrupted; `tuner run {file}` goes on from the last checkpoint.", err=True)
+    return exit_code(ended, completed=found["best"] is not None)
+
+
+def exit_code(ended: Ended, *, completed: bool = True) -> int:
+    """Give the exit code of a command that trained, and say what is left to publish."""
+    if not ended.published:
+        click.echo(
+            "The trials are safe in the ledger, but not all of them are published: see above. "
+            "`tuner recorder --once` publishes the rest, once that can be reached.",
+            err=True,
+        )
+    if ended.interrupted:
+        return EXIT_INTERRUPTED
+    if not ended.published:
+        return UnavailableError.exit_code
+    return 0 if completed else EXIT_NOTHING_COMPLETED
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@with_set
+@with_allow
+@with_json
+def submit(
+    file: Path, overrides: tuple[str, ...], prefixes: tuple[str, ...], as_json: bool
+) -> None:
+    """Put the study FILE into the database, for workers to train."""
+    spec = studyfile.load(file, overrides)
+    from tuner import submission
+
+    described = submission.prepare(spec, prefixes)
+    ledger = here.ledger(create=True)
+    study, created = submission.submit(ledger, spec, described)
+    if as_json:
+        about = {"version": study.version, "created": created, "budget": study.limit}
+        print_json({"study": study.name, **about})
+    else:
+        click.echo(submission.in_words(ledger, study, created=created))
+        name = shlex.quote(study.name)
+        click.echo(f"Train it: {terminal.program()} worker --study {name} --until-idle")
+
+
+@cli.command()
+@click.option("--study", "names", multiple=True, help="Take trials of this study; repeatable.")
+@click.option("--until-idle", is_flag=True, help="End when there is nothing left to train.")
+@click.option("--recorder/--no-recorder", default=True, help="Publish beside training.")
+@with_allow
+@with_json
+def worker(
+    names: tuple[str, ...],
+    until_idle: bool,
+    recorder: bool,
+    prefixes: tuple[str, ...],
+    as_json: bool,
+) -> int:
+    """Train trials of open studies."""
+    from tuner import running
+
+    ledger = here.ledger()
+    ended = running.train(
+        ledger,
+        here.places().checkpoints,
+        names=names,
+        prefixes=prefixes,
+        until_idle=until_idle,
+        recorder=recorder,
+    )
+    if as_json:
+        studies = [ledger.study(name) for name in names] or ledger.studies()
+        print_json({"studies": {study.name: ledger.counts(study.id) for study in studies}})
+    return exit_code(ended)
+
+
+@cli.command()
+@click.option("--study", "names", multiple=True, help="Publish this study; repeatable.")
+@click.option("--until-closed", is_flag=True, help="End once standard input ends and all is done.")
+@click.option("--once", is_flag=True, help="Publish what there is, then end.")
+@with_json
+def recorder(names: tuple[str, ...], until_closed: bool, once: bool, as_json: bool) -> None:
+    """Publish the ledger into Optuna's tables and MLflow, until interrupted."""
+    from tuner.processes import told_to_stop
+    from tuner.tracking.recorder import record
+
+    ledger = here.ledger()
+    with told_to_stop("publishing the rest") as closing:
+        if once:
+            closing.set()
+        if until_closed:
+
+            def wait_for_the_end() -> None:
+                sys.stdin.buffer.read()
+                closing.set()
+
+            threading.Thread(target=wait_for_the_end, daemon=True).start()
+        record(ledger.engine, here.places(), names=names, closing=closing)
+    if as_json:
+        print_json({"published": [study.name for study in ledger.studies()]})

@@ -1,0 +1,35 @@
+"""How a trial failed, as a sentence; and the cause, which is what two failures have in common."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from pathlib import Path
+from typing import NamedTuple
+
+_SENTENCE = re.compile(r"The training code raised (\w+)(?:: .*)? \(([^()]*:\d+)\)\.", re.DOTALL)
+
+
+class Cause(NamedTuple):
+    """The type of an exception and the place that raised it; messages differ between trials."""
+
+    error: str
+    place: str  # file:line
+
+    def __str__(self) -> str:
+        return f"{self.error} at {self.place}"
+
+
+def sentence(error: BaseException) -> str:
+    """Say in one sentence that training code raised, what, and where."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    name = re.sub(r"[()]", "", Path(frame.filename).name)
+    message = (str(error).splitlines() or [""])[0]
+    what = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    return f"The training code raised {what} ({name}:{frame.lineno})."
+
+
+def cause(reason: str | None) -> Cause | None:
+    """Read the cause from what `sentence` made; None of any other reason."""
+    found = _SENTENCE.fullmatch(reason or "")
+    return None if found is None else Cause(found[1], found[2])

@@ -1,0 +1,130 @@
+"""Versions of a study: a changed space makes a new one, which knows what the earlier ones found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Connection, insert, select, update
+
+from tuner.errors import UsageError
+from tuner.ledger.reading import has_live_attempt, read_trials
+from tuner.ledger.records import OPEN, STOPPED, TrialRecord, titled
+from tuner.ledger.rows import cancel_if_stopped
+from tuner.ledger.tables import database_time, reports, studies, trials
+from tuner.outcome import COMPLETED, DIVERGED, PRUNED, RUNNING
+from tuner.spec import StudySpec
+
+
+def create(
+    tx: Connection, spec: StudySpec, version: int, *, limit: int, workload: Mapping[str, Any]
+) -> int:
+    """Make a version of a study, and stop the earlier ones; give its id.
+
+    Raises `UsageError` when Optuna and MLflow would call another study the same.
+    """
+    name, title = spec.study.name, titled(spec.study.name, version)
+    for row in tx.execute(select(studies.c.name, studies.c.version)):
+        if titled(row.name, row.version) == title:
+            other = f"version {row.version} of study {row.name!r}"
+            raise UsageError(
+                f"version {version} of study {name!r} would be called {title!r} in Optuna and "
+                f"MLflow, as {other} is already; give this study another name"
+            )
+    study_id = tx.execute(
+        insert(studies)
+        .values(
+            name=name,
+            version=version,
+            digest=spec.digest(),
+            spec=spec.model_dump_json(),
+            state=OPEN,
+            rungs=list(spec.rungs()),
+            workload=dict(workload),
+            attrs={},
+            limit=limit,
+            reserved=0,
+            next_number=0,
+            revision=1,
+            created_at=database_time(),
+        )
+        .returning(studies.c.id)
+    ).scalar_one()
+    if version > 1:
+        _stop_earlier(tx, name, version)
+        _import_earlier(tx, int(study_id), spec, version)
+    return int(study_id)
+
+
+def tried(tx: Connection, study_id: int) -> int:
+    """Count the different parameters that a study's imported trials have."""
+    here = trials.c.study_id == study_id
+    params = tx.scalars(select(trials.c.params).where(here, trials.c.imported)).all()
+    return len({json.dumps(one, sort_keys=True) for one in params})
+
+
+def _stop_earlier(tx: Connection, name: str, version: int) -> None:
+    """Stop the earlier versions. What is being trained goes on; what waits is cancelled."""
+    earlier = select(studies.c.id).where(studies.c.name == name, studies.c.version < version)
+    tx.execute(update(studies).where(studies.c.id.in_(earlier)).values(state=STOPPED))
+    waiting = select(trials.c.id).where(
+        trials.c.study_id.in_(earlier),
+        trials.c.state == RUNNING,
+        ~has_live_attempt(trials.c.id),
+    )
+    for trial_id in tx.scalars(waiting).all():
+        cancel_if_stopped(tx, trial_id)
+
+
+def _import_earlier(tx: Connection, study_id: int, spec: StudySpec, version: int) -> None:
+    """Copy what the earlier versions found within the new space: the first numbers are theirs.
+
+    Each trial comes from the version that trained it, so none comes twice. Failed and cancelled
+    ones found nothing. Attributes of samplers and pruners are about the version that they are of.
+    """
+    earlier = select(studies.c.id, studies.c.version).where(
+        studies.c.name == spec.study.name, studies.c.version < version
+    )
+    number = 0
+    for row in tx.execute(earlier.order_by(studies.c.version)).all():
+        own = (trials.c.study_id == row.id) & ~trials.c.imported
+        for trial in read_trials(tx, own & trials.c.state.in_((COMPLETED, PRUNED, DIVERGED))):
+            if trial.params is not None and spec.space.contains(trial.params):
+                _copy(tx, trial, row.version, study_id, number)
+                number += 1
+    tx.execute(update(studies).where(studies.c.id == study_id).values(next_number=number))
+
+
+def _copy(tx: Connection, trial: TrialRecord, version: int, study_id: int, number: int) -> None:
+    assert trial.params is not None
+    copied = tx.execute(
+        insert(trials)
+        .values(
+            study_id=study_id,
+            number=number,
+            imported=True,
+            params=dict(trial.params),
+            attrs={},
+            state=trial.state,
+            reason=f"Imported from trial {trial.number} of version {version}: {trial.reason}",
+            value=trial.value,
+            stopped_step=trial.stopped_step,
+            steps=trial.steps,
+            last_time=trial.last_time,
+            created_at=trial.created_at,
+            ended_at=trial.ended_at,
+            revision=1,
+        )
+        .returning(trials.c.id)
+    ).scalar_one()
+    for report in trial.reports:
+        tx.execute(
+            insert(reports).values(
+                trial_id=copied,
+                step=report.step,
+                value=report.value,
+                pruned=report.pruned,
+                reason=report.reason,
+            )
+        )

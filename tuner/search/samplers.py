@@ -1,0 +1,192 @@
+"""Optuna's samplers, made anew for each draw so that a draw depends on nothing but its history."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import (
+    BaseSampler,
+    CmaEsSampler,
+    GPSampler,
+    QMCSampler,
+    RandomSampler,
+    TPESampler,
+)
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+
+from tuner.search.space import (
+    GridSampler,
+    all_distributions,
+    grid,
+    shared_distributions,
+)
+from tuner.spec import CMAES, GP, QMC, TPE, Grid, Listed, ParameterValue, Random, Space, StudySpec
+
+LEARN_FROM_VALUES = (GP, CMAES)
+"""Samplers that learn from completed trials alone, by their values; tpe ranks pruned ones too."""
+
+
+def sampler_for(  # noqa: PLR0911 - one for each sampler
+    spec: StudySpec,
+    number: int,
+    imported: Sequence[Mapping[str, ParameterValue]] = (),
+    sources: Sequence[FrozenTrial] = (),
+) -> BaseSampler:
+    """Make the sampler that draws trial `number`; its seed is the study's and the trial's.
+
+    The first numbers are those of the `imported` trials. A grid leaves out what they tried, and
+    cmaes begins where the best of the `sources`, those of them that have values, are.
+    """
+    sequence = np.random.SeedSequence([spec.study.seed, number])
+    seed = int(sequence.generate_state(2, np.uint32)[1])
+    index = number - len(imported)
+    sampler = spec.search.sampler
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        match sampler:
+            case TPE():
+                return TPESampler(seed=seed, n_startup_trials=sampler.startup_trials)
+            case Random():
+                return RandomSampler(seed=seed)
+            case Grid():
+                untried = [params for params in grid(spec.space) if params not in imported]
+                return GridSampler(untried, index)
+            case Listed():
+                return GridSampler([sampler.combination(index)], 0)
+            case GP():
+                return GPSampler(
+                    seed=seed,
+                    n_startup_trials=sampler.startup_trials,
+                    warn_independent_sampling=False,
+                )
+            case QMC():
+                return IndexedQMCSampler(spec.space, index, sampler, seed=spec.study.seed)
+            case CMAES():
+                return RangeCmaEsSampler(spec.space, sampler, sources, seed=seed)
+
+
+class IndexedQMCSampler(QMCSampler):
+    """Gives trial n the n-th point of one sequence over the whole space.
+
+    Optuna's own counts asks on the study and takes the space from the first trial that ended, so
+    its points depend on the order of asks. Here every parameter of every schedule and optimiser
+    has a coordinate, and a trial uses those that it has.
+    """
+
+    def __init__(self, space: Space, index: int, options: QMC, *, seed: int) -> None:
+        super().__init__(
+            qmc_type=options.sequence,
+            scramble=options.scramble,
+            seed=seed,
+            warn_independent_sampling=False,
+        )
+        self._space = all_distributions(space)
+        self._index = index
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Give the whole space."""
+        return self._space
+
+    def _find_sample_id(self, study: Study, search_space: dict[str, BaseDistribution]) -> int:
+        return self._index
+
+
+class RangeCmaEsSampler(CmaEsSampler):
+    """Evolves the ranges that every trial has; draws the rest at random, as Optuna's own does.
+
+    Optuna's own takes the ranges that the trials so far have in common. When they become fewer,
+    since a second schedule is tried, it no longer fits its state and draws at random for good.
+    """
+
+    def __init__(
+        self, space: Space, options: CMAES, sources: Sequence[FrozenTrial], *, seed: int
+    ) -> None:
+        self._space = shared_distributions(space)
+        super().__init__(
+            seed=seed,
+            source_trials=_best_tenth(sources, self._space) or None,
+            n_startup_trials=options.startup_trials,
+            popsize=options.population,
+            warn_independent_sampling=False,
+        )
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Give the ranges that every trial has."""
+        return self._space
+
+    def _init_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Make the first state, without what happened to be in the memory that it was given.
+
+        The package allocates its record of recent values with `numpy.empty` and pickles all of
+        it, so that pieces of the process's memory would go into the database.
+        """
+        optimizer: Any = super()._init_optimizer(*args, **kwargs)
+        optimizer._funhist_values.fill(0.0)
+        return optimizer
+
+    def _restore_optimizer(self, completed_trials: list[FrozenTrial]) -> Any:
+        """Restore the state that the latest trial carries, if one does; see `StateUnpickler`."""
+        prefix = f"{self._attr_key_optimizer}:"
+        for trial in reversed(completed_trials):
+            parts = {
+                int(key.removeprefix(prefix)): str(value)
+                for key, value in trial.system_attrs.items()
+                if key.startswith(prefix)
+            }
+            if parts:
+                text = "".join(parts[index] for index in sorted(parts))
+                return StateUnpickler(io.BytesIO(bytes.fromhex(text))).load()
+        return None
+
+
+def _best_tenth(
+    sources: Sequence[FrozenTrial], space: Mapping[str, BaseDistribution]
+) -> list[FrozenTrial]:
+    """Give trials for a warm start, which takes the best tenth of them and no other parameters.
+
+    Fewer than ten are given more than once, so that the best tenth is the best one.
+    """
+    given = []
+    for source in sources:
+        trial = copy.copy(source)
+        trial.params = {key: source.params[key] for key in space}
+        trial.distributions = dict(space)
+        given.append(trial)
+    return given * -(-10 // len(given)) if given else []
+
+
+class StateUnpickler(pickle.Unpickler):
+    """Reads the state of CMA-ES and nothing else.
+
+    Optuna keeps it as a pickle in the database, and an ordinary unpickler runs whatever code is
+    named there: who may write to the database could run code in every worker.
+    """
+
+    _known = frozenset(
+        {
+            ("cmaes._cma", "CMA"),
+            ("numpy", "dtype"),
+            ("numpy", "ndarray"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "scalar"),
+        }
+    )
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        """Find what the state is made of. Raises `UnpicklingError` for anything else."""
+        if (module_name, global_name) not in self._known:
+            raise pickle.UnpicklingError(f"no part of CMA-ES: {module_name}.{global_name}")
+        return super().find_class(module_name, global_name)

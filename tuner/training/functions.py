@@ -1,0 +1,59 @@
+"""Train functions: loops of somebody's own, found by their name `module:function`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tuner.errors import WorkloadError
+from tuner.training import workloads
+from tuner.training.loop import Trial
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainFunction:
+    """A train function and what it is called with."""
+
+    name: str  # module:function
+    call: Callable[..., object]
+    arguments: Mapping[str, Any]
+    data_name: str  # for people
+    data_digest: str  # "" where the function does not say
+
+    def __call__(self, trial: Trial) -> None:
+        """Train."""
+        self.call(trial, **self.arguments)
+
+
+def load(
+    name: str,
+    arguments: Mapping[str, Any],
+    allowed_prefixes: Sequence[str] = workloads.ALLOWED_PREFIXES,
+) -> TrainFunction:
+    """Import a train function and check that it can be called.
+
+    Its optional attributes `data_digest` (a string, or a function that gives one) and `data_name`
+    say what it trains on; a worker with other data then refuses the study. Raises `WorkloadError`.
+    """
+    function = workloads.find(name, allowed_prefixes)
+    workloads.check_arguments(name, function, (None,), arguments)
+    digest = getattr(function, "data_digest", "")
+    try:
+        digest = digest() if callable(digest) else digest
+    except (Exception, SystemExit) as error:
+        raise WorkloadError(
+            f"train function {name}: its data_digest raised {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(digest, str):
+        raise WorkloadError(
+            f"train function {name}: expected a string, or a function that gives one, as its "
+            f"data_digest, got {type(digest).__name__}"
+        )
+    return TrainFunction(
+        name=name,
+        call=function,
+        arguments=dict(arguments),
+        data_name=str(getattr(function, "data_name", f"data of {name}")),
+        data_digest=digest,
+    )

@@ -1,0 +1,362 @@
+"""The trainer of train functions: each runs in a thread of its own, one step ahead of nobody.
+
+Either the function's thread runs or the trainer's, never both: `report` hands over and waits where
+`advance` must return, so a function's curve depends on nothing that happens in between.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from tuner.errors import WorkloadError
+from tuner.spec import StudySpec
+from tuner.training import checkpoint, objective, randomness, schedules, states
+from tuner.training.functions import TrainFunction
+from tuner.training.loop import OWN_NAMES, StopTrial, Trial
+from tuner.training.objective import NOTHING_YET, Progress
+from tuner.training.segment import Segment
+from tuner.training.trainer import ENDED, Evaluation, Event, Status, Task
+from tuner.training.watch import Watch
+
+GRACE_SECONDS = 30.0
+"""How long an evicted function may take to clean up before its thread is left to itself."""
+
+log = logging.getLogger(__name__)
+
+
+class _Member:
+    """The trial that is being trained: a `Recorder`, and the thread of its function.
+
+    What is public is called by the trainer's thread, except for the methods of a recorder, which
+    the function's thread calls while the trainer's waits.
+    """
+
+    def __init__(
+        self,
+        function: TrainFunction,
+        task: Task,
+        spec: StudySpec,
+        clock: Callable[[], float],
+        grace: float,
+    ) -> None:
+        self.task = task
+        self.status = Status.TRAINING
+        self.random = randomness.of_everything(task.seed, _device(spec))
+        self.saved: dict[str, Any] | None = None  # what `save` kept last
+        self.seconds = 0.0  # in training, before this call of `advance`
+        self.first_step = 0
+        self._function = function
+        self._spec = spec
+        self._clock = clock
+        self._grace = grace
+        self._rungs = frozenset(spec.rungs())
+        self._watch = Watch(spec, schedules.warmup_steps(task.params, spec.training.steps), None)
+        self._progress = NOTHING_YET
+        self._step = 0  # rows so far
+        self._names: list[str] = []  # of metrics, once some were reported
+        self._segment = Segment(0)
+        self._rows = 0  # that the segment may have
+        self._began = self._saved_at = clock()
+        self._error: BaseException | None = None
+        self._over = False  # the function shall end
+        self._returned = False
+        self._theirs, self._ours = threading.Semaphore(0), threading.Semaphore(0)
+        self._thread = threading.Thread(target=self._run, name=f"trial {task.number}", daemon=True)
+
+    # --- the trainer's side
+
+    def advance(self, rows: int) -> Event:
+        """Let the function run until it has made so many rows, or there is something to decide."""
+        self._rows, self._segment = rows, Segment(self._step)
+        self._began = self._clock()
+        self.status = Status.TRAINING
+        with randomness.swapped(self.random):
+            self._hand_over()
+        self.seconds += self._clock() - self._began
+        self._watch.catch_up()
+        if self._error is not None:
+            raise self._error
+        if self.status is Status.TRAINING and self._returned:
+            self._conclude()
+        value = objective.value_of(self._spec, self._progress)
+        return self._segment.event(self.task.number, self.status, value)
+
+    def end(self) -> None:
+        """Have the function end, wherever it is."""
+        self._over = True
+        if not self._thread.is_alive():
+            return
+        with randomness.swapped(self.random):
+            self._theirs.release()
+            self._thread.join(self._grace)
+        if self._thread.is_alive():
+            log.warning(
+                "trial %d: %s did not end within %g seconds of StopTrial; its thread is left to "
+                "itself",
+                self.task.number,
+                self._function.name,
+                self._grace,
+            )
+
+    def _hand_over(self) -> None:
+        if self._thread.ident is None:
+            self._thread.start()
+        else:
+            self._theirs.release()
+        self._ours.acquire()
+
+    def _conclude(self) -> None:
+        """Say how a trial ended whose function returned."""
+        steps, step = self._spec.training.steps, self._step
+        if self._progress.last_step == step and (step > 0 or steps == 0):
+            self.status = Status.FINISHED
+            if step < steps:
+                self._segment.reason = f"its function returned after {step} of {steps} steps"
+            return
+        self.status = Status.FAILED
+        self._segment.reason = (
+            f"its function returned after {step} of {steps} steps without reporting "
+            f"{self._spec.study.metric} at step {step}"
+        )
+
+    # --- the function's side
+
+    def _run(self) -> None:
+        try:
+            self._function(Trial(self.task, self._spec, self))
+        except StopTrial:
+            pass
+        except Exception as error:  # the trainer's thread raises it
+            self._error = None if self._over else error
+        except BaseException as error:
+            self._error = RuntimeError(f"{self._function.name} raised {type(error).__name__}")
+            self._error.__cause__ = error
+        finally:
+            self._returned = True
+            self._ours.release()
+
+    def _pause(self) -> None:
+        """Let the trainer's thread run until it wants to go on."""
+        self._ours.release()
+        self._theirs.acquire()
+        self._check()
+
+    def _check(self) -> None:
+        if self._over:
+            raise StopTrial
+        if threading.current_thread() is not self._thread:
+            raise RuntimeError(
+                "expected the trial to be used by the thread of its train function, "
+                f"got {threading.current_thread().name}"
+            )
+
+    def _stop(self, status: Status, reason: str, step: int | None = None) -> None:
+        self.status, self._segment.reason, self._segment.stopped_step = status, reason, step
+        self._pause()
+        raise AssertionError("a trial that has ended was advanced")
+
+    def report(
+        self, step: int, row: tuple[float, float, float] | None, metrics: Mapping[str, float]
+    ) -> None:
+        """Take in metrics, then a row."""
+        self._check()
+        if step != self._step:
+            what = f"step {self._step} next"
+            hint = "every step is reported, in order, and metrics before the next train_loss"
+            if self._step == self._spec.training.steps:
+                what = f"metrics at step {self._step}, the last"
+            raise ValueError(f"report: expected {what}, got step {step}; {hint}")
+        if metrics:
+            self._evaluate(metrics)
+        if row is not None:
+            self._add(*row)
+
+    def _evaluate(self, metrics: Mapping[str, float]) -> None:
+        metric, step = self._spec.study.metric, self._step
+        if metric not in metrics:
+            raise ValueError(
+                f"report of step {step}: expected the study's metric {metric} among the metrics, "
+                f"got {', '.join(metrics)}"
+            )
+        self._names = self._names or list(metrics)
+        if set(metrics) != set(self._names):
+            raise ValueError(
+                f"report of step {step}: expected the same metrics as before, "
+                f"{', '.join(self._names)}, got {', '.join(metrics)}"
+            )
+        if self._progress.last_step == step:
+            raise ValueError(f"report of step {step}: expected its metrics once, got them twice")
+        ordered = {name: metrics[name] for name in self._names}
+        self._segment.evaluations.append(Evaluation(step=step, time=self._clock(), metrics=ordered))
+        wrong = objective.not_finite(self._spec, ordered)
+        if wrong:
+            self._stop(Status.DIVERGED, f"{' and '.join(wrong)} at step {step}", step)
+        self._progress = objective.observed(self._spec, self._progress, step, metrics[metric])
+        reason = objective.out_of_patience(self._spec, self._progress)
+        if reason:
+            self._stop(Status.FINISHED, reason)
+        if step in self._rungs:
+            self.status = Status.AT_RUNG
+            self._pause()
+
+    def _add(self, loss: float, rate: float, grad_norm: float) -> None:
+        step, steps, metric = self._step, self._spec.training.steps, self._spec.study.metric
+        if step >= steps:
+            raise ValueError(
+                f"report: expected train_loss at steps 0 to {steps - 1}, got step {step}"
+            )
+        if step in self._rungs and self._progress.last_step != step:
+            raise ValueError(
+                f"report of step {step}: expected {metric} before or beside its train_loss, as "
+                "trials are compared there (trial.evaluates(step) says where), got none"
+            )
+        if len(self._segment.times) >= self._rows:
+            self._pause()
+        self._segment.losses.append(loss)
+        self._segment.rates.append(rate)
+        self._segment.grad_norms.append(grad_norm)
+        self._segment.times.append(self._clock())
+        # who does not measure the gradient's norm has nothing to be judged by there
+        reason = self._watch.see(loss, 0.0 if math.isnan(grad_norm) else grad_norm)
+        if reason:
+            self._stop(Status.DIVERGED, reason, step)
+        self._step += 1
+        limit = self._spec.training.seconds
+        if limit is not None and self.seconds + self._clock() - self._began >= limit:
+            reason = f"its {limit:g} seconds were up at step {self._step} of {steps}"
+            if self._progress.last_step > 0:
+                at = self._progress.last_step
+                self._stop(Status.FINISHED, f"{reason} and it was last evaluated at step {at}")
+            self._stop(Status.FAILED, f"{reason}, before {metric} was reported after step 0")
+
+    def due(self) -> bool:
+        """Tell whether it is time to save."""
+        seconds = self._spec.training.checkpoint_seconds
+        return self._clock() - self._saved_at >= seconds
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Keep a state, as of now."""
+        self._check()
+        self.saved = {
+            "step": self._step,
+            "state": states.encode(dict(state)),
+            "guard": {key: tensor.clone() for key, tensor in self._watch.state().items()},
+            "progress": asdict(self._progress),
+            "names": list(self._names),
+            "random": states.encode(randomness.current(self.random)),
+        }
+        self._saved_at = self._clock()
+
+    def load(self) -> dict[str, Any] | None:
+        """Give the state that was kept, if one was."""
+        self._check()
+        if self._step > self.first_step or self._segment.evaluations:
+            raise ValueError("checkpoint.load: expected before the first report, got after it")
+        if self.saved is None:
+            return None
+        saved = states.decode(self.saved)
+        self.first_step = self._step = saved["step"]
+        self._segment.first_step = self._step
+        self._watch.restore(saved["guard"])
+        self._progress = Progress(**saved["progress"])
+        self._names = saved["names"]
+        randomness.put(saved["random"])
+        state: dict[str, Any] = saved["state"]
+        return state
+
+
+class LoopTrainer:
+    """Trains one trial at a time by a train function; a `Trainer`.
+
+    It differs from the others in one thing: a trial goes on from where its function saved last,
+    which may lie before the snapshot, so it may come by steps and rungs that it has reported.
+    """
+
+    capacity = 1
+
+    def __init__(
+        self,
+        function: TrainFunction,
+        spec: StudySpec,
+        clock: Callable[[], float] = time.monotonic,
+        grace: float = GRACE_SECONDS,
+    ) -> None:
+        """Raise `WorkloadError` when the study's metric cannot be one of evaluations."""
+        if spec.study.metric in OWN_NAMES:
+            raise WorkloadError(
+                f"[study] metric: expected one that {function.name} reports at evaluations, such "
+                f"as val_loss, got {spec.study.metric}, which is of batches"
+            )
+        self._function = function
+        self._spec = spec
+        self._clock = clock
+        self._grace = grace
+        self._member: _Member | None = None
+
+    def admit(self, task: Task) -> None:
+        """Give a trial the slot. Raises `ValueError` when a snapshot does not fit the task."""
+        if self._member is not None:
+            raise ValueError(
+                f"expected a free slot for trial {task.number}, got trial "
+                f"{self._member.task.number} in the only one; evict it first"
+            )
+        member = _Member(self._function, task, self._spec, self._clock, self._grace)
+        if task.snapshot is not None:
+            state = checkpoint.matching(task.snapshot, self._fingerprint(task), task.number)
+            member.saved, member.seconds = state["saved"], state["seconds"]
+            member.status = Status(state["status"])
+        self._member = member
+
+    def advance(self, max_steps: int) -> list[Event]:
+        """Train by up to `max_steps` rows; a trial that has ended makes no event."""
+        assert max_steps >= 1, max_steps
+        member = self._member
+        if member is None or member.status in ENDED:
+            return []
+        return [member.advance(max_steps)]
+
+    def evict(self, number: int) -> None:
+        """Free the slot; the function ends by `StopTrial`, if it has not."""
+        self._of(number).end()
+        self._member = None
+
+    def snapshot(self, number: int) -> bytes:
+        """Give what the function saved last, and what is needed to go on from there."""
+        member = self._of(number)
+        return checkpoint.to_bytes(
+            {
+                "fingerprint": self._fingerprint(member.task),
+                "status": member.status.value,
+                "saved": member.saved,
+                "seconds": member.seconds,
+            }
+        )
+
+    def _of(self, number: int) -> _Member:
+        """Give the member with a trial's number."""
+        if self._member is None or self._member.task.number != number:
+            raise ValueError(f"trial {number} has no slot here; admit it first")
+        return self._member
+
+    def _fingerprint(self, task: Task) -> dict[str, Any]:
+        """Tell what a snapshot depends on."""
+        return {
+            "trainer": "own",
+            "function": self._function.name,
+            "device": _device(self._spec).type,
+            "steps": self._spec.training.steps,
+            "seed": task.seed,
+            **{f"params {key}": value for key, value in sorted(task.params.items())},
+        }
+
+
+def _device(spec: StudySpec) -> torch.device:
+    return torch.device(spec.training.device)

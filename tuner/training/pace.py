@@ -1,0 +1,132 @@
+"""A trial's rate, step by step: planned ahead where the schedule is a function of the step alone.
+
+A trainer asks for the rate of each step, and tells what it measured at each evaluation. The plans
+of pure schedules do not listen; plateau does, and keeps a state that belongs into the snapshot. So
+only a trainer that goes through one trial's evaluations in order can run it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from tuner.spec import ParameterValue, own
+from tuner.training import schedules
+
+
+class Pace(Protocol):
+    """The rates of one trial.
+
+    Invariant: the rate of step t depends on the trial's parameters, the horizon and the evaluations
+    up to step t alone.
+    """
+
+    warmup: int  # steps before the rate is at its highest, in which the guard holds back
+
+    def rate(self, step: int) -> float:
+        """Give the learning rate of the update from `step` to the next."""
+
+    def evaluated(self, step: int, value: float) -> None:
+        """Take in the study's metric, finite, as measured at `step`."""
+
+    def state(self) -> dict[str, float]:
+        """Give what it learnt from evaluations, for a snapshot."""
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Go on from what `state` gave."""
+
+
+class Planned:
+    """The rates of a pure schedule; a `Pace`."""
+
+    def __init__(self, params: Mapping[str, ParameterValue], horizon: int) -> None:
+        lr = float(params["lr"])
+        self._rates: list[float] = (lr * schedules.multipliers(params, horizon)).tolist()
+        self.warmup = schedules.warmup_steps(params, horizon)
+
+    def rate(self, step: int) -> float:
+        """Look the rate up."""
+        return self._rates[step]
+
+    def evaluated(self, step: int, value: float) -> None:
+        """Do nothing."""
+
+    def state(self) -> dict[str, float]:
+        """Give nothing."""
+        return {}
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Do nothing."""
+        assert not state, state
+
+
+class Plateau:
+    """A rate that falls by `factor` when more than `patience` evaluations bring no progress.
+
+    A `Pace`, with the rule of torch's `ReduceLROnPlateau(threshold_mode="rel", eps=0)`: an
+    evaluation is progress if it is better than the best so far by more than `threshold` of it;
+    after the fall, counting begins anew. Differences: the threshold is a share of the best value's
+    size, so that negative metrics work too; `floor` is torch's `min_lr` as a multiplier; and
+    evaluations within the warm-up are passed over, since its rates are not the one to be judged.
+    """
+
+    def __init__(
+        self,
+        lr: float,
+        horizon: int,
+        direction: str,  # of the study's metric
+        *,
+        factor: float,
+        patience: int,
+        threshold: float,
+        floor: float,
+        warmup: float = 0.0,
+    ) -> None:
+        constant: dict[str, ParameterValue] = {"schedule": "constant", "constant.warmup": warmup}
+        self._rates: list[float] = (lr * schedules.multipliers(constant, horizon)).tolist()
+        self.warmup = schedules.warmup_steps(constant, horizon)
+        self._sign = 1.0 if direction == "minimize" else -1.0
+        self._factor, self._patience = factor, patience
+        self._threshold, self._floor = threshold, floor
+        self._multiplier = 1.0
+        self._best = math.inf  # with the sign that makes lower better
+        self._waited = 0  # evaluations in a row without progress
+
+    def rate(self, step: int) -> float:
+        """Give the rate as it is now; `step` tells how far the warm-up is."""
+        return self._rates[step] * self._multiplier
+
+    def evaluated(self, step: int, value: float) -> None:
+        """Count an evaluation, and let the rate fall when the patience is over."""
+        if step < self.warmup:
+            return
+        signed = self._sign * value
+        if self._best == math.inf or signed < self._best - self._threshold * abs(self._best):
+            self._best, self._waited = signed, 0
+            return
+        self._waited += 1
+        if self._waited > self._patience:
+            self._multiplier = max(self._multiplier * self._factor, self._floor)
+            self._waited = 0
+
+    def state(self) -> dict[str, float]:
+        """Give the multiplier, the best value and how long it has waited."""
+        return {"multiplier": self._multiplier, "best": self._best, "waited": self._waited}
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Go on from what `state` gave."""
+        self._multiplier, self._best = state["multiplier"], state["best"]
+        self._waited = int(state["waited"])
+
+
+STATEFUL: Mapping[str, Callable[..., Pace]] = {"plateau": Plateau}
+"""Every schedule with a state by its name; the others are in `schedules.SCHEDULES`."""
+
+
+def pace(params: Mapping[str, ParameterValue], horizon: int, direction: str) -> Pace:
+    """Give the pace of a trial from its flat parameters; `direction` is the study's."""
+    name = str(params["schedule"])
+    if name in STATEFUL:
+        return STATEFUL[name](float(params["lr"]), horizon, direction, **own(params, name))
+    return Planned(params, horizon)

@@ -1,0 +1,71 @@
+"""The divergence guard at work on one trial: calm losses in bulk, the others one by one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tuner.spec import StudySpec
+from tuner.training import guard
+from tuner.training.guard import GuardState, Verdict
+
+
+class Watch:
+    """Sees every loss of a trial and says when to stop it."""
+
+    def __init__(self, spec: StudySpec, warmup: int, baseline: float | None) -> None:
+        self._horizon = spec.training.steps
+        self._settings = spec.guard
+        self._warmup = warmup
+        self._baseline = baseline
+        self._state = guard.start(1, spec.guard)
+        self._calm = -math.inf  # losses from 0 to here need no judging
+        self._unseen: list[float] = []  # [step], calm losses that the guard has not seen
+
+    def see(self, loss: float, grad_norm: float) -> str:
+        """Take in a step; give the reason to stop the trial there, or nothing."""
+        if 0.0 <= loss <= self._calm and math.isfinite(grad_norm):
+            self._unseen.append(loss)
+            return ""
+        self.catch_up()
+        self._state, verdicts = guard.observe(
+            self._state,
+            np.array([loss]),
+            np.array([grad_norm]),
+            horizon=self._horizon,
+            warmup=self._warmup,
+            baseline=self._baseline,
+            settings=self._settings,
+        )
+        self._calm = float(guard.calm_below(self._state, self._settings)[0])
+        verdict = int(verdicts[0])
+        if verdict == Verdict.GO:
+            return ""
+        return guard.sentence(
+            verdict,
+            self._state,
+            loss=loss,
+            grad_norm=grad_norm,
+            horizon=self._horizon,
+            baseline=self._baseline,
+            settings=self._settings,
+        )
+
+    def catch_up(self) -> None:
+        """Let the guard see the calm losses that it has not seen."""
+        self._state = guard.absorb(self._state, np.array([self._unseen]))
+        self._unseen = []
+
+    def state(self) -> dict[str, Tensor]:
+        """Give the guard's state, for a checkpoint."""
+        self.catch_up()
+        return {key: torch.from_numpy(array) for key, array in self._state.arrays().items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+        self._state = GuardState.of({key: tensor.numpy() for key, tensor in state.items()})
+        self._calm, self._unseen = -math.inf, []
