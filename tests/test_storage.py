@@ -18,7 +18,7 @@ from tuner.errors import SchemaError, UnavailableError, UsageError
 from tuner.ledger import Ledger, Reader
 from tuner.ledger.tables import HEAD, VERSION_TABLE, metadata
 
-HERE = Path("/home/me/work")
+HERE = Path("/home/me/place")
 
 
 def at(url, folder):
@@ -33,15 +33,15 @@ def at(url, folder):
     [
         (
             {},
-            "sqlite:////home/me/work/tuner.db",
-            "sqlite:////home/me/work/mlflow.db",
-            "/home/me/work/.tuner/checkpoints",
+            "sqlite:////home/me/place/tuner.db",
+            "sqlite:////home/me/place/mlflow.db",
+            "/home/me/place/.tuner/checkpoints",
         ),
         (
             {"TUNER_DATABASE_URL": "", "MLFLOW_TRACKING_URI": "", "TUNER_CHECKPOINTS": ""},
-            "sqlite:////home/me/work/tuner.db",
-            "sqlite:////home/me/work/mlflow.db",
-            "/home/me/work/.tuner/checkpoints",
+            "sqlite:////home/me/place/tuner.db",
+            "sqlite:////home/me/place/mlflow.db",
+            "/home/me/place/.tuner/checkpoints",
         ),
         (
             {"TUNER_DATABASE_URL": "sqlite:////data/team.db"},
@@ -51,9 +51,9 @@ def at(url, folder):
         ),
         (  # a relative path is made whole: the recorder may be started elsewhere
             {"TUNER_DATABASE_URL": "sqlite:///sub/../one.db"},
-            "sqlite:////home/me/work/one.db",
-            "sqlite:////home/me/work/mlflow.db",
-            "/home/me/work/.tuner/checkpoints",
+            "sqlite:////home/me/place/one.db",
+            "sqlite:////home/me/place/mlflow.db",
+            "/home/me/place/.tuner/checkpoints",
         ),
         (
             {"TUNER_DATABASE_URL": "sqlite:///file:/data/team.db?mode=ro&uri=true"},
@@ -66,7 +66,7 @@ def at(url, folder):
                 "MLFLOW_TRACKING_URI": "http://me:secret@mlflow:5000",
                 "TUNER_CHECKPOINTS": "/scratch/checkpoints",
             },
-            "sqlite:////home/me/work/tuner.db",
+            "sqlite:////home/me/place/tuner.db",
             "http://me:secret@mlflow:5000",
             "/scratch/checkpoints",
         ),
@@ -124,10 +124,10 @@ def test_passwords_are_not_shown(url, shown):
 def test_all_addresses_are_shown_without_passwords():
     places = storage.addresses({"MLFLOW_TRACKING_URI": "http://me:secret@mlflow"}, HERE)
     assert places.shown() == {
-        "ledger": "sqlite:////home/me/work/tuner.db",
-        "optuna": "sqlite:////home/me/work/tuner.db",
+        "ledger": "sqlite:////home/me/place/tuner.db",
+        "optuna": "sqlite:////home/me/place/tuner.db",
         "mlflow": "http://me:***@mlflow",
-        "checkpoints": "/home/me/work/.tuner/checkpoints",
+        "checkpoints": "/home/me/place/.tuner/checkpoints",
     }
 
 
