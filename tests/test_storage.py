@@ -17,6 +17,7 @@ from tuner import storage
 from tuner.errors import SchemaError, UnavailableError, UsageError
 from tuner.ledger import Ledger, Reader
 from tuner.ledger.tables import HEAD, VERSION_TABLE, metadata
+from tuner.storage import engines, migrating
 
 HERE = Path("/home/me/place")
 
@@ -70,6 +71,21 @@ def at(url, folder):
             "http://me:secret@mlflow:5000",
             "/scratch/checkpoints",
         ),
+        (
+            {"TUNER_DATABASE_URL": "postgresql://me:secret@db:5433/team"},
+            "postgresql+psycopg://me:secret@db:5433/team?options=-csearch_path%3Dtuner",
+            "postgresql+psycopg://me:secret@db:5433/team?options=-csearch_path%3Dmlflow",
+            "/home/me/place/.tuner/checkpoints",
+        ),
+        (  # options of one's own stay
+            {
+                "TUNER_DATABASE_URL": "postgresql+psycopg://db/team?options=-cjit%3Doff",
+                "MLFLOW_TRACKING_URI": "http://mlflow:5000",
+            },
+            "postgresql+psycopg://db/team?options=-cjit%3Doff+-csearch_path%3Dtuner",
+            "http://mlflow:5000",
+            "/home/me/place/.tuner/checkpoints",
+        ),
     ],
 )
 def test_the_environment_says_where_things_are(environment, ledger, tracking, checkpoints):
@@ -88,10 +104,11 @@ def test_the_environment_says_where_things_are(environment, ledger, tracking, ch
         ("sqlite:///file::memory:?uri=true", "names no file"),
         ("sqlite:///file:shared?mode=memory&cache=shared&uri=true", "names no file"),
         ("sqlite+aiosqlite:////home/me/tuner.db", "names sqlite+aiosqlite"),
-        ("postgresql+psycopg://me:secret@db/tuner", "names postgresql+psycopg"),
+        ("postgresql+psycopg2://me:secret@db/tuner", "names postgresql+psycopg2"),
+        ("postgresql://me:secret@db", "names no database"),
         ("mysql://me:secret@db/tuner", "names mysql"),
         ("nosuchthing://me:secret@db/tuner", "names nosuchthing"),
-        ("postgresql://me:secret@[db/tuner", "names postgresql"),
+        ("postgresql://me:secret@[db", "names no database"),
         ("postgresql://me:secret@db:port/tuner", "is not a database URL"),
     ],
 )
@@ -224,7 +241,7 @@ def test_no_ledger_is_made_in_a_read_only_database(tmp_path):
 
 
 def test_a_database_that_stays_locked_is_unavailable(ledger, monkeypatch):
-    monkeypatch.setattr(storage, "BUSY_SECONDS", 0.01)
+    monkeypatch.setattr(engines, "BUSY_SECONDS", 0.01)
     impatient = Ledger(storage.ledger_engine(str(ledger.engine.url)))
     study = submit(ledger)
     with (
@@ -253,7 +270,7 @@ def test_a_newer_schema_is_refused(ledger, places, open_it):
 
 
 def test_an_older_schema_is_refused_until_it_is_upgraded(ledger, places, monkeypatch):
-    monkeypatch.setattr(storage, "HEAD", "0002")  # we are the next version
+    monkeypatch.setattr(migrating, "HEAD", "0002")  # we are the next version
     for create in (False, True):
         with pytest.raises(SchemaError, match="schema 0001, this version of tuner needs 0002") as e:
             storage.open_ledger(places, create=create)
@@ -288,7 +305,7 @@ def test_optunas_older_schema_is_upgraded_with_ours(ledger, places):
 
 
 def test_the_head_is_the_last_migration():
-    assert storage._revisions()[0] == HEAD
+    assert migrating._revisions()[0] == HEAD
 
 
 def test_the_migrations_make_the_tables_that_the_code_names(ledger):
@@ -357,7 +374,7 @@ def test_a_writer_begins_by_taking_the_lock(ledger):
 
 
 def test_readers_and_a_writer_do_not_wait_for_each_other(ledger, monkeypatch):
-    monkeypatch.setattr(storage, "BUSY_SECONDS", 0.01)
+    monkeypatch.setattr(engines, "BUSY_SECONDS", 0.01)
     study = submit(ledger)
     impatient = Ledger(storage.ledger_engine(str(ledger.engine.url)))
     with ledger.engine.execution_options(writes=True).begin():

@@ -6,6 +6,7 @@
     │   └── WorkloadError          the workload cannot be imported, built or trusted
     ├── NotFoundError              there is no such study or trial (exit code 2)
     ├── UnavailableError           start or mend the database or the tracking server (exit code 4)
+    │   ├── ConnectionLostError    try again: the connection was lost, or there is none just now
     │   └── SchemaError            migrate the database, or upgrade tuner (exit code 4)
     └── LeaseLost                  stop working on the attempt: another worker has it (exit code 1)
 
@@ -50,6 +51,10 @@ class UnavailableError(TunerError):
     """The database or the tracking server cannot be used as it is now."""
 
     exit_code = 4
+
+
+class ConnectionLostError(UnavailableError):
+    """The database cannot be reached just now; whatever was under way may have been done or not."""
 
 
 class SchemaError(UnavailableError):

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 import click
 
-from tuner import here, studyfile
+from tuner import here, storage, studyfile
 from tuner.cli.base import (
     cli,
     print_json,
     with_json,
 )
-from tuner.storage import upgrade_ledger, upgrade_tracking
-
-if TYPE_CHECKING:
-    pass
 
 
 @cli.group()
@@ -29,10 +24,11 @@ def db() -> None:
 def upgrade(as_json: bool) -> None:
     """Bring the tables of tuner, Optuna and MLflow to this version's schema."""
     places = here.places()
-    upgrade_ledger(places)
-    upgrade_tracking(places)
+    left = storage.upgrade(places)
+    if left:
+        click.echo(f"The tables are there, but {left}.", err=True)
     if as_json:
-        print_json({"upgraded": places.shown()})
+        print_json({"upgraded": places.shown(), "left": left})
     else:
         click.echo(f"{places.shown()['ledger']} is up to date.")
 

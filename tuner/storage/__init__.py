@@ -1,0 +1,33 @@
+"""Where things are kept: addresses, engines with the right options, migrations and roles.
+
+Everything follows from variables of the environment, all optional:
+- `TUNER_DATABASE_URL`: the ledger's and Optuna's database; `tuner.db` in the working directory. On
+  PostgreSQL MLflow's tables are in it too, each of the three in a schema of its own.
+- `MLFLOW_TRACKING_URI`: where runs go instead; without it `mlflow.db` beside the ledger's file.
+- `TUNER_CHECKPOINTS`: the folder of checkpoints, shared by all workers; else `.tuner/checkpoints`.
+- `TUNER_SPILL`: a folder of this machine for curves while the database is away; `.tuner/spill`.
+- `TUNER_ARTIFACTS`: MLflow's artifacts where its tables are in PostgreSQL with no server before
+  them; else `mlartifacts`.
+"""
+
+from tuner.storage.engines import ledger_engine
+from tuner.storage.locks import migration_lock
+from tuner.storage.migrating import open_ledger, upgrade, upgrade_ledger
+from tuner.storage.optuna import optuna_storage
+from tuner.storage.places import Addresses, addresses, without_password
+from tuner.storage.tracking import tracking_client, tracking_reached, upgrade_tracking
+
+__all__ = [
+    "Addresses",
+    "addresses",
+    "ledger_engine",
+    "migration_lock",
+    "open_ledger",
+    "optuna_storage",
+    "tracking_client",
+    "tracking_reached",
+    "upgrade",
+    "upgrade_ledger",
+    "upgrade_tracking",
+    "without_password",
+]

@@ -1,0 +1,123 @@
+"""Engines for the ledger, with the right options, and its errors as ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event
+from sqlalchemy.exc import (
+    DatabaseError,
+    DBAPIError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+)
+
+from tuner.errors import ConnectionLostError, UnavailableError
+from tuner.storage.places import without_password
+
+BUSY_SECONDS = 60
+"""How long a SQLite connection waits for another's transaction."""
+
+CONNECTION = {
+    "connect_timeout": 10,  # seconds; libpq would wait for minutes
+    "keepalives_idle": 10,  # a server that vanished is noticed
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,  # milliseconds
+}
+"""What libpq is told of every connection, unless the URL says otherwise."""
+
+DENIED = frozenset({"42501", "42P01", "3F000", "25006"})
+"""Codes of PostgreSQL: no privilege, no table, no schema, read-only."""
+PASSING = frozenset({"40001", "40P01", "55P03", "53300"})
+"""Codes of PostgreSQL for what may work at once again: conflicts, deadlocks, full house."""
+
+
+def ledger_engine(url: str) -> Engine:
+    """Make an engine for the ledger; it never makes tables.
+
+    Under the execution option `writes=True` a transaction on SQLite begins with BEGIN IMMEDIATE,
+    so that a writer never finds its snapshot stale when it comes to write; without it, one on
+    PostgreSQL reads as of one moment. A database that cannot be used (away, locked for good,
+    read-only, full, broken) is `UnavailableError`, and `ConnectionLostError` where it is worth
+    trying again.
+    """
+    engine = _sqlite(url) if url.startswith("sqlite") else _postgresql(url)
+
+    @event.listens_for(engine, "handle_error")
+    def translate(context: ExceptionContext) -> BaseException | None:
+        return _translated(url, context.sqlalchemy_exception, context.is_disconnect)
+
+    return engine
+
+
+def _sqlite(url: str) -> Engine:
+    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # the driver's own BEGIN comes too late
+        for pragma in ("foreign_keys=ON", "journal_mode=WAL", "synchronous=FULL"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _postgresql(url: str) -> Engine:
+    engine = create_engine(url, pool_pre_ping=True, connect_args=connect_args(url))
+
+    @event.listens_for(engine, "engine_connect")
+    def read_as_of_one_moment(connection: Connection) -> None:
+        if not connection.get_execution_options().get("writes", False):
+            connection.execution_options(isolation_level="REPEATABLE READ")
+
+    return engine
+
+
+def connect_args(url: str) -> dict[str, Any]:
+    """Give what a database's driver is told beside its URL."""
+    if url.startswith("sqlite"):
+        return {"timeout": BUSY_SECONDS}
+    return {key: value for key, value in CONNECTION.items() if f"{key}=" not in url}
+
+
+def _translated(
+    url: str, error: BaseException | None, disconnected: bool
+) -> UnavailableError | None:
+    if not isinstance(error, DBAPIError):
+        return None
+    code = getattr(error.orig, "sqlstate", None)
+    if url.startswith("sqlite"):
+        broken = isinstance(error, OperationalError) or type(error) is DatabaseError
+        return _unavailable(url, error.orig) if broken else None
+    lost = disconnected or code in PASSING or (code or "").startswith(("08", "57P"))
+    if lost or (isinstance(error, OperationalError) and code is None):
+        return _unavailable(url, error.orig, ConnectionLostError)
+    broken = isinstance(error, OperationalError | InternalError | InterfaceError)
+    if broken or code in DENIED:
+        return _unavailable(url, error.orig)
+    return None
+
+
+def _unavailable(
+    url: str, error: BaseException | None, kind: type[UnavailableError] = UnavailableError
+) -> UnavailableError:
+    said = " ".join(str(error).split())
+    return kind(f"the database {without_password(url)} cannot be used: {without_password(said)}")
+
+
+@contextmanager
+def reached(url: str) -> Iterator[None]:
+    """Turn the driver's errors about a database that cannot be used into `UnavailableError`."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise _unavailable(url, error.orig) from error

@@ -1,0 +1,39 @@
+"""One at a time: the lock under which tables are made and changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from filelock import FileLock
+from sqlalchemy import text
+
+from tuner.errors import UnavailableError
+from tuner.storage.engines import ledger_engine
+from tuner.storage.places import Addresses
+
+KEY = 0x74756E6572  # "tuner"
+"""Of PostgreSQL's advisory lock."""
+
+
+@contextmanager
+def migration_lock(places: Addresses) -> Iterator[None]:
+    """Hold the lock: an advisory one of the database's, or that of a file beside SQLite's."""
+    if places.file is None:
+        engine = ledger_engine(places.ledger)
+        try:
+            with engine.execution_options(
+                isolation_level="AUTOCOMMIT", writes=True
+            ).connect() as tx:
+                tx.execute(text("SELECT pg_advisory_lock(:key)"), {"key": KEY})
+                yield  # it goes with the connection, whatever happens to this process
+        finally:
+            engine.dispose()
+        return
+    if not places.lock.parent.is_dir():  # the lock would make it
+        raise UnavailableError(f"there is no folder {places.lock.parent}; make it first")
+    try:
+        with FileLock(places.lock):
+            yield
+    except OSError as error:
+        raise UnavailableError(f"cannot write beside the database: {error}") from error

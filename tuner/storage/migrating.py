@@ -1,0 +1,140 @@
+"""Migrations of all tables, once, under one lock; and opening what they made.
+
+Optuna's and MLflow's tables are made here too, because first starts that race break them for good.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, column, inspect, select, table, text
+
+from tuner.errors import SchemaError, UnavailableError
+from tuner.ledger.tables import HEAD, VERSION_TABLE
+from tuner.storage import roles
+from tuner.storage.engines import ledger_engine, reached
+from tuner.storage.locks import migration_lock
+from tuner.storage.optuna import upgrade_optuna
+from tuner.storage.places import LEDGER_SCHEMA, TRACKING_SCHEMA, Addresses, without_password
+from tuner.storage.tracking import make_tracking
+
+
+def open_ledger(places: Addresses, *, create: bool) -> Engine:
+    """Open the ledger's database; where `create` allows it, make a new one in a file first.
+
+    Raises `UnavailableError` when there is none or it cannot be used, and `SchemaError` when its
+    schema is another version's. A PostgreSQL database gets its tables from `upgrade` alone.
+    """
+    engine = ledger_engine(places.ledger)
+    with reached(places.ledger):
+        absent = places.file is not None and not places.file.exists()
+        revision = None if absent else _revision(engine)
+        if revision is None:
+            if not create or places.file is None:
+                raise _nothing_there(places)
+            upgrade_ledger(places)
+        elif revision != HEAD:
+            _refuse(places, revision)
+    return engine
+
+
+def upgrade(places: Addresses) -> str | None:
+    """Bring our tables, Optuna's and MLflow's to this version's schemas, from whatever is there.
+
+    On PostgreSQL also the schemas, and roles with what they may do; gives what an administrator
+    has left to do for these.
+    """
+    upgrade_ledger(places, tracking=places.owns_tracking)
+    return _grant_roles(places) if places.file is None else None
+
+
+def upgrade_ledger(places: Addresses, *, tracking: bool = False) -> None:
+    """Bring our tables and Optuna's to this version's schema, and MLflow's if they are here.
+
+    Ours come last, so a database with our revision is whole.
+    """
+    from alembic import command  # noqa: PLC0415
+
+    with migration_lock(places), reached(places.ledger):
+        engine = ledger_engine(places.ledger)
+        revision = _revision(engine)
+        if revision is not None and revision not in _revisions():
+            _refuse(places, revision)
+        if places.file is None:
+            _make_schemas(engine)
+        upgrade_optuna(places)
+        if tracking:
+            make_tracking(places)
+        configuration = _configuration()
+        with engine.execution_options(writes=True).begin() as connection:
+            configuration.attributes["connection"] = connection
+            command.upgrade(configuration, "head")
+        engine.dispose()
+
+
+def _make_schemas(engine: Engine) -> None:
+    with engine.execution_options(writes=True).begin() as tx:
+        roles.refuse_diverted(tx)
+        for schema in (LEDGER_SCHEMA, TRACKING_SCHEMA):
+            tx.execute(text(f"CREATE SCHEMA IF NOT EXISTS {schema}"))
+
+
+def _grant_roles(places: Addresses) -> str | None:
+    from optuna.storages._rdb.models import BaseModel  # noqa: PLC0415 - late, as everywhere
+
+    with migration_lock(places), reached(places.ledger):
+        engine = ledger_engine(places.ledger)
+        with engine.execution_options(writes=True).begin() as tx:
+            left = roles.grant(tx, {*BaseModel.metadata.tables, "alembic_version"})
+        engine.dispose()
+    return left
+
+
+def _revision(engine: Engine) -> str | None:
+    with engine.connect() as connection:
+        if not inspect(connection).has_table(VERSION_TABLE):
+            return None
+        found = connection.scalar(select(column("version_num")).select_from(table(VERSION_TABLE)))
+        return None if found is None else str(found)
+
+
+def _nothing_there(places: Addresses) -> UnavailableError:
+    if places.file is None:
+        return SchemaError(
+            f"there are no tables of tuner in {without_password(places.ledger)}, or this role may "
+            "not see them; `tuner db upgrade` makes them"
+        )
+    return UnavailableError(
+        f"there is no ledger at {places.file}; `tuner run FILE` makes one, and TUNER_DATABASE_URL "
+        "says where another one is"
+    )
+
+
+def _refuse(places: Addresses, revision: str) -> None:
+    shown = without_password(places.ledger)
+    if revision in _revisions():
+        raise SchemaError(
+            f"the database {shown} has schema {revision}, this version of tuner needs {HEAD}; "
+            "back it up, then run `tuner db upgrade`"
+        )
+    raise SchemaError(
+        f"the database {shown} has schema {revision}, which is newer than this version of tuner "
+        f"knows ({HEAD}); upgrade tuner"
+    )
+
+
+def _configuration() -> Any:
+    from alembic.config import Config  # noqa: PLC0415 - a quarter of a second, seldom needed
+
+    configuration = Config()
+    scripts = str(Path(__file__).parents[1] / "migrations")
+    configuration.set_main_option("script_location", scripts.replace("%", "%%"))
+    return configuration
+
+
+def _revisions() -> list[str]:
+    from alembic.script import ScriptDirectory  # noqa: PLC0415
+
+    scripts = ScriptDirectory.from_config(_configuration())
+    return [script.revision for script in scripts.walk_revisions()]

@@ -1,0 +1,101 @@
+"""MLflow: opening it, making its tables where they are ours to make, and its errors as ours."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from tuner.errors import SchemaError, UnavailableError
+from tuner.storage.engines import ledger_engine
+from tuner.storage.locks import migration_lock
+from tuner.storage.places import Addresses, without_password
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+def tracking_client(places: Addresses) -> MlflowClient:
+    """Open MLflow, which makes its tables if they are in a file that is new.
+
+    Raises `UnavailableError` when it cannot; a server is not asked anything yet.
+    """
+    # a recorder tries again by itself, and a person waits for the others; MLflow's own default
+    # is to try for four minutes, and two more at each
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    from mlflow import MlflowClient  # noqa: PLC0415
+
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of each retry
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    if places.tracking.startswith("postgresql"):
+        _refuse_without_tables(places)
+    makes_tables = places.tracking.startswith("sqlite:")
+    with (
+        migration_lock(places) if makes_tables and places.file else nullcontext(),
+        tracking_reached(places.tracking),
+    ):
+        return MlflowClient(tracking_uri=places.tracking)
+
+
+def upgrade_tracking(places: Addresses) -> None:
+    """Make MLflow's tables, or bring them to the installed version's schema, and hold the lock.
+
+    A server looks after its own.
+    """
+    if not places.owns_tracking:
+        return
+    with migration_lock(places):
+        make_tracking(places)
+
+
+def make_tracking(places: Addresses) -> None:
+    """Do what `upgrade_tracking` does, for whoever holds the lock."""
+    from mlflow import MlflowClient  # noqa: PLC0415
+    from mlflow.store.db import utils  # noqa: PLC0415
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with tracking_reached(places.tracking):
+        engine = utils.create_sqlalchemy_engine_with_retry(places.tracking)
+        if utils._all_tables_exist(engine):
+            utils._upgrade_db(engine)
+        else:
+            utils._initialize_tables(engine)
+        engine.dispose()
+        MlflowClient(tracking_uri=places.tracking)  # makes the experiment that is always there
+
+
+def _refuse_without_tables(places: Addresses) -> None:
+    """Find out quickly whether the database is there: MLflow would try for minutes."""
+    engine = ledger_engine(places.tracking)
+    try:
+        with engine.connect() as connection:
+            there = engine.dialect.has_table(connection, "experiments")
+    finally:
+        engine.dispose()
+    if not there:
+        raise SchemaError(
+            f"there are no tables of MLflow in {without_password(places.tracking)}; "
+            "`tuner db upgrade` makes them"
+        )
+
+
+@contextmanager
+def tracking_reached(uri: str) -> Iterator[None]:
+    """Turn MLflow's errors into `UnavailableError`."""
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError) as error:
+        said = (str(error).splitlines() or [""])[0]
+        raise UnavailableError(
+            f"MLflow at {without_password(uri)} cannot be used; start or mend it, or let "
+            f"MLFLOW_TRACKING_URI say where another one is. It said: {without_password(said)}"
+        ) from error
