@@ -1,10 +1,11 @@
 """What many tests start from: addresses in an empty folder, and a fresh ledger there."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
+import postgres as real
 import pytest
 from hypothesis import settings
 
@@ -49,3 +50,43 @@ def new_ledger(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Call
         return Ledger(storage.ledger_engine(f"sqlite:///{file}"))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[real.Cluster]:
+    """A PostgreSQL server of this session's."""
+    with real.cluster() as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def migrated(postgres: real.Cluster, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name of a database with all tables, to be copied."""
+    url = postgres.database()
+    folder = tmp_path_factory.mktemp("migrated")
+    assert storage.upgrade(storage.addresses({"TUNER_DATABASE_URL": url}, folder)) is None
+    return url.rpartition("/")[2]
+
+
+@pytest.fixture
+def shared(postgres: real.Cluster, migrated: str) -> str:
+    """The URL of a fresh PostgreSQL database with all tables."""
+    return postgres.database(migrated)
+
+
+BOTH = ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)]
+"""The databases, for tests that say what must hold on each."""
+
+
+@pytest.fixture(params=BOTH)
+def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
+    """A fresh ledger, on SQLite and on PostgreSQL."""
+    if request.param == "sqlite":
+        yield request.getfixturevalue("ledger")
+        return
+    url = request.getfixturevalue("shared")
+    places = storage.addresses({"TUNER_DATABASE_URL": url}, tmp_path)
+    # the server has just been started, and its leases are out of date by what tests do to them
+    ledger = Ledger(storage.ledger_engine(places.ledger), grace_seconds=0.0)
+    yield ledger
+    ledger.engine.dispose()

@@ -28,7 +28,10 @@ from processes import (
 
 from tuner.environment import describe
 from tuner.failpoints import PLACES
-from tuner.ledger import STALE_RETRIES, Ledger
+from tuner.ledger import Ledger
+from tuner.spec import BudgetTable
+
+STALE_RETRIES = BudgetTable(trials=1).retries.stale
 
 pytestmark = pytest.mark.slow
 

@@ -197,14 +197,8 @@ def _train(ledger: Ledger, study: StudyRecord, allow: Sequence[str], progress: b
     from tuner.errors import UnavailableError  # noqa: PLC0415
 
     with _shown(ledger, study, progress):
-        ended = running.train(
-            ledger,
-            here.places().checkpoints,
-            names=[study.name],
-            prefixes=allow,
-            until_idle=True,
-            recorder=True,
-        )
+        todo = running.Work(names=(study.name,), prefixes=tuple(allow), until_idle=True)
+        ended = running.train(ledger, here.places(), todo, recorder=True)
     if ended.interrupted:
         raise KeyboardInterrupt
     if not ended.published:

@@ -54,14 +54,20 @@ class RecorderProcess:
                 self._process = self._start()
                 pause *= 2
 
-    def close(self) -> bool:
-        """Wait until all is published; tell whether it could be."""
+    def close(self, seconds: float | None = None) -> bool:
+        """Wait until all is published, or for so many seconds; tell whether it could be.
+
+        A recorder that is left alone goes on until it is done.
+        """
         self._closing.set()
         self._watcher.join()
         for start in range(1 + RECORDER_STARTS):
             if start:
                 self._process = self._start()
-            self._process.communicate()
+            try:
+                self._process.communicate(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                return False
             if self._process.returncode == 0:
                 return True
             if self._process.returncode == UnavailableError.exit_code:
@@ -69,14 +75,21 @@ class RecorderProcess:
         return False
 
 
+class Stop(threading.Event):
+    """Set once this process is told to stop."""
+
+    by: signal.Signals | None = None
+    """The signal that told it."""
+
+
 @contextmanager
-def told_to_stop(doing: str) -> Iterator[threading.Event]:
+def told_to_stop(doing: str) -> Iterator[Stop]:
     """Turn the first SIGINT or SIGTERM into an event; a second one interrupts at once.
 
     `doing` says what happens meanwhile. Only the main thread can be told; in another one the event
     stays unset.
     """
-    stop = threading.Event()
+    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
@@ -84,6 +97,7 @@ def told_to_stop(doing: str) -> Iterator[threading.Event]:
     def ask(number: int, _frame: FrameType | None) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
+        stop.by = signal.Signals(number)
         stop.set()
         log.warning("%s: %s; again to leave at once", signal.Signals(number).name, doing)
 

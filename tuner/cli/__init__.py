@@ -6,7 +6,6 @@ that need them, so that `tuner --help` answers at once.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from typing import NoReturn
@@ -16,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import click
 
+from tuner import logs
 from tuner.cli import checking, database, governing, looking, tuning
 from tuner.cli.base import EXIT_INTERRUPTED, cli
 from tuner.errors import TunerError
@@ -25,7 +25,7 @@ __all__ = ["checking", "cli", "database", "governing", "looking", "main", "tunin
 
 def main() -> NoReturn:
     """Run the command line; every error of ours becomes a message and an exit code."""
-    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
+    logs.plain()
     try:
         code = cli.main(prog_name="tuner", standalone_mode=False)
     except click.ClickException as error:

@@ -32,6 +32,15 @@ def with_json(command: Command) -> Command:
     )(command)
 
 
+def with_log(command: Command) -> Command:
+    """Add the option --log."""
+    return click.option(
+        "--log",
+        type=click.Choice(["json", "text"]),
+        help="How to log on standard error; by default as JSON unless that is a terminal.",
+    )(command)
+
+
 def with_set(command: Command) -> Command:
     """Add the option --set."""
     return click.option(

@@ -37,14 +37,8 @@ def confirm(name: str, top: int, seeds: int, prefixes: tuple[str, ...], as_json:
     again = confirming.submit(ledger, study, top=top, seeds=seeds)
     console = terminal.console(stderr=as_json)
     with progress.shown(console, ledger, again):
-        ended = running.train(
-            ledger,
-            places.checkpoints,
-            names=[again.name],
-            prefixes=prefixes,
-            until_idle=True,
-            recorder=True,
-        )
+        todo = running.Work(names=(again.name,), prefixes=prefixes, until_idle=True)
+        ended = running.train(ledger, places, todo, recorder=True)
     found = confirming.compare(ledger, study, ledger.study(again.name), seeds)
     left = confirming.unfinished(ledger, again)
     if as_json:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tuner import here, studyfile, terminal
+from tuner import here, logs, studyfile, terminal
 from tuner.cli.base import (
     EXIT_INTERRUPTED,
     EXIT_NOTHING_COMPLETED,
@@ -20,6 +20,7 @@ from tuner.cli.base import (
     print_results,
     with_allow,
     with_json,
+    with_log,
     with_set,
 )
 from tuner.errors import UnavailableError
@@ -27,13 +28,29 @@ from tuner.errors import UnavailableError
 if TYPE_CHECKING:
     from tuner.running import Ended
 
+GRACE_SECONDS = 5.0
+"""How long a worker that was told to stop waits for its recorder, which goes on by itself."""
+
 
 @cli.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @with_set
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="How many processes train; with one, a seed repeats the study to the last digit.",
+)
 @with_allow
 @with_json
-def run(file: Path, overrides: tuple[str, ...], prefixes: tuple[str, ...], as_json: bool) -> int:
+def run(
+    file: Path,
+    overrides: tuple[str, ...],
+    workers: int,
+    prefixes: tuple[str, ...],
+    as_json: bool,
+) -> int:
     """Submit the study FILE, train its trials here, show progress, and report.
 
     Interrupted and run again, it goes on where it was.
@@ -41,6 +58,7 @@ def run(file: Path, overrides: tuple[str, ...], prefixes: tuple[str, ...], as_js
     began = time.monotonic()
     spec = studyfile.load(file, overrides)
     from tuner import progress, running, submission, summary
+    from tuner.executors import LocalExecutor
 
     described = submission.prepare(spec, prefixes)
     ledger, places = here.ledger(create=True), here.places()
@@ -48,15 +66,13 @@ def run(file: Path, overrides: tuple[str, ...], prefixes: tuple[str, ...], as_js
     console = terminal.console(stderr=as_json)
     if created and study.version > 1:
         terminal.say(console, submission.in_words(ledger, study, created=True))
+    todo = running.Work(names=(study.name,), prefixes=prefixes, until_idle=True)
     with progress.shown(console, ledger, study):
-        ended = running.train(
-            ledger,
-            places.checkpoints,
-            names=[study.name],
-            prefixes=prefixes,
-            until_idle=True,
-            recorder=True,
-        )
+        if workers == 1:
+            ended = running.train(ledger, places, todo, recorder=True)
+        else:
+            executor = LocalExecutor(places.spill.with_name("logs") / str(study.id))
+            ended = running.train_with(executor, ledger, todo, workers)
     study = ledger.study(study.name)
     found = summary.of_run(ledger, study, places)
     if as_json:
@@ -113,31 +129,41 @@ def submit(
 @cli.command()
 @click.option("--study", "names", multiple=True, help="Take trials of this study; repeatable.")
 @click.option("--until-idle", is_flag=True, help="End when there is nothing left to train.")
+@click.option("--device", metavar="DEVICE", help="Take studies for this device only, such as cpu.")
 @click.option("--recorder/--no-recorder", default=True, help="Publish beside training.")
+@with_log
 @with_allow
 @with_json
 def worker(
     names: tuple[str, ...],
     until_idle: bool,
+    device: str | None,
     recorder: bool,
+    log: str | None,
     prefixes: tuple[str, ...],
     as_json: bool,
 ) -> int:
-    """Train trials of open studies."""
+    """Train trials of open studies, shared fairly by the weights in their budgets.
+
+    SIGTERM or Ctrl-C: save the trials for the next worker and end; a second time: at once.
+    """
+    logs.service(log)
     from tuner import running
 
     ledger = here.ledger()
-    ended = running.train(
-        ledger,
-        here.places().checkpoints,
+    todo = running.Work(
         names=names,
         prefixes=prefixes,
         until_idle=until_idle,
-        recorder=recorder,
+        device=device,
+        grace_seconds=GRACE_SECONDS,
     )
+    ended = running.train(ledger, here.places(), todo, recorder=recorder)
     if as_json:
         studies = [ledger.study(name) for name in names] or ledger.studies()
         print_json({"studies": {study.name: ledger.counts(study.id) for study in studies}})
+    if ended.interrupted:  # as it was asked to; what is not published, others publish
+        return EXIT_INTERRUPTED if ended.by_keyboard else 0
     return exit_code(ended)
 
 
@@ -145,9 +171,17 @@ def worker(
 @click.option("--study", "names", multiple=True, help="Publish this study; repeatable.")
 @click.option("--until-closed", is_flag=True, help="End once standard input ends and all is done.")
 @click.option("--once", is_flag=True, help="Publish what there is, then end.")
+@with_log
 @with_json
-def recorder(names: tuple[str, ...], until_closed: bool, once: bool, as_json: bool) -> None:
-    """Publish the ledger into Optuna's tables and MLflow, until interrupted."""
+def recorder(
+    names: tuple[str, ...], until_closed: bool, once: bool, log: str | None, as_json: bool
+) -> None:
+    """Publish the ledger into Optuna's tables and MLflow, until interrupted.
+
+    Any number of them may run: one at a time publishes a study.
+    """
+    if not (once or until_closed):
+        logs.service(log)
     from tuner.processes import told_to_stop
     from tuner.tracking.recorder import record
 

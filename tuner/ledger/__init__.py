@@ -1,10 +1,15 @@
 """The ledger, the truth about studies and trials: `Ledger` and the records that it gives."""
 
+from tuner.ledger.leasing import LEASE_SECONDS
 from tuner.ledger.reading import Reader
 from tuner.ledger.records import (
+    ENDED,
+    INTERRUPTED,
     OPEN,
     OUT_OF_MEMORY,
     PAUSED,
+    RAISED,
+    STALE,
     STOPPED,
     AttemptRecord,
     Changes,
@@ -15,15 +20,17 @@ from tuner.ledger.records import (
     StudyRecord,
     TrialRecord,
 )
-from tuner.ledger.renewing import renewing
-from tuner.ledger.writing import LEASE_SECONDS, STALE_RETRIES, Ledger
+from tuner.ledger.writing import Ledger
 
 __all__ = [
+    "ENDED",
+    "INTERRUPTED",
     "LEASE_SECONDS",
     "OPEN",
     "OUT_OF_MEMORY",
     "PAUSED",
-    "STALE_RETRIES",
+    "RAISED",
+    "STALE",
     "STOPPED",
     "AttemptRecord",
     "Changes",
@@ -35,5 +42,4 @@ __all__ = [
     "Report",
     "StudyRecord",
     "TrialRecord",
-    "renewing",
 ]

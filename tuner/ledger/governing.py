@@ -15,42 +15,55 @@ from sqlalchemy import Connection, Row, and_, delete, select, update
 from tuner.errors import NotFoundError
 from tuner.failure import cause
 from tuner.ledger import rows
-from tuner.ledger.reading import Reader
-from tuner.ledger.records import COUNTS_FROM, OPEN, PAUSED, REASON, STOPPED, StudyRecord
+from tuner.ledger.reading import Reader, has_live_attempt
+from tuner.ledger.records import (
+    COUNTS_FROM,
+    ENDED,
+    OPEN,
+    PAUSED,
+    REASON,
+    STOPPED,
+    StudyRecord,
+)
+from tuner.ledger.retrying import again
 from tuner.ledger.tables import attempts, checkpoints, metadata, studies, trials
 from tuner.outcome import CANCELLED, FAILED, RUNNING, Outcome
 
 
+@again
 def pause(ledger: Reader, study: StudyRecord) -> StudyRecord:
     """Let no trial of an open study be taken up; the running ones go on to their end."""
-    with _locked(ledger, study) as (tx, row):
+    with locked(ledger, study) as (tx, row):
         if row.state == OPEN:
             _become(tx, row, PAUSED, "Paused; running trials go on to their end.")
     return ledger.study(study.name)
 
 
+@again
 def resume(ledger: Reader, study: StudyRecord) -> StudyRecord:
     """Open a paused or stopped study again; what was cancelled stays cancelled.
 
     The circuit breaker looks at the trials from here on.
     """
-    with _locked(ledger, study) as (tx, row):
+    with locked(ledger, study) as (tx, row):
         if row.state != OPEN:
             _become(tx, row, OPEN, None, counts_from=row.next_number)
     return ledger.study(study.name)
 
 
+@again
 def stop(ledger: Reader, study: StudyRecord, reason: str) -> StudyRecord:
     """Cancel the running and the waiting trials, and let none be taken up any more.
 
     The next commit of whoever trains one is refused. A study that has been stopped keeps its
     first reason.
     """
-    with _locked(ledger, study) as (tx, row):
+    with locked(ledger, study) as (tx, row):
         _stop(tx, row, reason)
     return ledger.study(study.name)
 
 
+@again
 def break_circuit(ledger: Reader, study: StudyRecord) -> StudyRecord | None:
     """Stop an open study whose first trials to end all failed by one cause; None if it need not.
 
@@ -60,7 +73,7 @@ def break_circuit(ledger: Reader, study: StudyRecord) -> StudyRecord | None:
     limit = study.spec.budget.stop_after_failures
     if not limit or not _failed_alike(ledger, study, limit):
         return None
-    with _locked(ledger, study) as (tx, row):
+    with locked(ledger, study) as (tx, row):
         found = _first_ended(tx, row, limit)
         causes = {cause(trial.reason) for trial in found}
         if row.state != OPEN or len(found) < limit or len(causes) != 1:
@@ -74,10 +87,11 @@ def break_circuit(ledger: Reader, study: StudyRecord) -> StudyRecord | None:
     return ledger.study(study.name)
 
 
+@again
 def delete_study(ledger: Reader, study: StudyRecord) -> None:
     """Delete all that the ledger has of a study, in one transaction."""
     of_study = select(trials.c.id).where(trials.c.study_id == study.id)
-    with _locked(ledger, study) as (tx, _):
+    with locked(ledger, study) as (tx, _):
         for table in reversed(metadata.sorted_tables):
             if "trial_id" in table.c:
                 tx.execute(delete(table).where(table.c.trial_id.in_(of_study)))
@@ -109,6 +123,22 @@ def _first_ended(tx: Connection, study: Row[Any], limit: int) -> list[Row[Any]]:
     return list(tx.execute(query))
 
 
+def end(tx: Connection, study: Row[Any], reason: str) -> None:
+    """End a study by a rule of its budget: what waits is cancelled, what runs goes on."""
+    _become(tx, study, ENDED, reason)
+    waiting = select(trials.c.id).where(
+        trials.c.study_id == study.id, trials.c.state == RUNNING, ~has_live_attempt(trials.c.id)
+    )
+    for trial_id in tx.scalars(waiting).all():
+        rows.cancel_if_stopped(tx, trial_id)
+
+
+def reopen(tx: Connection, study: Row[Any]) -> None:
+    """Open a study again that had ended by a rule of its budget."""
+    if study.state == ENDED:
+        _become(tx, study, OPEN, None)
+
+
 def _stop(tx: Connection, study: Row[Any], reason: str) -> None:
     running = and_(trials.c.study_id == study.id, trials.c.state == RUNNING)
     for trial_id in tx.scalars(select(trials.c.id).where(running)).all():
@@ -137,11 +167,12 @@ def _become(
     tx.execute(update(studies).where(studies.c.id == study.id).values(state=state, attrs=attrs))
 
 
+@again
 def forget_checkpoints(ledger: Reader, study: StudyRecord) -> list[str]:
     """Forget the checkpoints of a study's trials that ended; give their paths, to be removed."""
     of_study = and_(trials.c.study_id == study.id, trials.c.state != RUNNING)
     ended = select(trials.c.id).where(of_study)
-    with _locked(ledger, study) as (tx, _):
+    with locked(ledger, study) as (tx, _):
         found = tx.execute(
             delete(checkpoints)
             .where(checkpoints.c.trial_id.in_(ended))
@@ -151,7 +182,8 @@ def forget_checkpoints(ledger: Reader, study: StudyRecord) -> list[str]:
 
 
 @contextmanager
-def _locked(ledger: Reader, study: StudyRecord) -> Iterator[tuple[Connection, Row[Any]]]:
+def locked(ledger: Reader, study: StudyRecord) -> Iterator[tuple[Connection, Row[Any]]]:
+    """Begin a transaction that has the study's row locked. Raises `NotFoundError`."""
     with ledger.engine.execution_options(writes=True).begin() as tx:
         row = tx.execute(rows.locked_study(study.id)).first()
         if row is None:

@@ -18,7 +18,9 @@ from tuner.ledger.records import (
     Report,
     StudyRecord,
     TrialRecord,
+    specification,
 )
+from tuner.ledger.retrying import PATIENCE_SECONDS, again
 from tuner.ledger.tables import (
     attempts,
     checkpoints,
@@ -29,20 +31,22 @@ from tuner.ledger.tables import (
     trials,
 )
 from tuner.outcome import COMPLETED, KINDS, RUNNING
-from tuner.spec import StudySpec
 
 
 class Reader:
     """What can be asked of the ledger. Thread-safe: every call uses a connection of its own."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, patience: float = PATIENCE_SECONDS) -> None:
+        """Give up on a lost connection after `patience` seconds."""
         self.engine = engine
+        self.patience = patience
 
     def versions(self, name: str) -> list[StudyRecord]:
         """Read all versions of a study, oldest first. Raises `NotFoundError`."""
         self.study(name)
         return [study for study in self.studies() if study.name == name]
 
+    @again
     def study(self, name: str) -> StudyRecord:
         """Read the newest version of a study. Raises `NotFoundError`."""
         newest = select(studies).where(studies.c.name == name).order_by(studies.c.version.desc())
@@ -54,11 +58,13 @@ class Reader:
                 raise NotFoundError(f"there is no study {name!r}; studies here: {known}")
         return _study(row)
 
+    @again
     def studies(self) -> list[StudyRecord]:
         """Read all studies, oldest first."""
         with self._reading() as tx:
             return [_study(row) for row in tx.execute(select(studies).order_by(studies.c.id))]
 
+    @again
     def changes(self, study_id: int, since: int) -> Changes:
         """Read what search can see and changed after revision `since`, as of one moment."""
         with self._reading() as tx:
@@ -71,11 +77,32 @@ class Reader:
             found = read_trials(tx, changed)
         return Changes(revision=study.revision, attrs=study.attrs, trials=found)
 
+    @again
     def trials(self, study_id: int) -> list[TrialRecord]:
         """Read all trials of a study in the order of their numbers."""
         with self._reading() as tx:
             return read_trials(tx, trials.c.study_id == study_id)
 
+    @again
+    def trial(self, study_id: int, number: int) -> TrialRecord | None:
+        """Read one trial; None if there is none of that number, or no such study any more."""
+        here = and_(trials.c.study_id == study_id, trials.c.number == number)
+        with self._reading() as tx:
+            return next(iter(read_trials(tx, here)), None)
+
+    @again
+    def live_attempts(self) -> dict[int, int]:
+        """Count the live attempts of each study that has any, by its id."""
+        query = (
+            select(trials.c.study_id, func.count().label("live"))
+            .select_from(attempts.join(trials))
+            .where(attempts.c.live)
+            .group_by(trials.c.study_id)
+        )
+        with self._reading() as tx:
+            return {row.study_id: row.live for row in tx.execute(query)}
+
+    @again
     def attempts(self, study_id: int) -> list[AttemptRecord]:
         """Read all attempts at a study's trials, oldest first."""
         query = (
@@ -87,6 +114,7 @@ class Reader:
         with self._reading() as tx:
             return [AttemptRecord(**row._mapping) for row in tx.execute(query)]
 
+    @again
     def expired(self, study_id: int) -> list[tuple[AttemptRecord, int]]:
         """Read the live attempts whose lease has expired, each with its trial's number."""
         query = (
@@ -103,6 +131,7 @@ class Reader:
         numbers = [row.pop("trial_number") for row in rows]
         return [(AttemptRecord(**row), n) for row, n in zip(rows, numbers, strict=True)]
 
+    @again
     def checkpoints(self, study_id: int) -> list[tuple[CheckpointRecord, int]]:
         """Read the references to checkpoints, each with its trial's number."""
         query = (
@@ -117,6 +146,7 @@ class Reader:
                 for row in tx.execute(query)
             ]
 
+    @again
     def curve(self, trial_id: int, since: int = 0) -> Chunk:
         """Read the committed curve of a trial from the chunk that begins at step `since` on."""
         query = (
@@ -128,6 +158,7 @@ class Reader:
             rows = tx.execute(query).all()
         return curves.join(Chunk.from_bytes(row.first_step, row.data) for row in rows)
 
+    @again
     def counts(self, study_id: int) -> dict[str, int]:
         """Count a study's own trials by outcome, and those running and waiting to be taken up."""
         live = has_live_attempt(trials.c.id).label("live")
@@ -143,12 +174,14 @@ class Reader:
                 found["waiting" if waiting else row.state] += row.trials
         return found
 
+    @again
     def imported(self, study_id: int) -> int:
         """Count the trials that a study has from its earlier versions."""
         here = and_(trials.c.study_id == study_id, trials.c.imported)
         with self._reading() as tx:
             return int(tx.scalar(select(func.count()).select_from(trials).where(here)) or 0)
 
+    @again
     def best(self, study: StudyRecord) -> TrialRecord | None:
         """Read the completed trial with the best value, imported or not; of equals, the first."""
         sign = 1 if study.spec.study.direction == "minimize" else -1
@@ -157,6 +190,7 @@ class Reader:
                 select(trials.c.number)
                 .where(trials.c.study_id == study.id, trials.c.state == COMPLETED)
                 .order_by(literal(sign) * trials.c.value, trials.c.number)
+                .limit(1)
             )
             if number is None:
                 return None
@@ -196,7 +230,7 @@ def _study(row: Row[Any]) -> StudyRecord:
         name=row.name,
         version=row.version,
         digest=row.digest,
-        spec=StudySpec.model_validate_json(row.spec),
+        spec=specification(row.spec),
         state=row.state,
         rungs=tuple(row.rungs),
         workload=row.workload,

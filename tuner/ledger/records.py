@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tuner.spec import ParameterValue, StudySpec
 
-OPEN, PAUSED, STOPPED = "open", "paused", "stopped"
-"""The states of a study; workers take trials of open ones."""
+OPEN, PAUSED, STOPPED, ENDED = "open", "paused", "stopped", "ended"
+"""The states of a study; workers take trials of open ones. `ENDED` is by a rule of its budget."""
 REASON, COUNTS_FROM = "tuner:reason", "tuner:counts_from"
 """Attributes of a study: why it is not open; the first trial that the circuit breaker counts."""
 
-OUT_OF_MEMORY = "out_of_memory"
-"""How an attempt ends whose trial is tried again with smaller micro-batches."""
+FINISHED, INTERRUPTED, STALE, RAISED, OUT_OF_MEMORY = (
+    "finished",
+    "interrupted",
+    "stale",
+    "failed",
+    "out_of_memory",
+)
+"""How attempts end: with the trial's outcome; told to stop; lost with their worker; by an exception
+of the workload's; by one that smaller micro-batches may avoid."""
+
+
+@functools.lru_cache(maxsize=256)
+def specification(text: str) -> StudySpec:
+    """Validate a specification as it is stored, once: it is read before every trial."""
+    return StudySpec.model_validate_json(text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +106,7 @@ class AttemptRecord:
     id: int
     trial_id: int
     number: int
+    claim: str | None
     worker: str
     live: bool
     expires_at: float
@@ -130,7 +145,7 @@ class Claim:
     lease: Lease
     trial: TrialRecord
     checkpoint: CheckpointRecord | None
-    out_of_memory: int = 0  # attempts at it that ended so; each halved its micro-batches
+    endings: Mapping[str, int] = field(default_factory=dict)  # earlier attempts, by how they ended
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,15 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, insert, select, update
 
 from tuner.curves import Chunk
-from tuner.ledger.records import STOPPED, CheckpointRecord, Lease, Report
+from tuner.ledger.records import (
+    ENDED,
+    STOPPED,
+    CheckpointRecord,
+    Lease,
+    Report,
+    TrialRecord,
+    specification,
+)
 from tuner.ledger.tables import (
     attempts,
     checkpoints,
@@ -19,12 +27,22 @@ from tuner.ledger.tables import (
     studies,
     trials,
 )
-from tuner.outcome import CANCELLED, COMPLETED, RUNNING, Outcome
+from tuner.outcome import CANCELLED, COMPLETED, FAILED, RUNNING, Outcome
+
+SUBMITTING = 0x7375626D6974
+"""Of PostgreSQL's advisory lock on creating studies."""
 
 
 def locked_study(study_id: int) -> Any:
     """Select a study's row for update; on SQLite the transaction itself is the lock."""
-    return select(studies).where(studies.c.id == study_id).with_for_update()
+    # others may go on to refer to the row, as everything that belongs to the study does
+    return select(studies).where(studies.c.id == study_id).with_for_update(key_share=True)
+
+
+def one_submits(tx: Connection) -> None:
+    """Let one transaction at a time create studies, since none sees what another is creating."""
+    if tx.dialect.name == "postgresql":
+        tx.execute(select(func.pg_advisory_xact_lock(SUBMITTING)))
 
 
 def next_revision(tx: Connection, study_id: int) -> int:
@@ -39,14 +57,19 @@ def next_revision(tx: Connection, study_id: int) -> int:
     )
 
 
-def reserve(tx: Connection, study: Row[Any]) -> int:
-    """Make the next trial of a study whose row is locked; give its id."""
-    tx.execute(
+def reserve(tx: Connection, study: Row[Any]) -> Row[Any]:
+    """Make the next trial of a study whose row is locked."""
+    counted = tx.execute(
         update(studies)
         .where(studies.c.id == study.id)
-        .values(reserved=studies.c.reserved + 1, next_number=studies.c.next_number + 1)
-    )
-    trial_id = tx.execute(
+        .values(
+            reserved=studies.c.reserved + 1,
+            next_number=studies.c.next_number + 1,
+            revision=studies.c.revision + 1,
+        )
+        .returning(studies.c.revision)
+    ).one()
+    return tx.execute(
         insert(trials)
         .values(
             study_id=study.id,
@@ -57,62 +80,96 @@ def reserve(tx: Connection, study: Row[Any]) -> int:
             steps=0,
             last_time=0.0,
             created_at=database_time(),
-            revision=next_revision(tx, study.id),
+            revision=counted.revision,
         )
-        .returning(trials.c.id)
-    ).scalar_one()
-    return int(trial_id)
+        .returning(trials)
+    ).one()
 
 
-def lease(
+def begin_attempt(
     tx: Connection,
-    study_id: int,
-    trial_id: int,
+    trial: TrialRecord,
+    *,
+    number: int,
+    claim: str,
     worker: str,
     environment: Mapping[str, Any],
+    first_step: int,
     seconds: float,
-) -> tuple[Lease, CheckpointRecord | None]:
-    """Begin an attempt at a trial; give its lease, and the checkpoint to go on from."""
-    number = tx.scalar(
-        select(func.coalesce(func.max(attempts.c.number), 0) + 1).where(
-            attempts.c.trial_id == trial_id
+) -> Lease:
+    """Begin an attempt at a trial, under a lease of so many seconds."""
+    attempt = tx.execute(
+        insert(attempts)
+        .values(
+            trial_id=trial.id,
+            number=number,
+            claim=claim,
+            worker=worker,
+            live=True,
+            expires_at=database_time() + seconds,
+            first_step=first_step,
+            environment=dict(environment),
+            started_at=database_time(),
         )
+        .returning(attempts.c.id, attempts.c.number, attempts.c.started_at)
+    ).one()
+    return _lease(trial, attempt)
+
+
+def claimed(tx: Connection, claim: str) -> tuple[Lease, int] | None:
+    """Find the live attempt that a claim made, and its trial's id; None if it made none."""
+    row = tx.execute(
+        select(
+            attempts.c.id,
+            attempts.c.number,
+            attempts.c.started_at,
+            trials.c.study_id,
+            attempts.c.trial_id,
+        )
+        .join(trials)
+        .where(attempts.c.claim == claim, attempts.c.live)
+    ).first()
+    if row is None:
+        return None
+    lease = Lease(
+        attempt_id=row.id,
+        number=row.number,
+        trial_id=row.trial_id,
+        study_id=row.study_id,
+        started_at=row.started_at,
     )
+    return lease, row.trial_id
+
+
+def _lease(trial: TrialRecord, attempt: Row[Any]) -> Lease:
+    return Lease(
+        attempt_id=attempt.id,
+        number=attempt.number,
+        trial_id=trial.id,
+        study_id=trial.study_id,
+        started_at=attempt.started_at,
+    )
+
+
+def last_checkpoint(tx: Connection, trial_id: int) -> CheckpointRecord | None:
+    """Find the checkpoint to go on from: the last one whose rows are committed."""
     saved = tx.execute(
         select(checkpoints.c.step, checkpoints.c.path, checkpoints.c.digest)
         .join(trials)
         .where(checkpoints.c.trial_id == trial_id, checkpoints.c.step <= trials.c.steps)
         .order_by(checkpoints.c.step.desc(), checkpoints.c.id.desc())
     ).first()
-    checkpoint = CheckpointRecord(**saved._mapping) if saved else None
-    attempt = tx.execute(
-        insert(attempts)
-        .values(
-            trial_id=trial_id,
-            number=number,
-            worker=worker,
-            live=True,
-            expires_at=database_time() + seconds,
-            first_step=checkpoint.step if checkpoint else 0,
-            environment=dict(environment),
-            started_at=database_time(),
-        )
-        .returning(attempts.c.id, attempts.c.number, attempts.c.started_at)
-    ).one()
-    lease = Lease(
-        attempt_id=attempt.id,
-        number=attempt.number,
-        trial_id=trial_id,
-        study_id=study_id,
-        started_at=attempt.started_at,
+    return CheckpointRecord(**saved._mapping) if saved else None
+
+
+def endings(tx: Connection, trial_id: int) -> dict[str, int]:
+    """Count the ended attempts at a trial by how they ended."""
+    query = (
+        select(attempts.c.ending, func.count().label("attempts"))
+        .where(attempts.c.trial_id == trial_id, ~attempts.c.live)
+        .group_by(attempts.c.ending)
     )
-    return lease, checkpoint
-
-
-def count_attempts(tx: Connection, trial_id: int, ending: str) -> int:
-    """Count the attempts at a trial that ended in one way."""
-    mine = (attempts.c.trial_id == trial_id, attempts.c.ending == ending)
-    return tx.scalar(select(func.count()).select_from(attempts).where(*mine)) or 0
+    return {str(row.ending): int(row.attempts) for row in tx.execute(query)}
 
 
 def append_rows(tx: Connection, lease: Lease, chunk: Chunk) -> None:
@@ -141,8 +198,11 @@ def append_rows(tx: Connection, lease: Lease, chunk: Chunk) -> None:
 
 
 def add_report(tx: Connection, lease: Lease, report: Report, attrs: Mapping[str, Any]) -> None:
-    """Add the report of a rung."""
+    """Add the report of a rung, unless it is there: a call that is repeated adds it once."""
     assert math.isfinite(report.value), "a trial without a finite value has diverged"
+    here = (reports.c.trial_id == lease.trial_id, reports.c.step == report.step)
+    if tx.scalar(select(reports.c.step).where(*here)) is not None:
+        return
     tx.execute(
         insert(reports).values(
             trial_id=lease.trial_id,
@@ -191,12 +251,24 @@ def end_attempt(tx: Connection, attempt_id: int, ending: str, reason: str) -> No
 
 
 def cancel_if_stopped(tx: Connection, trial_id: int) -> None:
-    """Cancel a trial that nobody trains if its study is stopped: nobody will take it up."""
+    """Cancel a trial that nobody trains if its study takes none up any more."""
     trial = tx.execute(
         select(trials.c.study_id, trials.c.state, studies.c.state.label("study"))
         .join(studies)
         .where(trials.c.id == trial_id)
     ).one()
-    if trial.study == STOPPED and trial.state == RUNNING:
-        reason = "Its study was stopped, or a new version of it took its place."
+    if trial.study in (STOPPED, ENDED) and trial.state == RUNNING:
+        reason = "Its study was stopped or has ended, or a new version of it took its place."
         end_trial(tx, trial_id, trial.study_id, Outcome(kind=CANCELLED, reason=reason))
+
+
+def fail_if_spent(tx: Connection, trial_id: int, ending: str, reason: str) -> None:
+    """Fail a trial that has had more attempts of one ending than its study's budget allows."""
+    row = tx.execute(
+        select(trials.c.study_id, studies.c.spec).join(studies).where(trials.c.id == trial_id)
+    ).one()
+    lost = endings(tx, trial_id).get(ending, 0)
+    allowed = specification(row.spec).budget.retries
+    if lost > getattr(allowed, ending):
+        sentence = f"Its worker was lost {lost} times; the last time, {reason}."
+        end_trial(tx, trial_id, row.study_id, Outcome(kind=FAILED, reason=sentence))

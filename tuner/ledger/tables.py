@@ -6,10 +6,14 @@ of the schema before it into the tests. Times are seconds since 1970, in the dat
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from sqlalchemy import (
     JSON,
     Boolean,
     Column,
+    Dialect,
     Double,
     ForeignKey,
     Index,
@@ -19,6 +23,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    TypeDecorator,
     UniqueConstraint,
     text,
 )
@@ -26,11 +31,29 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import GenericFunction
 
-HEAD = "0001"
+HEAD = "0002"
 """The revision of the schema below; the last migration's."""
 VERSION_TABLE = "tuner_alembic_version"
 
 metadata = MetaData()
+
+
+class JSONText(TypeDecorator[Any]):
+    """JSON as text, for PostgreSQL, whose own type knows no Infinity and no NaN."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        """Write it."""
+        return None if value is None else json.dumps(value)
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
+        """Read it."""
+        return None if value is None else json.loads(value)
+
+
+AS_JSON = JSON(none_as_null=True).with_variant(JSONText(), "postgresql")
 
 studies = Table(
     "tuner_studies",
@@ -41,10 +64,10 @@ studies = Table(
     Column("digest", String(16), nullable=False),  # of the specification without its budget
     Column("spec", Text, nullable=False),  # JSON; as submitted, defaults filled in
     Column("state", String(16), nullable=False),  # open, paused, stopped
-    Column("rungs", JSON, nullable=False),  # steps at which trials report; fixed at submit
-    Column("workload", JSON, nullable=False),  # code digest, data's name, digest and sizes
-    Column("settled", JSON),  # what the first start settled on: trainer, threads
-    Column("attrs", JSON, nullable=False),  # Optuna's system attributes of the study
+    Column("rungs", AS_JSON, nullable=False),  # steps at which trials report; fixed at submit
+    Column("workload", AS_JSON, nullable=False),  # code digest, data's name, digest and sizes
+    Column("settled", AS_JSON),  # what the first start settled on: trainer, threads
+    Column("attrs", AS_JSON, nullable=False),  # Optuna's system attributes of the study
     Column("limit", Integer, nullable=False),  # trials that may ever be reserved
     Column("reserved", Integer, nullable=False),  # trials reserved so far
     Column("next_number", Integer, nullable=False),
@@ -61,8 +84,8 @@ trials = Table(
     Column("study_id", ForeignKey(studies.c.id), nullable=False),
     Column("number", Integer, nullable=False),
     Column("imported", Boolean, nullable=False),  # from an earlier version: no attempt, no run
-    Column("params", JSON),  # complete; null until they are drawn
-    Column("attrs", JSON, nullable=False),  # Optuna's system attributes of the trial
+    Column("params", AS_JSON),  # complete; null until they are drawn
+    Column("attrs", AS_JSON, nullable=False),  # Optuna's system attributes of the trial
     Column("asked_revision", Integer),  # the study's revision that the draw saw
     Column("state", String(16), nullable=False),  # running, or the outcome's kind
     Column("reason", Text),  # the outcome's sentence
@@ -75,6 +98,13 @@ trials = Table(
     Column("revision", Integer, nullable=False),  # the study's, when this row last changed
     UniqueConstraint("study_id", "number"),
     Index("tuner_trials_by_revision", "study_id", "revision"),
+    Index(
+        "tuner_trials_running",
+        "study_id",
+        "number",
+        sqlite_where=text("state = 'running'"),
+        postgresql_where=text("state = 'running'"),
+    ),
     sqlite_autoincrement=True,  # as above
 )
 
@@ -84,11 +114,12 @@ attempts = Table(
     Column("id", Integer, primary_key=True),
     Column("trial_id", ForeignKey(trials.c.id), nullable=False),
     Column("number", Integer, nullable=False),  # the fencing token
+    Column("claim", String(32)),  # a random word, by which a worker knows its claim again
     Column("worker", String(250), nullable=False),
     Column("live", Boolean, nullable=False),
     Column("expires_at", Double, nullable=False),
     Column("first_step", Integer, nullable=False),  # where it took the trial up
-    Column("environment", JSON, nullable=False),  # device, packages, commit
+    Column("environment", AS_JSON, nullable=False),  # device, packages, commit
     Column("started_at", Double, nullable=False),
     Column("ended_at", Double),
     Column("ending", String(16)),  # finished, interrupted, stale, out_of_memory
@@ -101,6 +132,13 @@ attempts = Table(
         sqlite_where=text("live"),
         postgresql_where=text("live"),
     ),
+    Index(
+        "tuner_attempts_live",
+        "expires_at",
+        sqlite_where=text("live"),
+        postgresql_where=text("live"),
+    ),
+    Index("tuner_attempts_by_claim", "claim"),
     sqlite_autoincrement=True,  # a lease on a row that was deleted must never fit another one
 )
 
@@ -172,3 +210,20 @@ def _on_sqlite(_element: database_time, _compiler: SQLCompiler, **_: object) -> 
 @compiles(database_time, "postgresql")
 def _on_postgresql(_element: database_time, _compiler: SQLCompiler, **_: object) -> str:
     return "extract(epoch from clock_timestamp())::double precision"
+
+
+class database_start(GenericFunction[float]):  # noqa: N801 - reads as an SQL function
+    """When the database's server was started, in its own clock; a file has always been there."""
+
+    type = Double()
+    inherit_cache = True
+
+
+@compiles(database_start, "sqlite")
+def _always_there(_element: database_start, _compiler: SQLCompiler, **_: object) -> str:
+    return "0.0"
+
+
+@compiles(database_start, "postgresql")
+def _started(_element: database_start, _compiler: SQLCompiler, **_: object) -> str:
+    return "extract(epoch from pg_postmaster_start_time())::double precision"

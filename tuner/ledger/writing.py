@@ -14,49 +14,35 @@ here stays open across a call into either.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, Engine, and_, delete, insert, select, update
+from sqlalchemy import and_, delete, insert, select, update
 
 from tuner.curves import Chunk
-from tuner.errors import LeaseLost, UsageError
-from tuner.ledger import rows, versions
-from tuner.ledger.reading import Reader, has_live_attempt, read_trials
+from tuner.errors import UsageError
+from tuner.ledger import governing, rows, versions
+from tuner.ledger.leasing import Leases
 from tuner.ledger.records import (
-    OPEN,
-    OUT_OF_MEMORY,
+    FINISHED,
     CheckpointRecord,
-    Claim,
     Lease,
     Report,
     StudyRecord,
+    specification,
 )
-from tuner.ledger.tables import (
-    attempts,
-    checkpoints,
-    database_time,
-    studies,
-    trials,
-)
-from tuner.outcome import FAILED, RUNNING, Outcome
+from tuner.ledger.retrying import again
+from tuner.ledger.tables import checkpoints, studies, trials
+from tuner.outcome import RUNNING, Outcome
 from tuner.spec import ParameterValue, StudySpec
 
-LEASE_SECONDS = 30.0
-STALE_RETRIES = 3
-"""How many attempts of a trial may be lost with their worker before the trial fails."""
 
-
-class Ledger(Reader):
+class Ledger(Leases):
     """The ledger in one database. Thread-safe: every call uses a connection of its own."""
-
-    def __init__(self, engine: Engine, lease_seconds: float = LEASE_SECONDS) -> None:
-        super().__init__(engine)
-        self.lease_seconds = lease_seconds
 
     # --- studies
 
+    @again
     def submit(
         self,
         spec: StudySpec,
@@ -73,16 +59,19 @@ class Ledger(Reader):
         from the existing study, or when another one would have its title.
         """
         with self._writing() as tx:
+            rows.one_submits(tx)
             row = tx.execute(
-                select(studies.c.id, studies.c.spec, studies.c.version)
+                select(studies)
                 .where(studies.c.name == spec.study.name)
                 .order_by(studies.c.version.desc())
             ).first()
-            known = StudySpec.model_validate_json(row.spec) if row else None
+            known = specification(row.spec) if row else None
             if row is None or known is None:
                 study_id = versions.create(tx, spec, 1, limit=limit, workload=workload)
             elif known.digest() == spec.digest():
                 study_id = row.id
+                if known.budget != spec.budget:
+                    governing.reopen(tx, row)
             elif known.model_copy(update={"space": spec.space}).digest() == spec.digest():
                 version = row.version + 1
                 study_id = versions.create(tx, spec, version, limit=limit, workload=workload)
@@ -100,6 +89,7 @@ class Ledger(Reader):
             )
         return self.study(spec.study.name), row is None or row.id != study_id
 
+    @again
     def settle(self, study_id: int, settled: Mapping[str, Any]) -> Mapping[str, Any]:
         """Store what the first start settled on, once; give what is stored."""
         with self._writing() as tx:
@@ -109,37 +99,9 @@ class Ledger(Reader):
         assert stored is not None
         return dict(stored)
 
-    # --- asking
+    # --- training
 
-    def claim(self, study_id: int, worker: str, environment: Mapping[str, Any]) -> Claim | None:
-        """Lease the oldest trial that nobody trains, else reserve a new one; None if there is none.
-
-        Budget, number and lease are one commit. A new trial has no parameters yet.
-        """
-        with self._writing() as tx:
-            study = tx.execute(rows.locked_study(study_id)).one()
-            if study.state != OPEN:
-                return None
-            trial_id = tx.scalar(
-                select(trials.c.id)
-                .where(
-                    trials.c.study_id == study_id,
-                    trials.c.state == RUNNING,
-                    ~has_live_attempt(trials.c.id),
-                )
-                .order_by(trials.c.number)
-            )
-            if trial_id is None:
-                if study.reserved >= study.limit:
-                    return None
-                trial_id = rows.reserve(tx, study)
-            lease, checkpoint = rows.lease(
-                tx, study_id, trial_id, worker, environment, self.lease_seconds
-            )
-            trial = read_trials(tx, trials.c.id == trial_id)[0]
-            halvings = rows.count_attempts(tx, trial_id, OUT_OF_MEMORY)
-        return Claim(lease=lease, trial=trial, checkpoint=checkpoint, out_of_memory=halvings)
-
+    @again
     def draw(
         self,
         lease: Lease,
@@ -154,13 +116,12 @@ class Ledger(Reader):
             rows.update_trial(
                 tx, lease, params=dict(params), attrs=dict(attrs), asked_revision=asked_revision
             )
-            if study_attrs:
+            if study_attrs:  # the revision has locked the study's row
                 here = studies.c.id == lease.study_id
                 known = tx.scalar(select(studies.c.attrs).where(here)) or {}
                 tx.execute(update(studies).where(here).values(attrs={**known, **study_attrs}))
 
-    # --- training
-
+    @again
     def append(self, lease: Lease, chunk: Chunk) -> None:
         """Commit rows of the curve; what was committed before is dropped from them.
 
@@ -169,6 +130,7 @@ class Ledger(Reader):
         with self._fenced(lease) as tx:
             rows.append_rows(tx, lease, chunk)
 
+    @again
     def report(
         self, lease: Lease, chunk: Chunk, report: Report, *, attrs: Mapping[str, Any]
     ) -> None:
@@ -178,6 +140,7 @@ class Ledger(Reader):
             rows.append_rows(tx, lease, chunk)
             rows.add_report(tx, lease, report, attrs)
 
+    @again
     def save_checkpoint(self, lease: Lease, checkpoint: CheckpointRecord) -> list[str]:
         """Commit the reference to a checkpoint; give the paths that it makes needless.
 
@@ -201,6 +164,7 @@ class Ledger(Reader):
             )
         return [path for path in paths if path != checkpoint.path]
 
+    @again
     def finish(
         self,
         lease: Lease,
@@ -214,45 +178,19 @@ class Ledger(Reader):
 
         Gives the paths of the checkpoints that nobody needs any more.
         """
-        with self._fenced(lease) as tx:
+        with self._ending(lease, FINISHED) as tx:
+            if tx is None:
+                return []
             if chunk is not None:
                 rows.append_rows(tx, lease, chunk)
             if report is not None:
                 rows.add_report(tx, lease, report, attrs or {})
             rows.end_trial(tx, lease.trial_id, lease.study_id, outcome)
-            rows.end_attempt(tx, lease.attempt_id, "finished", outcome.kind)
-            mine = checkpoints.c.trial_id == lease.trial_id
-            paths = tx.scalars(select(checkpoints.c.path).where(mine)).all()
-            tx.execute(delete(checkpoints).where(mine))
-        return list(paths)
+            rows.end_attempt(tx, lease.attempt_id, FINISHED, outcome.kind)
+            mine = delete(checkpoints).where(checkpoints.c.trial_id == lease.trial_id)
+            return list(tx.scalars(mine.returning(checkpoints.c.path)))
 
-    def release(self, lease: Lease, ending: str, reason: str) -> None:
-        """End the attempt and leave the trial to the next worker, unless the study is stopped."""
-        with self._fenced(lease) as tx:
-            rows.end_attempt(tx, lease.attempt_id, ending, reason)
-            rows.cancel_if_stopped(tx, lease.trial_id)
-
-    def renew(self, lease: Lease) -> None:
-        """Move the lease's expiry on."""
-        with self._fenced(lease):
-            pass
-
-    def reap(self, gone: Callable[[str], bool] = lambda _: False) -> int:
-        """End the attempts whose lease has expired or whose worker is gone; count them.
-
-        A trial that has lost more attempts than `STALE_RETRIES` fails.
-        """
-        with self._reading() as tx:
-            live = tx.execute(
-                select(
-                    attempts.c.id,
-                    attempts.c.worker,
-                    (attempts.c.expires_at < database_time()).label("expired"),
-                ).where(attempts.c.live)
-            ).all()
-        lost = [(row.id, row.expired) for row in live if row.expired or gone(row.worker)]
-        return sum(self._reap(attempt_id, expired=expired) for attempt_id, expired in lost)
-
+    @again
     def forget_checkpoints(self) -> list[str]:
         """Forget the checkpoints of trials that have ended otherwise than by `finish`.
 
@@ -266,55 +204,3 @@ class Ledger(Reader):
                 .returning(checkpoints.c.path)
             )
             return [row.path for row in found]
-
-    def _reap(self, attempt_id: int, *, expired: bool) -> bool:
-        with self._writing() as tx:
-            still = and_(attempts.c.id == attempt_id, attempts.c.live)
-            if expired:
-                still = and_(still, attempts.c.expires_at < database_time())
-            reason = "its lease expired" if expired else "its worker's process is gone"
-            ended = {"live": False, "ended_at": database_time(), "ending": "stale"}
-            done = tx.execute(
-                update(attempts)
-                .where(still)
-                .values(**ended, reason=reason)
-                .returning(attempts.c.trial_id)
-            ).first()
-            if done is None:
-                return False
-            stale = rows.count_attempts(tx, done.trial_id, "stale")
-            if stale > STALE_RETRIES:
-                study_id = tx.scalar(select(trials.c.study_id).where(trials.c.id == done.trial_id))
-                assert study_id is not None
-                sentence = f"Its worker was lost {stale} times; the last time, {reason}."
-                outcome = Outcome(kind=FAILED, reason=sentence)
-                rows.end_trial(tx, done.trial_id, study_id, outcome)
-            rows.cancel_if_stopped(tx, done.trial_id)
-        return True
-
-    # --- transactions
-
-    @contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        with self.engine.execution_options(writes=True).begin() as tx:
-            yield tx
-
-    @contextmanager
-    def _fenced(self, lease: Lease) -> Iterator[Connection]:
-        """Begin a transaction that stops unless the attempt is still live; it renews the lease."""
-        with self._writing() as tx:
-            done = tx.execute(
-                update(attempts)
-                .where(
-                    attempts.c.id == lease.attempt_id,
-                    attempts.c.number == lease.number,
-                    attempts.c.live,
-                )
-                .values(expires_at=database_time() + self.lease_seconds)
-            )
-            if done.rowcount != 1:
-                raise LeaseLost(
-                    f"attempt {lease.number} at the trial was given up for lost and its token is "
-                    "refused; another attempt has the trial"
-                )
-            yield tx

@@ -20,7 +20,7 @@ from tuner.spec.search import (
     Random,
 )
 from tuner.spec.space import Space
-from tuner.spec.study import GuardTable, StudySpec
+from tuner.spec.study import BudgetTable, GuardTable, StudySpec
 from tuner.spec.values import Entry, ParameterValue, Range, Table, WholeRange, fractions, options
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "QMC",
     "TPE",
     "AnyPruner",
+    "BudgetTable",
     "Choice",
     "Comparing",
     "Entry",

@@ -170,12 +170,45 @@ class GuardTable(Table):
     skipped_steps: Annotated[int, Field(ge=1)] = 20
 
 
+class RetriesTable(Table):
+    """How many attempts at a trial may end so before the next one that does fails the trial.
+
+    - `stale`: lost with their worker, or silent for longer than their lease.
+    - `failed`: an exception of the workload's; the same code on the same data raises it again,
+      unless it depends on something outside.
+    - `out_of_memory`: each next attempt halves the micro-batches.
+
+    An attempt that was told to stop is none of these: a trial may be interrupted without end.
+    """
+
+    stale: Annotated[int, Field(ge=0)] = 3
+    failed: Annotated[int, Field(ge=0)] = 0
+    out_of_memory: Annotated[int, Field(ge=0, le=30)] = 6
+
+
 class BudgetTable(Table):
-    """How much the study may spend; the only table that may change once it is submitted."""
+    """How much the study may spend; the only table that may change once it is submitted.
+
+    Once one of its rules holds no trial is started any more, what waits is cancelled, what runs
+    goes on to its end, and the study has ended. A larger budget opens it again.
+
+    - `wall_seconds`: since its first trial was started.
+    - `compute_seconds`: of all attempts together.
+    - `no_improvement`: so many trials have ended since the best one.
+    - `regret_below`: the best value is unlikely to be further than this from the best there is, by
+      the bound of a Gaussian process on the completed trials (at least twenty).
+    - `weight`: the study's share of workers that several studies have in common.
+    """
 
     trials: Annotated[int, Field(ge=1, le=1_000_000, description="a whole number")]
     # so many trials that fail for one reason, before any other has ended, stop the study; 0: never
     stop_after_failures: Annotated[int, Field(ge=0)] = 3
+    wall_seconds: Annotated[float, Field(gt=0)] | None = None
+    compute_seconds: Annotated[float, Field(gt=0)] | None = None
+    no_improvement: Annotated[int, Field(ge=1)] | None = None
+    regret_below: Annotated[float, Field(gt=0)] | None = None
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    retries: RetriesTable = RetriesTable()
 
 
 class StudySpec(Table):

@@ -6,6 +6,9 @@ from alembic import op
 revision = "0001"
 down_revision = None
 
+# PostgreSQL's own type knows no Infinity
+AS_JSON = sa.JSON().with_variant(sa.Text(), "postgresql")
+
 
 def upgrade() -> None:
     op.create_table(
@@ -16,10 +19,10 @@ def upgrade() -> None:
         sa.Column("digest", sa.String(length=16), nullable=False),
         sa.Column("spec", sa.Text(), nullable=False),
         sa.Column("state", sa.String(length=16), nullable=False),
-        sa.Column("rungs", sa.JSON(), nullable=False),
-        sa.Column("workload", sa.JSON(), nullable=False),
-        sa.Column("settled", sa.JSON(), nullable=True),
-        sa.Column("attrs", sa.JSON(), nullable=False),
+        sa.Column("rungs", AS_JSON, nullable=False),
+        sa.Column("workload", AS_JSON, nullable=False),
+        sa.Column("settled", AS_JSON, nullable=True),
+        sa.Column("attrs", AS_JSON, nullable=False),
         sa.Column("limit", sa.Integer(), nullable=False),
         sa.Column("reserved", sa.Integer(), nullable=False),
         sa.Column("next_number", sa.Integer(), nullable=False),
@@ -49,8 +52,8 @@ def upgrade() -> None:
         sa.Column("study_id", sa.Integer(), nullable=False),
         sa.Column("number", sa.Integer(), nullable=False),
         sa.Column("imported", sa.Boolean(), nullable=False),
-        sa.Column("params", sa.JSON(), nullable=True),
-        sa.Column("attrs", sa.JSON(), nullable=False),
+        sa.Column("params", AS_JSON, nullable=True),
+        sa.Column("attrs", AS_JSON, nullable=False),
         sa.Column("asked_revision", sa.Integer(), nullable=True),
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("reason", sa.Text(), nullable=True),
@@ -81,7 +84,7 @@ def upgrade() -> None:
         sa.Column("live", sa.Boolean(), nullable=False),
         sa.Column("expires_at", sa.Double(), nullable=False),
         sa.Column("first_step", sa.Integer(), nullable=False),
-        sa.Column("environment", sa.JSON(), nullable=False),
+        sa.Column("environment", AS_JSON, nullable=False),
         sa.Column("started_at", sa.Double(), nullable=False),
         sa.Column("ended_at", sa.Double(), nullable=True),
         sa.Column("ending", sa.String(length=16), nullable=True),

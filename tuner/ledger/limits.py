@@ -1,0 +1,82 @@
+"""The rules by which a study ends before its trials are spent; they belong to its budget.
+
+Whoever is about to take a trial asks. That is one look without a lock, and only for rules that the
+budget has; what it finds is looked at again under the study's lock before the study ends.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, and_, func, select
+
+from tuner.ledger import governing
+from tuner.ledger.reading import Reader
+from tuner.ledger.records import OPEN, StudyRecord
+from tuner.ledger.retrying import again
+from tuner.ledger.tables import attempts, database_time, trials
+from tuner.outcome import COMPLETED, DIVERGED, PRUNED
+from tuner.spec import BudgetTable
+
+
+@again
+def end_when_due(ledger: Reader, study: StudyRecord) -> StudyRecord | None:
+    """End an open study of which a rule holds; None if none does."""
+    if not _has_rules(study.spec.budget):
+        return None
+    with ledger.engine.begin() as tx:
+        if _due(tx, study) is None:
+            return None
+    with governing.locked(ledger, study) as (tx, row):
+        reason = _due(tx, study)
+        if row.state != OPEN or reason is None:
+            return None
+        governing.end(tx, row, reason)
+    return ledger.study(study.name)
+
+
+def _has_rules(budget: BudgetTable) -> bool:
+    rules = (budget.wall_seconds, budget.compute_seconds, budget.no_improvement)
+    return any(rule is not None for rule in rules)
+
+
+def _due(tx: Connection, study: StudyRecord) -> str | None:
+    """Give the sentence of the first rule that holds."""
+    budget, own = study.spec.budget, and_(trials.c.study_id == study.id, ~trials.c.imported)
+    if budget.wall_seconds is not None:
+        began = tx.scalar(select(database_time() - func.min(trials.c.created_at)).where(own))
+        if began is not None and began >= budget.wall_seconds:
+            return (
+                f"It had {budget.wall_seconds:g} seconds from its first trial on, and they are up."
+            )
+    if budget.compute_seconds is not None:
+        spent = func.sum(
+            func.coalesce(attempts.c.ended_at, database_time()) - attempts.c.started_at
+        )
+        seconds = tx.scalar(select(spent).select_from(attempts.join(trials)).where(own)) or 0.0
+        if seconds >= budget.compute_seconds:
+            return f"Its attempts have taken {seconds:.0f} of {budget.compute_seconds:g} seconds."
+    if budget.no_improvement is not None:
+        since = _ended_since_best(tx, study)
+        if since >= budget.no_improvement:
+            return f"{since} trials have ended since the best one."
+    return None
+
+
+def _ended_since_best(tx: Connection, study: StudyRecord) -> int:
+    """Count the study's trials that ended by themselves after the best one; 0 without a best."""
+    here = trials.c.study_id == study.id
+    value = trials.c.value if study.spec.study.direction == "minimize" else -trials.c.value
+    best = tx.execute(
+        select(trials.c.ended_at, trials.c.number)
+        .where(here, trials.c.state == COMPLETED)
+        .order_by(value, trials.c.number)
+        .limit(1)
+    ).first()
+    if best is None:
+        return 0
+    later = and_(
+        here,
+        ~trials.c.imported,
+        trials.c.state.in_((COMPLETED, PRUNED, DIVERGED)),
+        trials.c.ended_at > best.ended_at,
+    )
+    return tx.scalar(select(func.count()).select_from(trials).where(later)) or 0

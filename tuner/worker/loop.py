@@ -1,0 +1,141 @@
+"""The worker: which study next, and what to do when there is nothing to train."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from tuner.environment import identity
+from tuner.errors import NotFoundError, WorkloadError
+from tuner.ledger import OPEN, Ledger, StudyRecord
+from tuner.logs import logger
+from tuner.training.device import is_here
+from tuner.worker.keeper import Keeper
+from tuner.worker.study import StudyWorker
+
+IDLE_SECONDS = 0.5
+
+log = logger(__name__)
+
+
+def work(
+    ledger: Ledger,
+    checkpoints: Path,
+    *,
+    names: Sequence[str],
+    prefixes: Sequence[str],
+    stop: threading.Event,
+    until_idle: bool,
+    device: str | None = None,
+    spill: Path | None = None,
+) -> None:
+    """Train trials of the open studies (of `names`, if there are any) until told to stop.
+
+    With `until_idle`, return once there is no trial to take and nobody trains one. A study that
+    was named and cannot be trained here raises `WorkloadError`; any other is left to others, as
+    are those for another device than `device`, or than this machine has.
+    """
+    keeper = Keeper(ledger, checkpoints)
+
+    def join(study: StudyRecord) -> StudyWorker:
+        where = study.spec.training.device
+        if device not in (None, where) or not is_here(where):
+            raise WorkloadError(
+                f"study {study.name!r} is for the device {where!r}, which "
+                + ("this machine does not have" if device in (None, where) else "is not asked for")
+            )
+        return StudyWorker(
+            ledger,
+            study,
+            keeper,
+            checkpoints=checkpoints,
+            spill=spill or checkpoints.with_name("spill"),
+            prefixes=prefixes,
+            stop=stop,
+        )
+
+    worker = Worker(ledger, names, join)
+    with keeper.working():
+        log.info("worker started", worker=identity(), studies=list(names) or "all that are open")
+        while not stop.is_set():
+            keeper.reap()
+            if worker.train_one_turn():
+                continue
+            if until_idle and not worker.others_train():
+                break
+            stop.wait(IDLE_SECONDS)
+        log.info("worker ended", worker=identity(), stopped=stop.is_set())
+
+
+class Worker:
+    """Shares this process fairly among studies: each gets workers in proportion to its weight."""
+
+    def __init__(
+        self, ledger: Ledger, names: Sequence[str], join: Callable[[StudyRecord], StudyWorker]
+    ) -> None:
+        self._ledger = ledger
+        self._names = names
+        self._join = join
+        self._joined: dict[int, StudyWorker | None] = {}  # by the study's id; None: not for us
+        self._seconds: defaultdict[int, float] = defaultdict(float)  # trained here, by study
+
+    def train_one_turn(self) -> bool:
+        """Train at the study that has the least for its weight; tell whether there was any."""
+        for study in self._by_need():
+            worker = self._worker_for(study)
+            if worker is None:
+                continue
+            began = time.monotonic()
+            trained = worker.train(study, partial(self._is_next, study))
+            self._seconds[study.id] += time.monotonic() - began
+            if trained:
+                return True
+        return False
+
+    def others_train(self) -> bool:
+        """Tell whether any trial of a study that can be trained here has a live attempt."""
+        return any(worker is not None and worker.others_train() for worker in self._joined.values())
+
+    def _is_next(self, study: StudyRecord) -> bool:
+        """Tell whether a free slot should take another trial of the study that is trained now."""
+        others = [other for other in self._by_need() if self._joined.get(other.id) is not None]
+        return not others or others[0].id == study.id
+
+    def _by_need(self) -> list[StudyRecord]:
+        """Order the studies: who has the fewest workers for its weight, then who had least here."""
+        studies = self._studies()
+        if len(studies) == 1:
+            return studies
+        live = self._ledger.live_attempts()
+
+        def need(study: StudyRecord) -> tuple[float, float, int]:
+            weight = study.spec.budget.weight
+            return (
+                (live.get(study.id, 0) + 1) / weight,
+                self._seconds[study.id] / weight,
+                study.id,
+            )
+
+        return sorted(studies, key=need)
+
+    def _studies(self) -> list[StudyRecord]:
+        if self._names:
+            return [self._ledger.study(name) for name in self._names]
+        return [study for study in self._ledger.studies() if study.state == OPEN]
+
+    def _worker_for(self, study: StudyRecord) -> StudyWorker | None:
+        if study.id not in self._joined:
+            try:
+                self._joined[study.id] = self._join(study)
+            except WorkloadError as error:
+                if self._names:
+                    raise
+                log.warning(f"study {study.name} is left to other workers: {error}")
+                self._joined[study.id] = None
+            except NotFoundError:  # it was deleted just now
+                return None
+        return self._joined[study.id]

@@ -1,0 +1,72 @@
+"""Rows of a curve that the ledger cannot take now, in a file that goes with the process.
+
+Nothing is lost with it but time: whoever takes the trial up goes on from a checkpoint, whose rows
+are in the ledger.
+"""
+
+from __future__ import annotations
+
+import struct
+import tempfile
+from pathlib import Path
+from typing import IO
+
+from tuner import curves
+from tuner.curves import Chunk
+
+LIMIT = 256 * 2**20
+"""How many bytes one attempt may spill."""
+HEADER = struct.Struct("<qq")  # first step, bytes that follow
+
+
+class Spill:
+    """Consecutive chunks of one attempt."""
+
+    def __init__(self, folder: Path, limit: int = LIMIT) -> None:
+        self._folder = folder
+        self._limit = limit
+        self._file: IO[bytes] | None = None
+
+    def __bool__(self) -> bool:
+        return self._file is not None
+
+    def add(self, chunk: Chunk) -> bool:
+        """Append a chunk; False if there is no room for it, in the limit or on the disk."""
+        content = chunk.to_bytes()
+        file = self._opened()
+        end = 0 if file is None else file.seek(0, 2)
+        if file is None or end + len(content) > self._limit:
+            return False
+        try:
+            file.write(HEADER.pack(chunk.first_step, len(content)) + content)
+            file.flush()
+        except OSError:
+            file.truncate(end)
+            return False
+        return True
+
+    def read(self) -> Chunk | None:
+        """Give all that was added as one chunk; None if nothing was."""
+        if self._file is None:
+            return None
+        self._file.seek(0)
+        found = []
+        while header := self._file.read(HEADER.size):
+            first_step, size = HEADER.unpack(header)
+            found.append(Chunk.from_bytes(first_step, self._file.read(size)))
+        return curves.join(found) if found else None
+
+    def clear(self) -> None:
+        """Forget all."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _opened(self) -> IO[bytes] | None:
+        if self._file is None:
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - kept open
+            except OSError:
+                return None
+        return self._file

@@ -1,0 +1,215 @@
+"""A worker's part in one study: trials are asked for, trained in slots, decided, and told."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from tuner.checkpoint_folders import folder_of, sweep
+from tuner.environment import describe, identity
+from tuner.errors import LeaseLost
+from tuner.failpoints import reach
+from tuner.ledger import Claim, Ledger, StudyRecord, governing, limits
+from tuner.logs import logger
+from tuner.outcome import RUNNING
+from tuner.search import Search
+from tuner.spec import ParameterValue
+from tuner.submission import load_workload
+from tuner.training import choosing
+from tuner.training.device import use_threads
+from tuner.training.trainer import Event
+from tuner.worker.attempt import Attempt, Surroundings
+from tuner.worker.keeper import Keeper
+
+LOOK_SECONDS = 0.2
+"""How long a trainer trains before the worker looks around."""
+THREADS = 1
+"""More threads make small models and samplers slower, and results depend on their number."""
+
+log = logger(__name__)
+
+
+class StudyWorker:
+    """Trains trials of one study, as many at a time as its trainer has slots."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        study: StudyRecord,
+        keeper: Keeper,
+        *,
+        checkpoints: Path,
+        spill: Path,
+        prefixes: Sequence[str],
+        stop: threading.Event,
+    ) -> None:
+        self._ledger = ledger
+        self._id, self._name = study.id, study.name
+        self._keeper = keeper
+        self._stop = stop
+        self._worker = identity()
+        settling = {"trainer": choosing.name_of(study.spec), "threads": THREADS}
+        settled = ledger.settle(study.id, settling)
+        use_threads(settled["threads"])
+        self._environment = describe(study.spec.training.device) | {"settled": settled}
+        self._trainer = choosing.trainer_for(load_workload(study, prefixes), study.spec)
+        self._search = Search(study, ledger)
+        self._here = Surroundings(
+            ledger=ledger,
+            impatient=Ledger(ledger.engine, ledger.lease_seconds, patience=0.0),
+            study=study,
+            trainer=self._trainer,
+            checkpoints=checkpoints,
+            spill=spill,
+            worker=self._worker,
+            stop=stop,
+        )
+        self._attempts: dict[int, Attempt] = {}  # by the trial's number
+        self._block = 1  # steps that take about LOOK_SECONDS
+        sweep(checkpoints, ledger, study)
+        log.info("study joined", study=study.name, **settled)
+
+    def others_train(self) -> bool:
+        """Tell whether any trial has a live attempt."""
+        return self._ledger.counts(self._id)["running"] > 0
+
+    def train(self, study: StudyRecord, goes_on: Callable[[], bool]) -> bool:
+        """Take trials and train them to their ends; tell whether there was any.
+
+        Slots that become free take the next trial while `goes_on`. When the worker is told to
+        stop, trials are left to the next worker.
+        """
+        trained = self._take_one(study)
+        while self._attempts:
+            while self._may_take_more() and goes_on() and self._take_one(study):
+                pass
+            if self._stop.is_set():
+                self._leave()
+            else:
+                self._advance()
+        return trained
+
+    def _may_take_more(self) -> bool:
+        return len(self._attempts) < self._trainer.capacity and not self._stop.is_set()
+
+    def _take_one(self, study: StudyRecord) -> bool:
+        """Claim a trial, draw its parameters if need be, and give it a slot."""
+        if self._stop.is_set() or self._is_over(study):
+            return False
+        claim = self._ledger.claim(self._id, self._worker, self._environment)
+        if claim is None:
+            return False
+        attempt = Attempt(self._here, claim)
+        self._keeper.hold(claim.lease)
+        self._attempts[attempt.number] = attempt
+        reach("ask.reserved")
+        admitted = False
+        try:
+            params = claim.trial.params or attempt.waiting(lambda: self._draw(claim))
+            admitted = attempt.admit(dict(params))
+        except LeaseLost as lost:
+            self._give_up(attempt, lost)
+        finally:
+            if not admitted:
+                self._forget(attempt)
+        return True
+
+    def _is_over(self, study: StudyRecord) -> bool:
+        """End or stop the study where a rule of its budget says so."""
+        ended = limits.end_when_due(self._ledger, study)
+        if ended is not None:
+            log.info("study ended", study=self._name, reason=ended.reason)
+            return True
+        stopped = governing.break_circuit(self._ledger, study)
+        if stopped is not None:
+            log.warning(f"study {self._name}: {stopped.reason}")
+        return stopped is not None
+
+    def _draw(self, claim: Claim) -> dict[str, ParameterValue]:
+        draw = self._search.draw(claim.trial.number)
+        reach("ask.drawn")
+        self._ledger.draw(
+            claim.lease,
+            draw.params,
+            attrs=draw.attrs,
+            study_attrs=draw.study_attrs,
+            asked_revision=draw.revision,
+        )
+        return dict(draw.params)
+
+    def _advance(self) -> None:
+        began = time.monotonic()
+        try:
+            events = self._trainer.advance(self._block)
+        except Exception as error:
+            for attempt in tuple(self._attempts.values()):
+                self._end(attempt, partial(attempt.fail, error))
+            return
+        seconds = time.monotonic() - began
+        at_rung = []
+        for event in events:
+            attempt = self._attempts[event.number]
+            self._unless_lost(attempt, partial(attempt.take, event))
+            if event.number in self._attempts and attempt.undecided(event):
+                at_rung.append(event)
+        self._decide(at_rung)
+        self._pace(max((len(event.times) for event in events), default=0), seconds)
+
+    def _decide(self, events: Sequence[Event]) -> None:
+        """Decide on members that reached rungs in the same step."""
+        for event in events:
+            attempt, value = self._attempts[event.number], event.value
+            assert value is not None
+            decide = partial(self._search.decide, event.number, event.next_step, value)
+            decision = attempt.waiting(decide)
+            self._unless_lost(attempt, partial(attempt.decided, event, decision))
+
+    def _leave(self) -> None:
+        for attempt in tuple(self._attempts.values()):
+            self._end(attempt, attempt.leave)
+
+    def _end(self, attempt: Attempt, how: Callable[[], None]) -> None:
+        """Let an attempt end, and free its slot."""
+
+        def ended() -> bool:
+            how()
+            return True
+
+        self._unless_lost(attempt, ended)
+
+    def _unless_lost(self, attempt: Attempt, step: Callable[[], bool]) -> None:
+        """Make a step of an attempt; free its slot when it has ended or its lease is lost."""
+        ended = True
+        try:
+            ended = step()
+        except LeaseLost as lost:
+            self._give_up(attempt, lost)
+        finally:
+            if ended:
+                self._trainer.evict(attempt.number)
+                self._forget(attempt)
+
+    def _forget(self, attempt: Attempt) -> None:
+        self._keeper.let_go(attempt.lease)
+        self._attempts.pop(attempt.number, None)
+
+    def _give_up(self, attempt: Attempt, lost: LeaseLost) -> None:
+        """Leave a trial that is another's now, or has been cancelled."""
+        trial = self._ledger.trial(self._id, attempt.number)
+        if trial is not None and trial.state == RUNNING:
+            attempt.log.warning(f"trial {attempt.number} of {self._name}: {lost}")
+            return
+        folder = folder_of(self._here.checkpoints, self._here.study, attempt.number)
+        shutil.rmtree(folder, ignore_errors=True)
+        why = "its study was deleted" if trial is None else str(trial.reason)
+        attempt.log.warning(f"trial {attempt.number} of {self._name} is over: {why}")
+
+    def _pace(self, steps: int, seconds: float) -> None:
+        """Choose how many steps to ask for next."""
+        if steps == self._block:
+            faster = max(1, round(steps * LOOK_SECONDS / max(seconds, 1e-6)))
+            self._block = min(2 * self._block, faster)
