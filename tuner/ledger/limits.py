@@ -44,9 +44,7 @@ def _due(tx: Connection, study: StudyRecord) -> str | None:
     if budget.wall_seconds is not None:
         began = tx.scalar(select(database_time() - func.min(trials.c.created_at)).where(own))
         if began is not None and began >= budget.wall_seconds:
-            return (
-                f"It had {budget.wall_seconds:g} seconds from its first trial on, and they are up."
-            )
+            return f"Its {budget.wall_seconds:g} seconds from the first trial on are up."
     if budget.compute_seconds is not None:
         spent = func.sum(
             func.coalesce(attempts.c.ended_at, database_time()) - attempts.c.started_at

@@ -1,0 +1,103 @@
+"""Leases kept alive through outages, and rows kept in a file while the database is away."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import claim, expire, rows, submit
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tuner import curves
+from tuner.ledger import Ledger
+from tuner.worker.keeper import Keeper
+from tuner.worker.spill import Spill
+
+# --- leases
+
+
+def test_what_is_held_is_renewed_and_what_others_lost_is_reaped(ledger: Ledger, tmp_path: Path):
+    study = submit(ledger)
+    impatient = Ledger(ledger.engine, lease_seconds=0.05)
+    ours, theirs = claim(impatient, study, "a:1:1"), claim(ledger, study, "b:1:1")
+    expire(ledger, theirs.lease)
+    keeper = Keeper(impatient, tmp_path)
+    keeper.hold(ours.lease)
+    with keeper.working():
+        while ledger.attempts(study.id)[1].live:
+            pass
+    first, second = ledger.attempts(study.id)
+    assert (first.live, second.ending) == (True, "stale")
+    assert first.expires_at > first.started_at + 0.05, "renewed"
+
+
+def test_who_was_out_of_touch_renews_before_reaping(ledger: Ledger, tmp_path: Path):
+    """After an outage every lease has run out, and all their holders may be well."""
+    study = submit(ledger)
+    other = claim(ledger, study, "b:1:1")
+    keeper = Keeper(ledger, tmp_path)
+    keeper._in_touch_since = math.inf  # as a renewal that failed leaves it
+    expire(ledger, other.lease)
+    assert keeper.reap() == 0
+    keeper._renew()  # reached again
+    assert keeper.reap() == 0, "others have as long as a lease lasts"
+    keeper._in_touch_since -= ledger.lease_seconds
+    assert keeper.reap() == 1
+
+
+# --- spill files
+
+
+@given(sizes=st.lists(st.integers(1, 7), min_size=1, max_size=8))
+def test_what_was_added_is_read_as_one_chunk(tmp_path_factory, sizes):
+    spill = Spill(tmp_path_factory.mktemp("spill"))
+    ends = np.cumsum([0, *sizes]).tolist()
+    chunks = [rows(a, b) for a, b in itertools.pairwise(ends)]
+    assert not spill
+    assert spill.read() is None
+    assert all(spill.add(chunk) for chunk in chunks)
+    assert spill
+    found, whole = spill.read(), curves.join(chunks)
+    assert found is not None
+    assert (found.first_step, found.next_step) == (0, ends[-1])
+    for name, column in whole.columns.items():
+        np.testing.assert_array_equal(found.columns[name], column)
+    spill.clear()
+    assert not spill
+    assert spill.read() is None
+
+
+def test_a_full_spill_takes_no_more_and_keeps_what_it_has(tmp_path: Path):
+    spill = Spill(tmp_path, limit=3000)
+    assert spill.add(rows(0, 5))
+    assert not spill.add(rows(5, 500))
+    found = spill.read()
+    assert found is not None
+    assert found.next_step == 5
+    spill.clear()
+
+
+def test_its_file_goes_with_the_process(tmp_path: Path):
+    spill = Spill(tmp_path / "made")
+    assert spill.add(rows(0, 5))
+    assert list((tmp_path / "made").iterdir()) == []
+    spill.clear()
+
+
+def test_a_folder_that_cannot_be_written_is_a_full_one(tmp_path: Path):
+    (tmp_path / "file").touch()
+    assert not Spill(tmp_path / "file" / "folder").add(rows(0, 5))
+
+
+@pytest.mark.parametrize("first", [0, 7])
+def test_rows_may_begin_anywhere(tmp_path: Path, first):
+    spill = Spill(tmp_path)
+    assert spill.add(rows(first, first + 3))
+    found = spill.read()
+    assert found is not None
+    assert found.first_step == first
+    spill.clear()
