@@ -435,8 +435,8 @@ def test_a_mirror_kept_up_by_changes_equals_one_made_anew(new_ledger, data):
                 outcome = data.draw(st.sampled_from([completed(1.0), diverged(), pruned()]))
                 ledger.finish(running.pop().lease, outcome)
             case "look":
-                mirror.refresh(ledger.changes(study.id, mirror.revision))
-    mirror.refresh(ledger.changes(study.id, mirror.revision))
+                mirror.refresh(ledger.searched(study.id, mirror.revision))
+    mirror.refresh(ledger.searched(study.id, mirror.revision))
     anew = mirror_of(ledger, study)
     assert (mirror.revision, mirror.attrs) == (anew.revision, anew.attrs)
     assert mirror.for_sampler() == anew.for_sampler()

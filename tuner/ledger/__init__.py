@@ -12,6 +12,8 @@ from tuner.ledger.records import (
     Claim,
     Lease,
     Report,
+    Searched,
+    SearchedTrial,
     StudyRecord,
     TrialRecord,
 )
@@ -33,6 +35,8 @@ __all__ = [
     "Ledger",
     "Reader",
     "Report",
+    "Searched",
+    "SearchedTrial",
     "StudyRecord",
     "TrialRecord",
     "renewing",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, and_, exists, func, literal, select
@@ -16,6 +17,8 @@ from tuner.ledger.records import (
     Changes,
     CheckpointRecord,
     Report,
+    Searched,
+    SearchedTrial,
     StudyRecord,
     TrialRecord,
 )
@@ -30,6 +33,10 @@ from tuner.ledger.tables import (
 )
 from tuner.outcome import COMPLETED, KINDS, RUNNING
 from tuner.spec import StudySpec
+
+STREAMED = {"yield_per": 5000}
+"""Rows that are held at a time of a result that may be large."""
+SEARCHED = tuple(one.name for one in fields(SearchedTrial) if one.name != "reports")
 
 
 class Reader:
@@ -60,16 +67,22 @@ class Reader:
             return [_study(row) for row in tx.execute(select(studies).order_by(studies.c.id))]
 
     def changes(self, study_id: int, since: int) -> Changes:
-        """Read what search can see and changed after revision `since`, as of one moment."""
+        """Read the trials that changed after revision `since`, whole, as of one moment."""
         with self._reading() as tx:
-            study = tx.execute(
-                select(studies.c.revision, studies.c.attrs).where(studies.c.id == study_id)
-            ).one()
-            if study.revision == since:
-                return Changes(revision=since, attrs=study.attrs)
-            changed = and_(trials.c.study_id == study_id, trials.c.revision > since)
-            found = read_trials(tx, changed)
-        return Changes(revision=study.revision, attrs=study.attrs, trials=found)
+            revision, attrs = _seen(tx, study_id)
+            if revision == since:
+                return Changes(revision=since, attrs=attrs)
+            found = read_trials(tx, _changed(study_id, since))
+        return Changes(revision=revision, attrs=attrs, trials=found)
+
+    def searched(self, study_id: int, since: int) -> Searched:
+        """Read what search looks at and changed after revision `since`, as of one moment."""
+        with self._reading() as tx:
+            revision, attrs = _seen(tx, study_id)
+            if revision == since:
+                return Searched(revision=since, attrs=attrs)
+            found = read_searched(tx, _changed(study_id, since))
+        return Searched(revision=revision, attrs=attrs, trials=found)
 
     def trials(self, study_id: int) -> list[TrialRecord]:
         """Read all trials of a study in the order of their numbers."""
@@ -183,6 +196,43 @@ def read_trials(tx: Connection, where: Any) -> list[TrialRecord]:
             Report(step=row.step, value=row.value, pruned=row.pruned, reason=row.reason)
         )
     return [TrialRecord(**row._mapping, reports=tuple(told.get(row.id, ()))) for row in rows]
+
+
+def read_searched(tx: Connection, where: Any) -> list[SearchedTrial]:
+    """Read what search looks at in trials, in the order of their numbers.
+
+    Reports come without their sentences, which are most of a study's rows, and in portions.
+    """
+    told: dict[int, dict[int, float]] = {}
+    steps: dict[int, int] = {}  # one object a step: there are few of them, and many reports
+    query = (
+        select(reports.c.trial_id, reports.c.step, reports.c.value)
+        .where(reports.c.trial_id.in_(select(trials.c.id).where(where)))
+        .order_by(reports.c.trial_id, reports.c.step)
+    )
+    for portion in tx.execute(query, execution_options=STREAMED).partitions():
+        for trial_id, step, value in portion:
+            told.setdefault(trial_id, {})[steps.setdefault(step, step)] = value
+    columns = [trials.c[name] for name in SEARCHED]
+    rows = tx.execute(
+        select(trials.c.id, *columns).where(where).order_by(trials.c.number),
+        execution_options=STREAMED,
+    )
+    return [
+        SearchedTrial(**dict(zip(SEARCHED, values, strict=True)), reports=told.get(trial_id, {}))
+        for trial_id, *values in rows
+    ]
+
+
+def _seen(tx: Connection, study_id: int) -> tuple[int, Mapping[str, Any]]:
+    """Read a study's revision, and what samplers keep on it."""
+    query = select(studies.c.revision, studies.c.attrs).where(studies.c.id == study_id)
+    row = tx.execute(query).one()
+    return row.revision, row.attrs
+
+
+def _changed(study_id: int, since: int) -> Any:
+    return and_(trials.c.study_id == study_id, trials.c.revision > since)
 
 
 def has_live_attempt(trial_id: Any) -> Any:
