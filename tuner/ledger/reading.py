@@ -66,13 +66,13 @@ class Reader:
         with self._reading() as tx:
             return [_study(row) for row in tx.execute(select(studies).order_by(studies.c.id))]
 
-    def changes(self, study_id: int, since: int) -> Changes:
-        """Read the trials that changed after revision `since`, whole, as of one moment."""
+    def changes(self, study_id: int, since: int, *, with_reports: bool = True) -> Changes:
+        """Read the trials that changed after revision `since`, as of one moment."""
         with self._reading() as tx:
             revision, attrs = _seen(tx, study_id)
             if revision == since:
                 return Changes(revision=since, attrs=attrs)
-            found = read_trials(tx, _changed(study_id, since))
+            found = read_trials(tx, _changed(study_id, since), with_reports=with_reports)
         return Changes(revision=revision, attrs=attrs, trials=found)
 
     def searched(self, study_id: int, since: int) -> Searched:
@@ -182,9 +182,11 @@ class Reader:
             yield tx
 
 
-def read_trials(tx: Connection, where: Any) -> list[TrialRecord]:
-    """Read trials and their reports in the order of their numbers."""
+def read_trials(tx: Connection, where: Any, *, with_reports: bool = True) -> list[TrialRecord]:
+    """Read trials in the order of their numbers, and their reports unless nobody wants them."""
     rows = tx.execute(select(trials).where(where).order_by(trials.c.number)).all()
+    if not with_reports:
+        return [TrialRecord(**row._mapping) for row in rows]
     told: dict[int, list[Report]] = {}
     query = (
         select(reports)

@@ -164,7 +164,7 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """The trials that changed after a revision, whole."""
+    """The trials that changed after a revision."""
 
     revision: int
     attrs: Mapping[str, Any]
