@@ -34,7 +34,7 @@ from tuner.ledger.tables import (
 from tuner.outcome import COMPLETED, KINDS, RUNNING
 from tuner.spec import StudySpec
 
-STREAMED = {"yield_per": 5000}
+PORTION = 5000
 """Rows that are held at a time of a result that may be large."""
 SEARCHED = tuple(one.name for one in fields(SearchedTrial) if one.name != "reports")
 
@@ -44,6 +44,12 @@ class Reader:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        # a transaction of SQLite reads as of one moment by itself
+        self._snapshots = (
+            engine
+            if engine.dialect.name == "sqlite"
+            else engine.execution_options(isolation_level="REPEATABLE READ")
+        )
 
     def versions(self, name: str) -> list[StudyRecord]:
         """Read all versions of a study, oldest first. Raises `NotFoundError`."""
@@ -81,7 +87,7 @@ class Reader:
             revision, attrs = _seen(tx, study_id)
             if revision == since:
                 return Searched(revision=since, attrs=attrs)
-            found = read_searched(tx, _changed(study_id, since))
+            found = read_searched(tx, _changed(study_id, since), many=since == 0)
         return Searched(revision=revision, attrs=attrs, trials=found)
 
     def trials(self, study_id: int) -> list[TrialRecord]:
@@ -178,7 +184,7 @@ class Reader:
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
-        with self.engine.begin() as tx:
+        with self._snapshots.begin() as tx:
             yield tx
 
 
@@ -200,11 +206,13 @@ def read_trials(tx: Connection, where: Any, *, with_reports: bool = True) -> lis
     return [TrialRecord(**row._mapping, reports=tuple(told.get(row.id, ()))) for row in rows]
 
 
-def read_searched(tx: Connection, where: Any) -> list[SearchedTrial]:
+def read_searched(tx: Connection, where: Any, *, many: bool) -> list[SearchedTrial]:
     """Read what search looks at in trials, in the order of their numbers.
 
-    Reports come without their sentences, which are most of a study's rows, and in portions.
+    Reports come without their sentences, which are most of a study's bytes, and where there may be
+    many in portions.
     """
+    streamed: dict[str, Any] = {"yield_per": PORTION} if many else {}
     told: dict[int, dict[int, float]] = {}
     steps: dict[int, int] = {}  # one object a step: there are few of them, and many reports
     query = (
@@ -212,13 +220,12 @@ def read_searched(tx: Connection, where: Any) -> list[SearchedTrial]:
         .where(reports.c.trial_id.in_(select(trials.c.id).where(where)))
         .order_by(reports.c.trial_id, reports.c.step)
     )
-    for portion in tx.execute(query, execution_options=STREAMED).partitions():
-        for trial_id, step, value in portion:
-            told.setdefault(trial_id, {})[steps.setdefault(step, step)] = value
+    for trial_id, step, value in tx.execute(query, execution_options=streamed):
+        told.setdefault(trial_id, {})[steps.setdefault(step, step)] = value
     columns = [trials.c[name] for name in SEARCHED]
     rows = tx.execute(
         select(trials.c.id, *columns).where(where).order_by(trials.c.number),
-        execution_options=STREAMED,
+        execution_options=streamed,
     )
     return [
         SearchedTrial(**dict(zip(SEARCHED, values, strict=True)), reports=told.get(trial_id, {}))

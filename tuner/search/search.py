@@ -19,7 +19,7 @@ from tuner.search.space import suggest
 from tuner.search.standings import Standings
 from tuner.search.tpe import Observations
 from tuner.search.view import View
-from tuner.spec import TPE, ParameterValue
+from tuner.spec import CMAES, TPE, ParameterValue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,8 @@ class Search:
         self.refresh()
         self._view.begin(self._mirror.trial(number))
         known = self._mirror.imported()
-        sources = self._mirror.sources() if known else []
+        begins_there = known and isinstance(self._spec.search.sampler, CMAES)
+        sources = self._mirror.sources() if begins_there else []
         sampler = sampler_for(self._spec, number, known, sources, self._observations)
         params = suggest(Trial(self._open(self._view, sampler), number), self._spec.space)
         return Draw(
@@ -108,6 +109,7 @@ class Search:
         A report is a trial's number, the step of the rung and its objective there. Every trial is
         judged beside all the reports, so their order changes nothing.
         """
+        assert len({number for number, _, _ in reports}) == len(reports), "one report a trial"
         self.refresh()
         group = [self._reporting(*report) for report in reports]
         with self._standings.supposing(group):
