@@ -137,6 +137,7 @@ class Mirror:
         self._all = Numbered()
         self._told = Numbered()
         self._rivals = Numbered()
+        self._completed = Numbered()
         self._valued: Numbered | None = None  # None: to be made anew
         self._ended: dict[int, str] = {}  # the outcome's kind
         self._imported: dict[int, Mapping[str, ParameterValue]] = {}
@@ -163,6 +164,8 @@ class Mirror:
             self._told.put(trial)
             if not record.imported:
                 self._rivals.put(trial)
+                if record.state == COMPLETED:
+                    self._completed.put(trial)
 
     def trial(self, number: int) -> FrozenTrial:
         """Give one trial."""
@@ -225,6 +228,10 @@ class Mirror:
         brackets, and made their way through other rivals.
         """
         return self._rivals
+
+    def completed_rivals(self) -> Numbered:
+        """Give those of them that have completed; median and percentile look at no others."""
+        return self._completed
 
     def imported(self) -> list[Mapping[str, ParameterValue]]:
         """Give the parameters of the trials that came from earlier versions of the study."""

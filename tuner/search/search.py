@@ -61,7 +61,7 @@ class Search:
         self._view = View(
             self._mirror, self._mirror.for_values if by_value else self._mirror.for_sampler
         )
-        self._rivals = self._open(View(self._mirror, self._mirror.for_pruner))
+        self._rivals = self._open(View(self._mirror, self._mirror.completed_rivals))
         self._standings = Standings(
             maximize=study.spec.study.direction == "maximize",
             bracket=lambda trial: bracket_of(self._pruner, self._rivals, trial),
