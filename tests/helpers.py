@@ -183,7 +183,7 @@ def history(ledger: Ledger, study: StudyRecord, outcomes: Sequence[Outcome]) -> 
 def mirror_of(ledger: Ledger, study: StudyRecord) -> Mirror:
     """Read all trials of a study into a mirror."""
     mirror = Mirror(study.spec)
-    mirror.refresh(ledger.changes(study.id, 0))
+    mirror.refresh(ledger.searched(study.id, 0))
     return mirror
 
 

@@ -641,6 +641,9 @@ def test_changes_are_exactly_what_changed(ledger):
         everything = {trial.number: trial for trial in ledger.trials(study.id)}
         for trial in changes.trials:
             assert trial == everything[trial.number]
+        searched = ledger.searched(study.id, seen)
+        assert list(searched.trials) == [trial.searched() for trial in changes.trials]
+        assert (searched.revision, searched.attrs) == (changes.revision, changes.attrs)
         numbers = [trial.number for trial in changes.trials]
         assert (changes.revision > seen) == bool(numbers), "a revision for each change seen"
         seen = changes.revision

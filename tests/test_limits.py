@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
-from helpers import claim, completed, diverged, pruned, spec, submit
+from helpers import claim, completed, diverged, drawn, pruned, spec, submit
 from sqlalchemy import update
 
 from tuner.ledger import ENDED, OPEN, Ledger, StudyRecord, governing, limits
 from tuner.ledger.tables import attempts, trials
 from tuner.outcome import CANCELLED, RUNNING
+from tuner.search import Search
 
 
 @pytest.fixture
@@ -115,3 +118,33 @@ def test_a_paused_study_does_not_end(ledger):
 def test_limits_are_positive(field):
     with pytest.raises(ValueError, match="greater than"):
         spec(budget={field: 0})
+
+
+# --- what is still to be gained
+
+
+def quadratic(count: int, ledger: Ledger, study: StudyRecord) -> None:
+    """Complete so many trials whose value is the squared distance of log10 lr from -2."""
+    search = Search(study, ledger)
+    for _ in range(count):
+        held, made = drawn(ledger, study, search)
+        distance = math.log10(made.params["lr"]) + 2.0
+        ledger.finish(held.lease, completed(distance**2))
+
+
+def test_too_few_trials_bound_nothing(ledger):
+    study = submit(ledger, budget={"trials": 100})
+    quadratic(19, ledger, study)
+    assert Search(study, ledger).regret_bound() == math.inf
+
+
+def test_the_bound_is_above_the_regret_and_falls_as_the_best_is_found(ledger):
+    study = submit(ledger, budget={"trials": 100}, search={"sampler": "gp"})
+    quadratic(20, ledger, study)
+    first = Search(study, ledger).regret_bound()
+    quadratic(20, ledger, study)
+    best = ledger.best(study)
+    assert best is not None
+    second = Search(study, ledger).regret_bound()
+    assert best.value <= second <= first  # the best there is has value 0
+    assert second < 0.05

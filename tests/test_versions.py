@@ -255,10 +255,10 @@ def test_the_sampler_learns_from_it_and_the_pruner_does_not_compare_it(ledger):
     ended(ledger, study, diverged(), lr=0.1)
     two = submit(ledger, space=NARROW, search={"sampler": "gp", "pruner": "asha"})
     mirror = mirror_of(ledger, two)
-    told = mirror.for_values()
+    told = list(mirror.for_values())
     assert [trial.params["lr"] for trial in told] == [0.02, 0.05, 0.1, 0.1]
     assert told[3].value > max(trial.value for trial in told[:3]), "still diverged"
-    assert mirror.for_pruner() == []
+    assert list(mirror.for_pruner()) == []
     search = Search(two, ledger)
     held, _ = drawn(ledger, two, search)
     assert not decided(ledger, search, held, 4, 1e9)

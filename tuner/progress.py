@@ -22,41 +22,45 @@ HEADER_LINES = 5
 
 
 class Watch:
-    """A study's trials and curves, read again only where something changed."""
+    """A study's trials without their reports, read again only where something changed."""
 
     def __init__(self, ledger: Reader, study: StudyRecord) -> None:
         self._ledger = ledger
         self.study = study
         self._revision = 0
         self._trials: dict[int, TrialRecord] = {}
-        self._curves: dict[int, Chunk] = {}
+        self._curves: dict[int, Chunk] = {}  # of those that were asked for
+        self._whole: set[int] = set()  # whose curve will not grow
 
     def refresh(self) -> list[TrialRecord]:
         """Read what changed; give the trials that ended since the last call."""
-        changes = self._ledger.changes(self.study.id, self._revision)
+        changes = self._ledger.changes(self.study.id, self._revision, with_reports=False)
         self._revision = changes.revision
-        before = self._trials
-        self._trials = before | {trial.number: trial for trial in changes.trials}
         ended = [
             trial
             for trial in changes.trials
-            if trial.state != RUNNING
-            and (trial.number not in before or before[trial.number].state == RUNNING)
+            if trial.state != RUNNING and self._runs_as_far_as_known(trial.number)
         ]
-        for number, trial in self._trials.items():
-            if trial.state == RUNNING or trial in ended:
-                known = self._curves.get(number, curves.empty())
-                fresh = self._ledger.curve(trial.id, known.next_step)
-                self._curves[number] = curves.join([known, fresh]) if len(fresh.times) else known
+        self._trials.update((trial.number, trial) for trial in changes.trials)
         return ended
+
+    def _runs_as_far_as_known(self, number: int) -> bool:
+        return number not in self._trials or self._trials[number].state == RUNNING
 
     def trials(self) -> list[TrialRecord]:
         """Give all trials as last read, by number."""
         return [self._trials[number] for number in sorted(self._trials)]
 
     def curve(self, number: int) -> Chunk:
-        """Give a trial's curve as last read."""
-        return self._curves.get(number, curves.empty())
+        """Read a trial's curve: what is new of it, since only the trials on show need theirs."""
+        known, trial = self._curves.get(number, curves.empty()), self._trials[number]
+        if number not in self._whole:
+            fresh = self._ledger.curve(trial.id, known.next_step)
+            known = curves.join([known, fresh]) if len(fresh.times) else known
+            self._curves[number] = known
+        if trial.state != RUNNING:
+            self._whole.add(number)
+        return known
 
     def counts(self) -> dict[str, int]:
         """Count trials by state."""

@@ -17,6 +17,8 @@ from tuner.ledger.records import (
     Claim,
     Lease,
     Report,
+    Searched,
+    SearchedTrial,
     StudyRecord,
     TrialRecord,
 )
@@ -40,6 +42,8 @@ __all__ = [
     "Ledger",
     "Reader",
     "Report",
+    "Searched",
+    "SearchedTrial",
     "StudyRecord",
     "TrialRecord",
 ]

@@ -33,6 +33,16 @@ def end_when_due(ledger: Reader, study: StudyRecord) -> StudyRecord | None:
     return ledger.study(study.name)
 
 
+@again
+def end(ledger: Reader, study: StudyRecord, reason: str) -> StudyRecord | None:
+    """End an open study by a rule that was found to hold; None if it is not open any more."""
+    with governing.locked(ledger, study) as (tx, row):
+        if row.state != OPEN:
+            return None
+        governing.end(tx, row, reason)
+    return ledger.study(study.name)
+
+
 def _has_rules(budget: BudgetTable) -> bool:
     rules = (budget.wall_seconds, budget.compute_seconds, budget.no_improvement)
     return any(rule is not None for rule in rules)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, and_, exists, func, literal, select
@@ -16,6 +17,8 @@ from tuner.ledger.records import (
     Changes,
     CheckpointRecord,
     Report,
+    Searched,
+    SearchedTrial,
     StudyRecord,
     TrialRecord,
     specification,
@@ -31,6 +34,10 @@ from tuner.ledger.tables import (
     trials,
 )
 from tuner.outcome import COMPLETED, KINDS, RUNNING
+
+PORTION = 5000
+"""Rows that are held at a time of a result that may be large."""
+SEARCHED = tuple(one.name for one in fields(SearchedTrial) if one.name != "reports")
 
 
 class Reader:
@@ -65,17 +72,24 @@ class Reader:
             return [_study(row) for row in tx.execute(select(studies).order_by(studies.c.id))]
 
     @again
-    def changes(self, study_id: int, since: int) -> Changes:
-        """Read what search can see and changed after revision `since`, as of one moment."""
+    def changes(self, study_id: int, since: int, *, with_reports: bool = True) -> Changes:
+        """Read the trials that changed after revision `since`, as of one moment."""
         with self._reading() as tx:
-            study = tx.execute(
-                select(studies.c.revision, studies.c.attrs).where(studies.c.id == study_id)
-            ).one()
-            if study.revision == since:
-                return Changes(revision=since, attrs=study.attrs)
-            changed = and_(trials.c.study_id == study_id, trials.c.revision > since)
-            found = read_trials(tx, changed)
-        return Changes(revision=study.revision, attrs=study.attrs, trials=found)
+            revision, attrs = _seen(tx, study_id)
+            if revision == since:
+                return Changes(revision=since, attrs=attrs)
+            found = read_trials(tx, _changed(study_id, since), with_reports=with_reports)
+        return Changes(revision=revision, attrs=attrs, trials=found)
+
+    @again
+    def searched(self, study_id: int, since: int) -> Searched:
+        """Read what search looks at and changed after revision `since`, as of one moment."""
+        with self._reading() as tx:
+            revision, attrs = _seen(tx, study_id)
+            if revision == since:
+                return Searched(revision=since, attrs=attrs)
+            found = read_searched(tx, _changed(study_id, since), many=since == 0)
+        return Searched(revision=revision, attrs=attrs, trials=found)
 
     @again
     def trials(self, study_id: int) -> list[TrialRecord]:
@@ -203,9 +217,11 @@ class Reader:
             yield tx
 
 
-def read_trials(tx: Connection, where: Any) -> list[TrialRecord]:
-    """Read trials and their reports in the order of their numbers."""
+def read_trials(tx: Connection, where: Any, *, with_reports: bool = True) -> list[TrialRecord]:
+    """Read trials in the order of their numbers, and their reports unless nobody wants them."""
     rows = tx.execute(select(trials).where(where).order_by(trials.c.number)).all()
+    if not with_reports:
+        return [TrialRecord(**row._mapping) for row in rows]
     told: dict[int, list[Report]] = {}
     query = (
         select(reports)
@@ -217,6 +233,44 @@ def read_trials(tx: Connection, where: Any) -> list[TrialRecord]:
             Report(step=row.step, value=row.value, pruned=row.pruned, reason=row.reason)
         )
     return [TrialRecord(**row._mapping, reports=tuple(told.get(row.id, ()))) for row in rows]
+
+
+def read_searched(tx: Connection, where: Any, *, many: bool) -> list[SearchedTrial]:
+    """Read what search looks at in trials, in the order of their numbers.
+
+    Reports come without their sentences, which are most of a study's bytes, and where there may be
+    many in portions.
+    """
+    streamed: dict[str, Any] = {"yield_per": PORTION} if many else {}
+    told: dict[int, dict[int, float]] = {}
+    steps: dict[int, int] = {}  # one object a step: there are few of them, and many reports
+    query = (
+        select(reports.c.trial_id, reports.c.step, reports.c.value)
+        .where(reports.c.trial_id.in_(select(trials.c.id).where(where)))
+        .order_by(reports.c.trial_id, reports.c.step)
+    )
+    for trial_id, step, value in tx.execute(query, execution_options=streamed):
+        told.setdefault(trial_id, {})[steps.setdefault(step, step)] = value
+    columns = [trials.c[name] for name in SEARCHED]
+    rows = tx.execute(
+        select(trials.c.id, *columns).where(where).order_by(trials.c.number),
+        execution_options=streamed,
+    )
+    return [
+        SearchedTrial(**dict(zip(SEARCHED, values, strict=True)), reports=told.get(trial_id, {}))
+        for trial_id, *values in rows
+    ]
+
+
+def _seen(tx: Connection, study_id: int) -> tuple[int, Mapping[str, Any]]:
+    """Read a study's revision, and what samplers keep on it."""
+    query = select(studies.c.revision, studies.c.attrs).where(studies.c.id == study_id)
+    row = tx.execute(query).one()
+    return row.revision, row.attrs
+
+
+def _changed(study_id: int, since: int) -> Any:
+    return and_(trials.c.study_id == study_id, trials.c.revision > since)
 
 
 def has_live_attempt(trial_id: Any) -> Any:

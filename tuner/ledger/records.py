@@ -98,6 +98,35 @@ class TrialRecord:
     revision: int
     reports: tuple[Report, ...] = ()
 
+    def searched(self) -> SearchedTrial:
+        """Give what search looks at."""
+        return SearchedTrial(
+            number=self.number,
+            imported=self.imported,
+            params=self.params,
+            attrs=self.attrs,
+            state=self.state,
+            value=self.value,
+            created_at=self.created_at,
+            ended_at=self.ended_at,
+            reports={report.step: report.value for report in self.reports},
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchedTrial:
+    """What search looks at in a trial: no sentence, no curve. A study may have thousands."""
+
+    number: int
+    imported: bool
+    params: Mapping[str, ParameterValue] | None  # None until they are drawn
+    attrs: Mapping[str, Any]
+    state: str
+    value: float | None
+    created_at: float
+    ended_at: float | None
+    reports: Mapping[int, float]  # value by step, in the order of steps
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptRecord:
@@ -150,8 +179,17 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """What search must read again: the trials that changed after a revision."""
+    """The trials that changed after a revision."""
 
     revision: int
     attrs: Mapping[str, Any]
     trials: Sequence[TrialRecord] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Searched:
+    """What search must read again: what it looks at in the trials that changed."""
+
+    revision: int
+    attrs: Mapping[str, Any]
+    trials: Sequence[SearchedTrial] = ()

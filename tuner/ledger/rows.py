@@ -257,8 +257,12 @@ def cancel_if_stopped(tx: Connection, trial_id: int) -> None:
         .join(studies)
         .where(trials.c.id == trial_id)
     ).one()
-    if trial.study in (STOPPED, ENDED) and trial.state == RUNNING:
-        reason = "Its study was stopped or has ended, or a new version of it took its place."
+    reasons = {
+        STOPPED: "Its study was stopped, or a new version of it took its place.",
+        ENDED: "Its study has ended by a rule of its budget.",
+    }
+    if trial.study in reasons and trial.state == RUNNING:
+        reason = reasons[trial.study]
         end_trial(tx, trial_id, trial.study_id, Outcome(kind=CANCELLED, reason=reason))
 
 

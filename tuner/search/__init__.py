@@ -1,5 +1,6 @@
 """The search: Optuna's samplers and pruners over a mirror of the ledger in memory."""
 
+from tuner.search.regret import ENOUGH
 from tuner.search.search import Decision, Draw, Search
 
-__all__ = ["Decision", "Draw", "Search"]
+__all__ = ["ENOUGH", "Decision", "Draw", "Search"]

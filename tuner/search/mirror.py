@@ -1,8 +1,7 @@
-"""A mirror of one study's trials in memory, and the two views of it that Optuna's code sees.
+"""A mirror of one study's trials in memory, as samplers and as pruners are told of them.
 
-The mirror changes only by `refresh`, from the ledger. A view is an Optuna storage on one study;
-what Optuna's code writes to it (parameters that it draws, attributes that it keeps) is collected
-for one trial at a time, for the ledger to commit.
+The mirror changes only by `refresh`, from the ledger, and each change costs what changed alone: a
+study may have ten thousand trials.
 """
 
 from __future__ import annotations
@@ -11,17 +10,15 @@ import copy
 import math
 import statistics
 import sys
-from collections.abc import Callable, Container, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from optuna.distributions import BaseDistribution
-from optuna.storages import BaseStorage
-from optuna.study import StudyDirection
-from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 
-from tuner.ledger import Changes, TrialRecord
+from tuner.ledger import Searched, SearchedTrial, TrialRecord
 from tuner.outcome import CANCELLED, COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING
 from tuner.search.space import distributions
 from tuner.spec import ParameterValue, StudySpec
@@ -39,27 +36,93 @@ STATES = {
 
 def frozen(record: TrialRecord, spec: StudySpec) -> FrozenTrial:
     """Give a trial as Optuna has it: with the searched parameters and the reports."""
-    searched = {} if record.params is None else distributions(spec.space, record.params)
-    reports = {report.step: report.value for report in record.reports}
-    state = STATES[record.state]
-    value = record.value
-    if state == TrialState.PRUNED:
-        value = reports[max(reports)] if reports else None
-    return FrozenTrial(
-        number=record.number,
-        trial_id=record.number,
-        state=state,
-        value=value,
-        datetime_start=datetime.fromtimestamp(record.created_at, UTC).replace(tzinfo=None),
-        datetime_complete=None
-        if record.ended_at is None
-        else datetime.fromtimestamp(record.ended_at, UTC).replace(tzinfo=None),
-        params={name: (record.params or {})[name] for name in searched},
-        distributions=searched,
-        user_attrs={},
-        system_attrs=dict(record.attrs),
-        intermediate_values=reports,
-    )
+    return Freezer(spec)(record.searched())
+
+
+class Freezer:
+    """Makes Optuna's trials out of ours; those of one schedule and optimiser share distributions.
+
+    What is shared is never written to: Optuna's code gets a copy of the trial that it draws for.
+    """
+
+    def __init__(self, spec: StudySpec) -> None:
+        self._space = spec.space
+        self._known: dict[tuple[ParameterValue, ParameterValue], dict[str, Any]] = {}
+
+    def __call__(self, record: SearchedTrial) -> FrozenTrial:
+        """Give a trial as Optuna has it: with the searched parameters and the reports."""
+        searched, params = {}, record.params or {}
+        if params:
+            kind = params["schedule"], params["optimizer"]
+            if kind not in self._known:
+                self._known[kind] = distributions(self._space, params)
+            searched = self._known[kind]
+        reports = dict(record.reports)
+        state = STATES[record.state]
+        value = record.value
+        if state == TrialState.PRUNED:
+            value = reports[max(reports)] if reports else None
+        return FrozenTrial(
+            number=record.number,
+            trial_id=record.number,
+            state=state,
+            value=value,
+            datetime_start=_datetime(record.created_at),
+            datetime_complete=None if record.ended_at is None else _datetime(record.ended_at),
+            params={name: params[name] for name in searched},
+            distributions=searched,
+            user_attrs={},
+            system_attrs=dict(record.attrs),
+            intermediate_values=reports,
+        )
+
+
+def _datetime(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
+
+
+@dataclass
+class Numbered:
+    """Trials in the order of their numbers."""
+
+    _numbers: list[int] = field(default_factory=list)
+    _trials: list[FrozenTrial] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[FrozenTrial]:
+        """Go through the trials."""
+        return iter(self._trials)
+
+    def place(self, number: int) -> int | None:
+        """Find where a trial is; None where it is not one of them."""
+        place = bisect_left(self._numbers, number)
+        there = place < len(self._numbers) and self._numbers[place] == number
+        return place if there else None
+
+    def __getitem__(self, number: int) -> FrozenTrial:
+        """Give a trial by its number. Raises `KeyError`."""
+        place = self.place(number)
+        if place is None:
+            raise KeyError(f"trial {number} is not one of these")
+        return self._trials[place]
+
+    def get(self, number: int) -> FrozenTrial | None:
+        """Give a trial, if it is one of them."""
+        return None if self.place(number) is None else self[number]
+
+    def put(self, trial: FrozenTrial) -> None:
+        """Add a trial, or put it in the place of what it was before."""
+        place = bisect_left(self._numbers, trial.number)
+        if place < len(self._numbers) and self._numbers[place] == trial.number:
+            self._trials[place] = trial
+        else:
+            self._numbers.insert(place, trial.number)
+            self._trials.insert(place, trial)
+
+    def drop(self, number: int) -> None:
+        """Leave a trial out from now on."""
+        place = self.place(number)
+        if place is not None:
+            del self._numbers[place], self._trials[place]
 
 
 class Mirror:
@@ -70,36 +133,54 @@ class Mirror:
         self.name = name or spec.study.name  # of the study in Optuna
         self.revision = 0
         self.attrs: dict[str, Any] = {}
-        self._records: dict[int, TrialRecord] = {}
-        self._frozen: dict[int, FrozenTrial] = {}
+        self._freeze = Freezer(spec)
+        self._all = Numbered()
+        self._told = Numbered()
+        self._rivals = Numbered()
+        self._completed = Numbered()
+        self._valued: Numbered | None = None  # None: to be made anew
+        self._ended: dict[int, str] = {}  # the outcome's kind
+        self._imported: dict[int, Mapping[str, ParameterValue]] = {}
 
-    def refresh(self, changes: Changes) -> None:
+    def refresh(self, changes: Searched) -> None:
         """Take in what changed since `revision`."""
         self.revision = changes.revision
         self.attrs = dict(changes.attrs)
         for record in changes.trials:
-            self._records[record.number] = record
-            self._frozen[record.number] = frozen(record, self.spec)
+            self._take(record, self._freeze(record))
+        if changes.trials:
+            self._valued = None
+
+    def _take(self, record: SearchedTrial, trial: FrozenTrial) -> None:
+        self._all.put(trial)
+        if record.state != RUNNING:
+            self._ended[record.number] = record.state
+        if record.imported:
+            self._imported[record.number] = record.params or {}
+        if record.state == DIVERGED:
+            self._told.put(_without_reports(trial))
+            self._rivals.drop(record.number)
+        else:
+            self._told.put(trial)
+            if not record.imported:
+                self._rivals.put(trial)
+                if record.state == COMPLETED:
+                    self._completed.put(trial)
 
     def trial(self, number: int) -> FrozenTrial:
         """Give one trial."""
-        return self._frozen[number]
+        return self._all[number]
 
-    def for_sampler(self) -> list[FrozenTrial]:
+    def for_sampler(self) -> Numbered:
         """Give all trials, diverged ones as pruned before their first report: worse than any other.
 
         A sampler that is not told of divergence asks for it again. It must not be told of a
         completed trial with a bad value either: TPE ranks every completed trial above every pruned
         one, so where most are pruned it would count divergence among the good.
         """
-        return [
-            _without_reports(self._frozen[number])
-            if self._records[number].state == DIVERGED
-            else self._frozen[number]
-            for number in sorted(self._records)
-        ]
+        return self._told
 
-    def for_values(self) -> list[FrozenTrial]:
+    def for_values(self) -> Numbered:
         """Give all trials, each that ended by itself as completed, whatever stopped it.
 
         That is for samplers that learn from completed trials alone. A pruned trial has its last
@@ -108,52 +189,57 @@ class Mirror:
         is a difference also where all others are equal. Before there is any other they stay
         pruned: of nothing but equal values a Gaussian process asks for the corners for ever.
         """
+        if self._valued is None:
+            self._valued = self._with_values()
+        return self._valued
+
+    def _with_values(self) -> Numbered:
         sign = 1.0 if self.spec.study.direction == "minimize" else -1.0
         losses = {  # lower is better
-            number: sign * trial.value
-            for number, trial in self._frozen.items()
+            trial.number: sign * trial.value
+            for trial in self._all
             if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and trial.value is not None
-            if self._records[number].state != DIVERGED
+            if self._ended[trial.number] != DIVERGED
         }
         if not losses:
-            return self.for_sampler()
-        completed = [losses[n] for n in losses if self._records[n].state == COMPLETED]
+            return self._told
+        completed = [losses[n] for n in losses if self._ended[n] == COMPLETED]
         best_pruned = statistics.median(completed) if completed else -math.inf
         for number, loss in losses.items():
-            if self._records[number].state == PRUNED:
+            if self._ended[number] == PRUNED:
                 losses[number] = max(loss, best_pruned)
         worst = max(losses.values())
         spread = worst - min(losses.values())
         penalty = min(worst + (0.1 * spread or abs(worst) or 1.0), sys.float_info.max)
-        told = []
-        for number in sorted(self._records):
-            trial = self._frozen[number]
+        valued = Numbered()
+        for trial in self._all:
+            told = trial
             if trial.state == TrialState.PRUNED:
-                trial = copy.copy(trial)
-                trial.state = TrialState.COMPLETE
-                trial.value = sign * losses.get(number, penalty)
-            told.append(trial)
-        return told
+                told = copy.copy(trial)
+                told.state = TrialState.COMPLETE
+                told.value = sign * losses.get(trial.number, penalty)
+            valued.put(told)
+        return valued
 
-    def for_pruner(self) -> list[FrozenTrial]:
+    def for_pruner(self) -> Numbered:
         """Give what the pruner compares: the trials of this version that have not diverged.
 
         Diverged ones would make bad trials look like the median; imported ones were in other
         brackets, and made their way through other rivals.
         """
-        return [
-            self._frozen[number]
-            for number, record in sorted(self._records.items())
-            if record.state != DIVERGED and not record.imported
-        ]
+        return self._rivals
+
+    def completed_rivals(self) -> Numbered:
+        """Give those of them that have completed; median and percentile look at no others."""
+        return self._completed
 
     def imported(self) -> list[Mapping[str, ParameterValue]]:
         """Give the parameters of the trials that came from earlier versions of the study."""
-        return [r.params or {} for _, r in sorted(self._records.items()) if r.imported]
+        return [params for _, params in sorted(self._imported.items())]
 
     def sources(self) -> list[FrozenTrial]:
         """Give the imported trials that have values, as `for_values` does."""
-        with_values = {n for n, r in self._records.items() if r.imported and r.state != DIVERGED}
+        with_values = {n for n in self._imported if self._ended[n] != DIVERGED}
         return [trial for trial in self.for_values() if trial.number in with_values]
 
 
@@ -162,137 +248,3 @@ def _without_reports(trial: FrozenTrial) -> FrozenTrial:
     told.value = None
     told.intermediate_values = {}
     return told
-
-
-class View(BaseStorage):
-    """One study as Optuna's code sees it; trial ids are trial numbers.
-
-    Invariants: nothing written here reaches the mirror; everything written is about `current` or
-    about the study.
-    """
-
-    def __init__(self, mirror: Mirror, trials: Callable[[], list[FrozenTrial]]) -> None:
-        self._mirror = mirror
-        self._trials = trials
-        self.current: FrozenTrial | None = None
-        self.study_attrs: dict[str, Any] = {}  # written since `begin`
-
-    def begin(self, trial: FrozenTrial) -> None:
-        """Collect what is written from now on in a copy of `trial`, see `current`."""
-        self.current = copy.deepcopy(trial)
-        self.study_attrs = {}
-
-    def _written(self, trial_id: int) -> FrozenTrial:
-        """Give a copy of the current trial to write to, which is the current one from now on.
-
-        Who has read the trials keeps what was read: ASHA counts a trial's own value beside those
-        that it has read, and would count it twice.
-        """
-        assert self.current is not None
-        assert self.current.number == trial_id, "only the current trial may be written"
-        self.current = copy.copy(self.current)
-        return self.current
-
-    def get_all_trials(
-        self,
-        study_id: int,
-        deepcopy: bool = True,
-        states: Container[TrialState] | None = None,
-    ) -> list[FrozenTrial]:
-        """Give the view's trials, the current one with what was written to it."""
-        current = self.current
-        found = [
-            current if current is not None and trial.number == current.number else trial
-            for trial in self._trials()
-        ]
-        if states is not None:
-            found = [trial for trial in found if trial.state in states]
-        return copy.deepcopy(found) if deepcopy else found
-
-    def get_trial(self, trial_id: int) -> FrozenTrial:
-        """Give one trial."""
-        if self.current is not None and self.current.number == trial_id:
-            return self.current
-        return self._mirror.trial(trial_id)
-
-    def set_trial_param(
-        self,
-        trial_id: int,
-        param_name: str,
-        param_value_internal: float,
-        distribution: BaseDistribution,
-    ) -> None:
-        """Collect a parameter that was drawn."""
-        trial = self._written(trial_id)
-        value = distribution.to_external_repr(param_value_internal)
-        trial.params = {**trial.params, param_name: value}
-        trial.distributions = {**trial.distributions, param_name: distribution}
-
-    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """Collect an attribute of a sampler or pruner."""
-        trial = self._written(trial_id)
-        trial.system_attrs = {**trial.system_attrs, key: value}
-
-    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
-        """Collect an attribute that a sampler keeps on the study."""
-        self.study_attrs[key] = value
-
-    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
-        """Give the study's attributes, with what was written."""
-        return {**self._mirror.attrs, **self.study_attrs}
-
-    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
-        """Give none: ours are in the ledger."""
-        return {}
-
-    def get_study_id_from_name(self, study_name: str) -> int:
-        """Give the one study's id."""
-        return 0
-
-    def get_study_name_from_id(self, study_id: int) -> str:
-        """Give the study's name."""
-        return self._mirror.name
-
-    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
-        """Give the study's direction."""
-        return [StudyDirection[self._mirror.spec.study.direction.upper()]]
-
-    # What only a study that is written through Optuna would call.
-
-    def create_new_study(
-        self, directions: Sequence[StudyDirection], study_name: str | None = None
-    ) -> int:
-        """Refuse."""
-        raise NotImplementedError
-
-    def delete_study(self, study_id: int) -> None:
-        """Refuse."""
-        raise NotImplementedError
-
-    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
-        """Refuse."""
-        raise NotImplementedError
-
-    def get_all_studies(self) -> list[FrozenStudy]:
-        """Refuse."""
-        raise NotImplementedError
-
-    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        """Refuse."""
-        raise NotImplementedError
-
-    def set_trial_state_values(
-        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
-    ) -> bool:
-        """Refuse."""
-        raise NotImplementedError
-
-    def set_trial_intermediate_value(
-        self, trial_id: int, step: int, intermediate_value: float
-    ) -> None:
-        """Refuse."""
-        raise NotImplementedError
-
-    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """Refuse."""
-        raise NotImplementedError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import cast
 
 from optuna import Study
@@ -18,6 +19,8 @@ from optuna.pruners import (
 )
 from optuna.trial import FrozenTrial
 
+from tuner.search.halving import Halving
+from tuner.search.standings import Standings
 from tuner.spec import (
     ASHA,
     AnyPruner,
@@ -28,6 +31,7 @@ from tuner.spec import (
     Percentile,
     StudySpec,
 )
+from tuner.spec import Halving as HalvingTable
 
 
 def pruner_for(spec: StudySpec, rungs: tuple[int, ...]) -> BasePruner:
@@ -35,6 +39,39 @@ def pruner_for(spec: StudySpec, rungs: tuple[int, ...]) -> BasePruner:
     steps = spec.training.steps
     pruner = spec.search.pruner
     return _made(pruner, rungs[0] if rungs else steps, steps)
+
+
+class Judge:
+    """Decides which trials of a study are stopped, as Optuna's pruners would."""
+
+    def __init__(self, spec: StudySpec, rungs: tuple[int, ...], standings: Standings) -> None:
+        steps, table = spec.training.steps, spec.search.pruner
+        first_rung = rungs[0] if rungs else steps
+        self._patient: BasePruner | None = None
+        if isinstance(table, Patient):
+            self._patient = _patient(None, table)
+            table = table.wraps
+            first_rung = table.first_rung(steps) if isinstance(table, HalvingTable) else 0
+        self._halving: Halving | None = None
+        if isinstance(table, HalvingTable):
+            factor = table.reduction_factor
+            self._halving = Halving(standings, first_rung=first_rung, factor=factor)
+        self._alone = self._patient is not None and isinstance(table, NoPruner)
+        self._pruner = _made(table, first_rung, steps)
+
+    def stopped(self, study: Study, group: Sequence[FrozenTrial]) -> set[int]:
+        """Give the numbers of the trials that are stopped, each at its last report.
+
+        All of the group have reported before any is judged. Successive halving compares them with
+        each other and writes to their attributes, see `Halving.stopped`; the other pruners look
+        at a trial's own reports and at those of completed trials.
+        """
+        asked = [
+            trial for trial in group if self._patient is None or self._patient.prune(study, trial)
+        ]
+        if self._halving is not None:
+            return self._halving.stopped(asked)
+        return {trial.number for trial in asked if self._alone or self._pruner.prune(study, trial)}
 
 
 def _made(pruner: AnyPruner, first_rung: int, steps: int) -> BasePruner:
@@ -61,13 +98,17 @@ def _made(pruner: AnyPruner, first_rung: int, steps: int) -> BasePruner:
                 n_min_trials=pruner.min_trials,
             )
         case Patient(wraps=wrapped):
-            first = wrapped.first_rung(steps) if isinstance(wrapped, ASHA | Hyperband) else 0
+            first = wrapped.first_rung(steps) if isinstance(wrapped, HalvingTable) else 0
             inner = None if isinstance(wrapped, NoPruner) else _made(wrapped, first, steps)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)
-                return PatientPruner(inner, patience=pruner.patience, min_delta=pruner.min_delta)
+            return _patient(inner, pruner)
         case NoPruner():
             return NopPruner()
+
+
+def _patient(inner: BasePruner | None, table: Patient) -> PatientPruner:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return PatientPruner(inner, patience=table.patience, min_delta=table.min_delta)
 
 
 class FixedHyperbandPruner(HyperbandPruner):
@@ -99,19 +140,19 @@ def sentence(
     prune: bool,
     step: int,
     value: float,
-    others: list[float],
+    ahead: int,
+    others: int,
     bracket: int | None,
 ) -> str:
-    """Say what was decided at a rung and why; `others` are the reports of the rivals there."""
-    better, worse, sign = "lower", "higher", 1
+    """Say what was decided at a rung and why; `ahead` of the `others` there were better."""
+    better, worse = "lower", "higher"
     if spec.study.direction == "maximize":
-        better, worse, sign = "higher", "lower", -1
+        better, worse = "higher", "lower"
     pruner = spec.search.pruner
     judge = pruner.wraps if isinstance(pruner, Patient) else pruner
-    ahead = sum(sign * other < sign * value for other in others)
     rivals = "other trials" if bracket is None else f"other trials of bracket {bracket}"
     said = f"{spec.study.metric} was {value:.4g} at step {step}"
-    said += f", where {ahead} of the {len(others)} {rivals} there were {better}"
+    said += f", where {ahead} of the {others} {rivals} there were {better}"
     if isinstance(judge, Percentile) and prune:
         said += f" and only the best {judge.percentile:g} percent go on"
     if isinstance(judge, Hyperband) and bracket is not None:

@@ -29,6 +29,7 @@ from tuner.search.space import (
     grid,
     shared_distributions,
 )
+from tuner.search.tpe import ColumnTPESampler, Observations
 from tuner.spec import CMAES, GP, QMC, TPE, Grid, Listed, ParameterValue, Random, Space, StudySpec
 
 LEARN_FROM_VALUES = (GP, CMAES)
@@ -40,11 +41,13 @@ def sampler_for(  # noqa: PLR0911 - one for each sampler
     number: int,
     imported: Sequence[Mapping[str, ParameterValue]] = (),
     sources: Sequence[FrozenTrial] = (),
+    observations: Observations | None = None,
 ) -> BaseSampler:
     """Make the sampler that draws trial `number`; its seed is the study's and the trial's.
 
     The first numbers are those of the `imported` trials. A grid leaves out what they tried, and
-    cmaes begins where the best of the `sources`, those of them that have values, are.
+    cmaes begins where the best of the `sources`, those of them that have values, are. tpe is
+    Optuna's own where there are no `observations`, and draws the same with them.
     """
     sequence = np.random.SeedSequence([spec.study.seed, number])
     seed = int(sequence.generate_state(2, np.uint32)[1])
@@ -54,7 +57,10 @@ def sampler_for(  # noqa: PLR0911 - one for each sampler
         warnings.simplefilter("ignore", ExperimentalWarning)
         match sampler:
             case TPE():
-                return TPESampler(seed=seed, n_startup_trials=sampler.startup_trials)
+                startup = sampler.startup_trials
+                if observations is None:
+                    return TPESampler(seed=seed, n_startup_trials=startup)
+                return ColumnTPESampler(observations, seed=seed, n_startup_trials=startup)
             case Random():
                 return RandomSampler(seed=seed)
             case Grid():

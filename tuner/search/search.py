@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler, RandomSampler
-from optuna.trial import Trial
+from optuna.trial import FrozenTrial, Trial
 
 from tuner.ledger import Reader, StudyRecord
-from tuner.search.mirror import Mirror, View
-from tuner.search.pruners import bracket_of, pruner_for, sentence
+from tuner.search.mirror import Mirror
+from tuner.search.pruners import Judge, bracket_of, pruner_for, sentence
+from tuner.search.regret import regret_bound
 from tuner.search.samplers import LEARN_FROM_VALUES, sampler_for
 from tuner.search.space import suggest
-from tuner.spec import ParameterValue
+from tuner.search.standings import Standings
+from tuner.search.tpe import Observations
+from tuner.search.view import View
+from tuner.spec import CMAES, TPE, ParameterValue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,54 +54,101 @@ class Search:
         self._ledger = ledger
         self._spec = study.spec
         self._name = study.title
-        mirror = self._mirror = Mirror(study.spec, study.title)
-        by_value = isinstance(study.spec.search.sampler, LEARN_FROM_VALUES)
-        self._sampled = View(mirror, mirror.for_values if by_value else mirror.for_sampler)
-        self._pruned = View(mirror, mirror.for_pruner)
+        self._mirror = Mirror(study.spec, study.title)
+        sampler = study.spec.search.sampler
+        self._observations = Observations(study.spec) if isinstance(sampler, TPE) else None
         self._pruner = pruner_for(study.spec, study.rungs)
+        by_value = isinstance(sampler, LEARN_FROM_VALUES)
+        self._view = View(
+            self._mirror, self._mirror.for_values if by_value else self._mirror.for_sampler
+        )
+        self._rivals = self._open(View(self._mirror, self._mirror.completed_rivals))
+        self._standings = Standings(
+            maximize=study.spec.study.direction == "maximize",
+            bracket=lambda trial: bracket_of(self._pruner, self._rivals, trial),
+        )
+        self._judge = Judge(study.spec, study.rungs, self._standings)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
 
     def refresh(self) -> None:
         """Read what changed in the ledger."""
-        self._mirror.refresh(self._ledger.changes(self._id, self._mirror.revision))
+        changes = self._ledger.searched(self._id, self._mirror.revision)
+        self._mirror.refresh(changes)
+        for record in changes.trials:
+            if self._observations is not None:
+                self._observations.take(self._mirror.for_sampler()[record.number])
+            rival = self._mirror.for_pruner().get(record.number)
+            if rival is None:
+                self._standings.drop(record.number)
+            else:
+                self._standings.take(rival)
 
     def draw(self, number: int) -> Draw:
         """Draw the parameters of a trial that has none yet."""
         self.refresh()
-        self._sampled.begin(self._mirror.trial(number))
+        self._view.begin(self._mirror.trial(number))
         known = self._mirror.imported()
-        sources = self._mirror.sources() if known else []
-        sampler = sampler_for(self._spec, number, known, sources)
-        study = self._open(self._sampled, sampler)
-        params = suggest(Trial(study, number), self._spec.space)
+        begins_there = known and isinstance(self._spec.search.sampler, CMAES)
+        sources = self._mirror.sources() if begins_there else []
+        sampler = sampler_for(self._spec, number, known, sources, self._observations)
+        params = suggest(Trial(self._open(self._view, sampler), number), self._spec.space)
         return Draw(
             params=params,
-            attrs=self._sampled.get_trial(number).system_attrs,
-            study_attrs=self._sampled.study_attrs,
+            attrs=self._view.get_trial(number).system_attrs,
+            study_attrs=self._view.study_attrs,
             revision=self._mirror.revision,
         )
 
     def decide(self, number: int, step: int, value: float) -> Decision:
         """Decide whether a trial goes on from a rung, where its objective is `value`."""
+        (decision,) = self.decide_together([(number, step, value)])
+        return decision
+
+    def decide_together(self, reports: Sequence[tuple[int, int, float]]) -> list[Decision]:
+        """Decide on trials that were advanced in the same step; each report is of another trial.
+
+        A report is a trial's number, the step of the rung and its objective there. Every trial is
+        judged beside all the reports, so their order changes nothing.
+        """
+        assert len({number for number, _, _ in reports}) == len(reports), "one report a trial"
         self.refresh()
-        self._pruned.begin(self._mirror.trial(number))
-        reported = self._pruned.get_trial(number)
-        reported.intermediate_values[step] = value
-        study = self._open(self._pruned)
-        prune = self._pruner.prune(study, reported)
-        bracket = bracket_of(self._pruner, study, reported)
-        others = [
-            trial.intermediate_values[step]
-            for trial in self._mirror.for_pruner()
-            if trial.number != number
-            and step in trial.intermediate_values
-            and bracket_of(self._pruner, study, trial) == bracket
-        ]
+        group = [self._reporting(*report) for report in reports]
+        with self._standings.supposing(group):
+            stopped = self._judge.stopped(self._rivals, group)
+            return [
+                self._decision(trial, step, prune=trial.number in stopped)
+                for trial, (_, step, _) in zip(group, reports, strict=True)
+            ]
+
+    def regret_bound(self) -> float:
+        """Bound how much better than the best completed trial the best there is may be.
+
+        In the metric's unit; inf where there are too few completed trials to say. It takes about a
+        second.
+        """
+        self.refresh()
+        seed = self._spec.study.seed
+        return regret_bound(list(self._mirror.completed_rivals()), self._rivals.direction, seed)
+
+    def _reporting(self, number: int, step: int, value: float) -> FrozenTrial:
+        """Give a copy of a trial with a report, to judge and to write attributes to."""
+        trial = copy.copy(self._mirror.trial(number))
+        trial.intermediate_values = {**trial.intermediate_values, step: value}
+        trial.system_attrs = dict(trial.system_attrs)
+        return trial
+
+    def _decision(self, trial: FrozenTrial, step: int, *, prune: bool) -> Decision:
+        ahead, others = self._standings.at_step(trial, step)
         reason = sentence(
-            self._spec, prune=prune, step=step, value=value, others=others, bracket=bracket
+            self._spec,
+            prune=prune,
+            step=step,
+            value=trial.intermediate_values[step],
+            ahead=ahead,
+            others=others,
+            bracket=self._standings.bracket(trial),
         )
-        attrs = self._pruned.get_trial(number).system_attrs
-        return Decision(prune=prune, reason=reason, attrs=attrs)
+        return Decision(prune=prune, reason=reason, attrs=trial.system_attrs)
 
     def _open(self, view: View, sampler: BaseSampler | None = None) -> optuna.Study:
         return optuna.Study(

@@ -15,8 +15,8 @@ from tuner.errors import LeaseLost
 from tuner.failpoints import reach
 from tuner.ledger import Claim, Ledger, StudyRecord, governing, limits
 from tuner.logs import logger
-from tuner.outcome import RUNNING
-from tuner.search import Search
+from tuner.outcome import COMPLETED, RUNNING
+from tuner.search import ENOUGH, Search
 from tuner.spec import ParameterValue
 from tuner.submission import load_workload
 from tuner.training import choosing
@@ -27,6 +27,8 @@ from tuner.worker.keeper import Keeper
 
 LOOK_SECONDS = 0.2
 """How long a trainer trains before the worker looks around."""
+REGRET_EVERY = 5
+"""Completed trials between two bounds of the regret, each of which takes about a second."""
 THREADS = 1
 """More threads make small models and samplers slower, and results depend on their number."""
 
@@ -70,6 +72,7 @@ class StudyWorker:
         )
         self._attempts: dict[int, Attempt] = {}  # by the trial's number
         self._block = 1  # steps that take about LOOK_SECONDS
+        self._regret_at = ENOUGH  # completed trials at which the regret is bounded again
         sweep(checkpoints, ledger, study)
         log.info("study joined", study=study.name, **settled)
 
@@ -120,7 +123,7 @@ class StudyWorker:
 
     def _is_over(self, study: StudyRecord) -> bool:
         """End or stop the study where a rule of its budget says so."""
-        ended = limits.end_when_due(self._ledger, study)
+        ended = limits.end_when_due(self._ledger, study) or self._end_by_regret(study)
         if ended is not None:
             log.info("study ended", study=self._name, reason=ended.reason)
             return True
@@ -128,6 +131,24 @@ class StudyWorker:
         if stopped is not None:
             log.warning(f"study {self._name}: {stopped.reason}")
         return stopped is not None
+
+    def _end_by_regret(self, study: StudyRecord) -> StudyRecord | None:
+        """End the study if hardly anything better is to be found; asked every few trials."""
+        bound = study.spec.budget.regret_below
+        if bound is None:
+            return None
+        completed = self._ledger.counts(self._id)[COMPLETED]
+        if completed < self._regret_at:
+            return None
+        self._regret_at = completed + REGRET_EVERY
+        regret = self._search.regret_bound()
+        if regret >= bound:
+            return None
+        reason = (
+            f"The best {study.spec.study.metric} is unlikely to be further than {regret:.3g} from "
+            f"the best there is, after {completed} completed trials."
+        )
+        return limits.end(self._ledger, study, reason)
 
     def _draw(self, claim: Claim) -> dict[str, ParameterValue]:
         draw = self._search.draw(claim.trial.number)
@@ -160,12 +181,14 @@ class StudyWorker:
         self._pace(max((len(event.times) for event in events), default=0), seconds)
 
     def _decide(self, events: Sequence[Event]) -> None:
-        """Decide on members that reached rungs in the same step."""
-        for event in events:
-            attempt, value = self._attempts[event.number], event.value
-            assert value is not None
-            decide = partial(self._search.decide, event.number, event.next_step, value)
-            decision = attempt.waiting(decide)
+        """Decide on members that reached rungs in the same step, each beside all the others."""
+        if not events:
+            return
+        reports = [(event.number, event.next_step, _value(event)) for event in events]
+        first = self._attempts[events[0].number]
+        decisions = first.waiting(lambda: self._search.decide_together(reports))
+        for event, decision in zip(events, decisions, strict=True):
+            attempt = self._attempts[event.number]
             self._unless_lost(attempt, partial(attempt.decided, event, decision))
 
     def _leave(self) -> None:
@@ -213,3 +236,8 @@ class StudyWorker:
         if steps == self._block:
             faster = max(1, round(steps * LOOK_SECONDS / max(seconds, 1e-6)))
             self._block = min(2 * self._block, faster)
+
+
+def _value(event: Event) -> float:
+    assert event.value is not None
+    return event.value

@@ -1,0 +1,183 @@
+"""TPE over columns: the draws of Optuna's own, without going through every trial at each draw.
+
+Optuna's TPESampler compares the distributions of all trials, sorts them and translates their
+parameters anew for every parameter that it draws. Here that is done once a trial, when the trial
+changes. What is drawn is Optuna's: its estimators and its random numbers, on the same observations
+in the same order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution
+from optuna.samplers import TPESampler
+from optuna.samplers._tpe.sampler import default_gamma
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from tuner.search.space import all_distributions
+from tuner.spec import StudySpec
+
+NOTHING, COMPLETE, PRUNED, RUNNING = range(4)
+KINDS = {
+    TrialState.COMPLETE: COMPLETE,
+    TrialState.PRUNED: PRUNED,
+    TrialState.RUNNING: RUNNING,
+}
+BEFORE_ANY_REPORT = 1.0
+"""Where Optuna ranks a trial that was pruned without a report; others have minus their step."""
+Numbers = NDArray[np.int64]
+
+
+class Observations:
+    """What TPE looks at in the trials of a study, as columns by trial number."""
+
+    def __init__(self, spec: StudySpec) -> None:
+        self._sign = 1.0 if spec.study.direction == "minimize" else -1.0
+        self._distributions = all_distributions(spec.space)
+        self._kinds = np.zeros(0, dtype=np.int8)  # [number]
+        self._ranks = np.zeros(0)  # [number], of pruned trials: minus their last step
+        self._losses = np.zeros(0)  # [number], lower is better
+        self._params = {  # [number] each; nan where a trial has no such parameter
+            name: np.zeros(0) for name in self._distributions
+        }
+        self._spaces: list[frozenset[str]] = []  # of the finished trials, each once
+        # gives what a running trial was drawn as, whether or not it has all of its parameters yet
+        self._optunas = TPESampler(multivariate=True)
+
+    def take(self, trial: FrozenTrial) -> None:
+        """Take in a trial that is new or has changed, as samplers are told of it."""
+        number, kind = trial.number, KINDS.get(trial.state, NOTHING)
+        self._make_room(number)
+        self._kinds[number] = kind
+        if kind == NOTHING:
+            return
+        if kind == COMPLETE:
+            self._losses[number] = self._sign * cast("float", trial.value)
+        elif kind == PRUNED:
+            last = trial.last_step
+            self._ranks[number] = BEFORE_ANY_REPORT if last is None else -last
+            value = 0.0 if last is None else self._sign * trial.intermediate_values[last]
+            self._losses[number] = value
+        if kind != RUNNING:
+            space = frozenset(trial.distributions)
+            if space not in self._spaces:
+                self._spaces.append(space)
+        params = self._optunas._get_params(trial, cast("Study", None))  # asks it for nothing
+        for name, distribution in self._distributions.items():
+            known = name in params
+            value = distribution.to_internal_repr(params[name]) if known else math.nan
+            self._params[name][number] = value
+
+    def _make_room(self, number: int) -> None:
+        more = number + 1 - len(self._kinds)
+        if more > 0:
+            more = max(more, len(self._kinds), 64)
+            self._kinds = np.append(self._kinds, np.zeros(more, dtype=np.int8))
+            self._ranks = np.append(self._ranks, np.zeros(more))
+            self._losses = np.append(self._losses, np.zeros(more))
+            for name, column in self._params.items():
+                self._params[name] = np.append(column, np.full(more, np.nan))
+
+    def finished(self) -> int:
+        """Count the trials that completed or were pruned."""
+        return int(np.count_nonzero((self._kinds == COMPLETE) | (self._kinds == PRUNED)))
+
+    def shared_space(self) -> dict[str, BaseDistribution]:
+        """Give the distributions of the parameters that all finished trials have, by name."""
+        names = frozenset.intersection(*self._spaces) if self._spaces else frozenset()
+        return {name: self._distributions[name] for name in sorted(names & self._params.keys())}
+
+    def split(self, number: int) -> tuple[Numbers, Numbers]:
+        """Give the numbers of the better and of the other trials but `number`, in order.
+
+        The better ones are the best tenth of the finished ones, 25 at most: the completed ones by
+        value, then the pruned ones by how far they came and what they reported there. Of equal
+        ones the earlier is the better. Running trials are among the others.
+        """
+        kinds = self._kinds.copy()
+        kinds[number] = NOTHING
+        completed = np.flatnonzero(kinds == COMPLETE)
+        pruned = np.flatnonzero(kinds == PRUNED)
+        count = default_gamma(len(completed) + len(pruned))
+        below = completed[np.argsort(self._losses[completed], kind="stable")[:count]]
+        if (missing := count - len(below)) > 0:
+            order = np.lexsort((self._losses[pruned], self._ranks[pruned]))  # it is stable
+            below = np.append(below, pruned[order[:missing]])
+        kinds[below] = NOTHING
+        return np.sort(below), np.flatnonzero(kinds)
+
+    def of(
+        self, numbers: Numbers, space: Mapping[str, BaseDistribution]
+    ) -> dict[str, NDArray[np.float64]]:
+        """Give the parameters of those of the trials that have all of `space`, as Optuna's kernels.
+
+        Each is one number a trial, [trial]: of a choice, its place.
+        """
+        columns = {name: self._params[name][numbers] for name in space}
+        whole = np.ones(len(numbers), dtype=bool)
+        for column in columns.values():
+            whole &= ~np.isnan(column)
+        return {name: column[whole] for name, column in columns.items()}
+
+
+class ColumnTPESampler(TPESampler):
+    """Draws what Optuna's own draws, from observations that are kept as columns."""
+
+    def __init__(self, observations: Observations, *, seed: int, n_startup_trials: int) -> None:
+        super().__init__(seed=seed, n_startup_trials=n_startup_trials)
+        self._observations = observations
+        self._halves: tuple[Numbers, Numbers] | None = None  # the same for the whole draw
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Give the parameters that all finished trials have, which are drawn together."""
+        return self._observations.shared_space()
+
+    def _sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        if not search_space or self._observations.finished() < self._n_startup_trials:
+            return {}
+        return self._sample(study, trial, search_space)
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Draw a parameter that not all trials have."""
+        if self._observations.finished() < self._n_startup_trials:
+            return self._random_sampler.sample_independent(
+                study, trial, param_name, param_distribution
+            )
+        return self._sample(study, trial, {param_name: param_distribution})[param_name]
+
+    def _sample(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        if self._halves is None:
+            self._halves = self._observations.split(trial.number)
+        below, above = (
+            self._parzen_estimator_cls(
+                self._observations.of(half, search_space),
+                search_space,
+                self._parzen_estimator_parameters,
+            )
+            for half in self._halves
+        )
+        samples = below.sample(self._rng.rng, self._n_ei_candidates)
+        gain = self._compute_acquisition_func(samples, below, above)
+        best = self._compare(samples, gain)
+        return {
+            name: distribution.to_external_repr(best[name])
+            for name, distribution in search_space.items()
+        }
