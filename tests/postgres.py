@@ -59,7 +59,7 @@ class Cluster:
     def cut(self, database: str) -> None:
         """Cut every connection to a database."""
         self.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
             f"WHERE datname = '{database}' AND pid <> pg_backend_pid()"
         )
 
