@@ -1,0 +1,207 @@
+"""Workers: which study is next, what they leave to others, how they end, what they log."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from helpers import submit
+from processes import STUDY, end, prepare, start, trained_steps, tuner, until
+from training_here import PREFIXES, submitted
+
+from tuner.environment import identity
+from tuner.errors import WorkloadError
+from tuner.executors import LocalExecutor
+from tuner.ledger import Ledger, StudyRecord
+from tuner.storage import Addresses
+from tuner.worker import work
+from tuner.worker.loop import Worker
+
+# --- which study
+
+
+class Taking:
+    """Takes a trial of a study and never ends it; what `StudyWorker` does, as far as turns go."""
+
+    def __init__(self, ledger: Ledger, study: StudyRecord, taken: list[str]) -> None:
+        self._ledger, self._study, self._taken = ledger, study, taken
+
+    def train(self, study, goes_on) -> bool:
+        if self._ledger.claim(self._study.id, "a:1:1", {}) is None:
+            return False
+        self._taken.append(self._study.name)
+        return True
+
+    def others_train(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("weights", "shares"),
+    [
+        ({"a": 1.0, "b": 1.0}, {"a": 6, "b": 6}),
+        ({"a": 2.0, "b": 1.0}, {"a": 8, "b": 4}),
+        ({"a": 0.5, "b": 1.0, "c": 1.5}, {"a": 2, "b": 4, "c": 6}),
+    ],
+)
+def test_studies_have_workers_in_proportion_to_their_weights(ledger, weights, shares):
+    for name, weight in weights.items():
+        submit(ledger, study={"name": name}, budget={"trials": 100, "weight": weight})
+    taken: list[str] = []
+    for _ in range(12):  # as many workers, one after the other, each busy for good
+        worker = Worker(ledger, (), lambda study: Taking(ledger, study, taken))
+        assert worker.train_one_turn()
+    assert Counter(taken) == shares
+
+
+def test_a_study_that_has_no_more_trials_leaves_its_share_to_others(ledger):
+    submit(ledger, study={"name": "a"}, budget={"trials": 1, "weight": 9.0})
+    submit(ledger, study={"name": "b"}, budget={"trials": 5})
+    taken: list[str] = []
+    worker = Worker(ledger, (), lambda study: Taking(ledger, study, taken))
+    while worker.train_one_turn():
+        pass
+    assert taken == ["a", *"bbbbb"]
+
+
+def test_paused_studies_have_no_turn(ledger):
+    from tuner.ledger import governing
+
+    governing.pause(ledger, submit(ledger, study={"name": "a"}))
+    worker = Worker(ledger, (), lambda study: Taking(ledger, study, []))
+    assert not worker.train_one_turn()
+
+
+# --- what they leave to others
+
+
+def train(ledger: Ledger, places: Addresses, *names: str, **more) -> None:
+    work(
+        ledger,
+        places.checkpoints,
+        names=names,
+        prefixes=PREFIXES,
+        stop=threading.Event(),
+        until_idle=True,
+        **more,
+    )
+
+
+def test_what_cannot_be_trained_here_is_left_to_others(ledger, places, caplog):
+    mine = submitted(ledger)
+    other = submit(ledger, study={"name": "elsewhere"}, workload={"factory": "not.here:at_all"})
+    train(ledger, places)
+    assert ledger.counts(mine.id)["completed"] == 3
+    assert ledger.counts(other.id)["running"] == 0
+    assert "study elsewhere is left to other workers" in caplog.text
+
+
+def test_a_study_for_another_device_is_left_to_others(ledger, places, caplog):
+    study = submitted(ledger)
+    train(ledger, places, device="cuda")
+    assert ledger.study(study.name).reserved == 0
+    assert "for the device 'cpu', which is not asked for" in caplog.text
+    with pytest.raises(WorkloadError, match="not asked for"):
+        train(ledger, places, study.name, device="cuda")
+
+
+def test_the_device_of_a_study_must_be_there(ledger, places):
+    study = submitted(ledger, training={"device": "cuda:7"})
+    with pytest.raises(WorkloadError, match="'cuda:7', which this machine does not have"):
+        train(ledger, places, study.name)
+
+
+@pytest.mark.parametrize(("allowed", "attempts"), [(0, 1), (2, 3)])
+def test_a_trial_whose_code_raises_is_tried_again_as_often_as_the_budget_says(
+    ledger, places, allowed, attempts
+):
+    study = submitted(
+        ledger,
+        workload={"arguments": {"failing": True}},
+        budget={"trials": 1, "retries": {"failed": allowed}, "stop_after_failures": 0},
+    )
+    train(ledger, places)
+    assert ledger.counts(study.id)["failed"] == 1
+    assert len(ledger.attempts(study.id)) == attempts
+
+
+# --- how they end, and what they log
+
+
+def lines(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.slow
+def test_sigterm_saves_the_trial_and_ends_well(tmp_path):
+    factory = 'factory = "tests.workloads:noisy"'
+    slow = STUDY.replace(factory, f"{factory}\narguments = {{ step_seconds = 0.05 }}")
+    folder = prepare(tmp_path, slow, lr="0.01")
+    assert tuner(folder, "submit", "study.toml").code == 0
+    worker = start(folder, "worker")
+    until(lambda: trained_steps(folder) > 0, "a step")
+    worker.send_signal(signal.SIGTERM)
+    done = end(worker)
+    assert done.code == 0, done.err
+    events = lines(done.err)
+    texts = [event["event"] for event in events]
+    assert texts[:3] == ["worker started", "study joined", "trial taken up"]
+    assert texts[-2:] == ["trial left to the next worker", "worker ended"]
+    taken = events[2]
+    assert (taken["study"], taken["trial"], taken["attempt"]) == ("small", 0, 1)
+    assert taken["worker"] == events[0]["worker"]
+    assert {"timestamp", "level"} <= set(taken)
+
+
+@pytest.mark.slow
+def test_a_worker_logs_one_line_of_json_an_event(tmp_path):
+    folder = prepare(tmp_path, trials="3")
+    assert tuner(folder, "submit", "study.toml").code == 0
+    done = tuner(folder, "worker", "--until-idle", "--json")
+    assert done.code == 0, done.err
+    ended = [event for event in lines(done.err) if event["event"] == "trial ended"]
+    assert [event["trial"] for event in ended] == [0, 1, 2]
+    assert all(event["outcome"] and event["reason"] for event in ended)
+    text = tuner(folder, "worker", "--until-idle", "--log", "text").err
+    assert "worker started" in text
+    assert not text.startswith("{")
+
+
+@pytest.mark.slow
+def test_passwords_are_in_no_log(tmp_path):
+    url = "postgresql://me:hidden@127.0.0.1:1/team"
+    done = tuner(tmp_path, "worker", env={"TUNER_DATABASE_URL": url})
+    assert done.code == 4
+    assert "Connection refused" in done.err
+    assert "hidden" not in done.err + done.out
+
+
+@pytest.mark.slow
+def test_the_local_executor_starts_polls_and_cancels(tmp_path, monkeypatch):
+    folder = prepare(tmp_path)
+    monkeypatch.chdir(folder)
+    executor = LocalExecutor(folder / "logs")
+    refused = executor.launch(["--study", "nobody knows"])
+    until(lambda: executor.poll(refused) is not None, "its end")
+    assert executor.poll(refused) == 2
+    assert "there is no study 'nobody knows'" in executor.log_of(refused).read_text()
+    serving = executor.launch(["--no-recorder"])
+    until(lambda: "worker started" in executor.log_of(serving).read_text(), "its start")
+    assert executor.poll(serving) is None
+    executor.cancel(serving)
+    until(lambda: executor.poll(serving) is not None, "its end")
+    assert executor.poll(serving) == 0
+    executor.cancel(serving)  # which is over
+
+
+def test_claims_of_a_dead_process_are_taken_up_at_once(ledger, places, tmp_path: Path):
+    study = submitted(ledger)
+    machine = identity().rsplit(":", 2)[0]
+    held = ledger.claim(study.id, f"{machine}:999999:1", {})
+    assert held is not None
+    train(ledger, places)
+    assert [one.ending for one in ledger.attempts(study.id)][:2] == ["stale", "finished"]
