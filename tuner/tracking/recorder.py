@@ -24,7 +24,7 @@ from tuner.errors import TunerError, UnavailableError
 from tuner.ledger import Reader, StudyRecord
 from tuner.storage import Addresses, optuna_storage, tracking_client
 from tuner.tracking.erasing import erase_runs
-from tuner.tracking.projection import Projection
+from tuner.tracking.projection import Projection, Publisher
 from tuner.tracking.publications import CLAIM_SECONDS, Publications
 from tuner.tracking.runs import RunPublisher
 from tuner.tracking.trials import TrialPublisher
@@ -56,10 +56,11 @@ class Recorder:
             artifacts_folder(places),
             in_bulk=in_bulk,
         )
-        self._projections = [
-            Projection(ledger, self._publications[publisher.target], publisher)
-            for publisher in (self._trials, self._runs)
-        ]
+        publishers: tuple[Publisher, ...] = (self._trials, self._runs)
+        self.projections = {
+            one.target: Projection(ledger, self._publications[one.target], one)
+            for one in publishers
+        }
 
     def publish(self, names: Sequence[str] = ()) -> bool:
         """Publish what is new and no other recorder is publishing; tell whether there was anything.
@@ -67,7 +68,7 @@ class Recorder:
         Raises the first error after every study and both targets had their turn.
         """
         moved, errors = False, []
-        for projection in self._projections:
+        for projection in self.projections.values():
             try:
                 moved = projection.publish(names) or moved
             except TunerError as error:
@@ -78,7 +79,7 @@ class Recorder:
 
     def behind(self, names: Sequence[str] = ()) -> bool:
         """Tell whether there is anything to publish, by whomever."""
-        return any(projection.behind(names) for projection in self._projections)
+        return any(projection.behind(names) for projection in self.projections.values())
 
     def project_again(
         self, study: StudyRecord, *, without: Collection[int] = (), trials_anew: bool = False
@@ -93,7 +94,7 @@ class Recorder:
             self._runs.discard(study, without)
             if trials_anew:
                 self._trials.discard(study)
-            for projection in self._projections:
+            for projection in self.projections.values():
                 projection.publications.forget(study.id)
                 projection.finish(study)
 

@@ -45,7 +45,7 @@ from tuner.failpoints import reach
 from tuner.ledger import StudyRecord
 from tuner.tracking.run_content import NewRun, Points
 from tuner.tracking.run_writers import RunEnd
-from tuner.tracking.upserts import insert, insert_new
+from tuner.tracking.upserts import insert, insert_columns, insert_new
 
 REVISION = "dc11669786a5"
 """The revision of MLflow's tables that is known here: the last migration's of MLflow 3.17."""
@@ -236,7 +236,9 @@ def _set_tags(tx: Connection, tags: Mapping[str, Mapping[str, str]]) -> None:
     if rows:
         statement = insert(tx, TAGS)
         changed = {"value": statement.excluded.value}
-        tx.execute(statement.on_conflict_do_update(["key", "run_uuid"], set_=changed), rows)
+        tx.execute(
+            statement.on_conflict_do_update(index_elements=["key", "run_uuid"], set_=changed), rows
+        )
 
 
 def _insert_inputs(tx: Connection, experiment: int, pairs: Sequence[tuple[str, NewRun]]) -> None:
@@ -289,23 +291,21 @@ def _dataset_row(experiment: int, dataset: Any) -> dict[str, Any]:
 
 def _insert_points(tx: Connection, points: Sequence[tuple[str, Points]]) -> None:
     names = ("run_uuid", "key", "value", "timestamp", "step", "is_nan")
-    rows: list[dict[str, Any]] = []
+    columns: dict[str, list[Any]] = {name: [] for name in names}
     latest: dict[tuple[str, str], tuple[int, int, float]] = {}
     for run_id, some in points:
-        key = some.key
-        columns = (some.values.tolist(), some.times.tolist(), some.steps.tolist())
-        rows.extend(
-            {"run_uuid": run_id, "key": key, "value": value, "timestamp": at, "step": step,
-             "is_nan": False}
-            for value, at, step in zip(*columns, strict=True)
-        )  # fmt: skip
-        last = (columns[2][-1], columns[1][-1], columns[0][-1])
-        latest[run_id, key] = max(last, latest.get((run_id, key), last))
-    if not rows:
+        values, times, steps = some.values.tolist(), some.times.tolist(), some.steps.tolist()
+        count = len(values)
+        of_points = ([run_id] * count, [some.key] * count, values, times, steps, [False] * count)
+        for name, column_of in zip(names, of_points, strict=True):
+            columns[name].extend(column_of)
+        last = (steps[-1], times[-1], values[-1])
+        latest[run_id, some.key] = max(last, latest.get((run_id, some.key), last))
+    if not latest:
         return
-    for key in {some.key for _, some in points}:
+    for _, key in latest:
         validation._validate_metric_name(key)
-    insert_new(tx, METRICS, rows)
+    insert_columns(tx, METRICS, columns)
     statement = insert(tx, LATEST)
     new = statement.excluded
     later = tuple_(new.step, new.timestamp, new.value) > tuple_(
@@ -313,7 +313,9 @@ def _insert_points(tx: Connection, points: Sequence[tuple[str, Points]]) -> None
     )
     changed = {name: new[name] for name in names[2:]}
     tx.execute(
-        statement.on_conflict_do_update(["key", "run_uuid"], set_=changed, where=later),
+        statement.on_conflict_do_update(
+            index_elements=["key", "run_uuid"], set_=changed, where=later
+        ),
         [
             dict(zip(names, (run_id, key, value, at, step, False), strict=True))
             for (run_id, key), (step, at, value) in latest.items()

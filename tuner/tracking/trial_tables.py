@@ -160,7 +160,7 @@ def _insert(
     given = list(rows)
     if key:
         changed = {value: made.excluded[value]}
-        statement = made.on_conflict_do_update(["trial_id", key], set_=changed)
+        statement = made.on_conflict_do_update(index_elements=["trial_id", key], set_=changed)
     else:
         statement = made.on_conflict_do_nothing()
     if given:
