@@ -28,6 +28,10 @@ class Publisher(Protocol):
         """Publish what is new, and with `waiting` also what may wait."""
         ...
 
+    def close(self) -> None:
+        """Close the connections to the target."""
+        ...
+
 
 class Projection:
     """Publishes the ledger to one target. A study that has not changed costs part of a query."""
@@ -71,6 +75,10 @@ class Projection:
         """Publish all there is of a claimed study."""
         while self._publisher.due(self._mark(study)) is not False:
             self._once(study, waiting=True)
+
+    def close(self) -> None:
+        """Close the connections to the target."""
+        self._publisher.close()
 
     def _once(self, study: StudyRecord, *, waiting: bool) -> None:
         self._publisher.publish(study, self._mark(study), waiting=waiting)

@@ -81,11 +81,6 @@ class Publications:
             )
         return True
 
-    def extend(self, study_id: int) -> None:
-        """Keep the claim for longer. Raises `LeaseLost` when another has it."""
-        with self._claimed(study_id):
-            pass
-
     def release(self, study_id: int) -> None:
         """Let others publish a study at once."""
         mine = and_(self._of_study(study_id), published_studies.c.publisher == self._publisher)

@@ -98,6 +98,11 @@ class Recorder:
                 projection.publications.forget(study.id)
                 projection.finish(study)
 
+    def close(self) -> None:
+        """Close the connections to both targets."""
+        for projection in self.projections.values():
+            projection.close()
+
     def erase(self, study: StudyRecord) -> None:
         """Delete all that Optuna and MLflow have of a claimed study, as far as they have it."""
         erase_runs(self._client, study)
@@ -186,7 +191,8 @@ def _serve(
     outages: Outages,
 ) -> None:
     """Publish to one target, opened when it can be, until `closing` is set and nothing is left."""
-    projection, tries = None, 0
+    projection: Projection | None = None
+    tries = 0
     while True:
         last = closing.is_set()  # looked at before publishing, so that nothing slips through
         wait = POLL_SECONDS
@@ -198,6 +204,7 @@ def _serve(
             if moved and last:
                 continue
             if last and not projection.behind(names):
+                projection.close()
                 return
         except TunerError as error:
             if last:

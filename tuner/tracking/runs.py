@@ -108,6 +108,11 @@ class RunPublisher:
             self._described[study.id] = (time.monotonic(), told)
             self._publications.note_study(study.id, run_id, study.revision)
 
+    def close(self) -> None:
+        """Close the connections to MLflow's tables; those of its client are its own."""
+        if self._tables is not None:
+            self._tables.dispose()
+
     def _writer(self) -> RunWriter:
         """Choose anew each time: MLflow's tables may have been upgraded since."""
         if self._tables is not None and are_known(self._tables):

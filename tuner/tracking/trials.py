@@ -72,6 +72,11 @@ class TrialPublisher:
             self._publications.note(study.id, [Note(trial_id=key, final=True) for key in told])
         self._publications.note_study(study.id, str(study_id), study.revision)
 
+    def close(self) -> None:
+        """Close the connections to Optuna's tables."""
+        if isinstance(self._storage, RDBStorage):
+            self._storage.engine.dispose()
+
     def _writer(self) -> TrialWriter:
         if self._in_bulk and isinstance(self._storage, RDBStorage) and are_known(self._storage):
             return TrialTables(self._storage)
