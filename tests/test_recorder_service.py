@@ -165,9 +165,7 @@ def test_a_quiet_ledger_costs_a_query_a_target(ledger, places):
     recorder.close()
 
 
-def test_a_study_in_motion_is_described_from_time_to_time_and_at_its_end(
-    ledger, places, monkeypatch
-):
+def test_a_study_in_motion_is_described_now_and_then_and_at_its_end(ledger, places, monkeypatch):
     monkeypatch.setattr(tracking_runs, "DESCRIBE_SECONDS", 1e9)
     study = begin(ledger)
     train(ledger, study, 1)

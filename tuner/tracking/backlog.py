@@ -61,40 +61,12 @@ class Backlog:
     def __init__(self, engine: Engine, target: str) -> None:
         self._engine = engine
         self._target = target
+        self._marks = _marks(target)  # made once: making it takes as long as asking it
         self._lowest: dict[int, tuple[int, int]] = {}  # by study: the number, the mark's revision
 
     def marks(self, names: Sequence[str] = ()) -> list[Mark]:
         """Read where the studies of these names, or all, stand; one small query."""
-        live = (  # as text: SQLite knows its index of live attempts by the very words
-            select(
-                trials.c.study_id,
-                func.sum(attempts.c.id).label("ids"),
-                func.sum(trials.c.steps).label("steps"),
-            )
-            .select_from(attempts)
-            .join(trials, trials.c.id == attempts.c.trial_id)
-            .where(literal_column(f"{attempts.name}.live"))
-            .group_by(trials.c.study_id)
-            .subquery()
-        )
-        here = and_(
-            published_studies.c.study_id == studies.c.id,
-            published_studies.c.target == self._target,
-        )
-        query = (
-            select(
-                studies.c.id.label("study_id"),
-                studies.c.name,
-                studies.c.revision,
-                published_studies.c.external_id,
-                func.coalesce(published_studies.c.revision, 0).label("published"),
-                func.coalesce(live.c.ids, 0).label("live"),
-                func.coalesce(live.c.steps, 0).label("steps"),
-            )
-            .outerjoin(published_studies, here)
-            .outerjoin(live, live.c.study_id == studies.c.id)
-            .order_by(studies.c.id)
-        )
+        query = self._marks
         if names:
             query = query.where(studies.c.name.in_(names))
         with self._engine.begin() as tx:
@@ -191,6 +163,39 @@ class Backlog:
             .order_by(chunks.c.trial_id, chunks.c.first_step)
             .limit(CHUNKS_AT_ONCE)
         )
+
+
+def _marks(target: str) -> Any:
+    live = (  # as text: SQLite knows its index of live attempts by the very words
+        select(
+            trials.c.study_id,
+            func.sum(attempts.c.id).label("ids"),
+            func.sum(trials.c.steps).label("steps"),
+        )
+        .select_from(attempts)
+        .join(trials, trials.c.id == attempts.c.trial_id)
+        .where(literal_column(f"{attempts.name}.live"))
+        .group_by(trials.c.study_id)
+        .subquery()
+    )
+    here = and_(
+        published_studies.c.study_id == studies.c.id,
+        published_studies.c.target == target,
+    )
+    return (
+        select(
+            studies.c.id.label("study_id"),
+            studies.c.name,
+            studies.c.revision,
+            published_studies.c.external_id,
+            func.coalesce(published_studies.c.revision, 0).label("published"),
+            func.coalesce(live.c.ids, 0).label("live"),
+            func.coalesce(live.c.steps, 0).label("steps"),
+        )
+        .outerjoin(published_studies, here)
+        .outerjoin(live, live.c.study_id == studies.c.id)
+        .order_by(studies.c.id)
+    )
 
 
 def batches(found: Sequence[OpenTrial], size: int) -> Iterator[Sequence[OpenTrial]]:

@@ -31,7 +31,7 @@ from tuner.tracking.run_content import (
 from tuner.tracking.run_tables import TableWriter, are_known, tables_engine
 from tuner.tracking.run_writers import ClientWriter, RunEnd, RunWriter, all_runs
 
-DESCRIBE_SECONDS = 3.0
+DESCRIBE_SECONDS = 5.0
 """How often a study's parent run is described anew while its trials run."""
 
 
