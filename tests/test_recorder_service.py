@@ -20,6 +20,7 @@ from tuner import doctor, storage
 from tuner.ledger import Ledger, StudyRecord
 from tuner.ledger.tables import published_studies
 from tuner.storage import Addresses
+from tuner.tracking import parent
 from tuner.tracking import runs as tracking_runs
 from tuner.tracking.publications import Publications
 from tuner.tracking.recorder import Outages, Recorder, record
@@ -185,6 +186,28 @@ def test_a_study_in_motion_is_described_now_and_then_and_at_its_end(ledger, plac
         pass
     recorder.close()
     assert doctor.examine(ledger.engine, places) == []
+
+
+@pytest.mark.parametrize(
+    ("direction", "values", "numbers"),
+    [
+        ("minimize", [3.0, 5.0, 2.0, 2.0, 1.0], [0, 2, 4]),
+        ("maximize", [3.0, 5.0, 2.0, 5.0, 6.0], [0, 1, 4]),
+        ("minimize", [], []),
+    ],
+)
+def test_the_parent_run_has_a_point_for_each_new_best_trial(ledger, direction, values, numbers):
+    made = spec(space=SPACE, study={"direction": direction}, budget={"trials": 60})
+    study, _ = ledger.submit(made, limit=60, workload=WORKLOAD)
+    for value in values:
+        one = take(ledger, study, **ADAMW)
+        ledger.finish(one.lease, completed(value))
+    points = parent._improvements(ledger, study)
+    assert [(one.step, one.value) for one in points] == [(n, values[n]) for n in numbers]
+
+
+def test_a_study_that_was_deleted_meanwhile_cannot_be_claimed(ledger):
+    assert not Publications(ledger.engine, "mlflow", "elsewhere:1:1").claim(77)
 
 
 def test_a_study_that_another_recorder_forgot_is_looked_at_from_its_beginning(ledger, places):

@@ -16,6 +16,7 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.exc import IntegrityError
 
 from tuner.environment import is_gone
 from tuner.errors import LeaseLost
@@ -64,21 +65,24 @@ class Publications:
             .where(here)
             .with_for_update()
         )
-        with self._writing() as tx:
-            row = tx.execute(query).first()
-            if row is None:  # another may be making it at this moment
-                first = {"study_id": study_id, "target": self._target, "revision": 0}
-                insert_new(tx, published_studies, [first | {"expires_at": 0.0}])
-                row = tx.execute(query).one()
-            free = row.publisher is None or row.expired or row.publisher == self._publisher
-            if not (free or is_gone(row.publisher)):
-                return False
-            until = database_time() + CLAIM_SECONDS
-            tx.execute(
-                update(published_studies)
-                .where(here)
-                .values(publisher=self._publisher, expires_at=until)
-            )
+        try:
+            with self._writing() as tx:
+                row = tx.execute(query).first()
+                if row is None:  # another may be making it at this moment
+                    first = {"study_id": study_id, "target": self._target, "revision": 0}
+                    insert_new(tx, published_studies, [first | {"expires_at": 0.0}])
+                    row = tx.execute(query).one()
+                free = row.publisher is None or row.expired or row.publisher == self._publisher
+                if not (free or is_gone(row.publisher)):
+                    return False
+                until = database_time() + CLAIM_SECONDS
+                tx.execute(
+                    update(published_studies)
+                    .where(here)
+                    .values(publisher=self._publisher, expires_at=until)
+                )
+        except IntegrityError:  # the study has been deleted meanwhile
+            return False
         return True
 
     def release(self, study_id: int) -> None:

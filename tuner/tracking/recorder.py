@@ -22,7 +22,7 @@ from sqlalchemy import Engine
 from tuner.environment import identity
 from tuner.errors import TunerError, UnavailableError
 from tuner.ledger import Reader, StudyRecord
-from tuner.storage import Addresses, optuna_storage, tracking_client
+from tuner.storage import Addresses, optuna_storage, reached, tracking_client
 from tuner.tracking.erasing import erase_runs
 from tuner.tracking.projection import Projection, Publisher
 from tuner.tracking.publications import CLAIM_SECONDS, Publications
@@ -45,8 +45,10 @@ class Recorder:
     def __init__(self, engine: Engine, places: Addresses, *, in_bulk: bool = True) -> None:
         ledger, me = Reader(engine), identity()
         self._publications = {name: Publications(engine, name, me) for name in ("optuna", "mlflow")}
+        with reached(places.ledger):
+            storage = optuna_storage(places)
         self._trials = TrialPublisher(
-            optuna_storage(places), self._publications["optuna"], engine, in_bulk=in_bulk
+            storage, self._publications["optuna"], engine, in_bulk=in_bulk
         )
         self._client = tracking_client(places)
         self._runs = RunPublisher(
@@ -138,7 +140,8 @@ def artifacts_folder(places: Addresses) -> Path | None:
 def open_trials(engine: Engine, places: Addresses) -> Projection:
     """Open Optuna's tables. Raises `UnavailableError`."""
     publications = Publications(engine, TrialPublisher.target, identity())
-    publisher = TrialPublisher(optuna_storage(places), publications, engine)
+    with reached(places.ledger):
+        publisher = TrialPublisher(optuna_storage(places), publications, engine)
     return Projection(Reader(engine), publications, publisher)
 
 

@@ -32,7 +32,6 @@ from sqlalchemy import (
     column,
     create_engine,
     event,
-    inspect,
     make_url,
     select,
     table,
@@ -84,10 +83,8 @@ def tables_engine(uri: str) -> Engine | None:
 
 
 def are_known(engine: Engine) -> bool:
-    """Tell whether the database has MLflow's tables at the revision that is known here."""
+    """Tell whether MLflow's tables, which its client has looked for, have the known revision."""
     with engine.begin() as tx:
-        if not inspect(tx).has_table("alembic_version"):
-            return False
         here: Any = select(column("version_num")).select_from(table("alembic_version"))
         return [row.version_num for row in tx.execute(here)] == [REVISION]
 
