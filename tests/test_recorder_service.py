@@ -17,6 +17,7 @@ from sqlalchemy import Engine, event
 from test_bulk import ADAMW, SPACE, WORKLOAD, take
 
 from tuner import doctor, storage
+from tuner.errors import NotFoundError
 from tuner.ledger import Ledger, StudyRecord
 from tuner.ledger.tables import published_studies
 from tuner.storage import Addresses
@@ -204,6 +205,13 @@ def test_the_parent_run_has_a_point_for_each_new_best_trial(ledger, direction, v
         ledger.finish(one.lease, completed(value))
     points = parent._improvements(ledger, study)
     assert [(one.step, one.value) for one in points] == [(n, values[n]) for n in numbers]
+
+
+def test_a_study_that_was_never_there_is_named(ledger, places):
+    closing = threading.Event()
+    closing.set()
+    with pytest.raises(NotFoundError, match="there is no study 'typo'"):
+        record(ledger.engine, places, names=["typo"], closing=closing)
 
 
 def test_a_study_that_was_deleted_meanwhile_cannot_be_claimed(ledger):

@@ -159,14 +159,20 @@ def record(
 ) -> None:
     """Publish until `closing` is set and nothing is left to publish.
 
-    What cannot be reached is tried again until then, and `UnavailableError` raised only after it.
+    What cannot be reached is tried again until then, and `UnavailableError` raised only after it;
+    `NotFoundError` likewise where there is no study of a name.
     """
     ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
     outages = Outages()
 
     def serve(opens: Callable[[Engine, Addresses], Projection]) -> None:
+        def opened() -> Projection:
+            for name in names:
+                Reader(engine).study(name)
+            return opens(engine, places)
+
         try:
-            _serve(lambda: opens(engine, places), names, closing, outages)
+            _serve(opened, names, closing, outages)
         except BaseException as error:
             ended.put(error)
         else:
