@@ -10,7 +10,7 @@ Everything follows from variables of the environment, all optional:
   them; else `mlartifacts`.
 """
 
-from tuner.storage.engines import ledger_engine
+from tuner.storage.engines import ledger_engine, reached
 from tuner.storage.locks import migration_lock
 from tuner.storage.migrating import open_ledger, upgrade, upgrade_ledger
 from tuner.storage.optuna import optuna_storage
@@ -24,6 +24,7 @@ __all__ = [
     "migration_lock",
     "open_ledger",
     "optuna_storage",
+    "reached",
     "tracking_client",
     "tracking_reached",
     "upgrade",

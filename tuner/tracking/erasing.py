@@ -6,7 +6,7 @@ from mlflow import MlflowClient
 
 from tuner.ledger import StudyRecord
 from tuner.storage import tracking_reached
-from tuner.tracking.runs import all_runs
+from tuner.tracking.run_writers import all_runs
 
 
 def erase_runs(client: MlflowClient, study: StudyRecord) -> None:

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, and_, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    and_,
+    bindparam,
+    select,
+    update,
+)
+from sqlalchemy.exc import IntegrityError
 
 from tuner.environment import is_gone
 from tuner.errors import LeaseLost
-from tuner.ledger.reading import read_trials
-from tuner.ledger.records import TrialRecord
 from tuner.ledger.tables import database_time, published_studies, published_trials, trials
+from tuner.tracking.upserts import insert_new
 
 CLAIM_SECONDS = 60.0
 """How long a publisher has a study after the last thing that it noted."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Publication:
-    """How far one trial is published."""
+class Note:
+    """How far one trial is published; what is None stays as it was."""
 
-    external_id: str | None  # None: somebody began to create it, perhaps it exists
-    next_step: int = 0  # rows below it are published
+    trial_id: int
+    external_id: str | None = None
+    next_step: int | None = None  # rows below it are published
+    final: bool | None = None  # the outcome is published too
 
 
 class Publications:
@@ -32,7 +43,8 @@ class Publications:
     Invariants: a record exists before the thing that it is about does, so whoever finds one
     without an external id looks whether the thing exists before creating it; rows count as
     published only after they are; and nothing is noted by a publisher that lost its claim
-    (`LeaseLost`): every such transaction begins with an UPDATE that must change the claim's row.
+    (`LeaseLost`): every such transaction begins with an UPDATE that must change the claim's row,
+    and extends the claim.
     """
 
     def __init__(self, engine: Engine, target: str, publisher: str = "") -> None:
@@ -47,25 +59,30 @@ class Publications:
         Another's claim lasts for `CLAIM_SECONDS`, or until its process is known to be gone.
         """
         here = self._of_study(study_id)
-        with self._writing() as tx:
-            expired = published_studies.c.expires_at < database_time()
-            row = tx.execute(
-                select(published_studies.c.publisher, expired.label("expired")).where(here)
-            ).first()
-            if row is None:
+        expired = published_studies.c.expires_at < database_time()
+        query = (
+            select(published_studies.c.publisher, expired.label("expired"))
+            .where(here)
+            .with_for_update()
+        )
+        try:
+            with self._writing() as tx:
+                row = tx.execute(query).first()
+                if row is None:  # another may be making it at this moment
+                    first = {"study_id": study_id, "target": self._target, "revision": 0}
+                    insert_new(tx, published_studies, [first | {"expires_at": 0.0}])
+                    row = tx.execute(query).one()
+                free = row.publisher is None or row.expired or row.publisher == self._publisher
+                if not (free or is_gone(row.publisher)):
+                    return False
+                until = database_time() + CLAIM_SECONDS
                 tx.execute(
-                    insert(published_studies).values(
-                        study_id=study_id, target=self._target, revision=0, expires_at=0.0
-                    )
+                    update(published_studies)
+                    .where(here)
+                    .values(publisher=self._publisher, expires_at=until)
                 )
-            elif not (row.expired or row.publisher == self._publisher or is_gone(row.publisher)):
-                return False
-            until = database_time() + CLAIM_SECONDS
-            tx.execute(
-                update(published_studies)
-                .where(here)
-                .values(publisher=self._publisher, expires_at=until)
-            )
+        except IntegrityError:  # the study has been deleted meanwhile
+            return False
         return True
 
     def release(self, study_id: int) -> None:
@@ -89,27 +106,6 @@ class Publications:
                 .values(external_id=external_id, revision=revision)
             )
 
-    def open_trials(self, study_id: int) -> list[tuple[TrialRecord, Publication | None]]:
-        """Read the trials that are not published to their end, in the order of numbers."""
-        closed = select(published_trials.c.trial_id).where(
-            published_trials.c.target == self._target, published_trials.c.final
-        )
-        where = and_(trials.c.study_id == study_id, trials.c.id.not_in(closed))
-        if self._target == "mlflow":  # imported trials have no run, but a number in Optuna
-            where = and_(where, ~trials.c.imported)
-        with self._engine.begin() as tx:
-            found = read_trials(tx, where)
-            rows = tx.execute(
-                select(published_trials).where(
-                    published_trials.c.target == self._target, ~published_trials.c.final
-                )
-            ).all()
-        known = {
-            row.trial_id: Publication(external_id=row.external_id, next_step=row.next_step)
-            for row in rows
-        }
-        return [(trial, known.get(trial.id)) for trial in found]
-
     def external_ids(self, study_id: int) -> dict[int, str]:
         """Give the external id of each published trial, by its number."""
         query = (
@@ -124,28 +120,27 @@ class Publications:
         with self._engine.begin() as tx:
             return {row.number: row.external_id for row in tx.execute(query)}
 
-    def begin(self, trial: TrialRecord) -> None:
-        """Note that the trial's counterpart is about to be created."""
-        with self._claimed(trial.study_id) as tx:
-            tx.execute(
-                insert(published_trials).values(
-                    trial_id=trial.id, target=self._target, next_step=0, final=False
-                )
-            )
+    def begin(self, study_id: int, trial_ids: Collection[int]) -> None:
+        """Note that the trials' counterparts are about to be created."""
+        rows = [
+            {"trial_id": one, "target": self._target, "next_step": 0, "final": False}
+            for one in trial_ids
+        ]
+        with self._claimed(study_id) as tx:
+            insert_new(tx, published_trials, rows)
 
-    def note(
-        self,
-        trial: TrialRecord,
-        *,
-        external_id: str | None = None,
-        next_step: int | None = None,
-        final: bool | None = None,
-    ) -> None:
-        """Note how far a trial is published; what is None stays as it is."""
-        given = {"external_id": external_id, "next_step": next_step, "final": final}
-        values = {name: value for name, value in given.items() if value is not None}
-        with self._claimed(trial.study_id) as tx:
-            tx.execute(update(published_trials).where(self._of_trial(trial.id)).values(**values))
+    def note(self, study_id: int, notes: Sequence[Note]) -> None:
+        """Note how far trials are published, all at once."""
+        kinds: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        for one in notes:
+            given = {"external_id": one.external_id, "next_step": one.next_step, "final": one.final}
+            values = {name: value for name, value in given.items() if value is not None}
+            kinds.setdefault(tuple(values), []).append(values | {"of_trial": one.trial_id})
+        with self._claimed(study_id) as tx:
+            for names, rows in kinds.items():
+                here = self._of_trial(bindparam("of_trial"))
+                changed: Mapping[str, Any] = {name: bindparam(name) for name in names}
+                tx.execute(update(published_trials).where(here).values(changed), rows)
 
     def forget(self, study_id: int) -> None:
         """Forget what is published of a study, so that it is looked at and published again."""
@@ -170,7 +165,7 @@ class Publications:
         of_target = published_studies.c.target == self._target
         return and_(published_studies.c.study_id == study_id, of_target)
 
-    def _of_trial(self, trial_id: int) -> ColumnElement[bool]:
+    def _of_trial(self, trial_id: Any) -> ColumnElement[bool]:
         of_target = published_trials.c.target == self._target
         return and_(published_trials.c.trial_id == trial_id, of_target)
 

@@ -1,52 +1,67 @@
-"""The process that publishes the ledger: into Optuna's tables and into MLflow.
+"""The recorder: publishes the ledger into Optuna's tables and into MLflow, and never gives up.
 
 It holds nothing that the ledger does not hold, so it may be killed anywhere, and any other
-recorder goes on. A study is published by one recorder at a time; no transaction of the ledger is
-open while Optuna or MLflow is called.
+recorder goes on. A study is published to a target by one recorder at a time; no transaction of
+the ledger is open while Optuna or MLflow is called. Each target has a thread of its own, so that
+one that hangs or is away keeps nothing from the other.
 """
 
 from __future__ import annotations
 
 import logging
+import queue
+import random
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from sqlalchemy import Engine
 
 from tuner.environment import identity
-from tuner.errors import LeaseLost, TunerError, UnavailableError
+from tuner.errors import TunerError, UnavailableError
 from tuner.ledger import Reader, StudyRecord
-from tuner.storage import Addresses, optuna_storage, tracking_client
+from tuner.storage import Addresses, optuna_storage, reached, tracking_client
 from tuner.tracking.erasing import erase_runs
+from tuner.tracking.projection import Projection, Publisher
 from tuner.tracking.publications import CLAIM_SECONDS, Publications
 from tuner.tracking.runs import RunPublisher
 from tuner.tracking.trials import TrialPublisher
 
 POLL_SECONDS = 0.5
-RETRY_SECONDS = 5.0
-"""How long to wait before a target that could not be reached is tried again."""
+RETRY_SECONDS = 1.0, 15.0
+"""How long to wait before what could not be reached is tried again: at first, and at most."""
 
 log = logging.getLogger(__name__)
 
 
 class Recorder:
-    """Publishes studies from one ledger to Optuna and MLflow."""
+    """Publishes studies from one ledger to Optuna and MLflow, one after the other.
 
-    def __init__(self, engine: Engine, places: Addresses) -> None:
-        self._ledger = Reader(engine)
-        me = identity()
+    `in_bulk` lets it write into tables that it knows, instead of through their libraries.
+    """
+
+    def __init__(self, engine: Engine, places: Addresses, *, in_bulk: bool = True) -> None:
+        ledger, me = Reader(engine), identity()
         self._publications = {name: Publications(engine, name, me) for name in ("optuna", "mlflow")}
-        self._trials = TrialPublisher(optuna_storage(places), self._publications["optuna"])
+        with reached(places.ledger):
+            storage = optuna_storage(places)
+        self._trials = TrialPublisher(
+            storage, self._publications["optuna"], engine, in_bulk=in_bulk
+        )
         self._client = tracking_client(places)
         self._runs = RunPublisher(
             self._client,
             self._publications["mlflow"],
-            self._ledger,
-            artifacts_folder(places),
+            ledger,
+            places.artifacts,
+            in_bulk=in_bulk,
         )
+        publishers: tuple[Publisher, ...] = (self._trials, self._runs)
+        self.projections = {
+            one.target: Projection(ledger, self._publications[one.target], one)
+            for one in publishers
+        }
 
     def publish(self, names: Sequence[str] = ()) -> bool:
         """Publish what is new and no other recorder is publishing; tell whether there was anything.
@@ -54,36 +69,18 @@ class Recorder:
         Raises the first error after every study and both targets had their turn.
         """
         moved, errors = False, []
-        for study, publisher in self._behind(names):
-            publications = self._publications[publisher.target]
-            if not publications.claim(study.id):
-                continue
+        for projection in self.projections.values():
             try:
-                publisher.publish(study)
-                moved = True
-            except LeaseLost as lost:
-                log.warning("study %s: %s", study.name, lost)
+                moved = projection.publish(names) or moved
             except TunerError as error:
                 errors.append(error)
-            finally:
-                publications.release(study.id)
         if errors:
             raise errors[0]
         return moved
 
     def behind(self, names: Sequence[str] = ()) -> bool:
         """Tell whether there is anything to publish, by whomever."""
-        return any(self._behind(names))
-
-    def _behind(
-        self, names: Sequence[str]
-    ) -> Iterator[tuple[StudyRecord, TrialPublisher | RunPublisher]]:
-        named = [study for name in names for study in self._ledger.versions(name)]
-        studies = named or self._ledger.studies()
-        for study in studies:
-            for publisher in (self._trials, self._runs):
-                if publisher.behind(study):
-                    yield study, publisher
+        return any(projection.behind(names) for projection in self.projections.values())
 
     def project_again(
         self, study: StudyRecord, *, without: Collection[int] = (), trials_anew: bool = False
@@ -98,10 +95,14 @@ class Recorder:
             self._runs.discard(study, without)
             if trials_anew:
                 self._trials.discard(study)
-            for publisher in (self._trials, self._runs):
-                self._publications[publisher.target].forget(study.id)
-                while publisher.behind(study):
-                    publisher.publish(study)
+            for projection in self.projections.values():
+                projection.publications.forget(study.id)
+                projection.finish(study)
+
+    def close(self) -> None:
+        """Close the connections to both targets."""
+        for projection in self.projections.values():
+            projection.close()
 
     def erase(self, study: StudyRecord) -> None:
         """Delete all that Optuna and MLflow have of a claimed study, as far as they have it."""
@@ -127,12 +128,21 @@ class Recorder:
             time.sleep(POLL_SECONDS)
 
 
-def artifacts_folder(places: Addresses) -> Path | None:
-    """Give the folder of artifacts where MLflow is a file; a server has its own."""
-    prefix = "sqlite:///"
-    if not places.tracking.startswith(prefix):
-        return None
-    return Path(places.tracking.removeprefix(prefix)).resolve().parent / "mlartifacts"
+def open_trials(engine: Engine, places: Addresses) -> Projection:
+    """Open Optuna's tables. Raises `UnavailableError`."""
+    publications = Publications(engine, TrialPublisher.target, identity())
+    with reached(places.ledger):
+        publisher = TrialPublisher(optuna_storage(places), publications, engine)
+    return Projection(Reader(engine), publications, publisher)
+
+
+def open_runs(engine: Engine, places: Addresses) -> Projection:
+    """Open MLflow. Raises `UnavailableError`."""
+    # it writes a traceback at each try; we say what is the matter, once
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    publications, ledger = Publications(engine, RunPublisher.target, identity()), Reader(engine)
+    publisher = RunPublisher(tracking_client(places), publications, ledger, places.artifacts)
+    return Projection(ledger, publications, publisher)
 
 
 def record(
@@ -140,25 +150,92 @@ def record(
 ) -> None:
     """Publish until `closing` is set and nothing is left to publish.
 
-    What cannot be reached is tried again until then, and `UnavailableError` only after it.
+    What cannot be reached is tried again until then, and `UnavailableError` raised only after it;
+    `NotFoundError` likewise where there is no study of a name.
     """
-    recorder = Recorder(engine, places)
-    said = ""
+    ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+    outages = Outages()
+
+    def serve(opens: Callable[[Engine, Addresses], Projection]) -> None:
+        def opened() -> Projection:
+            for name in names:
+                Reader(engine).study(name)
+            return opens(engine, places)
+
+        try:
+            _serve(opened, names, closing, outages)
+        except BaseException as error:
+            ended.put(error)
+        else:
+            ended.put(None)
+
+    targets = {"optuna": open_trials, "mlflow": open_runs}
+    for name, opens in targets.items():
+        # daemons, so that a second Ctrl-C does not wait for a target that hangs
+        threading.Thread(target=serve, args=(opens,), name=name, daemon=True).start()
+    errors = []
+    for _ in targets:
+        error = ended.get()
+        if error is not None and not isinstance(error, TunerError):
+            raise error
+        if error is not None:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def _serve(
+    opens: Callable[[], Projection],
+    names: Sequence[str],
+    closing: threading.Event,
+    outages: Outages,
+) -> None:
+    """Publish to one target, opened when it can be, until `closing` is set and nothing is left."""
+    projection: Projection | None = None
+    tries = 0
     while True:
         last = closing.is_set()  # looked at before publishing, so that nothing slips through
         wait = POLL_SECONDS
         try:
-            if recorder.publish(names):
+            projection = projection or opens()
+            moved = projection.publish(names, waiting=last)
+            outages.over()
+            tries = 0
+            if moved and last:
                 continue
-            if last and not recorder.behind(names):
+            if last and not projection.behind(names):
+                projection.close()
                 return
         except TunerError as error:
             if last:
                 raise
-            if str(error) != said:
-                log.warning("%s; trying on", error)
-            said, wait = str(error), RETRY_SECONDS
+            outages.say(str(error))
+            first, most = RETRY_SECONDS
+            # with jitter, so that many recorders do not come back at the same moment
+            wait = min(first * 2**tries, most) * random.uniform(0.5, 1.0)  # noqa: S311
+            tries = min(tries + 1, 10)
         if last:  # another recorder is publishing the rest
             time.sleep(wait)
         else:
             closing.wait(wait)
+
+
+class Outages:
+    """Says each outage once in the log, not at each try, whichever thread meets it."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, str] = {}  # by thread, since it last got through
+        self._lock = threading.Lock()
+
+    def say(self, what: str) -> None:
+        """Say it, unless this thread has said something already, or another one the same."""
+        me = threading.current_thread().name
+        with self._lock:
+            if me not in self._said and what not in self._said.values():
+                log.warning("%s; trying on", what)
+            self._said[me] = what
+
+    def over(self) -> None:
+        """This thread has got through."""
+        with self._lock:
+            self._said.pop(threading.current_thread().name, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -12,17 +13,16 @@ from tuner.ledger import Reader, StudyRecord, TrialRecord
 from tuner.outcome import RUNNING
 from tuner.storage import tracking_reached
 from tuner.tracking.mismatch import Mismatch
-from tuner.tracking.runs import (
+from tuner.tracking.run_content import (
     PARENT,
     STATUS,
-    all_runs,
-    environments_of,
     outcome_tags,
     params_of,
     points_of,
     stopped_step,
     tags_of,
 )
+from tuner.tracking.run_writers import all_runs
 
 ANEW = ("run_params", "run_points")
 """Kinds that MLflow cannot mend in place: it never changes a param, and never drops a point."""
@@ -64,7 +64,9 @@ def _mismatches(
         elif count > 1:
             yield Mismatch("run_doubled", _number(key), f"MLflow has {count} runs of it")
     by_key = {run.data.tags["tuner.trial"]: run for run in found}
-    environments = environments_of(ledger, study)
+    environments: dict[int, Mapping[str, Any]] = {}
+    for attempt in ledger.attempts(study.id):
+        environments.setdefault(attempt.trial_id, attempt.environment)
     for trial in drawn:
         run = by_key.get(str(trial.number))
         if run is None or keys[str(trial.number)] > 1:  # which of them is meant?
@@ -96,8 +98,8 @@ def _wrong_points(
     """Compare each metric's history, as far as it is ours, with the ledger's curve."""
     expected: dict[str, Counter[tuple[int, float, int]]] = {}
     for point in (*points_of(ledger.curve(trial.id), trial), *stopped_step(trial)):
-        points = expected.setdefault(point.key, Counter())
-        points[point.step, point.value, point.timestamp] += 1
+        columns = (point.steps.tolist(), point.values.tolist(), point.times.tolist())
+        expected.setdefault(point.key, Counter()).update(zip(*columns, strict=True))
     for name, points in expected.items():
         history = client.get_metric_history(run.info.run_id, name)
         told = Counter((point.step, point.value, point.timestamp) for point in history)

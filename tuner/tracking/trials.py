@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
 
-from tuner.errors import TunerError, UnavailableError
-from tuner.failpoints import reach
+from tuner.errors import UnavailableError
 from tuner.ledger import StudyRecord, TrialRecord
 from tuner.outcome import COMPLETED, RUNNING
-from tuner.search.mirror import STATES, frozen
+from tuner.search.mirror import STATES
+from tuner.tracking.backlog import Backlog, Mark, OpenTrial, batches
 from tuner.tracking.mismatch import Mismatch
-from tuner.tracking.publications import Publication, Publications
+from tuner.tracking.publications import Note, Publications
+from tuner.tracking.trial_tables import TrialTables, are_known
+from tuner.tracking.trial_writers import StorageWriter, TrialWriter, template
 
 FOREIGN = "optuna_extra"
 """The kind of mismatch that says that somebody else wrote trials into the study."""
 
 
 class TrialPublisher:
-    """Writes trials through Optuna's public API, in the order of their numbers.
+    """Writes trials in the order of their numbers.
 
     Optuna numbers trials by counting them. One publisher a study, in order, makes its numbers
     ours; a RUNNING trial gets its final state when the outcome is committed.
@@ -30,32 +34,53 @@ class TrialPublisher:
 
     target = "optuna"
 
-    def __init__(self, storage: BaseStorage, publications: Publications) -> None:
+    def __init__(
+        self,
+        storage: BaseStorage,
+        publications: Publications,
+        engine: Engine,
+        *,
+        in_bulk: bool = True,
+    ) -> None:
+        self.backlog = Backlog(engine, self.target)
         self._storage = storage
         self._publications = publications
+        self._in_bulk = in_bulk
 
-    def behind(self, study: StudyRecord) -> bool:
+    def due(self, mark: Mark) -> bool:
         """Tell whether there is anything to publish."""
-        return any(self._due(study))
+        return bool(_due(self.backlog.open(mark)))
 
-    def publish(self, study: StudyRecord) -> None:
-        """Publish what is new of a claimed study. Raises `UnavailableError`."""
+    def publish(self, study: StudyRecord, mark: Mark, *, waiting: bool) -> None:
+        """Publish what is new of a claimed study; nothing may wait. Raises `UnavailableError`."""
         try:
-            self._publish(study)
+            self._publish(study, mark)
         except StorageInternalError as error:
             raise UnavailableError(f"Optuna's tables cannot be used: {error.__cause__}") from error
+        except SQLAlchemyError as error:
+            raise UnavailableError(f"Optuna's tables cannot be used: {error}") from error
 
-    def _publish(self, study: StudyRecord) -> None:
+    def _publish(self, study: StudyRecord, mark: Mark) -> None:
         study_id = self._study_id(study)
-        existing: dict[int, FrozenTrial] | None = None
-        for trial, publication in self._due(study):
-            if publication is None or publication.external_id is None:
-                if existing is None:
-                    found = self._storage.get_all_trials(study_id, deepcopy=False)
-                    existing = {one.number: one for one in found}
-                self._create(study, study_id, trial, publication, existing.get(trial.number))
-            else:
-                self._finish(study, trial, int(publication.external_id))
+        writer = self._writer()
+        for batch in batches(_due(self.backlog.open(mark)), writer.trials_at_once):
+            trials = self.backlog.trials([one.id for one in batch])
+            new = [one for one in batch if one.external_id is None]
+            self._create(writer, study, study_id, new, trials, anew=mark.external_id is None)
+            told = {one.id: int(one.external_id) for one in batch if one.external_id is not None}
+            writer.finish({told[key]: template(trials[key], study) for key in told})
+            self._publications.note(study.id, [Note(trial_id=key, final=True) for key in told])
+        self._publications.note_study(study.id, str(study_id), study.revision)
+
+    def close(self) -> None:
+        """Close the connections to Optuna's tables."""
+        if isinstance(self._storage, RDBStorage):
+            self._storage.engine.dispose()
+
+    def _writer(self) -> TrialWriter:
+        if self._in_bulk and isinstance(self._storage, RDBStorage) and are_known(self._storage):
+            return TrialTables(self._storage)
+        return StorageWriter(self._storage)
 
     def discard(self, study: StudyRecord) -> None:
         """Delete a study and its trials from Optuna's tables, so that they can be written anew."""
@@ -67,16 +92,6 @@ class TrialPublisher:
             self._storage.delete_study(self._storage.get_study_id_from_name(study.title))
         except KeyError:
             return
-
-    def _due(self, study: StudyRecord) -> Iterator[tuple[TrialRecord, Publication | None]]:
-        """Yield the trials of which there is something to publish, in order."""
-        for trial, publication in self._publications.open_trials(study.id):
-            if publication is None or publication.external_id is None:
-                if trial.params is None and trial.state == RUNNING:
-                    return  # it is being drawn, and a later trial must not take its number
-                yield trial, publication
-            elif trial.state != RUNNING:
-                yield trial, publication
 
     def _study_id(self, study: StudyRecord) -> int:
         try:
@@ -92,51 +107,43 @@ class TrialPublisher:
 
     def _create(
         self,
+        writer: TrialWriter,
         study: StudyRecord,
         study_id: int,
-        trial: TrialRecord,
-        publication: Publication | None,
-        existing: FrozenTrial | None,
+        new: Sequence[OpenTrial],
+        trials: Mapping[int, TrialRecord],
+        *,
+        anew: bool,
     ) -> None:
-        if publication is None:
-            self._publications.begin(trial)
-        if existing is None:
-            template = _template(trial, study)
-            trial_id = self._storage.create_new_trial(study_id, template)
-            reach("recorder.row_created")
-            number = self._storage.get_trial(trial_id).number
-            if number != trial.number:
-                raise TunerError(
-                    f"Optuna's study {study.title!r} has trials that are not tuner's: trial "
-                    f"{trial.number} became {number} there; somebody else wrote to it"
-                )
-            finished = template.state.is_finished()
-        else:
-            trial_id, finished = existing._trial_id, existing.state.is_finished()
-        self._publications.note(trial, external_id=str(trial_id), final=finished)
-
-    def _finish(self, study: StudyRecord, trial: TrialRecord, trial_id: int) -> None:
-        """Write the final state last: it makes a trial's row unchangeable."""
-        if not self._storage.get_trial(trial_id).state.is_finished():
-            template = _template(trial, study)
-            for key, value in template.system_attrs.items():
-                self._storage.set_trial_system_attr(trial_id, key, value)
-            for key, value in template.user_attrs.items():
-                self._storage.set_trial_user_attr(trial_id, key, value)
-            for step, value in template.intermediate_values.items():
-                self._storage.set_trial_intermediate_value(trial_id, step, value)
-            reach("recorder.before_final")
-            self._storage.set_trial_state_values(trial_id, STATES[trial.state], template.values)
-        self._publications.note(trial, final=True)
+        """Create what Optuna does not have, and note what it has."""
+        if not new:
+            return
+        perhaps = [one.number for one in new if one.begun or anew]
+        existing = writer.find(study_id, perhaps)
+        self._publications.begin(study.id, [one.id for one in new if not one.begun])
+        lacking = [one for one in new if one.number not in existing]
+        templates = [template(trials[one.id], study) for one in lacking]
+        made = writer.create(study_id, templates) if lacking else []
+        ids = existing | {
+            one.number: (trial_id, trials[one.id].state != RUNNING)
+            for one, trial_id in zip(lacking, made, strict=True)
+        }
+        notes = [
+            Note(trial_id=one.id, external_id=str(ids[one.number][0]), final=ids[one.number][1])
+            for one in new
+        ]
+        self._publications.note(study.id, notes)
 
 
-def _template(trial: TrialRecord, study: StudyRecord) -> FrozenTrial:
-    template = frozen(trial, study.spec)
-    if trial.state != RUNNING:
-        template.user_attrs = {"tuner.outcome": trial.state, "tuner.reason": trial.reason}
-    if trial.imported:
-        template.user_attrs["tuner.imported"] = True
-    return template
+def _due(found: Sequence[OpenTrial]) -> list[OpenTrial]:
+    """Give the trials of which there is something to publish, in order."""
+    due = []
+    for trial in found:
+        if trial.external_id is None and trial.running and not trial.drawn:
+            break  # it is being drawn, and a later trial must not take its number
+        if trial.external_id is None or not trial.running:
+            due.append(trial)
+    return due
 
 
 def load(storage: BaseStorage, name: str) -> list[FrozenTrial]:

@@ -1,0 +1,239 @@
+"""The recorder as a service: no target waits for the other, and quiet studies cost little."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from helpers import completed, rows, spec
+from processes import optuna_left, prepare, until
+from sqlalchemy import Engine, event
+from test_bulk import ADAMW, SPACE, WORKLOAD, take
+
+from tuner import doctor, storage
+from tuner.errors import NotFoundError
+from tuner.ledger import Ledger, StudyRecord
+from tuner.ledger.tables import published_studies
+from tuner.storage import Addresses
+from tuner.tracking import parent
+from tuner.tracking import runs as tracking_runs
+from tuner.tracking.publications import Publications
+from tuner.tracking.recorder import Outages, Recorder, record
+
+pytestmark = pytest.mark.slow
+
+
+def begin(ledger: Ledger) -> StudyRecord:
+    made = spec(space=SPACE, budget={"trials": 60})
+    return ledger.submit(made, limit=60, workload=WORKLOAD)[0]
+
+
+def train(ledger: Ledger, study: StudyRecord, trials: int) -> None:
+    for index in range(trials):
+        one = take(ledger, study, **ADAMW)
+        ledger.finish(one.lease, completed(1.0 + index), chunk=rows(0, 10))
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Addresses:
+    return storage.addresses({}, prepare(tmp_path))
+
+
+@pytest.fixture
+def ledger(places: Addresses) -> Iterator[Ledger]:
+    made = Ledger(storage.ledger_engine(places.ledger))
+    yield made
+    made.engine.dispose()
+
+
+@contextmanager
+def recording(engine: Engine, places: Addresses) -> Iterator[threading.Thread]:
+    """Let a recorder run beside; the block's end tells it to finish, and waits for it."""
+    closing, raised = threading.Event(), []
+
+    def run() -> None:
+        try:
+            record(engine, places, names=(), closing=closing)
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        closing.set()
+        thread.join()
+    if raised:
+        raise raised[0]
+
+
+def all_in_optuna(places: Addresses, trials: int) -> Callable[[], bool]:
+    def look() -> bool:
+        try:
+            found = optuna_left(Path(places.lock).parent)
+        except KeyError:  # not even the study yet
+            return False
+        return [state for state, *_ in found.values()] == ["COMPLETE"] * trials
+
+    return look
+
+
+def test_optuna_does_not_wait_for_an_mlflow_that_hangs(ledger, places, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    train(ledger, begin(ledger), 3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes calls and never answers
+        hangs = replace(places, tracking=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with (
+            pytest.raises(storage.UnavailableError, match="MLflow at http"),
+            recording(ledger.engine, hangs),
+        ):
+            until(all_in_optuna(places, 3), "Optuna's rows")
+
+
+def test_what_cannot_be_opened_is_opened_later_and_then_all_arrives_once(ledger, places, caplog):
+    study = begin(ledger)
+    train(ledger, study, 2)
+    folder = Path(places.lock).parent / "later"
+    folder.write_text("a file is in the way of the folder of MLflow's database")
+    away = replace(places, tracking=f"sqlite:///{folder}/mlflow.db")
+    with recording(ledger.engine, away) as thread:
+        until(all_in_optuna(places, 2), "Optuna's rows")
+        until(lambda: "trying on" in caplog.text, "the log")
+        train(ledger, study, 2)
+        until(all_in_optuna(places, 4), "Optuna's rows of what came later")
+        assert thread.is_alive()
+        folder.unlink()
+        folder.mkdir()
+    assert caplog.text.count("trying on") == 1
+    assert doctor.examine(ledger.engine, away) == []
+
+
+def test_an_outage_is_said_once_until_it_is_over(caplog):
+    outages = Outages()
+    with caplog.at_level(logging.WARNING):
+        for text in ("the database is away", "the database is still away"):
+            outages.say(text)
+        other = threading.Thread(target=outages.say, args=("the database is still away",))
+        other.start()
+        other.join()
+        assert caplog.messages == ["the database is away; trying on"]
+        outages.over()
+        outages.say("the database is away again")
+    assert caplog.messages[1:] == ["the database is away again; trying on"]
+
+
+def test_of_many_who_claim_a_study_at_once_for_the_first_time_one_gets_it(ledger):
+    study = begin(ledger)
+    start, got = threading.Barrier(8), []
+
+    def claim(index: int) -> None:
+        publications = Publications(ledger.engine, "mlflow", f"elsewhere:{index}:1")
+        start.wait()
+        got.append(publications.claim(study.id))
+
+    threads = [threading.Thread(target=claim, args=(index,)) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(got) == [False] * 7 + [True]
+
+
+def test_a_quiet_ledger_costs_a_query_a_target(ledger, places):
+    train(ledger, begin(ledger), 3)
+    recorder = Recorder(ledger.engine, places)
+    while recorder.publish():
+        pass
+    asked: list[str] = []
+
+    @event.listens_for(ledger.engine, "before_cursor_execute")
+    def note(*arguments: object) -> None:
+        statement = str(arguments[2])
+        if statement != "BEGIN":
+            asked.append(statement)
+
+    for _ in range(3):
+        assert not recorder.publish()
+        assert len(asked) == 2, asked
+        asked.clear()
+    recorder.close()
+
+
+def test_a_study_in_motion_is_described_now_and_then_and_at_its_end(ledger, places, monkeypatch):
+    monkeypatch.setattr(tracking_runs, "DESCRIBE_SECONDS", 1e9)
+    study = begin(ledger)
+    train(ledger, study, 1)
+    running = take(ledger, study, **ADAMW)
+    recorder = Recorder(ledger.engine, places)
+    runs = recorder.projections["mlflow"]
+    while recorder.publish():
+        pass
+    train(ledger, study, 1)
+    assert runs.publish(waiting=False), "the trial is published at once"
+    assert not runs.publish(waiting=False), "the description may wait"
+    assert runs.behind()
+    ledger.finish(running.lease, completed(0.5), chunk=rows(0, 10))
+    assert runs.publish(waiting=False)
+    assert not runs.behind(), "where nothing moves it does not wait"
+    while recorder.publish():
+        pass
+    recorder.close()
+    assert doctor.examine(ledger.engine, places) == []
+
+
+@pytest.mark.parametrize(
+    ("direction", "values", "numbers"),
+    [
+        ("minimize", [3.0, 5.0, 2.0, 2.0, 1.0], [0, 2, 4]),
+        ("maximize", [3.0, 5.0, 2.0, 5.0, 6.0], [0, 1, 4]),
+        ("minimize", [], []),
+    ],
+)
+def test_the_parent_run_has_a_point_for_each_new_best_trial(ledger, direction, values, numbers):
+    made = spec(space=SPACE, study={"direction": direction}, budget={"trials": 60})
+    study, _ = ledger.submit(made, limit=60, workload=WORKLOAD)
+    for value in values:
+        one = take(ledger, study, **ADAMW)
+        ledger.finish(one.lease, completed(value))
+    points = parent._improvements(ledger, study)
+    assert [(one.step, one.value) for one in points] == [(n, values[n]) for n in numbers]
+
+
+def test_a_study_that_was_never_there_is_named(ledger, places):
+    closing = threading.Event()
+    closing.set()
+    with pytest.raises(NotFoundError, match="there is no study 'typo'"):
+        record(ledger.engine, places, names=["typo"], closing=closing)
+
+
+def test_a_study_that_was_deleted_meanwhile_cannot_be_claimed(ledger):
+    assert not Publications(ledger.engine, "mlflow", "elsewhere:1:1").claim(77)
+
+
+def test_a_study_that_another_recorder_forgot_is_looked_at_from_its_beginning(ledger, places):
+    study = begin(ledger)
+    train(ledger, study, 3)
+    ours, other = Recorder(ledger.engine, places), Recorder(ledger.engine, places)
+    while ours.publish():
+        pass
+    train(ledger, study, 1)
+    while ours.publish():
+        pass
+    assert not ours.behind()
+    with other.claimed(study):
+        other.projections["mlflow"].publications.forget(study.id)
+    assert ours.behind()
+    while ours.publish():
+        pass
+    assert doctor.examine(ledger.engine, places) == []
+    with ledger.engine.begin() as tx:
+        left = tx.execute(published_studies.select()).all()
+    assert {row.expires_at for row in left} == {0.0}, "no claim stays behind"

@@ -1,0 +1,42 @@
+"""Inserts that say what happens to a row that is there already, for the databases that we use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Table, func, select
+from sqlalchemy import cast as as_type
+from sqlalchemy.dialects import postgresql, sqlite
+
+
+def insert(tx: Connection, into: Table) -> Any:
+    """Begin an INSERT that has ON CONFLICT, in the dialect of the connection."""
+    return {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[tx.dialect.name](into)
+
+
+def insert_new(tx: Connection, into: Table, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Insert rows unless there are such: another may insert the same at the same moment."""
+    given = list(rows)
+    if given:
+        tx.execute(insert(tx, into).on_conflict_do_nothing(), given)
+
+
+def insert_columns(tx: Connection, into: Table, columns: Mapping[str, Sequence[Any]]) -> None:
+    """Insert rows unless there are such, tens of thousands at once, given by columns.
+
+    The values are those that the driver takes: nothing converts them.
+    """
+    if tx.dialect.name == "postgresql":  # one statement; one a row takes twice the time
+        arrays = [
+            as_type(values, postgresql.ARRAY(into.c[name].type, dimensions=1))
+            for name, values in columns.items()
+        ]
+        given = func.unnest(*arrays).table_valued(*columns).render_derived()
+        rows = insert(tx, into).from_select(list(columns), select(*given.c))
+        tx.execute(rows.on_conflict_do_nothing())
+    else:  # past SQLAlchemy, which looks at every value of every row
+        statement = insert(tx, into).on_conflict_do_nothing()
+        compiled = statement.compile(dialect=tx.dialect, column_keys=list(columns))
+        ordered = [columns[name] for name in compiled.positiontup]
+        tx.exec_driver_sql(str(compiled), list(zip(*ordered, strict=True)))
