@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import BOTH
 from helpers import completed, diverged, pruned, rows, spec, went_on
 from processes import prepare
 from sqlalchemy import Engine, MetaData, case, create_engine, select, update
@@ -123,28 +124,18 @@ def pin_times(ledger: Ledger) -> None:
 # --- tables, without what is random
 
 
-def in_a_file(folder: Path) -> str:
-    return f"sqlite:///{folder}/mlflow.db"
+@pytest.fixture(params=BOTH)
+def beside(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Addresses]:
+    """Make a folder and fresh databases for it."""
 
+    def on_sqlite(name: str) -> Addresses:
+        return storage.addresses({}, prepare(tmp_path / name))
 
-TRACKING: Mapping[str, Callable[[Path], str]] = {"sqlite": in_a_file}
-"""Where MLflow's tables are, by the kind of database, each with its tables made already."""
+    def on_postgresql(name: str) -> Addresses:
+        server, template = (request.getfixturevalue(one) for one in ("postgres", "migrated"))
+        return storage.addresses({"TUNER_DATABASE_URL": server.database(template)}, tmp_path / name)
 
-
-@pytest.fixture(params=TRACKING)
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def beside(tmp_path: Path, kind: str) -> Callable[[str], Addresses]:
-    """Make a folder with fresh databases."""
-
-    def make(name: str) -> Addresses:
-        folder = prepare(tmp_path / name)
-        return replace(storage.addresses({}, folder), tracking=TRACKING[kind](folder))
-
-    return make
+    return on_sqlite if request.param == "sqlite" else on_postgresql
 
 
 def everything(url: str) -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any]]]:
@@ -172,7 +163,7 @@ def in_mlflow(places: Addresses) -> list[str]:
         for table, _, row in found
         if table == "inputs"
     }
-    names[str(Path(places.lock).parent)] = "<folder>"
+    names[str(places.checkpoints.parents[1])] = "<folder>"
     lines = []
     for table, _, row in found:
         clock = ("creation_time", "last_update_time") if table == "experiments" else ()
@@ -197,7 +188,7 @@ OURS = ("tuner_", "alembic_version")
 def in_optuna(places: Addresses, now: tuple[int, ...] = ()) -> list[str]:
     """Read every row of Optuna's tables; trials `now` have ended by the clock of Optuna's API."""
     lines = []
-    for table, _, whole in everything(places.ledger):
+    for table, _, whole in everything(places.optuna):
         if table.startswith(OURS):
             continue
         row = {key: value for key, value in whole.items() if key not in COUNTERS}
@@ -271,7 +262,7 @@ def test_tables_of_another_revision_are_left_to_their_libraries(beside):
     ledger = Ledger(storage.ledger_engine(places.ledger))
     first_half(ledger)
     recorder = Recorder(ledger.engine, places)
-    engines = create_engine(places.tracking), create_engine(places.ledger)
+    engines = create_engine(places.tracking), create_engine(places.optuna)
     newer = ("UPDATE alembic_version SET version_num = 'newer'",
              "UPDATE version_info SET schema_version = 13")  # fmt: skip
     for engine, statement in zip(engines, newer, strict=True):
