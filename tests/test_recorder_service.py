@@ -17,7 +17,7 @@ from sqlalchemy import Engine, event
 from test_bulk import ADAMW, SPACE, WORKLOAD, take
 
 from tuner import doctor, storage
-from tuner.errors import NotFoundError
+from tuner.errors import NotFoundError, UnavailableError
 from tuner.ledger import Ledger, StudyRecord
 from tuner.ledger.tables import published_studies
 from tuner.storage import Addresses
@@ -92,7 +92,7 @@ def test_optuna_does_not_wait_for_an_mlflow_that_hangs(ledger, places, monkeypat
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes calls and never answers
         hangs = replace(places, tracking=f"http://127.0.0.1:{silent.getsockname()[1]}")
         with (
-            pytest.raises(storage.UnavailableError, match="MLflow at http"),
+            pytest.raises(UnavailableError, match="MLflow at http"),
             recording(ledger.engine, hangs),
         ):
             until(all_in_optuna(places, 3), "Optuna's rows")

@@ -94,13 +94,12 @@ def _translated(
 ) -> UnavailableError | None:
     if not isinstance(error, DBAPIError):
         return None
-    code = getattr(error.orig, "sqlstate", None)
     if url.startswith("sqlite"):
         broken = isinstance(error, OperationalError) or type(error) is DatabaseError
         return _unavailable(url, error.orig) if broken else None
-    lost = disconnected or code in PASSING or (code or "").startswith(("08", "57P"))
-    if lost or (isinstance(error, OperationalError) and code is None):
+    if disconnected or is_lost(error):
         return _unavailable(url, error.orig, ConnectionLostError)
+    code = getattr(error.orig, "sqlstate", None)
     broken = isinstance(error, OperationalError | InternalError | InterfaceError)
     if broken or code in DENIED:
         return _unavailable(url, error.orig)
@@ -120,4 +119,14 @@ def reached(url: str) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        raise _unavailable(url, error.orig) from error
+        lost = is_lost(error) and not url.startswith("sqlite")
+        kind = ConnectionLostError if lost else UnavailableError
+        raise _unavailable(url, error.orig, kind) from error
+
+
+def is_lost(error: DBAPIError) -> bool:
+    """Tell whether an error of PostgreSQL's says that there is no connection just now."""
+    code = getattr(error.orig, "sqlstate", None) or ""
+    passing = code in PASSING or code.startswith(("08", "57P"))
+    never = isinstance(error, OperationalError) and not code  # or none was made
+    return error.connection_invalidated or passing or never

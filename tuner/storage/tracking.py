@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from tuner.errors import SchemaError, UnavailableError
-from tuner.storage.engines import ledger_engine
+from tuner.errors import ConnectionLostError, SchemaError, UnavailableError
+from tuner.storage.engines import is_lost, ledger_engine
 from tuner.storage.locks import migration_lock
 from tuner.storage.places import Addresses, without_password
 
@@ -95,7 +95,16 @@ def tracking_reached(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError) as error:
         said = (str(error).splitlines() or [""])[0]
-        raise UnavailableError(
+        lost = uri.startswith("postgresql") and _says_lost(error)
+        kind = ConnectionLostError if lost else UnavailableError
+        raise kind(
             f"MLflow at {without_password(uri)} cannot be used; start or mend it, or let "
             f"MLFLOW_TRACKING_URI say where another one is. It said: {without_password(said)}"
         ) from error
+
+
+def _says_lost(error: Exception) -> bool:
+    """Tell whether the connection to MLflow's database was lost; MLflow has a code for that."""
+    if isinstance(error, DBAPIError):
+        return is_lost(error)
+    return getattr(error, "error_code", "") == "TEMPORARILY_UNAVAILABLE"

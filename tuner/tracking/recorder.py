@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from sqlalchemy import Engine
 
 from tuner.environment import identity
-from tuner.errors import TunerError, UnavailableError
+from tuner.errors import ConnectionLostError, TunerError, UnavailableError
 from tuner.ledger import Reader, StudyRecord
 from tuner.storage import Addresses, optuna_storage, reached, tracking_client
 from tuner.tracking.erasing import erase_runs
@@ -31,6 +31,8 @@ from tuner.tracking.trials import TrialPublisher
 POLL_SECONDS = 0.5
 RETRY_SECONDS = 1.0, 15.0
 """How long to wait before what could not be reached is tried again: at first, and at most."""
+LAST_TRIES = 3
+"""How often a connection to a database may be lost while the rest is published."""
 
 log = logging.getLogger(__name__)
 
@@ -207,7 +209,8 @@ def _serve(
                 projection.close()
                 return
         except TunerError as error:
-            if last:
+            passing = isinstance(error, ConnectionLostError) and tries < LAST_TRIES
+            if last and not passing:
                 raise
             outages.say(str(error))
             first, most = RETRY_SECONDS
