@@ -218,6 +218,17 @@ def test_a_lease_that_expired_and_a_checkpoint_that_is_missing(folder):
     assert rows(folder, "SELECT ending FROM tuner_attempts WHERE trial_id = 9") == [("stale",)]
 
 
+def test_workers_with_different_versions_of_a_package(folder):
+    change(folder, 'UPDATE tuner_studies SET "limit" = 10')
+    ledger = Ledger(reader(folder).engine)
+    study = ledger.study("small")
+    for worker, version in (("a:1:1", "2.13.0"), ("b:1:1", "2.14.0")):
+        ledger.claim(study.id, worker, {"packages": {"torch": version, "numpy": "2.4"}})
+    found = doctor.examine(ledger.engine, storage.addresses({}, folder))
+    assert [(one.kind, one.trial) for one in found] == [("versions", None)]
+    assert "torch: 2.13.0 in a:1:1, 2.14.0 in b:1:1" in found[0].detail
+
+
 def test_what_others_log_into_the_experiment_is_left_alone(folder: Path):
     places = storage.addresses({}, folder)
     client = storage.tracking_client(places)

@@ -122,6 +122,26 @@ def test_the_database_may_crash_and_come_back(here):
     assert endings == [("finished",)], "nobody lost a lease, so no step was trained twice"
 
 
+def test_training_goes_on_while_the_database_is_away(here):
+    """Rows go into a file without a name, and into the ledger once it is back."""
+    submit(here, trials="1", steps="1200", lr="0.01", pruner='"none"', checkpoint_seconds="100")
+    worker = here.start("worker", "--until-idle", "--no-recorder")
+    until(lambda: steps(here) > 0, "some steps")
+    here.cluster.stop("immediate")
+    descriptors = Path(f"/proc/{worker.pid}/fd")
+    until(
+        lambda: any("/spill/" in os.readlink(one) for one in descriptors.iterdir() if one.exists()),
+        "the spill file",
+    )
+    here.cluster.start()
+    done = end(worker)
+    assert done.code == 0, done.err
+    assert "rows are kept in a file" in done.err
+    finish(here)
+    here.assert_whole("small", 1)
+    assert here.rows("SELECT ending FROM tuner.tuner_attempts") == [("finished",)]
+
+
 def test_ten_first_starts_at_once_on_an_empty_database(tmp_path, postgres):
     with team(tmp_path, postgres, postgres.database()) as here:
         write_study(here.folder, trials="3")

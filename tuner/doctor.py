@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sqlalchemy import Engine
 
 from tuner.environment import is_gone
-from tuner.ledger import Ledger, Reader, StudyRecord, TrialRecord
+from tuner.ledger import AttemptRecord, Ledger, Reader, StudyRecord, TrialRecord
 from tuner.storage import Addresses, optuna_storage, tracking_client
 from tuner.tracking import run_mismatches, trials
 from tuner.tracking.mismatch import Mismatch
 from tuner.tracking.recorder import Recorder
 
+DECIDING = ("tuner", "torch", "optuna", "numpy")
+"""Packages that decide what a trial's numbers are; workers at one study should have them alike."""
 BROKEN = "curve"
 """The kind of problem that says that the ledger itself is not whole."""
 
@@ -79,6 +81,7 @@ def repair(engine: Engine, places: Addresses) -> list[Problem]:
             trials_anew=any(kind.startswith("optuna_") for kind in kinds)
             and trials.FOREIGN not in kinds,
         )
+    recorder.close()
     after = {(problem.kind, problem.study, problem.trial) for problem in examine(engine, places)}
     return [
         replace(problem, repaired=(problem.kind, problem.study, problem.trial) not in after)
@@ -107,3 +110,20 @@ def _in_ledger(
             yield Mismatch("checkpoint", number, f"{checkpoint.path} is missing")
     for attempt, number in ledger.expired(study.id):
         yield Mismatch("lease", number, f"the lease of {attempt.worker} has expired")
+    yield from _versions(ledger.attempts(study.id))
+
+
+def _versions(attempts: Sequence[AttemptRecord]) -> Iterator[Mismatch]:
+    """Compare the versions of what a study's trials are trained with just now."""
+    live = [attempt for attempt in attempts if attempt.live]
+    for package in DECIDING:
+        found: dict[str, str] = {}  # a worker by its version
+        for attempt in live:
+            version = attempt.environment.get("packages", {}).get(package)
+            if version is not None:
+                found[version] = attempt.worker
+        if len(found) > 1:
+            said = ", ".join(f"{version} in {worker}" for version, worker in sorted(found.items()))
+            yield Mismatch(
+                "versions", None, f"its workers have different versions of {package}: {said}"
+            )

@@ -64,4 +64,5 @@ def delete(ledger: Ledger, places: Addresses, name: str, *, force: bool = False)
         try:
             study = ledger.study(name)
         except NotFoundError:
+            recorder.close()
             return
