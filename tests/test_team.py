@@ -130,7 +130,9 @@ def test_training_goes_on_while_the_database_is_away(here):
     here.cluster.stop("immediate")
     descriptors = Path(f"/proc/{worker.pid}/fd")
     until(
-        lambda: any("/spill/" in os.readlink(one) for one in descriptors.iterdir() if one.exists()),
+        lambda: any(
+            "/spill/" in str(one.readlink()) for one in descriptors.iterdir() if one.exists()
+        ),
         "the spill file",
     )
     here.cluster.start()
