@@ -53,14 +53,24 @@ def new_ledger(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Call
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[real.Cluster]:
-    """A PostgreSQL server of this session's."""
+def cluster() -> Iterator[real.Cluster]:
+    """A PostgreSQL server of this session's, to be stopped and started."""
     with real.cluster() as made:
         yield made
 
 
 @pytest.fixture(scope="session")
-def migrated(postgres: real.Cluster, tmp_path_factory: pytest.TempPathFactory) -> str:
+def postgres(request: pytest.FixtureRequest) -> real.Server:
+    """A PostgreSQL server: the one that is named, or else this session's."""
+    if real.EXTERNAL:
+        return real.Server(real.EXTERNAL)
+    made = request.getfixturevalue("cluster")
+    assert isinstance(made, real.Server)
+    return made
+
+
+@pytest.fixture(scope="session")
+def migrated(postgres: real.Server, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The name of a database with all tables, to be copied."""
     url = postgres.database()
     folder = tmp_path_factory.mktemp("migrated")
@@ -69,7 +79,7 @@ def migrated(postgres: real.Cluster, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture
-def shared(postgres: real.Cluster, migrated: str) -> str:
+def shared(postgres: real.Server, migrated: str) -> str:
     """The URL of a fresh PostgreSQL database with all tables."""
     return postgres.database(migrated)
 

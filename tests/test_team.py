@@ -11,6 +11,8 @@ import pytest
 from processes import STUDY, end, until, write_study
 from team import Team, mlflow_server, team
 
+from tuner import storage
+
 pytestmark = pytest.mark.slow
 
 SLOW = STUDY.replace(
@@ -21,9 +23,17 @@ SLOW = STUDY.replace(
 
 
 @pytest.fixture
-def here(tmp_path: Path, postgres, shared):
+def database(tmp_path: Path, cluster) -> str:
+    """A fresh database with all tables on a server that may be crashed."""
+    url = cluster.database()
+    storage.upgrade(storage.addresses({"TUNER_DATABASE_URL": url}, tmp_path))
+    return url
+
+
+@pytest.fixture
+def here(tmp_path: Path, cluster, database):
     """A team whose leases are short, so that what is lost is noticed soon."""
-    with team(tmp_path, postgres, shared, TUNER_LEASE_SECONDS="2") as made:
+    with team(tmp_path, cluster, database, TUNER_LEASE_SECONDS="2") as made:
         yield made
 
 
@@ -89,6 +99,32 @@ def test_curves_are_those_of_an_undisturbed_worker(here, tmp_path):
     assert here.curves("calm") == disturbed
 
 
+def test_every_run_deleted_by_hand_is_restored(here, tmp_path):
+    with mlflow_server(tmp_path, here.places.tracking) as here.mlflow:
+        write_study(here.folder)
+        assert here.tuner("run", "study.toml").code == 0
+        client = storage.tracking_client(here.places)
+        experiment = client.get_experiment_by_name("small").experiment_id
+        for run in client.search_runs([experiment]):
+            client.delete_run(run.info.run_id)
+        found = here.tuner("doctor")
+        assert found.code == 1
+        assert "run_missing: small, trial 7" in found.out
+        repaired = here.tuner("doctor", "--repair")
+        assert repaired.code == 0, repaired.out
+        here.assert_whole("small", 8)
+
+
+def test_sixteen_workers_keep_to_the_budget(here):
+    submit(here, STUDY, trials="40", sampler='"random"')
+    workers = [here.start("worker", "--no-recorder", "--until-idle") for _ in range(16)]
+    for worker in workers:
+        done = end(worker)
+        assert done.code == 0, done.err
+    finish(here)
+    here.assert_whole("small", 40)
+
+
 def test_connections_may_be_cut(here):
     submit(here, trials="6")
     workers = [here.start("worker", "--until-idle") for _ in range(2)]
@@ -144,8 +180,8 @@ def test_training_goes_on_while_the_database_is_away(here):
     assert here.rows("SELECT ending FROM tuner.tuner_attempts") == [("finished",)]
 
 
-def test_ten_first_starts_at_once_on_an_empty_database(tmp_path, postgres):
-    with team(tmp_path, postgres, postgres.database()) as here:
+def test_ten_first_starts_at_once_on_an_empty_database(tmp_path, cluster):
+    with team(tmp_path, cluster, cluster.database()) as here:
         write_study(here.folder, trials="3")
         upgrades = [here.start("db", "upgrade") for _ in range(10)]
         for process in upgrades:
@@ -180,11 +216,11 @@ PLACES = ["ask.reserved", "ask.drawn", "chunk.before_commit", "chunk.committed",
 
 
 @pytest.mark.timeout(600)
-def test_four_workers_killed_twenty_times(tmp_path, postgres, shared):
+def test_four_workers_killed_twenty_times(tmp_path, cluster, database):
     """At places where it hurts and at random moments; with an MLflow server between."""
     chance = random.Random(5)
     log = tmp_path / "fired"
-    with team(tmp_path, postgres, shared, TUNER_LEASE_SECONDS="3") as here:
+    with team(tmp_path, cluster, database, TUNER_LEASE_SECONDS="3") as here:
         with mlflow_server(tmp_path, here.places.tracking) as address:
             here.mlflow = address
             submit(here, DIGITS)
