@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from tuner.errors import UnavailableError
 from tuner.processes import told_to_stop
-from tuner.storage import Addresses, upgrade_tracking, without_password
+from tuner.storage import Addresses, tracking_client, upgrade_tracking, without_password
 
 LOOK_SECONDS = 0.2
 
@@ -29,11 +29,18 @@ def serve(places: Addresses, port: int, say: Callable[[str], None]) -> int:
     say(url)
     if places.tracking.startswith("http"):
         return 0  # somebody runs that server already
-    upgrade_tracking(places)
+    if places.file is None:
+        tracking_client(places)  # only `tuner db upgrade` makes tables there
+    else:
+        upgrade_tracking(places)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--workers", "1", "--backend-store-uri", places.tracking]
-    # without its job runners, eight processes that people who look at curves do not need
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    command += ["--port", str(port), "--workers", "1"]
+    environment = os.environ | {
+        # not as an argument: a password would stand in the list of processes
+        "MLFLOW_BACKEND_STORE_URI": places.tracking,
+        # without its job runners, eight processes that people who look at curves do not need
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
     process = subprocess.Popen(  # noqa: S603 - MLflow's own program
         command,
         env=environment,
