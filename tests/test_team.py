@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
+from mlflow import MlflowClient
 from processes import STUDY, end, until, write_study
-from team import Team, mlflow_server, team
+from team import Team, answers, mlflow_server, team
 
 from tuner import storage
 
@@ -256,3 +259,21 @@ def spawn(here: Team, log: Path, place: str | None):
     """Start a worker that kills itself at a place, once, wherever it is reached the second time."""
     env = {"TUNER_FAILPOINTS": f"{place}=kill@2", "TUNER_FAILPOINTS_LOG": str(log)} if place else {}
     return here.start("worker", "--no-recorder", "--until-idle", **env)
+
+
+def test_the_ui_opens_on_the_shared_database_and_shows_no_password(here):
+    write_study(here.folder, trials="2")
+    assert here.tuner("run", "study.toml").code == 0
+    here.cluster.execute("CREATE ROLE ulla LOGIN PASSWORD 'hidden' IN ROLE tuner_worker")
+    here.url = here.cluster.url(here.database, "ulla", "hidden")
+    served = here.start("ui", "--port", "0", "--json")
+    assert served.stdout is not None
+    address = json.loads(served.stdout.readline())["url"]
+    until(lambda: answers(address), "the UI")
+    mlflow = MlflowClient(tracking_uri=address)
+    experiment = mlflow.get_experiment_by_name("small")
+    assert len(mlflow.search_runs([experiment.experiment_id])) == 3
+    for process in psutil.Process(served.pid).children(recursive=True):
+        assert "hidden" not in " ".join(process.cmdline())
+    served.send_signal(signal.SIGTERM)
+    assert end(served).code == 0
