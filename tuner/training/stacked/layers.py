@@ -10,7 +10,8 @@ small model.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, TypeAlias
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Generator, Tensor, nn
@@ -20,20 +21,54 @@ from tuner.training.stacked.dropout import Dropout
 from tuner.training.stacked.layout import Layout
 from tuner.training.stacked.losses import Loss
 
-Derivative: TypeAlias = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
-"""From layer, gradient of its output, input and output to the gradient of its input."""
-
 _aten = torch.ops.aten
-ACTIVATIONS: Mapping[type[nn.Module], Derivative] = {
-    nn.ReLU: lambda _, gradient, _before, after: _aten.threshold_backward(gradient, after, 0),
-    nn.Tanh: lambda _, gradient, _before, after: _aten.tanh_backward(gradient, after),
-    nn.Sigmoid: lambda _, gradient, _before, after: _aten.sigmoid_backward(gradient, after),
-    nn.SiLU: lambda _, gradient, before, _after: _aten.silu_backward(gradient, before),
-    nn.GELU: lambda layer, gradient, before, _after: _aten.gelu_backward(
-        gradient, before, approximate=layer.approximate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Function:
+    """An activation: the derivatives of autograd, called by name."""
+
+    # from layer, gradient of the output, input, output; into the place of that gradient
+    backward: Callable[[nn.Module, Tensor, Tensor, Tensor], object]
+    in_place: Callable[[Tensor], Tensor] | None = None  # where the backward pass needs no input
+
+
+ACTIVATIONS: Mapping[type[nn.Module], Function] = {
+    nn.ReLU: Function(
+        in_place=torch.relu_,
+        backward=lambda _, gradient, _before, after: _aten.threshold_backward.grad_input(
+            gradient, after, 0, grad_input=gradient
+        ),
+    ),
+    nn.Tanh: Function(
+        in_place=torch.tanh_,
+        backward=lambda _, gradient, _before, after: _aten.tanh_backward.grad_input(
+            gradient, after, grad_input=gradient
+        ),
+    ),
+    nn.Sigmoid: Function(
+        in_place=torch.sigmoid_,
+        backward=lambda _, gradient, _before, after: _aten.sigmoid_backward.grad_input(
+            gradient, after, grad_input=gradient
+        ),
+    ),
+    nn.SiLU: Function(
+        backward=lambda _, gradient, before, _after: _aten.silu_backward.grad_input(
+            gradient, before, grad_input=gradient
+        ),
+    ),
+    nn.GELU: Function(
+        backward=lambda layer, gradient, before, _after: _aten.gelu_backward.grad_input(
+            gradient, before, approximate=layer.approximate, grad_input=gradient
+        ),
     ),
 }
-"""The derivatives of autograd, called by name."""
+"""Every activation that a chain may have."""
+
+LARGE = 1 << 14
+"""Products of so many numbers are written where they belong, smaller ones are copied there.
+
+A product into rows goes member by member, which costs more than a copy where it is small."""
 
 
 def chain_of(model: nn.Module, inputs: Tensor) -> list[nn.Module] | None:
@@ -79,6 +114,14 @@ class Layers:
         self.layout = Layout.of(model)
         self.layers, self.loss, self.dropouts = layers, loss, dropouts
         self.modules = dict(model.named_modules())
+        self._scratch: dict[object, Tensor] = {}
+
+    def scratch(self, use: object, *shape: int, dtype: torch.dtype) -> Tensor:
+        """Give memory for a use; blocks take turns, and what one of them left is in the cache."""
+        key = (use, shape, dtype)
+        if key not in self._scratch:
+            self._scratch[key] = torch.empty(shape, dtype=dtype)
+        return self._scratch[key]
 
     def block(self, size: int, dtype: torch.dtype) -> LayersBlock:
         """Allocate a block."""
@@ -104,15 +147,14 @@ class LayersBlock:
         )
         paths = {layer: path for path, layer in stack.modules.items()}
         self._steps: list[_Step] = []
-        for layer in stack.layers:
+        for index, layer in enumerate(stack.layers):
             if type(layer) is nn.Linear:
                 names = [f"{paths[layer]}.weight".lstrip("."), f"{paths[layer]}.bias".lstrip(".")]
-                own = [parameters.get(name) for name in names]
-                theirs = [gradients.get(name) for name in names]
+                own = [(parameters.get(name), gradients.get(name)) for name in names]
                 first = not any(isinstance(step, _Dense) for step in self._steps)
-                self._steps.append(_Dense(own[0], own[1], theirs[0], theirs[1], first))
+                self._steps.append(_Dense(*own, stack, index, first))
             elif type(layer) in ACTIVATIONS:
-                self._steps.append(_Activation(layer))
+                self._steps.append(_Activation(layer, own=bool(self._steps)))
             elif layer in drawn:
                 self._steps.append(_Dropped(drawn[layer]))
 
@@ -125,7 +167,7 @@ class LayersBlock:
         """Compute losses and gradients."""
         values = [inputs.flatten(2).transpose(1, 2)]  # each [place, feature, row]
         for step in self._steps:
-            values.append(step.forward(values[-1]))
+            values.append(step.forward(values[-1], True))
         losses, gradient = self._stack.loss.backward(values[-1], targets)
         for index in range(len(self._steps) - 1, -1, -1):
             gradient = self._steps[index].backward(gradient, values[index], values[index + 1])
@@ -136,8 +178,7 @@ class LayersBlock:
         """Compute losses and outputs."""
         values = inputs.flatten(1).t().expand(len(self.rows), -1, -1)
         for step in self._steps:
-            if not isinstance(step, _Dropped):
-                values = step.forward(values)
+            values = step.forward(values, False)
         losses = self._stack.loss.forward(values, targets.expand(len(self.rows), *targets.shape))
         return losses, values.transpose(1, 2).contiguous()
 
@@ -145,10 +186,14 @@ class LayersBlock:
 class _Step(Protocol):
     """A layer of all members; numbers are [place, feature, row]."""
 
-    def forward(self, before: Tensor) -> Tensor: ...
+    def forward(self, before: Tensor, training: bool) -> Tensor:
+        """Give the output; what is not the trainer's data may be overwritten."""
 
     def backward(self, gradient: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        """Give the gradient of the input, from that of the output; write the parameters'."""
+        """Give the gradient of the input, from that of the output, and write the parameters'.
+
+        The gradient of the output may be overwritten.
+        """
 
 
 class _Dense:
@@ -156,43 +201,60 @@ class _Dense:
 
     def __init__(
         self,
-        weight: Tensor | None,  # [place, out, in], as are its gradients
-        bias: Tensor | None,  # [place, out], as are its gradients
-        weight_gradient: Tensor | None,
-        bias_gradient: Tensor | None,
+        weight: tuple[Tensor | None, Tensor | None],  # and gradient, each [place, out, in]
+        bias: tuple[Tensor | None, Tensor | None],  # and gradient, each [place, out]
+        stack: Layers,
+        index: int,
         first: bool,
     ) -> None:
-        assert weight is not None
-        assert weight_gradient is not None
-        self._weight, self._transposed = weight, weight.transpose(1, 2)
-        self._weight_gradient, self._bias_gradient = weight_gradient, bias_gradient
-        self._bias = None if bias is None else bias.unsqueeze(2)
-        self._first = first
+        assert weight[0] is not None
+        assert weight[1] is not None
+        self._weight, self._weight_gradient = weight[0], weight[1]
+        self._transposed = self._weight.transpose(1, 2)
+        self._bias = None if bias[0] is None else bias[0].unsqueeze(2)
+        self._bias_gradient = bias[1]
+        self._stack, self._index, self._first = stack, index, first
+        self._large = self._weight[0].numel() >= LARGE
 
-    def forward(self, before: Tensor) -> Tensor:
-        after = torch.bmm(self._weight, before)
+    def forward(self, before: Tensor, training: bool) -> Tensor:
+        places, units, _ = self._weight.shape
+        out = self._scratch("after", places, units, before.shape[2]) if training else None
+        after = torch.bmm(self._weight, before, out=out)
         return after if self._bias is None else after.add_(self._bias)
 
     def backward(self, gradient: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        # copied: a product that writes into rows is several times slower than one that does not
-        self._weight_gradient.copy_(torch.bmm(gradient, before.transpose(1, 2)))
+        transposed = before.transpose(1, 2)
+        if self._large:
+            torch.bmm(gradient, transposed, out=self._weight_gradient)
+        else:
+            product = self._scratch("weight", *self._weight.shape)
+            self._weight_gradient.copy_(torch.bmm(gradient, transposed, out=product))
         if self._bias_gradient is not None:
-            self._bias_gradient.copy_(gradient.sum(2))
-        return gradient if self._first else torch.bmm(self._transposed, gradient)
+            torch.sum(gradient, 2, out=self._bias_gradient)
+        if self._first:
+            return gradient
+        return torch.bmm(self._transposed, gradient, out=self._scratch("before", *before.shape))
+
+    def _scratch(self, use: str, *shape: int) -> Tensor:
+        return self._stack.scratch((use, self._index), *shape, dtype=self._weight.dtype)
 
 
 class _Activation:
     """A function of each number."""
 
-    def __init__(self, layer: nn.Module) -> None:
-        self._layer, self._derivative = layer, ACTIVATIONS[type(layer)]
+    def __init__(self, layer: nn.Module, own: bool) -> None:
+        self._layer, function = layer, ACTIVATIONS[type(layer)]
+        self._backward = function.backward
+        # the first layer's input is the data
+        self._forward = function.in_place if own and function.in_place else layer
 
-    def forward(self, before: Tensor) -> Tensor:
-        after: Tensor = self._layer(before)
+    def forward(self, before: Tensor, training: bool) -> Tensor:
+        after: Tensor = self._forward(before)
         return after
 
     def backward(self, gradient: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        return self._derivative(self._layer, gradient, before, after)
+        self._backward(self._layer, gradient, before, after)
+        return gradient
 
 
 class _Dropped:
@@ -201,8 +263,8 @@ class _Dropped:
     def __init__(self, mask: Tensor) -> None:
         self._mask = mask.transpose(1, 2)  # [place, feature, row]
 
-    def forward(self, before: Tensor) -> Tensor:
-        return before * self._mask
+    def forward(self, before: Tensor, training: bool) -> Tensor:
+        return before * self._mask if training else before
 
     def backward(self, gradient: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        return gradient * self._mask
+        return gradient.mul_(self._mask)

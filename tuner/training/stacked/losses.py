@@ -22,18 +22,21 @@ class Loss(Protocol):
 
 
 def loss_of(measure: Measure, targets: Tensor, outputs: Tensor) -> Loss:
-    """Choose how to compute a loss, given a few targets [row, ...] and outputs [row, feature]."""
+    """Choose how to compute a loss, given the targets [row, ...] and outputs [row, feature]."""
     functional = nn.functional
     classes = targets.dtype == torch.int64 and targets.ndim == 1 and int(targets.min()) >= 0
     if measure is functional.cross_entropy and classes:
         return CrossEntropy()
-    if measure is functional.mse_loss and targets.shape == outputs.shape:
+    if measure is functional.mse_loss and targets.shape[1:] == outputs.shape[1:]:
         return SquaredError()
     return Mapped(measure)
 
 
 class CrossEntropy:
     """`torch.nn.functional.cross_entropy` of classes."""
+
+    def __init__(self) -> None:
+        self._less: Tensor | None = None  # -1 for each row
 
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Give losses."""
@@ -43,8 +46,10 @@ class CrossEntropy:
         """Give losses and gradients: the probabilities, less one where the class is right."""
         logs, right = torch.log_softmax(outputs, 1), targets.unsqueeze(1)
         losses = _mean_of(logs, right)
-        less = torch.full((1, 1, 1), -1.0, dtype=logs.dtype).expand(right.shape)
-        return losses, logs.exp_().scatter_add_(1, right, less).div_(outputs.shape[2])
+        if self._less is None or self._less.shape != right.shape:
+            self._less = torch.full_like(right, -1.0, dtype=logs.dtype)
+        gradient = logs.exp_().scatter_add_(1, right, self._less)
+        return losses, gradient.mul_(1.0 / outputs.shape[2])
 
 
 def _mean_of(logs: Tensor, right: Tensor) -> Tensor:  # [place, class, row], [place, 1, row]
@@ -78,7 +83,7 @@ class Mapped:
     def backward(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Give losses and gradients."""
         with torch.enable_grad():
-            leaf = outputs.transpose(1, 2).requires_grad_()
+            leaf = outputs.transpose(1, 2).detach().requires_grad_()
             losses = vmap(lambda own, theirs: self._measure(own, theirs).reshape(()))(leaf, targets)
             (gradient,) = torch.autograd.grad(losses.sum(), leaf)
         return losses.detach(), gradient.transpose(1, 2)

@@ -86,13 +86,14 @@ class Adam:
     ) -> None:
         self._lists = [row], [gradient], [torch.zeros_like(row)], [torch.zeros_like(row)]
         self._steps = torch.zeros((), dtype=torch.float32)
+        self._count = self._steps.numpy()  # the same memory, which is quicker to count in
         self._kernel = torch._fused_adamw_ if decoupled else torch._fused_adam_
         self._beta1, self._beta2 = beta1, beta2
         self._eps, self._weight_decay = eps, weight_decay
 
     def step(self, rate: float) -> None:
         """Move the row by one update."""
-        self._steps.add_(1.0)
+        self._count += 1
         self._kernel(
             *self._lists,
             [],

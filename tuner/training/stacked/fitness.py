@@ -1,0 +1,219 @@
+"""Whether trials of a study can be trained together, found out by trying; and how."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tuner.spec import StudySpec
+from tuner.training import pace, randomness
+from tuner.training.stacked import dropout
+from tuner.training.stacked.layers import Layers, chain_of
+from tuner.training.stacked.layout import Block, Layout, Stack
+from tuner.training.stacked.losses import loss_of
+from tuner.training.stacked.mapped import Mapped
+from tuner.training.workloads import Workload, seeded
+
+LARGEST = 32
+"""Members of a block at most. So many numbers of any shape fill whole vector registers."""
+
+CLOSE = 1e-7
+"""Stacked and alone, in double precision, losses and gradients differ by rounding alone."""
+
+
+class NotStackable(ValueError):
+    """A study whose trials cannot be trained together; the message says why, in a sentence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How trials of a study are trained together."""
+
+    stack: Stack
+    size: int  # members of a block
+
+
+def obstacle(workload: Workload, spec: StudySpec) -> str:
+    """Say in a sentence why trials of a study cannot be trained together; nothing if they can."""
+    try:
+        plan(workload, spec)
+    except NotStackable as error:
+        return str(error)
+    return ""
+
+
+def plan(workload: Workload, spec: StudySpec) -> Plan:
+    """Find a way to train trials of a study together. Raises `NotStackable`."""
+    refused = _refused(spec)
+    if refused:
+        raise NotStackable(f"trials cannot be trained together with {refused}")
+    rows = len(workload.train_inputs)
+    batch = spec.training.batch_size
+    rows = rows if batch == "full" else min(batch, rows)
+    try:
+        with seeded(0):
+            stack = _stack(workload, rows)
+            _compare(stack, workload, rows)
+            return Plan(stack=stack, size=_size(stack, workload, rows, spec))
+    except NotStackable:
+        raise
+    except Exception as error:  # whatever the model's code makes of stacked tensors
+        said = str(error).strip().split("\n")[0][:200]
+        raise NotStackable(
+            f"trials cannot be trained together: the model or the loss of "
+            f"{spec.workload.function} cannot be mapped over members ({type(error).__name__}: "
+            f"{said})"
+        ) from error
+
+
+def _refused(spec: StudySpec) -> str:
+    """Name the setting that only the reference trainer has."""
+    training = spec.training
+    stateful = [choice.name for choice in spec.space.schedule if choice.name in pace.STATEFUL]
+    if spec.workload.train is not None:
+        return f"a train function ({spec.workload.train}), whose loop is its own"
+    if stateful:
+        return f"the schedule {stateful[0]}, whose rates depend on evaluations"
+    if torch.device(training.device).type != "cpu":
+        return f'[training] device = "{training.device}"; only "cpu" is tested'
+    if training.precision not in {None, "float32"}:
+        return f'[training] precision = "{training.precision}"'
+    if training.accumulate > 1:
+        return f"[training] accumulate = {training.accumulate}"
+    if training.seconds is not None:
+        return "[training] seconds, which would depend on the other trials"
+    return ""
+
+
+def _stack(workload: Workload, rows: int) -> Stack:
+    """Choose how a workload is stacked."""
+    model = _model(workload, 0)
+    inputs = _double(workload.train_inputs[:rows])
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    if frozen:
+        raise NotStackable(
+            f"trials cannot be trained together: the parameter {frozen[0]} is frozen; make it a "
+            "buffer"
+        )
+    dropouts = dropout.found(model, inputs)
+    twice = {use.path for use in dropouts if [d.path for d in dropouts].count(use.path) > 1}
+    if twice:
+        raise NotStackable(
+            f"trials cannot be trained together: the dropout {min(twice)} is used more than once "
+            "in a forward pass; make a layer for each use"
+        )
+    layers = chain_of(model, inputs)
+    if layers is None:
+        return Mapped(model, workload.loss, dropouts)
+    with torch.no_grad():
+        outputs = copy.deepcopy(model).eval()(inputs[:2])
+    loss = loss_of(workload.loss, _double(workload.train_targets), outputs)
+    return Layers(model, layers, loss, dropouts)
+
+
+def _compare(stack: Stack, workload: Workload, rows: int) -> None:
+    """Take one step with two members, together and each alone, in double precision."""
+    block = stack.block(2, torch.float64)
+    generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    models = [_model(workload, seed) for seed in (0, 1)]
+    for place, (model, generator) in enumerate(zip(models, generators, strict=True)):
+        put(block, place, model, stack.layout)
+        block.draw(place, generator)
+    parts = [(place * 7, place * 7 + rows) for place in (0, 1)]
+    if rows + 7 > len(workload.train_inputs):
+        parts = [(0, rows)] * 2
+    inputs, targets = (
+        torch.stack([_double(data[low:high]) for low, high in parts])
+        for data in (workload.train_inputs, workload.train_targets)
+    )
+    losses = block.train(inputs, targets)
+    for place, model in enumerate(models):
+        with randomness.swapped({"cpu": torch.Generator().manual_seed(place).get_state()}):
+            loss = workload.loss(model.train()(inputs[place]), targets[place])
+        loss.backward()  # type: ignore[no-untyped-call]
+        for name, parameter in model.named_parameters():
+            if parameter.grad is None:
+                raise NotStackable(
+                    f"trials cannot be trained together: the parameter {name} has no gradient"
+                )
+        alone = torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.grad is not None])
+        pairs = [("loss", losses[place], loss), ("gradient", block.gradients[place], alone)]
+        pairs += [(name, block.buffers[name][place], own) for name, own in model.named_buffers()]
+        for name, found, expected in pairs:
+            if not _close(found, expected):
+                raise NotStackable(
+                    f"trials cannot be trained together: after one step the {name} of a member is "
+                    "not what it is alone"
+                )
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    expected = expected.detach().reshape(found.shape).double()
+    scale = float(expected.abs().max()) if expected.numel() else 0.0
+    return torch.allclose(found.double(), expected, CLOSE, CLOSE * scale, equal_nan=True)
+
+
+def _size(stack: Stack, workload: Workload, rows: int, spec: StudySpec) -> int:
+    """Choose how many members a block has.
+
+    It must fit into a cache, which for larger models means fewer members; and no member may be
+    rounded in another way than those at other places, which more members make sure of.
+    """
+    parameters = stack.layout.size
+    size = 16 if parameters <= 20_000 else 8 if parameters <= 200_000 else 4
+    while size <= LARGEST:
+        if (size * rows) % LARGEST == 0 or size == LARGEST:
+            place = _odd_place(stack, workload, rows, size, getattr(torch, spec.training.dtype))
+            if place is None:
+                return size
+        size *= 2
+    raise NotStackable(
+        f"trials cannot be trained together: equal members at places 0 and {place} of a block of "
+        f"{LARGEST} are rounded differently"
+    )
+
+
+def _odd_place(
+    stack: Stack, workload: Workload, rows: int, size: int, dtype: torch.dtype
+) -> int | None:
+    """Find a place where a member's step is not, bit by bit, what it is at the first."""
+    block = stack.block(size, dtype)
+    model = _model(workload, 0).to(dtype)
+    for place in range(size):
+        put(block, place, model, stack.layout)
+        block.draw(place, torch.Generator().manual_seed(0))
+    inputs, targets = (
+        (data.to(dtype) if data.is_floating_point() else data)[:rows]
+        for data in (workload.train_inputs, workload.train_targets)
+    )
+    every = (size, *[-1] * inputs.ndim), (size, *[-1] * targets.ndim)
+    losses = block.train(inputs.expand(every[0]).clone(), targets.expand(every[1]).clone())
+    for place in range(1, size):
+        pairs = [(losses[place], losses[0]), (block.gradients[place], block.gradients[0])]
+        pairs += [(buffer[place], buffer[0]) for buffer in block.buffers.values()]
+        # nan is nan, wherever it is
+        if not all(torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in pairs):
+            return place
+    return None
+
+
+def put(block: Block, place: int, model: nn.Module, layout: Layout) -> None:
+    """Put a model's parameters and buffers at a place of a block."""
+    block.rows[place] = layout.row(model)
+    buffers: dict[str, Any] = dict(model.named_buffers())
+    assert buffers.keys() == block.buffers.keys(), (list(buffers), list(block.buffers))
+    for name, buffer in buffers.items():
+        block.buffers[name][place] = buffer
+
+
+def _model(workload: Workload, seed: int) -> nn.Module:
+    with seeded(seed):
+        return workload.model(seed, torch.float64).double()
+
+
+def _double(data: Tensor) -> Tensor:
+    return data.double() if data.is_floating_point() else data
