@@ -100,9 +100,7 @@ class CohortTrainer:
         self._rungs = frozenset(spec.rungs())
         self._evaluation_steps = spec.evaluation_steps()
         blocks = -(-slots // self._plan.size)
-        self._blocks = [
-            self._plan.stack.block(self._plan.size, self._dtype) for _ in range(blocks)
-        ]
+        self._blocks = [self._plan.stack.block(self._plan.size, self._dtype) for _ in range(blocks)]
         self._slots: list[_Member | None] = [None] * slots
 
     def admit(self, task: Task) -> None:

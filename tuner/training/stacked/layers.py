@@ -96,7 +96,9 @@ def _flat(model: nn.Module) -> list[nn.Module] | None:
     if type(model) is not nn.Sequential:
         return [model]
     parts = [_flat(layer) for layer in model]
-    return None if any(part is None for part in parts) else [x for part in parts for x in part or ()]
+    return (
+        None if any(part is None for part in parts) else [x for part in parts for x in part or ()]
+    )
 
 
 class Layers:
