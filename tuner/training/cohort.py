@@ -375,17 +375,8 @@ class _Group:
         block = self._block
         for member in self.members:
             block.draw(member.place, member.random)
-        every = len(block.rows)
-        if self._rows is None:
-            batch = inputs.expand(every, *inputs.shape), targets.expand(every, *targets.shape)
-        else:
-            rows = self._rows[index]
-            flat = rows.view(-1)
-            batch = (
-                inputs.index_select(0, flat).view(*rows.shape, *inputs.shape[1:]),
-                targets.index_select(0, flat).view(*rows.shape, *targets.shape[1:]),
-            )
-        self.losses[index] = block.train(*batch)
+        rows = None if self._rows is None else self._rows[index]
+        self.losses[index] = block.train(inputs, targets, rows)
         norms = torch.linalg.vector_norm(block.gradients, dim=1)
         self.norms[index] = norms
         if clip is not None:

@@ -126,17 +126,15 @@ def _compare(stack: Stack, workload: Workload, rows: int) -> None:
     for place, (model, generator) in enumerate(zip(models, generators, strict=True)):
         put(block, place, model, stack.layout)
         block.draw(place, generator)
-    parts = [(place * 7, place * 7 + rows) for place in (0, 1)]
-    if rows + 7 > len(workload.train_inputs):
-        parts = [(0, rows)] * 2
-    inputs, targets = (
-        torch.stack([_double(data[low:high]) for low, high in parts])
-        for data in (workload.train_inputs, workload.train_targets)
-    )
+    inputs, targets = _double(workload.train_inputs), _double(workload.train_targets)
+    # not the same rows for both, where there are more than in a batch
+    later = min(7, len(inputs) - rows)
+    chosen = torch.stack([torch.arange(rows), torch.arange(later, later + rows)])
     alone = [
-        _alone(workload, models[place], place, inputs[place], targets[place]) for place in (0, 1)
+        _alone(workload, model, place, inputs[chosen[place]], targets[chosen[place]])
+        for place, model in enumerate(models)
     ]
-    losses = block.train(inputs, targets)
+    losses = block.train(inputs, targets, chosen)
     for place, (model, (loss, gradient)) in enumerate(zip(models, alone, strict=True)):
         pairs = [("loss", losses[place], loss), ("gradient", block.gradients[place], gradient)]
         pairs += [(name, block.buffers[name][place], own) for name, own in model.named_buffers()]
@@ -200,11 +198,13 @@ def _odd_place(
         put(block, place, model, stack.layout)
         block.draw(place, torch.Generator().manual_seed(0))
     inputs, targets = (
-        (data.to(dtype) if data.is_floating_point() else data)[:rows]
+        data.to(dtype) if data.is_floating_point() else data
         for data in (workload.train_inputs, workload.train_targets)
     )
-    every = (size, *[-1] * inputs.ndim), (size, *[-1] * targets.ndim)
-    losses = block.train(inputs.expand(every[0]).clone(), targets.expand(every[1]).clone())
+    whole = rows == len(inputs)
+    losses = block.train(
+        inputs, targets, None if whole else torch.arange(rows).expand(size, -1).contiguous()
+    )
     for place in range(1, size):
         pairs = [(losses[place], losses[0]), (block.gradients[place], block.gradients[0])]
         pairs += [(buffer[place], buffer[0]) for buffer in block.buffers.values()]

@@ -5,13 +5,16 @@ autograd. Numbers are kept as [place, feature, row], so that a layer is one matr
 members, W x, a bias is added to whole rows of memory, and a softmax over features goes along
 neighbours of the same kind: over the last dimension it costs more than all the matrix products of a
 small model.
+
+A training step is a *program*: a list of calls whose tensors are settled once, results included.
+For a small model, half the time of a step would else be Python's and the allocator's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Generator, Tensor, nn
@@ -19,51 +22,40 @@ from torch import Generator, Tensor, nn
 from tuner.training.stacked import dropout
 from tuner.training.stacked.dropout import Dropout
 from tuner.training.stacked.layout import Layout
-from tuner.training.stacked.losses import Loss
+from tuner.training.stacked.losses import Loss, Program
 
 _aten = torch.ops.aten
+Backward: TypeAlias = Callable[[Any, Tensor, Tensor], Callable[[], object]]
+"""From layer, output (or input, see below) and the gradient of the output to a call that puts the
+gradient of the input into its place."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Function:
-    """An activation: the derivatives of autograd, called by name."""
-
-    # from layer, gradient of the output, input, output; into the place of that gradient
-    backward: Callable[[nn.Module, Tensor, Tensor, Tensor], object]
-    in_place: Callable[[Tensor], Tensor] | None = None  # where the backward pass needs no input
-
-
-ACTIVATIONS: Mapping[type[nn.Module], Function] = {
-    nn.ReLU: Function(
-        in_place=torch.relu_,
-        backward=lambda _, gradient, _before, after: _aten.threshold_backward.grad_input(
-            gradient, after, 0, grad_input=gradient
-        ),
+IN_PLACE: Mapping[type[nn.Module], tuple[Callable[[Tensor], Tensor], Backward]] = {
+    nn.ReLU: (
+        torch.relu_,
+        lambda _, after, g: partial(_aten.threshold_backward.grad_input, g, after, 0, grad_input=g),
     ),
-    nn.Tanh: Function(
-        in_place=torch.tanh_,
-        backward=lambda _, gradient, _before, after: _aten.tanh_backward.grad_input(
-            gradient, after, grad_input=gradient
-        ),
+    nn.Tanh: (
+        torch.tanh_,
+        lambda _, after, g: partial(_aten.tanh_backward.grad_input, g, after, grad_input=g),
     ),
-    nn.Sigmoid: Function(
-        in_place=torch.sigmoid_,
-        backward=lambda _, gradient, _before, after: _aten.sigmoid_backward.grad_input(
-            gradient, after, grad_input=gradient
-        ),
-    ),
-    nn.SiLU: Function(
-        backward=lambda _, gradient, before, _after: _aten.silu_backward.grad_input(
-            gradient, before, grad_input=gradient
-        ),
-    ),
-    nn.GELU: Function(
-        backward=lambda layer, gradient, before, _after: _aten.gelu_backward.grad_input(
-            gradient, before, approximate=layer.approximate, grad_input=gradient
-        ),
+    nn.Sigmoid: (
+        torch.sigmoid_,
+        lambda _, after, g: partial(_aten.sigmoid_backward.grad_input, g, after, grad_input=g),
     ),
 }
-"""Every activation that a chain may have."""
+"""Activations whose derivatives, autograd's own, go by their output."""
+
+BY_INPUT: Mapping[type[nn.Module], Backward] = {
+    nn.SiLU: lambda _, before, g: partial(_aten.silu_backward.grad_input, g, before, grad_input=g),
+    nn.GELU: lambda layer, before, g: partial(
+        _aten.gelu_backward.grad_input,
+        g,
+        before,
+        approximate=layer.approximate,
+        grad_input=g,
+    ),
+}
+"""Activations whose derivatives, autograd's own, go by their input."""
 
 LARGE = 1 << 14
 """Products of so many numbers are written where they belong, smaller ones are copied there.
@@ -82,7 +74,7 @@ def chain_of(model: nn.Module, inputs: Tensor) -> list[nn.Module] | None:
         return None
     # of two dimensions, nothing is to be flattened
     layers = [layer for layer in layers if type(layer) not in {nn.Flatten, nn.Identity}]
-    known = {nn.Linear, nn.Dropout, *ACTIVATIONS}
+    known = {nn.Linear, nn.Dropout, *IN_PLACE, *BY_INPUT}
     return layers if layers and all(type(layer) in known for layer in layers) else None
 
 
@@ -114,15 +106,16 @@ class Layers:
         dropouts: tuple[Dropout, ...],
     ) -> None:
         self.layout = Layout.of(model)
-        self.layers, self.loss, self.dropouts = layers, loss, dropouts
-        self.modules = dict(model.named_modules())
+        self.loss, self.dropouts = loss, dropouts
+        paths = {layer: path for path, layer in model.named_modules()}
+        self.layers = [(paths[layer], layer) for layer in layers]
         self._scratch: dict[object, Tensor] = {}
 
-    def scratch(self, use: object, *shape: int, dtype: torch.dtype) -> Tensor:
+    def scratch(self, use: object, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Give memory for a use; blocks take turns, and what one of them left is in the cache."""
-        key = (use, shape, dtype)
+        key = (use, tuple(shape), dtype)
         if key not in self._scratch:
-            self._scratch[key] = torch.empty(shape, dtype=dtype)
+            self._scratch[key] = torch.empty(*shape, dtype=dtype)
         return self._scratch[key]
 
     def block(self, size: int, dtype: torch.dtype) -> LayersBlock:
@@ -135,138 +128,151 @@ class LayersBlock:
 
     def __init__(self, stack: Layers, size: int, dtype: torch.dtype) -> None:
         layout = stack.layout
-        self._stack = stack
+        self._stack, self._dtype = stack, dtype
         self.rows, self.gradients = layout.rows(size, dtype), layout.rows(size, dtype)
         self.buffers: dict[str, Tensor] = {}
         self._masks = dropout.masks(stack.dropouts, size, dtype)
-        drawn = {
-            stack.modules[use.path]: mask
-            for use, mask in zip(stack.dropouts, self._masks, strict=True)
-        }
-        parameters, gradients = (
+        self._parameters, self._theirs = (
             dict(zip(layout.names, layout.views(rows), strict=True))
             for rows in (self.rows, self.gradients)
         )
-        paths = {layer: path for path, layer in stack.modules.items()}
-        self._steps: list[_Step] = []
-        for index, layer in enumerate(stack.layers):
-            if type(layer) is nn.Linear:
-                names = [f"{paths[layer]}.weight".lstrip("."), f"{paths[layer]}.bias".lstrip(".")]
-                own = [(parameters.get(name), gradients.get(name)) for name in names]
-                first = not any(isinstance(step, _Dense) for step in self._steps)
-                self._steps.append(_Dense(*own, stack, index, first))
-            elif type(layer) in ACTIVATIONS:
-                self._steps.append(_Activation(layer, own=bool(self._steps)))
-            elif layer in drawn:
-                self._steps.append(_Dropped(drawn[layer]))
+        self._step: tuple[Tensor, Tensor, Program, Tensor] | None = None
 
     def draw(self, place: int, generator: Generator) -> None:
         """Draw a member's masks."""
         dropout.draw(self._stack.dropouts, self._masks, place, generator)
 
     @torch.no_grad()
-    def train(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def train(self, inputs: Tensor, targets: Tensor, rows: Tensor | None) -> Tensor:
         """Compute losses and gradients."""
-        values = [inputs.flatten(2).transpose(1, 2)]  # each [place, feature, row]
-        for step in self._steps:
-            values.append(step.forward(values[-1], True))
-        losses, gradient = self._stack.loss.backward(values[-1], targets)
-        for index in range(len(self._steps) - 1, -1, -1):
-            gradient = self._steps[index].backward(gradient, values[index], values[index + 1])
+        if self._step is None:
+            self._step = self._program(inputs, targets, rows)
+        some, theirs, program, losses = self._step
+        if rows is not None:
+            flat = rows.view(-1)
+            torch.index_select(inputs, 0, flat, out=some)
+            torch.index_select(targets, 0, flat, out=theirs)
+        for call in program:
+            call()
         return losses
 
     @torch.no_grad()
     def evaluate(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Compute losses and outputs."""
-        values = inputs.flatten(1).t().expand(len(self.rows), -1, -1)
-        for step in self._steps:
-            values = step.forward(values, False)
-        losses = self._stack.loss.forward(values, targets.expand(len(self.rows), *targets.shape))
+        every = len(self.rows)
+        values = inputs.flatten(1).t().expand(every, -1, -1)
+        for path, layer in self._stack.layers:
+            if type(layer) is nn.Linear:
+                weight, bias = self._of(self._parameters, path)
+                values = torch.bmm(weight, values)
+                values = values if bias is None else values.add_(bias.unsqueeze(2))
+            elif type(layer) is not nn.Dropout:
+                values = layer(values)
+        losses = self._stack.loss.forward(values, targets.expand(every, *targets.shape))
         return losses, values.transpose(1, 2).contiguous()
 
-
-class _Step(Protocol):
-    """A layer of all members; numbers are [place, feature, row]."""
-
-    def forward(self, before: Tensor, training: bool) -> Tensor:
-        """Give the output; what is not the trainer's data may be overwritten."""
-
-    def backward(self, gradient: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        """Give the gradient of the input, from that of the output, and write the parameters'.
-
-        The gradient of the output may be overwritten.
-        """
-
-
-class _Dense:
-    """A dense layer; of the first one, nobody asks for the gradient of the input."""
-
-    def __init__(
-        self,
-        weight: tuple[Tensor | None, Tensor | None],  # and gradient, each [place, out, in]
-        bias: tuple[Tensor | None, Tensor | None],  # and gradient, each [place, out]
-        stack: Layers,
-        index: int,
-        first: bool,
-    ) -> None:
-        assert weight[0] is not None
-        assert weight[1] is not None
-        self._weight, self._weight_gradient = weight[0], weight[1]
-        self._transposed = self._weight.transpose(1, 2)
-        self._bias = None if bias[0] is None else bias[0].unsqueeze(2)
-        self._bias_gradient = bias[1]
-        self._stack, self._index, self._first = stack, index, first
-        self._large = self._weight[0].numel() >= LARGE
-
-    def forward(self, before: Tensor, training: bool) -> Tensor:
-        places, units, _ = self._weight.shape
-        out = self._scratch("after", places, units, before.shape[2]) if training else None
-        after = torch.bmm(self._weight, before, out=out)
-        return after if self._bias is None else after.add_(self._bias)
-
-    def backward(self, gradient: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        transposed = before.transpose(1, 2)
-        if self._large:
-            torch.bmm(gradient, transposed, out=self._weight_gradient)
+    def _program(
+        self, inputs: Tensor, targets: Tensor, rows: Tensor | None
+    ) -> tuple[Tensor, Tensor, Program, Tensor]:
+        """Settle where a batch of this size lies, and what is called in a step."""
+        every = len(self.rows)
+        if rows is None:
+            some, theirs = inputs, targets
+            batch = inputs.expand(every, *inputs.shape), targets.expand(every, *targets.shape)
         else:
-            product = self._scratch("weight", *self._weight.shape)
-            self._weight_gradient.copy_(torch.bmm(gradient, transposed, out=product))
-        if self._bias_gradient is not None:
-            torch.sum(gradient, 2, out=self._bias_gradient)
-        if self._first:
-            return gradient
-        return torch.bmm(self._transposed, gradient, out=self._scratch("before", *before.shape))
+            some, theirs = (
+                self._stack.scratch(use, (rows.numel(), *data.shape[1:]), data.dtype)
+                for use, data in (("inputs", inputs), ("targets", targets))
+            )
+            batch = (
+                some.view(*rows.shape, *some.shape[1:]),
+                theirs.view(*rows.shape, *theirs.shape[1:]),
+            )
+        values = batch[0].flatten(2).transpose(1, 2)  # [place, feature, row]
+        forward: Program = []
+        undo: list[Callable[[Tensor], Tensor]] = []  # from a gradient to that of the layer's input
+        backward: Program = []
+        masks = dict(zip((use.path for use in self._stack.dropouts), self._masks, strict=True))
+        for index, (path, layer) in enumerate(self._stack.layers):
+            if type(layer) is nn.Linear:
+                first = not any(type(other) is nn.Linear for _, other in self._stack.layers[:index])
+                before, values = values, self._dense(forward, path, values, index)
+                undo.append(partial(self._undo_dense, backward, path, before, index, first))
+            elif type(layer) in IN_PLACE:
+                function, derivative = IN_PLACE[type(layer)]
+                if index == 0:
+                    values = self._copied(forward, values)
+                forward.append(partial(function, values))
+                undo.append(partial(_undo, backward, partial(derivative, layer, values)))
+            elif type(layer) in BY_INPUT:
+                before, values = values, self._scratch("after", index, values.shape)
+                forward.append(partial(_put, layer, before, values))
+                undo.append(partial(_undo, backward, partial(BY_INPUT[type(layer)], layer, before)))
+            elif path in masks:
+                mask = masks[path].transpose(1, 2)
+                before, values = values, self._scratch("after", index, values.shape)
+                forward.append(partial(torch.mul, before, mask, out=values))
+                undo.append(partial(_undo, backward, lambda g, mask=mask: partial(g.mul_, mask)))
+        judging, losses, gradient = self._stack.loss.program(values, batch[1])
+        for step in reversed(undo):
+            gradient = step(gradient)
+        return some, theirs, [*forward, *judging, *backward], losses
 
-    def _scratch(self, use: str, *shape: int) -> Tensor:
-        return self._stack.scratch((use, self._index), *shape, dtype=self._weight.dtype)
-
-
-class _Activation:
-    """A function of each number."""
-
-    def __init__(self, layer: nn.Module, own: bool) -> None:
-        self._layer, function = layer, ACTIVATIONS[type(layer)]
-        self._backward = function.backward
-        # the first layer's input is the data
-        self._forward = function.in_place if own and function.in_place else layer
-
-    def forward(self, before: Tensor, training: bool) -> Tensor:
-        after: Tensor = self._forward(before)
+    def _dense(self, forward: Program, path: str, before: Tensor, index: int) -> Tensor:
+        """Add a dense layer's calls to a program; give its output."""
+        weight, bias = self._of(self._parameters, path)
+        after = self._scratch("after", index, (*weight.shape[:2], before.shape[2]))
+        forward.append(partial(torch.bmm, weight, before, out=after))
+        if bias is not None:
+            forward.append(partial(after.add_, bias.unsqueeze(2)))
         return after
 
-    def backward(self, gradient: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        self._backward(self._layer, gradient, before, after)
-        return gradient
+    def _undo_dense(
+        self,
+        backward: Program,
+        path: str,
+        before: Tensor,
+        index: int,
+        first: bool,
+        gradient: Tensor,
+    ) -> Tensor:
+        """Add a dense layer's calls on the way back; of the first one, nobody asks for more."""
+        weight, _ = self._of(self._parameters, path)
+        theirs, of_bias = self._of(self._theirs, path)
+        if weight[0].numel() >= LARGE:
+            backward.append(partial(torch.bmm, gradient, before.transpose(1, 2), out=theirs))
+        else:
+            product = self._scratch("weight", index, weight.shape)
+            backward.append(partial(torch.bmm, gradient, before.transpose(1, 2), out=product))
+            backward.append(partial(theirs.copy_, product))
+        if of_bias is not None:
+            backward.append(partial(torch.sum, gradient, 2, out=of_bias))
+        if first:
+            return gradient
+        made = self._scratch("before", index, before.shape)
+        backward.append(partial(torch.bmm, weight.transpose(1, 2), gradient, out=made))
+        return made
+
+    def _copied(self, forward: Program, values: Tensor) -> Tensor:
+        copied = self._scratch("copy", 0, values.shape)
+        forward.append(partial(copied.copy_, values))
+        return copied
+
+    def _of(self, named: Mapping[str, Tensor], path: str) -> tuple[Tensor, Tensor | None]:
+        """Find a layer's weight and bias."""
+        return named[f"{path}.weight".lstrip(".")], named.get(f"{path}.bias".lstrip("."))
+
+    def _scratch(self, use: str, index: int, shape: Sequence[int]) -> Tensor:
+        return self._stack.scratch((use, index), shape, self._dtype)
 
 
-class _Dropped:
-    """Dropout."""
+def _undo(
+    backward: Program, call: Callable[[Tensor], Callable[[], object]], gradient: Tensor
+) -> Tensor:
+    """Add a call that changes a gradient in its place."""
+    backward.append(call(gradient))
+    return gradient
 
-    def __init__(self, mask: Tensor) -> None:
-        self._mask = mask.transpose(1, 2)  # [place, feature, row]
 
-    def forward(self, before: Tensor, training: bool) -> Tensor:
-        return before * self._mask if training else before
-
-    def backward(self, gradient: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        return gradient.mul_(self._mask)
+def _put(layer: nn.Module, before: Tensor, after: Tensor) -> None:
+    after.copy_(layer(before))

@@ -39,7 +39,7 @@ class Layout:
     def views(self, rows: Tensor) -> list[Tensor]:  # rows: [member, parameter]
         """See rows as stacked parameters, each [member, *shape] and of the rows' memory."""
         sizes = [math.prod(shape) for shape in self.shapes]
-        parts = rows.split(sizes, dim=1)
+        parts = torch.split(rows, sizes, dim=1)
         return [
             part.unflatten(1, shape) if shape else part.squeeze(1)
             for part, shape in zip(parts, self.shapes, strict=True)
@@ -78,11 +78,15 @@ class Block(Protocol):
     def draw(self, place: int, generator: Generator) -> None:
         """Draw what is random in a member's next training step."""
 
-    def train(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Compute losses [place] of batches [place, row, ...], and their `gradients`."""
+    def train(self, inputs: Tensor, targets: Tensor, rows: Tensor | None) -> Tensor:
+        """Compute losses [place] and `gradients` at rows int64 [place, row] of the data, or at all.
+
+        The data, [row, ...], and the number of rows are the same at every call. The losses hold
+        until the next call.
+        """
 
     def evaluate(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Give losses [place] and outputs [place, row, ...] for rows [row, ...], the same for all."""
+        """Give losses [place] and outputs [place, row, ...] for data [row, ...], all of it."""
 
 
 class Stack(Protocol):

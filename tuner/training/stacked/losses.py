@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
 from tuner.training.workloads import Measure
+
+Program: TypeAlias = list[Callable[[], object]]
+"""Calls, one after the other, whose tensors are settled, results included."""
 
 
 class Loss(Protocol):
@@ -17,8 +22,8 @@ class Loss(Protocol):
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Give losses [place] of outputs [place, feature, row] and targets [place, row, ...]."""
 
-    def backward(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Give losses, and the gradient of their sum: [place, feature, row]."""
+    def program(self, outputs: Tensor, targets: Tensor) -> tuple[Program, Tensor, Tensor]:
+        """Give calls that compute losses, and the gradient of their sum; and these two."""
 
 
 def loss_of(measure: Measure, targets: Tensor, outputs: Tensor) -> Loss:
@@ -35,25 +40,27 @@ def loss_of(measure: Measure, targets: Tensor, outputs: Tensor) -> Loss:
 class CrossEntropy:
     """`torch.nn.functional.cross_entropy` of classes."""
 
-    def __init__(self) -> None:
-        self._less: Tensor | None = None  # -1 for each row
-
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Give losses."""
-        return _mean_of(torch.log_softmax(outputs, 1), targets.unsqueeze(1))
+        logs = torch.log_softmax(outputs, 1)
+        return logs.gather(1, targets.unsqueeze(1)).squeeze(1).mean(1).neg_()
 
-    def backward(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Give losses and gradients: the probabilities, less one where the class is right."""
-        logs, right = torch.log_softmax(outputs, 1), targets.unsqueeze(1)
-        losses = _mean_of(logs, right)
-        if self._less is None or self._less.shape != right.shape:
-            self._less = torch.full_like(right, -1.0, dtype=logs.dtype)
-        gradient = logs.exp_().scatter_add_(1, right, self._less)
-        return losses, gradient.mul_(1.0 / outputs.shape[2])
-
-
-def _mean_of(logs: Tensor, right: Tensor) -> Tensor:  # [place, class, row], [place, 1, row]
-    return logs.gather(1, right).squeeze(1).mean(1).neg_()
+    def program(self, outputs: Tensor, targets: Tensor) -> tuple[Program, Tensor, Tensor]:
+        """Compute probabilities, less one where the class is right."""
+        right, rows = targets.unsqueeze(1), outputs.shape[2]  # [place, 1, row]
+        logs, losses = torch.empty_like(outputs), outputs.new_empty(len(outputs))
+        chosen = outputs.new_empty(right.shape)
+        less = torch.full_like(chosen, -1.0)
+        calls: Program = [
+            partial(torch.log_softmax, outputs, 1, out=logs),
+            partial(torch.gather, logs, 1, right, out=chosen),
+            partial(torch.mean, chosen, (1, 2), out=losses),
+            losses.neg_,
+            logs.exp_,
+            partial(logs.scatter_add_, 1, right, less),
+            partial(logs.mul_, 1.0 / rows),
+        ]
+        return calls, losses, logs
 
 
 class SquaredError:
@@ -63,10 +70,17 @@ class SquaredError:
         """Give losses."""
         return outputs.sub(targets.transpose(1, 2)).square_().mean((1, 2))
 
-    def backward(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Give losses and gradients."""
-        apart = outputs.sub(targets.transpose(1, 2))
-        return apart.square().mean((1, 2)), apart.mul_(2.0 / outputs[0].numel())
+    def program(self, outputs: Tensor, targets: Tensor) -> tuple[Program, Tensor, Tensor]:
+        """Compute differences."""
+        apart, losses = torch.empty_like(outputs), outputs.new_empty(len(outputs))
+        squares = torch.empty_like(outputs)
+        calls: Program = [
+            partial(torch.sub, outputs, targets.transpose(1, 2), out=apart),
+            partial(torch.square, apart, out=squares),
+            partial(torch.mean, squares, (1, 2), out=losses),
+            partial(apart.mul_, 2.0 / outputs[0].numel()),
+        ]
+        return calls, losses, apart
 
 
 class Mapped:
@@ -80,10 +94,19 @@ class Mapped:
         pairs = zip(outputs.transpose(1, 2), targets, strict=True)
         return torch.stack([self._measure(own, theirs).reshape(()) for own, theirs in pairs])
 
-    def backward(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Give losses and gradients."""
-        with torch.enable_grad():
-            leaf = outputs.transpose(1, 2).detach().requires_grad_()
-            losses = vmap(lambda own, theirs: self._measure(own, theirs).reshape(()))(leaf, targets)
-            (gradient,) = torch.autograd.grad(losses.sum(), leaf)
-        return losses.detach(), gradient.transpose(1, 2)
+    def program(self, outputs: Tensor, targets: Tensor) -> tuple[Program, Tensor, Tensor]:
+        """Go by autograd."""
+        gradient, losses = torch.empty_like(outputs), outputs.new_empty(len(outputs))
+
+        def one(own: Tensor, theirs: Tensor) -> Tensor:
+            return self._measure(own, theirs).reshape(())
+
+        def call() -> None:
+            with torch.enable_grad():
+                leaf = outputs.transpose(1, 2).detach().requires_grad_()
+                values = vmap(one)(leaf, targets)
+                (found,) = torch.autograd.grad(values.sum(), leaf)
+            losses.copy_(values.detach())
+            gradient.copy_(found.transpose(1, 2))
+
+        return [call], losses, gradient

@@ -59,16 +59,23 @@ class MappedBlock:
         """Draw a member's masks."""
         dropout.draw(self._stack.dropouts, self._masks, place, generator)
 
-    def train(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def train(self, inputs: Tensor, targets: Tensor, rows: Tensor | None) -> Tensor:
         """Compute losses and gradients."""
         model, loss = self._stack.training, self._stack.loss
+        every = len(self.rows)
+        batch = [
+            data.expand(every, *data.shape)
+            if rows is None
+            else data.index_select(0, rows.view(-1)).view(*rows.shape, *data.shape[1:])
+            for data in (inputs, targets)
+        ]
 
         def one(
             parameters: dict[str, Tensor], state: dict[str, Tensor], rows: Tensor, theirs: Tensor
         ) -> Tensor:
             return loss(functional_call(model, parameters | state, (rows,)), theirs).reshape(())
 
-        losses = vmap(one)(self._named, self._state, inputs, targets)
+        losses = vmap(one)(self._named, self._state, *batch)
         gradients = torch.autograd.grad(losses.sum(), self._leaves)
         for part, gradient in zip(self._parts, gradients, strict=True):
             part.copy_(gradient)
