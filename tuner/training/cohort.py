@@ -13,48 +13,28 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from tuner.errors import WorkloadError
 from tuner.spec import StudySpec
 from tuner.training import checkpoint, objective, randomness
 from tuner.training.batches import BatchOrder
-from tuner.training.objective import NOTHING_YET, Progress
-from tuner.training.pace import Pace, pace
+from tuner.training.objective import Progress
+from tuner.training.pace import pace
 from tuner.training.segment import Segment
 from tuner.training.stacked import fitness, updates
-from tuner.training.stacked.fitness import NotStackable
-from tuner.training.stacked.layout import Block
-from tuner.training.stacked.updates import Update
+from tuner.training.stacked.fitness import NotStackableError
+from tuner.training.stacked.members import Group, Member, buffers_of
 from tuner.training.trainer import ENDED, Evaluation, Event, Status, Task
 from tuner.training.watch import Watch
 from tuner.training.workloads import Workload
 
 TOGETHER = 64
 """Steps before losses are judged, at most: a member that diverged is soon found."""
-
-
-@dataclass(eq=False)
-class _Member:
-    """A trial in a slot."""
-
-    task: Task
-    block: Block
-    place: int  # in the block
-    update: Update
-    order: BatchOrder
-    pace: Pace
-    watch: Watch
-    random: Generator  # for dropout
-    progress: Progress = NOTHING_YET
-    step: int = 0
-    status: Status = Status.TRAINING
-    segment: Segment = field(default_factory=lambda: Segment(0))
-    buffers: dict[str, Tensor] | None = None  # as they were when it ended: its block goes on
 
 
 class CohortTrainer:
@@ -84,7 +64,7 @@ class CohortTrainer:
             )
         try:
             self._plan = fitness.plan(workload, spec)
-        except NotStackable as error:
+        except NotStackableError as error:
             raise WorkloadError(f'{error}; set trainer = "reference"') from error
         assert slots >= 1, slots
         self.capacity = slots
@@ -101,7 +81,7 @@ class CohortTrainer:
         self._evaluation_steps = spec.evaluation_steps()
         blocks = -(-slots // self._plan.size)
         self._blocks = [self._plan.stack.block(self._plan.size, self._dtype) for _ in range(blocks)]
-        self._slots: list[_Member | None] = [None] * slots
+        self._slots: list[Member | None] = [None] * slots
 
     def admit(self, task: Task) -> None:
         """Give a trial a free slot. Raises `ValueError` when a snapshot does not fit the task."""
@@ -165,7 +145,7 @@ class CohortTrainer:
                 "step": member.step,
                 "status": member.status.value,
                 "parameters": member.block.rows[member.place].clone(),
-                "buffers": member.buffers or _buffers(member),
+                "buffers": member.buffers or buffers_of(member),
                 "optimizer": {key: t.clone() for key, t in member.update.state().items()},
                 "guard": member.watch.state(),
                 "progress": asdict(member.progress),
@@ -175,38 +155,23 @@ class CohortTrainer:
 
     # --- all members ------------------------------------------------------------------------
 
-    def _update(self, members: list[_Member], count: int) -> None:
+    def _update(self, members: list[Member], count: int) -> None:
         """Make some updates of members that are in training, then judge what they measured."""
         groups = [
-            _Group(block, own, self._rows(block, own, count), count, self._dtype)
+            Group(block, own, count, self._spec.training.clip_norm)
             for block in self._blocks
             if (own := [member for member in members if member.block is block])
         ]
         for group in groups:  # all steps of one before the next: its rows stay in the cache
             times = []
             for index in range(count):
-                group.update(index, *self._train, self._spec.training.clip_norm)
+                group.update(index, *self._train)
                 times.append(self._clock())
             losses, norms = group.losses.T.tolist(), group.norms.T.tolist()
             for member in group.members:
                 self._judge(member, losses[member.place], norms[member.place], times)
 
-    def _rows(self, block: Block, members: list[_Member], count: int) -> Tensor | None:
-        """Give the rows that members train on, int64 [step, place, batch]; nothing for all."""
-        rows: Tensor | None = None
-        for member in members:
-            done = 0
-            while done < count:
-                ahead = member.order.ahead(member.step + done, count - done)
-                if ahead is None:
-                    return None
-                if rows is None:
-                    rows = torch.zeros(count, len(block.rows), ahead.shape[1], dtype=torch.int64)
-                rows[done : done + len(ahead), member.place] = ahead
-                done += len(ahead)
-        return rows
-
-    def _evaluate(self, due: Iterable[_Member]) -> None:
+    def _evaluate(self, due: Iterable[Member]) -> None:
         """Measure members at their parameters of now; numbers that are not finite end them."""
         waiting = list(due)
         for block in self._blocks:
@@ -228,7 +193,7 @@ class CohortTrainer:
     # --- one member -------------------------------------------------------------------------
 
     def _judge(
-        self, member: _Member, losses: list[float], norms: list[float], times: list[float]
+        self, member: Member, losses: list[float], norms: list[float], times: list[float]
     ) -> None:
         """Take in rows, up to the one where the guard stops the member."""
         seen, segment = 0, member.segment
@@ -245,7 +210,7 @@ class CohortTrainer:
         # the update of a row where the guard stops does not count
         member.step += seen - 1 if segment.reason else seen
 
-    def _take_in(self, member: _Member, metrics: dict[str, float], finite: bool) -> None:
+    def _take_in(self, member: Member, metrics: dict[str, float], finite: bool) -> None:
         """Record an evaluation, and end the member where it says so."""
         segment, step = member.segment, member.step
         segment.evaluations.append(Evaluation(step=step, time=self._clock(), metrics=metrics))
@@ -264,7 +229,7 @@ class CohortTrainer:
         if segment.reason:
             member.status = Status.FINISHED
 
-    def _mark(self, members: list[_Member]) -> None:
+    def _mark(self, members: list[Member]) -> None:
         """Say who is at the horizon or at a rung, and keep what is lost when a block goes on."""
         for member in members:
             if member.status is Status.TRAINING and member.step == self._spec.training.steps:
@@ -272,19 +237,19 @@ class CohortTrainer:
             elif member.status is Status.TRAINING and member.step in self._rungs:
                 member.status = Status.AT_RUNG
             if member.status in ENDED:
-                member.buffers = _buffers(member)
+                member.buffers = buffers_of(member)
 
-    def _event(self, member: _Member) -> Event:
+    def _event(self, member: Member) -> Event:
         member.watch.catch_up()
         value = objective.value_of(self._spec, member.progress)
         return member.segment.event(member.task.number, member.status, value)
 
-    def _until_evaluation(self, member: _Member) -> int:
+    def _until_evaluation(self, member: Member) -> int:
         """Count the steps to a member's next evaluation; the horizon and rungs have one."""
         steps = self._evaluation_steps
         return steps[bisect_right(steps, member.step)] - member.step
 
-    def _built(self, task: Task, slot: int, fresh: bool) -> _Member:
+    def _built(self, task: Task, slot: int, fresh: bool) -> Member:
         """Build a trial at step 0 in a slot; without parameters unless it is to start afresh."""
         training, (block, place) = self._spec.training, divmod(slot, self._plan.size)
         own, stack = self._blocks[block], self._plan.stack
@@ -296,7 +261,7 @@ class CohortTrainer:
             generator.set_state(random["cpu"])
             fitness.put(own, place, model, stack.layout)
         planned = pace(task.params, training.steps, self._spec.study.direction)
-        return _Member(
+        return Member(
             task=task,
             block=own,
             place=place,
@@ -307,7 +272,7 @@ class CohortTrainer:
             random=generator,
         )
 
-    def _restore(self, member: _Member, state: dict[str, Any]) -> None:
+    def _restore(self, member: Member, state: dict[str, Any]) -> None:
         """Go on from a snapshot."""
         member.block.rows[member.place] = state["parameters"]
         for name, buffer in state["buffers"].items():
@@ -321,10 +286,10 @@ class CohortTrainer:
 
     # --- what belongs to the trainer ----------------------------------------------------------
 
-    def _members(self) -> list[_Member]:
+    def _members(self) -> list[Member]:
         return [member for member in self._slots if member is not None]
 
-    def _of(self, number: int) -> _Member:
+    def _of(self, number: int) -> Member:
         """Give the member with a trial's number."""
         for member in self._members():
             if member.task.number == number:
@@ -349,47 +314,5 @@ class CohortTrainer:
         }
 
 
-class _Group:
-    """The members of one block that are in training, for some steps."""
-
-    def __init__(
-        self,
-        block: Block,
-        members: list[_Member],
-        rows: Tensor | None,  # int64 [step, place, batch]; None: all rows, at each step
-        count: int,
-        dtype: torch.dtype,
-    ) -> None:
-        self._block = block
-        self.members = members
-        self._rows = rows
-        self.losses = torch.empty(count, len(block.rows), dtype=dtype)  # [step, place]
-        self.norms = torch.empty_like(self.losses)  # [step, place], of gradients
-        self._rates = [
-            [member.pace.rate(member.step + index) for member in members] for index in range(count)
-        ]
-        self._updates = [member.update for member in members]
-
-    def update(self, index: int, inputs: Tensor, targets: Tensor, clip: float | None) -> None:
-        """Make the update of a step, for all members; inputs and targets are [row, ...]."""
-        block = self._block
-        for member in self.members:
-            block.draw(member.place, member.random)
-        rows = None if self._rows is None else self._rows[index]
-        self.losses[index] = block.train(inputs, targets, rows)
-        norms = torch.linalg.vector_norm(block.gradients, dim=1)
-        self.norms[index] = norms
-        if clip is not None:
-            # as torch.nn.utils.clip_grads_with_norm_ does
-            block.gradients.mul_((clip / (norms + 1e-6)).clamp_(max=1.0).unsqueeze(1))
-        for update, rate in zip(self._updates, self._rates[index], strict=True):
-            update.step(rate)
-
-
-def _training(members: list[_Member]) -> list[_Member]:
+def _training(members: list[Member]) -> list[Member]:
     return [member for member in members if member.status is Status.TRAINING]
-
-
-def _buffers(member: _Member) -> dict[str, Tensor]:
-    """Copy a member's buffers."""
-    return {name: stacked[member.place].clone() for name, stacked in member.block.buffers.items()}

@@ -31,9 +31,11 @@ def found(model: nn.Module, inputs: Tensor) -> tuple[Dropout, ...]:
     uses: list[Dropout] = []
     for path, layer in probe.named_modules():
         if type(layer) is nn.Dropout and 0.0 < layer.p < 1.0:
+            kept = 1.0 - layer.p
 
-            def note(layer: nn.Module, arguments: tuple[Tensor], path: str = path) -> None:
-                kept = 1.0 - float(layer.p)
+            def note(
+                _: nn.Module, arguments: tuple[Tensor], path: str = path, kept: float = kept
+            ) -> None:
                 uses.append(Dropout(path=path, kept=kept, shape=arguments[0].shape))
 
             layer.register_forward_pre_hook(note)

@@ -26,7 +26,7 @@ CLOSE = 1e-7
 """Stacked and alone, in double precision, losses and gradients differ by rounding alone."""
 
 
-class NotStackable(ValueError):
+class NotStackableError(ValueError):
     """A study whose trials cannot be trained together; the message says why, in a sentence."""
 
 
@@ -42,16 +42,16 @@ def obstacle(workload: Workload, spec: StudySpec) -> str:
     """Say in a sentence why trials of a study cannot be trained together; nothing if they can."""
     try:
         plan(workload, spec)
-    except NotStackable as error:
+    except NotStackableError as error:
         return str(error)
     return ""
 
 
 def plan(workload: Workload, spec: StudySpec) -> Plan:
-    """Find a way to train trials of a study together. Raises `NotStackable`."""
+    """Find a way to train trials of a study together. Raises `NotStackableError`."""
     refused = _refused(spec)
     if refused:
-        raise NotStackable(f"trials cannot be trained together with {refused}")
+        raise NotStackableError(f"trials cannot be trained together with {refused}")
     rows = len(workload.train_inputs)
     batch = spec.training.batch_size
     rows = rows if batch == "full" else min(batch, rows)
@@ -62,11 +62,11 @@ def plan(workload: Workload, spec: StudySpec) -> Plan:
             stack = _stack(workload, rows)
             _compare(stack, workload, rows)
             return Plan(stack=stack, size=_size(stack, workload, rows, spec))
-    except NotStackable:
+    except NotStackableError:
         raise
     except Exception as error:  # whatever the model's code makes of stacked tensors
         said = str(error).strip().split("\n")[0][:200]
-        raise NotStackable(
+        raise NotStackableError(
             f"trials cannot be trained together: the model or the loss of "
             f"{spec.workload.function} cannot be mapped over members ({type(error).__name__}: "
             f"{said})"
@@ -77,19 +77,19 @@ def _refused(spec: StudySpec) -> str:
     """Name the setting that only the reference trainer has."""
     training = spec.training
     stateful = [choice.name for choice in spec.space.schedule if choice.name in pace.STATEFUL]
-    if spec.workload.train is not None:
-        return f"a train function ({spec.workload.train}), whose loop is its own"
-    if stateful:
-        return f"the schedule {stateful[0]}, whose rates depend on evaluations"
-    if torch.device(training.device).type != "cpu":
-        return f'[training] device = "{training.device}"; only "cpu" is tested'
-    if training.precision not in {None, "float32"}:
-        return f'[training] precision = "{training.precision}"'
-    if training.accumulate > 1:
-        return f"[training] accumulate = {training.accumulate}"
-    if training.seconds is not None:
-        return "[training] seconds, which would depend on the other trials"
-    return ""
+    refused = {
+        f"a train function ({spec.workload.train}), whose loop is its own": spec.workload.train,
+        f"the schedule {''.join(stateful[:1])}, whose rates depend on evaluations": stateful,
+        f'[training] device = "{training.device}"; only "cpu" is tested': (
+            torch.device(training.device).type != "cpu"
+        ),
+        f'[training] precision = "{training.precision}"': (
+            training.precision not in {None, "float32"}
+        ),
+        f"[training] accumulate = {training.accumulate}": training.accumulate > 1,
+        "[training] seconds, which would depend on the other trials": training.seconds is not None,
+    }
+    return next((name for name, holds in refused.items() if holds), "")
 
 
 def _stack(workload: Workload, rows: int) -> Stack:
@@ -98,14 +98,14 @@ def _stack(workload: Workload, rows: int) -> Stack:
     inputs = _double(workload.train_inputs[:rows])
     frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
     if frozen:
-        raise NotStackable(
+        raise NotStackableError(
             f"trials cannot be trained together: the parameter {frozen[0]} is frozen; make it a "
             "buffer"
         )
     dropouts = dropout.found(model, inputs)
     twice = {use.path for use in dropouts if [d.path for d in dropouts].count(use.path) > 1}
     if twice:
-        raise NotStackable(
+        raise NotStackableError(
             f"trials cannot be trained together: the dropout {min(twice)} is used more than once "
             "in a forward pass; make a layer for each use"
         )
@@ -140,7 +140,7 @@ def _compare(stack: Stack, workload: Workload, rows: int) -> None:
         pairs += [(name, block.buffers[name][place], own) for name, own in model.named_buffers()]
         for name, found, expected in pairs:
             if not _close(found, expected):
-                raise NotStackable(
+                raise NotStackableError(
                     f"trials cannot be trained together: after one step the {name} of a member is "
                     "not what it is alone"
                 )
@@ -155,7 +155,7 @@ def _alone(
     loss.backward()  # type: ignore[no-untyped-call]
     for name, parameter in model.named_parameters():
         if parameter.grad is None:
-            raise NotStackable(
+            raise NotStackableError(
                 f"trials cannot be trained together: the parameter {name} has no gradient"
             )
     gradients = [p.grad.reshape(-1) for p in model.parameters() if p.grad is not None]
@@ -176,13 +176,15 @@ def _size(stack: Stack, workload: Workload, rows: int, spec: StudySpec) -> int:
     """
     parameters = stack.layout.size
     size = 16 if parameters <= 20_000 else 8 if parameters <= 200_000 else 4
+    judged = len(workload.validation_inputs)
     while size <= LARGEST:
-        if (size * rows) % LARGEST == 0 or size == LARGEST:
+        whole = (size * rows) % LARGEST == 0 and (size * judged) % LARGEST == 0
+        if whole or size == LARGEST:
             place = _odd_place(stack, workload, rows, size, getattr(torch, spec.training.dtype))
             if place is None:
                 return size
         size *= 2
-    raise NotStackable(
+    raise NotStackableError(
         f"trials cannot be trained together: equal members at places 0 and {place} of a block of "
         f"{LARGEST} are rounded differently"
     )
@@ -197,16 +199,23 @@ def _odd_place(
     for place in range(size):
         put(block, place, model, stack.layout)
         block.draw(place, torch.Generator().manual_seed(0))
-    inputs, targets = (
+    inputs, targets, *validation = (
         data.to(dtype) if data.is_floating_point() else data
-        for data in (workload.train_inputs, workload.train_targets)
+        for data in (
+            workload.train_inputs,
+            workload.train_targets,
+            workload.validation_inputs,
+            workload.validation_targets,
+        )
     )
     whole = rows == len(inputs)
     losses = block.train(
         inputs, targets, None if whole else torch.arange(rows).expand(size, -1).contiguous()
     )
+    measured, outputs = block.evaluate(*validation)
     for place in range(1, size):
-        pairs = [(losses[place], losses[0]), (block.gradients[place], block.gradients[0])]
+        pairs = [(measured[place], measured[0]), (outputs[place], outputs[0])]
+        pairs += [(losses[place], losses[0]), (block.gradients[place], block.gradients[0])]
         pairs += [(buffer[place], buffer[0]) for buffer in block.buffers.values()]
         # nan is nan, wherever it is
         if not all(torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in pairs):

@@ -131,12 +131,14 @@ class LayersBlock:
         self._stack, self._dtype = stack, dtype
         self.rows, self.gradients = layout.rows(size, dtype), layout.rows(size, dtype)
         self.buffers: dict[str, Tensor] = {}
+        self.random = bool(stack.dropouts)
         self._masks = dropout.masks(stack.dropouts, size, dtype)
         self._parameters, self._theirs = (
             dict(zip(layout.names, layout.views(rows), strict=True))
             for rows in (self.rows, self.gradients)
         )
         self._step: tuple[Tensor, Tensor, Program, Tensor] | None = None
+        self._evaluation: tuple[Program, Tensor] | None = None
 
     def draw(self, place: int, generator: Generator) -> None:
         """Draw a member's masks."""
@@ -160,14 +162,13 @@ class LayersBlock:
     def evaluate(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Compute losses and outputs."""
         every = len(self.rows)
-        values = inputs.flatten(1).t().expand(every, -1, -1)
-        for path, layer in self._stack.layers:
-            if type(layer) is nn.Linear:
-                weight, bias = self._of(self._parameters, path)
-                values = torch.bmm(weight, values)
-                values = values if bias is None else values.add_(bias.unsqueeze(2))
-            elif type(layer) is not nn.Dropout:
-                values = layer(values)
+        if self._evaluation is None:
+            shared = inputs.flatten(1).t().expand(every, -1, -1)
+            program, values, _ = self._forward(shared, training=False)
+            self._evaluation = program, values
+        program, values = self._evaluation
+        for call in program:
+            call()
         losses = self._stack.loss.forward(values, targets.expand(every, *targets.shape))
         return losses, values.transpose(1, 2).contiguous()
 
@@ -188,35 +189,46 @@ class LayersBlock:
                 some.view(*rows.shape, *some.shape[1:]),
                 theirs.view(*rows.shape, *theirs.shape[1:]),
             )
-        values = batch[0].flatten(2).transpose(1, 2)  # [place, feature, row]
-        forward: Program = []
-        undo: list[Callable[[Tensor], Tensor]] = []  # from a gradient to that of the layer's input
+        forward, outputs, undo = self._forward(batch[0].flatten(2).transpose(1, 2), training=True)
+        judging, losses, gradient = self._stack.loss.program(outputs, batch[1])
         backward: Program = []
-        masks = dict(zip((use.path for use in self._stack.dropouts), self._masks, strict=True))
-        for index, (path, layer) in enumerate(self._stack.layers):
-            if type(layer) is nn.Linear:
-                first = not any(type(other) is nn.Linear for _, other in self._stack.layers[:index])
-                before, values = values, self._dense(forward, path, values, index)
-                undo.append(partial(self._undo_dense, backward, path, before, index, first))
-            elif type(layer) in IN_PLACE:
-                function, derivative = IN_PLACE[type(layer)]
-                if index == 0:
-                    values = self._copied(forward, values)
-                forward.append(partial(function, values))
-                undo.append(partial(_undo, backward, partial(derivative, layer, values)))
-            elif type(layer) in BY_INPUT:
-                before, values = values, self._scratch("after", index, values.shape)
-                forward.append(partial(_put, layer, before, values))
-                undo.append(partial(_undo, backward, partial(BY_INPUT[type(layer)], layer, before)))
-            elif path in masks:
-                mask = masks[path].transpose(1, 2)
-                before, values = values, self._scratch("after", index, values.shape)
-                forward.append(partial(torch.mul, before, mask, out=values))
-                undo.append(partial(_undo, backward, lambda g, mask=mask: partial(g.mul_, mask)))
-        judging, losses, gradient = self._stack.loss.program(values, batch[1])
-        for step in reversed(undo):
-            gradient = step(gradient)
+        for layer in reversed(undo):
+            gradient = layer(backward, gradient)
         return some, theirs, [*forward, *judging, *backward], losses
+
+    def _forward(
+        self, values: Tensor, *, training: bool
+    ) -> tuple[Program, Tensor, list[Callable[[Program, Tensor], Tensor]]]:
+        """Settle a forward pass; give its output, and what adds the way back, layer by layer.
+
+        All numbers are [place, feature, row].
+        """
+        masks = dict(zip((use.path for use in self._stack.dropouts), self._masks, strict=True))
+        calls: Program = []
+        undo: list[Callable[[Program, Tensor], Tensor]] = []
+        dense = False
+        for index, (path, layer) in enumerate(self._stack.layers):
+            kind, before = type(layer), values
+            if kind is nn.Linear:
+                values = self._dense(calls, path, before, index)
+                undo.append(partial(self._undo_dense, path, before, index, not dense))
+                dense = True
+            elif kind in IN_PLACE:
+                function, derivative = IN_PLACE[kind]
+                if index == 0:  # the data's own place is not ours
+                    values = self._scratch("after", index, before.shape)
+                    calls.append(partial(values.copy_, before))
+                calls.append(partial(function, values))
+                undo.append(partial(_undo, partial(derivative, layer, values)))
+            elif kind in BY_INPUT:
+                values = self._scratch("after", index, before.shape)
+                calls.append(partial(_put, layer, before, values))
+                undo.append(partial(_undo, partial(BY_INPUT[kind], layer, before)))
+            elif path in masks and training:
+                values, mask = self._scratch("after", index, before.shape), masks[path]
+                calls.append(partial(torch.mul, before, mask.transpose(1, 2), out=values))
+                undo.append(partial(_undo, partial(_multiplied, mask.transpose(1, 2))))
+        return calls, values, undo
 
     def _dense(self, forward: Program, path: str, before: Tensor, index: int) -> Tensor:
         """Add a dense layer's calls to a program; give its output."""
@@ -229,11 +241,11 @@ class LayersBlock:
 
     def _undo_dense(
         self,
-        backward: Program,
         path: str,
         before: Tensor,
         index: int,
         first: bool,
+        backward: Program,
         gradient: Tensor,
     ) -> Tensor:
         """Add a dense layer's calls on the way back; of the first one, nobody asks for more."""
@@ -253,11 +265,6 @@ class LayersBlock:
         backward.append(partial(torch.bmm, weight.transpose(1, 2), gradient, out=made))
         return made
 
-    def _copied(self, forward: Program, values: Tensor) -> Tensor:
-        copied = self._scratch("copy", 0, values.shape)
-        forward.append(partial(copied.copy_, values))
-        return copied
-
     def _of(self, named: Mapping[str, Tensor], path: str) -> tuple[Tensor, Tensor | None]:
         """Find a layer's weight and bias."""
         return named[f"{path}.weight".lstrip(".")], named.get(f"{path}.bias".lstrip("."))
@@ -267,11 +274,15 @@ class LayersBlock:
 
 
 def _undo(
-    backward: Program, call: Callable[[Tensor], Callable[[], object]], gradient: Tensor
+    derivative: Callable[[Tensor], Callable[[], object]], backward: Program, gradient: Tensor
 ) -> Tensor:
     """Add a call that changes a gradient in its place."""
-    backward.append(call(gradient))
+    backward.append(derivative(gradient))
     return gradient
+
+
+def _multiplied(mask: Tensor, gradient: Tensor) -> Callable[[], object]:
+    return partial(gradient.mul_, mask)
 
 
 def _put(layer: nn.Module, before: Tensor, after: Tensor) -> None:

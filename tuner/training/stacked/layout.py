@@ -41,8 +41,7 @@ class Layout:
         sizes = [math.prod(shape) for shape in self.shapes]
         parts = torch.split(rows, sizes, dim=1)
         return [
-            part.unflatten(1, shape) if shape else part.squeeze(1)
-            for part, shape in zip(parts, self.shapes, strict=True)
+            part.view(len(rows), *shape) for part, shape in zip(parts, self.shapes, strict=True)
         ]
 
     def row(self, model: nn.Module) -> Tensor:  # [parameter]
@@ -74,6 +73,7 @@ class Block(Protocol):
     rows: Tensor  # [place, parameter], the members' parameters
     gradients: Tensor  # [place, parameter], as of the last call of `train`
     buffers: dict[str, Tensor]  # each [place, ...], the members' buffers
+    random: bool  # whether there is anything to draw
 
     def draw(self, place: int, generator: Generator) -> None:
         """Draw what is random in a member's next training step."""

@@ -51,6 +51,7 @@ class MappedBlock:
             .clone()
             for name, buffer in stack.buffers.items()
         }
+        self.random = bool(stack.dropouts)
         self._masks = dropout.masks(stack.dropouts, size, dtype)
         paths = [f"{layer.path}.mask" for layer in stack.dropouts]
         self._state = self.buffers | dict(zip(paths, self._masks, strict=True))
@@ -79,7 +80,8 @@ class MappedBlock:
         gradients = torch.autograd.grad(losses.sum(), self._leaves)
         for part, gradient in zip(self._parts, gradients, strict=True):
             part.copy_(gradient)
-        return losses.detach()  # type: ignore[no-any-return]
+        found: Tensor = losses.detach()
+        return found
 
     @torch.no_grad()
     def evaluate(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,7 +89,8 @@ class MappedBlock:
         model, loss = self._stack.evaluating, self._stack.loss
 
         def one(parameters: dict[str, Tensor], state: dict[str, Tensor]) -> Tensor:
-            return functional_call(model, parameters | state, (inputs,))  # type: ignore[no-any-return]
+            found: Tensor = functional_call(model, parameters | state, (inputs,))
+            return found
 
         outputs = vmap(one)(self._named, self.buffers)
         return torch.stack([loss(own, targets).reshape(()) for own in outputs]), outputs

@@ -67,7 +67,7 @@ class Sgd:
 
     def state(self) -> dict[str, Tensor]:
         """Give the velocity, where there is momentum."""
-        return {"velocity": velocity for velocity in self._velocity}
+        return {"velocity": self._velocity[0]} if self._velocity else {}
 
 
 class Adam:
@@ -151,7 +151,8 @@ class Nadam:
         self._row.addcdiv_(self._first, scale, value=value)
 
     def _momentum(self, step: float) -> float:
-        return self._beta1 * (1.0 - 0.5 * 0.96 ** (step * self._momentum_decay))
+        decayed: float = 0.96 ** (step * self._momentum_decay)
+        return self._beta1 * (1.0 - 0.5 * decayed)
 
     def state(self) -> dict[str, Tensor]:
         """Give both moments, the steps and the product of the momenta so far."""
