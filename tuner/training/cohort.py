@@ -79,8 +79,10 @@ class CohortTrainer:
         )
         self._rungs = frozenset(spec.rungs())
         self._evaluation_steps = spec.evaluation_steps()
-        blocks = -(-slots // self._plan.size)
-        self._blocks = [self._plan.stack.block(self._plan.size, self._dtype) for _ in range(blocks)]
+        self._blocks = self._plan.blocks(slots, self._dtype)
+        self._places = [
+            (block, place) for block in self._blocks for place in range(len(block.rows))
+        ]
         self._slots: list[Member | None] = [None] * slots
 
     def admit(self, task: Task) -> None:
@@ -251,15 +253,14 @@ class CohortTrainer:
 
     def _built(self, task: Task, slot: int, fresh: bool) -> Member:
         """Build a trial at step 0 in a slot; without parameters unless it is to start afresh."""
-        training, (block, place) = self._spec.training, divmod(slot, self._plan.size)
-        own, stack = self._blocks[block], self._plan.stack
+        training, (own, place) = self._spec.training, self._places[slot]
         generator = torch.Generator()
         if fresh:
             random = randomness.of_torch(task.seed, torch.device("cpu"))
             with randomness.swapped(random):
                 model = self._workload.model(task.seed, self._dtype).to(self._dtype)
             generator.set_state(random["cpu"])
-            fitness.put(own, place, model, stack.layout)
+            fitness.put(own, place, model, self._plan.stack.layout)
         planned = pace(task.params, training.steps, self._spec.study.direction)
         return Member(
             task=task,
@@ -305,7 +306,6 @@ class CohortTrainer:
         return {
             "trainer": "cohort",
             "stack": self._plan.stack.name,
-            "block": self._plan.size,
             "device": "cpu",
             "dtype": self._spec.training.dtype,
             "steps": self._spec.training.steps,

@@ -19,8 +19,14 @@ from tuner.training.stacked.losses import loss_of
 from tuner.training.stacked.mapped import Mapped
 from tuner.training.workloads import Workload, seeded
 
-LARGEST = 32
-"""Members of a block at most. So many numbers of any shape fill whole vector registers."""
+SMALL = 20_000
+"""Parameters of a model whose step costs more in calls than in arithmetic."""
+
+FILLED = 32
+"""A multiple of so many numbers fills whole vector registers, unrolled twice."""
+
+WIDE = 64
+"""Members of a block, where there are so many and models are small."""
 
 CLOSE = 1e-7
 """Stacked and alone, in double precision, losses and gradients differ by rounding alone."""
@@ -35,7 +41,13 @@ class Plan:
     """How trials of a study are trained together."""
 
     stack: Stack
-    size: int  # members of a block
+    sizes: tuple[int, ...]  # members of a block: for few, and for many
+
+    def blocks(self, slots: int, dtype: torch.dtype) -> list[Block]:
+        """Allocate blocks with so many places, or a few more."""
+        wide, rest = divmod(slots, self.sizes[-1])
+        sizes = [self.sizes[-1]] * wide + [self.sizes[0]] * -(-rest // self.sizes[0])
+        return [self.stack.block(size, dtype) for size in sizes]
 
 
 def obstacle(workload: Workload, spec: StudySpec) -> str:
@@ -61,7 +73,7 @@ def plan(workload: Workload, spec: StudySpec) -> Plan:
             warnings.filterwarnings("error", "There is a performance drop", UserWarning)
             stack = _stack(workload, rows)
             _compare(stack, workload, rows)
-            return Plan(stack=stack, size=_size(stack, workload, rows, spec))
+            return Plan(stack=stack, sizes=_sizes(stack, workload, rows, spec))
     except NotStackableError:
         raise
     except Exception as error:  # whatever the model's code makes of stacked tensors
@@ -168,32 +180,38 @@ def _close(found: Tensor, expected: Tensor) -> bool:
     return torch.allclose(found.double(), expected, CLOSE, CLOSE * scale, equal_nan=True)
 
 
-def _size(stack: Stack, workload: Workload, rows: int, spec: StudySpec) -> int:
-    """Choose how many members a block has.
+def _sizes(stack: Stack, workload: Workload, rows: int, spec: StudySpec) -> tuple[int, ...]:
+    """Choose how many members a block has: a size for few members, and one for many.
 
-    It must fit into a cache, which for larger models means fewer members; and no member may be
-    rounded in another way than those at other places, which more members make sure of.
+    The numbers of a block should fit into a cache, which for larger models means fewer members; for
+    small ones each call costs more than what it computes. No member may be rounded in another way
+    than one elsewhere: a block's numbers, of any shape, should fill whole vector registers, and
+    whether they do is tried.
     """
     parameters = stack.layout.size
-    size = 16 if parameters <= 20_000 else 8 if parameters <= 200_000 else 4
+    size = 16 if parameters <= SMALL else 8 if parameters <= 10 * SMALL else 4
     judged = len(workload.validation_inputs)
-    while size <= LARGEST:
-        whole = (size * rows) % LARGEST == 0 and (size * judged) % LARGEST == 0
-        if whole or size == LARGEST:
-            place = _odd_place(stack, workload, rows, size, getattr(torch, spec.training.dtype))
-            if place is None:
-                return size
+    while size < FILLED and ((size * rows) % FILLED or (size * judged) % FILLED):
         size *= 2
-    raise NotStackableError(
-        f"trials cannot be trained together: equal members at places 0 and {place} of a block of "
-        f"{LARGEST} are rounded differently"
-    )
+    expected = _copies(stack, workload, rows, size, spec)
+    fitting = [
+        each
+        for each in ((size, WIDE) if parameters <= SMALL else (size,))
+        if _alike(_copies(stack, workload, rows, each, spec), expected)
+    ]
+    if not fitting:
+        raise NotStackableError(
+            "trials cannot be trained together: equal members at other places of a block are "
+            "rounded differently"
+        )
+    return tuple(fitting)
 
 
-def _odd_place(
-    stack: Stack, workload: Workload, rows: int, size: int, dtype: torch.dtype
-) -> int | None:
-    """Find a place where a member's step is not, bit by bit, what it is at the first."""
+def _copies(
+    stack: Stack, workload: Workload, rows: int, size: int, spec: StudySpec
+) -> list[Tensor]:  # each [place, ...]
+    """Make a step of a block of equal members, in the study's precision; all that comes out."""
+    dtype = getattr(torch, spec.training.dtype)
     block = stack.block(size, dtype)
     model = _model(workload, 0).to(dtype)
     for place in range(size):
@@ -209,18 +227,19 @@ def _odd_place(
         )
     )
     whole = rows == len(inputs)
-    losses = block.train(
-        inputs, targets, None if whole else torch.arange(rows).expand(size, -1).contiguous()
+    chosen = None if whole else torch.arange(rows).expand(size, -1).contiguous()
+    losses = block.train(inputs, targets, chosen)
+    norms = torch.linalg.vector_norm(block.gradients, dim=1)
+    judged = block.evaluate(*validation)
+    return [losses, norms, block.gradients, *judged, *block.buffers.values()]
+
+
+def _alike(found: list[Tensor], expected: list[Tensor]) -> bool:
+    """Tell whether all members have, bit by bit, what the first one is expected to have."""
+    return all(
+        torch.equal(ours.nan_to_num(), theirs[:1].expand(ours.shape).nan_to_num())
+        for ours, theirs in zip(found, expected, strict=True)
     )
-    measured, outputs = block.evaluate(*validation)
-    for place in range(1, size):
-        pairs = [(measured[place], measured[0]), (outputs[place], outputs[0])]
-        pairs += [(losses[place], losses[0]), (block.gradients[place], block.gradients[0])]
-        pairs += [(buffer[place], buffer[0]) for buffer in block.buffers.values()]
-        # nan is nan, wherever it is
-        if not all(torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in pairs):
-            return place
-    return None
 
 
 def put(block: Block, place: int, model: nn.Module, layout: Layout) -> None:
