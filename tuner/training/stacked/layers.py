@@ -21,7 +21,7 @@ from torch import Generator, Tensor, nn
 
 from tuner.training.stacked import dropout
 from tuner.training.stacked.dropout import Dropout
-from tuner.training.stacked.layout import Layout
+from tuner.training.stacked.layout import PART, Layout
 from tuner.training.stacked.losses import Loss, Program
 
 _aten = torch.ops.aten
@@ -138,7 +138,7 @@ class LayersBlock:
             for rows in (self.rows, self.gradients)
         )
         self._step: tuple[Tensor, Tensor, Program, Tensor] | None = None
-        self._evaluation: tuple[Program, Tensor] | None = None
+        self._evaluation: tuple[Program, list[Tensor]] | None = None
 
     def draw(self, place: int, generator: Generator) -> None:
         """Draw a member's masks."""
@@ -163,12 +163,18 @@ class LayersBlock:
         """Compute losses and outputs."""
         every = len(self.rows)
         if self._evaluation is None:
-            shared = inputs.flatten(1).t().expand(every, -1, -1)
-            program, values, _ = self._forward(shared, training=False)
-            self._evaluation = program, values
-        program, values = self._evaluation
+            program: Program = []
+            outputs: list[Tensor] = []
+            for part in torch.split(inputs, PART):
+                shared = part.flatten(1).t().expand(every, -1, -1)
+                calls, values, _ = self._forward(shared, training=False)
+                outputs.append(torch.empty_like(values))  # the next part takes its memory
+                program += [*calls, partial(outputs[-1].copy_, values)]
+            self._evaluation = program, outputs
+        program, outputs = self._evaluation
         for call in program:
             call()
+        values = torch.cat(outputs, dim=2)  # [place, feature, row]
         losses = self._stack.loss.forward(values, targets.expand(every, *targets.shape))
         return losses, values.transpose(1, 2).contiguous()
 

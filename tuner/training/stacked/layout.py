@@ -13,6 +13,10 @@ ALIGNED = 64
 """Rows begin at multiples of so many numbers: every member's lie alike to vector instructions."""
 
 
+PART = 512
+"""Rows of the validation data that a block takes at once: of all, they might not fit in memory."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """Where each parameter of a model lies in a row."""

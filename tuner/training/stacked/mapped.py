@@ -14,7 +14,7 @@ from torch.func import functional_call, vmap
 
 from tuner.training.stacked import dropout
 from tuner.training.stacked.dropout import Dropout
-from tuner.training.stacked.layout import Layout
+from tuner.training.stacked.layout import PART, Layout
 from tuner.training.workloads import Measure
 
 
@@ -88,9 +88,13 @@ class MappedBlock:
         """Compute losses and outputs."""
         model, loss = self._stack.evaluating, self._stack.loss
 
-        def one(parameters: dict[str, Tensor], state: dict[str, Tensor]) -> Tensor:
-            found: Tensor = functional_call(model, parameters | state, (inputs,))
+        def one(parameters: dict[str, Tensor], state: dict[str, Tensor], rows: Tensor) -> Tensor:
+            found: Tensor = functional_call(model, parameters | state, (rows,))
             return found
 
-        outputs = vmap(one)(self._named, self.buffers)
+        parts = [
+            vmap(one, (0, 0, None))(self._named, self.buffers, part)
+            for part in torch.split(inputs, PART)
+        ]
+        outputs = torch.cat(parts, dim=1)
         return torch.stack([loss(own, targets).reshape(()) for own in outputs]), outputs
