@@ -37,8 +37,10 @@ from studies import digits, house_prices
 from tuner.errors import WorkloadError
 from tuner.spec import StudySpec
 from tuner.training.cohort import CohortTrainer
+from tuner.training.optimizers import OPTIMIZERS
 from tuner.training.reference import ReferenceTrainer
 from tuner.training.stacked import fitness
+from tuner.training.stacked.updates import UPDATES
 from tuner.training.trainer import Status, Task
 
 MODELS = {"chain": chain, "branched": branched}
@@ -69,6 +71,10 @@ def test_every_optimizer(model):
     found, expected = (train(workload, spec, some) for train in (together, alone))
     for number in expected:
         assert_close(found[number], expected[number])
+
+
+def test_every_optimizer_has_its_update():
+    assert list(UPDATES) == list(OPTIMIZERS)
 
 
 LOSSES = {
@@ -180,6 +186,19 @@ def test_all_move_alike_until_one_needs_a_decision():
     times = events[0].times
     assert (np.diff(times) >= 0).all()
     assert [len(events[9].times), len(events[9].evaluations)] == [2, 1]
+
+
+def test_a_slot_is_free_at_once_when_its_trial_ends():
+    """One whose first evaluation is not finite never moves; the others do not go far without it."""
+    workload = regression(metrics={"score": lambda o, t: (o[0, 0] - 0.1).log() * 0 + o.mean()})
+    spec = make_spec(metric="score", evaluate_every=10)
+    trainer = CohortTrainer(workload, spec, 8)
+    for number in range(8):
+        trainer.admit(Task(number=number, seed=number, params=rates(0.001)[0].params))
+    events = trainer.advance(50)
+    stopped = [event for event in events if event.status is Status.DIVERGED]
+    assert 0 < len([event for event in stopped if event.next_step == 0]) < 8
+    assert {e.next_step for e in events if e.status is Status.TRAINING} <= {10}
 
 
 def test_slots():
@@ -363,6 +382,11 @@ def test_an_operation_that_is_only_looped_over():
     )
     found = fitness.obstacle(workload, make_spec())
     assert "There is a performance drop" in found
+
+
+def test_a_metric_that_is_random():
+    workload = regression(metrics={"noise": lambda outputs, targets: torch.rand(())})
+    assert "the metric noise draws random numbers" in fitness.obstacle(workload, make_spec())
 
 
 @pytest.mark.parametrize(

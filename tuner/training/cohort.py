@@ -125,7 +125,7 @@ class CohortTrainer:
             left -= count
             self._evaluate(m for m in _training(running) if m.step in self._evaluation_steps)
             self._mark(running)
-            if any(member.status is not Status.TRAINING for member in running):
+            if any(member.status is not Status.TRAINING for member in members):
                 break
         return [self._event(member) for member in members]
 

@@ -73,6 +73,7 @@ def plan(workload: Workload, spec: StudySpec) -> Plan:
             warnings.filterwarnings("error", "There is a performance drop", UserWarning)
             stack = _stack(workload, rows)
             _compare(stack, workload, rows)
+            _check_metrics(workload)
             return Plan(stack=stack, sizes=_sizes(stack, workload, rows, spec))
     except NotStackableError:
         raise
@@ -172,6 +173,20 @@ def _alone(
             )
     gradients = [p.grad.reshape(-1) for p in model.parameters() if p.grad is not None]
     return loss.detach(), torch.cat(gradients)
+
+
+def _check_metrics(workload: Workload) -> None:
+    """Refuse metrics that are random: members share the process's random state."""
+    model = _model(workload, 0).eval()
+    with torch.no_grad():
+        outputs = model(_double(workload.validation_inputs[:2]))
+        for name, measure in workload.metrics.items():
+            before = torch.get_rng_state()
+            measure(outputs, _double(workload.validation_targets[:2]))
+            if not torch.equal(torch.get_rng_state(), before):
+                raise NotStackableError(
+                    f"trials cannot be trained together: the metric {name} draws random numbers"
+                )
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:

@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor, nn
 
+from tuner.errors import WorkloadError
+
 ALIGNED = 64
 """Rows begin at multiples of so many numbers: every member's lie alike to vector instructions."""
 
@@ -52,7 +54,7 @@ class Layout:
         """Copy a model's parameters into a row."""
         found = Layout.of(model)
         if found != self:
-            raise ValueError(
+            raise WorkloadError(
                 f"expected a model with parameters {self.said()}, as of other seeds, got "
                 f'{found.said()}; set trainer = "reference"'
             )
