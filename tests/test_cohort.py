@@ -325,6 +325,18 @@ def test_the_random_state_of_the_process_is_left_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("flushing", [False, True])
+def test_the_processes_way_with_subnormal_numbers_is_left_alone(flushing):
+    trainer = CohortTrainer(regression(), make_spec(), 2)
+    trainer.admit(rates(0.1)[0])
+    torch.set_flush_denormal(flushing)
+    try:
+        trainer.advance(3)
+        assert (torch.tensor(1e-310, dtype=torch.float64).mul(0.5).item() == 0.0) is flushing
+    finally:
+        torch.set_flush_denormal(False)
+
+
 # --- what cannot be trained together --------------------------------------------------------------
 
 

@@ -23,6 +23,7 @@ from tuner.errors import WorkloadError
 from tuner.spec import StudySpec
 from tuner.training import checkpoint, objective, randomness
 from tuner.training.batches import BatchOrder
+from tuner.training.device import without_subnormals
 from tuner.training.objective import Progress
 from tuner.training.pace import pace
 from tuner.training.segment import Segment
@@ -117,16 +118,17 @@ class CohortTrainer:
         members = [member for member in self._members() if member.status not in ENDED]
         for member in members:
             member.status, member.segment = Status.TRAINING, Segment(member.step)
-        self._evaluate(member for member in members if member.step == 0)
-        running, left = _training(members), max_steps
-        while left and running:
-            count = min(left, TOGETHER, *(self._until_evaluation(member) for member in running))
-            self._update(running, count)
-            left -= count
-            self._evaluate(m for m in _training(running) if m.step in self._evaluation_steps)
-            self._mark(running)
-            if any(member.status is not Status.TRAINING for member in members):
-                break
+        with without_subnormals():
+            self._evaluate(member for member in members if member.step == 0)
+            running, left = _training(members), max_steps
+            while left and running:
+                count = min(left, TOGETHER, *(self._until_evaluation(m) for m in running))
+                self._update(running, count)
+                left -= count
+                self._evaluate(m for m in _training(running) if m.step in self._evaluation_steps)
+                self._mark(running)
+                if any(member.status is not Status.TRAINING for member in members):
+                    break
         return [self._event(member) for member in members]
 
     def evict(self, number: int) -> None:

@@ -25,7 +25,7 @@ SMALL = 20_000
 FILLED = 32
 """A multiple of so many numbers fills whole vector registers, unrolled twice."""
 
-WIDE = 64
+WIDE = 32
 """Members of a block, where there are so many and models are small."""
 
 CLOSE = 1e-7
@@ -211,7 +211,7 @@ def _sizes(stack: Stack, workload: Workload, rows: int, spec: StudySpec) -> tupl
     expected = _copies(stack, workload, rows, size, spec)
     fitting = [
         each
-        for each in ((size, WIDE) if parameters <= SMALL else (size,))
+        for each in dict.fromkeys((size, WIDE) if parameters <= SMALL else (size,))
         if _alike(_copies(stack, workload, rows, each, spec), expected)
     ]
     if not fitting:
