@@ -57,7 +57,7 @@ BY_INPUT: Mapping[type[nn.Module], Backward] = {
 }
 """Activations whose derivatives, autograd's own, go by their input."""
 
-LARGE = 1 << 14
+LARGE = 1 << 12
 """Products of so many numbers are written where they belong, smaller ones are copied there.
 
 A product into rows goes member by member, which costs more than a copy where it is small."""
