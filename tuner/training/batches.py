@@ -25,15 +25,22 @@ class BatchOrder:
 
     def rows(self, step: int) -> Tensor | None:  # int64 [batch]; None stands for all rows
         """Give the rows of the batch of a step."""
+        ahead = self.ahead(step, 1)
+        return None if ahead is None else ahead[0]
+
+    def ahead(self, step: int, count: int) -> Tensor | None:  # int64 [step, batch]
+        """Give the rows of some steps, `count` of them or as many as there are in this epoch."""
         if self._size == self._rows:
             return None
-        epoch, batch = divmod(step, self._rows // self._size)
+        batches = self._rows // self._size
+        epoch, batch = divmod(step, batches)
         if epoch != self._epoch:
             mixed = np.random.SeedSequence([self._seed, epoch]).generate_state(1, np.uint64)
             generator = torch.Generator().manual_seed(int(mixed[0]))
             self._permutation = torch.randperm(self._rows, generator=generator)
             self._epoch = epoch
-        return self._permutation[batch * self._size : (batch + 1) * self._size]
+        end = min(batch + count, batches)
+        return self._permutation[batch * self._size : end * self._size].view(-1, self._size)
 
 
 def micro_batches(

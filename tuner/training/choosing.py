@@ -1,19 +1,42 @@
-"""What a study trains, and the trainer for it."""
+"""What a study trains, and the trainer for it: which one, and with how many slots."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
-from tuner.spec import StudySpec
-from tuner.training import functions, workloads
+from tuner.spec import Entry, ParameterValue, Range, StudySpec, options
+from tuner.training import functions, memory, workloads
+from tuner.training.cohort import CohortTrainer
 from tuner.training.functions import TrainFunction
 from tuner.training.own import LoopTrainer
 from tuner.training.reference import ReferenceTrainer
-from tuner.training.trainer import Trainer
+from tuner.training.stacked import fitness
+from tuner.training.trainer import Task, Trainer
 from tuner.training.workloads import Workload
 
 Trained: TypeAlias = Workload | TrainFunction
+
+SHARE = 8
+"""Slots are at most this part of the budget: trials side by side do not learn from each other."""
+
+MOST = 64
+"""Slots beyond these make no trial cheaper."""
+
+WORTH = 1.1
+"""How much quicker a cohort must be to be chosen: below, the difference may be chance."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A trainer for a study."""
+
+    trainer: str  # "reference", "cohort" or "own"
+    slots: int  # trials at a time
+    reason: str  # a sentence without capital and full stop
 
 
 def load(spec: StudySpec, prefixes: Sequence[str]) -> Trained:
@@ -23,13 +46,116 @@ def load(spec: StudySpec, prefixes: Sequence[str]) -> Trained:
     return workloads.load(spec.workload.function, spec.workload.arguments, prefixes)
 
 
-def trainer_for(trained: Trained, spec: StudySpec) -> Trainer:
-    """Make the trainer. Raises `WorkloadError` when the study's metric is not measured."""
+def trainer_for(trained: Trained, spec: StudySpec, choice: Choice | None = None) -> Trainer:
+    """Make the trainer; without a choice, the plain one.
+
+    Raises `WorkloadError` when the study's metric is not measured, or its trials cannot be trained
+    together and were to be.
+    """
     if isinstance(trained, TrainFunction):
         return LoopTrainer(trained, spec)
+    if choice is not None and choice.trainer == "cohort":
+        return CohortTrainer(trained, spec, choice.slots)
     return ReferenceTrainer(trained, spec)
 
 
 def name_of(spec: StudySpec) -> str:
-    """Name the trainer of a study, as the ledger keeps it."""
+    """Name the plain trainer of a study, as the ledger keeps it."""
     return "reference" if spec.workload.train is None else "own"
+
+
+def automatic_slots(spec: StudySpec) -> int:
+    """Give the most slots that do not cost search quality: an eighth of the budget, or one."""
+    return max(1, min(MOST, spec.budget.trials // SHARE))
+
+
+def choose(
+    trained: Trained,
+    spec: StudySpec,
+    *,
+    slots: int | None = None,  # None: `automatic_slots`
+    seconds: float = 2.0,  # about how long to measure
+    clock: Callable[[], float] = time.perf_counter,
+) -> Choice:
+    """Say which trainer a study is to have, by training a little with both.
+
+    The answer depends on the machine, so it is asked for once in a study's life and kept. Raises
+    `WorkloadError` when the study's metric is not measured.
+    """
+    if isinstance(trained, TrainFunction):
+        return Choice(trainer="own", slots=1, reason="a train function has a loop of its own")
+    wanted = automatic_slots(spec) if slots is None else slots
+    if wanted < 2:
+        few = f"{spec.budget.trials} trials are too few to train more than one at a time"
+        reason = few if slots is None else "there is one slot"
+        return Choice(trainer="reference", slots=1, reason=reason)
+    obstacle = fitness.obstacle(trained, spec)
+    if obstacle:
+        return Choice(trainer="reference", slots=1, reason=obstacle)
+    try:
+        alone, together = _measured(trained, spec, wanted, seconds, clock)
+    except Exception as error:
+        if not memory.ran_out(error):
+            raise
+        memory.make_room()
+        reason = f"memory is too short for {wanted} trials at a time"
+        return Choice(trainer="reference", slots=1, reason=reason)
+    numbers = (
+        f"a step of a trial takes {1e6 * together:.3g} µs in a cohort of {wanted} and "
+        f"{1e6 * alone:.3g} µs by itself"
+    )
+    if together * WORTH <= alone:
+        return Choice(trainer="cohort", slots=wanted, reason=numbers)
+    return Choice(trainer="reference", slots=1, reason=numbers)
+
+
+def _measured(
+    workload: Workload, spec: StudySpec, slots: int, seconds: float, clock: Callable[[], float]
+) -> tuple[float, float]:
+    """Give the seconds of a trial's step, alone and in a cohort, as medians of turns."""
+    plain, cohort = ReferenceTrainer(workload, spec), CohortTrainer(workload, spec, slots)
+    tasks = _tasks(spec, slots)
+    first = _seconds(plain, tasks[:1], 1, clock)  # of one step, and of what only first calls take
+    rounds, most = 3, 20
+    steps = int(seconds / rounds / 2 / max(first * slots, 1e-9))
+    steps = max(1, min(steps, most, spec.training.steps))
+    _seconds(cohort, tasks, 1, clock)
+    alone, together = [], []
+    for _ in range(rounds):
+        alone.append(_seconds(plain, tasks[:1], steps, clock) / steps)
+        together.append(_seconds(cohort, tasks, steps, clock) / steps / slots)
+    return statistics.median(alone), statistics.median(together)
+
+
+def _seconds(
+    trainer: Trainer, tasks: Sequence[Task], steps: int, clock: Callable[[], float]
+) -> float:
+    """Train trials for some steps from their beginning, as a search would, and forget them."""
+    began = clock()
+    for task in tasks:
+        trainer.admit(task)
+    left = steps
+    while left and (events := trainer.advance(left)):
+        left -= max(1, *(len(event.times) for event in events))
+    for task in tasks:
+        trainer.evict(task.number)
+    return clock() - began
+
+
+def _tasks(spec: StudySpec, count: int) -> list[Task]:
+    """Give trials at the lowest rates of the space, which train long, with choices in turn."""
+    tasks = []
+    for number in range(count):
+        schedule = spec.space.schedule[number % len(spec.space.schedule)].name
+        optimizer = spec.space.optimizer[number % len(spec.space.optimizer)].name
+        own = spec.space.entries(schedule, optimizer)
+        params: dict[str, ParameterValue] = {key: _lowest(entry) for key, entry in own.items()}
+        params |= {"lr": _lowest(spec.space.lr), "schedule": schedule, "optimizer": optimizer}
+        tasks.append(Task(number=number, seed=number, params=params))
+    return tasks
+
+
+def _lowest(entry: Entry) -> ParameterValue:
+    if isinstance(entry, Range):
+        return entry.low
+    return options(entry)[0]

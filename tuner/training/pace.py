@@ -41,9 +41,9 @@ class Planned:
     """The rates of a pure schedule; a `Pace`."""
 
     def __init__(self, params: Mapping[str, ParameterValue], horizon: int) -> None:
-        lr = float(params["lr"])
-        self._rates: list[float] = (lr * schedules.multipliers(params, horizon)).tolist()
-        self.warmup = schedules.warmup_steps(params, horizon)
+        multipliers = schedules.multipliers(params, horizon)
+        self._rates: list[float] = (float(params["lr"]) * multipliers).tolist()
+        self.warmup = schedules.first_highest(multipliers)
 
     def rate(self, step: int) -> float:
         """Look the rate up."""

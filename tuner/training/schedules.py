@@ -261,7 +261,12 @@ def warmup_steps(params: Mapping[str, ParameterValue], horizon: int) -> int:
     They are the linear warm-up and, for one_cycle and cyclic, the first rise too: until its end,
     every step is at a rate that the trial has not had yet. Later rises lead where it has been.
     """
-    return int(multipliers(params, horizon).argmax())
+    return first_highest(multipliers(params, horizon))
+
+
+def first_highest(multipliers: Tensor) -> int:  # multipliers: float64 [step]
+    """Give the first step at which the rate is at its highest."""
+    return int(multipliers.argmax())
 
 
 def _after_warmup(step: Number, horizon: Number, warmup: Number) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,213 @@
+"""How many trials a second: a cohort, against the loop that a person writes who records nothing.
+
+Arms run in turn, so that a machine whose speed drifts slows all of them alike:
+
+- *bare*: forward, loss, backward and `torch.optim`'s step, for each of 200 batches, and nothing
+  else: no evaluation, no loss is read, no rate is changed;
+- *cohort*: our trainer, with 64 slots that are refilled until the budget is spent, which also takes
+  every step's loss and gradient norm, evaluates ten times, guards against divergence and gives its
+  curves out; nothing is written anywhere.
+
+Models are built within the time, data are loaded outside it. The ratio of each round is taken
+before the median. The floor is what the matrix products alone would take at the rate that a large
+product reaches here.
+
+    python benchmarks/throughput.py [64] [256] [conv] [--rounds 5] [--optimizer adamw] [--slots 64]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from studies import digits
+from tuner.spec import StudySpec, options
+from tuner.training import optimizers
+from tuner.training.cohort import CohortTrainer
+from tuner.training.device import use_threads
+from tuner.training.trainer import ENDED, Status, Task, seed_of
+from tuner.training.workloads import Workload, seeded
+
+STEPS, BATCH = 200, 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is trained, and how much of it a round takes."""
+
+    workload: Workload
+    products: int  # floating-point operations of all matrix products of a trial; 0: not counted
+    bare: int  # trials a round
+    budget: int  # trials a round of the others
+    slots: int = 64
+
+
+def dense(hidden: int, bare: int, budget: int) -> Case:
+    """Give digits by a network 64-hidden-hidden-10."""
+    first, others = 64 * hidden, hidden * hidden + 10 * hidden
+    # forward, and back to weights and to inputs; nobody asks for the gradient of the data
+    products = 2 * BATCH * STEPS * (2 * first + 3 * others)
+    return Case(workload=digits.mlp(hidden), products=products, bare=bare, budget=budget)
+
+
+def convolutional() -> Case:
+    """Give digits by a small convolutional network."""
+
+    def model(seed: int, dtype: torch.dtype) -> nn.Module:
+        with seeded(seed):
+            return nn.Sequential(
+                nn.Unflatten(1, (1, 8, 8)),
+                nn.Conv2d(1, 8, 3, padding=1),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+                nn.Conv2d(8, 16, 3, padding=1),
+                nn.ReLU(),
+                nn.Flatten(),
+                nn.Linear(256, 10),
+            ).to(dtype)
+
+    return Case(workload=replace(digits.mlp(), model=model), products=0, bare=4, budget=64)
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "64": lambda: dense(64, bare=16, budget=512),
+    "256": lambda: dense(256, bare=8, budget=128),
+    "conv": convolutional,
+}
+
+
+def spec_of(optimizer: str) -> StudySpec:
+    return StudySpec.model_validate(
+        {
+            "study": {"name": "throughput"},
+            "workload": {"factory": "studies.digits:mlp"},
+            "training": {"steps": STEPS, "batch_size": BATCH},
+            "space": {"lr": 0.01, "schedule": "cosine", "optimizer": optimizer},
+            "search": {"sampler": "random", "pruner": "none"},
+            "budget": {"trials": 1},
+        }
+    )
+
+
+def task_of(spec: StudySpec, number: int) -> Task:
+    """Give a trial of a search: rates from 0.001 to 0.01, none of which diverges."""
+    names = {"schedule": spec.space.schedule[0].name, "optimizer": spec.space.optimizer[0].name}
+    own = {key: options(entry)[0] for key, entry in spec.space.entries(**names).items()}
+    lr = 0.001 * 10 ** (number % 16 / 15)
+    return Task(number=number, seed=seed_of(spec, number), params={**own, **names, "lr": lr})
+
+
+def bare(case: Case, spec: StudySpec) -> float:
+    """Train without recording anything; give the seconds of a trial."""
+    inputs, targets = case.workload.train_inputs.float(), case.workload.train_targets
+    rows = torch.randint(len(inputs), (STEPS, BATCH), generator=torch.Generator().manual_seed(0))
+    began = time.perf_counter()
+    for number in range(case.bare):
+        task = task_of(spec, number)
+        model = case.workload.model(task.seed, torch.float32)
+        optimizer = optimizers.make(task.params, model.parameters())
+        for batch in rows:
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(inputs[batch]), targets[batch])
+            loss.backward()
+            optimizer.step()
+    return (time.perf_counter() - began) / case.bare
+
+
+def cohort(case: Case, spec: StudySpec) -> float:
+    """Train in slots that are refilled, and throw away what is measured."""
+    began = time.perf_counter()
+    trainer = CohortTrainer(case.workload, spec, case.slots)
+    waiting, running = list(range(case.budget)), 0
+    while waiting or running:
+        while waiting and running < case.slots:
+            trainer.admit(task_of(spec, waiting.pop()))
+            running += 1
+        for event in trainer.advance(STEPS):
+            assert event.status is not Status.DIVERGED, event.reason
+            if event.status in ENDED:
+                trainer.evict(event.number)
+                running -= 1
+    return (time.perf_counter() - began) / case.budget
+
+
+ARMS: dict[str, Callable[[Case, StudySpec], float]] = {"bare": bare, "cohort": cohort}
+"""What is measured in each round, in this order; seconds of a trial."""
+
+RATIOS = (("bare", "cohort"),)
+
+
+def product_rate() -> float:
+    """Measure how many floating-point operations a second a large matrix product makes."""
+    matrix = torch.randn(1024, 1024)
+    seconds = []
+    for _ in range(20):
+        began = time.perf_counter()
+        matrix @ matrix
+        seconds.append(time.perf_counter() - began)
+    return 2 * 1024**3 / min(seconds)
+
+
+def measured(name: str, rounds: int, optimizer: str, slots: int) -> dict[str, Any]:
+    """Run a case's rounds, and print and give what came out."""
+    case, spec = replace(CASES[name](), slots=slots), spec_of(optimizer)
+    for arm in ARMS.values():  # the first calls of a process are slower
+        arm(replace(case, bare=1, budget=slots), spec)
+    floor = case.products / product_rate()
+    rows = []
+    for index in range(rounds):
+        row = {arm: function(case, spec) for arm, function in ARMS.items()}
+        rows.append(row)
+        said = ", ".join(f"{arm} {1000 * seconds:.2f} ms" for arm, seconds in row.items())
+        print(f"{name} {optimizer}, round {index}, a trial: {said}", flush=True)
+    report: dict[str, Any] = {
+        "machine": platform.machine(),
+        "optimizer": optimizer,
+        "slots": slots,
+        "budget": case.budget,
+        "milliseconds": {
+            arm: 1000 * statistics.median(row[arm] for row in rows) for arm in rows[0]
+        },
+    }
+    for above, below in RATIOS:
+        report[f"{above}/{below}"] = spread(f"{above}/{below}", [r[above] / r[below] for r in rows])
+    if case.products:
+        report["milliseconds"] |= {"floor": 1000 * floor}
+        shares = [floor / row["cohort"] for row in rows]
+        report["share of the floor"] = spread("share of the floor", shares)
+    return report
+
+
+def spread(name: str, values: list[float]) -> dict[str, float]:
+    low, median, high = min(values), statistics.median(values), max(values)
+    print(f"{name}: {median:.2f} ({low:.2f} to {high:.2f})")
+    return {"min": low, "median": median, "max": high}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cases", nargs="*", choices=[*CASES, []], default=list(CASES))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--optimizer", default="adamw")
+    parser.add_argument("--slots", type=int, default=64)
+    given = parser.parse_args()
+    use_threads(1)
+    for name in given.cases or CASES:
+        report = measured(name, given.rounds, given.optimizer, given.slots)
+        result = f"throughput-{name}-{given.optimizer}.json"
+        path = Path(__file__).resolve().parent / "results" / result
+        path.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

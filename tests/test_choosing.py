@@ -1,0 +1,87 @@
+"""Which trainer a study gets, with how many slots, and why."""
+
+import itertools
+import re
+
+import pytest
+from test_reference import make_spec, regression
+from torch import nn
+
+from studies import digits
+from tuner.spec import StudySpec
+from tuner.training.choosing import Choice, automatic_slots, choose, trainer_for
+from tuner.training.cohort import CohortTrainer
+from tuner.training.reference import ReferenceTrainer
+
+
+def spec_of(trials, space=None, **training):
+    content = make_spec(**training).model_dump(mode="json")
+    plain = {"lr": 0.01, "schedule": "constant", "optimizer": "sgd"}
+    content |= {"budget": {"trials": trials}, "space": plain | (space or {})}
+    return StudySpec.model_validate(content)
+
+
+@pytest.mark.parametrize(
+    ("trials", "slots"), [(1, 1), (15, 1), (16, 2), (60, 7), (512, 64), (100_000, 64)]
+)
+def test_slots_are_at_most_an_eighth_of_the_budget(trials, slots):
+    assert automatic_slots(spec_of(trials)) == slots
+
+
+def test_many_small_trials_train_together():
+    space = {
+        "lr": {"low": 1e-4, "high": 1.0},
+        "schedule": ["constant", {"name": "cosine", "warmup": [0.0, 0.1]}],
+        "optimizer": ["sgd", {"name": "adamw", "weight_decay": {"low": 1e-4, "high": 0.1}}],
+    }
+    workload, spec = digits.mlp(), spec_of(128, space, batch_size=64, dtype="float32")
+    choice = choose(workload, spec)
+    assert (choice.trainer, choice.slots) == ("cohort", 16)
+    assert choice.reason.startswith("a step of a trial takes ")
+    trainer = trainer_for(workload, spec, choice)
+    assert isinstance(trainer, CohortTrainer)
+    assert trainer.capacity == 16
+
+
+def test_what_is_slower_together_trains_alone():
+    """The clock is the measure; this one gives each turn of the cohort a thousand seconds."""
+    ticks = itertools.accumulate(itertools.cycle([0.0, 1.0, 0.0, 1000.0]))
+    choice = choose(regression(), spec_of(16), clock=lambda: next(ticks))
+    assert (choice.trainer, choice.slots) == ("reference", 1)
+    said = r"a step of a trial takes 5e\+08 µs in a cohort of 2 and 1e\+06 µs by itself"
+    assert re.fullmatch(said, choice.reason)
+
+
+class Branching(nn.Module):
+    def __init__(self, dtype):
+        super().__init__()
+        self.line = nn.Linear(3, 1, dtype=dtype)
+
+    def forward(self, inputs):
+        outputs = self.line(inputs)
+        return outputs if outputs.sum() > 0 else 2 * outputs
+
+
+@pytest.mark.parametrize(
+    ("workload", "spec", "said"),
+    [
+        (regression(), spec_of(8), "8 trials are too few to train more than one at a time"),
+        (regression(), spec_of(80, {"schedule": "plateau"}), "the schedule plateau"),
+        (regression(), spec_of(80, seconds=3.0), "seconds"),
+        (regression(lambda seed, dtype: Branching(dtype)), spec_of(80), "data-dependent"),
+    ],
+)
+def test_why_trials_train_one_at_a_time(workload, spec, said):
+    choice = choose(workload, spec)
+    assert (choice.trainer, choice.slots) == ("reference", 1)
+    assert said in choice.reason
+    assert isinstance(trainer_for(workload, spec, choice), ReferenceTrainer)
+
+
+def test_without_a_choice_it_is_the_plain_trainer():
+    assert isinstance(trainer_for(regression(), spec_of(100)), ReferenceTrainer)
+
+
+def test_one_slot_that_was_asked_for():
+    choice = choose(regression(), spec_of(100), slots=1)
+    assert choice == Choice(trainer="reference", slots=1, reason="there is one slot")

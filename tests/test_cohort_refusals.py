@@ -1,0 +1,109 @@
+"""What cannot be trained together is refused before it begins, with a sentence that says why."""
+
+import pytest
+import torch
+from test_cohort import rates
+from test_reference import PLATEAU, make_spec, regression
+from torch import nn
+
+from tuner.errors import WorkloadError
+from tuner.spec import StudySpec
+from tuner.training.cohort import CohortTrainer
+from tuner.training.stacked import fitness
+from tuner.training.trainer import Task
+
+
+class Odd(nn.Module):
+    """A line that does something that members cannot do together."""
+
+    def __init__(self, seed, dtype, what):
+        super().__init__()
+        self.line = nn.Linear(3, 1).to(dtype)
+        self.drop = nn.Dropout(0.5)
+        self.what, self.own = what, float(seed)
+        if what == "hook":
+            self.line.bias.register_hook(lambda gradient: 2 * gradient)
+        if what == "unused":
+            self.more = nn.Linear(3, 1).to(dtype)
+        if what == "frozen":
+            self.line.bias.requires_grad_(False)
+
+    def forward(self, inputs):
+        outputs = self.line(inputs)
+        if self.what == "control flow" and outputs.sum() > 0:
+            outputs = -outputs
+        if self.what == "random":
+            outputs = outputs + torch.rand_like(outputs)
+        if self.what == "its own number":
+            outputs = outputs * self.own
+        if self.what == "dropout twice":
+            outputs = self.drop(self.drop(outputs))
+        return outputs
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("control flow", "cannot be mapped over members .*data-dependent control flow"),
+        ("random", "cannot be mapped over members .*random"),
+        ("its own number", "after one step the loss of a member is not what it is alone"),
+        ("hook", "after one step the gradient of a member is not what it is alone"),
+        ("unused", "the parameter more.weight has no gradient"),
+        ("frozen", "the parameter line.bias is frozen"),
+        ("dropout twice", "the dropout drop is used more than once in a forward pass"),
+    ],
+)
+def test_a_model_that_cannot_be_stacked(what, said):
+    workload = regression(lambda seed, dtype: Odd(seed, dtype, what))
+    found = fitness.obstacle(workload, make_spec())
+    assert found.startswith("trials cannot be trained together")
+    with pytest.raises(WorkloadError, match=said):
+        CohortTrainer(workload, make_spec(), 2)
+
+
+def test_an_operation_that_is_only_looped_over():
+    workload = regression(
+        loss=nn.functional.multi_margin_loss, train_targets=torch.zeros(50).long()
+    )
+    found = fitness.obstacle(workload, make_spec())
+    assert "There is a performance drop" in found
+
+
+def test_a_metric_that_is_random():
+    workload = regression(metrics={"noise": lambda outputs, targets: torch.rand(())})
+    assert "the metric noise draws random numbers" in fitness.obstacle(workload, make_spec())
+
+
+@pytest.mark.parametrize(
+    ("training", "space", "said"),
+    [
+        ({"seconds": 9.0}, {}, "seconds"),
+        ({"accumulate": 2}, {}, "accumulate = 2"),
+        ({"precision": "bfloat16"}, {}, 'precision = "bfloat16"'),
+        ({"device": "cuda"}, {}, 'device = "cuda"'),
+        ({}, {"schedule": ["constant", PLATEAU]}, "the schedule plateau"),
+    ],
+)
+def test_a_study_that_only_the_reference_trains(training, space, said):
+    content = make_spec(**({"dtype": "float32"} | training)).model_dump(mode="json")
+    content["space"] |= {"lr": 0.1, "schedule": "constant", "optimizer": "sgd"} | space
+    spec = StudySpec.model_validate(content)
+    assert said in fitness.obstacle(regression(), spec)
+
+
+def test_what_can_be_trained_together_has_no_obstacle():
+    assert fitness.obstacle(regression(), make_spec(precision="float32", dtype="float32")) == ""
+
+
+def test_a_metric_that_nobody_measures_is_refused():
+    with pytest.raises(
+        WorkloadError, match=r"expected one of val_loss, mae, which .* got accuracy"
+    ):
+        CohortTrainer(regression(), make_spec(metric="accuracy"), 2)
+
+
+def test_halvings_are_the_references():
+    trainer = CohortTrainer(regression(), make_spec(), 2)
+    task = rates(0.1)[0]
+    with pytest.raises(ValueError, match="expected no halvings"):
+        trainer.admit(Task(number=1, seed=1, params=task.params, halvings=1))

@@ -1,0 +1,112 @@
+"""Losses of stacked outputs, [place, feature, row], with their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+
+from tuner.training.workloads import Measure
+
+Program: TypeAlias = list[Callable[[], object]]
+"""Calls, one after the other, whose tensors are settled, results included."""
+
+
+class Loss(Protocol):
+    """The mean loss of each member."""
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Give losses [place] of outputs [place, feature, row] and targets [place, row, ...]."""
+
+    def program(self, outputs: Tensor, targets: Tensor) -> tuple[Program, Tensor, Tensor]:
+        """Give calls that compute losses, and the gradient of their sum; and these two."""
+
+
+def loss_of(measure: Measure, targets: Tensor, outputs: Tensor) -> Loss:
+    """Choose how to compute a loss, given the targets [row, ...] and outputs [row, feature]."""
+    functional = nn.functional
+    classes = targets.dtype == torch.int64 and targets.ndim == 1 and int(targets.min()) >= 0
+    if measure is functional.cross_entropy and classes:
+        return CrossEntropy()
+    if measure is functional.mse_loss and targets.shape[1:] == outputs.shape[1:]:
+        return SquaredError()
+    return Mapped(measure)
+
+
+class CrossEntropy:
+    """`torch.nn.functional.cross_entropy` of classes."""
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Give losses."""
+        logs = torch.log_softmax(outputs, 1)
+        return logs.gather(1, targets.unsqueeze(1)).squeeze(1).mean(1).neg_()
+
+    def program(self, outputs: Tensor, targets: Tensor) -> tuple[Program, Tensor, Tensor]:
+        """Compute probabilities, less one where the class is right."""
+        right, rows = targets.unsqueeze(1), outputs.shape[2]  # [place, 1, row]
+        logs, losses = torch.empty_like(outputs), outputs.new_empty(len(outputs))
+        chosen = outputs.new_empty(right.shape)
+        less = torch.full_like(chosen, -1.0)
+        calls: Program = [
+            partial(torch.log_softmax, outputs, 1, out=logs),
+            partial(torch.gather, logs, 1, right, out=chosen),
+            partial(torch.mean, chosen, (1, 2), out=losses),
+            losses.neg_,
+            logs.exp_,
+            partial(logs.scatter_add_, 1, right, less),
+            partial(logs.mul_, 1.0 / rows),
+        ]
+        return calls, losses, logs
+
+
+class SquaredError:
+    """`torch.nn.functional.mse_loss`."""
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Give losses."""
+        return outputs.sub(targets.transpose(1, 2)).square_().mean((1, 2))
+
+    def program(self, outputs: Tensor, targets: Tensor) -> tuple[Program, Tensor, Tensor]:
+        """Compute differences."""
+        apart, losses = torch.empty_like(outputs), outputs.new_empty(len(outputs))
+        squares = torch.empty_like(outputs)
+        calls: Program = [
+            partial(torch.sub, outputs, targets.transpose(1, 2), out=apart),
+            partial(torch.square, apart, out=squares),
+            partial(torch.mean, squares, (1, 2), out=losses),
+            partial(apart.mul_, 2.0 / outputs[0].numel()),
+        ]
+        return calls, losses, apart
+
+
+class Mapped:
+    """Any loss, by `vmap` and autograd."""
+
+    def __init__(self, measure: Measure) -> None:
+        self._measure = measure
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Give losses; one by one, so that it may do then what `vmap` cannot."""
+        pairs = zip(outputs.transpose(1, 2), targets, strict=True)
+        return torch.stack([self._measure(own, theirs).reshape(()) for own, theirs in pairs])
+
+    def program(self, outputs: Tensor, targets: Tensor) -> tuple[Program, Tensor, Tensor]:
+        """Go by autograd."""
+        gradient, losses = torch.empty_like(outputs), outputs.new_empty(len(outputs))
+
+        def one(own: Tensor, theirs: Tensor) -> Tensor:
+            return self._measure(own, theirs).reshape(())
+
+        def call() -> None:
+            with torch.enable_grad():
+                leaf = outputs.transpose(1, 2).detach().requires_grad_()
+                values = vmap(one)(leaf, targets)
+                (found,) = torch.autograd.grad(values.sum(), leaf)
+            losses.copy_(values.detach())
+            gradient.copy_(found.transpose(1, 2))
+
+        return [call], losses, gradient
