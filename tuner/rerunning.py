@@ -13,7 +13,7 @@ from tuner.environment import describe
 from tuner.errors import NotFoundError, UsageError
 from tuner.ledger import OUT_OF_MEMORY, Reader, StudyRecord, TrialRecord
 from tuner.submission import load_workload
-from tuner.training.choosing import trainer_for
+from tuner.training import choosing
 from tuner.training.device import use_threads
 from tuner.training.trainer import Event, Status, Task, seed_of
 
@@ -126,7 +126,8 @@ def rerun(ledger: Reader, study: StudyRecord, number: int, prefixes: Sequence[st
 def _train(
     study: StudyRecord, trial: TrialRecord, prefixes: Sequence[str], halvings: int
 ) -> list[Event]:
-    trainer = trainer_for(load_workload(study, prefixes), study.spec)
+    choice = choosing.settled(study.settled) if study.settled else None
+    trainer = choosing.trainer_for(load_workload(study, prefixes), study.spec, choice)
     assert trial.params is not None
     seed = seed_of(study.spec, trial.number)
     task = Task(number=trial.number, seed=seed, params=trial.params, halvings=halvings)

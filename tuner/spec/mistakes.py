@@ -251,7 +251,15 @@ def _stateful(space: Table | None) -> Iterator[Mistake]:
 def _at_odds(training: TrainingTable, workload: Table | None) -> Iterator[Mistake]:
     """Find settings of the training that exclude each other, or that nothing would heed."""
     if isinstance(workload, WorkloadTable) and workload.train is not None:
-        for key in ("batch_size", "dtype", "clip_norm", "accumulate", "precision"):
+        for key in (
+            "batch_size",
+            "dtype",
+            "clip_norm",
+            "accumulate",
+            "precision",
+            "trainer",
+            "slots",
+        ):
             if key in training.model_fields_set:
                 hint = "; give it as one of [workload] arguments"
                 expected = "nothing, since the train function's loop is its own"

@@ -129,6 +129,11 @@ class TrainingTable(Table):
     - `seconds`: after so long in training, attempts together and evaluations included, the trial is
       evaluated where it is and completed. Results then depend on the machine's speed. A train
       function's trial ends with the last value it reported after step 0, or fails without one.
+    - `trainer`: "reference" trains one trial at a time, "cohort" many in one step, as far as the
+      workload allows it, and "auto" measures shortly which is quicker. What a study's first worker
+      finds is kept for the study.
+    - `slots`: how many trials a cohort trains at a time; "auto" is an eighth of the budget, at most
+      64, since trials side by side do not learn from each other.
     """
 
     steps: Annotated[int, Field(ge=1, le=10_000_000, description="a whole number")]
@@ -144,6 +149,8 @@ class TrainingTable(Table):
     precision: Literal["float32", "bfloat16", "float16"] | None = None
     patience: Annotated[int, Field(ge=1)] | None = None
     seconds: Annotated[float, Field(gt=0)] | None = None
+    trainer: Literal["auto", "cohort", "reference"] = "reference"
+    slots: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
 
     @property
     def evaluation_interval(self) -> int:

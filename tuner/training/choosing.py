@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from tuner.spec import Entry, ParameterValue, Range, StudySpec, options
 from tuner.training import functions, memory, workloads
@@ -59,14 +59,33 @@ def trainer_for(trained: Trained, spec: StudySpec, choice: Choice | None = None)
     return ReferenceTrainer(trained, spec)
 
 
-def name_of(spec: StudySpec) -> str:
-    """Name the plain trainer of a study, as the ledger keeps it."""
-    return "reference" if spec.workload.train is None else "own"
+def settled(kept: Mapping[str, Any]) -> Choice:
+    """Give the choice that a study has settled on, from what the ledger keeps of it."""
+    slots, reason = kept.get("slots", 1), kept.get("reason", "")
+    return Choice(trainer=kept["trainer"], slots=slots, reason=reason)
 
 
 def automatic_slots(spec: StudySpec) -> int:
     """Give the most slots that do not cost search quality: an eighth of the budget, or one."""
     return max(1, min(MOST, spec.budget.trials // SHARE))
+
+
+def settle(trained: Trained, spec: StudySpec) -> Choice:
+    """Choose as the study file says: by name where that is possible, or by a measurement.
+
+    Raises `WorkloadError` when the study's metric is not measured.
+    """
+    training = spec.training
+    slots = None if training.slots == "auto" else training.slots
+    if training.trainer == "auto" or isinstance(trained, TrainFunction):
+        return choose(trained, spec, slots=slots)
+    if training.trainer == "reference":
+        return Choice(trainer="reference", slots=1, reason="the study asks for it")
+    obstacle = fitness.obstacle(trained, spec)
+    if obstacle:
+        return Choice(trainer="reference", slots=1, reason=obstacle)
+    wanted = automatic_slots(spec) if slots is None else slots
+    return Choice(trainer="cohort", slots=wanted, reason="the study asks for it")
 
 
 def choose(

@@ -57,7 +57,6 @@ class Surroundings:
     ledger: Ledger
     impatient: Ledger  # the same one, for what need not wait
     study: StudyRecord
-    trainer: Trainer
     checkpoints: Path
     spill: Path
     worker: str  # its identity
@@ -67,8 +66,9 @@ class Surroundings:
 class Attempt:
     """One try at one trial, from its admission to its end."""
 
-    def __init__(self, here: Surroundings, claim: Claim) -> None:
+    def __init__(self, here: Surroundings, trainer: Trainer, claim: Claim) -> None:
         self._here = here
+        self._trainer = trainer
         self._ledger = here.ledger
         self._study = here.study
         self.lease = claim.lease
@@ -100,7 +100,7 @@ class Attempt:
         )
         try:
             if not self._admit_saved(task):
-                self._here.trainer.admit(task)
+                self._trainer.admit(task)
         except Exception as error:
             self.fail(error)
             return False
@@ -113,7 +113,7 @@ class Attempt:
         path = self._here.checkpoints / self._saved.path
         try:
             snapshot = checkpoint_files.read(path, self._saved.digest)
-            self._here.trainer.admit(replace(task, snapshot=snapshot))
+            self._trainer.admit(replace(task, snapshot=snapshot))
         except (OSError, ValueError) as error:
             self.log.warning(
                 f"trial {self.number} begins anew, its checkpoint is unusable: {error}"
@@ -182,6 +182,11 @@ class Attempt:
             self._save_checkpoint()
         self._ledger.release(self.lease, INTERRUPTED, "the worker was told to stop")
         self.log.info("trial left to the next worker", step=self._step)
+
+    def give_back(self) -> None:
+        """Give the lease back as the trial is, from its last checkpoint on."""
+        reason = "memory was too short for so many trials at a time"
+        self.waiting(lambda: self._ledger.release(self.lease, INTERRUPTED, reason))
 
     def fail(self, error: Exception) -> None:
         """End the attempt with an exception, and the trial too, unless it may be tried again."""
@@ -315,7 +320,7 @@ class Attempt:
         folder = folder_of(self._here.checkpoints, self._study, self.number)
         file = folder / f"{self._step}-{self.lease.number}.pt"
         try:
-            digest = checkpoint_files.write(file, self._here.trainer.snapshot(self.number))
+            digest = checkpoint_files.write(file, self._trainer.snapshot(self.number))
         except OSError as error:  # such as a full disk; the rows are safe, only time would be lost
             self.log.warning(f"trial {self.number} has no checkpoint of step {self._step}: {error}")
             return

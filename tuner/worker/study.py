@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from tuner.outcome import COMPLETED, RUNNING
 from tuner.search import ENOUGH, Search
 from tuner.spec import ParameterValue
 from tuner.submission import load_workload
-from tuner.training import choosing
+from tuner.training import choosing, memory
+from tuner.training.choosing import Choice
 from tuner.training.device import use_threads
 from tuner.training.trainer import Event
 from tuner.worker.attempt import Attempt, Surroundings
@@ -54,17 +56,20 @@ class StudyWorker:
         self._keeper = keeper
         self._stop = stop
         self._worker = identity()
-        settling = {"trainer": choosing.name_of(study.spec), "threads": THREADS}
-        settled = ledger.settle(study.id, settling)
+        use_threads(THREADS)
+        trained = load_workload(study, prefixes)
+        settled = study.settled or ledger.settle(
+            study.id, asdict(choosing.settle(trained, study.spec)) | {"threads": THREADS}
+        )
         use_threads(settled["threads"])
         self._environment = describe(study.spec.training.device) | {"settled": settled}
-        self._trainer = choosing.trainer_for(load_workload(study, prefixes), study.spec)
+        self._trained, self._spec = trained, study.spec
+        self._build(choosing.settled(settled))
         self._search = Search(study, ledger)
         self._here = Surroundings(
             ledger=ledger,
             impatient=Ledger(ledger.engine, ledger.lease_seconds, patience=0.0),
             study=study,
-            trainer=self._trainer,
             checkpoints=checkpoints,
             spill=spill,
             worker=self._worker,
@@ -75,6 +80,10 @@ class StudyWorker:
         self._regret_at = ENOUGH  # completed trials at which the regret is bounded again
         sweep(checkpoints, ledger, study)
         log.info("study joined", study=study.name, **settled)
+
+    def _build(self, choice: Choice) -> None:
+        self._choice = choice
+        self._trainer = choosing.trainer_for(self._trained, self._spec, choice)
 
     def others_train(self) -> bool:
         """Tell whether any trial has a live attempt."""
@@ -106,7 +115,7 @@ class StudyWorker:
         claim = self._ledger.claim(self._id, self._worker, self._environment)
         if claim is None:
             return False
-        attempt = Attempt(self._here, claim)
+        attempt = Attempt(self._here, self._trainer, claim)
         self._keeper.hold(claim.lease)
         self._attempts[attempt.number] = attempt
         reach("ask.reserved")
@@ -167,6 +176,9 @@ class StudyWorker:
         try:
             events = self._trainer.advance(self._block)
         except Exception as error:
+            if memory.ran_out(error) and self._trainer.capacity > 1:
+                self._shrink()
+                return
             for attempt in tuple(self._attempts.values()):
                 self._end(attempt, partial(attempt.fail, error))
             return
@@ -194,6 +206,15 @@ class StudyWorker:
     def _leave(self) -> None:
         for attempt in tuple(self._attempts.values()):
             self._end(attempt, attempt.leave)
+
+    def _shrink(self) -> None:
+        """Go on with half the slots: memory was too short for so many trials at a time."""
+        slots = self._trainer.capacity // 2
+        log.warning(f"study {self._name}: out of memory; from now on {slots} slots", slots=slots)
+        for attempt in tuple(self._attempts.values()):
+            self._end(attempt, attempt.give_back)
+        memory.make_room()
+        self._build(replace(self._choice, slots=slots))
 
     def _end(self, attempt: Attempt, how: Callable[[], None]) -> None:
         """Let an attempt end, and free its slot."""
