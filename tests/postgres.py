@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -33,6 +33,7 @@ class Cluster:
 
     folder: Path
     port: int
+    settings: Mapping[str, str] = field(default_factory=lambda: SETTINGS)
     _names: Iterator[int] = field(default_factory=count)
 
     def url(self, database: str, user: str = "postgres", password: str = "") -> str:
@@ -42,7 +43,7 @@ class Cluster:
 
     def start(self) -> None:
         """Start the server, and wait until it answers."""
-        options = " ".join(f"-c {key}={value}" for key, value in SETTINGS.items())
+        options = " ".join(f"-c {key}={value}" for key, value in self.settings.items())
         self._control("start", "-o", f"-p {self.port} -k {self.folder} {options}")
 
     def stop(self, mode: str = "fast") -> None:
@@ -79,8 +80,8 @@ def rows(url: str, query: str) -> list[tuple[Any, ...]]:
 
 
 @contextmanager
-def cluster() -> Iterator[Cluster]:
-    """Make a cluster, start it, and clear it away."""
+def cluster(**settings: str) -> Iterator[Cluster]:
+    """Make a cluster, with other settings than the tests' if need be; clear it away at the end."""
     folder = Path(tempfile.mkdtemp(prefix="tuner-postgres-"))
     owner = _owner()
     if owner:
@@ -88,7 +89,7 @@ def cluster() -> Iterator[Cluster]:
     try:
         data = str(folder / "data")
         _as_postgres("initdb", "-D", data, "-A", "trust", "-U", "postgres", "--no-sync")
-        made = Cluster(folder, _free_port())
+        made = Cluster(folder, _free_port(), SETTINGS | settings)
         made.start()
         try:
             yield made
