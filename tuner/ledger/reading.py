@@ -238,7 +238,8 @@ def read_trials(tx: Connection, where: Any, *, with_reports: bool = True) -> lis
 def _searched_since(tx: Connection, study_id: int, since: int) -> Searched:
     """Read what search looks at and changed, by one statement: this is asked several times a trial.
 
-    There is a row for each report, for each trial without one, or one without a trial.
+    There is a row for each report, for each trial without one, or one without a trial. They are
+    put in order here: told to do so, SQLite goes by number through all trials.
     """
     of_study = and_(trials.c.study_id == studies.c.id, trials.c.revision > since)
     columns = [trials.c[name] for name in SEARCHED]
@@ -246,7 +247,6 @@ def _searched_since(tx: Connection, study_id: int, since: int) -> Searched:
         select(studies.c.revision, studies.c.attrs, reports.c.step, reports.c.value, *columns)
         .select_from(studies.outerjoin(trials, of_study).outerjoin(reports))
         .where(studies.c.id == study_id)
-        .order_by(trials.c.number, reports.c.step)
     )
     found = tx.execute(query).all()
     told: dict[int, dict[int, float]] = {}
@@ -263,7 +263,8 @@ def _searched_since(tx: Connection, study_id: int, since: int) -> Searched:
         revision=found[0].revision,
         attrs=found[0].attrs,
         trials=[
-            SearchedTrial(**row, reports=told.get(number, {})) for number, row in changed.items()
+            SearchedTrial(**row, reports=dict(sorted(told.get(number, {}).items())))
+            for number, row in sorted(changed.items())
         ],
     )
 
