@@ -76,15 +76,9 @@ def test_running_a_closed_study_says_what_to_do(ledger, places, action):
     if action == "stop":
         governing.stop(ledger, places, "small", "out of money")
     state = "paused" if action == "pause" else "stopped: Stopped by hand: out of money."
+    todo = running.Work(names=("small",), prefixes=(), until_idle=True)
     with pytest.raises(UsageError, match=f"is {state}.*`tuner resume small`") as error:
-        running.train(
-            ledger,
-            places.checkpoints,
-            names=["small"],
-            prefixes=(),
-            until_idle=True,
-            recorder=False,
-        )
+        running.train(ledger, places, todo, recorder=False)
     assert error.value.exit_code == 2
 
 

@@ -133,7 +133,7 @@ class StudyWorker:
     def _is_broken(self, study: StudyRecord) -> bool:
         """Stop the study if its trials fail alike: asked at first, and after a failure here.
 
-        What others' trials do they see for themselves, so nobody looks at all trials each time.
+        Whoever had a trial that failed looks at those of all, which is too dear before each trial.
         """
         limit = study.spec.budget.stop_after_failures
         if limit == self._asked_of_failures:
