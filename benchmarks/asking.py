@@ -36,7 +36,7 @@ from tuner.outcome import COMPLETED, Outcome
 from tuner.search import Search
 from tuner.search.space import suggest
 from tuner.spec import StudySpec
-from tuner.storage import addresses, open_ledger, optuna_storage
+from tuner.storage import addresses, open_ledger, optuna_storage, upgrade_ledger
 from tuner.training.device import use_threads
 
 PRUNERS = {
@@ -96,7 +96,8 @@ def optunas(study: optuna.Study, spec: StudySpec, times: Times) -> None:
 def measured(url: str, folder: Path, pruner: str, trials: int, rounds: int) -> dict[str, Any]:
     """Time both beside so many trials; give milliseconds and ratios."""
     places = addresses({"TUNER_DATABASE_URL": url}, folder)
-    ledger = Ledger(open_ledger(places, create=True))
+    upgrade_ledger(places)
+    ledger = Ledger(open_ledger(places, create=False))
     name = f"asking, {trials} trials, {pruner}, {time.time():.0f}"
     spec = filling.spec_of(name, pruner=pruner)
     study, _ = ledger.submit(spec, limit=spec.budget.trials, workload={})

@@ -32,7 +32,7 @@ from spread import spread
 from tuner.ledger import Ledger
 from tuner.search import Search
 from tuner.search.space import suggest
-from tuner.storage import addresses, open_ledger, optuna_storage
+from tuner.storage import addresses, open_ledger, optuna_storage, upgrade_ledger
 
 ARMS = ("tuner", "optuna")
 MEGABYTE = 1024**2
@@ -112,7 +112,8 @@ def main() -> None:
 def fill(url: str, folder: Path, name: str, trials: int) -> None:
     """Put the same trials into our tables and into Optuna's."""
     places = addresses({"TUNER_DATABASE_URL": url}, folder)
-    ledger = Ledger(open_ledger(places, create=True))
+    upgrade_ledger(places)
+    ledger = Ledger(open_ledger(places, create=False))
     spec = filling.spec_of(name)
     study, _ = ledger.submit(spec, limit=spec.budget.trials, workload={})
     found = list(filling.ended(spec, trials))

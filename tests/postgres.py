@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -88,10 +88,11 @@ class Cluster(Server):
 
     folder: Path
     port: int
+    settings: Mapping[str, str]
 
     def start(self) -> None:
         """Start the server, and wait until it answers."""
-        options = " ".join(f"-c {key}={value}" for key, value in SETTINGS.items())
+        options = " ".join(f"-c {key}={value}" for key, value in self.settings.items())
         self._control("start", "-o", f"-p {self.port} -k {self.folder} {options}")
 
     def stop(self, mode: str = "fast") -> None:
@@ -109,8 +110,8 @@ def rows(url: str, query: str) -> list[tuple[Any, ...]]:
 
 
 @contextmanager
-def cluster() -> Iterator[Cluster]:
-    """Make a cluster, start it, and clear it away."""
+def cluster(**settings: str) -> Iterator[Cluster]:
+    """Make a cluster, with other settings than the tests' if need be; clear it away at the end."""
     folder = Path(tempfile.mkdtemp(prefix="tuner-postgres-"))
     owner = _owner()
     if owner:
@@ -120,7 +121,7 @@ def cluster() -> Iterator[Cluster]:
         _as_postgres("initdb", "-D", data, "-A", "trust", "-U", "postgres", "--no-sync")
         port = _free_port()
         address = f"postgresql://postgres@127.0.0.1:{port}/postgres"
-        made = Cluster(address, folder=folder, port=port)
+        made = Cluster(address, folder=folder, port=port, settings=SETTINGS | settings)
         made.start()
         try:
             yield made

@@ -212,7 +212,30 @@ def test_training_ends_by_itself_and_says_why(ledger, places, caplog):
     assert in_ledger.break_circuit(ledger, study) is None
 
 
+def test_failures_elsewhere_count_with_the_one_here(ledger, places):
+    failing = {"factory": "tests.training_here:fitting", "arguments": {"failing": True}}
+    study = submitted(ledger, workload=failing)
+    reasons = [raised("elsewhere"), raised("there"), raised("here")]
+    for reason in reasons[:2]:
+        fail(ledger, study, reason)
+    assert train(ledger, places, study).state == OPEN, "the causes differ"
+    other = submitted(ledger, study={"name": "other"}, workload=failing)
+    train(ledger, places, other)
+    alike = next(t.reason for t in ledger.trials(other.id) if t.state == "failed")
+    last = submitted(ledger, study={"name": "last"}, workload=failing)
+    for _ in range(2):
+        fail(ledger, last, alike)
+    assert train(ledger, places, last).state == STOPPED
+    assert ledger.counts(last.id)["failed"] == 3
+
+
 # --- delete
+
+
+def test_nothing_is_claimed_of_a_study_that_was_deleted(ledger):
+    study = submit(ledger)
+    in_ledger.delete_study(ledger, study)
+    assert ledger.claim(study.id, "worker", {}) is None
 
 
 def test_a_study_that_is_trained_is_not_deleted(ledger, places):

@@ -26,7 +26,7 @@ from tuner.ledger.records import (
     StudyRecord,
 )
 from tuner.ledger.retrying import again
-from tuner.ledger.tables import attempts, checkpoints, metadata, studies, trials
+from tuner.ledger.tables import IS_RUNNING, attempts, checkpoints, metadata, studies, trials
 from tuner.outcome import CANCELLED, FAILED, RUNNING, Outcome
 
 
@@ -127,7 +127,7 @@ def end(tx: Connection, study: Row[Any], reason: str) -> None:
     """End a study by a rule of its budget: what waits is cancelled, what runs goes on."""
     _become(tx, study, ENDED, reason)
     waiting = select(trials.c.id).where(
-        trials.c.study_id == study.id, trials.c.state == RUNNING, ~has_live_attempt(trials.c.id)
+        trials.c.study_id == study.id, IS_RUNNING, ~has_live_attempt(trials.c.id)
     )
     for trial_id in tx.scalars(waiting).all():
         rows.cancel_if_stopped(tx, trial_id)
@@ -140,7 +140,7 @@ def reopen(tx: Connection, study: Row[Any]) -> None:
 
 
 def _stop(tx: Connection, study: Row[Any], reason: str) -> None:
-    running = and_(trials.c.study_id == study.id, trials.c.state == RUNNING)
+    running = and_(trials.c.study_id == study.id, IS_RUNNING)
     for trial_id in tx.scalars(select(trials.c.id).where(running)).all():
         live = tx.scalar(
             select(attempts.c.id).where(attempts.c.trial_id == trial_id, attempts.c.live)

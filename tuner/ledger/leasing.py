@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, and_, select, update
@@ -14,8 +15,14 @@ from tuner.ledger import rows
 from tuner.ledger.reading import Reader, has_live_attempt, read_trials
 from tuner.ledger.records import OPEN, STALE, Claim, Lease, TrialRecord
 from tuner.ledger.retrying import PATIENCE_SECONDS, again
-from tuner.ledger.tables import attempts, database_start, database_time, trials
-from tuner.outcome import RUNNING
+from tuner.ledger.tables import (
+    IS_LIVE,
+    IS_RUNNING,
+    attempts,
+    database_start,
+    database_time,
+    trials,
+)
 
 LEASE_SECONDS = 30.0
 
@@ -34,32 +41,39 @@ class Leases(Reader):
         super().__init__(engine, patience)
         self._grace_seconds = lease_seconds if grace_seconds is None else grace_seconds
         self.lease_seconds = lease_seconds
+        self._writes = engine.execution_options(writes=True)
 
     def claim(self, study_id: int, worker: str, environment: Mapping[str, Any]) -> Claim | None:
         """Lease the oldest trial that nobody trains, else reserve a new one; None if there is none.
 
         Budget, number and lease are one commit. A new trial has no parameters yet.
         """
-        return self._claim(study_id, worker, environment, uuid.uuid4().hex)
+        return self._claim(study_id, worker, environment, uuid.uuid4().hex, count())
 
     @again
     def _claim(
-        self, study_id: int, worker: str, environment: Mapping[str, Any], word: str
+        self,
+        study_id: int,
+        worker: str,
+        environment: Mapping[str, Any],
+        word: str,
+        calls: Iterator[int],
     ) -> Claim | None:
         """Claim under a word that nobody else has, so that a repeated call finds its claim."""
+        repeated = next(calls) > 0
         with self._writing() as tx:
-            study = tx.execute(rows.locked_study(study_id)).one()
-            held = rows.claimed(tx, word)
+            study = tx.execute(rows.locked_study(study_id)).first()
+            held = rows.claimed(tx, word) if repeated else None
             if held is not None:
                 lease, trial_id = held
                 return _claim_of(tx, lease, read_trials(tx, trials.c.id == trial_id)[0])
-            if study.state != OPEN:
+            if study is None or study.state != OPEN:  # it may have been deleted just now
                 return None
             waiting = tx.scalar(
                 select(trials.c.id)
                 .where(
                     trials.c.study_id == study_id,
-                    trials.c.state == RUNNING,
+                    IS_RUNNING,
                     ~has_live_attempt(trials.c.id),
                 )
                 .order_by(trials.c.number)
@@ -90,9 +104,8 @@ class Leases(Reader):
     @again
     def release(self, lease: Lease, ending: str, reason: str) -> None:
         """End the attempt and leave the trial to the next worker, if its study takes any up."""
-        with self._ending(lease, ending) as tx:
+        with self._ending(lease, ending, reason) as tx:
             if tx is not None:
-                rows.end_attempt(tx, lease.attempt_id, ending, reason)
                 rows.cancel_if_stopped(tx, lease.trial_id)
 
     def renew(self, leases: Collection[Lease]) -> frozenset[Lease]:
@@ -121,7 +134,7 @@ class Leases(Reader):
         with self._reading() as tx:
             live = tx.execute(
                 select(attempts.c.id, attempts.c.worker, self._expired().label("expired")).where(
-                    attempts.c.live
+                    IS_LIVE
                 )
             ).all()
         lost = [(row.id, row.expired) for row in live if row.expired or gone(row.worker)]
@@ -138,11 +151,10 @@ class Leases(Reader):
             if expired:
                 still = and_(still, self._expired())
             reason = "its lease expired" if expired else "its worker's process is gone"
-            ended = {"live": False, "ended_at": database_time(), "ending": STALE}
             done = tx.execute(
                 update(attempts)
                 .where(still)
-                .values(**ended, reason=reason)
+                .values(**rows.attempt_ended(STALE, reason))
                 .returning(attempts.c.trial_id)
             ).first()
             if done is None:
@@ -155,12 +167,16 @@ class Leases(Reader):
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
-        with self.engine.execution_options(writes=True).begin() as tx:
+        with self._writes.begin() as tx:
             yield tx
 
     @contextmanager
-    def _fenced(self, lease: Lease) -> Iterator[Connection]:
-        """Begin a transaction that stops unless the attempt is still live; it renews the lease."""
+    def _fenced(self, lease: Lease, ended: Mapping[str, Any] | None = None) -> Iterator[Connection]:
+        """Begin a transaction that stops unless the attempt is still live.
+
+        It renews the lease, or ends the attempt.
+        """
+        renewed = {"expires_at": database_time() + self.lease_seconds}
         with self._writing() as tx:
             done = tx.execute(
                 update(attempts)
@@ -169,7 +185,7 @@ class Leases(Reader):
                     attempts.c.number == lease.number,
                     attempts.c.live,
                 )
-                .values(expires_at=database_time() + self.lease_seconds)
+                .values(**(renewed if ended is None else ended))
             )
             if done.rowcount != 1:
                 raise LeaseLost(
@@ -179,13 +195,13 @@ class Leases(Reader):
             yield tx
 
     @contextmanager
-    def _ending(self, lease: Lease, ending: str) -> Iterator[Connection | None]:
-        """Begin the last fenced transaction of an attempt; None if it has been committed.
+    def _ending(self, lease: Lease, ending: str, reason: str) -> Iterator[Connection | None]:
+        """Begin the last fenced transaction of an attempt, which ends it; None if it was committed.
 
         An attempt is ended so by its holder alone: a call whose connection was lost came through.
         """
         try:
-            with self._fenced(lease) as tx:
+            with self._fenced(lease, rows.attempt_ended(ending, reason)) as tx:
                 yield tx
         except LeaseLost:
             with self._reading() as tx:

@@ -85,10 +85,10 @@ class Reader:
     def searched(self, study_id: int, since: int) -> Searched:
         """Read what search looks at and changed after revision `since`, as of one moment."""
         with self._reading() as tx:
+            if since > 0:
+                return _searched_since(tx, study_id, since)
             revision, attrs = _seen(tx, study_id)
-            if revision == since:
-                return Searched(revision=since, attrs=attrs)
-            found = read_searched(tx, _changed(study_id, since), many=since == 0)
+            found = read_searched(tx, trials.c.study_id == study_id)
         return Searched(revision=revision, attrs=attrs, trials=found)
 
     @again
@@ -235,13 +235,46 @@ def read_trials(tx: Connection, where: Any, *, with_reports: bool = True) -> lis
     return [TrialRecord(**row._mapping, reports=tuple(told.get(row.id, ()))) for row in rows]
 
 
-def read_searched(tx: Connection, where: Any, *, many: bool) -> list[SearchedTrial]:
-    """Read what search looks at in trials, in the order of their numbers.
+def _searched_since(tx: Connection, study_id: int, since: int) -> Searched:
+    """Read what search looks at and changed, by one statement: this is asked several times a trial.
 
-    Reports come without their sentences, which are most of a study's bytes, and where there may be
-    many in portions.
+    There is a row for each report, for each trial without one, or one without a trial. They are
+    put in order here: told to do so, SQLite goes by number through all trials.
     """
-    streamed: dict[str, Any] = {"yield_per": PORTION} if many else {}
+    of_study = and_(trials.c.study_id == studies.c.id, trials.c.revision > since)
+    columns = [trials.c[name] for name in SEARCHED]
+    query = (
+        select(studies.c.revision, studies.c.attrs, reports.c.step, reports.c.value, *columns)
+        .select_from(studies.outerjoin(trials, of_study).outerjoin(reports))
+        .where(studies.c.id == study_id)
+    )
+    found = tx.execute(query).all()
+    told: dict[int, dict[int, float]] = {}
+    changed: dict[int, dict[str, Any]] = {}
+    for _, _, step, value, *values in found:
+        row = dict(zip(SEARCHED, values, strict=True))
+        number = row["number"]
+        if number is None:
+            continue
+        changed.setdefault(number, row)
+        if step is not None:
+            told.setdefault(number, {})[step] = value
+    return Searched(
+        revision=found[0].revision,
+        attrs=found[0].attrs,
+        trials=[
+            SearchedTrial(**row, reports=dict(sorted(told.get(number, {}).items())))
+            for number, row in sorted(changed.items())
+        ],
+    )
+
+
+def read_searched(tx: Connection, where: Any) -> list[SearchedTrial]:
+    """Read what search looks at in trials, in the order of their numbers, in portions.
+
+    Reports come without their sentences, which are most of a study's bytes.
+    """
+    streamed = {"yield_per": PORTION}
     told: dict[int, dict[int, float]] = {}
     steps: dict[int, int] = {}  # one object a step: there are few of them, and many reports
     query = (

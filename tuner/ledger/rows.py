@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, Row, exists, func, insert, literal, select, update
 
 from tuner.curves import Chunk
 from tuner.ledger.records import (
@@ -172,14 +173,17 @@ def endings(tx: Connection, trial_id: int) -> dict[str, int]:
     return {str(row.ending): int(row.attempts) for row in tx.execute(query)}
 
 
-def append_rows(tx: Connection, lease: Lease, chunk: Chunk) -> None:
-    """Add rows of a curve that are not committed yet; those that are drop out."""
+def append_rows(tx: Connection, lease: Lease, chunk: Chunk) -> dict[str, Any]:
+    """Add rows of a curve that are not committed yet; those that are drop out.
+
+    Gives what the trial's own row must have then; nothing if nothing was added.
+    """
     trial = tx.execute(
         select(trials.c.steps, trials.c.last_time).where(trials.c.id == lease.trial_id)
     ).one()
     fresh = chunk.after(trial.steps).delayed(trial.last_time)
     if fresh.next_step <= trial.steps and not len(fresh.eval_steps):
-        return
+        return {}
     assert fresh.first_step == trial.steps, "the rows before these are missing"
     tx.execute(
         insert(chunks).values(
@@ -190,41 +194,37 @@ def append_rows(tx: Connection, lease: Lease, chunk: Chunk) -> None:
             data=fresh.to_bytes(),
         )
     )
-    tx.execute(
-        update(trials)
-        .where(trials.c.id == lease.trial_id)
-        .values(steps=fresh.next_step, last_time=fresh.last_time)
-    )
+    return {"steps": fresh.next_step, "last_time": fresh.last_time}
 
 
-def add_report(tx: Connection, lease: Lease, report: Report, attrs: Mapping[str, Any]) -> None:
-    """Add the report of a rung, unless it is there: a call that is repeated adds it once."""
+def add_report(tx: Connection, lease: Lease, report: Report) -> bool:
+    """Add the report of a rung, unless it is there: a call that is repeated adds it once.
+
+    Tells whether it was added.
+    """
     assert math.isfinite(report.value), "a trial without a finite value has diverged"
-    here = (reports.c.trial_id == lease.trial_id, reports.c.step == report.step)
-    if tx.scalar(select(reports.c.step).where(*here)) is not None:
-        return
-    tx.execute(
-        insert(reports).values(
-            trial_id=lease.trial_id,
-            step=report.step,
-            value=report.value,
-            pruned=report.pruned,
-            reason=report.reason,
-        )
-    )
-    update_trial(tx, lease, attrs=dict(attrs))
+    row = {"trial_id": lease.trial_id, **asdict(report)}
+    there = exists().where(reports.c.trial_id == lease.trial_id, reports.c.step == report.step)
+    new = select(*(literal(value, reports.c[name].type) for name, value in row.items()))
+    add = insert(reports).from_select(list(row), new.where(~there))
+    return tx.execute(add.returning(reports.c.step)).first() is not None
 
 
 def update_trial(tx: Connection, lease: Lease, **values: Any) -> None:
     """Change a trial, as of the next revision."""
     revision = next_revision(tx, lease.study_id)
-    tx.execute(
-        update(trials).where(trials.c.id == lease.trial_id).values(revision=revision, **values)
-    )
+    keep_of_trial(tx, lease, revision=revision, **values)
 
 
-def end_trial(tx: Connection, trial_id: int, study_id: int, outcome: Outcome) -> None:
-    """Give a trial its outcome, as of the study's next revision."""
+def keep_of_trial(tx: Connection, lease: Lease, **values: Any) -> None:
+    """Change what search does not look at in a trial."""
+    tx.execute(update(trials).where(trials.c.id == lease.trial_id).values(**values))
+
+
+def end_trial(
+    tx: Connection, trial_id: int, study_id: int, outcome: Outcome, **values: Any
+) -> None:
+    """Give a trial its outcome, and other values with it, as of the study's next revision."""
     value, needed = outcome.value, outcome.kind == COMPLETED
     assert not needed if value is None else math.isfinite(value), "a finite value, or none"
     tx.execute(
@@ -237,17 +237,20 @@ def end_trial(tx: Connection, trial_id: int, study_id: int, outcome: Outcome) ->
             stopped_step=outcome.stopped_step,
             ended_at=database_time(),
             revision=next_revision(tx, study_id),
+            **values,
         )
     )
 
 
 def end_attempt(tx: Connection, attempt_id: int, ending: str, reason: str) -> None:
     """End an attempt."""
-    tx.execute(
-        update(attempts)
-        .where(attempts.c.id == attempt_id)
-        .values(live=False, ended_at=database_time(), ending=ending, reason=reason)
-    )
+    ended = attempt_ended(ending, reason)
+    tx.execute(update(attempts).where(attempts.c.id == attempt_id).values(**ended))
+
+
+def attempt_ended(ending: str, reason: str) -> dict[str, Any]:
+    """Give the columns of an attempt that ends now."""
+    return {"live": False, "ended_at": database_time(), "ending": ending, "reason": reason}
 
 
 def cancel_if_stopped(tx: Connection, trial_id: int) -> None:

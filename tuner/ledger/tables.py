@@ -195,6 +195,12 @@ published_trials = Table(
 )
 
 
+IS_RUNNING = text("tuner_trials.state = 'running'")
+IS_LIVE = text("tuner_attempts.live")
+"""Conditions word by word as in partial indexes: SQLite looks for just these words, and neither
+database for a parameter, so a query that says them otherwise reads all that has ever been."""
+
+
 class database_time(GenericFunction[float]):  # noqa: N801 - reads as an SQL function
     """The database's clock, in seconds since 1970."""
 

@@ -128,7 +128,9 @@ class Ledger(Leases):
         Only `finish` takes an evaluation at step 0 that no row follows.
         """
         with self._fenced(lease) as tx:
-            rows.append_rows(tx, lease, chunk)
+            rows_now = rows.append_rows(tx, lease, chunk)
+            if rows_now:
+                rows.keep_of_trial(tx, lease, **rows_now)
 
     @again
     def report(
@@ -137,8 +139,11 @@ class Ledger(Leases):
         """Commit rows up to a rung, the report there, and the decision to go on."""
         assert not report.pruned, "a pruned trial is finished, with its report"
         with self._fenced(lease) as tx:
-            rows.append_rows(tx, lease, chunk)
-            rows.add_report(tx, lease, report, attrs)
+            rows_now = rows.append_rows(tx, lease, chunk)
+            if rows.add_report(tx, lease, report):
+                rows.update_trial(tx, lease, **rows_now, attrs=dict(attrs))
+            elif rows_now:
+                rows.keep_of_trial(tx, lease, **rows_now)
 
     @again
     def save_checkpoint(self, lease: Lease, checkpoint: CheckpointRecord) -> list[str]:
@@ -178,15 +183,13 @@ class Ledger(Leases):
 
         Gives the paths of the checkpoints that nobody needs any more.
         """
-        with self._ending(lease, FINISHED) as tx:
+        with self._ending(lease, FINISHED, outcome.kind) as tx:
             if tx is None:
                 return []
-            if chunk is not None:
-                rows.append_rows(tx, lease, chunk)
-            if report is not None:
-                rows.add_report(tx, lease, report, attrs or {})
-            rows.end_trial(tx, lease.trial_id, lease.study_id, outcome)
-            rows.end_attempt(tx, lease.attempt_id, FINISHED, outcome.kind)
+            last = {} if chunk is None else rows.append_rows(tx, lease, chunk)
+            if report is not None and rows.add_report(tx, lease, report):
+                last["attrs"] = dict(attrs or {})
+            rows.end_trial(tx, lease.trial_id, lease.study_id, outcome, **last)
             mine = delete(checkpoints).where(checkpoints.c.trial_id == lease.trial_id)
             return list(tx.scalars(mine.returning(checkpoints.c.path)))
 

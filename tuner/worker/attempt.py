@@ -73,6 +73,7 @@ class Attempt:
         self._study = here.study
         self.lease = claim.lease
         self.number = claim.trial.number
+        self.failed = False  # the trial, by this attempt
         self._params = claim.trial.params
         self._saved = claim.checkpoint
         self._endings = claim.endings
@@ -226,6 +227,7 @@ class Attempt:
             lambda: self._ledger.finish(self.lease, outcome, chunk=rows, report=report, attrs=attrs)
         )
         reach("outcome.committed")
+        self.failed = outcome.kind == FAILED
         self._spill.clear()
         self.log.info(
             "trial ended",

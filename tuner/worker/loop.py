@@ -18,6 +18,10 @@ from tuner.worker.keeper import Keeper
 from tuner.worker.study import StudyWorker
 
 IDLE_SECONDS = 0.5
+REAP_SECONDS = 1.0
+"""How long what others have lost may lie while there is something to train."""
+STUDIES_SECONDS = 0.5
+"""How old a study's record may be when a trial of it is taken; whether it is open is asked then."""
 
 log = logger(__name__)
 
@@ -59,12 +63,16 @@ def work(
         )
 
     worker = Worker(ledger, names, join)
+    reaped_at = -float("inf")
     with keeper.working():
         log.info("worker started", worker=identity(), studies=list(names) or "all that are open")
         while not stop.is_set():
-            keeper.reap()
+            if time.monotonic() - reaped_at >= REAP_SECONDS:
+                keeper.reap()
+                reaped_at = time.monotonic()
             if worker.train_one_turn():
                 continue
+            reaped_at = -float("inf")  # there is time, and what was lost may be all there is
             if until_idle and not worker.others_train():
                 break
             stop.wait(IDLE_SECONDS)
@@ -82,6 +90,8 @@ class Worker:
         self._join = join
         self._joined: dict[int, StudyWorker | None] = {}  # by the study's id; None: not for us
         self._seconds: defaultdict[int, float] = defaultdict(float)  # trained here, by study
+        self._known: list[StudyRecord] = []
+        self._known_at = -float("inf")
 
     def train_one_turn(self) -> bool:
         """Train at the study that has the least for its weight; tell whether there was any."""
@@ -94,6 +104,7 @@ class Worker:
             self._seconds[study.id] += time.monotonic() - began
             if trained:
                 return True
+        self._known_at = -float("inf")
         return False
 
     def others_train(self) -> bool:
@@ -123,6 +134,13 @@ class Worker:
         return sorted(studies, key=need)
 
     def _studies(self) -> list[StudyRecord]:
+        """Read the studies, unless that was a moment ago and there was something to train."""
+        if time.monotonic() - self._known_at >= STUDIES_SECONDS:
+            self._known = self._read_studies()
+            self._known_at = time.monotonic()
+        return self._known
+
+    def _read_studies(self) -> list[StudyRecord]:
         if self._names:
             return [self._ledger.study(name) for name in self._names]
         return [study for study in self._ledger.studies() if study.state == OPEN]

@@ -77,6 +77,7 @@ class StudyWorker:
         )
         self._attempts: dict[int, Attempt] = {}  # by the trial's number
         self._block = 1  # steps that take about LOOK_SECONDS
+        self._asked_of_failures: int | None = None  # the limit that the failures were held against
         self._regret_at = ENOUGH  # completed trials at which the regret is bounded again
         sweep(checkpoints, ledger, study)
         log.info("study joined", study=study.name, **settled)
@@ -136,7 +137,18 @@ class StudyWorker:
         if ended is not None:
             log.info("study ended", study=self._name, reason=ended.reason)
             return True
+        return self._is_broken(study)
+
+    def _is_broken(self, study: StudyRecord) -> bool:
+        """Stop the study if its trials fail alike: asked at first, and after a failure here.
+
+        Whoever had a trial that failed looks at those of all, which is too dear before each trial.
+        """
+        limit = study.spec.budget.stop_after_failures
+        if limit == self._asked_of_failures:
+            return False
         stopped = governing.break_circuit(self._ledger, study)
+        self._asked_of_failures = limit
         if stopped is not None:
             log.warning(f"study {self._name}: {stopped.reason}")
         return stopped is not None
@@ -240,6 +252,8 @@ class StudyWorker:
     def _forget(self, attempt: Attempt) -> None:
         self._keeper.let_go(attempt.lease)
         self._attempts.pop(attempt.number, None)
+        if attempt.failed:
+            self._asked_of_failures = None
 
     def _give_up(self, attempt: Attempt, lost: LeaseLost) -> None:
         """Leave a trial that is another's now, or has been cancelled."""

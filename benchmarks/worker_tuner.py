@@ -1,0 +1,42 @@
+"""A worker of ours, for `workers.py`: `tuner worker --no-recorder` without its command line.
+
+python benchmarks/worker_tuner.py URL
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import waiting
+
+from tuner import logs
+from tuner.ledger import Ledger
+from tuner.storage import addresses, open_ledger
+from tuner.worker import work
+
+
+def main() -> None:
+    logs.service("json")
+    with tempfile.TemporaryDirectory() as folder:
+        places = addresses({"TUNER_DATABASE_URL": sys.argv[1]}, Path(folder))
+        ledger = Ledger(open_ledger(places, create=False))
+
+        def serve(study: str, _seconds: float, stop: threading.Event) -> None:
+            work(
+                ledger,
+                places.checkpoints,
+                names=[study],
+                prefixes=["waiting"],
+                stop=stop,
+                until_idle=False,
+                spill=places.spill,
+            )
+
+        waiting.serve(serve)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""What the ledger asks of its database: few statements, none of which reads all trials."""
+
+from __future__ import annotations
+
+import pytest
+from helpers import claim, completed, draw, rows, submit, went_on
+from sqlalchemy import event
+
+from tuner.ledger import governing
+
+
+class Statements:
+    """The statements that an engine is given, with their parameters."""
+
+    def __init__(self, engine) -> None:
+        self.seen: list[tuple[str, object]] = []
+        event.listen(engine, "before_cursor_execute", self._see)
+
+    def _see(self, _connection, _cursor, statement, parameters, _context, _many) -> None:
+        if not statement.startswith(("BEGIN", "EXPLAIN")):
+            self.seen.append((statement, parameters))
+
+    def of(self, call) -> list[tuple[str, object]]:
+        self.seen.clear()
+        call()
+        return list(self.seen)
+
+
+ASKED = [  # (what, at most so many statements)
+    ("claim", 5),
+    ("draw", 3),
+    ("searched", 1),
+    ("report", 6),
+    ("finish", 7),
+]
+
+
+def calls(ledger):
+    study = submit(ledger)
+    for _ in range(3):  # what has ended, is trained and waits
+        held = claim(ledger, study)
+        draw(ledger, held)
+    ledger.finish(held.lease, completed(1.0))
+    held = claim(ledger, study)
+    report = went_on(10, 0.5)
+    return {
+        "claim": lambda: claim(ledger, study),
+        "draw": lambda: draw(ledger, held),
+        "searched": lambda: ledger.searched(study.id, 3),
+        "report": lambda: ledger.report(held.lease, rows(0, 10), report, attrs={}),
+        "finish": lambda: ledger.finish(
+            held.lease, completed(1.0), chunk=rows(0, 20), report=report, attrs={}
+        ),
+        "reap": ledger.reap,
+        "stop": lambda: governing.stop(ledger, study, "enough"),
+    }
+
+
+@pytest.mark.parametrize(("what", "most"), ASKED)
+def test_what_every_trial_asks_takes_few_statements(ledger, what, most):
+    statements = Statements(ledger.engine)
+    call = calls(ledger)[what]
+    asked = statements.of(call)
+    assert 0 < len(asked) <= most, "\n\n".join(statement for statement, _ in asked)
+
+
+@pytest.mark.parametrize("what", ["claim", "draw", "searched", "report", "finish", "reap", "stop"])
+def test_nothing_reads_all_trials_or_attempts(ledger, what):
+    statements = Statements(ledger.engine)
+    call = calls(ledger)[what]
+    for statement, parameters in statements.of(call):
+        if statement.startswith("INSERT INTO") and "SELECT" not in statement:
+            continue
+        with ledger.engine.begin() as tx:
+            plan = tx.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
+        for *_, step in plan:
+            by_number = "tuner_trials USING INDEX sqlite_autoindex_tuner_trials_1 (study_id=?)"
+            assert "SCAN tuner" not in step or "tuner_attempts_live" in step, (step, statement)
+            assert by_number not in step, (step, statement)
