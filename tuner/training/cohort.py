@@ -58,11 +58,7 @@ class CohortTrainer:
         Raises `WorkloadError` when the workload does not measure the study's metric, or cannot be
         trained like this: `fitness.obstacle` says so beforehand.
         """
-        if spec.study.metric not in workload.metric_names:
-            raise WorkloadError(
-                f"[study] metric: expected one of {', '.join(workload.metric_names)}, which "
-                f"{spec.workload.function} measures, got {spec.study.metric}"
-            )
+        objective.refuse_unmeasured(spec, workload)
         try:
             self._plan = fitness.plan(workload, spec)
         except NotStackableError as error:

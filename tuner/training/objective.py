@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from tuner.errors import WorkloadError
 from tuner.spec import StudySpec
+from tuner.training.workloads import Workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +23,15 @@ class Progress:
 
 
 NOTHING_YET = Progress()
+
+
+def refuse_unmeasured(spec: StudySpec, workload: Workload) -> None:
+    """Refuse a workload that does not measure the study's metric: `WorkloadError`."""
+    if spec.study.metric not in workload.metric_names:
+        raise WorkloadError(
+            f"[study] metric: expected one of {', '.join(workload.metric_names)}, which "
+            f"{spec.workload.function} measures, got {spec.study.metric}"
+        )
 
 
 def observed(spec: StudySpec, progress: Progress, step: int, value: float) -> Progress:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
-from tuner.errors import WorkloadError
 from tuner.spec import StudySpec
 from tuner.training import checkpoint, objective, optimizers, randomness
 from tuner.training.batches import BatchOrder, micro_batches
@@ -66,11 +65,7 @@ class ReferenceTrainer:
 
         Raises `WorkloadError` when the workload does not measure the study's metric.
         """
-        if spec.study.metric not in workload.metric_names:
-            raise WorkloadError(
-                f"[study] metric: expected one of {', '.join(workload.metric_names)}, which "
-                f"{spec.workload.function} measures, got {spec.study.metric}"
-            )
+        objective.refuse_unmeasured(spec, workload)
         self._workload = workload
         self._spec = spec
         self._clock = clock
