@@ -603,3 +603,26 @@ def test_what_is_not_allowed_is_not_imported(module_here, factory):
 def test_a_module_that_does_not_exist():
     with pytest.raises(WorkloadError, match=r"there is no module studies\.nothing; expected it to"):
         load("studies.nothing:mlp", {})
+
+
+@pytest.mark.parametrize("chunks", [(10,), (1, 1, 10), (3, 10)])
+def test_what_was_measured_is_given_out_before_what_the_workload_raises(chunks):
+    updates = []
+
+    def loss(outputs, targets):
+        if outputs.requires_grad:
+            updates.append(1)
+            if len(updates) > 3:
+                raise RuntimeError("no more")
+        return nn.functional.mse_loss(outputs, targets)
+
+    trainer = ReferenceTrainer(regression(loss=loss), make_spec(steps=20))
+    trainer.admit(make_task())
+    measured = 0
+    with pytest.raises(RuntimeError, match="no more"):
+        for most in (*chunks, 10):
+            (event,) = trainer.advance(most)
+            assert event.status is Status.TRAINING
+            measured = event.next_step
+    assert measured == 3
+    trainer.evict(7)

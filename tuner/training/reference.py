@@ -46,6 +46,7 @@ class _Member:
     seconds: float = 0.0  # in training, before this call of `advance`
     step: int = 0  # updates so far; everything measured before and at it has been given out
     status: Status = Status.TRAINING
+    raised: Exception | None = None  # by the workload, in the last call of `advance`
 
 
 class ReferenceTrainer:
@@ -108,29 +109,30 @@ class ReferenceTrainer:
     def advance(self, max_steps: int) -> list[Event]:
         """Train by up to `max_steps` updates, and not past a rung, divergence or the horizon.
 
-        A trial that has ended makes no event.
+        A trial that has ended makes no event. What the workload raises is raised from the next call
+        where there is something measured to be given out before.
         """
         member = self._member
         if member is None or member.status in ENDED:
             return []
+        if member.raised is not None:
+            raise member.raised
         segment, began = Segment(member.step), self._clock()
         last = self._next_stop(member.step, max_steps)
         member.status = Status.TRAINING
-        with randomness.swapped(member.random):
-            if member.step == 0:
-                self._evaluate(member, segment)
-            while member.step < last and member.status is Status.TRAINING:
-                self._update(member, segment)
-                if member.status is Status.TRAINING and member.step in self._evaluation_steps:
-                    self._evaluate(member, segment)
-                if member.status is Status.TRAINING:
-                    self._watch_time(member, segment, began)
+        try:
+            self._train_to(member, last, segment, began)
+        except Exception as error:
+            if not segment.times:
+                raise
+            member.raised = error  # what was measured before it is given out first
         member.watch.catch_up()
         member.seconds += self._clock() - began
-        if member.status is Status.TRAINING and member.step == self._spec.training.steps:
-            member.status = Status.FINISHED
-        elif member.status is Status.TRAINING and member.step in self._rungs:
-            member.status = Status.AT_RUNG
+        if member.raised is None and member.status is Status.TRAINING:
+            if member.step == self._spec.training.steps:
+                member.status = Status.FINISHED
+            elif member.step in self._rungs:
+                member.status = Status.AT_RUNG
         value = objective.value_of(self._spec, member.progress)
         return [segment.event(member.task.number, member.status, value)]
 
@@ -160,6 +162,18 @@ class ReferenceTrainer:
         )
 
     # --- one trial --------------------------------------------------------------------------
+
+    def _train_to(self, member: _Member, last: int, segment: Segment, began: float) -> None:
+        """Make updates, and the evaluations that belong to them, until step `last` or an end."""
+        with randomness.swapped(member.random):
+            if member.step == 0:
+                self._evaluate(member, segment)
+            while member.step < last and member.status is Status.TRAINING:
+                self._update(member, segment)
+                if member.status is Status.TRAINING and member.step in self._evaluation_steps:
+                    self._evaluate(member, segment)
+                if member.status is Status.TRAINING:
+                    self._watch_time(member, segment, began)
 
     def _update(self, member: _Member, segment: Segment) -> None:
         """Make the update from `member.step` to the next, unless the guard stops the trial."""

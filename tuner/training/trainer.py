@@ -84,6 +84,7 @@ class Trainer(Protocol):
     Invariants, for every implementation:
     - a member's curve depends on its task and the study alone: not on other members, not on how
       many steps each `advance` was asked for, not on being snapshotted and admitted again;
+    - what the workload raises comes out of `advance`, of one trial after what it measured before;
     - the global random state of the process is the same after each call as before it;
     - not thread-safe: one thread calls it.
     """
