@@ -30,7 +30,7 @@ def upgrade(as_json: bool) -> None:
     if as_json:
         print_json({"upgraded": places.shown(), "left": left})
     else:
-        click.echo(f"{places.shown()['ledger']} is up to date.")
+        click.echo(f"{places.shown()['optuna']} is up to date.")
 
 
 @db.command()

@@ -102,7 +102,7 @@ def _revision(engine: Engine) -> str | None:
 def _nothing_there(places: Addresses) -> UnavailableError:
     if places.file is None:
         return SchemaError(
-            f"there are no tables of tuner in {without_password(places.ledger)}, or this role may "
+            f"there are no tables of tuner in {without_password(places.optuna)}, or this role may "
             "not see them; `tuner db upgrade` makes them"
         )
     return UnavailableError(
@@ -112,7 +112,7 @@ def _nothing_there(places: Addresses) -> UnavailableError:
 
 
 def _refuse(places: Addresses, revision: str) -> None:
-    shown = without_password(places.ledger)
+    shown = without_password(places.optuna)
     if revision in _revisions():
         raise SchemaError(
             f"the database {shown} has schema {revision}, this version of tuner needs {HEAD}; "
