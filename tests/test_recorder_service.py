@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from helpers import completed, rows, spec
-from processes import optuna_left, prepare, until
+from processes import environment, optuna_left, prepare, until
 from sqlalchemy import Engine, event
 from test_bulk import ADAMW, SPACE, WORKLOAD, take
 
@@ -20,6 +20,7 @@ from tuner import doctor, storage
 from tuner.errors import NotFoundError, UnavailableError
 from tuner.ledger import Ledger, StudyRecord
 from tuner.ledger.tables import published_studies
+from tuner.processes import RecorderProcess
 from tuner.storage import Addresses
 from tuner.tracking import parent
 from tuner.tracking import runs as tracking_runs
@@ -237,3 +238,16 @@ def test_a_study_that_another_recorder_forgot_is_looked_at_from_its_beginning(le
     with ledger.engine.begin() as tx:
         left = tx.execute(published_studies.select()).all()
     assert {row.expires_at for row in left} == {0.0}, "no claim stays behind"
+
+
+def test_a_recorder_that_could_not_begin_is_started_again_at_the_end(tmp_path, monkeypatch):
+    """Such as in an outage that is over by then."""
+    for name, value in environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    beside = RecorderProcess(())
+    first = beside._process
+    until(lambda: first.poll() is not None, "its end")
+    assert first.returncode == 4, "there is no ledger yet"
+    prepare(tmp_path)
+    assert beside.close()

@@ -147,7 +147,7 @@ def idle(here: Team) -> bool:
 
 
 def test_the_database_may_crash_and_come_back(here):
-    submit(here, trials="6")
+    submit(here, trials="6", steps="300", lr="0.01", pruner='"none"')
     workers = [here.start("worker", "--until-idle") for _ in range(2)]
     until(lambda: steps(here) > 20, "some steps")
     here.cluster.stop("immediate")

@@ -51,6 +51,7 @@ class RecorderProcess:
             if self._process.poll() is not None:
                 code = self._process.returncode
                 log.warning("the recorder ended with %d; another one goes on", code)
+                self._process.communicate()  # closes its pipe
                 self._process = self._start()
                 pause *= 2
 
@@ -61,6 +62,7 @@ class RecorderProcess:
         """
         self._closing.set()
         self._watcher.join()
+        has_tried = self._process.poll() is None  # to publish the rest, when it ends; else earlier
         for start in range(1 + RECORDER_STARTS):
             if start:
                 self._process = self._start()
@@ -70,8 +72,9 @@ class RecorderProcess:
                 return False
             if self._process.returncode == 0:
                 return True
-            if self._process.returncode == UnavailableError.exit_code:
-                break  # it has tried, and said what it cannot reach
+            if has_tried and self._process.returncode == UnavailableError.exit_code:
+                break  # it has said what it cannot reach
+            has_tried = True
         return False
 
 

@@ -5,12 +5,15 @@ Optuna's and MLflow's tables are made here too, because first starts that race b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, column, inspect, select, table, text
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from tuner.errors import SchemaError, UnavailableError
+from tuner.errors import ConnectionLostError, SchemaError, UnavailableError
+from tuner.ledger.retrying import FIRST_SECONDS, LONGEST_SECONDS, PATIENCE_SECONDS
 from tuner.ledger.tables import HEAD, VERSION_TABLE
 from tuner.storage import roles
 from tuner.storage.engines import ledger_engine, reached
@@ -29,7 +32,7 @@ def open_ledger(places: Addresses, *, create: bool) -> Engine:
     engine = ledger_engine(places.ledger)
     with reached(places.ledger):
         absent = places.file is not None and not places.file.exists()
-        revision = None if absent else _revision(engine)
+        revision = None if absent else _patiently(lambda: _revision(engine))
         if revision is None:
             if not create or places.file is None:
                 raise _nothing_there(places)
@@ -89,6 +92,17 @@ def _grant_roles(places: Addresses) -> str | None:
             left = roles.grant(tx, {*BaseModel.metadata.tables, "alembic_version"})
         engine.dispose()
     return left
+
+
+def _patiently(read: Callable[[], str | None]) -> str | None:
+    """Read over a database that is just being started again, as every other call does."""
+    retrying = Retrying(
+        retry=retry_if_exception_type(ConnectionLostError),
+        wait=wait_random_exponential(multiplier=FIRST_SECONDS, max=LONGEST_SECONDS),
+        stop=stop_after_delay(PATIENCE_SECONDS),
+        reraise=True,
+    )
+    return retrying(read)
 
 
 def _revision(engine: Engine) -> str | None:

@@ -194,7 +194,7 @@ def _serve(
 ) -> None:
     """Publish to one target, opened when it can be, until `closing` is set and nothing is left."""
     projection: Projection | None = None
-    tries = 0
+    tries = last_tries = 0
     while True:
         last = closing.is_set()  # looked at before publishing, so that nothing slips through
         wait = POLL_SECONDS
@@ -209,9 +209,10 @@ def _serve(
                 projection.close()
                 return
         except TunerError as error:
-            passing = isinstance(error, ConnectionLostError) and tries < LAST_TRIES
-            if last and not passing:
-                raise
+            if last:
+                last_tries += 1
+                if last_tries > LAST_TRIES or not isinstance(error, ConnectionLostError):
+                    raise
             outages.say(str(error))
             first, most = RETRY_SECONDS
             # with jitter, so that many recorders do not come back at the same moment
