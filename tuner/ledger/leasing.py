@@ -65,8 +65,7 @@ class Leases(Reader):
             study = tx.execute(rows.locked_study(study_id)).first()
             held = rows.claimed(tx, word) if repeated else None
             if held is not None:
-                lease, trial_id = held
-                return _claim_of(tx, lease, read_trials(tx, trials.c.id == trial_id)[0])
+                return _claim_of(tx, held, read_trials(tx, trials.c.id == held.trial_id)[0])
             if study is None or study.state != OPEN:  # it may have been deleted just now
                 return None
             waiting = tx.scalar(

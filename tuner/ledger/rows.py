@@ -114,11 +114,11 @@ def begin_attempt(
         )
         .returning(attempts.c.id, attempts.c.number, attempts.c.started_at)
     ).one()
-    return _lease(trial, attempt)
+    return _lease(attempt, trial.id, trial.study_id)
 
 
-def claimed(tx: Connection, claim: str) -> tuple[Lease, int] | None:
-    """Find the live attempt that a claim made, and its trial's id; None if it made none."""
+def claimed(tx: Connection, claim: str) -> Lease | None:
+    """Find the lease of the live attempt that a claim made; None if it made none."""
     row = tx.execute(
         select(
             attempts.c.id,
@@ -130,24 +130,15 @@ def claimed(tx: Connection, claim: str) -> tuple[Lease, int] | None:
         .join(trials)
         .where(attempts.c.claim == claim, attempts.c.live)
     ).first()
-    if row is None:
-        return None
-    lease = Lease(
-        attempt_id=row.id,
-        number=row.number,
-        trial_id=row.trial_id,
-        study_id=row.study_id,
-        started_at=row.started_at,
-    )
-    return lease, row.trial_id
+    return None if row is None else _lease(row, row.trial_id, row.study_id)
 
 
-def _lease(trial: TrialRecord, attempt: Row[Any]) -> Lease:
+def _lease(attempt: Any, trial_id: int, study_id: int) -> Lease:  # of a row of attempts
     return Lease(
         attempt_id=attempt.id,
         number=attempt.number,
-        trial_id=trial.id,
-        study_id=trial.study_id,
+        trial_id=trial_id,
+        study_id=study_id,
         started_at=attempt.started_at,
     )
 
