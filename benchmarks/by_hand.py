@@ -70,7 +70,12 @@ def main() -> None:
                 loss = loss_of(model(inputs[rows]), targets[rows])
                 loss.backward()
                 norm = nn.utils.get_total_norm([p.grad for p in model.parameters()])
-                log(step, train_loss=loss.item(), lr=schedule.get_last_lr()[0], grad_norm=norm.item())
+                log(
+                    step,
+                    train_loss=loss.item(),
+                    lr=schedule.get_last_lr()[0],
+                    grad_norm=norm.item(),
+                )
                 optimizer.step()
                 schedule.step()
                 if (step + 1) % EVERY == 0:

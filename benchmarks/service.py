@@ -212,7 +212,9 @@ def main() -> None:
         "slots": SLOTS,
         "budget": options.budget,
         "sampler": options.sampler,
-        "milliseconds": {a: round(1000 * statistics.median(r[a] for r in rows), 2) for a in rows[0]},
+        "milliseconds": {
+            a: round(1000 * statistics.median(r[a] for r in rows), 2) for a in rows[0]
+        },
     }
     for arm in ("bare", "batch", "steps"):
         report[f"{arm}/service"] = spread([row[arm] / row["service"] for row in rows])

@@ -82,6 +82,36 @@ def test_a_draw_that_was_not_committed_is_drawn_again(ledger):
     assert again.params == lost.params
 
 
+@pytest.mark.parametrize("sampler", ["random", "tpe", "qmc", "cmaes"])
+@pytest.mark.parametrize("past", [[], PAST])
+def test_trials_drawn_together_are_those_drawn_and_committed_one_by_one(new_ledger, sampler, past):
+    drawn, again = [], []
+    for together in (True, False):
+        ledger = new_ledger()
+        study = submit(ledger, space=WIDE, search={"sampler": sampler}, budget={"trials": 99})
+        history(ledger, study, past)
+        held = ledger.claim_together(study.id, "worker", {}, 5)
+        numbers, search = [one.trial.number for one in held], Search(study, ledger)
+        if together:
+            draws = search.draw_together(numbers)
+            again = [search.draw_together(numbers), Search(study, ledger).draw_together(numbers)]
+            assert again == [draws, draws], "nothing of it stays where it is not committed"
+        else:
+            draws = [search.draw(number) for number in numbers[:1]]
+            for one, number in zip(held, numbers[1:], strict=False):
+                last = draws[-1]
+                ledger.draw(
+                    one.lease,
+                    last.params,
+                    attrs=last.attrs,
+                    study_attrs=last.study_attrs,
+                    asked_revision=last.revision,
+                )
+                draws.append(search.draw(number))
+        drawn.append([(one.params, one.attrs) for one in draws])
+    assert drawn[0] == drawn[1]
+
+
 def test_a_draw_keeps_away_from_what_is_being_tried(ledger):
     study = submit(ledger, search=TPE, budget={"trials": 99})
     history(ledger, study, PAST)

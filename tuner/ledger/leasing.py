@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -13,7 +14,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, and_, select, update
 from tuner.errors import LeaseLost
 from tuner.ledger import rows
 from tuner.ledger.reading import Reader, has_live_attempt, read_trials
-from tuner.ledger.records import OPEN, STALE, Claim, Lease, TrialRecord
+from tuner.ledger.records import OPEN, STALE, CheckpointRecord, Claim, Lease, TrialRecord
 from tuner.ledger.retrying import PATIENCE_SECONDS, again
 from tuner.ledger.tables import (
     IS_LIVE,
@@ -44,11 +45,17 @@ class Leases(Reader):
         self._writes = engine.execution_options(writes=True)
 
     def claim(self, study_id: int, worker: str, environment: Mapping[str, Any]) -> Claim | None:
-        """Lease the oldest trial that nobody trains, else reserve a new one; None if there is none.
+        """Lease one trial, see `claim_together`; None if there is none."""
+        return next(iter(self.claim_together(study_id, worker, environment, 1)), None)
 
-        Budget, number and lease are one commit. A new trial has no parameters yet.
+    def claim_together(
+        self, study_id: int, worker: str, environment: Mapping[str, Any], most: int
+    ) -> list[Claim]:
+        """Lease the oldest trials that nobody trains, then reserve new ones, as the budget allows.
+
+        Budget, numbers and leases are one commit. A new trial has no parameters yet.
         """
-        return self._claim(study_id, worker, environment, uuid.uuid4().hex, count())
+        return self._claim(study_id, worker, environment, most, uuid.uuid4().hex, count())
 
     @again
     def _claim(
@@ -56,19 +63,22 @@ class Leases(Reader):
         study_id: int,
         worker: str,
         environment: Mapping[str, Any],
+        most: int,
         word: str,
         calls: Iterator[int],
-    ) -> Claim | None:
-        """Claim under a word that nobody else has, so that a repeated call finds its claim."""
+    ) -> list[Claim]:
+        """Claim under a word that nobody else has, so that a repeated call finds its claims."""
         repeated = next(calls) > 0
         with self._writing() as tx:
             study = tx.execute(rows.locked_study(study_id)).first()
-            held = rows.claimed(tx, word) if repeated else None
-            if held is not None:
-                return _claim_of(tx, held, read_trials(tx, trials.c.id == held.trial_id)[0])
+            held = rows.claimed(tx, word) if repeated else []
+            if held:
+                found = read_trials(tx, trials.c.id.in_([lease.trial_id for lease in held]))
+                leases = {lease.trial_id: lease for lease in held}
+                return _claims(leases, found, _history(tx, found))
             if study is None or study.state != OPEN:  # it may have been deleted just now
-                return None
-            waiting = tx.scalar(
+                return []
+            waiting = tx.scalars(
                 select(trials.c.id)
                 .where(
                     trials.c.study_id == study_id,
@@ -76,29 +86,24 @@ class Leases(Reader):
                     ~has_live_attempt(trials.c.id),
                 )
                 .order_by(trials.c.number)
-                .limit(1)
-            )
-            new = waiting is None
-            if new:
-                if study.reserved >= study.limit:
-                    return None
-                trial = TrialRecord(**rows.reserve(tx, study)._mapping)
-            else:
-                trial = read_trials(tx, trials.c.id == waiting)[0]
-            checkpoint = None if new else rows.last_checkpoint(tx, trial.id)
-            lease = rows.begin_attempt(
+                .limit(most)
+            ).all()
+            old = read_trials(tx, trials.c.id.in_(waiting)) if waiting else []
+            room = min(most - len(old), study.limit - study.reserved)
+            new = rows.reserve(tx, study, room) if room > 0 else []
+            if not old and not new:
+                return []
+            history = _history(tx, old)
+            taken = [(trial, *_next_attempt(trial, history)) for trial in (*old, *new)]
+            leases = rows.begin_attempts(
                 tx,
-                trial,
-                number=1 if new else 1 + sum(rows.endings(tx, trial.id).values()),
+                taken,
                 claim=word,
                 worker=worker,
                 environment=environment,
-                first_step=checkpoint.step if checkpoint else 0,
                 seconds=self.lease_seconds,
             )
-            if new:
-                return Claim(lease=lease, trial=trial, checkpoint=None)
-            return _claim_of(tx, lease, trial)
+            return _claims(leases, (*old, *new), history)
 
     @again
     def release(self, lease: Lease, ending: str, reason: str) -> None:
@@ -169,28 +174,19 @@ class Leases(Reader):
         with self._writes.begin() as tx:
             yield tx
 
+    def _renewed(self) -> dict[str, Any]:
+        """Give the columns of an attempt whose lease is renewed."""
+        return {"expires_at": database_time() + self.lease_seconds}
+
     @contextmanager
     def _fenced(self, lease: Lease, ended: Mapping[str, Any] | None = None) -> Iterator[Connection]:
         """Begin a transaction that stops unless the attempt is still live.
 
         It renews the lease, or ends the attempt.
         """
-        renewed = {"expires_at": database_time() + self.lease_seconds}
         with self._writing() as tx:
-            done = tx.execute(
-                update(attempts)
-                .where(
-                    attempts.c.id == lease.attempt_id,
-                    attempts.c.number == lease.number,
-                    attempts.c.live,
-                )
-                .values(**(renewed if ended is None else ended))
-            )
-            if done.rowcount != 1:
-                raise LeaseLost(
-                    f"attempt {lease.number} at the trial was given up for lost and its token is "
-                    "refused; another attempt has the trial"
-                )
+            if not rows.fence(tx, [lease], self._renewed() if ended is None else ended):
+                raise refused(lease)
             yield tx
 
     @contextmanager
@@ -211,10 +207,45 @@ class Leases(Reader):
             yield None
 
 
-def _claim_of(tx: Connection, lease: Lease, trial: TrialRecord) -> Claim:
-    return Claim(
-        lease=lease,
-        trial=trial,
-        checkpoint=rows.last_checkpoint(tx, trial.id),
-        endings=rows.endings(tx, trial.id),
+def refused(lease: Lease) -> LeaseLost:
+    """Say that a token is refused."""
+    return LeaseLost(
+        f"attempt {lease.number} at the trial was given up for lost and its token is "
+        "refused; another attempt has the trial"
     )
+
+
+@dataclass(frozen=True)
+class _History:
+    """What trials have had before, by their ids; new ones have had nothing."""
+
+    endings: Mapping[int, Mapping[str, int]]  # attempts by how they ended
+    saved: Mapping[int, CheckpointRecord]  # where to go on
+
+
+def _history(tx: Connection, found: Sequence[TrialRecord]) -> _History:
+    ids = [trial.id for trial in found]
+    if not ids:
+        return _History({}, {})
+    return _History(rows.endings(tx, ids), rows.last_checkpoints(tx, ids))
+
+
+def _next_attempt(trial: TrialRecord, history: _History) -> tuple[int, int]:
+    """Give the number of the next attempt at a trial, and its first step."""
+    saved = history.saved.get(trial.id)
+    before = sum(history.endings.get(trial.id, {}).values())
+    return 1 + before, saved.step if saved else 0
+
+
+def _claims(
+    leases: Mapping[int, Lease], found: Sequence[TrialRecord], history: _History
+) -> list[Claim]:
+    return [
+        Claim(
+            lease=leases[trial.id],
+            trial=trial,
+            checkpoint=history.saved.get(trial.id),
+            endings=history.endings.get(trial.id, {}),
+        )
+        for trial in found
+    ]

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tuner.curves import Chunk
+from tuner.outcome import Outcome
 from tuner.spec import ParameterValue, StudySpec
 
 OPEN, PAUSED, STOPPED, ENDED = "open", "paused", "stopped", "ended"
@@ -175,6 +177,34 @@ class Claim:
     trial: TrialRecord
     checkpoint: CheckpointRecord | None
     endings: Mapping[str, int] = field(default_factory=dict)  # earlier attempts, by how they ended
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """The parameters of a trial, as its attempt commits them."""
+
+    lease: Lease
+    params: Mapping[str, ParameterValue]  # complete
+    attrs: Mapping[str, Any]  # the sampler's, of the trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What an attempt commits at once: rows of its curve, and what was decided after them."""
+
+    lease: Lease
+    chunk: Chunk
+    report: Report | None = None  # after its last row
+    attrs: Mapping[str, Any] = field(default_factory=dict)  # the pruner's, with a report
+    outcome: Outcome | None = None  # ends the attempt and its trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class Committed:
+    """What became of entries."""
+
+    lost: frozenset[Lease]  # refused: their attempts are no longer live
+    needless: Sequence[str] = ()  # paths of checkpoints that nobody needs any more
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, exists, func, insert, literal, select, update
+from sqlalchemy import Connection, Row, func, insert, select, tuple_, update
 
-from tuner.curves import Chunk
 from tuner.ledger.records import (
     ENDED,
     STOPPED,
     CheckpointRecord,
     Lease,
-    Report,
     TrialRecord,
     specification,
 )
 from tuner.ledger.tables import (
     attempts,
     checkpoints,
-    chunks,
     database_time,
-    reports,
     studies,
     trials,
 )
@@ -58,179 +53,165 @@ def next_revision(tx: Connection, study_id: int) -> int:
     )
 
 
-def reserve(tx: Connection, study: Row[Any]) -> Row[Any]:
-    """Make the next trial of a study whose row is locked."""
+def reserve(tx: Connection, study: Row[Any], count: int) -> list[TrialRecord]:
+    """Make the next trials of a study whose row is locked, in the order of their numbers."""
     counted = tx.execute(
         update(studies)
         .where(studies.c.id == study.id)
         .values(
-            reserved=studies.c.reserved + 1,
-            next_number=studies.c.next_number + 1,
+            reserved=studies.c.reserved + count,
+            next_number=studies.c.next_number + count,
             revision=studies.c.revision + 1,
         )
         .returning(studies.c.revision)
     ).one()
-    return tx.execute(
-        insert(trials)
-        .values(
-            study_id=study.id,
-            number=study.next_number,
-            imported=False,
-            attrs={},
-            state=RUNNING,
-            steps=0,
-            last_time=0.0,
-            created_at=database_time(),
-            revision=counted.revision,
-        )
-        .returning(trials)
-    ).one()
+    new = {
+        "study_id": study.id,
+        "imported": False,
+        "attrs": {},
+        "state": RUNNING,
+        "steps": 0,
+        "last_time": 0.0,
+        "revision": counted.revision,
+    }
+    made = tx.execute(
+        insert(trials).values(created_at=database_time()).returning(trials),
+        [{**new, "number": study.next_number + index} for index in range(count)],
+    )
+    found = [TrialRecord(**row._mapping) for row in made]
+    return sorted(found, key=lambda trial: trial.number)
 
 
-def begin_attempt(
+def begin_attempts(
     tx: Connection,
-    trial: TrialRecord,
+    taken: Sequence[tuple[TrialRecord, int, int]],
     *,
-    number: int,
     claim: str,
     worker: str,
     environment: Mapping[str, Any],
-    first_step: int,
     seconds: float,
-) -> Lease:
-    """Begin an attempt at a trial, under a lease of so many seconds."""
-    attempt = tx.execute(
+) -> dict[int, Lease]:
+    """Begin attempts under leases of so many seconds; give those by their trials' ids.
+
+    What is `taken` is a trial, the number of the attempt, and its first step.
+    """
+    made = tx.execute(
         insert(attempts)
         .values(
-            trial_id=trial.id,
-            number=number,
             claim=claim,
             worker=worker,
             live=True,
             expires_at=database_time() + seconds,
-            first_step=first_step,
             environment=dict(environment),
             started_at=database_time(),
         )
-        .returning(attempts.c.id, attempts.c.number, attempts.c.started_at)
-    ).one()
-    return _lease(attempt, trial.id, trial.study_id)
+        .returning(attempts.c.id, attempts.c.number, attempts.c.started_at, attempts.c.trial_id),
+        [
+            {"trial_id": trial.id, "number": number, "first_step": first_step}
+            for trial, number, first_step in taken
+        ],
+    )
+    (study_id,) = {trial.study_id for trial, _, _ in taken}
+    return {row.trial_id: _lease(row, study_id) for row in made}
 
 
-def claimed(tx: Connection, claim: str) -> Lease | None:
-    """Find the lease of the live attempt that a claim made; None if it made none."""
-    row = tx.execute(
+def claimed(tx: Connection, claim: str) -> list[Lease]:
+    """Find the leases of the live attempts that a claim made."""
+    found = tx.execute(
         select(
             attempts.c.id,
             attempts.c.number,
             attempts.c.started_at,
-            trials.c.study_id,
             attempts.c.trial_id,
+            trials.c.study_id,
         )
         .join(trials)
         .where(attempts.c.claim == claim, attempts.c.live)
-    ).first()
-    return None if row is None else _lease(row, row.trial_id, row.study_id)
+        .order_by(trials.c.number)
+    )
+    return [_lease(row, row.study_id) for row in found]
 
 
-def _lease(attempt: Any, trial_id: int, study_id: int) -> Lease:  # of a row of attempts
+def _lease(attempt: Any, study_id: int) -> Lease:  # of a row of attempts
     return Lease(
         attempt_id=attempt.id,
         number=attempt.number,
-        trial_id=trial_id,
+        trial_id=attempt.trial_id,
         study_id=study_id,
         started_at=attempt.started_at,
     )
 
 
-def last_checkpoint(tx: Connection, trial_id: int) -> CheckpointRecord | None:
-    """Find the checkpoint to go on from: the last one whose rows are committed."""
-    saved = tx.execute(
-        select(checkpoints.c.step, checkpoints.c.path, checkpoints.c.digest)
-        .join(trials)
-        .where(checkpoints.c.trial_id == trial_id, checkpoints.c.step <= trials.c.steps)
-        .order_by(checkpoints.c.step.desc(), checkpoints.c.id.desc())
-    ).first()
-    return CheckpointRecord(**saved._mapping) if saved else None
+def fence(tx: Connection, leases: Collection[Lease], values: Mapping[str, Any]) -> set[Lease]:
+    """Change the attempts of leases that are live; give those leases.
 
-
-def endings(tx: Connection, trial_id: int) -> dict[str, int]:
-    """Count the ended attempts at a trial by how they ended."""
-    query = (
-        select(attempts.c.ending, func.count().label("attempts"))
-        .where(attempts.c.trial_id == trial_id, ~attempts.c.live)
-        .group_by(attempts.c.ending)
-    )
-    return {str(row.ending): int(row.attempts) for row in tx.execute(query)}
-
-
-def append_rows(tx: Connection, lease: Lease, chunk: Chunk) -> dict[str, Any]:
-    """Add rows of a curve that are not committed yet; those that are drop out.
-
-    Gives what the trial's own row must have then; nothing if nothing was added.
+    It is what a fenced transaction begins with, so that nothing can come between.
     """
-    trial = tx.execute(
-        select(trials.c.steps, trials.c.last_time).where(trials.c.id == lease.trial_id)
-    ).one()
-    fresh = chunk.after(trial.steps).delayed(trial.last_time)
-    if fresh.next_step <= trial.steps and not len(fresh.eval_steps):
-        return {}
-    assert fresh.first_step == trial.steps, "the rows before these are missing"
-    tx.execute(
-        insert(chunks).values(
-            trial_id=lease.trial_id,
-            first_step=fresh.first_step,
-            next_step=fresh.next_step,
-            attempt_id=lease.attempt_id,
-            data=fresh.to_bytes(),
+    by_attempt = {lease.attempt_id: lease for lease in leases}
+    tokens = [(lease.attempt_id, lease.number) for lease in leases]
+    live = tx.scalars(
+        update(attempts)
+        .where(
+            attempts.c.id.in_(sorted(by_attempt)),
+            tuple_(attempts.c.id, attempts.c.number).in_(tokens),
+            attempts.c.live,
         )
+        .values(**values)
+        .returning(attempts.c.id)
     )
-    return {"steps": fresh.next_step, "last_time": fresh.last_time}
+    return {by_attempt[attempt_id] for attempt_id in live}
 
 
-def add_report(tx: Connection, lease: Lease, report: Report) -> bool:
-    """Add the report of a rung, unless it is there: a call that is repeated adds it once.
-
-    Tells whether it was added.
-    """
-    assert math.isfinite(report.value), "a trial without a finite value has diverged"
-    row = {"trial_id": lease.trial_id, **asdict(report)}
-    there = exists().where(reports.c.trial_id == lease.trial_id, reports.c.step == report.step)
-    new = select(*(literal(value, reports.c[name].type) for name, value in row.items()))
-    add = insert(reports).from_select(list(row), new.where(~there))
-    return tx.execute(add.returning(reports.c.step)).first() is not None
-
-
-def update_trial(tx: Connection, lease: Lease, **values: Any) -> None:
-    """Change a trial, as of the next revision."""
-    revision = next_revision(tx, lease.study_id)
-    keep_of_trial(tx, lease, revision=revision, **values)
+def last_checkpoints(tx: Connection, trial_ids: Collection[int]) -> dict[int, CheckpointRecord]:
+    """Find the checkpoints to go on from, by trial: the last ones whose rows are committed."""
+    saved = tx.execute(
+        select(checkpoints.c.trial_id, checkpoints.c.step, checkpoints.c.path, checkpoints.c.digest)
+        .join(trials)
+        .where(checkpoints.c.trial_id.in_(trial_ids), checkpoints.c.step <= trials.c.steps)
+        .order_by(checkpoints.c.step, checkpoints.c.id)
+    )
+    return {
+        row.trial_id: CheckpointRecord(step=row.step, path=row.path, digest=row.digest)
+        for row in saved
+    }
 
 
-def keep_of_trial(tx: Connection, lease: Lease, **values: Any) -> None:
-    """Change what search does not look at in a trial."""
-    tx.execute(update(trials).where(trials.c.id == lease.trial_id).values(**values))
+def endings(tx: Connection, trial_ids: Collection[int]) -> dict[int, dict[str, int]]:
+    """Count the ended attempts at trials by how they ended."""
+    query = (
+        select(attempts.c.trial_id, attempts.c.ending, func.count().label("attempts"))
+        .where(attempts.c.trial_id.in_(trial_ids), ~attempts.c.live)
+        .group_by(attempts.c.trial_id, attempts.c.ending)
+    )
+    found: dict[int, dict[str, int]] = {trial_id: {} for trial_id in trial_ids}
+    for row in tx.execute(query):
+        found[row.trial_id][str(row.ending)] = int(row.attempts)
+    return found
 
 
-def end_trial(
-    tx: Connection, trial_id: int, study_id: int, outcome: Outcome, **values: Any
-) -> None:
-    """Give a trial its outcome, and other values with it, as of the study's next revision."""
-    value, needed = outcome.value, outcome.kind == COMPLETED
-    assert not needed if value is None else math.isfinite(value), "a finite value, or none"
+def end_trial(tx: Connection, trial_id: int, study_id: int, outcome: Outcome) -> None:
+    """Give a trial its outcome, as of the study's next revision."""
     tx.execute(
         update(trials)
         .where(trials.c.id == trial_id)
         .values(
-            state=outcome.kind,
-            reason=outcome.reason,
-            value=outcome.value,
-            stopped_step=outcome.stopped_step,
             ended_at=database_time(),
             revision=next_revision(tx, study_id),
-            **values,
+            **outcome_columns(outcome),
         )
     )
+
+
+def outcome_columns(outcome: Outcome) -> dict[str, Any]:
+    """Give the columns of a trial that has an outcome."""
+    value, needed = outcome.value, outcome.kind == COMPLETED
+    assert not needed if value is None else math.isfinite(value), "a finite value, or none"
+    return {
+        "state": outcome.kind,
+        "reason": outcome.reason,
+        "value": outcome.value,
+        "stopped_step": outcome.stopped_step,
+    }
 
 
 def end_attempt(tx: Connection, attempt_id: int, ending: str, reason: str) -> None:
@@ -265,7 +246,7 @@ def fail_if_spent(tx: Connection, trial_id: int, ending: str, reason: str) -> No
     row = tx.execute(
         select(trials.c.study_id, studies.c.spec).join(studies).where(trials.c.id == trial_id)
     ).one()
-    lost = endings(tx, trial_id).get(ending, 0)
+    lost = endings(tx, [trial_id])[trial_id].get(ending, 0)
     allowed = specification(row.spec).budget.retries
     if lost > getattr(allowed, ending):
         sentence = f"Its worker was lost {lost} times; the last time, {reason}."

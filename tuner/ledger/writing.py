@@ -14,18 +14,21 @@ here stays open across a call into either.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import and_, delete, insert, select, update
 
+from tuner import curves
 from tuner.curves import Chunk
 from tuner.errors import UsageError
-from tuner.ledger import governing, rows, versions
-from tuner.ledger.leasing import Leases
+from tuner.ledger import entries, governing, rows, versions
+from tuner.ledger.leasing import Leases, refused
 from tuner.ledger.records import (
-    FINISHED,
     CheckpointRecord,
+    Committed,
+    Drawn,
+    Entry,
     Lease,
     Report,
     StudyRecord,
@@ -101,7 +104,6 @@ class Ledger(Leases):
 
     # --- training
 
-    @again
     def draw(
         self,
         lease: Lease,
@@ -111,39 +113,86 @@ class Ledger(Leases):
         study_attrs: Mapping[str, Any],
         asked_revision: int,
     ) -> None:
-        """Store the parameters of a trial, and the revision that the draw saw."""
-        with self._fenced(lease) as tx:
-            rows.update_trial(
-                tx, lease, params=dict(params), attrs=dict(attrs), asked_revision=asked_revision
-            )
-            if study_attrs:  # the revision has locked the study's row
-                here = studies.c.id == lease.study_id
-                known = tx.scalar(select(studies.c.attrs).where(here)) or {}
-                tx.execute(update(studies).where(here).values(attrs={**known, **study_attrs}))
+        """Store the parameters of one trial, see `draw_together`."""
+        drawn = Drawn(lease=lease, params=params, attrs=attrs)
+        if self.draw_together([drawn], study_attrs=study_attrs, asked_revision=asked_revision):
+            raise refused(lease)
 
     @again
-    def append(self, lease: Lease, chunk: Chunk) -> None:
-        """Commit rows of the curve; what was committed before is dropped from them.
+    def draw_together(
+        self,
+        drawn: Sequence[Drawn],
+        *,
+        study_attrs: Mapping[str, Any],
+        asked_revision: int,
+    ) -> frozenset[Lease]:
+        """Store the parameters of a study's trials; give the leases that are live no more.
 
-        Only `finish` takes an evaluation at step 0 that no row follows.
+        The draws saw the study's revision `asked_revision`, and each of them those before it.
         """
-        with self._fenced(lease) as tx:
-            rows_now = rows.append_rows(tx, lease, chunk)
-            if rows_now:
-                rows.keep_of_trial(tx, lease, **rows_now)
+        leases = frozenset(one.lease for one in drawn)
+        with self._writing() as tx:
+            live = rows.fence(tx, leases, self._renewed())
+            kept = [one for one in drawn if one.lease in live]
+            if kept:
+                entries.draw(tx, kept, study_attrs=study_attrs, asked_revision=asked_revision)
+        return leases - live
 
-    @again
+    def append(self, lease: Lease, chunk: Chunk) -> None:
+        """Commit rows of one curve, see `commit`."""
+        self._commit_one(Entry(lease=lease, chunk=chunk))
+
     def report(
         self, lease: Lease, chunk: Chunk, report: Report, *, attrs: Mapping[str, Any]
     ) -> None:
-        """Commit rows up to a rung, the report there, and the decision to go on."""
+        """Commit rows of one trial up to a rung, the report there, and the decision to go on."""
         assert not report.pruned, "a pruned trial is finished, with its report"
-        with self._fenced(lease) as tx:
-            rows_now = rows.append_rows(tx, lease, chunk)
-            if rows.add_report(tx, lease, report):
-                rows.update_trial(tx, lease, **rows_now, attrs=dict(attrs))
-            elif rows_now:
-                rows.keep_of_trial(tx, lease, **rows_now)
+        self._commit_one(Entry(lease=lease, chunk=chunk, report=report, attrs=attrs))
+
+    def finish(
+        self,
+        lease: Lease,
+        outcome: Outcome,
+        *,
+        chunk: Chunk | None = None,
+        report: Report | None = None,
+        attrs: Mapping[str, Any] | None = None,
+    ) -> Sequence[str]:
+        """Commit the last rows, the last report and the outcome of one trial.
+
+        Gives the paths of the checkpoints that nobody needs any more.
+        """
+        rows_now = curves.empty() if chunk is None else chunk
+        entry = Entry(
+            lease=lease, chunk=rows_now, report=report, attrs=attrs or {}, outcome=outcome
+        )
+        return self._commit_one(entry)
+
+    def _commit_one(self, entry: Entry) -> Sequence[str]:
+        done = self.commit([entry])
+        if done.lost:
+            raise refused(entry.lease)
+        return done.needless
+
+    @again
+    def commit(self, together: Sequence[Entry]) -> Committed:
+        """Commit entries of a study's trials, each whole or, where its lease is lost, not at all.
+
+        Rows that were committed before are dropped, and so is a report; only with an outcome may
+        there be an evaluation at step 0 that no row follows.
+        """
+        going_on = [entry.lease for entry in together if entry.outcome is None]
+        ended_before: set[Lease] = set()
+        with self._writing() as tx:
+            live = rows.fence(tx, going_on, self._renewed()) if going_on else set()
+            live |= entries.end_attempts(tx, together)
+            refused_ends = [e.lease for e in together if e.outcome and e.lease not in live]
+            if refused_ends:
+                ended_before = entries.came_through(tx, refused_ends)
+            kept = [entry for entry in together if entry.lease in live]
+            needless = entries.put(tx, kept) if kept else []
+        lost = frozenset(entry.lease for entry in together) - live - ended_before
+        return Committed(lost=lost, needless=needless)
 
     @again
     def save_checkpoint(self, lease: Lease, checkpoint: CheckpointRecord) -> list[str]:
@@ -168,30 +217,6 @@ class Ledger(Leases):
                 )
             )
         return [path for path in paths if path != checkpoint.path]
-
-    @again
-    def finish(
-        self,
-        lease: Lease,
-        outcome: Outcome,
-        *,
-        chunk: Chunk | None = None,
-        report: Report | None = None,
-        attrs: Mapping[str, Any] | None = None,
-    ) -> list[str]:
-        """Commit the last rows, the last report and the outcome as one.
-
-        Gives the paths of the checkpoints that nobody needs any more.
-        """
-        with self._ending(lease, FINISHED, outcome.kind) as tx:
-            if tx is None:
-                return []
-            last = {} if chunk is None else rows.append_rows(tx, lease, chunk)
-            if report is not None and rows.add_report(tx, lease, report):
-                last["attrs"] = dict(attrs or {})
-            rows.end_trial(tx, lease.trial_id, lease.study_id, outcome, **last)
-            mine = delete(checkpoints).where(checkpoints.c.trial_id == lease.trial_id)
-            return list(tx.scalars(mine.returning(checkpoints.c.path)))
 
     @again
     def forget_checkpoints(self) -> list[str]:

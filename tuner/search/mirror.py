@@ -11,7 +11,8 @@ import math
 import statistics
 import sys
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -166,6 +167,32 @@ class Mirror:
                 self._rivals.put(trial)
                 if record.state == COMPLETED:
                     self._completed.put(trial)
+
+    @contextmanager
+    def supposing(self) -> Iterator[Callable[[FrozenTrial, Mapping[str, Any]], None]]:
+        """Give a function by which running trials, and attributes, are other ones for now.
+
+        What it was given is taken back at the end.
+        """
+        before: dict[int, FrozenTrial] = {}
+        attrs = self.attrs
+
+        def suppose(trial: FrozenTrial, attrs: Mapping[str, Any]) -> None:
+            before.setdefault(trial.number, self._all[trial.number])
+            self._put_running(trial)
+            self.attrs = {**self.attrs, **attrs}
+
+        try:
+            yield suppose
+        finally:
+            for trial in before.values():
+                self._put_running(trial)
+            self.attrs = attrs
+
+    def _put_running(self, trial: FrozenTrial) -> None:
+        for trials in (self._all, self._told, self._rivals):
+            trials.put(trial)
+        self._valued = None
 
     def trial(self, number: int) -> FrozenTrial:
         """Give one trial."""

@@ -45,8 +45,8 @@ class Decision:
 class Search:
     """The sampler and the pruner of one study.
 
-    A draw is a function of the study's seed, the trial's number and the revision that it saw, so
-    neither a restart nor a second worker repeats one.
+    A draw is a function of the study's seed, the trial's number, the revision that it saw and the
+    draws made with it before it, so neither a restart nor a second worker repeats one.
     """
 
     def __init__(self, study: StudyRecord, ledger: Reader) -> None:
@@ -75,8 +75,7 @@ class Search:
         changes = self._ledger.searched(self._id, self._mirror.revision)
         self._mirror.refresh(changes)
         for record in changes.trials:
-            if self._observations is not None:
-                self._observations.take(self._mirror.for_sampler()[record.number])
+            self._observe(self._mirror.for_sampler()[record.number])
             rival = self._mirror.for_pruner().get(record.number)
             if rival is None:
                 self._standings.drop(record.number)
@@ -85,7 +84,28 @@ class Search:
 
     def draw(self, number: int) -> Draw:
         """Draw the parameters of a trial that has none yet."""
+        (draw,) = self.draw_together([number])
+        return draw
+
+    def draw_together(self, numbers: Sequence[int]) -> list[Draw]:
+        """Draw the parameters of trials that have none yet, each knowing the ones before it."""
         self.refresh()
+        draws = []
+        with self._mirror.supposing() as suppose:
+            for number in numbers:
+                draws.append(self._draw(number))
+                drawn = self._view.get_trial(number)
+                suppose(drawn, self._view.study_attrs)
+                self._observe(drawn)
+        for number in numbers:
+            self._observe(self._mirror.trial(number))
+        return draws
+
+    def _observe(self, trial: FrozenTrial) -> None:
+        if self._observations is not None:
+            self._observations.take(trial)
+
+    def _draw(self, number: int) -> Draw:
         self._view.begin(self._mirror.trial(number))
         known = self._mirror.imported()
         begins_there = known and isinstance(self._spec.search.sampler, CMAES)

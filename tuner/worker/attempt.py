@@ -1,21 +1,19 @@
-"""One try at one trial: what its trainer measures is committed, under a lease.
+"""One try at one trial: what its trainer measures and what must be committed of it, under a lease.
 
 The clock decides only when rows are committed and when a checkpoint is saved; neither changes a
-curve. While the database is away, rows go into a spill file; decisions and outcomes wait.
+curve. While the database is away, rows go into a spill file.
 """
 
 from __future__ import annotations
 
 import shutil
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from tenacity import Retrying, retry_if_exception_type, stop_when_event_set, wait_random_exponential
 
 from tuner import curves, failure
 from tuner.checkpoint_folders import folder_of
@@ -28,6 +26,7 @@ from tuner.ledger import (
     RAISED,
     CheckpointRecord,
     Claim,
+    Entry,
     Ledger,
     Report,
     StudyRecord,
@@ -38,16 +37,8 @@ from tuner.search import Decision
 from tuner.training import checkpoint as checkpoint_files
 from tuner.training import memory
 from tuner.training.trainer import Event, Status, Task, Trainer, seed_of
+from tuner.worker.commits import Commits
 from tuner.worker.spill import Spill
-
-COMMIT_SECONDS = 1.0
-"""How long measured rows may wait for their commit."""
-AWAY_SECONDS = 2.0
-"""How long until a database that is away is asked again whether it takes rows."""
-LONGEST_SECONDS = 5.0
-"""The longest pause between two tries of what must wait for the database."""
-
-R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +46,11 @@ class Surroundings:
     """What all attempts of a worker at one study have in common."""
 
     ledger: Ledger
-    impatient: Ledger  # the same one, for what need not wait
+    commits: Commits
     study: StudyRecord
     checkpoints: Path
     spill: Path
     worker: str  # its identity
-    stop: threading.Event  # it was told to stop
 
 
 class Attempt:
@@ -73,13 +63,14 @@ class Attempt:
         self._study = here.study
         self.lease = claim.lease
         self.number = claim.trial.number
+        self.admitted = False  # it has a slot
         self.failed = False  # the trial, by this attempt
         self._params = claim.trial.params
         self._saved = claim.checkpoint
         self._endings = claim.endings
         now = time.monotonic()
         self._epoch = claim.lease.started_at - now  # from this clock to the database's
-        self._committed_at = self._checkpointed_at = now
+        self._checkpointed_at = now
         self._step = claim.checkpoint.step if claim.checkpoint else 0  # where the member is
         self._measured: list[Chunk] = []  # not yet committed
         self._spill = Spill(here.spill)
@@ -91,22 +82,18 @@ class Attempt:
             worker=here.worker,
         )
 
-    def admit(self, params: Mapping[str, Any]) -> bool:
-        """Give the trial a slot, from its checkpoint if it has one; False if that failed it."""
+    def admit(self, params: Mapping[str, Any]) -> None:
+        """Give the trial a slot, from its checkpoint if it has one."""
         task = Task(
             number=self.number,
             seed=seed_of(self._study.spec, self.number),
             params=params,
             halvings=self._endings.get(OUT_OF_MEMORY, 0),
         )
-        try:
-            if not self._admit_saved(task):
-                self._trainer.admit(task)
-        except Exception as error:
-            self.fail(error)
-            return False
+        if not self._admit_saved(task):
+            self._trainer.admit(task)
+        self.admitted = True
         self.log.info("trial taken up", step=self._step, lr=params["lr"])
-        return True
 
     def _admit_saved(self, task: Task) -> bool:
         if self._saved is None:
@@ -123,112 +110,76 @@ class Attempt:
             return False
         return True
 
-    def take(self, event: Event) -> bool:
-        """Take in what was measured and commit what is due; tell whether the trial has ended.
-
-        At a rung nothing is committed before the decision: see `undecided` and `decided`.
-        """
+    def take(self, event: Event) -> None:
+        """Take in what was measured."""
         self._step = event.next_step
         self._measured.append(self._chunk(event))
+
+    def undecided(self, event: Event) -> bool:
+        """Tell whether a decision is due; not where a resumed attempt comes by a rung again."""
+        return event.status is Status.AT_RUNG and event.next_step not in self._reported
+
+    def entry(self, event: Event, decision: Decision | None = None) -> Entry:
+        """Give what is to be committed after an event: rows, a report, an outcome."""
+        if decision is None:
+            return self._entry(outcome=self._outcome_of(event))
+        assert event.value is not None
+        report = Report(
+            step=event.next_step,
+            value=event.value,
+            pruned=decision.prune,
+            reason=decision.reason,
+        )
+        outcome = Outcome(kind=PRUNED, reason=decision.reason, value=event.value)
+        return self._entry(report, decision.attrs, outcome if decision.prune else None)
+
+    def _outcome_of(self, event: Event) -> Outcome | None:
         match event.status:
-            case Status.TRAINING:
-                self._commit_when_due()
-                return False
-            case Status.AT_RUNG:
-                return False
             case Status.FINISHED:
                 value, spec = event.value, self._study.spec
                 assert value is not None
                 how = event.reason or f"ran all {spec.training.steps} steps"
                 where = "at best" if spec.study.value == "best" else "at the end"
                 reason = _sentence(f"{how}; {spec.study.metric} {value:.4g} {where}")
-                self._finish(Outcome(kind=COMPLETED, reason=reason, value=value))
+                return Outcome(kind=COMPLETED, reason=reason, value=value)
             case Status.DIVERGED:
                 reason, stopped = _sentence(event.reason), event.stopped_step
-                self._finish(Outcome(kind=DIVERGED, reason=reason, stopped_step=stopped))
+                return Outcome(kind=DIVERGED, reason=reason, stopped_step=stopped)
             case Status.FAILED:
-                self._finish(Outcome(kind=FAILED, reason=_sentence(event.reason)))
-        return True
+                return Outcome(kind=FAILED, reason=_sentence(event.reason))
+        return None
 
-    def undecided(self, event: Event) -> bool:
-        """Tell whether a decision is due; not where a resumed attempt comes by a rung again."""
-        if event.status is not Status.AT_RUNG:
-            return False
-        if event.next_step in self._reported:
-            self._commit_when_due()
-            return False
-        return True
-
-    def decided(self, event: Event, decision: Decision) -> bool:
-        """Commit a report and the decision on it; tell whether the trial was pruned."""
-        step, value = event.next_step, event.value
-        assert value is not None
-        report = Report(step=step, value=value, pruned=decision.prune, reason=decision.reason)
-        reach("report.before_commit")
-        if decision.prune:
-            outcome = Outcome(kind=PRUNED, reason=decision.reason, value=value)
-            self._finish(outcome, report, decision.attrs)
-        else:
-            rows = self._take_measured()
-            self.waiting(
-                lambda: self._ledger.report(self.lease, rows, report, attrs=decision.attrs)
-            )
-            self._spill.clear()
-            self._reported.add(step)
-        return decision.prune
-
-    def leave(self) -> None:
-        """Commit, save a checkpoint, and give the lease back: the worker was told to stop."""
-        if self._commit():
-            self._save_checkpoint()
-        self._ledger.release(self.lease, INTERRUPTED, "the worker was told to stop")
-        self.log.info("trial left to the next worker", step=self._step)
-
-    def give_back(self) -> None:
-        """Give the lease back as the trial is, from its last checkpoint on."""
-        reason = "memory was too short for so many trials at a time"
-        self.waiting(lambda: self._ledger.release(self.lease, INTERRUPTED, reason))
-
-    def fail(self, error: Exception) -> None:
-        """End the attempt with an exception, and the trial too, unless it may be tried again."""
-        if memory.ran_out(error):
-            self._run_out_of_memory()
-            return
-        self.log.debug("the workload raised", exc_info=error)
-        sentence = failure.sentence(error)
-        if self._endings.get(RAISED, 0) < self._study.spec.budget.retries.failed:
-            self.log.warning(f"trial {self.number} will be tried again: {sentence}")
-            self.waiting(lambda: self._ledger.release(self.lease, RAISED, sentence))
-        else:
-            self._finish(Outcome(kind=FAILED, reason=sentence))
-
-    def waiting(self, call: Callable[[], R]) -> R:
-        """Make a call that must wait for the database; until the worker is told to stop."""
-        retrying = Retrying(
-            retry=retry_if_exception_type(ConnectionLostError),
-            wait=wait_random_exponential(multiplier=0.1, max=LONGEST_SECONDS),
-            stop=stop_when_event_set(self._here.stop),
-            before_sleep=lambda _: self.log.warning(
-                f"trial {self.number} waits for the database", step=self._step
-            ),
-            reraise=True,
-        )
-        return retrying(call)
-
-    def _finish(
+    def _entry(
         self,
-        outcome: Outcome,
         report: Report | None = None,
-        attrs: Mapping[str, object] | None = None,
-    ) -> None:
-        reach("outcome.before_commit")
-        rows = self._take_measured()
-        self.waiting(
-            lambda: self._ledger.finish(self.lease, outcome, chunk=rows, report=report, attrs=attrs)
+        attrs: Mapping[str, Any] | None = None,
+        outcome: Outcome | None = None,
+    ) -> Entry:
+        """Give all that is not committed, also what was spilled."""
+        spilled = self._spill.read()
+        return Entry(
+            lease=self.lease,
+            chunk=curves.join([*([spilled] if spilled else []), *self._measured]),
+            report=report,
+            attrs=attrs or {},
+            outcome=outcome,
         )
-        reach("outcome.committed")
-        self.failed = outcome.kind == FAILED
+
+    def rows(self) -> Entry | None:
+        """Give the rows that are not committed; None if there are none."""
+        return self._entry() if self._measured or self._spill else None
+
+    def committed(self, entry: Entry) -> None:
+        """Know that an entry is committed."""
+        self._measured = []
         self._spill.clear()
+        if entry.report:
+            self._reported.add(entry.report.step)
+        if entry.outcome:
+            self._ended(entry.outcome)
+
+    def _ended(self, outcome: Outcome) -> None:
+        self.failed = outcome.kind == FAILED
         self.log.info(
             "trial ended",
             outcome=outcome.kind,
@@ -239,23 +190,58 @@ class Attempt:
         # all of it: attempts that were killed may have left files that the ledger does not know
         shutil.rmtree(folder_of(self._here.checkpoints, self._study, self.number), True)
 
-    def _run_out_of_memory(self) -> None:
-        """Leave the trial to an attempt with half the micro-batch, or fail it."""
+    def put_aside(self) -> bool:
+        """Keep rows in a file, as the database is away; False if there is no room for them."""
+        spilled, fresh = self._spill.read(), curves.join(self._measured)
+        if self._spill.add(fresh.after(spilled.next_step) if spilled else fresh):
+            self._measured = []
+            return True
+        return False
+
+    def leave(self) -> None:
+        """Save a checkpoint and give the lease back: the worker was told to stop."""
+        if self.rows() is None:
+            self.save_checkpoint()
+        self._ledger.release(self.lease, INTERRUPTED, "the worker was told to stop")
+        self.log.info("trial left to the next worker", step=self._step)
+
+    def give_back(self) -> None:
+        """Give the lease back as the trial is, from its last checkpoint on."""
+        reason = "memory was too short for so many trials at a time"
+        self._release(INTERRUPTED, reason)
+
+    def fail(self, error: Exception) -> Entry | None:
+        """Take an exception: give the trial's end, or give it back where it may be tried again."""
+        if memory.ran_out(error):
+            return self._run_out_of_memory()
+        self.log.debug("the workload raised", exc_info=error)
+        sentence = failure.sentence(error)
+        if self._endings.get(RAISED, 0) < self._study.spec.budget.retries.failed:
+            self.log.warning(f"trial {self.number} will be tried again: {sentence}")
+            self._release(RAISED, sentence)
+            return None
+        return self._entry(outcome=Outcome(kind=FAILED, reason=sentence))
+
+    def _release(self, ending: str, reason: str) -> None:
+        self._here.commits.waiting(lambda: self._ledger.release(self.lease, ending, reason))
+
+    def _run_out_of_memory(self) -> Entry | None:
+        """Leave the trial to an attempt with half the micro-batch, or give its end."""
         spec, rows = self._study.spec, self._study.workload["training_rows"]
         if rows is None:
-            self._finish(Outcome(kind=FAILED, reason="The train function ran out of memory."))
-            return
+            reason = "The train function ran out of memory."
+            return self._entry(outcome=Outcome(kind=FAILED, reason=reason))
         halvings = self._endings.get(OUT_OF_MEMORY, 0)
         batch = rows if spec.training.batch_size == "full" else spec.training.batch_size
         largest = -(-min(batch, rows) // (spec.training.accumulate * 2**halvings))
         if largest == 1 or halvings >= spec.budget.retries.out_of_memory:
             reason = f"Out of memory, even with micro-batches of {largest}."
-            self._finish(Outcome(kind=FAILED, reason=reason))
-            return
+            return self._entry(outcome=Outcome(kind=FAILED, reason=reason))
         memory.make_room()
         said = f"out of memory with micro-batches of {largest}; the next attempt halves them"
         self.log.warning(f"trial {self.number}: {said}")
-        self.waiting(lambda: self._ledger.release(self.lease, OUT_OF_MEMORY, said))
+        self._release(OUT_OF_MEMORY, said)
+        return None
 
     def _chunk(self, event: Event) -> Chunk:
         evaluations = event.evaluations
@@ -269,53 +255,12 @@ class Attempt:
             metrics={name: np.array([e.metrics[name] for e in evaluations]) for name in names},
         )
 
-    def _take_measured(self) -> Chunk:
-        """Give all that is not committed, also what was spilled, which stays until it is."""
-        spilled = self._spill.read()
-        chunk = curves.join([*([spilled] if spilled else []), *self._measured])
-        self._measured = []
-        return chunk
+    def checkpoint_due(self) -> bool:
+        """Tell whether it is time for a checkpoint."""
+        age = time.monotonic() - self._checkpointed_at
+        return age >= self._study.spec.training.checkpoint_seconds
 
-    def _commit_when_due(self) -> None:
-        now = time.monotonic()
-        if now - self._checkpointed_at >= self._study.spec.training.checkpoint_seconds:
-            if self._commit():
-                self._save_checkpoint()
-        elif now - self._committed_at >= COMMIT_SECONDS:
-            self._commit()
-
-    def _commit(self) -> bool:
-        """Commit what was measured; False if it was spilled instead, as the database is away."""
-        now = time.monotonic()
-        if not self._measured and not self._spill:
-            return True
-        if now < self._committed_at:  # it was away a moment ago
-            return False
-        reach("chunk.before_commit")
-        rows = self._take_measured()
-        try:
-            self._here.impatient.append(self.lease, rows)
-        except ConnectionLostError as error:
-            self._put_aside(rows, error)
-            return False
-        self._spill.clear()
-        reach("chunk.committed")
-        self._committed_at = time.monotonic()
-        return True
-
-    def _put_aside(self, rows: Chunk, error: ConnectionLostError) -> None:
-        """Spill rows; where there is no room, wait until the ledger takes them."""
-        spilled = self._spill.read()
-        fresh = rows.after(spilled.next_step) if spilled else rows
-        if self._spill.add(fresh):
-            self.log.warning(f"rows are kept in a file: {error}", step=self._step)
-            self._committed_at = time.monotonic() + AWAY_SECONDS
-            return
-        self.log.warning("no room to keep rows; training waits for the database", step=self._step)
-        self.waiting(lambda: self._ledger.append(self.lease, rows))
-        self._spill.clear()
-
-    def _save_checkpoint(self) -> None:
+    def save_checkpoint(self) -> None:
         """Save the trainer's state; the rows up to it are committed already."""
         if self._step == (self._saved.step if self._saved else 0):
             return  # nothing was trained since

@@ -5,32 +5,35 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 from tuner.checkpoint_folders import folder_of, sweep
 from tuner.environment import describe, identity
-from tuner.errors import LeaseLost
+from tuner.errors import ConnectionLostError, LeaseLost
 from tuner.failpoints import reach
-from tuner.ledger import Claim, Ledger, StudyRecord, governing, limits
+from tuner.ledger import Claim, Drawn, Entry, Lease, Ledger, StudyRecord
 from tuner.logs import logger
-from tuner.outcome import COMPLETED, RUNNING
-from tuner.search import ENOUGH, Search
+from tuner.outcome import RUNNING
+from tuner.search import Decision, Search
 from tuner.spec import ParameterValue
 from tuner.submission import load_workload
 from tuner.training import choosing, memory
 from tuner.training.choosing import Choice
 from tuner.training.device import use_threads
-from tuner.training.trainer import Event
+from tuner.training.trainer import ENDED, Event
 from tuner.worker.attempt import Attempt, Surroundings
+from tuner.worker.commits import Commits
 from tuner.worker.keeper import Keeper
+from tuner.worker.rules import Rules
 
+COMMIT_SECONDS = 1.0
+"""How long measured rows may wait for their commit."""
+AWAY_SECONDS = 2.0
+"""How long until a database that is away is asked again whether it takes rows."""
 LOOK_SECONDS = 0.2
 """How long a trainer trains before the worker looks around."""
-REGRET_EVERY = 5
-"""Completed trials between two bounds of the regret, each of which takes about a second."""
 THREADS = 1
 """More threads make small models and samplers slower, and results depend on their number."""
 
@@ -66,19 +69,20 @@ class StudyWorker:
         self._trained, self._spec = trained, study.spec
         self._build(choosing.settled(settled))
         self._search = Search(study, ledger)
+        self._rules = Rules(ledger, self._search)
+        self._commits = Commits(ledger, study.name, stop)
         self._here = Surroundings(
             ledger=ledger,
-            impatient=Ledger(ledger.engine, ledger.lease_seconds, patience=0.0),
+            commits=self._commits,
             study=study,
             checkpoints=checkpoints,
             spill=spill,
             worker=self._worker,
-            stop=stop,
         )
         self._attempts: dict[int, Attempt] = {}  # by the trial's number
+        self._rows_due = time.monotonic() + COMMIT_SECONDS
+        self._away_until = -float("inf")  # the database; rows are kept until it is asked again
         self._block = 1  # steps that take about LOOK_SECONDS
-        self._asked_of_failures: int | None = None  # the limit that the failures were held against
-        self._regret_at = ENOUGH  # completed trials at which the regret is bounded again
         sweep(checkpoints, ledger, study)
         log.info("study joined", study=study.name, **settled)
 
@@ -96,9 +100,9 @@ class StudyWorker:
         Slots that become free take the next trial while `goes_on`. When the worker is told to
         stop, trials are left to the next worker.
         """
-        trained = self._take_one(study)
+        trained = self._take(study)
         while self._attempts:
-            while self._may_take_more() and goes_on() and self._take_one(study):
+            while self._may_take_more() and goes_on() and self._take(study):
                 pass
             if self._stop.is_set():
                 self._leave()
@@ -109,79 +113,53 @@ class StudyWorker:
     def _may_take_more(self) -> bool:
         return len(self._attempts) < self._trainer.capacity and not self._stop.is_set()
 
-    def _take_one(self, study: StudyRecord) -> bool:
-        """Claim a trial, draw its parameters if need be, and give it a slot."""
-        if self._stop.is_set() or self._is_over(study):
-            return False
-        claim = self._ledger.claim(self._id, self._worker, self._environment)
-        if claim is None:
-            return False
-        attempt = Attempt(self._here, self._trainer, claim)
-        self._keeper.hold(claim.lease)
-        self._attempts[attempt.number] = attempt
-        reach("ask.reserved")
-        admitted = False
-        try:
-            params = claim.trial.params or attempt.waiting(lambda: self._draw(claim))
-            admitted = attempt.admit(dict(params))
-        except LeaseLost as lost:
-            self._give_up(attempt, lost)
-        finally:
-            if not admitted:
-                self._forget(attempt)
-        return True
+    def _take(self, study: StudyRecord) -> bool:
+        """Fill the free slots; tell whether there was any trial to take.
 
-    def _is_over(self, study: StudyRecord) -> bool:
-        """End or stop the study where a rule of its budget says so."""
-        ended = limits.end_when_due(self._ledger, study) or self._end_by_regret(study)
-        if ended is not None:
-            log.info("study ended", study=self._name, reason=ended.reason)
-            return True
-        return self._is_broken(study)
-
-    def _is_broken(self, study: StudyRecord) -> bool:
-        """Stop the study if its trials fail alike: asked at first, and after a failure here.
-
-        Whoever had a trial that failed looks at those of all, which is too dear before each trial.
+        Trials are claimed together, and their parameters are drawn and committed together.
         """
-        limit = study.spec.budget.stop_after_failures
-        if limit == self._asked_of_failures:
+        if self._stop.is_set() or self._rules.is_over(study):
             return False
-        stopped = governing.break_circuit(self._ledger, study)
-        self._asked_of_failures = limit
-        if stopped is not None:
-            log.warning(f"study {self._name}: {stopped.reason}")
-        return stopped is not None
+        free = self._trainer.capacity - len(self._attempts)
+        claims = self._ledger.claim_together(self._id, self._worker, self._environment, free)
+        for claim in claims:
+            self._attempts[claim.trial.number] = Attempt(self._here, self._trainer, claim)
+            self._keeper.hold(claim.lease)
+        reach("ask.reserved")
+        drawn = {one.trial.number: one.trial.params for one in claims if one.trial.params}
+        drawn |= self._draw([one for one in claims if not one.trial.params])
+        for number, params in drawn.items():
+            attempt = self._attempts[number]
+            try:
+                attempt.admit(params)
+            except Exception as error:
+                self._fail(attempt, error)
+        return bool(claims)
 
-    def _end_by_regret(self, study: StudyRecord) -> StudyRecord | None:
-        """End the study if hardly anything better is to be found; asked every few trials."""
-        bound = study.spec.budget.regret_below
-        if bound is None:
-            return None
-        completed = self._ledger.counts(self._id)[COMPLETED]
-        if completed < self._regret_at:
-            return None
-        self._regret_at = completed + REGRET_EVERY
-        regret = self._search.regret_bound()
-        if regret >= bound:
-            return None
-        reason = (
-            f"The best {study.spec.study.metric} is unlikely to be further than {regret:.3g} from "
-            f"the best there is, after {completed} completed trials."
+    def _draw(self, claims: Sequence[Claim]) -> dict[int, Mapping[str, ParameterValue]]:
+        """Draw the parameters of trials that have none; of those, by number, that are ours on."""
+        if not claims:
+            return {}
+        draws = self._commits.waiting(
+            lambda: self._search.draw_together([claim.trial.number for claim in claims])
         )
-        return limits.end(self._ledger, study, reason)
-
-    def _draw(self, claim: Claim) -> dict[str, ParameterValue]:
-        draw = self._search.draw(claim.trial.number)
         reach("ask.drawn")
-        self._ledger.draw(
-            claim.lease,
-            draw.params,
-            attrs=draw.attrs,
-            study_attrs=draw.study_attrs,
-            asked_revision=draw.revision,
+        drawn = [
+            Drawn(lease=claim.lease, params=draw.params, attrs=draw.attrs)
+            for claim, draw in zip(claims, draws, strict=True)
+        ]
+        of_study = {key: value for draw in draws for key, value in draw.study_attrs.items()}
+        lost = self._commits.waiting(
+            lambda: self._ledger.draw_together(
+                drawn, study_attrs=of_study, asked_revision=draws[0].revision
+            )
         )
-        return dict(draw.params)
+        self._give_up(lost)
+        return {
+            claim.trial.number: draw.params
+            for claim, draw in zip(claims, draws, strict=True)
+            if claim.lease not in lost
+        }
 
     def _advance(self) -> None:
         began = time.monotonic()
@@ -192,30 +170,89 @@ class StudyWorker:
                 self._shrink()
                 return
             for attempt in tuple(self._attempts.values()):
-                self._end(attempt, partial(attempt.fail, error))
+                self._fail(attempt, error)
             return
         seconds = time.monotonic() - began
-        at_rung = []
         for event in events:
-            attempt = self._attempts[event.number]
-            self._unless_lost(attempt, partial(attempt.take, event))
-            if event.number in self._attempts and attempt.undecided(event):
-                at_rung.append(event)
-        self._decide(at_rung)
+            self._attempts[event.number].take(event)
+        self._commit(events)
         self._pace(max((len(event.times) for event in events), default=0), seconds)
 
-    def _decide(self, events: Sequence[Event]) -> None:
+    def _commit(self, events: Sequence[Event]) -> None:
+        """Commit what is due after events: decisions and ends at once, rows from time to time."""
+        decisions = self._decide(
+            [one for one in events if self._attempts[one.number].undecided(one)]
+        )
+        entries = [
+            self._attempts[event.number].entry(event, decisions.get(event.number))
+            for event in events
+            if event.number in decisions or event.status in ENDED
+        ]
+        if entries:
+            self._settle(entries, self._commits.decided(entries))
+        saving = [one for one in self._attempts.values() if one.checkpoint_due()]
+        if (saving or time.monotonic() >= self._rows_due) and self._commit_rows():
+            for attempt in saving:
+                self._unless_lost(attempt, attempt.save_checkpoint)
+
+    def _decide(self, events: Sequence[Event]) -> dict[int, Decision]:
         """Decide on members that reached rungs in the same step, each beside all the others."""
         if not events:
-            return
+            return {}
         reports = [(event.number, event.next_step, _value(event)) for event in events]
-        first = self._attempts[events[0].number]
-        decisions = first.waiting(lambda: self._search.decide_together(reports))
-        for event, decision in zip(events, decisions, strict=True):
-            attempt = self._attempts[event.number]
-            self._unless_lost(attempt, partial(attempt.decided, event, decision))
+        decisions = self._commits.waiting(lambda: self._search.decide_together(reports))
+        return {event.number: one for event, one in zip(events, decisions, strict=True)}
+
+    def _commit_rows(self) -> bool:
+        """Commit what all have measured; False while that is kept here, as the database is away."""
+        if time.monotonic() < self._away_until:
+            return False
+        entries = [entry for one in self._attempts.values() if (entry := one.rows())]
+        try:
+            lost = self._commits.measured(entries) if entries else frozenset()
+        except ConnectionLostError as error:
+            self._put_aside(error)
+            return False
+        self._settle(entries, lost)
+        self._rows_due = time.monotonic() + COMMIT_SECONDS
+        return True
+
+    def _put_aside(self, error: ConnectionLostError) -> None:
+        """Keep rows in files; those for which there is no room wait until the ledger takes them."""
+        self._away_until = time.monotonic() + AWAY_SECONDS
+        log.warning(f"study {self._name}: rows are kept in files: {error}")
+        left = [one for one in self._attempts.values() if one.rows() and not one.put_aside()]
+        entries = [entry for attempt in left if (entry := attempt.rows())]
+        if entries:
+            log.warning(f"study {self._name}: no room to keep rows; training waits")
+            self._settle(entries, self._commits.decided(entries))
+
+    def _settle(self, entries: Sequence[Entry], lost: frozenset[Lease]) -> None:
+        """Go on after a commit: free the slots of trials that have ended or are lost."""
+        self._give_up(lost)
+        by_lease = {attempt.lease: attempt for attempt in self._attempts.values()}
+        for entry in entries:
+            if entry.lease in lost:
+                continue
+            attempt = by_lease[entry.lease]
+            attempt.committed(entry)
+            if entry.outcome:
+                self._forget(attempt)
+
+    def _fail(self, attempt: Attempt, error: Exception) -> None:
+        """Let a trial fail, or be tried again, after what its workload raised."""
+        try:
+            end = attempt.fail(error)
+        except LeaseLost:
+            self._give_up([attempt.lease])
+            return
+        if end is None:
+            self._forget(attempt)
+        else:
+            self._settle([end], self._commits.decided([end]))
 
     def _leave(self) -> None:
+        self._commit_rows()
         for attempt in tuple(self._attempts.values()):
             self._end(attempt, attempt.leave)
 
@@ -230,36 +267,38 @@ class StudyWorker:
 
     def _end(self, attempt: Attempt, how: Callable[[], None]) -> None:
         """Let an attempt end, and free its slot."""
+        self._unless_lost(attempt, how)
+        if attempt.number in self._attempts:
+            self._forget(attempt)
 
-        def ended() -> bool:
-            how()
-            return True
-
-        self._unless_lost(attempt, ended)
-
-    def _unless_lost(self, attempt: Attempt, step: Callable[[], bool]) -> None:
-        """Make a step of an attempt; free its slot when it has ended or its lease is lost."""
-        ended = True
+    def _unless_lost(self, attempt: Attempt, step: Callable[[], None]) -> None:
+        """Make a step of an attempt; free its slot when its lease is lost."""
         try:
-            ended = step()
-        except LeaseLost as lost:
-            self._give_up(attempt, lost)
-        finally:
-            if ended:
-                self._trainer.evict(attempt.number)
-                self._forget(attempt)
+            step()
+        except LeaseLost:
+            self._give_up([attempt.lease])
 
     def _forget(self, attempt: Attempt) -> None:
+        if attempt.admitted:
+            self._trainer.evict(attempt.number)
         self._keeper.let_go(attempt.lease)
-        self._attempts.pop(attempt.number, None)
+        del self._attempts[attempt.number]
         if attempt.failed:
-            self._asked_of_failures = None
+            self._rules.look_again()
 
-    def _give_up(self, attempt: Attempt, lost: LeaseLost) -> None:
-        """Leave a trial that is another's now, or has been cancelled."""
+    def _give_up(self, lost: Collection[Lease]) -> None:
+        """Leave trials that are another's now, or have been cancelled."""
+        for attempt in [one for one in self._attempts.values() if one.lease in lost]:
+            self._forget(attempt)
+            self._say_why(attempt)
+
+    def _say_why(self, attempt: Attempt) -> None:
         trial = self._ledger.trial(self._id, attempt.number)
         if trial is not None and trial.state == RUNNING:
-            attempt.log.warning(f"trial {attempt.number} of {self._name}: {lost}")
+            attempt.log.warning(
+                f"trial {attempt.number} of {self._name} was given up for lost; another attempt "
+                "has it"
+            )
             return
         folder = folder_of(self._here.checkpoints, self._here.study, attempt.number)
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,157 @@
+"""What attempts commit while they train, many of them in one transaction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+    bindparam,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+)
+
+from tuner.ledger import rows
+from tuner.ledger.records import FINISHED, Drawn, Entry, Lease
+from tuner.ledger.tables import (
+    attempts,
+    checkpoints,
+    chunks,
+    database_time,
+    reports,
+    studies,
+    trials,
+)
+
+
+def end_attempts(tx: Connection, entries: Sequence[Entry]) -> set[Lease]:
+    """Fence the entries that have an outcome, ending their attempts; give the live leases."""
+    live: set[Lease] = set()
+    for kind in sorted({entry.outcome.kind for entry in entries if entry.outcome}):
+        ending = [entry.lease for entry in entries if entry.outcome and entry.outcome.kind == kind]
+        live |= rows.fence(tx, ending, rows.attempt_ended(FINISHED, kind))
+    return live
+
+
+def came_through(tx: Connection, leases: Collection[Lease]) -> set[Lease]:
+    """Find the leases of attempts that have ended with their trial's outcome.
+
+    An attempt is ended so by its holder alone: a call whose connection was lost came through.
+    """
+    tokens = {(lease.attempt_id, lease.number): lease for lease in leases}
+    ended = tx.execute(
+        select(attempts.c.id, attempts.c.number).where(
+            attempts.c.id.in_([lease.attempt_id for lease in leases]),
+            attempts.c.ending == FINISHED,
+        )
+    )
+    return {tokens[key] for row in ended if (key := (row.id, row.number)) in tokens}
+
+
+def put(tx: Connection, entries: Sequence[Entry]) -> list[str]:
+    """Put entries of one study, all of which are fenced; give paths of needless checkpoints."""
+    found = _before(tx, entries)
+    changes = [Change(entry, found[entry.lease.trial_id]) for entry in entries]
+    _insert(tx, chunks, [change.chunk for change in changes if change.chunk])
+    _insert(tx, reports, [change.report for change in changes if change.report])
+    searched = [change for change in changes if change.entry.outcome or change.report]
+    if searched:  # one commit, so one revision
+        revision = rows.next_revision(tx, entries[0].lease.study_id)
+        for change in searched:
+            change.trial["revision"] = revision
+    ended = [change for change in searched if change.entry.outcome]
+    went_on = [change for change in searched if not change.entry.outcome]
+    kept = [change for change in changes if change.chunk and change not in searched]
+    _update(tx, kept)
+    _update(tx, went_on)
+    _update(tx, ended, ended_at=database_time())
+    if not ended:
+        return []
+    mine = checkpoints.c.trial_id.in_([change.entry.lease.trial_id for change in ended])
+    return list(tx.scalars(delete(checkpoints).where(mine).returning(checkpoints.c.path)))
+
+
+class Change:
+    """What an entry changes in the tables; what was committed before is dropped from it."""
+
+    def __init__(self, entry: Entry, before: Any) -> None:  # before: its row of `_before`
+        lease, self.entry = entry.lease, entry
+        self.trial: dict[str, Any] = {"trial": lease.trial_id}  # columns of its row
+        self.chunk: dict[str, Any] | None = None
+        self.report: dict[str, Any] | None = None
+        fresh = entry.chunk.after(before.steps).delayed(before.last_time)
+        if fresh.next_step > before.steps or len(fresh.eval_steps):
+            assert fresh.first_step == before.steps, "the rows before these are missing"
+            self.chunk = {
+                "trial_id": lease.trial_id,
+                "first_step": fresh.first_step,
+                "next_step": fresh.next_step,
+                "attempt_id": lease.attempt_id,
+                "data": fresh.to_bytes(),
+            }
+        self.trial["steps"] = fresh.next_step if self.chunk else before.steps
+        self.trial["last_time"] = fresh.last_time if self.chunk else before.last_time
+        attrs: Mapping[str, Any] = before.attrs
+        if entry.report and (before.reported is None or entry.report.step > before.reported):
+            assert math.isfinite(entry.report.value), "without a finite value it has diverged"
+            self.report = {"trial_id": lease.trial_id, **vars(entry.report)}
+            attrs = entry.attrs
+        if entry.outcome or self.report:
+            self.trial["attrs"] = dict(attrs)
+        if entry.outcome:
+            self.trial |= rows.outcome_columns(entry.outcome)
+
+
+def draw(
+    tx: Connection,
+    drawn: Sequence[Drawn],
+    *,
+    study_attrs: Mapping[str, Any],
+    asked_revision: int,
+) -> None:
+    """Store the parameters of trials of one study, all of which are fenced."""
+    study_id = drawn[0].lease.study_id
+    revision = rows.next_revision(tx, study_id)  # locks the study's row
+    parameters = [
+        {
+            "trial": one.lease.trial_id,
+            "params": dict(one.params),
+            "attrs": dict(one.attrs),
+            "asked_revision": asked_revision,
+            "revision": revision,
+        }
+        for one in drawn
+    ]
+    tx.execute(update(trials).where(trials.c.id == bindparam("trial")), parameters)
+    if study_attrs:
+        here = studies.c.id == study_id
+        known = tx.scalar(select(studies.c.attrs).where(here)) or {}
+        tx.execute(update(studies).where(here).values(attrs={**known, **study_attrs}))
+
+
+def _before(tx: Connection, entries: Sequence[Entry]) -> dict[int, Any]:
+    """Read the trials of entries as they are, by id, with the steps of their last reports."""
+    reported = (
+        select(func.max(reports.c.step)).where(reports.c.trial_id == trials.c.id).scalar_subquery()
+    )
+    query = select(
+        trials.c.id, trials.c.steps, trials.c.last_time, trials.c.attrs, reported.label("reported")
+    ).where(trials.c.id.in_([entry.lease.trial_id for entry in entries]))
+    return {row.id: row for row in tx.execute(query)}
+
+
+def _insert(tx: Connection, table: Any, made: Sequence[dict[str, Any]]) -> None:
+    if made:
+        tx.execute(insert(table), made)
+
+
+def _update(tx: Connection, changes: Sequence[Change], **more: Any) -> None:
+    """Change trials' rows alike: each has the columns that the first one has."""
+    if changes:
+        query = update(trials).where(trials.c.id == bindparam("trial")).values(**more)
+        tx.execute(query, [change.trial for change in changes])
