@@ -40,7 +40,7 @@ from tuner.training import optimizers, schedules
 from tuner.training.device import use_threads
 from tuner.training.reference import BatchOrder, ReferenceTrainer
 from tuner.training.trainer import Status, Task, seed_of
-from tuner.worker import StudyWorker
+from tuner.worker import work
 
 STUDY = """
 [study]
@@ -51,6 +51,7 @@ arguments = {{ hidden = {hidden} }}
 [training]
 steps = {steps}
 evaluate_every = {every}
+trainer = "reference"
 [space]
 lr = 0.05
 schedule = {{ name = "cosine", warmup = 0.1 }}
@@ -124,15 +125,21 @@ def recorded(spec: StudySpec, folder: Path) -> float:
     described = submission.prepare(spec, ["studies."])
     study, _ = submission.submit(ledger, spec, described)
     recorder = RecorderProcess([study.name])
-    worker = StudyWorker(ledger, study, places.checkpoints, ["studies."], threading.Event())
-    began = time.perf_counter()
-    worker.train_one()
-    seconds = time.perf_counter() - began
+    work(
+        ledger,
+        places.checkpoints,
+        names=[study.name],
+        prefixes=["studies."],
+        stop=threading.Event(),
+        until_idle=True,
+    )
     recorder.close()
     (trial,) = ledger.trials(study.id)
     assert trial.state == "completed", trial.reason
     assert trial.steps == spec.training.steps
-    return seconds
+    (attempt,) = ledger.attempts(study.id)
+    assert attempt.ended_at is not None
+    return attempt.ended_at - attempt.started_at
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
-"""Trials a second of the whole service, recorded in Optuna and MLflow, against what records nothing.
+"""Trials a second of the whole service, recorded in Optuna and MLflow, against loops by hand.
 
-Arms run in turn, so that a machine whose speed drifts slows all of them alike; each trains digits by
-a network 64-64-64-10 for 200 steps of 64 images, with AdamW and one thread for PyTorch:
+Arms run in turn, so that a machine whose speed drifts slows all of them alike; each trains digits
+by a network 64-64-64-10 for 200 steps of 64 images, with AdamW and one thread for PyTorch:
 
 - *bare*: the loop of `throughput.py`: no evaluation, no record, nothing is read;
 - *service*: a worker with a cohort of 64 slots and a budget of 512, every step's loss, rate and

@@ -36,6 +36,7 @@ from tuner.environment import is_gone
 from tuner.errors import LeaseLost, NotFoundError, UsageError
 from tuner.ledger import (
     STOPPED,
+    Entry,
     Lease,
     Ledger,
     Report,
@@ -160,14 +161,35 @@ def test_waiting_trials_are_taken_up_oldest_first_before_any_new_one(ledger):
     assert [one.lease.number for one in again] == [2, 2, 1]
 
 
-def test_the_budget_holds_when_threads_claim_at_once(ledger):
+def test_trials_are_claimed_together_as_one_by_one(ledger):
+    study = submit(ledger, budget={"trials": 6})
+    held = ledger.claim_together(study.id, "worker", {}, 3)
+    draw(ledger, held[1])
+    ledger.append(held[1].lease, rows(0, 20))
+    ledger.save_checkpoint(held[1].lease, checkpoint(10))
+    for one in (held[2], held[1]):
+        ledger.release(one.lease, "interrupted", "Ctrl-C")
+    again = ledger.claim_together(study.id, "worker", {}, 4)
+    assert [one.trial.number for one in again] == [1, 2, 3, 4]
+    assert [one.lease.number for one in again] == [2, 2, 1, 1]
+    assert [one.trial.params for one in again] == [PARAMS, None, None, None]
+    assert [one.checkpoint for one in again] == [checkpoint(10), None, None, None]
+    assert [one.endings for one in again] == [{"interrupted": 1}] * 2 + [{}] * 2
+    assert {one.lease.trial_id for one in again} == {one.trial.id for one in again}
+    assert [one.trial.number for one in ledger.claim_together(study.id, "other", {}, 9)] == [5]
+    assert ledger.claim_together(study.id, "worker", {}, 9) == []
+
+
+@pytest.mark.parametrize("together", [1, 2, 4])
+def test_the_budget_holds_when_threads_claim_at_once(ledger, together):
     study = submit(ledger, budget={"trials": 21})
     barrier = Barrier(16)
 
     def work(worker):
         barrier.wait()
-        claims = iter(lambda: ledger.claim(study.id, f"worker {worker}", {}), None)
-        return [one.trial.number for one in claims]
+        name = f"worker {worker}"
+        claims = iter(lambda: ledger.claim_together(study.id, name, {}, together), [])
+        return [one.trial.number for one in itertools.chain(*claims)]
 
     with ThreadPoolExecutor(16) as pool:
         numbers = list(itertools.chain(*pool.map(work, range(16))))
@@ -286,6 +308,67 @@ def test_a_last_call_that_is_repeated_does_nothing(ledger, name, how):
     before = contents(ledger)
     FENCED[name](ledger, held.lease)
     assert contents(ledger) == before
+
+
+def entries_of(held):
+    """Give an entry of each kind, for four trials."""
+    first, second, third, fourth = (one.lease for one in held)
+    return [
+        Entry(lease=first, chunk=rows(0, 20)),
+        Entry(lease=second, chunk=rows(0, 10), report=went_on(10, 0.5), attrs={"a": 1}),
+        Entry(lease=third, chunk=rows(0, 0), outcome=diverged(0)),
+        Entry(
+            lease=fourth,
+            chunk=rows(0, 10),
+            report=went_on(10, 0.7),
+            attrs={"a": 2},
+            outcome=pruned(0.7),
+        ),
+    ]
+
+
+CLOCK = {"created_at", "ended_at", "expires_at", "started_at", "revision", "claim"}
+
+
+def timeless(ledger):
+    """Give what is in the ledger but for times, and for how many commits that took."""
+    with ledger.engine.begin() as tx:
+        return {
+            table.name: [
+                {key: value for key, value in row._mapping.items() if key not in CLOCK}
+                for row in tx.execute(table.select().order_by(*table.primary_key))
+            ]
+            for table in metadata.sorted_tables
+        }
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1)])
+def test_what_is_committed_together_is_what_is_committed_one_by_one(new_ledger, order):
+    found = []
+    for together in (True, False):
+        ledger = new_ledger()
+        study = submit(ledger)
+        entries = entries_of(ledger.claim_together(study.id, "worker", {}, 4))
+        groups = [[entries[i] for i in order]] if together else [[one] for one in entries]
+        for group in groups:
+            assert not ledger.commit(group).lost
+            assert not ledger.commit([one for one in group if one.outcome]).lost, "repeated"
+        found.append(timeless(ledger))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("gone", range(4))
+def test_of_what_is_committed_together_only_the_lost_is_refused(ledger, gone):
+    study = submit(ledger)
+    held = ledger.claim_together(study.id, "worker", {}, 4)
+    entries = entries_of(held)
+    taken_away(ledger, study, held[gone].lease, "reaped and claimed again")
+    assert ledger.commit(entries).lost == {held[gone].lease}
+    ended = [trial.state for trial in ledger.trials(study.id)]
+    expected = [RUNNING, RUNNING, "diverged", "pruned"]
+    assert ended == [RUNNING if n == gone else state for n, state in enumerate(expected)]
+    steps = [trial.steps for trial in ledger.trials(study.id)]
+    assert steps == [0 if n == gone else many for n, many in enumerate([20, 10, 0, 10])]
 
 
 def test_renewing_tells_which_leases_are_live_no_more(ledger):

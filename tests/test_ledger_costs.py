@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from helpers import claim, completed, draw, rows, submit, went_on
+from helpers import PARAMS, claim, completed, draw, rows, submit, went_on
 from sqlalchemy import event
 
-from tuner.ledger import governing
+from tuner.ledger import Claim, Drawn, Entry, governing
 
 
 class Statements:
@@ -62,6 +62,32 @@ def test_what_every_trial_asks_takes_few_statements(ledger, what, most):
     call = calls(ledger)[what]
     asked = statements.of(call)
     assert 0 < len(asked) <= most, "\n\n".join(statement for statement, _ in asked)
+
+
+MANY = 64
+
+
+def test_many_trials_ask_no_more_than_one(ledger):
+    """But for rows that are inserted in portions, each statement is of all trials at once."""
+    study = submit(ledger, budget={"trials": MANY})
+    statements = Statements(ledger.engine)
+    held: list[Claim] = []
+    asked = [statements.of(lambda: held.extend(ledger.claim_together(study.id, "w", {}, MANY)))]
+    drawn = [Drawn(lease=one.lease, params=PARAMS, attrs={}) for one in held]
+    asked.append(
+        statements.of(lambda: ledger.draw_together(drawn, study_attrs={}, asked_revision=1))
+    )
+    entries = [
+        Entry(
+            lease=one.lease,
+            chunk=rows(0, 10),
+            report=went_on(10, 0.5),
+            outcome=completed(1.0) if number % 2 else None,
+        )
+        for number, one in enumerate(held)
+    ]
+    asked.append(statements.of(lambda: ledger.commit(entries)))
+    assert [len(one) for one in asked] == [5, 3, 9]
 
 
 @pytest.mark.parametrize("what", ["claim", "draw", "searched", "report", "finish", "reap", "stop"])
