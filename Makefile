@@ -3,13 +3,20 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo tutorial test quick lint check clean
+.PHONY: demo tutorial bench test quick lint check clean
 
 demo: .venv/.installed  ## a small study, from nothing to its report
 	$(BIN)/tuner run studies/digits.toml
 
 tutorial: .venv/.installed  ## run the tutorial's commands; write its pictures and numbers anew
 	$(BIN)/python docs/tutorial/make.py
+
+bench: export OMP_NUM_THREADS = 1
+bench: .venv/.installed-dev  ## trials a second, alone and recorded, against loops by hand: an hour
+	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/throughput.py 64 --optimizer sgd
+	$(BIN)/python benchmarks/service.py sqlite
+	$(BIN)/python benchmarks/service.py postgresql
 
 # One thread each: the tests share the cores, and small models are faster without threads.
 test quick: export OMP_NUM_THREADS = 1

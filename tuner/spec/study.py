@@ -130,8 +130,8 @@ class TrainingTable(Table):
       evaluated where it is and completed. Results then depend on the machine's speed. A train
       function's trial ends with the last value it reported after step 0, or fails without one.
     - `trainer`: "reference" trains one trial at a time, "cohort" many in one step, as far as the
-      workload allows it, and "auto" measures shortly which is quicker. What a study's first worker
-      finds is kept for the study.
+      workload allows it, and "auto" measures for two seconds which is quicker, unless the budget is
+      too small for two slots. What a study's first worker finds is kept for the study.
     - `slots`: how many trials a cohort trains at a time; "auto" is an eighth of the budget, at most
       64, since trials side by side do not learn from each other.
     """
@@ -149,7 +149,7 @@ class TrainingTable(Table):
     precision: Literal["float32", "bfloat16", "float16"] | None = None
     patience: Annotated[int, Field(ge=1)] | None = None
     seconds: Annotated[float, Field(gt=0)] | None = None
-    trainer: Literal["auto", "cohort", "reference"] = "reference"
+    trainer: Literal["auto", "cohort", "reference"] = "auto"
     slots: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
 
     @property

@@ -14,6 +14,7 @@ from tuner.environment import describe, identity
 from tuner.errors import ConnectionLostError, LeaseLost
 from tuner.failpoints import reach
 from tuner.ledger import Claim, Drawn, Entry, Lease, Ledger, StudyRecord
+from tuner.ledger.leasing import refused
 from tuner.logs import logger
 from tuner.outcome import RUNNING
 from tuner.search import Decision, Search
@@ -220,7 +221,7 @@ class StudyWorker:
     def _put_aside(self, error: ConnectionLostError) -> None:
         """Keep rows in files; those for which there is no room wait until the ledger takes them."""
         self._away_until = time.monotonic() + AWAY_SECONDS
-        log.warning(f"study {self._name}: rows are kept in files: {error}")
+        log.warning(f"study {self._name}: rows are kept in a file: {error}")
         left = [one for one in self._attempts.values() if one.rows() and not one.put_aside()]
         entries = [entry for attempt in left if (entry := attempt.rows())]
         if entries:
@@ -295,10 +296,7 @@ class StudyWorker:
     def _say_why(self, attempt: Attempt) -> None:
         trial = self._ledger.trial(self._id, attempt.number)
         if trial is not None and trial.state == RUNNING:
-            attempt.log.warning(
-                f"trial {attempt.number} of {self._name} was given up for lost; another attempt "
-                "has it"
-            )
+            attempt.log.warning(f"trial {attempt.number} of {self._name}: {refused(attempt.lease)}")
             return
         folder = folder_of(self._here.checkpoints, self._here.study, attempt.number)
         shutil.rmtree(folder, ignore_errors=True)
