@@ -106,7 +106,7 @@ def test_stop_cancels_what_runs_and_what_waits(ledger, places):
 
 def test_a_worker_notices_a_stop_at_its_next_commit(ledger, places, monkeypatch, caplog):
     study = submitted(ledger)
-    monkeypatch.setattr("tuner.worker.attempt.COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr("tuner.worker.study.COMMIT_SECONDS", 0.0)
     reached = []
 
     def stop_at(place):
@@ -114,7 +114,7 @@ def test_a_worker_notices_a_stop_at_its_next_commit(ledger, places, monkeypatch,
             reached.append(place)
             governing.stop(ledger, places, "line")
 
-    monkeypatch.setattr("tuner.worker.attempt.reach", stop_at)
+    monkeypatch.setattr("tuner.worker.commits.reach", stop_at)
     with caplog.at_level(logging.WARNING):
         train(ledger, places, study)
     assert reached

@@ -191,9 +191,9 @@ class StudyWorker:
         ]
         if entries:
             self._settle(entries, self._commits.decided(entries))
-        saving = [one for one in self._attempts.values() if one.checkpoint_due()]
+        saving = any(one.checkpoint_due() for one in self._attempts.values())
         if (saving or time.monotonic() >= self._rows_due) and self._commit_rows():
-            for attempt in saving:
+            for attempt in [one for one in self._attempts.values() if one.checkpoint_due()]:
                 self._unless_lost(attempt, attempt.save_checkpoint)
 
     def _decide(self, events: Sequence[Event]) -> dict[int, Decision]:
