@@ -39,9 +39,9 @@ Nothing else stops a trial within its warm-up; rules 3 to 5 look at windows afte
    and the last quarter holds a new height. This is for explosions too slow for rule 3. Noise
    alone passes the second condition once in 12,870 windows, and hardly ever all of them.
 
-5. **Lost**: past **late** of the horizon, in each of the last four whole eighths of the horizon more
-   than half of the losses had an excess above **far** lasting standards, and so has this one; and
-   the geometric means of those, over the square of the rate, fell by less than a factor of e a
+5. **Lost**: past **late** of the horizon, in each of the last four whole eighths of the horizon
+   more than half of the losses had an excess above **far** lasting standards, and so has this one;
+   and their geometric means, over the square of the rate, fell by less than a factor of e in a
    quarter of the horizon. What falls faster is on its way back, if too slow; what only follows its
    rate is not. This is for jumps to a height where nothing grows.
 
@@ -61,6 +61,7 @@ from enum import IntEnum
 import numpy as np
 
 from tuner.spec import GuardTable
+from tuner.training import lost
 
 STEADY = 1 / 3
 """The smallest of three rises is at least this share of the greatest, if they are steady."""
@@ -70,12 +71,6 @@ SCATTERS = 3.0
 
 JUMP = 1e4
 """A single loss is believed to have run away at so many times what growth needs to."""
-
-EIGHTHS = 8
-"""Into so many parts the horizon is cut for rule 5, which looks at half of them."""
-
-FALL = 0.5
-"""By so much the log of a lost loss falls at most from an eighth of the horizon to the next."""
 
 
 class Verdict(IntEnum):
@@ -110,7 +105,7 @@ class GuardState:
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray]) -> GuardState:
         """Restore what `arrays` gave; version 0.1.0 had no long memory, so it begins there."""
-        eighths = (len(arrays["step"]), EIGHTHS)
+        eighths = (len(arrays["step"]), lost.EIGHTHS)
         memory = {"begun": arrays["first"], "far_count": np.zeros(eighths, np.int64),
                   "far_logs": np.zeros(eighths)}  # fmt: skip
         return cls(**{**memory, **arrays})
@@ -137,8 +132,8 @@ def start(trials: int, settings: GuardTable) -> GuardState:
         highest=np.full(trials, -np.inf),
         recent=np.full((trials, settings.window), -np.inf),
         begun=np.full(trials, -np.inf),
-        far_count=np.zeros((trials, EIGHTHS), np.int64),
-        far_logs=np.zeros((trials, EIGHTHS)),
+        far_count=np.zeros((trials, lost.EIGHTHS), np.int64),
+        far_logs=np.zeros((trials, lost.EIGHTHS)),
     )
 
 
@@ -193,13 +188,19 @@ def observe(
     lasting = _lasting(new, floor, baseline, settings)
     far = loss - floor > settings.far * lasting
     if np.count_nonzero(far):
-        new = _remember(new, far, np.log((loss - floor) / lasting / rate**2), horizon)
+        heights = np.log((loss - floor) / lasting / rate**2)
+        count, logs = lost.remember(
+            new.far_count, new.far_logs, new.step - 1, far, heights, horizon
+        )
+        new = replace(new, far_count=count, far_logs=logs)
     elif all_finite and not np.count_nonzero(suspect):
         return new, np.zeros(len(loss), np.int64)
     verdict = _judge(new, level, suspect, horizon, warmup, baseline, settings)
-    lost = far & (verdict == Verdict.GO) & (new.step > settings.late * horizon)
-    if np.count_nonzero(lost):
-        verdict[lost & _lost(new, horizon, warmup, settings)] = Verdict.LOST
+    may_be = far & (verdict == Verdict.GO) & (new.step > settings.late * horizon)
+    if np.count_nonzero(may_be):
+        at, fewest = new.step - 1, settings.window // 4
+        gone = lost.lost(new.far_count, new.far_logs, at, horizon, warmup, fewest)
+        verdict[may_be & gone] = Verdict.LOST
     return new, np.where(finite, verdict, Verdict.NON_FINITE)
 
 
@@ -341,46 +342,16 @@ def _judge(
     return verdict
 
 
-def _remember(
-    state: GuardState,
-    far: np.ndarray,  # bool [trial]
-    height: np.ndarray,  # float64 [trial], log(excess / standard / rate²)
-    horizon: int,
-) -> GuardState:
-    """Count losses that are far up, in the eighth of the horizon that they belong to."""
-    count, logs = state.far_count.copy(), state.far_logs.copy()
-    trials = np.flatnonzero(far)
-    eighth = np.minimum((state.step[trials] - 1) * EIGHTHS // horizon, EIGHTHS - 1)
-    count[trials, eighth] += 1
-    logs[trials, eighth] += height[trials]
-    return replace(state, far_count=count, far_logs=logs)
-
-
-def _lost(
-    state: GuardState, horizon: int, warmup: int | np.ndarray, settings: GuardTable
-) -> np.ndarray:  # bool [trial]
-    """Apply rule 5, to trials that are far up and late."""
-    edges = -(-np.arange(EIGHTHS + 1) * horizon // EIGHTHS)  # the first step of each eighth
-    if np.diff(edges).min() < settings.window // 4:
-        return np.zeros(len(state.step), bool)  # too few losses in an eighth to judge it
-    half = EIGHTHS // 2
-    now = np.minimum((state.step - 1) * EIGHTHS // horizon, EIGHTHS - 1)
-    seen = now >= half
-    eighths = np.maximum(now, half)[:, None] - half + np.arange(half)  # [trial, 4]
-    count = np.take_along_axis(state.far_count, eighths, axis=1)
-    means = np.take_along_axis(state.far_logs, eighths, axis=1) / count
-    lost: np.ndarray = seen & (edges[eighths[:, 0]] >= warmup)
-    lost &= (2 * count > np.diff(edges)[eighths]).all(axis=1)
-    return lost & (means[:, 0] - means[:, -1] < FALL * (half - 1))
-
-
 def heights(
     state: GuardState, baseline: float | None, settings: GuardTable, *, lasting: bool
 ) -> np.ndarray:  # float64 [trial, window]
     """Give the logs of how many standards the window's excesses are, at least one."""
     floor = np.minimum(state.lowest, 0.0)
-    standard = _lasting(state, floor, baseline, settings) if lasting else _standard(state, floor, baseline)
-    return _logs(state, standard, floor) - np.log(standard)[:, None]
+    standard = (
+        _lasting(state, floor, baseline, settings) if lasting else _standard(state, floor, baseline)
+    )
+    logs: np.ndarray = _logs(state, standard, floor) - np.log(standard)[:, None]
+    return logs
 
 
 def _logs(state: GuardState, standard: np.ndarray, floor: np.ndarray) -> np.ndarray:
@@ -414,7 +385,9 @@ def _lasting(
         return _level(state.first, floor)
     known, begun = _level(baseline, floor), _level(state.begun, floor)
     trusted = (state.lowest >= state.begun) & (begun <= settings.far * known)
-    return np.maximum(np.where(trusted, begun, _level(state.first, floor)), known)
+    own = np.where(trusted, begun, _level(state.first, floor))
+    lasting: np.ndarray = np.maximum(own, known)
+    return lasting
 
 
 def _level(loss: float | np.ndarray, floor: np.ndarray) -> np.ndarray:
