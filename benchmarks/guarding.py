@@ -52,6 +52,7 @@ from tuner.training.watch import Watch
 from tuner.training.workloads import Workload, seeded
 
 SAMPLE = Path(__file__).resolve().parent.parent / "tests" / "data" / "algoperf_sample.jsonl.gz"
+F64 = torch.float64
 LOST, GOOD = 10.0, 0.9  # levels of the beginning
 
 
@@ -68,10 +69,8 @@ class Case:
 
 
 SEEN = (
-    Case(name="house_prices", workload=house_prices.line, steps=50, batch="full",
-         dtype=torch.float64),
-    Case(name="quadratic", workload=quadratic.parabola, steps=100, batch="full",
-         dtype=torch.float64),
+    Case(name="house_prices", workload=house_prices.line, steps=50, batch="full", dtype=F64),
+    Case(name="quadratic", workload=quadratic.parabola, steps=100, batch="full", dtype=F64),
     Case(name="sine", workload=sine.wave, steps=60, batch="full", dtype=torch.float64),
     Case(name="diabetes", workload=diabetes.patients, steps=200, batch=64),
     Case(name="diabetes, a line", workload=lambda: diabetes.patients(0), steps=200, batch=64),
@@ -81,12 +80,10 @@ SEEN = (
     Case(name="wine", workload=None, steps=60, batch="full"),
 )  # fmt: skip
 HELD_OUT = (
-    Case(name="house_prices", workload=house_prices.line, steps=120, batch="full",
-         dtype=torch.float64),
+    Case(name="house_prices", workload=house_prices.line, steps=120, batch="full", dtype=F64),
     Case(name="quadratic", workload=lambda: quadratic.parabola(-30.0), steps=70, batch="full",
-         dtype=torch.float64),
-    Case(name="sine", workload=lambda: sine.wave(2.5), steps=90, batch="full",
-         dtype=torch.float64),
+         dtype=F64),
+    Case(name="sine", workload=lambda: sine.wave(2.5), steps=90, batch="full", dtype=F64),
     Case(name="diabetes", workload=lambda: diabetes.patients(64, 1), steps=150, batch=32),
     Case(name="diabetes, a line", workload=lambda: diabetes.patients(0, 1), steps=120, batch=16),
     Case(name="digits", workload=lambda: digits.mlp(32, 3, 1), steps=200, batch=32),
@@ -100,7 +97,6 @@ OPTIMIZERS: tuple[dict[str, Any], ...] = (
     {"name": "sgd", "momentum": 0.9, "nesterov": True},
     *({"name": name} for name in optimizers.OPTIMIZERS if name != "sgd"),
 )
-SCHEDULE_NAMES = (*SCHEDULES, *STATEFUL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,9 +155,6 @@ def watched(
     return None, ""
 
 
-# --- real curves ----------------------------------------------------------------------------------
-
-
 def curves(path: Path) -> dict[str, list[dict[str, Any]]]:
     """Read AlgoPerf's runs by workload; numbers that were left out are left out."""
     runs = defaultdict(list)
@@ -186,7 +179,7 @@ def replayed(path: Path) -> list[dict[str, Any]]:
             row = {"workload": workload, "half": "held out" if index % 2 else "seen"}
             row |= {name: number in ranks for name, ranks in best.items()}
             row |= {"stopped": stopped, "reason": reason, "evaluations": len(losses)}
-            rows.append(row | {"lost": lost_curve(losses)})
+            rows.append(row | {"lost": not -math.inf < losses[-1] <= LOST * losses[0]})
     return rows
 
 
@@ -195,13 +188,6 @@ def best_half(runs: list[dict[str, Any]], name: str) -> set[int]:
     last = [run[name][-1] if run[name] else math.nan for run in runs]
     order = sorted(range(len(runs)), key=lambda n: last[n] if math.isfinite(last[n]) else math.inf)
     return set(order[: (len(order) + 1) // 2])
-
-
-def lost_curve(losses: list[float]) -> bool:
-    return not math.isfinite(losses[-1]) or losses[-1] > LOST * losses[0]
-
-
-# --- trials of our own ----------------------------------------------------------------------------
 
 
 def trained(case: Case, workload: Workload | None, params: dict[str, Any], seed: int, steps: int,
@@ -304,7 +290,7 @@ def runs_of(cases: Iterable[Case], runs: int, seed: int) -> list[Run]:
             optimizer = OPTIMIZERS[which]
             if which not in limits:
                 limits[which] = stable_limit(case, workload, optimizer)
-            names = SCHEDULE_NAMES if workload else tuple(SCHEDULES)
+            names = (*SCHEDULES, *STATEFUL) if workload else tuple(SCHEDULES)
             name = names[(7 * index + number) % len(names)]
             own = {"milestones": "0.5,0.75"} if name == "multistep" else {}
             ratio = 10 ** draws.uniform(-0.5, 1.5)
@@ -317,9 +303,6 @@ def runs_of(cases: Iterable[Case], runs: int, seed: int) -> list[Run]:
                       ended=trial[3], stopped=stopped, reason=reason)  # fmt: skip
             found.append(run)
     return found
-
-
-# --- what came out --------------------------------------------------------------------------------
 
 
 def share(name: str, stopped: int, runs: int) -> dict[str, Any]:
@@ -362,11 +345,10 @@ def of_trials(name: str, runs: list[Run]) -> dict[str, Any]:
     }
     report: dict[str, Any] = {"runs": len(runs)}
     for kind, own in kinds.items():
-        caught = sum(run.stopped is not None for run in own)
-        report[kind] = share(f"{name}, {kind}", caught, len(own))
+        report[kind] = share(f"{name}, {kind}", sum(r.stopped is not None for r in own), len(own))
     at = [run.stopped / len(run.losses) for run in kinds["lost"] if run.stopped is not None]
     steps = sum(len(run.losses) for run in runs)
-    saved = sum(len(run.losses) - run.stopped for run in runs if run.stopped is not None)
+    saved = sum(len(r.losses) - r.stopped for r in runs if r.stopped is not None)
     of_lost = sum(len(run.losses) for run in kinds["lost"])
     report["stop, share of the horizon"] = np.quantile(at, [0.1, 0.5, 0.9]).tolist() if at else []
     report["saved, of all steps"] = saved / steps
