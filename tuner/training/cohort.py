@@ -267,7 +267,7 @@ class CohortTrainer:
             update=updates.make(task.params, own.rows[place], own.gradients[place]),
             order=BatchOrder(task.seed, len(self._train[0]), training.batch_size),
             pace=planned,
-            watch=Watch(self._spec, planned.warmup, self._workload.baseline_loss),
+            watch=Watch(self._spec, planned, self._workload.baseline_loss),
             random=generator,
         )
 

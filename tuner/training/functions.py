@@ -20,6 +20,7 @@ class TrainFunction:
     arguments: Mapping[str, Any]
     data_name: str  # for people
     data_digest: str  # "" where the function does not say
+    baseline_loss: float | None = None  # the training loss of the best constant predictor
 
     def __call__(self, trial: Trial) -> None:
         """Train."""
@@ -34,7 +35,8 @@ def load(
     """Import a train function and check that it can be called.
 
     Its optional attributes `data_digest` (a string, or a function that gives one) and `data_name`
-    say what it trains on; a worker with other data then refuses the study. Raises `WorkloadError`.
+    say what it trains on; a worker with other data then refuses the study. `baseline_loss`, the
+    training loss of the best constant predictor, is for the guard. Raises `WorkloadError`.
     """
     function = workloads.find(name, allowed_prefixes)
     workloads.check_arguments(name, function, (None,), arguments)
@@ -56,4 +58,5 @@ def load(
         arguments=dict(arguments),
         data_name=str(getattr(function, "data_name", f"data of {name}")),
         data_digest=digest,
+        baseline_loss=getattr(function, "baseline_loss", None),
     )

@@ -14,12 +14,19 @@ rules; bold names are settings (`[guard]` in a study file) with their defaults.
   where there is one and it is higher. A trial that begins far above its baseline has not diverged
   by beginning there.
 
+- *lasting standard*: the standard, but with the level of the very first loss for that of the start,
+  where there is a baseline and no loss since was as low: its start may be after a jump already.
+  Without a baseline the first loss may have been luck, and the start's level stays.
+
 1. **Non-finite**: the loss or the gradient's norm is nan or infinite. At once, in warm-up too.
 
-Nothing else stops a trial within its warm-up; rules 3 and 4 look at windows after it.
+Nothing else stops a trial within its warm-up; rules 3 to 5 look at windows after it. Rules 2, 3 and
+5 are only half of the answer: rates that fall may bring a trial back (`tuner.training.returning`).
 
-2. **Runaway**: an excess above **runaway** (1e6) standards. At once: such a loss is gone, even
-   after one step.
+2. **Runaway**: an excess above **runaway** (1e6) standards, at a new height, that grew steadily and
+   by **growth** or more from quarter to quarter of the last three; or, at once, an excess above
+   10,000 times that. Below it a single jump proves nothing: optimisers whose steps are bounded come
+   back from it.
 3. **Exploding**: exponential growth, far up. In each quarter of the last **window** (16) losses
    take the geometric mean of the excesses, where those below the standard count as the standard.
    It rose by a factor of **growth** (1.05) or more from quarter to quarter, three times in a row;
@@ -32,6 +39,12 @@ Nothing else stops a trial within its warm-up; rules 3 and 4 look at windows aft
    and the last quarter holds a new height. This is for explosions too slow for rule 3. Noise
    alone passes the second condition once in 12,870 windows, and hardly ever all of them.
 
+5. **Lost**: past **late** of the horizon, in each of the last four whole eighths of the horizon
+   more than half of the losses had an excess above **far** lasting standards, and so has this one;
+   and their geometric means, over the square of the rate, fell by less than a factor of e in a
+   quarter of the horizon. What falls faster is on its way back, if too slow; what only follows its
+   rate is not. This is for jumps to a height where nothing grows.
+
 *Steadily*: the smallest of the three rises is at least a third of the greatest, so that neither a
 spike nor a jump to a higher level counts: they rise once or twice. *A new height*: an excess
 **growth** times that of any loss before the window, so a steady oscillation does not count,
@@ -42,18 +55,22 @@ descent and heavy ball just above their stable limit grow smoothly: the dominant
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 
 import numpy as np
 
 from tuner.spec import GuardTable
+from tuner.training import lost
 
 STEADY = 1 / 3
 """The smallest of three rises is at least this share of the greatest, if they are steady."""
 
 SCATTERS = 3.0
 """A rise over the window is at least so many times the scatter within its quarters."""
+
+JUMP = 1e4
+"""A single loss is believed to have run away at so many times what growth needs to."""
 
 
 class Verdict(IntEnum):
@@ -64,6 +81,7 @@ class Verdict(IntEnum):
     RUNAWAY = 2
     EXPLODING = 3
     LATE = 4
+    LOST = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +94,9 @@ class GuardState:
     lowest: np.ndarray  # float64 [trial], loss so far
     highest: np.ndarray  # float64 [trial], loss before those in `recent`
     recent: np.ndarray  # float64 [trial, window], losses, the last one last; -inf before the first
+    begun: np.ndarray  # float64 [trial], the first loss that is not zero; -inf: none yet
+    far_count: np.ndarray  # int64 [trial, eighth], losses above `far` lasting standards
+    far_logs: np.ndarray  # float64 [trial, eighth], sum of their log(excess / standard / rate²)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Give the state as a dict, for a checkpoint."""
@@ -83,8 +104,11 @@ class GuardState:
 
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray]) -> GuardState:
-        """Restore what `arrays` gave."""
-        return cls(**arrays)
+        """Restore what `arrays` gave; version 0.1.0 had no long memory, so it begins there."""
+        eighths = (len(arrays["step"]), lost.EIGHTHS)
+        memory = {"begun": arrays["first"], "far_count": np.zeros(eighths, np.int64),
+                  "far_logs": np.zeros(eighths)}  # fmt: skip
+        return cls(**{**memory, **arrays})
 
     def take(self, trials: np.ndarray | list[int]) -> GuardState:
         """Give the state of some trials, in that order."""
@@ -107,6 +131,9 @@ def start(trials: int, settings: GuardTable) -> GuardState:
         lowest=np.full(trials, np.inf),
         highest=np.full(trials, -np.inf),
         recent=np.full((trials, settings.window), -np.inf),
+        begun=np.full(trials, -np.inf),
+        far_count=np.zeros((trials, lost.EIGHTHS), np.int64),
+        far_logs=np.zeros((trials, lost.EIGHTHS)),
     )
 
 
@@ -120,6 +147,7 @@ def observe(
     warmup: int | np.ndarray,  # steps; one for all, or [trial]
     baseline: float | None,  # training loss of the best constant predictor
     settings: GuardTable,
+    rate: float | np.ndarray = 1.0,  # learning rate, in any unit; one for all, or [trial]
 ) -> tuple[GuardState, np.ndarray]:  # and verdicts, int64 [trial]
     """Take in the next step of every trial, and judge it."""
     finite = np.isfinite(loss) & np.isfinite(grad_norm)
@@ -134,6 +162,10 @@ def observe(
         counting &= (previous != 0.0) & (state.step > 0)
         first = np.where(counting, np.maximum(first, previous), first)
         counted = counted + counting
+    begun = state.begun
+    beginning = (begun == -np.inf) & (loss != 0.0)
+    if np.count_nonzero(beginning):
+        begun = np.where(beginning, loss, begun)
     recent = np.empty_like(state.recent)
     recent[:, :-1] = state.recent[:, 1:]
     recent[:, -1] = loss
@@ -144,19 +176,37 @@ def observe(
         lowest=np.minimum(state.lowest, loss),
         highest=np.maximum(state.highest, state.recent[:, 0]),
         recent=recent,
+        begun=begun,
+        far_count=state.far_count,
+        far_logs=state.far_logs,
     )
     floor = np.minimum(new.lowest, 0.0)
     level = _level(first, floor)
-    # no rule below can speak under this line, and hardly any step of a healthy trial is above
+    # no rule below can speak under these lines, and hardly any step of a healthy trial is above
     line = min(settings.far, settings.late_margin, settings.runaway)
     suspect = loss - floor > line * level
-    if all_finite and not np.count_nonzero(suspect):
+    lasting = _lasting(new, floor, baseline, settings)
+    far = loss - floor > settings.far * lasting
+    if np.count_nonzero(far):
+        heights = np.log((loss - floor) / lasting / rate**2)
+        count, logs = lost.remember(
+            new.far_count, new.far_logs, new.step - 1, far, heights, horizon
+        )
+        new = replace(new, far_count=count, far_logs=logs)
+    elif all_finite and not np.count_nonzero(suspect):
         return new, np.zeros(len(loss), np.int64)
     verdict = _judge(new, level, suspect, horizon, warmup, baseline, settings)
+    may_be = far & (verdict == Verdict.GO) & (new.step > settings.late * horizon)
+    if np.count_nonzero(may_be):
+        at, fewest = new.step - 1, settings.window // 4
+        gone = lost.lost(new.far_count, new.far_logs, at, horizon, warmup, fewest)
+        verdict[may_be & gone] = Verdict.LOST
     return new, np.where(finite, verdict, Verdict.NON_FINITE)
 
 
-def calm_below(state: GuardState, settings: GuardTable) -> np.ndarray:  # float64 [trial]
+def calm_below(
+    state: GuardState, settings: GuardTable, baseline: float | None = None
+) -> np.ndarray:  # float64 [trial]
     """Give the level under which losses need no judging: `absorb` takes them in, many at a time.
 
     It holds for losses of 0 or more with a finite gradient, until `observe` is called again;
@@ -164,7 +214,9 @@ def calm_below(state: GuardState, settings: GuardTable) -> np.ndarray:  # float6
     """
     known = (state.counted >= settings.window // 4) & (state.lowest >= 0)
     line = min(settings.far, settings.late_margin, settings.runaway)
-    return np.where(known, line * np.abs(state.first), -np.inf)
+    lasting = _lasting(state, np.zeros(len(known)), baseline, settings)
+    bound = np.minimum(line * np.abs(state.first), settings.far * lasting)
+    return np.where(known, bound, -np.inf)
 
 
 def absorb(state: GuardState, losses: np.ndarray) -> GuardState:  # losses: float64 [trial, step]
@@ -178,6 +230,9 @@ def absorb(state: GuardState, losses: np.ndarray) -> GuardState:  # losses: floa
         lowest=np.minimum(state.lowest, losses.min(axis=1, initial=np.inf)),
         highest=np.maximum(state.highest, seen[:, :-window].max(axis=1, initial=-np.inf)),
         recent=seen[:, -window:],
+        begun=state.begun,
+        far_count=state.far_count,
+        far_logs=state.far_logs,
     )
 
 
@@ -212,12 +267,19 @@ def sentence(
                 f"times {standard}"
             )
         case Verdict.EXPLODING:
-            logs = np.log(_clipped(state, np.maximum(started, above), floor))
+            logs = _logs(state, np.maximum(started, above), floor)
             means = ", ".join(f"{mean:.4g}" for mean in np.exp(logs.reshape(4, -1).mean(axis=1)))
             return (
                 f"the loss exploded: {loss:.4g} at step {step}, more than {settings.far:g} times "
                 f"{standard}, and growing (means of the last 4 times {settings.window // 4} "
                 f"steps: {means})"
+            )
+        case Verdict.LOST:
+            lasting = _lasting(state, floor, baseline, settings)[0]
+            return (
+                f"the loss jumped and did not come back: {loss:.4g} at step {step} of {horizon}, "
+                f"and for half of the horizon mostly more than {settings.far:g} times "
+                f"{lasting:.4g}, the level where it began"
             )
         case _:
             half = settings.window // 2
@@ -243,15 +305,19 @@ def _judge(
     loss = state.recent[:, -1]
     floor = np.minimum(state.lowest, 0.0)
     excess = loss - floor
-    standard = started if baseline is None else np.maximum(started, _level(baseline, floor))
+    standard = _standard(state, floor, baseline)
     verdict = np.zeros(len(loss), np.int64)
 
     warm = suspect & (at >= warmup)
-    runaway = warm & (excess > settings.runaway * standard)
-    whole = warm & (at >= warmup + settings.window - 1)
-
-    height = state.recent[:, -(settings.window // 4) :].max(axis=1) - floor
-    whole &= height >= settings.growth * (state.highest - floor)
+    quarter = settings.window // 4
+    height = state.recent[:, -quarter:].max(axis=1) - floor
+    rose = warm & (height >= settings.growth * (state.highest - floor))
+    runaway = rose & (excess > settings.runaway * standard) & (at >= warmup + 3 * quarter - 1)
+    if runaway.any():
+        rises = _rises(_logs(state, standard, floor))[:, 1:]
+        runaway &= (rises >= np.log(settings.growth)).all(axis=1) & _steady(rises)
+    runaway |= warm & (excess > JUMP * settings.runaway * standard)
+    whole = rose & (at >= warmup + settings.window - 1)
 
     late = whole & (at >= settings.late * horizon)
     if late.any():
@@ -264,7 +330,7 @@ def _judge(
 
     exploding = whole & (excess > settings.far * standard)
     if exploding.any():
-        logs = np.log(_clipped(state, standard, floor))
+        logs = _logs(state, standard, floor)
         rises = _rises(logs)
         exploding &= (rises >= np.log(settings.growth)).all(axis=1) & _steady(rises)
         quarters = logs.reshape(len(logs), 4, -1)
@@ -276,10 +342,22 @@ def _judge(
     return verdict
 
 
-def _clipped(state: GuardState, standard: np.ndarray, floor: np.ndarray) -> np.ndarray:
-    """Excesses of the window, at least the standard's; [trial, window]."""
-    clipped: np.ndarray = np.maximum(state.recent - floor[:, None], standard[:, None])
-    return clipped
+def heights(
+    state: GuardState, baseline: float | None, settings: GuardTable, *, lasting: bool
+) -> np.ndarray:  # float64 [trial, window]
+    """Give the logs of how many standards the window's excesses are, at least one."""
+    floor = np.minimum(state.lowest, 0.0)
+    standard = (
+        _lasting(state, floor, baseline, settings) if lasting else _standard(state, floor, baseline)
+    )
+    logs: np.ndarray = _logs(state, standard, floor) - np.log(standard)[:, None]
+    return logs
+
+
+def _logs(state: GuardState, standard: np.ndarray, floor: np.ndarray) -> np.ndarray:
+    """Give the logs of the window's excesses, at least the standard's; [trial, window]."""
+    logs: np.ndarray = np.log(np.maximum(state.recent - floor[:, None], standard[:, None]))
+    return logs
 
 
 def _rises(window: np.ndarray) -> np.ndarray:
@@ -291,6 +369,25 @@ def _steady(rises: np.ndarray) -> np.ndarray:
     """Tell whether rises [trial, 3] are all of one kind; bool [trial]."""
     steady: np.ndarray = rises.min(axis=1) >= STEADY * np.abs(rises).max(axis=1)
     return steady
+
+
+def _standard(state: GuardState, floor: np.ndarray, baseline: float | None) -> np.ndarray:
+    """Give the standard; [trial]."""
+    started = _level(state.first, floor)
+    return started if baseline is None else np.maximum(started, _level(baseline, floor))
+
+
+def _lasting(
+    state: GuardState, floor: np.ndarray, baseline: float | None, settings: GuardTable
+) -> np.ndarray:
+    """Give the lasting standard; [trial]."""
+    if baseline is None:
+        return _level(state.first, floor)
+    known, begun = _level(baseline, floor), _level(state.begun, floor)
+    trusted = (state.lowest >= state.begun) & (begun <= settings.far * known)
+    own = np.where(trusted, begun, _level(state.first, floor))
+    lasting: np.ndarray = np.maximum(own, known)
+    return lasting
 
 
 def _level(loss: float | np.ndarray, floor: np.ndarray) -> np.ndarray:

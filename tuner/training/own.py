@@ -18,10 +18,11 @@ import torch
 
 from tuner.errors import WorkloadError
 from tuner.spec import StudySpec
-from tuner.training import checkpoint, objective, randomness, schedules, states
+from tuner.training import checkpoint, objective, randomness, states
 from tuner.training.functions import TrainFunction
 from tuner.training.loop import OWN_NAMES, StopTrial, Trial
 from tuner.training.objective import NOTHING_YET, Progress
+from tuner.training.pace import pace
 from tuner.training.segment import Segment
 from tuner.training.trainer import ENDED, Evaluation, Event, Status, Task
 from tuner.training.watch import Watch
@@ -58,7 +59,8 @@ class _Member:
         self._clock = clock
         self._grace = grace
         self._rungs = frozenset(spec.rungs())
-        self._watch = Watch(spec, schedules.warmup_steps(task.params, spec.training.steps), None)
+        planned = pace(task.params, spec.training.steps, spec.study.direction)
+        self._watch = Watch(spec, planned, function.baseline_loss)
         self._progress = NOTHING_YET
         self._step = 0  # rows so far
         self._names: list[str] = []  # of metrics, once some were reported

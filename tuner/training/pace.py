@@ -27,6 +27,9 @@ class Pace(Protocol):
     def rate(self, step: int) -> float:
         """Give the learning rate of the update from `step` to the next."""
 
+    def ahead(self, step: int) -> list[float]:
+        """Give the rates from `step` to the horizon, as expected where nothing gets better."""
+
     def evaluated(self, step: int, value: float) -> None:
         """Take in the study's metric, finite, as measured at `step`."""
 
@@ -48,6 +51,10 @@ class Planned:
     def rate(self, step: int) -> float:
         """Look the rate up."""
         return self._rates[step]
+
+    def ahead(self, step: int) -> list[float]:
+        """Give what is planned."""
+        return self._rates[step:]
 
     def evaluated(self, step: int, value: float) -> None:
         """Do nothing."""
@@ -96,6 +103,11 @@ class Plateau:
     def rate(self, step: int) -> float:
         """Give the rate as it is now; `step` tells how far the warm-up is."""
         return self._rates[step] * self._multiplier
+
+    def ahead(self, step: int) -> list[float]:
+        """Give the rates after the next fall, since it comes when nothing gets better."""
+        multiplier = max(self._multiplier * self._factor, self._floor)
+        return [rate * multiplier for rate in self._rates[step:]]
 
     def evaluated(self, step: int, value: float) -> None:
         """Count an evaluation, and let the rate fall when the patience is over."""

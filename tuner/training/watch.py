@@ -12,15 +12,17 @@ from torch import Tensor
 from tuner.spec import StudySpec
 from tuner.training import guard
 from tuner.training.guard import GuardState, Verdict
+from tuner.training.pace import Pace
+from tuner.training.returning import may_return
 
 
 class Watch:
     """Sees every loss of a trial and says when to stop it."""
 
-    def __init__(self, spec: StudySpec, warmup: int, baseline: float | None) -> None:
+    def __init__(self, spec: StudySpec, pace: Pace, baseline: float | None) -> None:
         self._horizon = spec.training.steps
         self._settings = spec.guard
-        self._warmup = warmup
+        self._pace = pace
         self._baseline = baseline
         self._state = guard.start(1, spec.guard)
         self._calm = -math.inf  # losses from 0 to here need no judging
@@ -37,13 +39,14 @@ class Watch:
             np.array([loss]),
             np.array([grad_norm]),
             horizon=self._horizon,
-            warmup=self._warmup,
+            warmup=self._pace.warmup,
             baseline=self._baseline,
             settings=self._settings,
+            rate=self._pace.rate(int(self._state.step[0])),
         )
-        self._calm = float(guard.calm_below(self._state, self._settings)[0])
+        self._calm = float(guard.calm_below(self._state, self._settings, self._baseline)[0])
         verdict = int(verdicts[0])
-        if verdict == Verdict.GO:
+        if verdict == Verdict.GO or self._may_return(verdict):
             return ""
         return guard.sentence(
             verdict,
@@ -51,6 +54,19 @@ class Watch:
             loss=loss,
             grad_norm=grad_norm,
             horizon=self._horizon,
+            baseline=self._baseline,
+            settings=self._settings,
+        )
+
+    def _may_return(self, verdict: int) -> bool:
+        """Ask the rates that are still to come."""
+        step = int(self._state.step[0]) - 1
+        window = range(max(step + 1 - self._settings.window, 0), step + 1)
+        return may_return(
+            verdict,
+            self._state,
+            np.array([self._pace.rate(seen) for seen in window]),
+            np.array(self._pace.ahead(step + 1)),
             baseline=self._baseline,
             settings=self._settings,
         )
