@@ -179,8 +179,7 @@ class CohortTrainer:
             if not members:
                 continue
             losses, outputs = block.evaluate(*self._validation)
-            low, high = block.rows.aminmax(dim=1)  # [place]
-            finite = (torch.isfinite(low) & torch.isfinite(high)).tolist()
+            finite = _finite(block.rows)
             values = losses.tolist()
             for member in members:
                 metrics = {"val_loss": values[member.place]}
@@ -196,16 +195,17 @@ class CohortTrainer:
         self, member: Member, losses: list[float], norms: list[float], times: list[float]
     ) -> None:
         """Take in rows, up to the one where the guard stops the member."""
-        seen, segment = 0, member.segment
-        for seen, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=1):
-            segment.reason = member.watch.see(loss, norm)
-            if segment.reason:
-                segment.stopped_step = member.step + seen - 1
-                member.status = Status.DIVERGED
-                break
+        seen, segment = len(losses), member.segment
+        if not member.watch.pass_over(losses, norms):
+            for seen, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=1):
+                segment.reason = member.watch.see(loss, norm)
+                if segment.reason:
+                    segment.stopped_step = member.step + seen - 1
+                    member.status = Status.DIVERGED
+                    break
         segment.losses += losses[:seen]
         segment.grad_norms += norms[:seen]
-        segment.rates += [member.pace.rate(member.step + index) for index in range(seen)]
+        segment.rates += member.pace.rates(member.step, seen)
         segment.times += times[:seen]
         # the update of a row where the guard stops does not count
         member.step += seen - 1 if segment.reason else seen
@@ -310,6 +310,14 @@ class CohortTrainer:
             "seed": task.seed,
             **{f"params {key}": value for key, value in sorted(task.params.items())},
         }
+
+
+def _finite(rows: Tensor) -> list[bool]:  # rows: [place, parameter]
+    """Tell which rows have no number that is nan or infinite."""
+    finite = torch.isfinite(rows.sum(dim=1))
+    if not finite.all():  # or finite numbers whose sum is not
+        finite = torch.isfinite(rows).all(dim=1)
+    return [bool(each) for each in finite.tolist()]
 
 
 def _training(members: list[Member]) -> list[Member]:

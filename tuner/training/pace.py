@@ -27,6 +27,9 @@ class Pace(Protocol):
     def rate(self, step: int) -> float:
         """Give the learning rate of the update from `step` to the next."""
 
+    def rates(self, step: int, count: int) -> list[float]:
+        """Give the rates of so many steps; there is no evaluation between them."""
+
     def evaluated(self, step: int, value: float) -> None:
         """Take in the study's metric, finite, as measured at `step`."""
 
@@ -48,6 +51,10 @@ class Planned:
     def rate(self, step: int) -> float:
         """Look the rate up."""
         return self._rates[step]
+
+    def rates(self, step: int, count: int) -> list[float]:
+        """Look rates up."""
+        return self._rates[step : step + count]
 
     def evaluated(self, step: int, value: float) -> None:
         """Do nothing."""
@@ -96,6 +103,10 @@ class Plateau:
     def rate(self, step: int) -> float:
         """Give the rate as it is now; `step` tells how far the warm-up is."""
         return self._rates[step] * self._multiplier
+
+    def rates(self, step: int, count: int) -> list[float]:
+        """Give rates as they are now."""
+        return [self.rate(step + index) for index in range(count)]
 
     def evaluated(self, step: int, value: float) -> None:
         """Count an evaluation, and let the rate fall when the patience is over."""

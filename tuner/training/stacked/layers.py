@@ -57,7 +57,7 @@ BY_INPUT: Mapping[type[nn.Module], Backward] = {
 }
 """Activations whose derivatives, autograd's own, go by their input."""
 
-LARGE = 1 << 12
+LARGE = 1 << 14
 """Products of so many numbers are written where they belong, smaller ones are copied there.
 
 A product into rows goes member by member, which costs more than a copy where it is small."""
@@ -166,7 +166,7 @@ class LayersBlock:
             program: Program = []
             outputs: list[Tensor] = []
             for part in torch.split(inputs, PART):
-                shared = part.flatten(1).t().expand(every, -1, -1)
+                shared = part.flatten(1).t().contiguous().expand(every, -1, -1)
                 calls, values, _ = self._forward(shared, training=False)
                 outputs.append(torch.empty_like(values))  # the next part takes its memory
                 program += [*calls, partial(outputs[-1].copy_, values)]
@@ -260,7 +260,7 @@ class LayersBlock:
         if weight[0].numel() >= LARGE:
             backward.append(partial(torch.bmm, gradient, before.transpose(1, 2), out=theirs))
         else:
-            product = self._scratch("weight", index, weight.shape)
+            product = self._scratch("weight", 0, weight.shape)
             backward.append(partial(torch.bmm, gradient, before.transpose(1, 2), out=product))
             backward.append(partial(theirs.copy_, product))
         if of_bias is not None:

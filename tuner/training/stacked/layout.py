@@ -15,7 +15,7 @@ ALIGNED = 64
 """Rows begin at multiples of so many numbers: every member's lie alike to vector instructions."""
 
 
-PART = 512
+PART = 128
 """Rows of the validation data that a block takes at once: of all, they might not fit in memory."""
 
 

@@ -53,10 +53,9 @@ class Group:
         self.losses = block.rows.new_empty(count, len(block.rows))  # [step, place]
         self.norms = torch.empty_like(self.losses)  # [step, place], of gradients before clipping
         self._kept = list(zip(self.losses, self.norms, strict=True))
-        self._rates = [
-            [member.pace.rate(member.step + index) for member in members] for index in range(count)
-        ]
-        self._updates = [member.update for member in members]
+        rates = [member.pace.rates(member.step, count) for member in members]
+        self._rates = list(zip(*rates, strict=True))  # [step][member]
+        self._steps = [member.update.step for member in members]
 
     def update(self, index: int, inputs: Tensor, targets: Tensor) -> None:
         """Make the update of a step, for all members, on data [row, ...]."""
@@ -71,8 +70,8 @@ class Group:
             # as torch.nn.utils.clip_grads_with_norm_ does
             shares = (self._clip_norm / (norms + 1e-6)).clamp_(max=1.0)
             block.gradients.mul_(shares.unsqueeze(1))
-        for update, rate in zip(self._updates, self._rates[index], strict=True):
-            update.step(rate)
+        for step, rate in zip(self._steps, self._rates[index], strict=True):
+            step(rate)
 
     def _drawn_rows(self) -> Tensor | None:  # int64 [step, place, batch]
         """Give the rows that members train on; nothing where they train on all of them."""
