@@ -56,7 +56,7 @@ class Watch:
         )
 
     def pass_over(self, losses: Sequence[float], grad_norms: Sequence[float]) -> bool:
-        """Take in steps of which none needs judging; False, and nothing is taken in, if one does."""
+        """Take in steps if none of them needs judging; tell whether that is so."""
         # a sum is not finite where one of its numbers is not; and no minimum is to be had of nan
         calm = math.isfinite(sum(losses) + sum(grad_norms))
         if not calm or min(losses) < 0.0 or max(losses) > self._calm:

@@ -146,6 +146,8 @@ class Attempt:
             case Status.DIVERGED:
                 reason, stopped = _sentence(event.reason), event.stopped_step
                 self._finish(Outcome(kind=DIVERGED, reason=reason, stopped_step=stopped))
+            case Status.FAILED if event.error is not None:
+                self.fail(event.error)
             case Status.FAILED:
                 self._finish(Outcome(kind=FAILED, reason=_sentence(event.reason)))
         return True

@@ -84,8 +84,9 @@ class Adam:
         decoupled: bool = False,
     ) -> None:
         self._lists = [row], [gradient], [torch.zeros_like(row)], [torch.zeros_like(row)]
-        self._steps = torch.zeros((), dtype=torch.float32)
-        self._count = self._steps.numpy()  # the same memory, which is quicker to count in
+        self._steps = torch.zeros((), dtype=torch.float32, device=row.device)
+        # the same memory, which is quicker to count in
+        self._count = self._steps.numpy() if row.device.type == "cpu" else self._steps
         self._move = partial(
             torch._fused_adamw_ if decoupled else torch._fused_adam_,
             *self._lists,
