@@ -13,6 +13,7 @@ from torch import nn
 from tuner.spec import StudySpec
 from tuner.training.cohort import CohortTrainer
 from tuner.training.optimizers import OPTIMIZERS
+from tuner.training.pace import STATEFUL
 from tuner.training.reference import ReferenceTrainer
 from tuner.training.schedules import SCHEDULES
 from tuner.training.trainer import ENDED, TRAIN_COLUMNS, Event, Task, Trainer
@@ -39,9 +40,12 @@ assert {settings["name"] for _, settings in OPTIMISERS} == set(OPTIMIZERS)
 def tasks() -> list[Task]:
     """Give a trial for every schedule with and without warm-up, optimisers in turn."""
     made = []
-    for index, (name, warmup) in enumerate([(n, w) for n in SCHEDULES for w in (0.0, 0.1)]):
+    names = [*SCHEDULES, *STATEFUL]
+    for index, (name, warmup) in enumerate([(n, w) for n in names for w in (0.0, 0.1)]):
         lr, optimizer = OPTIMISERS[index % len(OPTIMISERS)]
-        own = {"milestones": "0.5,0.75"} if name == "multistep" else {}
+        own: dict[str, object] = {"milestones": "0.5,0.75"} if name == "multistep" else {}
+        if name == "plateau":  # a patience that is lost
+            own = {"patience": 0, "threshold": 0.5, "factor": 0.5}
         params = complete(lr, {"name": name, "warmup": warmup, **own}, dict(optimizer))
         made.append(Task(number=index, seed=100 + index, params=params))
     return made

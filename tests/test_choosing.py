@@ -28,6 +28,12 @@ def test_slots_are_at_most_an_eighth_of_the_budget(trials, slots):
     assert automatic_slots(spec_of(trials)) == slots
 
 
+def clock(alone, together):
+    """Let each turn of the plain trainer and each of the cohort take so many seconds."""
+    ticks = itertools.accumulate(itertools.cycle([0.0, alone, 0.0, together]))
+    return lambda: next(ticks)
+
+
 def test_many_small_trials_train_together():
     space = {
         "lr": {"low": 1e-4, "high": 1.0},
@@ -35,7 +41,7 @@ def test_many_small_trials_train_together():
         "optimizer": ["sgd", {"name": "adamw", "weight_decay": {"low": 1e-4, "high": 0.1}}],
     }
     workload, spec = digits.mlp(), spec_of(128, space, batch_size=64, dtype="float32")
-    choice = choose(workload, spec)
+    choice = choose(workload, spec, clock=clock(alone=1000.0, together=1.0))
     assert (choice.trainer, choice.slots) == ("cohort", 16)
     assert choice.reason.startswith("a step of a trial takes ")
     trainer = trainer_for(workload, spec, choice)
@@ -44,12 +50,27 @@ def test_many_small_trials_train_together():
 
 
 def test_what_is_slower_together_trains_alone():
-    """The clock is the measure; this one gives each turn of the cohort a thousand seconds."""
-    ticks = itertools.accumulate(itertools.cycle([0.0, 1.0, 0.0, 1000.0]))
-    choice = choose(regression(), spec_of(16), clock=lambda: next(ticks))
+    choice = choose(regression(), spec_of(16), clock=clock(alone=1.0, together=1000.0))
     assert (choice.trainer, choice.slots) == ("reference", 1)
     said = r"a step of a trial takes 5e\+08 µs in a cohort of 2 and 1e\+06 µs by itself"
     assert re.fullmatch(said, choice.reason)
+
+
+@pytest.mark.parametrize(("places", "slots"), [(64, 64), (20, 16), (8, 8), (1, 1)])
+def test_slots_are_halved_until_memory_suffices(places, slots, monkeypatch):
+    """On a machine that has memory for so many slots and no more."""
+    advance = CohortTrainer.advance
+
+    def short(self, max_steps):
+        if self.capacity > places:
+            raise MemoryError
+        return advance(self, max_steps)
+
+    monkeypatch.setattr(CohortTrainer, "advance", short)
+    spec = spec_of(512, batch_size=64, dtype="float32")
+    choice = choose(digits.mlp(), spec, clock=itertools.count().__next__)
+    assert choice.slots == slots
+    assert choice.trainer == ("cohort" if slots > 1 else "reference")
 
 
 class Branching(nn.Module):
@@ -66,7 +87,7 @@ class Branching(nn.Module):
     ("workload", "spec", "said"),
     [
         (regression(), spec_of(8), "8 trials are too few to train more than one at a time"),
-        (regression(), spec_of(80, {"schedule": "plateau"}), "the schedule plateau"),
+        (regression(), spec_of(80, accumulate=2), "accumulate = 2"),
         (regression(), spec_of(80, seconds=3.0), "seconds"),
         (regression(lambda seed, dtype: Branching(dtype)), spec_of(80), "data-dependent"),
     ],

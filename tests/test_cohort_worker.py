@@ -111,14 +111,14 @@ def test_what_was_settled_holds_for_everybody(ledger, places):
 def test_what_cannot_be_stacked_falls_back_and_says_why(ledger, places):
     study = submitted(
         ledger,
-        training={"trainer": "cohort"},
+        training={"trainer": "cohort", "accumulate": 2},
         space={"lr": 0.1, "schedule": "plateau", "optimizer": "sgd"},
         search={"sampler": "random"},
         budget={"trials": 2},
     )
     settled = train(ledger, places, study).settled
     assert settled["trainer"] == "reference"
-    assert "plateau" in settled["reason"]
+    assert "accumulate = 2" in settled["reason"]
 
 
 def test_out_of_memory_halves_the_slots(ledger, places, monkeypatch, caplog):
@@ -132,8 +132,39 @@ def test_out_of_memory_halves_the_slots(ledger, places, monkeypatch, caplog):
     monkeypatch.setattr(CohortTrainer, "advance", short)
     study = train(ledger, places, put(ledger, "short", trainer="cohort", slots=8))
     assert ledger.counts(study.id)["failed"] == 0
-    assert "from now on 2 slots" in caplog.text
+    assert "from now on 2 slots of the cohort trainer" in caplog.text
     assert most_at_once(ledger, study) == 8
+
+
+def test_without_memory_for_one_slot_the_plain_trainer_takes_over(
+    ledger, places, monkeypatch, caplog
+):
+    def short(self, max_steps):
+        raise MemoryError
+
+    monkeypatch.setattr(CohortTrainer, "advance", short)
+    study = train(ledger, places, put(ledger, "short", trainer="cohort", slots=2))
+    assert ledger.counts(study.id)["completed"] > 0
+    assert ledger.counts(study.id)["failed"] == 0
+    assert "from now on 1 slot of the reference trainer" in caplog.text
+
+
+def test_one_that_raises_fails_alone_and_is_tried_again(ledger, places):
+    """A metric that raises at outputs that only a rate of 4 reaches."""
+    study = submitted(
+        ledger,
+        workload={"factory": "tests.training_here:picky"},
+        training={"trainer": "cohort", "slots": 4},
+        space={"lr": [0.01, 0.1, 0.3, 4.0]},
+        budget={"retries": {"failed": 1}},
+    )
+    train(ledger, places, study)
+    tries = [one.trial_id for one in ledger.attempts(study.id)]
+    ends = {
+        trial.params["lr"]: (trial.state, tries.count(trial.id))
+        for trial in ledger.trials(study.id)
+    }
+    assert ends == {4.0: ("failed", 2)} | dict.fromkeys([0.01, 0.1, 0.3], ("completed", 1))
 
 
 @pytest.mark.slow

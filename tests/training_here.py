@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -40,6 +41,17 @@ def fitting(failing: bool = False) -> Workload:
         data_name="a line",
         data_digest=digest_of(INPUTS, targets),
     )
+
+
+def picky() -> Workload:
+    """Fit that line, with a metric that raises at large outputs."""
+
+    def score(outputs: Tensor, targets: Tensor) -> Tensor:
+        if outputs.abs().max() > 10:
+            raise RuntimeError("such outputs cannot be scored")
+        return (outputs - targets).abs().mean()
+
+    return replace(fitting(), metrics={"score": score})
 
 
 def _line(seed: int, dtype: torch.dtype) -> nn.Module:

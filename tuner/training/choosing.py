@@ -111,13 +111,17 @@ def choose(
     obstacle = fitness.obstacle(trained, spec)
     if obstacle:
         return Choice(trainer="reference", slots=1, reason=obstacle)
-    try:
-        alone, together = _measured(trained, spec, wanted, seconds, clock)
-    except Exception as error:
-        if not memory.ran_out(error):
-            raise
+    while wanted >= 2:
+        try:
+            alone, together = _measured(trained, spec, wanted, seconds, clock)
+            break
+        except Exception as error:
+            if not memory.ran_out(error):
+                raise
         memory.make_room()
-        reason = f"memory is too short for {wanted} trials at a time"
+        wanted //= 2
+    else:
+        reason = "memory is too short for two trials at a time"
         return Choice(trainer="reference", slots=1, reason=reason)
     numbers = (
         f"a step of a trial takes {1e6 * together:.3g} µs in a cohort of {wanted} and "

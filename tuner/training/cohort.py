@@ -21,15 +21,19 @@ from torch import Tensor
 
 from tuner.errors import WorkloadError
 from tuner.spec import StudySpec
-from tuner.training import checkpoint, objective, randomness
+from tuner.training import checkpoint, memory, objective, randomness
 from tuner.training.batches import BatchOrder
 from tuner.training.device import without_subnormals
 from tuner.training.objective import Progress
 from tuner.training.pace import pace
+from tuner.training.precision import Precision
 from tuner.training.segment import Segment
 from tuner.training.stacked import fitness, updates
+from tuner.training.stacked.feeds import Held, Source, Streamed
 from tuner.training.stacked.fitness import NotStackableError
 from tuner.training.stacked.members import Group, Member, buffers_of
+from tuner.training.stacked.seats import Seats
+from tuner.training.streams import stream
 from tuner.training.trainer import ENDED, Evaluation, Event, Status, Task
 from tuner.training.watch import Watch
 from tuner.training.workloads import Workload
@@ -44,6 +48,9 @@ class CohortTrainer:
     A call of `advance` moves every member by the same number of steps, but for those that end, and
     returns as soon as one of them needs a decision. Invariant, beyond the contract: a member's
     curve is bitwise the same in any slot of a cohort of any size.
+
+    A `Task`'s halvings are passed over: a cohort has no micro-batches, and where memory is short it
+    is built anew with fewer slots.
     """
 
     def __init__(
@@ -68,18 +75,23 @@ class CohortTrainer:
         self._workload = workload
         self._spec = spec
         self._clock = clock
+        self._device = torch.device(spec.training.device)
         self._dtype: torch.dtype = getattr(torch, spec.training.dtype)
-        self._train = self._placed(workload.train_inputs), self._placed(workload.train_targets)
+        self._precision = Precision(spec.training.precision, self._device)
+        self._stream = stream(workload, spec, self._placed)
+        self._source: Source
+        if self._stream is None:
+            data = workload.train_inputs, workload.train_targets
+            self._source = Held(*(self._placed(part) for part in data))
+        else:
+            self._source = Streamed(self._stream)
         self._validation = (
             self._placed(workload.validation_inputs),
             self._placed(workload.validation_targets),
         )
         self._rungs = frozenset(spec.rungs())
         self._evaluation_steps = spec.evaluation_steps()
-        self._blocks = self._plan.blocks(slots, self._dtype)
-        self._places = [
-            (block, place) for block in self._blocks for place in range(len(block.rows))
-        ]
+        self._seats = Seats(self._plan, slots, self._dtype, self._device)
         self._slots: list[Member | None] = [None] * slots
 
     def admit(self, task: Task) -> None:
@@ -91,19 +103,13 @@ class CohortTrainer:
                 f"expected a free slot for trial {task.number}, got {self.capacity} taken ones; "
                 "evict a trial first"
             )
-        if task.halvings:
-            raise ValueError(
-                f"trial {task.number}: expected no halvings, as a cohort has no micro-batches, got "
-                f'{task.halvings}; set trainer = "reference"'
-            )
         state = None
         if task.snapshot is not None:
             state = checkpoint.matching(task.snapshot, self._fingerprint(task), task.number)
-        slot = self._slots.index(None)
-        member = self._built(task, slot, state is None)
+        member = self._built(task, state is None)
         if state is not None:
             self._restore(member, state)
-        self._slots[slot] = member
+        self._slots[self._slots.index(None)] = member
 
     def advance(self, max_steps: int) -> list[Event]:
         """Train by up to `max_steps` updates, until a rung, the horizon or the end of a member.
@@ -114,6 +120,9 @@ class CohortTrainer:
         members = [member for member in self._members() if member.status not in ENDED]
         for member in members:
             member.status, member.segment = Status.TRAINING, Segment(member.step)
+        self._seats.gather(self._members())
+        if self._stream is not None:
+            self._stream.keep({member.step for member in members})
         with without_subnormals():
             self._evaluate(member for member in members if member.step == 0)
             running, left = _training(members), max_steps
@@ -136,17 +145,27 @@ class CohortTrainer:
     def snapshot(self, number: int) -> bytes:
         """Give all that is needed to go on exactly, at the step where the trial is now.
 
-        A diverged trial's parameters are of no use: it may have moved after its stop.
+        Of a trial that diverged or failed there is nothing to go on with: it may have moved after
+        its stop.
         """
         member = self._of(number)
+        moved = member.status in {Status.DIVERGED, Status.FAILED}
+        trained = (
+            None
+            if moved
+            else {
+                "parameters": member.block.rows[member.place].clone(),
+                "buffers": member.buffers or buffers_of(member),
+                "optimizer": {key: t.clone() for key, t in member.update.state().items()},
+                "pace": member.pace.state(),
+            }
+        )
         return checkpoint.to_bytes(
             {
                 "fingerprint": self._fingerprint(member.task),
                 "step": member.step,
                 "status": member.status.value,
-                "parameters": member.block.rows[member.place].clone(),
-                "buffers": member.buffers or buffers_of(member),
-                "optimizer": {key: t.clone() for key, t in member.update.state().items()},
+                "trained": trained,
                 "guard": member.watch.state(),
                 "progress": asdict(member.progress),
                 "random": member.random.get_state(),
@@ -159,36 +178,67 @@ class CohortTrainer:
         """Make some updates of members that are in training, then judge what they measured."""
         groups = [
             Group(block, own, count, self._spec.training.clip_norm)
-            for block in self._blocks
+            for block in self._seats.blocks
             if (own := [member for member in members if member.block is block])
         ]
-        for group in groups:  # all steps of one before the next: its rows stay in the cache
-            times = []
-            for index in range(count):
-                group.update(index, *self._train)
-                times.append(self._clock())
-            losses, norms = group.losses.T.tolist(), group.norms.T.tolist()
+        feeds = [self._source.feed(g.members, len(g.losses[0]), count) for g in groups]
+        turns = list(zip(groups, feeds, strict=True))
+        # all steps of one block before the next, if that may be: its rows stay in the cache
+        if self._source.in_turn:
+            order = ((turn, index) for turn in turns for index in range(count))
+        else:
+            order = ((turn, index) for index in range(count) for turn in turns)
+        for (group, feed), index in order:
+            if group.error is None:
+                try:
+                    group.update(index, *feed(index))
+                except Exception as error:
+                    if memory.ran_out(error):
+                        raise
+                    group.error = error
+                else:
+                    group.times.append(self._clock())
+        for group in groups:
+            done = len(group.times)
+            losses, norms = group.losses[:done].T.tolist(), group.norms[:done].T.tolist()
             for member in group.members:
-                self._judge(member, losses[member.place], norms[member.place], times)
+                self._judge(member, losses[member.place], norms[member.place], group.times)
+                if group.error is not None and member.status is Status.TRAINING:
+                    _fail(member, group.error)
 
     def _evaluate(self, due: Iterable[Member]) -> None:
         """Measure members at their parameters of now; numbers that are not finite end them."""
         waiting = list(due)
-        for block in self._blocks:
+        for block in self._seats.blocks:
             members = [member for member in waiting if member.block is block]
             if not members:
                 continue
-            losses, outputs = block.evaluate(*self._validation)
-            low, high = block.rows.aminmax(dim=1)  # [place]
-            finite = (torch.isfinite(low) & torch.isfinite(high)).tolist()
-            values = losses.tolist()
+            try:
+                losses, outputs = block.evaluate(*self._validation)
+            except Exception as error:
+                if memory.ran_out(error):
+                    raise
+                for member in members:
+                    _fail(member, error)
+                continue
+            finite, values = _finite(block.rows), losses.tolist()
             for member in members:
-                metrics = {"val_loss": values[member.place]}
-                with torch.no_grad():
-                    for name, measure in self._workload.metrics.items():
-                        measured = measure(outputs[member.place], self._validation[1])
-                        metrics[name] = measured.item()
-                self._take_in(member, metrics, finite[member.place])
+                try:
+                    metrics = self._measured(outputs[member.place])
+                except Exception as error:
+                    if memory.ran_out(error):
+                        raise
+                    _fail(member, error)
+                else:
+                    metrics = {"val_loss": values[member.place], **metrics}
+                    self._take_in(member, metrics, finite[member.place])
+
+    def _measured(self, outputs: Tensor) -> dict[str, float]:  # outputs: [row, ...]
+        """Compute the metrics of one member."""
+        targets = self._validation[1]
+        with torch.no_grad(), self._precision.forward():
+            measures = self._workload.metrics.items()
+            return {name: measure(outputs, targets).item() for name, measure in measures}
 
     # --- one member -------------------------------------------------------------------------
 
@@ -196,16 +246,19 @@ class CohortTrainer:
         self, member: Member, losses: list[float], norms: list[float], times: list[float]
     ) -> None:
         """Take in rows, up to the one where the guard stops the member."""
-        seen, segment = 0, member.segment
-        for seen, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=1):
-            segment.reason = member.watch.see(loss, norm)
-            if segment.reason:
-                segment.stopped_step = member.step + seen - 1
-                member.status = Status.DIVERGED
-                break
+        if not losses:
+            return
+        seen, segment = len(losses), member.segment
+        if not member.watch.pass_over(losses, norms):
+            for seen, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=1):
+                segment.reason = member.watch.see(loss, norm)
+                if segment.reason:
+                    segment.stopped_step = member.step + seen - 1
+                    member.status = Status.DIVERGED
+                    break
         segment.losses += losses[:seen]
         segment.grad_norms += norms[:seen]
-        segment.rates += [member.pace.rate(member.step + index) for index in range(seen)]
+        segment.rates += member.pace.rates(member.step, seen)
         segment.times += times[:seen]
         # the update of a row where the guard stops does not count
         member.step += seen - 1 if segment.reason else seen
@@ -249,15 +302,15 @@ class CohortTrainer:
         steps = self._evaluation_steps
         return steps[bisect_right(steps, member.step)] - member.step
 
-    def _built(self, task: Task, slot: int, fresh: bool) -> Member:
-        """Build a trial at step 0 in a slot; without parameters unless it is to start afresh."""
-        training, (own, place) = self._spec.training, self._places[slot]
-        generator = torch.Generator()
+    def _built(self, task: Task, fresh: bool) -> Member:
+        """Build a trial at step 0; without parameters unless it is to start afresh."""
+        training, (own, place) = self._spec.training, self._seats.free(self._members())
+        generator = torch.Generator(self._device)
         if fresh:
-            random = randomness.of_torch(task.seed, torch.device("cpu"))
+            random = randomness.of_torch(task.seed, self._device)
             with randomness.swapped(random):
                 model = self._workload.model(task.seed, self._dtype).to(self._dtype)
-            generator.set_state(random["cpu"])
+            generator.set_state(random[str(self._device)])
             fitness.put(own, place, model, self._plan.stack.layout)
         planned = pace(task.params, training.steps, self._spec.study.direction)
         return Member(
@@ -265,7 +318,7 @@ class CohortTrainer:
             block=own,
             place=place,
             update=updates.make(task.params, own.rows[place], own.gradients[place]),
-            order=BatchOrder(task.seed, len(self._train[0]), training.batch_size),
+            order=BatchOrder(task.seed, len(self._workload.train_inputs), training.batch_size),
             pace=planned,
             watch=Watch(self._spec, planned, self._workload.baseline_loss),
             random=generator,
@@ -273,15 +326,19 @@ class CohortTrainer:
 
     def _restore(self, member: Member, state: dict[str, Any]) -> None:
         """Go on from a snapshot."""
-        member.block.rows[member.place] = state["parameters"]
-        for name, buffer in state["buffers"].items():
-            member.block.buffers[name][member.place] = buffer
-        updates.restore(member.update, state["optimizer"])
+        trained = state["trained"]
+        if trained is not None:
+            member.block.rows[member.place] = trained["parameters"]
+            for name, buffer in trained["buffers"].items():
+                member.block.buffers[name][member.place] = buffer
+            updates.restore(member.update, trained["optimizer"])
+            member.pace.restore(trained["pace"])
         member.watch.restore(state["guard"])
         member.random.set_state(state["random"])
         member.progress = Progress(**state["progress"])
         member.step, member.status = state["step"], Status(state["status"])
-        member.buffers = state["buffers"] if member.status in ENDED else None
+        if member.status is Status.FINISHED:
+            member.buffers = buffers_of(member)
 
     # --- what belongs to the trainer ----------------------------------------------------------
 
@@ -296,20 +353,35 @@ class CohortTrainer:
         raise ValueError(f"trial {number} has no slot here; admit it first")
 
     def _placed(self, data: Tensor) -> Tensor:
-        """Put data where it is trained on, floating-point numbers in the study's dtype."""
-        return data.to(self._dtype) if data.is_floating_point() else data
+        """Put data on the device, floating-point numbers in the study's dtype."""
+        return data.to(self._device, self._dtype if data.is_floating_point() else data.dtype)
 
     def _fingerprint(self, task: Task) -> dict[str, Any]:
         """Tell what a snapshot depends on; another way to stack would round differently."""
         return {
             "trainer": "cohort",
             "stack": self._plan.stack.name,
-            "device": "cpu",
+            "device": self._device.type,
             "dtype": self._spec.training.dtype,
+            "precision": self._spec.training.precision or "float32",
             "steps": self._spec.training.steps,
             "seed": task.seed,
             **{f"params {key}": value for key, value in sorted(task.params.items())},
         }
+
+
+def _fail(member: Member, error: Exception) -> None:
+    """End a member with what the workload raised."""
+    member.status = Status.FAILED
+    member.segment.error, member.segment.reason = error, f"{type(error).__name__}: {error}"
+
+
+def _finite(rows: Tensor) -> list[bool]:  # rows: [place, parameter]
+    """Tell which rows have no number that is nan or infinite."""
+    finite = torch.isfinite(rows.sum(dim=1))
+    if not finite.all():  # or finite numbers whose sum is not
+        finite = torch.isfinite(rows).all(dim=1)
+    return [bool(each) for each in finite.tolist()]
 
 
 def _training(members: list[Member]) -> list[Member]:

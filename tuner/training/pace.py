@@ -30,6 +30,9 @@ class Pace(Protocol):
     def ahead(self, step: int) -> list[float]:
         """Give the rates from `step` to the horizon, as expected where nothing gets better."""
 
+    def rates(self, step: int, count: int) -> list[float]:
+        """Give the rates of so many steps; there is no evaluation between them."""
+
     def evaluated(self, step: int, value: float) -> None:
         """Take in the study's metric, finite, as measured at `step`."""
 
@@ -55,6 +58,10 @@ class Planned:
     def ahead(self, step: int) -> list[float]:
         """Give what is planned."""
         return self._rates[step:]
+
+    def rates(self, step: int, count: int) -> list[float]:
+        """Look rates up."""
+        return self._rates[step : step + count]
 
     def evaluated(self, step: int, value: float) -> None:
         """Do nothing."""
@@ -108,6 +115,10 @@ class Plateau:
         """Give the rates after the next fall, since it comes when nothing gets better."""
         multiplier = max(self._multiplier * self._factor, self._floor)
         return [rate * multiplier for rate in self._rates[step:]]
+
+    def rates(self, step: int, count: int) -> list[float]:
+        """Give rates as they are now."""
+        return [self.rate(step + index) for index in range(count)]
 
     def evaluated(self, step: int, value: float) -> None:
         """Count an evaluation, and let the rate fall when the patience is over."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -32,8 +32,9 @@ class Precision:
 
     def forward(self) -> AbstractContextManager[Any]:
         """Compute a forward pass and its loss in this precision."""
-        enabled = self._dtype is not None
-        return torch.autocast(self._device, dtype=self._dtype, enabled=enabled)
+        if self._dtype is None:
+            return nullcontext()
+        return torch.autocast(self._device, dtype=self._dtype)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a loss, scaled, to those that are there."""

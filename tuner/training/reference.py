@@ -22,9 +22,10 @@ from tuner.training.objective import NOTHING_YET, Progress
 from tuner.training.pace import Pace, pace
 from tuner.training.precision import Precision
 from tuner.training.segment import Segment
+from tuner.training.streams import stream
 from tuner.training.trainer import ENDED, Evaluation, Event, Status, Task
 from tuner.training.watch import Watch
-from tuner.training.workloads import Workload
+from tuner.training.workloads import Batch, Workload
 
 
 @dataclass(eq=False)
@@ -77,6 +78,7 @@ class ReferenceTrainer:
             self._placed(workload.validation_inputs),
             self._placed(workload.validation_targets),
         )
+        self._stream = stream(workload, spec, self._placed)
         self._rungs = frozenset(spec.rungs())
         self._evaluation_steps = frozenset(spec.evaluation_steps())
         self._member: _Member | None = None
@@ -177,10 +179,8 @@ class ReferenceTrainer:
 
     def _update(self, member: _Member, segment: Segment) -> None:
         """Make the update from `member.step` to the next, unless the guard stops the trial."""
-        step, (inputs, targets) = member.step, self._train
-        rows = member.order.rows(step)
-        if rows is not None:
-            inputs, targets = inputs[rows], targets[rows]
+        step = member.step
+        inputs, targets = self._batch(member)
         rate = member.pace.rate(step)
         for group in member.optimizer.param_groups:
             group["lr"] = rate
@@ -211,6 +211,14 @@ class ReferenceTrainer:
             clip_grads_with_norm_(member.parameters, self._spec.training.clip_norm, norm)
         member.precision.step(member.optimizer)
         member.step += 1
+
+    def _batch(self, member: _Member) -> Batch:
+        """Give what a trial trains on in its next step."""
+        if self._stream is not None:
+            return self._stream.batch(member.step)
+        rows = member.order.rows(member.step)
+        inputs, targets = self._train
+        return (inputs, targets) if rows is None else (inputs[rows], targets[rows])
 
     def _add_gradients(self, member: _Member, inputs: Tensor, targets: Tensor) -> float:
         """Compute the gradients of a batch, whole or in parts, and give its loss."""

@@ -21,6 +21,7 @@ class Segment:
     evaluations: list[Evaluation] = field(default_factory=list)
     reason: str = ""
     stopped_step: int | None = None
+    error: Exception | None = None
 
     def event(self, number: int, status: Status, value: float | None) -> Event:
         """Say what happened."""
@@ -38,4 +39,5 @@ class Segment:
             value=value,
             reason=self.reason,
             stopped_step=self.stopped_step,
+            error=self.error,
         )

@@ -71,6 +71,7 @@ class Event:
     value: float | None = None  # the objective as of now, where it is at a rung or finished
     reason: str = ""  # why it ended, unless that was at the horizon; without capital and full stop
     stopped_step: int | None = None  # the guard's: first non-finite step, or where it stopped
+    error: Exception | None = None  # what the workload raised, where it is not raised to the caller
 
     @property
     def next_step(self) -> int:
@@ -85,6 +86,8 @@ class Trainer(Protocol):
     - a member's curve depends on its task and the study alone: not on other members, not on how
       many steps each `advance` was asked for, not on being snapshotted and admitted again;
     - what the workload raises comes out of `advance`, of one trial after what it measured before;
+      beside others it is in the event of the member that it is about, and they go on. That memory
+      is short is about all of them, and raised;
     - the global random state of the process is the same after each call as before it;
     - not thread-safe: one thread calls it.
     """

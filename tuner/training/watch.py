@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -70,6 +70,15 @@ class Watch:
             baseline=self._baseline,
             settings=self._settings,
         )
+
+    def pass_over(self, losses: Sequence[float], grad_norms: Sequence[float]) -> bool:
+        """Take in steps if none of them needs judging; tell whether that is so."""
+        # a sum is not finite where one of its numbers is not; and no minimum is to be had of nan
+        calm = math.isfinite(sum(losses) + sum(grad_norms))
+        if not calm or min(losses) < 0.0 or max(losses) > self._calm:
+            return False
+        self._unseen += losses
+        return True
 
     def catch_up(self) -> None:
         """Let the guard see the calm losses that it has not seen."""

@@ -8,7 +8,7 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,12 @@ from tuner.errors import WorkloadError
 Measure: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """From outputs [row, ...] and targets [row, ...] to a scalar tensor."""
 
+Batch: TypeAlias = tuple[Tensor, Tensor]
+"""Inputs [row, ...] and targets [row, ...]."""
+
+Batches: TypeAlias = Callable[[int], Iterable[Batch]]
+"""From the number of an epoch to its batches: same epoch, same batches, at every call."""
+
 ALLOWED_PREFIXES = ("tuner.", "studies.")
 """Where workloads may be imported from unless a worker is started with other prefixes."""
 
@@ -36,6 +42,10 @@ class Workload:
 
     Rows are examples. Floating-point tensors are converted to the study's dtype by the trainer;
     whole-number targets (classes) stay as they are.
+
+    Training data that do not fit in memory come from `batches`, such as a `DataLoader`'s. Trials
+    then do not shuffle: the batch of a step is the same for all of them, whatever their seeds.
+    `train_inputs` and `train_targets` are an example of it: its first batch, say.
     """
 
     model: Callable[[int, torch.dtype], nn.Module]  # from a seed: same seed, same parameters
@@ -48,6 +58,7 @@ class Workload:
     data_digest: str  # of the data alone, by `digest_of`
     metrics: Mapping[str, Measure] = field(default_factory=lambda: MappingProxyType({}))
     baseline_loss: float | None = None  # the training loss of the best constant predictor
+    batches: Batches | None = None  # of `[training] batch_size` rows; a ragged last one is left out
 
     @property
     def metric_names(self) -> tuple[str, ...]:

@@ -167,7 +167,7 @@ class StudyWorker:
         try:
             events = self._trainer.advance(self._block)
         except Exception as error:
-            if memory.ran_out(error) and self._trainer.capacity > 1:
+            if memory.ran_out(error) and self._choice.trainer == "cohort":
                 self._shrink()
                 return
             for attempt in tuple(self._attempts.values()):
@@ -176,7 +176,10 @@ class StudyWorker:
         seconds = time.monotonic() - began
         for event in events:
             self._attempts[event.number].take(event)
-        self._commit(events)
+        for event in events:
+            if event.error is not None:
+                self._fail(self._attempts[event.number], event.error)
+        self._commit([event for event in events if event.error is None])
         self._pace(max((len(event.times) for event in events), default=0), seconds)
 
     def _commit(self, events: Sequence[Event]) -> None:
@@ -258,13 +261,20 @@ class StudyWorker:
             self._end(attempt, attempt.leave)
 
     def _shrink(self) -> None:
-        """Go on with half the slots: memory was too short for so many trials at a time."""
+        """Go on with half the slots: memory was too short for so many trials at a time.
+
+        Below one slot there is the plain trainer, which can cut a batch into parts.
+        """
         slots = self._trainer.capacity // 2
-        log.warning(f"study {self._name}: out of memory; from now on {slots} slots", slots=slots)
+        choice = replace(self._choice, slots=slots)
+        if slots == 0:
+            choice = replace(choice, trainer="reference", slots=1)
+        said = f"{choice.slots} slot{'s' * (choice.slots > 1)} of the {choice.trainer} trainer"
+        log.warning(f"study {self._name}: out of memory; from now on {said}", slots=choice.slots)
         for attempt in tuple(self._attempts.values()):
             self._end(attempt, attempt.give_back)
         memory.make_room()
-        self._build(replace(self._choice, slots=slots))
+        self._build(choice)
 
     def _end(self, attempt: Attempt, how: Callable[[], None]) -> None:
         """Let an attempt end, and free its slot."""

@@ -44,9 +44,11 @@ def found(model: nn.Module, inputs: Tensor) -> tuple[Dropout, ...]:
     return tuple(uses)
 
 
-def masks(layers: tuple[Dropout, ...], members: int, dtype: torch.dtype) -> list[Tensor]:
+def masks(
+    layers: tuple[Dropout, ...], members: int, dtype: torch.dtype, device: torch.device
+) -> list[Tensor]:
     """Allocate the masks of each layer, [member, row, ...]."""
-    return [torch.zeros(members, *layer.shape, dtype=dtype) for layer in layers]
+    return [torch.zeros(members, *layer.shape, dtype=dtype, device=device) for layer in layers]
 
 
 def draw(layers: tuple[Dropout, ...], masks: list[Tensor], member: int, own: Generator) -> None:

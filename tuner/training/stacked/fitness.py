@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tuner.spec import StudySpec
-from tuner.training import pace, randomness
+from tuner.training import memory, randomness
 from tuner.training.stacked import dropout
 from tuner.training.stacked.layers import Layers, chain_of
 from tuner.training.stacked.layout import Block, Layout, Stack
@@ -28,6 +28,9 @@ FILLED = 32
 WIDE = 32
 """Members of a block, where there are so many and models are small."""
 
+WORTH_FILLING = 5 / 8
+"""A block with this share of its places taken costs no more than several that are full."""
+
 CLOSE = 1e-7
 """Stacked and alone, in double precision, losses and gradients differ by rounding alone."""
 
@@ -41,13 +44,18 @@ class Plan:
     """How trials of a study are trained together."""
 
     stack: Stack
-    sizes: tuple[int, ...]  # members of a block: for few, and for many
+    sizes: tuple[int, ...]  # that a block may have, in places, ascending
 
-    def blocks(self, slots: int, dtype: torch.dtype) -> list[Block]:
-        """Allocate blocks with so many places, or a few more."""
-        wide, rest = divmod(slots, self.sizes[-1])
-        sizes = [self.sizes[-1]] * wide + [self.sizes[0]] * -(-rest // self.sizes[0])
-        return [self.stack.block(size, dtype) for size in sizes]
+    def sizes_for(self, members: int) -> list[int]:
+        """Choose blocks for so many members; none but the last is to be half empty."""
+        chosen = []
+        while members > 0:
+            above = [size for size in self.sizes if size >= members]
+            below = [size for size in self.sizes if size <= members]
+            whole = not below or (above and members >= WORTH_FILLING * above[0])
+            chosen.append(above[0] if whole else below[-1])
+            members -= chosen[-1]
+        return chosen
 
 
 def obstacle(workload: Workload, spec: StudySpec) -> str:
@@ -56,6 +64,10 @@ def obstacle(workload: Workload, spec: StudySpec) -> str:
         plan(workload, spec)
     except NotStackableError as error:
         return str(error)
+    except Exception as error:
+        if memory.ran_out(error):
+            return "memory is too short to train any trials together"
+        raise
     return ""
 
 
@@ -71,13 +83,15 @@ def plan(workload: Workload, spec: StudySpec) -> Plan:
         with seeded(0), warnings.catch_warnings():
             # an operation that vmap only loops over, member by member
             warnings.filterwarnings("error", "There is a performance drop", UserWarning)
-            stack = _stack(workload, rows)
+            stack = _stack(workload, rows, spec.training.precision)
             _compare(stack, workload, rows)
             _check_metrics(workload)
             return Plan(stack=stack, sizes=_sizes(stack, workload, rows, spec))
     except NotStackableError:
         raise
     except Exception as error:  # whatever the model's code makes of stacked tensors
+        if memory.ran_out(error):
+            raise
         said = str(error).strip().split("\n")[0][:200]
         raise NotStackableError(
             f"trials cannot be trained together: the model or the loss of "
@@ -89,15 +103,10 @@ def plan(workload: Workload, spec: StudySpec) -> Plan:
 def _refused(spec: StudySpec) -> str:
     """Name the setting that only the reference trainer has."""
     training = spec.training
-    stateful = [choice.name for choice in spec.space.schedule if choice.name in pace.STATEFUL]
     refused = {
         f"a train function ({spec.workload.train}), whose loop is its own": spec.workload.train,
-        f"the schedule {''.join(stateful[:1])}, whose rates depend on evaluations": stateful,
-        f'[training] device = "{training.device}"; only "cpu" is tested': (
-            torch.device(training.device).type != "cpu"
-        ),
-        f'[training] precision = "{training.precision}"': (
-            training.precision not in {None, "float32"}
+        '[training] precision = "float16", whose scale is a trial\'s own': (
+            training.precision == "float16"
         ),
         f"[training] accumulate = {training.accumulate}": training.accumulate > 1,
         "[training] seconds, which would depend on the other trials": training.seconds is not None,
@@ -105,7 +114,7 @@ def _refused(spec: StudySpec) -> str:
     return next((name for name, holds in refused.items() if holds), "")
 
 
-def _stack(workload: Workload, rows: int) -> Stack:
+def _stack(workload: Workload, rows: int, precision: str | None) -> Stack:
     """Choose how a workload is stacked."""
     model = _model(workload, 0)
     inputs = _double(workload.train_inputs[:rows])
@@ -123,8 +132,9 @@ def _stack(workload: Workload, rows: int) -> Stack:
             "in a forward pass; make a layer for each use"
         )
     layers = chain_of(model, inputs)
-    if layers is None:
-        return Mapped(model, workload.loss, dropouts)
+    mixed = precision not in {None, "float32"}  # autocast is autograd's
+    if layers is None or mixed:
+        return Mapped(model, workload.loss, dropouts, precision)
     with torch.no_grad():
         outputs = copy.deepcopy(model).eval()(inputs[:2])
     loss = loss_of(workload.loss, _double(workload.train_targets), outputs)
@@ -133,7 +143,7 @@ def _stack(workload: Workload, rows: int) -> Stack:
 
 def _compare(stack: Stack, workload: Workload, rows: int) -> None:
     """Take one step with two members, together and each alone, in double precision."""
-    block = stack.block(2, torch.float64)
+    block = stack.block(2, torch.float64, torch.device("cpu"))
     generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
     models = [_model(workload, seed) for seed in (0, 1)]
     for place, (model, generator) in enumerate(zip(models, generators, strict=True)):
@@ -196,22 +206,28 @@ def _close(found: Tensor, expected: Tensor) -> bool:
 
 
 def _sizes(stack: Stack, workload: Workload, rows: int, spec: StudySpec) -> tuple[int, ...]:
-    """Choose how many members a block has: a size for few members, and one for many.
+    """Choose how many members a block may have: a largest number, and halves of it for fewer.
 
     The numbers of a block should fit into a cache, which for larger models means fewer members; for
     small ones each call costs more than what it computes. No member may be rounded in another way
     than one elsewhere: a block's numbers, of any shape, should fill whole vector registers, and
     whether they do is tried.
     """
+
+    def fills(size: int) -> bool:
+        return (size * rows) % FILLED == 0 and (size * judged) % FILLED == 0
+
     parameters = stack.layout.size
     size = 16 if parameters <= SMALL else 8 if parameters <= 10 * SMALL else 4
     judged = len(workload.validation_inputs)
-    while size < FILLED and ((size * rows) % FILLED or (size * judged) % FILLED):
+    while size < FILLED and not fills(size):
         size *= 2
     expected = _copies(stack, workload, rows, size, spec)
+    largest = WIDE if parameters <= SMALL else size
+    halves = [largest >> times for times in range(largest.bit_length())]
     fitting = [
         each
-        for each in dict.fromkeys((size, WIDE) if parameters <= SMALL else (size,))
+        for each in sorted({size, *(half for half in halves if fills(half))})
         if _alike(_copies(stack, workload, rows, each, spec), expected)
     ]
     if not fitting:
@@ -226,14 +242,14 @@ def _copies(
     stack: Stack, workload: Workload, rows: int, size: int, spec: StudySpec
 ) -> list[Tensor]:  # each [place, ...]
     """Make a step of a block of equal members, in the study's precision; all that comes out."""
-    dtype = getattr(torch, spec.training.dtype)
-    block = stack.block(size, dtype)
+    dtype, device = getattr(torch, spec.training.dtype), torch.device(spec.training.device)
+    block = stack.block(size, dtype, device)
     model = _model(workload, 0).to(dtype)
     for place in range(size):
         put(block, place, model, stack.layout)
-        block.draw(place, torch.Generator().manual_seed(0))
+        block.draw(place, torch.Generator(device).manual_seed(0))
     inputs, targets, *validation = (
-        data.to(dtype) if data.is_floating_point() else data
+        data.to(device, dtype if data.is_floating_point() else data.dtype)
         for data in (
             workload.train_inputs,
             workload.train_targets,
@@ -241,8 +257,8 @@ def _copies(
             workload.validation_targets,
         )
     )
-    whole = rows == len(inputs)
-    chosen = None if whole else torch.arange(rows).expand(size, -1).contiguous()
+    whole = rows == len(inputs) and workload.batches is None
+    chosen = None if whole else torch.arange(rows, device=device).expand(size, -1).contiguous()
     losses = block.train(inputs, targets, chosen)
     norms = torch.linalg.vector_norm(block.gradients, dim=1)
     judged = block.evaluate(*validation)
@@ -259,7 +275,7 @@ def _alike(found: list[Tensor], expected: list[Tensor]) -> bool:
 
 def put(block: Block, place: int, model: nn.Module, layout: Layout) -> None:
     """Put a model's parameters and buffers at a place of a block."""
-    block.rows[place] = layout.row(model)
+    block.rows[place] = layout.row(model).to(block.rows.device)
     buffers: dict[str, Any] = dict(model.named_buffers())
     assert buffers.keys() == block.buffers.keys(), (list(buffers), list(block.buffers))
     for name, buffer in buffers.items():

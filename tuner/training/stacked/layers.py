@@ -21,7 +21,7 @@ from torch import Generator, Tensor, nn
 
 from tuner.training.stacked import dropout
 from tuner.training.stacked.dropout import Dropout
-from tuner.training.stacked.layout import PART, Layout
+from tuner.training.stacked.layout import Layout
 from tuner.training.stacked.losses import Loss, Program
 
 _aten = torch.ops.aten
@@ -57,10 +57,13 @@ BY_INPUT: Mapping[type[nn.Module], Backward] = {
 }
 """Activations whose derivatives, autograd's own, go by their input."""
 
-LARGE = 1 << 12
+LARGE = 1 << 14
 """Products of so many numbers are written where they belong, smaller ones are copied there.
 
 A product into rows goes member by member, which costs more than a copy where it is small."""
+
+PART = 128
+"""Rows of the validation data that a block takes at once: of so many, they fit in a cache."""
 
 
 def chain_of(model: nn.Module, inputs: Tensor) -> list[nn.Module] | None:
@@ -111,28 +114,30 @@ class Layers:
         self.layers = [(paths[layer], layer) for layer in layers]
         self._scratch: dict[object, Tensor] = {}
 
-    def scratch(self, use: object, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    def scratch(
+        self, use: object, shape: Sequence[int], dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
         """Give memory for a use; blocks take turns, and what one of them left is in the cache."""
-        key = (use, tuple(shape), dtype)
+        key = (use, tuple(shape), dtype, device)
         if key not in self._scratch:
-            self._scratch[key] = torch.empty(*shape, dtype=dtype)
+            self._scratch[key] = torch.empty(*shape, dtype=dtype, device=device)
         return self._scratch[key]
 
-    def block(self, size: int, dtype: torch.dtype) -> LayersBlock:
+    def block(self, size: int, dtype: torch.dtype, device: torch.device) -> LayersBlock:
         """Allocate a block."""
-        return LayersBlock(self, size, dtype)
+        return LayersBlock(self, size, dtype, device)
 
 
 class LayersBlock:
     """Members of a chain of dense layers; a `Block`."""
 
-    def __init__(self, stack: Layers, size: int, dtype: torch.dtype) -> None:
+    def __init__(self, stack: Layers, size: int, dtype: torch.dtype, device: torch.device) -> None:
         layout = stack.layout
-        self._stack, self._dtype = stack, dtype
-        self.rows, self.gradients = layout.rows(size, dtype), layout.rows(size, dtype)
+        self._stack = stack
+        self.rows, self.gradients = (layout.rows(size, dtype, device) for _ in range(2))
         self.buffers: dict[str, Tensor] = {}
         self.random = bool(stack.dropouts)
-        self._masks = dropout.masks(stack.dropouts, size, dtype)
+        self._masks = dropout.masks(stack.dropouts, size, dtype, device)
         self._parameters, self._theirs = (
             dict(zip(layout.names, layout.views(rows), strict=True))
             for rows in (self.rows, self.gradients)
@@ -166,7 +171,7 @@ class LayersBlock:
             program: Program = []
             outputs: list[Tensor] = []
             for part in torch.split(inputs, PART):
-                shared = part.flatten(1).t().expand(every, -1, -1)
+                shared = part.flatten(1).t().contiguous().expand(every, -1, -1)
                 calls, values, _ = self._forward(shared, training=False)
                 outputs.append(torch.empty_like(values))  # the next part takes its memory
                 program += [*calls, partial(outputs[-1].copy_, values)]
@@ -188,7 +193,7 @@ class LayersBlock:
             batch = inputs.expand(every, *inputs.shape), targets.expand(every, *targets.shape)
         else:
             some, theirs = (
-                self._stack.scratch(use, (rows.numel(), *data.shape[1:]), data.dtype)
+                self._stack.scratch(use, (rows.numel(), *data.shape[1:]), data.dtype, data.device)
                 for use, data in (("inputs", inputs), ("targets", targets))
             )
             batch = (
@@ -260,7 +265,7 @@ class LayersBlock:
         if weight[0].numel() >= LARGE:
             backward.append(partial(torch.bmm, gradient, before.transpose(1, 2), out=theirs))
         else:
-            product = self._scratch("weight", index, weight.shape)
+            product = self._scratch("weight", 0, weight.shape)
             backward.append(partial(torch.bmm, gradient, before.transpose(1, 2), out=product))
             backward.append(partial(theirs.copy_, product))
         if of_bias is not None:
@@ -276,7 +281,7 @@ class LayersBlock:
         return named[f"{path}.weight".lstrip(".")], named.get(f"{path}.bias".lstrip("."))
 
     def _scratch(self, use: str, index: int, shape: Sequence[int]) -> Tensor:
-        return self._stack.scratch((use, index), shape, self._dtype)
+        return self._stack.scratch((use, index), shape, self.rows.dtype, self.rows.device)
 
 
 def _undo(

@@ -15,10 +15,6 @@ ALIGNED = 64
 """Rows begin at multiples of so many numbers: every member's lie alike to vector instructions."""
 
 
-PART = 512
-"""Rows of the validation data that a block takes at once: of all, they might not fit in memory."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """Where each parameter of a model lies in a row."""
@@ -37,10 +33,10 @@ class Layout:
         """Count the numbers of a row."""
         return sum(math.prod(shape) for shape in self.shapes)
 
-    def rows(self, members: int, dtype: torch.dtype) -> Tensor:
+    def rows(self, members: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Allocate rows of zeros, [member, parameter]."""
         stride = math.ceil(self.size / ALIGNED) * ALIGNED
-        return torch.zeros(members, stride, dtype=dtype)[:, : self.size]
+        return torch.zeros(members, stride, dtype=dtype, device=device)[:, : self.size]
 
     def views(self, rows: Tensor) -> list[Tensor]:  # rows: [member, parameter]
         """See rows as stacked parameters, each [member, *shape] and of the rows' memory."""
@@ -87,8 +83,8 @@ class Block(Protocol):
     def train(self, inputs: Tensor, targets: Tensor, rows: Tensor | None) -> Tensor:
         """Compute losses [place] and `gradients` at rows int64 [place, row] of the data, or at all.
 
-        The data, [row, ...], and the number of rows are the same at every call. The losses hold
-        until the next call.
+        The number of rows is the same at every call, and without rows, so is the data [row, ...].
+        The losses hold until the next call.
         """
 
     def evaluate(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,5 +97,5 @@ class Stack(Protocol):
     name: str  # for the fingerprint of snapshots
     layout: Layout
 
-    def block(self, size: int, dtype: torch.dtype) -> Block:
+    def block(self, size: int, dtype: torch.dtype, device: torch.device) -> Block:
         """Allocate a block of so many members, all zeros."""

@@ -54,8 +54,8 @@ class CrossEntropy:
         calls: Program = [
             partial(torch.log_softmax, outputs, 1, out=logs),
             partial(torch.gather, logs, 1, right, out=chosen),
-            partial(torch.mean, chosen, (1, 2), out=losses),
-            losses.neg_,
+            partial(torch.sum, chosen, (1, 2), out=losses),
+            partial(losses.mul_, -1.0 / rows),
             logs.exp_,
             partial(logs.scatter_add_, 1, right, less),
             partial(logs.mul_, 1.0 / rows),

@@ -12,10 +12,14 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.func import functional_call, vmap
 
+from tuner.training.precision import Precision
 from tuner.training.stacked import dropout
 from tuner.training.stacked.dropout import Dropout
-from tuner.training.stacked.layout import PART, Layout
+from tuner.training.stacked.layout import Layout
 from tuner.training.workloads import Measure
+
+PART = 512
+"""Rows of the validation data that a block takes at once: of all, they might not fit in memory."""
 
 
 class Mapped:
@@ -23,36 +27,43 @@ class Mapped:
 
     name = "vmap"
 
-    def __init__(self, model: nn.Module, loss: Measure, dropouts: tuple[Dropout, ...]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Measure,
+        dropouts: tuple[Dropout, ...],
+        precision: str | None = None,  # of forward passes; None: of the parameters
+    ) -> None:
         self.layout = Layout.of(model)
-        self.loss, self.dropouts = loss, dropouts
+        self.loss, self.dropouts, self.precision = loss, dropouts, precision
         self.training = dropout.masked(model, dropouts).train()
         self.evaluating = copy.deepcopy(model).eval()
         self.buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
 
-    def block(self, size: int, dtype: torch.dtype) -> MappedBlock:
+    def block(self, size: int, dtype: torch.dtype, device: torch.device) -> MappedBlock:
         """Allocate a block."""
-        return MappedBlock(self, size, dtype)
+        return MappedBlock(self, size, dtype, device)
 
 
 class MappedBlock:
     """Members of any model; a `Block`."""
 
-    def __init__(self, stack: Mapped, size: int, dtype: torch.dtype) -> None:
+    def __init__(self, stack: Mapped, size: int, dtype: torch.dtype, device: torch.device) -> None:
         layout = stack.layout
         self._stack = stack
-        self.rows, self.gradients = layout.rows(size, dtype), layout.rows(size, dtype)
+        self._forward = Precision(stack.precision, device).forward
+        self.rows, self.gradients = (layout.rows(size, dtype, device) for _ in range(2))
         self._parts = layout.views(self.gradients)
         self._leaves = [view.detach().requires_grad_() for view in layout.views(self.rows)]
         self._named = dict(zip(layout.names, self._leaves, strict=True))
         self.buffers = {
-            name: buffer.to(dtype if buffer.is_floating_point() else buffer.dtype)
+            name: buffer.to(device, dtype if buffer.is_floating_point() else buffer.dtype)
             .expand(size, *buffer.shape)
             .clone()
             for name, buffer in stack.buffers.items()
         }
         self.random = bool(stack.dropouts)
-        self._masks = dropout.masks(stack.dropouts, size, dtype)
+        self._masks = dropout.masks(stack.dropouts, size, dtype, device)
         paths = [f"{layer.path}.mask" for layer in stack.dropouts]
         self._state = self.buffers | dict(zip(paths, self._masks, strict=True))
 
@@ -76,7 +87,8 @@ class MappedBlock:
         ) -> Tensor:
             return loss(functional_call(model, parameters | state, (rows,)), theirs).reshape(())
 
-        losses = vmap(one)(self._named, self._state, *batch)
+        with self._forward():
+            losses = vmap(one)(self._named, self._state, *batch)
         gradients = torch.autograd.grad(losses.sum(), self._leaves)
         for part, gradient in zip(self._parts, gradients, strict=True):
             part.copy_(gradient)
@@ -92,9 +104,10 @@ class MappedBlock:
             found: Tensor = functional_call(model, parameters | state, (rows,))
             return found
 
-        parts = [
-            vmap(one, (0, 0, None))(self._named, self.buffers, part)
-            for part in torch.split(inputs, PART)
-        ]
-        outputs = torch.cat(parts, dim=1)
-        return torch.stack([loss(own, targets).reshape(()) for own in outputs]), outputs
+        with self._forward():
+            parts = [
+                vmap(one, (0, 0, None))(self._named, self.buffers, part)
+                for part in torch.split(inputs, PART)
+            ]
+            outputs = torch.cat(parts, dim=1)
+            return torch.stack([loss(own, targets).reshape(()) for own in outputs]), outputs

@@ -48,44 +48,27 @@ class Group:
         self, block: Block, members: list[Member], count: int, clip_norm: float | None
     ) -> None:
         self.members = members
-        self._block, self._count, self._clip_norm = block, count, clip_norm
-        self._rows = self._drawn_rows()
+        self._block, self._clip_norm = block, clip_norm
+        self.times: list[float] = []  # of the steps that were made
+        self.error: Exception | None = None  # that the next one raised
         self.losses = block.rows.new_empty(count, len(block.rows))  # [step, place]
         self.norms = torch.empty_like(self.losses)  # [step, place], of gradients before clipping
         self._kept = list(zip(self.losses, self.norms, strict=True))
-        self._rates = [
-            [member.pace.rate(member.step + index) for member in members] for index in range(count)
-        ]
-        self._updates = [member.update for member in members]
+        rates = [member.pace.rates(member.step, count) for member in members]
+        self._rates = list(zip(*rates, strict=True))  # [step][member]
+        self._steps = [member.update.step for member in members]
 
-    def update(self, index: int, inputs: Tensor, targets: Tensor) -> None:
-        """Make the update of a step, for all members, on data [row, ...]."""
+    def update(self, index: int, inputs: Tensor, targets: Tensor, rows: Tensor | None) -> None:
+        """Make the update of a step, for all members, on rows [place, batch] of data [row, ...]."""
         block, (losses, norms) = self._block, self._kept[index]
         if block.random:
             for member in self.members:
                 block.draw(member.place, member.random)
-        rows = None if self._rows is None else self._rows[index]
         losses.copy_(block.train(inputs, targets, rows))
         torch.linalg.vector_norm(block.gradients, dim=1, out=norms)
         if self._clip_norm is not None:
             # as torch.nn.utils.clip_grads_with_norm_ does
             shares = (self._clip_norm / (norms + 1e-6)).clamp_(max=1.0)
             block.gradients.mul_(shares.unsqueeze(1))
-        for update, rate in zip(self._updates, self._rates[index], strict=True):
-            update.step(rate)
-
-    def _drawn_rows(self) -> Tensor | None:  # int64 [step, place, batch]
-        """Give the rows that members train on; nothing where they train on all of them."""
-        rows: Tensor | None = None
-        for member in self.members:
-            done = 0
-            while done < self._count:
-                ahead = member.order.ahead(member.step + done, self._count - done)
-                if ahead is None:
-                    return None
-                if rows is None:
-                    shape = self._count, len(self._block.rows), ahead.shape[1]
-                    rows = torch.zeros(shape, dtype=torch.int64)
-                rows[done : done + len(ahead), member.place] = ahead
-                done += len(ahead)
-        return rows
+        for step, rate in zip(self._steps, self._rates[index], strict=True):
+            step(rate)

@@ -11,6 +11,7 @@ A row is updated by itself, whatever its neighbours are; so it goes the same way
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -44,26 +45,24 @@ class Sgd:
         nesterov: bool,
         weight_decay: float,
     ) -> None:
-        self._row, self._gradient = [row], [gradient]
         # a first step from zero is torch's first step, which copies the gradient: m · 0 + g
         self._velocity = [torch.zeros_like(row)] if momentum > 0 else []
-        self._momentum, self._nesterov = momentum, nesterov and momentum > 0
-        self._weight_decay = weight_decay
-
-    def step(self, rate: float) -> None:
-        """Move the row by one update."""
-        torch._fused_sgd_(
-            self._row,
-            self._gradient,
+        self._move = partial(
+            torch._fused_sgd_,
+            [row],
+            [gradient],
             self._velocity,
-            weight_decay=self._weight_decay,
-            momentum=self._momentum,
-            lr=rate,
+            weight_decay=weight_decay,
+            momentum=momentum,
             dampening=0.0,
-            nesterov=self._nesterov,
+            nesterov=nesterov and momentum > 0,
             maximize=False,
             is_first_step=False,
         )
+
+    def step(self, rate: float) -> None:
+        """Move the row by one update."""
+        self._move(lr=rate)
 
     def state(self) -> dict[str, Tensor]:
         """Give the velocity, where there is momentum."""
@@ -85,27 +84,26 @@ class Adam:
         decoupled: bool = False,
     ) -> None:
         self._lists = [row], [gradient], [torch.zeros_like(row)], [torch.zeros_like(row)]
-        self._steps = torch.zeros((), dtype=torch.float32)
-        self._count = self._steps.numpy()  # the same memory, which is quicker to count in
-        self._kernel = torch._fused_adamw_ if decoupled else torch._fused_adam_
-        self._beta1, self._beta2 = beta1, beta2
-        self._eps, self._weight_decay = eps, weight_decay
+        self._steps = torch.zeros((), dtype=torch.float32, device=row.device)
+        # the same memory, which is quicker to count in
+        self._count = self._steps.numpy() if row.device.type == "cpu" else self._steps
+        self._move = partial(
+            torch._fused_adamw_ if decoupled else torch._fused_adam_,
+            *self._lists,
+            [],
+            [self._steps],
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=weight_decay,
+            eps=eps,
+            amsgrad=False,
+            maximize=False,
+        )
 
     def step(self, rate: float) -> None:
         """Move the row by one update."""
         self._count += 1
-        self._kernel(
-            *self._lists,
-            [],
-            [self._steps],
-            lr=rate,
-            beta1=self._beta1,
-            beta2=self._beta2,
-            weight_decay=self._weight_decay,
-            eps=self._eps,
-            amsgrad=False,
-            maximize=False,
-        )
+        self._move(lr=rate)
 
     def state(self) -> dict[str, Tensor]:
         """Give both moments, and the steps that correct their bias."""
