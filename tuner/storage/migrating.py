@@ -33,13 +33,27 @@ def open_ledger(places: Addresses, *, create: bool) -> Engine:
     with reached(places.ledger):
         absent = places.file is not None and not places.file.exists()
         revision = None if absent else _patiently(lambda: _revision(engine))
-        if revision is None:
-            if not create or places.file is None:
-                raise _nothing_there(places)
+        if revision is None and create and places.file is not None:
             upgrade_ledger(places)
-        elif revision != HEAD:
-            _refuse(places, revision)
+        else:
+            _check(places, revision)
     return engine
+
+
+def check_schema(places: Addresses, engine: Engine) -> None:
+    """Look once whether the database is there, with this version's schema.
+
+    Raises `UnavailableError` or `SchemaError` like `open_ledger`.
+    """
+    with reached(places.ledger):
+        _check(places, _revision(engine))
+
+
+def _check(places: Addresses, revision: str | None) -> None:
+    if revision is None:
+        raise _nothing_there(places)
+    if revision != HEAD:
+        _refuse(places, revision)
 
 
 def upgrade(places: Addresses) -> str | None:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 from tenacity import Retrying, retry_if_exception_type, stop_when_event_set, wait_random_exponential
 
-from tuner import curves, failure
+from tuner import curves, failure, metrics
 from tuner.checkpoint_folders import folder_of
 from tuner.curves import Chunk
 from tuner.errors import ConnectionLostError
@@ -128,6 +128,7 @@ class Attempt:
 
         At a rung nothing is committed before the decision: see `undecided` and `decided`.
         """
+        metrics.STEPS.inc(event.next_step - self._step)
         self._step = event.next_step
         self._measured.append(self._chunk(event))
         match event.status:
@@ -204,13 +205,16 @@ class Attempt:
 
     def waiting(self, call: Callable[[], R]) -> R:
         """Make a call that must wait for the database; until the worker is told to stop."""
+
+        def say(_: object) -> None:
+            metrics.turned("worker")
+            self.log.warning(f"trial {self.number} waits for the database", step=self._step)
+
         retrying = Retrying(
             retry=retry_if_exception_type(ConnectionLostError),
             wait=wait_random_exponential(multiplier=0.1, max=LONGEST_SECONDS),
             stop=stop_when_event_set(self._here.stop),
-            before_sleep=lambda _: self.log.warning(
-                f"trial {self.number} waits for the database", step=self._step
-            ),
+            before_sleep=say,
             reraise=True,
         )
         return retrying(call)
@@ -227,6 +231,7 @@ class Attempt:
             lambda: self._ledger.finish(self.lease, outcome, chunk=rows, report=report, attrs=attrs)
         )
         reach("outcome.committed")
+        metrics.TRIALS_ENDED.labels(outcome.kind).inc()
         self.failed = outcome.kind == FAILED
         self._spill.clear()
         self.log.info(
@@ -308,6 +313,7 @@ class Attempt:
         spilled = self._spill.read()
         fresh = rows.after(spilled.next_step) if spilled else rows
         if self._spill.add(fresh):
+            metrics.CHUNKS_SPILLED.inc()
             self.log.warning(f"rows are kept in a file: {error}", step=self._step)
             self._committed_at = time.monotonic() + AWAY_SECONDS
             return

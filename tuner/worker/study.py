@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
+from tuner import metrics
 from tuner.checkpoint_folders import folder_of, sweep
 from tuner.environment import describe, identity
 from tuner.errors import LeaseLost
@@ -184,6 +185,7 @@ class StudyWorker:
         return dict(draw.params)
 
     def _advance(self) -> None:
+        metrics.turned("worker")
         began = time.monotonic()
         try:
             events = self._trainer.advance(self._block)
@@ -259,6 +261,7 @@ class StudyWorker:
         """Leave a trial that is another's now, or has been cancelled."""
         trial = self._ledger.trial(self._id, attempt.number)
         if trial is not None and trial.state == RUNNING:
+            metrics.LEASES_LOST.inc()
             attempt.log.warning(f"trial {attempt.number} of {self._name}: {lost}")
             return
         folder = folder_of(self._here.checkpoints, self._here.study, attempt.number)
