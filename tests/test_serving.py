@@ -148,3 +148,11 @@ def test_a_port_that_is_taken_is_named(address, ledger, places):
         serving.serving(port, "127.0.0.1", ledger.engine, places),
     ):
         pass
+
+
+def test_metrics_have_no_names(address, ledger):
+    """Whoever may scrape learns how much is done, and not what."""
+    submit(ledger, study={"name": 'secret"} 1'})
+    _, body = ask(f"{address}/metrics")
+    assert "secret" not in body
+    assert str(ledger.engine.url) not in body

@@ -128,7 +128,7 @@ class Attempt:
 
         At a rung nothing is committed before the decision: see `undecided` and `decided`.
         """
-        metrics.STEPS.inc(event.next_step - self._step)
+        metrics.STEPS.inc(len(event.times))
         self._step = event.next_step
         self._measured.append(self._chunk(event))
         match event.status:
