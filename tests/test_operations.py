@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -57,6 +58,33 @@ def test_what_a_scrape_says_is_what_prometheus_reads(ledger, places):
     with serving.serving(0, "127.0.0.1", ledger.engine, places):
         body = generate_latest(metrics.REGISTRY).decode()
     assert len({family.name for family in text_string_to_metric_families(body)}) > 10
+
+
+def test_sizes_are_those_that_were_measured():
+    measured = {
+        name: json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+        for name in ("storing", "workers", "joining-postgresql", "publishing")
+    }
+    size = TEXT.partition("## Size")[2]
+    stored = measured["storing"]["kilobytes a trial"]
+    assert re.findall(r"^\| (\d+) \| (\S+) \| (\S+) \| (\S+) \|$", size, re.MULTILINE) == [
+        (steps, *(str(of[schema]) for schema in ("tuner", "public", "mlflow")))
+        for steps, of in stored.items()
+    ]
+    a_point = 1000 * stored["200"]["mlflow"] / (200 * measured["storing"]["metrics"])
+    assert f"{round(a_point, -2):.0f} bytes a point" in size
+    assert f"{1e4 * sum(stored['200'].values()) / 1e6:.1f} GB" in size
+    workers = measured["workers"]
+    rates = [workers[f"0 s, {n} workers"]["tuner"] for n in (1, 2, 16)]
+    alone, two, sixteen = (f"{rate:.0f}" for rate in rates)
+    flat = " ".join(size.split())
+    assert f"{workers['memory, MB']['tuner']['uss']:.0f} MB of its own" in flat
+    assert f"{measured['joining-postgresql']['tuner']['memory, MB']['median']:.0f} MB for a" in flat
+    assert f"{alone} trials a second with one worker, {two} with two, and {sixteen} with 16" in flat
+    assert f"{workers['1 s, 16 workers']['tuner']:.1f} with 16" in flat
+    published = measured["publishing"]
+    for way, said in (("bulk", "in {:.1f} ms where"), ("public", "and in {:.0f} through")):
+        assert said.format(published[f"mlflow: {way}, wall ms a trial"]["median"]) in flat
 
 
 # --- back up and restore
