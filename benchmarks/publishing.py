@@ -75,9 +75,9 @@ def prepare(folder: Path, trials: int) -> None:
     ledger.engine.dispose()
 
 
-def curve(random: np.random.Generator) -> Chunk:
-    times = 1.7e9 + np.arange(STEPS) * 0.003
-    columns = {name: random.random(STEPS) for name in ("train_loss", "lr", "grad_norm")}
+def curve(random: np.random.Generator, steps: int = STEPS) -> Chunk:
+    times = 1.7e9 + np.arange(steps) * 0.003
+    columns = {name: random.random(steps) for name in ("train_loss", "lr", "grad_norm")}
     none = np.empty(0)
     return Chunk(
         first_step=0,

@@ -99,6 +99,13 @@ class Cluster(Server):
         """Stop the server; `immediate` is as if it had been killed."""
         self._control("stop", "-m", mode)
 
+    def require_passwords(self) -> None:
+        """Let nobody in without a password, but the administrator of tests."""
+        (self.folder / "data" / "pg_hba.conf").write_text(
+            "host all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
+        )
+        self.execute("SELECT pg_reload_conf()")
+
     def _control(self, *arguments: str) -> None:
         _as_postgres("pg_ctl", "-D", str(self.folder / "data"), "-w", "-s", *arguments)
 

@@ -6,30 +6,59 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import optuna
+import psycopg
 import pytest
 
+from tuner import storage
 from tuner.doctor import examine
 from tuner.ledger import Ledger
-from tuner.storage import Addresses, open_ledger, upgrade_ledger
+from tuner.ledger.tables import HEAD
+from tuner.storage import Addresses, open_ledger, upgrade
 from tuner.tracking.recorder import Recorder
 
 DATA = Path(__file__).parent / "data"
-FROZEN = sorted(DATA.glob("schema_*.db"))
+FROZEN = sorted(path for path in DATA.glob("schema_*") if path.suffix in {".db", ".sql"})
+FILES = [path for path in FROZEN if "postgresql" not in path.stem]
 
 
-@pytest.fixture(params=FROZEN, ids=lambda path: path.stem)
-def upgraded(request: pytest.FixtureRequest, places: Addresses) -> Ledger:
-    """Bring a copy of a frozen database up to this version's schema."""
-    shutil.copy(request.param, places.ledger.removeprefix("sqlite:///"))
-    upgrade_ledger(places)
-    return Ledger(open_ledger(places, create=False))
+@pytest.fixture(
+    params=[
+        pytest.param(path, marks=() if path in FILES else pytest.mark.slow, id=path.stem)
+        for path in FROZEN
+    ]
+)
+def old(request: pytest.FixtureRequest, places: Addresses) -> Addresses:
+    """Give a copy of a frozen database, as its version left it."""
+    if request.param not in FILES:
+        url = request.getfixturevalue("postgres").database()
+        with psycopg.connect(url) as connection:
+            connection.execute(request.param.read_text())
+        return storage.addresses({"TUNER_DATABASE_URL": url}, places.checkpoints.parent)
+    assert places.file is not None
+    if request.param.suffix == ".db":
+        shutil.copy(request.param, places.file)
+    else:
+        with closing(sqlite3.connect(places.file)) as connection:
+            connection.executescript(request.param.read_text())
+    return places
 
 
-def test_there_is_a_database_of_the_first_schema() -> None:
-    assert FROZEN[0].stem == "schema_0001"
+@pytest.fixture
+def upgraded(old: Addresses) -> Ledger:
+    """Bring it up to this version's schema."""
+    storage.upgrade_ledger(old)
+    return Ledger(open_ledger(old, create=False))
+
+
+def test_there_is_a_database_of_every_schema_from_the_first_to_the_one_before_ours() -> None:
+    found = {path.stem.split("_")[1] for path in FILES}
+    assert {f"{number:04}" for number in range(1, int(HEAD))} <= found
+    assert any("postgresql" in path.stem for path in FROZEN)
 
 
 def test_a_study_is_read_as_it_was(upgraded: Ledger) -> None:
@@ -55,14 +84,16 @@ def test_its_interrupted_trial_can_be_taken_up(upgraded: Ledger) -> None:
     assert claim.lease.number == 2
 
 
-def test_optuna_still_reads_it(upgraded: Ledger, places: Addresses) -> None:
-    study = optuna.load_study(study_name="frozen", storage=places.ledger)
+def test_optuna_still_reads_it(upgraded: Ledger, old: Addresses) -> None:
+    study = optuna.load_study(study_name="frozen", storage=old.optuna)
     assert [trial.state.name for trial in study.trials][:3] == ["COMPLETE", "COMPLETE", "PRUNED"]
 
 
 @pytest.mark.slow
-def test_it_can_be_projected_again_into_a_new_mlflow(upgraded: Ledger, places: Addresses) -> None:
-    recorder = Recorder(upgraded.engine, places)
-    recorder.project_again(upgraded.study("frozen"))
-    kinds = {problem.kind for problem in examine(upgraded.engine, places)}
+def test_it_can_be_projected_again_into_a_new_mlflow(old: Addresses) -> None:
+    upgrade(old)
+    engine = open_ledger(old, create=False)
+    recorder = Recorder(engine, old)
+    recorder.project_again(Ledger(engine).study("frozen"))
+    kinds = {problem.kind for problem in examine(engine, old)}
     assert kinds <= {"checkpoint"}  # the files of its checkpoints are not frozen with it

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 
@@ -70,8 +71,11 @@ class Chunk:
 
     @staticmethod
     def from_bytes(first_step: int, data: bytes) -> Chunk:
-        """Read what `to_bytes` wrote."""
-        arrays = load(data)
+        """Read what `to_bytes` wrote; it runs no code. Raises `ValueError` for other bytes."""
+        try:
+            arrays = load(data)
+        except SafetensorError as error:
+            raise ValueError(f"rows from step {first_step} on cannot be read: {error}") from error
         return Chunk(
             first_step=first_step,
             columns={n[6:]: values for n, values in arrays.items() if n.startswith("train/")},

@@ -6,6 +6,7 @@ what it forgets when this process ends is only which workers were its own.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -46,9 +47,12 @@ class LocalExecutor:
         self._logs.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "tuner", "worker", *arguments]
         handle = f"worker-{len(self._processes) + 1}"
+        # one port for all of them would be taken by the first
+        inherited = {k: v for k, v in os.environ.items() if k != "TUNER_METRICS_PORT"}
         with self.log_of(handle).open("ab") as log:
             self._processes[handle] = subprocess.Popen(  # noqa: S603 - our own program
                 command,
+                env=inherited,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,

@@ -7,7 +7,13 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple
 
+from tuner.texts import printable
+
 _SENTENCE = re.compile(r"The training code raised (\w+)(?:: .*)? \(([^()]*:\d+)\)\.", re.DOTALL)
+
+
+LONGEST = 1000
+"""Characters of an exception's message that are kept."""
 
 
 class Cause(NamedTuple):
@@ -24,7 +30,7 @@ def sentence(error: BaseException) -> str:
     """Say in one sentence that training code raised, what, and where."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     name = re.sub(r"[()]", "", Path(frame.filename).name)
-    message = (str(error).splitlines() or [""])[0]
+    message = printable((str(error).splitlines() or [""])[0])[:LONGEST]
     what = f"{type(error).__name__}: {message}" if message else type(error).__name__
     return f"The training code raised {what} ({name}:{frame.lineno})."
 

@@ -12,6 +12,7 @@ from tuner.failpoints import reach
 from tuner.ledger import Ledger
 from tuner.ledger import governing as ledger_governing
 from tuner.storage import Addresses
+from tuner.texts import printable
 
 
 def pause(ledger: Ledger, name: str) -> dict[str, Any]:
@@ -28,7 +29,8 @@ def resume(ledger: Ledger, name: str) -> dict[str, Any]:
 
 def stop(ledger: Ledger, places: Addresses, name: str, reason: str = "") -> dict[str, Any]:
     """Cancel the trials that run or wait and take up no more; give the study's state."""
-    sentence = "Stopped by hand" + (f": {reason.strip().rstrip('.')}." if reason.strip() else ".")
+    said = printable(reason.strip().rstrip("."))
+    sentence = "Stopped by hand" + (f": {said}." if said else ".")
     study = ledger_governing.stop(ledger, ledger.study(name), sentence)
     for path in ledger_governing.forget_checkpoints(ledger, study):
         (places.checkpoints / path).unlink(missing_ok=True)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
+import traceback
 from collections.abc import MutableMapping
+from types import TracebackType
 from typing import Any
 
 import structlog
@@ -29,8 +32,12 @@ def logger(name: str) -> BoundLogger:
 
 
 def plain() -> None:
-    """Print what a person must know, as it is said."""
+    """Print what a person must know, as it is said, and what nobody foresaw, without passwords."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
+    sys.excepthook = _say_uncaught
+    threading.excepthook = lambda args: _say_uncaught(
+        args.exc_type, args.exc_value, args.exc_traceback
+    )
 
 
 def service(kind: str | None) -> None:
@@ -64,5 +71,16 @@ def without_passwords(
     """Show every text without the passwords of the addresses in it."""
     for key, value in event.items():
         if isinstance(value, str):
-            event[key] = " ".join(without_password(word) for word in value.split(" "))
+            event[key] = _hidden(value)
     return event
+
+
+def _hidden(text: str) -> str:
+    return " ".join(without_password(word) for word in text.split(" "))
+
+
+def _say_uncaught(
+    kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
+) -> None:
+    """Print a traceback as Python does, without passwords."""
+    sys.stderr.write(_hidden("".join(traceback.format_exception(kind, error, trace))))

@@ -16,6 +16,7 @@ from tuner import results
 from tuner.curves import Chunk
 from tuner.ledger import StudyRecord, TrialRecord
 from tuner.outcome import CANCELLED, COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING
+from tuner.texts import printable
 
 STYLES = {
     COMPLETED: "green",
@@ -67,7 +68,7 @@ def trial_row(study: StudyRecord, trial: TrialRecord, curve: Chunk) -> list[Rend
         sparkline(curve),
         "" if value is None else f"{value:.4g}",
         Text(f"{trial.state}, imported" if trial.imported else trial.state, STYLES[trial.state]),
-        Text(trial.reason or "", overflow="ellipsis", no_wrap=True),
+        Text(printable(trial.reason or ""), overflow="ellipsis", no_wrap=True),
     ]
 
 
@@ -109,7 +110,7 @@ def stopped(trials: Sequence[TrialRecord], rows: int = 3) -> Group:
             lines.append(Text(f"{len(found)} {kind}", style=STYLES[kind]))
             for trial in found[:rows]:
                 short = results.in_short(trial.params)
-                lines.append(Text(f"  trial {trial.number} ({short}): {trial.reason}"))
+                lines.append(Text(printable(f"  trial {trial.number} ({short}): {trial.reason}")))
             if len(found) > rows:
                 lines.append(Text(f"  … and {len(found) - rows} more"))
     return Group(*lines)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from tuner.texts import printable
+
 PLAIN_WIDTH = 160
 
 
@@ -29,5 +31,6 @@ def program() -> str:
 
 
 def say(console: Console, text: str, style: str = "") -> None:
-    """Print a line as it is: no markup in it, and broken by the terminal alone."""
-    console.print(text, style=style, markup=False, soft_wrap=True)
+    """Print a line as it is: nothing in it is obeyed, and the terminal alone breaks it."""
+    shown = "\n".join(printable(line) for line in text.split("\n"))
+    console.print(shown, style=style, markup=False, soft_wrap=True)

@@ -41,6 +41,24 @@ def with_log(command: Command) -> Command:
     )(command)
 
 
+def with_metrics(command: Command) -> Command:
+    """Add the options --metrics-port and --metrics-host."""
+    port = click.option(
+        "--metrics-port",
+        type=click.IntRange(0, 65535),
+        envvar="TUNER_METRICS_PORT",
+        help="Serve /metrics, /healthz and /readyz on this port; 0: a free one. Else none is.",
+    )
+    host = click.option(
+        "--metrics-host",
+        default="127.0.0.1",
+        show_default=True,
+        envvar="TUNER_METRICS_HOST",
+        help="The address to serve them on; they show how much is done, no names.",
+    )
+    return port(host(command))
+
+
 def with_set(command: Command) -> Command:
     """Add the option --set."""
     return click.option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import click
 
@@ -12,6 +13,7 @@ from tuner.cli.base import (
     print_json,
     with_json,
 )
+from tuner.errors import UsageError
 
 
 @cli.group()
@@ -20,17 +22,38 @@ def db() -> None:
 
 
 @db.command()
+@click.option(
+    "--worker",
+    "workers",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="Let the login NAME work, with the password in FILE; repeatable, PostgreSQL only.",
+)
 @with_json
-def upgrade(as_json: bool) -> None:
+def upgrade(workers: tuple[str, ...], as_json: bool) -> None:
     """Bring the tables of tuner, Optuna and MLflow to this version's schema."""
     places = here.places()
-    left = storage.upgrade(places)
+    left = storage.upgrade(places, dict(_login(worker) for worker in workers))
     if left:
         click.echo(f"The tables are there, but {left}.", err=True)
     if as_json:
         print_json({"upgraded": places.shown(), "left": left})
     else:
         click.echo(f"{places.shown()['optuna']} is up to date.")
+
+
+def _login(given: str) -> tuple[str, str]:
+    """Read NAME=FILE and the password in that file."""
+    name, _, file = given.partition("=")
+    if not (name and file):
+        raise UsageError(f"--worker: expected NAME=FILE, got {given!r}")
+    try:
+        password = Path(file).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--worker: cannot read a password from {file}: {error}") from error
+    if not password:
+        raise UsageError(f"--worker: expected a password in {file}, got nothing")
+    return name, password
 
 
 @db.command()

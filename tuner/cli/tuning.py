@@ -21,6 +21,7 @@ from tuner.cli.base import (
     with_allow,
     with_json,
     with_log,
+    with_metrics,
     with_set,
 )
 from tuner.errors import UnavailableError
@@ -131,6 +132,7 @@ def submit(
 @click.option("--until-idle", is_flag=True, help="End when there is nothing left to train.")
 @click.option("--device", metavar="DEVICE", help="Take studies for this device only, such as cpu.")
 @click.option("--recorder/--no-recorder", default=True, help="Publish beside training.")
+@with_metrics
 @with_log
 @with_allow
 @with_json
@@ -139,6 +141,8 @@ def worker(
     until_idle: bool,
     device: str | None,
     recorder: bool,
+    metrics_port: int | None,
+    metrics_host: str,
     log: str | None,
     prefixes: tuple[str, ...],
     as_json: bool,
@@ -148,9 +152,9 @@ def worker(
     SIGTERM or Ctrl-C: save the trials for the next worker and end; a second time: at once.
     """
     logs.service(log)
-    from tuner import running
+    from tuner import running, serving
 
-    ledger = here.ledger()
+    ledger, places = here.ledger(), here.places()
     todo = running.Work(
         names=names,
         prefixes=prefixes,
@@ -158,7 +162,8 @@ def worker(
         device=device,
         grace_seconds=GRACE_SECONDS,
     )
-    ended = running.train(ledger, here.places(), todo, recorder=recorder)
+    with serving.serving(metrics_port, metrics_host, ledger.engine, places):
+        ended = running.train(ledger, places, todo, recorder=recorder)
     if as_json:
         studies = [ledger.study(name) for name in names] or ledger.studies()
         print_json({"studies": {study.name: ledger.counts(study.id) for study in studies}})
@@ -171,21 +176,31 @@ def worker(
 @click.option("--study", "names", multiple=True, help="Publish this study; repeatable.")
 @click.option("--until-closed", is_flag=True, help="End once standard input ends and all is done.")
 @click.option("--once", is_flag=True, help="Publish what there is, then end.")
+@with_metrics
 @with_log
 @with_json
 def recorder(
-    names: tuple[str, ...], until_closed: bool, once: bool, log: str | None, as_json: bool
+    names: tuple[str, ...],
+    until_closed: bool,
+    once: bool,
+    metrics_port: int | None,
+    metrics_host: str,
+    log: str | None,
+    as_json: bool,
 ) -> None:
     """Publish the ledger into Optuna's tables and MLflow, until interrupted.
 
     Any number of them may run: one at a time publishes a study.
     """
-    if not (once or until_closed):
+    if once or until_closed:  # no service: its worker has the port that the environment names
+        metrics_port = None
+    else:
         logs.service(log)
+    from tuner import serving
     from tuner.processes import told_to_stop
     from tuner.tracking.recorder import record
 
-    ledger = here.ledger()
+    ledger, places = here.ledger(), here.places()
     with told_to_stop("publishing the rest") as closing:
         if once:
             closing.set()
@@ -196,6 +211,7 @@ def recorder(
                 closing.set()
 
             threading.Thread(target=wait_for_the_end, daemon=True).start()
-        record(ledger.engine, here.places(), names=names, closing=closing)
+        with serving.serving(metrics_port, metrics_host, ledger.engine, places):
+            record(ledger.engine, places, names=names, closing=closing)
     if as_json:
         print_json({"published": [study.name for study in ledger.studies()]})

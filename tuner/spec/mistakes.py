@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, get_args
 
 from pydantic_core import ErrorDetails
 
+from tuner import texts
 from tuner.spec.optimizers import OptimizerChoice
 from tuner.spec.schedules import ScheduleChoice
 from tuner.spec.search import (
@@ -351,5 +352,4 @@ def _cut(text: str, length: int) -> str:
 
 def printable(text: str, length: int = 1000) -> str:
     """Escape what a terminal might obey, and cut what is too long to read."""
-    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return _cut("".join(escaped), length)
+    return _cut(texts.printable(text), length)

@@ -14,6 +14,7 @@ import math
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     field_validator,
@@ -28,13 +29,23 @@ from tuner.spec.values import (
     mistake,
     mistakes,
 )
+from tuner.texts import is_readable
+
+
+def _readable(text: str) -> str:
+    if not is_readable(text):
+        raise mistake("text without control characters")
+    return text
+
+
+Readable: TypeAlias = Annotated[str, AfterValidator(_readable)]
 
 
 class StudyTable(Table):
     """Who the study is and what it is judged by."""
 
     name: Annotated[str, Field(min_length=1, max_length=200, description="a name")]
-    description: str = ""
+    description: Readable = ""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     metric: Annotated[
         str,
@@ -61,6 +72,8 @@ def _as_argument(value: object) -> object:
             raise mistake("a number, a boolean, a string or a list of them")
         if isinstance(item, float) and not math.isfinite(item):
             raise mistake("finite numbers")
+        if isinstance(item, str):
+            _readable(item)
     return tuple(value) if isinstance(value, list) else value
 
 

@@ -12,7 +12,7 @@ Everything follows from variables of the environment, all optional:
 
 from tuner.storage.engines import ledger_engine, reached
 from tuner.storage.locks import migration_lock
-from tuner.storage.migrating import open_ledger, upgrade, upgrade_ledger
+from tuner.storage.migrating import check_schema, open_ledger, upgrade, upgrade_ledger
 from tuner.storage.optuna import optuna_storage
 from tuner.storage.places import Addresses, addresses, without_password
 from tuner.storage.tracking import tracking_client, tracking_reached, upgrade_tracking
@@ -20,6 +20,7 @@ from tuner.storage.tracking import tracking_client, tracking_reached, upgrade_tr
 __all__ = [
     "Addresses",
     "addresses",
+    "check_schema",
     "ledger_engine",
     "migration_lock",
     "open_ledger",

@@ -5,14 +5,14 @@ Optuna's and MLflow's tables are made here too, because first starts that race b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, column, inspect, select, table, text
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from tuner.errors import ConnectionLostError, SchemaError, UnavailableError
+from tuner.errors import ConnectionLostError, SchemaError, UnavailableError, UsageError
 from tuner.ledger.retrying import FIRST_SECONDS, LONGEST_SECONDS, PATIENCE_SECONDS
 from tuner.ledger.tables import HEAD, VERSION_TABLE
 from tuner.storage import roles
@@ -33,23 +33,39 @@ def open_ledger(places: Addresses, *, create: bool) -> Engine:
     with reached(places.ledger):
         absent = places.file is not None and not places.file.exists()
         revision = None if absent else _patiently(lambda: _revision(engine))
-        if revision is None:
-            if not create or places.file is None:
-                raise _nothing_there(places)
+        if revision is None and create and places.file is not None:
             upgrade_ledger(places)
-        elif revision != HEAD:
-            _refuse(places, revision)
+        else:
+            _check(places, revision)
     return engine
 
 
-def upgrade(places: Addresses) -> str | None:
+def check_schema(places: Addresses, engine: Engine) -> None:
+    """Look once whether the database is there, with this version's schema.
+
+    Raises `UnavailableError` or `SchemaError` like `open_ledger`.
+    """
+    with reached(places.ledger):
+        _check(places, _revision(engine))
+
+
+def _check(places: Addresses, revision: str | None) -> None:
+    if revision is None:
+        raise _nothing_there(places)
+    if revision != HEAD:
+        _refuse(places, revision)
+
+
+def upgrade(places: Addresses, workers: Mapping[str, str] | None = None) -> str | None:
     """Bring our tables, Optuna's and MLflow's to this version's schemas, from whatever is there.
 
-    On PostgreSQL also the schemas, and roles with what they may do; gives what an administrator
-    has left to do for these.
+    On PostgreSQL also the schemas, and roles with what they may do, and logins of `workers` with
+    their passwords; gives what an administrator has left to do for these.
     """
+    if workers and places.file is not None:
+        raise UsageError("SQLite knows no logins; expected a PostgreSQL database for workers")
     upgrade_ledger(places, tracking=places.owns_tracking)
-    return _grant_roles(places) if places.file is None else None
+    return _grant_roles(places, workers or {}) if places.file is None else None
 
 
 def upgrade_ledger(places: Addresses, *, tracking: bool = False) -> None:
@@ -83,13 +99,15 @@ def _make_schemas(engine: Engine) -> None:
             tx.execute(text(f"CREATE SCHEMA IF NOT EXISTS {schema}"))
 
 
-def _grant_roles(places: Addresses) -> str | None:
+def _grant_roles(places: Addresses, workers: Mapping[str, str]) -> str | None:
     from optuna.storages._rdb.models import BaseModel  # noqa: PLC0415 - late, as everywhere
 
     with migration_lock(places), reached(places.ledger):
         engine = ledger_engine(places.ledger)
         with engine.execution_options(writes=True).begin() as tx:
             left = roles.grant(tx, {*BaseModel.metadata.tables, "alembic_version"})
+            for login, password in workers.items() if left is None else ():
+                roles.let_work(tx, login, password)
         engine.dispose()
     return left
 

@@ -2,7 +2,8 @@
 
 A *worker* reads and writes rows and can neither make, change nor drop a table, nor change what a
 schema's version is; a *reader* looks. Whoever runs the migrations owns the tables. An administrator
-adds logins: `CREATE ROLE anna LOGIN PASSWORD '...' IN ROLE tuner_worker`.
+adds logins: `CREATE ROLE anna LOGIN PASSWORD '...' IN ROLE tuner_worker`, or `tuner db upgrade
+--worker` does.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ VERSION_TABLES = (VERSION_TABLE, "alembic_version", "version_info")
 
 def refuse_diverted(tx: Connection) -> None:
     """Refuse a role that has a schema's name: PostgreSQL looks there first, whatever is meant."""
-    role = tx.scalar(text("SELECT current_user"))
+    _refuse_name(str(tx.scalar(text("SELECT current_user"))))
+
+
+def _refuse_name(role: str) -> None:
     if role in (LEDGER_SCHEMA, TRACKING_SCHEMA):
         raise UsageError(
             f"the database role is called {role!r}, as a schema of ours is, and PostgreSQL would "
@@ -47,6 +51,29 @@ def grant(tx: Connection, optuna_tables: Collection[str]) -> str | None:
     for role, privileges in ((WORKER, ROWS), (READER, "SELECT")):
         _grant(tx, role, privileges, optuna_tables)
     return None
+
+
+def let_work(tx: Connection, login: str, password: str) -> None:
+    """Make a login in the role of workers, or give the one that there is this password.
+
+    The server gets a hash of it, so that neither its log nor its statistics can have the password.
+    """
+    from psycopg import sql  # noqa: PLC0415 - late, as everywhere
+
+    _refuse_name(login)
+    if login == tx.scalar(text("SELECT current_user")):
+        raise UsageError(
+            f"{login!r} owns the tables and runs the migrations; workers need another login"
+        )
+    driver = tx.connection.driver_connection
+    assert driver is not None
+    hashed = driver.pgconn.encrypt_password(password.encode(), login.encode(), b"scram-sha-256")
+    name = sql.Identifier(login)
+    if not _exists(tx, login):
+        _run(tx, sql.SQL("CREATE ROLE {} LOGIN").format(name).as_string(driver))
+    literal = sql.Literal(hashed.decode())
+    _run(tx, sql.SQL("ALTER ROLE {} PASSWORD {}").format(name, literal).as_string(driver))
+    _run(tx, sql.SQL("GRANT {} TO {}").format(sql.Identifier(WORKER), name).as_string(driver))
 
 
 def _grant(tx: Connection, role: str, privileges: str, optuna_tables: Collection[str]) -> None:
@@ -94,4 +121,4 @@ def _may_make_roles(tx: Connection) -> bool:
 
 
 def _run(tx: Connection, statement: str) -> None:
-    tx.exec_driver_sql(statement)
+    tx.exec_driver_sql(statement.replace("%", "%%"))

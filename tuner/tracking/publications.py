@@ -18,6 +18,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError
 
+from tuner import metrics
 from tuner.environment import is_gone
 from tuner.errors import LeaseLost
 from tuner.ledger.tables import database_time, published_studies, published_trials, trials
@@ -172,6 +173,7 @@ class Publications:
     @contextmanager
     def _claimed(self, study_id: int) -> Iterator[Connection]:
         """Begin a transaction that stops unless the claim is ours; it extends the claim."""
+        metrics.turned(self._target)  # publishing a long study is many of these
         with self._writing() as tx:
             done = tx.execute(
                 update(published_studies)

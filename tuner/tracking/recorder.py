@@ -18,6 +18,7 @@ from contextlib import contextmanager
 
 from sqlalchemy import Engine
 
+from tuner import metrics
 from tuner.environment import identity
 from tuner.errors import ConnectionLostError, TunerError, UnavailableError
 from tuner.ledger import Reader, StudyRecord
@@ -158,14 +159,14 @@ def record(
     ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
     outages = Outages()
 
-    def serve(opens: Callable[[Engine, Addresses], Projection]) -> None:
+    def serve(target: str, opens: Callable[[Engine, Addresses], Projection]) -> None:
         def opened() -> Projection:
             for name in names:
                 Reader(engine).study(name)
             return opens(engine, places)
 
         try:
-            _serve(opened, names, closing, outages)
+            _serve(target, opened, names, closing, outages)
         except BaseException as error:
             ended.put(error)
         else:
@@ -174,7 +175,7 @@ def record(
     targets = {"optuna": open_trials, "mlflow": open_runs}
     for name, opens in targets.items():
         # daemons, so that a second Ctrl-C does not wait for a target that hangs
-        threading.Thread(target=serve, args=(opens,), name=name, daemon=True).start()
+        threading.Thread(target=serve, args=(name, opens), name=name, daemon=True).start()
     errors = []
     for _ in targets:
         error = ended.get()
@@ -187,6 +188,7 @@ def record(
 
 
 def _serve(
+    target: str,
     opens: Callable[[], Projection],
     names: Sequence[str],
     closing: threading.Event,
@@ -196,12 +198,14 @@ def _serve(
     projection: Projection | None = None
     tries = last_tries = 0
     while True:
+        metrics.turned(target)
         last = closing.is_set()  # looked at before publishing, so that nothing slips through
         wait = POLL_SECONDS
         try:
             projection = projection or opens()
             moved = projection.publish(names, waiting=last)
             outages.over()
+            metrics.reached(target)
             tries = 0
             if moved and last:
                 continue
@@ -214,6 +218,7 @@ def _serve(
                 if last_tries > LAST_TRIES or not isinstance(error, ConnectionLostError):
                     raise
             outages.say(str(error))
+            metrics.reached(target, away=True)
             first, most = RETRY_SECONDS
             # with jitter, so that many recorders do not come back at the same moment
             wait = min(first * 2**tries, most) * random.uniform(0.5, 1.0)  # noqa: S311

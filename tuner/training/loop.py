@@ -40,11 +40,11 @@ trainer runs. A loop in PyTorch:
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from tuner.spec import ParameterValue, StudySpec
+from tuner.texts import is_metric_name
 from tuner.training import optimizers, schedules
 from tuner.training.trainer import Task
 
@@ -217,10 +217,10 @@ class Trial:
         Raises `StopTrial` when the trial is over, and `ValueError` for what breaks the rules.
         """
         for name in metrics:
-            if name in OWN_NAMES or not re.fullmatch(r"[\w.\-/: ]{1,250}", name, re.ASCII):
+            if name in OWN_NAMES or not is_metric_name(name):
                 raise ValueError(
                     f"report of step {step}: expected metrics named by letters, digits and _.-/: "
-                    f"or spaces, got {name!r}"
+                    f"or spaces, as no path with dots or to elsewhere, got {name!r}"
                 )
         if train_loss is None and not metrics:
             raise ValueError(f"report of step {step}: expected train_loss or metrics, got neither")

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import importlib
 import inspect
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tuner.errors import WorkloadError
+from tuner.texts import is_metric_name
 
 Measure: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """From outputs [row, ...] and targets [row, ...] to a scalar tensor."""
@@ -215,8 +215,11 @@ def _problems(workload: Workload) -> Iterator[str]:
     for name in workload.metrics:
         if name in RESERVED:
             yield f"metrics: expected a name other than {', '.join(RESERVED)}, got {name}"
-        if not re.fullmatch(r"[\w.\-/: ]{1,250}", name, re.ASCII):
-            yield f"metrics: expected a name of letters, digits and _.-/: or spaces, got {name!r}"
+        if not is_metric_name(name):
+            yield (
+                "metrics: expected a name of letters, digits and _.-/: or spaces, which is no path "
+                f"with dots or to elsewhere, got {name!r}"
+            )
     if fine:
         yield from _problems_between(workload)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tuner import curves, failure
+from tuner import curves, failure, metrics
 from tuner.checkpoint_folders import folder_of
 from tuner.curves import Chunk
 from tuner.errors import ConnectionLostError
@@ -112,6 +112,7 @@ class Attempt:
 
     def take(self, event: Event) -> None:
         """Take in what was measured."""
+        metrics.STEPS.inc(len(event.times))
         self._step = event.next_step
         self._measured.append(self._chunk(event))
 
@@ -179,6 +180,7 @@ class Attempt:
             self._ended(entry.outcome)
 
     def _ended(self, outcome: Outcome) -> None:
+        metrics.TRIALS_ENDED.labels(outcome.kind).inc()
         self.failed = outcome.kind == FAILED
         self.log.info(
             "trial ended",
@@ -194,6 +196,7 @@ class Attempt:
         """Keep rows in a file, as the database is away; False if there is no room for them."""
         spilled, fresh = self._spill.read(), curves.join(self._measured)
         if self._spill.add(fresh.after(spilled.next_step) if spilled else fresh):
+            metrics.CHUNKS_SPILLED.inc()
             self._measured = []
             return True
         return False

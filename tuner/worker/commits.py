@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from tenacity import Retrying, retry_if_exception_type, stop_when_event_set, wait_random_exponential
 
+from tuner import metrics
 from tuner.errors import ConnectionLostError
 from tuner.failpoints import reach
 from tuner.ledger import Entry, Lease, Ledger
@@ -35,11 +36,16 @@ class Commits:
 
     def waiting(self, call: Callable[[], R]) -> R:
         """Make a call that must wait for the database; until the worker is told to stop."""
+
+        def say(_: object) -> None:
+            metrics.turned("worker")
+            log.warning(f"study {self._study} waits for the database")
+
         retrying = Retrying(
             retry=retry_if_exception_type(ConnectionLostError),
             wait=wait_random_exponential(multiplier=0.1, max=LONGEST_SECONDS),
             stop=stop_when_event_set(self._stop),
-            before_sleep=lambda _: log.warning(f"study {self._study} waits for the database"),
+            before_sleep=say,
             reraise=True,
         )
         return retrying(call)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tuner import metrics
 from tuner.environment import is_gone
 from tuner.errors import UnavailableError
 from tuner.ledger import Lease, Ledger
@@ -63,6 +64,7 @@ class Keeper:
             return 0
         reaped = self._ledger.reap(is_gone)
         if reaped:
+            metrics.ATTEMPTS_REAPED.inc(reaped)
             log.info("attempts reaped", attempts=reaped)
             for path in self._ledger.forget_checkpoints():
                 (self._checkpoints / path).unlink(missing_ok=True)
@@ -74,8 +76,10 @@ class Keeper:
             try:
                 self._renew()
                 self.reap()
+                metrics.reached("ledger")
                 pause = self._ledger.lease_seconds / 3
             except UnavailableError as error:
+                metrics.reached("ledger", away=True)
                 if self._in_touch_since != float("inf"):
                     log.warning(f"leases cannot be renewed for now: {error}")
                 self._in_touch_since = float("inf")  # until a renewal succeeds

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from tuner import metrics
 from tuner.environment import identity
 from tuner.errors import NotFoundError, WorkloadError
 from tuner.ledger import OPEN, Ledger, StudyRecord
@@ -67,6 +68,7 @@ def work(
     with keeper.working():
         log.info("worker started", worker=identity(), studies=list(names) or "all that are open")
         while not stop.is_set():
+            metrics.turned("worker")
             if time.monotonic() - reaped_at >= REAP_SECONDS:
                 keeper.reap()
                 reaped_at = time.monotonic()

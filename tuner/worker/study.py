@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from tuner import metrics
 from tuner.checkpoint_folders import folder_of, sweep
 from tuner.environment import describe, identity
 from tuner.errors import ConnectionLostError, LeaseLost
@@ -163,6 +164,7 @@ class StudyWorker:
         }
 
     def _advance(self) -> None:
+        metrics.turned("worker")
         began = time.monotonic()
         try:
             events = self._trainer.advance(self._block)
@@ -306,6 +308,7 @@ class StudyWorker:
     def _say_why(self, attempt: Attempt) -> None:
         trial = self._ledger.trial(self._id, attempt.number)
         if trial is not None and trial.state == RUNNING:
+            metrics.LEASES_LOST.inc()
             attempt.log.warning(f"trial {attempt.number} of {self._name}: {refused(attempt.lease)}")
             return
         folder = folder_of(self._here.checkpoints, self._here.study, attempt.number)

@@ -1,0 +1,66 @@
+"""How many there are of each in the whole ledger, for metrics: a few counts, no records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sqlalchemy import Engine, Select, and_, func, select
+
+from tuner.ledger.tables import (
+    IS_LIVE,
+    attempts,
+    database_time,
+    published_trials,
+    studies,
+    trials,
+)
+from tuner.outcome import RUNNING
+
+TARGETS = ("optuna", "mlflow")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """Counts over all studies, as of one moment."""
+
+    studies: Mapping[str, int]  # by state
+    trials: Mapping[str, int]  # trained here, by state; without imported ones
+    leases: int  # attempts that are alive
+    expired: int  # of these, whose worker has been silent for too long
+    unpublished: Mapping[str, int]  # ended trials whose end a target has not got yet
+
+
+def totals(engine: Engine) -> Totals:
+    """Count. Raises `UnavailableError` where the database is away."""
+    number = func.count().label("number")
+    by_study = select(studies.c.state, number).group_by(studies.c.state)
+    ours = ~trials.c.imported
+    by_trial = select(trials.c.state, number).where(ours).group_by(trials.c.state)
+    live = select(func.count()).select_from(attempts).where(IS_LIVE)
+    late = live.where(attempts.c.expires_at < database_time())
+    with engine.begin() as tx:
+        return Totals(
+            studies={row.state: row.number for row in tx.execute(by_study)},
+            trials={row.state: row.number for row in tx.execute(by_trial)},
+            leases=tx.scalar(live) or 0,
+            expired=tx.scalar(late) or 0,
+            unpublished={target: tx.scalar(_unpublished(target)) or 0 for target in TARGETS},
+        )
+
+
+def _unpublished(target: str) -> Select[int]:
+    there = and_(
+        published_trials.c.trial_id == trials.c.id,
+        published_trials.c.target == target,
+        published_trials.c.final,
+    )
+    return (
+        select(func.count())
+        .select_from(trials.outerjoin(published_trials, there))
+        .where(
+            ~trials.c.imported,  # MLflow never gets these
+            trials.c.state != RUNNING,
+            published_trials.c.trial_id.is_(None),
+        )
+    )
