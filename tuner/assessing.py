@@ -29,12 +29,18 @@ class Assessor:
         return regimes.judge(self.evidence(trials), self.given({}))
 
     def evidence(self, trials: Sequence[TrialRecord]) -> list[Evidence]:
-        """Sum up the trials that have ended by themselves and were trained here."""
+        """Sum up the trials that have ended by themselves and were trained here.
+
+        Those whose curve the ledger has lost are left out.
+        """
         new = [one for one in trials if one.number not in self._found and _counts(one)]
         for first in range(0, len(new), PORTION):
             some = new[first : first + PORTION]
             curves = self._ledger.curves([one.id for one in some])
             for trial in some:
+                if trial.id not in curves:
+                    self._found[trial.number] = None
+                    continue
                 params = trial.params or {}
                 self._found[trial.number] = regimes.evidence(
                     trial.number,
