@@ -127,7 +127,7 @@ def _look(look: Look) -> dict[str, Any]:
 
 def _draw(axes: Axes, one: Series) -> None:
     kept = thinned(one.y, POINTS) if one.look.dash else np.arange(len(one.x))
-    placed = {"transform": axes.get_xaxis_transform()} if one.at_edge else {}
+    placed: dict[str, Any] = {"transform": axes.get_xaxis_transform()} if one.at_edge else {}
     axes.plot(
         one.x[kept],
         one.y[kept],

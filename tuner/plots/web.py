@@ -70,7 +70,7 @@ def _trace(members: Sequence[Series], points: int | None, *, in_legend: bool) ->
     one, look = members[0], members[0].look
     parts = []
     for member in members:
-        kept = slice(None)
+        kept = np.arange(len(member.y))
         if points is not None and look.dash:
             kept = thinned(member.y, points)
         trials = member.trials if member.trials is not None else np.full(len(member.x), -1)

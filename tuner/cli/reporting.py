@@ -1,0 +1,42 @@
+"""Commands that draw: report, compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tuner import here
+from tuner.cli.base import cli, print_json, with_json
+
+
+@cli.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--to", type=click.Path(path_type=Path), metavar="FOLDER", help="Where to write it.")
+@click.option("--ui", metavar="URL", help="Where the MLflow UI is, for links to runs.")
+@click.option(
+    "--tracked/--not-tracked",
+    default=True,
+    help="Link to runs, and put the report beside the study's parent run.",
+)
+@with_json
+def report(
+    names: tuple[str, ...], to: Path | None, ui: str | None, tracked: bool, as_json: bool
+) -> None:
+    """Write the report of the study NAME as one page of HTML, and its pictures.
+
+    Several names: side by side on one page.
+    """
+    from tuner import reporting
+
+    ledger = here.ledger()
+    studies = [ledger.study(name) for name in names]
+    done = reporting.report(ledger, studies, here.places(), to=to, ui=ui, tracked=tracked)
+    if as_json:
+        pictures = [str(path) for path in done.written.pictures]
+        found = {"studies": list(names), "report": str(done.written.page), "pictures": pictures}
+        print_json(found | {"in_mlflow": done.in_mlflow})
+    else:
+        click.echo(f"Report: {done.written.page}")
+    if done.problem:
+        click.echo(f"It is not beside the study's run: {done.problem}", err=True)
