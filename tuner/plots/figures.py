@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -49,7 +50,7 @@ def loss_curves(
     styles: Mapping[str, tuple[str, str, str]]
     styles = OUTCOME_STYLES if by == "outcome" else REGIME_STYLES
     kinds = [getattr(line, by) for line in lines]
-    alpha = 0.85 if len(lines) <= 8 else 0.45
+    alpha = 0.85 if len(lines) <= 8 else 0.55
     series: list[Series] = []
     named = {kind: f"{kind} ({kinds.count(kind)})" for kind in dict.fromkeys(kinds)}
     for index, (line, kind) in enumerate(zip(lines, kinds, strict=True)):
@@ -147,13 +148,21 @@ def value_by_rate(
 
 
 def rates_as_applied(lines: Sequence[Line], *, title: str = "Schedules as applied") -> Picture:
-    """Show learning rates against steps: what the optimiser was given, not what was meant."""
+    """Show learning rates against steps: what the optimiser was given, not what was meant.
+
+    On a log axis, two decades below the lowest peak, where peaks differ by a decade.
+    """
+    peaks = np.array([line.y.max() for line in lines if len(line.y)])
+    log = is_wide(peaks)
+    height = Axis(title="learning rate", low=peaks.min() / 100 if log else 0.0, log=log)
+    if log:
+        height = replace(height, high=peaks.max() * 2)
     series = [
         Series(
             label=line.label,
             x=part.x,
             y=part.y,
-            look=Look(**{**vars(_look(index)), "width": 1.8}),
+            look=replace(_look(index), width=1.8),
             group=line.label,
             stairs=len(line.x) <= FEW,
         )
@@ -163,7 +172,7 @@ def rates_as_applied(lines: Sequence[Line], *, title: str = "Schedules as applie
     return Picture(
         title=title,
         x=Axis(title="step"),
-        y=Axis(title="learning rate", low=0.0),
+        y=height,
         series=series,
         legend=[Key(label=one.label, look=one.look) for one in series],
     )

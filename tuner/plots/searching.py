@@ -10,6 +10,7 @@ import numpy as np
 
 from tuner.ledger import StudyRecord, TrialRecord
 from tuner.outcome import COMPLETED
+from tuner.plots.picture import AMBER, BLUE, GREEN, INK
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -18,6 +19,11 @@ ENOUGH = 4
 """Completed trials that importances need; of fewer they say nothing."""
 MOST = 1000
 """Trials that are looked at, the last ones; forests and plots of more take seconds."""
+
+SCALE = [[0.0, BLUE], [0.5, GREEN], [1.0, AMBER]]
+"""Of colours for numbers, readable on light and dark ground."""
+SHOWN = 6
+"""Parameters that are shown side by side."""
 
 
 def in_memory(study: StudyRecord, trials: Sequence[TrialRecord]) -> Study:
@@ -44,26 +50,54 @@ def importances(study: Study) -> dict[str, float]:
     values = [one.value for one in study.trials]
     if len(values) < ENOUGH or np.ptp(np.array(values, dtype=float)) == 0:
         return {}
+    everywhere = [name for name in varied(study) if all(name in one.params for one in study.trials)]
+    if not everywhere:
+        return {}
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    found = optuna.importance.get_param_importances(study, evaluator=evaluator, params=everywhere)
     return {name: float(share) for name, share in found.items()}
+
+
+def varied(study: Study) -> list[str]:
+    """Name the parameters of which there were several values, those of most trials first."""
+    values: dict[str, list[Any]] = {}
+    for trial in study.trials:
+        for name, value in trial.params.items():
+            values.setdefault(name, []).append(value)
+    several = [name for name, own in values.items() if len(set(own)) > 1]
+    return sorted(several, key=lambda name: -len(values[name]))
 
 
 def plots(study: Study) -> dict[str, dict[str, Any]]:
     """Give Optuna's slices and parallel coordinates as plotly has them, by name."""
     import optuna  # noqa: PLC0415
 
-    if len(study.trials) < 2:
+    params = varied(study)[:SHOWN]
+    if not params:
         return {}
     drawn = {
-        "slices": optuna.visualization.plot_slice(study),
-        "parallel": optuna.visualization.plot_parallel_coordinate(study),
+        "slices": optuna.visualization.plot_slice(study, params),
+        "parallel": optuna.visualization.plot_parallel_coordinate(study, params),
     }
     return {name: _plain(json.loads(figure.to_json())) for name, figure in drawn.items()}
 
 
 def _plain(figure: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what the page decides: theme, title, size."""
+    """Leave out what the page decides, and draw with colours that both of its themes have."""
+    layout = figure["layout"]
     for name in ("template", "title", "width", "height"):
-        figure["layout"].pop(name, None)
+        layout.pop(name, None)
+    for name, axis in layout.items():
+        if name.startswith("xaxis") and axis.get("type") == "log":
+            axis["dtick"] = 1  # decades alone: there are several axes side by side
+    for trace in figure["data"]:
+        for coloured in (trace.get("line", {}), trace.get("marker", {})):
+            if "colorscale" in coloured:
+                coloured["colorscale"] = SCALE
+                coloured.get("colorbar", {}).pop("x", None)
+        if trace["type"] == "parcoords":
+            trace |= {"labelfont": {"color": INK}, "tickfont": {"color": INK}}
+            trace["rangefont"] = {"color": "rgba(0,0,0,0)"}
+            layout["margin"] = {"t": 40, "b": 90}
+    layout.pop("coloraxis", None)
     return figure

@@ -160,7 +160,8 @@ def _axis(axis: Axis) -> dict[str, Any]:
         "type": "log" if axis.log else "linear",
     }
     if axis.names:
-        made |= {"tickvals": list(range(len(axis.names))), "showgrid": False}
+        rows = list(range(len(axis.names)))
+        made |= {"tickvals": rows, "showgrid": False, "zeroline": False, "automargin": True}
         made["ticktext"] = [html.escape(name) for name in axis.names]
     if axis.low is not None and axis.high is not None:
         made["range"] = [float(_scaled(axis, end)) for end in (axis.low, axis.high)]
@@ -187,7 +188,7 @@ def _mark(mark: Mark) -> tuple[dict[str, Any], dict[str, Any]]:
         "xref": "x",
         "y": 1.0,
         "yref": "paper",
-        "yanchor": "bottom",
+        "yanchor": "top",
         "showarrow": False,
         "text": html.escape(mark.label),
     }

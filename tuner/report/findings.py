@@ -14,6 +14,7 @@ from tuner.ledger import Reader, StudyRecord, TrialRecord
 from tuner.outcome import COMPLETED, RUNNING
 from tuner.plots.picture import Mark
 from tuner.regimes import Evidence, Given, Regime
+from tuner.spec import ParameterValue
 from tuner.verdicts import GoodRates, Wins
 
 PORTION = 500
@@ -42,6 +43,15 @@ class Findings:
     def trial(self, number: int) -> TrialRecord:
         """Give a trial by its number."""
         return next(one for one in self.trials if one.number == number)
+
+    def varied(self) -> list[str]:
+        """Name the parameters, beside rate and choices, of which there were several values."""
+        values: dict[str, set[ParameterValue]] = {}
+        for trial in self.trials:
+            for name, value in (trial.params or {}).items():
+                values.setdefault(name, set()).add(value)
+        chosen = ("lr", "schedule", "optimizer")
+        return sorted(name for name, own in values.items() if len(own) > 1 and name not in chosen)
 
     def value(self, trial: TrialRecord) -> float:
         """Give a trial's value, of one that was stopped its last; nan where there is none."""

@@ -26,18 +26,21 @@
   }
 
   function layout(own, narrow) {
-    const axis = { gridcolor: css("--line"), zerolinecolor: css("--line"), linecolor: css("--line"), automargin: true };
+    const axis = { gridcolor: css("--line"), zerolinecolor: css("--line"), linecolor: css("--line") };
     const made = {
       ...own,
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { color: css("--ink"), family: getComputedStyle(document.body).fontFamily, size: 13 },
       hoverlabel: { bgcolor: css("--card"), bordercolor: css("--line"), font: { color: css("--ink") } },
-      legend: { orientation: "h", x: 0, y: -0.2, yanchor: "top", ...own.legend },
-      margin: { l: narrow ? 48 : 64, r: 12, t: 28, b: 48, ...own.margin },
+      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", ...own.legend },
+      margin: { l: narrow ? 52 : 64, r: 12, t: 16, b: 48, ...own.margin },
       uirevision: "kept", hovermode: "closest",
     };
     for (const name of Object.keys(made)) {
-      if (/^[xy]axis\d*$/.test(name)) made[name] = { ...axis, exponentformat: "power", ...made[name] };
+      if (/^[xy]axis\d*$/.test(name)) {
+        const log = made[name]?.type === "log";
+        made[name] = { ...axis, exponentformat: log ? "power" : "SI", ...made[name] };
+      }
     }
     return made;
   }

@@ -70,13 +70,13 @@ def answer(lines: Sequence[str], advice: Sequence[str]) -> str:
     )
 
 
-def figure(name: str, title: str, text: str, *, low: bool = False, tools: str = "") -> str:
-    """Give the place of a figure, its title and what to see in it."""
+def figure(name: str, title: str, text: str, *, kind: str = "", tools: str = "") -> str:
+    """Give the place of a figure, its title and what to see in it; `kind` is a class of CSS."""
     return (
-        f'<section><div class="tools">{tools}</div><h2>{escape(title)}</h2>'
-        f'<p class="soft">{escape(text)}</p>'
-        f'<div class="figure{" low" if low else ""}" data-figure="{escape(name)}" role="img" '
-        f'aria-label="{escape(f"{title}. {text}")}"></div></section>'
+        f'<section><div class="head"><h2>{escape(title)}</h2><div class="tools">{tools}</div></div>'
+        f'<p class="soft">{escape(text)}</p><div class="frame">'
+        f'<div class="figure {kind}" data-figure="{escape(name)}" role="img" '
+        f'aria-label="{escape(f"{title}. {text}")}"></div></div></section>'
     )
 
 

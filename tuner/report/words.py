@@ -16,10 +16,12 @@ WIDE, NARROW = 10.0, 3.0
 
 def answer(found: Findings) -> list[str]:
     """Give the paragraphs at the top of a report."""
-    said = [results.best_in_words(found.study, found.best)]
+    said = [best(found)]
     if found.best is not None and found.best.number in found.regimes:
         said.append(found.regimes[found.best.number].reason)
-    said.append(rates(found.rates) if found.rates else "No rate was good.")
+    said.extend(rates(one, optimizers=len(found.by_optimizer)) for one in found.by_optimizer)
+    if not found.by_optimizer:
+        said.append("No rate was good.")
     said.extend(wins(found, "schedule"))
     said.extend(wins(found, "optimizer"))
     left = unfinished(found)
@@ -28,17 +30,31 @@ def answer(found: Findings) -> list[str]:
     return said
 
 
-def rates(found: GoodRates) -> str:
-    """Say which rates are good, how wide their range is and how sure that is."""
+def best(found: Findings) -> str:
+    """Say which rate, schedule and optimiser are best; of their parameters those that varied."""
+    one, metric = found.best, found.study.spec.study.metric
+    if one is None or one.params is None or one.value is None:
+        return "No trial has completed, so there is no best rate yet."
+    varied = [name for name in found.varied() if name in one.params]
+    own = [f"{name} {results.shown(one.params[name])}" for name in varied]
+    choice = results.in_short(one.params).removeprefix("lr ")
+    more = f" ({', '.join(own)})" if own else ""
+    origin = ", imported" if one.imported else ""
+    return f"Learning rate {choice}{more}: {metric} {one.value:.4g}, trial {one.number}{origin}."
+
+
+def rates(found: GoodRates, *, optimizers: int = 1) -> str:
+    """Say which rates of an optimiser are good, how wide their range is and how sure that is."""
     low, high = found.low, found.high
     many = f"{found.trials} of {found.of} trials"
+    whose = f"With {found.name}, good" if optimizers > 1 else "Good"
     if found.factor == 1:
-        return f"One rate was good: {low.rate:.3g} ({many}). {_beyond(found)}"
+        return f"{whose} was one rate: {low.rate:.3g} ({many}). {_beyond(found)}"
     width = "wide" if found.factor >= WIDE else "narrow" if found.factor < NARROW else "fair"
     sure = f" In {LEVEL:.0%} of bootstrap resamples it holds at least {low.inner:.3g} to "
     inner = f"{sure}{high.inner:.3g}." if low.inner < high.inner else ""
     return (
-        f"Good rates reach from {low.rate:.3g} to {high.rate:.3g}, a factor of "
+        f"{whose} rates reach from {low.rate:.3g} to {high.rate:.3g}, a factor of "
         f"{found.factor:.3g}, which is {width} ({many}). {_beyond(found)}{inner}"
     )
 
@@ -88,7 +104,8 @@ def savings(found: Findings) -> str:
         count = sum(one.state == kind for one in ended)
         if count:
             share = 100 * saved / whole
-            lines.append(f"{verb} stopped {count} trials and saved {saved} steps, {share:.0f} %.")
+            trials = "1 trial" if count == 1 else f"{count} trials"
+            lines.append(f"{verb} stopped {trials} and saved {saved} steps, {share:.0f} %.")
     return " ".join(lines) or "No trial was stopped: all ran to the end."
 
 
@@ -102,7 +119,9 @@ def advice(found: Findings) -> list[str]:
     kinds = counted(found.regimes)
     if found.best is None or found.rates is None:
         return [_without_good(kinds[TOO_HIGH] + kinds[DIVERGING], kinds[TOO_LOW])]
-    said = list(_of_range(found.rates, float((found.best.params or {})["lr"])))
+    params = found.best.params or {}
+    own = [one for one in found.by_optimizer if one.name == params["optimizer"]]
+    said = [line for one in own for line in _of_range(one, float(params["lr"]))]
     regime = found.regimes.get(found.best.number)
     labels = regime.labels if regime else ()
     if regime and PLATEAU not in labels and OSCILLATING not in labels:
@@ -128,8 +147,9 @@ def _without_good(high: int, low: int) -> str:
 
 def _of_range(found: GoodRates, best: float) -> Iterator[str]:
     if found.high.beyond is None:
-        yield f"No rate was too high: try some above {found.high.rate:.3g}."
+        yield f"With {found.name} no rate was too high: try some above {found.high.rate:.3g}."
     if found.low.beyond is None and best < found.low.rate * NARROW:
-        yield f"No rate was too low: try some below {found.low.rate:.3g}."
+        yield f"With {found.name} no rate was too low: try some below {found.low.rate:.3g}."
     if found.high.beyond is not None and found.low.beyond is not None and found.factor > 1:
-        yield f"A next search can keep to {found.low.rate:.3g} to {found.high.rate:.3g}."
+        span = f"{found.low.rate:.3g} to {found.high.rate:.3g}"
+        yield f"A next search with {found.name} can keep to {span}."

@@ -67,7 +67,8 @@ def of_study(found: Findings, folder: Path) -> Written:
     titles = {"slices": "Value by each parameter", "parallel": "Parallel coordinates"}
     for name, figure in searching.plots(study).items():
         figures[name] = figure
-        body.append(page.figure(name, titles[name], "Completed trials, as Optuna draws them."))
+        text = "Completed trials, as Optuna draws them."
+        body.append(page.figure(name, titles[name], text, kind="wide"))
     body.append(_trials(found))
     return _written(folder, found.study.title, body, figures, shown)
 
@@ -121,7 +122,7 @@ def _written(
 def _section(one: Shown) -> str:
     base = one.name.rstrip("0123456789")
     tools = page.log_switch(one.name, log=one.picture.y.log) if base in ("curves", "values") else ""
-    return page.figure(one.name, one.title, one.text, low=base in LOW, tools=tools)
+    return page.figure(one.name, one.title, one.text, kind="low" * (base in LOW), tools=tools)
 
 
 def _ranges(found: Findings) -> str:
@@ -168,31 +169,35 @@ def _beside(studies: Sequence[Findings]) -> str:
 
 def _trials(found: Findings) -> str:
     ranked = results.ranked(found.study, found.trials)
-    own = sorted({name for one in ranked for name in one.params or {}} - {"lr"})
-    own.sort(key=lambda name: name not in ("schedule", "optimizer"))
-    head = ("trial", "lr", *own, "steps", found.study.spec.study.metric, "regime", "outcome", "why")
-    rows = [_row(found, one, own) for one in ranked[:ROWS]]
+    metric = found.study.spec.study.metric
+    head = ("trial", "lr", "schedule", "optimizer", "steps", metric, "regime", "outcome", "why")
+    names = found.varied()
+    rows = [_row(found, one, names) for one in ranked[:ROWS]]
     more = len(ranked) - ROWS
     said = f"The best {ROWS} of {len(ranked)}; `tuner export` gives all. " if more > 0 else ""
     links = "Numbers lead to MLflow's runs." if found.links else ""
-    return f'<h2>Trials</h2><p class="soft">{escape(said + links)}</p>{page.table(head, rows)}'
+    whole = page.table((*head, "other parameters"), rows)
+    return f'<h2>Trials</h2><p class="soft">{escape(said + links)}</p>{whole}'
 
 
-def _row(found: Findings, trial: TrialRecord, own: Sequence[str]) -> list[Cell]:
+def _row(found: Findings, trial: TrialRecord, names: Sequence[str]) -> list[Cell]:
     params, regime = trial.params or {}, found.regimes.get(trial.number)
     rate = float(params["lr"]) if params else None
     value = found.value(trial)
     known = value == value  # noqa: PLR0124 - not nan
     labels = ", ".join((regime.kind, *regime.labels)) if regime else ""
+    others = ", ".join(f"{name} {_shown(params[name])}" for name in names if name in params)
     return [
         Cell(text=str(trial.number), number=trial.number, link=found.links.get(trial.number)),
         Cell(text=_shown(rate), number=rate),
-        *(Cell(text=_shown(params.get(name))) for name in own),
+        Cell(text=_shown(params.get("schedule"))),
+        Cell(text=_shown(params.get("optimizer"))),
         Cell(text=str(trial.steps), number=trial.steps),
         Cell(text=f"{value:.4g}" if known else "", number=value if known else None),
         Cell(text=labels),
         Cell(text=f"{trial.state}, imported" if trial.imported else trial.state),
         Cell(text=(regime.reason if regime else trial.reason) or "", kind="why"),
+        Cell(text=others, kind="wide"),
     ]
 
 
