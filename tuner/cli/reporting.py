@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -40,3 +41,36 @@ def report(
         click.echo(f"Report: {done.written.page}")
     if done.problem:
         click.echo(f"It is not beside the study's run: {done.problem}", err=True)
+
+
+@cli.command()
+@click.argument("trials", nargs=-1, required=True, metavar="STUDY:TRIAL...")
+@click.option("--metric", default="train_loss", show_default=True, help="What is drawn.")
+@click.option(
+    "--by",
+    type=click.Choice(["step", "time", "fraction"]),
+    default="step",
+    show_default=True,
+    help="What curves are aligned by; a fraction is of the horizon.",
+)
+@click.option("--to", type=click.Path(path_type=Path), metavar="FOLDER", help="Where to write it.")
+@with_json
+def compare(
+    trials: tuple[str, ...],
+    metric: str,
+    by: Literal["step", "time", "fraction"],
+    to: Path | None,
+    as_json: bool,
+) -> None:
+    """Draw the curves of any trials together, every point of them, as HTML and PNG.
+
+    A TRIAL is a number, a range such as 0-9, `best` or `all`.
+    """
+    from tuner.report import comparing
+
+    written = comparing.write(comparing.choose(here.ledger(), trials), metric, by, to)
+    if as_json:
+        pictures = [str(path) for path in written.pictures]
+        print_json({"page": str(written.page), "pictures": pictures})
+    else:
+        click.echo(f"Comparison: {written.page}")

@@ -20,8 +20,10 @@ ENOUGH = 4
 MOST = 1000
 """Trials that are looked at, the last ones; forests and plots of more take seconds."""
 
-SCALE = [[0.0, BLUE], [0.5, GREEN], [1.0, AMBER]]
+SCALE = ((0.0, BLUE), (0.5, GREEN), (1.0, AMBER))
 """Of colours for numbers, readable on light and dark ground."""
+DRAWN = 200
+"""Trials in Optuna's plots, the best ones."""
 SHOWN = 6
 """Parameters that are shown side by side."""
 
@@ -75,6 +77,7 @@ def plots(study: Study) -> dict[str, dict[str, Any]]:
     params = varied(study)[:SHOWN]
     if not params:
         return {}
+    study = _best(study)
     drawn = {
         "slices": optuna.visualization.plot_slice(study, params),
         "parallel": optuna.visualization.plot_parallel_coordinate(study, params),
@@ -82,22 +85,38 @@ def plots(study: Study) -> dict[str, dict[str, Any]]:
     return {name: _plain(json.loads(figure.to_json())) for name, figure in drawn.items()}
 
 
+def _best(study: Study) -> Study:
+    """Give a study of the best trials alone: Optuna draws a line of its own for each."""
+    import optuna  # noqa: PLC0415
+
+    if len(study.trials) <= DRAWN:
+        return study
+    sign = 1.0 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1.0
+    made = optuna.create_study(direction=study.direction)
+    made.add_trials(sorted(study.trials, key=lambda one: sign * (one.value or 0.0))[:DRAWN])
+    return made
+
+
 def _plain(figure: dict[str, Any]) -> dict[str, Any]:
     """Leave out what the page decides, and draw with colours that both of its themes have."""
     layout = figure["layout"]
-    for name in ("template", "title", "width", "height"):
+    for name in ("template", "title", "width", "height", "coloraxis", "legend"):
         layout.pop(name, None)
     for name, axis in layout.items():
         if name.startswith("xaxis") and axis.get("type") == "log":
             axis["dtick"] = 1  # decades alone: there are several axes side by side
+    for note in layout.get("annotations", ()):
+        note["font"] = {**note.get("font", {}), "color": INK}
     for trace in figure["data"]:
-        for coloured in (trace.get("line", {}), trace.get("marker", {})):
-            if "colorscale" in coloured:
-                coloured["colorscale"] = SCALE
-                coloured.get("colorbar", {}).pop("x", None)
-        if trace["type"] == "parcoords":
-            trace |= {"labelfont": {"color": INK}, "tickfont": {"color": INK}}
-            trace["rangefont"] = {"color": "rgba(0,0,0,0)"}
-            layout["margin"] = {"t": 40, "b": 90}
-    layout.pop("coloraxis", None)
+        if "colorscale" in trace.get("marker", {}):
+            trace["marker"]["colorscale"] = [[at, colour] for at, colour in SCALE]
+        elif trace.get("mode") == "lines":  # of a trial; it begins at the height of its value
+            trace["line"]["color"] = _between(1 - float(trace["y"][0]))
     return figure
+
+
+def _between(share: float) -> str:
+    """Give the colour at a place of the scale."""
+    places = [at for at, _ in SCALE]
+    parts = [[int(colour[k : k + 2], 16) for _, colour in SCALE] for k in (1, 3, 5)]
+    return "#" + "".join(f"{round(np.interp(share, places, part)):02x}" for part in parts)
