@@ -7,6 +7,7 @@ since that keeps figures alive and wants a display.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -55,7 +56,9 @@ def styled(draw: Callable[Asked, Drawn]) -> Callable[Asked, Drawn]:
     def drawn(*args: Asked.args, **kwargs: Asked.kwargs) -> Drawn:
         import matplotlib as mpl  # noqa: PLC0415
 
-        with mpl.rc_context(_STYLE):
+        with mpl.rc_context(_STYLE), warnings.catch_warnings():
+            # what the font has not, as emoji, is a box; names are people's
+            warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
             return draw(*args, **kwargs)
 
     return drawn
