@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,6 @@ from playwright.sync_api import Browser
 from processes import ROOT, prepare, tuner, until
 from test_report import NASTY, falling, fill, trial
 
-from tuner import storage
 from tuner.ledger import Ledger
 from tuner.report import comparing, writing
 from tuner.report.findings import gather
@@ -22,7 +22,7 @@ def drawn(seen: Watched) -> None:
     """Wait until every figure is drawn."""
     seen.page.wait_for_selector("html[data-drawn]")
     figures = seen.page.locator("[data-figure]")
-    assert seen.page.locator("[data-figure]:has(.plot)").count() == figures.count() > 0
+    assert seen.page.locator("[data-figure]:has(.trace)").count() == figures.count() > 0
 
 
 def becomes(seen: Watched, condition: str) -> None:
@@ -36,11 +36,11 @@ def assert_quiet(seen: Watched, file: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def pages(
+    tmp_path_factory: pytest.TempPathFactory, new_ledger: Callable[[], Ledger]
+) -> dict[str, Path]:
     """A report, one of two studies, and a comparison; names and reasons are people's."""
-    folder = prepare(tmp_path_factory.mktemp("pages"))
-    places = storage.addresses({}, folder)
-    ledger = Ledger(storage.ledger_engine(places.ledger))
+    folder, ledger = tmp_path_factory.mktemp("pages"), new_ledger()
     one, two = fill(ledger, NASTY[:150]), fill(ledger, "plain")
     found = [gather(ledger, study) for study in (one, two)]
     chosen = comparing.choose(ledger, [f"{one.name}:all", "plain:0-3"])
