@@ -18,8 +18,8 @@ from tuner.statistics import Interval, simultaneous
 LEVEL = 0.9
 """Intervals hold the truth in this share of studies, as far as a bootstrap can say so."""
 RESAMPLES = 2000
-ENOUGH = 3
-"""Trials that a schedule needs at the horizon to be compared with others."""
+ENOUGH = 5
+"""Trials that a schedule needs at the horizon to be compared; fewer say nothing of scatter."""
 
 Family = Literal["schedule", "optimizer"]
 

@@ -8,7 +8,7 @@ from tuner import results
 from tuner.outcome import COMPLETED, DIVERGED, KINDS, PRUNED
 from tuner.regimes import DIVERGING, OSCILLATING, PLATEAU, TOO_HIGH, TOO_LOW, counted
 from tuner.report.findings import Findings, unfinished
-from tuner.verdicts import LEVEL, GoodRates, Wins
+from tuner.verdicts import ENOUGH, LEVEL, Family, GoodRates, Wins
 
 WIDE, NARROW = 10.0, 3.0
 """Factors of a range of good rates: from the first on it is wide, below the second narrow."""
@@ -70,10 +70,16 @@ def _beyond(found: GoodRates) -> str:
     return f"Above, {above:.3g} is not good; below, none was tried."
 
 
-def wins(found: Findings, by: str) -> Iterator[str]:
+def wins(found: Findings, by: Family) -> Iterator[str]:
     """Say which schedule or optimiser wins at the horizon, by how much, and how sure that is."""
-    for one in found.schedules if by == "schedule" else found.optimizers:
+    told = found.schedules if by == "schedule" else found.optimizers
+    for one in told:
         yield _win(one, found, by)
+    if not told and len({getattr(one, by) for one in found.evidence}) > 1:
+        yield (
+            f"The {by}s cannot be compared: fewer than two of them have {ENOUGH} trials that ran "
+            "to the horizon."
+        )
 
 
 def _win(one: Wins, found: Findings, by: str) -> str:
