@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
+import browser as chromium
 import postgres as real
 import pytest
 from hypothesis import settings
+from playwright.sync_api import Browser
 
 from tuner import storage
 from tuner.ledger import Ledger
@@ -82,6 +84,16 @@ def migrated(postgres: real.Server, tmp_path_factory: pytest.TempPathFactory) ->
 def shared(postgres: real.Server, migrated: str) -> str:
     """The URL of a fresh PostgreSQL database with all tables."""
     return postgres.database(migrated)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A Chromium of this module's tests; `browser.opened` gives pages of it.
+
+    Not the session's: while one is open, asyncio takes the thread for one with a running loop.
+    """
+    with chromium.launched() as found:
+        yield found
 
 
 BOTH = ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)]

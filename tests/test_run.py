@@ -63,7 +63,7 @@ def test_standard_output_is_one_object(ran):
     assert done.json["study"] == "small"
     assert done.json["tracking_uri"] == f"sqlite:///{folder}/mlflow.db"
     assert done.json["storage"] == f"sqlite:///{folder}/tuner.db"
-    assert done.json["report"] is None
+    assert (folder / done.json["report"]).is_file()
     assert done.json["seconds"] > 0
 
 

@@ -128,6 +128,14 @@ class Study:
 
         return exporting.export(*self._read(), Path(to), file_format)
 
+    def report(self, to: str | Path | None = None) -> Path:
+        """Write the report into a folder, and beside the study's run; give its page."""
+        from tuner import reporting  # noqa: PLC0415 - it imports mlflow
+
+        ledger, study = self._read()
+        folder = None if to is None else Path(to)
+        return reporting.report(ledger, [study], here.places(), to=folder).written.page
+
     def pause(self) -> dict[str, Any]:
         """Let no more trials be taken up; running ones go on to their end. Give the status."""
         from tuner import governing  # noqa: PLC0415

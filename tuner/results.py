@@ -35,7 +35,7 @@ def best_in_words(study: StudyRecord, best: TrialRecord | None) -> str:
         return "No trial has completed."
     origin = " (imported)" if best.imported else ""
     own = [
-        f"{key} {_shown(value)}"
+        f"{key} {shown(value)}"
         for key, value in best.params.items()
         if key not in ("lr", "schedule", "optimizer")
     ]
@@ -52,5 +52,6 @@ def counts_in_words(counts: Mapping[str, int]) -> str:
     return ", ".join(said) or "no trials yet"
 
 
-def _shown(value: ParameterValue) -> str:
+def shown(value: ParameterValue) -> str:
+    """Give a parameter's value in short."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)

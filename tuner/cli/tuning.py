@@ -36,6 +36,7 @@ GRACE_SECONDS = 5.0
 @cli.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @with_set
+@click.option("--report/--no-report", default=True, help="Write the report when all is trained.")
 @click.option(
     "--workers",
     type=click.IntRange(1),
@@ -48,6 +49,7 @@ GRACE_SECONDS = 5.0
 def run(
     file: Path,
     overrides: tuple[str, ...],
+    report: bool,
     workers: int,
     prefixes: tuple[str, ...],
     as_json: bool,
@@ -58,7 +60,7 @@ def run(
     """
     began = time.monotonic()
     spec = studyfile.load(file, overrides)
-    from tuner import progress, running, submission, summary
+    from tuner import progress, reporting, running, submission, summary
     from tuner.executors import LocalExecutor
 
     described = submission.prepare(spec, prefixes)
@@ -76,10 +78,15 @@ def run(
             ended = running.train_with(executor, ledger, todo, workers)
     study = ledger.study(study.name)
     found = summary.of_run(ledger, study, places)
+    if report and not ended.interrupted:
+        written = reporting.report(ledger, [study], places, tracked=ended.published)
+        found["report"] = str(written.written.page)
     if as_json:
         print_json(found | {"seconds": round(time.monotonic() - began, 1)})
     else:
         print_results(console, ledger, study)
+        if found["report"]:
+            terminal.say(console, f"Report: {found['report']}")
     said = running.closed_in_words(study)
     if said:
         click.echo(said[:1].upper() + said[1:] + ".", err=True)

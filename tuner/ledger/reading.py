@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from typing import Any
 
@@ -171,6 +171,29 @@ class Reader:
         with self._reading() as tx:
             rows = tx.execute(query).all()
         return curves.join(Chunk.from_bytes(row.first_step, row.data) for row in rows)
+
+    @again
+    def curves(self, trial_ids: Sequence[int]) -> dict[int, Chunk]:
+        """Read the committed curves of some trials, by their ids, with one statement.
+
+        A trial whose curve has a gap, as `doctor` says, is left out.
+        """
+        query = (
+            select(chunks.c.trial_id, chunks.c.first_step, chunks.c.data)
+            .where(chunks.c.trial_id.in_(trial_ids))
+            .order_by(chunks.c.trial_id, chunks.c.first_step)
+        )
+        parts: dict[int, list[Chunk]] = {one: [] for one in trial_ids}
+        with self._reading() as tx:
+            for row in tx.execute(query):
+                parts[row.trial_id].append(Chunk.from_bytes(row.first_step, row.data))
+        whole = {}
+        for one, found in parts.items():
+            with suppress(ValueError):
+                joined = curves.join(found)
+                if joined.first_step == 0:
+                    whole[one] = joined
+        return whole
 
     @again
     def counts(self, study_id: int) -> dict[str, int]:

@@ -9,8 +9,10 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from tuner.assessing import Assessor
 from tuner.ledger import Reader, StudyRecord, TrialRecord
 from tuner.outcome import RUNNING
+from tuner.regimes import Regime
 from tuner.storage import tracking_reached
 from tuner.tracking.mismatch import Mismatch
 from tuner.tracking.run_content import (
@@ -67,15 +69,27 @@ def _mismatches(
     environments: dict[int, Mapping[str, Any]] = {}
     for attempt in ledger.attempts(study.id):
         environments.setdefault(attempt.trial_id, attempt.environment)
+    regimes = {} if without_curve else _regimes(ledger, study, ours)
     for trial in drawn:
         run = by_key.get(str(trial.number))
         if run is None or keys[str(trial.number)] > 1:  # which of them is meant?
             continue
         parent = by_key[PARENT].info.run_id if PARENT in by_key else ""
         tags = tags_of(study, trial, parent, environments[trial.id]) | outcome_tags(trial)
+        if trial.number in regimes:
+            tags["tuner.regime"] = regimes[trial.number].kind
         yield from _differences(trial, run, tags)
         if trial.state != RUNNING and trial.number not in without_curve:
             yield from _wrong_points(client, ledger, trial, run)
+
+
+def _regimes(
+    ledger: Reader, study: StudyRecord, ours: Sequence[TrialRecord]
+) -> Mapping[int, Regime]:
+    """Tell the regimes of a study at rest: while trials run, runs are told from time to time."""
+    if any(trial.state == RUNNING for trial in ours):
+        return {}
+    return Assessor(ledger, study).regimes(ours)
 
 
 def _differences(trial: TrialRecord, run: Run, tags: Mapping[str, str]) -> Iterator[Mismatch]:

@@ -7,7 +7,7 @@ definitions are MLflow's own. Which rows the client writes is compared table by 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -202,6 +202,11 @@ class TableWriter:
         rows = [{"of_run": one.run_id, "final": one.status, "at": one.time} for one in ends]
         with self._active({one.run_id for one in ends}) as tx:
             tx.execute(statement, rows)
+
+    def tag(self, runs: Mapping[str, Mapping[str, str]], held: Callable[[], None]) -> None:
+        """Set the tags of all of them."""
+        with self._engine.begin() as tx:
+            _set_tags(tx, runs)
 
     @contextmanager
     def _active(self, run_ids: Collection[str]) -> Iterator[Connection]:

@@ -7,7 +7,7 @@ already, since the point's time was fixed when it was measured.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,6 +61,10 @@ class RunWriter(Protocol):
 
     def end(self, ends: Sequence[RunEnd]) -> None:
         """Give runs their final status."""
+        ...
+
+    def tag(self, runs: Mapping[str, Mapping[str, str]], held: Callable[[], None]) -> None:
+        """Set tags of active runs, by their ids; call `held` now and then where it takes long."""
         ...
 
 
@@ -121,6 +125,13 @@ class ClientWriter:
         """Terminate one after the other."""
         for one in ends:
             self._client.set_terminated(one.run_id, one.status, one.time)
+
+    def tag(self, runs: Mapping[str, Mapping[str, str]], held: Callable[[], None]) -> None:
+        """Tag one after the other."""
+        for index, (run_id, tags) in enumerate(runs.items()):
+            if index % 50 == 49:
+                held()
+            self._client.log_batch(run_id, tags=as_tags(tags))
 
 
 def _metrics(points: Points) -> list[Metric]:

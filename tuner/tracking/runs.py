@@ -28,6 +28,7 @@ from tuner.tracking.run_content import (
     points_of,
     stopped_step,
 )
+from tuner.tracking.run_regimes import RunRegimes
 from tuner.tracking.run_tables import TableWriter, are_known, tables_engine
 from tuner.tracking.run_writers import ClientWriter, RunEnd, RunWriter, all_runs
 
@@ -57,6 +58,7 @@ class RunPublisher:
         self._tables: Engine | None = tables_engine(client.tracking_uri) if in_bulk else None
         self._experiments: dict[int, str] = {}
         self._described: dict[int, tuple[float, int]] = {}  # when, and how many improvements
+        self._regimes: dict[int, RunRegimes] = {}
 
     def due(self, mark: Mark) -> bool | None:
         """Tell whether there is anything to publish; None: only what may wait for a while."""
@@ -92,6 +94,7 @@ class RunPublisher:
             run_id = found.get(PARENT) or parents.create(self._client, study, experiment)
             self._publications.note_study(study.id, run_id, 0)
             self._described.pop(study.id, None)
+            self._regimes.pop(study.id, None)
         due = [one for one in self.backlog.open(mark) if _due(one)]
         for batch in batches(due, writer.runs_at_once):
             trials = self.backlog.trials([one.id for one in batch])
@@ -106,6 +109,13 @@ class RunPublisher:
             _, told = self._described.get(study.id, (0.0, 0))
             told = parents.describe(self._client, self._ledger, study, run_id, known=told)
             self._described[study.id] = (time.monotonic(), told)
+            regimes = self._regimes.setdefault(study.id, RunRegimes(self._ledger, study))
+            regimes.tell(
+                self._writer(),  # another one: this one may remember runs as they were before
+                experiment,
+                at_rest=waiting or not mark.live,
+                held=lambda: self._publications.note(study.id, []),
+            )
             self._publications.note_study(study.id, run_id, study.revision)
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from tuner import results
 from tuner.curves import Chunk
 from tuner.ledger import StudyRecord, TrialRecord
 from tuner.outcome import CANCELLED, COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING
+from tuner.regimes import Regime
 from tuner.texts import printable
 
 STYLES = {
@@ -52,8 +53,10 @@ def sparkline(chunk: Chunk, width: int = 24) -> str:
     )
 
 
-def trial_row(study: StudyRecord, trial: TrialRecord, curve: Chunk) -> list[RenderableType]:
-    """Give the cells of a trial: number, parameters, progress, curve, value, state, why."""
+def trial_row(
+    study: StudyRecord, trial: TrialRecord, curve: Chunk, regime: Regime | None = None
+) -> list[RenderableType]:
+    """Give the cells of a trial: number, parameters, progress, curve, value, state, regime, why."""
     params = trial.params or {}
     rate = f"{float(params['lr']):.3g}" if params else ""
     metric = curve.metrics.get(study.spec.study.metric, np.empty(0))
@@ -68,6 +71,7 @@ def trial_row(study: StudyRecord, trial: TrialRecord, curve: Chunk) -> list[Rend
         sparkline(curve),
         "" if value is None else f"{value:.4g}",
         Text(f"{trial.state}, imported" if trial.imported else trial.state, STYLES[trial.state]),
+        ", ".join((regime.kind, *regime.labels)) if regime else "",
         Text(printable(trial.reason or ""), overflow="ellipsis", no_wrap=True),
     ]
 
@@ -84,20 +88,26 @@ def trial_table(study: StudyRecord, title: str | None = None) -> Table:
     table.add_column("training loss", **fixed)
     table.add_column(escape(study.spec.study.metric), justify="right", **fixed)
     table.add_column("outcome", **fixed)
+    table.add_column("regime", **fixed)
     table.add_column("why")  # the only one that gives way when the terminal is narrow
     return table
 
 
 def ranking(
-    study: StudyRecord, trials: Sequence[TrialRecord], curves: dict[int, Chunk], rows: int = 10
+    study: StudyRecord,
+    trials: Sequence[TrialRecord],
+    curves: Mapping[int, Chunk],
+    regimes: Mapping[int, Regime] | None = None,
+    rows: int = 10,
 ) -> Table:
-    """List the best trials, best first; `curves` by trial number."""
+    """List the best trials, best first; `curves` and `regimes` by trial number."""
     order = results.ranked(study, trials)
     shown = order[:rows]
     more = f", the first {rows} of {len(order)}" if len(order) > rows else ""
     table = trial_table(study, f"Ranking{more}")
     for trial in shown:
-        table.add_row(*trial_row(study, trial, curves[trial.number]))
+        regime = (regimes or {}).get(trial.number)
+        table.add_row(*trial_row(study, trial, curves[trial.number], regime))
     return table
 
 

@@ -1,0 +1,161 @@
+"""The answer in words: which rate, which schedule, how wide the good range is, what to try next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tuner import results
+from tuner.outcome import COMPLETED, DIVERGED, KINDS, PRUNED
+from tuner.regimes import DIVERGING, OSCILLATING, PLATEAU, TOO_HIGH, TOO_LOW, counted
+from tuner.report.findings import Findings, unfinished
+from tuner.verdicts import ENOUGH, LEVEL, Family, GoodRates, Wins
+
+WIDE, NARROW = 10.0, 3.0
+"""Factors of a range of good rates: from the first on it is wide, below the second narrow."""
+
+
+def answer(found: Findings) -> list[str]:
+    """Give the paragraphs at the top of a report."""
+    said = [best(found)]
+    if found.best is not None and found.best.number in found.regimes:
+        said.append(found.regimes[found.best.number].reason)
+    said.extend(rates(one, optimizers=len(found.by_optimizer)) for one in found.by_optimizer)
+    if not found.by_optimizer:
+        said.append("No rate was good.")
+    said.extend(wins(found, "schedule"))
+    said.extend(wins(found, "optimizer"))
+    left = unfinished(found)
+    if left:
+        said.append(f"{left} trials still run or wait: this is as of now.")
+    return said
+
+
+def best(found: Findings) -> str:
+    """Say which rate, schedule and optimiser are best; of their parameters those that varied."""
+    one, metric = found.best, found.study.spec.study.metric
+    if one is None or one.params is None or one.value is None:
+        return "No trial has completed, so there is no best rate yet."
+    varied = [name for name in found.varied() if name in one.params]
+    own = [f"{name} {results.shown(one.params[name])}" for name in varied]
+    choice = results.in_short(one.params).removeprefix("lr ")
+    more = f" ({', '.join(own)})" if own else ""
+    origin = ", imported" if one.imported else ""
+    return f"Learning rate {choice}{more}: {metric} {one.value:.4g}, trial {one.number}{origin}."
+
+
+def rates(found: GoodRates, *, optimizers: int = 1) -> str:
+    """Say which rates of an optimiser are good, how wide their range is and how sure that is."""
+    low, high = found.low, found.high
+    many = f"{found.trials} of {found.of} trials"
+    whose = f"With {found.name}, good" if optimizers > 1 else "Good"
+    if found.factor == 1:
+        return f"{whose} was one rate: {low.rate:.3g} ({many}). {_beyond(found)}"
+    width = "wide" if found.factor >= WIDE else "narrow" if found.factor < NARROW else "fair"
+    sure = f" In {LEVEL:.0%} of bootstrap resamples it holds at least {low.inner:.3g} to "
+    inner = f"{sure}{high.inner:.3g}." if low.inner < high.inner else ""
+    return (
+        f"{whose} rates reach from {low.rate:.3g} to {high.rate:.3g}, a factor of "
+        f"{found.factor:.3g}, which is {width} ({many}). {_beyond(found)}{inner}"
+    )
+
+
+def _beyond(found: GoodRates) -> str:
+    below, above = found.low.beyond, found.high.beyond
+    if below is not None and above is not None:
+        return f"The next rates that were tried, {below:.3g} and {above:.3g}, are not good."
+    if below is None and above is None:
+        return "No rate beyond was tried, so the range may be wider."
+    if above is None:
+        return f"Below, {below:.3g} is not good; above, none was tried."
+    return f"Above, {above:.3g} is not good; below, none was tried."
+
+
+def wins(found: Findings, by: Family) -> Iterator[str]:
+    """Say which schedule or optimiser wins at the horizon, by how much, and how sure that is."""
+    told = found.schedules if by == "schedule" else found.optimizers
+    for one in told:
+        yield _win(one, found, by)
+    if not told and len({getattr(one, by) for one in found.evidence}) > 1:
+        yield (
+            f"The {by}s cannot be compared: fewer than two of them have {ENOUGH} trials that ran "
+            "to the horizon."
+        )
+
+
+def _win(one: Wins, found: Findings, by: str) -> str:
+    metric = found.study.spec.study.metric
+    interval = f"{one.by.low:.3g} to {one.by.high:.3g} at a level of {one.by.level:.0%}"
+    basis = f"the best to be expected of {one.n} trials that ran to the horizon"
+    if one.sure:
+        return (
+            f"The {by} {one.winner} beats {one.other} by {one.by.mean:.3g} of {metric} "
+            f"({interval}), by {basis}."
+        )
+    return (
+        f"The {by}s {one.winner} and {one.other} are not told apart: {one.winner} is ahead by "
+        f"{one.by.mean:.3g} of {metric} ({interval}), by {basis}."
+    )
+
+
+def savings(found: Findings) -> str:
+    """Say how many steps were not trained because trials were stopped."""
+    horizon = found.study.spec.training.steps
+    ended = [one for one in found.trials if one.state in KINDS and not one.imported]
+    whole = horizon * len(ended)
+    if not whole:
+        return "No trial has ended."
+    lines = []
+    for kind, verb in ((PRUNED, "Pruning"), (DIVERGED, "The divergence guard")):
+        saved = sum(horizon - one.steps for one in ended if one.state == kind)
+        count = sum(one.state == kind for one in ended)
+        if count:
+            share = 100 * saved / whole
+            trials = "1 trial" if count == 1 else f"{count} trials"
+            lines.append(f"{verb} stopped {trials} and saved {saved} steps, {share:.0f} %.")
+    return " ".join(lines) or "No trial was stopped: all ran to the end."
+
+
+def regimes(found: Findings) -> str:
+    """Say how many trials had which regime."""
+    return results.counts_in_words(counted(found.regimes))
+
+
+def advice(found: Findings) -> list[str]:
+    """Say what to try next, most useful first."""
+    kinds = counted(found.regimes)
+    if found.best is None or found.rates is None:
+        return [_without_good(kinds[TOO_HIGH] + kinds[DIVERGING], kinds[TOO_LOW])]
+    params = found.best.params or {}
+    own = [one for one in found.by_optimizer if one.name == params["optimizer"]]
+    said = [line for one in own for line in _of_range(one, float(params["lr"]))]
+    regime = found.regimes.get(found.best.number)
+    labels = regime.labels if regime else ()
+    if regime and PLATEAU not in labels and OSCILLATING not in labels:
+        said.append("The best trial was still improving at its end: more steps may gain.")
+    if OSCILLATING in labels:
+        said.append("The best trial oscillates: a schedule that decays, or a lower rate, may gain.")
+    if any(not one.sure for one in (*found.schedules, *found.optimizers)):
+        said.append("What is not told apart above needs more trials, or fewer choices.")
+    completed = sum(one.state == COMPLETED for one in found.trials)
+    if completed > 1:
+        said.append(
+            "Each value is one run's. Whether the winner is really better than the next ones, new "
+            "seeds tell: tuner confirm."
+        )
+    return said
+
+
+def _without_good(high: int, low: int) -> str:
+    if high >= low:
+        return "Nothing good was found and most rates were too high: try rates ten times lower."
+    return "Nothing good was found and most rates were too low: try rates ten times higher."
+
+
+def _of_range(found: GoodRates, best: float) -> Iterator[str]:
+    if found.high.beyond is None:
+        yield f"With {found.name} no rate was too high: try some above {found.high.rate:.3g}."
+    if found.low.beyond is None and best < found.low.rate * NARROW:
+        yield f"With {found.name} no rate was too low: try some below {found.low.rate:.3g}."
+    if found.high.beyond is not None and found.low.beyond is not None and found.factor > 1:
+        span = f"{found.low.rate:.3g} to {found.high.rate:.3g}"
+        yield f"A next search with {found.name} can keep to {span}."

@@ -1,0 +1,62 @@
+"""Reports of studies: gathered from the ledger, written into a folder, put beside their runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuner.errors import UnavailableError
+from tuner.ledger import Reader, StudyRecord
+from tuner.plots.picture import Mark
+from tuner.report import writing
+from tuner.report.findings import gather
+from tuner.report.writing import Written
+from tuner.storage import Addresses
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reported:
+    """A report that was written."""
+
+    written: Written
+    in_mlflow: bool  # it is beside the parent run
+    problem: str | None = None  # why not, where that was wanted
+
+
+def report(
+    ledger: Reader,
+    studies: Sequence[StudyRecord],
+    places: Addresses,
+    *,
+    to: Path | None = None,
+    ui: str | None = None,
+    tracked: bool = True,
+    marks: Sequence[Mark] = (),
+) -> Reported:
+    """Write the report of one study, or one of several side by side; by default under `reports`.
+
+    With `tracked`, runs are linked to, and the report of one study is put beside its parent run.
+    Where MLflow cannot be reached the files are written all the same.
+    """
+    folder = to or Path(writing.FOLDER) / writing.folder_name([one.title for one in studies])
+    if len(studies) > 1:
+        found = [gather(ledger, one) for one in studies]
+        return Reported(written=writing.of_many(found, folder), in_mlflow=False)
+    (study,) = studies
+    if not tracked:
+        return Reported(
+            written=writing.of_study(gather(ledger, study, marks=marks), folder), in_mlflow=False
+        )
+    from tuner.tracking import artifacts  # noqa: PLC0415 - it imports mlflow
+
+    links, problem = {}, None
+    try:
+        links = artifacts.run_links(ledger.engine, places, study, ui)
+    except UnavailableError as error:
+        problem = str(error)
+    written = writing.of_study(gather(ledger, study, marks=marks, links=links), folder)
+    if problem is not None:
+        return Reported(written=written, in_mlflow=False, problem=problem)
+    there = artifacts.put_report(ledger.engine, places, study, written.files)
+    return Reported(written=written, in_mlflow=there)

@@ -1,0 +1,67 @@
+"""Files of a study's parent run in MLflow, and links to its runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from mlflow import MlflowClient
+from sqlalchemy import Engine
+
+from tuner.ledger import StudyRecord
+from tuner.storage import Addresses, tracking_client, tracking_reached
+from tuner.tracking.publications import Publications
+
+UI = "http://127.0.0.1:5000"
+"""Where `tuner ui` shows runs, unless a server does."""
+FOLDER = "report"
+
+
+def put_report(
+    engine: Engine, places: Addresses, study: StudyRecord, files: Sequence[Path]
+) -> bool:
+    """Put files beside the parent run, in place of earlier ones of their names.
+
+    Tells whether there is such a run yet. Raises `UnavailableError` when MLflow cannot be reached.
+    """
+    run_id, _ = Publications(engine, "mlflow").study(study.id)
+    if run_id is None:
+        return False
+    client = tracking_client(places)
+    with tracking_reached(places.tracking):
+        for file in files:
+            client.log_artifact(run_id, str(file), FOLDER)
+    return True
+
+
+def run_links(
+    engine: Engine, places: Addresses, study: StudyRecord, ui: str | None = None
+) -> dict[int, str]:
+    """Give the address of each trial's run in the UI, by the trial's number.
+
+    Raises `UnavailableError` when MLflow cannot be reached.
+    """
+    publications = Publications(engine, "mlflow")
+    run_id, _ = publications.study(study.id)
+    if run_id is None:
+        return {}
+    client = tracking_client(places)
+    base = ui or _served(places.tracking)
+    with tracking_reached(places.tracking):
+        experiment = _experiment(client, run_id)
+    runs = publications.external_ids(study.id).items()
+    return {number: f"{base}/#/experiments/{experiment}/runs/{own}" for number, own in runs}
+
+
+def _experiment(client: MlflowClient, run_id: str) -> str:
+    return str(client.get_run(run_id).info.experiment_id)
+
+
+def _served(tracking: str) -> str:
+    """Give the address of a server's UI, without the password that is in it; else ours."""
+    if not tracking.startswith(("http:", "https:")):
+        return UI
+    parts = urlsplit(tracking)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
