@@ -19,6 +19,7 @@ from tuner.ledger.records import (
     Report,
     Searched,
     SearchedTrial,
+    Silence,
     StudyRecord,
     TrialRecord,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "Report",
     "Searched",
     "SearchedTrial",
+    "Silence",
     "StudyRecord",
     "TrialRecord",
 ]
