@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from tuner.ledger import OPEN, Reader, StudyRecord
@@ -56,4 +57,5 @@ def of_state(ledger: Reader, study: StudyRecord) -> dict[str, Any]:
         "budget": {"trials": study.limit, "reserved": study.reserved},
         "best": of_best(ledger, study),
         "workers": [{"worker": one.worker, "trial": numbers[one.trial_id]} for one in live],
+        "silent": [asdict(one) for one in ledger.silent(study.id)],
     }

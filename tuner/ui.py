@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import socket
 import subprocess
 import sys
+import webbrowser
 from collections.abc import Callable
 
 from tuner.errors import UnavailableError
 from tuner.processes import told_to_stop
-from tuner.storage import Addresses, tracking_client, upgrade_tracking, without_password
+from tuner.storage import Addresses, tracking_client, upgrade_tracking
+from tuner.tracking.artifacts import served
 
+PORT = 5000
+"""Where the UI is looked for, unless it is taken."""
 LOOK_SECONDS = 0.2
 
 
-def serve(places: Addresses, port: int, say: Callable[[str], None]) -> int:
+def serve(places: Addresses, port: int | None, say: Callable[[str], str | None]) -> int:
     """Run MLflow's server until it is interrupted; give its exit code.
 
-    `say` is told where it is.
+    `say` is told where it is; a browser opens the page that it gives, if any. Without a port it is
+    5000, or a free one where that is taken. Where somebody runs a server already, that one is
+    meant.
 
     Raises `UnavailableError` when the port is taken.
     """
-    port = _free(port)
+    if places.tracking.startswith("http"):
+        url = served(places.tracking)
+        page = say(url)
+        if page is not None:
+            webbrowser.open(page)
+        return 0
+    port = _free(PORT if port is None else port, otherwise=port is None)
     url = f"http://127.0.0.1:{port}"
-    if places.tracking.startswith("http"):
-        url = without_password(places.tracking)
-    say(url)
-    if places.tracking.startswith("http"):
-        return 0  # somebody runs that server already
+    page = say(url)
     if places.file is None:
         tracking_client(places)  # only `tuner db upgrade` makes tables there
     else:
@@ -48,7 +57,9 @@ def serve(places: Addresses, port: int, say: Callable[[str], None]) -> int:
     )
     with told_to_stop("ending MLflow's server") as stop:
         while process.poll() is None and not stop.wait(LOOK_SECONDS):
-            pass
+            if page is not None and _answers(port):
+                webbrowser.open(page)
+                page = None
         if not stop.is_set():
             return int(process.returncode)
         process.terminate()
@@ -56,13 +67,27 @@ def serve(places: Addresses, port: int, say: Callable[[str], None]) -> int:
     return 0
 
 
-def _free(port: int) -> int:
+def _answers(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LOOK_SECONDS)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def _free(port: int, *, otherwise: bool) -> int:
+    """Find out whether a port is free; with `otherwise` give any free one where it is not."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
+            if otherwise:
+                return _free(0, otherwise=False)
             raise UnavailableError(
-                f"port {port} is taken; `tuner ui --port 0` finds a free one"
+                f"port {port} is taken; `tuner ui` without --port finds a free one"
             ) from error
         return int(probe.getsockname()[1])

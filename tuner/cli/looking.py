@@ -16,7 +16,7 @@ from tuner.cli.base import (
 )
 
 if TYPE_CHECKING:
-    pass
+    from tuner.ledger import Reader, StudyRecord
 
 
 @cli.command()
@@ -59,13 +59,32 @@ def status(name: str, as_json: bool) -> None:
         terminal.say(console, study.reason)
     for one in found["workers"]:
         terminal.say(console, f"trial {one['trial']} is trained by {one['worker']}")
+    for one in found["silent"]:
+        said = f"nothing of trial {one['trial']} has been measured for {one['seconds']:.0f} s; "
+        terminal.say(console, f"{said}{one['worker']} may hang, or be gone", style="bold")
     print_results(console, ledger, study)
+    _print_pages(ledger, study)
+
+
+def _print_pages(ledger: Reader, study: StudyRecord) -> None:
+    """Print where the UI shows what; that MLflow is away is no reason not to show the rest."""
+    from tuner import pages
+    from tuner.errors import UnavailableError
+
+    try:
+        found = pages.of_study(ledger, study, here.places())
+    except UnavailableError as error:
+        click.echo(f"no pages: {error}", err=True)
+        return
+    for what, address in found.items():
+        click.echo(f"{what}: {address}")
 
 
 @cli.command()
 @click.argument("name")
+@click.option("--open", "opened", is_flag=True, help="Open its run in a browser.")
 @with_json
-def best(name: str, as_json: bool) -> int:
+def best(name: str, opened: bool, as_json: bool) -> int:
     """Show the best trial of the study NAME."""
     from tuner import summary
 
@@ -75,7 +94,9 @@ def best(name: str, as_json: bool) -> int:
         print_json({"study": name, "best": summary.of_best(ledger, study)})
     else:
         click.echo(results.best_in_words(study, ledger.best(study)))
-    return 0 if ledger.best(study) else EXIT_NOTHING_COMPLETED
+    if ledger.best(study) is None:
+        return EXIT_NOTHING_COMPLETED
+    return _serve(study, None, "best trial", as_json=None) if opened else 0
 
 
 @cli.command()
@@ -101,16 +122,27 @@ def doctor(repair: bool, as_json: bool) -> int:
 
 
 @cli.command()
-@click.option("--port", default=5000, show_default=True, help="Port on 127.0.0.1; 0: a free one.")
+@click.argument("name", required=False)
+@click.option("--port", type=int, help="Port on 127.0.0.1; 5000 by default, or a free one.")
 @with_json
-def ui(port: int, as_json: bool) -> int:
-    """Open the MLflow UI on this database, on 127.0.0.1."""
+def ui(name: str | None, port: int | None, as_json: bool) -> int:
+    """Serve the MLflow UI on this database, on 127.0.0.1; open the study NAME in a browser."""
+    study = here.ledger().study(name) if name else None
+    return _serve(study, port, "loss curves", as_json=as_json)
+
+
+def _serve(study: StudyRecord | None, port: int | None, what: str, *, as_json: bool | None) -> int:
+    """Serve the UI and open a page of the study; as_json None: standard output has its object."""
+    from tuner import pages
     from tuner import ui as server
 
-    def say(url: str) -> None:
+    def say(url: str) -> str | None:
+        page = pages.of_study(here.ledger(), study, here.places(), url).get(what) if study else None
         if as_json:
-            print_json({"url": url})
+            print_json({"url": url} | ({"page": page} if page else {}))
         else:
-            click.echo(f"MLflow UI: {url}/#/experiments?workflowType=machine_learning")
+            said = page or f"{url}/#/experiments?workflowType=machine_learning"
+            click.echo(f"MLflow UI: {said}", err=as_json is None)
+        return page
 
     return server.serve(here.places(), port, say)

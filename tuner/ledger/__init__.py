@@ -22,6 +22,7 @@ from tuner.ledger.records import (
     Report,
     Searched,
     SearchedTrial,
+    Silence,
     StudyRecord,
     TrialRecord,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "Report",
     "Searched",
     "SearchedTrial",
+    "Silence",
     "StudyRecord",
     "TrialRecord",
 ]

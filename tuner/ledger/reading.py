@@ -19,12 +19,16 @@ from tuner.ledger.records import (
     Report,
     Searched,
     SearchedTrial,
+    Silence,
     StudyRecord,
     TrialRecord,
     specification,
 )
 from tuner.ledger.retrying import PATIENCE_SECONDS, again
 from tuner.ledger.tables import (
+    IS_LIVE,
+    SILENT_FOR,
+    SILENT_SECONDS,
     attempts,
     checkpoints,
     chunks,
@@ -146,6 +150,19 @@ class Reader:
         return [(AttemptRecord(**row), n) for row, n in zip(rows, numbers, strict=True)]
 
     @again
+    def silent(self, study_id: int) -> list[Silence]:
+        """Read the trials that somebody holds and whose last row is older than `SILENT_SECONDS`."""
+        query = (
+            select(trials.c.number.label("trial"), attempts.c.worker, SILENT_FOR.label("seconds"))
+            .select_from(attempts)
+            .join(trials, trials.c.id == attempts.c.trial_id)
+            .where(trials.c.study_id == study_id, IS_LIVE, SILENT_FOR > SILENT_SECONDS)
+            .order_by(trials.c.number)
+        )
+        with self._reading() as tx:
+            return [Silence(**row._mapping) for row in tx.execute(query)]
+
+    @again
     def checkpoints(self, study_id: int) -> list[tuple[CheckpointRecord, int]]:
         """Read the references to checkpoints, each with its trial's number."""
         query = (
@@ -221,18 +238,21 @@ class Reader:
     @again
     def best(self, study: StudyRecord) -> TrialRecord | None:
         """Read the completed trial with the best value, imported or not; of equals, the first."""
+        numbers = self.ranking(study, 1)
+        return self.trial(study.id, numbers[0]) if numbers else None
+
+    @again
+    def ranking(self, study: StudyRecord, most: int) -> list[int]:
+        """Read the numbers of the completed trials with the best values, best first."""
         sign = 1 if study.spec.study.direction == "minimize" else -1
+        query = (
+            select(trials.c.number)
+            .where(trials.c.study_id == study.id, trials.c.state == COMPLETED)
+            .order_by(literal(sign) * trials.c.value, trials.c.number)
+            .limit(most)
+        )
         with self._reading() as tx:
-            number = tx.scalar(
-                select(trials.c.number)
-                .where(trials.c.study_id == study.id, trials.c.state == COMPLETED)
-                .order_by(literal(sign) * trials.c.value, trials.c.number)
-                .limit(1)
-            )
-            if number is None:
-                return None
-            here = and_(trials.c.study_id == study.id, trials.c.number == number)
-            return read_trials(tx, here)[0]
+            return list(tx.scalars(query))
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:

@@ -159,6 +159,15 @@ class CheckpointRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Silence:
+    """A trial that a worker holds and of which nothing has been measured for a while."""
+
+    trial: int  # its number
+    worker: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Lease:
     """An attempt's claim on a trial; `number` is the fencing token."""
 

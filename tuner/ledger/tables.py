@@ -25,6 +25,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    case,
     text,
 )
 from sqlalchemy.ext.compiler import compiles
@@ -233,3 +234,11 @@ def _always_there(_element: database_start, _compiler: SQLCompiler, **_: object)
 @compiles(database_start, "postgresql")
 def _started(_element: database_start, _compiler: SQLCompiler, **_: object) -> str:
     return "extract(epoch from pg_postmaster_start_time())::double precision"
+
+
+SILENT_SECONDS = 60.0
+"""Of whom nothing has been measured for so long, people are told."""
+SILENT_FOR = database_time() - case(
+    (trials.c.last_time > attempts.c.started_at, trials.c.last_time), else_=attempts.c.started_at
+)
+"""How many seconds ago the last row of a live attempt's trial was measured."""

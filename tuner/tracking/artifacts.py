@@ -9,13 +9,15 @@ from urllib.parse import urlsplit, urlunsplit
 from mlflow import MlflowClient
 from sqlalchemy import Engine
 
-from tuner.ledger import StudyRecord
+from tuner.ledger import Reader, StudyRecord
 from tuner.storage import Addresses, tracking_client, tracking_reached
+from tuner.tracking.notes import FOLDER
+from tuner.tracking.parent import tell
 from tuner.tracking.publications import Publications
+from tuner.tracking.views import Links
 
 UI = "http://127.0.0.1:5000"
 """Where `tuner ui` shows runs, unless a server does."""
-FOLDER = "report"
 
 
 def put_report(
@@ -32,7 +34,25 @@ def put_report(
     with tracking_reached(places.tracking):
         for file in files:
             client.log_artifact(run_id, str(file), FOLDER)
+        experiment = _experiment(client, run_id)
+        tell(client, Reader(engine), study, experiment, run_id, at_rest=True)
     return True
+
+
+def links(
+    engine: Engine, places: Addresses, study: StudyRecord, ui: str | None = None
+) -> Links | None:
+    """Give the addresses of a study's pages in the UI; None where it is not published yet.
+
+    Raises `UnavailableError` when MLflow cannot be reached.
+    """
+    run_id, _ = Publications(engine, "mlflow").study(study.id)
+    if run_id is None:
+        return None
+    client = tracking_client(places)
+    with tracking_reached(places.tracking):
+        experiment = _experiment(client, run_id)
+    return Links(experiment=experiment, parent=run_id, ui=ui or served(places.tracking))
 
 
 def run_links(
@@ -42,23 +62,18 @@ def run_links(
 
     Raises `UnavailableError` when MLflow cannot be reached.
     """
-    publications = Publications(engine, "mlflow")
-    run_id, _ = publications.study(study.id)
-    if run_id is None:
+    pages = links(engine, places, study, ui)
+    if pages is None:
         return {}
-    client = tracking_client(places)
-    base = ui or _served(places.tracking)
-    with tracking_reached(places.tracking):
-        experiment = _experiment(client, run_id)
-    runs = publications.external_ids(study.id).items()
-    return {number: f"{base}/#/experiments/{experiment}/runs/{own}" for number, own in runs}
+    runs = Publications(engine, "mlflow").external_ids(study.id).items()
+    return {number: pages.run(own) for number, own in runs}
 
 
 def _experiment(client: MlflowClient, run_id: str) -> str:
     return str(client.get_run(run_id).info.experiment_id)
 
 
-def _served(tracking: str) -> str:
+def served(tracking: str) -> str:
     """Give the address of a server's UI, without the password that is in it; else ours."""
     if not tracking.startswith(("http:", "https:")):
         return UI

@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import Engine, and_, func, literal_column, null, or_, select, tuple_
+from sqlalchemy import Engine, and_, case, func, literal_column, null, or_, select, tuple_
 
 from tuner.curves import Chunk
 from tuner.ledger.reading import read_trials
 from tuner.ledger.records import TrialRecord
 from tuner.ledger.tables import (
+    SILENT_FOR,
+    SILENT_SECONDS,
     attempts,
     chunks,
     published_studies,
@@ -34,6 +36,7 @@ class Mark(NamedTuple):
     published: int  # the revision as of which it was last published; 0: never
     live: int  # the attempts that are live, told by the sum of their ids,
     steps: int  # and by the rows that their trials have
+    silent: int  # attempts of which nothing has been measured for a while
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +174,7 @@ def _marks(target: str) -> Any:
             trials.c.study_id,
             func.sum(attempts.c.id).label("ids"),
             func.sum(trials.c.steps).label("steps"),
+            func.sum(case((SILENT_FOR > SILENT_SECONDS, 1), else_=0)).label("silent"),
         )
         .select_from(attempts)
         .join(trials, trials.c.id == attempts.c.trial_id)
@@ -191,6 +195,7 @@ def _marks(target: str) -> Any:
             func.coalesce(published_studies.c.revision, 0).label("published"),
             func.coalesce(live.c.ids, 0).label("live"),
             func.coalesce(live.c.steps, 0).label("steps"),
+            func.coalesce(live.c.silent, 0).label("silent"),
         )
         .outerjoin(published_studies, here)
         .outerjoin(live, live.c.study_id == studies.c.id)

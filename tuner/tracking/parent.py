@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 from sqlalchemy import func, or_, select
 
-from tuner import results
 from tuner.errors import UnavailableError
 from tuner.ledger import STOPPED, Reader, StudyRecord
 from tuner.ledger.tables import trials
 from tuner.outcome import COMPLETED, RUNNING
+from tuner.tracking.notes import FOLDER, experiment_note, study_note
+from tuner.tracking.publications import Publications
 from tuner.tracking.run_content import NAME_LIMIT, PARENT, milliseconds
 from tuner.tracking.run_writers import BATCH, as_tags
+from tuner.tracking.views import BEST, COLOUR, COLOURS, Links, is_known, view_tags
+
+FEW = 5
+"""So many of the best trials are compared by a link."""
+NOTE_LIMIT = 5000
+"""What MLflow takes as the value of an experiment's tag; of a run's it takes more."""
 
 
 def experiment_id(client: MlflowClient, study: StudyRecord, artifacts: Path | None) -> str:
@@ -27,13 +35,18 @@ def experiment_id(client: MlflowClient, study: StudyRecord, artifacts: Path | No
             "good (`mlflow gc`)"
         )
     if found is not None:
-        return str(found.experiment_id)
+        where = str(found.experiment_id)
+        for key, value in view_tags(study).items() if is_known() else ():
+            if found.tags.get(key) != value:  # of another version of ours
+                client.set_experiment_tag(where, key, value)
+        return where
     location = None if artifacts is None else (artifacts / f"study-{study.id}").as_uri()
     # the UI then opens on training runs, not on generative AI
     tags = {
         "tuner.study": study.name,
         "tuner.title": study.title,
         "mlflow.experimentKind": "custom_model_development",
+        **(view_tags(study) if is_known() else {}),
     }
     return str(client.create_experiment(study.title, artifact_location=location, tags=tags))
 
@@ -55,32 +68,73 @@ def create(client: MlflowClient, study: StudyRecord, experiment: str) -> str:
 
 
 def describe(
-    client: MlflowClient, ledger: Reader, study: StudyRecord, parent: str, *, known: int
+    client: MlflowClient,
+    ledger: Reader,
+    study: StudyRecord,
+    experiment: str,
+    parent: str,
+    *,
+    known: int,
+    at_rest: bool,
 ) -> int:
-    """Bring the parent run's summary up to date; give how many improvements it has now.
+    """Bring the summary of a study up to date; give how many improvements the parent run has now.
 
     The first `known` of them are there already.
     """
-    counts = ledger.counts(study.id)
-    best = ledger.best(study)
-    done = sum(count for kind, count in counts.items() if kind not in (RUNNING, "waiting"))
-    stopped = f"{study.reason}\n\n" if study.reason else ""
-    note = (
-        f"{stopped}{results.best_in_words(study, best)}\n\n"
-        f"{done} of {study.limit} trials have ended: {results.counts_in_words(counts)}.\n\n"
-        f"{study.spec.study.description}"
-    )
-    tags = {"mlflow.note.content": note.strip()}
-    if best is not None:
-        tags["tuner.best_trial"] = str(best.number)
+    counts = tell(client, ledger, study, experiment, parent, at_rest=at_rest)
     improvements = _improvements(ledger, study)
-    client.log_batch(parent, metrics=improvements[known:][-BATCH:], tags=as_tags(tags))
+    client.log_batch(parent, metrics=improvements[known:][-BATCH:])
+    done = sum(count for kind, count in counts.items() if kind not in (RUNNING, "waiting"))
     if done >= study.limit or study.state == STOPPED:
         status = "KILLED" if study.state == STOPPED else "FINISHED"
         client.set_terminated(parent, status, milliseconds(_last_end(ledger, study)))
     else:
         client.update_run(parent, status="RUNNING")
     return len(improvements)
+
+
+def tell(
+    client: MlflowClient,
+    ledger: Reader,
+    study: StudyRecord,
+    experiment: str,
+    parent: str,
+    *,
+    at_rest: bool,
+) -> dict[str, int]:
+    """Write the notes of the experiment and of the parent run; give the counts they tell of.
+
+    `at_rest`: also what is among the parent run's files, which is slow to ask of some stores.
+    """
+    counts, best = ledger.counts(study.id), ledger.best(study)
+    links = Links(experiment=experiment, parent=parent)
+    runs = Publications(ledger.engine, "mlflow").external_ids(study.id)
+    note = study_note(
+        study,
+        best,
+        counts,
+        links,
+        best_runs=[runs[number] for number in ledger.ranking(study, FEW) if number in runs],
+        silent=ledger.silent(study.id),
+        files=[one.path for one in client.list_artifacts(parent, FOLDER)] if at_rest else (),
+    )
+    tags = {"mlflow.note.content": note[:NOTE_LIMIT]}
+    if best is not None:
+        tags["tuner.best_trial"] = str(best.number)
+        _colour_best(client, parent, runs, best.number)
+    client.log_batch(parent, tags=as_tags(tags))
+    about = experiment_note(study, best, counts, links)
+    client.set_experiment_tag(experiment, "mlflow.note.content", about[:NOTE_LIMIT])
+    return counts
+
+
+def _colour_best(client: MlflowClient, parent: str, runs: Mapping[int, str], best: int) -> None:
+    """Let the best run stand out, and the one that was the best before no more."""
+    before = client.get_run(parent).data.tags.get("tuner.best_trial")
+    if before is not None and before != str(best) and int(before) in runs:
+        client.set_tag(runs[int(before)], COLOUR, COLOURS[COMPLETED])
+    if best in runs:  # an imported one has no run
+        client.set_tag(runs[best], COLOUR, BEST)
 
 
 def _last_end(ledger: Reader, study: StudyRecord) -> float:

@@ -14,6 +14,7 @@ from tuner import results
 from tuner.curves import Chunk
 from tuner.ledger import StudyRecord, TrialRecord
 from tuner.outcome import CANCELLED, COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING
+from tuner.tracking.views import COLOUR, COLOURS, VALUE
 from tuner.training.trainer import seed_of
 
 STATUS = {
@@ -63,9 +64,9 @@ def new_run(
     """Give what a trial's run begins with."""
     return NewRun(
         run_id=run_id,
-        name=f"{trial.number}: {results.in_short(trial.params)}"[:NAME_LIMIT],
+        name=f"{trial.number}: {results.in_short(trial.params)} ({study.title})"[:NAME_LIMIT],
         start_time=milliseconds(trial.created_at),
-        tags=tags_of(study, trial, parent, environment),
+        tags=tags_of(study, trial, parent, environment) | colour_tags(trial),
         params=params_of(trial),
         dataset=_dataset(study) if study.workload["data"] else None,
     )
@@ -94,16 +95,17 @@ def _finite(
         yield Points(key=key, steps=steps[kept], values=values[kept], times=at)
 
 
-def stopped_step(trial: TrialRecord) -> Iterator[Points]:
-    """Give the point that says where the guard stopped a trial, if it did."""
-    if trial.stopped_step is not None and trial.ended_at is not None:
-        step, at = trial.stopped_step, milliseconds(trial.ended_at)
-        yield Points(
-            key="stopped_step",
-            steps=np.array([step]),
-            values=np.array([float(step)]),
-            times=np.array([at]),
-        )
+def last_points(trial: TrialRecord) -> Iterator[Points]:
+    """Give the points that say how a trial ended: where the guard stopped it, or its value."""
+    if trial.stopped_step is not None:
+        yield _last(trial, "stopped_step", trial.stopped_step, float(trial.stopped_step))
+    if trial.state == COMPLETED and trial.value is not None:
+        yield _last(trial, VALUE, trial.steps, trial.value)
+
+
+def _last(trial: TrialRecord, key: str, step: int, value: float) -> Points:
+    at = milliseconds(trial.ended_at or 0.0)
+    return Points(key=key, steps=np.array([step]), values=np.array([value]), times=np.array([at]))
 
 
 def params_of(trial: TrialRecord) -> dict[str, str]:
@@ -120,6 +122,11 @@ def outcome_tags(trial: TrialRecord) -> dict[str, str]:
     if trial.state == RUNNING:
         return {"tuner.outcome": RUNNING}
     return {"tuner.outcome": trial.state, "tuner.reason": (trial.reason or "")[:REASON_LIMIT]}
+
+
+def colour_tags(trial: TrialRecord) -> dict[str, str]:
+    """Give the tag that says how the UI draws a run; people may choose another colour."""
+    return {COLOUR: COLOURS[trial.state]}
 
 
 def tags_of(

@@ -18,10 +18,10 @@ from tuner.tracking.mismatch import Mismatch
 from tuner.tracking.run_content import (
     PARENT,
     STATUS,
+    last_points,
     outcome_tags,
     params_of,
     points_of,
-    stopped_step,
     tags_of,
 )
 from tuner.tracking.run_writers import all_runs
@@ -111,7 +111,7 @@ def _wrong_points(
 ) -> Iterator[Mismatch]:
     """Compare each metric's history, as far as it is ours, with the ledger's curve."""
     expected: dict[str, Counter[tuple[int, float, int]]] = {}
-    for point in (*points_of(ledger.curve(trial.id), trial), *stopped_step(trial)):
+    for point in (*points_of(ledger.curve(trial.id), trial), *last_points(trial)):
         columns = (point.steps.tolist(), point.values.tolist(), point.times.tolist())
         expected.setdefault(point.key, Counter()).update(zip(*columns, strict=True))
     for name, points in expected.items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from mlflow import MlflowClient
 from sqlalchemy import Engine
@@ -22,11 +23,12 @@ from tuner.tracking.publications import Note, Publications
 from tuner.tracking.run_content import (
     PARENT,
     STATUS,
+    colour_tags,
+    last_points,
     milliseconds,
     new_run,
     outcome_tags,
     points_of,
-    stopped_step,
 )
 from tuner.tracking.run_regimes import RunRegimes
 from tuner.tracking.run_tables import TableWriter, are_known, tables_engine
@@ -34,6 +36,14 @@ from tuner.tracking.run_writers import ClientWriter, RunEnd, RunWriter, all_runs
 
 DESCRIBE_SECONDS = 5.0
 """How often a study's parent run is described anew while its trials run."""
+
+
+class Told(NamedTuple):
+    """What a study's parent run has been told."""
+
+    at: float = -DESCRIBE_SECONDS  # on this process's clock
+    improvements: int = 0
+    silent: int = 0
 
 
 class RunPublisher:
@@ -57,18 +67,18 @@ class RunPublisher:
         self._artifacts = artifacts  # None: the server says where
         self._tables: Engine | None = tables_engine(client.tracking_uri) if in_bulk else None
         self._experiments: dict[int, str] = {}
-        self._described: dict[int, tuple[float, int]] = {}  # when, and how many improvements
+        self._described: dict[int, Told] = {}
         self._regimes: dict[int, RunRegimes] = {}
 
     def due(self, mark: Mark) -> bool | None:
         """Tell whether there is anything to publish; None: only what may wait for a while."""
         if mark.external_id is None or any(map(_due, self.backlog.open(mark))):
             return True
-        if mark.published == mark.revision:
+        told = self._described.get(mark.study_id, Told())
+        if mark.published == mark.revision and mark.silent == told.silent:
             return False
         # a study at rest is described at once, one in motion from time to time
-        at, _ = self._described.get(mark.study_id, (-DESCRIBE_SECONDS, 0))
-        return True if not mark.live or time.monotonic() >= at + DESCRIBE_SECONDS else None
+        return True if not mark.live or time.monotonic() >= told.at + DESCRIBE_SECONDS else None
 
     def publish(self, study: StudyRecord, mark: Mark, *, waiting: bool) -> None:
         """Publish what is new of a claimed study, and with `waiting` also what may wait.
@@ -106,9 +116,16 @@ class RunPublisher:
             self._append(writer, study, batch, trials, run_ids)
             self._finish(writer, study, trials, run_ids)
         if waiting or self.due(mark._replace(external_id=run_id)):
-            _, told = self._described.get(study.id, (0.0, 0))
-            told = parents.describe(self._client, self._ledger, study, run_id, known=told)
-            self._described[study.id] = (time.monotonic(), told)
+            improvements = parents.describe(
+                self._client,
+                self._ledger,
+                study,
+                experiment,
+                run_id,
+                known=self._described.get(study.id, Told()).improvements,
+                at_rest=not mark.live,
+            )
+            self._described[study.id] = Told(time.monotonic(), improvements, mark.silent)
             regimes = self._regimes.setdefault(study.id, RunRegimes(self._ledger, study))
             regimes.tell(
                 self._writer(),  # another one: this one may remember runs as they were before
@@ -204,7 +221,10 @@ class RunPublisher:
         if not ended:
             return
         writer.prepare_end(
-            {run_ids[one.id]: (outcome_tags(one), list(stopped_step(one))) for one in ended}
+            {
+                run_ids[one.id]: (outcome_tags(one) | colour_tags(one), list(last_points(one)))
+                for one in ended
+            }
         )
         writer.end(
             [

@@ -1,0 +1,83 @@
+"""What a study's pages say, as Markdown: the answer, how far it is, who is silent, and links."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from tuner import results
+from tuner.ledger import Silence, StudyRecord, TrialRecord
+from tuner.outcome import DIVERGED, RUNNING
+from tuner.tracking.views import Links
+
+WAITING = "waiting"
+FOLDER = "report"
+PICTURE, REPORT = f"{FOLDER}/curves.png", f"{FOLDER}/report.html"
+MARKUP = re.compile(r"([\\`*_{}\[\]<>()#|!~])")
+
+
+def study_note(
+    study: StudyRecord,
+    best: TrialRecord | None,
+    counts: Mapping[str, int],
+    links: Links,
+    *,
+    best_runs: Sequence[str] = (),
+    silent: Sequence[Silence] = (),
+    files: Sequence[str] = (),
+) -> str:
+    """Say what a study's parent run has to say; `best_runs` are ids, best first."""
+    said = [study.reason or "", results.best_in_words(study, best), progress(study, counts)]
+    said += [silence(one) for one in silent]
+    said.append(" · ".join(f"[{text}]({address})" for text, address in _pages(
+        counts, links, best_runs, files)))  # fmt: skip
+    if PICTURE in files:
+        said.append(f"![Loss curves of all trials]({links.picture(PICTURE)})")
+    said.append(plain(study.spec.study.description))
+    return "\n\n".join(text for text in said if text)
+
+
+def experiment_note(
+    study: StudyRecord, best: TrialRecord | None, counts: Mapping[str, int], links: Links
+) -> str:
+    """Say it in the list of experiments, where there is a line of room, and on its page."""
+    pages = (("summary", links.study()), *_pages(counts, links, (), ()))
+    said = " · ".join(f"[{text}]({address})" for text, address in pages)
+    return f"{results.best_in_words(study, best)}\n\n{progress(study, counts)}\n\n{said}"
+
+
+def progress(study: StudyRecord, counts: Mapping[str, int]) -> str:
+    """Say how many trials have ended how."""
+    done = sum(count for kind, count in counts.items() if kind not in (RUNNING, WAITING))
+    return f"{done} of {study.limit} trials have ended: {results.counts_in_words(counts)}."
+
+
+def silence(one: Silence) -> str:
+    """Say who has measured nothing for how long."""
+    return (
+        f"Trial {one.trial} has measured nothing for {one.seconds:.0f} seconds; its worker "
+        f"{one.worker} may hang, or be gone."
+    )
+
+
+def plain(text: str) -> str:
+    """Escape what Markdown would read as more than text."""
+    return MARKUP.sub(r"\\\1", text)
+
+
+def _pages(
+    counts: Mapping[str, int], links: Links, best_runs: Sequence[str], files: Sequence[str]
+) -> list[tuple[str, str]]:
+    found = [
+        ("loss curves", links.view("tuner-curves")),
+        ("best value against rate", links.view("tuner-rates")),
+        ("schedules as applied", links.view("tuner-schedules")),
+        ("table of trials", links.view("tuner-table")),
+    ]
+    if len(best_runs) > 1:
+        found.append((f"compare the best {len(best_runs)}", links.compare(best_runs)))
+    if counts[DIVERGED]:
+        found.append((f"the {counts[DIVERGED]} diverged", links.view("tuner-diverged")))
+    if REPORT in files:
+        found.append(("report", links.file(REPORT)))
+    return found
