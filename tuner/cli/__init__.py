@@ -16,11 +16,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import click
 
 from tuner import logs
-from tuner.cli import checking, database, governing, looking, tuning
+from tuner.cli import checking, database, governing, looking, probing, tuning
 from tuner.cli.base import EXIT_INTERRUPTED, cli
 from tuner.errors import TunerError
 
-__all__ = ["checking", "cli", "database", "governing", "looking", "main", "tuning"]
+__all__ = ["checking", "cli", "database", "governing", "looking", "main", "probing", "tuning"]
 
 
 def main() -> NoReturn:

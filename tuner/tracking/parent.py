@@ -73,6 +73,9 @@ def describe(
     tags = {"mlflow.note.content": note.strip()}
     if best is not None:
         tags["tuner.best_trial"] = str(best.number)
+    if said := results.ranges_in_words(study):
+        tags["tuner.range"] = said[-1]
+        tags["tuner.range_history"] = "\n".join(said)
     improvements = _improvements(ledger, study)
     client.log_batch(parent, metrics=improvements[known:][-BATCH:], tags=as_tags(tags))
     if done >= study.limit or study.state == STOPPED:

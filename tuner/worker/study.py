@@ -14,7 +14,7 @@ from tuner.checkpoint_folders import folder_of, sweep
 from tuner.environment import describe, identity
 from tuner.errors import LeaseLost
 from tuner.failpoints import reach
-from tuner.ledger import Claim, Ledger, StudyRecord, governing, limits
+from tuner.ledger import Claim, Ledger, StudyRecord, governing, limits, ranges
 from tuner.logs import logger
 from tuner.outcome import COMPLETED, RUNNING
 from tuner.search import ENOUGH, Search
@@ -26,6 +26,7 @@ from tuner.training.device import use_threads
 from tuner.training.trainer import Event
 from tuner.worker.attempt import Attempt, Surroundings
 from tuner.worker.keeper import Keeper
+from tuner.worker.probing import probed
 
 LOOK_SECONDS = 0.2
 """How long a trainer trains before the worker looks around."""
@@ -78,6 +79,7 @@ class StudyWorker:
         self._attempts: dict[int, Attempt] = {}  # by the trial's number
         self._block = 1  # steps that take about LOOK_SECONDS
         self._asked_of_failures: int | None = None  # the limit that the failures were held against
+        self._probed = not study.spec.probe.enabled  # or nobody is to wait for it
         self._regret_at = ENOUGH  # completed trials at which the regret is bounded again
         sweep(checkpoints, ledger, study)
         log.info("study joined", study=study.name, **settled)
@@ -87,8 +89,8 @@ class StudyWorker:
         self._trainer = choosing.trainer_for(self._trained, self._spec, choice)
 
     def others_train(self) -> bool:
-        """Tell whether any trial has a live attempt."""
-        return self._ledger.counts(self._id)["running"] > 0
+        """Tell whether any trial has a live attempt, or will when a probe is done."""
+        return not self._probed or self._ledger.counts(self._id)["running"] > 0
 
     def train(self, study: StudyRecord, goes_on: Callable[[], bool]) -> bool:
         """Take trials and train them to their ends; tell whether there was any.
@@ -112,6 +114,9 @@ class StudyWorker:
     def _take_one(self, study: StudyRecord) -> bool:
         """Claim a trial, draw its parameters if need be, and give it a slot."""
         if self._stop.is_set() or self._is_over(study):
+            return False
+        self._probed = self._probed or probed(self._ledger, study, self._trained, self._worker)
+        if not self._probed:  # another worker is at it
             return False
         claim = self._ledger.claim(self._id, self._worker, self._environment)
         if claim is None:
@@ -172,6 +177,10 @@ class StudyWorker:
         return limits.end(self._ledger, study, reason)
 
     def _draw(self, claim: Claim) -> dict[str, ParameterValue]:
+        wider = self._search.extension()
+        if wider is not None:
+            log.info("range extended", study=self._name, why=wider[1].why)
+            ranges.extend(self._ledger, self._here.study, *wider)
         draw = self._search.draw(claim.trial.number)
         reach("ask.drawn")
         self._ledger.draw(
