@@ -380,7 +380,7 @@ guard=[]
     [guard]: expected a table, got []
 
 serch.sampler=tpe
-    [serch]: expected one of study, workload, training, space, search, guard, budget, got an
+    [serch]: expected one of study, workload, training, space, search, guard, probe, budget, got an
     unknown table; did you mean search?
 
 # overrides

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PLACES = {
+    "probe.claimed": "a worker has the study's probe, and has not begun",
+    "probe.before_commit": "the probe is done and not committed",
     "ask.reserved": "budget, number and lease are committed, the parameters are not drawn",
     "ask.drawn": "the parameters are drawn and not written",
     "chunk.before_commit": "rows of a curve are measured and not committed",

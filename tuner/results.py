@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 
-from tuner.ledger import StudyRecord, TrialRecord
+from tuner.ledger import StudyRecord, TrialRecord, ranges
 from tuner.outcome import COMPLETED, DIVERGED, PRUNED
 from tuner.spec import ParameterValue
 
@@ -50,6 +51,15 @@ def counts_in_words(counts: Mapping[str, int]) -> str:
     """Say how many trials ended how: `21 completed, 14 pruned, 5 diverged`."""
     said = [f"{count} {kind}" for kind, count in counts.items() if count]
     return ", ".join(said) or "no trials yet"
+
+
+def ranges_in_words(study: StudyRecord) -> list[str]:
+    """Say which rates are drawn, and what narrowed or extended them, when and why."""
+    said = []
+    for one in ranges.history(study.attrs):
+        when = datetime.fromtimestamp(one.at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        said.append(f"Rates from {one.low:.3g} to {one.high:.3g} since {when}. {one.why}")
+    return said
 
 
 def shown(value: ParameterValue) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from tuner.ledger import OPEN, Reader, StudyRecord
+from tuner.ledger import OPEN, Reader, StudyRecord, ranges
 from tuner.outcome import KINDS
 from tuner.storage import Addresses
 from tuner.tracking.publications import Publications
@@ -39,6 +39,22 @@ def of_best(ledger: Reader, study: StudyRecord) -> dict[str, Any] | None:
     }
 
 
+def of_probe(ledger: Reader, study: StudyRecord) -> dict[str, Any] | None:
+    """Say what the study's probe found, and every range of the rate since; None without a probe."""
+    if not study.spec.probe.enabled:
+        return None
+    found = ranges.result(ledger, study) or {}
+    return {
+        "optimizers": found.get("optimizers"),  # null while it is under way
+        "error": found.get("error"),
+        "ranges": [
+            {"low": one.low, "high": one.high, "why": one.why, "revision": one.revision,
+             "at": one.at}
+            for one in ranges.history(study.attrs)
+        ],
+    }  # fmt: skip
+
+
 def of_state(ledger: Reader, study: StudyRecord) -> dict[str, Any]:
     """Say how a study stands and who works at it."""
     counts = ledger.counts(study.id)
@@ -56,6 +72,7 @@ def of_state(ledger: Reader, study: StudyRecord) -> dict[str, Any]:
         "imported": ledger.imported(study.id),
         "budget": {"trials": study.limit, "reserved": study.reserved},
         "best": of_best(ledger, study),
+        "probe": of_probe(ledger, study),
         "workers": [{"worker": one.worker, "trial": numbers[one.trial_id]} for one in live],
         "silent": [asdict(one) for one in ledger.silent(study.id)],
     }

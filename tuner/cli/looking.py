@@ -57,6 +57,8 @@ def status(name: str, as_json: bool) -> None:
     terminal.say(console, f"{study.title}: {found['state']}, {counts} of {study.limit}")
     if study.reason:
         terminal.say(console, study.reason)
+    for line in results.ranges_in_words(study):
+        terminal.say(console, line)
     for one in found["workers"]:
         terminal.say(console, f"trial {one['trial']} is trained by {one['worker']}")
     for one in found["silent"]:

@@ -15,6 +15,8 @@ OPEN, PAUSED, STOPPED, ENDED = "open", "paused", "stopped", "ended"
 """The states of a study; workers take trials of open ones. `ENDED` is by a rule of its budget."""
 REASON, COUNTS_FROM = "tuner:reason", "tuner:counts_from"
 """Attributes of a study: why it is not open; the first trial that the circuit breaker counts."""
+RANGES = "tuner:ranges"
+"""Another one: the active ranges of its learning rate, see `tuner.ledger.ranges`."""
 
 FINISHED, INTERRUPTED, STALE, RAISED, OUT_OF_MEMORY = (
     "finished",

@@ -32,7 +32,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import GenericFunction
 
-HEAD = "0002"
+HEAD = "0003"
 """The revision of the schema below; the last migration's."""
 VERSION_TABLE = "tuner_alembic_version"
 
@@ -193,6 +193,17 @@ published_trials = Table(
     Column("external_id", String(250)),  # MLflow's run, Optuna's trial id; null: being created
     Column("next_step", Integer, nullable=False),  # rows below it are published
     Column("final", Boolean, nullable=False),  # the outcome is published too
+)
+
+probes = Table(
+    "tuner_probes",
+    metadata,
+    Column("study_id", ForeignKey(studies.c.id), primary_key=True),
+    Column("number", Integer, nullable=False),  # of claims so far: the fencing token
+    Column("worker", String(250), nullable=False),  # whose claim it is
+    Column("expires_at", Double, nullable=False),
+    Column("result", AS_JSON),  # what was found, or why nothing was; null until it is done
+    Column("ended_at", Double),
 )
 
 

@@ -260,6 +260,10 @@ class Mirror:
         """Give those of them that have completed; median and percentile look at no others."""
         return self._completed
 
+    def own(self) -> list[FrozenTrial]:
+        """Give all trials of this version, as they are."""
+        return [trial for trial in self._all if trial.number not in self._imported]
+
     def imported(self) -> list[Mapping[str, ParameterValue]]:
         """Give the parameters of the trials that came from earlier versions of the study."""
         return [params for _, params in sorted(self._imported.items())]

@@ -60,7 +60,9 @@ def sampler_for(  # noqa: PLR0911 - one for each sampler
                 startup = sampler.startup_trials
                 if observations is None:
                     return TPESampler(seed=seed, n_startup_trials=startup)
-                return ColumnTPESampler(observations, seed=seed, n_startup_trials=startup)
+                return ColumnTPESampler(
+                    observations, spec.space, seed=seed, n_startup_trials=startup
+                )
             case Random():
                 return RandomSampler(seed=seed)
             case Grid():

@@ -12,14 +12,16 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, Trial
 
 from tuner.ledger import Reader, StudyRecord
-from tuner.search.mirror import Mirror
+from tuner.ledger.ranges import ActiveRange, history
+from tuner.search.mirror import Mirror, Numbered
 from tuner.search.pruners import Judge, bracket_of, pruner_for, sentence
+from tuner.search.ranges import extended, trials_within, within
 from tuner.search.regret import regret_bound
 from tuner.search.samplers import LEARN_FROM_VALUES, sampler_for
 from tuner.search.space import suggest
 from tuner.search.standings import Standings
 from tuner.search.tpe import Observations
-from tuner.search.view import View
+from tuner.search.view import FIXED, View
 from tuner.spec import CMAES, TPE, ParameterValue
 
 
@@ -58,10 +60,7 @@ class Search:
         sampler = study.spec.search.sampler
         self._observations = Observations(study.spec) if isinstance(sampler, TPE) else None
         self._pruner = pruner_for(study.spec, study.rungs)
-        by_value = isinstance(sampler, LEARN_FROM_VALUES)
-        self._view = View(
-            self._mirror, self._mirror.for_values if by_value else self._mirror.for_sampler
-        )
+        self._view = View(self._mirror, self._for_sampler)
         self._rivals = self._open(View(self._mirror, self._mirror.completed_rivals))
         self._standings = Standings(
             maximize=study.spec.study.direction == "maximize",
@@ -107,17 +106,44 @@ class Search:
 
     def _draw(self, number: int) -> Draw:
         self._view.begin(self._mirror.trial(number))
-        known = self._mirror.imported()
-        begins_there = known and isinstance(self._spec.search.sampler, CMAES)
+        known, active, spec = self._mirror.imported(), self._active(), self._spec
+        if active is not None:
+            spec = within(spec, active)
+            if (index := number - len(known)) < len(active.first):
+                self._view.set_trial_system_attr(number, FIXED, dict(active.first[index]))
+        begins_there = known and isinstance(spec.search.sampler, CMAES)
         sources = self._mirror.sources() if begins_there else []
-        sampler = sampler_for(self._spec, number, known, sources, self._observations)
-        params = suggest(Trial(self._open(self._view, sampler), number), self._spec.space)
+        sampler = sampler_for(spec, number, known, sources, self._observations)
+        params = suggest(Trial(self._open(self._view, sampler), number), spec.space)
         return Draw(
             params=params,
             attrs=self._view.get_trial(number).system_attrs,
             study_attrs=self._view.study_attrs,
             revision=self._mirror.revision,
         )
+
+    def extension(self) -> tuple[int, ActiveRange] | None:
+        """Give a wider active range where the best trial is at its edge; None where it is not.
+
+        With it comes the revision of the range that it takes the place of.
+        """
+        if not self._spec.probe.enabled:
+            return None
+        self.refresh()
+        active = self._active()
+        wider = active and extended(self._spec, active, self._mirror.own())
+        return (active.revision, wider) if active and wider else None
+
+    def _active(self) -> ActiveRange | None:
+        """Give the active range as of the revision that the mirror shows; None: all of it."""
+        known = history(self._mirror.attrs, self._mirror.revision)
+        return known[-1] if known else None
+
+    def _for_sampler(self) -> Numbered:
+        by_value = isinstance(self._spec.search.sampler, LEARN_FROM_VALUES)
+        trials = self._mirror.for_values() if by_value else self._mirror.for_sampler()
+        active = self._active()
+        return trials if active is None else trials_within(self._spec, active, trials)
 
     def decide(self, number: int, step: int, value: float) -> Decision:
         """Decide whether a trial goes on from a rung, where its objective is `value`."""

@@ -21,7 +21,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from tuner.search.space import all_distributions
-from tuner.spec import StudySpec
+from tuner.spec import Range, Space, StudySpec
 
 NOTHING, COMPLETE, PRUNED, RUNNING = range(4)
 KINDS = {
@@ -84,17 +84,26 @@ class Observations:
             for name, column in self._params.items():
                 self._params[name] = np.append(column, np.full(more, np.nan))
 
-    def finished(self) -> int:
-        """Count the trials that completed or were pruned."""
-        return int(np.count_nonzero((self._kinds == COMPLETE) | (self._kinds == PRUNED)))
+    def outside(self, space: Space) -> Numbers:
+        """Give the numbers of the trials whose rate a narrower space has not."""
+        lr, rates = space.lr, self._params.get("lr")
+        if rates is None or not isinstance(lr, Range):
+            return np.zeros(0, dtype=np.int64)
+        return np.flatnonzero((rates < lr.low) | (rates > lr.high))  # of nan neither holds
 
-    def shared_space(self) -> dict[str, BaseDistribution]:
-        """Give the distributions of the parameters that all finished trials have, by name."""
-        names = frozenset.intersection(*self._spaces) if self._spaces else frozenset()
-        return {name: self._distributions[name] for name in sorted(names & self._params.keys())}
+    def finished(self, outside: Numbers) -> int:
+        """Count the trials that completed or were pruned, but for those `outside`."""
+        finished = (self._kinds == COMPLETE) | (self._kinds == PRUNED)
+        return int(np.count_nonzero(finished) - np.count_nonzero(finished[outside]))
 
-    def split(self, number: int) -> tuple[Numbers, Numbers]:
-        """Give the numbers of the better and of the other trials but `number`, in order.
+    def shared_space(self) -> frozenset[str]:
+        """Name the parameters that all finished trials have."""
+        return frozenset.intersection(*self._spaces) if self._spaces else frozenset()
+
+    def split(self, number: int, outside: Numbers) -> tuple[Numbers, Numbers]:
+        """Give the numbers of the better and of the other trials, in order.
+
+        Left out are `number` and those `outside`.
 
         The better ones are the best tenth of the finished ones, 25 at most: the completed ones by
         value, then the pruned ones by how far they came and what they reported there. Of equal
@@ -102,6 +111,7 @@ class Observations:
         """
         kinds = self._kinds.copy()
         kinds[number] = NOTHING
+        kinds[outside] = NOTHING
         completed = np.flatnonzero(kinds == COMPLETE)
         pruned = np.flatnonzero(kinds == PRUNED)
         count = default_gamma(len(completed) + len(pruned))
@@ -129,21 +139,27 @@ class Observations:
 class ColumnTPESampler(TPESampler):
     """Draws what Optuna's own draws, from observations that are kept as columns."""
 
-    def __init__(self, observations: Observations, *, seed: int, n_startup_trials: int) -> None:
+    def __init__(
+        self, observations: Observations, space: Space, *, seed: int, n_startup_trials: int
+    ) -> None:
+        """Draw from `space`, which may have a narrower range of the rate than the observations."""
         super().__init__(seed=seed, n_startup_trials=n_startup_trials)
         self._observations = observations
+        self._space = all_distributions(space)
+        self._outside = observations.outside(space)
         self._halves: tuple[Numbers, Numbers] | None = None  # the same for the whole draw
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
         """Give the parameters that all finished trials have, which are drawn together."""
-        return self._observations.shared_space()
+        names = self._observations.shared_space()
+        return {name: self._space[name] for name in sorted(names & self._space.keys())}
 
     def _sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        if not search_space or self._observations.finished() < self._n_startup_trials:
+        if not search_space or self._observations.finished(self._outside) < self._n_startup_trials:
             return {}
         return self._sample(study, trial, search_space)
 
@@ -155,7 +171,7 @@ class ColumnTPESampler(TPESampler):
         param_distribution: BaseDistribution,
     ) -> Any:
         """Draw a parameter that not all trials have."""
-        if self._observations.finished() < self._n_startup_trials:
+        if self._observations.finished(self._outside) < self._n_startup_trials:
             return self._random_sampler.sample_independent(
                 study, trial, param_name, param_distribution
             )
@@ -165,7 +181,7 @@ class ColumnTPESampler(TPESampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         if self._halves is None:
-            self._halves = self._observations.split(trial.number)
+            self._halves = self._observations.split(trial.number, self._outside)
         below, above = (
             self._parzen_estimator_cls(
                 self._observations.of(half, search_space),

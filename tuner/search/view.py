@@ -18,6 +18,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tuner.search.mirror import Mirror, Numbered
 
+FIXED = "fixed_params"
+"""Optuna's attribute of a trial whose parameters are given, wholly or in part: an enqueued one."""
+
 
 class View(BaseStorage):
     """One study as Optuna's code sees it; trial ids are trial numbers.

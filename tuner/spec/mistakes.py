@@ -16,6 +16,9 @@ from tuner.spec.optimizers import OptimizerChoice
 from tuner.spec.schedules import ScheduleChoice
 from tuner.spec.search import (
     CMAES,
+    GP,
+    QMC,
+    TPE,
     AnyPruner,
     AnySampler,
     Comparing,
@@ -23,9 +26,10 @@ from tuner.spec.search import (
     Halving,
     Listed,
     Patient,
+    Random,
 )
 from tuner.spec.space import Space
-from tuner.spec.study import SearchTable, StudySpec, TrainingTable, WorkloadTable
+from tuner.spec.study import ProbeTable, SearchTable, StudySpec, TrainingTable, WorkloadTable
 from tuner.spec.values import Entry, Range, Table
 
 Place = tuple[str | int, ...]
@@ -221,6 +225,7 @@ def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
     workload = tables.get("workload")
     if isinstance(workload, WorkloadTable) and workload.train is not None:
         yield from _stateful(space)
+    yield from _not_probed(tables)
     if not isinstance(search, SearchTable):
         return
     if isinstance(search.sampler, Grid) and isinstance(space, Space):
@@ -238,6 +243,23 @@ def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
         yield Mistake(("space", "lr"), expected, shown(space.lr))
     if isinstance(training, TrainingTable):
         yield from _rungs_too_late(("search", "pruner"), search.pruner, training)
+
+
+def _not_probed(tables: Mapping[str, Table]) -> Iterator[Mistake]:
+    """Find what a search that starts from a probe cannot have."""
+    probe, workload, space, search = map(tables.get, ("probe", "workload", "space", "search"))
+    if not isinstance(probe, ProbeTable) or not probe.enabled:
+        return
+    here = ("probe", "enabled")
+    if isinstance(workload, WorkloadTable) and workload.train is not None:
+        expected = "false, since the loop of a train function cannot be tried at many rates"
+        yield Mistake(here, expected, "true")
+    if isinstance(space, Space) and not isinstance(space.lr, Range):
+        yield Mistake(("space", "lr"), "a range, as it is to be probed", shown(space.lr))
+    known = (TPE, Random, GP, QMC)
+    if isinstance(search, SearchTable) and not isinstance(search.sampler, known):
+        expected = "one of tpe, random, gp, qmc, as the range of the rate is probed"
+        yield Mistake(("search", "sampler"), expected, shown(search.sampler.name))
 
 
 def _stateful(space: Table | None) -> Iterator[Mistake]:

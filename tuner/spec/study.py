@@ -1,9 +1,9 @@
 """One study, frozen and validated: the tables of a study file and what follows from them.
 
-A study file is TOML with the tables `study`, `workload`, `training`, `space`, `search`, `guard`
-and `budget`, of which `space`, `search` and `guard` may be left out. Every entry of `space` is a
-value (fixed), a list (choices) or a table with `low` and `high` (a range). `tuner.studyfile` reads
-such a file and words its mistakes.
+A study file is TOML with the tables `study`, `workload`, `training`, `space`, `search`, `guard`,
+`probe` and `budget`, of which `space`, `search`, `guard` and `probe` may be left out. Every entry
+of `space` is a value (fixed), a list (choices) or a table with `low` and `high` (a range).
+`tuner.studyfile` reads such a file and words its mistakes.
 """
 
 from __future__ import annotations
@@ -190,6 +190,24 @@ class GuardTable(Table):
     skipped_steps: Annotated[int, Field(ge=1)] = 20
 
 
+class ProbeTable(Table):
+    """A probe of the learning rate before the search, which starts from what it finds.
+
+    - `enabled`: probe, once for the study, before its first trial. The search then keeps to an
+      active range of the rate inside that of `[space]`, begins with the rates that the probe
+      suggests, and extends the range where the best trial sits at its edge.
+    - `rates`: how many rates are tried at a time, for each optimizer.
+    - `steps`: how many updates each of them trains for, at most those of a trial.
+    - `margin`: by this factor the active range goes below the suggested and above the largest
+      stable rates; an extension is by this factor too.
+    """
+
+    enabled: bool = False
+    rates: Annotated[int, Field(ge=8, le=512)] = 31
+    steps: Annotated[int, Field(ge=8)] = 100
+    margin: Annotated[float, Field(gt=1)] = 4.0
+
+
 class RetriesTable(Table):
     """How many attempts at a trial may end so before the next one that does fails the trial.
 
@@ -240,6 +258,7 @@ class StudySpec(Table):
     space: Space = Space()
     search: SearchTable = SearchTable()
     guard: GuardTable = GuardTable()
+    probe: ProbeTable = ProbeTable()
     budget: BudgetTable
 
     def rungs(self) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 from sqlalchemy import func, or_, select
 
+from tuner import results
 from tuner.errors import UnavailableError
 from tuner.ledger import STOPPED, Reader, StudyRecord
 from tuner.ledger.tables import trials
@@ -122,6 +123,9 @@ def tell(
     if best is not None:
         tags["tuner.best_trial"] = str(best.number)
         _colour_best(client, parent, runs, best.number)
+    if said := results.ranges_in_words(study):
+        tags["tuner.range"] = said[-1]
+        tags["tuner.range_history"] = "\n".join(said)
     client.log_batch(parent, tags=as_tags(tags))
     about = experiment_note(study, best, counts, links)
     client.set_experiment_tag(experiment, "mlflow.note.content", about[:NOTE_LIMIT])

@@ -14,7 +14,7 @@ from tuner.checkpoint_folders import folder_of, sweep
 from tuner.environment import describe, identity
 from tuner.errors import ConnectionLostError, LeaseLost
 from tuner.failpoints import reach
-from tuner.ledger import Claim, Drawn, Entry, Lease, Ledger, StudyRecord
+from tuner.ledger import Claim, Drawn, Entry, Lease, Ledger, StudyRecord, ranges
 from tuner.ledger.leasing import refused
 from tuner.logs import logger
 from tuner.outcome import RUNNING
@@ -28,6 +28,7 @@ from tuner.training.trainer import ENDED, Event
 from tuner.worker.attempt import Attempt, Surroundings
 from tuner.worker.commits import Commits
 from tuner.worker.keeper import Keeper
+from tuner.worker.probing import probed
 from tuner.worker.rules import Rules
 
 COMMIT_SECONDS = 1.0
@@ -85,6 +86,7 @@ class StudyWorker:
         self._rows_due = time.monotonic() + COMMIT_SECONDS
         self._away_until = -float("inf")  # the database; rows are kept until it is asked again
         self._block = 1  # steps that take about LOOK_SECONDS
+        self._probed = not study.spec.probe.enabled  # or nobody is to wait for it
         sweep(checkpoints, ledger, study)
         log.info("study joined", study=study.name, **settled)
 
@@ -93,8 +95,8 @@ class StudyWorker:
         self._trainer = choosing.trainer_for(self._trained, self._spec, choice)
 
     def others_train(self) -> bool:
-        """Tell whether any trial has a live attempt."""
-        return self._ledger.counts(self._id)["running"] > 0
+        """Tell whether any trial has a live attempt, or will when a probe is done."""
+        return not self._probed or self._ledger.counts(self._id)["running"] > 0
 
     def train(self, study: StudyRecord, goes_on: Callable[[], bool]) -> bool:
         """Take trials and train them to their ends; tell whether there was any.
@@ -122,6 +124,9 @@ class StudyWorker:
         """
         if self._stop.is_set() or self._rules.is_over(study):
             return False
+        self._probed = self._probed or probed(self._ledger, study, self._trained, self._worker)
+        if not self._probed:  # another worker is at it
+            return False
         free = self._trainer.capacity - len(self._attempts)
         claims = self._ledger.claim_together(self._id, self._worker, self._environment, free)
         for claim in claims:
@@ -142,6 +147,10 @@ class StudyWorker:
         """Draw the parameters of trials that have none; of those, by number, that are ours on."""
         if not claims:
             return {}
+        wider = self._search.extension()
+        if wider is not None:
+            log.info("range extended", study=self._name, why=wider[1].why)
+            ranges.extend(self._ledger, self._here.study, *wider)
         draws = self._commits.waiting(
             lambda: self._search.draw_together([claim.trial.number for claim in claims])
         )
