@@ -16,11 +16,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import click
 
 from tuner import logs
-from tuner.cli import checking, database, governing, looking, tuning
+from tuner.cli import checking, database, governing, looking, retraining, timetables, tuning
 from tuner.cli.base import EXIT_INTERRUPTED, cli
 from tuner.errors import TunerError
 
-__all__ = ["checking", "cli", "database", "governing", "looking", "main", "tuning"]
+__all__ = [
+    "checking",
+    "cli",
+    "database",
+    "governing",
+    "looking",
+    "main",
+    "retraining",
+    "timetables",
+    "tuning",
+]
 
 
 def main() -> NoReturn:

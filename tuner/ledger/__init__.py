@@ -22,6 +22,7 @@ from tuner.ledger.records import (
     StudyRecord,
     TrialRecord,
 )
+from tuner.ledger.retrainings import Retraining, Retrainings
 from tuner.ledger.writing import Ledger
 
 __all__ = [
@@ -42,6 +43,8 @@ __all__ = [
     "Ledger",
     "Reader",
     "Report",
+    "Retraining",
+    "Retrainings",
     "Searched",
     "SearchedTrial",
     "StudyRecord",

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, get_args
 from pydantic_core import ErrorDetails
 
 from tuner.spec.optimizers import OptimizerChoice
+from tuner.spec.retrain import RetrainTable
 from tuner.spec.schedules import ScheduleChoice
 from tuner.spec.search import (
     CMAES,
@@ -24,7 +25,7 @@ from tuner.spec.search import (
     Patient,
 )
 from tuner.spec.space import Space
-from tuner.spec.study import SearchTable, StudySpec, TrainingTable, WorkloadTable
+from tuner.spec.study import SearchTable, StudySpec, StudyTable, TrainingTable, WorkloadTable
 from tuner.spec.values import Entry, Range, Table
 
 Place = tuple[str | int, ...]
@@ -190,7 +191,7 @@ def _place(full: Place, kind: str, document: Mapping[str, Any]) -> Place:
             for index, part in enumerate(full)
             if index == 0 or full[index - 1] not in {"sampler", "pruner", "wraps"}
         )
-    if full[0] == "workload":
+    if full[0] in {"workload", "budget", "retrain"}:  # which have tables in them
         return full
     if full[0] != "space":
         return full[:2]
@@ -209,6 +210,13 @@ def _owner(full: Place) -> type[Table]:
     owner = str(full[-2])
     if owner == "range":
         return Range
+    if full[0] in {"budget", "retrain"}:
+        table = TABLES[full[0]]
+        for key in full[1:-1]:
+            inner = table.model_fields[str(key)].annotation
+            assert isinstance(inner, type)
+            table = inner
+        return table
     return _ALTERNATIVES.get(owner) or TABLES[owner]
 
 
@@ -217,6 +225,7 @@ def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
     space, search, training = (tables.get(name) for name in ("space", "search", "training"))
     if isinstance(training, TrainingTable):
         yield from _at_odds(training, tables.get("workload"))
+    yield from _gate_without_direction(tables.get("study"), tables.get("retrain"))
     workload = tables.get("workload")
     if isinstance(workload, WorkloadTable) and workload.train is not None:
         yield from _stateful(space)
@@ -227,16 +236,27 @@ def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
             if isinstance(entry, Range):
                 got = shown(entry.model_dump(exclude={"log"}))
                 yield Mistake(place, 'a value or a list, as the sampler is "grid"', got)
-    if isinstance(search.sampler, Listed) and isinstance(space, Space):
-        for index, params in enumerate(search.sampler.params):
-            for key, expected in space.missing(params).items():
-                got = shown(params.get(key))
-                yield Mistake(("search", "sampler", "params", key, index), expected, got)
+    listed = search.sampler.params if isinstance(search.sampler, Listed) else ()
+    for place, combinations in ((("sampler", "params"), listed), (("first",), search.first)):
+        for index, params in enumerate(combinations):
+            if isinstance(space, Space):
+                for key, expected in space.missing(params).items():
+                    got = shown(params.get(key))
+                    yield Mistake(("search", *place, key, index), expected, got)
     if isinstance(search.sampler, CMAES) and isinstance(space, Space) and not space.shared_ranges():
         expected = 'a range, as the sampler is "cmaes", which searches ranges alone'
         yield Mistake(("space", "lr"), expected, shown(space.lr))
     if isinstance(training, TrainingTable):
         yield from _rungs_too_late(("search", "pruner"), search.pruner, training)
+
+
+def _gate_without_direction(study: Table | None, retrain: Table | None) -> Iterator[Mistake]:
+    """Find a gate by another metric than the study's that does not say which way is better."""
+    if isinstance(study, StudyTable) and isinstance(retrain, RetrainTable):
+        gate = retrain.gate
+        if gate.metric not in (None, study.metric) and gate.direction is None:
+            expected = f'"minimize" or "maximize", as {gate.metric} is not the study\'s metric'
+            yield Mistake(("retrain", "gate", "direction"), expected, "nothing")
 
 
 def _stateful(space: Table | None) -> Iterator[Mistake]:
