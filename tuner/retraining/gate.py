@@ -27,7 +27,7 @@ class Decision:
 def first(metric: str, value: float) -> Decision:
     """Decide where there is no champion."""
     if not np.isfinite(value):
-        reason = f"Kept out: there is no champion, but the challenger's {metric} is {value}."
+        reason = f"There is no champion, but the challenger's {metric} is {value}."
         return Decision(promote=False, reason=reason, improvement=None, slices={})
     reason = f"The first champion: {metric} {value:.4g}, and nothing to compare it with."
     return Decision(promote=True, reason=reason, improvement=None, slices={})
@@ -52,7 +52,7 @@ def decide(
     sign = 1.0 if direction == "minimize" else -1.0
     gains = [sign * (champion - one) for one in challengers]  # [seed][row], positive is better
     if not all(np.isfinite(one).all() for one in gains):
-        said = f"Kept: {metric} is not finite on every row, so the two cannot be compared."
+        said = f"{metric} is not finite on every row, so the two cannot be compared."
         return Decision(promote=False, reason=said, improvement=None, slices={})
     rng = np.random.default_rng(seed)
     pairs = gains[0] if len(gains) == 1 else np.array([one.mean() for one in gains])
@@ -72,7 +72,7 @@ def decide(
             else "no better for sure"
         )
         reason = (
-            f"Kept: the challenger is {what}: {values}, an improvement of {whole.mean:.3g} "
+            f"The challenger is {what}: {values}, an improvement of {whole.mean:.3g} "
             f"({sure}; needed: above {gate.minimum_improvement:g})."
         )
         return Decision(promote=False, reason=reason, improvement=whole, slices=parts)
@@ -81,7 +81,7 @@ def decide(
         listed = "; ".join(
             f"{name}: {-one.mean:.3g} worse over {one.n} rows" for name, one in worse.items()
         )
-        reason = f"Kept: better as a whole ({values}), but worse on {listed}."
+        reason = f"Better as a whole ({values}), but worse on {listed}."
         return Decision(promote=False, reason=reason, improvement=whole, slices=parts)
     reason = f"Better: {values}, an improvement of {whole.mean:.3g} ({sure})."
     return Decision(promote=True, reason=reason, improvement=whole, slices=parts)

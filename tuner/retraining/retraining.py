@@ -160,13 +160,13 @@ def read_rows(file: Path, loaded: Loaded) -> np.ndarray:  # [row, ...]
             rows = np.load(file, allow_pickle=False)
         else:
             lines = file.read_text().splitlines()
-            titled = bool(lines) and not _is_number(lines[0].split(",")[0])
-            rows = np.loadtxt(lines[titled:], delimiter=",", ndmin=2)
+            titled = bool(lines) and not _is_number(lines[0].split(",", 1)[0])
+            rows = np.array([line.split(",") for line in lines[titled:]], dtype=np.float64)
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{file}: expected rows of numbers, as .npy or as .csv, got {error}"
         ) from error
-    if rows.ndim and not rows.shape[0]:
+    if not rows.ndim or not len(rows):
         raise UsageError(f"{file}: expected at least one row, got none")
     if file.suffix != ".npy" and np.prod(wanted.shape) == rows.shape[1]:
         rows = rows.reshape(-1, *wanted.shape)

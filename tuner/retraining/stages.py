@@ -8,6 +8,7 @@ who dies before it leaves the old champion, and who dies after it a new one that
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -50,7 +51,11 @@ class Stages:
         self._lost = threading.Event()
         self._folder = job.places.checkpoints / "retrain" / str(held.id)
         self._trained: Challengers | None = None
-        self._runs = RetrainRuns(tracking_client(job.places), job.study.name, job.places.artifacts)
+
+    @functools.cached_property
+    def _runs(self) -> RetrainRuns:
+        places = self._job.places
+        return RetrainRuns(tracking_client(places), self._job.study.name, places.artifacts)
 
     def run(self) -> Retraining:
         """Do what is left to be done; give the retraining as it ended.
@@ -64,8 +69,8 @@ class Stages:
             LOG: self._log,
             PROMOTE: self._promote,
         }
-        reach("retrain.claimed")
         with self._kept():
+            reach("retrain.claimed")
             while self._held.stage != DONE:
                 stages[self._held.stage]()
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -115,7 +120,7 @@ class Stages:
         run_id = self._runs.log(self._run_of(trained))
         if self._result(TRAIN)["failed"]:
             self._advance(LOG, {"run_id": run_id, "version": None})
-            why = f"Failed: the challenger did not train: {self._result(TRAIN)['failed']}."
+            why = f"The challenger did not train: {self._result(TRAIN)['failed']}."
             return self._end(FAILED, why)
         content = self._model_of(trained)
         version = self._runs.register(self._job.registry, run_id, content)
@@ -204,7 +209,7 @@ class Stages:
             tags["tuner.git_dirty"] = str(environment["git_dirty"]).lower()
         decision = self._held.result.get(EVALUATE)
         if decision is None:
-            return tags | {"tuner.reason": f"Failed: {self._result(TRAIN)['failed']}"}
+            return tags | {"tuner.reason": self._result(TRAIN)["failed"]}
         tags |= {"tuner.metric": job.metric, "tuner.reason": decision["reason"][:REASON_LIMIT]}
         tags |= {
             f"tuner.{who}": repr(value)
