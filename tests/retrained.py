@@ -36,6 +36,9 @@ trials = 2
 
 [retrain]
 key_argument = "key"
+
+[retrain.gate]
+minimum_improvement = 0.01  # more than seeds differ by on equal data
 """
 
 

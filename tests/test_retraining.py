@@ -270,6 +270,24 @@ def test_what_was_trained_before_a_crash_is_not_trained_again(
     assert pipeline.retrain("0")["outcome"] == "promoted"
 
 
+def test_a_rollback_is_heeded_by_the_next_retraining(pipeline: Pipeline) -> None:
+    """Whose parameters are trained again, and whose rows are compared: the champion's."""
+    pipeline.retrain("0")
+    pipeline.retrain("5")
+    rollback(pipeline.ledger, pipeline.places, "moving")
+    found = pipeline.retrain("5 b")
+    assert found["outcome"] == "promoted"
+    assert pipeline.registry.champion().tags["tuner.replaces"] == "1"
+
+
+def test_several_seeds_offer_the_one_in_the_middle(pipeline: Pipeline) -> None:
+    pipeline.change("retrain.gate.seeds=3")
+    pipeline.retrain("0")
+    found = pipeline.retrain("5")
+    assert "over 3 seeds" in found["reason"]
+    assert found["outcome"] == "promoted"
+
+
 def test_a_rollback_before_the_promotion_is_compared_with_anew(
     pipeline: Pipeline, arm: Callable[[str], object]
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +50,7 @@ def retrain(
     if history:
         _show_history(name, as_json)
         return 0
+    from tuner.ledger import Retrainings
     from tuner.ledger.retrainings import FAILED, KEPT
     from tuner.processes import told_to_stop
     from tuner.timetables import key_of
@@ -60,7 +60,7 @@ def retrain(
             ledger,
             here.places(),
             name,
-            run_key or key_of(time.time()),
+            run_key or key_of(Retrainings(ledger).now()),
             prefixes=prefixes,
             wait=wait,
             stop=stop,

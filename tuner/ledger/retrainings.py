@@ -170,17 +170,21 @@ class Retrainings(Reader):
             return [_of(row) for row in tx.execute(query)]
 
     @again
-    def last_promoted(self, model: str) -> Retraining | None:
-        """Read the newest retraining that promoted a version of a model."""
+    def promoted(self, model: str) -> list[Retraining]:
+        """Read the retrainings that promoted a version of a model, the newest first."""
         query = (
             select(retrainings)
             .where(retrainings.c.model == model, retrainings.c.outcome == PROMOTED)
             .order_by(retrainings.c.ended_at.desc(), retrainings.c.id.desc())
-            .limit(1)
         )
         with self._reading() as tx:
-            row = tx.execute(query).first()
-        return None if row is None else _of(row)
+            return [_of(row) for row in tx.execute(query)]
+
+    @again
+    def now(self) -> float:
+        """Read the database's clock, in seconds since 1970."""
+        with self._reading() as tx:
+            return float(tx.execute(select(database_time())).scalar_one())
 
     def _change(self, held: Retraining, **values: Any) -> Retraining:
         """Write under the fence. A call whose connection was lost after its commit goes through."""

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from tuner.errors import NotFoundError, UsageError
-from tuner.ledger import Ledger, Retrainings, StudyRecord, TrialRecord
+from tuner.ledger import Ledger, Retraining, Retrainings, StudyRecord, TrialRecord
+from tuner.ledger.retrainings import LOG
 from tuner.retraining import notify
 from tuner.spec import StudySpec
 from tuner.storage import Addresses, tracking_client
@@ -42,6 +43,15 @@ class Job:
         key = int(hashlib.sha256(self.run_key.encode()).hexdigest()[:8], 16)
         sequence = np.random.SeedSequence([self.spec.study.seed, key, index, 2])
         return int(sequence.generate_state(1, np.uint32)[0])
+
+    def champions_origin(self) -> Retraining | None:
+        """Give the retraining that the champion comes from; None if it is none of this ledger's."""
+        champion = self.registry.champion()
+        if champion is None:
+            return None
+        known = Retrainings(self.ledger).promoted(self.registry.model)
+        mine = (one for one in known if one.result[LOG]["version"] == champion.number)
+        return next(mine, None)
 
     def champion(self) -> Loaded | None:
         """Load the champion; None if there is none. Raises `UsageError` when it does not fit."""
@@ -161,9 +171,8 @@ def _refuse_lost_model(job: Job) -> None:
     """Refuse where a champion was promoted from here and is there no more."""
     if job.champion() is not None:
         return
-    earlier = Retrainings(job.ledger).last_promoted(job.registry.model)
-    if earlier is not None:
-        number = earlier.result["log"]["version"]
+    for earlier in Retrainings(job.ledger).promoted(job.registry.model):
+        number = earlier.result[LOG]["version"]
         raise NotFoundError(
             f"model {job.registry.model!r} has no champion in the registry, though the retraining "
             f"{earlier.run_key!r} made version {number} of it the champion; restore it, let "

@@ -68,9 +68,8 @@ def retrain(
 
 def as_json(ended: Retraining) -> dict[str, Any]:
     """Give what `tuner retrain --json` prints."""
-    decision = ended.result.get(EVALUATE) or {}
-    logged = ended.result[LOG]
-    promoted = ended.outcome == PROMOTED
+    decision, logged = ended.result.get(EVALUATE, {}), ended.result[LOG]
+    stayed = decision.get("champion", logged.get("champion"))
     return {
         "study": ended.study,
         "run_key": ended.run_key,
@@ -78,7 +77,7 @@ def as_json(ended: Retraining) -> dict[str, Any]:
         "reason": ended.reason,
         "model": ended.model,
         "version": logged["version"],
-        "champion_version": logged["version"] if promoted else decision.get("champion"),
+        "champion_version": logged["version"] if ended.outcome == PROMOTED else stayed,
         "metrics": decision.get("values", {"champion": None, "challenger": None}),
         "run_id": logged["run_id"],
     }

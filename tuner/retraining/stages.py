@@ -119,7 +119,9 @@ class Stages:
         trained = self._challengers()
         run_id = self._runs.log(self._run_of(trained))
         if self._result(TRAIN)["failed"]:
-            self._advance(LOG, {"run_id": run_id, "version": None})
+            champion = self._job.registry.champion()
+            number = None if champion is None else champion.number
+            self._advance(LOG, {"run_id": run_id, "version": None, "champion": number})
             why = f"The challenger did not train: {self._result(TRAIN)['failed']}."
             return self._end(FAILED, why)
         content = self._model_of(trained)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tuner.ledger import Retrainings
+from tuner.ledger.retrainings import TRAIN
 from tuner.retraining import retuning
 from tuner.retraining.checking import Job
 from tuner.spec import ParameterValue, Range
@@ -90,10 +91,10 @@ def challengers(job: Job, folder: Path, still: Callable[[], None]) -> Challenger
 
 def _known(job: Job) -> Origin:
     """Give the champion's parameters, or the study's best where that has found better since."""
-    earlier = Retrainings(job.ledger).last_promoted(job.registry.model)
+    earlier = job.champions_origin()
     if earlier is not None and earlier.study == job.study.name:
-        kept = earlier.result["train"]["origin"]
-        if kept["best"] == job.best.number and kept["params"]["lr"] is not None:
+        kept = earlier.result[TRAIN]["origin"]
+        if kept["best"] == job.best.number:
             return Origin(**{**kept, "lr_range": tuple(kept["lr_range"])})
     assert job.best.params is not None
     return Origin(
@@ -127,6 +128,7 @@ def _train(
                 task,
                 file.with_name(f"{file.name}-{index}.pt"),
                 still=still,
+                clock=Retrainings(job.ledger).now,
             )
         )
     return Challengers(origin=origin, models=_middle_first(made), retuned=retuned)
@@ -141,8 +143,8 @@ def _middle_first(made: list[TrainedModel]) -> tuple[TrainedModel, ...]:
 
 def _falls_short(job: Job, value: float | None) -> bool:
     """Tell whether a refit is worse than could be expected: the champion's value, or the best."""
-    earlier = Retrainings(job.ledger).last_promoted(job.registry.model)
-    expected = job.best.value if earlier is None else earlier.result["train"]["value"]
+    earlier = job.champions_origin()
+    expected = job.best.value if earlier is None else earlier.result[TRAIN]["value"]
     if value is None or expected is None:
         return True
     limit = job.spec.retrain.shortfall * abs(expected)
