@@ -379,9 +379,36 @@ budget={}
 guard=[]
     [guard]: expected a table, got []
 
+retrain.model = "a/b"
+    [retrain] model: expected a name without / : % or quotes, got "a/b"
+
+retrain.do = "refitt"
+    [retrain] do: expected "refit", "retune" or "auto", got "refitt"; did you mean refit?
+
+retrain.gate.level = 1
+    [retrain.gate] level: expected a number below 1, got 1
+
+retrain.gate.metrik = "accuracy"
+    [retrain.gate] metrik: expected one of metric, direction, minimum_improvement, level, seeds,
+    slices, tolerance, got an unknown key; did you mean metric?
+
+retrain.gate.metric = "accuracy"
+    [retrain.gate] direction: expected "minimize" or "maximize", as accuracy is not the study's
+    metric, got nothing
+
+retrain.notify.webhook = "ftp://example.com"
+    [retrain.notify] webhook: expected an address, http or https, got "ftp://example.com"
+
+retrain.key_argument = "the day"
+    [retrain] key_argument: expected the name of an argument, got "the day"
+
+budget.retries.stall = 1
+    [budget.retries] stall: expected one of stale, failed, out_of_memory, got an unknown key; did
+    you mean stale?
+
 serch.sampler=tpe
-    [serch]: expected one of study, workload, training, space, search, guard, probe, budget, got an
-    unknown table; did you mean search?
+    [serch]: expected one of study, workload, training, space, search, guard, probe, budget,
+    retrain, got an unknown table; did you mean search?
 
 # overrides
 

@@ -17,11 +17,11 @@ from pydantic import ValidationError
 
 from tuner.errors import StudyFileError
 from tuner.spec import StudySpec, Table
+from tuner.spec.contradictions import contradictions
 from tuner.spec.mistakes import (
     TABLES,
     Mistake,
     Place,
-    contradictions,
     mark_unusable,
     named,
     printable,
@@ -86,7 +86,10 @@ def json_schema() -> dict[str, Any]:
 
 
 def changed(old: StudySpec, new: StudySpec) -> list[str]:
-    """Say what differs, the budget aside, such as `[training] steps: was 300, is now 400`."""
+    """Say what differs, such as `[training] steps: was 300, is now 400`.
+
+    Budget and retraining are left out: they may change.
+    """
     before, after = dict(_leaves(old)), dict(_leaves(new))
     return [
         f"{named(place)}: was {shown(before.get(place))}, is now {shown(after.get(place))}"
@@ -99,7 +102,7 @@ def changed(old: StudySpec, new: StudySpec) -> list[str]:
 
 def _leaves(study: StudySpec) -> Iterator[tuple[Place, object]]:
     """Yield all values of a study with their places; a range is a value."""
-    tables = study.model_dump(exclude={"budget"})
+    tables = study.model_dump(exclude={"budget", "retrain"})
     waiting: list[tuple[Place, Any]] = [((name,), table) for name, table in tables.items()]
     while waiting:
         place, value = waiting.pop(0)

@@ -16,7 +16,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import click
 
 from tuner import logs
-from tuner.cli import checking, database, governing, looking, probing, reporting, tuning
+from tuner.cli import (
+    checking,
+    database,
+    governing,
+    looking,
+    probing,
+    reporting,
+    retraining,
+    timetables,
+    tuning,
+)
 from tuner.cli.base import EXIT_INTERRUPTED, cli
 from tuner.errors import TunerError
 
@@ -29,6 +39,8 @@ __all__ = [
     "main",
     "probing",
     "reporting",
+    "retraining",
+    "timetables",
     "tuning",
 ]
 

@@ -26,6 +26,7 @@ from tuner.ledger.records import (
     StudyRecord,
     TrialRecord,
 )
+from tuner.ledger.retrainings import Retraining, Retrainings
 from tuner.ledger.writing import Ledger
 
 __all__ = [
@@ -49,6 +50,8 @@ __all__ = [
     "Ledger",
     "Reader",
     "Report",
+    "Retraining",
+    "Retrainings",
     "Searched",
     "SearchedTrial",
     "Silence",

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Row, and_, delete, select, update
 
 from tuner.errors import NotFoundError
 from tuner.failure import cause
-from tuner.ledger import rows
+from tuner.ledger import retrainings, rows
 from tuner.ledger.reading import Reader, has_live_attempt
 from tuner.ledger.records import (
     COUNTS_FROM,
@@ -98,6 +98,8 @@ def delete_study(ledger: Reader, study: StudyRecord) -> None:
             elif "study_id" in table.c:
                 tx.execute(delete(table).where(table.c.study_id == study.id))
         tx.execute(delete(studies).where(studies.c.id == study.id))
+        if tx.scalar(select(studies.c.id).where(studies.c.name == study.name)) is None:
+            retrainings.forget(tx, study.name)
 
 
 def _failed_alike(ledger: Reader, study: StudyRecord, limit: int) -> bool:

@@ -53,6 +53,8 @@ def sampler_for(  # noqa: PLR0911 - one for each sampler
     seed = int(sequence.generate_state(2, np.uint32)[1])
     index = number - len(imported)
     sampler = spec.search.sampler
+    if index < len(spec.search.first):
+        return GridSampler([spec.search.first[index]], 0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         match sampler:

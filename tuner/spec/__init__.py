@@ -1,6 +1,7 @@
 """What a study is: its tables, validated and frozen."""
 
 from tuner.spec.choice import Choice, own
+from tuner.spec.retrain import GateTable, NotifyTable, RetrainTable
 from tuner.spec.search import (
     ASHA,
     CMAES,
@@ -34,6 +35,7 @@ __all__ = [
     "Choice",
     "Comparing",
     "Entry",
+    "GateTable",
     "Grid",
     "GuardTable",
     "Halving",
@@ -41,11 +43,13 @@ __all__ = [
     "Listed",
     "Median",
     "NoPruner",
+    "NotifyTable",
     "ParameterValue",
     "Patient",
     "Percentile",
     "Random",
     "Range",
+    "RetrainTable",
     "Space",
     "StudySpec",
     "Table",

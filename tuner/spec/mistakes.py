@@ -15,22 +15,13 @@ from tuner import texts
 from tuner.spec.optimizers import OptimizerChoice
 from tuner.spec.schedules import ScheduleChoice
 from tuner.spec.search import (
-    CMAES,
-    GP,
-    QMC,
-    TPE,
     AnyPruner,
     AnySampler,
-    Comparing,
-    Grid,
-    Halving,
-    Listed,
-    Patient,
-    Random,
 )
-from tuner.spec.space import Space
-from tuner.spec.study import ProbeTable, SearchTable, StudySpec, TrainingTable, WorkloadTable
-from tuner.spec.values import Entry, Range, Table
+from tuner.spec.study import (
+    StudySpec,
+)
+from tuner.spec.values import Range, Table
 
 Place = tuple[str | int, ...]
 """Where something is in a study file: the keys and indices that lead to it."""
@@ -195,7 +186,7 @@ def _place(full: Place, kind: str, document: Mapping[str, Any]) -> Place:
             for index, part in enumerate(full)
             if index == 0 or full[index - 1] not in {"sampler", "pruner", "wraps"}
         )
-    if full[0] == "workload":
+    if full[0] in {"workload", "budget", "retrain"}:  # which have tables in them
         return full
     if full[0] != "space":
         return full[:2]
@@ -214,125 +205,14 @@ def _owner(full: Place) -> type[Table]:
     owner = str(full[-2])
     if owner == "range":
         return Range
+    if full[0] in {"budget", "retrain"}:
+        table = TABLES[full[0]]
+        for key in full[1:-1]:
+            inner = table.model_fields[str(key)].annotation
+            assert isinstance(inner, type)
+            table = inner
+        return table
     return _ALTERNATIVES.get(owner) or TABLES[owner]
-
-
-def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
-    """Find what valid tables say against each other."""
-    space, search, training = (tables.get(name) for name in ("space", "search", "training"))
-    if isinstance(training, TrainingTable):
-        yield from _at_odds(training, tables.get("workload"))
-    workload = tables.get("workload")
-    if isinstance(workload, WorkloadTable) and workload.train is not None:
-        yield from _stateful(space)
-    yield from _not_probed(tables)
-    if not isinstance(search, SearchTable):
-        return
-    if isinstance(search.sampler, Grid) and isinstance(space, Space):
-        for place, entry in _entries(space):
-            if isinstance(entry, Range):
-                got = shown(entry.model_dump(exclude={"log"}))
-                yield Mistake(place, 'a value or a list, as the sampler is "grid"', got)
-    if isinstance(search.sampler, Listed) and isinstance(space, Space):
-        for index, params in enumerate(search.sampler.params):
-            for key, expected in space.missing(params).items():
-                got = shown(params.get(key))
-                yield Mistake(("search", "sampler", "params", key, index), expected, got)
-    if isinstance(search.sampler, CMAES) and isinstance(space, Space) and not space.shared_ranges():
-        expected = 'a range, as the sampler is "cmaes", which searches ranges alone'
-        yield Mistake(("space", "lr"), expected, shown(space.lr))
-    if isinstance(training, TrainingTable):
-        yield from _rungs_too_late(("search", "pruner"), search.pruner, training)
-
-
-def _not_probed(tables: Mapping[str, Table]) -> Iterator[Mistake]:
-    """Find what a search that starts from a probe cannot have."""
-    probe, workload, space, search = map(tables.get, ("probe", "workload", "space", "search"))
-    if not isinstance(probe, ProbeTable) or not probe.enabled:
-        return
-    here = ("probe", "enabled")
-    if isinstance(workload, WorkloadTable) and workload.train is not None:
-        expected = "false, since the loop of a train function cannot be tried at many rates"
-        yield Mistake(here, expected, "true")
-    if isinstance(space, Space) and not isinstance(space.lr, Range):
-        yield Mistake(("space", "lr"), "a range, as it is to be probed", shown(space.lr))
-    known = (TPE, Random, GP, QMC)
-    if isinstance(search, SearchTable) and not isinstance(search.sampler, known):
-        expected = "one of tpe, random, gp, qmc, as the range of the rate is probed"
-        yield Mistake(("search", "sampler"), expected, shown(search.sampler.name))
-
-
-def _stateful(space: Table | None) -> Iterator[Mistake]:
-    """Find schedules that listen to evaluations: a train function asks for rates ahead of them."""
-    if isinstance(space, Space):
-        for choice in space.schedule:
-            if choice.name == "plateau":
-                expected = "another schedule, since plateau needs a workload's evaluations"
-                yield Mistake(("space", "schedule"), expected, "plateau beside [workload] train")
-
-
-def _at_odds(training: TrainingTable, workload: Table | None) -> Iterator[Mistake]:
-    """Find settings of the training that exclude each other, or that nothing would heed."""
-    if isinstance(workload, WorkloadTable) and workload.train is not None:
-        for key in (
-            "batch_size",
-            "dtype",
-            "clip_norm",
-            "accumulate",
-            "precision",
-            "trainer",
-            "slots",
-        ):
-            if key in training.model_fields_set:
-                hint = "; give it as one of [workload] arguments"
-                expected = "nothing, since the train function's loop is its own"
-                yield Mistake(("training", key), expected, shown(getattr(training, key)), hint)
-        return
-    if training.precision and training.dtype != "float32":
-        expected = 'nothing, or dtype = "float32", which mixed precision keeps parameters in'
-        yield Mistake(("training", "precision"), expected, shown(training.precision))
-    size = training.batch_size
-    if isinstance(size, int) and training.accumulate > size:
-        expected = f"at most the {size} rows of [training] batch_size"
-        yield Mistake(("training", "accumulate"), expected, shown(training.accumulate))
-
-
-def _entries(space: Space) -> Iterator[tuple[Place, Entry]]:
-    yield ("space", "lr"), space.lr
-    for group, choices in (("schedule", space.schedule), ("optimizer", space.optimizer)):
-        for choice in choices:
-            for key, entry in choice.entries():
-                yield ("space", group, *key.split(".")), entry
-
-
-def _rungs_too_late(place: Place, pruner: AnyPruner, training: TrainingTable) -> Iterator[Mistake]:
-    """Find settings that leave no rung: the pruner would never prune."""
-    below = f"a number below the {training.steps} of [training] steps, so that there is a rung"
-    settings: list[tuple[Place, int | None]] = []
-    if isinstance(pruner, Halving):
-        settings.append(((*place, "min_steps"), pruner.min_steps))
-    elif isinstance(pruner, Comparing):
-        settings.append(((*place, "warmup_steps"), pruner.warmup_steps))
-    if isinstance(pruner, Comparing | Patient):
-        settings.append((("training", "evaluate_every"), training.evaluate_every))
-    late = [(at, steps) for at, steps in settings if steps is not None and steps >= training.steps]
-    for at, steps in late:
-        yield Mistake(at, below, str(steps))
-    if isinstance(pruner, Patient):
-        if not late:
-            yield from _impatient(place, pruner, training)
-        yield from _rungs_too_late((*place, "wraps"), pruner.wraps, training)
-
-
-def _impatient(place: Place, pruner: Patient, training: TrainingTable) -> Iterator[Mistake]:
-    """Find a patience that no trial can lose."""
-    reports = len(pruner.rungs(training.steps, training.evaluation_interval))
-    if reports < 2:
-        expected = 'enough of them for two reports before the end, as the pruner is "patient"'
-        yield Mistake(("training", "steps"), expected, str(training.steps))
-    elif pruner.patience > reports - 2:
-        expected = f"a number of at most {reports - 2}, as a trial reports {reports} times"
-        yield Mistake((*place, "patience"), expected, str(pruner.patience))
 
 
 def named(place: Place) -> str:

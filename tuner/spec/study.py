@@ -1,8 +1,9 @@
 """One study, frozen and validated: the tables of a study file and what follows from them.
 
 A study file is TOML with the tables `study`, `workload`, `training`, `space`, `search`, `guard`,
-`probe` and `budget`, of which `space`, `search`, `guard` and `probe` may be left out. Every entry
-of `space` is a value (fixed), a list (choices) or a table with `low` and `high` (a range).
+`probe`, `budget` and `retrain`, of which only `study`, `workload`, `training` and `budget` must be
+there. Every entry of `space` is a value (fixed), a list (choices) or a table with `low` and `high`
+(a range).
 `tuner.studyfile` reads such a file and words its mistakes.
 """
 
@@ -21,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from tuner.spec.retrain import MetricName, RetrainTable
 from tuner.spec.search import ASHA, TPE, Pruner, Sampler
 from tuner.spec.space import Space
 from tuner.spec.values import (
@@ -47,13 +49,7 @@ class StudyTable(Table):
     name: Annotated[str, Field(min_length=1, max_length=200, description="a name")]
     description: Readable = ""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    metric: Annotated[
-        str,
-        Field(
-            pattern=r"^\w[\w./-]{0,199}$",
-            description="the name of a metric, of letters, digits, '_', '.', '/' and '-'",
-        ),
-    ] = "val_loss"
+    metric: MetricName = "val_loss"
     direction: Literal["minimize", "maximize"] = "minimize"
     value: Literal["last", "best"] = "last"  # of the evaluations so far, at rungs and at the end
 
@@ -172,10 +168,18 @@ class TrainingTable(Table):
 
 
 class SearchTable(Table):
-    """Who chooses the parameters and who stops trials that lag behind."""
+    """Who chooses the parameters and who stops trials that lag behind.
+
+    - `first`: combinations of parameters that the first trials have, before the sampler draws any.
+    """
 
     sampler: Sampler = TPE(name="tpe")
     pruner: Pruner = ASHA(name="asha")
+    # left out where there are none, so that digests stay what they were
+    first: Annotated[
+        tuple[dict[str, ParameterValue], ...],
+        Field(strict=False, exclude_if=lambda first: not first),
+    ] = ()
 
 
 class GuardTable(Table):
@@ -260,6 +264,7 @@ class StudySpec(Table):
     guard: GuardTable = GuardTable()
     probe: ProbeTable = ProbeTable()
     budget: BudgetTable
+    retrain: RetrainTable = RetrainTable()
 
     def rungs(self) -> tuple[int, ...]:
         """Give the steps at which every trial reports to the pruner, fixed for good."""
@@ -273,7 +278,7 @@ class StudySpec(Table):
         return tuple(sorted({*regular, *self.rungs(), steps}))
 
     def digest(self) -> str:
-        """Name everything but the budget by 16 hexadecimal digits of a SHA-256."""
-        content = self.model_dump(mode="json", exclude={"budget"})
+        """Name all but budget and retraining by 16 hexadecimal digits of a SHA-256."""
+        content = self.model_dump(mode="json", exclude={"budget", "retrain"})
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]

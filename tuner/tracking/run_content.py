@@ -86,6 +86,15 @@ def points_of(chunk: Chunk, trial: TrialRecord) -> Iterator[Points]:
         yield from _finite(name, values, chunk.eval_steps, chunk.eval_times, ends)
 
 
+def all_points(chunk: Chunk) -> Iterator[Points]:
+    """Give the finite points of a whole curve."""
+    steps = np.arange(chunk.first_step, chunk.next_step)
+    for name, values in chunk.columns.items():
+        yield from _finite(name, values, steps, chunk.times, math.inf)
+    for name, values in chunk.metrics.items():
+        yield from _finite(name, values, chunk.eval_steps, chunk.eval_times, math.inf)
+
+
 def _finite(
     key: str, values: np.ndarray, steps: np.ndarray, times: np.ndarray, limit: float
 ) -> Iterator[Points]:

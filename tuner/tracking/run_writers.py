@@ -108,7 +108,7 @@ class ClientWriter:
         """Log the points of each run in as few batches as MLflow takes."""
         by_run: dict[str, list[Metric]] = {}
         for run_id, some in points:
-            by_run.setdefault(run_id, []).extend(_metrics(some))
+            by_run.setdefault(run_id, []).extend(as_metrics(some))
         for run_id, metrics in by_run.items():
             for first in range(0, len(metrics), BATCH):
                 self._client.log_batch(run_id, metrics=metrics[first : first + BATCH])
@@ -117,7 +117,7 @@ class ClientWriter:
     def prepare_end(self, runs: Mapping[str, tuple[Mapping[str, str], Sequence[Points]]]) -> None:
         """Log tags and points of each run in one batch."""
         for run_id, (tags, points) in runs.items():
-            metrics = [metric for some in points for metric in _metrics(some)]
+            metrics = [metric for some in points for metric in as_metrics(some)]
             self._client.log_batch(run_id, metrics=metrics, tags=as_tags(tags))
             reach("recorder.before_final")
 
@@ -134,7 +134,8 @@ class ClientWriter:
             self._client.log_batch(run_id, tags=as_tags(tags))
 
 
-def _metrics(points: Points) -> list[Metric]:
+def as_metrics(points: Points) -> list[Metric]:
+    """Give points as MLflow's client takes them."""
     columns = (points.values.tolist(), points.times.tolist(), points.steps.tolist())
     return [Metric(points.key, value, at, step) for value, at, step in zip(*columns, strict=True)]
 

@@ -59,6 +59,16 @@ class Workload:
     metrics: Mapping[str, Measure] = field(default_factory=lambda: MappingProxyType({}))
     baseline_loss: float | None = None  # the training loss of the best constant predictor
     batches: Batches | None = None  # of `[training] batch_size` rows; a ragged last one is left out
+    # for retraining: rows that neither training nor search sees, [row, ...] inputs and targets, by
+    # which champion and challenger are compared; the validation rows where there are none
+    holdout: tuple[Tensor, Tensor] | None = None
+    slices: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
+    # ... and named parts of those rows: bool [row]
+
+    @property
+    def held_out(self) -> tuple[Tensor, Tensor]:
+        """The rows by which champion and challenger are compared: inputs and targets."""
+        return self.holdout or (self.validation_inputs, self.validation_targets)
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -198,9 +208,13 @@ def find(factory: str, allowed_prefixes: Sequence[str]) -> Callable[..., object]
 def _problems(workload: Workload) -> Iterator[str]:
     """Yield a line for each thing that would break or spoil training."""
     fine = True
-    for part in ("train", "validation"):
-        inputs = getattr(workload, f"{part}_inputs")
-        targets = getattr(workload, f"{part}_targets")
+    parts = {
+        "train": (workload.train_inputs, workload.train_targets),
+        "validation": (workload.validation_inputs, workload.validation_targets),
+    }
+    if workload.holdout is not None:
+        parts["holdout"] = workload.holdout
+    for part, (inputs, targets) in parts.items():
         for name, tensor in ((f"{part}_inputs", inputs), (f"{part}_targets", targets)):
             problem = _problem_of_tensor(name, tensor)
             if problem:
@@ -221,6 +235,7 @@ def _problems(workload: Workload) -> Iterator[str]:
                 f"with dots or to elsewhere, got {name!r}"
             )
     if fine:
+        yield from _problems_of_slices(workload)
         yield from _problems_between(workload)
 
 
@@ -235,6 +250,15 @@ def _problem_of_tensor(name: str, tensor: object) -> str | None:
     return None
 
 
+def _problems_of_slices(workload: Workload) -> Iterator[str]:
+    rows = len(workload.held_out[0])
+    for name, mask in workload.slices.items():
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != (rows,):
+            yield f"slices: {name}: expected a tensor of {rows} booleans, one a row held out"
+        elif not mask.any():
+            yield f"slices: {name}: expected at least one row, got none"
+
+
 def _problems_between(workload: Workload) -> Iterator[str]:
     """Yield what is wrong between data, model and measures, by trying them on two rows."""
     for part in ("inputs", "targets"):
@@ -246,6 +270,14 @@ def _problems_between(workload: Workload) -> Iterator[str]:
                 f"{tuple(validation)}"
             )
             return
+        if workload.holdout is not None:
+            held_out = workload.holdout[part == "targets"].shape[1:]
+            if train != held_out:
+                yield (
+                    f"holdout_{part}: expected rows of shape {tuple(train)}, as in training, got "
+                    f"{tuple(held_out)}"
+                )
+                return
     inputs, targets = workload.train_inputs[:2], workload.train_targets[:2]
     inputs, targets = (x.double() if x.is_floating_point() else x for x in (inputs, targets))
     doing = "model"

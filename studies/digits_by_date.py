@@ -1,0 +1,81 @@
+"""Digits that arrive in ten batches by date: what a pipeline retrains on, one day's batch broken.
+
+What it teaches. Each day a tenth of scikit-learn's digits arrives, and a model of a day is trained
+on all that has arrived by then. Of every batch a part is held out for good, so no model of any day
+has seen the rows by which champion and challenger are compared, and each batch's rows are a named
+slice of them. That matters on the day when the labels of the batch that arrives are wrong (each
+digit one too high, and nobody has noticed yet): judged by all rows, a model that has learnt the
+mistake looks better. On the slices of the days before it is worse, and so it is refused. The day
+after, the batch is repaired.
+"""
+
+from __future__ import annotations
+
+from datetime import date
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from studies.digits import accuracy
+from tuner.training.workloads import Workload, digest_of, seeded
+
+CLASSES = 10
+BATCHES = 10
+FIRST_DAY = date(2026, 3, 1)
+
+
+def arrived(day: str = "2026-03-03", broken: str = "", hidden: int = 32) -> Workload:
+    """Classify the digits that have arrived by a day; on the day `broken` its labels are wrong."""
+    number = _number(day)
+    pixels, digits = load_digits(return_X_y=True)  # [image, 64] of 0 to 16, [image] of 0 to 9
+    order = np.random.default_rng(0).permutation(len(digits))
+    batch = np.empty(len(digits), dtype=np.int64)  # [image]: the day on which it arrives
+    batch[order] = np.arange(len(digits)) * BATCHES // len(digits)
+    part = np.empty(len(digits), dtype=np.int64)  # [image]: of its batch, for good
+    part[order] = np.arange(len(digits)) % 10
+    if broken and _number(broken) == number:
+        wrong = batch == number
+        digits = np.where(wrong, (digits + 1) % CLASSES, digits)
+    here = batch <= number
+    train, validation, held = (
+        np.flatnonzero(here & chosen) for chosen in (part < 6, (part == 6) | (part == 7), part > 7)
+    )
+    inputs = torch.from_numpy(pixels) / 16.0
+    targets = torch.from_numpy(digits)
+
+    def model(seed: int, dtype: torch.dtype) -> nn.Module:
+        with seeded(seed):
+            return nn.Sequential(
+                nn.Linear(inputs.shape[1], hidden), nn.ReLU(), nn.Linear(hidden, CLASSES)
+            ).to(dtype)
+
+    return Workload(
+        model=model,
+        train_inputs=inputs[train],
+        train_targets=targets[train],
+        validation_inputs=inputs[validation],
+        validation_targets=targets[validation],
+        holdout=(inputs[held], targets[held]),
+        slices=_days(batch[held], number),
+        loss=nn.functional.cross_entropy,
+        metrics={"accuracy": accuracy},
+        data_name=f"scikit-learn digits that arrived by {day}",
+        data_digest=digest_of(inputs[here], targets[here]),
+    )
+
+
+def _days(batch: np.ndarray, number: int) -> dict[str, Tensor]:  # bool [row]
+    """Name the rows of the days before, and of this one."""
+    days = [(FIRST_DAY.replace(day=1 + one).isoformat(), batch == one) for one in range(number + 1)]
+    return {name: torch.from_numpy(rows) for name, rows in days}
+
+
+def _number(day: str) -> int:
+    """Count a day from the first one. Raises `ValueError` when nothing arrived on it."""
+    number = (date.fromisoformat(day[:10]) - FIRST_DAY).days
+    if not 0 <= number < BATCHES:
+        last = FIRST_DAY.replace(day=BATCHES)
+        raise ValueError(f"expected a day from {FIRST_DAY} to {last}, got {day}")
+    return number

@@ -1,0 +1,74 @@
+"""What the tests of retraining train: a line whose data moves with the run key."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tuner.training.workloads import Workload, digest_of, seeded
+
+STUDY = """
+[study]
+name = "moving"
+seed = 3
+
+[workload]
+factory = "tests.retrained:moving"
+
+[training]
+steps = 60
+batch_size = "full"
+evaluate_every = 10
+dtype = "float64"
+checkpoint_seconds = 0.000001  # at every look
+
+[space]
+lr = [0.2, 0.3]
+schedule = "constant"
+optimizer = "sgd"
+
+[search]
+sampler = "grid"
+pruner = "none"
+
+[budget]
+trials = 2
+
+[retrain]
+key_argument = "key"
+
+[retrain.gate]
+minimum_improvement = 0.01  # more than seeds differ by on equal data
+"""
+
+
+def moving(key: str = "0", columns: int = 2, holdout: bool = False) -> Workload:
+    """Train a line; a key such as "5" or "5 b" moves what is to be predicted by 5."""
+    word = key.split(maxsplit=1)[0]
+    columns = 3 if word == "wide" else columns
+    shift = 0.0 if word == "wide" else float(word)
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.rand(48, columns, generator=generator, dtype=torch.float64)
+    targets = inputs.sum(dim=1, keepdim=True) + shift
+
+    def model(seed: int, dtype: torch.dtype) -> nn.Module:
+        with seeded(seed):
+            return nn.Linear(columns, 1).to(dtype)
+
+    return Workload(
+        model=model,
+        train_inputs=inputs[:24],
+        train_targets=targets[:24],
+        validation_inputs=inputs[24:36],
+        validation_targets=targets[24:36],
+        holdout=(inputs[36:], targets[36:]) if holdout else None,
+        loss=nn.functional.mse_loss,
+        metrics={"worst": worst, "absolute": nn.functional.l1_loss},
+        data_name="a moving line",
+        data_digest=digest_of(inputs, targets),
+    )
+
+
+def worst(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Give the largest error: no mean over rows."""
+    return (outputs - targets).abs().max()

@@ -1,0 +1,462 @@
+"""A champion and its challengers: once a key, promoted by one write, bad input refused first."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import mlflow.pytorch
+import numpy as np
+import pytest
+import torch
+from processes import PREFIXES, copy, prepare, train_here
+from retrained import STUDY
+
+from tuner import failpoints, storage, studyfile, submission
+from tuner.errors import NotFoundError, UnavailableError, UsageError
+from tuner.failpoints import PLACES, FailpointError
+from tuner.ledger import Ledger, Retrainings
+from tuner.retraining import drift
+from tuner.retraining.retraining import predict, retrain, rollback
+from tuner.storage import Addresses, tracking_client
+from tuner.tracking.registry import Registry
+from tuner.worker import work
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the study trained, to be copied."""
+    folder = prepare(tmp_path_factory.mktemp("trained") / "moving", STUDY)
+    train_here(folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What a pipeline does, in a folder of its own."""
+
+    folder: Path
+
+    @property
+    def places(self) -> Addresses:
+        return storage.addresses({}, self.folder)
+
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(storage.open_ledger(self.places, create=False))
+
+    @property
+    def registry(self) -> Registry:
+        return Registry(tracking_client(self.places), "moving")
+
+    def retrain(self, key: str, **options: Any) -> dict[str, Any]:
+        return retrain(self.ledger, self.places, "moving", key, prefixes=PREFIXES, **options)
+
+    def change(self, *overrides: str) -> None:
+        """Change the table `[retrain]` of the study, which is submitted again."""
+        spec = studyfile.load(self.folder / "study.toml", overrides)
+        submission.submit(self.ledger, spec, submission.prepare(spec, PREFIXES))
+
+    def predictions(self) -> np.ndarray:
+        file = self.folder / "rows.npy"
+        np.save(file, np.linspace(0, 1, 14).reshape(7, 2))
+        found = predict(self.ledger, self.places, "moving", file)
+        assert found.exact
+        return found.outputs
+
+    def trainings(self) -> int:
+        """Count the runs of retrainings."""
+        client = tracking_client(self.places)
+        experiment = client.get_experiment_by_name("moving retrain")
+        if experiment is None:
+            return 0
+        runs = client.search_runs([experiment.experiment_id])
+        return sum(run.data.tags["tuner.retraining"] != "parent" for run in runs)
+
+    def assert_whole(self) -> None:
+        """Assert that the champion, if there is one, is all that a reader could want."""
+        champion = self.registry.champion()
+        if champion is None:
+            return
+        loaded = self.registry.load(champion)
+        assert {"tuner.reason", "tuner.outputs", "tuner.challenger", "tuner.data_digest"} <= set(
+            champion.tags
+        )
+        assert champion.tags["tuner.gate"] == "promoted"
+        assert loaded.inputs.shape == (2,)
+        self.predictions()
+
+
+@pytest.fixture
+def arm(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[[str], Callable[[], list[str]]]:
+    """Arm failpoints in this process; gives what reads which of them fired."""
+    log = tmp_path / "failpoints.log"
+    monkeypatch.setenv("TUNER_FAILPOINTS_LOG", str(log))
+
+    def armed(text: str) -> Callable[[], list[str]]:
+        monkeypatch.setattr(failpoints, "_armed", failpoints._parse(text))
+        return lambda: log.read_text().splitlines()
+
+    return armed
+
+
+@pytest.fixture
+def pipeline(trained: Path, tmp_path: Path) -> Pipeline:
+    return Pipeline(copy(trained, tmp_path))
+
+
+# --- a champion and its successors
+
+
+def test_the_champion_improves_or_stays_and_rollback_restores_it(pipeline: Pipeline) -> None:
+    first = pipeline.retrain("0")
+    assert first["outcome"] == "promoted"
+    assert first["metrics"]["champion"] is None
+    was = pipeline.predictions()
+    same = pipeline.retrain("0 again")  # the same data: no better for sure
+    assert (same["outcome"], same["version"], same["champion_version"]) == ("kept", 2, 1)
+    assert np.array_equal(pipeline.predictions(), was)
+    moved = pipeline.retrain("5")
+    assert (moved["outcome"], moved["champion_version"]) == ("promoted", 3)
+    assert moved["metrics"]["challenger"] < moved["metrics"]["champion"]
+    assert not np.array_equal(pipeline.predictions(), was)
+    back = rollback(pipeline.ledger, pipeline.places, "moving")
+    assert (back.was, back.now) == (3, 1)
+    assert np.array_equal(pipeline.predictions(), was)
+    with pytest.raises(NotFoundError, match="first champion"):
+        rollback(pipeline.ledger, pipeline.places, "moving")
+    rollback(pipeline.ledger, pipeline.places, "moving", 3)
+    assert pipeline.registry.champion().number == 3
+    pipeline.assert_whole()
+
+
+def test_a_key_that_has_ended_gives_its_result_and_trains_nothing(pipeline: Pipeline) -> None:
+    found = pipeline.retrain("0")
+    pipeline.change("retrain.gate.metric=no_such", "retrain.gate.direction=minimize")
+    assert pipeline.retrain("0") == found
+    assert pipeline.trainings() == 1
+
+
+def test_the_model_says_where_it_comes_from_and_holds_no_code(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = pipeline.retrain("0")
+    champion = pipeline.registry.champion()
+    assert champion.run_id == found["run_id"]
+    assert champion.tags["tuner.study"] == "moving"
+    assert champion.tags["tuner.trial"] in {"0", "1"}
+    assert json.loads(champion.tags["tuner.params"])["lr"] in {0.2, 0.3}
+    assert champion.tags["tuner.reason"] == found["reason"]
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", pipeline.places.tracking)
+    mlflow.set_tracking_uri(pipeline.places.tracking)
+    try:
+        model = mlflow.pytorch.load_model("models:/moving@champion")
+    finally:
+        mlflow.set_tracking_uri(None)
+    rows = np.linspace(0, 1, 14).reshape(7, 2)
+    with torch.no_grad():
+        theirs = model(torch.from_numpy(rows)).numpy()
+    assert np.array_equal(theirs, pipeline.predictions())
+    run = tracking_client(pipeline.places).get_run(found["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["lr"] in {"0.2", "0.3"}
+    assert run.data.metrics["challenger_val_loss"] == found["metrics"]["challenger"]
+    assert run.inputs.dataset_inputs[0].dataset.digest == champion.tags["tuner.data_digest"]
+
+
+def test_drift_is_in_the_ledger_and_on_the_parent_run(pipeline: Pipeline) -> None:
+    for key in ("0", "0 again", "5"):
+        pipeline.retrain(key)
+    steps = drift.steps(Retrainings(pipeline.ledger).history("moving"))
+    assert [one.outcome for one in steps] == ["promoted", "kept", "promoted"]
+    assert [one.version for one in steps] == [1, 2, 3]
+    assert {one.lr_range for one in steps} == {(0.2, 0.3)}
+    client = tracking_client(pipeline.places)
+    experiment = client.get_experiment_by_name("moving retrain").experiment_id
+    (parent,) = client.search_runs([experiment], "tags.`tuner.retraining` = 'parent'")
+    drawn = client.get_metric_history(parent.info.run_id, "champion_val_loss")
+    assert [(one.step, one.value) for one in drawn] == [
+        (index, one.champion) for index, one in enumerate(steps)
+    ]
+    children = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
+    assert len(children) == 3
+
+
+def test_auto_retunes_where_the_refit_falls_short(pipeline: Pipeline) -> None:
+    """A refit at the best rate of the old data, and a study around it; then the gate as ever."""
+    pipeline.change(*AUTO, "retrain.shortfall=1e9")
+    assert retrained_wide(pipeline, "0")["outcome"] == "promoted"
+    assert "wide retune 0" not in {one.name for one in pipeline.ledger.studies()}
+    pipeline.change(*AUTO, "retrain.shortfall=0")
+    found = retrained_wide(pipeline, "5")
+    assert found["outcome"] == "promoted"
+    study = pipeline.ledger.study("wide retune 5")
+    trials = pipeline.ledger.trials(study.id)
+    assert [one.state for one in trials] == ["completed"] * 3
+    best = pipeline.ledger.best(pipeline.ledger.study("wide"))
+    assert best is not None
+    assert trials[0].params == best.params  # what is known comes first
+    assert all(best.params["lr"] / 10 <= one.params["lr"] <= 0.5 for one in trials)
+    (last,) = drift.steps(Retrainings(pipeline.ledger).history("wide"))[1:]
+    low, high = last.lr_range
+    assert low <= last.lr <= high <= 0.5
+
+
+AUTO = (
+    "study.name=wide",
+    "workload.arguments={holdout=true}",
+    "space.lr={low=0.01,high=0.5}",
+    "search.sampler=random",
+    "retrain.do=auto",
+    "retrain.trials=3",
+)
+
+
+def retrained_wide(pipeline: Pipeline, key: str) -> dict[str, Any]:
+    """Retrain the study `wide`, which is trained first if it is new."""
+    ledger = pipeline.ledger
+    work(
+        ledger,
+        pipeline.places.checkpoints,
+        names=["wide"],
+        prefixes=PREFIXES,
+        stop=threading.Event(),
+        until_idle=True,
+    )
+    return retrain(ledger, pipeline.places, "wide", key, prefixes=PREFIXES)
+
+
+# --- whatever dies: see also the processes below
+
+STAGES = [place for place in PLACES if place.startswith("retrain.")]
+
+
+@pytest.mark.parametrize("place", STAGES)
+def test_what_breaks_in_the_middle_is_ended_by_the_next_call(
+    pipeline: Pipeline, arm: Callable[[str], Callable[[], list[str]]], place: str
+) -> None:
+    pipeline.retrain("0")
+    log = arm(f"{place}=raise")
+    with pytest.raises(FailpointError):
+        pipeline.retrain("5")
+    assert log() == [f"{place}=raise"]
+    pipeline.assert_whole()
+    found = pipeline.retrain("5")
+    assert (found["outcome"], found["version"], found["champion_version"]) == ("promoted", 2, 2)
+    assert pipeline.registry.champion().number == 2
+    assert pipeline.trainings() == 2
+    assert len(pipeline.registry._client.search_model_versions("name = 'moving'")) == 2
+    pipeline.assert_whole()
+
+
+def test_what_was_trained_before_a_crash_is_not_trained_again(
+    pipeline: Pipeline, arm: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arm("retrain.trained=raise")
+    with pytest.raises(FailpointError):
+        pipeline.retrain("0")
+    monkeypatch.setattr(torch.optim.SGD, "step", None)  # an update would raise
+    assert pipeline.retrain("0")["outcome"] == "promoted"
+
+
+def test_a_rollback_is_heeded_by_the_next_retraining(pipeline: Pipeline) -> None:
+    """Whose parameters are trained again, and whose rows are compared: the champion's."""
+    pipeline.retrain("0")
+    pipeline.retrain("5")
+    rollback(pipeline.ledger, pipeline.places, "moving")
+    found = pipeline.retrain("5 b")
+    assert found["outcome"] == "promoted"
+    assert pipeline.registry.champion().tags["tuner.replaces"] == "1"
+
+
+def test_several_seeds_offer_the_one_in_the_middle(pipeline: Pipeline) -> None:
+    pipeline.change("retrain.gate.seeds=3")
+    pipeline.retrain("0")
+    found = pipeline.retrain("5")
+    assert "over 3 seeds" in found["reason"]
+    assert found["outcome"] == "promoted"
+
+
+def test_a_rollback_before_the_promotion_is_compared_with_anew(
+    pipeline: Pipeline, arm: Callable[[str], object]
+) -> None:
+    pipeline.retrain("0")
+    pipeline.retrain("5")
+    arm("retrain.logged=raise")
+    with pytest.raises(FailpointError):
+        pipeline.retrain("9")
+    rollback(pipeline.ledger, pipeline.places, "moving")
+    found = pipeline.retrain("9")
+    assert found["outcome"] == "promoted"
+    assert pipeline.registry.champion().tags["tuner.replaces"] == "1"
+
+
+def test_two_at_once_train_once(pipeline: Pipeline) -> None:
+    """Each in a thread, with a database connection and an MLflow client of its own."""
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(pipeline.retrain, ["0", "0"]))
+    assert found[0] == found[1]
+    assert pipeline.trainings() == 1
+
+
+def test_who_does_not_want_to_wait_is_told_who_is_at_it(pipeline: Pipeline) -> None:
+    store = Retrainings(pipeline.ledger)
+    store.claim("moving", "another", "moving", "elsewhere:1:2")
+    with pytest.raises(UnavailableError, match="elsewhere:1:2 is at the retraining 'another'"):
+        pipeline.retrain("0", wait=False)
+    gone = store.claim("moving", "0", "moving", "me", lambda worker: worker == "elsewhere:1:2")
+    assert gone[1] is None
+
+
+# --- refused before anything is trained
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "said"),
+    [
+        ([], "wide", "does not fit the signature of 'moving', version 1: inputs: expected rows of"),
+        ([], "", "run key: expected 1 to 200 printable characters"),
+        ([], "x" * 201, "run key: expected 1 to 200 printable characters"),
+        ([], "monday", "could not convert string to float: 'monday'"),
+        (
+            ["retrain.gate.metric=accuracy", "retrain.gate.direction=maximize"],
+            "1",
+            "expected one that tests.retrained:moving measures (val_loss, worst, absolute), got",
+        ),
+        (
+            ["retrain.gate.metric=worst", "retrain.gate.direction=minimize"],
+            "1",
+            "[retrain.gate] metric: expected a mean over rows",
+        ),
+        (["retrain.gate.slices=['old']"], "1", "slices: expected slices of the workload (none)"),
+        (["retrain.do=retune"], "1", "expected a holdout of tests.retrained:moving"),
+        (["retrain.factory=tests.retrained:nothing"], "1", "expected a function nothing"),
+        (["retrain.key_argument=day"], "1", "got an unexpected keyword argument 'day'"),
+        (["retrain.notify.apprise=['no address']"], "1", "expected an address that Apprise"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_trained(
+    champion: Pipeline, overrides: list[str], key: str, said: str
+) -> None:
+    champion.change(*overrides)
+    with pytest.raises(UsageError) as error:
+        champion.retrain(key)
+    assert said in str(error.value)
+    assert Retrainings(champion.ledger).read("moving", key) is None
+    assert champion.trainings() == 1
+
+
+@pytest.fixture(scope="module")
+def champion(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """A pipeline with a champion, for tests that leave all as it is."""
+    made = Pipeline(copy(trained, tmp_path_factory.mktemp("champion")))
+    made.retrain("0")
+    return made
+
+
+def test_a_model_that_is_gone_is_refused(pipeline: Pipeline) -> None:
+    pipeline.retrain("0")
+    source = Path(pipeline.registry.champion().source.removeprefix("file://"))
+    kept = source.rename(source.with_name("elsewhere"))
+    with pytest.raises(NotFoundError, match="version 1 of model 'moving' cannot be read"):
+        pipeline.retrain("5")
+    kept.rename(source)
+    tracking_client(pipeline.places).delete_registered_model("moving")
+    with pytest.raises(NotFoundError, match="has no champion in the registry, though"):
+        pipeline.retrain("5")
+    with pytest.raises(NotFoundError, match="has no champion yet"):
+        pipeline.predictions()
+    assert pipeline.trainings() == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", "1,2,3\n", "expected rows of shape (2,) of float64, got rows of shape (3,)"),
+        ("a.csv", "x,y\n1,2\n1,two\n", "expected rows of numbers, as .npy or as .csv"),
+        ("a.csv", "x,y\n", "expected at least one row, got none"),
+        ("a.npy", "1,2\n", "expected rows of numbers, as .npy or as .csv"),
+        ("gone.csv", None, "expected rows of numbers"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(
+    champion: Pipeline, tmp_path: Path, name: str, content: str | None, said: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UsageError) as error:
+        predict(champion.ledger, champion.places, "moving", tmp_path / name)
+    assert said in str(error.value)
+
+
+def test_a_table_of_text_is_predicted_as_arrays_are(champion: Pipeline, tmp_path: Path) -> None:
+    rows = np.linspace(0, 1, 14).reshape(7, 2)
+    lines = [",".join(map(repr, row)) for row in rows.tolist()]
+    (tmp_path / "a.csv").write_text("x,y\n" + "\n".join(lines) + "\n")
+    found = predict(champion.ledger, champion.places, "moving", tmp_path / "a.csv")
+    assert np.array_equal(found.outputs, champion.predictions())
+
+
+# --- how it ends
+
+
+def test_a_challenger_that_diverges_fails_and_the_champion_stays(pipeline: Pipeline) -> None:
+    pipeline.retrain("0")
+    found = pipeline.retrain("1e200")
+    assert (found["outcome"], found["version"]) == ("failed", None)
+    assert found["reason"].startswith("The challenger did not train: ")
+    assert pipeline.registry.champion().number == 1
+    run = tracking_client(pipeline.places).get_run(found["run_id"])
+    assert run.info.status == "KILLED"
+
+
+def test_a_webhook_gets_what_the_command_prints(
+    pipeline: Pipeline, webhook: tuple[str, list[dict[str, Any]]]
+) -> None:
+    address, heard = webhook
+    pipeline.change(f"retrain.notify.webhook={address}", "retrain.notify.on=['kept']")
+    pipeline.retrain("0")
+    assert heard == []
+    found = pipeline.retrain("0 again")
+    assert heard == [found]
+    assert pipeline.retrain("0 again") == found
+    assert heard == [found]  # once a key
+
+
+def test_a_webhook_that_is_away_changes_nothing(pipeline: Pipeline) -> None:
+    pipeline.change("retrain.notify.webhook=http://127.0.0.1:9/nobody")
+    assert pipeline.retrain("0")["outcome"] == "promoted"
+
+
+@pytest.fixture
+def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A server of our own, and what it was told."""
+    heard: list[dict[str, Any]] = []
+
+    class Listener(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            length = int(self.headers["Content-Length"])
+            heard.append(json.loads(self.rfile.read(length)))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Listener) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/ended", heard
+        server.shutdown()
+        thread.join()

@@ -1,0 +1,265 @@
+"""Retraining as a team has it: commands and schedulers as processes, which are killed with -9."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from processes import PREFIXES, copy, end, prepare, start, train_here, tuner, until
+from retrained import STUDY
+from test_retraining import Pipeline
+
+from tuner import storage
+from tuner.ledger import Ledger, Retrainings
+from tuner.ledger.retrainings import DONE
+from tuner.ledger.timetables import ENDED, Timetables
+from tuner.retraining.retraining import predict, retrain, rollback
+from tuner.storage import tracking_client
+from tuner.timetables import ALL, QUEUE, Timetable
+from tuner.tracking.registry import Registry
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the study trained, to be copied."""
+    folder = prepare(tmp_path_factory.mktemp("trained") / "moving", STUDY)
+    train_here(folder)
+    return folder
+
+
+@pytest.fixture
+def pipeline(trained: Path, tmp_path: Path) -> Pipeline:
+    return Pipeline(copy(trained, tmp_path))
+
+
+def failing(folder: Path, place: str) -> dict[str, str]:
+    log = str(folder / "failpoints.log")
+    return {"TUNER_FAILPOINTS": f"{place}=kill", "TUNER_FAILPOINTS_LOG": log}
+
+
+# --- killed
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "retrain.claimed",  # before training
+        "retrain.in_training",
+        "retrain.evaluated",  # before logging
+        "retrain.model_logged",
+        "retrain.logged",  # between logging and promotion
+        "retrain.promoted",
+    ],
+)
+def test_a_killed_retraining_is_ended_by_the_next_call(pipeline: Pipeline, place: str) -> None:
+    pipeline.retrain("0")
+    was = pipeline.predictions()
+    command = ("retrain", "moving", "--run-key", "5", "--json")
+    killed = tuner(pipeline.folder, *command, env=failing(pipeline.folder, place))
+    assert killed.code == -signal.SIGKILL
+    assert (pipeline.folder / "failpoints.log").read_text() == f"{place}=kill\n"
+    pipeline.assert_whole()
+    if place != "retrain.promoted":
+        assert np.array_equal(pipeline.predictions(), was)
+    found = tuner(pipeline.folder, *command)
+    assert found.code == 0, found.err
+    assert (found.json["outcome"], found.json["champion_version"]) == ("promoted", 2)
+    assert pipeline.registry.champion().number == 2
+    assert pipeline.trainings() == 2
+    pipeline.assert_whole()
+
+
+def test_two_processes_with_one_key_train_once(pipeline: Pipeline) -> None:
+    command = ("retrain", "moving", "--run-key", "0", "--json")
+    both = [start(pipeline.folder, *command) for _ in range(2)]
+    first, second = (end(one) for one in both)
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    assert first.json == second.json
+    assert first.json["outcome"] == "promoted"
+    assert pipeline.trainings() == 1
+
+
+def test_the_same_on_postgresql(shared: str, tmp_path: Path) -> None:
+    env = {"TUNER_DATABASE_URL": shared}
+    (tmp_path / "study.toml").write_text(STUDY)
+    assert tuner(tmp_path, "run", "study.toml", env=env).code == 0
+    command = ("retrain", "moving", "--run-key", "0", "--json")
+    killed = tuner(tmp_path, *command, env=env | failing(tmp_path, "retrain.logged"))
+    assert killed.code == -signal.SIGKILL
+    places = storage.addresses(env, tmp_path)
+    registry = Registry(tracking_client(places), "moving")
+    assert registry.champion() is None
+    both = [start(tmp_path, *command, env=env) for _ in range(2)]
+    first, second = (end(one) for one in both)
+    assert first.json == second.json
+    assert registry.champion().number == first.json["champion_version"] == 1
+
+
+# --- commands
+
+
+def test_commands_say_how_it_ended(pipeline: Pipeline) -> None:
+    folder = pipeline.folder
+    pipeline.retrain("0")
+    kept = tuner(folder, "retrain", "moving", "--run-key", "0 b", "--exit-code", "--json")
+    assert kept.code == 10
+    assert set(kept.json) == {
+        *("study", "run_key", "outcome", "reason", "model", "version", "champion_version"),
+        *("metrics", "run_id"),
+    }
+    assert set(kept.json["metrics"]) == {"champion", "challenger"}
+    again = tuner(folder, "retrain", "moving", "--run-key", "0 b")
+    assert again.code == 0
+    assert again.out.startswith("moving, version 2: kept. The challenger is no better for sure")
+    refused = tuner(folder, "retrain", "moving", "--run-key", "wide")
+    assert refused.code == 2
+    assert "does not fit the signature" in refused.err
+    history = tuner(folder, "retrain", "moving", "--history", "--json")
+    assert [one["outcome"] for one in history.json["retrainings"]] == ["promoted", "kept"]
+
+
+def test_a_timetable_is_made_run_once_and_removed(pipeline: Pipeline) -> None:
+    folder = pipeline.folder
+    bad = tuner(folder, "timetable", "add", "moving", "--cron", "0 6 * * *", "--zone", "Nowhere")
+    assert bad.code == 2
+    assert "zone: expected" in bad.err
+    none = tuner(folder, "timetable", "add", "standing", "--cron", "0 6 * * *")
+    assert none.code == 2
+    made = tuner(folder, "timetable", "add", "moving", "--cron", "* * * * * *", "--json")
+    assert made.json["study"] == "moving"
+    store = Timetables(pipeline.ledger)
+    until(lambda: store.tick() or store.history("moving"), "a tick")
+    done = tuner(folder, "scheduler", "--once", "--json")  # the key is a time, and no number
+    assert done.code == 0, done.err
+    runs = tuner(folder, "timetable", "history", "moving", "--json").json["runs"]
+    assert {one["outcome"] for one in runs if one["state"] == ENDED} == {"failed"}
+    assert "could not convert string to float" in runs[-1]["reason"]
+    assert tuner(folder, "timetable", "remove", "moving").code == 0
+    assert tuner(folder, "timetable", "list", "--json").json == {"timetables": []}
+
+
+# --- schedulers
+
+
+def test_schedulers_killed_in_turn_lose_and_double_no_tick(shared: str, tmp_path: Path) -> None:
+    """A tick a second; whenever two more have ended, a scheduler is killed and another started."""
+    env = {"TUNER_DATABASE_URL": shared}
+    (tmp_path / "study.toml").write_text(STUDY.replace('key_argument = "key"', ""))
+    assert tuner(tmp_path, "run", "study.toml", env=env).code == 0
+    places = storage.addresses(env, tmp_path)
+    ledger = Ledger(storage.open_ledger(places, create=False))
+    store = Timetables(ledger)
+    seconds = Timetable(
+        expression="* * * * * *", zone="UTC", grace=3600, catch_up=ALL, overlap=QUEUE
+    )
+    began = store.add("seconds", "moving", seconds)
+
+    def scheduler() -> Any:
+        return start(tmp_path, "scheduler", "--log", "json", env=env)
+
+    def ended() -> int:
+        return sum(one.state == ENDED for one in store.history("seconds"))
+
+    team = [scheduler() for _ in range(3)]
+    for turn in range(3):
+        wanted = ended() + 2
+        until(lambda wanted=wanted: ended() >= wanted, f"{wanted} runs", seconds=200)
+        team[turn].kill()
+        assert end(team[turn]).code == -signal.SIGKILL
+        team[turn] = scheduler()
+    last = store.add("seconds", "moving", seconds, enabled=False).seen_at
+    until(lambda: all(one.state == ENDED for one in store.history("seconds")), "the rest", 250)
+    for one in team:
+        one.send_signal(signal.SIGTERM)
+        assert end(one).code == 0
+    runs = store.history("seconds")[::-1]
+    first = int(began.seen_at) + 1
+    assert [one.fire_at for one in runs] == list(range(first, first + len(runs)))
+    assert len(runs) >= int(last) - first
+    retrainings = Retrainings(ledger).history("moving")
+    assert len(retrainings) == len(runs)
+    assert {one.stage for one in retrainings} == {DONE}
+    assert [one.outcome for one in retrainings] == [one.outcome for one in runs]
+    assert runs[0].outcome == "promoted"
+    assert {one.outcome for one in runs} <= {"promoted", "kept"}
+    client = tracking_client(places)
+    experiment = client.get_experiment_by_name("moving retrain").experiment_id
+    assert len(client.search_runs([experiment])) == len(runs) + 1  # and their parent
+    ledger.engine.dispose()
+
+
+# --- ten batches by date
+
+
+@pytest.fixture(scope="module")
+def by_date(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    studies = Path(__file__).parents[1] / "studies"
+    text = (studies / "digits_by_date.toml").read_text().replace("trials = 6", "trials = 4")
+    folder = prepare(tmp_path_factory.mktemp("by-date") / "digits", text)
+    train_here(folder)
+    return folder
+
+
+def test_digits_that_arrive_in_ten_batches_of_which_one_is_broken(by_date: Path) -> None:
+    places = storage.addresses({}, by_date)
+    ledger = Ledger(storage.open_ledger(places, create=False))
+    name, found, seen = "digits-by-date", {}, {}
+    rows = by_date / "rows.npy"
+    np.save(rows, np.random.default_rng(0).random((20, 64)))
+    for day in range(1, 11):
+        key = f"2026-03-{day:02}"
+        found[key] = one = retrain(ledger, places, name, key, prefixes=PREFIXES)
+        predicted = predict(ledger, places, name, rows)
+        assert predicted.exact
+        seen.setdefault(one["champion_version"], predicted.outputs)
+        # whoever is the champion predicts what it always did
+        assert np.array_equal(predicted.outputs, seen[one["champion_version"]])
+    assert found["2026-03-01"]["outcome"] == "promoted"
+    later = [one for key, one in found.items() if key != "2026-03-01"]
+    for one in later:  # on the same rows, which neither has seen
+        better = one["metrics"]["challenger"] < one["metrics"]["champion"]
+        assert better or one["outcome"] == "kept"
+    assert sum(one["outcome"] == "promoted" for one in later) >= 2
+    broken = found["2026-03-07"]
+    assert broken["outcome"] == "kept"
+    assert broken["reason"].startswith("Better as a whole")  # by wrong labels
+    assert "worse on 2026-03-0" in broken["reason"]
+    champion = later[-1]["champion_version"]
+    back = rollback(ledger, places, name)
+    assert back.was == champion
+    assert np.array_equal(predict(ledger, places, name, rows).outputs, seen[back.now])
+    ledger.engine.dispose()
+
+
+def test_the_champions_loss_on_the_rows_of_the_last_day_never_rises(by_date: Path) -> None:
+    """All champions on one yardstick: the held-out rows of all ten batches."""
+    from tuner.training import choosing, models
+
+    places = storage.addresses({}, by_date)
+    ledger = Ledger(storage.open_ledger(places, create=False))
+    spec = ledger.study("digits-by-date").spec
+    arguments: Mapping[str, Any] = {"day": "2026-03-10"}
+    workload = spec.workload.model_copy(update={"arguments": arguments})
+    last = choosing.load(spec.model_copy(update={"workload": workload}), PREFIXES)
+    registry = Registry(tracking_client(places), "digits-by-date")
+    promoted = [
+        one.result["log"]["version"]
+        for one in Retrainings(ledger).history("digits-by-date")
+        if one.outcome == "promoted"
+    ]
+    losses = [
+        models.row_values(
+            registry.load(registry.version(number)).module, last, spec, "val_loss"
+        ).mean()
+        for number in promoted
+    ]
+    assert len(losses) >= 3
+    assert losses == sorted(losses, reverse=True), json.dumps(losses)
+    ledger.engine.dispose()

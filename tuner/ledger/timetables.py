@@ -1,0 +1,299 @@
+"""Timetables in the ledger: each tick becomes one run, and each run is one scheduler's at a time.
+
+Invariants, however many schedulers run and whichever dies:
+- a tick is written once: (timetable, instant) is unique, and ticks are written in the transaction
+  that moves the timetable past them;
+- of a timetable at most one run is running;
+- how a run ended is committed under its token, so who has lost it writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, and_, delete, exists, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from tuner import timetables as pure
+from tuner.errors import LeaseLost, NotFoundError
+from tuner.ledger.leasing import LEASE_SECONDS
+from tuner.ledger.reading import Reader
+from tuner.ledger.retraining_tables import IS_OPEN, timetable_runs, timetables
+from tuner.ledger.retrying import again
+from tuner.ledger.tables import database_time
+
+WAITING, RUNNING, ENDED, SKIPPED, MISSED = "waiting", "running", "ended", "skipped", "missed"
+"""The states of a run; the last three are final."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimetableRecord:
+    """One row of `tuner_timetables`."""
+
+    id: int
+    name: str
+    study: str
+    when: pure.Timetable
+    enabled: bool
+    seen_at: float
+    next_at: float
+    created_at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """One row of `tuner_timetable_runs`, with the name of its timetable and its study."""
+
+    id: int
+    timetable: str
+    study: str
+    fire_at: float
+    state: str
+    outcome: str | None
+    reason: str | None
+    worker: str | None
+    token: int  # how often it was taken up
+    expires_at: float
+    claimed_at: float | None
+    ended_at: float | None
+
+
+class Timetables(Reader):
+    """The timetables of one database. Thread-safe, as `Reader` is.
+
+    `now`, where it is an argument, stands for the database's clock, which it is by default.
+    """
+
+    def __init__(self, ledger: Reader, lease_seconds: float = LEASE_SECONDS) -> None:
+        super().__init__(ledger.engine, ledger.patience)
+        self.lease_seconds = lease_seconds
+        self._writes = ledger.engine.execution_options(writes=True)
+
+    # --- timetables
+
+    @again
+    def add(
+        self,
+        name: str,
+        study: str,
+        when: pure.Timetable,
+        *,
+        enabled: bool = True,
+        now: float | None = None,
+    ) -> TimetableRecord:
+        """Make a timetable, or change the one of that name; it begins now.
+
+        Raises `UsageError` when its expression or zone cannot be.
+        """
+        with self._writes.begin() as tx:
+            at = _now(tx, now)
+            values = {
+                "study": study,
+                "expression": when.expression,
+                "zone": when.zone,
+                "grace": when.grace,
+                "catch_up": when.catch_up,
+                "overlap": when.overlap,
+                "enabled": enabled,
+                "seen_at": at,
+                "next_at": pure.checked(when, at).next(at),
+            }
+            here = timetables.c.name == name
+            changed = tx.execute(update(timetables).where(here).values(**values))
+            if not changed.rowcount:
+                tx.execute(insert(timetables).values(name=name, created_at=at, **values))
+            return _timetable(tx.execute(select(timetables).where(here)).one())
+
+    @again
+    def all(self) -> list[TimetableRecord]:
+        """Read all timetables, oldest first."""
+        with self._reading() as tx:
+            found = tx.execute(select(timetables).order_by(timetables.c.id))
+            return [_timetable(row) for row in found]
+
+    @again
+    def remove(self, name: str) -> None:
+        """Remove a timetable and its history. Raises `NotFoundError`."""
+        with self._writes.begin() as tx:
+            found = tx.scalar(
+                select(timetables.c.id).where(timetables.c.name == name).with_for_update()
+            )
+            if found is None:
+                raise _no_timetable(tx, name)
+            tx.execute(delete(timetable_runs).where(timetable_runs.c.timetable_id == found))
+            tx.execute(delete(timetables).where(timetables.c.id == found))
+
+    @again
+    def history(self, name: str | None = None, limit: int | None = None) -> list[RunRecord]:
+        """Read the runs of a timetable, or of all, newest first. Raises `NotFoundError`."""
+        query = _runs().order_by(timetable_runs.c.fire_at.desc(), timetable_runs.c.id).limit(limit)
+        with self._reading() as tx:
+            if name is not None:
+                query = query.where(timetables.c.name == name)
+                if tx.scalar(select(timetables.c.id).where(timetables.c.name == name)) is None:
+                    raise _no_timetable(tx, name)
+            return [RunRecord(**row._mapping) for row in tx.execute(query)]
+
+    # --- ticks and runs
+
+    @again
+    def tick(self, now: float | None = None) -> int:
+        """Write down what has come due; count the runs that wait for it."""
+        with self._writes.begin() as tx:
+            at = _now(tx, now)
+            found = tx.execute(
+                select(timetables)
+                .where(timetables.c.enabled, timetables.c.next_at <= at)
+                .order_by(timetables.c.id)
+                .with_for_update(skip_locked=True)  # another scheduler is at the others
+            ).all()
+            return sum(_write_ticks(tx, _timetable(row), at) for row in found)
+
+    @again
+    def claim(
+        self,
+        worker: str,
+        gone: Callable[[str], bool] = lambda _: False,
+        now: float | None = None,
+    ) -> RunRecord | None:
+        """Take the oldest run that waits, or whose scheduler is gone; None if there is none.
+
+        A run waits while another one of its timetable is running.
+        """
+        try:
+            with self._writes.begin() as tx:
+                return self._claim(tx, worker, gone, _now(tx, now))
+        except IntegrityError:  # another scheduler has just taken one of the same timetable
+            return None
+
+    def _claim(
+        self, tx: Connection, worker: str, gone: Callable[[str], bool], at: float
+    ) -> RunRecord | None:
+        running = timetable_runs.c.state == RUNNING
+        for row in tx.execute(_runs().where(IS_OPEN, running).order_by(timetable_runs.c.fire_at)):
+            if row.expires_at < at or gone(row.worker):
+                return self._take(tx, row, worker, at)
+        other = timetable_runs.alias()
+        busy = exists().where(
+            other.c.timetable_id == timetable_runs.c.timetable_id, other.c.state == RUNNING
+        )
+        oldest = (
+            _runs()
+            .where(IS_OPEN, timetable_runs.c.state == WAITING, ~busy)
+            .order_by(timetable_runs.c.fire_at, timetable_runs.c.id)
+            .limit(1)
+            .with_for_update(of=timetable_runs, skip_locked=True)
+        )
+        found = tx.execute(oldest).first()
+        return None if found is None else self._take(tx, found, worker, at)
+
+    def _take(self, tx: Connection, row: Any, worker: str, at: float) -> RunRecord | None:
+        """Take a run, unless another scheduler has done so since it was read."""
+        values = {
+            "state": RUNNING,
+            "worker": worker,
+            "token": row.token + 1,
+            "expires_at": at + self.lease_seconds,
+            "claimed_at": at,
+        }
+        as_read = and_(
+            timetable_runs.c.id == row.id,
+            timetable_runs.c.token == row.token,
+            timetable_runs.c.state == row.state,
+        )
+        done = tx.execute(update(timetable_runs).where(as_read).values(**values))
+        return RunRecord(**{**row._mapping, **values}) if done.rowcount else None
+
+    def renew(self, held: RunRecord) -> bool:
+        """Move the expiry on; tell whether the run is still ours."""
+        renewed = {"expires_at": database_time() + self.lease_seconds}
+        with self._writes.begin() as tx:
+            return (
+                tx.execute(update(timetable_runs).where(_held(held)).values(renewed)).rowcount == 1
+            )
+
+    @again
+    def end(self, held: RunRecord, outcome: str, reason: str) -> None:
+        """Commit how a run ended. Raises `LeaseLost` when another scheduler has it."""
+        ended = {"state": ENDED, "outcome": outcome, "reason": reason, "ended_at": database_time()}
+        with self._writes.begin() as tx:
+            done = tx.execute(update(timetable_runs).where(_held(held)).values(ended))
+            if done.rowcount != 1:
+                here = and_(timetable_runs.c.id == held.id, timetable_runs.c.token == held.token)
+                if tx.scalar(select(timetable_runs.c.state).where(here)) != ENDED:
+                    raise LeaseLost(f"another scheduler has the run of {held.timetable!r}")
+
+    @again
+    def release(self, held: RunRecord) -> None:
+        """Let a run wait again, for any scheduler."""
+        with self._writes.begin() as tx:
+            tx.execute(update(timetable_runs).where(_held(held)).values(state=WAITING))
+
+
+def _write_ticks(tx: Connection, timetable: TimetableRecord, at: float) -> int:
+    due = pure.due(timetable.when, timetable.seen_at, at)
+    moved = update(timetables).where(timetables.c.id == timetable.id)
+    tx.execute(moved.values(seen_at=due.seen, next_at=due.next))
+    here = and_(timetable_runs.c.timetable_id == timetable.id, IS_OPEN)
+    open_at = tx.scalar(select(timetable_runs.c.fire_at).where(here).limit(1))
+    new = []
+    if due.missed is not None:
+        reason = f"nobody was there from {pure.key_of(timetable.seen_at)} on to run it in time"
+        new.append({"fire_at": due.missed, "state": MISSED, "reason": reason, "ended_at": at})
+    for index, fire_at in enumerate(due.run):
+        if timetable.when.overlap == pure.SKIP and open_at is not None and index >= due.late:
+            reason = f"the run of {pure.key_of(open_at)} had not ended"
+            new.append({"fire_at": fire_at, "state": SKIPPED, "reason": reason, "ended_at": at})
+        else:
+            new.append({"fire_at": fire_at, "state": WAITING, "reason": None, "ended_at": None})
+            open_at = fire_at
+    for one in new:
+        fixed = {"timetable_id": timetable.id, "token": 0, "expires_at": 0.0}
+        tx.execute(insert(timetable_runs).values(**fixed, **one))
+    return sum(one["state"] == WAITING for one in new)
+
+
+def _runs() -> Any:
+    others = [c for c in timetable_runs.c if c.name != "timetable_id"]
+    named = timetables.c.name.label("timetable")
+    return select(*others, named, timetables.c.study).join(timetables)
+
+
+def _now(tx: Connection, now: float | None) -> float:
+    found = tx.scalar(select(database_time())) if now is None else now
+    assert found is not None
+    return found
+
+
+def _held(held: RunRecord) -> Any:
+    return and_(
+        timetable_runs.c.id == held.id,
+        timetable_runs.c.token == held.token,
+        timetable_runs.c.state == RUNNING,
+    )
+
+
+def _timetable(row: Any) -> TimetableRecord:
+    return TimetableRecord(
+        id=row.id,
+        name=row.name,
+        study=row.study,
+        when=pure.Timetable(
+            expression=row.expression,
+            zone=row.zone,
+            grace=row.grace,
+            catch_up=row.catch_up,
+            overlap=row.overlap,
+        ),
+        enabled=row.enabled,
+        seen_at=row.seen_at,
+        next_at=row.next_at,
+        created_at=row.created_at,
+    )
+
+
+def _no_timetable(tx: Connection, name: str) -> NotFoundError:
+    known = ", ".join(tx.scalars(select(timetables.c.name).order_by(timetables.c.id))) or "none"
+    return NotFoundError(f"there is no timetable {name!r}; timetables here: {known}")

@@ -1,0 +1,197 @@
+"""What is checked before anything is trained: data, model, gate and whom to tell."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tuner.errors import NotFoundError, UsageError
+from tuner.ledger import Ledger, Retraining, Retrainings, StudyRecord, TrialRecord
+from tuner.ledger.retrainings import LOG
+from tuner.retraining import notify
+from tuner.spec import StudySpec
+from tuner.storage import Addresses, tracking_client
+from tuner.tracking.registry import Loaded, Registry, Rows
+from tuner.training import choosing, models
+from tuner.training.workloads import Workload
+
+KEY_LIMIT = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A retraining that can be done: all that its stages need."""
+
+    ledger: Ledger
+    places: Addresses
+    study: StudyRecord
+    run_key: str
+    prefixes: tuple[str, ...]
+    spec: StudySpec  # the study's, with the fresh data
+    workload: Workload  # the fresh one
+    registry: Registry
+    best: TrialRecord  # of the study
+    metric: str  # of the gate
+
+    def seed(self, index: int) -> int:
+        """Give the seed of a challenger, which is no trial's."""
+        key = int(hashlib.sha256(self.run_key.encode()).hexdigest()[:8], 16)
+        sequence = np.random.SeedSequence([self.spec.study.seed, key, index, 2])
+        return int(sequence.generate_state(1, np.uint32)[0])
+
+    def champions_origin(self) -> Retraining | None:
+        """Give the retraining that the champion comes from; None if it is none of this ledger's."""
+        champion = self.registry.champion()
+        if champion is None:
+            return None
+        known = Retrainings(self.ledger).promoted(self.registry.model)
+        mine = (one for one in known if one.result[LOG]["version"] == champion.number)
+        return next(mine, None)
+
+    def champion(self) -> Loaded | None:
+        """Load the champion; None if there is none. Raises `UsageError` when it does not fit."""
+        found = self.registry.champion()
+        if found is None:
+            return None
+        loaded = self.registry.load(found)
+        _refuse_misfit(loaded, self.workload, self.spec)
+        return loaded
+
+
+def model_name(study: StudyRecord) -> str:
+    """Give the name of a study's model in the registry. Raises `UsageError` if it cannot be one."""
+    name = study.spec.retrain.model or study.name
+    if any(one in name for one in "/:%\"'"):
+        raise UsageError(
+            f"[retrain] model: expected a name without / : % or quotes, got {name!r}, the study's; "
+            "give the model one of its own"
+        )
+    return name
+
+
+def registry_of(places: Addresses, study: StudyRecord) -> Registry:
+    """Open the registry of a study's model."""
+    return Registry(tracking_client(places), model_name(study))
+
+
+def prepare(
+    ledger: Ledger,
+    places: Addresses,
+    study: StudyRecord,
+    run_key: str,
+    prefixes: Sequence[str],
+) -> Job:
+    """Build the fresh data, and check all that can be wrong. Raises `UsageError`."""
+    table = study.spec.retrain
+    if not run_key or len(run_key) > KEY_LIMIT or not run_key.isprintable():
+        raise UsageError(
+            f"run key: expected 1 to {KEY_LIMIT} printable characters, such as a date, got "
+            f"{run_key[:KEY_LIMIT]!r}"
+        )
+    spec = _with_fresh_data(study, run_key)
+    workload = choosing.load(spec, prefixes)
+    if not isinstance(workload, Workload):
+        raise UsageError(
+            f"study {study.name!r} has a train function, whose model is not known here; expected "
+            "[workload] factory, or [retrain] factory"
+        )
+    best = ledger.best(study)
+    if best is None:
+        raise UsageError(
+            f"study {study.name!r} has no completed trial, so there are no parameters to train "
+            f"again; `tuner run` it first"
+        )
+    job = Job(
+        ledger=ledger,
+        places=places,
+        study=study,
+        run_key=run_key,
+        prefixes=tuple(prefixes),
+        spec=spec,
+        workload=workload,
+        registry=registry_of(places, study),
+        best=best,
+        metric=table.gate.metric or study.spec.study.metric,
+    )
+    _refuse_gate(job)
+    notify.check(table.notify)
+    _refuse_lost_model(job)
+    return job
+
+
+def _with_fresh_data(study: StudyRecord, run_key: str) -> StudySpec:
+    table = study.spec.retrain
+    tables = study.spec.model_dump(mode="json")
+    factory = table.factory or study.spec.workload.function
+    arguments: Mapping[str, Any] = study.spec.workload.arguments
+    if table.key_argument is not None:
+        arguments = {**arguments, table.key_argument: run_key}
+    tables["workload"] = {"factory": factory, "arguments": dict(arguments)}
+    if study.spec.workload.train is not None and table.factory is None:
+        tables["workload"] = {"train": factory, "arguments": dict(arguments)}
+    return StudySpec.model_validate_json(json.dumps(tables))
+
+
+def _refuse_gate(job: Job) -> None:
+    gate, workload = job.spec.retrain.gate, job.workload
+    if job.metric not in workload.metric_names:
+        raise UsageError(
+            f"[retrain.gate] metric: expected one that {job.spec.workload.function} measures "
+            f"({', '.join(workload.metric_names)}), got {job.metric!r}"
+        )
+    if job.spec.study.metric not in workload.metric_names:
+        raise UsageError(
+            f"[retrain] factory: expected data with the study's metric {job.spec.study.metric!r}, "
+            f"got one of {', '.join(workload.metric_names)}"
+        )
+    missing = [name for name in gate.slices or () if name not in workload.slices]
+    if missing:
+        known = ", ".join(workload.slices) or "none"
+        raise UsageError(
+            f"[retrain.gate] slices: expected slices of the workload ({known}), got "
+            f"{', '.join(missing)}"
+        )
+    if job.spec.retrain.do != "refit" and workload.holdout is None:
+        raise UsageError(
+            f"[retrain] do: {job.spec.retrain.do!r} chooses by the validation rows, so champion "
+            f"and challenger need others to be compared by; expected a holdout of "
+            f'{job.spec.workload.function}, or do = "refit"'
+        )
+    models.row_values(
+        models.fresh_model(workload, job.spec), workload, job.spec, job.metric
+    )  # refuses what is no mean over rows
+
+
+def _refuse_lost_model(job: Job) -> None:
+    """Refuse where a champion was promoted from here and is there no more."""
+    if job.champion() is not None:
+        return
+    for earlier in Retrainings(job.ledger).promoted(job.registry.model):
+        number = earlier.result[LOG]["version"]
+        raise NotFoundError(
+            f"model {job.registry.model!r} has no champion in the registry, though the retraining "
+            f"{earlier.run_key!r} made version {number} of it the champion; restore it, let "
+            f"`tuner rollback {job.study.name} --to VERSION` name another, or give [retrain] model "
+            "another name to begin anew"
+        )
+
+
+def _refuse_misfit(champion: Loaded, workload: Workload, spec: StudySpec) -> None:
+    example = models.example_of(workload, spec)
+    outputs = models.predict(models.fresh_model(workload, spec), example)
+    for what, known, here in (
+        ("inputs", champion.inputs, example),
+        ("outputs", champion.outputs, outputs),
+    ):
+        got = Rows(dtype=str(here.dtype), shape=here.shape[1:])
+        if got != known:
+            raise UsageError(
+                f"the data does not fit the signature of {champion.version.model!r}, version "
+                f"{champion.version.number}: {what}: expected {known}, got {got} from "
+                f"{spec.workload.function}; mend the data, or give [retrain] model another name"
+            )

@@ -1,0 +1,91 @@
+"""The gate: whether a challenger takes the champion's place. Pure functions of measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tuner.spec import GateTable
+from tuner.statistics import Interval, bootstrap_interval, t_interval
+
+FEW = 10
+"""Pairs below which the bootstrap's interval is too narrow; Student's is taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What the gate says, and why."""
+
+    promote: bool
+    reason: str  # a sentence
+    improvement: Interval | None  # how much better the challenger is; None: there is no champion
+    slices: Mapping[str, Interval]  # the same on named parts
+
+
+def first(metric: str, value: float) -> Decision:
+    """Decide where there is no champion."""
+    if not np.isfinite(value):
+        reason = f"There is no champion, but the challenger's {metric} is {value}."
+        return Decision(promote=False, reason=reason, improvement=None, slices={})
+    reason = f"The first champion: {metric} {value:.4g}, and nothing to compare it with."
+    return Decision(promote=True, reason=reason, improvement=None, slices={})
+
+
+def decide(
+    gate: GateTable,
+    metric: str,
+    direction: str,
+    *,
+    champion: np.ndarray,  # [row]
+    challengers: Sequence[np.ndarray],  # [seed][row]; the first one is offered
+    slices: Mapping[str, np.ndarray],  # bool [row]
+    seed: int,
+) -> Decision:
+    """Compare challengers with the champion on the same rows, in pairs.
+
+    The pairs are rows, of the one challenger, or seeds, where there are several challengers. The
+    challenger is better when the whole interval lies above the minimum improvement, and worse on
+    a slice when the interval of its rows lies wholly below minus the tolerance.
+    """
+    sign = 1.0 if direction == "minimize" else -1.0
+    gains = [sign * (champion - one) for one in challengers]  # [seed][row], positive is better
+    if not all(np.isfinite(one).all() for one in gains):
+        said = f"{metric} is not finite on every row, so the two cannot be compared."
+        return Decision(promote=False, reason=said, improvement=None, slices={})
+    rng = np.random.default_rng(seed)
+    pairs = gains[0] if len(gains) == 1 else np.array([one.mean() for one in gains])
+    whole = _interval(pairs, rng, gate.level)
+    parts = {name: _interval(gains[0][mask], rng, gate.level) for name, mask in slices.items()}
+    unit = "rows" if len(gains) == 1 else "seeds"
+    values = f"{metric} {champion.mean():.4g} of the champion, {challengers[0].mean():.4g} now"
+    sure = (
+        f"{100 * gate.level:g}% interval {whole.low:.3g} to {whole.high:.3g} over {whole.n} {unit}"
+    )
+    if not whole.low > gate.minimum_improvement:
+        what = (
+            "worse"
+            if whole.high < 0
+            else "better, but not by enough"
+            if whole.low > 0
+            else "no better for sure"
+        )
+        reason = (
+            f"The challenger is {what}: {values}, an improvement of {whole.mean:.3g} "
+            f"({sure}; needed: above {gate.minimum_improvement:g})."
+        )
+        return Decision(promote=False, reason=reason, improvement=whole, slices=parts)
+    worse = {name: one for name, one in parts.items() if one.high < -gate.tolerance}
+    if worse:
+        listed = "; ".join(
+            f"{name}: {-one.mean:.3g} worse over {one.n} rows" for name, one in worse.items()
+        )
+        reason = f"Better as a whole ({values}), but worse on {listed}."
+        return Decision(promote=False, reason=reason, improvement=whole, slices=parts)
+    reason = f"Better: {values}, an improvement of {whole.mean:.3g} ({sure})."
+    return Decision(promote=True, reason=reason, improvement=whole, slices=parts)
+
+
+def _interval(pairs: np.ndarray, rng: np.random.Generator, level: float) -> Interval:
+    return t_interval(pairs, level) if len(pairs) < FEW else bootstrap_interval(pairs, rng, level)

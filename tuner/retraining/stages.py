@@ -1,0 +1,278 @@
+"""A retraining, stage by stage: train, evaluate, log, promote; once a key, whatever dies.
+
+Each stage can be done again: what it leaves outside of the ledger is found again by the
+retraining's identity, and what it found is committed under the retraining's token. The alias
+`champion` is moved by one write, after all that a reader could ask about the version is there;
+who dies before it leaves the old champion, and who dies after it a new one that is whole.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from tuner.environment import describe
+from tuner.errors import LeaseLost, UnavailableError
+from tuner.failpoints import reach
+from tuner.ledger import Retraining, Retrainings
+from tuner.ledger.retrainings import DONE, EVALUATE, FAILED, KEPT, LOG, PROMOTE, PROMOTED, TRAIN
+from tuner.logs import logger
+from tuner.retraining import drift, gate
+from tuner.retraining.checking import Job
+from tuner.retraining.training import Challengers, challengers
+from tuner.storage import tracking_client
+from tuner.tracking.registry import CHAMPION, REPLACES, RETRAINING
+from tuner.tracking.retrain_runs import ModelOf, RetrainRuns, RunOf
+from tuner.training import models
+from tuner.training.workloads import code_digest
+
+REASON_LIMIT = 5000
+
+log = logger(__name__)
+
+
+class Stages:
+    """The stages of one claimed retraining, in this process."""
+
+    def __init__(
+        self, job: Job, store: Retrainings, held: Retraining, stop: threading.Event
+    ) -> None:
+        self._job = job
+        self._store = store
+        self._held = held
+        self._stop = stop
+        self._lost = threading.Event()
+        self._folder = job.places.checkpoints / "retrain" / str(held.id)
+        self._trained: Challengers | None = None
+
+    @functools.cached_property
+    def _runs(self) -> RetrainRuns:
+        places = self._job.places
+        return RetrainRuns(tracking_client(places), self._job.study.name, places.artifacts)
+
+    def run(self) -> Retraining:
+        """Do what is left to be done; give the retraining as it ended.
+
+        Raises `LeaseLost` when another process has it meanwhile, and `KeyboardInterrupt` when this
+        one is told to stop; in both cases, and after any error, the next call goes on.
+        """
+        stages: Mapping[str, Callable[[], None]] = {
+            TRAIN: self._train,
+            EVALUATE: self._evaluate,
+            LOG: self._log,
+            PROMOTE: self._promote,
+        }
+        with self._kept():
+            reach("retrain.claimed")
+            while self._held.stage != DONE:
+                stages[self._held.stage]()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        return self._held
+
+    # --- the stages
+
+    def _train(self) -> None:
+        found = self._challengers().found()
+        self._advance(LOG if found["failed"] else EVALUATE, found)
+        reach("retrain.trained")
+
+    def _evaluate(self) -> None:
+        job, champion = self._job, self._job.champion()
+        spec, table = job.spec, job.spec.retrain.gate
+        made = [self._rows(one.model) for one in self._challengers().models]
+        value = float(made[0].mean())
+        if champion is None:
+            decision, number, theirs = gate.first(job.metric, value), None, None
+        else:
+            rows = self._rows(champion.module)
+            parts = models.slices(job.workload)
+            wanted = parts if table.slices is None else {key: parts[key] for key in table.slices}
+            decision = gate.decide(
+                table,
+                job.metric,
+                table.direction or spec.study.direction,
+                champion=rows,
+                challengers=made,
+                slices=wanted,
+                seed=spec.study.seed,
+            )
+            number, theirs = champion.version.number, float(rows.mean())
+        found = {
+            "promote": decision.promote,
+            "reason": decision.reason,
+            "champion": number,
+            "values": {"champion": theirs, "challenger": value},
+            "improvement": drift.interval_as_json(decision.improvement),
+            "slices": {name: drift.interval_as_json(one) for name, one in decision.slices.items()},
+        }
+        self._advance(LOG, found)
+        reach("retrain.evaluated")
+
+    def _log(self) -> None:
+        trained = self._challengers()
+        run_id = self._runs.log(self._run_of(trained))
+        if self._result(TRAIN)["failed"]:
+            champion = self._job.registry.champion()
+            number = None if champion is None else champion.number
+            self._advance(LOG, {"run_id": run_id, "version": None, "champion": number})
+            why = f"The challenger did not train: {self._result(TRAIN)['failed']}."
+            return self._end(FAILED, why)
+        content = self._model_of(trained)
+        version = self._runs.register(self._job.registry, run_id, content)
+        self._job.registry.tag(version.number, content.tags)  # of a second evaluation, if need be
+        self._advance(PROMOTE, {"run_id": run_id, "version": version.number})
+        reach("retrain.logged")
+        return None
+
+    def _promote(self) -> None:
+        registry, decision = self._job.registry, self._result(EVALUATE)
+        mine = int(self._result(LOG)["version"])
+        if not decision["promote"]:
+            return self._end(KEPT, decision["reason"])
+        champion = registry.champion()
+        now = None if champion is None else champion.number
+        if now != mine:
+            if now != decision["champion"]:  # a rollback came between: compare with that one
+                self._held = self._store.advance(self._held, EVALUATE, {})
+                return None
+            self._still()
+            if not self._store.renew(self._held):
+                raise LeaseLost("another process has the retraining; its result is the one")
+            registry.point(CHAMPION, mine)
+        reach("retrain.promoted")
+        return self._end(PROMOTED, decision["reason"])
+
+    # --- what they need
+
+    def _challengers(self) -> Challengers:
+        """Give the challengers; after the first stage they are read from where they were kept."""
+        if self._trained is None:
+            self._trained = challengers(self._job, self._folder, self._still)
+        return self._trained
+
+    def _rows(self, model: Any) -> Any:
+        return models.row_values(model, self._job.workload, self._job.spec, self._job.metric)
+
+    def _run_of(self, trained: Challengers) -> RunOf:
+        job, origin, model = self._job, trained.origin, trained.models[0]
+        params = {**origin.params, "log10_lr": math.log10(float(origin.params["lr"]))}
+        low, high = origin.lr_range
+        metrics = {"lr_low": low, "lr_high": high}
+        decision = self._held.result.get(EVALUATE)
+        if decision is not None:
+            for who, value in decision["values"].items():
+                if value is not None and math.isfinite(value):
+                    metrics[f"{who}_{job.metric}"] = value
+        return RunOf(
+            identity=identity_of(self._held),
+            name=f"{job.run_key}: retrain",
+            started_at=self._held.created_at,
+            ended_at=max(self._held.created_at, model.curve.last_time),
+            params={key: str(value) for key, value in params.items()},
+            metrics=metrics,
+            tags=self._tags(trained),
+            data=(job.workload.data_name, job.workload.data_digest),
+            factory=job.spec.workload.function,
+            curve=model.curve,
+            status="KILLED" if self._result(TRAIN)["failed"] else "FINISHED",
+        )
+
+    def _model_of(self, trained: Challengers) -> ModelOf:
+        job, module = self._job, trained.models[0].model
+        example = models.example_of(job.workload, job.spec)
+        outputs = models.predict(module, example)
+        tags = self._tags(trained) | {"tuner.outputs": models.fingerprint(outputs)}
+        return ModelOf(module=module, example=example, outputs=outputs, tags=tags)
+
+    def _tags(self, trained: Challengers) -> dict[str, str]:
+        """Give the tags of run and version: where it comes from, and what the gate said."""
+        job, origin = self._job, trained.origin
+        environment = describe(job.spec.training.device)
+        tags = {
+            RETRAINING: identity_of(self._held),
+            "tuner.run_key": job.run_key,
+            "tuner.study": origin.study,
+            "tuner.study_version": str(origin.version),
+            "tuner.trial": str(origin.trial),
+            "tuner.params": json.dumps(dict(origin.params), sort_keys=True),
+            "tuner.data_digest": job.workload.data_digest,
+            "tuner.code_digest": code_digest(job.spec.workload.function, job.prefixes),
+            "tuner.seed": str(job.seed(0)),
+        }
+        if environment["git_commit"]:
+            tags["mlflow.source.git.commit"] = environment["git_commit"]
+            tags["tuner.git_dirty"] = str(environment["git_dirty"]).lower()
+        decision = self._held.result.get(EVALUATE)
+        if decision is None:
+            return tags | {"tuner.reason": self._result(TRAIN)["failed"]}
+        tags |= {"tuner.metric": job.metric, "tuner.reason": decision["reason"][:REASON_LIMIT]}
+        tags |= {
+            f"tuner.{who}": repr(value)
+            for who, value in decision["values"].items()
+            if value is not None
+        }
+        tags["tuner.gate"] = PROMOTED if decision["promote"] else KEPT
+        if decision["promote"] and decision["champion"] is not None:
+            tags[REPLACES] = str(decision["champion"])
+        return tags
+
+    # --- the ledger
+
+    def _result(self, stage: str) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self._held.result[stage]
+        return found
+
+    def _advance(self, stage: str, found: Mapping[str, Any]) -> None:
+        self._held = self._store.advance(self._held, stage, found)
+
+    def _end(self, outcome: str, reason: str) -> None:
+        drift.show(self._runs, self._store, self._held, outcome, self._job.metric)
+        self._held = self._store.end(self._held, outcome, reason)
+
+    def _still(self) -> None:
+        """Raise where there is no reason to go on."""
+        if self._lost.is_set():
+            raise LeaseLost(
+                f"the retraining {self._held.run_key!r} was given up for lost; another has it"
+            )
+        if self._stop.is_set():
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        """Renew the lease while the body runs; give it up when the body is left by an error."""
+        ended = threading.Event()
+
+        def keep() -> None:
+            while not ended.wait(self._store.lease_seconds / 3):
+                try:
+                    if not self._store.renew(self._held):
+                        self._lost.set()
+                        return
+                except UnavailableError as error:
+                    log.warning(f"the retraining's lease cannot be renewed for now: {error}")
+
+        thread = threading.Thread(target=keep, name="retraining's lease", daemon=True)
+        thread.start()
+        try:
+            yield
+        except BaseException:
+            ended.set()
+            thread.join()
+            self._store.release(self._held)
+            raise
+        ended.set()
+        thread.join()
+
+
+def identity_of(held: Retraining) -> str:
+    """Name a retraining for MLflow, which may serve several ledgers, by letters and digits."""
+    whole = f"{held.id} {held.study} {held.run_key} {held.created_at!r}"
+    return hashlib.sha256(whole.encode()).hexdigest()[:32]

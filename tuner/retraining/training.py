@@ -1,0 +1,155 @@
+"""The first stage: challengers from the best parameters known, or from a search around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tuner.ledger import Retrainings
+from tuner.ledger.retrainings import TRAIN
+from tuner.retraining import retuning
+from tuner.retraining.checking import Job
+from tuner.spec import ParameterValue, Range
+from tuner.training import models
+from tuner.training.models import TrainedModel
+from tuner.training.trainer import Status, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where parameters come from."""
+
+    params: Mapping[str, ParameterValue]
+    study: str
+    version: int
+    trial: int
+    lr_range: tuple[float, float]  # in which the rate was searched
+    best: int  # the study's best trial then
+
+    def as_json(self) -> dict[str, Any]:
+        """Give what the ledger keeps."""
+        return vars(self) | {"params": dict(self.params), "lr_range": list(self.lr_range)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Challengers:
+    """Models of one origin, each from a seed of its own; the first one is offered."""
+
+    origin: Origin
+    models: tuple[TrainedModel, ...]
+    retuned: str | None  # the study that searched, if one did
+
+    @property
+    def value(self) -> float | None:
+        """The objective of the one that is offered; None where any of them has none."""
+        whole = all(one.status is Status.FINISHED for one in self.models)
+        return self.models[0].value if whole else None
+
+    def found(self) -> dict[str, Any]:
+        """Give what the ledger keeps of the stage."""
+        bad = [one for one in self.models if one.status is not Status.FINISHED]
+        return {
+            "origin": self.origin.as_json(),
+            "value": self.value,
+            "failed": None if not bad else bad[0].reason,
+            "retuned": self.retuned,
+            "seconds": self.models[0].curve.last_time - float(self.models[0].curve.eval_times[0]),
+        }
+
+
+def challengers(job: Job, folder: Path, still: Callable[[], None]) -> Challengers:
+    """Train them, or go on with what is in the folder."""
+    base = _known(job)
+    do = job.spec.retrain.do
+    refit = None if do == "retune" else _train(job, base, folder / "refit", still, None)
+    if refit is not None and (do == "refit" or not _falls_short(job, refit.value)):
+        return refit
+    around = [base.params, *retuning.best_known(job.ledger, job.study)]
+    name = f"{job.study.name} retune {job.run_key}"
+    spec = retuning.spec_of(job.spec, name, around)
+    study, best = retuning.search(job.ledger, job.places, spec, job.prefixes)
+    if best is None:  # the parameters known are the last resort, and their failure is said
+        return refit or _train(job, base, folder / "refit", still, study.name)
+    assert best.params is not None
+    origin = Origin(
+        params=best.params,
+        study=study.name,
+        version=study.version,
+        trial=best.number,
+        lr_range=_range(spec.space.lr, best.params),
+        best=job.best.number,
+    )
+    found = _train(job, origin, folder / "retune", still, study.name)
+    if refit is None or refit.value is None or found.value is None:
+        return found if found.value is not None or refit is None else refit
+    return found if _sign(job) * (found.value - refit.value) < 0 else refit
+
+
+def _known(job: Job) -> Origin:
+    """Give the champion's parameters, or the study's best where that has found better since."""
+    earlier = job.champions_origin()
+    if earlier is not None and earlier.study == job.study.name:
+        kept = earlier.result[TRAIN]["origin"]
+        if kept["best"] == job.best.number:
+            return Origin(**{**kept, "lr_range": tuple(kept["lr_range"])})
+    assert job.best.params is not None
+    return Origin(
+        params=job.best.params,
+        study=job.study.name,
+        version=job.study.version,
+        trial=job.best.number,
+        lr_range=_range(job.study.spec.space.lr, job.best.params),
+        best=job.best.number,
+    )
+
+
+def _range(entry: Any, params: Mapping[str, ParameterValue]) -> tuple[float, float]:
+    """Give the lowest and the highest rate of a space."""
+    if isinstance(entry, Range):
+        return entry.low, entry.high
+    rates = entry if isinstance(entry, tuple) else (float(params["lr"]),)
+    return min(rates), max(rates)
+
+
+def _train(
+    job: Job, origin: Origin, file: Path, still: Callable[[], None], retuned: str | None
+) -> Challengers:
+    made = []
+    for index in range(job.spec.retrain.gate.seeds):
+        task = Task(number=index, seed=job.seed(index), params=origin.params)
+        made.append(
+            models.train(
+                job.workload,
+                job.spec,
+                task,
+                file.with_name(f"{file.name}-{index}.pt"),
+                still=still,
+                clock=Retrainings(job.ledger).now,
+            )
+        )
+    return Challengers(origin=origin, models=_middle_first(made), retuned=retuned)
+
+
+def _middle_first(made: list[TrainedModel]) -> tuple[TrainedModel, ...]:
+    """Put the model in the middle first: the best of several would be chosen for its luck."""
+    values = [np.inf if one.value is None else one.value for one in made]
+    middle = int(np.argsort(values, kind="stable")[(len(made) - 1) // 2])
+    return (made[middle], *(one for index, one in enumerate(made) if index != middle))
+
+
+def _falls_short(job: Job, value: float | None) -> bool:
+    """Tell whether a refit is worse than could be expected: the champion's value, or the best."""
+    earlier = job.champions_origin()
+    expected = job.best.value if earlier is None else earlier.result[TRAIN]["value"]
+    if value is None or expected is None:
+        return True
+    limit = job.spec.retrain.shortfall * abs(expected)
+    return bool(_sign(job) * (value - expected) > limit)
+
+
+def _sign(job: Job) -> int:
+    return 1 if job.spec.study.direction == "minimize" else -1

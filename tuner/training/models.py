@@ -1,0 +1,192 @@
+"""Trained models: training one to its end, what it is worth row by row, and what it predicts."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tuner import curves
+from tuner.curves import Chunk
+from tuner.errors import UsageError
+from tuner.failpoints import reach
+from tuner.spec import StudySpec
+from tuner.training import checkpoint
+from tuner.training.checkpoint import CheckpointError
+from tuner.training.reference import ReferenceTrainer
+from tuner.training.trainer import ENDED, Event, Status, Task
+from tuner.training.workloads import Workload
+
+BLOCK = 200
+"""How many steps are trained between two looks at the clock; it changes no curve."""
+EXAMPLE_ROWS = 2
+"""How many rows an input example has; the exported graph takes any number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """What came of training."""
+
+    model: nn.Module  # in evaluation mode, on the CPU
+    status: Status  # FINISHED or DIVERGED
+    reason: str  # why it ended, unless that was at the horizon
+    value: float | None  # the objective
+    curve: Chunk
+
+
+def train(
+    workload: Workload,
+    spec: StudySpec,
+    task: Task,
+    file: Path,
+    *,
+    still: Callable[[], None],
+    clock: Callable[[], float],
+) -> TrainedModel:
+    """Train to the end, keeping in `file` all that a next call needs to go on, or to be done.
+
+    `still` is called between blocks of steps and may raise; `clock` gives seconds since 1970. A
+    file that is damaged, or of other data or parameters, is as good as none.
+    """
+    trainer = ReferenceTrainer(workload, spec)
+    curve, status, reason, value = curves.empty(), Status.TRAINING, "", None
+    saved = _saved(file, workload, task)
+    if saved is None:
+        trainer.admit(task)
+    else:
+        trainer.admit(_from_snapshot(task, saved["snapshot"]))
+        curve, status = Chunk.from_bytes(0, saved["curve"]), Status(saved["status"])
+        reason, value = saved["reason"], saved["value"]
+    saved_at, offset = time.monotonic(), clock() - time.monotonic()
+    while status not in ENDED:
+        still()
+        for event in trainer.advance(BLOCK):
+            curve = curves.join([part for part in (curve, _chunk(event, offset)) if part.columns])
+            status, reason, value = event.status, event.reason, event.value
+        if status in ENDED or time.monotonic() - saved_at >= spec.training.checkpoint_seconds:
+            kept = {
+                "data": workload.data_digest,
+                "snapshot": trainer.snapshot(task.number),
+                "curve": curve.to_bytes(),
+                "status": status.value,
+                "reason": reason,
+                "value": value,
+            }
+            checkpoint.write(file, checkpoint.to_bytes(kept))
+            saved_at = time.monotonic()
+            reach("retrain.in_training")
+    state = checkpoint.from_bytes(trainer.snapshot(task.number))
+    model = workload.model(task.seed, _dtype(spec))
+    model.load_state_dict(state["model"])
+    return TrainedModel(model=model.eval(), status=status, reason=reason, value=value, curve=curve)
+
+
+def _saved(file: Path, workload: Workload, task: Task) -> dict[str, Any] | None:
+    """Read what an earlier call has kept, if it was of the same data and parameters."""
+    try:
+        saved = checkpoint.from_bytes(file.read_bytes())
+        snapshot = checkpoint.from_bytes(saved["snapshot"])
+    except (OSError, CheckpointError):
+        return None
+    known = snapshot["fingerprint"]
+    params = {key.removeprefix("params "): value for key, value in known.items() if " " in key}
+    same = params == dict(task.params) and known["seed"] == task.seed
+    return saved if same and saved["data"] == workload.data_digest else None
+
+
+def _from_snapshot(task: Task, snapshot: bytes) -> Task:
+    return Task(number=task.number, seed=task.seed, params=task.params, snapshot=snapshot)
+
+
+def _chunk(event: Event, offset: float) -> Chunk:
+    """Give an event as a piece of a curve; `offset` leads from its clock to the time of day."""
+    names = list(dict.fromkeys(name for one in event.evaluations for name in one.metrics))
+    return Chunk(
+        first_step=event.first_step,
+        columns=event.columns,
+        times=event.times + offset,
+        eval_steps=np.array([one.step for one in event.evaluations], dtype=np.int64),
+        eval_times=np.array([one.time + offset for one in event.evaluations], dtype=np.float64),
+        metrics={
+            name: np.array([one.metrics[name] for one in event.evaluations]) for name in names
+        },
+    )
+
+
+def _dtype(spec: StudySpec) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, spec.training.dtype)
+    return dtype
+
+
+# --- what a model is worth
+
+
+def row_values(
+    model: nn.Module, workload: Workload, spec: StudySpec, metric: str
+) -> np.ndarray:  # float64 [row]
+    """Measure a model on each of the rows held out.
+
+    Raises `UsageError` when the metric of all of them is not the mean of those of each.
+    """
+    measure = {"val_loss": workload.loss, **workload.metrics}[metric]
+    inputs, targets = (_cast(part, spec) for part in workload.held_out)
+    with torch.no_grad():
+        outputs = model(inputs)
+        whole = measure(outputs, targets).item()
+        rows = [
+            measure(outputs[row : row + 1], targets[row : row + 1]).item()
+            for row in range(len(inputs))
+        ]
+    values = np.array(rows)
+    if np.isfinite(whole) and not np.isclose(values.mean(), whole, rtol=1e-3, atol=1e-6):
+        raise UsageError(
+            f"[retrain.gate] metric: expected a mean over rows, since challenger and champion are "
+            f"compared row by row, got {metric}, which is {whole:.6g} over {len(rows)} rows whose "
+            f"own mean is {values.mean():.6g}"
+        )
+    return values
+
+
+def fresh_model(workload: Workload, spec: StudySpec) -> nn.Module:
+    """Build a model that nobody has trained."""
+    return workload.model(0, _dtype(spec)).eval()
+
+
+def slices(workload: Workload) -> Mapping[str, np.ndarray]:  # bool [row]
+    """Give the named parts of the rows held out."""
+    return {name: mask.numpy() for name, mask in workload.slices.items()}
+
+
+# --- what it predicts
+
+
+def example_of(workload: Workload, spec: StudySpec) -> np.ndarray:  # [row, ...]
+    """Give a few rows as the model takes them."""
+    rows: np.ndarray = _cast(workload.train_inputs[:EXAMPLE_ROWS], spec).numpy()
+    return rows
+
+
+def predict(model: nn.Module, inputs: np.ndarray) -> np.ndarray:  # [row, ...] both
+    """Give a model's outputs."""
+    with torch.no_grad():
+        outputs: np.ndarray = model(torch.from_numpy(inputs)).numpy()
+    return outputs
+
+
+def fingerprint(outputs: np.ndarray) -> str:
+    """Name outputs by 16 hexadecimal digits of a SHA-256 over type, shape and bytes."""
+    content = (
+        f"{outputs.dtype} {outputs.shape}\n".encode() + np.ascontiguousarray(outputs).tobytes()
+    )
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _cast(data: Tensor, spec: StudySpec) -> Tensor:
+    return data.to(_dtype(spec)) if data.is_floating_point() else data
