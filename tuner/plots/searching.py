@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 ENOUGH = 4
 """Completed trials that importances need; of fewer they say nothing."""
-MOST = 1000
-"""Trials that are looked at, the last ones; forests and plots of more take seconds."""
+MOST = 300
+"""Trials that are looked at, evenly over the study; forests and plots of more take long."""
+TREES = 32
 
 SCALE = ((0.0, BLUE), (0.5, GREEN), (1.0, AMBER))
 """Of colours for numbers, readable on light and dark ground."""
@@ -29,7 +30,7 @@ SHOWN = 6
 
 
 def in_memory(study: StudyRecord, trials: Sequence[TrialRecord]) -> Study:
-    """Give the completed trials of a study as Optuna's study, in memory."""
+    """Give completed trials of a study as Optuna's study, in memory; of many, every so many."""
     import optuna  # noqa: PLC0415
 
     from tuner.search.mirror import frozen  # noqa: PLC0415
@@ -37,7 +38,8 @@ def in_memory(study: StudyRecord, trials: Sequence[TrialRecord]) -> Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     made = optuna.create_study(direction=study.spec.study.direction, study_name=study.title)
     completed = [one for one in trials if one.state == COMPLETED and one.params is not None]
-    made.add_trials([frozen(one, study.spec) for one in completed[-MOST:]])
+    every = -(-len(completed) // MOST) or 1
+    made.add_trials([frozen(one, study.spec) for one in completed[::every]])
     return made
 
 
@@ -55,7 +57,7 @@ def importances(study: Study) -> dict[str, float]:
     everywhere = [name for name in varied(study) if all(name in one.params for one in study.trials)]
     if not everywhere:
         return {}
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=TREES, seed=0)
     found = optuna.importance.get_param_importances(study, evaluator=evaluator, params=everywhere)
     return {name: float(share) for name, share in found.items()}
 
