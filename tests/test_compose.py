@@ -236,8 +236,16 @@ def the_study_is_whole(stack: Stack) -> None:
     assert len(workers) in {1, 2}
 
 
-def asked(stack: Stack, path: str, account: str | None = None, host: str | None = None) -> int:
-    request = urllib.request.Request(f"http://127.0.0.1:{stack.port}{path}")
+def asked(
+    stack: Stack,
+    path: str,
+    account: str | None = None,
+    host: str | None = None,
+    put: bytes | None = None,
+) -> int:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{stack.port}{path}", data=put, method="PUT" if put else "GET"
+    )
     if account:
         request.add_header("Authorization", f"Basic {base64.b64encode(account.encode()).decode()}")
     if host:
@@ -258,6 +266,18 @@ def mlflow_lets_in_who_has_an_account_and_names_a_host_of_its_own(stack: Stack) 
     assert asked(stack, path, right) == 200
     assert asked(stack, path, right, "mlflow:5000") == 200
     assert asked(stack, path, right, "evil.example") == 403
+
+
+def artifacts_go_through_the_server_and_stay_in_its_volume(stack: Stack) -> None:
+    path = "/api/2.0/mlflow-artifacts/artifacts/"
+    right = f"admin:{stack.secrets['mlflow_admin']}"
+    assert asked(stack, f"{path}a/b.txt", put=b"mine") == 401
+    assert asked(stack, f"{path}a/b.txt", right, put=b"mine") == 200
+    volume = stack.folder / "mlflow" / "artifacts"
+    assert (volume / "a" / "b.txt").read_bytes() == b"mine"
+    for outside in ("../out.txt", "%2e%2e/out.txt", "a/%2e%2e/%2e%2e/out.txt", "%2Ftmp%2Fout.txt"):
+        assert asked(stack, path + outside, right, put=b"theirs") >= 400
+    assert not list(stack.folder.rglob("out.txt"))
 
 
 def the_dashboard_shows_the_study_to_a_worker(stack: Stack) -> None:
@@ -311,6 +331,7 @@ def test_the_stack_works_as_the_file_says(tmp_path):
             every_service_is_healthy(stack)
             the_study_is_whole(stack)
             mlflow_lets_in_who_has_an_account_and_names_a_host_of_its_own(stack)
+            artifacts_go_through_the_server_and_stay_in_its_volume(stack)
             the_dashboard_shows_the_study_to_a_worker(stack)
             no_secret_is_where_it_can_be_read(stack)
             a_stop_is_heeded(stack)
