@@ -72,7 +72,7 @@ class Stack:
         self.cluster = cluster
         self.file = read()
         self.running: list[Service] = []
-        self.port = free_port()  # of MLflow's server
+        self.port, self.dashboard = free_port(), free_port()  # of MLflow's server, of Optuna's
         self.places = {
             "/run/secrets/": f"{folder}/secrets/",
             "/var/lib/tuner": f"{folder}/work",
@@ -82,6 +82,8 @@ class Stack:
             "http://mlflow:5000": f"http://127.0.0.1:{self.port}",
             "127.0.0.1:5000": f"127.0.0.1:{self.port}",
             "--port=5000": f"--port={self.port}",
+            "127.0.0.1:8080": f"127.0.0.1:{self.dashboard}",
+            "--port=8080": f"--port={self.dashboard}",
             "0.0.0.0": "127.0.0.1",
         }
         self._prepare()
@@ -151,7 +153,7 @@ class Stack:
     def tuner(self, name: str, *arguments: str) -> tuple[int, str]:
         """Do what `docker compose run NAME tuner ...` does; give the exit code and the output."""
         log = self.folder / f"run-{time.monotonic_ns()}.log"
-        code = self._run(name, ["tuner", *arguments], self.places, log).wait(timeout=120)
+        code = self._run(name, ["tuner", *arguments], self.places, log).wait(timeout=300)
         return code, log.read_text()
 
     # --- health
@@ -159,10 +161,10 @@ class Stack:
     def _wait(self, name: str, condition: str) -> None:
         if condition == "service_completed_successfully":
             service = next(one for one in self.running if one.name == name)
-            assert service.process.wait(timeout=120) == 0, service.log.read_text()
+            assert service.process.wait(timeout=300) == 0, service.log.read_text()
         else:
             assert condition == "service_healthy"
-            until(lambda: self.healthy(name), f"{name} to be healthy", 120)
+            until(lambda: self.healthy(name), f"{name} to be healthy", 300)
 
     def healthy(self, name: str) -> bool:
         """Make the health check of every container of a service, as the engine would."""
@@ -195,10 +197,7 @@ class Stack:
         for service in reversed(self.running):
             if service.process.poll() is None:
                 service.process.terminate()
-                grace = self.file["services"][service.name]["stop_grace_period"]
-                codes.setdefault(service.name, []).append(
-                    service.process.wait(timeout=float(grace.removesuffix("s")))
-                )
+                codes.setdefault(service.name, []).append(service.process.wait(timeout=300))
         return codes
 
     def kill(self) -> None:

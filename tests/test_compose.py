@@ -194,31 +194,12 @@ def test_nothing_starts_without_its_secret(tmp_path, content):
 # --- what it says works
 
 
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory):
-    """The whole stack, which has trained a small study and is still there."""
-    folder = tmp_path_factory.mktemp("stack")
-    with postgres.cluster() as cluster:
-        made = Stack(folder, cluster)
-        try:
-            made.up(*(name for name, one in SERVICES.items() if "profiles" not in one))
-            sizes = ["--set", "budget.trials=4", "--set", "training.steps=60"]
-            code, said = made.tuner("worker", "submit", "studies/digits.toml", *sizes)
-            assert code == 0, said
-            until(lambda: published(made) == 4, "four trials in all three places", 180)
-            made.look()
-            yield made
-        finally:
-            made.kill()
-
-
 def published(stack: Stack) -> int:
     ended = "SELECT count(*) FROM tuner.tuner_published_trials WHERE final AND target = 'mlflow'"
     return int(postgres.rows(stack.cluster.url("tuning"), ended)[0][0])
 
 
-@pytest.mark.slow
-def test_what_runs_is_what_the_file_says(stack):
+def what_runs_is_what_the_file_says(stack: Stack) -> None:
     """Commands and environments as the system has them, with nothing but places exchanged."""
     assert sorted(one.name for one in stack.running) == [
         "migrate", "mlflow", "recorder", "worker", "worker",
@@ -240,14 +221,12 @@ def test_what_runs_is_what_the_file_says(stack):
         assert found == expected
 
 
-@pytest.mark.slow
-def test_every_service_is_healthy(stack):
+def every_service_is_healthy(stack: Stack) -> None:
     for name in ("postgres", "mlflow", "recorder", "worker"):
         assert stack.healthy(name)
 
 
-@pytest.mark.slow
-def test_the_study_is_whole(stack):
+def the_study_is_whole(stack: Stack) -> None:
     code, said = stack.tuner("recorder", "doctor")
     assert (code, said) == (0, "Everything matches.\n")
     url = stack.cluster.url("tuning")
@@ -257,8 +236,16 @@ def test_the_study_is_whole(stack):
     assert len(workers) in {1, 2}
 
 
-def asked(stack: Stack, path: str, account: str | None = None, host: str | None = None) -> int:
-    request = urllib.request.Request(f"http://127.0.0.1:{stack.port}{path}")
+def asked(
+    stack: Stack,
+    path: str,
+    account: str | None = None,
+    host: str | None = None,
+    put: bytes | None = None,
+) -> int:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{stack.port}{path}", data=put, method="PUT" if put else "GET"
+    )
     if account:
         request.add_header("Authorization", f"Basic {base64.b64encode(account.encode()).decode()}")
     if host:
@@ -271,8 +258,7 @@ def asked(stack: Stack, path: str, account: str | None = None, host: str | None 
             return error.code
 
 
-@pytest.mark.slow
-def test_mlflow_lets_in_who_has_an_account_and_names_a_host_of_its_own(stack):
+def mlflow_lets_in_who_has_an_account_and_names_a_host_of_its_own(stack: Stack) -> None:
     path = "/api/2.0/mlflow/experiments/get?experiment_id=0"
     right = f"admin:{stack.secrets['mlflow_admin']}"
     assert asked(stack, path) == 401
@@ -282,8 +268,27 @@ def test_mlflow_lets_in_who_has_an_account_and_names_a_host_of_its_own(stack):
     assert asked(stack, path, right, "evil.example") == 403
 
 
-@pytest.mark.slow
-def test_no_secret_is_where_it_can_be_read(stack):
+def artifacts_go_through_the_server_and_stay_in_its_volume(stack: Stack) -> None:
+    path = "/api/2.0/mlflow-artifacts/artifacts/"
+    right = f"admin:{stack.secrets['mlflow_admin']}"
+    assert asked(stack, f"{path}a/b.txt", put=b"mine") == 401
+    assert asked(stack, f"{path}a/b.txt", right, put=b"mine") == 200
+    volume = stack.folder / "mlflow" / "artifacts"
+    assert (volume / "a" / "b.txt").read_bytes() == b"mine"
+    for outside in ("../out.txt", "%2e%2e/out.txt", "a/%2e%2e/%2e%2e/out.txt", "%2Ftmp%2Fout.txt"):
+        assert asked(stack, path + outside, right, put=b"theirs") >= 400
+    assert not list(stack.folder.rglob("out.txt"))
+
+
+def the_dashboard_shows_the_study_to_a_worker(stack: Stack) -> None:
+    stack.up("dashboard")
+    until(lambda: stack.healthy("dashboard"), "the dashboard")
+    stack.look()
+    with urllib.request.urlopen(f"http://127.0.0.1:{stack.dashboard}/api/studies") as answer:
+        assert "digits" in answer.read().decode()
+
+
+def no_secret_is_where_it_can_be_read(stack: Stack) -> None:
     """Not in arguments, logs, tables or files; a hash of a password is none."""
     dump = [postgres.binaries() / "pg_dumpall", "-d", stack.cluster.administrator]
     tables = subprocess.run(dump, capture_output=True, text=True, check=True).stdout
@@ -303,9 +308,32 @@ def test_no_secret_is_where_it_can_be_read(stack):
         assert secret.encode() not in files, name
 
 
-@pytest.mark.slow
-def test_a_stop_is_heeded_within_the_grace(stack):
-    """The last test of this stack: it stops it."""
+def a_stop_is_heeded(stack: Stack) -> None:
     codes = stack.down()
     assert codes["worker"] == [0, 0]
     assert codes["recorder"] == [0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_stack_works_as_the_file_says(tmp_path):
+    """Started as processes, it trains a small study; one test, since starting it is dear."""
+    with postgres.cluster() as cluster:
+        stack = Stack(tmp_path, cluster)
+        try:
+            stack.up(*(name for name, one in SERVICES.items() if "profiles" not in one))
+            sizes = ["--set", "budget.trials=4", "--set", "training.steps=60"]
+            code, said = stack.tuner("worker", "submit", "studies/digits.toml", *sizes)
+            assert code == 0, said
+            until(lambda: published(stack) == 4, "four trials in all three places", 300)
+            stack.look()
+            what_runs_is_what_the_file_says(stack)
+            every_service_is_healthy(stack)
+            the_study_is_whole(stack)
+            mlflow_lets_in_who_has_an_account_and_names_a_host_of_its_own(stack)
+            artifacts_go_through_the_server_and_stay_in_its_volume(stack)
+            the_dashboard_shows_the_study_to_a_worker(stack)
+            no_secret_is_where_it_can_be_read(stack)
+            a_stop_is_heeded(stack)
+        finally:
+            stack.kill()
