@@ -16,11 +16,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import click
 
 from tuner import logs
-from tuner.cli import checking, database, governing, looking, reporting, tuning
+from tuner.cli import checking, cleaning, database, governing, looking, reporting, tuning
 from tuner.cli.base import EXIT_INTERRUPTED, cli
 from tuner.errors import TunerError
 
-__all__ = ["checking", "cli", "database", "governing", "looking", "main", "reporting", "tuning"]
+__all__ = [
+    "checking",
+    "cleaning",
+    "cli",
+    "database",
+    "governing",
+    "looking",
+    "main",
+    "reporting",
+    "tuning",
+]
 
 
 def main() -> NoReturn:
