@@ -45,9 +45,10 @@ def _aliased(client: MlflowClient) -> set[str]:
 
 def _study_of(client: MlflowClient, run_id: str) -> str | None:
     try:
-        return client.get_run(run_id).data.tags.get("tuner.study")
+        name = client.get_run(run_id).data.tags.get("tuner.study")
     except MlflowException:
         return None  # it is gone; the model has its files elsewhere
+    return None if name is None else str(name)
 
 
 def _tagged(client: MlflowClient) -> set[str]:
