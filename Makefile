@@ -21,7 +21,7 @@ bench: .venv/.installed-dev  ## trials a second, alone and recorded, against loo
 # One thread each: the tests share the cores, and small models are faster without threads.
 test quick: export OMP_NUM_THREADS = 1
 
-test: .venv/.installed-dev  ## every test
+test: .venv/.installed-dev .venv/.chromium  ## every test
 	$(BIN)/python -m pytest -q -n auto
 
 quick: .venv/.installed-dev  ## the tests that start no process and no server
@@ -46,6 +46,15 @@ clean:  ## what `make` made; databases and reports stay
 
 .venv/.installed: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) -e .
+	touch $@
+
+# The browser of the tests: one that is here, Debian's where we may install it, else Playwright's.
+.venv/.chromium: .venv/.installed-dev
+	command -v "$${TUNER_TEST_CHROMIUM:-chromium}" || command -v chromium-browser \
+	    || command -v google-chrome || command -v google-chrome-stable \
+	    || { [ "$$(id -u)" = 0 ] && command -v apt-get && apt-get update -q \
+	        && apt-get install -q -y chromium; } \
+	    || $(BIN)/playwright install chromium
 	touch $@
 
 .venv/.installed-dev: .venv/.installed

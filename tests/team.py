@@ -144,17 +144,17 @@ def team(folder: Path, cluster: Cluster, url: str, **more: str) -> Iterator[Team
 
 
 @contextmanager
-def mlflow_server(folder: Path, tracking: str) -> Iterator[str]:
-    """Run a real MLflow server on a database; give its address."""
+def mlflow_server(folder: Path, tracking: str, *more: str, **env: str) -> Iterator[str]:
+    """Run a real MLflow server on a database, with `more` arguments; give its address."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     log = (folder / "mlflow.log").open("w")
     process = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
          "--workers", "1", "--backend-store-uri", tracking,
-         "--artifacts-destination", str(folder / "artifacts")],
+         "--artifacts-destination", str(folder / "artifacts"), *more],
         cwd=folder,
-        env=environment(folder, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}),
+        env=environment(folder, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **env}),
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,

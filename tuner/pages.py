@@ -27,6 +27,7 @@ def of_study(
     if best:
         found["best trial"] = links.run(best[0])
     if len(best) > 1:
+        found[f"best {len(best)}"] = links.view("tuner-best")
         found[f"best {len(best)} compared"] = links.compare(best)
     if ledger.counts(study.id)[DIVERGED]:
         found["diverged trials"] = links.view("tuner-diverged")

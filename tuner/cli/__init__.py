@@ -18,6 +18,7 @@ import click
 from tuner import logs
 from tuner.cli import (
     checking,
+    cleaning,
     database,
     governing,
     looking,
@@ -32,6 +33,7 @@ from tuner.errors import TunerError
 
 __all__ = [
     "checking",
+    "cleaning",
     "cli",
     "database",
     "governing",

@@ -254,6 +254,32 @@ class Reader:
         with self._reading() as tx:
             return list(tx.scalars(query))
 
+    @again
+    def last_end(self, study_id: int) -> float | None:
+        """Read when a study's last trial ended."""
+        query = select(func.max(trials.c.ended_at)).where(trials.c.study_id == study_id)
+        with self._reading() as tx:
+            at = tx.scalar(query)
+            return None if at is None else float(at)
+
+    @again
+    def last_stopped(self, study_id: int, most: int) -> list[tuple[int, str, str]]:
+        """Read number, outcome and reason of the last trials that did not complete."""
+        query = (
+            select(trials.c.number, trials.c.state, trials.c.reason)
+            .where(trials.c.study_id == study_id, trials.c.state.not_in((COMPLETED, RUNNING)))
+            .order_by(trials.c.ended_at.desc(), trials.c.number.desc())
+            .limit(most)
+        )
+        with self._reading() as tx:
+            return [(row.number, row.state, row.reason or "") for row in tx.execute(query)]
+
+    @again
+    def now(self) -> float:
+        """Read the database's clock, in seconds since 1970."""
+        with self._reading() as tx:
+            return float(tx.scalar(select(database_time())) or 0.0)
+
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
         with self.engine.begin() as tx:

@@ -19,8 +19,13 @@ def erase_runs(client: MlflowClient, study: StudyRecord) -> None:
         for where in _experiments_of(client, study):
             for run in all_runs(client, study, where):
                 client.delete_run(run.info.run_id)
-            client.rename_experiment(where, f"{study.title} (deleted, {where})")
+            client.rename_experiment(where, erased_name(study.title, where))
             client.delete_experiment(where)
+
+
+def erased_name(title: str, experiment: str) -> str:
+    """Give the name of a deleted study's experiment."""
+    return f"{title} (deleted, {experiment})"
 
 
 def _experiments_of(client: MlflowClient, study: StudyRecord) -> list[str]:

@@ -27,10 +27,10 @@ def study_note(
     files: Sequence[str] = (),
 ) -> str:
     """Say what a study's parent run has to say; `best_runs` are ids, best first."""
-    said = [study.reason or "", results.best_in_words(study, best), progress(study, counts)]
-    said += [silence(one) for one in silent]
-    said.append(" · ".join(f"[{text}]({address})" for text, address in _pages(
-        counts, links, best_runs, files)))  # fmt: skip
+    pages = _pages(counts, links, best_runs, files)
+    # the links come early: the page shows the first lines, and more when asked
+    said = [study.reason or "", results.best_in_words(study, best), _linked(pages)]
+    said += [progress(study, counts), *(silence(one) for one in silent)]
     if PICTURE in files:
         said.append(f"![Loss curves of all trials]({links.picture(PICTURE)})")
     said.append(plain(study.spec.study.description))
@@ -41,9 +41,13 @@ def experiment_note(
     study: StudyRecord, best: TrialRecord | None, counts: Mapping[str, int], links: Links
 ) -> str:
     """Say it in the list of experiments, where there is a line of room, and on its page."""
-    pages = (("summary", links.study()), *_pages(counts, links, (), ()))
-    said = " · ".join(f"[{text}]({address})" for text, address in pages)
-    return f"{results.best_in_words(study, best)}\n\n{progress(study, counts)}\n\n{said}"
+    pages = [("summary", links.study()), *_pages(counts, links, (), ())]
+    said = (results.best_in_words(study, best), _linked(pages), progress(study, counts))
+    return "\n\n".join(said)
+
+
+def _linked(pages: Sequence[tuple[str, str]]) -> str:
+    return " · ".join(f"[{text}]({address})" for text, address in pages)
 
 
 def progress(study: StudyRecord, counts: Mapping[str, int]) -> str:
@@ -75,6 +79,7 @@ def _pages(
         ("table of trials", links.view("tuner-table")),
     ]
     if len(best_runs) > 1:
+        found.append((f"curves of the best {len(best_runs)}", links.view("tuner-best")))
         found.append((f"compare the best {len(best_runs)}", links.compare(best_runs)))
     if counts[DIVERGED]:
         found.append((f"the {counts[DIVERGED]} diverged", links.view("tuner-diverged")))

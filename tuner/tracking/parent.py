@@ -18,7 +18,7 @@ from tuner.tracking.notes import FOLDER, experiment_note, study_note
 from tuner.tracking.publications import Publications
 from tuner.tracking.run_content import NAME_LIMIT, PARENT, milliseconds
 from tuner.tracking.run_writers import BATCH, as_tags
-from tuner.tracking.views import BEST, COLOUR, COLOURS, Links, is_known, view_tags
+from tuner.tracking.views import BEST, COLOUR, COLOURS, Links, best_view, is_known, view_tags, views
 
 FEW = 5
 """So many of the best trials are compared by a link."""
@@ -37,7 +37,7 @@ def experiment_id(client: MlflowClient, study: StudyRecord, artifacts: Path | No
         )
     if found is not None:
         where = str(found.experiment_id)
-        for key, value in view_tags(study).items() if is_known() else ():
+        for key, value in view_tags(study, views(study)).items() if is_known() else ():
             if found.tags.get(key) != value:  # of another version of ours
                 client.set_experiment_tag(where, key, value)
         return where
@@ -47,7 +47,7 @@ def experiment_id(client: MlflowClient, study: StudyRecord, artifacts: Path | No
         "tuner.study": study.name,
         "tuner.title": study.title,
         "mlflow.experimentKind": "custom_model_development",
-        **(view_tags(study) if is_known() else {}),
+        **(view_tags(study, views(study)) if is_known() else {}),
     }
     return str(client.create_experiment(study.title, artifact_location=location, tags=tags))
 
@@ -88,7 +88,9 @@ def describe(
     done = sum(count for kind, count in counts.items() if kind not in (RUNNING, "waiting"))
     if done >= study.limit or study.state == STOPPED:
         status = "KILLED" if study.state == STOPPED else "FINISHED"
-        client.set_terminated(parent, status, milliseconds(_last_end(ledger, study)))
+        client.set_terminated(
+            parent, status, milliseconds(ledger.last_end(study.id) or study.created_at)
+        )
     else:
         client.update_run(parent, status="RUNNING")
     return len(improvements)
@@ -110,12 +112,13 @@ def tell(
     counts, best = ledger.counts(study.id), ledger.best(study)
     links = Links(experiment=experiment, parent=parent)
     runs = Publications(ledger.engine, "mlflow").external_ids(study.id)
+    best_runs = [runs[number] for number in ledger.ranking(study, FEW) if number in runs]
     note = study_note(
         study,
         best,
         counts,
         links,
-        best_runs=[runs[number] for number in ledger.ranking(study, FEW) if number in runs],
+        best_runs=best_runs,
         silent=ledger.silent(study.id),
         files=[one.path for one in client.list_artifacts(parent, FOLDER)] if at_rest else (),
     )
@@ -128,7 +131,11 @@ def tell(
         tags["tuner.range_history"] = "\n".join(said)
     client.log_batch(parent, tags=as_tags(tags))
     about = experiment_note(study, best, counts, links)
-    client.set_experiment_tag(experiment, "mlflow.note.content", about[:NOTE_LIMIT])
+    changed = {"mlflow.note.content": about[:NOTE_LIMIT]}
+    if best_runs and is_known():
+        changed |= view_tags(study, [best_view(study, best_runs)])
+    for key, value in changed.items():
+        client.set_experiment_tag(experiment, key, value)
     return counts
 
 
@@ -139,13 +146,6 @@ def _colour_best(client: MlflowClient, parent: str, runs: Mapping[int, str], bes
         client.set_tag(runs[int(before)], COLOUR, COLOURS[COMPLETED])
     if best in runs:  # an imported one has no run
         client.set_tag(runs[best], COLOUR, BEST)
-
-
-def _last_end(ledger: Reader, study: StudyRecord) -> float:
-    """Read when the last trial ended; the study's creation where there was none."""
-    query = select(func.max(trials.c.ended_at)).where(trials.c.study_id == study.id)
-    with ledger.engine.begin() as tx:
-        return float(tx.scalar(query) or study.created_at)
 
 
 def _improvements(ledger: Reader, study: StudyRecord) -> list[Metric]:

@@ -23,6 +23,7 @@ from tuner.environment import identity
 from tuner.errors import ConnectionLostError, TunerError, UnavailableError
 from tuner.ledger import Reader, StudyRecord
 from tuner.storage import Addresses, optuna_storage, reached, tracking_client
+from tuner.tracking.artifacts import served
 from tuner.tracking.erasing import erase_runs
 from tuner.tracking.projection import Projection, Publisher
 from tuner.tracking.publications import CLAIM_SECONDS, Publications
@@ -50,7 +51,11 @@ class Recorder:
         with reached(places.ledger):
             storage = optuna_storage(places)
         self._trials = TrialPublisher(
-            storage, self._publications["optuna"], engine, in_bulk=in_bulk
+            storage,
+            self._publications["optuna"],
+            engine,
+            ui=served(places.tracking),
+            in_bulk=in_bulk,
         )
         self._client = tracking_client(places)
         self._runs = RunPublisher(
@@ -135,7 +140,8 @@ def open_trials(engine: Engine, places: Addresses) -> Projection:
     """Open Optuna's tables. Raises `UnavailableError`."""
     publications = Publications(engine, TrialPublisher.target, identity())
     with reached(places.ledger):
-        publisher = TrialPublisher(optuna_storage(places), publications, engine)
+        storage, ui = optuna_storage(places), served(places.tracking)
+        publisher = TrialPublisher(storage, publications, engine, ui=ui)
     return Projection(Reader(engine), publications, publisher)
 
 

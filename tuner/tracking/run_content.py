@@ -14,6 +14,7 @@ from tuner import results
 from tuner.curves import Chunk
 from tuner.ledger import StudyRecord, TrialRecord
 from tuner.outcome import CANCELLED, COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING
+from tuner.tracking.notes import plain
 from tuner.tracking.views import COLOUR, COLOURS, VALUE
 from tuner.training.trainer import seed_of
 
@@ -66,7 +67,7 @@ def new_run(
         run_id=run_id,
         name=f"{trial.number}: {results.in_short(trial.params)} ({study.title})"[:NAME_LIMIT],
         start_time=milliseconds(trial.created_at),
-        tags=tags_of(study, trial, parent, environment) | colour_tags(trial),
+        tags=tags_of(study, trial, parent, environment) | shown_tags(trial),
         params=params_of(trial),
         dataset=_dataset(study) if study.workload["data"] else None,
     )
@@ -133,9 +134,10 @@ def outcome_tags(trial: TrialRecord) -> dict[str, str]:
     return {"tuner.outcome": trial.state, "tuner.reason": (trial.reason or "")[:REASON_LIMIT]}
 
 
-def colour_tags(trial: TrialRecord) -> dict[str, str]:
-    """Give the tag that says how the UI draws a run; people may choose another colour."""
-    return {COLOUR: COLOURS[trial.state]}
+def shown_tags(trial: TrialRecord) -> dict[str, str]:
+    """Give the tags that the UI shows in ways of its own, and that people may change."""
+    why = {"mlflow.note.content": plain(trial.reason[:REASON_LIMIT])} if trial.reason else {}
+    return {COLOUR: COLOURS[trial.state], **why}
 
 
 def tags_of(

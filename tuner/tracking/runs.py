@@ -23,12 +23,12 @@ from tuner.tracking.publications import Note, Publications
 from tuner.tracking.run_content import (
     PARENT,
     STATUS,
-    colour_tags,
     last_points,
     milliseconds,
     new_run,
     outcome_tags,
     points_of,
+    shown_tags,
 )
 from tuner.tracking.run_regimes import RunRegimes
 from tuner.tracking.run_tables import TableWriter, are_known, tables_engine
@@ -222,7 +222,7 @@ class RunPublisher:
             return
         writer.prepare_end(
             {
-                run_ids[one.id]: (outcome_tags(one) | colour_tags(one), list(last_points(one)))
+                run_ids[one.id]: (outcome_tags(one) | shown_tags(one), list(last_points(one)))
                 for one in ended
             }
         )

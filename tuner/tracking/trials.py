@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from optuna.exceptions import StorageInternalError
@@ -12,15 +13,19 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from tuner.errors import UnavailableError
-from tuner.ledger import StudyRecord, TrialRecord
+from tuner.ledger import Reader, StudyRecord, TrialRecord
 from tuner.outcome import COMPLETED, RUNNING
 from tuner.search.mirror import STATES
+from tuner.tracking import dashboard
 from tuner.tracking.backlog import Backlog, Mark, OpenTrial, batches
 from tuner.tracking.mismatch import Mismatch
 from tuner.tracking.publications import Note, Publications
 from tuner.tracking.trial_tables import TrialTables, are_known
 from tuner.tracking.trial_writers import StorageWriter, TrialWriter, template
+from tuner.tracking.views import SIDE
 
+NOTE_SECONDS = 5.0
+"""How often the note of a study is written while its trials run."""
 FOREIGN = "optuna_extra"
 """The kind of mismatch that says that somebody else wrote trials into the study."""
 
@@ -40,9 +45,13 @@ class TrialPublisher:
         publications: Publications,
         engine: Engine,
         *,
+        ui: str,
         in_bulk: bool = True,
     ) -> None:
         self.backlog = Backlog(engine, self.target)
+        self._ledger = Reader(engine)
+        self._ui = ui  # where MLflow's pages are, for links
+        self._noted: dict[int, float] = {}  # when the study's note was written
         self._storage = storage
         self._publications = publications
         self._in_bulk = in_bulk
@@ -70,7 +79,17 @@ class TrialPublisher:
             told = {one.id: int(one.external_id) for one in batch if one.external_id is not None}
             writer.finish({told[key]: template(trials[key], study) for key in told})
             self._publications.note(study.id, [Note(trial_id=key, final=True) for key in told])
+        self._tell(study, study_id, at_rest=not mark.live)
         self._publications.note_study(study.id, str(study_id), study.revision)
+
+    def _tell(self, study: StudyRecord, study_id: int, *, at_rest: bool) -> None:
+        """Write the note that optuna-dashboard shows; from time to time while trials run."""
+        if not at_rest and time.monotonic() < self._noted.get(study.id, 0.0) + NOTE_SECONDS:
+            return
+        run_id, _ = Publications(self._ledger.engine, "mlflow").study(study.id)
+        page = f"{self._ui}/#/runs/{run_id}?{SIDE}" if run_id else None
+        dashboard.write(self._storage, study_id, dashboard.study_note(self._ledger, study, page))
+        self._noted[study.id] = time.monotonic()
 
     def close(self) -> None:
         """Close the connections to Optuna's tables."""

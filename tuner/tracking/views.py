@@ -64,10 +64,7 @@ def is_known() -> bool:
 
 def views(study: StudyRecord) -> list[View]:
     """Give the views that every study has."""
-    metric = study.spec.study.metric
-    losses = _line(f"{metric}, log scale", metric, scaleType="log")
-    training = _line("train_loss, log scale", "train_loss", scaleType="log")
-    applied = _line("Learning rate as applied", "lr", scaleType="log")
+    losses, training, applied = _lines(study)
     parallel = _chart(
         "PARALLEL",
         "Parameters and values",
@@ -77,7 +74,7 @@ def views(study: StudyRecord) -> list[View]:
     )
     rates = _chart(
         "SCATTER",
-        f"{metric} against log10 of the rate",
+        f"{study.spec.study.metric} against log10 of the rate",
         xaxis={"key": "log10_lr", "type": "PARAM"},
         yaxis={"key": VALUE, "type": "METRIC"},
     )
@@ -93,8 +90,20 @@ def views(study: StudyRecord) -> list[View]:
     ]  # fmt: skip
 
 
-def view_tags(study: StudyRecord) -> dict[str, str]:
-    """Give the tags of an experiment that are a study's views; the same for the same study."""
+def best_view(study: StudyRecord, run_ids: Sequence[str]) -> View:
+    """Give the view of some runs, which are the best so far."""
+    chosen = ", ".join(f"'{run_id}'" for run_id in run_ids)
+    losses, training, applied = _lines(study)
+    return View(
+        key="tuner-best",
+        name="7 The best trials",
+        filter=f"attributes.run_id IN ({chosen})",
+        charts=[losses, training, applied],
+    )
+
+
+def view_tags(study: StudyRecord, shown: Sequence[View]) -> dict[str, str]:
+    """Give the tags of an experiment that are views of a study; the same for the same ones."""
     at = round(study.created_at * 1000)
     return {
         TAG + view.key: json.dumps({
@@ -103,8 +112,17 @@ def view_tags(study: StudyRecord) -> dict[str, str]:
             "updatedAt": at,
             "state": packed(state_of(study, view)),
         })
-        for view in views(study)
+        for view in shown
     }  # fmt: skip
+
+
+def _lines(study: StudyRecord) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    metric = study.spec.study.metric
+    return (
+        _line(f"{metric}, log scale", metric, scaleType="log"),
+        _line("train_loss, log scale", "train_loss", scaleType="log"),
+        _line("Learning rate as applied", "lr", scaleType="log"),
+    )
 
 
 def packed(state: Mapping[str, Any]) -> str:

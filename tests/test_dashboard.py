@@ -1,0 +1,65 @@
+"""A study in optuna-dashboard: its note is one that the dashboard reads, and people may edit."""
+
+from __future__ import annotations
+
+import optuna
+import pytest
+from helpers import completed, diverged, rows, spec
+from optuna_dashboard import get_note, save_note
+from test_bulk import ADAMW, SPACE, WORKLOAD, take
+
+from tuner import storage
+from tuner.tracking import dashboard
+from tuner.tracking.recorder import Recorder
+
+
+@pytest.fixture
+def study() -> optuna.Study:
+    return optuna.create_study(storage=optuna.storages.InMemoryStorage())
+
+
+TEXTS = {
+    "short": "**Best**",
+    "long": "a" * 2045 + "b" * 2045 + "c",
+    "exactly one part": "d" * 2045,
+    "none": "",
+}
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+@pytest.mark.parametrize("before", TEXTS.values(), ids=TEXTS)
+def test_the_dashboard_reads_what_we_write_whatever_was_there(study, before, text):
+    store = study._storage
+    save_note(study, before)
+    dashboard.write(store, study._study_id, text)
+    assert get_note(study) == text
+
+
+def test_a_note_that_says_the_same_leaves_the_version_so_that_people_can_save_theirs(study):
+    store, key = study._storage, study._study_id
+    dashboard.write(store, key, "one")
+    first = dict(store.get_study_system_attrs(key))
+    dashboard.write(store, key, "one")
+    assert store.get_study_system_attrs(key) == first
+    dashboard.write(store, key, "two")
+    assert store.get_study_system_attrs(key)[dashboard.VERSION] == first[dashboard.VERSION] + 1
+
+
+@pytest.mark.slow
+def test_the_recorder_writes_the_answer_reasons_and_a_link(ledger, places):
+    storage.upgrade_tracking(places)
+    made = spec(space=SPACE, budget={"trials": 2})
+    submitted, _ = ledger.submit(made, limit=2, workload=WORKLOAD)
+    for outcome in (completed(0.5), diverged()):
+        one = take(ledger, submitted, **ADAMW)
+        ledger.finish(one.lease, outcome, chunk=rows(0, 10))
+    recorder = Recorder(ledger.engine, places)
+    recorder.projections["mlflow"].publish()
+    recorder.publish()
+    recorder.close()
+    loaded = optuna.load_study(study_name="small", storage=places.optuna)
+    note = get_note(loaded)
+    loaded._storage._backend.engine.dispose()
+    assert note.startswith("Best: val_loss 0.5 in trial 0")
+    assert "Trial 1, diverged: The loss was nan." in note
+    assert "http://127.0.0.1:5000/#/runs/" in note
