@@ -52,8 +52,8 @@ def train(
 ) -> TrainedModel:
     """Train to the end, keeping in `file` all that a next call needs to go on, or to be done.
 
-    `still` is called between blocks of steps and may raise; `clock` gives seconds since 1970. A file
-    that is damaged, or of other data or parameters, is as good as none.
+    `still` is called between blocks of steps and may raise; `clock` gives seconds since 1970. A
+    file that is damaged, or of other data or parameters, is as good as none.
     """
     trainer = ReferenceTrainer(workload, spec)
     curve, status, reason, value = curves.empty(), Status.TRAINING, "", None
