@@ -379,6 +379,17 @@ budget={}
 guard=[]
     [guard]: expected a table, got []
 
+# a probe
+
+probe.enabled=1
+    [probe] enabled: expected true or false, got 1
+
+probe.margin=1
+    [probe] margin: expected a number above 1, got 1
+
+probe.sampler=tpe
+    [probe] sampler: expected one of enabled, rates, steps, margin, got an unknown key
+
 serch.sampler=tpe
     [serch]: expected one of study, workload, training, space, search, guard, probe, budget, got an
     unknown table; did you mean search?
