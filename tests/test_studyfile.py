@@ -406,6 +406,17 @@ budget.retries.stall = 1
     [budget.retries] stall: expected one of stale, failed, out_of_memory, got an unknown key; did
     you mean stale?
 
+# a probe
+
+probe.enabled=1
+    [probe] enabled: expected true or false, got 1
+
+probe.margin=1
+    [probe] margin: expected a number above 1, got 1
+
+probe.sampler=tpe
+    [probe] sampler: expected one of enabled, rates, steps, margin, got an unknown key
+
 serch.sampler=tpe
     [serch]: expected one of study, workload, training, space, search, guard, probe, budget,
     retrain, got an unknown table; did you mean search?

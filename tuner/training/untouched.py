@@ -61,8 +61,8 @@ def _put(optimizer: Optimizer, kept: Kept) -> None:
     """Put it back, past `load_state_dict`, which casts to the parameter's dtype."""
     state, groups = kept
     optimizer.state.clear()
-    optimizer.state.update(copy.deepcopy(state))
+    optimizer.state.update(state)
     for group, settings in zip(optimizer.param_groups, groups, strict=True):
         for key in group.keys() - settings.keys() - {"params"}:
             del group[key]
-        group.update(copy.deepcopy(settings))
+        group.update(settings)
