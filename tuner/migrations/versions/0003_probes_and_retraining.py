@@ -1,16 +1,27 @@
-"""Retrainings, once a key; timetables that start them, and each of their ticks."""
+"""Probes of studies; retrainings, once a key; timetables, and each of their ticks."""
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0004"
-down_revision = "0003"
+revision = "0003"
+down_revision = "0002"
 
 # PostgreSQL's own type knows no Infinity
 AS_JSON = sa.JSON().with_variant(sa.Text(), "postgresql")
 
 
 def upgrade() -> None:
+    op.create_table(
+        "tuner_probes",
+        sa.Column("study_id", sa.Integer(), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("worker", sa.String(length=250), nullable=False),
+        sa.Column("expires_at", sa.Double(), nullable=False),
+        sa.Column("result", AS_JSON, nullable=True),
+        sa.Column("ended_at", sa.Double(), nullable=True),
+        sa.ForeignKeyConstraint(["study_id"], ["tuner_studies.id"]),
+        sa.PrimaryKeyConstraint("study_id"),
+    )
     op.create_table(
         "tuner_retrainings",
         sa.Column("id", sa.Integer(), nullable=False),
