@@ -293,6 +293,14 @@ def test_a_disabled_timetable_is_not_heeded_and_one_that_is_enabled_begins_then(
     assert store.history() == []
 
 
+def test_a_timetable_that_is_changed_still_owes_what_was_due(either: Ledger) -> None:
+    store = Timetables(either)
+    store.add("a", "study", hourly(catch_up=ALL), now=NOON)
+    store.add("a", "study", hourly(catch_up=ALL), enabled=False, now=NOON + 7300)
+    assert store.tick(NOON + 5 * 3600) == 0
+    assert [one.fire_at for one in store.history("a")] == [NOON + 7200, NOON + 3600]
+
+
 def test_utc_is_an_instants_key() -> None:
     assert key_of(at("2026-10-25T02:30", "Europe/Berlin")) == "2026-10-25T00:30:00Z"
     assert datetime.fromisoformat(key_of(NOON)) == datetime.fromtimestamp(NOON, UTC)

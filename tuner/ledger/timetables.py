@@ -83,7 +83,7 @@ class Timetables(Reader):
         enabled: bool = True,
         now: float | None = None,
     ) -> TimetableRecord:
-        """Make a timetable, or change the one of that name; it begins now.
+        """Make a timetable, or change the one of that name; it begins now, the old one ends now.
 
         Raises `UsageError` when its expression or zone cannot be.
         """
@@ -101,6 +101,9 @@ class Timetables(Reader):
                 "next_at": pure.checked(when, at).next(at),
             }
             here = timetables.c.name == name
+            old = tx.execute(select(timetables).where(here).with_for_update()).first()
+            if old is not None and old.enabled and old.next_at <= at:
+                _write_ticks(tx, _timetable(old), at)  # what it still owes
             changed = tx.execute(update(timetables).where(here).values(**values))
             if not changed.rowcount:
                 tx.execute(insert(timetables).values(name=name, created_at=at, **values))
