@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuner.errors import UnavailableError
-from tuner.ledger import Reader, StudyRecord
+from tuner.ledger import Reader, StudyRecord, ranges
 from tuner.plots.picture import Mark
 from tuner.report import writing
 from tuner.report.findings import gather
@@ -32,7 +32,6 @@ def report(
     to: Path | None = None,
     ui: str | None = None,
     tracked: bool = True,
-    marks: Sequence[Mark] = (),
 ) -> Reported:
     """Write the report of one study, or one of several side by side; by default under `reports`.
 
@@ -44,6 +43,7 @@ def report(
         found = [gather(ledger, one) for one in studies]
         return Reported(written=writing.of_many(found, folder), in_mlflow=False)
     (study,) = studies
+    marks = probed(ledger, study)
     if not tracked:
         return Reported(
             written=writing.of_study(gather(ledger, study, marks=marks), folder), in_mlflow=False
@@ -60,3 +60,13 @@ def report(
         return Reported(written=written, in_mlflow=False, problem=problem)
     there = artifacts.put_report(ledger.engine, places, study, written.files)
     return Reported(written=written, in_mlflow=there)
+
+
+def probed(ledger: Reader, study: StudyRecord) -> list[Mark]:
+    """Mark where a study's probe found the largest stable rate of each optimiser to lie."""
+    found = ranges.result(ledger, study) or {}
+    return [
+        Mark(label=f"probe: {name} breaks here", low=one["stable"][0], high=one["stable"][1])
+        for name, one in found.get("optimizers", {}).items()
+        if None not in one["stable"]
+    ]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from tuner import metrics
 from tuner.environment import identity, is_gone
 from tuner.errors import LeaseLost, TunerError, UnavailableError
 from tuner.failpoints import reach
@@ -21,6 +22,7 @@ from tuner.logs import logger
 from tuner.retraining.retraining import retrain
 from tuner.storage import Addresses
 from tuner.timetables import key_of
+from tuner.worker.keeper import Keeper
 
 POLL_SECONDS = 0.5
 AWAY_SECONDS = 5.0
@@ -42,7 +44,7 @@ def schedule(
 ) -> None:
     """Run what timetables want until told to stop; with `once`, until nothing waits.
 
-    Ticks are written down and leases reaped in a thread of their own, so a long retraining delays
+    Ticks are written down and leases reaped in threads of their own, so a long retraining delays
     no other scheduler.
     """
     store = Timetables(ledger, ledger.lease_seconds)
@@ -52,7 +54,7 @@ def schedule(
         return retrain(ledger, places, held.study, key, prefixes=prefixes, stop=stop)
 
     log.info("scheduler started", scheduler=identity())
-    with _ticking(ledger, store, stop):
+    with Keeper(ledger, places.checkpoints).working(), _ticking(store, stop):
         while not stop.is_set():
             try:
                 store.tick()
@@ -98,15 +100,15 @@ def _run(store: Timetables, held: RunRecord, run: Retrain, stop: threading.Event
 
 
 @contextmanager
-def _ticking(ledger: Ledger, store: Timetables, stop: threading.Event) -> Iterator[None]:
-    """Write ticks down, and reap the trials of workers that are gone, while the body runs."""
+def _ticking(store: Timetables, stop: threading.Event) -> Iterator[None]:
+    """Write ticks down while the body runs."""
     ended = threading.Event()
 
     def tick() -> None:
         while not ended.wait(POLL_SECONDS) and not stop.is_set():
+            metrics.turned("scheduler")  # here, as a retraining may take hours
             try:
                 store.tick()
-                ledger.reap(is_gone)
             except UnavailableError as error:
                 log.warning(f"timetables cannot be read for now: {error}")
                 ended.wait(AWAY_SECONDS)

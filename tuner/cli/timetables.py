@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tuner import here, logs
-from tuner.cli.base import cli, print_json, with_allow, with_json, with_log
+from tuner.cli.base import cli, print_json, with_allow, with_json, with_log, with_metrics
 
 if TYPE_CHECKING:
     from tuner.ledger.timetables import TimetableRecord
@@ -131,17 +131,29 @@ def history(name: str | None, limit: int, as_json: bool) -> None:
 @cli.command()
 @click.option("--once", is_flag=True, help="Run what is due, then end.")
 @with_log
+@with_metrics
 @with_allow
 @with_json
-def scheduler(once: bool, log: str | None, prefixes: tuple[str, ...], as_json: bool) -> None:
+def scheduler(
+    once: bool,
+    log: str | None,
+    metrics_port: int | None,
+    metrics_host: str,
+    prefixes: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Retrain as the timetables say, until interrupted. Any number of them may run."""
     logs.service(log)
+    from tuner import serving
     from tuner.processes import told_to_stop
     from tuner.scheduler import schedule
 
-    ledger = here.ledger()
-    with told_to_stop("what is being retrained can be gone on with") as stop:
-        schedule(ledger, here.places(), prefixes=prefixes, stop=stop, once=once)
+    ledger, places = here.ledger(), here.places()
+    with (
+        told_to_stop("what is being retrained can be gone on with") as stop,
+        serving.serving(metrics_port, metrics_host, ledger.engine, places),
+    ):
+        schedule(ledger, places, prefixes=prefixes, stop=stop, once=once)
     if as_json:
         print_json({"ended": True})
 
