@@ -3,10 +3,11 @@
 Arms run in turn, so that a machine whose speed drifts slows all of them alike:
 
 - *bare*: forward, loss, backward and `torch.optim`'s step, for each of 200 batches, and nothing
-  else: no evaluation, no loss is read, no rate is changed;
+  else: no loss is read, no rate is changed;
 - *cohort*: our trainer, with 64 slots that are refilled until the budget is spent, which also takes
-  every step's loss and gradient norm, evaluates ten times, guards against divergence and gives its
-  curves out; nothing is written anywhere.
+  every step's loss and gradient norm, guards against divergence and gives its curves out, and
+  evaluates at the start and at the end; nothing is written anywhere;
+- *bare evaluated* and *cohort evaluated*: the same with ten evaluations on the validation data.
 
 Models are built within the time, data are loaded outside it. The ratio of each round is taken
 before the median. The floor is what the matrix products alone would take at the rate that a large
@@ -86,12 +87,16 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 
 
-def spec_of(optimizer: str) -> StudySpec:
+def spec_of(optimizer: str, evaluate_every: int = STEPS) -> StudySpec:
     return StudySpec.model_validate(
         {
             "study": {"name": "throughput"},
             "workload": {"factory": "studies.digits:mlp"},
-            "training": {"steps": STEPS, "batch_size": BATCH},
+            "training": {
+                "steps": STEPS,
+                "batch_size": BATCH,
+                "evaluate_every": evaluate_every,
+            },
             "space": {"lr": 0.01, "schedule": "cosine", "optimizer": optimizer},
             "search": {"sampler": "random", "pruner": "none"},
             "budget": {"trials": 1},
@@ -109,18 +114,25 @@ def task_of(spec: StudySpec, number: int) -> Task:
 
 def bare(case: Case, spec: StudySpec) -> float:
     """Train without recording anything; give the seconds of a trial."""
-    inputs, targets = case.workload.train_inputs.float(), case.workload.train_targets
+    workload, every = case.workload, spec.training.evaluation_interval
+    inputs, targets = workload.train_inputs.float(), workload.train_targets
+    unseen, answers = workload.validation_inputs.float(), workload.validation_targets
     rows = torch.randint(len(inputs), (STEPS, BATCH), generator=torch.Generator().manual_seed(0))
     began = time.perf_counter()
     for number in range(case.bare):
         task = task_of(spec, number)
-        model = case.workload.model(task.seed, torch.float32)
+        model = workload.model(task.seed, torch.float32)
         optimizer = optimizers.make(task.params, model.parameters())
-        for batch in rows:
+        for step, batch in enumerate(rows, start=1):
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(model(inputs[batch]), targets[batch])
             loss.backward()
             optimizer.step()
+            if step % every == 0 and every < STEPS:
+                with torch.no_grad():
+                    outputs = model(unseen)
+                    nn.functional.cross_entropy(outputs, answers).item()
+                    digits.accuracy(outputs, answers).item()
     return (time.perf_counter() - began) / case.bare
 
 
@@ -141,10 +153,15 @@ def cohort(case: Case, spec: StudySpec) -> float:
     return (time.perf_counter() - began) / case.budget
 
 
-ARMS: dict[str, Callable[[Case, StudySpec], float]] = {"bare": bare, "cohort": cohort}
-"""What is measured in each round, in this order; seconds of a trial."""
+ARMS: dict[str, tuple[Callable[[Case, StudySpec], float], int]] = {
+    "bare": (bare, STEPS),
+    "cohort": (cohort, STEPS),
+    "bare evaluated": (bare, STEPS // 10),
+    "cohort evaluated": (cohort, STEPS // 10),
+}
+"""What is measured in each round, in this order: seconds of a trial, evaluated every so often."""
 
-RATIOS = (("bare", "cohort"),)
+RATIOS = (("bare", "cohort"), ("bare evaluated", "cohort evaluated"))
 
 
 def product_rate() -> float:
@@ -160,13 +177,13 @@ def product_rate() -> float:
 
 def measured(name: str, rounds: int, optimizer: str, slots: int) -> dict[str, Any]:
     """Run a case's rounds, and print and give what came out."""
-    case, spec = replace(CASES[name](), slots=slots), spec_of(optimizer)
-    for arm in ARMS.values():  # the first calls of a process are slower
-        arm(replace(case, bare=1, budget=slots), spec)
+    case = replace(CASES[name](), slots=slots)
+    for arm, every in ARMS.values():  # the first calls of a process are slower
+        arm(replace(case, bare=1, budget=slots), spec_of(optimizer, every))
     floor = case.products / product_rate()
     rows = []
     for index in range(rounds):
-        row = {arm: function(case, spec) for arm, function in ARMS.items()}
+        row = {arm: run(case, spec_of(optimizer, every)) for arm, (run, every) in ARMS.items()}
         rows.append(row)
         said = ", ".join(f"{arm} {1000 * seconds:.2f} ms" for arm, seconds in row.items())
         print(f"{name} {optimizer}, round {index}, a trial: {said}", flush=True)
