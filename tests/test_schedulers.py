@@ -117,7 +117,7 @@ def test_commands_say_how_it_ended(pipeline: Pipeline) -> None:
     assert set(kept.json["metrics"]) == {"champion", "challenger"}
     again = tuner(folder, "retrain", "moving", "--run-key", "0 b")
     assert again.code == 0
-    assert again.out.startswith("moving, version 2: kept. The challenger is no better for sure")
+    assert again.out.startswith("moving, version 2: kept. The challenger is better, but not by")
     refused = tuner(folder, "retrain", "moving", "--run-key", "wide")
     assert refused.code == 2
     assert "does not fit the signature" in refused.err
