@@ -217,11 +217,13 @@ def test_every_page_that_status_prints_opens_what_it_names(shown):
 def test_the_summary_has_the_answer_a_picture_and_links_that_lead_on(shown):
     for watched in look(shown, shown.pages("small")["summary"], "Best: val_loss", "summary"):
         page = watched.page
-        page.get_by_text("Show more").first.click()
-        picture = page.locator("img[src*='get-artifact']")
-        picture.scroll_into_view_if_needed()
-        page.wait_for_function("one => one.naturalWidth > 100", arg=picture.element_handle())
-        page.get_by_role("link", name="schedules as applied").click()
+        page.wait_for_function(
+            "() => [...document.images].some("
+            "  one => one.src.includes('get-artifact') && one.naturalWidth > 100)",
+            timeout=PATIENCE,
+        )
+        leads = page.get_by_role("link", name="schedules as applied")
+        page.goto(leads.evaluate("one => one.href"))
         expect(page.get_by_text("3 Schedules as applied").first).to_be_visible(timeout=PATIENCE)
 
 

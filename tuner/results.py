@@ -30,8 +30,8 @@ def in_short(params: Mapping[str, ParameterValue] | None) -> str:
     return f"lr {float(params['lr']):.3g}, {params['schedule']}, {params['optimizer']}"
 
 
-def best_in_words(study: StudyRecord, best: TrialRecord | None) -> str:
-    """Say what the best trial is, or that there is none."""
+def best_in_words(study: StudyRecord, best: TrialRecord | None, *, whole: bool = True) -> str:
+    """Say what the best trial is, or that there is none; `whole` with all its parameters."""
     if best is None or best.params is None:
         return "No trial has completed."
     origin = " (imported)" if best.imported else ""
@@ -40,7 +40,7 @@ def best_in_words(study: StudyRecord, best: TrialRecord | None) -> str:
         for key, value in best.params.items()
         if key not in ("lr", "schedule", "optimizer")
     ]
-    more = f" ({', '.join(own)})" if own else ""
+    more = f" ({', '.join(own)})" if own and whole else ""
     return (
         f"Best: {study.spec.study.metric} {best.value:.4g} in trial {best.number}{origin} with "
         f"{in_short(best.params)}{more}."

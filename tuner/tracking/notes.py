@@ -29,8 +29,10 @@ def study_note(
     """Say what a study's parent run has to say; `best_runs` are ids, best first."""
     pages = _pages(counts, links, best_runs, files)
     # the links come early: the page shows the first lines, and more when asked
-    said = [study.reason or "", results.best_in_words(study, best), _linked(pages)]
-    said += [progress(study, counts), *(silence(one) for one in silent)]
+    short = results.best_in_words(study, best, whole=False)
+    whole = results.best_in_words(study, best)
+    said = [study.reason or "", short, _linked(pages), *(silence(one) for one in silent)]
+    said += [progress(study, counts), whole if whole != short else ""]
     if PICTURE in files:
         said.append(f"![Loss curves of all trials]({links.picture(PICTURE)})")
     said.append(plain(study.spec.study.description))
@@ -42,7 +44,11 @@ def experiment_note(
 ) -> str:
     """Say it in the list of experiments, where there is a line of room, and on its page."""
     pages = [("summary", links.study()), *_pages(counts, links, (), ())]
-    said = (results.best_in_words(study, best), _linked(pages), progress(study, counts))
+    said = (
+        results.best_in_words(study, best, whole=False),
+        _linked(pages),
+        progress(study, counts),
+    )
     return "\n\n".join(said)
 
 
