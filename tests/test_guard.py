@@ -1,6 +1,7 @@
 """The divergence guard stops what is lost, when it is lost, and nothing else."""
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,10 +16,10 @@ GUARD = GuardTable()
 NAN, INF = float("nan"), float("inf")
 
 
-def run(losses, warmup=0, baseline=None, horizon=None, norms=None, table=GUARD):
+def run(losses, warmup=0, baseline=None, horizon=None, norms=None, table=GUARD, initial=-INF):
     """Feed one trial its losses: the step where it is stopped, by which rule, and the sentence."""
     horizon = horizon or len(losses)
-    state = guard.start(1, table)
+    state = replace(guard.start(1, table), initial=np.array([initial]))
     for step, loss in enumerate(losses):
         norm = 1.0 if norms is None else norms[step]
         state, verdict = guard.observe(
@@ -301,6 +302,7 @@ curves = st.one_of(
     ),
 )
 baselines = st.one_of(st.none(), st.floats(-1e9, 1e9))
+initials = st.one_of(st.just(-INF), st.floats(-1e9, 1e9))
 
 
 @settings(max_examples=60, deadline=None)
@@ -321,15 +323,15 @@ def test_together_is_one_at_a_time(trials, baseline):
 
 @settings(deadline=None)
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=60),
-       baselines)  # fmt: skip
-def test_nothing_finite_stops_within_warmup(losses, baseline):
-    assert run(losses, warmup=len(losses), baseline=baseline) is None
+       baselines, initials)  # fmt: skip
+def test_nothing_finite_stops_within_warmup(losses, baseline, initial):
+    assert run(losses, warmup=len(losses), baseline=baseline, initial=initial) is None
 
 
 @settings(deadline=None)
-@given(st.lists(st.floats(-1e300, 1e300), min_size=1, max_size=60), baselines)
-def test_what_never_rises_never_stops(losses, baseline):
-    assert run(sorted(losses, reverse=True), baseline=baseline) is None
+@given(st.lists(st.floats(-1e300, 1e300), min_size=1, max_size=60), baselines, initials)
+def test_what_never_rises_never_stops(losses, baseline, initial):
+    assert run(sorted(losses, reverse=True), baseline=baseline, initial=initial) is None
 
 
 @settings(max_examples=30, deadline=None)

@@ -275,6 +275,8 @@ class CohortTrainer:
             segment.stopped_step = step
             segment.reason = f"{' and '.join(wrong)} at step {step}"
             return
+        if step == 0:
+            member.watch.began(metrics["val_loss"])
         value = metrics[self._spec.study.metric]
         member.pace.evaluated(step, value)
         member.progress = objective.observed(self._spec, member.progress, step, value)

@@ -14,9 +14,11 @@ rules; bold names are settings (`[guard]` in a study file) with their defaults.
   where there is one and it is higher. A trial that begins far above its baseline has not diverged
   by beginning there.
 
-- *lasting standard*: the standard, but with the level of the very first loss for that of the start,
-  where there is a baseline and no loss since was as low: its start may be after a jump already.
-  Without a baseline the first loss may have been luck, and the start's level stays.
+- *lasting standard*: how high the trial began; the start itself may be after a jump already. It is
+  the level of the loss of all validation data before the first step, or of the first loss or the
+  baseline where that is more. Where that was not measured, it is the standard, but with the level
+  of the first loss for that of the start, if no loss since was as low and it is within **far**
+  baselines: farther up, or without a baseline, it may have been luck, and the start's level stays.
 
 1. **Non-finite**: the loss or the gradient's norm is nan or infinite. At once, in warm-up too.
 
@@ -95,6 +97,7 @@ class GuardState:
     highest: np.ndarray  # float64 [trial], loss before those in `recent`
     recent: np.ndarray  # float64 [trial, window], losses, the last one last; -inf before the first
     begun: np.ndarray  # float64 [trial], the first loss that is not zero; -inf: none yet
+    initial: np.ndarray  # float64 [trial], loss on all validation data at step 0; -inf: not known
     far_count: np.ndarray  # int64 [trial, eighth], losses above `far` lasting standards
     far_logs: np.ndarray  # float64 [trial, eighth], sum of their log(excess / standard / rate²)
 
@@ -105,10 +108,8 @@ class GuardState:
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray]) -> GuardState:
         """Restore what `arrays` gave; version 0.1.0 had no long memory, so it begins there."""
-        eighths = (len(arrays["step"]), lost.EIGHTHS)
-        memory = {"begun": arrays["first"], "far_count": np.zeros(eighths, np.int64),
-                  "far_logs": np.zeros(eighths)}  # fmt: skip
-        return cls(**{**memory, **arrays})
+        blank = start(len(arrays["step"]), GuardTable()).arrays()
+        return cls(**{**blank, "begun": arrays["first"], **arrays})
 
     def take(self, trials: np.ndarray | list[int]) -> GuardState:
         """Give the state of some trials, in that order."""
@@ -132,6 +133,7 @@ def start(trials: int, settings: GuardTable) -> GuardState:
         highest=np.full(trials, -np.inf),
         recent=np.full((trials, settings.window), -np.inf),
         begun=np.full(trials, -np.inf),
+        initial=np.full(trials, -np.inf),
         far_count=np.zeros((trials, lost.EIGHTHS), np.int64),
         far_logs=np.zeros((trials, lost.EIGHTHS)),
     )
@@ -177,6 +179,7 @@ def observe(
         highest=np.maximum(state.highest, state.recent[:, 0]),
         recent=recent,
         begun=begun,
+        initial=state.initial,
         far_count=state.far_count,
         far_logs=state.far_logs,
     )
@@ -223,16 +226,12 @@ def absorb(state: GuardState, losses: np.ndarray) -> GuardState:  # losses: floa
     """Take in calm losses; the same as to `observe` them one by one."""
     window = state.recent.shape[1]
     seen = np.concatenate([state.recent, losses], axis=1)
-    return GuardState(
+    return replace(
+        state,
         step=state.step + losses.shape[1],
-        counted=state.counted,
-        first=state.first,
         lowest=np.minimum(state.lowest, losses.min(axis=1, initial=np.inf)),
         highest=np.maximum(state.highest, seen[:, :-window].max(axis=1, initial=-np.inf)),
         recent=seen[:, -window:],
-        begun=state.begun,
-        far_count=state.far_count,
-        far_logs=state.far_logs,
     )
 
 
@@ -381,11 +380,12 @@ def _lasting(
     state: GuardState, floor: np.ndarray, baseline: float | None, settings: GuardTable
 ) -> np.ndarray:
     """Give the lasting standard; [trial]."""
-    if baseline is None:
-        return _level(state.first, floor)
-    known, begun = _level(baseline, floor), _level(state.begun, floor)
-    trusted = (state.lowest >= state.begun) & (begun <= settings.far * known)
-    own = np.where(trusted, begun, _level(state.first, floor))
+    known = 0.0 if baseline is None else _level(baseline, floor)
+    begun = _level(state.begun, floor)
+    lucky = (state.lowest < state.begun) | (begun > settings.far * known)  # or may be
+    own = np.where(lucky, _level(state.first, floor), begun)
+    measured = np.maximum(begun, _level(state.initial, floor))
+    own = np.where(state.initial > -np.inf, measured, own)
     lasting: np.ndarray = np.maximum(own, known)
     return lasting
 

@@ -268,6 +268,8 @@ class ReferenceTrainer:
             segment.stopped_step = member.step
             segment.reason = f"{' and '.join(wrong)} at step {member.step}"
             return
+        if member.step == 0:
+            member.watch.began(metrics["val_loss"])
         value = metrics[self._spec.study.metric]
         member.pace.evaluated(member.step, value)
         member.progress = objective.observed(self._spec, member.progress, member.step, value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -27,6 +28,13 @@ class Watch:
         self._state = guard.start(1, spec.guard)
         self._calm = -math.inf  # losses from 0 to here need no judging
         self._unseen: list[float] = []  # [step], calm losses that the guard has not seen
+
+    def began(self, val_loss: float) -> None:
+        """Take in the workload's loss of all validation data, finite, before the first step.
+
+        It tells how high a trial began, however lucky its first batch and far its first step.
+        """
+        self._state = replace(self._state, initial=np.array([val_loss]))
 
     def see(self, loss: float, grad_norm: float) -> str:
         """Take in a step; give the reason to stop the trial there, or nothing."""
