@@ -6,6 +6,7 @@ import atexit
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -284,6 +285,8 @@ JOIN experiments USING (experiment_id)
 WHERE run.lifecycle_stage = 'active' AND experiments.name = '{name}'
 """
 VARYING = ("mlflow.parentRunId", "tuner.host")
+RUN_ID = re.compile(r"\b[0-9a-f]{32}\b")
+"""Summaries link to runs."""
 
 
 def mlflow_left(folder: Path, name: str = "small", file: str = "mlflow.db") -> dict[str, Any]:
@@ -299,7 +302,7 @@ def mlflow_left(folder: Path, name: str = "small", file: str = "mlflow.db") -> d
         found[key] = {
             "status": status,
             "params": dict(of_run("SELECT key, value FROM params")),
-            "tags": {k: v for k, v in tags.items() if k not in VARYING},
+            "tags": {k: RUN_ID.sub("RUN", v) for k, v in tags.items() if k not in VARYING},
             "points": sorted(of_run("SELECT key, step, value, is_nan FROM metrics")),
         }
     return found

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -149,6 +152,15 @@ def everything(url: str) -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any]]
     engine.dispose()
 
 
+RUN_ID = re.compile(r"\b[0-9a-f]{32}\b")
+PACKED = re.compile(r"deflate;([A-Za-z0-9+/=]+)")
+"""The state of a view of MLflow's UI."""
+
+
+def unpacked(found: re.Match[str]) -> str:
+    return zlib.decompress(base64.b64decode(found[1])).decode()
+
+
 def in_mlflow(places: Addresses) -> list[str]:
     """Read every row of every table; ids that are drawn at random by what they are of."""
     found = list(everything(places.tracking))
@@ -168,6 +180,7 @@ def in_mlflow(places: Addresses) -> list[str]:
     for table, _, row in found:
         clock = ("creation_time", "last_update_time") if table == "experiments" else ()
         line = f"{table} { {key: value for key, value in row.items() if key not in clock} }"
+        line = PACKED.sub(unpacked, line)
         for random, name in names.items():
             line = line.replace(random, name)
         lines.append(line)
@@ -194,7 +207,7 @@ def in_optuna(places: Addresses, now: tuple[int, ...] = ()) -> list[str]:
         row = {key: value for key, value in whole.items() if key not in COUNTERS}
         if table == "trials" and row["number"] in now:
             assert row.pop("datetime_complete") is not None
-        lines.append(f"{table} {row}")
+        lines.append(RUN_ID.sub("<run>", f"{table} {row}"))
     return sorted(lines)
 
 
