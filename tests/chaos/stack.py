@@ -282,11 +282,12 @@ class Stack:
                 f"WHERE name = '{name}' AND final"
             )
             == 2 * self.trials
-            and self.count(  # and the studies themselves
+            and self.count(  # and the study's own run as it is now
                 "SELECT count(*) FROM tuner.tuner_published_studies p JOIN tuner.tuner_studies s "
-                f"ON s.id = p.study_id WHERE name = '{name}' AND p.revision = s.revision"
+                f"ON s.id = p.study_id WHERE name = '{name}' AND target = 'mlflow' "
+                "AND p.revision = s.revision"
             )
-            == 2
+            == 1
         )
 
     def running(self, name: str) -> dict[int, int]:
