@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from chaos import page
 from chaos.faults import RARE_PLACES, RECORDERS_PLACES, WORKERS_PLACES
 from chaos.scenarios import DELETIONS_PLACES, UPGRADES_PLACE
 from hypothesis import given
@@ -31,6 +32,10 @@ def reached_in(module: Path) -> set[str]:
 def test_the_places_are_those_that_the_code_reaches():
     modules = Path(failpoints.__file__).parent.rglob("*.py")
     assert set().union(*map(reached_in, modules)) == set(PLACES)
+
+
+def test_the_documents_list_is_of_this_code():
+    assert page.read("failpoints") == page.failpoints(), "`make chaos` writes it"
 
 
 def test_each_place_is_reached_by_the_chaos():

@@ -67,6 +67,7 @@ def main() -> int:
             done.append(row)
     if not told.words and len(told.trainers) == 2:
         page.write("table", "\n".join([HEADER, *map(str, done)]))
+        page.write("failpoints", page.failpoints())
     return int(any(row.failed or row.findings for row in done))
 
 
