@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import http.server
+import threading
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
 from chaos.checker import Findings, Left, compare, consistent, read, remains, sqlite
 from chaos.faults import Fault, at_each_place, connections_cut, killed_at_rare_places
+from chaos.proxy import DEAF, ERRORS, PASS, SILENT, Proxy
 from chaos.scenarios import calm, deleted, disturbed, upgraded
 from chaos.soak import Sample, judge
 from chaos.stack import stack
@@ -106,13 +111,54 @@ def test_the_soak_tells_what_grows_from_what_is_level():
     assert not judge(level[:3])[1], "too short to tell"
 
 
+@pytest.mark.parametrize(
+    ("mode", "answer", "seen"),
+    [
+        (PASS, "200", 1),
+        (ERRORS, "HTTPError", 0),
+        (SILENT, "TimeoutError", 0),
+        (DEAF, "RemoteDisconnected", 1),  # the server has done it, and nobody knows
+    ],
+)
+def test_the_proxy_does_what_it_is_told(mode, answer, seen):
+    asked: list[str] = []
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever).start()
+        proxy = Proxy(server.server_port)
+        proxy.set(mode)
+        assert said(proxy.port) == answer
+        assert (len(asked), proxy.counts[mode] > 0) == (seen, mode != PASS)
+        proxy.close()
+        server.shutdown()
+
+
+def said(port: int) -> str:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=1) as answer:
+            return str(answer.status)
+    except OSError as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
+        return type(error).__name__
+
+
 @pytest.mark.timeout(900)
 def test_a_short_chaos():
     """Each failpoint of workers, recorders, deletions and upgrades, and connections cut."""
     faults = [
-        Fault(what="kill", trainer="cohort", do=at_each_place("kill")),
-        Fault(what="rare", trainer="cohort", do=killed_at_rare_places),
-        Fault(what="cut", trainer="cohort", do=connections_cut),
+        Fault("kill", "cohort", at_each_place("kill")),
+        Fault("rare", "cohort", killed_at_rare_places),
+        Fault("cut", "cohort", connections_cut),
     ]
     with stack(trials=12, workers=2) as made:
         rows = [calm(made, "cohort"), *(disturbed(made, fault) for fault in faults)]

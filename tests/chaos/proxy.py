@@ -23,7 +23,7 @@ class Proxy:
     def __init__(self, target: int) -> None:
         self.target = target
         self.mode = PASS
-        self.counts: Counter[str] = Counter()  # connections by what became of them
+        self.counts: Counter[str] = Counter()  # what it did, by mode; connections cut and refused
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -69,12 +69,12 @@ class Proxy:
                 if mode == ERRORS:
                     client.recv(65536)
                     client.sendall(ERROR)
+                    self.counts[ERRORS] += 1
                 elif mode == SILENT:
                     while client.recv(65536):
-                        pass
+                        self.counts[SILENT] += 1
                 else:
                     self._pass_on(client, mode)
-                self.counts[mode] += 1
             except ConnectionRefusedError:
                 self.counts["refused"] += 1
             except OSError:
@@ -102,6 +102,6 @@ class Proxy:
                     if not content:
                         return
                     if mode == DEAF and source is server:
-                        self.counts["answers kept"] += 1
+                        self.counts[DEAF] += 1
                         continue
                     sink.sendall(content)
