@@ -69,10 +69,11 @@ def at_each_place(action: str) -> Callable[[Stack, str], str]:
                 stack.join(role, partial(_armed, queue, action, log))
         wanted = {*WORKERS_PLACES, *RECORDERS_PLACES}
 
+        since: dict[int, float] = {}  # when processes were first seen to be stopped
+
         def all_fired() -> bool:
-            for process in _stopped(stack):
-                process.send_signal(signal.SIGCONT)
-            return set(_places(log)) >= wanted or stack.is_done(name)
+            fired_all = set(_places(log)) >= wanted or stack.is_done(name)
+            return _all_awake(stack, since) and fired_all
 
         stack.until(all_fired, "every failpoint")
         missed = wanted - set(_places(log))
@@ -101,19 +102,19 @@ def _places(log: Path) -> list[str]:
     return [line.partition("=")[0] for line in log.read_text().splitlines()] if log.exists() else []
 
 
-def _stopped(stack: Stack) -> list[psutil.Process]:
-    """Find who has been stopped for longer than a lease lasts."""
-    now, found = time.monotonic(), []
-    for member in stack.crew:
-        process = psutil.Process(member.process.pid)
-        if process.status() != psutil.STATUS_STOPPED:
-            _stopped_since.pop(process.pid, None)
-        elif now - _stopped_since.setdefault(process.pid, now) > STOPPED_SECONDS:
-            found.append(process)
-    return found
-
-
-_stopped_since: dict[int, float] = {}
+def _all_awake(stack: Stack, since: dict[int, float]) -> bool:
+    """Tell whether nobody is stopped; who has been for longer than a lease lasts may go on."""
+    now = time.monotonic()
+    asleep = [
+        member.process
+        for member in stack.crew
+        if psutil.Process(member.process.pid).status() == psutil.STATUS_STOPPED
+    ]
+    for process in asleep:
+        if now - since.setdefault(process.pid, now) > STOPPED_SECONDS:
+            process.send_signal(signal.SIGCONT)
+            del since[process.pid]
+    return not asleep
 
 
 # --- processes
@@ -145,7 +146,6 @@ def told_to_end(stack: Stack, name: str) -> str:
     codes = stack.dismiss(*stack.crew)
     if set(codes) != {0}:
         raise NotFiredError(f"SIGTERM: expected exit codes 0, got {codes}")
-    stack.fill()
     return fired(len(codes), "processes, exit code 0")
 
 

@@ -64,6 +64,7 @@ def disturbed(stack: Stack, fault: Fault) -> Row:
         stack.submit(name, fault.trainer)
         stack.until(lambda: stack.trained(name) > 0, "some steps")
         seen = fault.do(stack, name)
+        stack.fill()
     ended = time.monotonic()
     stack.until(_moves_again(stack, name), "everything to go on")
     recovery = time.monotonic() - ended
