@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo tutorial bench test quick lint check clean
+.PHONY: demo tutorial bench chaos soak test quick lint check clean
 
 demo: .venv/.installed  ## a small study, from nothing to its report
 	$(BIN)/tuner run studies/digits.toml
@@ -17,6 +17,13 @@ bench: .venv/.installed-dev  ## trials a second, alone and recorded, against loo
 	$(BIN)/python benchmarks/throughput.py 64 --optimizer sgd
 	$(BIN)/python benchmarks/service.py sqlite
 	$(BIN)/python benchmarks/service.py postgresql
+
+chaos soak: export OMP_NUM_THREADS = 1
+chaos: .venv/.installed-dev  ## break the whole stack in every way we know: half an hour, as root
+	cd tests && ../$(BIN)/python -m chaos
+
+soak: .venv/.installed-dev  ## everything at once for an hour: what the service holds stays level
+	cd tests && ../$(BIN)/python -m chaos --soak 3600
 
 # One thread each: the tests share the cores, and small models are faster without threads.
 test quick: export OMP_NUM_THREADS = 1

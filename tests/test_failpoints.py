@@ -1,17 +1,47 @@
 """Failpoints fire where and when a test said, once, and cost nothing where nothing is armed."""
 
+import ast
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from chaos import page
+from chaos.faults import RARE_PLACES, RECORDERS_PLACES, WORKERS_PLACES
+from chaos.scenarios import DELETIONS_PLACES, UPGRADES_PLACE
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tuner import failpoints
 from tuner.failpoints import PLACES, FailpointError, reach
+
+
+def reached_in(module: Path) -> set[str]:
+    """Find the places that a module's code names in its calls of `reach`."""
+    calls = [node for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.Call)]
+    return {
+        ast.literal_eval(call.args[0])
+        for call in calls
+        if ast.unparse(call.func).rpartition(".")[2] == "reach"
+    }
+
+
+def test_the_places_are_those_that_the_code_reaches():
+    modules = Path(failpoints.__file__).parent.rglob("*.py")
+    assert set().union(*map(reached_in, modules)) == set(PLACES)
+
+
+def test_the_documents_list_is_of_this_code():
+    assert page.read("failpoints") == page.failpoints(), "`make chaos` writes it"
+
+
+def test_each_place_is_reached_by_the_chaos():
+    """Those of a study, of outages and ends, of deletions, of upgrades; each says that it fired."""
+    of_all = {*WORKERS_PLACES, *RECORDERS_PLACES, *RARE_PLACES, *DELETIONS_PLACES, UPGRADES_PLACE}
+    assert of_all == set(PLACES)
 
 
 @pytest.fixture

@@ -79,11 +79,11 @@ def test_the_reference_has_every_kind_of_end(whole):
     assert {trial["steps"] for trial in whole.ledger.values()} > {5, 40}
 
 
-# those of `tuner delete` and of the probe have tests beside their other ones
-ELSEWHERE = ("delete.", "probe.")
+OF_A_RUN = ("ask.", "chunk.", "report.", "checkpoint.", "outcome.", "recorder.")
 
 
-@pytest.mark.parametrize("place", [place for place in PLACES if not place.startswith(ELSEWHERE)])
+# the others have a test beside what they are of: deletions, upgrades, outages
+@pytest.mark.parametrize("place", [place for place in PLACES if place.startswith(OF_A_RUN)])
 def test_killed_at_a_place_and_run_again_nothing_is_lost_or_doubled(place, tmp_path, whole):
     folder = prepare(tmp_path)
     log = folder / "failpoints.log"

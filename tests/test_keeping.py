@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,24 @@ def test_a_full_spill_takes_no_more_and_keeps_what_it_has(tmp_path: Path):
     found = spill.read()
     assert found is not None
     assert found.next_step == 5
+    spill.clear()
+
+
+def test_a_full_disk_takes_no_more_and_what_it_took_is_kept(tmp_path: Path):
+    """The system takes a part of what is too much, and then refuses: nothing of it may stay."""
+    spill = Spill(tmp_path)
+    assert spill.add(rows(0, 5))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        assert not spill.add(rows(5, 60))
+        assert not spill.add(rows(5, 60))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert spill.add(rows(5, 9))
+    found = spill.read()
+    assert found is not None
+    assert found.next_step == 9
     spill.clear()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from training_here import PREFIXES, submitted
 from tuner.environment import identity
 from tuner.errors import WorkloadError
 from tuner.executors import LocalExecutor
-from tuner.ledger import Ledger, StudyRecord
+from tuner.ledger import Ledger, StudyRecord, governing
 from tuner.storage import Addresses
 from tuner.worker import work
 from tuner.worker.loop import Worker
@@ -66,6 +67,24 @@ def test_a_study_that_has_no_more_trials_leaves_its_share_to_others(ledger):
     while worker.train_one_turn():
         pass
     assert taken == ["a", *"bbbbb"]
+
+
+def test_a_study_that_is_over_is_forgotten_with_all_that_was_kept_for_it(ledger):
+    study = submit(ledger)
+    kept: list[weakref.ref[Taking]] = []
+
+    def join(study: StudyRecord) -> Taking:
+        made = Taking(ledger, study, [])
+        kept.append(weakref.ref(made))
+        return made
+
+    worker = Worker(ledger, (), join)
+    assert worker.train_one_turn()
+    governing.stop(ledger, study, "enough")
+    while worker.train_one_turn():
+        pass
+    assert not worker.train_one_turn()  # what there is to train is read anew
+    assert [one() for one in kept] == [None]
 
 
 def test_paused_studies_have_no_turn(ledger):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,17 @@ def noisy(step_seconds: float = 0.0) -> Workload:
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
         if outputs.requires_grad:
             time.sleep(step_seconds)  # a slow step, for tests that interrupt one
+        return nn.functional.mse_loss(outputs, targets)
+
+    return _workload(_network, loss)
+
+
+def paced(slow: str = "slow", step_seconds: float = 0.15) -> Workload:
+    """Train the same network, slowly while the working directory has a file of this name."""
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        if Path(slow).exists():
+            time.sleep(step_seconds)
         return nn.functional.mse_loss(outputs, targets)
 
     return _workload(_network, loss)

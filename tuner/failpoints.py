@@ -29,6 +29,8 @@ PLACES = {
     "report.before_commit": "the pruner has decided, its decision is not committed",
     "checkpoint.before_rename": "a checkpoint is written under its temporary name",
     "checkpoint.renamed": "a checkpoint is in its place and not in the ledger",
+    "spill.written": "the database is away and rows are in a file",
+    "leave.before_release": "a worker told to end has saved its trial and not given it back",
     "outcome.before_commit": "the trial has ended, its outcome is not committed",
     "outcome.committed": "the outcome is committed and not published",
     "recorder.row_created": "Optuna has the trial, the ledger does not know",
@@ -46,6 +48,7 @@ PLACES = {
     "retrain.promoted": "the champion is the new one, the ledger does not know",
     "scheduler.claimed": "a scheduler has claimed a tick's run and done nothing for it",
     "scheduler.retrained": "the tick's retraining has ended, its run has not",
+    "upgrade.before_ours": "Optuna's and MLflow's tables are made, ours are not",
     "delete.stopped": "a study to be deleted is stopped, all of it is still there",
     "delete.erased": "Optuna and MLflow have it no more, the ledger has",
 }

@@ -13,6 +13,7 @@ from sqlalchemy import Engine, column, inspect, select, table, text
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from tuner.errors import ConnectionLostError, SchemaError, UnavailableError, UsageError
+from tuner.failpoints import reach
 from tuner.ledger.retrying import FIRST_SECONDS, LONGEST_SECONDS, PATIENCE_SECONDS
 from tuner.ledger.tables import HEAD, VERSION_TABLE
 from tuner.storage import roles
@@ -86,6 +87,7 @@ def upgrade_ledger(places: Addresses, *, tracking: bool = False) -> None:
         if tracking:
             make_tracking(places)
         configuration = _configuration()
+        reach("upgrade.before_ours")
         with engine.execution_options(writes=True).begin() as connection:
             configuration.attributes["connection"] = connection
             command.upgrade(configuration, "head")

@@ -205,6 +205,7 @@ class Attempt:
         """Save a checkpoint and give the lease back: the worker was told to stop."""
         if self.rows() is None:
             self.save_checkpoint()
+        reach("leave.before_release")
         self._ledger.release(self.lease, INTERRUPTED, "the worker was told to stop")
         self.log.info("trial left to the next worker", step=self._step)
 

@@ -140,6 +140,8 @@ class Worker:
         if time.monotonic() - self._known_at >= STUDIES_SECONDS:
             self._known = self._read_studies()
             self._known_at = time.monotonic()
+            known = {study.id for study in self._known}  # data and search of the others can go
+            self._joined = {key: one for key, one in self._joined.items() if key in known}
         return self._known
 
     def _read_studies(self) -> list[StudyRecord]:

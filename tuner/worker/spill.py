@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import struct
 import tempfile
+from io import FileIO
 from pathlib import Path
-from typing import IO
 
 from tuner import curves
 from tuner.curves import Chunk
@@ -25,7 +25,7 @@ class Spill:
     def __init__(self, folder: Path, limit: int = LIMIT) -> None:
         self._folder = folder
         self._limit = limit
-        self._file: IO[bytes] | None = None
+        self._file: FileIO | None = None
 
     def __bool__(self) -> bool:
         return self._file is not None
@@ -37,13 +37,14 @@ class Spill:
         end = 0 if file is None else file.seek(0, 2)
         if file is None or end + len(content) > self._limit:
             return False
+        record = HEADER.pack(chunk.first_step, len(content)) + content
         try:
-            file.write(HEADER.pack(chunk.first_step, len(content)) + content)
-            file.flush()
+            whole = file.write(record) == len(record)
         except OSError:
+            whole = False
+        if not whole:
             file.truncate(end)
-            return False
-        return True
+        return whole
 
     def read(self) -> Chunk | None:
         """Give all that was added as one chunk; None if nothing was."""
@@ -62,11 +63,12 @@ class Spill:
             self._file.close()
             self._file = None
 
-    def _opened(self) -> IO[bytes] | None:
+    def _opened(self) -> FileIO | None:
         if self._file is None:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
-                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - kept open
+                # unbuffered: what a full disk did not take must not be written later
+                self._file = tempfile.TemporaryFile(buffering=0, dir=self._folder)  # noqa: SIM115
             except OSError:
                 return None
         return self._file

@@ -237,6 +237,7 @@ class StudyWorker:
         self._away_until = time.monotonic() + AWAY_SECONDS
         log.warning(f"study {self._name}: rows are kept in a file: {error}")
         left = [one for one in self._attempts.values() if one.rows() and not one.put_aside()]
+        reach("spill.written")
         entries = [entry for attempt in left if (entry := attempt.rows())]
         if entries:
             log.warning(f"study {self._name}: no room to keep rows; training waits")

@@ -1,0 +1,1 @@
+"""Faults on purpose: a stack of real processes, what is broken of it, a judge of what is left."""
