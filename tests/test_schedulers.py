@@ -148,6 +148,22 @@ def test_a_timetable_is_made_run_once_and_removed(pipeline: Pipeline) -> None:
 # --- schedulers
 
 
+@pytest.mark.parametrize("place", ["scheduler.claimed", "scheduler.retrained"])
+def test_a_scheduler_killed_at_a_tick_leaves_it_to_the_next_one(
+    pipeline: Pipeline, place: str
+) -> None:
+    folder, store = pipeline.folder, Timetables(pipeline.ledger)
+    assert tuner(folder, "timetable", "add", "moving", "--cron", "* * * * * *").code == 0
+    until(lambda: store.tick() or store.history("moving"), "a tick")
+    killed = tuner(folder, "scheduler", "--once", env=failing(folder, place))
+    assert killed.code == -signal.SIGKILL
+    assert (folder / "failpoints.log").read_text() == f"{place}=kill\n"
+    (held,) = [one for one in store.history("moving") if one.worker is not None]
+    assert tuner(folder, "scheduler", "--once").code == 0
+    runs = [one for one in store.history("moving") if one.fire_at == held.fire_at]
+    assert [one.state for one in runs] == [ENDED]
+
+
 def test_schedulers_killed_in_turn_lose_and_double_no_tick(shared: str, tmp_path: Path) -> None:
     """A tick a second; whenever two more have ended, a scheduler is killed and another started."""
     env = {"TUNER_DATABASE_URL": shared}
