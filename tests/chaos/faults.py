@@ -347,8 +347,8 @@ def faults() -> list[Fault]:
         Fault("MLflow killed", many, mlflow_killed),
         Fault("MLflow answers 500", one, mlflow_is(ERRORS, 10, "answers")),
         Fault("MLflow hangs", many, mlflow_is(SILENT, 20, "requests")),
-        Fault("MLflow's answers are lost", one, mlflow_is(DEAF, 20, "pieces of answers lost")),
-        Fault("a worker's clock an hour ahead", one, clock_ahead),
+        Fault("answers of MLflow are lost", one, mlflow_is(DEAF, 20, "pieces of answers lost")),
+        Fault("one worker lives an hour ahead", one, clock_ahead),
         Fault("disk full, then PostgreSQL away", many, disk_full),
         Fault("four recorders", one, many_recorders),
     ]
