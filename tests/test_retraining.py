@@ -18,11 +18,10 @@ import torch
 from processes import PREFIXES, copy, prepare, train_here
 from retrained import STUDY
 
-from tuner import failpoints, storage, studyfile, submission
+from tuner import drift, failpoints, reporting, storage, studyfile, submission
 from tuner.errors import NotFoundError, UnavailableError, UsageError
 from tuner.failpoints import PLACES, FailpointError
 from tuner.ledger import Ledger, Retrainings
-from tuner.retraining import drift
 from tuner.retraining.retraining import predict, retrain, rollback
 from tuner.storage import Addresses, tracking_client
 from tuner.tracking.registry import Registry
@@ -191,6 +190,13 @@ def test_drift_is_in_the_ledger_and_on_the_parent_run(pipeline: Pipeline) -> Non
     ]
     children = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
     assert len(children) == 3
+    study = pipeline.ledger.study("moving")
+    made = reporting.report(
+        pipeline.ledger, [study], pipeline.places, to=pipeline.folder / "said", tracked=False
+    )
+    page = made.written.page.read_text()
+    assert "<h2>Retrainings</h2>" in page
+    assert all(f"<td>{one.run_key}</td><td>{one.outcome}</td>" in page for one in steps)
 
 
 def test_auto_retunes_where_the_refit_falls_short(pipeline: Pipeline) -> None:

@@ -76,8 +76,8 @@ def retrain(
 
 
 def _show_history(name: str, as_json: bool) -> None:
+    from tuner import drift
     from tuner.ledger import Retrainings
-    from tuner.retraining import drift
     from tuner.timetables import key_of
 
     ledger = here.ledger()

@@ -10,7 +10,8 @@ import numpy as np
 from tuner import verdicts
 from tuner.assessing import Assessor
 from tuner.curves import Chunk
-from tuner.ledger import Reader, StudyRecord, TrialRecord
+from tuner.drift import Step, steps
+from tuner.ledger import Reader, Retrainings, StudyRecord, TrialRecord
 from tuner.outcome import COMPLETED, RUNNING
 from tuner.plots.picture import Mark
 from tuner.regimes import Evidence, Given, Regime
@@ -39,6 +40,7 @@ class Findings:
     optimizers: Sequence[Wins]
     marks: Sequence[Mark]  # on the axis of rates, as a probe found them
     links: Mapping[int, str]  # to the runs of trials, by number
+    drift: Sequence[Step]  # the study's retrainings, oldest first
 
     def trial(self, number: int) -> TrialRecord:
         """Give a trial by its number."""
@@ -95,6 +97,7 @@ def gather(
         optimizers=verdicts.winner(evidence, horizon, rng, "optimizer"),
         marks=marks,
         links=links or {},
+        drift=steps(Retrainings(ledger).history(study.name)),
     )
 
 

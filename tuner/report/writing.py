@@ -69,7 +69,7 @@ def of_study(found: Findings, folder: Path) -> Written:
         figures[name] = figure
         text = "Completed trials, as Optuna draws them."
         body.append(page.figure(name, titles[name], text, kind="wide"))
-    body.append(_trials(found))
+    body += [_trials(found), _drift(found)]
     return _written(folder, found.study.title, body, figures, shown)
 
 
@@ -178,6 +178,26 @@ def _trials(found: Findings) -> str:
     links = "Numbers lead to MLflow's runs." if found.links else ""
     whole = page.table((*head, "other parameters"), rows)
     return f'<h2>Trials</h2><p class="soft">{escape(said + links)}</p>{whole}'
+
+
+def _drift(found: Findings) -> str:
+    """Tabulate the study's retrainings, if there were any."""
+    if not found.drift:
+        return ""
+    rows = [
+        [
+            Cell(text=one.run_key),
+            Cell(text=one.outcome),
+            Cell(text=f"{one.lr:.3g}", number=one.lr),
+            Cell(text="{:.3g} to {:.3g}".format(*one.lr_range)),
+            Cell(text="" if one.champion is None else f"{one.champion:.4g}", number=one.champion),
+            Cell(text=one.reason),
+        ]
+        for one in found.drift
+    ]
+    head = ("run key", "outcome", "lr", "searched", "the champion's metric", "why")
+    said = "What each retraining was given and made of it, oldest first."
+    return f'<h2>Retrainings</h2><p class="soft">{said}</p>{page.table(head, rows)}'
 
 
 def _row(found: Findings, trial: TrialRecord, names: Sequence[str]) -> list[Cell]:

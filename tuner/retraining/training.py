@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tuner.ledger import Retrainings
+from tuner.ledger import Retrainings, ranges
 from tuner.ledger.retrainings import TRAIN
 from tuner.retraining import retuning
 from tuner.retraining.checking import Job
@@ -70,7 +70,7 @@ def challengers(job: Job, folder: Path, still: Callable[[], None]) -> Challenger
         return refit
     around = [base.params, *retuning.best_known(job.ledger, job.study)]
     name = f"{job.study.name} retune {job.run_key}"
-    spec = retuning.spec_of(job.spec, name, around)
+    spec = retuning.spec_of(job.spec, name, around, _probed(job, base))
     study, best = retuning.search(job.ledger, job.places, spec, job.prefixes)
     if best is None:  # the parameters known are the last resort, and their failure is said
         return refit or _train(job, base, folder / "refit", still, study.name)
@@ -87,6 +87,13 @@ def challengers(job: Job, folder: Path, still: Callable[[], None]) -> Challenger
     if refit is None or refit.value is None or found.value is None:
         return found if found.value is not None or refit is None else refit
     return found if _sign(job) * (found.value - refit.value) < 0 else refit
+
+
+def _probed(job: Job, base: Origin) -> tuple[float, float] | None:
+    """Give the rates that the study's probe suggests for an optimiser; None where it has none."""
+    found = (ranges.result(job.ledger, job.study) or {}).get("optimizers", {})
+    low, high = found.get(base.params["optimizer"], {}).get("suggested") or (None, None)
+    return None if low is None or high is None else (low, high)
 
 
 def _known(job: Job) -> Origin:
