@@ -285,7 +285,7 @@ JOIN experiments USING (experiment_id)
 WHERE run.lifecycle_stage = 'active' AND experiments.name = '{name}'
 """
 VARYING = ("mlflow.parentRunId", "tuner.host")
-RUN_ID = re.compile(r"\b[0-9a-f]{32}\b")
+RUN_ID = re.compile(r"(?<=%22)[0-9a-f]{32}|\b[0-9a-f]{32}\b")
 """Summaries link to runs."""
 
 

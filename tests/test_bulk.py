@@ -152,7 +152,7 @@ def everything(url: str) -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any]]
     engine.dispose()
 
 
-RUN_ID = re.compile(r"\b[0-9a-f]{32}\b")
+RUN_ID = re.compile(r"(?<=%22)[0-9a-f]{32}|\b[0-9a-f]{32}\b")
 PACKED = re.compile(r"deflate;([A-Za-z0-9+/=]+)")
 """The state of a view of MLflow's UI."""
 

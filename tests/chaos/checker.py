@@ -224,6 +224,11 @@ def consistent(whole: Left) -> Findings:
         for number, stop in stops.items()
         if stop is not None
     )
+    expected.update(
+        ((number, "trial_value", steps), _bits(value))
+        for number, (state, steps, _, _, value) in whole.ledger.items()
+        if state == "completed"
+    )
     steps = sum(one[1] for one in whole.ledger.values())
     rows = len({place for place in _places(whole.rows) if place[1] == "train_loss"})
     alone = compare(whole, whole)
