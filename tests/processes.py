@@ -289,6 +289,15 @@ RUN_ID = re.compile(r"(?<=%22)[0-9a-f]{32}|\b[0-9a-f]{32}\b")
 """Summaries link to runs."""
 
 
+REPORT = re.compile(r" · \[report\]\([^)]*\)|\n\n!\[[^]]*\]\([^)]*\)")
+"""A summary links to a report, and shows its picture, while MLflow has its files."""
+
+
+def lasting(tag: str) -> str:
+    """Give what is the same of a tag whenever its run was made."""
+    return RUN_ID.sub("RUN", REPORT.sub("", tag))
+
+
 def mlflow_left(folder: Path, name: str = "small", file: str = "mlflow.db") -> dict[str, Any]:
     """Read MLflow's runs from its tables: status, params, tags, and the points of all metrics."""
     found: dict[str, Any] = {}
@@ -302,7 +311,7 @@ def mlflow_left(folder: Path, name: str = "small", file: str = "mlflow.db") -> d
         found[key] = {
             "status": status,
             "params": dict(of_run("SELECT key, value FROM params")),
-            "tags": {k: RUN_ID.sub("RUN", v) for k, v in tags.items() if k not in VARYING},
+            "tags": {k: lasting(v) for k, v in tags.items() if k not in VARYING},
             "points": sorted(of_run("SELECT key, step, value, is_nan FROM metrics")),
         }
     return found
