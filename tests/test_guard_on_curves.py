@@ -33,8 +33,8 @@ def test_no_run_of_the_better_half_is_stopped(ranked_by: str) -> None:
 def test_trials_that_nothing_stopped() -> None:
     """A few of the benchmark's, of the kinds that train in no time; it has the real bounds.
 
-    One good trial is stopped: Nesterov above its limit, with a rate that falls to 0, which comes back
-    from 10^17 times its start; the forecast knows gradient descent alone.
+    One good trial is stopped: Nesterov above its limit, with a rate that falls to 0, which comes
+    back from 10^17 times its start; the forecast knows gradient descent alone.
     """
     cases = [case for case in unguarded.HELD_OUT if case.name in ("house_prices", "quadratic")]
     runs = [run for case in cases for run in guarding.runs_of(case, 0, 30, seed=7)]
