@@ -285,17 +285,18 @@ JOIN experiments USING (experiment_id)
 WHERE run.lifecycle_stage = 'active' AND experiments.name = '{name}'
 """
 VARYING = ("mlflow.parentRunId", "tuner.host")
-RUN_ID = re.compile(r"(?<=%22)[0-9a-f]{32}|\b[0-9a-f]{32}\b")
-"""Summaries link to runs."""
-
-
+ADDRESS = re.compile(
+    r"(?P<run>(?<=%22)[0-9a-f]{32}|\b[0-9a-f]{32}\b)"
+    r"|(?P<experiment>(?<=#/experiments/)\d+|(?<=&experiments=%5B%22)\d+)"
+)
+"""Summaries link to runs and to their experiment, whose numbers are as they come."""
 REPORT = re.compile(r" · \[report\]\([^)]*\)|\n\n!\[[^]]*\]\([^)]*\)")
 """A summary links to a report, and shows its picture, while MLflow has its files."""
 
 
 def lasting(tag: str) -> str:
     """Give what is the same of a tag whenever its run was made."""
-    return RUN_ID.sub("RUN", REPORT.sub("", tag))
+    return ADDRESS.sub(lambda found: found.lastgroup or "", REPORT.sub("", tag))
 
 
 def mlflow_left(folder: Path, name: str = "small", file: str = "mlflow.db") -> dict[str, Any]:

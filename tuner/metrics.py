@@ -7,7 +7,8 @@ Counting costs under a microsecond; nobody is told of it before `tuner.serving` 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 
@@ -44,9 +45,20 @@ LOOP_TURNED = Gauge(
 _turned: dict[str, float] = {}  # by loop, in the monotonic clock
 
 
-def turned(loop: str) -> None:
-    """Say that a loop goes round; it must, every few minutes, whatever is away."""
+@contextmanager
+def looping(loop: str) -> Iterator[None]:
+    """Expect a loop to turn, every few minutes whatever is away, while the body runs."""
     _turned[loop] = time.monotonic()
+    try:
+        yield
+    finally:
+        _turned.pop(loop, None)
+
+
+def turned(loop: str) -> None:
+    """Say that a loop goes round."""
+    if loop in _turned:  # the same work may be done without one
+        _turned[loop] = time.monotonic()
     LOOP_TURNED.labels(loop).set_to_current_time()
 
 

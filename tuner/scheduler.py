@@ -113,7 +113,7 @@ def _ticking(store: Timetables, stop: threading.Event) -> Iterator[None]:
                 log.warning(f"timetables cannot be read for now: {error}")
                 ended.wait(AWAY_SECONDS)
 
-    with _beside(tick, "ticks", ended):
+    with metrics.looping("scheduler"), _beside(tick, "ticks", ended):
         yield
 
 

@@ -196,15 +196,17 @@ def _places(points: Counter[tuple[Point, bytes]]) -> set[Point]:
 
 def _unended(found: Left) -> int:
     """Count what has not the end in Optuna or MLflow that it has in the ledger."""
-    states = dict(found.optuna)
-    statuses = dict(found.runs)
-    stuck = 0
-    for number, (outcome, *_) in found.ledger.items():
-        state, status = ENDED.get(outcome, ("(ended)", "(ended)"))
-        stuck += states.get(number, state) != state
-        stuck += statuses.get(str(number), status) != status
-        stuck += outcome not in ENDED
-    return stuck + (statuses.get("study", "FINISHED") == "RUNNING")
+    ends = {number: ENDED.get(outcome) for number, (outcome, *_) in found.ledger.items()}
+    states = {number: end[0] for number, end in ends.items() if end}
+    statuses = {str(number): end[1] for number, end in ends.items() if end}
+    return (
+        sum(end is None for end in ends.values())
+        + sum(state != states.get(number, state) for number, state in found.optuna)
+        + sum(
+            status == "RUNNING" if trial == "study" else status != statuses.get(trial, status)
+            for trial, status in found.runs
+        )
+    )
 
 
 def consistent(whole: Left) -> Findings:

@@ -172,7 +172,8 @@ def record(
             return opens(engine, places)
 
         try:
-            _serve(target, opened, names, closing, outages)
+            with metrics.looping(target):
+                _serve(target, opened, names, closing, outages)
         except BaseException as error:
             ended.put(error)
         else:

@@ -65,7 +65,7 @@ def work(
 
     worker = Worker(ledger, names, join)
     reaped_at = -float("inf")
-    with keeper.working():
+    with keeper.working(), metrics.looping("worker"):
         log.info("worker started", worker=identity(), studies=list(names) or "all that are open")
         while not stop.is_set():
             metrics.turned("worker")
