@@ -39,9 +39,10 @@ class Held:
         if any(rows is None for rows in drawn):
             return lambda _: (self._inputs, self._targets, None)
         found = [rows for rows in drawn if rows is not None]
-        every = torch.zeros(count, places, found[0].shape[1], dtype=torch.int64)
-        every[:, [member.place for member in members]] = torch.stack(found, dim=1)
-        every = every.to(self._inputs.device)
+        nobody = torch.zeros_like(found[0])  # at a place that is free, any rows will do
+        at = {member.place: rows for member, rows in zip(members, found, strict=True)}
+        every = torch.stack([at.get(place, nobody) for place in range(places)], dim=1)
+        every = every.to(self._inputs.device)  # [step, place, batch]
         return lambda index: (self._inputs, self._targets, every[index])
 
 
