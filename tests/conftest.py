@@ -10,6 +10,7 @@ import postgres as real
 import pytest
 from hypothesis import settings
 from playwright.sync_api import Browser
+from processes import prepare
 
 from tuner import storage
 from tuner.ledger import Ledger
@@ -112,3 +113,17 @@ def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
     ledger = Ledger(storage.ledger_engine(places.ledger), grace_seconds=0.0)
     yield ledger
     ledger.engine.dispose()
+
+
+@pytest.fixture(params=BOTH)
+def beside(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Addresses]:
+    """Make a folder and fresh databases for it."""
+
+    def on_sqlite(name: str) -> Addresses:
+        return storage.addresses({}, prepare(tmp_path / name))
+
+    def on_postgresql(name: str) -> Addresses:
+        server, template = (request.getfixturevalue(one) for one in ("postgres", "migrated"))
+        return storage.addresses({"TUNER_DATABASE_URL": server.database(template)}, tmp_path / name)
+
+    return on_sqlite if request.param == "sqlite" else on_postgresql

@@ -34,7 +34,7 @@ OF_MLFLOW = ("ajax-api/2.0/mlflow/users/current", "ResizeObserver loop completed
 ODD_NAMES = {
     "quotes": """a "quoted" name, isn't it / 50% <b>bold</b> | `code` [link](x) ÄÖ""",
     "emoji": "\N{ROCKET} \N{CHART WITH DOWNWARDS TREND} sweep",
-    "long": "n" * 200,
+    "long": "\N{ROCKET}'a / b\"" * 31 + "nn",
 }
 TRIALS = 12
 

@@ -7,14 +7,15 @@ retraining's identity, so a call that was interrupted anywhere is finished by th
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import mlflow.pytorch
 import numpy as np
@@ -35,6 +36,7 @@ from mlflow.types.schema import Schema, TensorSpec
 from tuner.curves import Chunk
 from tuner.failpoints import reach
 from tuner.storage import tracking_reached
+from tuner.texts import derived
 from tuner.tracking.registry import CHALLENGER, RETRAINING, Registry, Version
 from tuner.tracking.run_content import NAME_LIMIT, all_points, milliseconds
 from tuner.tracking.run_writers import BATCH, as_metrics, as_tags
@@ -135,7 +137,7 @@ class RetrainRuns:
             self._client.delete_logged_model(one.model_id)  # somebody died while logging it
         made = self._client.create_logged_model(
             self._experiment,
-            name=content.tags["tuner.study"].replace("/", "_"),
+            name=re.sub(r"[/:.%\"']", "_", content.tags["tuner.study"]),  # MLflow refuses these
             source_run_id=run_id,
             tags=dict(content.tags),
             model_type="pytorch",
@@ -172,7 +174,7 @@ class RetrainRuns:
                 "mlflow.source.name": "tuner",
             }
             found = self._client.create_run(
-                self._experiment, tags=tags, run_name=f"{self._study} retrain"[:NAME_LIMIT]
+                self._experiment, tags=tags, run_name=derived(self._study, "retrain")
             )
         return str(found.info.run_id)
 
@@ -184,15 +186,12 @@ class RetrainRuns:
         return found[0] if found else None
 
     def _find_experiment(self, artifacts: Path | None) -> str:
-        name = f"{self._study} retrain"
+        name = derived(self._study, "retrain")
         found = self._client.get_experiment_by_name(name)
         if found is None:
-            folder = (
-                None
-                if artifacts is None
-                else (artifacts / f"retrain-{quote(self._study, safe='')}")
-            )
-            location = None if folder is None else folder.as_uri()
+            # not the name: a folder's may have 255 bytes, and a run's address 200 characters
+            digest = hashlib.sha256(self._study.encode()).hexdigest()[:16]
+            location = None if artifacts is None else (artifacts / f"retrain-{digest}").as_uri()
             tags = {
                 "tuner.retrains": self._study,
                 "mlflow.experimentKind": "custom_model_development",
