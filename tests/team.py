@@ -169,6 +169,26 @@ def mlflow_server(folder: Path, tracking: str, *more: str, **env: str) -> Iterat
         log.close()
 
 
+ACCOUNTS = """
+[mlflow]
+default_permission = READ
+database_uri = sqlite:///{folder}/users.db
+admin_username = {user}
+admin_password = {password}
+authorization_function = mlflow.server.auth:authenticate_request_basic_auth
+auth_cache_ttl_seconds = 60
+"""
+WITH_ACCOUNTS = ("--app-name", "basic-auth")
+"""What a server is started with that asks for a login."""
+
+
+def accounts(folder: Path, user: str, password: str) -> dict[str, str]:
+    """Write who administers a server; give what its environment says then."""
+    file = folder / "users.ini"
+    file.write_text(ACCOUNTS.format(folder=folder, user=user, password=password))
+    return {"MLFLOW_AUTH_CONFIG_PATH": str(file), "MLFLOW_FLASK_SERVER_SECRET_KEY": "a secret"}
+
+
 def answers(address: str) -> bool:
     """Tell whether a server is there."""
     try:

@@ -25,6 +25,7 @@ from mlflow.entities import (
     DatasetInput,
     InputTag,
     LoggedModel,
+    LoggedModelOutput,
     LoggedModelStatus,
     Metric,
     Param,
@@ -108,12 +109,13 @@ class RetrainRuns:
             self._client.set_terminated(run_id, content.status, at)
         return run_id
 
-    def register(self, registry: Registry, run_id: str, content: ModelOf) -> Version:
-        """Log the model and make a version of it, the challenger."""
+    def register(self, registry: Registry, run_id: str, run: RunOf, content: ModelOf) -> Version:
+        """Log the model of a run and make a version of it, the challenger."""
         found = registry.of_run(run_id)
         if found is None:
             with tracking_reached(self._client.tracking_uri):
-                logged = self._logged(run_id, content)
+                logged = self._logged(run_id, run, content)
+                self._link(run_id, run, logged.model_id)
             reach("retrain.model_logged")
             found = registry.add(logged.artifact_location, run_id, logged.model_id, content.tags)
             reach("retrain.version_created")
@@ -126,7 +128,17 @@ class RetrainRuns:
         with tracking_reached(self._client.tracking_uri):
             self._client.log_batch(self._parent(), metrics=points)
 
-    def _logged(self, run_id: str, content: ModelOf) -> LoggedModel:
+    def _link(self, run_id: str, run: RunOf, model_id: str) -> None:
+        """Let the run's page name its model, and the model's page what it was measured to be."""
+        at = milliseconds(run.ended_at)
+        # without their data, by whose digest the page would give each retraining its own columns
+        points = [Metric(key, value, at, 0, model_id) for key, value in run.metrics.items()]
+        self._client.log_batch(run_id, metrics=points)
+        outputs = self._client.get_run(run_id).outputs
+        if not any(one.model_id == model_id for one in outputs.model_outputs):
+            self._client.log_outputs(run_id, [LoggedModelOutput(model_id, 0)])
+
+    def _logged(self, run_id: str, run: RunOf, content: ModelOf) -> LoggedModel:
         """Find the model that this run has logged, or log it."""
         found = self._client.search_logged_models(
             [self._experiment], filter_string=f"source_run_id = '{run_id}'"
@@ -140,6 +152,7 @@ class RetrainRuns:
             name=re.sub(r"[/:.%\"']", "_", content.tags["tuner.study"]),  # MLflow refuses these
             source_run_id=run_id,
             tags=dict(content.tags),
+            params=dict(run.params),
             model_type="pytorch",
         )
         with tempfile.TemporaryDirectory() as folder:
