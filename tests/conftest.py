@@ -42,6 +42,15 @@ def ledger(places: Addresses, template: Path) -> Ledger:
     return Ledger(storage.ledger_engine(places.ledger))
 
 
+@pytest.fixture
+def tracked(places: Addresses, tmp_path: Path) -> Iterator[Ledger]:
+    """A fresh ledger at `places`, beside an MLflow that has its tables."""
+    prepare(tmp_path)
+    made = Ledger(storage.ledger_engine(places.ledger))
+    yield made
+    made.engine.dispose()
+
+
 @pytest.fixture(scope="session")
 def new_ledger(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Callable[[], Ledger]:
     """Make a fresh ledger as often as it is called, for tests that Hypothesis repeats."""

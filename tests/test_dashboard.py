@@ -11,7 +11,6 @@ from optuna_dashboard import get_note, save_note
 from playwright.sync_api import expect
 from test_bulk import ADAMW, SPACE, WORKLOAD, take
 
-from tuner import storage
 from tuner.ledger import Ledger
 from tuner.storage import Addresses
 from tuner.tracking import dashboard
@@ -52,7 +51,6 @@ def test_a_note_that_says_the_same_leaves_the_version_so_that_people_can_save_th
 
 def published(ledger: Ledger, places: Addresses) -> None:
     """Train two trials and publish them: one completed, one diverged."""
-    storage.upgrade_tracking(places)
     made = spec(space=SPACE, budget={"trials": 2})
     submitted, _ = ledger.submit(made, limit=2, workload=WORKLOAD)
     for outcome in (completed(0.5), diverged()):
@@ -65,8 +63,8 @@ def published(ledger: Ledger, places: Addresses) -> None:
 
 
 @pytest.mark.slow
-def test_the_recorder_writes_the_answer_reasons_and_a_link(ledger, places):
-    published(ledger, places)
+def test_the_recorder_writes_the_answer_reasons_and_a_link(tracked, places):
+    published(tracked, places)
     loaded = optuna.load_study(study_name="small", storage=places.optuna)
     note = get_note(loaded)
     loaded._storage._backend.engine.dispose()
@@ -77,10 +75,9 @@ def test_the_recorder_writes_the_answer_reasons_and_a_link(ledger, places):
 
 @pytest.mark.slow
 def test_what_the_docs_say_of_its_pages_is_found_by_as_many_clicks(
-    ledger, places, tmp_path, browser
+    tracked, places, tmp_path, browser
 ):
-    published(ledger, places)
-    ledger.engine.dispose()
+    published(tracked, places)
     with (
         team.dashboard(tmp_path, places.optuna) as address,
         opened(browser, f"{address}/dashboard/studies/1", width=1600) as watched,
