@@ -8,6 +8,7 @@ import pytest
 from helpers import completed, rows, spec
 from hypothesis import given
 from hypothesis import strategies as st
+from mlflow.utils.validation import _validate_logged_model_name
 from test_bulk import ADAMW, SPACE, WORKLOAD, take
 
 from tuner import confirming, doctor, exporting, governing, reporting, storage
@@ -17,7 +18,7 @@ from tuner.storage import tracking_client
 from tuner.texts import NAME_LIMIT, derived, shortened
 from tuner.tracking.recorder import Recorder
 from tuner.tracking.registry import Registry
-from tuner.tracking.retrain_runs import RetrainRuns
+from tuner.tracking.retrain_runs import RetrainRuns, model_title
 
 LONG = "\N{ROCKET}" * NAME_LIMIT
 """1,000 bytes: no file may be called so."""
@@ -29,6 +30,11 @@ def test_a_name_is_cut_to_what_fits_and_stays_another_than_all_others(one, other
     assert len(cut) <= limit
     assert (cut == one) == (len(one) <= limit)
     assert (cut == shortened(other, limit)) == (one == other)
+
+
+@given(st.text(alphabet="a./:%\"' \N{ROCKET}", min_size=1, max_size=20))
+def test_a_model_is_logged_whatever_its_study_is_called(name):
+    _validate_logged_model_name(model_title(name))
 
 
 @pytest.mark.parametrize("what", ["confirm", "confirm 12", "retune " + "k" * 200])

@@ -149,7 +149,7 @@ class RetrainRuns:
             self._client.delete_logged_model(one.model_id)  # somebody died while logging it
         made = self._client.create_logged_model(
             self._experiment,
-            name=re.sub(r"[/:.%\"']", "_", content.tags["tuner.study"]),  # MLflow refuses these
+            name=model_title(content.tags["tuner.study"]),
             source_run_id=run_id,
             tags=dict(content.tags),
             params=dict(run.params),
@@ -211,6 +211,11 @@ class RetrainRuns:
             }
             return str(self._client.create_experiment(name, location, tags=tags))
         return str(found.experiment_id)
+
+
+def model_title(study: str) -> str:
+    """Call a logged model by its study, without what MLflow refuses there."""
+    return re.sub(r"""[/:.%"']""", "_", study)
 
 
 def _dataset(content: RunOf) -> Dataset:
