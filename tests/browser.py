@@ -16,6 +16,12 @@ PROGRAM = "TUNER_TEST_CHROMIUM"
 ON_PATH = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 ARGUMENTS = ("--no-sandbox", "--disable-gpu")
 """Tests run as root in containers, where the sandbox does not start, and without a display."""
+NO_ASSISTANT = """
+try { localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true") } catch { }
+"""
+"""MLflow's panel for chatting opens by itself at a first visit, and takes a third of the page."""
+SHOTS = Path(os.environ.get("TUNER_TEST_SCREENSHOTS", Path(__file__).parents[1] / "screenshots"))
+"""Where tests leave pictures of pages."""
 HEIGHT = 900
 """Of the windows, in pixels of a page."""
 
@@ -27,6 +33,11 @@ class Watched:
     page: Page
     errors: list[str] = field(default_factory=list)  # of its console, and exceptions
     requests: list[str] = field(default_factory=list)  # every address that it asked for
+
+    def keep(self, name: str) -> None:
+        """Leave a picture of the page among the screenshots."""
+        SHOTS.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=SHOTS / f"{name}.png")
 
     def asked_elsewhere(self, of_itself: str) -> list[str]:
         """Give the addresses that do not begin with `of_itself`; data in a page are none."""
@@ -66,13 +77,19 @@ def launched() -> Iterator[Browser]:
 
 @contextmanager
 def opened(
-    browser: Browser, url: str = "about:blank", *, width: int = 1280, dark: bool = False
+    browser: Browser,
+    url: str = "about:blank",
+    *,
+    width: int = 1280,
+    dark: bool = False,
+    login: tuple[str, str] | None = None,
 ) -> Iterator[Watched]:
     """Open a page in a profile of its own, so that nothing of another one is remembered."""
     context = browser.new_context(
         viewport={"width": width, "height": HEIGHT},
         color_scheme="dark" if dark else "light",
         accept_downloads=True,
+        http_credentials=None if login is None else {"username": login[0], "password": login[1]},
     )
     try:
         watched = Watched(context.new_page())
@@ -84,6 +101,7 @@ def opened(
         watched.page.on("console", note)
         watched.page.on("pageerror", lambda error: watched.errors.append(str(error)))
         watched.page.on("request", lambda request: watched.requests.append(request.url))
+        watched.page.add_init_script(NO_ASSISTANT)
         watched.page.goto(url)
         yield watched
     finally:

@@ -10,6 +10,7 @@ import postgres as real
 import pytest
 from hypothesis import settings
 from playwright.sync_api import Browser
+from processes import prepare
 
 from tuner import storage
 from tuner.ledger import Ledger
@@ -39,6 +40,15 @@ def ledger(places: Addresses, template: Path) -> Ledger:
     """A fresh ledger at `places`."""
     shutil.copy(template, places.lock.with_suffix(""))
     return Ledger(storage.ledger_engine(places.ledger))
+
+
+@pytest.fixture
+def tracked(places: Addresses, tmp_path: Path) -> Iterator[Ledger]:
+    """A fresh ledger at `places`, beside an MLflow that has its tables."""
+    prepare(tmp_path)
+    made = Ledger(storage.ledger_engine(places.ledger))
+    yield made
+    made.engine.dispose()
 
 
 @pytest.fixture(scope="session")
@@ -112,3 +122,17 @@ def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
     ledger = Ledger(storage.ledger_engine(places.ledger), grace_seconds=0.0)
     yield ledger
     ledger.engine.dispose()
+
+
+@pytest.fixture(params=BOTH)
+def beside(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Addresses]:
+    """Make a folder and fresh databases for it."""
+
+    def on_sqlite(name: str) -> Addresses:
+        return storage.addresses({}, prepare(tmp_path / name))
+
+    def on_postgresql(name: str) -> Addresses:
+        server, template = (request.getfixturevalue(one) for one in ("postgres", "migrated"))
+        return storage.addresses({"TUNER_DATABASE_URL": server.database(template)}, tmp_path / name)
+
+    return on_sqlite if request.param == "sqlite" else on_postgresql

@@ -146,33 +146,68 @@ def team(folder: Path, cluster: Cluster, url: str, **more: str) -> Iterator[Team
 @contextmanager
 def mlflow_server(folder: Path, tracking: str, *more: str, **env: str) -> Iterator[str]:
     """Run a real MLflow server on a database, with `more` arguments; give its address."""
+    command = ["mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
+    command += ["--backend-store-uri", tracking]
+    command += ["--artifacts-destination", str(folder / "artifacts"), *more]
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with _server(folder, command, "/health", quiet | env) as address:
+        yield address
+
+
+@contextmanager
+def dashboard(folder: Path, database: str) -> Iterator[str]:
+    """Run a real optuna-dashboard on a database; give its address."""
+    command = ["optuna_dashboard._cli", database, "--host", "127.0.0.1"]
+    with _server(folder, command, "/dashboard/", {}) as address:
+        yield address
+
+
+@contextmanager
+def _server(folder: Path, command: list[str], health: str, env: Mapping[str, str]) -> Iterator[str]:
     port = free_port()
     address = f"http://127.0.0.1:{port}"
-    log = (folder / "mlflow.log").open("w")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
-         "--workers", "1", "--backend-store-uri", tracking,
-         "--artifacts-destination", str(folder / "artifacts"), *more],
-        cwd=folder,
-        env=environment(folder, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **env}),
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-    )  # fmt: skip
-    try:
-        until(lambda: answers(address), "MLflow's server")
-        yield address
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        log.close()
+    with (folder / f"{command[0]}.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command, "--port", str(port)],
+            cwd=folder,
+            env=environment(folder, env),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            until(lambda: answers(address, health), command[0])
+            yield address
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
-def answers(address: str) -> bool:
-    """Tell whether a server is there."""
+ACCOUNTS = """
+[mlflow]
+default_permission = READ
+database_uri = sqlite:///{folder}/users.db
+admin_username = {user}
+admin_password = {password}
+authorization_function = mlflow.server.auth:authenticate_request_basic_auth
+auth_cache_ttl_seconds = 60
+"""
+WITH_ACCOUNTS = ("--app-name", "basic-auth")
+"""What a server is started with that asks for a login."""
+
+
+def accounts(folder: Path, user: str, password: str) -> dict[str, str]:
+    """Write who administers a server; give what its environment says then."""
+    file = folder / "users.ini"
+    file.write_text(ACCOUNTS.format(folder=folder, user=user, password=password))
+    return {"MLFLOW_AUTH_CONFIG_PATH": str(file), "MLFLOW_FLASK_SERVER_SECRET_KEY": "a secret"}
+
+
+def answers(address: str, page: str = "/health") -> bool:
+    """Tell whether a server is there, MLflow's or one with another `page`."""
     try:
-        with urllib.request.urlopen(f"{address}/health", timeout=5) as answer:
+        with urllib.request.urlopen(f"{address}{page}", timeout=5) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, ConnectionError, TimeoutError):
         return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +25,6 @@ from tuner.tracking.recorder import Recorder
 
 pytestmark = pytest.mark.slow
 
-SHOTS = Path(os.environ.get("TUNER_TEST_SCREENSHOTS", Path(__file__).parents[1] / "screenshots"))
 PATIENCE = 60_000
 """How long a page may take on a busy machine, in milliseconds."""
 OF_MLFLOW = ("ajax-api/2.0/mlflow/users/current", "ResizeObserver loop completed")
@@ -34,7 +32,7 @@ OF_MLFLOW = ("ajax-api/2.0/mlflow/users/current", "ResizeObserver loop completed
 ODD_NAMES = {
     "quotes": """a "quoted" name, isn't it / 50% <b>bold</b> | `code` [link](x) ÄÖ""",
     "emoji": "\N{ROCKET} \N{CHART WITH DOWNWARDS TREND} sweep",
-    "long": "n" * 200,
+    "long": "\N{ROCKET}'a / b\"" * 31 + "nn",
 }
 TRIALS = 12
 
@@ -105,17 +103,11 @@ def look(shown: Shown, url: str, says: str, shot: str | None = None) -> Iterator
     """Open a page, wait for what it says, and keep a picture of it."""
     with opened(shown.browser, "about:blank", width=1700) as watched:
         watched.page.set_default_timeout(PATIENCE)
-        # a panel for chatting opens by itself at a first visit, and takes a third of the page
-        watched.page.add_init_script(
-            "try { localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true') }"
-            " catch { }"
-        )
         watched.page.goto(url)
         expect(watched.page.get_by_text(says).first).to_be_visible(timeout=PATIENCE)
         yield watched
         if shot:
-            SHOTS.mkdir(exist_ok=True)
-            watched.page.screenshot(path=SHOTS / f"{shot}.png")
+            watched.keep(shot)
         assert [one for one in watched.errors if not any(its in one for its in OF_MLFLOW)] == []
 
 
@@ -190,7 +182,7 @@ def test_a_diverged_run_says_why(shown):
         expect(page.get_by_text(f"{len(gone)} matching run")).to_be_visible(timeout=PATIENCE)
         page.get_by_role("link", name=re.compile(rf"^{gone[0].number}: lr")).first.click()
         expect(page.get_by_text(gone[0].reason[:40]).first).to_be_visible(timeout=PATIENCE)
-        page.screenshot(path=SHOTS / "diverged.png")
+        watched.keep("diverged")
 
 
 HEADINGS = {

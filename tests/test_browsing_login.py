@@ -10,24 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import launched
+from browser import opened
 from playwright.sync_api import expect
 from processes import prepare, reader, train_here
-from team import mlflow_server
+from team import WITH_ACCOUNTS, accounts, mlflow_server
 
 from tuner import pages, storage
 
 pytestmark = pytest.mark.slow
 
 ADMIN, READER = ("admin", "a long password 1"), ("reader", "a long password 2")
-CONFIGURATION = """
-[mlflow]
-default_permission = READ
-database_uri = sqlite:///{folder}/users.db
-admin_username = {user}
-admin_password = {password}
-authorization_function = mlflow.server.auth:authenticate_request_basic_auth
-"""
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +31,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(folder: Path) -> Iterator[str]:
-    user, password = ADMIN
-    users = folder / "users.ini"
-    users.write_text(CONFIGURATION.format(folder=folder, user=user, password=password))
     tracking = storage.addresses({}, folder).tracking
-    secrets = {"MLFLOW_AUTH_CONFIG_PATH": str(users), "MLFLOW_FLASK_SERVER_SECRET_KEY": "a secret"}
-    with mlflow_server(folder, tracking, "--app-name", "basic-auth", **secrets) as found:
+    with mlflow_server(folder, tracking, *WITH_ACCOUNTS, **accounts(folder, *ADMIN)) as found:
         name, word = READER
         made = {"username": name, "password": word}
         assert ask(found, "POST", "api/2.0/mlflow/users/create", made, ADMIN) == 200
@@ -89,15 +77,11 @@ def test_a_reader_reads_and_cannot_write(address):
     assert ask(address, "POST", WRITE, tag, ADMIN) == 200
 
 
-def test_a_reader_sees_the_curves_in_a_browser(folder, address):
+def test_a_reader_sees_the_curves_in_a_browser(folder, address, browser):
     ledger = reader(folder)
     places = storage.addresses({}, folder)
     url = pages.of_study(ledger, ledger.study("small"), places, address)["loss curves"]
     ledger.engine.dispose()
-    name, word = READER
-    with launched() as browser:
-        context = browser.new_context(http_credentials={"username": name, "password": word})
-        page = context.new_page()
-        page.goto(url)
-        expect(page.locator(".js-plotly-plot path.js-line").first).to_be_attached(timeout=60_000)
-        context.close()
+    with opened(browser, url, login=READER) as watched:
+        drawn = watched.page.locator(".js-plotly-plot path.js-line").first
+        expect(drawn).to_be_attached(timeout=60_000)

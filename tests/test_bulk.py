@@ -5,16 +5,13 @@ from __future__ import annotations
 import base64
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import BOTH
 from helpers import completed, diverged, pruned, rows, spec, went_on
-from processes import prepare
 from sqlalchemy import Engine, MetaData, case, create_engine, select, update
 
 from tuner import doctor, failpoints, storage
@@ -125,20 +122,6 @@ def pin_times(ledger: Ledger) -> None:
 
 
 # --- tables, without what is random
-
-
-@pytest.fixture(params=BOTH)
-def beside(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Addresses]:
-    """Make a folder and fresh databases for it."""
-
-    def on_sqlite(name: str) -> Addresses:
-        return storage.addresses({}, prepare(tmp_path / name))
-
-    def on_postgresql(name: str) -> Addresses:
-        server, template = (request.getfixturevalue(one) for one in ("postgres", "migrated"))
-        return storage.addresses({"TUNER_DATABASE_URL": server.database(template)}, tmp_path / name)
-
-    return on_sqlite if request.param == "sqlite" else on_postgresql
 
 
 def everything(url: str) -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any]]]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import optuna
 import pytest
+import team
+from browser import opened
 from helpers import completed, diverged, rows, spec
 from optuna_dashboard import get_note, save_note
+from playwright.sync_api import expect
 from test_bulk import ADAMW, SPACE, WORKLOAD, take
 
-from tuner import storage
+from tuner.ledger import Ledger
+from tuner.storage import Addresses
 from tuner.tracking import dashboard
 from tuner.tracking.recorder import Recorder
 
@@ -45,9 +49,8 @@ def test_a_note_that_says_the_same_leaves_the_version_so_that_people_can_save_th
     assert store.get_study_system_attrs(key)[dashboard.VERSION] == first[dashboard.VERSION] + 1
 
 
-@pytest.mark.slow
-def test_the_recorder_writes_the_answer_reasons_and_a_link(ledger, places):
-    storage.upgrade_tracking(places)
+def published(ledger: Ledger, places: Addresses) -> None:
+    """Train two trials and publish them: one completed, one diverged."""
     made = spec(space=SPACE, budget={"trials": 2})
     submitted, _ = ledger.submit(made, limit=2, workload=WORKLOAD)
     for outcome in (completed(0.5), diverged()):
@@ -57,9 +60,39 @@ def test_the_recorder_writes_the_answer_reasons_and_a_link(ledger, places):
     recorder.projections["mlflow"].publish()
     recorder.publish()
     recorder.close()
+
+
+@pytest.mark.slow
+def test_the_recorder_writes_the_answer_reasons_and_a_link(tracked, places):
+    published(tracked, places)
     loaded = optuna.load_study(study_name="small", storage=places.optuna)
     note = get_note(loaded)
     loaded._storage._backend.engine.dispose()
     assert note.startswith("Best: val_loss 0.5 in trial 0")
     assert "Trial 1, diverged: The loss was nan." in note
     assert "http://127.0.0.1:5000/#/runs/" in note
+
+
+@pytest.mark.slow
+def test_what_the_docs_say_of_its_pages_is_found_by_as_many_clicks(
+    tracked, places, tmp_path, browser
+):
+    published(tracked, places)
+    with (
+        team.dashboard(tmp_path, places.optuna) as address,
+        opened(browser, f"{address}/dashboard/studies/1", width=1600) as watched,
+    ):
+        page = watched.page
+        page.set_default_timeout(60_000)
+        # none: which trial is the best, and with what
+        for what in ("Best Trial (number=0)", "schedule: constant"):
+            expect(page.get_by_text(what).first).to_be_attached(timeout=60_000)
+        page.locator("a[href$='/trials']").first.click()  # one: the trials
+        page.get_by_text("Trial 1", exact=True).first.click()  # two: why this one stopped
+        expect(page.get_by_text("The loss was nan.").first).to_be_visible()
+        page.locator("a[href$='/note']").first.click()  # one: is somebody stuck
+        expect(page.get_by_text("2 of 2 trials have ended").first).to_be_visible()
+        page.locator("a[href$='/analytics']").first.click()  # one
+        page.get_by_role("combobox").first.click()  # two
+        page.get_by_role("option", name="Param lr", exact=True).click()  # three: the slice of lr
+        expect(page.locator(".xtitle").filter(has_text="Param lr").first).to_be_visible()

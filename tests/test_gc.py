@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from helpers import completed, rows, spec
-from processes import change, mlflow_left, optuna_left, prepare, tuner
+from processes import change, mlflow_left, optuna_left, tuner
 from processes import rows as asked
 from test_bulk import ADAMW, SPACE, WORKLOAD, take
 
-from tuner import doctor, retention, storage
+from tuner import doctor, retention
 from tuner.errors import NotFoundError
 from tuner.ledger import Ledger
 from tuner.storage import Addresses, tracking_client
@@ -30,15 +29,9 @@ COLUMNS = (
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Addresses:
-    return storage.addresses({}, prepare(tmp_path))
-
-
-@pytest.fixture
-def ledger(places: Addresses) -> Iterator[Ledger]:
-    made = Ledger(storage.ledger_engine(places.ledger))
-    yield made
-    made.engine.dispose()
+def ledger(tracked: Ledger) -> Ledger:
+    """Everything here is published."""
+    return tracked
 
 
 def train(ledger: Ledger, places: Addresses) -> None:

@@ -16,7 +16,7 @@ from processes import environment, optuna_left, prepare, until
 from sqlalchemy import Engine, event
 from test_bulk import ADAMW, SPACE, WORKLOAD, take
 
-from tuner import doctor, storage
+from tuner import doctor
 from tuner.errors import NotFoundError, UnavailableError
 from tuner.ledger import Ledger, StudyRecord
 from tuner.ledger.tables import published_studies
@@ -42,15 +42,9 @@ def train(ledger: Ledger, study: StudyRecord, trials: int) -> None:
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Addresses:
-    return storage.addresses({}, prepare(tmp_path))
-
-
-@pytest.fixture
-def ledger(places: Addresses) -> Iterator[Ledger]:
-    made = Ledger(storage.ledger_engine(places.ledger))
-    yield made
-    made.engine.dispose()
+def ledger(tracked: Ledger) -> Ledger:
+    """Everything here is published."""
+    return tracked
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,16 @@ import mlflow.pytorch
 import numpy as np
 import pytest
 import torch
+from pipeline import Pipeline
 from processes import PREFIXES, copy, prepare, train_here
 from retrained import STUDY
 
-from tuner import drift, failpoints, reporting, storage, studyfile, submission
+from tuner import drift, failpoints, reporting
 from tuner.errors import NotFoundError, UnavailableError, UsageError
 from tuner.failpoints import PLACES, FailpointError
-from tuner.ledger import Ledger, Retrainings
+from tuner.ledger import Retrainings
 from tuner.retraining.retraining import predict, retrain, rollback
-from tuner.storage import Addresses, tracking_client
-from tuner.tracking.registry import Registry
+from tuner.storage import tracking_client
 from tuner.worker import work
 
 pytestmark = pytest.mark.slow
@@ -36,62 +35,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = prepare(tmp_path_factory.mktemp("trained") / "moving", STUDY)
     train_here(folder)
     return folder
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """What a pipeline does, in a folder of its own."""
-
-    folder: Path
-
-    @property
-    def places(self) -> Addresses:
-        return storage.addresses({}, self.folder)
-
-    @property
-    def ledger(self) -> Ledger:
-        return Ledger(storage.open_ledger(self.places, create=False))
-
-    @property
-    def registry(self) -> Registry:
-        return Registry(tracking_client(self.places), "moving")
-
-    def retrain(self, key: str, **options: Any) -> dict[str, Any]:
-        return retrain(self.ledger, self.places, "moving", key, prefixes=PREFIXES, **options)
-
-    def change(self, *overrides: str) -> None:
-        """Change the table `[retrain]` of the study, which is submitted again."""
-        spec = studyfile.load(self.folder / "study.toml", overrides)
-        submission.submit(self.ledger, spec, submission.prepare(spec, PREFIXES))
-
-    def predictions(self) -> np.ndarray:
-        file = self.folder / "rows.npy"
-        np.save(file, np.linspace(0, 1, 14).reshape(7, 2))
-        found = predict(self.ledger, self.places, "moving", file)
-        assert found.exact
-        return found.outputs
-
-    def trainings(self) -> int:
-        """Count the runs of retrainings."""
-        client = tracking_client(self.places)
-        experiment = client.get_experiment_by_name("moving retrain")
-        if experiment is None:
-            return 0
-        runs = client.search_runs([experiment.experiment_id])
-        return sum(run.data.tags["tuner.retraining"] != "parent" for run in runs)
-
-    def assert_whole(self) -> None:
-        """Assert that the champion, if there is one, is all that a reader could want."""
-        champion = self.registry.champion()
-        if champion is None:
-            return
-        loaded = self.registry.load(champion)
-        assert {"tuner.reason", "tuner.outputs", "tuner.challenger", "tuner.data_digest"} <= set(
-            champion.tags
-        )
-        assert champion.tags["tuner.gate"] == "promoted"
-        assert loaded.inputs.shape == (2,)
-        self.predictions()
 
 
 @pytest.fixture

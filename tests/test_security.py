@@ -220,12 +220,12 @@ HOSTILE = {
     "a line's end": "a\nb",
     "from right to left": "a\u202ecod.exe",
     "half a character": "\ud800",
-    "200 characters": "n" * 200,
     "250 characters": "n" * 250,
+    "251 characters": "n" * 251,
 }
 REFUSED_NAMES = {
     "an escape", "C1 control", "NUL", "a line's end", "from right to left", "half a character",
-    "250 characters", "emoji",
+    "251 characters", "emoji",
 }  # fmt: skip
 """emoji: the joiner in this one is invisible, and two names that look alike are two studies."""
 

@@ -23,9 +23,9 @@ from tuner.ledger import Ledger, Reader, StudyRecord, TrialRecord
 from tuner.outcome import COMPLETED, RUNNING
 from tuner.spec import Listed, ParameterValue, StudySpec
 from tuner.statistics import Interval, bootstrap_interval, simultaneous, t_interval
+from tuner.texts import derived
 
 LEVEL = 0.95
-NAME_LIMIT = 200
 CONFIRMED, REFUTED, UNDECIDED = "confirmed", "refuted", "undecided"
 
 
@@ -112,9 +112,7 @@ def submit(ledger: Ledger, study: StudyRecord, *, top: int, seeds: int) -> Study
         )
     known = {one.name: one for one in ledger.studies()}
     for count in range(1, len(known) + 2):
-        name = f"{study.name} confirm" + (f" {count}" if count > 1 else "")
-        if len(name) > NAME_LIMIT:
-            raise UsageError(f"the name {name!r} is too long for a study; rename {study.name!r}")
+        name = derived(study.name, "confirm" + (f" {count}" if count > 1 else ""))
         spec = _spec(study.spec, name, different, len(different) * seeds)
         there = known.get(name)
         if there is None or there.digest == spec.digest():

@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import posixpath
 import re
+
+NAME_LIMIT = 250
+"""How many characters the name of a study may have; MLflow's run names have no more."""
+
+
+def shortened(text: str, limit: int) -> str:
+    """Cut a text to so many characters; its digest at the end tells it from others cut alike."""
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit - 9]}~{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def derived(name: str, what: str) -> str:
+    """Name what comes of a study, as a study may be called."""
+    return f"{shortened(name, NAME_LIMIT - 1 - len(what))} {what}"
 
 
 def printable(text: str) -> str:

@@ -17,14 +17,17 @@ from sqlalchemy import (
 )
 
 from tuner.ledger.tables import AS_JSON, metadata
+from tuner.texts import NAME_LIMIT
 
 retrainings = Table(
     "tuner_retrainings",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("study", String(200), nullable=False),  # its name: a retraining is of no one version
+    Column(
+        "study", String(NAME_LIMIT), nullable=False
+    ),  # its name: a retraining is of no one version
     Column("run_key", String(200), nullable=False),
-    Column("model", String(200), nullable=False),  # in the registry
+    Column("model", String(NAME_LIMIT), nullable=False),  # in the registry
     Column("stage", String(16), nullable=False),  # what is to be done next
     Column("outcome", String(16)),  # promoted, kept, failed
     Column("reason", Text),
@@ -51,7 +54,7 @@ timetables = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("name", String(200), nullable=False, unique=True),
-    Column("study", String(200), nullable=False),
+    Column("study", String(NAME_LIMIT), nullable=False),
     Column("expression", String(200), nullable=False),
     Column("zone", String(100), nullable=False),
     Column("grace", Double, nullable=False),  # seconds

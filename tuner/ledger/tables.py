@@ -32,6 +32,8 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import GenericFunction
 
+from tuner.texts import NAME_LIMIT
+
 HEAD = "0003"
 """The revision of the schema below; the last migration's."""
 VERSION_TABLE = "tuner_alembic_version"
@@ -60,7 +62,7 @@ studies = Table(
     "tuner_studies",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("name", String(200), nullable=False),
+    Column("name", String(NAME_LIMIT), nullable=False),
     Column("version", Integer, nullable=False),
     Column("digest", String(16), nullable=False),  # of the specification without its budget
     Column("spec", Text, nullable=False),  # JSON; as submitted, defaults filled in

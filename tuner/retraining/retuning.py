@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 
 from tuner import results, running, submission
-from tuner.errors import UsageError
 from tuner.ledger import Ledger, StudyRecord, TrialRecord
 from tuner.outcome import COMPLETED
 from tuner.spec import ParameterValue, Range, StudySpec
@@ -14,7 +13,6 @@ from tuner.storage import Addresses
 
 WARM = 3
 """How many of the best combinations known are tried first."""
-NAME_LIMIT = 200
 
 
 def spec_of(
@@ -26,10 +24,7 @@ def spec_of(
     """Give the study that searches around the first of the `known` combinations, on `spec`'s data.
 
     `suggested` are rates that a probe of the new data found stable and quick, if there was one.
-    Raises `UsageError` when the name is too long.
     """
-    if len(name) > NAME_LIMIT:
-        raise UsageError(f"the name {name!r} is too long for a study; use a shorter run key")
     tables = spec.model_dump(mode="json")
     tables["study"] |= {"name": name, "description": f"Around the champion of {spec.study.name}."}
     if isinstance(spec.space.lr, Range):

@@ -117,7 +117,8 @@ class Stages:
 
     def _log(self) -> None:
         trained = self._challengers()
-        run_id = self._runs.log(self._run_of(trained))
+        run = self._run_of(trained)
+        run_id = self._runs.log(run)
         if self._result(TRAIN)["failed"]:
             champion = self._job.registry.champion()
             number = None if champion is None else champion.number
@@ -125,7 +126,7 @@ class Stages:
             why = f"The challenger did not train: {self._result(TRAIN)['failed']}."
             return self._end(FAILED, why)
         content = self._model_of(trained)
-        version = self._runs.register(self._job.registry, run_id, content)
+        version = self._runs.register(self._job.registry, run_id, run, content)
         self._job.registry.tag(version.number, content.tags)  # of a second evaluation, if need be
         self._advance(PROMOTE, {"run_id": run_id, "version": version.number})
         reach("retrain.logged")

@@ -14,6 +14,7 @@ from tuner.ledger.retrainings import TRAIN
 from tuner.retraining import retuning
 from tuner.retraining.checking import Job
 from tuner.spec import ParameterValue, Range
+from tuner.texts import derived
 from tuner.training import models
 from tuner.training.models import TrainedModel
 from tuner.training.trainer import Status, Task
@@ -69,7 +70,7 @@ def challengers(job: Job, folder: Path, still: Callable[[], None]) -> Challenger
     if refit is not None and (do == "refit" or not _falls_short(job, refit.value)):
         return refit
     around = [base.params, *retuning.best_known(job.ledger, job.study)]
-    name = f"{job.study.name} retune {job.run_key}"
+    name = derived(job.study.name, f"retune {job.run_key}")
     spec = retuning.spec_of(job.spec, name, around, _probed(job, base))
     study, best = retuning.search(job.ledger, job.places, spec, job.prefixes)
     if best is None:  # the parameters known are the last resort, and their failure is said

@@ -31,7 +31,7 @@ from tuner.spec.values import (
     mistake,
     mistakes,
 )
-from tuner.texts import is_readable
+from tuner.texts import NAME_LIMIT, is_readable
 
 
 def _readable(text: str) -> str:
@@ -46,7 +46,7 @@ Readable: TypeAlias = Annotated[str, AfterValidator(_readable)]
 class StudyTable(Table):
     """Who the study is and what it is judged by."""
 
-    name: Annotated[str, Field(min_length=1, max_length=200, description="a name")]
+    name: Annotated[str, Field(min_length=1, max_length=NAME_LIMIT, description="a name")]
     description: Readable = ""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     metric: MetricName = "val_loss"

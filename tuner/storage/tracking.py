@@ -28,6 +28,9 @@ def tracking_client(places: Addresses) -> MlflowClient:
     # is to try for four minutes, and two more at each
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    # with a server MLflow prints addresses of runs and bars beside what our commands print
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient  # noqa: PLC0415
 
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of each retry

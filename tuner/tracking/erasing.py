@@ -6,7 +6,11 @@ from mlflow import MlflowClient
 
 from tuner.ledger import StudyRecord
 from tuner.storage import tracking_reached
+from tuner.texts import shortened
 from tuner.tracking.run_writers import all_runs
+
+EXPERIMENT_LIMIT = 256
+"""How many characters the name of an experiment has in MLflow's tables."""
 
 
 def erase_runs(client: MlflowClient, study: StudyRecord) -> None:
@@ -25,7 +29,8 @@ def erase_runs(client: MlflowClient, study: StudyRecord) -> None:
 
 def erased_name(title: str, experiment: str) -> str:
     """Give the name of a deleted study's experiment."""
-    return f"{title} (deleted, {experiment})"
+    suffix = f" (deleted, {experiment})"
+    return shortened(title, EXPERIMENT_LIMIT - len(suffix)) + suffix
 
 
 def _experiments_of(client: MlflowClient, study: StudyRecord) -> list[str]:

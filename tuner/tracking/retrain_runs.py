@@ -7,14 +7,15 @@ retraining's identity, so a call that was interrupted anywhere is finished by th
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import mlflow.pytorch
 import numpy as np
@@ -24,6 +25,7 @@ from mlflow.entities import (
     DatasetInput,
     InputTag,
     LoggedModel,
+    LoggedModelOutput,
     LoggedModelStatus,
     Metric,
     Param,
@@ -35,6 +37,7 @@ from mlflow.types.schema import Schema, TensorSpec
 from tuner.curves import Chunk
 from tuner.failpoints import reach
 from tuner.storage import tracking_reached
+from tuner.texts import derived
 from tuner.tracking.registry import CHALLENGER, RETRAINING, Registry, Version
 from tuner.tracking.run_content import NAME_LIMIT, all_points, milliseconds
 from tuner.tracking.run_writers import BATCH, as_metrics, as_tags
@@ -106,12 +109,13 @@ class RetrainRuns:
             self._client.set_terminated(run_id, content.status, at)
         return run_id
 
-    def register(self, registry: Registry, run_id: str, content: ModelOf) -> Version:
-        """Log the model and make a version of it, the challenger."""
+    def register(self, registry: Registry, run_id: str, run: RunOf, content: ModelOf) -> Version:
+        """Log the model of a run and make a version of it, the challenger."""
         found = registry.of_run(run_id)
         if found is None:
             with tracking_reached(self._client.tracking_uri):
-                logged = self._logged(run_id, content)
+                logged = self._logged(run_id, run, content)
+                self._link(run_id, run, logged.model_id)
             reach("retrain.model_logged")
             found = registry.add(logged.artifact_location, run_id, logged.model_id, content.tags)
             reach("retrain.version_created")
@@ -124,7 +128,17 @@ class RetrainRuns:
         with tracking_reached(self._client.tracking_uri):
             self._client.log_batch(self._parent(), metrics=points)
 
-    def _logged(self, run_id: str, content: ModelOf) -> LoggedModel:
+    def _link(self, run_id: str, run: RunOf, model_id: str) -> None:
+        """Let the run's page name its model, and the model's page what it was measured to be."""
+        at = milliseconds(run.ended_at)
+        # without their data, by whose digest the page would give each retraining its own columns
+        points = [Metric(key, value, at, 0, model_id) for key, value in run.metrics.items()]
+        self._client.log_batch(run_id, metrics=points)
+        outputs = self._client.get_run(run_id).outputs
+        if not any(one.model_id == model_id for one in outputs.model_outputs):
+            self._client.log_outputs(run_id, [LoggedModelOutput(model_id, 0)])
+
+    def _logged(self, run_id: str, run: RunOf, content: ModelOf) -> LoggedModel:
         """Find the model that this run has logged, or log it."""
         found = self._client.search_logged_models(
             [self._experiment], filter_string=f"source_run_id = '{run_id}'"
@@ -135,9 +149,10 @@ class RetrainRuns:
             self._client.delete_logged_model(one.model_id)  # somebody died while logging it
         made = self._client.create_logged_model(
             self._experiment,
-            name=content.tags["tuner.study"].replace("/", "_"),
+            name=model_title(content.tags["tuner.study"]),
             source_run_id=run_id,
             tags=dict(content.tags),
+            params=dict(run.params),
             model_type="pytorch",
         )
         with tempfile.TemporaryDirectory() as folder:
@@ -172,7 +187,7 @@ class RetrainRuns:
                 "mlflow.source.name": "tuner",
             }
             found = self._client.create_run(
-                self._experiment, tags=tags, run_name=f"{self._study} retrain"[:NAME_LIMIT]
+                self._experiment, tags=tags, run_name=derived(self._study, "retrain")
             )
         return str(found.info.run_id)
 
@@ -184,21 +199,23 @@ class RetrainRuns:
         return found[0] if found else None
 
     def _find_experiment(self, artifacts: Path | None) -> str:
-        name = f"{self._study} retrain"
+        name = derived(self._study, "retrain")
         found = self._client.get_experiment_by_name(name)
         if found is None:
-            folder = (
-                None
-                if artifacts is None
-                else (artifacts / f"retrain-{quote(self._study, safe='')}")
-            )
-            location = None if folder is None else folder.as_uri()
+            # not the name: a folder's may have 255 bytes, and a run's address 200 characters
+            digest = hashlib.sha256(self._study.encode()).hexdigest()[:16]
+            location = None if artifacts is None else (artifacts / f"retrain-{digest}").as_uri()
             tags = {
                 "tuner.retrains": self._study,
                 "mlflow.experimentKind": "custom_model_development",
             }
             return str(self._client.create_experiment(name, location, tags=tags))
         return str(found.experiment_id)
+
+
+def model_title(study: str) -> str:
+    """Call a logged model by its study, without what MLflow refuses there."""
+    return re.sub(r"""[/:.%"']""", "_", study)
 
 
 def _dataset(content: RunOf) -> Dataset:

@@ -1,4 +1,4 @@
-"""Probes of studies; retrainings, once a key; timetables, and each of their ticks."""
+"""Probes; retrainings, once a key; timetables, and each of their ticks; longer names of studies."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -11,6 +11,8 @@ AS_JSON = sa.JSON().with_variant(sa.Text(), "postgresql")
 
 
 def upgrade() -> None:
+    if op.get_bind().dialect.name == "postgresql":  # SQLite heeds no length
+        op.alter_column("tuner_studies", "name", type_=sa.String(length=250))
     op.create_table(
         "tuner_probes",
         sa.Column("study_id", sa.Integer(), nullable=False),
@@ -25,9 +27,9 @@ def upgrade() -> None:
     op.create_table(
         "tuner_retrainings",
         sa.Column("id", sa.Integer(), nullable=False),
-        sa.Column("study", sa.String(length=200), nullable=False),
+        sa.Column("study", sa.String(length=250), nullable=False),
         sa.Column("run_key", sa.String(length=200), nullable=False),
-        sa.Column("model", sa.String(length=200), nullable=False),
+        sa.Column("model", sa.String(length=250), nullable=False),
         sa.Column("stage", sa.String(length=16), nullable=False),
         sa.Column("outcome", sa.String(length=16), nullable=True),
         sa.Column("reason", sa.Text(), nullable=True),
@@ -54,7 +56,7 @@ def upgrade() -> None:
         "tuner_timetables",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("name", sa.String(length=200), nullable=False),
-        sa.Column("study", sa.String(length=200), nullable=False),
+        sa.Column("study", sa.String(length=250), nullable=False),
         sa.Column("expression", sa.String(length=200), nullable=False),
         sa.Column("zone", sa.String(length=100), nullable=False),
         sa.Column("grace", sa.Double(), nullable=False),
