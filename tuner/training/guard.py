@@ -100,6 +100,7 @@ class GuardState:
     initial: np.ndarray  # float64 [trial], loss on all validation data at step 0; -inf: not known
     far_count: np.ndarray  # int64 [trial, eighth], losses above `far` lasting standards
     far_logs: np.ndarray  # float64 [trial, eighth], sum of their log(excess / standard / rate²)
+    awaited: np.ndarray  # int64 [trial], the step by which what exploded is expected back; or 0
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Give the state as a dict, for a checkpoint."""
@@ -136,6 +137,7 @@ def start(trials: int, settings: GuardTable) -> GuardState:
         initial=np.full(trials, -np.inf),
         far_count=np.zeros((trials, lost.EIGHTHS), np.int64),
         far_logs=np.zeros((trials, lost.EIGHTHS)),
+        awaited=np.zeros(trials, np.int64),
     )
 
 
@@ -182,6 +184,7 @@ def observe(
         initial=state.initial,
         far_count=state.far_count,
         far_logs=state.far_logs,
+        awaited=state.awaited,
     )
     floor = np.minimum(new.lowest, 0.0)
     level = _level(first, floor)
@@ -199,7 +202,8 @@ def observe(
     elif all_finite and not np.count_nonzero(suspect):
         return new, np.zeros(len(loss), np.int64)
     verdict = _judge(new, level, suspect, horizon, warmup, baseline, settings)
-    may_be = far & (verdict == Verdict.GO) & (new.step > settings.late * horizon)
+    may_be = far & (verdict == Verdict.GO)
+    may_be &= (new.step > settings.late * horizon) & (new.step > new.awaited)
     if np.count_nonzero(may_be):
         at, fewest = new.step - 1, settings.window // 4
         gone = lost.lost(new.far_count, new.far_logs, at, horizon, warmup, fewest)

@@ -7,8 +7,10 @@ only a trainer that goes through one trial's evaluations in order can run it.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from tuner.spec import ParameterValue, own
@@ -27,8 +29,11 @@ class Pace(Protocol):
     def rate(self, step: int) -> float:
         """Give the learning rate of the update from `step` to the next."""
 
-    def ahead(self, step: int) -> list[float]:
-        """Give the rates from `step` to the horizon, as expected where nothing gets better."""
+    def ahead(self, step: int, evaluations: Sequence[int]) -> list[float]:
+        """Give the rates from `step` to the horizon, if none of the `evaluations` is progress.
+
+        These are the steps of all evaluations; those from `step` on are still to come.
+        """
 
     def rates(self, step: int, count: int) -> list[float]:
         """Give the rates of so many steps; there is no evaluation between them."""
@@ -55,7 +60,7 @@ class Planned:
         """Look the rate up."""
         return self._rates[step]
 
-    def ahead(self, step: int) -> list[float]:
+    def ahead(self, step: int, evaluations: Sequence[int]) -> list[float]:
         """Give what is planned."""
         return self._rates[step:]
 
@@ -111,10 +116,15 @@ class Plateau:
         """Give the rate as it is now; `step` tells how far the warm-up is."""
         return self._rates[step] * self._multiplier
 
-    def ahead(self, step: int) -> list[float]:
-        """Give the rates after the next fall, since it comes when nothing gets better."""
-        multiplier = max(self._multiplier * self._factor, self._floor)
-        return [rate * multiplier for rate in self._rates[step:]]
+    def ahead(self, step: int, evaluations: Sequence[int]) -> list[float]:
+        """Let a copy wait in vain."""
+        later, rates = copy.copy(self), []
+        for evaluation in evaluations:
+            if evaluation >= step:
+                rates += later.rates(step, evaluation - step)
+                later.evaluated(evaluation, self._sign * sys.float_info.max)
+                step = evaluation
+        return rates + later.rates(step, len(self._rates) - step)
 
     def rates(self, step: int, count: int) -> list[float]:
         """Give rates as they are now."""

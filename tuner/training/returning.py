@@ -22,13 +22,16 @@ import numpy as np
 from tuner.spec import GuardTable
 from tuner.training import guard
 from tuner.training.guard import GuardState, Verdict
+from tuner.training.momentum import Momentum
 
-SHRINKS = 0.5
-"""To no less than so much of itself the distance is expected to shrink in a step."""
+GRADIENT_DESCENT = Momentum()
+
+CURVATURES = 16
+"""So many are followed, from the one that is just stable to the one that grows as the loss does."""
 
 
 @np.errstate(all="ignore")  # losses may be anything at all
-def may_return(
+def back_in(
     verdict: int,
     state: GuardState,  # after the step, of one trial
     past: np.ndarray,  # float64 [step], rates of the window that ends with this step
@@ -36,17 +39,22 @@ def may_return(
     *,
     baseline: float | None,
     settings: GuardTable,
-) -> bool:
-    """Tell whether the trial is expected below **far** standards again at its horizon."""
+    momentum: Momentum = GRADIENT_DESCENT,
+) -> int:
+    """Tell in how many steps the trial is expected below **far** standards for good; 0: never."""
     if verdict not in (Verdict.RUNAWAY, Verdict.EXPLODING, Verdict.LOST) or not len(ahead):
-        return False
+        return 0
     logs = guard.heights(state, baseline, settings, lasting=verdict == Verdict.LOST)[0]  # [window]
     quarter = len(logs) // 4
     growth = (logs[-quarter:].mean() - logs[:quarter].mean()) / (len(logs) - quarter)
     if verdict == Verdict.LOST:
         falls = 4 * np.log(ahead[-len(past) :].mean() / past.mean())
-        end = logs.mean() + falls + min(growth, 0.0) * len(ahead)
+        path = np.array([logs.mean() + falls + min(growth, 0.0) * len(ahead)])
     else:
-        reach = (1 + np.exp(growth / 2)) * ahead / past.mean()
-        end = logs[-1] + 2 * np.log(np.maximum(np.abs(1 - reach), SHRINKS)).sum()
-    return bool(end < np.log(settings.far))
+        reach = np.geomspace(momentum.reach(1.0), momentum.reach(np.exp(growth / 2)), CURVATURES)
+        rises = np.log(momentum.factors(reach))  # [curvature]
+        changes = 2 * np.log(momentum.factors(reach[:, None] * ahead / past.mean()))
+        path = (logs[-1] * rises / rises[-1] + changes.cumsum(axis=1).T).max(axis=1)  # [step]
+    up = np.flatnonzero(~(path < np.log(settings.far)))
+    if not len(up): return 1
+    return 0 if up[-1] == len(path)-1 else int(up[-1])+2
