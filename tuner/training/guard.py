@@ -386,7 +386,7 @@ def _lasting(
     """Give the lasting standard; [trial]."""
     known = 0.0 if baseline is None else _level(baseline, floor)
     begun = _level(state.begun, floor)
-    lucky = (state.lowest < state.begun) | (begun > settings.far * known)  # or may be
+    lucky = begun > settings.far * known  # or may be
     own = np.where(lucky, _level(state.first, floor), begun)
     measured = np.maximum(begun, _level(state.initial, floor))
     own = np.where(state.initial > -np.inf, measured, own)

@@ -109,12 +109,14 @@ class Plateau:
         self._factor, self._patience = factor, patience
         self._threshold, self._floor = threshold, floor
         self._multiplier = 1.0
+        self._before = 1.0  # the multiplier before its last fall
+        self._fell = 0  # the step from which it has been what it is
         self._best = math.inf  # with the sign that makes lower better
         self._waited = 0  # evaluations in a row without progress
 
     def rate(self, step: int) -> float:
-        """Give the rate as it is now; `step` tells how far the warm-up is."""
-        return self._rates[step] * self._multiplier
+        """Give the rate as it is now, and for steps before the last fall as it was until then."""
+        return self._rates[step] * (self._multiplier if step >= self._fell else self._before)
 
     def ahead(self, step: int, evaluations: Sequence[int]) -> list[float]:
         """Let a copy wait in vain."""
@@ -140,17 +142,26 @@ class Plateau:
             return
         self._waited += 1
         if self._waited > self._patience:
+            self._before, self._fell = self._multiplier, step
             self._multiplier = max(self._multiplier * self._factor, self._floor)
             self._waited = 0
 
     def state(self) -> dict[str, float]:
-        """Give the multiplier, the best value and how long it has waited."""
-        return {"multiplier": self._multiplier, "best": self._best, "waited": self._waited}
+        """Give the multiplier and its last fall, the best value and how long it has waited."""
+        return {
+            "multiplier": self._multiplier,
+            "before": self._before,
+            "fell": self._fell,
+            "best": self._best,
+            "waited": self._waited,
+        }
 
     def restore(self, state: Mapping[str, float]) -> None:
         """Go on from what `state` gave."""
         self._multiplier, self._best = state["multiplier"], state["best"]
         self._waited = int(state["waited"])
+        # version 0.1.0 did not keep these
+        self._before, self._fell = state.get("before", 1.0), int(state.get("fell", 0))
 
 
 STATEFUL: Mapping[str, Callable[..., Pace]] = {"plateau": Plateau}

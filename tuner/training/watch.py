@@ -13,7 +13,7 @@ from torch import Tensor
 from tuner.spec import ParameterValue, StudySpec
 from tuner.training import guard
 from tuner.training.guard import GuardState, Verdict
-from tuner.training.momentum import momentum_of
+from tuner.training.momentum import Momentum, momentum_of
 from tuner.training.pace import Pace
 from tuner.training.returning import back_in
 
@@ -29,7 +29,8 @@ class Watch:
         baseline: float | None,
     ) -> None:
         self._evaluations = spec.evaluation_steps()
-        self._momentum = momentum_of(params)
+        # the others divide by what their gradients were, so their steps grow with no distance
+        self._momentum = momentum_of(params) if params["optimizer"] == "sgd" else Momentum()
         self._horizon = spec.training.steps
         self._settings = spec.guard
         self._pace = pace
@@ -76,7 +77,7 @@ class Watch:
         )
 
     def _may_return(self, verdict: int) -> bool:
-        """Ask the rates that are still to come."""
+        """Ask the rates that are still to come, and note by when what exploded is to be back."""
         step = int(self._state.step[0]) - 1
         window = range(max(step + 1 - self._settings.window, 0), step + 1)
         steps = back_in(
@@ -84,13 +85,15 @@ class Watch:
             self._state,
             np.array([self._pace.rate(seen) for seen in window]),
             np.array(self._pace.ahead(step + 1, self._evaluations)),
-            momentum=self._momentum,
+            self._momentum,
             baseline=self._baseline,
             settings=self._settings,
         )
-        if verdict != Verdict.LOST and steps:
+        if steps is None:
+            return False
+        if verdict != Verdict.LOST:
             self._state = replace(self._state, awaited=np.array([step + steps]))
-        return steps > 0
+        return True
 
     def pass_over(self, losses: Sequence[float], grad_norms: Sequence[float]) -> bool:
         """Take in steps if none of them needs judging; tell whether that is so."""
