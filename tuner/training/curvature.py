@@ -8,8 +8,9 @@ these weights.
 
 On a quadratic, the bounds are exact: above them the direction of largest curvature grows, its sign
 alternating (`tuner.training.momentum`): lr·λ is 2 + 2β for heavy ball, (2 + 2β)/(1 + 2β) for
-Nesterov's momentum, and 38 for Adam at β₁ = 0.9. In anything else the curvature moves while training goes on, often up to the bound and along it (the
-edge of stability), so a bound from the first weights is an estimate.
+Nesterov's momentum, and 38 for Adam at β₁ = 0.9. In anything else the curvature moves while
+training goes on, often up to the bound and along it (the edge of stability), so a bound from the
+first weights is an estimate.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Momentum:
 
 
 def momentum_of(params: Mapping[str, ParameterValue]) -> Momentum:
-    """Give the momentum of a trial's optimiser from its flat parameters; Lion's is none of these."""
+    """Give the momentum of a trial's optimiser from its flat parameters; none of these for Lion."""
     name = str(params["optimizer"])
     if name == "lion":
         return Momentum()

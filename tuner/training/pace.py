@@ -142,9 +142,10 @@ class Plateau:
             return
         self._waited += 1
         if self._waited > self._patience:
-            self._before, self._fell = self._multiplier, step
-            self._multiplier = max(self._multiplier * self._factor, self._floor)
             self._waited = 0
+            if self._multiplier > self._floor:
+                self._before, self._fell = self._multiplier, step
+                self._multiplier = max(self._multiplier * self._factor, self._floor)
 
     def state(self) -> dict[str, float]:
         """Give the multiplier and its last fall, the best value and how long it has waited."""
