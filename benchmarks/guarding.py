@@ -61,7 +61,7 @@ from tuner.training.schedules import SCHEDULES
 from tuner.training.watch import Watch
 
 SAMPLE = Path(__file__).resolve().parent.parent / "tests" / "data" / "algoperf_sample.jsonl.gz"
-HALVES = {"seen": (SEEN, 61), "held out": (HELD_OUT, 62)}  # cases and seeds, used once
+HALVES = {"seen": (SEEN, 71), "held out": (HELD_OUT, 72)}  # cases and seeds, used once
 LOST, GOOD = 10.0, 0.9  # levels of the beginning
 
 

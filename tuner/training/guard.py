@@ -17,8 +17,8 @@ rules; bold names are settings (`[guard]` in a study file) with their defaults.
 - *lasting standard*: how high the trial began; the start itself may be after a jump already. It is
   the level of the loss of all validation data before the first step, or of the first loss or the
   baseline where that is more. Where that was not measured, it is the standard, but with the level
-  of the first loss for that of the start, if no loss since was as low and it is within **far**
-  baselines: farther up, or without a baseline, it may have been luck, and the start's level stays.
+  of the first loss for that of the start, if it is within **far** baselines: farther up, or without
+  a baseline, it may have been luck, and the start's level stays.
 
 1. **Non-finite**: the loss or the gradient's norm is nan or infinite. At once, in warm-up too.
 
@@ -386,8 +386,8 @@ def _lasting(
     """Give the lasting standard; [trial]."""
     known = 0.0 if baseline is None else _level(baseline, floor)
     begun = _level(state.begun, floor)
-    lucky = begun > settings.far * known  # or may be
-    own = np.where(lucky, _level(state.first, floor), begun)
+    may_be_luck = begun > settings.far * known
+    own = np.where(may_be_luck, _level(state.first, floor), begun)
     measured = np.maximum(begun, _level(state.initial, floor))
     own = np.where(state.initial > -np.inf, measured, own)
     lasting: np.ndarray = np.maximum(own, known)
