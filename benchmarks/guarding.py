@@ -32,7 +32,7 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -61,7 +61,7 @@ from tuner.training.schedules import SCHEDULES
 from tuner.training.watch import Watch
 
 SAMPLE = Path(__file__).resolve().parent.parent / "tests" / "data" / "algoperf_sample.jsonl.gz"
-HALVES = {"seen": (SEEN, 31), "held out": (HELD_OUT, 32)}  # cases and seeds, used once
+HALVES = {"seen": (SEEN, 71), "held out": (HELD_OUT, 72)}  # cases and seeds, used once
 LOST, GOOD = 10.0, 0.9  # levels of the beginning
 
 
@@ -92,15 +92,19 @@ def watched(
     params: dict[str, Any],
     baseline: float | None,
     initial: float | None = None,  # loss of all validation rows at the start
+    values: Iterable[tuple[int, float]] = (),  # what a stateful schedule was told, by step
 ) -> tuple[int | None, str]:
     """Give the step where the guard would have stopped a recorded trial, and why."""
-    steps = len(losses)
-    watch = Watch(spec_of(steps), pace(params, steps, "minimize"), baseline)
+    steps, told = len(losses), dict(values)
+    paced = pace(params, steps, "minimize")
+    watch = Watch(spec_of(steps), params, paced, baseline)
     if initial is not None:
         watch.began(initial)
     for step, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
         if reason := watch.see(float(loss), float(norm)):
             return step, reason
+        if step + 1 in told:
+            paced.evaluated(step + 1, told[step + 1])
     return None, ""
 
 
@@ -160,7 +164,9 @@ def runs_of(case: Case, number: int, runs: int, seed: int) -> list[Run]:
         schedule = {"name": name, "warmup": float(draws.choice([0.0, 0.1])), **own}
         params = complete(ratio * limits[which], schedule, optimizers[which])
         curve = trained(case, workload, params, int(draws.integers(2**31)), case.steps)
-        stopped, reason = watched(curve.losses, curve.norms, params, baseline, curve.initial)
+        stopped, reason = watched(
+            curve.losses, curve.norms, params, baseline, curve.initial, curve.values
+        )
         run = Run(case=case.name, params=params, ratio=ratio, curve=curve, stopped=stopped,
                   reason=reason)  # fmt: skip
         found.append(run)

@@ -79,6 +79,7 @@ class Curve:
     initial: float | None  # loss of all validation rows at the start, where a trainer measures it
     began: float  # loss of up to 500 training rows before the first update
     ended: float  # and after the last
+    values: tuple[tuple[int, float], ...] = ()  # what a stateful schedule was told, by step
 
 
 def complete(lr: float, schedule: dict[str, Any], optimizer: dict[str, Any]) -> dict[str, Any]:
@@ -117,7 +118,7 @@ def trained(
     order = BatchOrder(seed, len(inputs), case.batch)
     paced = pace(params, steps, "minimize")
     evaluated = spec_of(steps).evaluation_steps()
-    losses, norms = [], []
+    losses, norms, values = [], [], []
     with seeded(seed), without_subnormals():
         model = workload.model(seed, case.dtype)
         parameters = list(model.parameters())
@@ -144,8 +145,9 @@ def trained(
                 value = whole()
                 if math.isfinite(value):
                     paced.evaluated(step + 1, value)
+                    values.append((step + 1, value))
         return Curve(losses=np.array(losses), norms=np.array(norms), initial=initial, began=began,
-                     ended=whole())  # fmt: skip
+                     ended=whole(), values=tuple(values))  # fmt: skip
 
 
 class Losses:

@@ -125,3 +125,24 @@ def test_plateau_at_any_horizon(horizon):
     assert all(0 < made.rate(step) <= 0.3 for step in {0, horizon // 2, horizon - 1})
     assert made.rate(horizon - 1) == 0.3
     assert not math.isnan(made.rate(0))
+
+
+@given(settings, st.lists(st.floats(1e-6, 1e6), max_size=15), st.integers(1, 5))
+def test_what_it_expects_is_what_comes_where_nothing_gets_better(own, before, every):
+    """And the rates of the steps before its last fall stay what they were."""
+    horizon = 30 * every
+    evaluations = range(every, horizon + 1, every)
+    made = Plateau(0.7, horizon, "minimize", **own, warmup=0.1)
+    seen = []
+    for step in range(horizon):
+        if step == every * len(before) + 1:
+            expected = made.ahead(step, evaluations)
+            at = step
+        if step in evaluations:
+            known = step // every <= len(before)
+            made.evaluated(step, before[step // every - 1] if known else 1e300)
+        seen.append(made.rate(step))
+    assert seen[at:] == expected
+    falls = [step for step in range(1, horizon) if seen[step] < seen[step - 1]]
+    since = max([0, *falls[-2:-1]])
+    assert [made.rate(step) for step in range(since, horizon)] == seen[since:]

@@ -21,7 +21,7 @@ from test_bulk import ENVIRONMENT, WORKLOAD
 from tuner import reporting, storage
 from tuner.errors import NotFoundError, UsageError
 from tuner.ledger import Ledger, StudyRecord
-from tuner.outcome import DIVERGED
+from tuner.outcome import DIVERGED, Outcome
 from tuner.plots import figures, searching, still, web
 from tuner.plots.picture import Line, Mark, Points, thinned
 from tuner.regimes import GOOD_RATE
@@ -67,7 +67,8 @@ def fill(ledger: Ledger, name: str = "small") -> StudyRecord:
         trial(ledger, study, 0.1 * 1.5**n, falling(share - 0.05), schedule="cosine")
     trial(ledger, study, 0.001, falling(0.1))
     trial(ledger, study, 0.9, falling(0.2)[:40], pruned(1.7))
-    trial(ledger, study, 1.0, np.array([2.0, 9.0, 80.0, np.nan]), diverged(3))
+    spoken = Outcome(kind=DIVERGED, reason=NASTY, stopped_step=3)
+    trial(ledger, study, 1.0, np.array([2.0, 9.0, 80.0, np.nan]), spoken)
     return study
 
 
@@ -142,6 +143,7 @@ def test_peoples_text_stays_text(ledger: Ledger, tmp_path: Path) -> None:
         assert "img" not in {tag for tag, _ in seen.elements}
         assert not any(name.startswith("on") for _, attrs in seen.elements for name in attrs)
         assert study.title in seen.text
+        assert NASTY in seen.text, "the reason of the one that diverged"
         assert stored_figures(html)
 
 

@@ -322,7 +322,7 @@ class CohortTrainer:
             update=updates.make(task.params, own.rows[place], own.gradients[place]),
             order=BatchOrder(task.seed, len(self._workload.train_inputs), training.batch_size),
             pace=planned,
-            watch=Watch(self._spec, planned, self._workload.baseline_loss),
+            watch=Watch(self._spec, task.params, planned, self._workload.baseline_loss),
             random=generator,
         )
 

@@ -7,12 +7,10 @@ mean square, it is that of P^-1/2 H P^-1/2, where P is what they divide by after
 these weights.
 
 On a quadratic, the bounds are exact: above them the direction of largest curvature grows, its sign
-alternating. With q = 1 - lr·λ, a step of Nesterov's momentum has the characteristic polynomial
-z² - (1 + β)·q·z + β·q, which has the root -1 at lr·λ = (2 + 2β)/(1 + 2β); heavy ball has it at
-lr·λ = 2 + 2β, and Adam is heavy ball with a rate of (1 - β₁)·lr (Cohen et al., "Adaptive Gradient
-Methods at the Edge of Stability", arXiv 2207.14484, where 38/lr for β₁ = 0.9 is from). In
-anything else the curvature moves while training goes on, often up to the bound and along it (the
-edge of stability), so a bound from the first weights is an estimate.
+alternating (`tuner.training.momentum`): lr·λ is 2 + 2β for heavy ball, (2 + 2β)/(1 + 2β) for
+Nesterov's momentum, and 38 for Adam at β₁ = 0.9. In anything else the curvature moves while
+training goes on, often up to the bound and along it (the edge of stability), so a bound from the
+first weights is an estimate.
 """
 
 from __future__ import annotations
@@ -26,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from tuner.spec import ParameterValue, own
+from tuner.training.momentum import momentum_of
 
 ITERATIONS = 60
 """Products with the Hessian, at most."""
@@ -150,14 +149,12 @@ def bound(params: Mapping[str, ParameterValue], curvature: float) -> float | Non
     whose steps have a length of their own.
     """
     name = str(params["optimizer"])
-    settings = own(params, name)
     if curvature <= 0 or name == "lion":
         return None
-    beta = float(settings.get("beta1", settings.get("momentum", 0.0)))
-    nesterov = name == "nadam" or bool(settings.get("nesterov", False))
-    limit = (2 + 2 * beta) / (1 + 2 * beta) if nesterov else 2 + 2 * beta
+    momentum = momentum_of(params)
+    limit = momentum.reach(1.0)
     if name in {"adam", "adamw", "nadam"}:
-        limit /= 1 - beta  # their momentum is an average, not a sum
+        limit /= 1 - momentum.beta  # theirs is an average, not a sum
     return limit / curvature
 
 

@@ -17,8 +17,8 @@ rules; bold names are settings (`[guard]` in a study file) with their defaults.
 - *lasting standard*: how high the trial began; the start itself may be after a jump already. It is
   the level of the loss of all validation data before the first step, or of the first loss or the
   baseline where that is more. Where that was not measured, it is the standard, but with the level
-  of the first loss for that of the start, if no loss since was as low and it is within **far**
-  baselines: farther up, or without a baseline, it may have been luck, and the start's level stays.
+  of the first loss for that of the start, if it is within **far** baselines: farther up, or without
+  a baseline, it may have been luck, and the start's level stays.
 
 1. **Non-finite**: the loss or the gradient's norm is nan or infinite. At once, in warm-up too.
 
@@ -100,6 +100,7 @@ class GuardState:
     initial: np.ndarray  # float64 [trial], loss on all validation data at step 0; -inf: not known
     far_count: np.ndarray  # int64 [trial, eighth], losses above `far` lasting standards
     far_logs: np.ndarray  # float64 [trial, eighth], sum of their log(excess / standard / rate²)
+    awaited: np.ndarray  # int64 [trial], the step by which what exploded is expected back; or 0
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Give the state as a dict, for a checkpoint."""
@@ -136,6 +137,7 @@ def start(trials: int, settings: GuardTable) -> GuardState:
         initial=np.full(trials, -np.inf),
         far_count=np.zeros((trials, lost.EIGHTHS), np.int64),
         far_logs=np.zeros((trials, lost.EIGHTHS)),
+        awaited=np.zeros(trials, np.int64),
     )
 
 
@@ -182,6 +184,7 @@ def observe(
         initial=state.initial,
         far_count=state.far_count,
         far_logs=state.far_logs,
+        awaited=state.awaited,
     )
     floor = np.minimum(new.lowest, 0.0)
     level = _level(first, floor)
@@ -199,7 +202,8 @@ def observe(
     elif all_finite and not np.count_nonzero(suspect):
         return new, np.zeros(len(loss), np.int64)
     verdict = _judge(new, level, suspect, horizon, warmup, baseline, settings)
-    may_be = far & (verdict == Verdict.GO) & (new.step > settings.late * horizon)
+    may_be = far & (verdict == Verdict.GO)
+    may_be &= (new.step > settings.late * horizon) & (new.step > new.awaited)
     if np.count_nonzero(may_be):
         at, fewest = new.step - 1, settings.window // 4
         gone = lost.lost(new.far_count, new.far_logs, at, horizon, warmup, fewest)
@@ -382,8 +386,8 @@ def _lasting(
     """Give the lasting standard; [trial]."""
     known = 0.0 if baseline is None else _level(baseline, floor)
     begun = _level(state.begun, floor)
-    lucky = (state.lowest < state.begun) | (begun > settings.far * known)  # or may be
-    own = np.where(lucky, _level(state.first, floor), begun)
+    may_be_luck = begun > settings.far * known
+    own = np.where(may_be_luck, _level(state.first, floor), begun)
     measured = np.maximum(begun, _level(state.initial, floor))
     own = np.where(state.initial > -np.inf, measured, own)
     lasting: np.ndarray = np.maximum(own, known)

@@ -60,7 +60,7 @@ class _Member:
         self._grace = grace
         self._rungs = frozenset(spec.rungs())
         planned = pace(task.params, spec.training.steps, spec.study.direction)
-        self._watch = Watch(spec, planned, function.baseline_loss)
+        self._watch = Watch(spec, task.params, planned, function.baseline_loss)
         self._progress = NOTHING_YET
         self._step = 0  # rows so far
         self._names: list[str] = []  # of metrics, once some were reported

@@ -7,8 +7,10 @@ only a trainer that goes through one trial's evaluations in order can run it.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from tuner.spec import ParameterValue, own
@@ -27,8 +29,11 @@ class Pace(Protocol):
     def rate(self, step: int) -> float:
         """Give the learning rate of the update from `step` to the next."""
 
-    def ahead(self, step: int) -> list[float]:
-        """Give the rates from `step` to the horizon, as expected where nothing gets better."""
+    def ahead(self, step: int, evaluations: Sequence[int]) -> list[float]:
+        """Give the rates from `step` to the horizon, if none of the `evaluations` is progress.
+
+        These are the steps of all evaluations; those from `step` on are still to come.
+        """
 
     def rates(self, step: int, count: int) -> list[float]:
         """Give the rates of so many steps; there is no evaluation between them."""
@@ -55,7 +60,7 @@ class Planned:
         """Look the rate up."""
         return self._rates[step]
 
-    def ahead(self, step: int) -> list[float]:
+    def ahead(self, step: int, evaluations: Sequence[int]) -> list[float]:
         """Give what is planned."""
         return self._rates[step:]
 
@@ -104,17 +109,24 @@ class Plateau:
         self._factor, self._patience = factor, patience
         self._threshold, self._floor = threshold, floor
         self._multiplier = 1.0
+        self._before = 1.0  # the multiplier before its last fall
+        self._fell = 0  # the step from which it has been what it is
         self._best = math.inf  # with the sign that makes lower better
         self._waited = 0  # evaluations in a row without progress
 
     def rate(self, step: int) -> float:
-        """Give the rate as it is now; `step` tells how far the warm-up is."""
-        return self._rates[step] * self._multiplier
+        """Give the rate as it is now, and for steps before the last fall as it was until then."""
+        return self._rates[step] * (self._multiplier if step >= self._fell else self._before)
 
-    def ahead(self, step: int) -> list[float]:
-        """Give the rates after the next fall, since it comes when nothing gets better."""
-        multiplier = max(self._multiplier * self._factor, self._floor)
-        return [rate * multiplier for rate in self._rates[step:]]
+    def ahead(self, step: int, evaluations: Sequence[int]) -> list[float]:
+        """Let a copy wait in vain."""
+        later, rates = copy.copy(self), []
+        for evaluation in evaluations:
+            if evaluation >= step:
+                rates += later.rates(step, evaluation - step)
+                later.evaluated(evaluation, self._sign * sys.float_info.max)
+                step = evaluation
+        return rates + later.rates(step, len(self._rates) - step)
 
     def rates(self, step: int, count: int) -> list[float]:
         """Give rates as they are now."""
@@ -130,17 +142,27 @@ class Plateau:
             return
         self._waited += 1
         if self._waited > self._patience:
-            self._multiplier = max(self._multiplier * self._factor, self._floor)
             self._waited = 0
+            if self._multiplier > self._floor:
+                self._before, self._fell = self._multiplier, step
+                self._multiplier = max(self._multiplier * self._factor, self._floor)
 
     def state(self) -> dict[str, float]:
-        """Give the multiplier, the best value and how long it has waited."""
-        return {"multiplier": self._multiplier, "best": self._best, "waited": self._waited}
+        """Give the multiplier and its last fall, the best value and how long it has waited."""
+        return {
+            "multiplier": self._multiplier,
+            "before": self._before,
+            "fell": self._fell,
+            "best": self._best,
+            "waited": self._waited,
+        }
 
     def restore(self, state: Mapping[str, float]) -> None:
         """Go on from what `state` gave."""
         self._multiplier, self._best = state["multiplier"], state["best"]
         self._waited = int(state["waited"])
+        # version 0.1.0 did not keep these
+        self._before, self._fell = state.get("before", 1.0), int(state.get("fell", 0))
 
 
 STATEFUL: Mapping[str, Callable[..., Pace]] = {"plateau": Plateau}

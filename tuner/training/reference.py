@@ -293,7 +293,7 @@ class ReferenceTrainer:
             optimizer=optimizers.make(task.params, parameters),
             order=BatchOrder(task.seed, len(self._train[0]), training.batch_size),
             pace=planned,
-            watch=Watch(self._spec, planned, self._workload.baseline_loss),
+            watch=Watch(self._spec, task.params, planned, self._workload.baseline_loss),
             precision=Precision(training.precision, self._device),
             random=random,
             accumulate=training.accumulate * 2**task.halvings,

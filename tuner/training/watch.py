@@ -10,17 +10,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tuner.spec import StudySpec
+from tuner.spec import ParameterValue, StudySpec
 from tuner.training import guard
 from tuner.training.guard import GuardState, Verdict
+from tuner.training.momentum import Momentum, momentum_of
 from tuner.training.pace import Pace
-from tuner.training.returning import may_return
+from tuner.training.returning import back_in
 
 
 class Watch:
     """Sees every loss of a trial and says when to stop it."""
 
-    def __init__(self, spec: StudySpec, pace: Pace, baseline: float | None) -> None:
+    def __init__(
+        self,
+        spec: StudySpec,
+        params: Mapping[str, ParameterValue],  # the trial's, flat
+        pace: Pace,
+        baseline: float | None,
+    ) -> None:
+        self._evaluations = spec.evaluation_steps()
+        # the others divide by what their gradients were, so their steps grow with no distance
+        self._momentum = momentum_of(params) if params["optimizer"] == "sgd" else Momentum()
         self._horizon = spec.training.steps
         self._settings = spec.guard
         self._pace = pace
@@ -67,17 +77,23 @@ class Watch:
         )
 
     def _may_return(self, verdict: int) -> bool:
-        """Ask the rates that are still to come."""
+        """Ask the rates that are still to come, and note by when what exploded is to be back."""
         step = int(self._state.step[0]) - 1
         window = range(max(step + 1 - self._settings.window, 0), step + 1)
-        return may_return(
+        steps = back_in(
             verdict,
             self._state,
             np.array([self._pace.rate(seen) for seen in window]),
-            np.array(self._pace.ahead(step + 1)),
+            np.array(self._pace.ahead(step + 1, self._evaluations)),
+            self._momentum,
             baseline=self._baseline,
             settings=self._settings,
         )
+        if steps is None:
+            return False
+        if verdict != Verdict.LOST:
+            self._state = replace(self._state, awaited=np.array([step + steps]))
+        return True
 
     def pass_over(self, losses: Sequence[float], grad_norms: Sequence[float]) -> bool:
         """Take in steps if none of them needs judging; tell whether that is so."""
