@@ -135,8 +135,8 @@ def stopped(stack: Stack, name: str) -> str:
     victims = [*stack.of("worker")[::2], stack.of("recorder")[0]]
     for member in victims:
         member.process.send_signal(signal.SIGSTOP)
-    seen = sum(psutil.Process(one.process.pid).status() == "stopped" for one in victims)
     stack.pause(3 * LEASE_SECONDS)
+    seen = sum(psutil.Process(one.process.pid).status() == "stopped" for one in victims)
     for member in victims:
         member.process.send_signal(signal.SIGCONT)
     return fired(seen, f"processes for {3 * LEASE_SECONDS:g} s")

@@ -86,6 +86,7 @@ class Stack:
     proxy: Proxy | None = None
     crew: list[Member] = field(default_factory=list)
     starts: int = 0
+    kept: bool = False  # its folder, to be looked at
     whole: dict[str, Left] = field(default_factory=dict)  # the undisturbed study, by trainer
     _server: subprocess.Popen[bytes] | None = None
 
@@ -344,4 +345,5 @@ def stack(trials: int, workers: int, *, disk_megabytes: int | None = None) -> It
         assert made.tuner("db", "upgrade") == 0, f"see {folder}/commands.log"
         made.start_mlflow()
         yield made
-    shutil.rmtree(folder)
+    if not made.kept:
+        shutil.rmtree(folder)
