@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -155,7 +156,7 @@ def full_sqlite(stack: Stack, trainer: str = "cohort") -> Row:
     """Leave no room for SQLite's files in the middle of a study; then make room, and go on."""
     name = "full"
     with small_disk(stack.folder / "full", 48) as folder:
-        stack.write(name, trainer).rename(folder / "study.toml")
+        shutil.move(stack.write(name, trainer), folder / "study.toml")
         (folder / "slow").touch()
         run = stack.alone(folder, "run", "study.toml")
         stack.until(lambda: _trained(folder) > 100 or run.poll() is not None, "some steps")
