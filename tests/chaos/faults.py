@@ -105,16 +105,20 @@ def _places(log: Path) -> list[str]:
 def _all_awake(stack: Stack, since: dict[int, float]) -> bool:
     """Tell whether nobody is stopped; who has been for longer than a lease lasts may go on."""
     now = time.monotonic()
-    asleep = [
-        member.process
-        for member in stack.crew
-        if psutil.Process(member.process.pid).status() == psutil.STATUS_STOPPED
-    ]
+    asleep = [member.process for member in stack.crew if is_stopped(member)]
     for process in asleep:
         if now - since.setdefault(process.pid, now) > STOPPED_SECONDS:
             process.send_signal(signal.SIGCONT)
             del since[process.pid]
     return not asleep
+
+
+def is_stopped(member: Member) -> bool:
+    """Tell whether a process has been stopped by a signal, and not continued yet."""
+    try:
+        return psutil.Process(member.process.pid).status() == psutil.STATUS_STOPPED
+    except psutil.NoSuchProcess:  # it has just ended
+        return False
 
 
 # --- processes
@@ -136,7 +140,7 @@ def stopped(stack: Stack, name: str) -> str:
     for member in victims:
         member.process.send_signal(signal.SIGSTOP)
     stack.pause(3 * LEASE_SECONDS)
-    seen = sum(psutil.Process(one.process.pid).status() == "stopped" for one in victims)
+    seen = sum(map(is_stopped, victims))
     for member in victims:
         member.process.send_signal(signal.SIGCONT)
     return fired(seen, f"processes for {3 * LEASE_SECONDS:g} s")

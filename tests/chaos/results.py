@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 from collections.abc import Sequence
@@ -20,8 +21,11 @@ FILE = ROOT / "benchmarks" / "results" / "chaos.jsonl"
 def keep(step: str, row: Row, file: Path = FILE) -> None:
     """Keep what was measured last of a step, and when, and of which commit."""
     about = {"step": step, "date": f"{datetime.now(UTC):%Y-%m-%d}", "commit": _commit()}
-    kept = _read(file) | {step: about | asdict(row)}
-    file.write_text("".join(json.dumps(one) + "\n" for one in kept.values()))
+    with file.open("a") as lines:
+        fcntl.flock(lines, fcntl.LOCK_EX)  # others may be measuring other steps
+        kept = _read(file) | {step: about | asdict(row)}
+        lines.truncate(0)
+        lines.writelines(json.dumps(one) + "\n" for one in kept.values())
 
 
 def table(steps: Sequence[str], file: Path = FILE) -> str:
