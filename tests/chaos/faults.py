@@ -199,7 +199,7 @@ def killed_at_rare_places(stack: Stack, name: str) -> str:
     stack.cluster.start()
     stack.until(more_steps(stack, name), "steps after the outage")
     killed = stack.dismiss(*stack.of("worker")).count(-signal.SIGKILL)
-    if set(_places(log)) != set(RARE_PLACES):
+    if not {*RARE_PLACES} <= {*_places(log)}:
         raise NotFiredError(f"expected {RARE_PLACES}, only {_places(log)} fired")
     return fired(killed and len(RARE_PLACES), f"of {len(RARE_PLACES)} places")
 
@@ -235,11 +235,11 @@ def database_crashed(stack: Stack, name: str) -> str:
     return fired(restarts, "crashes")
 
 
-def connections_cut(stack: Stack, name: str) -> str:
+def connections_cut(stack: Stack, name: str, *, times: int = 20) -> str:
     """Cut connections to both, each with the chance of a half, every half second."""
     assert stack.proxy is not None
     chance, ours, theirs = random.Random(name), 0, 0
-    for _ in range(20):
+    for _ in range(times):
         ours += stack.count(
             "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
             "WHERE datname = current_database() AND pid <> pg_backend_pid() AND random() < 0.5"

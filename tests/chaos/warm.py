@@ -17,7 +17,8 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["torch", "torch.func", "mlflow", "optuna", "alembic", "psycopg"])
+IMPORTED = "torch.func mlflow optuna alembic.command structlog prometheus_client psycopg"
+FORKS.set_forkserver_preload([*IMPORTED.split(), "sqlalchemy.dialects.postgresql.psycopg"])
 
 
 @dataclass
