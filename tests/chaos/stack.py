@@ -186,7 +186,7 @@ class Stack:
         while not condition():
             assert time.monotonic() < deadline, f"waited {PATIENCE_SECONDS} s for {what}"
             self.tend()
-            time.sleep(0.1)
+            time.sleep(0.25)  # each look connects anew
 
     def pause(self, seconds: float) -> None:
         """Keep the crew going for a time."""
