@@ -174,13 +174,9 @@ def said(port: int) -> str:
 
 def killed_and_cut(made: Stack, name: str) -> str:
     """Do in one study what `make chaos` does in three."""
-    return ", ".join(
-        [
-            at_each_place("kill")(made, name),
-            killed_at_rare_places(made, name),
-            connections_cut(made, name, times=4),
-        ]
-    )
+    seen = [at_each_place("kill")(made, name), killed_at_rare_places(made, name)]
+    made.fill()
+    return ", ".join([*seen, connections_cut(made, name, times=8)])
 
 
 @pytest.mark.timeout(900)

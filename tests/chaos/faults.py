@@ -238,12 +238,13 @@ def database_crashed(stack: Stack, name: str) -> str:
 def connections_cut(stack: Stack, name: str, *, times: int = 20) -> str:
     """Cut connections to both, each with the chance of a half, every half second.
 
-    Until both were cut, and so many times.
+    So many times, and on until both were cut.
     """
     assert stack.proxy is not None
     chance, ours, theirs = random.Random(name), 0, 0
-    while times > 0 or not ((ours and theirs) or stack.is_done(name)):
-        times -= 1
+    for cuts in range(3 * times):
+        if cuts >= times and ours and theirs:
+            break
         ours += stack.count(
             "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
             "WHERE datname = current_database() AND pid <> pg_backend_pid() AND random() < 0.5"
