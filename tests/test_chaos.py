@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import http.server
+import re
 import threading
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from chaos import page, results
+from chaos.__main__ import all_steps
 from chaos.checker import Findings, Left, compare, consistent, read, remains, sqlite
 from chaos.faults import Fault, at_each_place, connections_cut, killed_at_rare_places
 from chaos.proxy import DEAF, ERRORS, PASS, SILENT, Proxy
-from chaos.scenarios import calm, deleted, disturbed, upgraded
+from chaos.scenarios import Row, calm, deleted, disturbed, upgraded
 from chaos.soak import Sample, judge
-from chaos.stack import stack
+from chaos.stack import Stack, stack
 from processes import change, copy, prepare, train_here
 
 pytestmark = pytest.mark.slow
@@ -111,6 +115,22 @@ def test_the_soak_tells_what_grows_from_what_is_level():
     assert not judge(level[:3])[1], "too short to tell"
 
 
+def test_a_table_has_what_was_measured_last_and_says_what_was_not(tmp_path):
+    file, well = tmp_path / "kept", Row(what="a kill", trainer="cohort", fired="1 kill")
+    results.keep("second", Row(what="b", trainer="", fired="failed: no", failed=True), file)
+    results.keep("first", replace(well, findings=Findings(lost=3)), file)
+    results.keep("first", replace(well, recovery=1.25), file)
+    *_, first, second, empty, said = results.table(["first", "second", "third"], file).splitlines()
+    assert first == "| a kill | cohort | 1 kill | 0 | 0 | 0 | 0 | 0 | 0 | 1.2 |"
+    assert second == "| b |  | failed: no | 0 | 0 | 0 | 0 | 0 | 0 |  |"
+    assert empty == ""
+    assert re.fullmatch(r"Measured on [-\d]+, at \w+(, changed)?\. Not measured: third\.", said)
+
+
+def test_the_documents_table_is_what_was_measured():
+    assert page.read("table") == results.table(list(all_steps()))
+
+
 @pytest.mark.parametrize(
     ("mode", "answer", "seen"),
     [
@@ -152,15 +172,21 @@ def said(port: int) -> str:
         return type(error).__name__
 
 
+def killed_and_cut(made: Stack, name: str) -> str:
+    """Do in one study what `make chaos` does in three."""
+    seen = [at_each_place("kill")(made, name), killed_at_rare_places(made, name)]
+    made.fill()
+    return ", ".join([*seen, connections_cut(made, name, times=8)])
+
+
 @pytest.mark.timeout(900)
 def test_a_short_chaos():
     """Each failpoint of workers, recorders, deletions and upgrades, and connections cut."""
-    faults = [
-        Fault("kill", "cohort", at_each_place("kill")),
-        Fault("rare", "cohort", killed_at_rare_places),
-        Fault("cut", "cohort", connections_cut),
-    ]
-    with stack(trials=12, workers=2) as made:
-        rows = [calm(made, "cohort"), *(disturbed(made, fault) for fault in faults)]
-        rows += [deleted(made, "kill cohort", "kill"), upgraded(made)]
+    with stack(trials=16, workers=2, warm=True) as made:
+        rows = [
+            calm(made, "cohort"),
+            disturbed(made, Fault("kills and cuts", "cohort", killed_and_cut)),
+            deleted(made, "calm cohort", "kill"),
+            upgraded(made, at_once=3),
+        ]
     assert {row.what: row.findings for row in rows} == {row.what: Findings() for row in rows}

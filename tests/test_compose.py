@@ -17,7 +17,7 @@ import compose
 import mlflow.environment_variables
 import postgres
 import pytest
-from compose import ROOT, Stack, here, put
+from compose import ROOT, Service, Stack, here, put
 from processes import until
 
 from tuner.cli import cli
@@ -202,7 +202,7 @@ def published(stack: Stack) -> int:
 def what_runs_is_what_the_file_says(stack: Stack) -> None:
     """Commands and environments as the system has them, with nothing but places exchanged."""
     assert sorted(one.name for one in stack.running) == [
-        "migrate", "mlflow", "recorder", "worker", "worker",
+        "migrate", "mlflow", "recorder", "scheduler", "worker", "worker",
     ]  # fmt: skip
     for service in stack.running:
         if service.name == "migrate":
@@ -222,8 +222,40 @@ def what_runs_is_what_the_file_says(stack: Stack) -> None:
 
 
 def every_service_is_healthy(stack: Stack) -> None:
-    for name in ("postgres", "mlflow", "recorder", "worker"):
+    for name in ("postgres", "mlflow", "recorder", "worker", "scheduler"):
         assert stack.healthy(name)
+
+
+def every_service_of_ours_tells_its_numbers(stack: Stack) -> None:
+    loops = {"recorder": {"optuna", "mlflow"}, "worker": {"worker"}, "scheduler": {"scheduler"}}
+    for service in stack.running:
+        if service.name in loops:
+            found = set(
+                re.findall(r'^tuner_loop_turned_\w+{loop="(\w+)"}', of(service), re.MULTILINE)
+            )
+            assert found >= loops[service.name]
+
+
+def of(service: Service) -> str:
+    port = service.places["9464"]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+        return str(answer.read().decode())
+
+
+def a_timetable_fires(stack: Stack) -> None:
+    """At the next third of a minute, once the test has gone on to other things."""
+    each = ["timetable", "add", "digits", "--cron", "*/20 * * * * *"]
+    code, said = stack.tuner("scheduler", *each)
+    assert code == 0, said
+
+
+def its_retraining_is_the_champion(stack: Stack) -> None:
+    url = stack.cluster.url("tuning")
+    ended = "SELECT outcome, reason FROM tuner.tuner_timetable_runs WHERE state = 'ended'"
+    until(lambda: postgres.rows(url, ended), "the end of a timetable's run", 300)
+    assert postgres.rows(url, ended)[0][0] == "promoted", postgres.rows(url, ended)
+    champion = "SELECT version FROM mlflow.registered_model_aliases WHERE alias = 'champion'"
+    assert postgres.rows(url, champion)
 
 
 def the_study_is_whole(stack: Stack) -> None:
@@ -311,7 +343,7 @@ def no_secret_is_where_it_can_be_read(stack: Stack) -> None:
 def a_stop_is_heeded(stack: Stack) -> None:
     codes = stack.down()
     assert codes["worker"] == [0, 0]
-    assert codes["recorder"] == [0]
+    assert codes["recorder"] == codes["scheduler"] == [0]
 
 
 @pytest.mark.slow
@@ -322,17 +354,21 @@ def test_the_stack_works_as_the_file_says(tmp_path):
         stack = Stack(tmp_path, cluster)
         try:
             stack.up(*(name for name, one in SERVICES.items() if "profiles" not in one))
+            stack.up("scheduler")
             sizes = ["--set", "budget.trials=4", "--set", "training.steps=60"]
             code, said = stack.tuner("worker", "submit", "studies/digits.toml", *sizes)
             assert code == 0, said
             until(lambda: published(stack) == 4, "four trials in all three places", 300)
+            a_timetable_fires(stack)
             stack.look()
             what_runs_is_what_the_file_says(stack)
             every_service_is_healthy(stack)
+            every_service_of_ours_tells_its_numbers(stack)
             the_study_is_whole(stack)
             mlflow_lets_in_who_has_an_account_and_names_a_host_of_its_own(stack)
             artifacts_go_through_the_server_and_stay_in_its_volume(stack)
             the_dashboard_shows_the_study_to_a_worker(stack)
+            its_retraining_is_the_champion(stack)
             no_secret_is_where_it_can_be_read(stack)
             a_stop_is_heeded(stack)
         finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -127,12 +129,17 @@ def test_two_recorders_at_once_double_nothing(folder):
     assert_whole(folder)
 
 
-def test_a_recorder_takes_over_from_one_that_was_killed(folder):
-    """At once, not when the claim expires."""
-    change(folder, "DELETE FROM tuner_published_trials WHERE target = 'mlflow'")
+def nothing_is_published(folder: Path) -> None:
+    """In MLflow, and the ledger knows that."""
     for file in folder.glob("mlflow.db*"):
         file.unlink()
+    change(folder, "DELETE FROM tuner_published_trials WHERE target = 'mlflow'")
     change(folder, "UPDATE tuner_published_studies SET external_id = NULL WHERE target = 'mlflow'")
+
+
+def test_a_recorder_takes_over_from_one_that_was_killed(folder):
+    """At once, not when the claim expires."""
+    nothing_is_published(folder)
     armed = {
         "TUNER_FAILPOINTS": "recorder.batch_logged=kill@3",
         "TUNER_FAILPOINTS_LOG": str(folder / "log"),
@@ -141,6 +148,21 @@ def test_a_recorder_takes_over_from_one_that_was_killed(folder):
     claims = rows(folder, "SELECT target FROM tuner_published_studies WHERE expires_at > 0")
     assert claims == [("mlflow",)]
     assert tuner(folder, "recorder", "--once").code == 0
+    assert_whole(folder)
+
+
+def test_a_recorder_that_slept_past_its_claim_leaves_no_second_runs(folder):
+    """It had told the ledger of runs that it was about to make; another made them meanwhile."""
+    nothing_is_published(folder)
+    asleep = start(folder, "recorder", "--once", env={"TUNER_FAILPOINTS": "recorder.begun=stop"})
+    assert os.WIFSTOPPED(os.waitpid(asleep.pid, os.WUNTRACED)[1])
+    change(folder, "UPDATE tuner_published_studies SET expires_at = 1 WHERE target = 'mlflow'")
+    assert tuner(folder, "recorder", "--once").code == 0
+    assert_whole(folder)
+    asleep.send_signal(signal.SIGCONT)
+    assert end(asleep).code == 0
+    deleted = "SELECT count(*) FROM runs WHERE lifecycle_stage = 'deleted'"
+    assert rows(folder, deleted, "mlflow.db") == [(8,)], "it had made them"
     assert_whole(folder)
 
 

@@ -1,16 +1,19 @@
 """Where things are kept: addresses, what is opened, made, and refused."""
 
+import http.server
 import logging
 import os
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from helpers import submit
+from mlflow.exceptions import MlflowException
 from sqlalchemy import event, text
 
 from tuner import storage
@@ -415,3 +418,30 @@ def test_ten_processes_may_open_an_empty_folder_at_once(tmp_path):
     for process in processes:
         _, error = process.communicate()
         assert process.returncode == 0, error
+
+
+def test_what_makes_something_is_sent_once(tmp_path, monkeypatch):
+    """What gets no answer was perhaps done; other requests are repeated all the same."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    asked = []
+
+    class Silent(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked.append(self.path)  # and the connection ends
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Silent) as server:
+        threading.Thread(target=server.serve_forever).start()
+        address = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{server.server_port}"}
+        client = storage.tracking_client(storage.addresses(address, tmp_path))
+        with pytest.raises(MlflowException):
+            client.set_tag("a", "b", "c")
+        assert len(asked) == 3
+        with storage.sent_once(), pytest.raises(MlflowException):
+            client.create_run("0")
+        assert asked[3:] == ["/api/2.0/mlflow/runs/create"]
+        with pytest.raises(MlflowException):
+            client.set_tag("a", "b", "c")
+        assert len(asked) == 7
+        server.shutdown()

@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from helpers import submit
+from helpers import claim, completed, submit
 from processes import STUDY, end, prepare, start, trained_steps, tuner, until
 from training_here import PREFIXES, submitted
 
@@ -85,6 +85,28 @@ def test_a_study_that_is_over_is_forgotten_with_all_that_was_kept_for_it(ledger)
         pass
     assert not worker.train_one_turn()  # what there is to train is read anew
     assert [one() for one in kept] == [None]
+
+
+def test_only_studies_that_have_something_to_train_are_joined(ledger):
+    """Each brings its data, and a database has a hundred that are finished."""
+    for name in ("finished", "held by another", "open"):
+        trials = 2 if name == "open" else 1
+        claimed = claim(ledger, submit(ledger, study={"name": name}, budget={"trials": trials}))
+        if name != "held by another":
+            ledger.finish(claimed.lease, completed(1.0))
+    joined: list[str] = []
+
+    def join(study: StudyRecord) -> Taking:
+        joined.append(study.name)
+        return Taking(ledger, study, [])
+
+    worker = Worker(ledger, (), join)
+    while worker.train_one_turn():
+        pass
+    assert sorted(joined) == ["held by another", "open"]
+    submit(ledger, study={"name": "finished"}, budget={"trials": 2})
+    assert worker.train_one_turn()
+    assert joined[2:] == ["finished"]
 
 
 def test_paused_studies_have_no_turn(ledger):

@@ -34,6 +34,7 @@ PLACES = {
     "outcome.before_commit": "the trial has ended, its outcome is not committed",
     "outcome.committed": "the outcome is committed and not published",
     "recorder.row_created": "Optuna has the trial, the ledger does not know",
+    "recorder.begun": "the ledger says that MLflow gets a run, MLflow has none",
     "recorder.run_created": "MLflow has the run, the ledger does not know",
     "recorder.batch_logged": "MLflow has the points, the ledger does not know",
     "recorder.before_final": "all of a trial is published but its final state",

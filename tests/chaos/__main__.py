@@ -2,7 +2,8 @@
 
     cd tests && python -m chaos [WORD ...] [--soak SECONDS]
 
-With words only the faults whose names have one of them, and nothing is written.
+With words only the faults whose names have one of them; of the others the page keeps what was
+measured before.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from functools import partial
 
-from chaos import page, soak
+from chaos import page, results, soak
 from chaos.faults import faults
 from chaos.scenarios import (
     HEADER,
@@ -27,48 +28,66 @@ from chaos.scenarios import (
 )
 from chaos.stack import Stack, stack
 
+Step = Callable[[Stack], Row]
+TRAINERS = "reference", "cohort"
+TRIALS, WORKERS = 60, 4
 
-def rows(made: Stack, words: Sequence[str], trainers: Sequence[str]) -> Iterator[Row]:
-    """Give the rows of the table, one after the other."""
-    for trainer in trainers:
-        yield calm(made, trainer)
-    steps = {f"{fault.what} {fault.trainer}": partial(disturbed, made, fault) for fault in faults()}
-    steps |= {
-        "deletion reference": partial(deleted, made, "calm reference", "kill"),
-        "ten upgrades at once reference": partial(upgraded, made),
-        "ten first starts at once reference": partial(ten_first_starts, made),
-        "disk full (SQLite) cohort": partial(full_sqlite, made),
+
+def all_steps() -> dict[str, Step]:
+    """Give what makes each row of the table, by names that end with the trainer."""
+    calms = {f"none {trainer}": partial(calm, trainer=trainer) for trainer in TRAINERS}
+    disturbances = {
+        f"{fault.what} {fault.trainer}": partial(disturbed, fault=fault) for fault in faults()
     }
-    for name, step in steps.items():
-        meant = not words or any(word in name for word in words)
-        if meant and name.endswith(tuple(trainers)):
-            try:
-                yield step()
-            except AssertionError as error:  # the other faults are worth a try all the same
-                yield Row(what=name, trainer="", fired=f"failed: {error}", failed=True)
+    return {
+        **calms,
+        **disturbances,
+        "deletion reference": partial(deleted, name="calm reference", action="kill"),
+        "ten upgrades at once reference": upgraded,
+        "ten first starts at once reference": ten_first_starts,
+        "disk full (SQLite) cohort": full_sqlite,
+    }
+
+
+def done(name: str, step: Step, made: Stack) -> Row:
+    """Do a step; one that fails is a row too, and its folder stays, to be looked at."""
+    try:
+        row = step(made)
+    except AssertionError as error:  # the other faults are worth a try all the same
+        row = Row(what=name, trainer="", fired=f"failed: {error}", failed=True)
+    made.kept = made.kept or row.failed or bool(row.findings)
+    print(row, flush=True)
+    if made.kept:
+        print(f"see {made.folder}", file=sys.stderr, flush=True)
+    results.keep(name, row)
+    return row
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("words", nargs="*")
-    parser.add_argument("--trainers", nargs="+", default=["reference", "cohort"])
+    parser.add_argument("--trainers", nargs="+", default=TRAINERS)
     parser.add_argument("--soak", type=float, metavar="SECONDS")
-    parser.add_argument("--trials", type=int, default=60)
-    parser.add_argument("--workers", type=int, default=4)
     told = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing stays behind
     if told.soak:
-        return soak.main(told.soak, workers=told.workers)
-    done: list[Row] = []
+        return soak.main(told.soak, workers=WORKERS)
+    steps = {k: one for k, one in all_steps().items() if k.endswith(tuple(told.trainers))}
+    calms = {name: steps.pop(name) for name in tuple(steps) if name.startswith("none ")}
+    todo = [k for k in steps if not told.words or any(word in k for word in told.words)]
+    rows: list[Row] = []
     print(HEADER, flush=True)
-    with stack(told.trials, told.workers, disk_megabytes=8) as made:
-        for row in rows(made, told.words, told.trainers):
-            print(row, flush=True)
-            done.append(row)
-    if not told.words and len(told.trainers) == 2:
-        page.write("table", "\n".join([HEADER, *map(str, done)]))
-        page.write("failpoints", page.failpoints())
-    return int(any(row.failed or row.findings for row in done))
+    while todo:
+        with stack(TRIALS, WORKERS, disk_megabytes=8) as made:
+            rows += [done(name, step, made) for name, step in calms.items()]
+            if made.kept:
+                break  # there is nothing to compare with
+            while todo and not made.kept:  # what is broken is not built on
+                name = todo.pop(0)
+                rows.append(done(name, steps[name], made))
+    page.write("table", results.table(list(all_steps())))
+    page.write("failpoints", page.failpoints())
+    return int(any(row.failed or row.findings for row in rows))
 
 
 if __name__ == "__main__":

@@ -45,9 +45,9 @@ def postgresql(url: str) -> Iterator[Query]:
 def sqlite(folder: Path) -> Iterator[Query]:
     """Ask the two files of SQLite by the names that the tables have on PostgreSQL."""
     files = {"tuner": "tuner.db", "public": "tuner.db", "mlflow": "mlflow.db"}
-    with closing(sqlite3.connect(":memory:", timeout=60)) as connection:
-        for schema, file in files.items():
-            connection.execute(f"ATTACH 'file:{folder / file}' AS {schema}")
+    with closing(sqlite3.connect("file::memory:", uri=True, timeout=60)) as connection:
+        for schema, file in files.items():  # which must be there: a look must make none
+            connection.execute(f"ATTACH 'file:{folder / file}?mode=rw' AS {schema}")
         yield lambda query: connection.execute(query).fetchall()
 
 

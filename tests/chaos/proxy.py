@@ -35,7 +35,8 @@ class Proxy:
 
     def set(self, mode: str) -> None:
         """Change what is done from now on; whoever is connected has to come again."""
-        self.mode = mode
+        with self._lock:
+            self.mode = mode
         self.cut(1.0, "changed")
 
     def cut(self, share: float, count: str = "cut", chance: random.Random | None = None) -> int:
@@ -51,6 +52,8 @@ class Proxy:
 
     def close(self) -> None:
         """Take no more connections, and end those that there are."""
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # a close alone wakes nobody who accepts
         self._listener.close()
         self.cut(1.0)
 
@@ -60,16 +63,16 @@ class Proxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            threading.Thread(target=self._serve, args=(client, self.mode), daemon=True).start()
+            with self._lock:  # so that a change of the mode cuts whoever came before it
+                self._open.add(client)
+                mode = self.mode
+            threading.Thread(target=self._serve, args=(client, mode), daemon=True).start()
 
     def _serve(self, client: socket.socket, mode: str) -> None:
         with client:
-            self._note(client)
             try:
                 if mode == ERRORS:
-                    client.recv(65536)
-                    client.sendall(ERROR)
-                    self.counts[ERRORS] += 1
+                    self._refuse(client)
                 elif mode == SILENT:
                     while client.recv(65536):
                         self.counts[SILENT] += 1
@@ -83,9 +86,14 @@ class Proxy:
                 with self._lock:
                     self._open.discard(client)
 
-    def _note(self, client: socket.socket) -> None:
-        with self._lock:
-            self._open.add(client)
+    def _refuse(self, client: socket.socket) -> None:
+        """Answer 500, and take the rest of the request: a close before that would be a reset."""
+        client.recv(65536)
+        self.counts[ERRORS] += 1  # before the answer: who has that may look at once
+        client.sendall(ERROR)
+        client.shutdown(socket.SHUT_WR)
+        while client.recv(65536):
+            pass
 
     def _pass_on(self, client: socket.socket, mode: str) -> None:
         with (

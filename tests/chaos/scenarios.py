@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -107,8 +108,8 @@ def deleted(stack: Stack, name: str, action: str) -> Row:
     )
 
 
-def upgraded(stack: Stack) -> Row:
-    """Kill `tuner db upgrade` in the middle, then start it ten times at once."""
+def upgraded(stack: Stack, *, at_once: int = 10) -> Row:
+    """Kill `tuner db upgrade` in the middle, then start it many times at once."""
     log = stack.folder / "upgrade.fired"
     place = UPGRADES_PLACE
     url = stack.cluster.database()
@@ -117,7 +118,7 @@ def upgraded(stack: Stack) -> Row:
     code = stack.tuner("db", "upgrade", **there_alone, **armed)
     if code != -signal.SIGKILL or place not in log.read_text():
         raise NotFiredError(f"the upgrade went through {place} with exit code {code}")
-    starts = [stack.begin("db", "upgrade", **there_alone) for _ in range(10)]
+    starts = [stack.begin("db", "upgrade", **there_alone) for _ in range(at_once)]
     codes = [one.wait(600) for one in starts]
     query = (
         "SELECT table_schema, table_name, column_name FROM information_schema.columns "
@@ -126,7 +127,7 @@ def upgraded(stack: Stack) -> Row:
     with checker.postgresql(url) as here, checker.postgresql(stack.url) as there:
         differing = set(here(query)) ^ set(there(query))
     return Row(
-        what="ten `db upgrade` at once, after one was killed",
+        what=f"{at_once} `db upgrade` at once, after one was killed",
         trainer="",
         fired=f"{place}; {codes.count(0)} of {len(codes)} with exit code 0",
         findings=Findings(wrong=len(differing) + len(codes) - codes.count(0)),
@@ -155,7 +156,7 @@ def full_sqlite(stack: Stack, trainer: str = "cohort") -> Row:
     """Leave no room for SQLite's files in the middle of a study; then make room, and go on."""
     name = "full"
     with small_disk(stack.folder / "full", 48) as folder:
-        stack.write(name, trainer).rename(folder / "study.toml")
+        shutil.move(stack.write(name, trainer), folder / "study.toml")
         (folder / "slow").touch()
         run = stack.alone(folder, "run", "study.toml")
         stack.until(lambda: _trained(folder) > 100 or run.poll() is not None, "some steps")

@@ -80,6 +80,8 @@ def _tuned(stack: Stack, name: str, chance: random.Random, spared: tuple[Member,
             chance.choice(_faults(stack, chance, spared))()
     stack.until(lambda: stack.is_done(name), f"the end of {name}")
     _, findings = stack.judge(name, trainer)
+    if findings:
+        print(f"{name} ({trainer}): {findings}", flush=True)
     return sum(vars(findings).values())
 
 

@@ -22,11 +22,13 @@ from postgres import Cluster, cluster
 from processes import PREFIXES, environment
 from team import answers, free_port
 
+from chaos import warm
 from chaos.checker import Findings, Left, compare, consistent, postgresql, read
 from chaos.proxy import Proxy
 from tuner import storage, studyfile, submission
 from tuner.ledger import Ledger
 
+Process = subprocess.Popen[bytes] | warm.Forked
 LEASE_SECONDS = 3.0
 PATIENCE_SECONDS = 600.0
 STUDY = """
@@ -68,7 +70,7 @@ class Member:
 
     role: str  # worker, recorder
     arm: Callable[[], dict[str, str]]  # gives what the next process there is told
-    process: subprocess.Popen[bytes]
+    process: Process
     log: Path
 
 
@@ -82,10 +84,12 @@ class Stack:
     trials: int
     workers: int
     recorders: int = 2
+    warm: bool = False  # processes start without the seconds of their imports
     disk: Path | None = None  # a small one, for checkpoints and spilled rows
     proxy: Proxy | None = None
     crew: list[Member] = field(default_factory=list)
     starts: int = 0
+    kept: bool = False  # its folder, to be looked at
     whole: dict[str, Left] = field(default_factory=dict)  # the undisturbed study, by trainer
     _server: subprocess.Popen[bytes] | None = None
 
@@ -111,18 +115,19 @@ class Stack:
         """Run `tuner` to its end; give its exit code."""
         return self.begin(*arguments, **env).wait(PATIENCE_SECONDS)
 
-    def begin(self, *arguments: str, **env: str) -> subprocess.Popen[bytes]:
+    def begin(self, *arguments: str, **env: str) -> Process:
         """Start `tuner`."""
         return self._start(arguments, env, self.folder / "commands.log")
 
-    def _start(
-        self, arguments: tuple[str, ...], env: dict[str, str], log: Path
-    ) -> subprocess.Popen[bytes]:
+    def _start(self, arguments: tuple[str, ...], env: dict[str, str], log: Path) -> Process:
+        env = environment(self.folder, {**self.environment, **env})
+        if self.warm:
+            return warm.start(arguments, self.folder, env, log)
         with log.open("ab") as file:
             return subprocess.Popen(
                 [sys.executable, "-m", "tuner", *arguments],
                 cwd=self.folder,
-                env=environment(self.folder, {**self.environment, **env}),
+                env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
@@ -146,7 +151,7 @@ class Stack:
         self.crew.append(member)
         return member
 
-    def _member(self, role: str, env: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    def _member(self, role: str, env: dict[str, str], log: Path) -> Process:
         self.starts += 1
         beside = ("--no-recorder",) if role == "worker" else ()
         return self._start((role, *beside, "--log", "json"), env, log)
@@ -181,7 +186,7 @@ class Stack:
         while not condition():
             assert time.monotonic() < deadline, f"waited {PATIENCE_SECONDS} s for {what}"
             self.tend()
-            time.sleep(0.1)
+            time.sleep(0.25)  # each look connects anew
 
     def pause(self, seconds: float) -> None:
         """Keep the crew going for a time."""
@@ -332,16 +337,24 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
 
 
 @contextmanager
-def stack(trials: int, workers: int, *, disk_megabytes: int | None = None) -> Iterator[Stack]:
+def stack(
+    trials: int,
+    workers: int,
+    *,
+    recorders: int = 2,
+    warm: bool = False,
+    disk_megabytes: int | None = None,
+) -> Iterator[Stack]:
     """Bring a stack up, and down again; its folder stays where the block fails."""
     folder = Path(tempfile.mkdtemp(prefix="tuner-chaos-"))
     with ExitStack() as ending:
         server = ending.enter_context(cluster())
-        made = Stack(folder, server, server.database(), trials, workers)
+        made = Stack(folder, server, server.database(), trials, workers, recorders, warm)
         if disk_megabytes is not None:
             made.disk = ending.enter_context(small_disk(folder / "disk", disk_megabytes))
         ending.callback(made.close)
         assert made.tuner("db", "upgrade") == 0, f"see {folder}/commands.log"
         made.start_mlflow()
         yield made
-    shutil.rmtree(folder)
+    if not made.kept:
+        shutil.rmtree(folder)

@@ -14,7 +14,15 @@ from sqlalchemy import ColumnElement, Connection, Engine, and_, select, update
 from tuner.errors import LeaseLost
 from tuner.ledger import rows
 from tuner.ledger.reading import Reader, has_live_attempt, read_trials
-from tuner.ledger.records import OPEN, STALE, CheckpointRecord, Claim, Lease, TrialRecord
+from tuner.ledger.records import (
+    OPEN,
+    STALE,
+    CheckpointRecord,
+    Claim,
+    Lease,
+    StudyRecord,
+    TrialRecord,
+)
 from tuner.ledger.retrying import PATIENCE_SECONDS, again
 from tuner.ledger.tables import (
     IS_LIVE,
@@ -43,6 +51,17 @@ class Leases(Reader):
         self._grace_seconds = lease_seconds if grace_seconds is None else grace_seconds
         self.lease_seconds = lease_seconds
         self._writes = engine.execution_options(writes=True)
+
+    @again
+    def trainable(self) -> list[StudyRecord]:
+        """Read the open studies that have room for a trial, or one that has not ended."""
+        with self._reading() as tx:
+            busy = set(tx.scalars(select(trials.c.study_id).where(IS_RUNNING).distinct()))
+        return [
+            study
+            for study in self.studies()
+            if study.state == OPEN and (study.reserved < study.limit or study.id in busy)
+        ]
 
     def claim(self, study_id: int, worker: str, environment: Mapping[str, Any]) -> Claim | None:
         """Lease one trial, see `claim_together`; None if there is none."""

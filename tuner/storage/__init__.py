@@ -15,7 +15,12 @@ from tuner.storage.locks import migration_lock
 from tuner.storage.migrating import check_schema, open_ledger, upgrade, upgrade_ledger
 from tuner.storage.optuna import optuna_storage
 from tuner.storage.places import Addresses, addresses, without_password
-from tuner.storage.tracking import tracking_client, tracking_reached, upgrade_tracking
+from tuner.storage.tracking import (
+    sent_once,
+    tracking_client,
+    tracking_reached,
+    upgrade_tracking,
+)
 
 __all__ = [
     "Addresses",
@@ -26,6 +31,7 @@ __all__ = [
     "open_ledger",
     "optuna_storage",
     "reached",
+    "sent_once",
     "tracking_client",
     "tracking_reached",
     "upgrade",

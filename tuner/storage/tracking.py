@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
@@ -18,6 +19,9 @@ from tuner.storage.places import Addresses, without_password
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+_alone = threading.Lock()
+
 
 def tracking_client(places: Addresses) -> MlflowClient:
     """Open MLflow, which makes its tables if they are in a file that is new.
@@ -26,7 +30,7 @@ def tracking_client(places: Addresses) -> MlflowClient:
     """
     # a recorder tries again by itself, and a person waits for the others; MLflow's own default
     # is to try for four minutes, and two more at each
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault(RETRIES, "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     # with a server MLflow prints addresses of runs and bars beside what our commands print
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -44,6 +48,22 @@ def tracking_client(places: Addresses) -> MlflowClient:
         tracking_reached(places.tracking),
     ):
         return MlflowClient(tracking_uri=places.tracking)
+
+
+@contextmanager
+def sent_once() -> Iterator[None]:
+    """Let MLflow's client send the requests of the body once each.
+
+    It repeats what got no answer or a 500, unseen, and also what makes a run: the first one may
+    be there all the same. Who makes something looks for it before the next try.
+    """
+    with _alone:
+        before = os.environ[RETRIES]  # MLflow has no other way to say it
+        os.environ[RETRIES] = "0"
+        try:
+            yield
+        finally:
+            os.environ[RETRIES] = before
 
 
 def upgrade_tracking(places: Addresses) -> None:

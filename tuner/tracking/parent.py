@@ -14,6 +14,7 @@ from tuner.errors import UnavailableError
 from tuner.ledger import STOPPED, Reader, StudyRecord
 from tuner.ledger.tables import trials
 from tuner.outcome import COMPLETED, RUNNING
+from tuner.storage import sent_once
 from tuner.tracking.notes import FOLDER, experiment_note, study_note
 from tuner.tracking.publications import Publications
 from tuner.tracking.run_content import NAME_LIMIT, PARENT, milliseconds
@@ -54,17 +55,15 @@ def experiment_id(client: MlflowClient, study: StudyRecord, artifacts: Path | No
 
 def create(client: MlflowClient, study: StudyRecord, experiment: str) -> str:
     """Create the parent run; give its id."""
-    run = client.create_run(
-        experiment,
-        start_time=milliseconds(study.created_at),
-        tags={
-            "tuner.study": study.name,
-            "tuner.trial": PARENT,
-            "tuner.spec_digest": study.digest,
-            "mlflow.source.name": "tuner",
-        },
-        run_name=study.title[:NAME_LIMIT],
-    )
+    tags = {
+        "tuner.study": study.name,
+        "tuner.trial": PARENT,
+        "tuner.spec_digest": study.digest,
+        "mlflow.source.name": "tuner",
+    }
+    began, name = milliseconds(study.created_at), study.title[:NAME_LIMIT]
+    with sent_once():
+        run = client.create_run(experiment, start_time=began, tags=tags, run_name=name)
     return str(run.info.run_id)
 
 

@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from tuner.errors import NotFoundError
-from tuner.storage import tracking_reached
+from tuner.storage import sent_once, tracking_reached
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 RETRAINING = "tuner.retraining"
@@ -104,9 +104,10 @@ class Registry:
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-            made = self._client.create_model_version(
-                self.model, source, run_id=run_id, model_id=model_id, tags=dict(tags)
-            )
+            with sent_once():
+                made = self._client.create_model_version(
+                    self.model, source, run_id=run_id, model_id=model_id, tags=dict(tags)
+                )
         return _version(made)
 
     def point(self, alias: str, number: int) -> None:

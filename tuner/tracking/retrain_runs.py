@@ -36,7 +36,7 @@ from mlflow.types.schema import Schema, TensorSpec
 
 from tuner.curves import Chunk
 from tuner.failpoints import reach
-from tuner.storage import tracking_reached
+from tuner.storage import sent_once, tracking_reached
 from tuner.texts import derived
 from tuner.tracking.registry import CHALLENGER, RETRAINING, Registry, Version
 from tuner.tracking.run_content import NAME_LIMIT, all_points, milliseconds
@@ -88,12 +88,11 @@ class RetrainRuns:
             run = self._find(content.identity)
             if run is None:
                 tags = {RETRAINING: content.identity, "mlflow.parentRunId": self._parent()}
-                run = self._client.create_run(
-                    self._experiment,
-                    start_time=milliseconds(content.started_at),
-                    tags=tags,
-                    run_name=content.name[:NAME_LIMIT],
-                )
+                began, name = milliseconds(content.started_at), content.name[:NAME_LIMIT]
+                with sent_once():
+                    run = self._client.create_run(
+                        self._experiment, start_time=began, tags=tags, run_name=name
+                    )
                 reach("retrain.run_created")
             run_id = str(run.info.run_id)
             at = milliseconds(content.ended_at)
@@ -186,9 +185,9 @@ class RetrainRuns:
                 "tuner.retrains": self._study,
                 "mlflow.source.name": "tuner",
             }
-            found = self._client.create_run(
-                self._experiment, tags=tags, run_name=derived(self._study, "retrain")
-            )
+            name = derived(self._study, "retrain")
+            with sent_once():
+                found = self._client.create_run(self._experiment, tags=tags, run_name=name)
         return str(found.info.run_id)
 
     def _find(self, identity: str) -> Run | None:

@@ -16,6 +16,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 
 from tuner.failpoints import reach
 from tuner.ledger import StudyRecord
+from tuner.storage import sent_once
 from tuner.tracking.run_content import NewRun, Points
 
 BATCH = 1000
@@ -93,9 +94,10 @@ class ClientWriter:
     def _create(self, experiment: str, new: NewRun) -> str:
         run_id = new.run_id
         if run_id is None:
-            made = self._client.create_run(
-                experiment, start_time=new.start_time, tags=dict(new.tags), run_name=new.name
-            )
+            with sent_once():
+                made = self._client.create_run(
+                    experiment, start_time=new.start_time, tags=dict(new.tags), run_name=new.name
+                )
             run_id = str(made.info.run_id)
             reach("recorder.run_created")
         params = [Param(key, value) for key, value in new.params.items()]

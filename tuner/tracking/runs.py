@@ -7,13 +7,15 @@ What a run has is worked out in `run_content`, how it gets there is a writer's (
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from mlflow import MlflowClient
 from sqlalchemy import Engine
 
+from tuner.failpoints import reach
 from tuner.ledger import Reader, StudyRecord, TrialRecord
 from tuner.outcome import RUNNING
 from tuner.storage import tracking_reached
@@ -69,10 +71,13 @@ class RunPublisher:
         self._experiments: dict[int, str] = {}
         self._described: dict[int, Told] = {}
         self._regimes: dict[int, RunRegimes] = {}
+        self._doubtful: set[int] = set()  # studies that may have second runs
 
     def due(self, mark: Mark) -> bool | None:
         """Tell whether there is anything to publish; None: only what may wait for a while."""
-        if mark.external_id is None or any(map(_due, self.backlog.open(mark))):
+        if mark.external_id is None or mark.study_id in self._doubtful:
+            return True
+        if any(map(_due, self.backlog.open(mark))):
             return True
         told = self._described.get(mark.study_id, Told())
         if mark.published == mark.revision and mark.silent == told.silent:
@@ -100,9 +105,10 @@ class RunPublisher:
         writer = self._writer()
         run_id = mark.external_id
         if run_id is None:
-            found = writer.find(study, experiment, [PARENT])
-            run_id = found.get(PARENT) or parents.create(self._client, study, experiment)
-            self._publications.note_study(study.id, run_id, 0)
+            with self._making(study):
+                found = writer.find(study, experiment, [PARENT])
+                run_id = found.get(PARENT) or parents.create(self._client, study, experiment)
+                self._publications.note_study(study.id, run_id, 0)
             self._described.pop(study.id, None)
             self._regimes.pop(study.id, None)
         due = [one for one in self.backlog.open(mark) if _due(one)]
@@ -115,6 +121,9 @@ class RunPublisher:
             run_ids |= self._create(writer, study, experiment, run_id, new, trials, existing)
             self._append(writer, study, batch, trials, run_ids)
             self._finish(writer, study, trials, run_ids)
+        if study.id in self._doubtful:
+            self.discard(study, ())
+            self._doubtful.remove(study.id)
         if waiting or self.due(mark._replace(external_id=run_id)):
             improvements = parents.describe(
                 self._client,
@@ -159,25 +168,34 @@ class RunPublisher:
         """Create trials' runs, or finish creating those that exist; give their ids by trial."""
         if not new:
             return {}
-        self._publications.begin(study.id, [one.id for one in new if not one.begun])
         environments = self.backlog.environments([one.id for one in new])
-        made = writer.create(
-            experiment,
-            [
-                new_run(
-                    study,
-                    trials[one.id],
-                    parent,
-                    environments[one.id],
-                    existing.get(str(one.number)),
-                )
-                for one in new
-            ],
-        )
-        run_ids = {one.id: run_id for one, run_id in zip(new, made, strict=True)}
-        notes = [Note(trial_id=key, external_id=run_id) for key, run_id in run_ids.items()]
-        self._publications.note(study.id, notes)
+        runs = [
+            new_run(
+                study, trials[one.id], parent, environments[one.id], existing.get(str(one.number))
+            )
+            for one in new
+        ]
+        self._publications.begin(study.id, [one.id for one in new if not one.begun])
+        reach("recorder.begun")
+        with self._making(study):
+            made = writer.create(experiment, runs)
+            run_ids = {one.id: run_id for one, run_id in zip(new, made, strict=True)}
+            notes = [Note(trial_id=key, external_id=run_id) for key, run_id in run_ids.items()]
+            self._publications.note(study.id, notes)
         return run_ids
+
+    @contextmanager
+    def _making(self, study: StudyRecord) -> Iterator[None]:
+        """Doubt a study in which a run was perhaps made and not noted.
+
+        Another recorder may have made that run too: the claim can be lost between the last look
+        at it and MLflow's commit. Second runs are cleared away under the next claim.
+        """
+        try:
+            yield
+        except Exception:
+            self._doubtful.add(study.id)
+            raise
 
     def _append(
         self,
@@ -244,7 +262,8 @@ class RunPublisher:
         MLflow keeps what is deleted until its own garbage collection.
         """
         with tracking_reached(self._client.tracking_uri):
-            known = set(self._publications.external_ids(study.id).values())
+            parent, _ = self._publications.study(study.id)
+            known = {parent, *self._publications.external_ids(study.id).values()}
             experiment = parents.experiment_id(self._client, study, self._artifacts)
             kept: set[str] = set()
             # published ones first, so that of two runs of a trial the other one goes

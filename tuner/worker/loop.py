@@ -12,7 +12,7 @@ from pathlib import Path
 from tuner import metrics
 from tuner.environment import identity
 from tuner.errors import NotFoundError, WorkloadError
-from tuner.ledger import OPEN, Ledger, StudyRecord
+from tuner.ledger import Ledger, StudyRecord
 from tuner.logs import logger
 from tuner.training.device import is_here
 from tuner.worker.keeper import Keeper
@@ -147,7 +147,7 @@ class Worker:
     def _read_studies(self) -> list[StudyRecord]:
         if self._names:
             return [self._ledger.study(name) for name in self._names]
-        return [study for study in self._ledger.studies() if study.state == OPEN]
+        return self._ledger.trainable()
 
     def _worker_for(self, study: StudyRecord) -> StudyWorker | None:
         if study.id not in self._joined:
