@@ -14,7 +14,13 @@ import pytest
 from chaos import page, results
 from chaos.__main__ import all_steps
 from chaos.checker import Findings, Left, compare, consistent, read, remains, sqlite
-from chaos.faults import Fault, at_each_place, connections_cut, killed_at_rare_places
+from chaos.faults import (
+    Fault,
+    at_each_place,
+    connections_cut,
+    killed_at_rare_places,
+    more_steps,
+)
 from chaos.proxy import DEAF, ERRORS, PASS, SILENT, Proxy
 from chaos.scenarios import Row, calm, deleted, disturbed, upgraded
 from chaos.soak import Sample, judge
@@ -176,13 +182,14 @@ def killed_and_cut(made: Stack, name: str) -> str:
     """Do in one study what `make chaos` does in three."""
     seen = [at_each_place("kill")(made, name), killed_at_rare_places(made, name)]
     made.fill()
+    made.until(more_steps(made, name), "steps by the last workers")
     return ", ".join([*seen, connections_cut(made, name, times=8)])
 
 
 @pytest.mark.timeout(900)
 def test_a_short_chaos():
     """Each failpoint of workers, recorders, deletions and upgrades, and connections cut."""
-    with stack(trials=16, workers=2, warm=True) as made:
+    with stack(trials=28, workers=2, warm=True) as made:
         rows = [
             calm(made, "cohort"),
             disturbed(made, Fault("kills and cuts", "cohort", killed_and_cut)),
