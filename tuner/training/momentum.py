@@ -26,7 +26,7 @@ class Momentum:
     beta: float = 0.0
     nesterov: bool = False
 
-    def reach(self, growth: float) -> float:
+    def steepness(self, growth: float) -> float:
         """Give the rate times curvature at which a distance grows by so much a step, 1 or more.
 
         At 1 it is the stable limit: 2 + 2β for heavy ball, (2 + 2β)/(1 + 2β) for Nesterov's.
@@ -36,9 +36,9 @@ class Momentum:
             return 1 + growth / (1 + beta + beta / growth)
         return (1 + growth) * (1 + beta / growth)
 
-    def factors(self, reach: np.ndarray) -> np.ndarray:  # both [step]
+    def factors(self, steepness: np.ndarray) -> np.ndarray:  # both [step]
         """Give by how much the distance changes a step, at a rate times curvature: the root."""
-        left = 1 - reach
+        left = 1 - steepness
         trace = (1 + self.beta) * left if self.nesterov else left + self.beta
         product = self.beta * left if self.nesterov else np.full_like(left, self.beta)
         inside = trace**2 - 4 * product

@@ -58,10 +58,12 @@ def back_in(
             for part in (logs, logs[-half:])
         ]
         return len(ahead) if min(ends) + falls < far else None
-    steepest = momentum.reach(np.exp(_growth(logs) / 2))
-    reach = np.geomspace(momentum.reach(1.0), steepest, CURVATURES)
-    rises = np.log(momentum.factors(reach))  # [curvature], a step
-    changes = np.log(momentum.factors(reach[:, None] * ahead / past.mean()))  # [curvature, step]
+    steepest = momentum.steepness(np.exp(_growth(logs) / 2))
+    steepness = np.geomspace(momentum.steepness(1.0), steepest, CURVATURES)
+    rises = np.log(momentum.factors(steepness))  # [curvature], a step
+    changes = np.log(
+        momentum.factors(steepness[:, None] * ahead / past.mean())
+    )  # [curvature, step]
     path = (logs[-1] * rises / rises[-1] + 2 * changes.cumsum(axis=1).T).max(axis=1)  # [step]
     up = np.flatnonzero(~(path < far))  # those steps after which it is not back; nan is not either
     last = int(up[-1]) if len(up) else -1
