@@ -19,7 +19,7 @@ bench: .venv/.installed-dev  ## trials a second, alone and recorded, against loo
 	$(BIN)/python benchmarks/service.py postgresql
 
 chaos soak: export OMP_NUM_THREADS = 1
-chaos: .venv/.installed-dev  ## break the whole stack in every way we know: half an hour, as root
+chaos: .venv/.installed-dev  ## break the whole stack in every way we know: forty minutes, as root
 	cd tests && ../$(BIN)/python -m chaos
 
 soak: .venv/.installed-dev  ## everything at once for an hour: what the service holds stays level
