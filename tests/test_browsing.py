@@ -177,7 +177,7 @@ def test_a_diverged_run_says_why(shown):
     ledger.engine.dispose()
     gone = [one for one in trials if one.state == "diverged"]
     assert gone
-    for watched in look(shown, shown.pages("small")["diverged trials"], "matching runs"):
+    for watched in look(shown, shown.pages("small")["diverged trials"], "matching run"):
         page = watched.page
         expect(page.get_by_text(f"{len(gone)} matching run")).to_be_visible(timeout=PATIENCE)
         page.get_by_role("link", name=re.compile(rf"^{gone[0].number}: lr")).first.click()
