@@ -26,6 +26,7 @@ from throughput import bare, convolutional, dense, spec_of, task_of
 
 from studies import digits
 from tuner import plots
+from tuner.plots.picture import FAINT
 from tuner.spec import StudySpec
 from tuner.training.choosing import choose
 from tuner.training.cohort import CohortTrainer
@@ -96,12 +97,13 @@ def draw(report: dict[str, Any], path: Path) -> None:
     title = "Trials a second together, relative to a bare loop, by model (parameters)"
     figure = plots.comparison(lines, title=title, ylabel="ratio")
     axes = figure.axes[0]
-    axes.set(xlabel="trials at a time", yscale="log", ylim=(0.25, 16))
+    axes.set(xlabel="trials at a time", yscale="log", ylim=(0.25, 32))
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_yticks([0.25, 0.5, 1, 2, 4, 8, 16], labels=["¼", "½", "1", "2", "4", "8", "16"])
+    heights = {0.25: "¼", 0.5: "½", 1: "1", 2: "2", 4: "4", 8: "8", 16: "16", 32: "32"}
+    axes.set_yticks(list(heights), labels=heights.values())
     axes.minorticks_off()
-    axes.axhline(1.0, color=plots.FAINT, linewidth=0.8)
+    axes.axhline(1.0, color=FAINT, linewidth=0.8)
     plots.save(figure, path)
 
 
