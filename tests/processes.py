@@ -179,12 +179,14 @@ def train_here(folder: Path) -> None:
     ledger.engine.dispose()
 
 
-def until(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
+def until(
+    condition: Callable[[], object], what: str, seconds: float = 60, every: float = 0.005
+) -> None:
     """Wait for a condition; the one place where tests wait for something that tells nobody."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.005)
+        time.sleep(every)
 
 
 def processes_in(folder: Path) -> list[psutil.Process]:

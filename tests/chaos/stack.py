@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from postgres import Cluster, cluster
-from processes import PREFIXES, environment
+from processes import PREFIXES, environment, until
 from team import answers, free_port
 
 from chaos import warm
@@ -182,16 +182,19 @@ class Stack:
 
     def until(self, condition: Callable[[], bool], what: str) -> None:
         """Keep the crew going until something holds."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not condition():
-            assert time.monotonic() < deadline, f"waited {PATIENCE_SECONDS} s for {what}"
+
+        def holds() -> bool:
+            if condition():
+                return True
             self.tend()
-            time.sleep(0.25)  # each look connects anew
+            return False
+
+        until(holds, what, PATIENCE_SECONDS, every=0.25)  # each look connects anew
 
     def pause(self, seconds: float) -> None:
         """Keep the crew going for a time."""
-        until = time.monotonic() + seconds
-        self.until(lambda: time.monotonic() >= until, "the time")
+        end = time.monotonic() + seconds
+        self.until(lambda: time.monotonic() >= end, "the time")
 
     def said(self, text: str) -> int:
         """Count the lines of all logs that hold a text."""

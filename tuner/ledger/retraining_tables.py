@@ -23,9 +23,8 @@ retrainings = Table(
     "tuner_retrainings",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column(
-        "study", String(NAME_LIMIT), nullable=False
-    ),  # its name: a retraining is of no one version
+    # its name: a retraining is of no one version
+    Column("study", String(NAME_LIMIT), nullable=False),
     Column("run_key", String(200), nullable=False),
     Column("model", String(NAME_LIMIT), nullable=False),  # in the registry
     Column("stage", String(16), nullable=False),  # what is to be done next

@@ -15,9 +15,10 @@ from tuner.ledger import STOPPED, Reader, StudyRecord
 from tuner.ledger.tables import trials
 from tuner.outcome import COMPLETED, RUNNING
 from tuner.storage import sent_once
+from tuner.texts import NAME_LIMIT
 from tuner.tracking.notes import FOLDER, experiment_note, study_note
 from tuner.tracking.publications import Publications
-from tuner.tracking.run_content import NAME_LIMIT, PARENT, milliseconds
+from tuner.tracking.run_content import PARENT, milliseconds
 from tuner.tracking.run_writers import BATCH, as_tags
 from tuner.tracking.views import BEST, COLOUR, COLOURS, Links, best_view, is_known, view_tags, views
 

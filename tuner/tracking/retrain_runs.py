@@ -37,9 +37,9 @@ from mlflow.types.schema import Schema, TensorSpec
 from tuner.curves import Chunk
 from tuner.failpoints import reach
 from tuner.storage import sent_once, tracking_reached
-from tuner.texts import derived
+from tuner.texts import NAME_LIMIT, derived
 from tuner.tracking.registry import CHALLENGER, RETRAINING, Registry, Version
-from tuner.tracking.run_content import NAME_LIMIT, all_points, milliseconds
+from tuner.tracking.run_content import all_points, milliseconds
 from tuner.tracking.run_writers import BATCH, as_metrics, as_tags
 
 PARENT = "parent"

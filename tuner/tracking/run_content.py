@@ -14,6 +14,7 @@ from tuner import results
 from tuner.curves import Chunk
 from tuner.ledger import StudyRecord, TrialRecord
 from tuner.outcome import CANCELLED, COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING
+from tuner.texts import NAME_LIMIT
 from tuner.tracking.notes import plain
 from tuner.tracking.views import COLOUR, COLOURS, VALUE
 from tuner.training.trainer import seed_of
@@ -28,7 +29,6 @@ STATUS = {
 }
 """MLflow's status of a run, by our state of its trial."""
 
-NAME_LIMIT = 250
 REASON_LIMIT = 5000
 PARENT = "study"  # what the tag tuner.trial says on a parent run
 
