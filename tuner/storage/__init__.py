@@ -15,6 +15,7 @@ from tuner.storage.locks import migration_lock
 from tuner.storage.migrating import check_schema, open_ledger, upgrade, upgrade_ledger
 from tuner.storage.optuna import optuna_storage
 from tuner.storage.places import Addresses, addresses, without_password
+from tuner.storage.pooling import pooled
 from tuner.storage.tracking import (
     sent_once,
     tracking_client,
@@ -30,6 +31,7 @@ __all__ = [
     "migration_lock",
     "open_ledger",
     "optuna_storage",
+    "pooled",
     "reached",
     "sent_once",
     "tracking_client",
