@@ -117,7 +117,8 @@ def doctor(repair: bool, as_json: bool) -> int:
         print_json({"ok": ok, "problems": [asdict(problem) for problem in problems]})
     else:
         for one in problems:
-            where = one.study if one.trial is None else f"{one.study}, trial {one.trial}"
+            place = one.study or "database"
+            where = place if one.trial is None else f"{place}, trial {one.trial}"
             click.echo(f"{one.kind}: {where}: {one.detail}{' (repaired)' if one.repaired else ''}")
         click.echo("Everything matches." if ok else "Not everything matches; try --repair.")
     return 0 if ok else 1

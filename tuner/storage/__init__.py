@@ -10,6 +10,7 @@ Everything follows from variables of the environment, all optional:
   them; else `mlartifacts`.
 """
 
+from tuner.storage.comparing import Difference, differences, ledger_differences, recreate
 from tuner.storage.engines import ledger_engine, reached
 from tuner.storage.locks import migration_lock
 from tuner.storage.migrating import check_schema, open_ledger, upgrade, upgrade_ledger
@@ -25,14 +26,18 @@ from tuner.storage.tracking import (
 
 __all__ = [
     "Addresses",
+    "Difference",
     "addresses",
     "check_schema",
+    "differences",
+    "ledger_differences",
     "ledger_engine",
     "migration_lock",
     "open_ledger",
     "optuna_storage",
     "pooled",
     "reached",
+    "recreate",
     "sent_once",
     "tracking_client",
     "tracking_reached",

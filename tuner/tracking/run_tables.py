@@ -42,6 +42,8 @@ from sqlalchemy.exc import ArgumentError
 
 from tuner.failpoints import reach
 from tuner.ledger import StudyRecord
+from tuner.storage import Difference
+from tuner.storage import differences as compared
 from tuner.tracking.run_content import NewRun, Points
 from tuner.tracking.run_writers import RunEnd
 from tuner.tracking.upserts import insert, insert_columns, insert_new
@@ -56,6 +58,8 @@ RUNS, TAGS, PARAMS = SqlRun.__table__, SqlTag.__table__, SqlParam.__table__
 METRICS, LATEST = SqlMetric.__table__, SqlLatestMetric.__table__
 DATASETS, INPUTS, INPUT_TAGS = SqlDataset.__table__, SqlInput.__table__, SqlInputTag.__table__
 EXPERIMENTS = SqlExperiment.__table__
+RELIED_ON = (EXPERIMENTS, RUNS, TAGS, PARAMS, METRICS, LATEST, DATASETS, INPUTS, INPUT_TAGS)
+"""Without the keys and indexes of these publishing is wrong or slow."""
 
 
 def tables_engine(uri: str) -> Engine | None:
@@ -87,6 +91,12 @@ def are_known(engine: Engine) -> bool:
     with engine.begin() as tx:
         here: Any = select(column("version_num")).select_from(table("alembic_version"))
         return [row.version_num for row in tx.execute(here)] == [REVISION]
+
+
+def differences(engine: Engine) -> list[Difference]:
+    """Return how tables of the known revision differ from MLflow's definitions."""
+    with engine.begin() as tx:
+        return compared(tx, RELIED_ON)
 
 
 class TableWriter:

@@ -16,6 +16,7 @@ from optuna.distributions import distribution_to_json
 from optuna.storages import RDBStorage
 from optuna.storages._rdb.models import (
     SCHEMA_VERSION,
+    BaseModel,
     StudyModel,
     TrialIntermediateValueModel,
     TrialModel,
@@ -29,6 +30,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, Table, bindparam, func, insert, select, update
 
 from tuner.failpoints import reach
+from tuner.storage import Difference
+from tuner.storage import differences as compared
 from tuner.tracking.trial_writers import refuse_foreign
 from tuner.tracking.upserts import insert as insert_or
 
@@ -53,6 +56,12 @@ def are_known(storage: RDBStorage) -> bool:
     with storage.engine.begin() as tx:
         versions = set(tx.scalars(select(info.c.schema_version)))
     return versions == {VERSION} and SCHEMA_VERSION == VERSION
+
+
+def differences(storage: RDBStorage) -> list[Difference]:
+    """Return how tables of the known version differ from Optuna's definitions."""
+    with storage.engine.begin() as tx:
+        return compared(tx, BaseModel.metadata.sorted_tables)
 
 
 class TrialTables:
