@@ -122,14 +122,25 @@ def _why(problem: Problem, failed: Mapping[str, str]) -> str:
     return f"{what}; it could not be created: {failed[what]}" if what in failed else problem.detail
 
 
+def notes(places: Addresses) -> list[str]:
+    """Return what is worth knowing and no mismatch: tables that cannot be written in bulk."""
+    storage, client = optuna_storage(places), tracking_client(places)
+    found = [trial_tables.unknown(storage)]
+    engine = run_tables.tables_engine(client.tracking_uri)
+    if engine is not None:
+        found.append(run_tables.unknown(engine))
+        engine.dispose()
+    return [one for one in found if one is not None]
+
+
 def _of_libraries(storage: RDBStorage, client: MlflowClient) -> Iterator[Problem]:
     """Compare Optuna's and MLflow's tables with their definitions, where we know these."""
-    if trial_tables.are_known(storage):
+    if trial_tables.unknown(storage) is None:
         yield from (_of_schema(OPTUNAS, one) for one in trial_tables.differences(storage))
     engine = run_tables.tables_engine(client.tracking_uri)
     if engine is None:
         return
-    if run_tables.are_known(engine):
+    if run_tables.unknown(engine) is None:
         yield from (_of_schema(MLFLOWS, one) for one in run_tables.differences(engine))
     engine.dispose()
 
