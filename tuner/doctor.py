@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine
 
@@ -22,10 +21,6 @@ from tuner.storage import (
 from tuner.tracking import run_mismatches, run_tables, trial_tables, trials
 from tuner.tracking.mismatch import Mismatch
 from tuner.tracking.recorder import Recorder
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from optuna.storages import RDBStorage
 
 DECIDING = ("tuner", "torch", "optuna", "numpy")
 """Packages that decide what a trial's numbers are; workers at one study should have them alike."""
@@ -54,7 +49,7 @@ def examine(engine: Engine, places: Addresses) -> list[Problem]:
     if any(one.has_rows for one in schema):
         return found  # what else there is cannot be read
     storage, client = optuna_storage(places), tracking_client(places)
-    found += _of_libraries(storage, client)
+    found += _of_libraries(places)
     for study in ledger.studies():
         every = ledger.trials(study.id)
         ours = [trial for trial in every if not trial.imported]
@@ -133,8 +128,9 @@ def notes(places: Addresses) -> list[str]:
     return [one for one in found if one is not None]
 
 
-def _of_libraries(storage: RDBStorage, client: MlflowClient) -> Iterator[Problem]:
+def _of_libraries(places: Addresses) -> Iterator[Problem]:
     """Compare Optuna's and MLflow's tables with their definitions, where we know these."""
+    storage, client = optuna_storage(places), tracking_client(places)
     if trial_tables.unknown(storage) is None:
         yield from (_of_schema(OPTUNAS, one) for one in trial_tables.differences(storage))
     engine = run_tables.tables_engine(client.tracking_uri)
