@@ -28,7 +28,7 @@ soak: .venv/.installed-dev  ## everything at once for an hour: what the service 
 # One thread each: the tests share the cores, and small models are faster without threads.
 test quick: export OMP_NUM_THREADS = 1
 
-test: .venv/.installed-dev .venv/.chromium  ## every test
+test: .venv/.installed-dev .venv/.chromium .venv/.pgbouncer  ## every test
 	$(BIN)/python -m pytest -q -n auto
 
 quick: .venv/.installed-dev  ## the tests that start no process and no server
@@ -62,6 +62,13 @@ clean:  ## what `make` made; databases and reports stay
 	    || { [ "$$(id -u)" = 0 ] && command -v apt-get && apt-get update -q \
 	        && apt-get install -q -y chromium; } \
 	    || $(BIN)/playwright install chromium
+	touch $@
+
+# The connection pooler of the tests: one that is here, or Debian's where we may install it.
+.venv/.pgbouncer: .venv/.installed-dev
+	PATH="$$PATH:/usr/sbin" command -v pgbouncer \
+	    || { [ "$$(id -u)" = 0 ] && command -v apt-get && apt-get update -q \
+	        && apt-get install -q -y --no-install-recommends pgbouncer; }
 	touch $@
 
 .venv/.installed-dev: .venv/.installed

@@ -14,13 +14,14 @@ import pytest
 from helpers import completed, diverged, pruned, rows, spec, went_on
 from sqlalchemy import Engine, MetaData, case, create_engine, select, update
 
-from tuner import doctor, failpoints, storage
+from tuner import doctor, failpoints, metrics, storage
 from tuner.curves import Chunk
 from tuner.failpoints import FailpointError
 from tuner.ledger import Claim, Ledger, StudyRecord
 from tuner.ledger.tables import trials
 from tuner.outcome import CANCELLED, FAILED, RUNNING, Outcome
 from tuner.storage import Addresses
+from tuner.tracking import bulk, run_tables, trial_tables
 from tuner.tracking.recorder import Recorder
 from tuner.tracking.run_tables import TableWriter
 from tuner.tracking.run_writers import ClientWriter
@@ -225,8 +226,8 @@ def test_both_ways_leave_the_same_rows_in_all_tables(beside, monkeypatch):
         whole = doctor.examine(ledger.engine, places)
         assert {one.kind for one in whole} <= {"lease"}
         ledger.engine.dispose()
-    for bulk, one_by_one in zip(left[True], left[False], strict=True):
-        assert bulk == one_by_one
+    for at_once, one_by_one in zip(left[True], left[False], strict=True):
+        assert at_once == one_by_one
 
 
 KILLED = ["recorder.row_created", "recorder.run_created", "recorder.batch_logged"]
@@ -253,8 +254,9 @@ def test_either_way_finishes_what_the_other_was_stopped_at(place, first, beside,
     ledger.engine.dispose()
 
 
-def test_tables_of_another_revision_are_left_to_their_libraries(beside):
+def test_tables_of_another_revision_are_left_to_their_libraries(beside, caplog, monkeypatch):
     places = beside("unknown")
+    monkeypatch.setattr(bulk, "_logged", set())
     ledger = Ledger(storage.ledger_engine(places.ledger))
     first_half(ledger)
     recorder = Recorder(ledger.engine, places)
@@ -265,6 +267,35 @@ def test_tables_of_another_revision_are_left_to_their_libraries(beside):
         with engine.begin() as tx:
             tx.exec_driver_sql(statement)
         engine.dispose()
-    assert isinstance(recorder._runs._writer(), ClientWriter)
-    assert isinstance(recorder._trials._writer(), StorageWriter)
+    with caplog.at_level("WARNING"):
+        for _ in range(3):
+            assert isinstance(recorder._runs._writer(), ClientWriter)
+            assert isinstance(recorder._trials._writer(), StorageWriter)
+    mlflows, optunas = sorted(record.getMessage() for record in caplog.records)
+    assert "MLflow's tables have revision newer, expected dc11669786a5 to" in mlflows
+    assert "17 times slower" in mlflows
+    assert "Optuna's tables have version 13" in optunas
+    for target, way in (("mlflow", recorder._runs), ("optuna", recorder._trials)):
+        assert way.target == target
+        sample = metrics.REGISTRY.get_sample_value("tuner_bulk_writer", {"target": target})
+        assert sample == 0.0
     ledger.engine.dispose()
+
+
+def test_doctor_notes_tables_that_cannot_be_written_in_bulk(beside, monkeypatch):
+    places = beside("noted")
+    assert doctor.notes(places) == []
+    monkeypatch.setattr(run_tables, "REVISIONS", ("older",))
+    monkeypatch.setattr(trial_tables, "VERSION", 11)
+    optunas, mlflows = doctor.notes(places)
+    assert "Optuna's tables have version 12" in optunas
+    assert "expected older to older; runs are written through MLflow's client" in mlflows
+
+
+def test_the_revisions_of_mlflow_are_known_up_to_the_installed_one(beside):
+    places = beside("installed")
+    engine = create_engine(places.tracking)
+    with engine.begin() as tx:
+        (here,) = tx.exec_driver_sql("SELECT version_num FROM alembic_version").scalars()
+    engine.dispose()
+    assert here in run_tables.REVISIONS

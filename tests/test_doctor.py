@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from processes import assert_whole, change, copy, left, prepare, reader, rows, train_here, tuner
+from sqlalchemy import create_engine, text
 
 from tuner import doctor, storage
 from tuner.ledger import CheckpointRecord, Ledger
+from tuner.tracking.run_tables import METRICS
 
 pytestmark = pytest.mark.slow
 
@@ -179,7 +181,7 @@ def test_damage_is_found_and_what_is_a_projection_is_mended(damage, folder):
 
 def test_the_command_says_what_it_found_and_whether_it_helped(folder):
     well = tuner(folder, "doctor", "--json")
-    assert (well.code, well.json) == (0, {"ok": True, "problems": []})
+    assert (well.code, well.json) == (0, {"ok": True, "problems": [], "notes": []})
     for damage in ("status altered", "budget overdrawn"):
         for statement in DAMAGES[damage].statements:
             change(folder, statement, DAMAGES[damage].file)
@@ -238,3 +240,131 @@ def test_what_others_log_into_the_experiment_is_left_alone(folder: Path):
     assert tuner(folder, "doctor", "--repair").code == 0
     assert client.get_run(run.info.run_id).info.lifecycle_stage == "active"
     assert_whole(folder)
+
+
+def indexes(url: str) -> dict[str, str]:
+    """Read the indexes that can be dropped, with the statement that creates each."""
+    engine = create_engine(url)
+    listed = {
+        "sqlite": "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL",
+        "postgresql": "SELECT indexname, indexdef FROM pg_indexes WHERE NOT EXISTS "
+        "(SELECT FROM pg_constraint WHERE conname = indexname) AND schemaname = current_schema()",
+    }
+    with engine.connect() as tx:
+        found = {row[0]: row[1] for row in tx.execute(text(listed[engine.dialect.name]))}
+    engine.dispose()
+    return found
+
+
+def execute(url: str, *statements: str) -> None:
+    engine = create_engine(url)
+    with engine.begin() as tx:
+        for statement in statements:
+            tx.execute(text(statement))
+    engine.dispose()
+
+
+def test_every_index_that_is_dropped_is_named_and_ours_are_created_again(beside):
+    places = beside("dropped")
+    engine = storage.ledger_engine(places.ledger)
+    assert doctor.examine(engine, places) == []
+    before = indexes(places.ledger)
+    ours = {name for name in before if "tuner_" in name}
+    assert {"tuner_attempts_one_live", "tuner_timetable_runs_one_running"} <= ours
+    for url in {places.ledger, places.optuna, places.tracking}:
+        execute(url, *(f"DROP INDEX {name}" for name in indexes(url)))
+
+    found = doctor.examine(engine, places)
+    said = " ".join(one.detail for one in found)
+    assert {one.kind for one in found} == {"schema_ledger", "schema_optuna", "schema_mlflow"}
+    assert {one.study for one in found} == {None}
+    assert all(f" {name} of tuner_" in said for name in ours)
+    assert "the unique index tuner_attempts_one_live of tuner_attempts is missing" in said
+    assert "run: CREATE UNIQUE INDEX ix_studies_study_name ON studies (study_name)" in said
+    assert "run: CREATE INDEX index_metrics_run_uuid ON metrics (run_uuid)" in said
+
+    repaired = doctor.repair(engine, places)
+    assert {one.kind for one in repaired if one.repaired} == {"schema_ledger"}
+    assert {one.kind for one in doctor.examine(engine, places)} == {
+        "schema_optuna",
+        "schema_mlflow",
+    }
+    assert {name: indexes(places.ledger)[name] for name in ours} == {
+        name: before[name] for name in ours
+    }
+    for one in doctor.examine(engine, places):  # and the statements given for the others help
+        url = places.optuna if one.kind == "schema_optuna" else places.tracking
+        execute(url, one.detail.partition("run: ")[2])
+    assert doctor.examine(engine, places) == []
+    engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("statements", "said"),
+    [
+        (
+            ["DROP INDEX tuner_attempts_one_live",
+             "CREATE INDEX tuner_attempts_one_live ON tuner_attempts (trial_id)"],
+            "the unique index tuner_attempts_one_live of tuner_attempts differs",
+        ),
+        (
+            ["DROP INDEX tuner_trials_running",
+             "CREATE INDEX tuner_trials_running ON tuner_trials (study_id, number)"],
+            "the index tuner_trials_running of tuner_trials differs",
+        ),
+    ],
+)  # fmt: skip
+def test_an_index_of_another_kind_is_replaced(statements, said, beside):
+    places = beside("another")
+    engine = storage.ledger_engine(places.ledger)
+    before = indexes(places.ledger)
+    execute(places.ledger, *statements)
+    (found,) = doctor.examine(engine, places)
+    assert said in found.detail
+    assert [one.repaired for one in doctor.repair(engine, places)] == [True]
+    assert indexes(places.ledger) == before
+    engine.dispose()
+
+
+def test_rows_that_contradict_an_index_keep_it_from_being_created(folder):
+    change(folder, "DROP INDEX tuner_attempts_one_live")
+    columns = "trial_id, claim, worker, expires_at, first_step, environment, started_at"
+    for number in (8, 9):
+        change(
+            folder,
+            f"INSERT INTO tuner_attempts (number, live, {columns}) SELECT {number}, 1, {columns} "
+            "FROM tuner_attempts WHERE trial_id = 1 LIMIT 1",
+        )
+    change(folder, "UPDATE tuner_attempts SET expires_at = 1e12 WHERE live")
+    done = tuner(folder, "doctor", "--repair")
+    assert done.code == 1
+    assert "it could not be created: UNIQUE constraint failed: tuner_attempts.trial_id" in done.out
+
+
+def test_a_table_or_column_that_is_missing_needs_a_backup(folder):
+    change(folder, "ALTER TABLE tuner_reports DROP COLUMN reason")
+    change(folder, "DROP TABLE tuner_probes")
+    for arguments in (("doctor",), ("doctor", "--repair")):
+        done = tuner(folder, *arguments)
+        assert done.code == 1
+        assert "schema_ledger: database: the column reason of tuner_reports is missing" in done.out
+        assert "the table tuner_probes is missing; restore a backup" in done.out
+
+
+def test_constraints_on_postgresql_are_created_again(shared, tmp_path):
+    places = storage.addresses({"TUNER_DATABASE_URL": shared}, tmp_path)
+    engine = storage.ledger_engine(places.ledger)
+    execute(
+        places.ledger,
+        "ALTER TABLE tuner_trials DROP CONSTRAINT tuner_trials_study_id_number_key",
+        "ALTER TABLE tuner_chunks DROP CONSTRAINT tuner_chunks_pkey",
+    )
+    execute(places.tracking, "ALTER TABLE metrics DROP CONSTRAINT metric_pk")
+    found = doctor.repair(engine, places)
+    assert {(one.detail.partition(";")[0], one.repaired) for one in found} == {
+        ("the primary key (trial_id, first_step) of tuner_chunks is missing", True),
+        ("the unique constraint (study_id, number) of tuner_trials is missing", True),
+        (f"the primary key ({', '.join(METRICS.primary_key.columns.keys())}) of metrics is missing",
+         False),
+    }  # fmt: skip
+    engine.dispose()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,8 +10,15 @@ from sqlalchemy import Engine
 
 from tuner.environment import is_gone
 from tuner.ledger import AttemptRecord, Ledger, Reader, StudyRecord, TrialRecord
-from tuner.storage import Addresses, optuna_storage, tracking_client
-from tuner.tracking import run_mismatches, trials
+from tuner.storage import (
+    Addresses,
+    Difference,
+    ledger_differences,
+    optuna_storage,
+    recreate,
+    tracking_client,
+)
+from tuner.tracking import run_mismatches, run_tables, trial_tables, trials
 from tuner.tracking.mismatch import Mismatch
 from tuner.tracking.recorder import Recorder
 
@@ -19,6 +26,8 @@ DECIDING = ("tuner", "torch", "optuna", "numpy")
 """Packages that decide what a trial's numbers are; workers at one study should have them alike."""
 BROKEN = "curve"
 """The kind of problem that says that the ledger itself is not whole."""
+OURS, OPTUNAS, MLFLOWS = "schema_ledger", "schema_optuna", "schema_mlflow"
+"""Kinds of problems that say that tables are not as they were made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +35,7 @@ class Problem:
     """Something that does not match."""
 
     kind: str
-    study: str
+    study: str | None  # None: the whole database
     trial: int | None
     detail: str
     repaired: bool = False
@@ -35,8 +44,12 @@ class Problem:
 def examine(engine: Engine, places: Addresses) -> list[Problem]:
     """Find all that does not match, in every study. Changes nothing."""
     ledger = Reader(engine)
+    schema = ledger_differences(places)
+    found = [_of_schema(OURS, one) for one in schema]
+    if any(one.has_rows for one in schema):
+        return found  # what else there is cannot be read
     storage, client = optuna_storage(places), tracking_client(places)
-    found: list[Problem] = []
+    found += _of_libraries(places)
     for study in ledger.studies():
         every = ledger.trials(study.id)
         ours = [trial for trial in every if not trial.imported]
@@ -64,11 +77,14 @@ def repair(engine: Engine, places: Addresses) -> list[Problem]:
     before = examine(engine, places)
     if not before:
         return []
+    failed = recreate(places) if any(one.kind == OURS for one in before) else {}
+    if any(one.has_rows for one in ledger_differences(places)):
+        return before
     ledger = Ledger(engine)
     ledger.reap(is_gone)
     recorder = Recorder(engine, places)
     by_title = {study.title: study for study in ledger.studies()}
-    for title in sorted({problem.study for problem in before}):
+    for title in sorted({problem.study for problem in before if problem.study is not None}):
         found = [problem for problem in before if problem.study == title]
         kinds = {problem.kind for problem in found}
         if BROKEN in kinds:
@@ -82,11 +98,56 @@ def repair(engine: Engine, places: Addresses) -> list[Problem]:
             and trials.FOREIGN not in kinds,
         )
     recorder.close()
-    after = {(problem.kind, problem.study, problem.trial) for problem in examine(engine, places)}
+    after = {_which(problem) for problem in examine(engine, places)}
     return [
-        replace(problem, repaired=(problem.kind, problem.study, problem.trial) not in after)
+        replace(problem, repaired=_which(problem) not in after, detail=_why(problem, failed))
         for problem in before
     ]
+
+
+def _which(problem: Problem) -> tuple[object, ...]:
+    """Return what makes two problems the same one."""
+    schema = problem.detail if problem.study is None else None
+    return problem.kind, problem.study, problem.trial, schema
+
+
+def _why(problem: Problem, failed: Mapping[str, str]) -> str:
+    """Return a problem's detail, with the reason if something could not be created."""
+    what = problem.detail.partition(";")[0]
+    return f"{what}; it could not be created: {failed[what]}" if what in failed else problem.detail
+
+
+def notes(places: Addresses) -> list[str]:
+    """Return what is worth knowing and no mismatch: tables that cannot be written in bulk."""
+    storage, client = optuna_storage(places), tracking_client(places)
+    found = [trial_tables.unknown(storage)]
+    engine = run_tables.tables_engine(client.tracking_uri)
+    if engine is not None:
+        found.append(run_tables.unknown(engine))
+        engine.dispose()
+    return [one for one in found if one is not None]
+
+
+def _of_libraries(places: Addresses) -> Iterator[Problem]:
+    """Compare Optuna's and MLflow's tables with their definitions, where we know these."""
+    storage, client = optuna_storage(places), tracking_client(places)
+    if trial_tables.unknown(storage) is None:
+        yield from (_of_schema(OPTUNAS, one) for one in trial_tables.differences(storage))
+    engine = run_tables.tables_engine(client.tracking_uri)
+    if engine is None:
+        return
+    if run_tables.unknown(engine) is None:
+        yield from (_of_schema(MLFLOWS, one) for one in run_tables.differences(engine))
+    engine.dispose()
+
+
+def _of_schema(kind: str, one: Difference) -> Problem:
+    remedy = "restore a backup"
+    if one.statements:
+        ours = "`tuner doctor --repair`, as the owner of the tables, creates it"
+        theirs = f"as the owner of the tables run: {'; '.join(one.statements)}"
+        remedy = ours if kind == OURS else theirs
+    return Problem(kind=kind, study=None, trial=None, detail=f"{one.what}; {remedy}")
 
 
 def _in_ledger(

@@ -36,6 +36,12 @@ OUTAGE = Gauge(
     ["target"],
     registry=REGISTRY,
 )
+BULK_WRITER = Gauge(
+    "tuner_bulk_writer",
+    "1 while rows go into a target's tables in bulk, 0 through its library, which is slower.",
+    ["target"],
+    registry=REGISTRY,
+)
 LOOP_TURNED = Gauge(
     "tuner_loop_turned_timestamp_seconds",
     "When a loop of this process last turned, waiting for a database included.",

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from tuner.errors import UnavailableError
 from tuner.processes import told_to_stop
-from tuner.storage import Addresses, tracking_client, upgrade_tracking
+from tuner.storage import Addresses, pooled, tracking_client, upgrade_tracking
 from tuner.tracking.artifacts import served
 
 PORT = 5000
@@ -46,7 +46,7 @@ def serve(places: Addresses, port: int | None, say: Callable[[str], str | None])
     command += ["--port", str(port), "--workers", "1"]
     environment = os.environ | {
         # not as an argument: a password would stand in the list of processes
-        "MLFLOW_BACKEND_STORE_URI": places.tracking,
+        "MLFLOW_BACKEND_STORE_URI": pooled(places.tracking),
         # without its job runners, eight processes that people who look at curves do not need
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }

@@ -112,13 +112,18 @@ def doctor(repair: bool, as_json: bool) -> int:
 
     engine, places = here.ledger().engine, here.places()
     problems = checks.repair(engine, places) if repair else checks.examine(engine, places)
+    notes = checks.notes(places)
     ok = all(problem.repaired for problem in problems)
     if as_json:
-        print_json({"ok": ok, "problems": [asdict(problem) for problem in problems]})
+        found = [asdict(problem) for problem in problems]
+        print_json({"ok": ok, "problems": found, "notes": notes})
     else:
         for one in problems:
-            where = one.study if one.trial is None else f"{one.study}, trial {one.trial}"
+            place = one.study or "database"
+            where = place if one.trial is None else f"{place}, trial {one.trial}"
             click.echo(f"{one.kind}: {where}: {one.detail}{' (repaired)' if one.repaired else ''}")
+        for note in notes:
+            click.echo(f"note: {note}")
         click.echo("Everything matches." if ok else "Not everything matches; try --repair.")
     return 0 if ok else 1
 

@@ -10,11 +10,13 @@ Everything follows from variables of the environment, all optional:
   them; else `mlartifacts`.
 """
 
+from tuner.storage.comparing import Difference, differences, ledger_differences, recreate
 from tuner.storage.engines import ledger_engine, reached
 from tuner.storage.locks import migration_lock
 from tuner.storage.migrating import check_schema, open_ledger, upgrade, upgrade_ledger
 from tuner.storage.optuna import optuna_storage
 from tuner.storage.places import Addresses, addresses, without_password
+from tuner.storage.pooling import pooled
 from tuner.storage.tracking import (
     sent_once,
     tracking_client,
@@ -24,13 +26,18 @@ from tuner.storage.tracking import (
 
 __all__ = [
     "Addresses",
+    "Difference",
     "addresses",
     "check_schema",
+    "differences",
+    "ledger_differences",
     "ledger_engine",
     "migration_lock",
     "open_ledger",
     "optuna_storage",
+    "pooled",
     "reached",
+    "recreate",
     "sent_once",
     "tracking_client",
     "tracking_reached",

@@ -17,6 +17,7 @@ from sqlalchemy.exc import (
 
 from tuner.errors import ConnectionLostError, UnavailableError
 from tuner.storage.places import without_password
+from tuner.storage.pooling import follow_search_path
 
 BUSY_SECONDS = 60
 """How long a SQLite connection waits for another's transaction."""
@@ -32,6 +33,8 @@ CONNECTION = {
 
 DENIED = frozenset({"42501", "42P01", "3F000", "25006"})
 """Codes of PostgreSQL: no privilege, no table, no schema, read-only."""
+REFUSES_OPTIONS = "unsupported startup parameter: options"
+"""What pgbouncer says unless it is configured to ignore them."""
 PASSING = frozenset({"40001", "40P01", "55P03", "53300"})
 """Codes of PostgreSQL for what may work at once again: conflicts, deadlocks, full house."""
 
@@ -73,6 +76,7 @@ def _sqlite(url: str) -> Engine:
 
 def _postgresql(url: str) -> Engine:
     engine = create_engine(url, pool_pre_ping=True, connect_args=connect_args(url))
+    follow_search_path(engine)
 
     @event.listens_for(engine, "engine_connect")
     def read_as_of_one_moment(connection: Connection) -> None:
@@ -110,6 +114,8 @@ def _unavailable(
     url: str, error: BaseException | None, kind: type[UnavailableError] = UnavailableError
 ) -> UnavailableError:
     said = " ".join(str(error).split())
+    if REFUSES_OPTIONS in said:
+        said += "; let the connection pooler ignore it: ignore_startup_parameters = options"
     return kind(f"the database {without_password(url)} cannot be used: {without_password(said)}")
 
 
@@ -129,4 +135,6 @@ def is_lost(error: DBAPIError) -> bool:
     code = getattr(error.orig, "sqlstate", None) or ""
     passing = code in PASSING or code.startswith(("08", "57P"))
     never = isinstance(error, OperationalError) and not code  # or none was made
+    if REFUSES_OPTIONS in str(error.orig):
+        return False
     return error.connection_invalidated or passing or never

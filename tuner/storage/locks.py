@@ -18,14 +18,17 @@ KEY = 0x74756E6572  # "tuner"
 
 @contextmanager
 def migration_lock(places: Addresses) -> Iterator[None]:
-    """Hold the lock: an advisory one of the database's, or that of a file beside SQLite's."""
+    """Hold the lock: an advisory one of the database's, or that of a file beside SQLite's.
+
+    A transaction holds the advisory lock, not a session: behind a connection pooler a session's
+    lock would be granted twice, and stay behind.
+    """
     if places.file is None:
         engine = ledger_engine(places.ledger)
         try:
-            with engine.execution_options(
-                isolation_level="AUTOCOMMIT", writes=True
-            ).connect() as tx:
-                tx.execute(text("SELECT pg_advisory_lock(:key)"), {"key": KEY})
+            with engine.execution_options(writes=True).connect() as tx:
+                tx.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+                tx.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": KEY})
                 yield  # it goes with the connection, whatever happens to this process
         finally:
             engine.dispose()

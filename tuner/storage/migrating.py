@@ -20,7 +20,14 @@ from tuner.storage import roles
 from tuner.storage.engines import ledger_engine, reached
 from tuner.storage.locks import migration_lock
 from tuner.storage.optuna import upgrade_optuna
-from tuner.storage.places import LEDGER_SCHEMA, TRACKING_SCHEMA, Addresses, without_password
+from tuner.storage.places import (
+    LEDGER_SCHEMA,
+    OPTUNA_SCHEMA,
+    TRACKING_SCHEMA,
+    Addresses,
+    without_password,
+)
+from tuner.storage.pooling import is_pooled
 from tuner.storage.tracking import make_tracking
 
 
@@ -82,6 +89,7 @@ def upgrade_ledger(places: Addresses, *, tracking: bool = False) -> None:
         if revision is not None and revision not in _revisions():
             _refuse(places, revision)
         if places.file is None:
+            _verify_schemas(places)
             _make_schemas(engine)
         upgrade_optuna(places)
         if tracking:
@@ -94,9 +102,33 @@ def upgrade_ledger(places: Addresses, *, tracking: bool = False) -> None:
         engine.dispose()
 
 
+def _verify_schemas(places: Addresses) -> None:
+    """Raise `UsageError` unless tables will be made in the schemas that they belong to."""
+    for url in {places.ledger, places.optuna, places.tracking}:
+        if not url.startswith("postgresql"):
+            continue
+        engine = ledger_engine(url)
+        with reached(url), engine.connect() as connection:
+            roles.refuse_diverted(connection)
+            pooled = is_pooled(connection)
+            schema = connection.scalar(text("SELECT current_schema()"))
+        engine.dispose()
+        if pooled:
+            raise UsageError(
+                f"{without_password(url)} is a connection pooler, which does not keep the schema "
+                "that tables are made in; name PostgreSQL's own host and port for `tuner db "
+                "upgrade` (workers and recorders may use the pooler)"
+            )
+        if url == places.optuna and schema != OPTUNA_SCHEMA:
+            raise UsageError(
+                f"Optuna's tables would be made in the schema {schema!r} of "
+                f"{without_password(url)}, expected {OPTUNA_SCHEMA!r}; let an administrator run "
+                "ALTER ROLE ... RESET search_path"
+            )
+
+
 def _make_schemas(engine: Engine) -> None:
     with engine.execution_options(writes=True).begin() as tx:
-        roles.refuse_diverted(tx)
         for schema in (LEDGER_SCHEMA, TRACKING_SCHEMA):
             tx.execute(text(f"CREATE SCHEMA IF NOT EXISTS {schema}"))
 

@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from sqlalchemy import make_url
+
 from tuner.errors import SchemaError
 from tuner.storage.engines import connect_args
-from tuner.storage.places import Addresses, without_password
+from tuner.storage.places import OPTUNA_SCHEMA, Addresses, in_schema, without_password
+from tuner.storage.pooling import PLUGIN
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -37,11 +40,15 @@ def _storage(places: Addresses, *, makes_tables: bool = False) -> RDBStorage:
     import optuna  # noqa: PLC0415
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    url = places.optuna
+    if places.file is None:  # whatever search_path the role or a connection pooler has
+        url = in_schema(make_url(url), OPTUNA_SCHEMA)
     return optuna.storages.RDBStorage(
-        places.optuna,
+        url,
         engine_kwargs={
-            "connect_args": connect_args(places.optuna),
+            "connect_args": connect_args(url),
             "pool_pre_ping": places.file is None,
+            "plugins": [PLUGIN] if places.file is None else [],
         },
         skip_compatibility_check=makes_tables,
         skip_table_creation=not makes_tables,

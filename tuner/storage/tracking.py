@@ -15,6 +15,7 @@ from tuner.errors import ConnectionLostError, SchemaError, UnavailableError
 from tuner.storage.engines import is_lost, ledger_engine
 from tuner.storage.locks import migration_lock
 from tuner.storage.places import Addresses, without_password
+from tuner.storage.pooling import pooled
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -47,7 +48,7 @@ def tracking_client(places: Addresses) -> MlflowClient:
         migration_lock(places) if makes_tables and places.file else nullcontext(),
         tracking_reached(places.tracking),
     ):
-        return MlflowClient(tracking_uri=places.tracking)
+        return MlflowClient(tracking_uri=pooled(places.tracking))
 
 
 @contextmanager
@@ -85,13 +86,15 @@ def make_tracking(places: Addresses) -> None:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with tracking_reached(places.tracking):
-        engine = utils.create_sqlalchemy_engine_with_retry(places.tracking)
+        engine = utils.create_sqlalchemy_engine_with_retry(pooled(places.tracking))
         if utils._all_tables_exist(engine):
             utils._upgrade_db(engine)
         else:
             utils._initialize_tables(engine)
         engine.dispose()
-        MlflowClient(tracking_uri=places.tracking)  # makes the experiment that is always there
+        MlflowClient(
+            tracking_uri=pooled(places.tracking)
+        )  # makes the experiment that is always there
 
 
 def _refuse_without_tables(places: Addresses) -> None:

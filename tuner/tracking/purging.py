@@ -11,7 +11,7 @@ from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
 
 from tuner.errors import UnavailableError
-from tuner.storage import Addresses, tracking_client, tracking_reached
+from tuner.storage import Addresses, pooled, tracking_client, tracking_reached
 from tuner.tracking.erasing import erased_name
 
 CHAMPION = "champion"
@@ -79,7 +79,7 @@ def purge(places: Addresses) -> list[str]:
             f"--experiment-ids {','.join(gone)}`"
         )
     addresses = ("MLFLOW_TRACKING_URI", "MLFLOW_BACKEND_STORE_URI")
-    environment = os.environ | dict.fromkeys(addresses, places.tracking)
+    environment = os.environ | dict.fromkeys(addresses, pooled(places.tracking))
     done = subprocess.run(  # noqa: S603 - MLflow's own program
         command, env=environment, capture_output=True, text=True, check=False
     )

@@ -1,6 +1,6 @@
 """Runs written into MLflow's own tables, many at once: the same rows that its client writes.
 
-Only tables of one revision are known, that of the MLflow which this version is made for. Their
+Only tables of some revisions are known, those of the MLflow which this version is made for. Their
 definitions are MLflow's own. Which rows the client writes is compared table by table in a test.
 """
 
@@ -42,12 +42,15 @@ from sqlalchemy.exc import ArgumentError
 
 from tuner.failpoints import reach
 from tuner.ledger import StudyRecord
+from tuner.storage import Difference
+from tuner.storage import differences as compared
 from tuner.tracking.run_content import NewRun, Points
 from tuner.tracking.run_writers import RunEnd
 from tuner.tracking.upserts import insert, insert_columns, insert_new
 
-REVISION = "dc11669786a5"
-"""The revision of MLflow's tables that is known here: the last migration's of MLflow 3.17."""
+REVISIONS = ("dc11669786a5", "e7d1f4b2a9c6", "8b6ad64cb8f5", "f4a9b2c7d1e6")
+"""The revisions of MLflow's tables that are known here: the last migration's of MLflow 3.17, and
+those of 3.18, which add tables of skills, columns of issues, and on other databases collations."""
 DRIVERS = ("sqlite", "postgresql+psycopg")
 BUSY_SECONDS = 20
 """How long to wait for another's transaction on SQLite, as MLflow does."""
@@ -56,6 +59,8 @@ RUNS, TAGS, PARAMS = SqlRun.__table__, SqlTag.__table__, SqlParam.__table__
 METRICS, LATEST = SqlMetric.__table__, SqlLatestMetric.__table__
 DATASETS, INPUTS, INPUT_TAGS = SqlDataset.__table__, SqlInput.__table__, SqlInputTag.__table__
 EXPERIMENTS = SqlExperiment.__table__
+RELIED_ON = (EXPERIMENTS, RUNS, TAGS, PARAMS, METRICS, LATEST, DATASETS, INPUTS, INPUT_TAGS)
+"""Without the keys and indexes of these publishing is wrong or slow."""
 
 
 def tables_engine(uri: str) -> Engine | None:
@@ -82,11 +87,24 @@ def tables_engine(uri: str) -> Engine | None:
     return engine
 
 
-def are_known(engine: Engine) -> bool:
-    """Tell whether MLflow's tables, which its client has looked for, have the known revision."""
+def unknown(engine: Engine) -> str | None:
+    """Return why MLflow's tables, which its client has looked for, are not known; else None."""
     with engine.begin() as tx:
         here: Any = select(column("version_num")).select_from(table("alembic_version"))
-        return [row.version_num for row in tx.execute(here)] == [REVISION]
+        found = [row.version_num for row in tx.execute(here)]
+    if len(found) == 1 and found[0] in REVISIONS:
+        return None
+    return (
+        f"MLflow's tables have revision {', '.join(found) or 'none'}, expected "
+        f"{REVISIONS[0]} to {REVISIONS[-1]}; runs are written through MLflow's client, 17 times "
+        "slower; install the MLflow that this version of tuner requires, or upgrade tuner"
+    )
+
+
+def differences(engine: Engine) -> list[Difference]:
+    """Return how tables of a known revision differ from MLflow's definitions."""
+    with engine.begin() as tx:
+        return compared(tx, RELIED_ON)
 
 
 class TableWriter:

@@ -15,12 +15,14 @@ from typing import NamedTuple
 from mlflow import MlflowClient
 from sqlalchemy import Engine
 
+from tuner import metrics
 from tuner.failpoints import reach
 from tuner.ledger import Reader, StudyRecord, TrialRecord
 from tuner.outcome import RUNNING
 from tuner.storage import tracking_reached
 from tuner.tracking import parent as parents
 from tuner.tracking.backlog import Backlog, Mark, OpenTrial, batches
+from tuner.tracking.bulk import writes_in_bulk
 from tuner.tracking.publications import Note, Publications
 from tuner.tracking.run_content import (
     PARENT,
@@ -33,7 +35,7 @@ from tuner.tracking.run_content import (
     shown_tags,
 )
 from tuner.tracking.run_regimes import RunRegimes
-from tuner.tracking.run_tables import TableWriter, are_known, tables_engine
+from tuner.tracking.run_tables import TableWriter, tables_engine, unknown
 from tuner.tracking.run_writers import ClientWriter, RunEnd, RunWriter, all_runs
 
 DESCRIBE_SECONDS = 5.0
@@ -151,7 +153,9 @@ class RunPublisher:
 
     def _writer(self) -> RunWriter:
         """Choose anew each time: MLflow's tables may have been upgraded since."""
-        if self._tables is not None and are_known(self._tables):
+        if self._tables is None:  # a server's, which has no other way
+            metrics.BULK_WRITER.labels(self.target).set(0.0)
+        elif writes_in_bulk(self.target, unknown(self._tables)):
             return TableWriter(self._tables)
         return ClientWriter(self._client)
 

@@ -16,6 +16,7 @@ from optuna.distributions import distribution_to_json
 from optuna.storages import RDBStorage
 from optuna.storages._rdb.models import (
     SCHEMA_VERSION,
+    BaseModel,
     StudyModel,
     TrialIntermediateValueModel,
     TrialModel,
@@ -29,6 +30,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, Table, bindparam, func, insert, select, update
 
 from tuner.failpoints import reach
+from tuner.storage import Difference
+from tuner.storage import differences as compared
 from tuner.tracking.trial_writers import refuse_foreign
 from tuner.tracking.upserts import insert as insert_or
 
@@ -47,12 +50,25 @@ PARAMS, REPORTS = _table(TrialParamModel), _table(TrialIntermediateValueModel)
 USER, SYSTEM = _table(TrialUserAttributeModel), _table(TrialSystemAttributeModel)
 
 
-def are_known(storage: RDBStorage) -> bool:
-    """Tell whether a storage's tables, and the definitions that came with Optuna, are known."""
+def unknown(storage: RDBStorage) -> str | None:
+    """Return why a storage's tables, or the definitions of its Optuna, are not known; else None."""
     info = _table(VersionInfoModel)
     with storage.engine.begin() as tx:
         versions = set(tx.scalars(select(info.c.schema_version)))
-    return versions == {VERSION} and SCHEMA_VERSION == VERSION
+    if versions == {VERSION} and SCHEMA_VERSION == VERSION:
+        return None
+    return (
+        f"Optuna's tables have version {', '.join(map(str, sorted(versions))) or 'none'} and the "
+        f"installed Optuna's {SCHEMA_VERSION}, expected {VERSION}; trials are written through "
+        "Optuna's API, which is slower; install the Optuna that this version of tuner requires, "
+        "or upgrade tuner"
+    )
+
+
+def differences(storage: RDBStorage) -> list[Difference]:
+    """Return how tables of the known version differ from Optuna's definitions."""
+    with storage.engine.begin() as tx:
+        return compared(tx, BaseModel.metadata.sorted_tables)
 
 
 class TrialTables:

@@ -12,15 +12,17 @@ from optuna.trial import FrozenTrial
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from tuner import metrics
 from tuner.errors import UnavailableError
 from tuner.ledger import Reader, StudyRecord, TrialRecord
 from tuner.outcome import COMPLETED, RUNNING
 from tuner.search.mirror import STATES
 from tuner.tracking import dashboard
 from tuner.tracking.backlog import Backlog, Mark, OpenTrial, batches
+from tuner.tracking.bulk import writes_in_bulk
 from tuner.tracking.mismatch import Mismatch
 from tuner.tracking.publications import Note, Publications
-from tuner.tracking.trial_tables import TrialTables, are_known
+from tuner.tracking.trial_tables import TrialTables, unknown
 from tuner.tracking.trial_writers import StorageWriter, TrialWriter, template
 from tuner.tracking.views import SIDE
 
@@ -97,7 +99,9 @@ class TrialPublisher:
             self._storage.engine.dispose()
 
     def _writer(self) -> TrialWriter:
-        if self._in_bulk and isinstance(self._storage, RDBStorage) and are_known(self._storage):
+        if not (self._in_bulk and isinstance(self._storage, RDBStorage)):
+            metrics.BULK_WRITER.labels(self.target).set(0.0)
+        elif writes_in_bulk(self.target, unknown(self._storage)):
             return TrialTables(self._storage)
         return StorageWriter(self._storage)
 
