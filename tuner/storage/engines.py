@@ -16,6 +16,7 @@ from sqlalchemy.exc import (
 )
 
 from tuner.errors import ConnectionLostError, UnavailableError
+from tuner.forking import keep_from_children
 from tuner.storage.places import without_password
 
 BUSY_SECONDS = 60
@@ -73,6 +74,10 @@ def _sqlite(url: str) -> Engine:
 
 def _postgresql(url: str) -> Engine:
     engine = create_engine(url, pool_pre_ping=True, connect_args=connect_args(url))
+
+    @event.listens_for(engine, "connect")
+    def keep(connection: Any, _record: object) -> None:
+        keep_from_children(connection)  # or the server would think that a dead process is there
 
     @event.listens_for(engine, "engine_connect")
     def read_as_of_one_moment(connection: Connection) -> None:
