@@ -176,18 +176,18 @@ def told_to_stop(doing: str) -> Iterator[Stop]:
         return
 
     def ask(number: int, _frame: FrameType | None) -> None:
-        is_first = stop.by is None
+        told, is_first = signal.Signals(number), stop.by is None
         if os.getpid() != us:
-            stop.by = signal.Signals(number)
-            if number != signal.SIGINT or not is_first:
-                signal.signal(number, before[number])
-                signal.raise_signal(number)
+            stop.by = told
+            if told != signal.SIGINT or not is_first:
+                signal.signal(told, before[told])
+                signal.raise_signal(told)
             return
         if not is_first:
             raise KeyboardInterrupt
-        stop.by = signal.Signals(number)
+        stop.by = told
         stop.set()
-        log.warning("%s: %s; again to leave at once", signal.Signals(number).name, stop.doing)
+        log.warning("%s: %s; again to leave at once", told.name, stop.doing)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
