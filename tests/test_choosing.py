@@ -4,13 +4,23 @@ import itertools
 import re
 
 import pytest
+import torch
 from test_reference import make_spec, regression
 from torch import nn
 
 from studies import digits
 from tuner.spec import StudySpec
-from tuner.training.choosing import Choice, automatic_slots, choose, trainer_for
+from tuner.training.choosing import (
+    Choice,
+    Threads,
+    automatic_slots,
+    choose,
+    choose_threads,
+    trainer_for,
+)
 from tuner.training.cohort import CohortTrainer
+from tuner.training.device import use_threads
+from tuner.training.functions import TrainFunction
 from tuner.training.reference import ReferenceTrainer
 
 
@@ -106,3 +116,82 @@ def test_without_a_choice_it_is_the_plain_trainer():
 def test_one_slot_that_was_asked_for():
     choice = choose(regression(), spec_of(100), slots=1)
     assert choice == Choice(trainer="reference", slots=1, reason="there is one slot")
+
+
+# --- threads
+
+
+def times(*seconds):
+    """Let each step that is timed take so many seconds."""
+    ticks = itertools.accumulate(itertools.chain.from_iterable((0.0, one) for one in seconds))
+    return lambda: next(ticks)
+
+
+def rounds(*seconds):
+    """What the clock of a measurement is asked: a first step, and three rounds of each number."""
+    return times(0.0, *(one for one in seconds for _ in range(3)))
+
+
+OWN = TrainFunction(
+    name="m:f", call=lambda trial: None, arguments={}, data_name="none", data_digest=""
+)
+ALONE = Choice(trainer="reference", slots=1, reason="")
+
+
+def threads(busy, *seconds, most=8, **training):
+    """Choose with one step that computes for so long, and steps that take so long by threads."""
+    spec = spec_of(1, steps=1, **training)
+    before = torch.get_num_threads()
+    try:
+        return choose_threads(
+            regression(), spec, ALONE, most=most, clock=rounds(*seconds), busy_clock=times(busy)
+        )
+    finally:
+        use_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "most", "count"),
+    [
+        ((1.0, 0.5, 0.3, 0.29), 8, 4),
+        ((1.0, 0.9), 8, 1),
+        ((1.0, 0.5), 2, 2),
+        ((1.0, 0.5, 0.4), 3, 3),
+    ],
+)
+def test_threads_are_doubled_while_that_is_clearly_quicker(seconds, most, count):
+    choice = threads(1.0, *seconds, most=most)
+    assert choice.count == count
+    assert choice.reason.startswith("a step takes 1e+03 ms with 1, ")
+
+
+def test_small_steps_have_one_thread_and_nothing_more_is_measured():
+    assert threads(0.001) == Threads(count=1, reason="a step computes for 1 ms with one thread")
+
+
+def test_a_number_that_was_asked_for_is_taken():
+    assert threads(1.0, threads=3) == Threads(count=3, reason="the study asks for it")
+
+
+@pytest.mark.parametrize(
+    ("trained", "choice"),
+    [
+        (OWN, ALONE),
+        (regression(), Choice(trainer="cohort", slots=8, reason="")),
+    ],
+)
+def test_what_is_not_measured_has_one_thread(trained, choice):
+    assert choose_threads(trained, spec_of(100), choice, most=8).count == 1
+
+
+def test_a_step_that_raises_is_left_to_its_trial():
+    def broken(seed, dtype):
+        raise OSError("no weights")
+
+    choice = choose_threads(regression(broken), spec_of(1), ALONE, most=8)
+    assert choice == Threads(count=1, reason="a step raised OSError")
+
+
+def test_measured_threads_are_no_part_of_a_digest():
+    assert "threads" not in spec_of(1).model_dump_json()
+    assert spec_of(1).digest() != spec_of(1, threads=2).digest()

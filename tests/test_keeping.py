@@ -5,25 +5,32 @@ from __future__ import annotations
 import itertools
 import math
 import resource
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import claim, expire, rows, submit
+from helpers import checkpoint, claim, expire, rows, submit
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import until
 
-from tuner import curves
+import tuner.repeating
+from tuner import curves, metrics
+from tuner.errors import UnavailableError
 from tuner.ledger import Ledger
+from tuner.repeating import repeating
 from tuner.worker.keeper import Keeper
 from tuner.worker.spill import Spill
+
+LOOP = {"loop": "a loop"}
 
 # --- leases
 
 
 def test_what_is_held_is_renewed_and_what_others_lost_is_reaped(ledger: Ledger, tmp_path: Path):
     study = submit(ledger)
-    impatient = Ledger(ledger.engine, lease_seconds=0.05)
+    impatient = Ledger(ledger.engine, lease_seconds=0.6)
     ours, theirs = claim(impatient, study, "a:1:1"), claim(ledger, study, "b:1:1")
     expire(ledger, theirs.lease)
     keeper = Keeper(impatient, tmp_path)
@@ -33,7 +40,7 @@ def test_what_is_held_is_renewed_and_what_others_lost_is_reaped(ledger: Ledger, 
             pass
     first, second = ledger.attempts(study.id)
     assert (first.live, second.ending) == (True, "stale")
-    assert first.expires_at > first.started_at + 0.05, "renewed"
+    assert first.expires_at > first.started_at + 0.6, "renewed"
 
 
 def test_who_was_out_of_touch_renews_before_reaping(ledger: Ledger, tmp_path: Path):
@@ -48,6 +55,61 @@ def test_who_was_out_of_touch_renews_before_reaping(ledger: Ledger, tmp_path: Pa
     assert keeper.reap() == 0, "others have as long as a lease lasts"
     keeper._in_touch_since -= ledger.lease_seconds
     assert keeper.reap() == 1
+
+
+def test_a_checkpoint_that_cannot_be_removed_stops_no_renewal(
+    ledger: Ledger, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    study = submit(ledger, budget={"trials": 10, "retries": {"stale": 0}})
+    impatient = Ledger(ledger.engine, lease_seconds=0.6)
+    ours, theirs = claim(impatient, study, "a:1:1"), claim(ledger, study, "b:1:1")
+    ledger.append(theirs.lease, rows(0, 10))
+    ledger.save_checkpoint(theirs.lease, checkpoint(10, "folder"))
+    (tmp_path / "folder").mkdir()  # which nobody can unlink
+    expire(ledger, theirs.lease)
+    keeper = Keeper(impatient, tmp_path)
+    keeper.hold(ours.lease)
+    with keeper.working():
+        until(lambda: "cannot be removed" in caplog.text, "the log")
+        before = ledger.attempts(study.id)[0].expires_at
+        until(lambda: ledger.attempts(study.id)[0].expires_at > before, "another renewal")
+
+
+@pytest.mark.parametrize("error", [OSError("a read-only folder"), UnavailableError("away")])
+def test_a_loop_survives_every_error(error, caplog, monkeypatch):
+    monkeypatch.setattr(tuner.repeating, "RETRY_SECONDS", 0.001)
+    turns, gone_on, goes_well = itertools.count(), threading.Event(), threading.Event()
+    was_well = threading.Event()
+
+    def turn() -> None:
+        if goes_well.is_set():
+            return was_well.set()
+        if next(turns) == 3:
+            gone_on.set()
+        raise error
+
+    def errors() -> float:
+        return metrics.REGISTRY.get_sample_value("tuner_loop_errors_total", LOOP) or 0.0
+
+    before = errors()
+    with repeating("a loop", turn, 0.001):
+        began = metrics._turned["a loop"]
+        assert gone_on.wait(60)
+        is_outage = isinstance(error, UnavailableError)
+        assert (metrics._turned["a loop"] > began) == is_outage, "an outage is no reason to restart"
+        assert (errors() > before) != is_outage
+        goes_well.set()
+        assert was_well.wait(60)
+    assert caplog.text.count(f"{error}; trying again") == 1, "it is said once"
+    assert metrics.stuck(0.0) == [], "what has ended is not stuck"
+
+
+def test_of_two_loops_with_one_name_the_outer_one_is_still_expected_to_turn():
+    with metrics.looping("a loop"):
+        with metrics.looping("a loop"):
+            pass
+        assert metrics.stuck(-1.0) == ["a loop"]
+    assert metrics.stuck(-1.0) == []
 
 
 # --- spill files

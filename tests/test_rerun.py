@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from helpers import contents
 from sqlalchemy import select, update
 from training_here import PREFIXES, submitted, train
 
-from tuner import rerunning
+from tuner import confirming, rerunning
 from tuner.curves import Chunk
 from tuner.errors import NotFoundError, UsageError, WorkloadError
 from tuner.ledger.tables import chunks, studies
+from tuner.retraining import checking
+from tuner.training.device import use_threads
 
 
 @pytest.fixture
@@ -115,3 +119,20 @@ def test_other_code_is_refused(ledger, study):
         tx.execute(update(studies).values(workload=dict(study.workload) | {"code": "other"}))
     with pytest.raises(WorkloadError, match="code"):
         rerunning.rerun(ledger, ledger.study("line"), 0, PREFIXES)
+
+
+def test_whatever_trains_again_has_the_threads_that_the_study_settled_on(ledger, places):
+    before = torch.get_num_threads()
+    try:
+        study = train(ledger, places, submitted(ledger, training={"threads": 2}))
+        assert study.settled["threads"] == study.threads == torch.get_num_threads() == 2
+        use_threads(1)
+        assert rerunning.rerun(ledger, study, 0, PREFIXES).equal
+        assert torch.get_num_threads() == 2
+    finally:
+        use_threads(before)
+    measured = replace(study, spec=submitted(ledger, study={"name": "other"}).spec)
+    assert measured.spec.training.threads == "auto"
+    again = confirming.submit(ledger, measured, top=2, seeds=1)
+    fresh = checking._with_fresh_data(measured, "today")
+    assert again.spec.training.threads == fresh.training.threads == 2

@@ -113,7 +113,7 @@ def submit(ledger: Ledger, study: StudyRecord, *, top: int, seeds: int) -> Study
     known = {one.name: one for one in ledger.studies()}
     for count in range(1, len(known) + 2):
         name = derived(study.name, "confirm" + (f" {count}" if count > 1 else ""))
-        spec = _spec(study.spec, name, different, len(different) * seeds)
+        spec = _spec(study, name, different, len(different) * seeds)
         there = known.get(name)
         if there is None or there.digest == spec.digest():
             limit = max(spec.budget.trials, there.limit if there else 0)  # never fewer
@@ -123,13 +123,14 @@ def submit(ledger: Ledger, study: StudyRecord, *, top: int, seeds: int) -> Study
 
 
 def _spec(
-    spec: StudySpec, name: str, params: Sequence[Mapping[str, ParameterValue]], trials: int
+    study: StudyRecord, name: str, params: Sequence[Mapping[str, ParameterValue]], trials: int
 ) -> StudySpec:
     """Give the study that trains each of `params` once a round, to the horizon."""
-    tables = spec.model_dump(mode="json")
+    tables = study.spec.model_dump(mode="json")
+    tables["training"] |= {"threads": study.threads}
     tables["study"] |= {
         "name": name,
-        "description": f"The best trials of {spec.study.name} again, under seeds that they share.",
+        "description": f"The best trials of {study.name} again, under seeds that they share.",
     }
     tables["search"] |= {"sampler": {"name": "listed", "params": params}, "pruner": "none"}
     tables["budget"] |= {"trials": trials}

@@ -35,7 +35,7 @@ class Executor(Protocol):
 class LocalExecutor:
     """Starts workers as processes of this machine; an `Executor`.
 
-    Each logs into a file of its own, named after its handle.
+    Each logs into a file of its own, named after its handle, and ends when this process does.
     """
 
     def __init__(self, logs: Path) -> None:
@@ -45,7 +45,8 @@ class LocalExecutor:
     def launch(self, arguments: Sequence[str]) -> str:
         """Start a worker. Its session is its own: Ctrl-C in the terminal reaches us alone."""
         self._logs.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "tuner", "worker", *arguments]
+        ours = ("--parent", str(os.getpid()))
+        command = [sys.executable, "-m", "tuner", "worker", *ours, *arguments]
         handle = f"worker-{len(self._processes) + 1}"
         # one port for all of them would be taken by the first
         inherited = {k: v for k, v in os.environ.items() if k != "TUNER_METRICS_PORT"}

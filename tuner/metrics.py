@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 
@@ -48,17 +48,29 @@ LOOP_TURNED = Gauge(
     ["loop"],
     registry=REGISTRY,
 )
+LOOP_ERRORS = Counter(
+    "tuner_loop_errors",
+    "Times that a loop of this process survived an error that nobody foresaw.",
+    ["loop"],
+    registry=REGISTRY,
+)
 _turned: dict[str, float] = {}  # by loop, in the monotonic clock
 
 
 @contextmanager
 def looping(loop: str) -> Iterator[None]:
     """Expect a loop to turn, every few minutes whatever is away, while the body runs."""
+    is_inner = loop in _turned  # of two loops with one name the outer one is expected to go on
     _turned[loop] = time.monotonic()
     try:
         yield
     finally:
-        _turned.pop(loop, None)
+        if is_inner:
+            turned(loop)
+        else:
+            _turned.pop(loop, None)
+            with suppress(KeyError):  # it has not turned
+                LOOP_TURNED.remove(loop)
 
 
 def turned(loop: str) -> None:

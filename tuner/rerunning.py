@@ -100,8 +100,7 @@ def rerun(ledger: Reader, study: StudyRecord, number: int, prefixes: Sequence[st
     stored = ledger.curve(trial.id)
     if trial.params is None or not (len(stored.times) or len(stored.eval_steps)):
         raise UsageError(f"trial {number} of {study.name!r} has no curve to compare with")
-    if study.settled:
-        use_threads(study.settled["threads"])
+    use_threads(study.threads)
     here = describe(study.spec.training.device) | {"settled": study.settled}
     attempts = [one for one in ledger.attempts(study.id) if one.trial_id == trial.id]
     halvings = sum(one.ending == OUT_OF_MEMORY for one in attempts)

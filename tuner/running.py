@@ -6,7 +6,8 @@ import logging
 import shlex
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tuner.errors import UsageError, WorkloadError
@@ -59,7 +60,7 @@ def train(ledger: Ledger, places: Addresses, todo: Work, *, recorder: bool) -> E
     for name in todo.names:
         _refuse_closed(ledger.study(name))
     beside = RecorderProcess(todo.names) if recorder else None
-    with told_to_stop("saving the trial") as stop:
+    with told_to_stop("saving the trial") as stop, _left_on_error(beside):
         work(
             ledger,
             places.checkpoints,
@@ -81,12 +82,9 @@ def train_with(executor: Executor, ledger: Ledger, todo: Work, workers: int) -> 
     for name in todo.names:
         _refuse_closed(ledger.study(name))
     beside = RecorderProcess(todo.names)
-    with told_to_stop("the workers save their trials") as stop:
-        try:
-            _watch(executor, todo.arguments(), workers, stop)
-        finally:
-            ended = _ended(stop, beside, todo.grace_seconds)
-    return ended
+    with told_to_stop("the workers save their trials") as stop, _left_on_error(beside):
+        _watch(executor, todo.arguments(), workers, stop)
+        return _ended(stop, beside, todo.grace_seconds)
 
 
 def _watch(executor: Executor, arguments: Sequence[str], workers: int, stop: Stop) -> None:
@@ -117,8 +115,21 @@ def _watch(executor: Executor, arguments: Sequence[str], workers: int, stop: Sto
         raise WorkloadError("the workers refuse the study; their logs say why")
 
 
+@contextmanager
+def _left_on_error(beside: RecorderProcess | None) -> Iterator[None]:
+    """Let the recorder finish by itself when the body is left by an error."""
+    try:
+        yield
+    except BaseException:
+        if beside is not None:
+            beside.leave()
+        raise
+
+
 def _ended(stop: Stop, beside: RecorderProcess | None, grace_seconds: float | None) -> Ended:
     interrupted = stop.is_set()
+    if beside is not None:
+        stop.doing = beside.waiting
     published = beside is None or beside.close(grace_seconds if interrupted else None)
     return Ended(
         interrupted=interrupted,

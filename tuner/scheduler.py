@@ -7,11 +7,10 @@ retraining goes on under the tick's time as its key.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
-from tuner import metrics
 from tuner.environment import identity, is_gone
 from tuner.errors import LeaseLost, TunerError, UnavailableError
 from tuner.failpoints import reach
@@ -19,6 +18,7 @@ from tuner.ledger import Ledger
 from tuner.ledger.retrainings import FAILED
 from tuner.ledger.timetables import RunRecord, Timetables
 from tuner.logs import logger
+from tuner.repeating import repeating
 from tuner.retraining.retraining import retrain
 from tuner.storage import Addresses
 from tuner.timetables import key_of
@@ -99,47 +99,20 @@ def _run(store: Timetables, held: RunRecord, run: Retrain, stop: threading.Event
     log.info("run ended", timetable=held.timetable, at=at, outcome=outcome, reason=reason)
 
 
-@contextmanager
-def _ticking(store: Timetables, stop: threading.Event) -> Iterator[None]:
+def _ticking(store: Timetables, stop: threading.Event) -> AbstractContextManager[None]:
     """Write ticks down while the body runs."""
-    ended = threading.Event()
 
     def tick() -> None:
-        while not ended.wait(POLL_SECONDS) and not stop.is_set():
-            metrics.turned("scheduler")  # here, as a retraining may take hours
-            try:
-                store.tick()
-            except UnavailableError as error:
-                log.warning(f"timetables cannot be read for now: {error}")
-                ended.wait(AWAY_SECONDS)
+        if not stop.is_set():
+            store.tick()
 
-    with metrics.looping("scheduler"), _beside(tick, "ticks", ended):
-        yield
+    return repeating("scheduler", tick, POLL_SECONDS)  # beside, as a retraining may take hours
 
 
-@contextmanager
-def _kept(store: Timetables, held: RunRecord) -> Iterator[None]:
+def _kept(store: Timetables, held: RunRecord) -> AbstractContextManager[None]:
     """Renew the lease on a run while the body runs."""
-    ended = threading.Event()
 
-    def keep() -> None:
-        while not ended.wait(store.lease_seconds / 3):
-            try:
-                store.renew(held)
-            except UnavailableError as error:
-                log.warning(f"the run's lease cannot be renewed for now: {error}")
+    def renew() -> None:
+        store.renew(held)
 
-    with _beside(keep, "run's lease", ended):
-        yield
-
-
-@contextmanager
-def _beside(target: Callable[[], None], name: str, ended: threading.Event) -> Iterator[None]:
-    """Let a function run in a thread until the body has ended, and the event says so."""
-    thread = threading.Thread(target=target, name=name, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    return repeating("run's lease", renew, store.lease_seconds / 3)

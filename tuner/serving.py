@@ -24,6 +24,7 @@ from sqlalchemy import Engine
 
 from tuner import metrics
 from tuner.errors import TunerError, UnavailableError
+from tuner.forking import keep_from_children
 from tuner.ledger.tables import HEAD
 from tuner.ledger.totals import totals
 from tuner.logs import logger
@@ -53,6 +54,7 @@ def serving(port: int | None, host: str, engine: Engine, places: Addresses) -> I
             f"metrics cannot be served on {host}:{port}: {error.strerror or error}; give each "
             "service of a machine another port (--metrics-port, TUNER_METRICS_PORT)"
         ) from error
+    keep_from_children(server.socket)  # one that outlives this process would keep the port taken
     server.ready = partial(check_schema, places, engine)
     thread = threading.Thread(
         target=server.serve_forever, args=(POLL_SECONDS,), name="metrics", daemon=True

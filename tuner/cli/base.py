@@ -59,6 +59,17 @@ def with_metrics(command: Command) -> Command:
     return port(host(command))
 
 
+def with_parent(command: Command) -> Command:
+    """Add the option --parent, which our own programs give to those that they start."""
+    return click.option(
+        "--parent",
+        type=click.IntRange(1),
+        metavar="PID",
+        hidden=True,
+        help="End after the process of this number, which has started this one.",
+    )(command)
+
+
 def with_set(command: Command) -> Command:
     """Add the option --set."""
     return click.option(

@@ -31,7 +31,7 @@ def probe(file: Path, overrides: tuple[str, ...], prefixes: tuple[str, ...], as_
     from tuner.training.device import use_threads
     from tuner.training.workloads import Workload
 
-    use_threads(1)
+    use_threads(1 if spec.training.threads == "auto" else spec.training.threads)
     workload = choosing.load(spec, prefixes)
     if not isinstance(workload, Workload):
         raise UsageError(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tuner import here, logs, studyfile, terminal
+from tuner import here, logs, processes, studyfile, terminal
 from tuner.cli.base import (
     EXIT_INTERRUPTED,
     EXIT_NOTHING_COMPLETED,
@@ -22,6 +22,7 @@ from tuner.cli.base import (
     with_json,
     with_log,
     with_metrics,
+    with_parent,
     with_set,
 )
 from tuner.errors import UnavailableError
@@ -139,6 +140,7 @@ def submit(
 @click.option("--until-idle", is_flag=True, help="End when there is nothing left to train.")
 @click.option("--device", metavar="DEVICE", help="Take studies for this device only, such as cpu.")
 @click.option("--recorder/--no-recorder", default=True, help="Publish beside training.")
+@with_parent
 @with_metrics
 @with_log
 @with_allow
@@ -148,6 +150,7 @@ def worker(
     until_idle: bool,
     device: str | None,
     recorder: bool,
+    parent: int | None,
     metrics_port: int | None,
     metrics_host: str,
     log: str | None,
@@ -159,6 +162,8 @@ def worker(
     SIGTERM or Ctrl-C: save the trials for the next worker and end; a second time: at once.
     """
     logs.service(log)
+    if parent is not None:
+        processes.end_with(parent)
     from tuner import running, serving
 
     ledger, places = here.ledger(), here.places()
@@ -181,8 +186,13 @@ def worker(
 
 @cli.command()
 @click.option("--study", "names", multiple=True, help="Publish this study; repeatable.")
-@click.option("--until-closed", is_flag=True, help="End once standard input ends and all is done.")
+@click.option(
+    "--until-closed",
+    is_flag=True,
+    help="End once standard input has a byte or ends, and all is done.",
+)
 @click.option("--once", is_flag=True, help="Publish what there is, then end.")
+@with_parent
 @with_metrics
 @with_log
 @with_json
@@ -190,6 +200,7 @@ def recorder(
     names: tuple[str, ...],
     until_closed: bool,
     once: bool,
+    parent: int | None,
     metrics_port: int | None,
     metrics_host: str,
     log: str | None,
@@ -204,17 +215,18 @@ def recorder(
     else:
         logs.service(log)
     from tuner import serving
-    from tuner.processes import told_to_stop
     from tuner.tracking.recorder import record
 
     ledger, places = here.ledger(), here.places()
-    with told_to_stop("publishing the rest") as closing:
+    with processes.told_to_stop("publishing the rest") as closing:
         if once:
             closing.set()
+        if parent is not None:
+            processes.on_end_of(parent, closing.set)
         if until_closed:
 
             def wait_for_the_end() -> None:
-                sys.stdin.buffer.read()
+                sys.stdin.buffer.read(1)
                 closing.set()
 
             threading.Thread(target=wait_for_the_end, daemon=True).start()

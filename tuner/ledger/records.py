@@ -60,6 +60,14 @@ class StudyRecord:
         return self.attrs.get(REASON)
 
     @property
+    def threads(self) -> int:
+        """CPU threads of its trials: as settled, else as its file says, else one."""
+        if self.settled is not None:
+            return int(self.settled["threads"])
+        asked = self.spec.training.threads
+        return 1 if asked == "auto" else asked
+
+    @property
     def title(self) -> str:
         """What Optuna's study and MLflow's experiment are called; no two studies share one."""
         return titled(self.name, self.version)

@@ -18,6 +18,7 @@ from tuner.spec import StudySpec
 from tuner.storage import Addresses, tracking_client
 from tuner.tracking.registry import Loaded, Registry, Rows
 from tuner.training import choosing, models
+from tuner.training.device import use_threads
 from tuner.training.workloads import Workload
 
 KEY_LIMIT = 200
@@ -94,6 +95,7 @@ def prepare(
             f"{run_key[:KEY_LIMIT]!r}"
         )
     spec = _with_fresh_data(study, run_key)
+    use_threads(study.threads)
     workload = choosing.load(spec, prefixes)
     if not isinstance(workload, Workload):
         raise UsageError(
@@ -127,6 +129,7 @@ def prepare(
 def _with_fresh_data(study: StudyRecord, run_key: str) -> StudySpec:
     table = study.spec.retrain
     tables = study.spec.model_dump(mode="json")
+    tables["training"] |= {"threads": study.threads}
     factory = table.factory or study.spec.workload.function
     arguments: Mapping[str, Any] = study.spec.workload.arguments
     if table.key_argument is not None:

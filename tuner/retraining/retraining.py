@@ -20,6 +20,7 @@ from tuner.retraining.stages import Stages
 from tuner.storage import Addresses
 from tuner.tracking.registry import CHAMPION, REPLACES, Loaded
 from tuner.training import models
+from tuner.training.device import use_threads
 
 WAIT_SECONDS = 0.5
 """How often somebody else's retraining is looked at."""
@@ -142,6 +143,7 @@ def predict(ledger: Ledger, places: Addresses, name: str, inputs: Path) -> Predi
         )
     loaded = registry.load(champion)
     rows = read_rows(inputs, loaded)
+    use_threads(study.threads)
     example = models.predict(loaded.module, loaded.example)
     return Predicted(
         model=registry.model,

@@ -19,11 +19,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from tuner.environment import describe
-from tuner.errors import LeaseLost, UnavailableError
+from tuner.errors import LeaseLost
 from tuner.failpoints import reach
 from tuner.ledger import Retraining, Retrainings
 from tuner.ledger.retrainings import DONE, EVALUATE, FAILED, KEPT, LOG, PROMOTE, PROMOTED, TRAIN
-from tuner.logs import logger
+from tuner.repeating import repeating
 from tuner.retraining import drift, gate
 from tuner.retraining.checking import Job
 from tuner.retraining.training import Challengers, challengers
@@ -34,8 +34,6 @@ from tuner.training import models
 from tuner.training.workloads import code_digest
 
 REASON_LIMIT = 5000
-
-log = logger(__name__)
 
 
 class Stages:
@@ -249,28 +247,17 @@ class Stages:
     @contextmanager
     def _kept(self) -> Iterator[None]:
         """Renew the lease while the body runs; give it up when the body is left by an error."""
-        ended = threading.Event()
 
-        def keep() -> None:
-            while not ended.wait(self._store.lease_seconds / 3):
-                try:
-                    if not self._store.renew(self._held):
-                        self._lost.set()
-                        return
-                except UnavailableError as error:
-                    log.warning(f"the retraining's lease cannot be renewed for now: {error}")
+        def renew() -> None:
+            if not self._lost.is_set() and not self._store.renew(self._held):
+                self._lost.set()
 
-        thread = threading.Thread(target=keep, name="retraining's lease", daemon=True)
-        thread.start()
         try:
-            yield
+            with repeating("retraining's lease", renew, self._store.lease_seconds / 3):
+                yield
         except BaseException:
-            ended.set()
-            thread.join()
             self._store.release(self._held)
             raise
-        ended.set()
-        thread.join()
 
 
 def identity_of(held: Retraining) -> str:

@@ -143,6 +143,10 @@ class TrainingTable(Table):
       too small for two slots. What a study's first worker finds is kept for the study.
     - `slots`: how many trials a cohort trains at a time; "auto" is an eighth of the budget, at most
       64, since trials side by side do not learn from each other.
+    - `threads`: CPU threads of each operator. "auto" measures, where trials train one at a time and
+      a step keeps a processor busy for 5 ms or more, how many make it clearly quicker; else it is
+      one. What a study's first worker finds is kept for the study, since results depend on it to
+      rounding. A train function is not measured: "auto" is one.
     """
 
     steps: Annotated[int, Field(ge=1, le=10_000_000, description="a whole number")]
@@ -160,6 +164,11 @@ class TrainingTable(Table):
     seconds: Annotated[float, Field(gt=0)] | None = None
     trainer: Literal["auto", "cohort", "reference"] = "auto"
     slots: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
+    # left out where it is measured, so that digests stay what they were
+    threads: Annotated[
+        Annotated[int, Field(ge=1, le=1024)] | Literal["auto"],
+        Field(exclude_if=lambda threads: threads == "auto"),
+    ] = "auto"
 
     @property
     def evaluation_interval(self) -> int:

@@ -16,6 +16,7 @@ from sqlalchemy.exc import (
 )
 
 from tuner.errors import ConnectionLostError, UnavailableError
+from tuner.forking import keep_from_children
 from tuner.storage.places import without_password
 from tuner.storage.pooling import follow_search_path
 
@@ -77,6 +78,10 @@ def _sqlite(url: str) -> Engine:
 def _postgresql(url: str) -> Engine:
     engine = create_engine(url, pool_pre_ping=True, connect_args=connect_args(url))
     follow_search_path(engine)
+
+    @event.listens_for(engine, "connect")
+    def keep(connection: Any, _record: object) -> None:
+        keep_from_children(connection)  # or the server would think that a dead process is there
 
     @event.listens_for(engine, "engine_connect")
     def read_as_of_one_moment(connection: Connection) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any, TypeAlias
 from tuner.spec import Entry, ParameterValue, Range, StudySpec, options
 from tuner.training import functions, memory, workloads
 from tuner.training.cohort import CohortTrainer
+from tuner.training.device import use_threads
 from tuner.training.functions import TrainFunction
 from tuner.training.own import LoopTrainer
 from tuner.training.reference import ReferenceTrainer
@@ -25,6 +27,12 @@ SHARE = 8
 
 MOST = 64
 """Slots beyond these make no trial cheaper."""
+
+BUSY_SECONDS = 0.005
+"""A step that computes for less than this with one thread gains little or nothing by more."""
+
+QUICKER = 1.2
+"""How much quicker a step must be with twice the threads: below, the difference may be chance."""
 
 WORTH = 1.1
 """How much quicker a cohort must be to be chosen: below, the difference may be chance."""
@@ -130,6 +138,88 @@ def choose(
     if together * WORTH <= alone:
         return Choice(trainer="cohort", slots=wanted, reason=numbers)
     return Choice(trainer="reference", slots=1, reason=numbers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threads:
+    """How many CPU threads a study's operators use."""
+
+    count: int
+    reason: str  # a sentence without capital and full stop
+
+
+def choose_threads(
+    trained: Trained,
+    spec: StudySpec,
+    choice: Choice,
+    *,
+    most: int | None = None,  # None: as many as this process may use processors
+    seconds: float = 2.0,  # about how long to measure, for each number of threads
+    clock: Callable[[], float] = time.perf_counter,
+    busy_clock: Callable[[], float] = time.process_time,
+) -> Threads:
+    """Return the number of threads that the study asks for, or measure which is quickest.
+
+    Threads are doubled while that makes a step `QUICKER`. The answer depends on the machine, and
+    results on the answer, so it is asked for once in a study's life and kept. A step that raises is
+    no reason to stop here: its trial says so.
+    """
+    asked = spec.training.threads
+    if asked != "auto":
+        return Threads(count=asked, reason="the study asks for it")
+    if isinstance(trained, TrainFunction):
+        return Threads(count=1, reason="a train function is not measured")
+    if choice.trainer != "reference" or spec.training.device != "cpu":
+        return Threads(count=1, reason="more would not help a cohort or a GPU")
+    most = _processors() if most is None else most
+    try:
+        return _quickest(trained, spec, most, seconds, clock, busy_clock)
+    except Exception as error:
+        return Threads(count=1, reason=f"a step raised {type(error).__name__}")
+
+
+def _quickest(
+    workload: Workload,
+    spec: StudySpec,
+    most: int,
+    seconds: float,
+    clock: Callable[[], float],
+    busy_clock: Callable[[], float],
+) -> Threads:
+    trainer = ReferenceTrainer(workload, spec)
+    tasks = _tasks(spec, 1)
+
+    def a_step(threads: int, steps: int, clock: Callable[[], float]) -> float:
+        use_threads(threads)
+        return _seconds(trainer, tasks, steps, clock) / steps
+
+    a_step(1, 1, clock)  # what only first calls take
+    busy = a_step(1, min(2, spec.training.steps), busy_clock)
+    if most < 2 or busy < BUSY_SECONDS:
+        return Threads(count=1, reason=f"a step computes for {1e3 * busy:.2g} ms with one thread")
+    rounds, few = 3, 20
+    steps = max(1, min(int(seconds / rounds / busy), few, spec.training.steps))
+
+    def median(threads: int) -> float:
+        return statistics.median(a_step(threads, steps, clock) for _ in range(rounds))
+
+    measured = {1: median(1)}
+    count = 1
+    while count < most:
+        more = min(2 * count, most)
+        measured[more] = median(more)
+        if measured[more] * QUICKER > measured[count]:
+            break
+        count = more
+    numbers = ", ".join(f"{1e3 * took:.3g} ms with {n}" for n, took in measured.items())
+    return Threads(count=count, reason=f"a step takes {numbers}")
+
+
+def _processors() -> int:
+    """Count the processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _measured(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from tuner import metrics
@@ -14,9 +12,7 @@ from tuner.environment import is_gone
 from tuner.errors import UnavailableError
 from tuner.ledger import Lease, Ledger
 from tuner.logs import logger
-
-RETRY_SECONDS = 1.0
-"""How long until a renewal is tried again that did not reach the database."""
+from tuner.repeating import repeating
 
 log = logger(__name__)
 
@@ -34,19 +30,11 @@ class Keeper:
         self._checkpoints = checkpoints
         self._held: set[Lease] = set()
         self._lock = threading.Lock()
-        self._ended = threading.Event()
         self._in_touch_since = -float("inf")
-        self._thread = threading.Thread(target=self._keep, name="leases", daemon=True)
 
-    @contextmanager
-    def working(self) -> Iterator[None]:
+    def working(self) -> AbstractContextManager[None]:
         """Renew and reap while the body runs."""
-        self._thread.start()
-        try:
-            yield
-        finally:
-            self._ended.set()
-            self._thread.join()
+        return repeating("leases", self._keep, self._ledger.lease_seconds / 3)
 
     def hold(self, lease: Lease) -> None:
         """Renew a lease from now on."""
@@ -67,23 +55,26 @@ class Keeper:
             metrics.ATTEMPTS_REAPED.inc(reaped)
             log.info("attempts reaped", attempts=reaped)
             for path in self._ledger.forget_checkpoints():
-                (self._checkpoints / path).unlink(missing_ok=True)
+                self._remove(path)
         return reaped
 
+    def _remove(self, path: str) -> None:
+        """Remove a checkpoint; one that stays takes room and does no other harm."""
+        try:
+            (self._checkpoints / path).unlink(missing_ok=True)
+        except OSError as error:
+            log.warning(f"a checkpoint that nobody needs cannot be removed: {error}")
+
     def _keep(self) -> None:
-        pause = self._ledger.lease_seconds / 3
-        while not self._ended.wait(pause):
-            try:
-                self._renew()
-                self.reap()
-                metrics.reached("ledger")
-                pause = self._ledger.lease_seconds / 3
-            except UnavailableError as error:
+        try:
+            self._renew()
+            self.reap()
+        except Exception as error:
+            self._in_touch_since = float("inf")  # until a renewal succeeds
+            if isinstance(error, UnavailableError):
                 metrics.reached("ledger", away=True)
-                if self._in_touch_since != float("inf"):
-                    log.warning(f"leases cannot be renewed for now: {error}")
-                self._in_touch_since = float("inf")  # until a renewal succeeds
-                pause = RETRY_SECONDS * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
+            raise
+        metrics.reached("ledger")
 
     def _renew(self) -> None:
         with self._lock:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tuner import curves
 from tuner.curves import Chunk
+from tuner.forking import keep_from_children
 
 LIMIT = 256 * 2**20
 """How many bytes one attempt may spill."""
@@ -69,6 +70,7 @@ class Spill:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 # unbuffered: what a full disk did not take must not be written later
                 self._file = tempfile.TemporaryFile(buffering=0, dir=self._folder)  # noqa: SIM115
+                keep_from_children(self._file)
             except OSError:
                 return None
         return self._file

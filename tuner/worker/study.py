@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from tuner import metrics
 from tuner.checkpoint_folders import folder_of, sweep
@@ -19,10 +20,10 @@ from tuner.ledger.leasing import refused
 from tuner.logs import logger
 from tuner.outcome import RUNNING
 from tuner.search import Decision, Search
-from tuner.spec import ParameterValue
+from tuner.spec import ParameterValue, StudySpec
 from tuner.submission import load_workload
 from tuner.training import choosing, memory
-from tuner.training.choosing import Choice
+from tuner.training.choosing import Choice, Trained
 from tuner.training.device import use_threads
 from tuner.training.trainer import ENDED, Event
 from tuner.worker.attempt import Attempt, Surroundings
@@ -37,8 +38,6 @@ AWAY_SECONDS = 2.0
 """How long until a database that is away is asked again whether it takes rows."""
 LOOK_SECONDS = 0.2
 """How long a trainer trains before the worker looks around."""
-THREADS = 1
-"""More threads make small models and samplers slower, and results depend on their number."""
 
 log = logger(__name__)
 
@@ -62,11 +61,9 @@ class StudyWorker:
         self._keeper = keeper
         self._stop = stop
         self._worker = identity()
-        use_threads(THREADS)
+        use_threads(study.threads)
         trained = load_workload(study, prefixes)
-        settled = study.settled or ledger.settle(
-            study.id, asdict(choosing.settle(trained, study.spec)) | {"threads": THREADS}
-        )
+        settled = study.settled or ledger.settle(study.id, _settled(trained, study.spec))
         use_threads(settled["threads"])
         self._environment = describe(study.spec.training.device) | {"settled": settled}
         self._trained, self._spec = trained, study.spec
@@ -331,6 +328,13 @@ class StudyWorker:
         if steps == self._block:
             faster = max(1, round(steps * LOOK_SECONDS / max(seconds, 1e-6)))
             self._block = min(2 * self._block, faster)
+
+
+def _settled(trained: Trained, spec: StudySpec) -> dict[str, Any]:
+    """Choose trainer and threads, in that order: threads are measured with the trainer."""
+    choice = choosing.settle(trained, spec)
+    threads = choosing.choose_threads(trained, spec, choice)
+    return asdict(choice) | {"threads": threads.count, "threads_reason": threads.reason}
 
 
 def _value(event: Event) -> float:
