@@ -24,10 +24,10 @@ from tuner.ledger import Ledger, StudyRecord
 from tuner.outcome import DIVERGED, Outcome
 from tuner.plots import figures, searching, still, web
 from tuner.plots.picture import Line, Mark, Points, thinned
-from tuner.regimes import GOOD_RATE
 from tuner.report import comparing, page, words, writing
 from tuner.report.findings import gather
 from tuner.tracking.recorder import Recorder
+from tuner.verdicts import GOOD_RATE
 
 BOTH = ["constant", "cosine"]
 NASTY = "</script><script>alert(1)</script> <img src=x onerror=alert(2)> \"'&$x$ é 🦊"
@@ -56,7 +56,7 @@ def falling(share: float, steps: int = 100) -> np.ndarray:
 
 
 def fill(ledger: Ledger, name: str = "small") -> StudyRecord:
-    """A study with every regime and two schedules."""
+    """A study with every verdict and two schedules."""
     study, _ = ledger.submit(
         spec(study={"name": name, "description": NASTY}, space={"schedule": BOTH}),
         limit=30,
@@ -198,7 +198,7 @@ def curves(many: int) -> list[Line]:
             x=np.arange(50),
             y=np.geomspace(2.0, 0.01, 50) * (1 + 0.1 * n),
             outcome=DIVERGED if n == 2 else "completed",
-            regime=GOOD_RATE,
+            verdict=GOOD_RATE,
             trial=n,
         )
         for n in range(many)
@@ -206,7 +206,7 @@ def curves(many: int) -> list[Line]:
 
 
 PICTURES = {
-    "loss_curves": lambda: figures.loss_curves(curves(5), best=0, by="regime"),
+    "loss_curves": lambda: figures.loss_curves(curves(5), best=0, by="verdict"),
     "comparison": lambda: figures.comparison(curves(4)),
     "rates_as_applied": lambda: figures.rates_as_applied(curves(3)),
     "value_by_rate": lambda: figures.value_by_rate(
@@ -236,7 +236,7 @@ def test_both_backends_draw_the_same_picture(name: str) -> None:
 
 
 def test_an_overview_is_small_however_many_trials() -> None:
-    figure = web.figure(figures.loss_curves(curves(3) * 1000, by="regime"), points=60_000)
+    figure = web.figure(figures.loss_curves(curves(3) * 1000, by="verdict"), points=60_000)
     assert len(figure["data"]) == 2, "one trace for the curves, one for the crosses"
     assert len(json.dumps(figure)) < 2_000_000
     (trace, _) = figure["data"]
