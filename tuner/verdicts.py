@@ -240,6 +240,7 @@ class _Stand:
         return self.progress >= GOOD and self.seen.outcome != DIVERGED
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def judge(
     found: Sequence[Evidence], given: Given, *, imported: float | None = None
 ) -> dict[int, Verdict]:
