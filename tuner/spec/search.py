@@ -206,11 +206,12 @@ class Patient(Table):
         regular = range(evaluate_every, steps, evaluate_every)
         return tuple(sorted({*regular, *self.wraps.rungs(steps, evaluate_every)}))
 
-    def first_stop(self, steps: int, evaluate_every: int) -> int | None:
-        """Return the first step at which a trial may be pruned; None where that is never."""
+    def first_stop(self, steps: int, evaluate_every: int) -> int:
+        """Return the first step at which a trial may be pruned."""
         regular = [*range(evaluate_every, steps, evaluate_every), steps]
         patient = regular[min(self.patience + 1, len(regular) - 1)]
-        return max(patient, min(self.wraps.rungs(steps, evaluate_every), default=0))
+        wrapped: tuple[int, ...] = self.wraps.rungs(steps, evaluate_every)
+        return max(patient, *wrapped[:1])
 
 
 AnySampler: TypeAlias = Annotated[
