@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -15,6 +16,7 @@ from helpers import completed, diverged, draw, pruned, rows, spec
 from hypothesis import given
 from hypothesis import strategies as st
 from processes import prepare
+from rich.console import Console
 from team import mlflow_server
 from test_bulk import ENVIRONMENT, WORKLOAD
 
@@ -26,6 +28,7 @@ from tuner.plots import figures, searching, still, web
 from tuner.plots.picture import Line, Mark, Points, thinned
 from tuner.report import comparing, page, words, writing
 from tuner.report.findings import gather
+from tuner.report.tables import ranking
 from tuner.tracking.recorder import Recorder
 from tuner.verdicts import GOOD_RATE
 
@@ -108,6 +111,26 @@ def test_a_study_without_a_completed_trial_says_what_to_try(ledger: Ledger, tmp_
     found = gather(ledger, study)
     assert words.advice(found)[0].endswith("too high: try rates ten times lower.")
     assert writing.of_study(found, tmp_path).page.is_file()
+
+
+def test_the_ranking_says_why_a_pruned_trial_with_a_better_value_stands_below(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    study, _ = ledger.submit(spec(), limit=5, workload=WORKLOAD)
+    trial(ledger, study, 0.1, falling(0.5))
+    trial(ledger, study, 0.2, falling(0.4)[:40], pruned(1.7))
+
+    def shown() -> tuple[str, str]:
+        trials = ledger.trials(study.id)
+        curves = {one.number: ledger.curve(one.id) for one in trials}
+        table = Console(width=120, record=True, file=io.StringIO())
+        table.print(ranking(study, trials, curves))
+        whole = writing.of_study(gather(ledger, study), tmp_path).page.read_text()
+        return " ".join(table.export_text().split()), whole
+
+    assert all("A pruned trial ranks below" not in text for text in shown())
+    trial(ledger, study, 0.3, falling(0.9)[:40], pruned(0.5))
+    assert all("A pruned trial ranks below every completed one" in text for text in shown())
 
 
 # --- the page

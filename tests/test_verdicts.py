@@ -352,7 +352,7 @@ LOSSES = {
 }
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @cases_of(
     trials=st.lists(
         st.tuples(
@@ -392,7 +392,7 @@ with gzip.open(Path(__file__).parent / "data" / "algoperf_sample.jsonl.gz", "rt"
 LONG = [rows for rows in REAL.values() if len(rows) >= 10]
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @cases_of(
     rows=st.sampled_from(LONG).flatmap(
         lambda rows: st.lists(st.sampled_from(rows), min_size=4, max_size=12)
