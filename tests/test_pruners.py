@@ -11,6 +11,7 @@ import numpy as np
 import optuna
 import pytest
 from helpers import (
+    WORKLOAD,
     cases,
     claim,
     completed,
@@ -35,12 +36,15 @@ from optuna.pruners import (
 )
 from optuna.trial import TrialState
 
-from tuner import curves
-from tuner.errors import StudyFileError
+from tuner import curves, submission
+from tuner.errors import StudyFileError, UsageError
 from tuner.outcome import FAILED, Outcome
 from tuner.search import Search
 from tuner.spec.search import PrunerName
+from tuner.spec.study import SearchTable
+from tuner.spec.values import bounds
 from tuner.studyfile import json_schema, parse
+from tuner.training.schedules import warmup_steps
 
 MEDIAN = {"name": "median", "startup_trials": 1}
 ASHA = {"name": "asha", "min_steps": 10, "reduction_factor": 2}
@@ -78,6 +82,10 @@ PRUNERS: dict[str, tuple[dict[str, Any], Any]] = {
     ),
     "asha": (ASHA, asha),
     "hyperband": (HYPERBAND, hyperband),
+    "halving": (
+        {"name": "halving"},
+        lambda: SuccessiveHalvingPruner(min_resource=34, reduction_factor=2),
+    ),
     "patient": (
         {"name": "patient", "wraps": "none", "patience": 1, "min_delta": 0.5},
         lambda: patient(None, patience=1, min_delta=0.5),
@@ -226,6 +234,95 @@ def test_rungs_are_fixed_by_the_study(pruner, rungs):
     assert set(rungs) <= set(made.evaluation_steps())
 
 
+ONE_CYCLE = {"name": "one_cycle", "pct_start": {"low": 0.1, "high": 0.45}}
+
+
+@pytest.mark.parametrize(
+    ("training", "schedule", "rungs"),
+    [
+        ({"steps": 300, "evaluate_every": 30}, "constant", (100,)),
+        ({"steps": 100, "evaluate_every": 10}, "constant", (34,)),
+        ({"steps": 100, "evaluate_every": 20}, "constant", (60,)),  # three evaluations
+        ({"steps": 100, "evaluate_every": 40}, "constant", ()),
+        ({"steps": 3}, "constant", ()),
+        ({"steps": 4}, "constant", (3,)),
+        ({"steps": 100}, {"name": "cosine", "warmup": [0.1, 0.5]}, (51,)),
+        ({"steps": 100}, ["constant", ONE_CYCLE], (46,)),
+        ({"steps": 100}, {"name": "cyclic", "cycles": [1, 4]}, (51,)),
+        ({"steps": 100}, {"name": "linear", "warmup": {"low": 0.0, "high": 0.99}}, ()),
+    ],
+)
+def test_the_default_has_one_rung_after_every_warmup_and_three_evaluations(
+    training, schedule, rungs
+):
+    made = spec(training={"evaluate_every": None, **training}, space={"schedule": schedule})
+    made = made.model_copy(update={"search": SearchTable()})
+    assert made.search.pruner.name == "halving"
+    assert made.rungs() == rungs
+    horizon = made.training.steps
+    for choice in made.space.schedule:
+        params = {key: bounds(entry)[1] for key, entry in choice.entries() if key != "cyclic.mode"}
+        if choice.name != "cyclic":
+            last = warmup_steps({"schedule": choice.name, **params}, horizon)
+            assert all(rung > last for rung in made.rungs())
+
+
+def test_the_better_half_goes_on_from_the_one_rung(ledger):
+    study = study_of(ledger, "halving")
+    search = Search(study, ledger)
+    values = (4.0, 3.0, 5.0, 2.0, 6.0, 1.0, 2.5, 7.0)
+    stopped = [decided(ledger, search, taken(ledger, study), 34, value) for value in values]
+    assert stopped == [False, False, True, False, True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("pruner", "first"),
+    [
+        ("asha", 12),
+        ({"name": "asha", "min_steps": 34}, None),
+        ("hyperband", 12),
+        ("median", 30),
+        ({"name": "percentile", "warmup_steps": 60}, None),
+        ({"name": "patient", "wraps": "asha"}, None),  # it is patient with three reports
+        ("none", None),
+        ("halving", None),
+    ],
+)
+def test_a_study_that_judges_early_is_warned_once(new_ledger, caplog, pruner, first):
+    ledger = new_ledger()
+    made = spec(
+        training={"steps": 300, "evaluate_every": 30},
+        search={"sampler": "random", "pruner": pruner},
+    )
+    study, created = submission.submit(ledger, made, WORKLOAD)
+    assert created
+    said = [record.message for record in caplog.records]
+    assert len(said) == (first is not None)
+    if first is not None:
+        assert f"first stops trials at step {first} of 300" in said[0]
+    caplog.clear()
+    assert submission.submit(ledger, made, WORKLOAD) == (study, False)
+    assert not caplog.records
+
+
+def test_a_study_keeps_the_pruner_that_it_was_submitted_with(new_ledger):
+    """Such as the default of an earlier version, which its file did not name."""
+    ledger = new_ledger()
+    study = submit(ledger, search={"pruner": "asha"})
+    unnamed = study.spec.model_copy(
+        update={"search": SearchTable(sampler=study.spec.search.sampler)}
+    )
+    again, created = submission.submit(ledger, unnamed, WORKLOAD)
+    assert (again.id, created) == (study.id, False)
+    assert again.spec.search.pruner.name == "asha"
+    narrow = unnamed.space.model_copy(update={"lr": 0.1})
+    two, _ = submission.submit(ledger, unnamed.model_copy(update={"space": narrow}), WORKLOAD)
+    assert (two.version, two.spec.search.pruner.name) == (2, "asha")
+    named = SearchTable(sampler="random", pruner="halving")
+    with pytest.raises(UsageError, match='was "asha", is now "halving"'):
+        submission.submit(ledger, study.spec.model_copy(update={"search": named}), WORKLOAD)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 5, 27, 81, 100, 243, 1000])
 @pytest.mark.parametrize("factor", [2, 3, 4])
 def test_the_rungs_of_hyperband_are_those_of_all_its_brackets(steps, factor):
@@ -366,8 +463,8 @@ def test_what_a_pruner_wraps_has_options_too():
 
 MISTAKES = """
 search.pruner=percentil
-    [search] pruner: expected one of asha, median, none, percentile, hyperband, patient, got
-    "percentil"; did you mean percentile?
+    [search] pruner: expected one of asha, median, none, percentile, hyperband, patient, halving,
+    got "percentil"; did you mean percentile?
 
 search.pruner={name='percentile', percentile=100}
     [search.pruner] percentile: expected a number below 100, got 100

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -15,6 +16,7 @@ from helpers import completed, diverged, draw, pruned, rows, spec
 from hypothesis import given
 from hypothesis import strategies as st
 from processes import prepare
+from rich.console import Console
 from team import mlflow_server
 from test_bulk import ENVIRONMENT, WORKLOAD
 
@@ -24,10 +26,11 @@ from tuner.ledger import Ledger, StudyRecord
 from tuner.outcome import DIVERGED, Outcome
 from tuner.plots import figures, searching, still, web
 from tuner.plots.picture import Line, Mark, Points, thinned
-from tuner.regimes import GOOD_RATE
 from tuner.report import comparing, page, words, writing
 from tuner.report.findings import gather
+from tuner.report.tables import ranking
 from tuner.tracking.recorder import Recorder
+from tuner.verdicts import GOOD_RATE
 
 BOTH = ["constant", "cosine"]
 NASTY = "</script><script>alert(1)</script> <img src=x onerror=alert(2)> \"'&$x$ é 🦊"
@@ -56,7 +59,7 @@ def falling(share: float, steps: int = 100) -> np.ndarray:
 
 
 def fill(ledger: Ledger, name: str = "small") -> StudyRecord:
-    """A study with every regime and two schedules."""
+    """A study with every verdict and two schedules."""
     study, _ = ledger.submit(
         spec(study={"name": name, "description": NASTY}, space={"schedule": BOTH}),
         limit=30,
@@ -108,6 +111,26 @@ def test_a_study_without_a_completed_trial_says_what_to_try(ledger: Ledger, tmp_
     found = gather(ledger, study)
     assert words.advice(found)[0].endswith("too high: try rates ten times lower.")
     assert writing.of_study(found, tmp_path).page.is_file()
+
+
+def test_the_ranking_says_why_a_pruned_trial_with_a_better_value_stands_below(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    study, _ = ledger.submit(spec(), limit=5, workload=WORKLOAD)
+    trial(ledger, study, 0.1, falling(0.5))
+    trial(ledger, study, 0.2, falling(0.4)[:40], pruned(1.7))
+
+    def shown() -> tuple[str, str]:
+        trials = ledger.trials(study.id)
+        curves = {one.number: ledger.curve(one.id) for one in trials}
+        table = Console(width=120, record=True, file=io.StringIO())
+        table.print(ranking(study, trials, curves))
+        whole = writing.of_study(gather(ledger, study), tmp_path).page.read_text()
+        return " ".join(table.export_text().split()), whole
+
+    assert all("A pruned trial ranks below" not in text for text in shown())
+    trial(ledger, study, 0.3, falling(0.9)[:40], pruned(0.5))
+    assert all("A pruned trial ranks below every completed one" in text for text in shown())
 
 
 # --- the page
@@ -198,7 +221,7 @@ def curves(many: int) -> list[Line]:
             x=np.arange(50),
             y=np.geomspace(2.0, 0.01, 50) * (1 + 0.1 * n),
             outcome=DIVERGED if n == 2 else "completed",
-            regime=GOOD_RATE,
+            verdict=GOOD_RATE,
             trial=n,
         )
         for n in range(many)
@@ -206,7 +229,7 @@ def curves(many: int) -> list[Line]:
 
 
 PICTURES = {
-    "loss_curves": lambda: figures.loss_curves(curves(5), best=0, by="regime"),
+    "loss_curves": lambda: figures.loss_curves(curves(5), best=0, by="verdict"),
     "comparison": lambda: figures.comparison(curves(4)),
     "rates_as_applied": lambda: figures.rates_as_applied(curves(3)),
     "value_by_rate": lambda: figures.value_by_rate(
@@ -236,7 +259,7 @@ def test_both_backends_draw_the_same_picture(name: str) -> None:
 
 
 def test_an_overview_is_small_however_many_trials() -> None:
-    figure = web.figure(figures.loss_curves(curves(3) * 1000, by="regime"), points=60_000)
+    figure = web.figure(figures.loss_curves(curves(3) * 1000, by="verdict"), points=60_000)
     assert len(figure["data"]) == 2, "one trace for the curves, one for the crosses"
     assert len(json.dumps(figure)) < 2_000_000
     (trace, _) = figure["data"]

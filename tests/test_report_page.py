@@ -155,7 +155,7 @@ def test_house_prices_are_told_as_they_are(tmp_path: Path) -> None:
         "the training loss fell at every step",
         "parameters alternate",
         "converging, not converged, at 3.3 times the best",
-        "Too low: val_loss 2.316e+05 after 50 steps",
+        "Too low for sgd: val_loss 2.316e+05 after 50 steps",
         f"its loss growing by a factor of {(1 - 0.15 * 15.369875) ** 2:.4f} a step",
     ):
         assert said in html, said
@@ -165,4 +165,4 @@ def test_house_prices_are_told_as_they_are(tmp_path: Path) -> None:
     assert again.json["in_mlflow"]
     assert (tmp_path / "elsewhere" / "report.html").read_text() == html
     shown = tuner(tmp_path, "status", "house-prices").out
-    assert "Learning rates: 1 too low, 2 good, 1 diverged." in shown
+    assert "Verdicts on rates: with sgd 1 too low, 2 good, 1 diverged." in shown

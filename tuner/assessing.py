@@ -1,13 +1,13 @@
-"""A study's trials as regimes see them: evidence gathered from the ledger, once a trial."""
+"""A study's trials as verdicts see them: evidence gathered from the ledger, once a trial."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tuner import regimes
+from tuner import verdicts
 from tuner.ledger import Reader, StudyRecord, TrialRecord
 from tuner.outcome import COMPLETED, DIVERGED, PRUNED
-from tuner.regimes import Evidence, Given, Regime
+from tuner.verdicts import Evidence, Given, Verdict
 
 LOSSES = ("train_loss", "val_loss")
 """The metrics that the baseline, a loss, can be compared with."""
@@ -17,16 +17,20 @@ PORTION = 200
 
 
 class Assessor:
-    """Knows the regimes of one study's trials; curves are read once, when their trial has ended."""
+    """Knows the verdicts of one study's trials; a curve is read once, when its trial has ended."""
 
     def __init__(self, ledger: Reader, study: StudyRecord) -> None:
         self._ledger = ledger
         self._study = study
         self._found: dict[int, Evidence | None] = {}  # by number
 
-    def regimes(self, trials: Sequence[TrialRecord]) -> dict[int, Regime]:
-        """Tell the regime of each trial of the study that has one by now, by its number."""
-        return regimes.judge(self.evidence(trials), self.given({}))
+    def verdicts(self, trials: Sequence[TrialRecord]) -> dict[int, Verdict]:
+        """Return the verdict of each trial of the study that has one by now, by its number."""
+        given = self.given({})
+        found = self.evidence(trials)
+        values = [one.value for one in trials if one.imported and one.state == COMPLETED]
+        scores = [given.sign * value for value in values if value is not None]
+        return verdicts.judge(found, given, imported=min(scores, default=None))
 
     def evidence(self, trials: Sequence[TrialRecord]) -> list[Evidence]:
         """Sum up the trials that have ended by themselves and were trained here.
@@ -42,7 +46,7 @@ class Assessor:
                     self._found[trial.number] = None
                     continue
                 params = trial.params or {}
-                self._found[trial.number] = regimes.evidence(
+                self._found[trial.number] = verdicts.evidence(
                     trial.number,
                     rate=float(params["lr"]),
                     optimizer=str(params["optimizer"]),

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from tuner.ledger import StudyRecord, TrialRecord, ranges
 from tuner.outcome import COMPLETED, DIVERGED, PRUNED
 from tuner.spec import ParameterValue
+from tuner.verdicts import Verdict, counted
 
 
 def ranked(study: StudyRecord, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
@@ -21,6 +22,22 @@ def ranked(study: StudyRecord, trials: Sequence[TrialRecord]) -> list[TrialRecor
         return (order.get(trial.state, 3), reached, value, trial.number)
 
     return sorted(trials, key=key)
+
+
+WHY_BELOW = (
+    "A pruned trial ranks below every completed one, even with a better value: its value is of the "
+    "step at which it was stopped, and only values at the horizon can be compared."
+)
+
+
+def has_better_below(study: StudyRecord, ranked: Sequence[TrialRecord]) -> bool:
+    """Return whether a pruned trial has a better value than a completed one above it."""
+    sign = 1 if study.spec.study.direction == "minimize" else -1
+    values = {
+        state: [sign * one.value for one in ranked if one.state == state and one.value is not None]
+        for state in (COMPLETED, PRUNED)
+    }
+    return min(values[PRUNED], default=float("inf")) < max(values[COMPLETED], default=float("-inf"))
 
 
 def in_short(params: Mapping[str, ParameterValue] | None) -> str:
@@ -51,6 +68,15 @@ def counts_in_words(counts: Mapping[str, int]) -> str:
     """Say how many trials ended how: `21 completed, 14 pruned, 5 diverged`."""
     said = [f"{count} {kind}" for kind, count in counts.items() if count]
     return ", ".join(said) or "no trials yet"
+
+
+def verdicts_in_words(verdicts: Mapping[int, Verdict]) -> str:
+    """Return how many trials had which verdict: `with adamw 1 good; with sgd 2 too low, 3 good`."""
+    said = []
+    for name in sorted({one.optimizer for one in verdicts.values()}):
+        own = {number: one for number, one in verdicts.items() if one.optimizer == name}
+        said.append(f"with {name} {counts_in_words(counted(own))}")
+    return "; ".join(said) or "none yet"
 
 
 def ranges_in_words(study: StudyRecord) -> list[str]:

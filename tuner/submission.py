@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +15,9 @@ from tuner.training import choosing, workloads
 from tuner.training.choosing import Trained
 from tuner.training.loop import OWN_NAMES
 from tuner.training.workloads import Workload
+from tuner.verdicts import EARLY
+
+log = logging.getLogger(__name__)
 
 
 def prepare(spec: StudySpec, prefixes: Sequence[str]) -> dict[str, Any]:
@@ -44,11 +48,40 @@ def submit(
 
     A study of that name with another space gets a new version. Raises `UsageError` when one
     differs in more than that and its budget, and `WorkloadError` when its workload has changed.
+    A study whose file names no pruner keeps the one that it was first submitted with.
     """
+    spec = _with_known_pruner(ledger, spec)
     _refuse_changes(ledger, spec, described)
     combinations = grid_size(spec.space) if isinstance(spec.search.sampler, Grid) else None
     limit = spec.budget.trials
-    return ledger.submit(spec, limit=limit, workload=described, combinations=combinations)
+    study, created = ledger.submit(spec, limit=limit, workload=described, combinations=combinations)
+    if created and (said := early_pruning(spec)):
+        log.warning(said)
+    return study, created
+
+
+def early_pruning(spec: StudySpec) -> str | None:
+    """Return a warning where the pruner judges trials before their values say much."""
+    pruner, steps, first = spec.search.pruner.name, spec.training.steps, spec.first_stop()
+    if first is None or first * EARLY >= steps:
+        return None
+    return (
+        f"[search] pruner: {pruner} first stops trials at step {first} of {steps}. Before a ninth "
+        "of the horizon values hardly tell which trial will be best, so good ones are lost. Let "
+        'it begin later, or leave the pruner out for "halving", the default (docs/search.md).'
+    )
+
+
+def _with_known_pruner(ledger: Reader, spec: StudySpec) -> StudySpec:
+    """Return the study with its stored pruner where its file names none: defaults may change."""
+    if "pruner" in spec.search.model_fields_set:
+        return spec
+    try:
+        known = ledger.study(spec.study.name).spec.search.pruner
+    except NotFoundError:
+        return spec
+    search = spec.search.model_copy(update={"pruner": known})
+    return spec.model_copy(update={"search": search})
 
 
 def in_words(ledger: Reader, study: StudyRecord, *, created: bool) -> str:

@@ -110,15 +110,14 @@ def print_results(console: Console, ledger: Reader, study: StudyRecord) -> None:
     """Print the ranking of a study, what was stopped, the best trial, and where to look on."""
     from tuner import report
     from tuner.assessing import Assessor
-    from tuner.regimes import counted
 
     trials = ledger.trials(study.id)
     ranked = results.ranked(study, trials)[:10]
     curves = {one.number: ledger.curve(one.id) for one in ranked}
-    regimes = Assessor(ledger, study).regimes(trials)
-    console.print(report.ranking(study, trials, curves, regimes))
+    verdicts = Assessor(ledger, study).verdicts(trials)
+    console.print(report.ranking(study, trials, curves, verdicts))
     console.print(report.stopped(trials), soft_wrap=True)
-    terminal.say(console, f"Learning rates: {results.counts_in_words(counted(regimes))}.")
+    terminal.say(console, f"Verdicts on rates: {results.verdicts_in_words(verdicts)}.")
     terminal.say(console, results.best_in_words(study, ledger.best(study)), style="bold")
     program, name = terminal.program(), shlex.quote(study.name)
     terminal.say(console, f"Look at every curve: {program} ui")

@@ -14,8 +14,8 @@ from tuner.plots.picture import (
     INK,
     MARKERS,
     OUTCOME_STYLES,
-    REGIME_STYLES,
     SERIES,
+    VERDICT_STYLES,
     Axis,
     Key,
     Line,
@@ -39,16 +39,16 @@ def loss_curves(
     title: str = "",
     xlabel: str = "step",
     ylabel: str = "loss",
-    by: Literal["outcome", "regime"] = "outcome",
+    by: Literal["outcome", "verdict"] = "outcome",
 ) -> Picture:
-    """Show the curves of many trials, coloured by outcome or regime, `best` (an index) on top.
+    """Show the curves of many trials, coloured by outcome or verdict, `best` (an index) on top.
 
     A curve ends before its first value that is not finite, with a cross there. The vertical axis
     ends a decade above where the trials that did not diverge have been, so an explosion leaves
     the picture and not the others in it.
     """
     styles: Mapping[str, tuple[str, str, str]]
-    styles = OUTCOME_STYLES if by == "outcome" else REGIME_STYLES
+    styles = OUTCOME_STYLES if by == "outcome" else VERDICT_STYLES
     kinds = [getattr(line, by) for line in lines]
     alpha = 0.85 if len(lines) <= 8 else 0.55
     series: list[Series] = []
@@ -63,7 +63,7 @@ def loss_curves(
         name = f"best: {lines[best].label}"
         series.extend(_curve(lines[best], top, name, in_front=True))
         legend.append(Key(label=name, look=top))
-    ordered = sorted(named, key=list(styles).index) if by == "regime" else list(named)
+    ordered = sorted(named, key=list(styles).index) if by == "verdict" else list(named)
     for kind in ordered:
         others = kinds.count(kind) - (best is not None and kinds[best] == kind)
         if others:

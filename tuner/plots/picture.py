@@ -13,7 +13,7 @@ from types import MappingProxyType
 import numpy as np
 
 from tuner.outcome import CANCELLED, COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING
-from tuner.regimes import DIVERGING, GOOD_RATE, TOO_HIGH, TOO_LOW
+from tuner.verdicts import DIVERGING, GOOD_RATE, TOO_HIGH, TOO_LOW, UNCLEAR
 
 BLUE, ORANGE, GREEN, PINK = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 SKY, AMBER, INK, FAINT = "#56b4e9", "#e69f00", "#222222", "#8a8a8a"
@@ -36,18 +36,19 @@ OUTCOME_STYLES: Mapping[str, tuple[str, str, str]] = MappingProxyType(
 )
 """Colour, line style and marker of each outcome."""
 
-UNTOLD = "no regime"
-"""What a trial is called whose rate nothing can be said of."""
-REGIME_STYLES: Mapping[str, tuple[str, str, str]] = MappingProxyType(
+UNTOLD = "no verdict"
+"""What a trial is called that still runs, failed or was cancelled."""
+VERDICT_STYLES: Mapping[str, tuple[str, str, str]] = MappingProxyType(
     {
         GOOD_RATE: (GREEN, "-", "o"),
         TOO_LOW: (BLUE, "--", "v"),
         TOO_HIGH: (AMBER, "-.", "^"),
         DIVERGING: (ORANGE, ":", "x"),
+        UNCLEAR: (PINK, "-", "."),
         UNTOLD: (FAINT, "-", "."),
     }
 )
-"""Colour, line style and marker of each regime."""
+"""Colour, line style and marker of each verdict."""
 
 POINTS = 1000
 """A line is drawn with about as many points at most; a picture has fewer pixels than that."""
@@ -61,7 +62,7 @@ class Line:
     x: np.ndarray  # [point]: steps, as a rule
     y: np.ndarray  # [point]; may hold nan and inf
     outcome: str = COMPLETED
-    regime: str = UNTOLD
+    verdict: str = UNTOLD
     trial: int | None = None  # its number
 
     def finite(self) -> Line:
@@ -73,7 +74,7 @@ class Line:
             x=self.x[:end],
             y=self.y[:end],
             outcome=self.outcome,
-            regime=self.regime,
+            verdict=self.verdict,
             trial=self.trial,
         )
 

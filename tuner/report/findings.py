@@ -1,4 +1,4 @@
-"""What a report is about: one study's trials, curves, regimes and verdicts, read once."""
+"""What a report is about: one study's trials, curves, verdicts and verdicts, read once."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tuner import verdicts
+from tuner import comparisons
 from tuner.assessing import Assessor
+from tuner.comparisons import GoodRates, Wins
 from tuner.curves import Chunk
 from tuner.drift import Step, steps
 from tuner.ledger import Reader, Retrainings, StudyRecord, TrialRecord
 from tuner.outcome import COMPLETED, RUNNING
 from tuner.plots.picture import Mark
-from tuner.regimes import Evidence, Given, Regime
 from tuner.spec import ParameterValue
-from tuner.verdicts import GoodRates, Wins
+from tuner.verdicts import Evidence, Given, Verdict
 
 PORTION = 500
 """Curves that are read with one statement."""
@@ -31,7 +31,7 @@ class Findings:
     curves: Mapping[int, Chunk]  # by number
     given: Given
     evidence: Sequence[Evidence]
-    regimes: Mapping[int, Regime]  # by number
+    verdicts: Mapping[int, Verdict]  # by number
     best: TrialRecord | None
     rates: GoodRates | None  # over all trials
     by_schedule: Sequence[GoodRates]
@@ -78,7 +78,7 @@ def gather(
     trials = ledger.trials(study.id)
     assessor = Assessor(ledger, study)
     evidence = assessor.evidence(trials)
-    regimes = assessor.regimes(trials)
+    verdicts = assessor.verdicts(trials)
     drawn = [one for one in trials if one.params is not None and not one.imported]
     rng = np.random.default_rng(study.spec.study.seed)
     horizon = study.spec.training.steps
@@ -88,13 +88,13 @@ def gather(
         curves=read_curves(ledger, drawn),
         given=assessor.given({}),
         evidence=evidence,
-        regimes=regimes,
+        verdicts=verdicts,
         best=ledger.best(study),
-        rates=next(iter(verdicts.good_rates(evidence, regimes)), None),
-        by_schedule=verdicts.good_rates(evidence, regimes, "schedule"),
-        by_optimizer=verdicts.good_rates(evidence, regimes, "optimizer"),
-        schedules=verdicts.winner(evidence, horizon, rng, "schedule"),
-        optimizers=verdicts.winner(evidence, horizon, rng, "optimizer"),
+        rates=next(iter(comparisons.good_rates(evidence, verdicts)), None),
+        by_schedule=comparisons.good_rates(evidence, verdicts, "schedule"),
+        by_optimizer=comparisons.good_rates(evidence, verdicts, "optimizer"),
+        schedules=comparisons.winner(evidence, horizon, rng, "schedule"),
+        optimizers=comparisons.winner(evidence, horizon, rng, "optimizer"),
         marks=marks,
         links=links or {},
         drift=steps(Retrainings(ledger).history(study.name)),

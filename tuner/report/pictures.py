@@ -13,8 +13,8 @@ from tuner.ledger import TrialRecord
 from tuner.outcome import COMPLETED, DIVERGED, KINDS
 from tuner.plots import figures
 from tuner.plots.picture import UNTOLD, Line, Picture, Points
-from tuner.regimes import DIVERGING, GOOD_RATE, TOO_HIGH, TOO_LOW
 from tuner.report.findings import Findings
+from tuner.verdicts import DIVERGING, GOOD_RATE, TOO_HIGH, TOO_LOW
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,7 +33,7 @@ def of_study(found: Findings, importances: Mapping[str, float]) -> Iterator[Show
     lines = [loss_line(found, one) for one in found.trials if one.number in found.curves]
     if lines:
         best = next((n for n, one in enumerate(lines) if _is_best(found, one)), None)
-        picture = figures.loss_curves(lines, best=best, ylabel="training loss", by="regime")
+        picture = figures.loss_curves(lines, best=best, ylabel="training loss", by="verdict")
         text = "Training loss of every trial at every step; a cross is where a curve broke off."
         yield Shown(name="curves", title="Every trial", text=text, picture=picture)
     chosen = representatives(found)
@@ -86,19 +86,19 @@ def of_many(studies: Sequence[Findings]) -> Iterator[Shown]:
 
 def loss_line(found: Findings, trial: TrialRecord) -> Line:
     """Give a trial's training loss as a line."""
-    regime = found.regimes.get(trial.number)
+    verdict = found.verdicts.get(trial.number)
     label = f"trial {trial.number}, {results.in_short(trial.params)}"
-    return _line(label, trial, found.curves[trial.number], regime.kind if regime else UNTOLD)
+    return _line(label, trial, found.curves[trial.number], verdict.kind if verdict else UNTOLD)
 
 
-def _line(label: str, trial: TrialRecord, curve: Chunk, regime: str) -> Line:
+def _line(label: str, trial: TrialRecord, curve: Chunk, verdict: str) -> Line:
     losses = curve.columns.get("train_loss", np.empty(0))
     return Line(
         label=label,
         x=np.arange(curve.first_step, curve.first_step + len(losses)),
         y=losses,
         outcome=trial.state,
-        regime=regime,
+        verdict=verdict,
         trial=trial.number,
     )
 
@@ -108,7 +108,7 @@ def _is_best(found: Findings, line: Line) -> bool:
 
 
 def representatives(found: Findings) -> list[Line]:
-    """Choose about three trials that show what the rate does: of each regime the middle rate.
+    """Choose about three trials that show what the rate does: of each verdict the middle rate.
 
     The best stands for the good ones. Where there are fewer kinds than three, good ones at the
     ends of the range fill up.
@@ -118,14 +118,14 @@ def representatives(found: Findings) -> list[Line]:
     chosen: dict[int, str] = {found.best.number: "good"}
     for kind in (TOO_LOW, TOO_HIGH, DIVERGING):
         own = sorted(
-            (one for one in found.evidence if found.regimes[one.number].kind == kind),
+            (one for one in found.evidence if found.verdicts[one.number].kind == kind),
             key=lambda one: (one.outcome != COMPLETED and kind != DIVERGING, one.rate),
         )
         whole = [one for one in own if one.outcome == COMPLETED] or own
         if own:
             chosen[whole[len(whole) // 2].number] = kind
     good = sorted(
-        (one for one in found.evidence if found.regimes[one.number].kind == GOOD_RATE),
+        (one for one in found.evidence if found.verdicts[one.number].kind == GOOD_RATE),
         key=lambda one: one.rate,
     )
     for one in (*good[:1], *good[-1:]):

@@ -16,8 +16,8 @@ from tuner import results
 from tuner.curves import Chunk
 from tuner.ledger import StudyRecord, TrialRecord
 from tuner.outcome import CANCELLED, COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING
-from tuner.regimes import Regime
 from tuner.texts import printable
+from tuner.verdicts import Verdict
 
 STYLES = {
     COMPLETED: "green",
@@ -54,9 +54,9 @@ def sparkline(chunk: Chunk, width: int = 24) -> str:
 
 
 def trial_row(
-    study: StudyRecord, trial: TrialRecord, curve: Chunk, regime: Regime | None = None
+    study: StudyRecord, trial: TrialRecord, curve: Chunk, verdict: Verdict | None = None
 ) -> list[RenderableType]:
-    """Give the cells of a trial: number, parameters, progress, curve, value, state, regime, why."""
+    """Return a trial's cells: number, parameters, steps, curve, value, state, verdict and why."""
     params = trial.params or {}
     rate = f"{float(params['lr']):.3g}" if params else ""
     metric = curve.metrics.get(study.spec.study.metric, np.empty(0))
@@ -71,7 +71,7 @@ def trial_row(
         sparkline(curve),
         "" if value is None else f"{value:.4g}",
         Text(f"{trial.state}, imported" if trial.imported else trial.state, STYLES[trial.state]),
-        ", ".join((regime.kind, *regime.labels)) if regime else "",
+        str(verdict or ""),
         Text(printable(trial.reason or ""), overflow="ellipsis", no_wrap=True),
     ]
 
@@ -88,7 +88,7 @@ def trial_table(study: StudyRecord, title: str | None = None) -> Table:
     table.add_column("training loss", **fixed)
     table.add_column(escape(study.spec.study.metric), justify="right", **fixed)
     table.add_column("outcome", **fixed)
-    table.add_column("regime", **fixed)
+    table.add_column("verdict", **fixed)
     table.add_column("why")  # the only one that gives way when the terminal is narrow
     return table
 
@@ -97,17 +97,20 @@ def ranking(
     study: StudyRecord,
     trials: Sequence[TrialRecord],
     curves: Mapping[int, Chunk],
-    regimes: Mapping[int, Regime] | None = None,
+    verdicts: Mapping[int, Verdict] | None = None,
     rows: int = 10,
 ) -> Table:
-    """List the best trials, best first; `curves` and `regimes` by trial number."""
+    """List the best trials, best first; `curves` and `verdicts` by trial number."""
     order = results.ranked(study, trials)
     shown = order[:rows]
     more = f", the first {rows} of {len(order)}" if len(order) > rows else ""
     table = trial_table(study, f"Ranking{more}")
+    if results.has_better_below(study, shown):
+        table.caption = results.WHY_BELOW
+        table.caption_justify = "left"
     for trial in shown:
-        regime = (regimes or {}).get(trial.number)
-        table.add_row(*trial_row(study, trial, curves[trial.number], regime))
+        verdict = (verdicts or {}).get(trial.number)
+        table.add_row(*trial_row(study, trial, curves[trial.number], verdict))
     return table
 
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
-from tuner import results
+from tuner import comparisons, results
+from tuner.comparisons import ENOUGH, LEVEL, Edge, Family, GoodRates, Wins
 from tuner.outcome import COMPLETED, DIVERGED, KINDS, PRUNED
-from tuner.regimes import DIVERGING, OSCILLATING, PLATEAU, TOO_HIGH, TOO_LOW, counted
 from tuner.report.findings import Findings, unfinished
-from tuner.verdicts import ENOUGH, LEVEL, Family, GoodRates, Wins
+from tuner.spec import ParameterValue
+from tuner.verdicts import (
+    DIVERGING,
+    OSCILLATING,
+    PLATEAU,
+    TOO_HIGH,
+    TOO_LOW,
+    Evidence,
+    Verdict,
+    counted,
+)
 
 WIDE, NARROW = 10.0, 3.0
 """Factors of a range of good rates: from the first on it is wide, below the second narrow."""
@@ -17,11 +27,11 @@ WIDE, NARROW = 10.0, 3.0
 def answer(found: Findings) -> list[str]:
     """Give the paragraphs at the top of a report."""
     said = [best(found)]
-    if found.best is not None and found.best.number in found.regimes:
-        said.append(found.regimes[found.best.number].reason)
+    if found.best is not None and found.best.number in found.verdicts:
+        said.append(found.verdicts[found.best.number].reason)
     said.extend(rates(one, optimizers=len(found.by_optimizer)) for one in found.by_optimizer)
     if not found.by_optimizer:
-        said.append("No rate was good.")
+        said.append("No trial of these was good.")
     said.extend(wins(found, "schedule"))
     said.extend(wins(found, "optimizer"))
     left = unfinished(found)
@@ -60,14 +70,19 @@ def rates(found: GoodRates, *, optimizers: int = 1) -> str:
 
 
 def _beyond(found: GoodRates) -> str:
-    below, above = found.low.beyond, found.high.beyond
-    if below is not None and above is not None:
-        return f"The next rates that were tried, {below:.3g} and {above:.3g}, are not good."
-    if below is None and above is None:
+    below, above = found.low, found.high
+    if below.beyond is not None and above.beyond is not None:
+        both = f"{below.beyond:.3g} and {above.beyond:.3g}"
+        return f"The next rates that were tried, {both}, are not good."
+    if below.beyond is None and above.beyond is None and not below.unclear + above.unclear:
         return "No rate beyond was tried, so the range may be wider."
-    if above is None:
-        return f"Below, {below:.3g} is not good; above, none was tried."
-    return f"Above, {above:.3g} is not good; below, none was tried."
+    return f"Below, {_next(below)}; above, {_next(above)}."
+
+
+def _next(edge: Edge) -> str:
+    if edge.beyond is not None:
+        return f"{edge.beyond:.3g} is not good"
+    return "it is unclear" if edge.unclear else "none was tried"
 
 
 def wins(found: Findings, by: Family) -> Iterator[str]:
@@ -115,25 +130,28 @@ def savings(found: Findings) -> str:
     return " ".join(lines) or "No trial was stopped: all ran to the end."
 
 
-def regimes(found: Findings) -> str:
-    """Say how many trials had which regime."""
-    return results.counts_in_words(counted(found.regimes))
+def verdicts(found: Findings) -> str:
+    """Return how many trials had which verdict, for each optimizer."""
+    return results.verdicts_in_words(found.verdicts)
 
 
 def advice(found: Findings) -> list[str]:
-    """Say what to try next, most useful first."""
-    kinds = counted(found.regimes)
-    if found.best is None or found.rates is None:
-        return [_without_good(kinds[TOO_HIGH] + kinds[DIVERGING], kinds[TOO_LOW])]
-    params = found.best.params or {}
-    own = [one for one in found.by_optimizer if one.name == params["optimizer"]]
-    said = [line for one in own for line in _of_range(one, float(params["lr"]))]
-    regime = found.regimes.get(found.best.number)
-    labels = regime.labels if regime else ()
-    if regime and PLATEAU not in labels and OSCILLATING not in labels:
+    """Return what to try next, most useful first; none of it contradicts the ranking."""
+    params = found.best.params if found.best is not None else None
+    if found.best is None or params is None:
+        return on_rates(None, found.evidence, found.verdicts)
+    if found.best.imported and found.rates is None:
+        near = f"near {float(params['lr']):.3g} with {params['optimizer']}"
+        return [f"No trial of this version comes up to the imported best: try more rates {near}."]
+    said = on_rates(params, found.evidence, found.verdicts)
+    if found.rates is None:
+        return said
+    verdict = found.verdicts.get(found.best.number)
+    labels = verdict.labels if verdict else ()
+    if verdict and PLATEAU not in labels and OSCILLATING not in labels:
         said.append("The best trial was still improving at its end: more steps may gain.")
-    if OSCILLATING in labels:
-        said.append("The best trial oscillates: a schedule that decays, or a lower rate, may gain.")
+    if OSCILLATING in labels and len({one.schedule for one in found.evidence}) == 1:
+        said.append("The best trial oscillates: a schedule that decays may gain.")
     if any(not one.sure for one in (*found.schedules, *found.optimizers)):
         said.append("What is not told apart above needs more trials, or fewer choices.")
     completed = sum(one.state == COMPLETED for one in found.trials)
@@ -145,17 +163,50 @@ def advice(found: Findings) -> list[str]:
     return said
 
 
-def _without_good(high: int, low: int) -> str:
-    if high >= low:
+def on_rates(
+    best: Mapping[str, ParameterValue] | None,
+    evidence: Sequence[Evidence],
+    verdicts: Mapping[int, Verdict],
+) -> list[str]:
+    """Return which rates to try next with the optimizer of the best trial's parameters."""
+    if best is None:
+        return [_without_good(None, evidence, verdicts)]
+    rate, own = float(best["lr"]), [one for one in evidence if one.optimizer == best["optimizer"]]
+    ranges = comparisons.good_rates(own, verdicts, "optimizer")
+    if not comparisons.good_rates(evidence, verdicts):
+        return [_without_good(rate, own, verdicts)]
+    return [line for one in ranges for line in _of_range(one, rate)]
+
+
+def _without_good(
+    best: float | None, evidence: Sequence[Evidence], verdicts: Mapping[int, Verdict]
+) -> str:
+    """Return what to try where no trial is good: beyond the best rate, if that is at an end."""
+    kinds = counted({one.number: verdicts[one.number] for one in evidence})
+    rates = [one.rate for one in evidence]
+    high, low = kinds[TOO_HIGH] + kinds[DIVERGING], kinds[TOO_LOW]
+    if high > low and best in (None, min(rates, default=None)):
         return "Nothing good was found and most rates were too high: try rates ten times lower."
-    return "Nothing good was found and most rates were too low: try rates ten times higher."
+    if low > high and best in (None, max(rates, default=None)):
+        return "Nothing good was found and most rates were too low: try rates ten times higher."
+    return "Nothing good was found, and why is unclear: let more trials run to the horizon."
 
 
 def _of_range(found: GoodRates, best: float) -> Iterator[str]:
-    if found.high.beyond is None:
-        yield f"With {found.name} no rate was too high: try some above {found.high.rate:.3g}."
-    if found.low.beyond is None and best < found.low.rate * NARROW:
-        yield f"With {found.name} no rate was too low: try some below {found.low.rate:.3g}."
-    if found.high.beyond is not None and found.low.beyond is not None and found.factor > 1:
-        span = f"{found.low.rate:.3g} to {found.high.rate:.3g}"
+    low, high = found.low, found.high
+    if high.beyond is None and best * NARROW > high.rate:
+        yield _beyond_an_end(found.name, "high", "above", high)
+    if low.beyond is None and best < low.rate * NARROW:
+        yield _beyond_an_end(found.name, "low", "below", low)
+    if high.beyond is not None and low.beyond is not None and found.factor > 1:
+        span = f"{low.rate:.3g} to {high.rate:.3g}"
         yield f"A next search with {found.name} can keep to {span}."
+
+
+def _beyond_an_end(name: str, end: str, where: str, edge: Edge) -> str:
+    if edge.unclear:
+        return (
+            f"With {name} rates {where} {edge.rate:.3g} are unclear: let trials there run to the "
+            "horizon."
+        )
+    return f"With {name} no rate was too {end}: try some {where} {edge.rate:.3g}."

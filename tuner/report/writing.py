@@ -56,11 +56,12 @@ def of_study(found: Findings, folder: Path) -> Written:
     figures: dict[str, dict[str, Any]] = {
         one.name: web.figure(one.picture, points=POINTS) for one in shown
     }
+    said = f"Verdicts on rates: {words.verdicts(found)}."
     body = [
         f"<h1>{escape(found.study.title)}</h1>",
         page.paragraphs([found.study.spec.study.description]),
         page.answer(words.answer(found), words.advice(found)),
-        f'<p class="soft">{escape(words.regimes(found))}. {escape(words.savings(found))}</p>',
+        f'<p class="soft">{escape(f"{said} {words.savings(found)}")}</p>',
         *map(_section, shown),
         _ranges(found),
     ]
@@ -160,22 +161,24 @@ def _beside(studies: Sequence[Findings]) -> str:
                 Cell(text=results.in_short(one.best.params) if one.best else ""),
                 Cell(text=good),
                 Cell(text=str(len(one.trials)), number=len(one.trials)),
-                Cell(text=words.regimes(one)),
+                Cell(text=words.verdicts(one)),
             ]
         )
-    head = ("study", "metric", "best", "with", "good rates", "trials", "regimes")
+    head = ("study", "metric", "best", "with", "good rates", "trials", "verdicts")
     return page.table(head, rows)
 
 
 def _trials(found: Findings) -> str:
     ranked = results.ranked(found.study, found.trials)
     metric = found.study.spec.study.metric
-    head = ("trial", "lr", "schedule", "optimizer", "steps", metric, "regime", "outcome", "why")
+    head = ("trial", "lr", "schedule", "optimizer", "steps", metric, "verdict", "outcome", "why")
     names = found.varied()
     rows = [_row(found, one, names) for one in ranked[:ROWS]]
     more = len(ranked) - ROWS
     said = f"The best {ROWS} of {len(ranked)}; `tuner export` gives all. " if more > 0 else ""
     links = "Numbers lead to MLflow's runs." if found.links else ""
+    if results.has_better_below(found.study, ranked[:ROWS]):
+        said += f"{results.WHY_BELOW} "
     whole = page.table((*head, "other parameters"), rows)
     return f'<h2>Trials</h2><p class="soft">{escape(said + links)}</p>{whole}'
 
@@ -201,11 +204,10 @@ def _drift(found: Findings) -> str:
 
 
 def _row(found: Findings, trial: TrialRecord, names: Sequence[str]) -> list[Cell]:
-    params, regime = trial.params or {}, found.regimes.get(trial.number)
+    params, verdict = trial.params or {}, found.verdicts.get(trial.number)
     rate = float(params["lr"]) if params else None
     value = found.value(trial)
     known = value == value  # noqa: PLR0124 - not nan
-    labels = ", ".join((regime.kind, *regime.labels)) if regime else ""
     others = ", ".join(f"{name} {_shown(params[name])}" for name in names if name in params)
     return [
         Cell(text=str(trial.number), number=trial.number, link=found.links.get(trial.number)),
@@ -214,9 +216,9 @@ def _row(found: Findings, trial: TrialRecord, names: Sequence[str]) -> list[Cell
         Cell(text=_shown(params.get("optimizer"))),
         Cell(text=str(trial.steps), number=trial.steps),
         Cell(text=f"{value:.4g}" if known else "", number=value if known else None),
-        Cell(text=labels),
+        Cell(text=str(verdict or "")),
         Cell(text=f"{trial.state}, imported" if trial.imported else trial.state),
-        Cell(text=(regime.reason if regime else trial.reason) or "", kind="why"),
+        Cell(text=(verdict.reason if verdict else trial.reason) or "", kind="why"),
         Cell(text=others, kind="wide"),
     ]
 

@@ -27,11 +27,15 @@ from tuner.spec import (
     Hyperband,
     Median,
     NoPruner,
+    OneRung,
     Patient,
     Percentile,
     StudySpec,
 )
 from tuner.spec import Halving as HalvingTable
+
+HALF = 2
+"""1 in so many goes on from the one rung of `halving`."""
 
 
 def pruner_for(spec: StudySpec, rungs: tuple[int, ...]) -> BasePruner:
@@ -53,8 +57,8 @@ class Judge:
             table = table.wraps
             first_rung = table.first_rung(steps) if isinstance(table, HalvingTable) else 0
         self._halving: Halving | None = None
-        if isinstance(table, HalvingTable):
-            factor = table.reduction_factor
+        if isinstance(table, HalvingTable | OneRung):
+            factor = table.reduction_factor if isinstance(table, HalvingTable) else HALF
             self._halving = Halving(standings, first_rung=first_rung, factor=factor)
         self._alone = self._patient is not None and isinstance(table, NoPruner)
         self._pruner = _made(table, first_rung, steps)
@@ -76,10 +80,9 @@ class Judge:
 
 def _made(pruner: AnyPruner, first_rung: int, steps: int) -> BasePruner:
     match pruner:
-        case ASHA():
-            return SuccessiveHalvingPruner(
-                min_resource=first_rung, reduction_factor=pruner.reduction_factor
-            )
+        case ASHA() | OneRung():
+            factor = HALF if isinstance(pruner, OneRung) else pruner.reduction_factor
+            return SuccessiveHalvingPruner(min_resource=first_rung, reduction_factor=factor)
         case Hyperband():
             return FixedHyperbandPruner(
                 min_resource=first_rung,

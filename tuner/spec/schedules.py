@@ -18,6 +18,7 @@ from tuner.spec.values import (
     Whole,
     Within,
     Word,
+    bounds,
     mistake,
     mistakes,
     options,
@@ -28,6 +29,14 @@ class Schedule(Choice):
     """A schedule of the learning rate; `warmup` is the fraction of the horizon that it rises."""
 
     warmup: Annotated[Real, Within(ge=0, lt=1)] = 0.0
+
+    def longest_rise(self) -> float:
+        """Return the longest fraction of the horizon before the rate is at its highest."""
+        warmup = bounds(self.warmup)[1]
+        return warmup + (1 - warmup) * self._longest_rise_after_warmup()
+
+    def _longest_rise_after_warmup(self) -> float:
+        return 0.0
 
 
 class Constant(Schedule):
@@ -101,6 +110,9 @@ class OneCycle(Schedule):
     div_factor: Annotated[Real, Within(ge=1, log=True)] = 25.0
     final_div_factor: Annotated[Real, Within(ge=1, log=True)] = 1e4
 
+    def _longest_rise_after_warmup(self) -> float:
+        return bounds(self.pct_start)[1]
+
 
 class Cyclic(Schedule):
     """Up from `base` times the rate and down again, `cycles` times (torch's CyclicLR).
@@ -114,6 +126,9 @@ class Cyclic(Schedule):
     cycles: Annotated[Whole, Within(ge=1, le=1_000_000)] = 4
     base: Annotated[Real, Within(ge=0, lt=1)] = 0.25
     final: Annotated[Real, Within(gt=0, le=1, log=True)] = 0.1
+
+    def _longest_rise_after_warmup(self) -> float:
+        return 0.5 / bounds(self.cycles)[0]
 
     @model_validator(mode="after")
     def _final_is_used(self) -> Cyclic:

@@ -90,7 +90,7 @@ class Halving(Table):
     min_steps: Annotated[int, Field(ge=1)] | None = None
     reduction_factor: Annotated[int, Field(ge=2)] = 3
 
-    def rungs(self, steps: int, evaluate_every: int) -> tuple[int, ...]:
+    def rungs(self, steps: int, evaluate_every: int, warmup: int = 0) -> tuple[int, ...]:
         """Give the steps at which a trial reports and may be pruned."""
         rung = self.first_rung(steps)
         rungs = []
@@ -122,6 +122,25 @@ class Hyperband(Halving):
     name: Literal["hyperband"]
 
 
+class OneRung(Table):
+    """Stop the worse half of the trials at one rung, at a third of the horizon.
+
+    The rung is later where a trial could be within its warm-up there, or would have had fewer than
+    three evaluations after its beginning; where it would be no earlier than the horizon, there is
+    none. The default.
+    """
+
+    name: Literal["halving"]
+
+    def rungs(self, steps: int, evaluate_every: int, warmup: int = 0) -> tuple[int, ...]:
+        """Return the step at which a trial reports and may be pruned, if there is one.
+
+        `warmup` is the longest that a trial of the study may have, in steps.
+        """
+        rung = max(-(-steps // 3), 3 * evaluate_every, warmup + 1)
+        return (rung,) if rung < steps else ()
+
+
 class Comparing(Table):
     """What a comparison with the completed trials at the same step needs."""
 
@@ -129,7 +148,7 @@ class Comparing(Table):
     startup_trials: Annotated[int, Field(ge=0)] = 5
     warmup_steps: Annotated[int, Field(ge=0)] = 0
 
-    def rungs(self, steps: int, evaluate_every: int) -> tuple[int, ...]:
+    def rungs(self, steps: int, evaluate_every: int, warmup: int = 0) -> tuple[int, ...]:
         """Give the steps at which a trial reports and may be pruned."""
         first = max(evaluate_every, self.warmup_steps)
         return tuple(range(first, steps, evaluate_every))
@@ -157,7 +176,7 @@ class NoPruner(Table):
 
     name: Literal["none"]
 
-    def rungs(self, steps: int, evaluate_every: int) -> tuple[int, ...]:
+    def rungs(self, steps: int, evaluate_every: int, warmup: int = 0) -> tuple[int, ...]:
         """Give no steps: nothing is reported before the end."""
         return ()
 
@@ -182,20 +201,30 @@ class Patient(Table):
     patience: Annotated[int, Field(ge=0)] = 2
     min_delta: Annotated[float, Field(ge=0)] = 0.0
 
-    def rungs(self, steps: int, evaluate_every: int) -> tuple[int, ...]:
+    def rungs(self, steps: int, evaluate_every: int, warmup: int = 0) -> tuple[int, ...]:
         """Give the steps at which a trial reports and may be pruned."""
         regular = range(evaluate_every, steps, evaluate_every)
         return tuple(sorted({*regular, *self.wraps.rungs(steps, evaluate_every)}))
+
+    def first_stop(self, steps: int, evaluate_every: int) -> int:
+        """Return the first step at which a trial may be pruned."""
+        regular = [*range(evaluate_every, steps, evaluate_every), steps]
+        patient = regular[min(self.patience + 1, len(regular) - 1)]
+        wrapped: tuple[int, ...] = self.wraps.rungs(steps, evaluate_every)
+        return max(patient, *wrapped[:1])
 
 
 AnySampler: TypeAlias = Annotated[
     TPE | Random | Grid | GP | QMC | CMAES | Listed, Field(discriminator="name")
 ]
 AnyPruner: TypeAlias = Annotated[
-    ASHA | Median | NoPruner | Percentile | Hyperband | Patient, Field(discriminator="name")
+    ASHA | Median | NoPruner | Percentile | Hyperband | Patient | OneRung,
+    Field(discriminator="name"),
 ]
 SamplerName: TypeAlias = Literal["tpe", "random", "grid", "gp", "qmc", "cmaes", "listed"]
-PrunerName: TypeAlias = Literal["asha", "median", "none", "percentile", "hyperband", "patient"]
+PrunerName: TypeAlias = Literal[
+    "asha", "median", "none", "percentile", "hyperband", "patient", "halving"
+]
 Sampler: TypeAlias = Annotated[
     AnySampler, BeforeValidator(as_choice, json_schema_input_type=SamplerName | AnySampler)
 ]

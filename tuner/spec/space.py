@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -78,6 +79,10 @@ class Space(Table):
         if twice:
             raise mistake("each name once", f"{', '.join(twice)} more than once")
         return choices
+
+    def longest_warmup(self, horizon: int) -> int:
+        """Return the most steps for which the rate of any trial rises to its highest."""
+        return max(math.ceil(choice.longest_rise() * horizon) for choice in self.schedule)
 
     def entries(self, schedule: str, optimizer: str) -> dict[str, Entry]:
         """Give the parameters that exist once a schedule and an optimiser are chosen."""

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from tuner.spec.retrain import MetricName, RetrainTable
-from tuner.spec.search import ASHA, TPE, Pruner, Sampler
+from tuner.spec.search import TPE, OneRung, Patient, Pruner, Sampler
 from tuner.spec.space import Space
 from tuner.spec.values import (
     ParameterValue,
@@ -183,7 +183,7 @@ class SearchTable(Table):
     """
 
     sampler: Sampler = TPE(name="tpe")
-    pruner: Pruner = ASHA(name="asha")
+    pruner: Pruner = OneRung(name="halving")
     # left out where there are none, so that digests stay what they were
     first: Annotated[
         tuple[dict[str, ParameterValue], ...],
@@ -278,7 +278,15 @@ class StudySpec(Table):
     def rungs(self) -> tuple[int, ...]:
         """Give the steps at which every trial reports to the pruner, fixed for good."""
         training = self.training
-        return self.search.pruner.rungs(training.steps, training.evaluation_interval)
+        warmup = self.space.longest_warmup(training.steps)
+        return self.search.pruner.rungs(training.steps, training.evaluation_interval, warmup)
+
+    def first_stop(self) -> int | None:
+        """Return the first step at which the pruner may stop a trial; None where it never does."""
+        training, pruner = self.training, self.search.pruner
+        if isinstance(pruner, Patient):
+            return pruner.first_stop(training.steps, training.evaluation_interval)
+        return min(self.rungs(), default=None)
 
     def evaluation_steps(self) -> tuple[int, ...]:
         """Give the steps at which every trial is evaluated: regular ones, rungs, and the last."""

@@ -227,6 +227,14 @@ def options(entry: Entry) -> tuple[ParameterValue, ...]:
     return entry if isinstance(entry, tuple) else (entry,)
 
 
+def bounds(entry: Range | tuple[float, ...] | float) -> tuple[float, float]:
+    """Return the lowest and the highest number of an entry."""
+    if isinstance(entry, Range):
+        return entry.low, entry.high
+    numbers = entry if isinstance(entry, tuple) else (entry,)
+    return min(numbers), max(numbers)
+
+
 def as_choice(value: object) -> object:
     """Let a bare name stand for the table that has only that name."""
     return {"name": value} if isinstance(value, str) else value

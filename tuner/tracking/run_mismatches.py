@@ -12,7 +12,6 @@ from mlflow.entities import Run
 from tuner.assessing import Assessor
 from tuner.ledger import Reader, StudyRecord, TrialRecord
 from tuner.outcome import RUNNING
-from tuner.regimes import Regime
 from tuner.storage import tracking_reached
 from tuner.tracking.mismatch import Mismatch
 from tuner.tracking.run_content import (
@@ -25,6 +24,7 @@ from tuner.tracking.run_content import (
     tags_of,
 )
 from tuner.tracking.run_writers import all_runs
+from tuner.verdicts import Verdict
 
 ANEW = ("run_params", "run_points")
 """Kinds that MLflow cannot mend in place: it never changes a param, and never drops a point."""
@@ -69,27 +69,31 @@ def _mismatches(
     environments: dict[int, Mapping[str, Any]] = {}
     for attempt in ledger.attempts(study.id):
         environments.setdefault(attempt.trial_id, attempt.environment)
-    regimes = {} if without_curve else _regimes(ledger, study, ours)
+    verdicts = {} if without_curve else _verdicts(ledger, study, ours)
     for trial in drawn:
         run = by_key.get(str(trial.number))
         if run is None or keys[str(trial.number)] > 1:  # which of them is meant?
             continue
         parent = by_key[PARENT].info.run_id if PARENT in by_key else ""
         tags = tags_of(study, trial, parent, environments[trial.id]) | outcome_tags(trial)
-        if trial.number in regimes:
-            tags["tuner.regime"] = regimes[trial.number].kind
+        by_earlier_version = {"tuner.regime"} == run.data.tags.keys() & {
+            "tuner.regime",
+            "tuner.verdict",
+        }
+        if trial.number in verdicts and not by_earlier_version:
+            tags["tuner.verdict"] = verdicts[trial.number].kind
         yield from _differences(trial, run, tags)
         if trial.state != RUNNING and trial.number not in without_curve:
             yield from _wrong_points(client, ledger, trial, run)
 
 
-def _regimes(
+def _verdicts(
     ledger: Reader, study: StudyRecord, ours: Sequence[TrialRecord]
-) -> Mapping[int, Regime]:
-    """Tell the regimes of a study at rest: while trials run, runs are told from time to time."""
+) -> Mapping[int, Verdict]:
+    """Tell the verdicts of a study at rest: while trials run, runs are told from time to time."""
     if any(trial.state == RUNNING for trial in ours):
         return {}
-    return Assessor(ledger, study).regimes(ours)
+    return Assessor(ledger, study).verdicts(ours)
 
 
 def _differences(trial: TrialRecord, run: Run, tags: Mapping[str, str]) -> Iterator[Mismatch]:

@@ -34,8 +34,8 @@ from tuner.tracking.run_content import (
     points_of,
     shown_tags,
 )
-from tuner.tracking.run_regimes import RunRegimes
 from tuner.tracking.run_tables import TableWriter, tables_engine, unknown
+from tuner.tracking.run_verdicts import RunVerdicts
 from tuner.tracking.run_writers import ClientWriter, RunEnd, RunWriter, all_runs
 
 DESCRIBE_SECONDS = 5.0
@@ -72,7 +72,7 @@ class RunPublisher:
         self._tables: Engine | None = tables_engine(client.tracking_uri) if in_bulk else None
         self._experiments: dict[int, str] = {}
         self._described: dict[int, Told] = {}
-        self._regimes: dict[int, RunRegimes] = {}
+        self._verdicts: dict[int, RunVerdicts] = {}
         self._doubtful: set[int] = set()  # studies that may have second runs
 
     def due(self, mark: Mark) -> bool | None:
@@ -112,7 +112,7 @@ class RunPublisher:
                 run_id = found.get(PARENT) or parents.create(self._client, study, experiment)
                 self._publications.note_study(study.id, run_id, 0)
             self._described.pop(study.id, None)
-            self._regimes.pop(study.id, None)
+            self._verdicts.pop(study.id, None)
         due = [one for one in self.backlog.open(mark) if _due(one)]
         for batch in batches(due, writer.runs_at_once):
             trials = self.backlog.trials([one.id for one in batch])
@@ -137,8 +137,8 @@ class RunPublisher:
                 at_rest=not mark.live,
             )
             self._described[study.id] = Told(time.monotonic(), improvements, mark.silent)
-            regimes = self._regimes.setdefault(study.id, RunRegimes(self._ledger, study))
-            regimes.tell(
+            verdicts = self._verdicts.setdefault(study.id, RunVerdicts(self._ledger, study))
+            verdicts.tell(
                 self._writer(),  # another one: this one may remember runs as they were before
                 experiment,
                 at_rest=waiting or not mark.live,

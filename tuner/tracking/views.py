@@ -157,7 +157,7 @@ def state_of(study: StudyRecord, view: View) -> dict[str, Any]:
 def _columns(study: StudyRecord) -> list[str]:
     params = [f"params.`{name}`" for name in ("lr", "schedule", "optimizer")]
     metrics = [f"metrics.`{name}`" for name in (VALUE, study.spec.study.metric)]
-    tags = [f"tags.`tuner.{name}`" for name in ("outcome", "regime", "reason")]
+    tags = [f"tags.`tuner.{name}`" for name in ("outcome", "verdict", "reason")]
     return [*params, *metrics, *tags]
 
 

@@ -1,4 +1,4 @@
-"""Regimes as the recorder tells them: each run says what its rate was like, as of now."""
+"""Verdicts as the recorder tells them: each run says what its rate was like, as of now."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tuner.assessing import Assessor
 from tuner.ledger import Ledger, StudyRecord
 from tuner.storage import Addresses
 from tuner.tracking.recorder import Recorder
-from tuner.tracking.run_regimes import RunRegimes
+from tuner.tracking.run_verdicts import RunVerdicts
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +38,7 @@ def tags(places: Addresses) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("in_bulk", [True, False])
-def test_runs_say_their_regime_and_hear_of_a_better_trial(tmp_path: Path, in_bulk: bool) -> None:
+def test_runs_say_their_verdict_and_hear_of_a_better_trial(tmp_path: Path, in_bulk: bool) -> None:
     prepare(tmp_path)
     places = storage.addresses({}, tmp_path)
     ledger = Ledger(storage.ledger_engine(places.ledger))
@@ -48,25 +48,25 @@ def test_runs_say_their_regime_and_hear_of_a_better_trial(tmp_path: Path, in_bul
     train(ledger, study, 0.01, falls_to=1.9)
     recorder.publish()
     told = tags(places)
-    assert [told[n]["tuner.regime"] for n in ("0", "1")] == ["good", "too low"]
-    assert "val_loss 1.5 after 100 steps, the best of 2" in told["0"]["tuner.regime_reason"]
-    assert "tuner.regime" not in told["study"]
+    assert [told[n]["tuner.verdict"] for n in ("0", "1")] == ["good", "too low"]
+    assert "val_loss 1.5 after 100 steps, the best of 2" in told["0"]["tuner.verdict_reason"]
+    assert "tuner.verdict" not in told["study"]
 
     train(ledger, study, 0.5, falls_to=0.1)
     recorder.publish()
     told = tags(places)
-    assert [told[n]["tuner.regime"] for n in ("0", "1", "2")] == ["too low", "too low", "good"]
-    expected = Assessor(ledger, study).regimes(ledger.trials(study.id))
-    for number, regime in expected.items():
+    assert [told[n]["tuner.verdict"] for n in ("0", "1", "2")] == ["too low", "too low", "good"]
+    expected = Assessor(ledger, study).verdicts(ledger.trials(study.id))
+    for number, verdict in expected.items():
         of_run = told[str(number)]
-        assert of_run["tuner.regime_reason"] == regime.reason
-        assert of_run["tuner.regime_labels"] == ", ".join(regime.labels)
+        assert of_run["tuner.verdict_reason"] == verdict.reason
+        assert of_run["tuner.verdict_labels"] == ", ".join(verdict.labels)
     assert doctor.examine(ledger.engine, places) == []
 
     storage.tracking_client(places).delete_run(run_of(places, "1"))  # by a person, and that is fine
     train(ledger, study, 0.6, falls_to=0.05)
     recorder.publish()
-    assert tags(places)["3"]["tuner.regime"] == "good"
+    assert tags(places)["3"]["tuner.verdict"] == "good"
     assert not recorder.behind()
     recorder.close()
     ledger.engine.dispose()
@@ -92,7 +92,7 @@ def test_nothing_is_written_where_nothing_changed(ledger: Ledger) -> None:
             self.tagged += runs
 
     study = submit(ledger)
-    told, writer = RunRegimes(ledger, study), Counting()
+    told, writer = RunVerdicts(ledger, study), Counting()
     for falls_to, at_rest, expected in [
         (1.5, False, ["0"]),  # the first look is at once
         (1.4, False, []),  # the next one is not due yet

@@ -1,27 +1,34 @@
-"""Regimes and verdicts, held to gradient descent on quadratics, whose every number is known."""
+"""Verdicts and comparisons, held to gradient descent on quadratics, whose every number is known."""
 
 from __future__ import annotations
 
+import gzip
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given as cases_of
+from hypothesis import settings
 from hypothesis import strategies as st
 
-from tuner import regimes, verdicts
+from tuner import comparisons, results, verdicts
 from tuner.curves import Chunk
 from tuner.outcome import COMPLETED, DIVERGED, FAILED, PRUNED
-from tuner.regimes import (
+from tuner.report import words
+from tuner.verdicts import (
     DIVERGING,
     GOOD_RATE,
     OSCILLATING,
     PLATEAU,
     TOO_HIGH,
     TOO_LOW,
+    UNCLEAR,
     Evidence,
     Given,
-    Regime,
+    Verdict,
 )
 
 HOUSES = np.array([[13.5, 5.0], [5.0, 2.0]])  # the Hessian; see studies/house_prices.py
@@ -76,19 +83,19 @@ def given(**changes: Any) -> Given:
 
 def seen(number: int, found: Chunk, about: Given, **changes: Any) -> Evidence:
     told = {"rate": 0.1, "optimizer": "sgd", "schedule": "constant", "outcome": COMPLETED}
-    made = regimes.evidence(
+    made = verdicts.evidence(
         number, **{**told, "reason": "", "curve": found, "given": about, **changes}
     )
     assert made is not None
     return made
 
 
-def houses(*rates: float, steps: int = 50) -> dict[float, Regime]:
+def houses(*rates: float, steps: int = 50) -> dict[float, Verdict]:
     found = [
         seen(n, descent(HOUSES, START, np.full(steps, rate))[0], given(), rate=rate)
         for n, rate in enumerate(rates)
     ]
-    return dict(zip(rates, regimes.judge(found, given()).values(), strict=True))
+    return dict(zip(rates, verdicts.judge(found, given()).values(), strict=True))
 
 
 # --- house prices, as it is and not as it is told
@@ -126,8 +133,8 @@ def test_every_rate_on_house_prices(rate: float, kind: str, labels: tuple[str, .
 def test_divergence_grows_by_the_factor_of_theory(rate: float) -> None:
     found, _ = descent(HOUSES, START, np.full(40, rate))
     factor = (1 - rate * LARGEST) ** 2
-    assert regimes.growth(found.columns["train_loss"]) == pytest.approx(factor, rel=1e-6)
-    told = regimes.judge([seen(0, found, given(), outcome=DIVERGED, reason="It ran.")], given())
+    assert verdicts.growth(found.columns["train_loss"]) == pytest.approx(factor, rel=1e-6)
+    told = verdicts.judge([seen(0, found, given(), outcome=DIVERGED, reason="It ran.")], given())
     assert f"growing by a factor of {factor:.4f} a step" in told[0].reason
     assert told[0].reason.endswith(": it ran.")
 
@@ -144,7 +151,7 @@ def test_a_parabola(rate: float, crossed: int, kind: str) -> None:
         for n, one in enumerate((0.3, rate))
     ]
     assert (found[1].crossed, found[1].pairs) == (crossed, 19)
-    assert regimes.judge(found, about)[1].kind == kind
+    assert verdicts.judge(found, about)[1].kind == kind
 
 
 @cases_of(
@@ -161,7 +168,7 @@ def test_the_cosines_of_gradients_follow_from_losses_and_norms(spectrum, rates, 
     products = (gradients[1:] * gradients[:-1]).sum(axis=1)
     sizes = np.linalg.norm(gradients[1:], axis=1) * np.linalg.norm(gradients[:-1], axis=1)
     clear = np.abs(products) > 1e-6 * sizes
-    told = regimes.against(found, 0.0)
+    told = verdicts.against(found, 0.0)
     assert (told == (products < 0))[clear].all()
 
 
@@ -195,7 +202,7 @@ FALLING = 2.0 * 0.7 ** np.arange(11) + 0.1
 )
 def test_a_trial_beside_a_good_one(changes: Any, scores: Any, kind: str, says: str) -> None:
     other = minibatch(1, **{"rate": 0.1, **changes}, scores=scores)
-    told = regimes.judge([minibatch(0, 0.1, FALLING), other], given(plain=False, baseline=None))
+    told = verdicts.judge([minibatch(0, 0.1, FALLING), other], given(plain=False, baseline=None))
     assert (told[0].kind, told[1].kind) == (GOOD_RATE, kind)
     assert says in told[1].reason
 
@@ -211,7 +218,210 @@ def test_a_trial_beside_a_good_one(changes: Any, scores: Any, kind: str, says: s
 )
 def test_labels(scores: Any, labels: tuple[str, ...]) -> None:
     found = [minibatch(0, 0.1, np.append(scores, scores[-1]))]
-    assert regimes.judge(found, given(plain=False, baseline=None))[0].labels == labels
+    assert verdicts.judge(found, given(plain=False, baseline=None))[0].labels == labels
+
+
+def test_a_curve_that_dips_and_rises_again_is_no_bar() -> None:
+    """Ordinary overfitting: the higher the rate, the sooner and the deeper the dip."""
+    about = given(plain=False, baseline=None)
+    found = [minibatch(0, 0.001, np.linspace(2.0, 0.9, 11))]
+    for n, rate in enumerate(np.geomspace(0.01, 0.08, 7), 1):
+        dip = np.concatenate([np.linspace(2.0, 0.3, 4), np.linspace(0.32, 0.5 + 0.02 * n, 7)])
+        found.append(minibatch(n, rate, dip))
+    told = verdicts.judge(found, about)
+    assert told[1].kind == GOOD_RATE
+    assert "the best of 8 that completed" in told[1].reason
+    assert [one.kind for one in told.values()].count(TOO_HIGH) == 0
+    assert told[0].kind == TOO_LOW
+    (range_of_all,) = comparisons.good_rates(found, told)
+    assert range_of_all.low.rate <= 0.01 <= range_of_all.high.rate
+
+
+WARMING = np.linspace(0.01, 0.1, 25)
+
+
+@pytest.mark.parametrize(
+    ("scores", "rates", "says"),
+    [
+        (FALLING[:2], 0.5, "after 5 of 50 steps, too early to tell"),
+        (FALLING[:3], 0.5, "after 10 of 50 steps, too early to tell"),  # of two evaluations
+        (FALLING[:6] + 1, WARMING, "after 25 of 50 steps, while its rate still rose"),
+    ],
+)
+def test_a_trial_that_was_stopped_early_is_unclear(scores: Any, rates: Any, says: str) -> None:
+    about, steps = given(plain=False, baseline=None), 5 * (len(scores) - 1)
+    stopped = seen(1, curve(np.ones(steps), scores, rates, 1.0), about, rate=0.5, outcome=PRUNED)
+    told = verdicts.judge([minibatch(0, 0.1, FALLING), stopped], about)
+    assert told[1].kind == UNCLEAR
+    assert says in told[1].reason
+
+
+def test_what_is_no_further_from_the_best_than_noise_is_unclear() -> None:
+    noise = 0.02 * np.array([0, 1, -1, 1, 0, -1, 1, -1, 1, 0, 0])
+    best, near, far = (np.linspace(0.15, end, 11) + noise for end in (0.12, 0.135, 0.22))
+    found = [minibatch(n, 0.1 * 4.0**n, scores) for n, scores in enumerate((best, near, far))]
+    told = verdicts.judge(found, given(plain=False, baseline=None))
+    assert [one.kind for one in told.values()] == [GOOD_RATE, UNCLEAR, TOO_HIGH]
+    assert "as evaluations of that one vary" in told[1].reason
+
+
+def test_rates_between_good_ones_are_not_to_blame() -> None:
+    found = [minibatch(n, rate, FALLING) for n, rate in enumerate((0.01, 1.0))]
+    found.append(minibatch(2, 0.1, np.full(11, 2.1)))
+    told = verdicts.judge(found, given(plain=False, baseline=None))
+    assert told[2].kind == UNCLEAR
+    assert "the rate is not the reason" in told[2].reason
+
+
+def test_before_a_trial_has_completed_nothing_is_compared() -> None:
+    found = [minibatch(n, 0.1, FALLING[:5], outcome=PRUNED) for n in range(2)]
+    told = verdicts.judge(found, given(plain=False, baseline=None))
+    assert {one.kind for one in told.values()} == {UNCLEAR}
+
+
+def test_a_verdict_says_for_which_optimizer() -> None:
+    about = given(plain=False, baseline=None)
+    found = [minibatch(0, 0.1, FALLING), minibatch(1, 0.1, np.full(11, 2.1), optimizer="adamw")]
+    told = verdicts.judge(found, about)
+    assert str(told[0]) == "good for sgd"
+    assert str(told[1]) == "too low for adamw"
+    assert told[1].reason.startswith("Too low for adamw: ")
+    assert results.verdicts_in_words(told) == "with adamw 1 too low; with sgd 1 good"
+
+
+def test_earlier_versions_of_a_study_set_the_bar_too() -> None:
+    found = [minibatch(0, 0.1, np.linspace(2.0, 1.5, 11))]
+    about = given(plain=False, baseline=None)
+    assert verdicts.judge(found, about)[0].kind == GOOD_RATE
+    assert verdicts.judge(found, about, imported=0.1)[0].kind == TOO_LOW
+
+
+# --- advice and ranking agree, whatever the curves
+
+
+def assert_advice_and_ranking_agree(found: list[Evidence], about: Given) -> None:
+    told = verdicts.judge(found, about)
+    order = sorted(
+        (one for one in found if one.outcome == COMPLETED and len(one.scores)),
+        key=lambda one: (one.scores[-1], one.number),
+    )
+    kinds = [told[one.number].kind for one in order]
+    if order:
+        assert kinds[0] in ((GOOD_RATE, UNCLEAR, DIVERGING) if order[0].exploded else
+                            (GOOD_RATE, UNCLEAR))  # fmt: skip
+    assert GOOD_RATE not in kinds[kinds.count(GOOD_RATE) :], "the good ones rank first"
+    for place, one in enumerate(order):
+        sign = {TOO_HIGH: -1, TOO_LOW: 1}.get(kinds[place])
+        if sign is None:
+            continue
+        rivals = [other for other in order if other.optimizer == one.optimizer]
+        there = [other for other in rivals if sign * (other.rate - one.rate) > 0]
+        assert not there or min(other.scores[-1] for other in there) < one.scores[-1]
+    if not order:
+        return
+    best = order[0]
+    params = {"lr": best.rate, "optimizer": best.optimizer, "schedule": best.schedule}
+    said = words.on_rates(params, found, told)
+    own = [one for one in order if one.optimizer == best.optimizer]
+    for line in said:
+        if line.startswith("Nothing good"):
+            assert GOOD_RATE not in kinds
+        if (wanted := re.search(r"ten times (lower|higher)", line)) is not None:
+            sign = -1 if wanted[1] == "lower" else 1
+            assert not [one for one in own if sign * (one.rate - best.rate) > 0]
+        if (wanted := re.search(r"try some (above|below) (\S+)\.$", line)) is not None:
+            sign = 1 if wanted[1] == "above" else -1
+            edge = float(wanted[2])
+            assert not [one for one in own if sign * one.rate > sign * edge * 1.01**sign]
+        if (wanted := re.search(r"keep to (\S+) to (\S+)\.$", line)) is not None:
+            low, high = float(wanted[1]) * 0.99, float(wanted[2]) * 1.01
+            inside = [one.scores[-1] for one in own if low <= one.rate <= high]
+            outside = [one.scores[-1] for one in own if not low <= one.rate <= high]
+            assert best.scores[-1] == min(inside)
+            assert not outside or min(outside) >= min(inside)
+
+
+SCORES = st.lists(st.floats(-10, 10) | st.integers(0, 3).map(float), min_size=3, max_size=11) | (
+    st.lists(st.sampled_from([0.0, 1.0, 1.7e308, -1.7e308, np.nan]), min_size=3, max_size=11)
+)
+LOSSES = {
+    "still": np.ones(50),
+    "falls": np.geomspace(1, 0.1, 50),
+    "swings": np.tile([1.0, 0.5], 25),
+    "explodes": np.geomspace(1, 100, 50),
+}
+
+
+@settings(max_examples=100)
+@cases_of(
+    trials=st.lists(
+        st.tuples(
+            st.integers(-4, 1),
+            st.sampled_from(["sgd", "sgd", "adamw"]),
+            st.sampled_from(["constant", "cosine"]),
+            st.sampled_from([COMPLETED, COMPLETED, COMPLETED, PRUNED, DIVERGED]),
+            SCORES,
+            st.sampled_from(list(LOSSES)),
+        ),
+        min_size=1,
+        max_size=8,
+    ),
+    sign=st.sampled_from([1.0, -1.0]),
+    keeps_best=st.booleans(),
+    baseline=st.none() | st.floats(-1, 1),
+    plain=st.booleans(),
+)
+def test_advice_and_ranking_agree_on_random_curves(
+    trials, sign, keeps_best, baseline, plain
+) -> None:
+    about = given(plain=plain, baseline=baseline, sign=sign, keeps_best=keeps_best)
+    found = []
+    for number, (power, optimizer, schedule, outcome, scores, losses) in enumerate(trials):
+        own = curve(LOSSES[losses][: 5 * (len(scores) - 1)], scores, 10.0**power, 1.0)
+        told = {"optimizer": optimizer, "schedule": schedule, "outcome": outcome}
+        found.append(seen(number, own, about, rate=10.0**power, **told))
+    assert_advice_and_ranking_agree(found, about)
+
+
+REAL: dict[str, list[dict[str, Any]]] = {}
+with gzip.open(Path(__file__).parent / "data" / "algoperf_sample.jsonl.gz", "rt") as lines:
+    for line in lines:
+        row = json.loads(line)
+        if len(row["step"]) >= 10:
+            REAL.setdefault(row["workload"], []).append(row)
+LONG = [rows for rows in REAL.values() if len(rows) >= 10]
+
+
+@settings(max_examples=40)
+@cases_of(
+    rows=st.sampled_from(LONG).flatmap(
+        lambda rows: st.lists(st.sampled_from(rows), min_size=4, max_size=12)
+    ),
+    metric=st.sampled_from(["train_loss", "validation_loss"]),
+    stops=st.lists(st.floats(0.02, 1) | st.just(1.0), min_size=12, max_size=12),
+)
+def test_advice_and_ranking_agree_on_real_curves(rows, metric, stops) -> None:
+    """Runs of AlgoPerf, some of them stopped on the way."""
+    horizon = min(max(row["step"]) for row in rows)
+    about = given(plain=False, baseline=None, horizon=horizon)
+    found = []
+    for number, (row, stop) in enumerate(zip(rows, stops, strict=False)):
+        values = [(s, float("nan" if v is None else v)) for s, v in zip(row["step"], row[metric],
+                  strict=True) if s <= max(stop * horizon, row["step"][1])]  # fmt: skip
+        at, scores = (np.array(column) for column in zip(*values, strict=True))
+        steps = horizon if stop == 1.0 else int(at[-1])
+        own = Chunk(
+            first_step=0,
+            columns={"train_loss": np.ones(2)},
+            times=np.empty(steps),
+            eval_steps=at.astype(np.int64),
+            eval_times=at.astype(float),
+            metrics={"val_loss": scores},
+        )
+        rate = float(row["hparams"].get("learning_rate") or 10.0 ** -(number % 5))
+        outcome = COMPLETED if stop == 1.0 else PRUNED
+        found.append(seen(number, own, about, rate=rate, outcome=outcome))
+    assert_advice_and_ranking_agree(found, about)
 
 
 @cases_of(
@@ -219,7 +429,7 @@ def test_labels(scores: Any, labels: tuple[str, ...]) -> None:
     shift=st.floats(-10, 10),
     falls=st.lists(st.floats(0.3, 0.99), min_size=2, max_size=5),
 )
-def test_a_regime_does_not_depend_on_the_unit_of_the_loss(scale, shift, falls) -> None:
+def test_a_verdict_does_not_depend_on_the_unit_of_the_loss(scale, shift, falls) -> None:
     about = given(plain=False, baseline=None)
 
     def kinds(scale: float, shift: float) -> list[str]:
@@ -227,7 +437,7 @@ def test_a_regime_does_not_depend_on_the_unit_of_the_loss(scale, shift, falls) -
             minibatch(n, 10.0**-n, shift + scale * (fall ** np.arange(11)))
             for n, fall in enumerate(falls)
         ]
-        return [one.kind for one in regimes.judge(found, about).values()]
+        return [one.kind for one in verdicts.judge(found, about).values()]
 
     assert kinds(scale, shift) == kinds(1.0, 0.0)
 
@@ -239,37 +449,40 @@ def test_higher_may_be_better() -> None:
         seen(n, curve(np.ones(50), scores, rate, 1.0), about, rate=rate)
         for n, (scores, rate) in enumerate([(rising, 0.1), (rising * 0.5, 0.01)])
     ]
-    told = regimes.judge(found, about)
+    told = verdicts.judge(found, about)
     assert [one.kind for one in told.values()] == [GOOD_RATE, TOO_LOW]
     assert "val_loss 0.9718" in told[0].reason
 
 
 @pytest.mark.parametrize("outcome", [FAILED, "cancelled", "running"])
-def test_what_did_not_end_by_itself_has_no_regime(outcome: str) -> None:
+def test_what_did_not_end_by_itself_has_no_verdict(outcome: str) -> None:
     empty = curve([1.0], [1.0], 0.1, 1.0)
-    told = regimes.evidence(
+    told = verdicts.evidence(
         0, rate=0.1, optimizer="sgd", schedule="constant", outcome=outcome, reason="",
         curve=empty, given=given(),
     )  # fmt: skip
     assert told is None
-    assert regimes.judge([], given()) == {}
+    assert verdicts.judge([], given()) == {}
 
 
-# --- the study's verdict
+# --- comparisons
 
 
-def ranges(good: list[float], bad: list[float], **kind: str) -> list[verdicts.GoodRates]:
+def ranges(good: list[float], bad: list[float], **kind: str) -> list[comparisons.GoodRates]:
     found = [
         minibatch(n, rate, FALLING, schedule="cosine" if n % 2 else "constant")
         for n, rate in enumerate([*good, *bad])
     ]
     told = {
-        one.number: Regime(
-            kind=GOOD_RATE if one.number < len(good) else TOO_LOW, labels=(), reason=""
+        one.number: Verdict(
+            kind=GOOD_RATE if one.number < len(good) else TOO_LOW,
+            optimizer="sgd",
+            labels=(),
+            reason="",
         )
         for one in found
     }
-    return verdicts.good_rates(found, told, **kind)
+    return comparisons.good_rates(found, told, **kind)
 
 
 def test_good_rates_are_those_tried_with_what_lies_beyond() -> None:
@@ -295,15 +508,15 @@ def test_how_sure_an_edge_is_as_the_bootstrap_by_drawing_has_it(good: int, bad: 
     lows = lows[np.isfinite(lows)]
     inside = np.mean(lows <= told.low.inner)
     before = np.mean(lows < told.low.inner)
-    assert before - 0.02 < verdicts.LEVEL < inside + 0.02
+    assert before - 0.02 < comparisons.LEVEL < inside + 0.02
 
 
 def test_the_expected_best_of_n_is_what_drawing_gives() -> None:
     rng = np.random.default_rng(0)
     scores = rng.normal(size=9)
     drawn = rng.choice(scores, size=(200_000, 4)).min(axis=1).mean()
-    assert verdicts.expected_best(scores[None], 4)[0] == pytest.approx(drawn, abs=0.01)
-    assert verdicts.expected_best(scores[None], 1)[0] == pytest.approx(scores.mean())
+    assert comparisons.expected_best(scores[None], 4)[0] == pytest.approx(drawn, abs=0.01)
+    assert comparisons.expected_best(scores[None], 1)[0] == pytest.approx(scores.mean())
 
 
 def finished(schedule: str, scores: np.ndarray, first: int = 0, **changes: Any) -> list[Evidence]:
@@ -317,25 +530,25 @@ def test_the_winner_is_named_with_its_margin_and_only_when_it_is_sure() -> None:
     rng = np.random.default_rng(0)
     cosine, constant = rng.normal(1.0, 0.1, 20), rng.normal(1.5, 0.1, 20)
     found = finished("cosine", cosine) + finished("constant", constant, 20)
-    (wins,) = verdicts.winner(found, 50, rng)
+    (wins,) = comparisons.winner(found, 50, rng)
     assert (wins.winner, wins.other, wins.sure) == ("cosine", "constant", True)
     assert 0.3 < wins.by.low < wins.by.mean < wins.by.high < 0.7
     equal = finished("cosine", cosine) + finished("constant", rng.permutation(cosine), 20)
-    (tie,) = verdicts.winner(equal, 50, rng)
+    (tie,) = comparisons.winner(equal, 50, rng)
     assert not tie.sure
 
 
 def test_only_trials_at_the_horizon_are_compared() -> None:
     rng, scores = np.random.default_rng(0), np.linspace(1, 2, 10)
     pruned = finished("cosine", scores) + finished("step", scores - 9, 10, outcome=PRUNED)
-    assert verdicts.winner(pruned, 50, rng) == []
-    assert verdicts.winner(finished("cosine", scores), 60, rng) == []
+    assert comparisons.winner(pruned, 50, rng) == []
+    assert comparisons.winner(finished("cosine", scores), 60, rng) == []
 
 
 def test_a_schedule_tried_more_often_gains_nothing_by_that() -> None:
     rng, scores = np.random.default_rng(0), np.linspace(1, 2, 10)
     often = np.repeat(scores, 20)
     found = finished("cosine", scores) + finished("step", often, 10)
-    (tie,) = verdicts.winner(found, 50, rng)
+    (tie,) = comparisons.winner(found, 50, rng)
     assert tie.n == 10
     assert tie.by.mean == pytest.approx(0, abs=1e-9)

@@ -1,4 +1,4 @@
-"""The regimes of a study's trials, as tags of their runs: told when new or changed."""
+"""The verdicts of a study's trials, as tags of their runs: told when new or changed."""
 
 from __future__ import annotations
 
@@ -7,29 +7,33 @@ from collections.abc import Callable, Mapping
 
 from tuner.assessing import Assessor
 from tuner.ledger import Reader, StudyRecord, TrialRecord
-from tuner.regimes import Regime
 from tuner.tracking.run_content import REASON_LIMIT
 from tuner.tracking.run_writers import RunWriter
+from tuner.verdicts import Verdict
 
 REFRESH_SECONDS = 30.0
-"""How often regimes are looked at while trials run; and never for more than a tenth of the time."""
+"""How often verdicts are renewed while trials run; and never for more than a tenth of the time."""
 AT_ONCE = 500
 """Runs that are tagged between two notes that the claim is still held."""
 
 
-def regime_tags(regime: Regime) -> dict[str, str]:
-    """Give the tags of a run that say what its trial's rate was like."""
+def verdict_tags(verdict: Verdict) -> dict[str, str]:
+    """Return the tags of a run that say what its trial's rate was like.
+
+    `tuner.regime` is what the first version called the verdict; it stays for saved searches.
+    """
     return {
-        "tuner.regime": regime.kind,
-        "tuner.regime_labels": ", ".join(regime.labels),
-        "tuner.regime_reason": regime.reason[:REASON_LIMIT],
+        "tuner.verdict": verdict.kind,
+        "tuner.regime": verdict.kind,
+        "tuner.verdict_labels": ", ".join(verdict.labels),
+        "tuner.verdict_reason": verdict.reason[:REASON_LIMIT],
     }
 
 
-class RunRegimes:
-    """Knows one study's regimes and what its runs have been told of them.
+class RunVerdicts:
+    """Knows one study's verdicts and what its runs have been told of them.
 
-    A regime is relative to the best trial, so a better one changes what is true of the others.
+    A verdict is relative to the best trial, so a better one changes what is true of the others.
     While trials run only a changed kind is told, at rest every changed sentence too. What was told
     is remembered by this process alone: another one tells everything once more.
     """
@@ -68,11 +72,11 @@ class RunRegimes:
         changes = self._ledger.changes(self._study.id, self._revision, with_reports=False)
         self._revision = changes.revision
         self._trials.update({one.number: one for one in changes.trials})
-        regimes = self._assessor.regimes(list(self._trials.values()))
-        return {str(number): regime_tags(regime) for number, regime in regimes.items()}
+        verdicts = self._assessor.verdicts(list(self._trials.values()))
+        return {str(number): verdict_tags(verdict) for number, verdict in verdicts.items()}
 
     def _is_due(self, key: str, tags: Mapping[str, str], at_rest: bool) -> bool:
         told = self._told.get(key)
         if told is None:
             return True
-        return told != tags if at_rest else told["tuner.regime"] != tags["tuner.regime"]
+        return told != tags if at_rest else told["tuner.verdict"] != tags["tuner.verdict"]
