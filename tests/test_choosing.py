@@ -7,7 +7,7 @@ import pytest
 from test_reference import make_spec, regression
 from torch import nn
 
-from studies import digits
+from tuner.examples import digits
 from tuner.spec import StudySpec
 from tuner.training.choosing import Choice, automatic_slots, choose, trainer_for
 from tuner.training.cohort import CohortTrainer
