@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from throughput import bare, convolutional, dense, spec_of, task_of
 
-from studies import digits
 from tuner import plots
+from tuner.examples import digits
 from tuner.plots.picture import FAINT
 from tuner.spec import StudySpec
 from tuner.training.choosing import choose

@@ -53,7 +53,7 @@ from benchmarks.unguarded import (
     stable_limit,
     trained,
 )
-from studies import wine
+from tuner.examples import wine
 from tuner.spec import ParameterValue
 from tuner.training.device import use_threads
 from tuner.training.pace import STATEFUL, pace

@@ -27,11 +27,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from studies.bowl import FrozenAdam, best, bowl, limit
-from studies.digits import mlp
-from studies.house_prices import line
-from studies.quadratic import parabola
-from studies.sine import wave
+from tuner.examples.bowl import FrozenAdam, best, bowl, limit
+from tuner.examples.digits import mlp
+from tuner.examples.house_prices import line
+from tuner.examples.quadratic import parabola
+from tuner.examples.sine import wave
 from tuner.spec import ParameterValue, StudySpec
 from tuner.training import curvature, optimizers, probe, trying
 from tuner.training.sweep import Sweep, steep, sweep, valley

@@ -30,8 +30,8 @@ from pathlib import Path
 
 import torch
 
-from studies import digits
 from tuner import studyfile, submission
+from tuner.examples import digits
 from tuner.ledger import Ledger
 from tuner.processes import RecorderProcess
 from tuner.spec import StudySpec

@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from studies import digits
+from tuner.examples import digits
 from tuner.spec import StudySpec, options
 from tuner.training import optimizers
 from tuner.training.cohort import CohortTrainer

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from studies import diabetes, digits, house_prices, mnist, quadratic, sine, text, wine
+from tuner.examples import diabetes, digits, house_prices, mnist, quadratic, sine, text, wine
 from tuner.spec import Space, StudySpec, options
 from tuner.training import optimizers
 from tuner.training.batches import BatchOrder

@@ -1,8 +1,4 @@
-"""Studies to begin with: each a TOML file and the workload that it names.
+"""Example studies: each a TOML file and the workload that it names.
 
-A folder `studies` where tuner is run adds its modules to these.
+The package has them as `tuner.examples`; `tuner examples` copies them into a folder `studies`.
 """
-
-from pkgutil import extend_path
-
-__path__ = extend_path(__path__, __name__)

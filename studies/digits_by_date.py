@@ -18,8 +18,9 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from studies.digits import accuracy
 from tuner.training.workloads import Workload, digest_of, seeded
+
+from .digits import accuracy
 
 CLASSES = 10
 BATCHES = 10

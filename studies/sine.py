@@ -16,8 +16,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from studies.quadratic import Point, where
 from tuner.training.workloads import Workload, digest_of
+
+from .quadratic import Point, where
 
 
 def wave(start: float = 1.0) -> Workload:

@@ -12,7 +12,7 @@ import pytest
 from helpers import complete
 from test_reference import curve_of, make_spec, train
 
-from studies import digits
+from tuner.examples import digits
 from tuner.spec import Choice, Space
 from tuner.spec.optimizers import OptimizerChoice, OptimizerName
 from tuner.spec.schedules import ScheduleChoice, ScheduleName

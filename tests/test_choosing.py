@@ -8,7 +8,7 @@ import torch
 from test_reference import make_spec, regression
 from torch import nn
 
-from studies import digits
+from tuner.examples import digits
 from tuner.spec import StudySpec
 from tuner.training.choosing import (
     Choice,

@@ -32,7 +32,7 @@ from test_reference import (
 )  # fmt: skip
 from torch import nn
 
-from studies import digits, house_prices
+from tuner.examples import digits, house_prices
 from tuner.training.cohort import CohortTrainer
 from tuner.training.optimizers import OPTIMIZERS
 from tuner.training.reference import ReferenceTrainer

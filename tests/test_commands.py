@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 from processes import (
     ROOT,
     STUDY,
@@ -29,6 +30,7 @@ from processes import (
 )
 
 from tuner.cli import cli
+from tuner.cli.base import SECTIONS
 
 README = (ROOT / "README.md").read_text()
 
@@ -71,6 +73,15 @@ def test_every_variable_of_the_environment_is_in_the_readme():
     named = set(re.findall(r"\b(?:TUNER|MLFLOW_TRACKING)_[A-Z_]+\b", sources))
     ours = {name for name in named if "FAILPOINTS" not in name}
     assert {name for name in ours if f"`{name}`" not in README} == set()
+
+
+def test_the_help_lists_every_command_once_by_section():
+    listed = [name for names in SECTIONS.values() for name in names]
+    assert sorted(listed) == sorted(cli.commands)
+    shown = CliRunner().invoke(cli, ["--help"]).stdout
+    assert [line for line in shown.splitlines() if line in {f"{one}:" for one in SECTIONS}] == [
+        f"{section}:" for section in SECTIONS
+    ]
 
 
 # --- at once, without the libraries

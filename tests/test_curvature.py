@@ -7,10 +7,10 @@ import torch
 from helpers import complete, spec
 from torch import nn
 
-from studies.bowl import bowl, limit, pace
-from studies.digits import mlp
-from studies.house_prices import line
-from studies.sine import wave
+from tuner.examples.bowl import bowl, limit, pace
+from tuner.examples.digits import mlp
+from tuner.examples.house_prices import line
+from tuner.examples.sine import wave
 from tuner.training import curvature, probe
 
 

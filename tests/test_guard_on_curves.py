@@ -11,7 +11,7 @@ from cohorts import alone, assert_close, resumed, together, train_all
 from test_reference import assert_same, curve_of, make_spec
 
 from benchmarks import guarding, unguarded
-from studies import house_prices
+from tuner.examples import house_prices
 from tuner.spec import GuardTable, StudySpec
 from tuner.training import guard, optimizers
 from tuner.training.cohort import CohortTrainer

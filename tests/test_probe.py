@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import nn
 
-from studies.bowl import FrozenAdam, best, bowl, limit
-from studies.house_prices import line
-from studies.quadratic import parabola
-from studies.sine import wave
+from tuner.examples.bowl import FrozenAdam, best, bowl, limit
+from tuner.examples.house_prices import line
+from tuner.examples.quadratic import parabola
+from tuner.examples.sine import wave
 from tuner.training import probe, stability, trying
 from tuner.training.stability import Curves, Verdict
 from tuner.training.sweep import Sweep, steep, sweep, valley

@@ -13,8 +13,8 @@ import torch
 from helpers import complete
 from torch import nn
 
-from studies import digits, house_prices
 from tuner.errors import WorkloadError
+from tuner.examples import digits, house_prices
 from tuner.spec import StudySpec
 from tuner.training import schedules
 from tuner.training.batches import BatchOrder
@@ -598,6 +598,37 @@ def test_what_is_not_allowed_is_not_imported(module_here, factory):
     for call in (lambda: load(factory, {}), lambda: code_digest(factory)):
         with pytest.raises(WorkloadError, match=r"begins with 'tuner\.' or 'studies\.', got"):
             call()
+
+
+@pytest.mark.parametrize(
+    ("factory", "flag"), [("pkg.models.net:make", "pkg"), ("train:make", "train")]
+)
+def test_the_refusal_of_a_module_names_the_flag_that_allows_it(module_here, factory, flag):
+    with pytest.raises(WorkloadError, match=rf"allow it with --allow {flag}\.$"):
+        load(factory, {})
+    with pytest.raises(WorkloadError, match="there is no module"):
+        load(factory, {}, (f"{flag}.",))
+
+
+def test_a_module_of_the_current_folder_comes_before_an_installed_one(
+    module_here, tmp_path, monkeypatch
+):
+    installed = tmp_path / "site-packages" / "mine"
+    installed.mkdir(parents=True)
+    for folder in (installed, tmp_path / "mine"):
+        (folder / "__init__.py").touch()
+    (installed / "twin.py").write_text("raise AssertionError('the installed one was imported')")
+    monkeypatch.syspath_prepend(str(installed.parent))
+    factory = module_here("twin", GOOD)
+    assert load(factory, {"rows": 6}, ("mine.",)).train_inputs.shape == (6, 2)
+
+
+def test_a_list_of_arguments_is_passed_as_it_is_and_a_failure_says_so(module_here):
+    factory = module_here("lists", GOOD + "f = make\ndef make(rows): return f(rows=rows)")
+    with pytest.raises(
+        WorkloadError, match=r"rows in \[workload\] arguments is a list, .*\[space\]"
+    ):
+        load(factory, {"rows": (3, 4)}, ("mine.",))
 
 
 def test_a_module_that_does_not_exist():

@@ -333,7 +333,23 @@ space.schedule.1.gama=0.5
 
 space.gamma=0.5
     [space] gamma: expected one of lr, schedule, optimizer, got an unknown key; gamma is a
-    parameter of step and multistep
+    parameter of step and multistep: schedule = { name = "step", gamma = ... } searches it
+
+space.momentum=[0.5, 0.9]
+    [space] momentum: expected one of lr, schedule, optimizer, got an unknown key; momentum is a
+    parameter of sgd and rmsprop: optimizer = { name = "sgd", momentum = ... } searches it
+
+space.batch_size=[16, 32]
+    [space] batch_size: expected one of lr, schedule, optimizer, got an unknown key; it can be
+    fixed in [training] batch_size, but only the learning rate, the schedule, the optimizer and
+    their parameters can be searched: by a number, a list of choices, or a range { low = ...,
+    high = ... }
+
+space.hidden=[16, 32]
+    [space] hidden: expected one of lr, schedule, optimizer, got an unknown key; it can be fixed
+    in [workload.arguments], if it is one of the function's, but only the learning rate, the
+    schedule, the optimizer and their parameters can be searched: by a number, a list of choices,
+    or a range { low = ..., high = ... }
 
 space.optimizer.weight_decay={low=0, high=1}
     [space.optimizer.sgd.weight_decay] low: expected a number above 0, unless log = false, got 0

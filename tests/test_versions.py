@@ -36,7 +36,7 @@ from tuner.doctor import examine, repair
 from tuner.errors import UsageError, WorkloadError
 from tuner.ledger import OPEN, STOPPED
 from tuner.outcome import CANCELLED, FAILED, Outcome
-from tuner.progress import Watch, live_view
+from tuner.progress import LiveView, Watch
 from tuner.search import Search
 from tuner.search.samplers import sampler_for
 from tuner.tracking.recorder import Recorder
@@ -242,7 +242,7 @@ def test_tables_mark_it_and_counts_leave_it_out(ledger):
     trials = ledger.trials(two.id)
     console.print(report.ranking(two, trials, {n: curves.empty() for n in range(9)}))
     console.print(report.stopped(trials))
-    console.print(live_view(Watch(ledger, two), 30))
+    console.print(LiveView(Watch(ledger, two), console).draw())
     text = console.export_text()
     assert text.count("completed, imported") == 6, "three in each table"
     assert "1 pruned" in text

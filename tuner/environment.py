@@ -12,7 +12,9 @@ from typing import Any
 
 import psutil
 
-PACKAGES = ("tuner", "torch", "optuna", "mlflow", "numpy", "scikit-learn", "sqlalchemy")
+DISTRIBUTION = "tuner-lr"
+"""What package indexes call this package; their `tuner` is another project."""
+PACKAGES = ("torch", "optuna", "mlflow", "numpy", "scikit-learn", "sqlalchemy")
 
 
 def identity() -> str:
@@ -61,7 +63,7 @@ def describe(device: str) -> dict[str, Any]:
         "machine": platform.machine(),
         "host": platform.node(),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": {"tuner": version(DISTRIBUTION)} | {name: version(name) for name in PACKAGES},
         "git_commit": commit,
         "git_dirty": dirty,
     }

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from tuner import curves, results
 from tuner.curves import Chunk
+from tuner.errors import UnavailableError
 from tuner.ledger import Reader, StudyRecord, TrialRecord
 from tuner.outcome import RUNNING
-from tuner.report import STYLES, trial_row, trial_table
+from tuner.redirection import printed_above
+from tuner.report import STYLES, curve_width, fitted, trial_row, trial_table
 
 LIVE_PER_SECOND = 4
 PLAIN_SECONDS = 0.5
-HEADER_LINES = 5
+HEADER_LINES = 6
+SPEED_SECONDS = 600.0
+"""Of how long ago the remaining time still takes the speed."""
+
+log = logging.getLogger(__name__)
 
 
 class Watch:
@@ -70,33 +86,68 @@ class Watch:
         return counted
 
 
-def live_view(watch: Watch, height: int) -> RenderableType:
-    """Draw the state of a study in so many lines: what runs, the best, and the latest ends."""
-    watch.refresh()
-    study, trials = watch.study, watch.trials()
-    ranked = results.ranked(study, trials)
-    running = [trial for trial in trials if trial.state == RUNNING]
-    latest = sorted(
-        (trial for trial in trials if trial.ended_at is not None),
-        key=lambda trial: trial.ended_at or 0.0,
-        reverse=True,
-    )
-    rows = max(3, height - HEADER_LINES)
-    chosen = list(dict.fromkeys(t.number for t in (*running, *ranked[:3], *latest)))[:rows]
-    table = trial_table(study)
-    for trial in trials:
-        if trial.number in chosen:
-            table.add_row(*trial_row(study, trial, watch.curve(trial.number)))
-    imported = sum(trial.imported for trial in trials)
-    ended = len(trials) - len(running) - imported
-    header = Text.assemble(
-        ("study ", "bold"),
-        (study.title, "bold cyan"),
-        f"  {ended} of {study.limit} trials ended: {results.counts_in_words(watch.counts())}",
-        f"; {imported} imported" if imported else "",
-    )
-    best = next((trial for trial in ranked if trial.state == "completed"), None)
-    return Group(header, Text(results.best_in_words(study, best)), table)
+class LiveView:
+    """The state of a study in a terminal: how far it is, the best, what runs, the latest ends."""
+
+    def __init__(self, watch: Watch, console: Console) -> None:
+        self._watch = watch
+        self._console = console
+        self._progress = Progress(
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("elapsed"),
+            TimeElapsedColumn(),
+            TextColumn("remaining"),
+            TimeRemainingColumn(),
+            console=console,
+            speed_estimate_period=SPEED_SECONDS,
+        )
+        self._task: TaskID | None = None
+
+    def draw(self) -> RenderableType:
+        """Read what changed and draw it."""
+        watch, study = self._watch, self._watch.study
+        watch.refresh()
+        trials = watch.trials()
+        ranked = results.ranked(study, trials)
+        running = [trial for trial in trials if trial.state == RUNNING]
+        latest = sorted(
+            (trial for trial in trials if trial.ended_at is not None),
+            key=lambda trial: trial.ended_at or 0.0,
+            reverse=True,
+        )
+        rows = max(3, self._console.height - HEADER_LINES)
+        chosen = list(dict.fromkeys(t.number for t in (*running, *ranked[:3], *latest)))[:rows]
+        table = trial_table(study)
+        for trial in trials:
+            if trial.number in chosen:
+                curve = watch.curve(trial.number)
+                *cells, why = trial_row(study, trial, curve, width=curve_width(self._console))
+                table.add_row(*cells, Text(str(why), no_wrap=True, overflow="ellipsis"))
+        imported = sum(trial.imported for trial in trials)
+        ended = len(trials) - len(running) - imported
+        header = Text.assemble(
+            ("study ", "bold"),
+            (study.title, "bold cyan"),
+            f"  {ended} of {study.limit} trials ended: {results.counts_in_words(watch.counts())}",
+            f"; {imported} imported" if imported else "",
+        )
+        best = next((trial for trial in ranked if trial.state == "completed"), None)
+        found = Text(results.best_in_words(study, best, whole=False))
+        for line in (header, found):
+            line.no_wrap, line.overflow = True, "ellipsis"
+        self._advance(ended, [trial for trial in running if trial.number in chosen], len(running))
+        return Group(header, found, self._progress, fitted(table, self._console))
+
+    def _advance(self, ended: int, on_show: Sequence[TrialRecord], running: int) -> None:
+        """Count trials; of running ones the part that is trained, as those on show have it."""
+        steps = self._watch.study.spec.training.steps
+        parts = [self._watch.curve(trial.number).next_step / steps for trial in on_show]
+        done = ended + (running * sum(parts) / len(parts) if parts else 0.0)
+        if self._task is None:  # what was done earlier says nothing of the speed
+            limit = self._watch.study.limit
+            self._task = self._progress.add_task("", total=limit, completed=done)  # type: ignore[arg-type]
+        self._progress.update(self._task, completed=done)
 
 
 @contextmanager
@@ -104,32 +155,53 @@ def shown(console: Console, ledger: Reader, study: StudyRecord) -> Iterator[None
     """Show the study's progress while the body runs."""
     watch = Watch(ledger, study)
     watch.refresh()  # what ended in an earlier run is not news
-    if console.is_terminal:
-        with Live(
-            get_renderable=lambda: live_view(watch, console.height),
-            console=console,
-            refresh_per_second=LIVE_PER_SECOND,
-            transient=True,
-        ):
+    if not console.is_terminal:
+        with _repeated(PLAIN_SECONDS, lambda: _print_ended(console, watch)):
             yield
         return
+    view = LiveView(watch, console)
+    # drawn by a thread of ours, as rich's own would read the ledger with the console locked
+    with (
+        Live(
+            console=console,
+            auto_refresh=False,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        ) as live,
+        printed_above(console),
+        _repeated(1 / LIVE_PER_SECOND, lambda: live.update(view.draw(), refresh=True)),
+    ):
+        yield
+
+
+@contextmanager
+def _repeated(seconds: float, look: Callable[[], None]) -> Iterator[None]:
+    """Call a function again and again in a thread while the body runs, and once after it."""
     ended = threading.Event()
 
-    def tell() -> None:
-        while True:
-            last = ended.wait(PLAIN_SECONDS)
-            for trial in watch.refresh():
-                console.print(_line(study, trial), highlight=False, soft_wrap=True, markup=False)
-            if last:
-                return
+    def repeat() -> None:
+        last = False
+        while not last:
+            last = ended.wait(seconds)
+            try:
+                look()
+            except UnavailableError as error:  # training goes on, and so does this
+                log.debug("progress cannot be read: %s", error)
 
-    thread = threading.Thread(target=tell, name="progress", daemon=True)
+    thread = threading.Thread(target=repeat, name="progress", daemon=True)
     thread.start()
     try:
         yield
     finally:
         ended.set()
         thread.join()
+
+
+def _print_ended(console: Console, watch: Watch) -> None:
+    for trial in watch.refresh():
+        line = _line(watch.study, trial)
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def _line(study: StudyRecord, trial: TrialRecord) -> str:

@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector
 from sqlalchemy import Engine
 
 from tuner import metrics
+from tuner.environment import DISTRIBUTION
 from tuner.errors import TunerError, UnavailableError
 from tuner.forking import keep_from_children
 from tuner.ledger.tables import HEAD
@@ -113,7 +114,7 @@ class InLedger(Collector):
         )
 
 
-_VERSION = f"{version('tuner')}, schema {HEAD}"
+_VERSION = f"{version(DISTRIBUTION)}, schema {HEAD}"
 
 
 def _gauge(name: str, about: str, label: str, values: Mapping[str, int]) -> Metric:

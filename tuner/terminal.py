@@ -11,7 +11,7 @@ from rich.console import Console
 
 from tuner.texts import printable
 
-PLAIN_WIDTH = 160
+PLAIN_WIDTH = 240  # what the widest table needs
 
 
 def console(*, stderr: bool = False) -> Console:

@@ -67,12 +67,19 @@ def serve(places: Addresses, port: int | None, say: Callable[[str], str | None])
     return 0
 
 
-def _answers(port: int) -> bool:
+def shows(places: Addresses, run_id: str, port: int = PORT) -> bool:
+    """Tell whether a UI shows a run where `tuner.pages` says: another database's does not."""
+    if not places.owns_tracking:
+        return True  # a server, which whoever reads the pages asks itself
+    return _answers(port, f"/api/2.0/mlflow/runs/get?run_id={run_id}")
+
+
+def _answers(port: int, path: str = "/health") -> bool:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LOOK_SECONDS)
     try:
-        connection.request("GET", "/health")
+        connection.request("GET", path)
         return connection.getresponse().status == http.HTTPStatus.OK
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return False
     finally:
         connection.close()

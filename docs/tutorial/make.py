@@ -246,7 +246,7 @@ def search_facts(search: Studied) -> dict[str, str]:
 
 def text_facts(text: Studied) -> dict[str, str]:
     """Tell of the transformer."""
-    from studies import text as workload  # noqa: PLC0415
+    from tuner.examples import text as workload  # noqa: PLC0415
 
     rows = []
     for lr in (0.003, 0.01):

@@ -25,6 +25,7 @@ from tuner.cli import (
     probing,
     reporting,
     retraining,
+    starting,
     timetables,
     tuning,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "probing",
     "reporting",
     "retraining",
+    "starting",
     "timetables",
     "tuning",
 ]

@@ -11,7 +11,9 @@ import click
 from rich.console import Console
 
 from tuner import results, terminal
+from tuner.environment import DISTRIBUTION
 from tuner.here import PREFIXES
+from tuner.outcome import COMPLETED
 
 if TYPE_CHECKING:
     from tuner.ledger import Reader, StudyRecord
@@ -95,8 +97,32 @@ def with_allow(command: Command) -> Command:
     )(command)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="tuner")
+SECTIONS = {
+    "Start": ("init", "examples", "run", "submit", "probe", "schema"),
+    "Look": ("studies", "status", "best", "ui", "report", "compare", "export", "confirm", "rerun"),
+    "Team": ("worker", "recorder", "pause", "resume", "stop"),
+    "Retraining": ("retrain", "predict", "rollback", "timetable", "scheduler"),
+    "Administration": ("doctor", "db", "gc", "delete"),
+}
+"""The commands as `tuner --help` lists them."""
+
+
+class Sections(click.Group):
+    """A group whose help lists its commands by section."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a section of the help for each of ours."""
+        width = formatter.width - 6 - max(map(len, self.commands))
+        for section, names in SECTIONS.items():
+            with formatter.section(section):
+                shown = [(name, self.commands[name].get_short_help_str(width)) for name in names]
+                formatter.write_dl(shown)
+
+
+@click.group(
+    cls=Sections, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(package_name=DISTRIBUTION)
 def cli() -> None:
     """Find a learning rate and its schedule, record every loss curve, and prove what was found."""
 
@@ -106,19 +132,28 @@ def print_json(content: dict[str, Any]) -> None:
     click.echo(json.dumps(content))
 
 
-def print_results(console: Console, ledger: Reader, study: StudyRecord) -> None:
-    """Print the ranking of a study, what was stopped, the best trial, and where to look on."""
+def print_results(
+    console: Console, ledger: Reader, study: StudyRecord, *, reported: bool = False
+) -> None:
+    """Print the ranking of a study, what was stopped, the best trial, and where to look on.
+
+    Of trials whose ends were `reported` already, only the completed ones are ranked.
+    """
     from tuner import report
     from tuner.assessing import Assessor
 
     trials = ledger.trials(study.id)
-    ranked = results.ranked(study, trials)[:10]
+    listed = [trial for trial in trials if not reported or trial.state == COMPLETED]
+    ranked = results.ranked(study, listed)[:10]
     curves = {one.number: ledger.curve(one.id) for one in ranked}
     verdicts = Assessor(ledger, study).verdicts(trials)
-    console.print(report.ranking(study, trials, curves, verdicts))
-    console.print(report.stopped(trials), soft_wrap=True)
+    if listed:
+        width = report.curve_width(console)
+        table = report.ranking(study, listed, curves, verdicts, width=width)
+        console.print(report.fitted(table, console))
+    console.print(report.stopped(trials, rows=0 if reported else 3), soft_wrap=True)
     terminal.say(console, f"Verdicts on rates: {results.verdicts_in_words(verdicts)}.")
     terminal.say(console, results.best_in_words(study, ledger.best(study)), style="bold")
     program, name = terminal.program(), shlex.quote(study.name)
-    terminal.say(console, f"Look at every curve: {program} ui")
+    terminal.say(console, f"Open the curves in MLflow: {program} ui {name}")
     terminal.say(console, f"All about this study: {program} status {name}")

@@ -69,10 +69,14 @@ def status(name: str, as_json: bool) -> None:
 
 
 def _print_pages(ledger: Reader, study: StudyRecord) -> None:
-    """Print where the UI shows what; that MLflow is away is no reason not to show the rest."""
-    from tuner import pages
+    """Print where the UI shows what, if one does; that MLflow is away is no reason to fail."""
+    from tuner import pages, ui
     from tuner.errors import UnavailableError
+    from tuner.tracking.publications import Publications
 
+    run_id, _ = Publications(ledger.engine, "mlflow").study(study.id)
+    if run_id is None or not ui.shows(here.places(), run_id):
+        return
     try:
         found = pages.of_study(ledger, study, here.places())
     except UnavailableError as error:

@@ -85,7 +85,7 @@ def run(
     if as_json:
         print_json(found | {"seconds": round(time.monotonic() - began, 1)})
     else:
-        print_results(console, ledger, study)
+        print_results(console, ledger, study, reported=not console.is_terminal)
         if found["report"]:
             terminal.say(console, f"Report: {found['report']}")
     said = running.closed_in_words(study)

@@ -2,6 +2,24 @@
 
 from __future__ import annotations
 
-from tuner.report.tables import STYLES, ranking, sparkline, stopped, trial_row, trial_table
+from tuner.report.tables import (
+    STYLES,
+    curve_width,
+    fitted,
+    ranking,
+    sparkline,
+    stopped,
+    trial_row,
+    trial_table,
+)
 
-__all__ = ["STYLES", "ranking", "sparkline", "stopped", "trial_row", "trial_table"]
+__all__ = [
+    "STYLES",
+    "curve_width",
+    "fitted",
+    "ranking",
+    "sparkline",
+    "stopped",
+    "trial_row",
+    "trial_table",
+]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
-from rich.table import Table
+from rich.measure import Measurement
+from rich.table import Column, Table
 from rich.text import Text
 
 from tuner import results
@@ -27,11 +29,18 @@ STYLES = {
     CANCELLED: "magenta",
     RUNNING: "cyan",
 }
+WHY, REGIME, TRAINING_LOSS = 9, 8, 5
+"""Columns of the tables that a narrow terminal has no room for, in this order."""
+WHY_WIDTH = 30
+"""A narrower column would say nothing of why."""
 BLOCKS = "▁▂▃▄▅▆▇█"
+WIDTH, NARROW_WIDTH = 24, 13  # of a curve
+WIDE = 100
+"""Characters from which on a line has room for the former."""
 BROKEN = "×"  # where a curve is not finite
 
 
-def sparkline(chunk: Chunk, width: int = 24) -> str:
+def sparkline(chunk: Chunk, width: int = WIDTH) -> str:
     """Draw the training loss in one line of text, on a log scale where it is positive."""
     losses = chunk.columns.get("train_loss", np.empty(0))
     if not len(losses):
@@ -54,25 +63,30 @@ def sparkline(chunk: Chunk, width: int = 24) -> str:
 
 
 def trial_row(
-    study: StudyRecord, trial: TrialRecord, curve: Chunk, verdict: Verdict | None = None
+    study: StudyRecord,
+    trial: TrialRecord,
+    curve: Chunk,
+    verdict: Verdict | None = None,
+    width: int = WIDTH,
 ) -> list[RenderableType]:
     """Return a trial's cells: number, parameters, steps, curve, value, state, verdict and why."""
     params = trial.params or {}
     rate = f"{float(params['lr']):.3g}" if params else ""
     metric = curve.metrics.get(study.spec.study.metric, np.empty(0))
     value = trial.value if trial.value is not None else (metric[-1] if len(metric) else None)
-    steps = f"{trial.steps}/{study.spec.training.steps}"
+    # a running trial's record is as old as its last report; its curve is read anew
+    steps = f"{max(trial.steps, curve.next_step)}/{study.spec.training.steps}"
     return [
         str(trial.number),
         rate,
         str(params.get("schedule", "")),
         str(params.get("optimizer", "")),
         steps,
-        sparkline(curve),
+        sparkline(curve, width),
         "" if value is None else f"{value:.4g}",
         Text(f"{trial.state}, imported" if trial.imported else trial.state, STYLES[trial.state]),
         str(verdict or ""),
-        Text(printable(trial.reason or ""), overflow="ellipsis", no_wrap=True),
+        Text(printable(trial.reason or "")),
     ]
 
 
@@ -93,12 +107,49 @@ def trial_table(study: StudyRecord, title: str | None = None) -> Table:
     return table
 
 
+def fitted(table: Table, console: Console) -> Table:
+    """Leave out columns of a trial table, the least important first, until the others fit uncut."""
+    widths = {index: _width(column, console) for index, column in enumerate(table.columns)}
+    widths[WHY] = min(widths[WHY], WHY_WIDTH)
+    narrow = sum(widths.values()) + 2 * (len(widths) - 1) > console.width
+    gap = 1 if narrow else 2
+    for index in (WHY, REGIME, TRAINING_LOSS):
+        if sum(widths.values()) + gap * (len(widths) - 1) > console.width:
+            del widths[index]
+    if REGIME in widths and not any(table.columns[REGIME].cells):
+        del widths[REGIME]
+    columns = [table.columns[index] for index in widths]
+    fresh = Table(
+        *(column.copy() for column in columns),
+        title=table.title,
+        title_justify=table.title_justify,
+        box=None,
+        pad_edge=False,
+        collapse_padding=narrow,
+    )
+    for row in zip(*(column.cells for column in columns), strict=True):
+        fresh.add_row(*row)
+    return fresh
+
+
+def curve_width(console: Console) -> int:
+    """Return how many characters of a line the picture of a curve may have."""
+    return WIDTH if console.width >= WIDE else NARROW_WIDTH
+
+
+def _width(column: Column, console: Console) -> int:
+    unlimited = console.options.update(max_width=sys.maxsize)
+    cells = (column.header, *column.cells)
+    return max(Measurement.get(console, unlimited, cell).maximum for cell in cells)
+
+
 def ranking(
     study: StudyRecord,
     trials: Sequence[TrialRecord],
     curves: Mapping[int, Chunk],
     verdicts: Mapping[int, Verdict] | None = None,
     rows: int = 10,
+    width: int = WIDTH,
 ) -> Table:
     """List the best trials, best first; `curves` and `verdicts` by trial number."""
     order = results.ranked(study, trials)
@@ -110,12 +161,12 @@ def ranking(
         table.caption_justify = "left"
     for trial in shown:
         verdict = (verdicts or {}).get(trial.number)
-        table.add_row(*trial_row(study, trial, curves[trial.number], verdict))
+        table.add_row(*trial_row(study, trial, curves[trial.number], verdict, width))
     return table
 
 
 def stopped(trials: Sequence[TrialRecord], rows: int = 3) -> Group:
-    """Say for each kind of stop how many trials had it, with examples."""
+    """Say for each kind of stop how many trials had it, with so many examples."""
     lines: list[RenderableType] = []
     for kind in (PRUNED, DIVERGED, FAILED, CANCELLED):
         found = [trial for trial in trials if trial.state == kind and not trial.imported]
@@ -124,6 +175,6 @@ def stopped(trials: Sequence[TrialRecord], rows: int = 3) -> Group:
             for trial in found[:rows]:
                 short = results.in_short(trial.params)
                 lines.append(Text(printable(f"  trial {trial.number} ({short}): {trial.reason}")))
-            if len(found) > rows:
+            if len(found) > rows > 0:
                 lines.append(Text(f"  … and {len(found) - rows} more"))
     return Group(*lines)

@@ -66,6 +66,6 @@ def _notifier() -> Any:
     except ImportError:
         raise UsageError(
             "[retrain.notify] apprise: expected the extra to be installed; "
-            "`pip install tuner[notify]`"
+            "`pip install tuner-lr[notify]`"
         ) from None
     return apprise.Apprise()

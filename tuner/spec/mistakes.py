@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from tuner import texts
 from tuner.spec.optimizers import OptimizerChoice
-from tuner.spec.schedules import ScheduleChoice
+from tuner.spec.schedules import ScheduleChoice, ScheduleName
 from tuner.spec.search import (
     AnyPruner,
     AnySampler,
@@ -169,8 +169,24 @@ def unknown(place: Place, known: Iterable[str]) -> Mistake:
     if not hint and key != "name" and homes:
         listed = " and ".join(filter(None, [", ".join(homes[:-1]), homes[-1]]))
         hint = f"; {printable(key)} is a parameter of {listed}"
+        if len(place) == 2 and place[0] == "space":
+            group = "schedule" if homes[0] in get_args(ScheduleName) else "optimizer"
+            hint += f': {group} = {{ name = "{homes[0]}", {key} = ... }} searches it'
+    elif not hint and len(place) == 2 and place[0] == "space":
+        hint = _not_searched(key)
     what = "table" if len(place) == 1 else "key"
     return Mistake(place, f"one of {', '.join(known)}", f"an unknown {what}", hint)
+
+
+def _not_searched(key: str) -> str:
+    """Say where a key of [space] belongs, and what can be searched instead."""
+    own = key in TABLES["training"].model_fields
+    where = f"[training] {key}" if own else "[workload.arguments], if it is one of the function's"
+    return (
+        f"; it can be fixed in {where}, but only the learning rate, the schedule, the optimizer "
+        "and their parameters can be searched: by a number, a list of choices, or a range "
+        "{ low = ..., high = ... }"
+    )
 
 
 def _did_you_mean(word: object, known: Iterable[str]) -> str:

@@ -120,7 +120,7 @@ def load(
     except (Exception, SystemExit) as error:
         raise WorkloadError(
             f"workload {factory} raised {_said(error)}; call it by itself with the same arguments "
-            "to see where"
+            f"to see where{_lists(arguments)}"
         ) from error
     if not isinstance(workload, Workload):
         raise WorkloadError(
@@ -131,6 +131,15 @@ def load(
     if problems:
         raise WorkloadError("\n".join([f"workload {factory} cannot be trained:", *problems]))
     return workload
+
+
+def _lists(arguments: Mapping[str, Any]) -> str:
+    """Say that lists are no choices, to whoever may have meant them so."""
+    names = [key for key, value in arguments.items() if isinstance(value, list | tuple)]
+    if not names:
+        return ""
+    said = f"{names[0]} in [workload] arguments is a list, which the function gets as one"
+    return f". {said}; only [space] holds choices to search"
 
 
 def code_digest(factory: str, allowed_prefixes: Sequence[str] = ALLOWED_PREFIXES) -> str:
@@ -174,13 +183,13 @@ def find(factory: str, allowed_prefixes: Sequence[str]) -> Callable[..., object]
     if not f"{module_name}.".startswith(tuple(packages)):
         raise WorkloadError(
             f"workload {factory}: expected a module whose name begins with "
-            f"{' or '.join(repr(package) for package in packages)}, got {module_name!r}; move it "
-            "there, or allow its prefix when the worker is started"
+            f"{' or '.join(repr(package) for package in packages)}, got {module_name!r}; if you "
+            f"trust its code, allow it with --allow {module_name.partition('.')[0]}."
         )
     here = str(Path.cwd())
-    # console scripts do not look into the current folder; last, so that it shadows nothing
-    if here not in sys.path and "" not in sys.path:
-        sys.path.append(here)
+    # as for `python -m`: an installed module of the same name must not be trained instead
+    if sys.path[:1] not in ([here], [""]):
+        sys.path.insert(0, here)
         importlib.invalidate_caches()
     try:
         module = importlib.import_module(module_name)

@@ -1,0 +1,83 @@
+"""Files to start from: what `tuner init` and `tuner examples` write, and what they refuse."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tuner import scaffolding, studyfile
+from tuner.cli import cli
+from tuner.errors import UsageError
+
+ROOT = Path(__file__).parents[1]
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in (folder / "studies").iterdir()}
+
+
+def test_every_study_of_the_clone_is_an_example() -> None:
+    files = {path.stem for path in (ROOT / "studies").glob("*.toml")}
+    assert set(scaffolding.examples()) == files
+    assert all(scaffolding.examples().values())
+
+
+@pytest.mark.parametrize("name", scaffolding.examples())
+def test_an_example_is_copied_with_the_modules_that_it_needs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scaffolding.copy([name], tmp_path)
+    spec = studyfile.load(tmp_path / "studies" / f"{name}.toml")
+    module, _, function = spec.workload.function.partition(":")
+    for imported in [known for known in sys.modules if known.split(".")[0] == "studies"]:
+        monkeypatch.delitem(sys.modules, imported)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = importlib.import_module(module)
+    assert Path(found.__file__ or "").parent == tmp_path / "studies"
+    assert callable(getattr(found, function))
+    for imported in [known for known in sys.modules if known.split(".")[0] == "studies"]:
+        del sys.modules[imported]
+
+
+def test_copying_again_changes_nothing_and_never_overwrites(tmp_path: Path) -> None:
+    first = scaffolding.copy(["sine"], tmp_path)
+    assert first.written == ("studies/sine.toml", "studies/sine.py", "studies/quadratic.py")
+    again = scaffolding.copy(["sine"], tmp_path)
+    assert (again.written, again.present) == ((), first.written)
+    (tmp_path / "studies" / "quadratic.py").write_text("mine")
+    with pytest.raises(UsageError, match=r"studies/quadratic\.py exists and differs; nothing was"):
+        scaffolding.copy(["digits", "quadratic"], tmp_path)
+    assert "digits.py" not in names_in(tmp_path)
+    assert (tmp_path / "studies" / "quadratic.py").read_text() == "mine"
+
+
+def test_a_new_study_has_its_name_everywhere(tmp_path: Path) -> None:
+    scaffolding.start("mine", tmp_path)
+    assert names_in(tmp_path) == {"__init__.py", "mine.toml", "mine.py"}
+    spec = studyfile.load(tmp_path / "studies" / "mine.toml")
+    assert spec.study.name == "mine"
+    assert spec.workload.factory == "studies.mine:workload"
+    assert "starter" not in (tmp_path / "studies" / "mine.toml").read_text()
+
+
+@pytest.mark.parametrize("name", ["a b", "../mine", "3d", "", "Mine", "mine"])
+def test_a_name_that_cannot_be_or_is_taken_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "mine.py").touch()
+    with pytest.raises(UsageError, match=r"expected a name|exists; choose another name"):
+        scaffolding.start(name, tmp_path)
+    assert names_in(tmp_path) == {"mine.py"}
+
+
+def test_the_list_says_how_to_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(cli, ["examples"])
+    assert "house_prices " in done.stdout
+    assert "examples NAME" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UsageError, match="there is no example 'nothing'"):
+        CliRunner().invoke(cli, ["examples", "nothing"], catch_exceptions=False)
