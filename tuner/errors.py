@@ -4,6 +4,7 @@
     ├── UsageError                 mend the command or the study file (exit code 2)
     │   ├── StudyFileError         every mistake of a study file, at once
     │   └── WorkloadError          the workload cannot be imported, built or trusted
+    │       └── WorkloadCodeError  its code raised; the cause of the error is what it raised
     ├── NotFoundError              there is no such study or trial (exit code 2)
     ├── UnavailableError           start or mend the database or the tracking server (exit code 4)
     │   ├── ConnectionLostError    try again: the connection was lost, or there is none just now
@@ -41,6 +42,10 @@ class StudyFileError(UsageError):
 
 class WorkloadError(UsageError):
     """A workload that cannot be imported, is not allowed, or returns the wrong thing."""
+
+
+class WorkloadCodeError(WorkloadError):
+    """The workload's code raised something; `__cause__` is what, also where it is no Exception."""
 
 
 class NotFoundError(UsageError):
