@@ -9,6 +9,7 @@
     ├── UnavailableError           start or mend the database or the tracking server (exit code 4)
     │   ├── ConnectionLostError    try again: the connection was lost, or there is none just now
     │   └── SchemaError            migrate the database, or upgrade tuner (exit code 4)
+    ├── OutputError                make room, or name another folder for output (exit code 1)
     └── LeaseLost                  stop working on the attempt: another worker has it (exit code 1)
 
 A trial that diverges, is pruned or fails is no exception: it is an `Outcome`, a value with a
@@ -64,6 +65,10 @@ class ConnectionLostError(UnavailableError):
 
 class SchemaError(UnavailableError):
     """The database has a schema that this version does not know."""
+
+
+class OutputError(TunerError):
+    """A report or another output cannot be written; what it would show is safe."""
 
 
 class LeaseLost(TunerError):  # noqa: N818 - it is news, not a mistake

@@ -16,6 +16,8 @@ from tuner.storage.migrating import check_schema, open_ledger, upgrade, upgrade_
 from tuner.storage.optuna import optuna_storage
 from tuner.storage.places import Addresses, addresses, without_password
 from tuner.storage.tracking import (
+    is_database,
+    is_served,
     sent_once,
     tracking_client,
     tracking_reached,
@@ -26,6 +28,8 @@ __all__ = [
     "Addresses",
     "addresses",
     "check_schema",
+    "is_database",
+    "is_served",
     "ledger_engine",
     "migration_lock",
     "open_ledger",

@@ -18,6 +18,7 @@ from tuner.curves import Chunk
 from tuner.errors import UsageError
 from tuner.failpoints import reach
 from tuner.failure import workload_code
+from tuner.outputs import writing_into
 from tuner.spec import StudySpec
 from tuner.training import checkpoint
 from tuner.training.checkpoint import CheckpointError
@@ -82,7 +83,8 @@ def train(
                 "reason": reason,
                 "value": value,
             }
-            checkpoint.write(file, checkpoint.to_bytes(kept))
+            with writing_into(file.parent):
+                checkpoint.write(file, checkpoint.to_bytes(kept))
             saved_at = time.monotonic()
             reach("retrain.in_training")
     state = checkpoint.from_bytes(trainer.snapshot(task.number))

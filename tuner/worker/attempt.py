@@ -108,6 +108,7 @@ class Attempt:
                 f"trial {self.number} begins anew, its checkpoint is unusable: {error}"
             )
             self._step, self._saved = 0, None
+            self._here.commits.waiting(lambda: self._ledger.begin_anew(self.lease))
             return False
         return True
 

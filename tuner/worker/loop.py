@@ -167,9 +167,18 @@ class Worker:
         return self._known
 
     def _read_studies(self) -> list[StudyRecord]:
-        if self._names:
-            return [self._ledger.study(name) for name in self._names]
-        return self._ledger.trainable()
+        if not self._names:
+            return self._ledger.trainable()
+        found = []
+        for name in self._names:
+            try:
+                found.append(self._ledger.study(name))
+            except NotFoundError:  # it was there when this worker began
+                log.warning(f"study {name!r} was deleted")
+                self._names = [one for one in self._names if one != name]
+        if not found:
+            raise NotFoundError("every study that this worker was to train was deleted meanwhile")
+        return found
 
     def _worker_for(self, study: StudyRecord) -> StudyWorker | BrokenStudy | None:
         if study.id not in self._joined:

@@ -12,7 +12,7 @@ from pathlib import Path
 from tuner import metrics
 from tuner.checkpoint_folders import folder_of, sweep
 from tuner.environment import describe, identity
-from tuner.errors import ConnectionLostError, LeaseLost
+from tuner.errors import ConnectionLostError, LeaseLost, UnavailableError
 from tuner.failpoints import reach
 from tuner.failure import workload_code
 from tuner.ledger import Claim, Drawn, Entry, Lease, Ledger, StudyRecord, ranges
@@ -142,7 +142,9 @@ class StudyWorker:
             attempt = self._attempts[number]
             try:
                 attempt.admit(params)
-            except KeyboardInterrupt:
+            except LeaseLost:
+                self._give_up([attempt.lease])
+            except (KeyboardInterrupt, UnavailableError):
                 raise
             except BaseException as error:
                 self._fail(attempt, error)
