@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -67,6 +69,31 @@ def moving(key: str = "0", columns: int = 2, holdout: bool = False) -> Workload:
         data_name="a moving line",
         data_digest=digest_of(inputs, targets),
     )
+
+
+def breaking_in_training(key: str = "0") -> Workload:
+    """Train that line, with a loss that ends the process at a training step."""
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        if outputs.requires_grad:
+            raise SystemExit("no more data")
+        return nn.functional.mse_loss(outputs, targets)
+
+    return replace(moving(key), loss=loss)
+
+
+def breaking_in_evaluation(key: str = "0") -> Workload:
+    """Train that line; its loss ends the process once a trained model is compared by rows."""
+    trained = False
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        nonlocal trained
+        trained = trained or outputs.requires_grad
+        if trained and len(outputs) == 1:
+            raise SystemExit("no more data")
+        return nn.functional.mse_loss(outputs, targets)
+
+    return replace(moving(key), loss=loss)
 
 
 def worst(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from training_here import submitted, train
 
 from tuner import exporting
-from tuner.errors import NotFoundError, UsageError
+from tuner.errors import NotFoundError, OutputError, UsageError
 
 ODD = [math.nan, math.inf, -math.inf, 0.1 + 0.2, 5e-324]
 
@@ -116,7 +116,7 @@ def test_two_studies_never_share_a_file(names):
 
 def test_what_cannot_be_written_is_said(ledger, study, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="cannot write into"):
+    with pytest.raises(OutputError, match="cannot write into"):
         exporting.export(ledger, study, tmp_path / "file")
     with pytest.raises(UsageError, match="csv or parquet"):
         exporting.export(ledger, study, tmp_path, "xls")

@@ -10,6 +10,7 @@ from helpers import claim, completed, contents, draw, rows, submit
 from hypothesis import given
 from hypothesis import strategies as st
 from mlflow.entities import ViewType
+from processes import end, prepare, processes_in, start, trained_steps, tuner, until
 from sqlalchemy import update
 from training_here import submitted, train
 
@@ -121,6 +122,21 @@ def test_a_worker_notices_a_stop_at_its_next_commit(ledger, places, monkeypatch,
     assert [trial.state for trial in ledger.trials(study.id)] == [CANCELLED]
     assert "is over: Cancelled" in caplog.text
     assert not [path for path in places.checkpoints.rglob("*") if path.is_file()]
+
+
+@pytest.mark.slow
+def test_a_run_whose_study_is_deleted_says_so(tmp_path):
+    prepare(tmp_path, factory='"tests.workloads:paced"', trials="2")
+    (tmp_path / "slow").touch()
+    run = start(tmp_path, "run", "study.toml")
+    until(lambda: trained_steps(tmp_path), "the first steps")
+    assert tuner(tmp_path, "delete", "small", "--yes", "--force").code == 0
+    (tmp_path / "slow").unlink()
+    done = end(run)
+    assert done.code == 2
+    assert done.err.endswith("Error: study 'small' was deleted while it was trained\n")
+    assert "makes one" not in done.err
+    assert processes_in(tmp_path) == []
 
 
 # --- the circuit breaker

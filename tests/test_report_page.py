@@ -74,6 +74,23 @@ def test_a_page_needs_nothing_and_complains_of_nothing(
         assert contrast(ground, text) > 7
 
 
+@pytest.mark.parametrize("name", ["report", "compare"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_toolbar_covers_no_legend(
+    browser: Browser, pages: dict[str, Path], name: str, width: int
+) -> None:
+    with opened(browser, pages[name].as_uri(), width=width) as seen:
+        drawn(seen)
+        for figure in seen.page.locator("[data-figure]:has(.legend)").all():
+            figure.hover()
+            bar = figure.locator(".modebar").bounding_box()
+            legend = figure.locator(".legend").bounding_box()
+            assert bar is not None
+            assert legend is not None
+            assert bar["y"] + bar["height"] <= legend["y"]
+        seen.keep(f"toolbar-{name}-{width}")
+
+
 def brightness(colour: str) -> float:
     """The relative luminance of rgb(r, g, b), by WCAG 2.2."""
     parts = [int(part) / 255 for part in colour.strip("rgb()").split(",")[:3]]

@@ -15,8 +15,9 @@ from alembic.migration import MigrationContext
 from helpers import submit
 from mlflow.exceptions import MlflowException
 from sqlalchemy import String, event, text
+from team import free_port
 
-from tuner import storage
+from tuner import storage, ui
 from tuner.errors import SchemaError, UnavailableError, UsageError
 from tuner.ledger import Ledger, Reader
 from tuner.ledger.tables import HEAD, VERSION_TABLE, metadata
@@ -120,6 +121,29 @@ def test_an_address_that_cannot_be_the_ledgers_is_refused(url, said):
         at(url, HERE)
     assert said in str(error.value)
     assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "sqlite://",
+        "sqlite:///:memory:",
+        "sqlite:///file::memory:?uri=true",
+        "sqlite:///a?mode=memory",
+    ],
+)
+@pytest.mark.parametrize("database", ["sqlite:////home/me/tuner.db", "postgresql://me@db/tuner"])
+def test_a_database_in_memory_cannot_be_mlflows(uri, database):
+    with pytest.raises(UsageError, match="MLFLOW_TRACKING_URI names no file"):
+        storage.addresses({"TUNER_DATABASE_URL": database, "MLFLOW_TRACKING_URI": uri}, HERE)
+
+
+def test_a_server_that_does_not_answer_has_no_ui(tmp_path):
+    shown = []
+    places = storage.addresses({"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{free_port()}"}, tmp_path)
+    with pytest.raises(UnavailableError, match=r"no MLflow server answers at http://127\.0\.0\.1"):
+        ui.serve(places, None, shown.append)
+    assert shown == []
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,16 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from helpers import claim, completed, submit
+from helpers import checkpoint, claim, completed, draw, rows, submit
 from processes import STUDY, end, prepare, start, trained_steps, tuner, until
+from sqlalchemy import select
 from training_here import PREFIXES, submitted
 
 from tuner.environment import identity
 from tuner.errors import WorkloadError
 from tuner.executors import LocalExecutor
 from tuner.ledger import Ledger, StudyRecord, governing
+from tuner.ledger.tables import attempts
 from tuner.storage import Addresses
 from tuner.worker import work
 from tuner.worker.loop import Worker
@@ -168,6 +170,18 @@ def test_a_trial_whose_code_raises_is_tried_again_as_often_as_the_budget_says(
     train(ledger, places)
     assert ledger.counts(study.id)["failed"] == 1
     assert len(ledger.attempts(study.id)) == attempts
+
+
+def test_an_attempt_whose_checkpoint_is_unusable_begins_at_step_0(ledger, places):
+    study = submitted(ledger, budget={"trials": 1})
+    held = claim(ledger, study)
+    draw(ledger, held)
+    ledger.append(held.lease, rows(0, 8, evaluate_every=4))
+    ledger.save_checkpoint(held.lease, checkpoint(8, "gone.pt"))
+    ledger.release(held.lease, "interrupted", "for this test")
+    train(ledger, places)
+    with ledger.engine.begin() as tx:
+        assert tx.scalars(select(attempts.c.first_step)).all() == [0, 0]
 
 
 # --- how they end, and what they log

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +82,53 @@ def raising(step: int = 3) -> Workload:
         return nn.functional.mse_loss(outputs, targets)
 
     return _workload(_line, loss)
+
+
+RAISED = {
+    "exit": SystemExit,
+    "error": ValueError,
+    "own": type("Own", (BaseException,), {}),  # such as pytest's, trio's and gevent's
+}
+
+
+def fragile(where: str = "", how: str = "error") -> Workload:
+    """Train a line whose part `where` raises while the working directory has a file `broken`."""
+
+    def part(name: str, value: Any = None) -> Any:
+        if name == where and Path("broken").exists():
+            raise RAISED[how](f"{name} is broken")
+        return value
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        part("loss")
+        return mse(outputs, targets)
+
+    mse = nn.functional.mse_loss
+
+    class Line(nn.Linear):
+        def get_extra_state(self) -> None:
+            part("checkpoint")
+
+        def set_extra_state(self, state: object) -> None:
+            pass
+
+    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        part("batches")
+        yield INPUTS[:8], TARGETS[:8]
+
+    def metric(outputs: Tensor, targets: Tensor) -> Tensor:
+        if len(outputs) > 9:  # more rows than there are when a study is submitted
+            part("metric")
+        return mse(outputs, targets)
+
+    def model(seed: int, dtype: torch.dtype) -> nn.Module:
+        part("model")
+        with seeded(seed):
+            return (Line if where == "checkpoint" else nn.Linear)(2, 1, dtype=dtype)
+
+    part("factory")
+    made = replace(_workload(model, loss), metrics={"metric": metric})
+    return replace(made, batches=batches) if where == "batches" else made
 
 
 def not_buildable() -> Workload:

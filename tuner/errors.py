@@ -4,10 +4,12 @@
     ├── UsageError                 mend the command or the study file (exit code 2)
     │   ├── StudyFileError         every mistake of a study file, at once
     │   └── WorkloadError          the workload cannot be imported, built or trusted
+    │       └── WorkloadCodeError  its code raised; the cause of the error is what it raised
     ├── NotFoundError              there is no such study or trial (exit code 2)
     ├── UnavailableError           start or mend the database or the tracking server (exit code 4)
     │   ├── ConnectionLostError    try again: the connection was lost, or there is none just now
     │   └── SchemaError            migrate the database, or upgrade tuner (exit code 4)
+    ├── OutputError                make room, or name another folder for output (exit code 1)
     └── LeaseLost                  stop working on the attempt: another worker has it (exit code 1)
 
 A trial that diverges, is pruned or fails is no exception: it is an `Outcome`, a value with a
@@ -43,6 +45,10 @@ class WorkloadError(UsageError):
     """A workload that cannot be imported, is not allowed, or returns the wrong thing."""
 
 
+class WorkloadCodeError(WorkloadError):
+    """The workload's code raised something; `__cause__` is what, also where it is no Exception."""
+
+
 class NotFoundError(UsageError):
     """There is no study or trial of that name."""
 
@@ -59,6 +65,10 @@ class ConnectionLostError(UnavailableError):
 
 class SchemaError(UnavailableError):
     """The database has a schema that this version does not know."""
+
+
+class OutputError(TunerError):
+    """A report or another output cannot be written; what it would show is safe."""
 
 
 class LeaseLost(TunerError):  # noqa: N818 - it is news, not a mistake

@@ -14,6 +14,7 @@ import pandas as pd
 from tuner.curves import Chunk
 from tuner.errors import NotFoundError, UsageError
 from tuner.ledger import Reader, StudyRecord
+from tuner.outputs import replacing, writing_into
 
 FORMATS = ("csv", "parquet")
 TRIAL_TYPES = {
@@ -81,25 +82,24 @@ def curves(
 def export(
     ledger: Reader, study: StudyRecord, folder: Path, file_format: str = "csv"
 ) -> dict[str, Path]:
-    """Write both tables into a folder; give their files. A file is there whole or not at all."""
+    """Write both tables into a folder; give their files. A file is there whole or not at all.
+
+    Raises `OutputError` where they cannot be written.
+    """
     if file_format not in FORMATS:
         raise UsageError(f"expected a format of {' or '.join(FORMATS)}, got {file_format!r}")
     tables = {"trials": trials(ledger, study), "curves": curves(ledger, study)}
     files: dict[str, Path] = {}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with writing_into(folder):
         for what, table in tables.items():
             files[what] = folder / f"{file_name(study.name)}.{what}.{file_format}"
-            temporary = files[what].with_name(files[what].name + ".partial")
-            if file_format == "csv":
-                # what is missing is empty, so nan has to be said
-                missing = "nan" if what == "curves" else ""
-                table.to_csv(temporary, index=False, na_rep=missing)
-            else:
-                table.to_parquet(temporary, index=False)
-            temporary.replace(files[what])
-    except OSError as error:
-        raise UsageError(f"cannot write into {folder}: {error}") from error
+            with replacing(files[what]) as temporary:
+                if file_format == "csv":
+                    # what is missing is empty, so nan has to be said
+                    missing = "nan" if what == "curves" else ""
+                    table.to_csv(temporary, index=False, na_rep=missing)
+                else:
+                    table.to_parquet(temporary, index=False)
     return files
 
 

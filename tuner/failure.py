@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from tuner.errors import TunerError, WorkloadCodeError
 from tuner.texts import printable
 
 _SENTENCE = re.compile(r"The training code raised (\w+)(?:: .*)? \(([^()]*:\d+)\)\.", re.DOTALL)
@@ -33,6 +36,21 @@ def sentence(error: BaseException) -> str:
     message = printable((str(error).splitlines() or [""])[0])[:LONGEST]
     what = f"{type(error).__name__}: {message}" if message else type(error).__name__
     return f"The training code raised {what} ({name}:{frame.lineno})."
+
+
+@contextmanager
+def workload_code() -> Iterator[None]:
+    """Raise whatever a workload's code raises in the body as `WorkloadCodeError`.
+
+    That includes `SystemExit` and its like: they must not end a process that trains for others.
+    Ctrl-C must, and our own errors are passed on.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, TunerError):
+        raise
+    except BaseException as error:
+        raise WorkloadCodeError(sentence(error)) from error
 
 
 def cause(reason: str | None) -> Cause | None:

@@ -36,7 +36,8 @@ def report(
     """Write the report of one study, or one of several side by side; by default under `reports`.
 
     With `tracked`, runs are linked to, and the report of one study is put beside its parent run.
-    Where MLflow cannot be reached the files are written all the same.
+    Where MLflow cannot be reached, or does not let this login write, the files are written all the
+    same. Raises `OutputError` where they cannot be written.
     """
     folder = to or Path(writing.FOLDER) / writing.folder_name([one.title for one in studies])
     if len(studies) > 1:
@@ -58,7 +59,10 @@ def report(
     written = writing.of_study(gather(ledger, study, marks=marks, links=links), folder)
     if problem is not None:
         return Reported(written=written, in_mlflow=False, problem=problem)
-    there = artifacts.put_report(ledger.engine, places, study, written.files)
+    try:
+        there = artifacts.put_report(ledger.engine, places, study, written.files)
+    except UnavailableError as error:
+        return Reported(written=written, in_mlflow=False, problem=str(error))
     return Reported(written=written, in_mlflow=there)
 
 

@@ -11,11 +11,12 @@ import numpy as np
 from tuner.curves import Chunk
 from tuner.environment import describe
 from tuner.errors import NotFoundError, UsageError
+from tuner.failure import workload_code
 from tuner.ledger import OUT_OF_MEMORY, Reader, StudyRecord, TrialRecord
 from tuner.submission import load_workload
 from tuner.training import choosing
 from tuner.training.device import use_threads
-from tuner.training.trainer import Event, Status, Task, seed_of
+from tuner.training.trainer import ENDED, Event, Task, seed_of
 
 BLOCK = 1000
 """How many steps are asked for at once; it changes no curve."""
@@ -92,7 +93,8 @@ class Rerun:
 def rerun(ledger: Reader, study: StudyRecord, number: int, prefixes: Sequence[str]) -> Rerun:
     """Train a trial again as far as it came and compare. Writes nothing.
 
-    Raises `NotFoundError` when there is no such trial and `UsageError` when it has no curve yet.
+    Raises `NotFoundError` when there is no such trial, `UsageError` when it has no curve yet, and
+    `WorkloadCodeError` when its code raises.
     """
     trial = next((one for one in ledger.trials(study.id) if one.number == number), None)
     if trial is None:
@@ -130,14 +132,17 @@ def _train(
     assert trial.params is not None
     seed = seed_of(study.spec, trial.number)
     task = Task(number=trial.number, seed=seed, params=trial.params, halvings=halvings)
-    trainer.admit(task)
+    with workload_code():
+        trainer.admit(task)
     events: list[Event] = []
     try:
-        while True:
+        while not events or events[-1].next_step < trial.steps:
             left = trial.steps - (events[-1].next_step if events else 0)
-            events += trainer.advance(min(BLOCK, max(1, left)))
-            ended = events[-1].status in {Status.FINISHED, Status.DIVERGED}
-            if ended or events[-1].next_step >= trial.steps:
+            with workload_code():
+                events += trainer.advance(min(BLOCK, max(1, left)))
+                if events[-1].error is not None:  # raised beside others, so it is not raised here
+                    raise events[-1].error
+            if events[-1].status in ENDED:
                 break
     finally:
         trainer.evict(trial.number)

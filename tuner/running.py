@@ -7,10 +7,10 @@ import shlex
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from tuner.errors import UsageError, WorkloadError
+from tuner.errors import NotFoundError, UsageError, WorkloadError
 from tuner.executors import Executor
 from tuner.ledger import ENDED, OPEN, Ledger, StudyRecord
 from tuner.processes import RecorderProcess, Stop, told_to_stop
@@ -61,16 +61,17 @@ def train(ledger: Ledger, places: Addresses, todo: Work, *, recorder: bool) -> E
         _refuse_closed(ledger.study(name))
     beside = RecorderProcess(todo.names) if recorder else None
     with told_to_stop("saving the trial") as stop, _left_on_error(beside):
-        work(
-            ledger,
-            places.checkpoints,
-            names=todo.names,
-            prefixes=todo.prefixes,
-            stop=stop,
-            until_idle=todo.until_idle,
-            device=todo.device,
-            spill=places.spill,
-        )
+        with suppress(NotFoundError):  # all that was named was deleted: there is no more to train
+            work(
+                ledger,
+                places.checkpoints,
+                names=todo.names,
+                prefixes=todo.prefixes,
+                stop=stop,
+                until_idle=todo.until_idle,
+                device=todo.device,
+                spill=places.spill,
+            )
         return _ended(stop, beside, todo.grace_seconds)
 
 

@@ -87,7 +87,7 @@ def _run(store: Timetables, held: RunRecord, run: Retrain, stop: threading.Event
             return
         except TunerError as error:
             outcome, reason = FAILED, str(error)
-        except Exception as error:  # of the workload's: no reason to retrain nothing else
+        except BaseException as error:  # of the workload's: no reason to retrain nothing else
             log.exception("a retraining raised", timetable=held.timetable, at=at)
             outcome, reason = FAILED, f"{type(error).__name__}: {error}"
         reach("scheduler.retrained")

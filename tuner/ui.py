@@ -7,6 +7,8 @@ import os
 import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 import webbrowser
 from collections.abc import Callable
 
@@ -18,6 +20,8 @@ from tuner.tracking.artifacts import served
 PORT = 5000
 """Where the UI is looked for, unless it is taken."""
 LOOK_SECONDS = 0.2
+ANSWER_SECONDS = 10.0
+"""How long somebody else's server may take to answer."""
 
 
 def serve(places: Addresses, port: int | None, say: Callable[[str], str | None]) -> int:
@@ -27,10 +31,11 @@ def serve(places: Addresses, port: int | None, say: Callable[[str], str | None])
     5000, or a free one where that is taken. Where somebody runs a server already, that one is
     meant.
 
-    Raises `UnavailableError` when the port is taken.
+    Raises `UnavailableError` when the port is taken, or that server does not answer.
     """
     if places.tracking.startswith("http"):
         url = served(places.tracking)
+        _refuse_silent(url)
         page = say(url)
         if page is not None:
             webbrowser.open(page)
@@ -72,6 +77,21 @@ def shows(places: Addresses, run_id: str, port: int = PORT) -> bool:
     if not places.owns_tracking:
         return True  # a server, which whoever reads the pages asks itself
     return _answers(port, f"/api/2.0/mlflow/runs/get?run_id={run_id}")
+
+
+def _refuse_silent(url: str) -> None:
+    """Raise `UnavailableError` unless somebody answers there, if only to refuse a login."""
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=ANSWER_SECONDS):  # noqa: S310
+            pass
+    except urllib.error.HTTPError:
+        pass
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise UnavailableError(
+            f"no MLflow server answers at {url}: {reason}; start it, or set MLFLOW_TRACKING_URI to "
+            "the address of one that runs"
+        ) from error
 
 
 def _answers(port: int, path: str = "/health") -> bool:

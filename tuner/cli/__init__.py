@@ -6,6 +6,7 @@ that need them, so that `tuner --help` answers at once.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import NoReturn
@@ -30,7 +31,7 @@ from tuner.cli import (
     tuning,
 )
 from tuner.cli.base import EXIT_INTERRUPTED, cli
-from tuner.errors import TunerError
+from tuner.errors import OutputError, TunerError
 
 __all__ = [
     "checking",
@@ -49,11 +50,16 @@ __all__ = [
 ]
 
 
+CANNOT_WRITE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EPIPE})
+"""Errors of a disk that is full or read-only, and of output that nobody reads."""
+
+
 def main() -> NoReturn:
     """Run the command line; every error of ours becomes a message and an exit code."""
     logs.plain()
     try:
         code = cli.main(prog_name="tuner", standalone_mode=False)
+        sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         code = error.exit_code
@@ -63,4 +69,21 @@ def main() -> NoReturn:
     except TunerError as error:
         click.echo(f"Error: {error}", err=True)
         code = error.exit_code
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        code = _cannot_write(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _cannot_write(error: OSError) -> int:
+    """Say that output cannot be written; give the exit code."""
+    # what is left in the buffer would be written, and fail, once more at the interpreter's end
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    where = error.filename or "the output"
+    click.echo(
+        f"Error: cannot write {where}: {error.strerror}; make room and run the command again. What "
+        "is committed of the trials is safe in the ledger.",
+        err=True,
+    )
+    return OutputError.exit_code

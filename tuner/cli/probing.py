@@ -26,6 +26,7 @@ def probe(file: Path, overrides: tuple[str, ...], prefixes: tuple[str, ...], as_
     """
     spec = studyfile.load(file, overrides)
     from tuner.errors import UsageError
+    from tuner.failure import workload_code
     from tuner.training import choosing
     from tuner.training import probe as probing
     from tuner.training.device import use_threads
@@ -38,7 +39,8 @@ def probe(file: Path, overrides: tuple[str, ...], prefixes: tuple[str, ...], as_
             f"[workload]: expected a factory, got the train function {spec.workload.function}, "
             "whose loop cannot be tried at many rates; give a factory, or a range of rates"
         )
-    found = probing.probe(workload, spec)
+    with workload_code():
+        found = probing.probe(workload, spec)
     if as_json:
         told = {name: one.as_json() for name, one in found.items()}
         print_json({"study": spec.study.name, "optimizers": told})

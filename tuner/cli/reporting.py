@@ -40,7 +40,7 @@ def report(
     else:
         click.echo(f"Report: {done.written.page}")
     if done.problem:
-        click.echo(f"It is not beside the study's run: {done.problem}", err=True)
+        click.echo(f"The report was not uploaded to MLflow: {done.problem}", err=True)
 
 
 @cli.command()

@@ -25,9 +25,10 @@ from tuner.cli.base import (
     with_parent,
     with_set,
 )
-from tuner.errors import UnavailableError
+from tuner.errors import NotFoundError, OutputError, UnavailableError
 
 if TYPE_CHECKING:
+    from tuner.ledger import Ledger, StudyRecord
     from tuner.running import Ended
 
 GRACE_SECONDS = 5.0
@@ -77,11 +78,17 @@ def run(
         else:
             executor = LocalExecutor(places.spill.with_name("logs") / str(study.id))
             ended = running.train_with(executor, ledger, todo, workers)
-    study = ledger.study(study.name)
+    study = _after(ledger, study)
     found = summary.of_run(ledger, study, places)
+    problem = None
     if report and not ended.interrupted:
-        written = reporting.report(ledger, [study], places, tracked=ended.published)
-        found["report"] = str(written.written.page)
+        try:
+            done = reporting.report(ledger, [study], places, tracked=ended.published)
+            found["report"] = str(done.written.page)
+            if done.problem:
+                click.echo(f"The report was not uploaded to MLflow: {done.problem}", err=True)
+        except OutputError as error:
+            problem = error
     if as_json:
         print_json(found | {"seconds": round(time.monotonic() - began, 1)})
     else:
@@ -93,7 +100,20 @@ def run(
         click.echo(said[:1].upper() + said[1:] + ".", err=True)
     if ended.interrupted:
         click.echo(f"Interrupted; `tuner run {file}` goes on from the last checkpoint.", err=True)
-    return exit_code(ended, completed=found["best"] is not None)
+    code = exit_code(ended, completed=found["best"] is not None)
+    if problem is not None:
+        click.echo(
+            f"Error: {problem}; `tuner report {shlex.quote(study.name)}` writes it", err=True
+        )
+    return code if problem is None else code or problem.exit_code
+
+
+def _after(ledger: Ledger, study: StudyRecord) -> StudyRecord:
+    """Read a study again that was trained. Raises `NotFoundError` when it was deleted meanwhile."""
+    try:
+        return ledger.study(study.name)
+    except NotFoundError as error:
+        raise NotFoundError(f"study {study.name!r} was deleted while it was trained") from error
 
 
 def exit_code(ended: Ended, *, completed: bool = True) -> int:

@@ -131,6 +131,12 @@ class Leases(Reader):
             if tx is not None:
                 rows.cancel_if_stopped(tx, lease.trial_id)
 
+    @again
+    def begin_anew(self, lease: Lease) -> None:
+        """Note that an attempt begins at step 0 and not at its checkpoint. Raises `LeaseLost`."""
+        with self._fenced(lease, {"first_step": 0}):
+            pass
+
     def renew(self, leases: Collection[Lease]) -> frozenset[Lease]:
         """Move the expiry of leases on; give those that are live no more.
 

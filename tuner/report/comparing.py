@@ -15,9 +15,9 @@ from tuner import results
 from tuner.curves import Chunk
 from tuner.errors import NotFoundError, UsageError
 from tuner.ledger import Reader, StudyRecord, TrialRecord
-from tuner.plots import figures, still, web
+from tuner.plots import figures, web
 from tuner.plots.picture import Axis, Line, Picture
-from tuner.report import page
+from tuner.report import page, writing
 from tuner.report.findings import read_curves
 from tuner.report.page import Cell
 from tuner.report.writing import Written, folder_name
@@ -122,7 +122,7 @@ def best_so_far(line: Line, sign: float) -> Line:
 
 
 def write(chosen: Sequence[Chosen], metric: str, by: By, folder: Path | None) -> Written:
-    """Write the page of a comparison, with every point, and its pictures."""
+    """Write the page of a comparison, with every point, and its pictures. Raises `OutputError`."""
     measured = lines(chosen, metric, by)
     signs = {one.label: _sign(one, metric) for one in chosen}
     best = [best_so_far(line, signs[line.label]) for line in measured]
@@ -144,22 +144,16 @@ def write(chosen: Sequence[Chosen], metric: str, by: By, folder: Path | None) ->
         )
     )
     log = page.log_switch("compare", log=pictures["measured"].y.log)
-    text = f"{len(measured)} trials, every point; zoom in to see more of them."
+    about = f"{len(measured)} trials, every point; zoom in to see more of them."
     title = f"{metric} of {', '.join(titles)}"
     body = [
         f"<h1>{escape(title)}</h1>",
-        page.figure("compare", f"By {AXES[by]}", text, kind="tall", tools=switches + log),
+        page.figure("compare", f"By {AXES[by]}", about, kind="tall", tools=switches + log),
         _table(chosen, metric, best),
     ]
     to = folder or Path("reports") / f"compare-{folder_name(titles)}"
-    to.mkdir(parents=True, exist_ok=True)
-    file = to / "compare.html"
-    file.write_text(page.page(title, body, {"compare": figure}), encoding="utf-8")
-    drawn = []
-    for name, picture in pictures.items():
-        drawn.append(to / f"{name}.png")
-        still.save(still.draw(picture), drawn[-1])
-    return Written(page=file, pictures=tuple(drawn))
+    text = page.page(title, body, {"compare": figure})
+    return writing.write(to / "compare.html", text, pictures)
 
 
 def _sign(one: Chosen, metric: str) -> float:

@@ -29,7 +29,7 @@ STYLES = {
     CANCELLED: "magenta",
     RUNNING: "cyan",
 }
-WHY, REGIME, TRAINING_LOSS = 9, 8, 5
+WHY, VERDICT, TRAINING_LOSS = 9, 8, 5
 """Columns of the tables that a narrow terminal has no room for, in this order."""
 WHY_WIDTH = 30
 """A narrower column would say nothing of why."""
@@ -113,11 +113,11 @@ def fitted(table: Table, console: Console) -> Table:
     widths[WHY] = min(widths[WHY], WHY_WIDTH)
     narrow = sum(widths.values()) + 2 * (len(widths) - 1) > console.width
     gap = 1 if narrow else 2
-    for index in (WHY, REGIME, TRAINING_LOSS):
+    for index in (WHY, VERDICT, TRAINING_LOSS):
         if sum(widths.values()) + gap * (len(widths) - 1) > console.width:
             del widths[index]
-    if REGIME in widths and not any(table.columns[REGIME].cells):
-        del widths[REGIME]
+    if VERDICT in widths and not any(table.columns[VERDICT].cells):
+        del widths[VERDICT]
     columns = [table.columns[index] for index in widths]
     fresh = Table(
         *(column.copy() for column in columns),

@@ -12,7 +12,9 @@ from typing import Any
 
 from tuner import results
 from tuner.ledger import TrialRecord
+from tuner.outputs import replacing, writing_into
 from tuner.plots import searching, still, web
+from tuner.plots.picture import Picture
 from tuner.report import page, pictures, words
 from tuner.report.findings import Findings
 from tuner.report.page import Cell
@@ -109,14 +111,20 @@ def _written(
     figures: Mapping[str, Mapping[str, Any]],
     shown: Sequence[Shown],
 ) -> Written:
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "report.html"
-    file.write_text(page.page(title, body, figures), encoding="utf-8")
+    text = page.page(title, body, figures)
+    return write(folder / "report.html", text, {one.name: one.picture for one in shown})
+
+
+def write(file: Path, text: str, pictures: Mapping[str, Picture]) -> Written:
+    """Write a page and its pictures into its folder. Raises `OutputError`."""
     drawn = []
-    for one in shown:
-        path = folder / f"{one.name}.png"
-        still.save(still.draw(one.picture), path)
-        drawn.append(path)
+    with writing_into(file.parent):
+        with replacing(file) as partial:
+            partial.write_text(text, encoding="utf-8")
+        for name, picture in pictures.items():
+            drawn.append(file.with_name(f"{name}.png"))
+            with replacing(drawn[-1]) as partial:
+                still.save(still.draw(picture), partial)
     return Written(page=file, pictures=tuple(drawn))
 
 

@@ -19,14 +19,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from tuner.environment import describe
-from tuner.errors import LeaseLost
+from tuner.errors import LeaseLost, UnavailableError, WorkloadCodeError
 from tuner.failpoints import reach
 from tuner.ledger import Retraining, Retrainings
 from tuner.ledger.retrainings import DONE, EVALUATE, FAILED, KEPT, LOG, PROMOTE, PROMOTED, TRAIN
 from tuner.repeating import repeating
 from tuner.retraining import drift, gate
 from tuner.retraining.checking import Job
-from tuner.retraining.training import Challengers, challengers
+from tuner.retraining.training import Challengers, challengers, known
 from tuner.storage import tracking_client
 from tuner.tracking.registry import CHAMPION, REPLACES, RETRAINING
 from tuner.tracking.retrain_runs import ModelOf, RetrainRuns, RunOf
@@ -59,7 +59,8 @@ class Stages:
         """Do what is left to be done; give the retraining as it ended.
 
         Raises `LeaseLost` when another process has it meanwhile, and `KeyboardInterrupt` when this
-        one is told to stop; in both cases, and after any error, the next call goes on.
+        one is told to stop; in both cases, and after any error, the next call goes on. What the
+        workload's code raises ends the retraining as failed.
         """
         stages: Mapping[str, Callable[[], None]] = {
             TRAIN: self._train,
@@ -70,7 +71,10 @@ class Stages:
         with self._kept():
             reach("retrain.claimed")
             while self._held.stage != DONE:
-                stages[self._held.stage]()
+                try:
+                    stages[self._held.stage]()
+                except WorkloadCodeError as error:
+                    self._fail(str(error))
         shutil.rmtree(self._folder, ignore_errors=True)
         return self._held
 
@@ -147,6 +151,22 @@ class Stages:
             registry.point(CHAMPION, mine)
         reach("retrain.promoted")
         return self._end(PROMOTED, decision["reason"])
+
+    def _fail(self, why: str) -> None:
+        """End with what the workload's code raised; no run and no version are made."""
+        champion = self._job.registry.champion()
+        number = None if champion is None else champion.number
+        if self._held.stage == TRAIN:
+            origin = known(self._job).as_json()
+            found = {"origin": origin, "value": None, "failed": why, "retuned": None}
+            self._advance(LOG, found)
+        if self._held.stage == EVALUATE:
+            values = {"champion": None, "challenger": None}
+            found = {"promote": False, "reason": why, "champion": number, "values": values}
+            self._advance(LOG, found)
+        if self._held.stage == LOG:
+            self._advance(PROMOTE, {"run_id": None, "version": None, "champion": number})
+        self._end(FAILED, why)
 
     # --- what they need
 

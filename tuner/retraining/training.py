@@ -64,7 +64,7 @@ class Challengers:
 
 def challengers(job: Job, folder: Path, still: Callable[[], None]) -> Challengers:
     """Train them, or go on with what is in the folder."""
-    base = _known(job)
+    base = known(job)
     do = job.spec.retrain.do
     refit = None if do == "retune" else _train(job, base, folder / "refit", still, None)
     if refit is not None and (do == "refit" or not _falls_short(job, refit.value)):
@@ -97,7 +97,7 @@ def _probed(job: Job, base: Origin) -> tuple[float, float] | None:
     return None if low is None or high is None else (low, high)
 
 
-def _known(job: Job) -> Origin:
+def known(job: Job) -> Origin:
     """Give the champion's parameters, or the study's best where that has found better since."""
     earlier = job.champions_origin()
     if earlier is not None and earlier.study == job.study.name:

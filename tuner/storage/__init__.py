@@ -18,6 +18,8 @@ from tuner.storage.optuna import optuna_storage
 from tuner.storage.places import Addresses, addresses, without_password
 from tuner.storage.pooling import pooled
 from tuner.storage.tracking import (
+    is_database,
+    is_served,
     sent_once,
     tracking_client,
     tracking_reached,
@@ -30,6 +32,8 @@ __all__ = [
     "addresses",
     "check_schema",
     "differences",
+    "is_database",
+    "is_served",
     "ledger_differences",
     "ledger_engine",
     "migration_lock",

@@ -81,7 +81,7 @@ def _on_sqlite(url: URL, given: str, environment: Mapping[str, str], folder: Pat
     file = _sqlite_file(url, folder)
     whole = url.set(database=str(file))  # a relative path is another one in another process
     address = given if _is_uri(url) else whole.render_as_string(hide_password=False)
-    tracking = environment.get("MLFLOW_TRACKING_URI") or _sqlite_url(file.with_name("mlflow.db"))
+    tracking = _tracking(environment) or _sqlite_url(file.with_name("mlflow.db"))
     return Addresses(
         ledger=address,
         optuna=address,
@@ -99,7 +99,7 @@ def _on_postgresql(url: URL, environment: Mapping[str, str], folder: Path) -> Ad
             "postgresql://me:password@host/database"
         )
     url = url.set(drivername=POSTGRESQL)
-    tracking = environment.get("MLFLOW_TRACKING_URI") or in_schema(url, TRACKING_SCHEMA)
+    tracking = _tracking(environment) or in_schema(url, TRACKING_SCHEMA)
     return Addresses(
         ledger=in_schema(url, LEDGER_SCHEMA),
         optuna=url.render_as_string(hide_password=False),
@@ -108,6 +108,25 @@ def _on_postgresql(url: URL, environment: Mapping[str, str], folder: Path) -> Ad
         file=None,
         **_folders(environment, folder),
     )
+
+
+def _tracking(environment: Mapping[str, str]) -> str | None:
+    """Read the address of MLflow. Raises `UsageError` for a database that is no other process's."""
+    given = environment.get("MLFLOW_TRACKING_URI")
+    if given and given.startswith("sqlite"):
+        try:
+            url = make_url(given)
+        except (ArgumentError, ValueError) as error:
+            raise UsageError(
+                f"MLFLOW_TRACKING_URI is not a database URL: {given!r}; expected one like "
+                "sqlite:////home/me/mlflow.db"
+            ) from error
+        if _in_memory(url):
+            raise UsageError(
+                "MLFLOW_TRACKING_URI names no file; several processes share MLflow's runs; "
+                "expected one like sqlite:////home/me/mlflow.db"
+            )
+    return given
 
 
 def in_schema(url: URL, schema: str) -> str:
@@ -151,10 +170,16 @@ def _is_uri(url: URL) -> bool:
     return (url.database or "").startswith("file:")
 
 
-def _sqlite_file(url: URL, folder: Path) -> Path:
+def _path(url: URL) -> str:
     path = url.database or ""
-    if _is_uri(url):
-        path = unquote(path.removeprefix("file:"))
-    if path in {"", ":memory:"} or url.query.get("mode") == "memory":
+    return unquote(path.removeprefix("file:")) if _is_uri(url) else path
+
+
+def _in_memory(url: URL) -> bool:
+    return _path(url) in {"", ":memory:"} or url.query.get("mode") == "memory"
+
+
+def _sqlite_file(url: URL, folder: Path) -> Path:
+    if _in_memory(url):
         raise UsageError("TUNER_DATABASE_URL names no file; several processes share the ledger")
-    return (folder / path).resolve()
+    return (folder / _path(url)).resolve()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+REFUSED = re.compile(r"(?:^|error code )40[13]\b")
+"""What MLflow's client and requests say when a server refuses a login."""
+SERVED = "mlflow-artifacts"
+"""The scheme of files that an MLflow server keeps."""
 _alone = threading.Lock()
 
 
@@ -114,19 +119,39 @@ def _refuse_without_tables(places: Addresses) -> None:
 
 @contextmanager
 def tracking_reached(uri: str) -> Iterator[None]:
-    """Turn MLflow's errors into `UnavailableError`."""
+    """Turn errors of MLflow, its database and its files into `UnavailableError`."""
     from mlflow.exceptions import MlflowException  # noqa: PLC0415
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError) as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:  # requests' are OSErrors
         said = (str(error).splitlines() or [""])[0]
+        if REFUSED.search(said):
+            raise UnavailableError(
+                f"MLflow at {without_password(uri)} does not let this login do that; use one that "
+                f"may write. It said: {without_password(said)}"
+            ) from error
+        if is_database(uri) and SERVED in said:
+            raise UnavailableError(
+                "the study's files are kept by an MLflow server; set MLFLOW_TRACKING_URI to its "
+                f"address, which is now that of a database, {without_password(uri)}"
+            ) from error
         lost = uri.startswith("postgresql") and _says_lost(error)
         kind = ConnectionLostError if lost else UnavailableError
         raise kind(
             f"MLflow at {without_password(uri)} cannot be used; start or mend it, or let "
             f"MLFLOW_TRACKING_URI say where another one is. It said: {without_password(said)}"
         ) from error
+
+
+def is_served(artifacts: str) -> bool:
+    """Tell whether a run's files are kept by an MLflow server."""
+    return artifacts.startswith(SERVED)
+
+
+def is_database(tracking: str) -> bool:
+    """Tell whether a tracking URI is a database's, and not a server's."""
+    return not tracking.startswith(("http:", "https:"))
 
 
 def _says_lost(error: Exception) -> bool:

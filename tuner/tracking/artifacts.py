@@ -7,10 +7,13 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from sqlalchemy import Engine
 
+from tuner.errors import UnavailableError
 from tuner.ledger import Reader, StudyRecord
-from tuner.storage import Addresses, tracking_client, tracking_reached
+from tuner.storage import Addresses, tracking_client, tracking_reached, without_password
 from tuner.tracking.notes import FOLDER
 from tuner.tracking.parent import tell
 from tuner.tracking.publications import Publications
@@ -70,7 +73,15 @@ def run_links(
 
 
 def _experiment(client: MlflowClient, run_id: str) -> str:
-    return str(client.get_run(run_id).info.experiment_id)
+    try:
+        return str(client.get_run(run_id).info.experiment_id)
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            raise
+        raise UnavailableError(
+            f"MLflow at {without_password(client.tracking_uri)} does not have the study's runs; "
+            "set MLFLOW_TRACKING_URI to the address of the MLflow that they were published to"
+        ) from error
 
 
 def served(tracking: str) -> str:

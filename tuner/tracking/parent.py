@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -14,9 +14,9 @@ from tuner.errors import UnavailableError
 from tuner.ledger import STOPPED, Reader, StudyRecord
 from tuner.ledger.tables import trials
 from tuner.outcome import COMPLETED, RUNNING
-from tuner.storage import sent_once
+from tuner.storage import is_database, is_served, sent_once
 from tuner.texts import NAME_LIMIT
-from tuner.tracking.notes import FOLDER, experiment_note, study_note
+from tuner.tracking.notes import FOLDER, PICTURE, REPORT, experiment_note, study_note
 from tuner.tracking.publications import Publications
 from tuner.tracking.run_content import PARENT, milliseconds
 from tuner.tracking.run_writers import BATCH, as_tags
@@ -120,7 +120,7 @@ def tell(
         links,
         best_runs=best_runs,
         silent=ledger.silent(study.id),
-        files=[one.path for one in client.list_artifacts(parent, FOLDER)] if at_rest else (),
+        files=_files(client, parent) if at_rest else (),
     )
     tags = {"mlflow.note.content": note[:NOTE_LIMIT]}
     if best is not None:
@@ -137,6 +137,19 @@ def tell(
     for key, value in changed.items():
         client.set_experiment_tag(experiment, key, value)
     return counts
+
+
+def _files(client: MlflowClient, parent: str) -> Sequence[str]:
+    """List the parent run's files.
+
+    A server keeps them where only it can look; without its address they are those that the note
+    of the run links to.
+    """
+    run = client.get_run(parent)
+    if is_served(str(run.info.artifact_uri)) and is_database(client.tracking_uri):
+        note = run.data.tags.get("mlflow.note.content", "")
+        return (PICTURE, REPORT) if Path(REPORT).name in note else ()
+    return [one.path for one in client.list_artifacts(parent, FOLDER)]
 
 
 def _colour_best(client: MlflowClient, parent: str, runs: Mapping[int, str], best: int) -> None:

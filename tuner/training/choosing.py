@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from tuner.failure import sentence
 from tuner.spec import Entry, ParameterValue, Range, StudySpec, options
-from tuner.training import functions, memory, workloads
+from tuner.training import functions, memory, objective, workloads
 from tuner.training.cohort import CohortTrainer
 from tuner.training.device import use_threads
 from tuner.training.functions import TrainFunction
@@ -106,11 +107,13 @@ def choose(
 ) -> Choice:
     """Say which trainer a study is to have, by training a little with both.
 
-    The answer depends on the machine, so it is asked for once in a study's life and kept. Raises
-    `WorkloadError` when the study's metric is not measured.
+    The answer depends on the machine, so it is asked for once in a study's life and kept. Where
+    the workload's code raises, it is the plain trainer, so that each trial fails with its own
+    reason. Raises `WorkloadError` when the study's metric is not measured.
     """
     if isinstance(trained, TrainFunction):
         return Choice(trainer="own", slots=1, reason="a train function has a loop of its own")
+    objective.refuse_unmeasured(spec, trained)
     wanted = automatic_slots(spec) if slots is None else slots
     if wanted < 2:
         few = f"{spec.budget.trials} trials are too few to train more than one at a time"
@@ -119,17 +122,19 @@ def choose(
     obstacle = fitness.obstacle(trained, spec)
     if obstacle:
         return Choice(trainer="reference", slots=1, reason=obstacle)
+    reason = "memory is too short for two trials at a time"
     while wanted >= 2:
         try:
             alone, together = _measured(trained, spec, wanted, seconds, clock)
             break
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             if not memory.ran_out(error):
-                raise
+                wanted, reason = 0, f"the trainers could not be compared: {_clause(error)}"
         memory.make_room()
         wanted //= 2
     else:
-        reason = "memory is too short for two trials at a time"
         return Choice(trainer="reference", slots=1, reason=reason)
     numbers = (
         f"a step of a trial takes {1e6 * together:.3g} µs in a cohort of {wanted} and "
@@ -220,6 +225,11 @@ def _processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _clause(error: BaseException) -> str:
+    said = sentence(error).removesuffix(".")
+    return f"{said[:1].lower()}{said[1:]}"
 
 
 def _measured(

@@ -192,7 +192,9 @@ class CohortTrainer:
             if group.error is None:
                 try:
                     group.update(index, *feed(index))
-                except Exception as error:
+                except KeyboardInterrupt:
+                    raise
+                except BaseException as error:
                     if memory.ran_out(error):
                         raise
                     group.error = error
@@ -215,7 +217,9 @@ class CohortTrainer:
                 continue
             try:
                 losses, outputs = block.evaluate(*self._validation)
-            except Exception as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
                 if memory.ran_out(error):
                     raise
                 for member in members:
@@ -225,7 +229,9 @@ class CohortTrainer:
             for member in members:
                 try:
                     metrics = self._measured(outputs[member.place])
-                except Exception as error:
+                except KeyboardInterrupt:
+                    raise
+                except BaseException as error:
                     if memory.ran_out(error):
                         raise
                     _fail(member, error)
@@ -372,7 +378,7 @@ class CohortTrainer:
         }
 
 
-def _fail(member: Member, error: Exception) -> None:
+def _fail(member: Member, error: BaseException) -> None:
     """End a member with what the workload raised."""
     member.status = Status.FAILED
     member.segment.error, member.segment.reason = error, f"{type(error).__name__}: {error}"

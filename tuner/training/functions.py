@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tuner.errors import WorkloadError
+from tuner.errors import WorkloadCodeError, WorkloadError
 from tuner.training import workloads
 from tuner.training.loop import Trial
 
@@ -43,8 +43,10 @@ def load(
     digest = getattr(function, "data_digest", "")
     try:
         digest = digest() if callable(digest) else digest
-    except (Exception, SystemExit) as error:
-        raise WorkloadError(
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise WorkloadCodeError(
             f"train function {name}: its data_digest raised {type(error).__name__}: {error}"
         ) from error
     if not isinstance(digest, str):

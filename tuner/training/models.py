@@ -17,6 +17,8 @@ from tuner import curves
 from tuner.curves import Chunk
 from tuner.errors import UsageError
 from tuner.failpoints import reach
+from tuner.failure import workload_code
+from tuner.outputs import writing_into
 from tuner.spec import StudySpec
 from tuner.training import checkpoint
 from tuner.training.checkpoint import CheckpointError
@@ -53,21 +55,23 @@ def train(
     """Train to the end, keeping in `file` all that a next call needs to go on, or to be done.
 
     `still` is called between blocks of steps and may raise; `clock` gives seconds since 1970. A
-    file that is damaged, or of other data or parameters, is as good as none.
+    file that is damaged, or of other data or parameters, is as good as none. Raises
+    `WorkloadCodeError` when the workload's code raises.
     """
     trainer = ReferenceTrainer(workload, spec)
     curve, status, reason, value = curves.empty(), Status.TRAINING, "", None
     saved = _saved(file, workload, task)
-    if saved is None:
-        trainer.admit(task)
-    else:
-        trainer.admit(_from_snapshot(task, saved["snapshot"]))
+    with workload_code():
+        trainer.admit(task if saved is None else _from_snapshot(task, saved["snapshot"]))
+    if saved is not None:
         curve, status = Chunk.from_bytes(0, saved["curve"]), Status(saved["status"])
         reason, value = saved["reason"], saved["value"]
     saved_at, offset = time.monotonic(), clock() - time.monotonic()
     while status not in ENDED:
         still()
-        for event in trainer.advance(BLOCK):
+        with workload_code():
+            events = trainer.advance(BLOCK)
+        for event in events:
             curve = curves.join([part for part in (curve, _chunk(event, offset)) if part.columns])
             status, reason, value = event.status, event.reason, event.value
         if status in ENDED or time.monotonic() - saved_at >= spec.training.checkpoint_seconds:
@@ -79,12 +83,14 @@ def train(
                 "reason": reason,
                 "value": value,
             }
-            checkpoint.write(file, checkpoint.to_bytes(kept))
+            with writing_into(file.parent):
+                checkpoint.write(file, checkpoint.to_bytes(kept))
             saved_at = time.monotonic()
             reach("retrain.in_training")
     state = checkpoint.from_bytes(trainer.snapshot(task.number))
-    model = workload.model(task.seed, _dtype(spec))
-    model.load_state_dict(state["model"])
+    with workload_code():
+        model = workload.model(task.seed, _dtype(spec))
+        model.load_state_dict(state["model"])
     return TrainedModel(model=model.eval(), status=status, reason=reason, value=value, curve=curve)
 
 
@@ -133,11 +139,12 @@ def row_values(
 ) -> np.ndarray:  # float64 [row]
     """Measure a model on each of the rows held out.
 
-    Raises `UsageError` when the metric of all of them is not the mean of those of each.
+    Raises `UsageError` when the metric of all of them is not the mean of those of each, and
+    `WorkloadCodeError` when the workload's code raises.
     """
     measure = {"val_loss": workload.loss, **workload.metrics}[metric]
     inputs, targets = (_cast(part, spec) for part in workload.held_out)
-    with torch.no_grad():
+    with torch.no_grad(), workload_code():
         outputs = model(inputs)
         whole = measure(outputs, targets).item()
         rows = [
@@ -155,8 +162,9 @@ def row_values(
 
 
 def fresh_model(workload: Workload, spec: StudySpec) -> nn.Module:
-    """Build a model that nobody has trained."""
-    return workload.model(0, _dtype(spec)).eval()
+    """Build a model that nobody has trained. Raises `WorkloadCodeError`."""
+    with workload_code():
+        return workload.model(0, _dtype(spec)).eval()
 
 
 def slices(workload: Workload) -> Mapping[str, np.ndarray]:  # bool [row]
@@ -174,8 +182,8 @@ def example_of(workload: Workload, spec: StudySpec) -> np.ndarray:  # [row, ...]
 
 
 def predict(model: nn.Module, inputs: np.ndarray) -> np.ndarray:  # [row, ...] both
-    """Give a model's outputs."""
-    with torch.no_grad():
+    """Return a model's outputs. Raises `WorkloadCodeError` when its code raises."""
+    with torch.no_grad(), workload_code():
         outputs: np.ndarray = model(torch.from_numpy(inputs)).numpy()
     return outputs
 

@@ -124,7 +124,9 @@ class ReferenceTrainer:
         member.status = Status.TRAINING
         try:
             self._train_to(member, last, segment, began)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             if not segment.times:
                 raise
             member.raised = error  # what was measured before it is given out first

@@ -71,7 +71,9 @@ class Event:
     value: float | None = None  # the objective as of now, where it is at a rung or finished
     reason: str = ""  # why it ended, unless that was at the horizon; without capital and full stop
     stopped_step: int | None = None  # the guard's: first non-finite step, or where it stopped
-    error: Exception | None = None  # what the workload raised, where it is not raised to the caller
+    error: BaseException | None = (
+        None  # what the workload raised, where it is not raised to the caller
+    )
 
     @property
     def next_step(self) -> int:

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from tuner.errors import WorkloadError
+from tuner.errors import WorkloadCodeError, WorkloadError
 from tuner.texts import is_metric_name
 
 Measure: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -117,8 +117,10 @@ def load(
     check_arguments(factory, function, (), arguments)
     try:
         workload = function(**arguments)
-    except (Exception, SystemExit) as error:
-        raise WorkloadError(
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise WorkloadCodeError(
             f"workload {factory} raised {_said(error)}; call it by itself with the same arguments "
             f"to see where{_lists(arguments)}"
         ) from error
@@ -127,9 +129,16 @@ def load(
             f"workload {factory}: expected a tuner.training.workloads.Workload, got "
             f"{type(workload).__name__}; return one from the function"
         )
-    problems = list(_problems(workload))
-    if problems:
-        raise WorkloadError("\n".join([f"workload {factory} cannot be trained:", *problems]))
+    lines = [f"workload {factory} cannot be trained:"]
+    try:
+        for problem in _problems(workload):
+            lines.append(problem)  # noqa: PERF402 - those before the one that is raised are kept
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise WorkloadCodeError("\n".join(lines)) from error
+    if len(lines) > 1:
+        raise WorkloadError("\n".join(lines))
     return workload
 
 
@@ -193,14 +202,16 @@ def find(factory: str, allowed_prefixes: Sequence[str]) -> Callable[..., object]
         importlib.invalidate_caches()
     try:
         module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing is not None and f"{module_name}.".startswith(f"{missing}."):
             raise WorkloadError(
                 f"workload {factory}: there is no module {missing}; expected it to be installed "
                 f"or in the current folder, {here}"
             ) from error
-        raise WorkloadError(
+        raise WorkloadCodeError(
             f"workload {factory}: importing {module_name} raised {_said(error)}; "
             f"`python -c 'import {module_name}'` shows where"
         ) from error
@@ -269,7 +280,10 @@ def _problems_of_slices(workload: Workload) -> Iterator[str]:
 
 
 def _problems_between(workload: Workload) -> Iterator[str]:
-    """Yield what is wrong between data, model and measures, by trying them on two rows."""
+    """Yield what is wrong between data, model and measures, by trying them on two rows.
+
+    What their code raises is described, and then raised.
+    """
     for part in ("inputs", "targets"):
         train = getattr(workload, f"train_{part}").shape[1:]
         validation = getattr(workload, f"validation_{part}").shape[1:]
@@ -300,11 +314,14 @@ def _problems_between(workload: Workload) -> Iterator[str]:
                 if not isinstance(value, Tensor) or value.numel() != 1:
                     got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                     yield f"{name}: expected a tensor with one number, got {got}"
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         yield (
             f"{doing}: expected to work on two rows of the training data, inputs of shape "
             f"{tuple(inputs.shape)} and targets of shape {tuple(targets.shape)}, got {_said(error)}"
         )
+        raise
 
 
 def _said(error: BaseException) -> str:

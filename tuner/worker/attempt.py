@@ -18,8 +18,9 @@ import numpy as np
 from tuner import curves, failure, metrics
 from tuner.checkpoint_folders import folder_of
 from tuner.curves import Chunk
-from tuner.errors import ConnectionLostError
+from tuner.errors import ConnectionLostError, WorkloadCodeError
 from tuner.failpoints import reach
+from tuner.failure import workload_code
 from tuner.ledger import (
     INTERRUPTED,
     OUT_OF_MEMORY,
@@ -107,6 +108,7 @@ class Attempt:
                 f"trial {self.number} begins anew, its checkpoint is unusable: {error}"
             )
             self._step, self._saved = 0, None
+            self._here.commits.waiting(lambda: self._ledger.begin_anew(self.lease))
             return False
         return True
 
@@ -214,7 +216,7 @@ class Attempt:
         reason = "memory was too short for so many trials at a time"
         self._release(INTERRUPTED, reason)
 
-    def fail(self, error: Exception) -> Entry | None:
+    def fail(self, error: BaseException) -> Entry | None:
         """Take an exception: give the trial's end, or give it back where it may be tried again."""
         if memory.ran_out(error):
             return self._run_out_of_memory()
@@ -271,8 +273,11 @@ class Attempt:
         folder = folder_of(self._here.checkpoints, self._study, self.number)
         file = folder / f"{self._step}-{self.lease.number}.pt"
         try:
-            digest = checkpoint_files.write(file, self._trainer.snapshot(self.number))
-        except OSError as error:  # such as a full disk; the rows are safe, only time would be lost
+            with workload_code():
+                snapshot = self._trainer.snapshot(self.number)
+            digest = checkpoint_files.write(file, snapshot)
+        except (OSError, WorkloadCodeError) as error:
+            # such as a full disk; the rows are safe, only time would be lost
             self.log.warning(f"trial {self.number} has no checkpoint of step {self._step}: {error}")
             return
         finally:

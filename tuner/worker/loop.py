@@ -11,10 +11,11 @@ from pathlib import Path
 
 from tuner import metrics
 from tuner.environment import identity
-from tuner.errors import NotFoundError, WorkloadError
+from tuner.errors import NotFoundError, WorkloadCodeError, WorkloadError
 from tuner.ledger import Ledger, StudyRecord
 from tuner.logs import logger
 from tuner.training.device import is_here
+from tuner.worker.broken import BrokenStudy
 from tuner.worker.keeper import Keeper
 from tuner.worker.study import StudyWorker
 
@@ -41,27 +42,32 @@ def work(
     """Train trials of the open studies (of `names`, if there are any) until told to stop.
 
     With `until_idle`, return once there is no trial to take and nobody trains one. A study that
-    was named and cannot be trained here raises `WorkloadError`; any other is left to others, as
-    are those for another device than `device`, or than this machine has.
+    cannot be trained here is left to others, as are those for another device than `device`, or
+    than this machine has. If it was named, `WorkloadError` is raised once there is nothing else
+    to train. Whatever a study's code raises ends its trials, and the other studies go on.
     """
     keeper = Keeper(ledger, checkpoints)
 
-    def join(study: StudyRecord) -> StudyWorker:
+    def join(study: StudyRecord) -> StudyWorker | BrokenStudy:
         where = study.spec.training.device
         if device not in (None, where) or not is_here(where):
             raise WorkloadError(
                 f"study {study.name!r} is for the device {where!r}, which "
                 + ("this machine does not have" if device in (None, where) else "is not asked for")
             )
-        return StudyWorker(
-            ledger,
-            study,
-            keeper,
-            checkpoints=checkpoints,
-            spill=spill or checkpoints.with_name("spill"),
-            prefixes=prefixes,
-            stop=stop,
-        )
+        try:
+            return StudyWorker(
+                ledger,
+                study,
+                keeper,
+                checkpoints=checkpoints,
+                spill=spill or checkpoints.with_name("spill"),
+                prefixes=prefixes,
+                stop=stop,
+            )
+        except WorkloadCodeError as error:
+            log.warning(f"study {study.name}: {error}")
+            return BrokenStudy(ledger, study, error, stop)
 
     worker = Worker(ledger, names, join)
     reaped_at = -float("inf")
@@ -75,7 +81,10 @@ def work(
             if worker.train_one_turn():
                 continue
             reaped_at = -float("inf")  # there is time, and what was lost may be all there is
-            if until_idle and not worker.others_train():
+            idle = until_idle and not worker.others_train()
+            if worker.refused and (idle or worker.refuses_all()):
+                raise worker.refused[0]
+            if idle:
                 break
             stop.wait(IDLE_SECONDS)
         log.info("worker ended", worker=identity(), stopped=stop.is_set())
@@ -85,12 +94,17 @@ class Worker:
     """Shares this process fairly among studies: each gets workers in proportion to its weight."""
 
     def __init__(
-        self, ledger: Ledger, names: Sequence[str], join: Callable[[StudyRecord], StudyWorker]
+        self,
+        ledger: Ledger,
+        names: Sequence[str],
+        join: Callable[[StudyRecord], StudyWorker | BrokenStudy],
     ) -> None:
+        self.refused: list[WorkloadError] = []  # why studies that were named are not trained here
         self._ledger = ledger
         self._names = names
         self._join = join
-        self._joined: dict[int, StudyWorker | None] = {}  # by the study's id; None: not for us
+        # by the study's id; None: left to others
+        self._joined: dict[int, StudyWorker | BrokenStudy | None] = {}
         self._seconds: defaultdict[int, float] = defaultdict(float)  # trained here, by study
         self._known: list[StudyRecord] = []
         self._known_at = -float("inf")
@@ -102,7 +116,11 @@ class Worker:
             if worker is None:
                 continue
             began = time.monotonic()
-            trained = worker.train(study, partial(self._is_next, study))
+            try:
+                trained = worker.train(study, partial(self._is_next, study))
+            except WorkloadError as error:
+                self._leave(study, error)
+                continue
             self._seconds[study.id] += time.monotonic() - began
             if trained:
                 return True
@@ -112,6 +130,10 @@ class Worker:
     def others_train(self) -> bool:
         """Tell whether any trial of a study that can be trained here has a live attempt."""
         return any(worker is not None and worker.others_train() for worker in self._joined.values())
+
+    def refuses_all(self) -> bool:
+        """Tell whether every study that is known is left to others."""
+        return all(self._joined.get(study.id, study) is None for study in self._studies())
 
     def _is_next(self, study: StudyRecord) -> bool:
         """Tell whether a free slot should take another trial of the study that is trained now."""
@@ -145,19 +167,31 @@ class Worker:
         return self._known
 
     def _read_studies(self) -> list[StudyRecord]:
-        if self._names:
-            return [self._ledger.study(name) for name in self._names]
-        return self._ledger.trainable()
+        if not self._names:
+            return self._ledger.trainable()
+        found = []
+        for name in self._names:
+            try:
+                found.append(self._ledger.study(name))
+            except NotFoundError:  # it was there when this worker began
+                log.warning(f"study {name!r} was deleted")
+                self._names = [one for one in self._names if one != name]
+        if not found:
+            raise NotFoundError("every study that this worker was to train was deleted meanwhile")
+        return found
 
-    def _worker_for(self, study: StudyRecord) -> StudyWorker | None:
+    def _worker_for(self, study: StudyRecord) -> StudyWorker | BrokenStudy | None:
         if study.id not in self._joined:
             try:
                 self._joined[study.id] = self._join(study)
             except WorkloadError as error:
-                if self._names:
-                    raise
-                log.warning(f"study {study.name} is left to other workers: {error}")
-                self._joined[study.id] = None
+                self._leave(study, error)
             except NotFoundError:  # it was deleted just now
                 return None
         return self._joined[study.id]
+
+    def _leave(self, study: StudyRecord, error: WorkloadError) -> None:
+        log.warning(f"study {study.name} is left to other workers: {error}")
+        self._joined[study.id] = None
+        if self._names:
+            self.refused.append(error)

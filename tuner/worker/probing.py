@@ -30,7 +30,9 @@ def probed(ledger: Ledger, study: StudyRecord, trained: Trained, worker: str) ->
     began = time.monotonic()
     try:
         found = {name: one.as_json() for name, one in probe(trained, study.spec).items()}
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         log.warning(f"study {study.name}: the probe raised {type(error).__name__}: {error}")
         said = f"{type(error).__name__}: {error}"
         ranges.finish(ledger, study, {"optimizers": {}, "error": said}, None)

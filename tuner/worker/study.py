@@ -13,8 +13,9 @@ from typing import Any
 from tuner import metrics
 from tuner.checkpoint_folders import folder_of, sweep
 from tuner.environment import describe, identity
-from tuner.errors import ConnectionLostError, LeaseLost
+from tuner.errors import ConnectionLostError, LeaseLost, UnavailableError
 from tuner.failpoints import reach
+from tuner.failure import workload_code
 from tuner.ledger import Claim, Drawn, Entry, Lease, Ledger, StudyRecord, ranges
 from tuner.ledger.leasing import refused
 from tuner.logs import logger
@@ -56,18 +57,20 @@ class StudyWorker:
         prefixes: Sequence[str],
         stop: threading.Event,
     ) -> None:
+        """Build the workload and its trainer. Raises `WorkloadError` when that cannot be done."""
         self._ledger = ledger
         self._id, self._name = study.id, study.name
         self._keeper = keeper
         self._stop = stop
         self._worker = identity()
         use_threads(study.threads)
-        trained = load_workload(study, prefixes)
-        settled = study.settled or ledger.settle(study.id, _settled(trained, study.spec))
-        use_threads(settled["threads"])
-        self._environment = describe(study.spec.training.device) | {"settled": settled}
-        self._trained, self._spec = trained, study.spec
-        self._build(choosing.settled(settled))
+        with workload_code():
+            trained = load_workload(study, prefixes)
+            settled = study.settled or ledger.settle(study.id, _settled(trained, study.spec))
+            use_threads(settled["threads"])
+            self._environment = describe(study.spec.training.device) | {"settled": settled}
+            self._trained, self._spec = trained, study.spec
+            self._build(choosing.settled(settled))
         self._search = Search(study, ledger)
         self._rules = Rules(ledger, self._search)
         self._commits = Commits(ledger, study.name, stop)
@@ -136,7 +139,11 @@ class StudyWorker:
             attempt = self._attempts[number]
             try:
                 attempt.admit(params)
-            except Exception as error:
+            except LeaseLost:
+                self._give_up([attempt.lease])
+            except (KeyboardInterrupt, UnavailableError):
+                raise
+            except BaseException as error:
                 self._fail(attempt, error)
         return bool(claims)
 
@@ -174,7 +181,9 @@ class StudyWorker:
         began = time.monotonic()
         try:
             events = self._trainer.advance(self._block)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             if memory.ran_out(error) and self._choice.trainer == "cohort":
                 self._shrink()
                 return
@@ -252,7 +261,7 @@ class StudyWorker:
             if entry.outcome:
                 self._forget(attempt)
 
-    def _fail(self, attempt: Attempt, error: Exception) -> None:
+    def _fail(self, attempt: Attempt, error: BaseException) -> None:
         """Let a trial fail, or be tried again, after what its workload raised."""
         try:
             end = attempt.fail(error)
@@ -283,7 +292,8 @@ class StudyWorker:
         for attempt in tuple(self._attempts.values()):
             self._end(attempt, attempt.give_back)
         memory.make_room()
-        self._build(choice)
+        with workload_code():
+            self._build(choice)
 
     def _end(self, attempt: Attempt, how: Callable[[], None]) -> None:
         """Let an attempt end, and free its slot."""

@@ -87,9 +87,9 @@ def plan(workload: Workload, spec: StudySpec) -> Plan:
             _compare(stack, workload, rows)
             _check_metrics(workload)
             return Plan(stack=stack, sizes=_sizes(stack, workload, rows, spec))
-    except NotStackableError:
+    except (NotStackableError, KeyboardInterrupt):
         raise
-    except Exception as error:  # whatever the model's code makes of stacked tensors
+    except BaseException as error:  # whatever the model's code makes of stacked tensors
         if memory.ran_out(error):
             raise
         said = str(error).strip().split("\n")[0][:200]

@@ -50,7 +50,7 @@ class Group:
         self.members = members
         self._block, self._clip_norm = block, clip_norm
         self.times: list[float] = []  # of the steps that were made
-        self.error: Exception | None = None  # that the next one raised
+        self.error: BaseException | None = None  # that the next one raised
         self.losses = block.rows.new_empty(count, len(block.rows))  # [step, place]
         self.norms = torch.empty_like(self.losses)  # [step, place], of gradients before clipping
         self._kept = list(zip(self.losses, self.norms, strict=True))

@@ -1,0 +1,62 @@
+"""A study whose workload raises when it is built: its trials fail, each with that reason."""
+
+from __future__ import annotations
+
+import threading
+
+from tuner.environment import describe, identity
+from tuner.errors import LeaseLost, WorkloadCodeError
+from tuner.failure import sentence
+from tuner.ledger import RAISED, Ledger, StudyRecord, governing
+from tuner.logs import logger
+from tuner.outcome import FAILED, Outcome
+
+log = logger(__name__)
+
+
+class BrokenStudy:
+    """Takes the place of a `StudyWorker` that cannot be made.
+
+    Failed trials count for `[budget] stop_after_failures`, so a study that nobody can train is
+    stopped with its reason. Where others have trained it, the fault is this machine's, and the
+    trials are left to them.
+    """
+
+    def __init__(
+        self, ledger: Ledger, study: StudyRecord, error: WorkloadCodeError, stop: threading.Event
+    ) -> None:
+        self._ledger = ledger
+        self._id = study.id
+        self._error = error
+        self._reason = sentence(error.__cause__ or error)
+        self._stop = stop
+
+    def others_train(self) -> bool:
+        """Tell whether any trial has a live attempt."""
+        return self._ledger.counts(self._id)["running"] > 0
+
+    def train(self, study: StudyRecord, _goes_on: object) -> bool:
+        """Let one trial fail; tell whether there was any.
+
+        Raises `WorkloadCodeError` when others have trained the study.
+        """
+        if any(one.steps for one in self._ledger.trials(study.id) if not one.imported):
+            raise self._error
+        stopped = governing.break_circuit(self._ledger, study)
+        if stopped is not None:
+            log.warning(f"study {study.name}: {stopped.reason}")
+        if stopped is not None or self._stop.is_set():
+            return False
+        environment = describe(study.spec.training.device)
+        claim = self._ledger.claim(study.id, identity(), environment)
+        if claim is None:
+            return False
+        try:
+            if claim.endings.get(RAISED, 0) < study.spec.budget.retries.failed:
+                self._ledger.release(claim.lease, RAISED, self._reason)
+            else:
+                self._ledger.finish(claim.lease, Outcome(kind=FAILED, reason=self._reason))
+        except LeaseLost:  # its study was stopped or deleted meanwhile
+            return True
+        log.warning(f"trial {claim.trial.number} of {study.name}: {self._reason}")
+        return True
