@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import optuna
 import psutil
+import warm
 
 from tuner import storage, studyfile, submission
 from tuner.curves import Chunk
@@ -128,11 +129,15 @@ class Done:
 
 
 def start(
-    folder: Path, *arguments: str, env: Mapping[str, str] | None = None
+    folder: Path, *arguments: str, env: Mapping[str, str] | None = None, cold: bool = False
 ) -> subprocess.Popen[str]:
-    """Start `tuner` in a process group of its own, as a terminal does."""
+    """Start `tuner` in a process group of its own, as a terminal does.
+
+    A cold one is started by the real interpreter, which takes seconds: for tests that look at the
+    process itself, where a warm one has a stand-in before it that passes signals on.
+    """
     return subprocess.Popen(
-        [sys.executable, "-m", "tuner", *arguments],
+        [sys.executable if cold else warm.python(), "-m", "tuner", *arguments],
         cwd=folder,
         env=environment(folder, env),
         stdin=subprocess.DEVNULL,

@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import warm
 from postgres import Cluster, rows
 from processes import Done, bits, end, environment, start, until
 
@@ -50,9 +50,9 @@ class Team:
     def database(self) -> str:
         return self.url.rpartition("/")[2]
 
-    def start(self, *arguments: str, **env: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, cold: bool = False, **env: str) -> subprocess.Popen[str]:
         """Start `tuner` for the team; `close` ends what is left of it."""
-        process = start(self.folder, *arguments, env={**self.environment, **env})
+        process = start(self.folder, *arguments, env={**self.environment, **env}, cold=cold)
         self._started.append(process)
         return process
 
@@ -168,7 +168,7 @@ def _server(folder: Path, command: list[str], health: str, env: Mapping[str, str
     address = f"http://127.0.0.1:{port}"
     with (folder / f"{command[0]}.log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", *command, "--port", str(port)],
+            [warm.python(), "-m", *command, "--port", str(port)],
             cwd=folder,
             env=environment(folder, env),
             stdin=subprocess.DEVNULL,

@@ -154,7 +154,8 @@ def test_a_recorder_takes_over_from_one_that_was_killed(folder):
 def test_a_recorder_that_slept_past_its_claim_leaves_no_second_runs(folder):
     """It had told the ledger of runs that it was about to make; another made them meanwhile."""
     nothing_is_published(folder)
-    asleep = start(folder, "recorder", "--once", env={"TUNER_FAILPOINTS": "recorder.begun=stop"})
+    stopped = {"TUNER_FAILPOINTS": "recorder.begun=stop"}
+    asleep = start(folder, "recorder", "--once", env=stopped, cold=True)
     assert os.WIFSTOPPED(os.waitpid(asleep.pid, os.WUNTRACED)[1])
     change(folder, "UPDATE tuner_published_studies SET expires_at = 1 WHERE target = 'mlflow'")
     assert tuner(folder, "recorder", "--once").code == 0
