@@ -25,15 +25,14 @@ import numpy as np
 import optuna
 import psutil
 import warm
+from training_here import PREFIXES, train
 
 from tuner import storage, studyfile, submission
 from tuner.curves import Chunk
 from tuner.ledger import Ledger, Reader
 from tuner.tracking.recorder import record
-from tuner.worker import work
 
 ROOT = Path(__file__).parents[1]
-PREFIXES = ("tests.", "studies.")
 STUDY = """
 [study]
 name = "small"
@@ -170,14 +169,7 @@ def train_here(folder: Path) -> None:
     described = submission.prepare(spec, PREFIXES)
     ledger = Ledger(storage.open_ledger(places, create=True))
     study, _ = submission.submit(ledger, spec, described)
-    work(
-        ledger,
-        places.checkpoints,
-        names=[study.name],
-        prefixes=PREFIXES,
-        stop=threading.Event(),
-        until_idle=True,
-    )
+    train(ledger, places, study)
     closing = threading.Event()
     closing.set()
     record(ledger.engine, places, names=[study.name], closing=closing)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import urllib.error
 import urllib.request
@@ -17,7 +16,7 @@ from typing import Any
 
 import optuna
 import warm
-from postgres import Cluster, rows
+from postgres import Cluster, free_port, rows
 from processes import Done, bits, end, environment, start, until
 
 from tuner import doctor, storage
@@ -144,13 +143,15 @@ def team(folder: Path, cluster: Cluster, url: str, **more: str) -> Iterator[Team
 
 
 @contextmanager
-def mlflow_server(folder: Path, tracking: str, *more: str, **env: str) -> Iterator[str]:
-    """Run a real MLflow server on a database, with `more` arguments; give its address."""
+def mlflow_server(
+    folder: Path, tracking: str, *more: str, port: int | None = None, **env: str
+) -> Iterator[str]:
+    """Run a real MLflow server on a database, with `more` arguments; return its address."""
     command = ["mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
     command += ["--backend-store-uri", tracking]
     command += ["--artifacts-destination", str(folder / "artifacts"), *more]
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with _server(folder, command, "/health", quiet | env) as address:
+    with _server(folder, command, "/health", quiet | env, port) as address:
         yield address
 
 
@@ -163,8 +164,10 @@ def dashboard(folder: Path, database: str) -> Iterator[str]:
 
 
 @contextmanager
-def _server(folder: Path, command: list[str], health: str, env: Mapping[str, str]) -> Iterator[str]:
-    port = free_port()
+def _server(
+    folder: Path, command: list[str], health: str, env: Mapping[str, str], port: int | None = None
+) -> Iterator[str]:
+    port = port or free_port()
     address = f"http://127.0.0.1:{port}"
     with (folder / f"{command[0]}.log").open("w") as log:
         process = subprocess.Popen(
@@ -211,9 +214,3 @@ def answers(address: str, page: str = "/health") -> bool:
             return bool(answer.status == 200)
     except (urllib.error.URLError, ConnectionError, TimeoutError):
         return False
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

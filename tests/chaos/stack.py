@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import warm
-from postgres import Cluster, cluster
+from postgres import Cluster, cluster, free_port
 from processes import PREFIXES, environment, until
-from team import answers, free_port
+from team import answers
 
 from chaos.checker import Findings, Left, compare, consistent, postgresql, read
 from chaos.proxy import Proxy
