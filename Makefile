@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo tutorial bench chaos soak test quick lint check clean
+.PHONY: demo tutorial bench chaos soak test quick nightly mutants structure lint check clean
 
 demo: .venv/.installed  ## a small study, from nothing to its report
 	$(BIN)/tuner run studies/digits.toml
@@ -26,19 +26,31 @@ soak: .venv/.installed-dev  ## everything at once for an hour: what the service 
 	cd tests && ../$(BIN)/python -m chaos --soak 3600
 
 # One thread each: the tests share the cores, and small models are faster without threads.
-test quick: export OMP_NUM_THREADS = 1
+test quick nightly mutants: export OMP_NUM_THREADS = 1
+# A worker that has nothing left takes tests of another one; files stay together as far as that goes.
+PYTEST := $(BIN)/python -m pytest -q -n auto --dist worksteal
 
-test: .venv/.installed-dev .venv/.chromium .venv/.pgbouncer  ## every test
-	$(BIN)/python -m pytest -q -n auto
+quick: .venv/.installed-dev  ## a minute: the tests that start no process and no server
+	$(PYTEST) -m 'not slow and not nightly'
 
-quick: .venv/.installed-dev  ## the tests that start no process and no server
-	$(BIN)/python -m pytest -q -n auto -m 'not slow'
+test: .venv/.installed-dev .venv/.chromium .venv/.pgbouncer  ## every test that is not nightly: some ten minutes
+	$(PYTEST) -m 'not nightly'
+
+nightly: .venv/.installed-dev .venv/.chromium .venv/.pgbouncer  ## the rest: tutorial, tour, chaos, pages, soak
+	$(PYTEST) -m nightly
+	cd tests && ../$(BIN)/python -m chaos --soak 600
+
+mutants: .venv/.installed-dev  ## break the code in known ways; the quick tests must notice
+	$(BIN)/python tests/mutants.py
 
 lint: .venv/.installed-dev  ## format, lint, types and the directions of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+structure: .venv/.installed-dev  ## the package's rooms, their levels, and the imports between them
+	$(BIN)/python benchmarks/structure.py
 
 check: lint  ## everything that must hold before a commit
 	$(MAKE) test

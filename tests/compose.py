@@ -15,9 +15,8 @@ from typing import Any
 
 import psutil
 import yaml
-from postgres import Cluster, binaries
+from postgres import Cluster, binaries, free_port
 from processes import until
-from team import free_port
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "docker-compose.yml"

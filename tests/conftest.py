@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import settings
 from playwright.sync_api import Browser
 from processes import prepare
 
-from tuner import storage
+from tuner import failpoints, storage
 from tuner.ledger import Ledger
 from tuner.storage import Addresses
 
@@ -94,6 +95,22 @@ def migrated(postgres: real.Server, tmp_path_factory: pytest.TempPathFactory) ->
 def shared(postgres: real.Server, migrated: str) -> str:
     """The URL of a fresh PostgreSQL database with all tables."""
     return postgres.database(migrated)
+
+
+@pytest.fixture
+def arm(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Callable[[str], Callable[[], list[str]]]]:
+    """Arm failpoints in this process until the test ends; return what reads which of them fired."""
+    log = tmp_path / "failpoints.log"
+    monkeypatch.setenv("TUNER_FAILPOINTS_LOG", str(log))
+    with ExitStack() as blocks:
+
+        def armed(text: str) -> Callable[[], list[str]]:
+            blocks.enter_context(failpoints.armed(text))
+            return lambda: log.read_text().splitlines() if log.exists() else []
+
+        yield armed
 
 
 @pytest.fixture(scope="module")

@@ -126,7 +126,7 @@ def cluster(**settings: str) -> Iterator[Cluster]:
     try:
         data = str(folder / "data")
         _as_postgres("initdb", "-D", data, "-A", "trust", "-U", "postgres", "--no-sync")
-        port = _free_port()
+        port = free_port()
         address = f"postgresql://postgres@127.0.0.1:{port}/postgres"
         made = Cluster(address, folder=folder, port=port, settings=SETTINGS | settings)
         made.start()
@@ -170,7 +170,7 @@ def _owner() -> pwd.struct_passwd | None:
     return users.get("postgres") or users["nobody"]
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

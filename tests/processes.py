@@ -24,15 +24,15 @@ from typing import Any
 import numpy as np
 import optuna
 import psutil
+import warm
+from training_here import PREFIXES, train
 
 from tuner import storage, studyfile, submission
 from tuner.curves import Chunk
 from tuner.ledger import Ledger, Reader
 from tuner.tracking.recorder import record
-from tuner.worker import work
 
 ROOT = Path(__file__).parents[1]
-PREFIXES = ("tests.", "studies.")
 STUDY = """
 [study]
 name = "small"
@@ -128,11 +128,15 @@ class Done:
 
 
 def start(
-    folder: Path, *arguments: str, env: Mapping[str, str] | None = None
+    folder: Path, *arguments: str, env: Mapping[str, str] | None = None, cold: bool = False
 ) -> subprocess.Popen[str]:
-    """Start `tuner` in a process group of its own, as a terminal does."""
+    """Start `tuner` in a process group of its own, as a terminal does.
+
+    A cold one is started by the real interpreter, which takes seconds: for tests that look at the
+    process itself, where a warm one has a stand-in before it that passes signals on.
+    """
     return subprocess.Popen(
-        [sys.executable, "-m", "tuner", *arguments],
+        [sys.executable if cold else warm.python(), "-m", "tuner", *arguments],
         cwd=folder,
         env=environment(folder, env),
         stdin=subprocess.DEVNULL,
@@ -165,14 +169,7 @@ def train_here(folder: Path) -> None:
     described = submission.prepare(spec, PREFIXES)
     ledger = Ledger(storage.open_ledger(places, create=True))
     study, _ = submission.submit(ledger, spec, described)
-    work(
-        ledger,
-        places.checkpoints,
-        names=[study.name],
-        prefixes=PREFIXES,
-        stop=threading.Event(),
-        until_idle=True,
-    )
+    train(ledger, places, study)
     closing = threading.Event()
     closing.set()
     record(ledger.engine, places, names=[study.name], closing=closing)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -17,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from postgres import Cluster, rows
+import warm
+from postgres import Cluster, free_port, rows
 from processes import Done, bits, end, environment, start, until
 
 from tuner import doctor, storage
@@ -50,9 +49,9 @@ class Team:
     def database(self) -> str:
         return self.url.rpartition("/")[2]
 
-    def start(self, *arguments: str, **env: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, cold: bool = False, **env: str) -> subprocess.Popen[str]:
         """Start `tuner` for the team; `close` ends what is left of it."""
-        process = start(self.folder, *arguments, env={**self.environment, **env})
+        process = start(self.folder, *arguments, env={**self.environment, **env}, cold=cold)
         self._started.append(process)
         return process
 
@@ -144,13 +143,15 @@ def team(folder: Path, cluster: Cluster, url: str, **more: str) -> Iterator[Team
 
 
 @contextmanager
-def mlflow_server(folder: Path, tracking: str, *more: str, **env: str) -> Iterator[str]:
-    """Run a real MLflow server on a database, with `more` arguments; give its address."""
+def mlflow_server(
+    folder: Path, tracking: str, *more: str, port: int | None = None, **env: str
+) -> Iterator[str]:
+    """Run a real MLflow server on a database, with `more` arguments; return its address."""
     command = ["mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
     command += ["--backend-store-uri", tracking]
     command += ["--artifacts-destination", str(folder / "artifacts"), *more]
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with _server(folder, command, "/health", quiet | env) as address:
+    with _server(folder, command, "/health", quiet | env, port) as address:
         yield address
 
 
@@ -163,12 +164,14 @@ def dashboard(folder: Path, database: str) -> Iterator[str]:
 
 
 @contextmanager
-def _server(folder: Path, command: list[str], health: str, env: Mapping[str, str]) -> Iterator[str]:
-    port = free_port()
+def _server(
+    folder: Path, command: list[str], health: str, env: Mapping[str, str], port: int | None = None
+) -> Iterator[str]:
+    port = port or free_port()
     address = f"http://127.0.0.1:{port}"
     with (folder / f"{command[0]}.log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", *command, "--port", str(port)],
+            [warm.python(), "-m", *command, "--port", str(port)],
             cwd=folder,
             env=environment(folder, env),
             stdin=subprocess.DEVNULL,
@@ -211,9 +214,3 @@ def answers(address: str, page: str = "/health") -> bool:
             return bool(answer.status == 200)
     except (urllib.error.URLError, ConnectionError, TimeoutError):
         return False
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -82,6 +82,7 @@ def test_type_checkers_see_the_same_names():
     assert sorted(tuner._HOMES) == sorted(tuner.__all__)
 
 
+@pytest.mark.slow
 def test_a_study_answers(study):
     assert study.status()["state"] == "ended"
     best = study.best()

@@ -6,7 +6,7 @@ import pytest
 from browser import PROGRAM, opened, program
 from playwright.sync_api import Browser
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 
 PAGE = """<!doctype html><title>a page</title>
 <script src="http://127.0.0.1:9/missing.js"></script>

@@ -23,7 +23,7 @@ from tuner.outcome import FAILED, Outcome
 from tuner.tracking import views
 from tuner.tracking.recorder import Recorder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 
 PATIENCE = 60_000
 """How long a page may take on a busy machine, in milliseconds."""

@@ -77,6 +77,7 @@ def test_a_reader_reads_and_cannot_write(address):
     assert ask(address, "POST", WRITE, tag, ADMIN) == 200
 
 
+@pytest.mark.nightly
 def test_a_reader_sees_the_curves_in_a_browser(folder, address, browser):
     ledger = reader(folder)
     places = storage.addresses({}, folder)

@@ -236,7 +236,7 @@ KILLED += ["recorder.before_final"]
 
 @pytest.mark.parametrize("place", KILLED)
 @pytest.mark.parametrize("first", [True, False], ids=["bulk", "one by one"])
-def test_either_way_finishes_what_the_other_was_stopped_at(place, first, beside, monkeypatch):
+def test_either_way_finishes_what_the_other_was_stopped_at(place, first, beside):
     places = beside("stopped")
     ledger = Ledger(storage.ledger_engine(places.ledger))
     begun = first_half(ledger)
@@ -245,8 +245,7 @@ def test_either_way_finishes_what_the_other_was_stopped_at(place, first, beside,
         publish(ledger.engine, places, in_bulk=first)
         ledger.finish(begun["running"].lease, completed(0.3))
         ledger.finish(begun["resumed"].lease, completed(0.2))
-    monkeypatch.setattr(failpoints, "_armed", failpoints._parse(f"{place}=raise@2"))
-    with pytest.raises(FailpointError):
+    with failpoints.armed(f"{place}=raise@2"), pytest.raises(FailpointError):
         publish(ledger.engine, places, in_bulk=first)
     publish(ledger.engine, places, in_bulk=not first)
     found = {one.kind for one in doctor.examine(ledger.engine, places)}

@@ -186,6 +186,7 @@ def killed_and_cut(made: Stack, name: str) -> str:
     return ", ".join([*seen, connections_cut(made, name, times=8)])
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_a_short_chaos():
     """Each failpoint of workers, recorders, deletions and upgrades, and connections cut."""

@@ -22,6 +22,7 @@ states = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(states)
 def test_a_state_comes_back_as_it_was(state):
     assert checkpoint.from_bytes(checkpoint.to_bytes(state)) == state

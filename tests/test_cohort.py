@@ -57,6 +57,7 @@ def test_every_schedule_and_optimizer(model, clip_norm):
         assert_close(found[number], expected[number])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_every_optimizer(model):
     workload, spec = regression(MODELS[model]), make_spec(steps=40, clip_norm=1.0)
@@ -222,6 +223,7 @@ NETS = {"chain": chain, "branched": branched, "dropout": dropout_net, "tanh": sm
 DIVERGING = [(1e200, {"name": "sgd"}), (50.0, {"name": "sgd", "momentum": 0.9})]
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(
     net=st.sampled_from(sorted(NETS)),
@@ -265,6 +267,7 @@ def test_a_real_member_is_the_same_in_any_slot(dtype, hidden):
     assert_same(together(workload, spec, copies[:1], 1)[0], curves[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", sorted(NETS))
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_interrupted_and_resumed_elsewhere_is_uninterrupted(net, dtype):

@@ -45,6 +45,7 @@ def test_blocks_hold_all_members_and_hardly_more(members, sizes):
     assert sum(sizes) <= max(4, 1.6 * members)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [chain, branched])
 def test_the_last_members_sit_closer_together(model):
     """Members leave at every rung and others come later; each goes the way it goes alone."""

@@ -77,6 +77,7 @@ def most_at_once(ledger: Ledger, study: StudyRecord) -> int:
     return int(np.cumsum([change for _, change in sorted(changes)]).max())
 
 
+@pytest.mark.slow
 def test_a_cohort_that_is_interrupted_goes_on_to_the_same_curves(ledger, places, monkeypatch):
     calm = train(ledger, places, put(ledger, "calm", trainer="cohort", slots=3))
     study = put(ledger, "disturbed", trainer="cohort", slots=3)
@@ -121,6 +122,7 @@ def test_what_cannot_be_stacked_falls_back_and_says_why(ledger, places):
     assert "accumulate = 2" in settled["reason"]
 
 
+@pytest.mark.slow
 def test_out_of_memory_halves_the_slots(ledger, places, monkeypatch, caplog):
     advance = CohortTrainer.advance
 
@@ -136,6 +138,7 @@ def test_out_of_memory_halves_the_slots(ledger, places, monkeypatch, caplog):
     assert most_at_once(ledger, study) == 8
 
 
+@pytest.mark.slow
 def test_without_memory_for_one_slot_the_plain_trainer_takes_over(
     ledger, places, monkeypatch, caplog
 ):

@@ -346,7 +346,7 @@ def a_stop_is_heeded(stack: Stack) -> None:
     assert codes["recorder"] == codes["scheduler"] == [0]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
 def test_the_stack_works_as_the_file_says(tmp_path):
     """Started as processes, it trains a small study; one test, since starting it is dear."""

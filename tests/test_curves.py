@@ -117,6 +117,7 @@ def test_join_accepts_parts_without_rows_or_evaluations():
     assert_equal(curves.join([rows(0, 5), rows(5, 9), rows(9, 20)]), rows(0, 20))
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(st.integers(0, 60), st.data())
 def test_chunks_committed_with_overlaps_make_the_whole_curve(steps, data):

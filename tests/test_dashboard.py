@@ -73,7 +73,7 @@ def test_the_recorder_writes_the_answer_reasons_and_a_link(tracked, places):
     assert "http://127.0.0.1:5000/#/runs/" in note
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_the_docs_say_of_its_pages_is_found_by_as_many_clicks(
     tracked, places, tmp_path, browser
 ):

@@ -57,19 +57,6 @@ def test_each_place_is_reached_by_the_chaos():
         assert f'"{place}"' in tests or f'startswith("{kind}")' in tests, place
 
 
-@pytest.fixture
-def arm(monkeypatch, tmp_path):
-    """Arm failpoints as the environment would; gives back how to read the log."""
-    log = tmp_path / "failpoints.log"
-    monkeypatch.setenv("TUNER_FAILPOINTS_LOG", str(log))
-
-    def armed(text):
-        monkeypatch.setattr(failpoints, "_armed", failpoints._parse(text))
-        return lambda: log.read_text().splitlines() if log.exists() else []
-
-    return armed
-
-
 @pytest.mark.parametrize(
     ("text", "named"),
     [
@@ -90,7 +77,7 @@ def arm(monkeypatch, tmp_path):
 )
 def test_what_cannot_be_understood_is_refused_at_once(text, named):
     with pytest.raises(ValueError, match="TUNER_FAILPOINTS") as error:
-        failpoints._parse(text)
+        failpoints.arm(text)
     assert named in str(error.value)
 
 
@@ -133,6 +120,18 @@ def test_a_failpoint_waits_for_its_turn(arm):
         reach("chunk.committed")
     reach("chunk.committed")
     assert log() == ["chunk.committed=raise"]
+
+
+def test_a_failpoint_of_a_block_is_armed_in_it_alone():
+    with failpoints.armed("ask.drawn=raise"), failpoints.armed("ask.reserved=raise"):
+        with pytest.raises(FailpointError, match=r"ask\.drawn"):
+            reach("ask.drawn")
+        with pytest.raises(FailpointError, match=r"ask\.reserved"):
+            reach("ask.reserved")
+    with failpoints.armed("ask.drawn=raise"):
+        pass
+    reach("ask.drawn")
+    reach("ask.reserved")
 
 
 def test_several_failpoints_are_independent(arm):

@@ -69,6 +69,7 @@ def test_pairs_tell_what_means_do_not() -> None:
     assert decision.improvement.mean == pytest.approx(0.01)
 
 
+@pytest.mark.slow
 @given(st.floats(-1, 1), st.floats(0.01, 1), st.integers(0, 2**32 - 1))
 @settings(max_examples=50)
 def test_minimizing_a_metric_is_maximizing_its_negative(
@@ -103,6 +104,7 @@ def test_with_several_seeds_the_pairs_are_seeds() -> None:
     assert decided([LOSS - 0.5 - 0.01 * count for count in range(5)], seeds=5).promote
 
 
+@pytest.mark.slow
 def test_of_equal_models_few_are_promoted() -> None:
     """The error that a level of 95% allows: 1 in 40 on the better side."""
     rng = np.random.default_rng(3)

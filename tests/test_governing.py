@@ -265,7 +265,7 @@ def test_a_study_that_is_trained_is_not_deleted(ledger, places):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own statement
-def test_delete_leaves_nothing_and_the_name_is_free(ledger, places, monkeypatch):
+def test_delete_leaves_nothing_and_the_name_is_free(ledger, places):
     kept = submitted(ledger, study={"name": "kept"})
     gone = submitted(ledger, study={"name": "it's gone"})
     for study in (kept, gone):
@@ -275,9 +275,7 @@ def test_delete_leaves_nothing_and_the_name_is_free(ledger, places, monkeypatch)
         pass
     untouched = [row for row in contents(ledger)["tuner_trials"] if row[1] == kept.id]
     for place in ("delete.stopped", "delete.erased"):  # interrupted anywhere, it can be run again
-        armed = failpoints._parse(f"{place}=raise")
-        monkeypatch.setattr(failpoints, "_armed", armed)
-        with pytest.raises(failpoints.FailpointError):
+        with failpoints.armed(f"{place}=raise"), pytest.raises(failpoints.FailpointError):
             governing.delete(ledger, places, gone.name)
         assert ledger.study(gone.name).state == STOPPED
         assert Recorder(ledger.engine, places).publish([gone.name]) in (True, False)

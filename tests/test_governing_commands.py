@@ -70,6 +70,7 @@ def test_pause_resume_stop(tuner):
     assert "Stopped by hand: enough." in tuner("status", "line")[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -51,7 +51,7 @@ def slow(folder: Path, seconds: float = 0.01) -> Path:
 
 def finish(folder: Path) -> None:
     """Run to the end what was begun, and look that nobody and nothing stays behind."""
-    done = tuner(folder, "run", "study.toml", "--json")
+    done = tuner(folder, "run", "study.toml", "--no-report", "--json")
     assert done.code == 0, done.err
     trials = done.json["trials"]
     assert sum(trials.values()) == 8
@@ -89,7 +89,7 @@ def test_killed_at_a_place_and_run_again_nothing_is_lost_or_doubled(place, tmp_p
     log = folder / "failpoints.log"
     time = 1 if place == "recorder.begun" else 2  # all runs may begin together
     armed = {"TUNER_FAILPOINTS": f"{place}=kill@{time}", "TUNER_FAILPOINTS_LOG": str(log)}
-    killed = tuner(folder, "run", "study.toml", "--json", env=armed)
+    killed = tuner(folder, "run", "study.toml", "--no-report", "--json", env=armed)
     assert log.read_text() == f"{place}=kill\n"
     if place.startswith("recorder."):
         assert killed.code == 0, killed.err  # the worker has started another recorder

@@ -138,6 +138,7 @@ def test_too_few_trials_bound_nothing(ledger):
     assert Search(study, ledger).regret_bound() == math.inf
 
 
+@pytest.mark.slow
 def test_the_bound_is_above_the_regret_and_falls_as_the_best_is_found(ledger):
     study = submit(ledger, budget={"trials": 100}, search={"sampler": "gp"})
     quadratic(20, ledger, study)

@@ -231,6 +231,7 @@ def test_mnist_is_balanced_and_learned() -> None:
 # --- all of them
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", sorted((ROOT / "studies").glob("*.toml")), ids=lambda f: f.stem)
 def test_every_study_file_is_valid_and_names_a_workload_that_can_be_trained(file: Path) -> None:
     study = studyfile.load(file, ())

@@ -150,6 +150,7 @@ def test_chunks_do_not_matter():
         assert_same(curve_of(train(by_hand, spec, task, chunks)), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [1, 4, 1000])
 def test_interrupted_and_resumed_it_measures_the_same_again(every):
     """Rows come again from the last save on, the same to the bit, and none is left out."""
@@ -488,6 +489,7 @@ def document_example(folder: Path, monkeypatch: pytest.MonkeyPatch) -> StudySpec
     return studyfile.parse(study, "own_loop.md")
 
 
+@pytest.mark.slow
 def test_the_loop_of_the_document_trains(ledger: Ledger, tmp_path, monkeypatch):
     spec = document_example(tmp_path, monkeypatch)
     study = put(ledger, spec, ("mine.",))
@@ -604,6 +606,7 @@ def memory_study(ledger: Ledger, **arguments):
     return put(ledger, spec)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "kind", "halved"), [(6, "device", 2), (8, "cpu", 1)])
 def test_out_of_memory_is_tried_again_with_smaller_micro_batches(
     ledger: Ledger, tmp_path, limit, kind, halved
@@ -622,6 +625,7 @@ def test_out_of_memory_is_tried_again_with_smaller_micro_batches(
     np.testing.assert_allclose(cut.columns["train_loss"], plain.columns["train_loss"], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_out_of_memory_with_single_rows_fails(ledger: Ledger, tmp_path):
     study = memory_study(ledger, limit=0)
     work(ledger, tmp_path, study.name)

@@ -64,6 +64,7 @@ def assert_true(found, at_most, fastest):
     assert found.suggested[0] <= found.fastest <= found.low
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("workload", "curved"),
     [
@@ -116,6 +117,7 @@ def test_38_over_the_curvature_is_the_limit_of_frozen_adam():
     assert limit((1 - BETA) * 1.0, BETA) == pytest.approx(38.0)
 
 
+@pytest.mark.slow
 def test_all_optimisers_go_in_one_cohort_and_agree_with_each_alone():
     both = [{"name": "sgd"}, {"name": "adamw", "weight_decay": 0.0}]
     together = probe.probe(line(), exact(100, space={"optimizer": both}))
@@ -124,6 +126,7 @@ def test_all_optimisers_go_in_one_cohort_and_agree_with_each_alone():
         assert together[one["name"]].as_json() == alone[one["name"]].as_json()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_stacked_is_trained_one_after_another():
     accumulated = exact(50)
     training = accumulated.training.model_copy(update={"accumulate": 2})

@@ -197,6 +197,7 @@ def decisions(ledger, pruner, ending, *, fresh=False, direction="minimize"):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pruner", "direction"),
     list(zip(PRUNERS, itertools.cycle(["minimize", "maximize"]), strict=False)),

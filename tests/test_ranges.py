@@ -76,6 +76,7 @@ def test_where_nothing_learns_the_whole_range_stays():
 # --- draws
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["random", "qmc", "tpe", "gp"])
 def test_draws_keep_to_the_range_and_begin_with_the_suggestions(ledger, sampler):
     told = sampler if sampler in {"random", "qmc"} else {"name": sampler, "startup_trials": 6}

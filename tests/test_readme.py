@@ -88,14 +88,14 @@ def tour(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return outputs
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_tour_runs_and_ends_well(tour: dict[str, str]) -> None:
     assert "Everything matches." in tour["tuner doctor"]
     assert "'lr'" in tour["python"]
     assert "Equal: trial 2 of 'houses'" in tour["python"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_package_brings_no_other_top_level_package(
     installed: Path, tour: dict[str, str]
 ) -> None:
@@ -105,7 +105,7 @@ def test_the_package_brings_no_other_top_level_package(
     assert "studies/digits.py" in tour["tuner examples --all"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_numbers_of_the_oldest_example_are_those_that_it_prints(tour: dict[str, str]) -> None:
     said = re.search(r"Best: (val_loss \S+ in trial \d+ with lr \S+), constant", README)
     assert said is not None
@@ -115,7 +115,7 @@ def test_the_numbers_of_the_oldest_example_are_those_that_it_prints(tour: dict[s
     assert "2.316e+05" in printed
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_second_run_goes_on_where_the_first_one_ended(tour: dict[str, str]) -> None:
     first, second = (text for command, text in tour.items() if "study.name=short" in command)
     assert "trial 9 of 10" in first

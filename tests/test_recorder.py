@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
-import sys
 import threading
-import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from postgres import free_port
 from processes import (
     STUDY,
     assert_whole,
     change,
     copy,
     end,
-    environment,
     left,
     mlflow_left,
     optuna_left,
     prepare,
-    processes_in,
     reader,
     rows,
     start,
@@ -33,6 +29,7 @@ from processes import (
     until,
     write_study,
 )
+from team import mlflow_server
 
 from tuner import storage
 from tuner.tracking.recorder import Recorder, record
@@ -154,7 +151,8 @@ def test_a_recorder_takes_over_from_one_that_was_killed(folder):
 def test_a_recorder_that_slept_past_its_claim_leaves_no_second_runs(folder):
     """It had told the ledger of runs that it was about to make; another made them meanwhile."""
     nothing_is_published(folder)
-    asleep = start(folder, "recorder", "--once", env={"TUNER_FAILPOINTS": "recorder.begun=stop"})
+    stopped = {"TUNER_FAILPOINTS": "recorder.begun=stop"}
+    asleep = start(folder, "recorder", "--once", env=stopped, cold=True)
     assert os.WIFSTOPPED(os.waitpid(asleep.pid, os.WUNTRACED)[1])
     change(folder, "UPDATE tuner_published_studies SET expires_at = 1 WHERE target = 'mlflow'")
     assert tuner(folder, "recorder", "--once").code == 0
@@ -193,42 +191,6 @@ def test_a_recorder_runs_until_it_is_told_to_stop(folder):
 # --- MLflow as a server
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def server(folder: Path, port: int):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
-         "--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/server.db",
-         "--default-artifact-root", str(folder / "artifacts")],
-        cwd=folder,
-        env=environment(folder),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )  # fmt: skip
-
-    def healthy() -> bool:
-        assert process.poll() is None
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
-                return answer.status == 200
-        except OSError:
-            return False
-
-    try:
-        until(healthy, "MLflow's server")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-        until(lambda: not processes_in(folder), "MLflow's server to end")
-
-
 def test_a_server_that_was_away_gets_the_same_runs_as_a_file(trained, tmp_path):
     folder, port = prepare(tmp_path), free_port()
     (folder / "mlflow.db").unlink()
@@ -261,7 +223,7 @@ def test_a_server_that_was_away_gets_the_same_runs_as_a_file(trained, tmp_path):
     try:
         ended = "SELECT count(*) FROM tuner_trials WHERE state != 'running'"
         until(lambda: rows(folder, ended) == [(10,)], "both studies to be trained")
-        with server(elsewhere, port):
+        with mlflow_server(elsewhere, f"sqlite:///{elsewhere}/server.db", port=port):
             finished = "SELECT count(*) FROM runs WHERE status != 'RUNNING'"
             until(lambda: rows(elsewhere, finished, "server.db") == [(12,)], "all runs")
             worker.terminate()

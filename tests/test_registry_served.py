@@ -63,6 +63,7 @@ def test_a_champion_is_promoted_loaded_exactly_and_rolled_back(
     assert "Downloading" not in done.err
 
 
+@pytest.mark.nightly
 def test_the_pages_of_a_retraining_name_its_model(served: Pipeline, browser: Browser) -> None:
     champion = served.registry.champion()
     run = tracking_client(served.places).get_run(champion.run_id)

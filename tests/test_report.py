@@ -151,6 +151,7 @@ class Seen(HTMLParser):
         self.text += data
 
 
+@pytest.mark.slow
 def test_peoples_text_stays_text(ledger: Ledger, tmp_path: Path) -> None:
     study = fill(ledger, NASTY[:150])
     written = writing.of_study(gather(ledger, study), tmp_path / "a")
@@ -339,6 +340,7 @@ def test_the_best_so_far_never_gets_worse(values: list[float], sign: float) -> N
     assert best[-1] == (min(values) if sign > 0 else max(values))
 
 
+@pytest.mark.slow
 def test_a_comparison_has_every_point(ledger: Ledger, tmp_path: Path) -> None:
     fill(ledger)
     chosen = comparing.choose(ledger, ["small:all"])

@@ -55,7 +55,13 @@ def pages(
 
 @pytest.mark.parametrize("name", ["report", "beside", "compare"])
 @pytest.mark.parametrize(
-    ("width", "dark"), [(1280, False), (1280, True), (390, False), (390, True)]
+    ("width", "dark"),
+    [
+        (1280, False),
+        pytest.param(1280, True, marks=pytest.mark.nightly),
+        pytest.param(390, False, marks=pytest.mark.nightly),
+        (390, True),
+    ],
 )
 def test_a_page_needs_nothing_and_complains_of_nothing(
     browser: Browser, pages: dict[str, Path], name: str, width: int, dark: bool
@@ -103,6 +109,7 @@ def contrast(one: str, other: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
+@pytest.mark.nightly
 def test_what_is_drawn_follows_the_theme(browser: Browser, pages: dict[str, Path]) -> None:
     stroke = "getComputedStyle(document.querySelector('[data-figure=curves] .js-line')).stroke"
     with opened(browser, pages["report"].as_uri()) as seen:
@@ -130,6 +137,7 @@ def test_the_axis_and_the_table_do_as_they_are_told(
         assert_quiet(seen, pages["report"])
 
 
+@pytest.mark.nightly
 def test_two_hundred_trials_show_every_point_where_one_looks(
     browser: Browser, tmp_path: Path, ledger: Ledger
 ) -> None:

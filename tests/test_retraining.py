@@ -18,7 +18,7 @@ from pipeline import Pipeline
 from processes import PREFIXES, copy, prepare, train_here
 from retrained import STUDY
 
-from tuner import drift, failpoints, reporting
+from tuner import drift, reporting
 from tuner.errors import NotFoundError, UnavailableError, UsageError
 from tuner.failpoints import PLACES, FailpointError
 from tuner.ledger import Retrainings
@@ -35,21 +35,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = prepare(tmp_path_factory.mktemp("trained") / "moving", STUDY)
     train_here(folder)
     return folder
-
-
-@pytest.fixture
-def arm(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Callable[[str], Callable[[], list[str]]]:
-    """Arm failpoints in this process; gives what reads which of them fired."""
-    log = tmp_path / "failpoints.log"
-    monkeypatch.setenv("TUNER_FAILPOINTS_LOG", str(log))
-
-    def armed(text: str) -> Callable[[], list[str]]:
-        monkeypatch.setattr(failpoints, "_armed", failpoints._parse(text))
-        return lambda: log.read_text().splitlines()
-
-    return armed
 
 
 @pytest.fixture

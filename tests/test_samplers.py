@@ -122,6 +122,7 @@ def test_a_sampler_that_does_not_learn_goes_on_as_if_nothing_had_diverged(new_le
     assert 0.3 < np.mean(some > 0.1) < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_study_goes_on_when_all_its_trials_diverge(ledger, sampler):
     rates = rates_drawn(ledger, sampler, direction="minimize", pruner="asha", seed=0, limit=0)
@@ -192,6 +193,7 @@ def test_a_fresh_search_goes_on_exactly(new_ledger, sampler, pruner):
     assert runs[0] == runs[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_reserved_trials_may_be_drawn_in_any_order(ledger, sampler):
     study = study_of(ledger, sampler)

@@ -82,6 +82,7 @@ def test_a_draw_that_was_not_committed_is_drawn_again(ledger):
     assert again.params == lost.params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["random", "tpe", "qmc", "cmaes"])
 @pytest.mark.parametrize("past", [[], PAST])
 def test_trials_drawn_together_are_those_drawn_and_committed_one_by_one(new_ledger, sampler, past):
@@ -190,6 +191,7 @@ def assert_in(space, params):
         assert allows(entry, params[key]), key
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(space=spaces(), sampler=st.sampled_from(["random", TPE["sampler"]]), seed=st.integers(0, 99))
 def test_draws_lie_in_the_space(new_ledger, space, sampler, seed):

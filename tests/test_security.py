@@ -78,6 +78,7 @@ def test_no_output_has_a_password(tmp_path, command, env, code):
     assert "***" in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["raise error", "threading.Thread(target=fail).start()"])
 def test_a_traceback_that_nobody_foresaw_has_no_password(how, tmp_path):
     code = f"""
@@ -119,7 +120,7 @@ def test_a_whole_run_leaves_no_password(tmp_path):
         refused = tuner(tmp_path, "run", "study.toml", env=wrong)
         assert refused.code == 4
         assert "password authentication failed" in refused.err
-        run = start(tmp_path, "run", "study.toml", "--workers", "2", env=right)
+        run = start(tmp_path, "run", "study.toml", "--workers", "2", env=right, cold=True)
         titles = set()
 
         until(
@@ -212,6 +213,7 @@ def trap(tmp_path, monkeypatch):
     assert not Path(TRAP).exists()
 
 
+@pytest.mark.slow
 def test_a_planted_checkpoint_runs_nothing(trap, caplog):
     """Put into the folder and the ledger, with its digest: the trial begins anew."""
     folder = prepare(trap / "here", trials="1", steps="10", pruner='"none"')

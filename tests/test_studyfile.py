@@ -746,6 +746,7 @@ def holders(document: Any) -> list[Any]:
     return [document, *(found for value in inner for found in holders(value))]
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @settings(max_examples=400, deadline=None)
 def test_any_document_loads_or_is_refused_in_printable_lines(data: st.DataObject) -> None:

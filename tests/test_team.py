@@ -67,7 +67,7 @@ def test_a_study_is_tuned_on_postgresql_by_one_command(here):
 
 def test_a_worker_stopped_for_longer_than_its_lease_finds_its_token_refused(here):
     submit(here, trials="1", steps="400", lr="0.01  # of which none diverges")
-    sleeper = here.start("worker", "--no-recorder", "--until-idle")
+    sleeper = here.start("worker", "--no-recorder", "--until-idle", cold=True)
     until(lambda: steps(here) > 5, "some steps")
     os.kill(sleeper.pid, signal.SIGSTOP)
     live = "SELECT worker FROM tuner.tuner_attempts WHERE live"
@@ -164,7 +164,7 @@ def test_the_database_may_crash_and_come_back(here):
 def test_training_goes_on_while_the_database_is_away(here):
     """Rows go into a file without a name, and into the ledger once it is back."""
     submit(here, trials="1", steps="1200", lr="0.01", pruner='"none"', checkpoint_seconds="100")
-    worker = here.start("worker", "--until-idle", "--no-recorder")
+    worker = here.start("worker", "--until-idle", "--no-recorder", cold=True)
     until(lambda: steps(here) > 0, "some steps")
     here.cluster.stop("immediate")
     descriptors = Path(f"/proc/{worker.pid}/fd")
@@ -218,6 +218,7 @@ PLACES = ["ask.reserved", "ask.drawn", "chunk.before_commit", "chunk.committed",
           "outcome.before_commit", "outcome.committed"]  # fmt: skip
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
 def test_four_workers_killed_twenty_times(tmp_path, cluster, database):
     """At places where it hurts and at random moments; with an MLflow server between."""
@@ -266,7 +267,7 @@ def test_the_ui_opens_on_the_shared_database_and_shows_no_password(here):
     assert here.tuner("run", "study.toml").code == 0
     here.cluster.execute("CREATE ROLE ulla LOGIN PASSWORD 'hidden' IN ROLE tuner_worker")
     here.url = here.cluster.url(here.database, "ulla", "hidden")
-    served = here.start("ui", "--port", "0", "--json")
+    served = here.start("ui", "--port", "0", "--json", cold=True)
     assert served.stdout is not None
     address = json.loads(served.stdout.readline())["url"]
     until(lambda: answers(address), "the UI")

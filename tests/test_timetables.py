@@ -104,6 +104,7 @@ def test_a_daily_timetable_fires_once_each_local_day(
     assert days == [days[0] + timedelta(days=count) for count in range(10)]
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(EVERY_SOME_MINUTES, st.sampled_from(ZONES), INSTANTS)
 @example("0 * * * *", "Europe/Berlin", at("2026-10-25"))

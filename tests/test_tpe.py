@@ -82,6 +82,7 @@ class Known:
 KINDS = [COMPLETED, PRUNED, DIVERGED, FAILED]
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(
     direction=st.sampled_from(["minimize", "maximize"]),

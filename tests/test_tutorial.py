@@ -36,7 +36,7 @@ def without_searches(page: str) -> str:
     return re.sub(r"<!-- searched -->.*?<!-- /searched -->", "", page, flags=re.DOTALL)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(900)  # all of its studies, one after another, beside other tests
 def test_the_numbers_of_the_page_are_those_of_its_commands(made: Path) -> None:
     then, now = without_searches(PAGE), without_searches((made / "README.md").read_text())
@@ -46,7 +46,7 @@ def test_the_numbers_of_the_page_are_those_of_its_commands(made: Path) -> None:
         assert value == pytest.approx(said_value, rel=TOLERANCE), f"said {said}, got {measured}"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_the_pictures_of_the_page_are_made_by_it(made: Path) -> None:
     named = set(re.findall(r"\]\((images/[^)]+)\)", PAGE))

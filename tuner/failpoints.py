@@ -16,6 +16,8 @@ import os
 import re
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,7 +90,33 @@ def _parse(text: str) -> dict[str, _Armed]:
     return armed
 
 
-_armed = _parse(os.environ.get("TUNER_FAILPOINTS", ""))
+_armed: dict[str, _Armed] = {}
+
+
+def arm(text: str) -> None:
+    """Arm these `place=action` pairs, and no others.
+
+    Raises:
+        ValueError: there is no such place or action.
+    """
+    made = _parse(text)
+    _armed.clear()
+    _armed.update(made)
+
+
+@contextmanager
+def armed(text: str) -> Iterator[None]:
+    """Arm these `place=action` pairs, in addition to those that are armed, for a block."""
+    before = dict(_armed)
+    _armed.update(_parse(text))
+    try:
+        yield
+    finally:
+        _armed.clear()
+        _armed.update(before)
+
+
+arm(os.environ.get("TUNER_FAILPOINTS", ""))
 
 
 def reach(place: str) -> None:

@@ -18,17 +18,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from postgres import Cluster, cluster
+import warm
+from postgres import Cluster, cluster, free_port
 from processes import PREFIXES, environment, until
-from team import answers, free_port
+from team import answers
 
-from chaos import warm
 from chaos.checker import Findings, Left, compare, consistent, postgresql, read
 from chaos.proxy import Proxy
 from tuner import storage, studyfile, submission
 from tuner.ledger import Ledger
 
-Process = subprocess.Popen[bytes] | warm.Forked
+Process = subprocess.Popen[bytes]
 LEASE_SECONDS = 3.0
 PATIENCE_SECONDS = 600.0
 STUDY = """
@@ -121,11 +121,10 @@ class Stack:
 
     def _start(self, arguments: tuple[str, ...], env: dict[str, str], log: Path) -> Process:
         env = environment(self.folder, {**self.environment, **env})
-        if self.warm:
-            return warm.start(arguments, self.folder, env, log)
+        python = warm.python() if self.warm else sys.executable
         with log.open("ab") as file:
             return subprocess.Popen(
-                [sys.executable, "-m", "tuner", *arguments],
+                [python, "-m", "tuner", *arguments],
                 cwd=self.folder,
                 env=env,
                 stdin=subprocess.DEVNULL,

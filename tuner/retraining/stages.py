@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tuner.environment import describe
-from tuner.errors import LeaseLost, UnavailableError, WorkloadCodeError
+from tuner.errors import LeaseLost, WorkloadCodeError
 from tuner.failpoints import reach
 from tuner.ledger import Retraining, Retrainings
 from tuner.ledger.retrainings import DONE, EVALUATE, FAILED, KEPT, LOG, PROMOTE, PROMOTED, TRAIN
