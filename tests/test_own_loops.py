@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import random
 import re
@@ -16,6 +17,7 @@ import pytest
 import torch
 from sqlalchemy import select
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from studies import house_prices, wine
 from tests import helpers
@@ -38,7 +40,7 @@ from tuner.ledger import Ledger
 from tuner.ledger.tables import attempts
 from tuner.outcome import COMPLETED, FAILED, PRUNED
 from tuner.spec import StudySpec
-from tuner.training import functions
+from tuner.training import functions, states
 from tuner.training.functions import TrainFunction
 from tuner.training.loop import StopTrial
 from tuner.training.own import LoopTrainer
@@ -392,26 +394,184 @@ def test_a_state_comes_back_as_it_was():
     assert (loaded["text"], loaded[5]) == ("x", True)
 
 
+# --- the schedule at work on optimizers ---------------------------------------------------------
+
+
+PLATEAU = {
+    "schedule": "plateau", "plateau.factor": 0.5, "plateau.patience": 0, "plateau.threshold": 0.5,
+    "plateau.floor": 0.0, "plateau.warmup": 0.05,
+}  # fmt: skip
+
+
+def two_groups(lr, optimizer=torch.optim.SGD, **settings):
+    """Make an optimizer of two groups, the first of a tenth of the rate."""
+    first, second = (nn.Parameter(torch.zeros(1)) for _ in range(2))
+    groups = [{"params": [first], "lr": lr * 0.1}, {"params": [second], "lr": lr}]
+    return optimizer(groups, **settings)
+
+
+def rates_of(optimizer):
+    return [float(group["lr"]) for group in optimizer.param_groups]
+
+
+def test_each_parameter_group_keeps_its_own_rate():
+    seen, factors = [], []
+
+    def loop(trial):
+        optimizer = two_groups(trial.lr)
+        schedule = trial.schedule(optimizer)
+        assert isinstance(schedule, LRScheduler)
+        for step in range(trial.steps):
+            seen.append(rates_of(optimizer))
+            factors.append(trial.rate(step) / trial.lr)
+            assert schedule.get_last_lr() == seen[-1]
+            trial.report(step, train_loss=1.0)
+            optimizer.step()
+            schedule.step()
+        trial.report(trial.steps, val_loss=1.0)
+
+    train(loop, make_spec(), make_task(lr=0.3, schedule=COSINE))
+    assert len(set(factors)) == 50
+    np.testing.assert_allclose(seen, np.outer(factors, [0.03, 0.3]), rtol=1e-12)
+
+
+def test_a_rate_in_a_tensor_is_set_in_place():
+    def loop(trial):
+        optimizer = two_groups(torch.tensor(trial.lr, dtype=torch.float64), torch.optim.AdamW)
+        tensors = [group["lr"] for group in optimizer.param_groups]
+        schedule = trial.schedule(optimizer)
+        trial.report(0, train_loss=1.0)
+        optimizer.step()
+        schedule.step()
+        assert all(new["lr"] is t for new, t in zip(optimizer.param_groups, tensors, strict=True))
+        np.testing.assert_allclose(rates_of(optimizer), [trial.rate(1) * 0.1, trial.rate(1)])
+        trial.report(1, val_loss=1.0)
+
+    train(loop, make_spec(), make_task(lr=0.3, schedule=COSINE))
+
+
+def test_a_group_that_is_added_later_begins_with_its_own_rate():
+    def loop(trial):
+        optimizer = two_groups(trial.lr)
+        schedule = trial.schedule(optimizer)
+        trial.report(0, train_loss=1.0)
+        optimizer.step()
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))], "lr": 7.0})
+        schedule.step()
+        share = trial.rate(1) / trial.lr
+        np.testing.assert_allclose(rates_of(optimizer), np.array([0.03, 0.3, 7.0]) * share)
+        trial.report(1, val_loss=1.0)
+
+    train(loop, make_spec(), make_task(lr=0.3, schedule=COSINE))
+
+
+@pytest.mark.parametrize("schedule", [COSINE, PLATEAU], ids=["planned", "with a state"])
+@pytest.mark.parametrize("total", [None, 100])
+def test_a_schedule_goes_on_from_its_state(schedule, total):
+    """In a fresh optimizer too, and through what a checkpoint holds of it."""
+    expected = []
+
+    def loop(trial):
+        optimizer = two_groups(trial.lr)
+        made = trial.schedule(optimizer, total)
+        for step in range(20):
+            trial.report(step, train_loss=1.0, val_loss=1.0)
+            optimizer.step()
+            made.step()
+        state = states.decode(states.encode(made.state_dict()))
+        fresh = two_groups(trial.lr)
+        again = trial.schedule(fresh, total)
+        assert again.rate != made.rate
+        again.load_state_dict(state)
+        assert (rates_of(fresh), again.rate) == (rates_of(optimizer), made.rate)
+        expected.append(rates_of(fresh))
+        trial.report(20, val_loss=1.0)
+
+    train(loop, make_spec(), make_task(lr=0.3, schedule=schedule))
+    assert expected
+
+
 def test_a_schedule_over_updates_of_ones_own():
     rates = []
 
     def loop(trial):
-        groups = SimpleNamespace(param_groups=[{"lr": 0.0}, {"lr": 0.0}])
-        schedule = trial.schedule(groups, total_steps=2 * trial.steps)
+        optimizer = two_groups(trial.lr)
+        schedule = trial.schedule(optimizer, total_steps=2 * trial.steps)
         for step in range(trial.steps):
             trial.report(step, train_loss=1.0, lr=schedule.rate)
             for _ in range(2):
-                rates.append(groups.param_groups[1]["lr"])
+                rates.append(rates_of(optimizer)[1])
+                optimizer.step()
                 schedule.step()
-        again = trial.schedule(groups, total_steps=2 * trial.steps)
-        again.load_state_dict(schedule.state_dict())
-        assert again.rate == schedule.rate == rates[-1]  # past the end, the last one
+        assert schedule.rate == rates[-1]  # past the end, the last one
         trial.report(trial.steps, val_loss=1.0)
 
     task = make_task(schedule=COSINE)
     (event,) = train(loop, make_spec(steps=20), task)
     np.testing.assert_array_equal(event.columns["lr"], rates[::2])
     assert len(set(rates)) == 40
+
+
+def test_plateau_follows_what_the_loop_reports():
+    """At each step the rate is the reference trainer's, in the optimizer as in the curve."""
+
+    def loop(trial):
+        data = house_prices.line()
+        net = data.model(trial.seed, torch.float64)
+        optimizer = trial.optimizer(net.parameters())
+        schedule = trial.schedule(optimizer)
+        for step in range(trial.steps):
+            loss = data.loss(net(data.train_inputs), data.train_targets)
+            optimizer.zero_grad()
+            loss.backward()
+            norm = nn.utils.get_total_norm([p.grad for p in net.parameters()])
+            trial.report(step, train_loss=loss, grad_norm=norm, val_loss=loss)
+            assert rates_of(optimizer) == [trial.rate(step)] == [schedule.rate]
+            optimizer.step()
+            schedule.step()
+        with torch.no_grad():
+            loss = data.loss(net(data.train_inputs), data.train_targets)
+        trial.report(trial.steps, val_loss=loss)
+
+    spec = make_spec(steps=50, batch_size="full", evaluate_every=1)
+    task = make_task(lr=0.1, schedule=PLATEAU)
+    reference = ReferenceTrainer(replace(house_prices.line(), metrics={}), spec)
+    reference.admit(task)
+    ours, theirs = curve_of(train(loop, spec, task)), curve_of(advance(reference, []))
+    assert len(set(ours[0]["lr"].tolist())) > 5  # it has fallen
+    np.testing.assert_array_equal(ours[0]["lr"], theirs[0]["lr"])
+    np.testing.assert_allclose(ours[0]["train_loss"], theirs[0]["train_loss"], rtol=1e-10)
+
+
+def test_plateau_interrupted_and_resumed():
+    def loop(trial):
+        by_hand(trial)
+
+    spec = make_spec(evaluate_every=2)
+    task = make_task(lr=0.01, optimizer=ADAMW, schedule=PLATEAU)
+    rows, _, _ = curve_of(train(loop, spec, task))
+    assert len(set(rows["lr"].tolist())) > 5
+    trainer = LoopTrainer(function(loop), spec)
+    trainer.admit(task)
+    trainer.advance(33)
+    snapshot = trainer.snapshot(7)
+    trainer.evict(7)
+    rest = train(loop, spec, replace(task, snapshot=snapshot))
+    for name, column in curve_of(rest)[0].items():
+        np.testing.assert_array_equal(column, rows[name][rest[0].first_step :])
+
+
+def test_an_optimizer_that_was_left_at_its_default_rate_is_warned_of(caplog):
+    def loop(trial):
+        trial.schedule(two_groups(trial.lr))
+        trial.schedule(torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=trial.lr))
+        assert not caplog.records
+        trial.schedule(torch.optim.AdamW([nn.Parameter(torch.zeros(1))]))
+        trial.report(0, train_loss=1.0)
+
+    train(loop, make_spec(), make_task(lr=0.3))
+    (record,) = caplog.records
+    assert "multiplies 0.001, the default rate of AdamW" in record.getMessage()
 
 
 # --- studies ------------------------------------------------------------------------------------
@@ -480,12 +640,14 @@ def document_example(folder: Path, monkeypatch: pytest.MonkeyPatch) -> StudySpec
     """Write down the module that the document shows, and give the study that it shows."""
     text = (Path(__file__).parents[1] / "docs" / "own_loop.md").read_text()
     code, study = (
-        re.findall(rf"```{kind}\n(.*?)```", text, flags=re.DOTALL)[0] for kind in ("python", "toml")
+        re.findall(rf"```{kind}\n(.*?)```", text, flags=re.DOTALL) for kind in ("python", "toml")
     )
     (folder / "mine").mkdir()
-    (folder / "mine" / "spirals.py").write_text(code)
+    (folder / "mine" / "spirals.py").write_text("".join(code))  # each block builds on the first
     monkeypatch.syspath_prepend(str(folder))
-    return studyfile.parse(study, "own_loop.md")
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    monkeypatch.delitem(sys.modules, "mine.spirals", raising=False)
+    return studyfile.parse(study[0], "own_loop.md")
 
 
 def test_the_loop_of_the_document_trains(ledger: Ledger, tmp_path, monkeypatch):
@@ -498,6 +660,16 @@ def test_the_loop_of_the_document_trains(ledger: Ledger, tmp_path, monkeypatch):
     best = ledger.best(study)
     assert best is not None
     assert ledger.curve(best.id).metrics["accuracy"][-1] > 0.9
+
+
+@pytest.mark.parametrize("name", ["finetune", "layerwise", "gan"])
+def test_the_optimizers_of_the_document_train(name, tmp_path, monkeypatch):
+    spec = document_example(tmp_path, monkeypatch)
+    call = getattr(importlib.import_module("mine.spirals"), name)
+    spec = spec.model_copy(update={"training": spec.training.model_copy(update={"steps": 60})})
+    events = train(call, spec, make_task(lr=0.01, optimizer=ADAMW, schedule=COSINE))
+    assert events[-1].status is Status.FINISHED
+    assert events[-1].next_step == 60
 
 
 STOP = threading.Event()

@@ -59,8 +59,8 @@ class _Member:
         self._clock = clock
         self._grace = grace
         self._rungs = frozenset(spec.rungs())
-        planned = pace(task.params, spec.training.steps, spec.study.direction)
-        self._watch = Watch(spec, task.params, planned, function.baseline_loss)
+        self.pace = pace(task.params, spec.training.steps, spec.study.direction)
+        self._watch = Watch(spec, task.params, self.pace, function.baseline_loss)
         self._progress = NOTHING_YET
         self._step = 0  # rows so far
         self._names: list[str] = []  # of metrics, once some were reported
@@ -165,10 +165,8 @@ class _Member:
         self._pause()
         raise AssertionError("a trial that has ended was advanced")
 
-    def report(
-        self, step: int, row: tuple[float, float, float] | None, metrics: Mapping[str, float]
-    ) -> None:
-        """Take in metrics, then a row."""
+    def _expect(self, step: int) -> None:
+        """Raise `ValueError` unless a step is the next one."""
         self._check()
         if step != self._step:
             what = f"step {self._step} next"
@@ -176,13 +174,11 @@ class _Member:
             if self._step == self._spec.training.steps:
                 what = f"metrics at step {self._step}, the last"
             raise ValueError(f"report: expected {what}, got step {step}; {hint}")
-        if metrics:
-            self._evaluate(metrics)
-        if row is not None:
-            self._add(*row)
 
-    def _evaluate(self, metrics: Mapping[str, float]) -> None:
-        metric, step = self._spec.study.metric, self._step
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Take in metrics."""
+        self._expect(step)
+        metric = self._spec.study.metric
         if metric not in metrics:
             raise ValueError(
                 f"report of step {step}: expected the study's metric {metric} among the metrics, "
@@ -201,6 +197,7 @@ class _Member:
         wrong = objective.not_finite(self._spec, ordered)
         if wrong:
             self._stop(Status.DIVERGED, f"{' and '.join(wrong)} at step {step}", step)
+        self.pace.evaluated(step, metrics[metric])
         self._progress = objective.observed(self._spec, self._progress, step, metrics[metric])
         reason = objective.out_of_patience(self._spec, self._progress)
         if reason:
@@ -209,8 +206,10 @@ class _Member:
             self.status = Status.AT_RUNG
             self._pause()
 
-    def _add(self, loss: float, rate: float, grad_norm: float) -> None:
-        step, steps, metric = self._step, self._spec.training.steps, self._spec.study.metric
+    def trained(self, step: int, loss: float, rate: float, grad_norm: float) -> None:
+        """Take in a row."""
+        self._expect(step)
+        steps, metric = self._spec.training.steps, self._spec.study.metric
         if step >= steps:
             raise ValueError(
                 f"report: expected train_loss at steps 0 to {steps - 1}, got step {step}"
@@ -249,6 +248,7 @@ class _Member:
         self._check()
         self.saved = {
             "step": self._step,
+            "pace": dict(self.pace.state()),
             "state": states.encode(dict(state)),
             "guard": {key: tensor.clone() for key, tensor in self._watch.state().items()},
             "progress": asdict(self._progress),
@@ -267,6 +267,7 @@ class _Member:
         saved = states.decode(self.saved)
         self.first_step = self._step = saved["step"]
         self._segment.first_step = self._step
+        self.pace.restore(saved.get("pace", {}))
         self._watch.restore(saved["guard"])
         self._progress = Progress(**saved["progress"])
         self._names = saved["names"]
