@@ -9,6 +9,8 @@ import re
 import sys
 import threading
 from dataclasses import replace
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,13 +36,13 @@ from tests.test_reference import (
     make_task,
     regression,
 )
-from tuner import studyfile, submission, worker
+from tuner import reporting, studyfile, submission, worker
 from tuner.errors import UsageError, WorkloadError
 from tuner.ledger import Ledger
 from tuner.ledger.tables import attempts
 from tuner.outcome import COMPLETED, FAILED, PRUNED
 from tuner.spec import StudySpec
-from tuner.training import functions, states
+from tuner.training import functions, states, workloads
 from tuner.training.functions import TrainFunction
 from tuner.training.loop import StopTrial
 from tuner.training.own import LoopTrainer
@@ -292,6 +294,78 @@ def test_time_and_patience_hold_for_it_too():
     assert event.reason.startswith("stopped early at step 10 of 50, as val_loss had not improved")
 
 
+def test_what_comes_before_the_first_report_takes_none_of_the_time():
+    now = [0.0]
+
+    def loop(trial):
+        now[0] += 1000.0  # imports, data, a model
+        trial.checkpoint.load()
+        for step in range(trial.first_step, trial.steps):
+            trial.report(step, train_loss=1.0)
+            now[0] += 1.0
+            trial.checkpoint.save({})
+
+    spec, task = make_spec(seconds=30.0), make_task()
+    for steps in ((10, 31), (20, 31)):  # interrupted, it starts again; then the time is up
+        trainer = LoopTrainer(function(loop), spec, clock=lambda: now[0])
+        trainer.admit(task)
+        events = [trainer.advance(steps[0])[0]]
+        task = replace(task, snapshot=trainer.snapshot(7))
+        if events[0].status is Status.TRAINING and steps[0] == 20:
+            events += trainer.advance(1000)
+        trainer.evict(7)
+    assert events[-1].status is Status.FAILED
+    assert events[-1].next_step == 31
+    assert events[-1].reason == (
+        "its 30 seconds were up at step 31 of 50, before val_loss was reported after step 0; raise "
+        "seconds in [training], or lower evaluate_every"
+    )
+
+
+REPORTS = [
+    ({"train_loss": 10**400}, "train_loss to be a number that a float holds, got 1000"),
+    ({"train_loss": 10**5000}, "train_loss to be a number that a float holds, got a"),
+    ({"train_loss": "1.5"}, "train_loss to be one number, got '1.5', of type str"),
+    ({"train_loss": True}, "train_loss to be one number, got True, of type bool"),
+    ({"train_loss": [1.0, 2.0]}, r"train_loss to be one number, got \[1.0, 2.0\]"),
+    ({"val_loss": -(10**400)}, "val_loss to be a number that a float holds, got -1000"),
+    ({"val_loss": np.bool_(True)}, "val_loss to be one number, got np.True_"),
+    ({"val_loss": 1 + 2j}, r"val_loss to be one number, got \(1\+2j\), of type complex"),
+    ({"train_loss": 1, "lr": float("nan")}, "lr to be a finite .* of 0 or more, got nan"),
+    ({"train_loss": 1, "lr": float("inf")}, "lr to be a finite .* of 0 or more, got inf"),
+    ({"train_loss": 1, "lr": -1}, "lr to be a finite .* of 0 or more, got -1"),
+    ({"train_loss": 1, "lr": 10**400}, "lr to be a number that a float holds, got 1000"),
+    ({"train_loss": 1, "grad_norm": -5}, "grad_norm to be a number of 0 or more, got -5"),
+    ({"train_loss": 1, "grad_norm": "big"}, "grad_norm to be one number, got 'big'"),
+    ({"step": 0.0, "train_loss": 1}, "step to be a whole number, got 0.0"),
+    ({"step": "0", "train_loss": 1}, "step to be a whole number, got '0'"),
+    ({"step": True, "train_loss": 1}, "step to be a whole number, got True"),
+    ({"step": np.bool_(False), "train_loss": 1}, "step to be a whole number, got np.False_"),
+    ({"step": float("nan"), "train_loss": 1}, "step to be a whole number, got nan"),
+    ({"step": None, "train_loss": 1}, "step to be a whole number, got None"),
+    ({"step": 10**400, "train_loss": 1}, "step 0 next, got step 1000"),
+    ({"step": -1, "train_loss": 1}, "step 0 next, got step -1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "said"), REPORTS)
+def test_a_report_names_the_trial_the_argument_and_what_is_wrong_with_it(given, said):
+    with pytest.raises(ValueError, match=f"^trial 7: report.*: expected {said}"):
+        train(lambda trial: trial.report(**{"step": 0, **given}), make_spec(), make_task())
+
+
+def test_a_report_takes_numbers_of_any_library():
+    def loop(trial):
+        trial.report(np.int64(0), train_loss=np.float32(1.5), lr=0, grad_norm=torch.tensor(2))
+        trial.report(torch.tensor(1), train_loss=Fraction(3, 2), val_loss=Decimal("0.25"), lr=1)
+
+    events = train(loop, make_spec(), make_task())
+    rows, evaluations, _ = curve_of(events)
+    assert rows["train_loss"].tolist() == [1.5, 1.5]
+    assert rows["lr"].tolist() == [0.0, 1.0]
+    assert evaluations == [(1, {"val_loss": 0.25})]
+
+
 MISUSES = {
     "a step left out": (
         lambda trial: (trial.report(0, train_loss=1), trial.report(5, train_loss=1)),
@@ -302,9 +376,8 @@ MISUSES = {
         "expected step 1 next, got step 0",
     ),
     "nothing": (lambda trial: trial.report(0), "expected train_loss or metrics, got neither"),
-    "no number": (lambda trial: trial.report(0, train_loss="x"), "train_loss: expected one number"),
     "many numbers": (
-        lambda trial: trial.report(0, train_loss=torch.ones(2)), "expected one number, got Tensor"
+        lambda trial: trial.report(0, train_loss=torch.ones(2)), "one number, .* of type Tensor"
     ),
     "another metric": (
         lambda trial: trial.report(0, accuracy=1), "expected the study's metric val_loss among"
@@ -613,6 +686,44 @@ def test_a_study_of_a_train_function(ledger: Ledger, tmp_path):
     assert first.value == curve.metrics["val_loss"][-1]
 
 
+BIG = 1.7e308
+SHAPES = (
+    lambda share: BIG,
+    lambda share: BIG * (0.3 + 0.7 * share),
+    lambda share: BIG * (1 - share),
+    lambda share: BIG * (-1.0 if round(12 * share) % 2 else 1.0),
+    lambda share: -BIG,
+    lambda share: 1.0 - share,
+)
+
+
+def enormous(trial):
+    """Report numbers near the largest that there are, one shape a trial."""
+    for step in range(trial.steps + 1):
+        loss = SHAPES[trial.number % len(SHAPES)](step / trial.steps)
+        trial.report(step, val_loss=loss)
+        if step < trial.steps:
+            trial.report(step, train_loss=loss, grad_norm=BIG)
+
+
+def test_enormous_losses_are_judged_searched_and_reported_without_a_warning(
+    ledger, places, tmp_path
+):
+    """Warnings are errors here; numpy warns of each overflow."""
+    spec = own_spec(
+        "tests.test_own_loops:enormous",
+        training={"steps": 12, "evaluate_every": 2},
+        space={"lr": {"low": 1e-3, "high": 1.0}, "schedule": "constant", "optimizer": "sgd"},
+        search={"sampler": "gp", "pruner": {"name": "percentile", "startup_trials": 4}},
+        budget={"trials": 14},
+    )
+    study = put(ledger, spec)
+    work(ledger, tmp_path, study.name)
+    counts = ledger.counts(study.id)
+    assert (counts[FAILED], counts["running"], counts["waiting"]) == (0, 0, 0)
+    assert reporting.report(ledger, [study], places, to=tmp_path / "page", tracked=False).written
+
+
 def test_wine_resumes_exactly():
     spec = own_spec(search={"sampler": "grid", "pruner": "none"})
     task = make_task(lr=0.3, schedule=COSINE)
@@ -742,6 +853,20 @@ def test_what_is_wrong_with_a_train_function_is_said():
         submission.prepare(spec, ("studies.",))
     with pytest.raises(WorkloadError, match="which is of batches"):
         LoopTrainer(function(plain), spec)
+
+
+@pytest.mark.parametrize("load", [functions.load, workloads.load])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("__main__:mine", r"got __main__, which is the notebook .* as studies\.mine:mine"),
+        ("sys:exit", "expected a module with a source file, got sys, which has none"),
+    ],
+)
+def test_a_module_that_has_no_file_is_refused_in_words(load, name, said):
+    """A notebook's `__main__` has none, and a worker's is another one."""
+    with pytest.raises(WorkloadError, match=said):
+        load(name, {}, ("sys.",))
 
 
 # --- out of memory ------------------------------------------------------------------------------

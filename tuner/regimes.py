@@ -89,6 +89,7 @@ class Regime:
     reason: str  # a sentence or two
 
 
+@np.errstate(over="ignore", invalid="ignore")  # losses may be near the largest float
 def evidence(
     number: int,
     *,
@@ -178,6 +179,7 @@ class _Stand:
     progress: float  # nan: nobody has learnt anything by then
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def judge(found: Sequence[Evidence], given: Given) -> dict[int, Regime]:
     """Tell the regime of each trial, by its number."""
     frontier = _frontier(found)

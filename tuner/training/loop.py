@@ -39,12 +39,16 @@ trainer runs. A loop in PyTorch:
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import math
+import operator
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import numpy as np
 from torch.optim import Optimizer
 
 from tuner.spec import ParameterValue, StudySpec
@@ -192,21 +196,24 @@ class Trial:
         """Report a step's training loss, or metrics at a step, or both; the module has the rules.
 
         `lr` is the schedule's unless it is given; `grad_norm` is for the curves and the guard.
-        Raises `StopTrial` when the trial is over, and `ValueError` for what breaks the rules.
+        Raises `StopTrial` when the trial is over, and `ValueError` for what breaks the rules; it
+        names the trial, the argument and its value. A loss that is infinite or nan is no mistake:
+        the guard stops the trial.
         """
-        for name in metrics:
-            if name in OWN_NAMES or not is_metric_name(name):
-                raise ValueError(
-                    f"report of step {step}: expected metrics named by letters, digits and _.-/: "
-                    f"or spaces, as no path with dots or to elsewhere, got {name!r}"
-                )
-        if train_loss is None and not metrics:
-            raise ValueError(f"report of step {step}: expected train_loss or metrics, got neither")
-        loss = None if train_loss is None else _number("train_loss", train_loss)
-        norm = math.nan if grad_norm is None else _number("grad_norm", grad_norm)
-        rate = None if lr is None else _number("lr", lr)
-        if metrics:
-            numbers = {name: _number(name, value) for name, value in metrics.items()}
+        try:
+            step = _whole(step)
+            loss = None if train_loss is None else _number("train_loss", train_loss)
+            # of a loss that exploded, the norm may be infinite or none
+            norm = math.nan if grad_norm is None else _at_least_0("grad_norm", grad_norm)
+            rate = None if lr is None else _at_least_0("lr", lr, finite=True)
+            numbers = {_named(name): _number(name, value) for name, value in metrics.items()}
+        except ValueError as error:
+            where = f"trial {self.number}: report of step {_shown(step)}"
+            raise ValueError(f"{where}: {error}") from error.__cause__
+        if loss is None and not numbers:
+            where = f"trial {self.number}: report of step {step}"
+            raise ValueError(f"{where}: expected train_loss or metrics, got neither")
+        if numbers:
             self._recorder.evaluated(step, numbers)
             for schedule in (*self._schedules, *self._stretched):  # plateau's may have fallen
                 schedule.refresh()
@@ -234,8 +241,47 @@ class Trial:
             )
 
 
+def _whole(step: Any) -> int:
+    """Return a step as Python's integer."""
+    if not isinstance(step, bool | np.bool_):
+        with contextlib.suppress(TypeError):
+            return operator.index(step)
+    raise ValueError(f"expected step to be a whole number, got {_shown(step)}")
+
+
 def _number(name: str, value: Any) -> float:
+    """Return a number of any library as Python's; it may be infinite or nan."""
+    got = f"{_shown(value)}, of type {type(value).__name__}"
+    if isinstance(value, bool | np.bool_ | str | bytes | bytearray):
+        raise ValueError(f"expected {name} to be one number, got {got}")  # noqa: TRY004
     try:
         return float(value.detach() if hasattr(value, "detach") else value)
+    except OverflowError as error:
+        raise ValueError(f"expected {name} to be a number that a float holds, got {got}") from error
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{name}: expected one number, got {type(value).__name__}") from error
+        raise ValueError(f"expected {name} to be one number, got {got}") from error
+
+
+def _at_least_0(name: str, value: Any, *, finite: bool = False) -> float:
+    number = _number(name, value)
+    if number < 0 or (finite and not math.isfinite(number)):
+        kind = "a finite number" if finite else "a number"
+        raise ValueError(f"expected {name} to be {kind} of 0 or more, got {_shown(value)}")
+    return number
+
+
+def _named(name: str) -> str:
+    if name in OWN_NAMES or not is_metric_name(name):
+        raise ValueError(
+            "expected metrics named by letters, digits and _.-/: or spaces, as no path with dots "
+            f"or to elsewhere, got {name!r}"
+        )
+    return name
+
+
+def _shown(value: Any) -> str:
+    """Return a value as a message may have it, however long it is."""
+    try:
+        return reprlib.repr(value)
+    except Exception:  # such as of an integer that is too long to be written
+        return f"a value of type {type(value).__name__}"
