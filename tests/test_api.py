@@ -14,6 +14,7 @@ from training_here import PREFIXES, submitted, train
 
 import tuner
 from tuner import api, here, processes
+from tuner.errors import UsageError
 
 HEAVY = ("torch", "optuna", "mlflow", "pandas", "pyarrow", "scipy", "sqlalchemy", "numpy")
 STUDY = """
@@ -186,3 +187,10 @@ def test_addresses_are_those_of_the_moment(study, monkeypatch, tmp_path):
     with pytest.raises(tuner.UnavailableError, match="no ledger"):
         study.status()
     assert here.places().ledger.endswith("elsewhere/tuner.db")
+
+
+@pytest.mark.parametrize("given", [{"study": {"name": "mine"}}, None, 3, b"study.toml"])
+def test_what_is_no_path_of_a_study_file_is_said_to_be_none(given):
+    kind = type(given).__name__
+    with pytest.raises(UsageError, match=f"path of a study file, got a {kind}; write the study"):
+        tuner.run(given)

@@ -242,6 +242,9 @@ def test_a_trial_ends_evaluated_when_its_time_is_up_attempts_together():
     (event,) = events
     assert event.status is Status.FINISHED
     assert 0 < spent < 20 < next(ticks) < 30
-    assert event.reason == f"its 20 seconds were up at step {event.next_step} of 50"
+    assert event.reason == (
+        f"its 20 seconds were up at step {event.next_step} of 50; raise seconds in [training] or "
+        "lower steps to train all of them"
+    )
     assert event.evaluations[-1].step == event.next_step < 50
     assert event.value == event.evaluations[-1].metrics["val_loss"]

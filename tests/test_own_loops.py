@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import random
 import re
 import sys
 import threading
 from dataclasses import replace
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +19,7 @@ import pytest
 import torch
 from sqlalchemy import select
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from tests import helpers
 from tests.test_reference import (
@@ -31,14 +35,14 @@ from tests.test_reference import (
     make_task,
     regression,
 )
-from tuner import studyfile, submission, worker
+from tuner import reporting, studyfile, submission, worker
 from tuner.errors import UsageError, WorkloadError
 from tuner.examples import house_prices, wine
 from tuner.ledger import Ledger
 from tuner.ledger.tables import attempts
 from tuner.outcome import COMPLETED, FAILED, PRUNED
 from tuner.spec import StudySpec
-from tuner.training import functions
+from tuner.training import functions, states, workloads
 from tuner.training.functions import TrainFunction
 from tuner.training.loop import StopTrial
 from tuner.training.own import LoopTrainer
@@ -291,6 +295,78 @@ def test_time_and_patience_hold_for_it_too():
     assert event.reason.startswith("stopped early at step 10 of 50, as val_loss had not improved")
 
 
+def test_what_comes_before_the_first_report_takes_none_of_the_time():
+    now = [0.0]
+
+    def loop(trial):
+        now[0] += 1000.0  # imports, data, a model
+        trial.checkpoint.load()
+        for step in range(trial.first_step, trial.steps):
+            trial.report(step, train_loss=1.0)
+            now[0] += 1.0
+            trial.checkpoint.save({})
+
+    spec, task = make_spec(seconds=30.0), make_task()
+    for steps in ((10, 31), (20, 31)):  # interrupted, it starts again; then the time is up
+        trainer = LoopTrainer(function(loop), spec, clock=lambda: now[0])
+        trainer.admit(task)
+        events = [trainer.advance(steps[0])[0]]
+        task = replace(task, snapshot=trainer.snapshot(7))
+        if events[0].status is Status.TRAINING and steps[0] == 20:
+            events += trainer.advance(1000)
+        trainer.evict(7)
+    assert events[-1].status is Status.FAILED
+    assert events[-1].next_step == 31
+    assert events[-1].reason == (
+        "its 30 seconds were up at step 31 of 50, before val_loss was reported after step 0; raise "
+        "seconds in [training], or lower evaluate_every"
+    )
+
+
+REPORTS = [
+    ({"train_loss": 10**400}, "train_loss to be a number that a float holds, got 1000"),
+    ({"train_loss": 10**5000}, "train_loss to be a number that a float holds, got a"),
+    ({"train_loss": "1.5"}, "train_loss to be one number, got '1.5', of type str"),
+    ({"train_loss": True}, "train_loss to be one number, got True, of type bool"),
+    ({"train_loss": [1.0, 2.0]}, r"train_loss to be one number, got \[1.0, 2.0\]"),
+    ({"val_loss": -(10**400)}, "val_loss to be a number that a float holds, got -1000"),
+    ({"val_loss": np.bool_(True)}, "val_loss to be one number, got np.True_"),
+    ({"val_loss": 1 + 2j}, r"val_loss to be one number, got \(1\+2j\), of type complex"),
+    ({"train_loss": 1, "lr": float("nan")}, "lr to be a finite .* of 0 or more, got nan"),
+    ({"train_loss": 1, "lr": float("inf")}, "lr to be a finite .* of 0 or more, got inf"),
+    ({"train_loss": 1, "lr": -1}, "lr to be a finite .* of 0 or more, got -1"),
+    ({"train_loss": 1, "lr": 10**400}, "lr to be a number that a float holds, got 1000"),
+    ({"train_loss": 1, "grad_norm": -5}, "grad_norm to be a number of 0 or more, got -5"),
+    ({"train_loss": 1, "grad_norm": "big"}, "grad_norm to be one number, got 'big'"),
+    ({"step": 0.0, "train_loss": 1}, "step to be a whole number, got 0.0"),
+    ({"step": "0", "train_loss": 1}, "step to be a whole number, got '0'"),
+    ({"step": True, "train_loss": 1}, "step to be a whole number, got True"),
+    ({"step": np.bool_(False), "train_loss": 1}, "step to be a whole number, got np.False_"),
+    ({"step": float("nan"), "train_loss": 1}, "step to be a whole number, got nan"),
+    ({"step": None, "train_loss": 1}, "step to be a whole number, got None"),
+    ({"step": 10**400, "train_loss": 1}, "step 0 next, got step 1000"),
+    ({"step": -1, "train_loss": 1}, "step 0 next, got step -1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "said"), REPORTS)
+def test_a_report_names_the_trial_the_argument_and_what_is_wrong_with_it(given, said):
+    with pytest.raises(ValueError, match=f"^trial 7: report.*: expected {said}"):
+        train(lambda trial: trial.report(**{"step": 0, **given}), make_spec(), make_task())
+
+
+def test_a_report_takes_numbers_of_any_library():
+    def loop(trial):
+        trial.report(np.int64(0), train_loss=np.float32(1.5), lr=0, grad_norm=torch.tensor(2))
+        trial.report(torch.tensor(1), train_loss=Fraction(3, 2), val_loss=Decimal("0.25"), lr=1)
+
+    events = train(loop, make_spec(), make_task())
+    rows, evaluations, _ = curve_of(events)
+    assert rows["train_loss"].tolist() == [1.5, 1.5]
+    assert rows["lr"].tolist() == [0.0, 1.0]
+    assert evaluations == [(1, {"val_loss": 0.25})]
+
+
 MISUSES = {
     "a step left out": (
         lambda trial: (trial.report(0, train_loss=1), trial.report(5, train_loss=1)),
@@ -301,9 +377,8 @@ MISUSES = {
         "expected step 1 next, got step 0",
     ),
     "nothing": (lambda trial: trial.report(0), "expected train_loss or metrics, got neither"),
-    "no number": (lambda trial: trial.report(0, train_loss="x"), "train_loss: expected one number"),
     "many numbers": (
-        lambda trial: trial.report(0, train_loss=torch.ones(2)), "expected one number, got Tensor"
+        lambda trial: trial.report(0, train_loss=torch.ones(2)), "one number, .* of type Tensor"
     ),
     "another metric": (
         lambda trial: trial.report(0, accuracy=1), "expected the study's metric val_loss among"
@@ -393,26 +468,184 @@ def test_a_state_comes_back_as_it_was():
     assert (loaded["text"], loaded[5]) == ("x", True)
 
 
+# --- the schedule at work on optimizers ---------------------------------------------------------
+
+
+PLATEAU = {
+    "schedule": "plateau", "plateau.factor": 0.5, "plateau.patience": 0, "plateau.threshold": 0.5,
+    "plateau.floor": 0.0, "plateau.warmup": 0.05,
+}  # fmt: skip
+
+
+def two_groups(lr, optimizer=torch.optim.SGD, **settings):
+    """Make an optimizer of two groups, the first of a tenth of the rate."""
+    first, second = (nn.Parameter(torch.zeros(1)) for _ in range(2))
+    groups = [{"params": [first], "lr": lr * 0.1}, {"params": [second], "lr": lr}]
+    return optimizer(groups, **settings)
+
+
+def rates_of(optimizer):
+    return [float(group["lr"]) for group in optimizer.param_groups]
+
+
+def test_each_parameter_group_keeps_its_own_rate():
+    seen, factors = [], []
+
+    def loop(trial):
+        optimizer = two_groups(trial.lr)
+        schedule = trial.schedule(optimizer)
+        assert isinstance(schedule, LRScheduler)
+        for step in range(trial.steps):
+            seen.append(rates_of(optimizer))
+            factors.append(trial.rate(step) / trial.lr)
+            assert schedule.get_last_lr() == seen[-1]
+            trial.report(step, train_loss=1.0)
+            optimizer.step()
+            schedule.step()
+        trial.report(trial.steps, val_loss=1.0)
+
+    train(loop, make_spec(), make_task(lr=0.3, schedule=COSINE))
+    assert len(set(factors)) == 50
+    np.testing.assert_allclose(seen, np.outer(factors, [0.03, 0.3]), rtol=1e-12)
+
+
+def test_a_rate_in_a_tensor_is_set_in_place():
+    def loop(trial):
+        optimizer = two_groups(torch.tensor(trial.lr, dtype=torch.float64), torch.optim.AdamW)
+        tensors = [group["lr"] for group in optimizer.param_groups]
+        schedule = trial.schedule(optimizer)
+        trial.report(0, train_loss=1.0)
+        optimizer.step()
+        schedule.step()
+        assert all(new["lr"] is t for new, t in zip(optimizer.param_groups, tensors, strict=True))
+        np.testing.assert_allclose(rates_of(optimizer), [trial.rate(1) * 0.1, trial.rate(1)])
+        trial.report(1, val_loss=1.0)
+
+    train(loop, make_spec(), make_task(lr=0.3, schedule=COSINE))
+
+
+def test_a_group_that_is_added_later_begins_with_its_own_rate():
+    def loop(trial):
+        optimizer = two_groups(trial.lr)
+        schedule = trial.schedule(optimizer)
+        trial.report(0, train_loss=1.0)
+        optimizer.step()
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))], "lr": 7.0})
+        schedule.step()
+        share = trial.rate(1) / trial.lr
+        np.testing.assert_allclose(rates_of(optimizer), np.array([0.03, 0.3, 7.0]) * share)
+        trial.report(1, val_loss=1.0)
+
+    train(loop, make_spec(), make_task(lr=0.3, schedule=COSINE))
+
+
+@pytest.mark.parametrize("schedule", [COSINE, PLATEAU], ids=["planned", "with a state"])
+@pytest.mark.parametrize("total", [None, 100])
+def test_a_schedule_goes_on_from_its_state(schedule, total):
+    """In a fresh optimizer too, and through what a checkpoint holds of it."""
+    expected = []
+
+    def loop(trial):
+        optimizer = two_groups(trial.lr)
+        made = trial.schedule(optimizer, total)
+        for step in range(20):
+            trial.report(step, train_loss=1.0, val_loss=1.0)
+            optimizer.step()
+            made.step()
+        state = states.decode(states.encode(made.state_dict()))
+        fresh = two_groups(trial.lr)
+        again = trial.schedule(fresh, total)
+        assert again.rate != made.rate
+        again.load_state_dict(state)
+        assert (rates_of(fresh), again.rate) == (rates_of(optimizer), made.rate)
+        expected.append(rates_of(fresh))
+        trial.report(20, val_loss=1.0)
+
+    train(loop, make_spec(), make_task(lr=0.3, schedule=schedule))
+    assert expected
+
+
 def test_a_schedule_over_updates_of_ones_own():
     rates = []
 
     def loop(trial):
-        groups = SimpleNamespace(param_groups=[{"lr": 0.0}, {"lr": 0.0}])
-        schedule = trial.schedule(groups, total_steps=2 * trial.steps)
+        optimizer = two_groups(trial.lr)
+        schedule = trial.schedule(optimizer, total_steps=2 * trial.steps)
         for step in range(trial.steps):
             trial.report(step, train_loss=1.0, lr=schedule.rate)
             for _ in range(2):
-                rates.append(groups.param_groups[1]["lr"])
+                rates.append(rates_of(optimizer)[1])
+                optimizer.step()
                 schedule.step()
-        again = trial.schedule(groups, total_steps=2 * trial.steps)
-        again.load_state_dict(schedule.state_dict())
-        assert again.rate == schedule.rate == rates[-1]  # past the end, the last one
+        assert schedule.rate == rates[-1]  # past the end, the last one
         trial.report(trial.steps, val_loss=1.0)
 
     task = make_task(schedule=COSINE)
     (event,) = train(loop, make_spec(steps=20), task)
     np.testing.assert_array_equal(event.columns["lr"], rates[::2])
     assert len(set(rates)) == 40
+
+
+def test_plateau_follows_what_the_loop_reports():
+    """At each step the rate is the reference trainer's, in the optimizer as in the curve."""
+
+    def loop(trial):
+        data = house_prices.line()
+        net = data.model(trial.seed, torch.float64)
+        optimizer = trial.optimizer(net.parameters())
+        schedule = trial.schedule(optimizer)
+        for step in range(trial.steps):
+            loss = data.loss(net(data.train_inputs), data.train_targets)
+            optimizer.zero_grad()
+            loss.backward()
+            norm = nn.utils.get_total_norm([p.grad for p in net.parameters()])
+            trial.report(step, train_loss=loss, grad_norm=norm, val_loss=loss)
+            assert rates_of(optimizer) == [trial.rate(step)] == [schedule.rate]
+            optimizer.step()
+            schedule.step()
+        with torch.no_grad():
+            loss = data.loss(net(data.train_inputs), data.train_targets)
+        trial.report(trial.steps, val_loss=loss)
+
+    spec = make_spec(steps=50, batch_size="full", evaluate_every=1)
+    task = make_task(lr=0.1, schedule=PLATEAU)
+    reference = ReferenceTrainer(replace(house_prices.line(), metrics={}), spec)
+    reference.admit(task)
+    ours, theirs = curve_of(train(loop, spec, task)), curve_of(advance(reference, []))
+    assert len(set(ours[0]["lr"].tolist())) > 5  # it has fallen
+    np.testing.assert_array_equal(ours[0]["lr"], theirs[0]["lr"])
+    np.testing.assert_allclose(ours[0]["train_loss"], theirs[0]["train_loss"], rtol=1e-10)
+
+
+def test_plateau_interrupted_and_resumed():
+    def loop(trial):
+        by_hand(trial)
+
+    spec = make_spec(evaluate_every=2)
+    task = make_task(lr=0.01, optimizer=ADAMW, schedule=PLATEAU)
+    rows, _, _ = curve_of(train(loop, spec, task))
+    assert len(set(rows["lr"].tolist())) > 5
+    trainer = LoopTrainer(function(loop), spec)
+    trainer.admit(task)
+    trainer.advance(33)
+    snapshot = trainer.snapshot(7)
+    trainer.evict(7)
+    rest = train(loop, spec, replace(task, snapshot=snapshot))
+    for name, column in curve_of(rest)[0].items():
+        np.testing.assert_array_equal(column, rows[name][rest[0].first_step :])
+
+
+def test_an_optimizer_that_was_left_at_its_default_rate_is_warned_of(caplog):
+    def loop(trial):
+        trial.schedule(two_groups(trial.lr))
+        trial.schedule(torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=trial.lr))
+        assert not caplog.records
+        trial.schedule(torch.optim.AdamW([nn.Parameter(torch.zeros(1))]))
+        trial.report(0, train_loss=1.0)
+
+    train(loop, make_spec(), make_task(lr=0.3))
+    (record,) = caplog.records
+    assert "multiplies 0.001, the default rate of AdamW" in record.getMessage()
 
 
 # --- studies ------------------------------------------------------------------------------------
@@ -454,6 +687,44 @@ def test_a_study_of_a_train_function(ledger: Ledger, tmp_path):
     assert first.value == curve.metrics["val_loss"][-1]
 
 
+BIG = 1.7e308
+SHAPES = (
+    lambda share: BIG,
+    lambda share: BIG * (0.3 + 0.7 * share),
+    lambda share: BIG * (1 - share),
+    lambda share: BIG * (-1.0 if round(12 * share) % 2 else 1.0),
+    lambda share: -BIG,
+    lambda share: 1.0 - share,
+)
+
+
+def enormous(trial):
+    """Report numbers near the largest that there are, one shape a trial."""
+    for step in range(trial.steps + 1):
+        loss = SHAPES[trial.number % len(SHAPES)](step / trial.steps)
+        trial.report(step, val_loss=loss)
+        if step < trial.steps:
+            trial.report(step, train_loss=loss, grad_norm=BIG)
+
+
+def test_enormous_losses_are_judged_searched_and_reported_without_a_warning(
+    ledger, places, tmp_path
+):
+    """Warnings are errors here; numpy warns of each overflow."""
+    spec = own_spec(
+        "tests.test_own_loops:enormous",
+        training={"steps": 12, "evaluate_every": 2},
+        space={"lr": {"low": 1e-3, "high": 1.0}, "schedule": "constant", "optimizer": "sgd"},
+        search={"sampler": "gp", "pruner": {"name": "percentile", "startup_trials": 4}},
+        budget={"trials": 14},
+    )
+    study = put(ledger, spec)
+    work(ledger, tmp_path, study.name)
+    counts = ledger.counts(study.id)
+    assert (counts[FAILED], counts["running"], counts["waiting"]) == (0, 0, 0)
+    assert reporting.report(ledger, [study], places, to=tmp_path / "page", tracked=False).written
+
+
 def test_wine_resumes_exactly():
     spec = own_spec(search={"sampler": "grid", "pruner": "none"})
     task = make_task(lr=0.3, schedule=COSINE)
@@ -481,12 +752,14 @@ def document_example(folder: Path, monkeypatch: pytest.MonkeyPatch) -> StudySpec
     """Write down the module that the document shows, and give the study that it shows."""
     text = (Path(__file__).parents[1] / "docs" / "own_loop.md").read_text()
     code, study = (
-        re.findall(rf"```{kind}\n(.*?)```", text, flags=re.DOTALL)[0] for kind in ("python", "toml")
+        re.findall(rf"```{kind}\n(.*?)```", text, flags=re.DOTALL) for kind in ("python", "toml")
     )
     (folder / "mine").mkdir()
-    (folder / "mine" / "spirals.py").write_text(code)
+    (folder / "mine" / "spirals.py").write_text("".join(code))  # each block builds on the first
     monkeypatch.syspath_prepend(str(folder))
-    return studyfile.parse(study, "own_loop.md")
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    monkeypatch.delitem(sys.modules, "mine.spirals", raising=False)
+    return studyfile.parse(study[0], "own_loop.md")
 
 
 @pytest.mark.slow
@@ -500,6 +773,16 @@ def test_the_loop_of_the_document_trains(ledger: Ledger, tmp_path, monkeypatch):
     best = ledger.best(study)
     assert best is not None
     assert ledger.curve(best.id).metrics["accuracy"][-1] > 0.9
+
+
+@pytest.mark.parametrize("name", ["finetune", "layerwise", "gan"])
+def test_the_optimizers_of_the_document_train(name, tmp_path, monkeypatch):
+    spec = document_example(tmp_path, monkeypatch)
+    call = getattr(importlib.import_module("mine.spirals"), name)
+    spec = spec.model_copy(update={"training": spec.training.model_copy(update={"steps": 60})})
+    events = train(call, spec, make_task(lr=0.01, optimizer=ADAMW, schedule=COSINE))
+    assert events[-1].status is Status.FINISHED
+    assert events[-1].next_step == 60
 
 
 STOP = threading.Event()
@@ -572,6 +855,20 @@ def test_what_is_wrong_with_a_train_function_is_said():
         submission.prepare(spec, ("studies.",))
     with pytest.raises(WorkloadError, match="which is of batches"):
         LoopTrainer(function(plain), spec)
+
+
+@pytest.mark.parametrize("load", [functions.load, workloads.load])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("__main__:mine", r"got __main__, which is the notebook .* as studies\.mine:mine"),
+        ("sys:exit", "expected a module with a source file, got sys, which has none"),
+    ],
+)
+def test_a_module_that_has_no_file_is_refused_in_words(load, name, said):
+    """A notebook's `__main__` has none, and a worker's is another one."""
+    with pytest.raises(WorkloadError, match=said):
+        load(name, {}, ("sys.",))
 
 
 # --- out of memory ------------------------------------------------------------------------------

@@ -8,12 +8,14 @@ notebook's interrupt) save the running trial first.
 from __future__ import annotations
 
 import html
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuner import here, results, studyfile, summary, terminal
+from tuner.errors import UsageError
 from tuner.ledger import Ledger, StudyRecord
 from tuner.spec import StudySpec
 
@@ -35,11 +37,17 @@ def run(
 
     `overrides` changes values of the file: `{"budget.trials": 20}`, or `["budget.trials=20"]` as
     for `--set`. Run again, it goes on where it was; Ctrl-C raises `KeyboardInterrupt` after the
-    running trial is saved. Raises `StudyFileError` with every mistake of the file, and
-    `UnavailableError` when all is trained but not all could be published.
+    running trial is saved. Raises `StudyFileError` with every mistake of the file, `UsageError`
+    when what is given is no path, and `UnavailableError` when all is trained but not all could be
+    published.
     """
     from tuner import submission  # noqa: PLC0415 - it imports torch
 
+    if not isinstance(file, str | os.PathLike):
+        raise UsageError(
+            f"tuner.run: expected the path of a study file, got a {type(file).__name__}; write the "
+            "study into a TOML file, and change its values for a run with overrides"
+        )
     spec = studyfile.load(Path(file), _texts(overrides))
     described = submission.prepare(spec, allow)
     ledger = here.ledger(create=True)

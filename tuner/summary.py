@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from tuner.errors import NotFoundError
 from tuner.ledger import OPEN, Reader, StudyRecord, ranges
 from tuner.outcome import KINDS
 from tuner.storage import Addresses
@@ -52,6 +53,34 @@ def of_probe(ledger: Reader, study: StudyRecord) -> dict[str, Any] | None:
              "at": one.at}
             for one in ranges.history(study.attrs)
         ],
+    }  # fmt: skip
+
+
+def of_trial(ledger: Reader, study: StudyRecord, number: int) -> dict[str, Any]:
+    """Return how one trial stands, its attempts, and the last traceback of its workload.
+
+    Raises `NotFoundError`.
+    """
+    trial = ledger.trial(study.id, number)
+    if trial is None:
+        raise NotFoundError(f"study {study.name!r} has no trial {number}")
+    attempts = ledger.attempts(study.id, number)
+    tracebacks = [one.traceback for one in attempts if one.traceback is not None]
+    return {
+        "study": study.name,
+        "trial": trial.number,
+        "state": trial.state,
+        "reason": trial.reason,
+        "value": trial.value,
+        "params": trial.params,
+        "steps": trial.steps,
+        "run_id": Publications(ledger.engine, "mlflow").external_ids(study.id).get(number),
+        "attempts": [
+            {"number": one.number, "worker": one.worker, "started_at": one.started_at,
+             "ended_at": one.ended_at, "ending": one.ending, "reason": one.reason}
+            for one in attempts
+        ],
+        "traceback": tracebacks[-1] if tracebacks else None,
     }  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -41,13 +41,17 @@ def studies(as_json: bool) -> None:
 
 @cli.command()
 @click.argument("name")
+@click.option("--trial", type=int, help="Show this trial: why it ended, and its traceback.")
 @with_json
-def status(name: str, as_json: bool) -> None:
+def status(name: str, trial: int | None, as_json: bool) -> None:
     """Show the state of the study NAME: its trials, its best one, who works at it."""
     from tuner import summary
 
     ledger = here.ledger()
     study = ledger.study(name)
+    if trial is not None:
+        _print_trial(summary.of_trial(ledger, study, trial), as_json=as_json)
+        return
     found = summary.of_state(ledger, study)
     if as_json:
         print_json(found)
@@ -66,6 +70,24 @@ def status(name: str, as_json: bool) -> None:
         terminal.say(console, f"{said}{one['worker']} may hang, or be gone", style="bold")
     print_results(console, ledger, study)
     _print_pages(ledger, study)
+
+
+def _print_trial(found: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+        return
+    console = terminal.console()
+    where = f"{found['study']}, trial {found['trial']}"
+    terminal.say(console, f"{where}: {found['state']} after {found['steps']} steps")
+    if found["reason"]:
+        terminal.say(console, found["reason"])
+    for name, value in (found["params"] or {}).items():
+        terminal.say(console, f"  {name} = {value}")
+    for one in found["attempts"]:
+        ended = f"{one['ending']}: {one['reason']}" if one["ending"] else "training"
+        terminal.say(console, f"attempt {one['number']} by {one['worker']}: {ended}")
+    if found["traceback"]:
+        terminal.say(console, found["traceback"])
 
 
 def _print_pages(ledger: Reader, study: StudyRecord) -> None:

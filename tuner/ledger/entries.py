@@ -72,6 +72,11 @@ def put(tx: Connection, entries: Sequence[Entry]) -> list[str]:
     _update(tx, ended, ended_at=database_time())
     if not ended:
         return []
+    raised = {e.lease.attempt_id: e.traceback for e in entries if e.traceback is not None}
+    if raised:
+        query = update(attempts).where(attempts.c.id == bindparam("attempt"))
+        columns = [{"attempt": key, "traceback": text} for key, text in raised.items()]
+        tx.execute(query, columns)
     mine = checkpoints.c.trial_id.in_([change.entry.lease.trial_id for change in ended])
     return list(tx.scalars(delete(checkpoints).where(mine).returning(checkpoints.c.path)))
 

@@ -125,9 +125,9 @@ class Leases(Reader):
             return _claims(leases, (*old, *new), history)
 
     @again
-    def release(self, lease: Lease, ending: str, reason: str) -> None:
+    def release(self, lease: Lease, ending: str, reason: str, traceback: str | None = None) -> None:
         """End the attempt and leave the trial to the next worker, if its study takes any up."""
-        with self._ending(lease, ending, reason) as tx:
+        with self._ending(lease, rows.attempt_ended(ending, reason, traceback)) as tx:
             if tx is not None:
                 rows.cancel_if_stopped(tx, lease.trial_id)
 
@@ -215,19 +215,19 @@ class Leases(Reader):
             yield tx
 
     @contextmanager
-    def _ending(self, lease: Lease, ending: str, reason: str) -> Iterator[Connection | None]:
+    def _ending(self, lease: Lease, ended: Mapping[str, Any]) -> Iterator[Connection | None]:
         """Begin the last fenced transaction of an attempt, which ends it; None if it was committed.
 
         An attempt is ended so by its holder alone: a call whose connection was lost came through.
         """
         try:
-            with self._fenced(lease, rows.attempt_ended(ending, reason)) as tx:
+            with self._fenced(lease, ended) as tx:
                 yield tx
         except LeaseLost:
             with self._reading() as tx:
                 here = and_(attempts.c.id == lease.attempt_id, attempts.c.number == lease.number)
                 found = tx.scalar(select(attempts.c.ending).where(here))
-            if found != ending:
+            if found != ended["ending"]:
                 raise
             yield None
 

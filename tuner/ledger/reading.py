@@ -121,14 +121,16 @@ class Reader:
             return {row.study_id: row.live for row in tx.execute(query)}
 
     @again
-    def attempts(self, study_id: int) -> list[AttemptRecord]:
-        """Read all attempts at a study's trials, oldest first."""
+    def attempts(self, study_id: int, number: int | None = None) -> list[AttemptRecord]:
+        """Read all attempts at a study's trials, or at the one of a number, oldest first."""
         query = (
             select(attempts)
             .join(trials)
             .where(trials.c.study_id == study_id)
             .order_by(attempts.c.id)
         )
+        if number is not None:
+            query = query.where(trials.c.number == number)
         with self._reading() as tx:
             return [AttemptRecord(**row._mapping) for row in tx.execute(query)]
 

@@ -157,6 +157,7 @@ class AttemptRecord:
     ended_at: float | None
     ending: str | None
     reason: str | None
+    traceback: str | None = None  # of what the workload raised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,6 +217,7 @@ class Entry:
     report: Report | None = None  # after its last row
     attrs: Mapping[str, Any] = field(default_factory=dict)  # the pruner's, with a report
     outcome: Outcome | None = None  # ends the attempt and its trial
+    traceback: str | None = None  # of what the workload raised, with an outcome
 
 
 @dataclass(frozen=True, kw_only=True)

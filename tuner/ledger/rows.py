@@ -220,9 +220,10 @@ def end_attempt(tx: Connection, attempt_id: int, ending: str, reason: str) -> No
     tx.execute(update(attempts).where(attempts.c.id == attempt_id).values(**ended))
 
 
-def attempt_ended(ending: str, reason: str) -> dict[str, Any]:
+def attempt_ended(ending: str, reason: str, traceback: str | None = None) -> dict[str, Any]:
     """Give the columns of an attempt that ends now."""
-    return {"live": False, "ended_at": database_time(), "ending": ending, "reason": reason}
+    ended = {"live": False, "ended_at": database_time(), "ending": ending, "reason": reason}
+    return ended | {"traceback": traceback}
 
 
 def cancel_if_stopped(tx: Connection, trial_id: int) -> None:

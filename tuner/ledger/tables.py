@@ -34,7 +34,7 @@ from sqlalchemy.sql.functions import GenericFunction
 
 from tuner.texts import NAME_LIMIT
 
-HEAD = "0003"
+HEAD = "0004"
 """The revision of the schema below; the last migration's."""
 VERSION_TABLE = "tuner_alembic_version"
 
@@ -127,6 +127,7 @@ attempts = Table(
     Column("ended_at", Double),
     Column("ending", String(16)),  # finished, interrupted, stale, out_of_memory
     Column("reason", Text),
+    Column("traceback", Text),  # of what the workload raised
     UniqueConstraint("trial_id", "number"),
     Index(
         "tuner_attempts_one_live",

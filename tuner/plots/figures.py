@@ -11,6 +11,7 @@ import numpy as np
 from tuner.outcome import COMPLETED, DIVERGED, FAILED
 from tuner.plots.picture import (
     DASHES,
+    DRAWN,
     INK,
     MARKERS,
     OUTCOME_STYLES,
@@ -270,9 +271,11 @@ def _height(title: str, lines: Sequence[Line]) -> Axis:
     if is_wide(values, share=0.5):
         # an exact zero has no place on a log axis, and rounding noise none of interest
         bottom = max(float(values[values > 0].min()), high * 1e-12)
-        return Axis(title=title, log=True, low=bottom / 2, high=high * (10 if above else 2))
-    room = 0.06 * (high - low or abs(high) or 1.0)
-    return Axis(title=title, low=low - room, high=high + room * (3 if above else 1))
+        top = min(high * (10 if above else 2), DRAWN)
+        return Axis(title=title, log=True, low=bottom / 2, high=top)
+    room = 0.06 * min(high - low or abs(high) or 1.0, DRAWN)
+    top = min(high + room * (3 if above else 1), DRAWN)
+    return Axis(title=title, low=max(low - room, -DRAWN), high=top)
 
 
 def is_wide(values: np.ndarray, share: float = 1.0) -> bool:

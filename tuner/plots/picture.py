@@ -101,6 +101,10 @@ class Look:
     alpha: float = 1.0
 
 
+DRAWN = 1e300
+"""Numbers beyond it are drawn at it: margins and widths must not overflow."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Series:
     """Points that look alike."""
@@ -114,6 +118,9 @@ class Series:
     at_edge: bool = False
     in_front: bool = False
     trials: np.ndarray | None = None  # int64 [point]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "y", np.clip(self.y, -DRAWN, DRAWN))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,16 +30,22 @@ SHOWN = 6
 
 
 def in_memory(study: StudyRecord, trials: Sequence[TrialRecord]) -> Study:
-    """Give completed trials of a study as Optuna's study, in memory; of many, every so many."""
+    """Give completed trials of a study as Optuna's study, in memory; of many, every so many.
+
+    Values that are too large for Optuna to take their variance are cut.
+    """
     import optuna  # noqa: PLC0415
 
-    from tuner.search.mirror import frozen  # noqa: PLC0415
+    from tuner.search.mirror import LARGEST, frozen  # noqa: PLC0415
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     made = optuna.create_study(direction=study.spec.study.direction, study_name=study.title)
     completed = [one for one in trials if one.state == COMPLETED and one.params is not None]
     every = -(-len(completed) // MOST) or 1
-    made.add_trials([frozen(one, study.spec) for one in completed[::every]])
+    told = [frozen(one, study.spec) for one in completed[::every]]
+    for trial in told:
+        trial.value = min(max(trial.value or 0.0, -LARGEST), LARGEST)
+    made.add_trials(told)
     return made
 
 

@@ -40,6 +40,10 @@ def frozen(record: TrialRecord, spec: StudySpec) -> FrozenTrial:
     return Freezer(spec)(record.searched())
 
 
+LARGEST = 1e100
+"""Samplers that learn from values take their variance, which must not overflow."""
+
+
 class Freezer:
     """Makes Optuna's trials out of ours; those of one schedule and optimiser share distributions.
 
@@ -223,7 +227,7 @@ class Mirror:
     def _with_values(self) -> Numbered:
         sign = 1.0 if self.spec.study.direction == "minimize" else -1.0
         losses = {  # lower is better
-            trial.number: sign * trial.value
+            trial.number: min(max(sign * trial.value, -LARGEST), LARGEST)
             for trial in self._all
             if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and trial.value is not None
             if self._ended[trial.number] != DIVERGED
@@ -241,7 +245,7 @@ class Mirror:
         valued = Numbered()
         for trial in self._all:
             told = trial
-            if trial.state == TrialState.PRUNED:
+            if trial.state == TrialState.PRUNED or abs(trial.value or 0.0) > LARGEST:
                 told = copy.copy(trial)
                 told.state = TrialState.COMPLETE
                 told.value = sign * losses.get(trial.number, penalty)

@@ -36,9 +36,6 @@ def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
     if isinstance(training, TrainingTable):
         yield from _at_odds(training, tables.get("workload"))
     yield from _gate_without_direction(tables.get("study"), tables.get("retrain"))
-    workload = tables.get("workload")
-    if isinstance(workload, WorkloadTable) and workload.train is not None:
-        yield from _stateful(space)
     yield from _not_probed(tables)
     if not isinstance(search, SearchTable):
         return
@@ -85,15 +82,6 @@ def _gate_without_direction(study: Table | None, retrain: Table | None) -> Itera
         if gate.metric not in (None, study.metric) and gate.direction is None:
             expected = f'"minimize" or "maximize", as {gate.metric} is not the study\'s metric'
             yield Mistake(("retrain", "gate", "direction"), expected, "nothing")
-
-
-def _stateful(space: Table | None) -> Iterator[Mistake]:
-    """Find schedules that listen to evaluations: a train function asks for rates ahead of them."""
-    if isinstance(space, Space):
-        for choice in space.schedule:
-            if choice.name == "plateau":
-                expected = "another schedule, since plateau needs a workload's evaluations"
-                yield Mistake(("space", "schedule"), expected, "plateau beside [workload] train")
 
 
 def _at_odds(training: TrainingTable, workload: Table | None) -> Iterator[Mistake]:

@@ -136,8 +136,10 @@ class TrainingTable(Table):
       counts as a step, and the schedule moves on; `[guard] skipped_steps` in a row end the trial.
     - `patience`: after so many evaluations in a row without a better metric the trial is completed.
     - `seconds`: after so long in training, attempts together and evaluations included, the trial is
-      evaluated where it is and completed. Results then depend on the machine's speed. A train
-      function's trial ends with the last value it reported after step 0, or fails without one.
+      evaluated where it is and completed. Start-up and loading of data do not count; of a train
+      function, all before its first report is start-up, in each attempt. Results then depend on
+      the machine's speed. A train function's trial ends with the last value it reported after step
+      0, or fails without one.
     - `trainer`: "reference" trains one trial at a time, "cohort" many in one step, as far as the
       workload allows it, and "auto" measures for two seconds which is quicker, unless the budget is
       too small for two slots. What a study's first worker finds is kept for the study.

@@ -127,6 +127,16 @@ class Backlog:
         with self._engine.begin() as tx:
             return {row.trial_id: row.environment for row in tx.execute(query)}
 
+    def tracebacks(self, ids: Sequence[int]) -> dict[int, str]:
+        """Read the last traceback of each of some trials that has any, by their ids."""
+        query = (
+            select(attempts.c.trial_id, attempts.c.traceback)
+            .where(attempts.c.trial_id.in_(ids), attempts.c.traceback.is_not(None))
+            .order_by(attempts.c.number)
+        )
+        with self._engine.begin() as tx:
+            return {row.trial_id: row.traceback for row in tx.execute(query)}
+
     def chunks(self, wanted: Sequence[TrialRecord], rows: int) -> list[tuple[TrialRecord, Chunk]]:
         """Read the next chunks of trials that are not published, in order, up to so many rows.
 

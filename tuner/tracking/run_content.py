@@ -29,6 +29,8 @@ STATUS = {
 }
 """MLflow's status of a run, by our state of its trial."""
 
+TRACEBACK = "traceback.txt"
+"""The artifact of a failed trial's run."""
 REASON_LIMIT = 5000
 PARENT = "study"  # what the tag tuner.trial says on a parent run
 

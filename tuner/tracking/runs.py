@@ -6,6 +6,7 @@ What a run has is worked out in `run_content`, how it gets there is a writer's (
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from sqlalchemy import Engine
 from tuner import metrics
 from tuner.failpoints import reach
 from tuner.ledger import Reader, StudyRecord, TrialRecord
-from tuner.outcome import RUNNING
+from tuner.outcome import FAILED, RUNNING
 from tuner.storage import tracking_reached
 from tuner.tracking import parent as parents
 from tuner.tracking.backlog import Backlog, Mark, OpenTrial, batches
@@ -27,6 +28,7 @@ from tuner.tracking.publications import Note, Publications
 from tuner.tracking.run_content import (
     PARENT,
     STATUS,
+    TRACEBACK,
     last_points,
     milliseconds,
     new_run,
@@ -37,6 +39,8 @@ from tuner.tracking.run_content import (
 from tuner.tracking.run_tables import TableWriter, tables_engine, unknown
 from tuner.tracking.run_verdicts import RunVerdicts
 from tuner.tracking.run_writers import ClientWriter, RunEnd, RunWriter, all_runs
+
+log = logging.getLogger(__name__)
 
 DESCRIBE_SECONDS = 5.0
 """How often a study's parent run is described anew while its trials run."""
@@ -248,6 +252,9 @@ class RunPublisher:
                 for one in ended
             }
         )
+        failed = [one.id for one in ended if one.state == FAILED]
+        for trial_id, text in self.backlog.tracebacks(failed).items() if failed else ():
+            self._put_traceback(run_ids[trial_id], text)
         writer.end(
             [
                 RunEnd(
@@ -259,6 +266,16 @@ class RunPublisher:
             ]
         )
         self._publications.note(study.id, [Note(trial_id=one.id, final=True) for one in ended])
+
+    def _put_traceback(self, run_id: str, text: str) -> None:
+        """Put a traceback beside a run. Where that fails nothing waits for it: the ledger has it.
+
+        Each kind of artifact store has errors of its own; that a server is away, what follows says.
+        """
+        try:
+            self._client.log_text(run_id, text, TRACEBACK)
+        except Exception as error:
+            log.warning("the traceback of run %s is not among its artifacts: %s", run_id, error)
 
     def discard(self, study: StudyRecord, numbers: Collection[int]) -> None:
         """Delete the runs of some trials, and of others all but one, so that they can be anew.

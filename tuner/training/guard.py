@@ -211,6 +211,7 @@ def observe(
     return new, np.where(finite, verdict, Verdict.NON_FINITE)
 
 
+@np.errstate(all="ignore")
 def calm_below(
     state: GuardState, settings: GuardTable, baseline: float | None = None
 ) -> np.ndarray:  # float64 [trial]

@@ -39,14 +39,26 @@ trainer runs. A loop in PyTorch:
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import logging
 import math
+import operator
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import numpy as np
+from torch.optim import Optimizer
+
 from tuner.spec import ParameterValue, StudySpec
 from tuner.texts import is_metric_name
-from tuner.training import optimizers, schedules
+from tuner.training import optimizers
+from tuner.training.lr_scheduler import TrialSchedule
+from tuner.training.pace import Pace, planned
 from tuner.training.trainer import Task
+
+log = logging.getLogger(__name__)
 
 OWN_NAMES = ("train_loss", "lr", "grad_norm")
 """Columns of every row, so a metric may not be called so."""
@@ -61,21 +73,17 @@ class StopTrial(BaseException):
     """
 
 
-class HasGroups(Protocol):
-    """An optimiser as far as a schedule knows it: torch's, or anything with such groups."""
-
-    param_groups: list[dict[str, Any]]
-
-
 class Recorder(Protocol):
     """Who a trial reports to."""
 
     first_step: int
+    pace: Pace
 
-    def report(
-        self, step: int, row: tuple[float, float, float] | None, metrics: Mapping[str, float]
-    ) -> None:
-        """Take in metrics, then a row (train_loss, lr, grad_norm). Raises `StopTrial`."""
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Take in metrics. Raises `StopTrial`."""
+
+    def trained(self, step: int, loss: float, rate: float, grad_norm: float) -> None:
+        """Take in a row, whose metrics, if any, have been taken in. Raises `StopTrial`."""
 
     def due(self) -> bool:
         """Tell whether it is time to save."""
@@ -87,48 +95,12 @@ class Recorder(Protocol):
         """Give the state that was kept, if one was."""
 
 
-class Schedule:
-    """The study's schedule at work on an optimiser: all its groups have the rate of now."""
-
-    def __init__(
-        self, rate: Callable[[int], float], start: Callable[[], int], optimizer: HasGroups | None
-    ) -> None:
-        self._rate = rate
-        self._start = start  # asked each time: a checkpoint may be loaded after this is made
-        self._optimizer = optimizer
-        self._taken = 0
-        self._apply()
-
-    @property
-    def rate(self) -> float:
-        """The rate of the next update."""
-        return self._rate(self._start() + self._taken)
-
-    def step(self) -> None:
-        """Move on, after an update."""
-        self._taken += 1
-        self._apply()
-
-    def state_dict(self) -> dict[str, int]:
-        """Give the number of updates so far, for a checkpoint."""
-        return {"updates": self._start() + self._taken}
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on from what `state_dict` gave."""
-        self._taken = state["updates"] - self._start()
-        self._apply()
-
-    def _apply(self) -> None:
-        if self._optimizer is not None:
-            for group in self._optimizer.param_groups:
-                group["lr"] = self.rate
-
-
 class Checkpoint:
     """Where a train function saves what it needs to go on after an interruption."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, loaded: Callable[[], None]) -> None:
         self._recorder = recorder
+        self._loaded = loaded  # called after a state was
 
     @property
     def due(self) -> bool:
@@ -151,7 +123,9 @@ class Checkpoint:
         they were when the state was saved, and `trial.first_step` is the step to report next.
         Without it an interrupted trial begins anew, and what it measures again is dropped.
         """
-        return self._recorder.load()
+        state = self._recorder.load()
+        self._loaded()
+        return state
 
 
 class Trial:
@@ -167,10 +141,11 @@ class Trial:
         self.steps = spec.training.steps
         """The horizon: how many steps there are."""
         self.device = spec.training.device
-        self.checkpoint = Checkpoint(recorder)
+        self.checkpoint = Checkpoint(recorder, self._loaded)
         self._recorder = recorder
         self._evaluated = frozenset(spec.evaluation_steps())
-        self._rates = self._all_rates(self.steps)
+        self._schedules: list[TrialSchedule] = []
+        self._stretched: list[TrialSchedule] = []  # over updates that only the loop counts
 
     @property
     def first_step(self) -> int:
@@ -178,21 +153,28 @@ class Trial:
         return self._recorder.first_step
 
     def rate(self, step: int) -> float:
-        """Give the learning rate of the update that leads from a step to the next."""
-        return self._rates[min(step, self.steps - 1)]
+        """Return the rate of the update that leads from a step to the next."""
+        return self._recorder.pace.rate(min(step, self.steps - 1))
 
-    def schedule(
-        self, optimizer: HasGroups | None = None, total_steps: int | None = None
-    ) -> Schedule:
-        """Make the study's schedule, over the horizon or over `total_steps` updates.
+    def schedule(self, optimizer: Optimizer, total_steps: int | None = None) -> TrialSchedule:
+        """Return the study's schedule for an optimizer, over the horizon or `total_steps` updates.
 
-        With `total_steps` (a loop with several updates a reported step), give `report` the rate,
-        as `lr=schedule.rate`, and keep the schedule's `state_dict` with a checkpoint.
+        It multiplies the initial rate of each parameter group, so groups keep their ratios. With
+        `total_steps` (a loop with several updates a reported step), pass `lr=schedule.rate` to
+        `report`, and keep the schedule's `state_dict` in the checkpoint.
         """
-        if total_steps is None:
-            return Schedule(self.rate, lambda: self.first_step, optimizer)
-        rates = self._all_rates(total_steps)
-        return Schedule(lambda step: rates[min(step, total_steps - 1)], lambda: 0, optimizer)
+        pace = self._recorder.pace
+        made = TrialSchedule(
+            optimizer,
+            lr=self.lr,
+            multipliers=planned(self.params, total_steps or self.steps).tolist(),
+            factor=(lambda _: pace.factor(self.steps)) if total_steps else pace.factor,
+            pace=pace,
+            update=0 if total_steps else self.first_step,
+        )
+        (self._stretched if total_steps else self._schedules).append(made)
+        self._warn_of_default(optimizer)
+        return made
 
     def optimizer(self, parameters: Any) -> Any:
         """Make torch's optimiser with this trial's parameters, as our own trainers would."""
@@ -214,32 +196,92 @@ class Trial:
         """Report a step's training loss, or metrics at a step, or both; the module has the rules.
 
         `lr` is the schedule's unless it is given; `grad_norm` is for the curves and the guard.
-        Raises `StopTrial` when the trial is over, and `ValueError` for what breaks the rules.
+        Raises `StopTrial` when the trial is over, and `ValueError` for what breaks the rules; it
+        names the trial, the argument and its value. A loss that is infinite or nan is no mistake:
+        the guard stops the trial.
         """
-        for name in metrics:
-            if name in OWN_NAMES or not is_metric_name(name):
-                raise ValueError(
-                    f"report of step {step}: expected metrics named by letters, digits and _.-/: "
-                    f"or spaces, as no path with dots or to elsewhere, got {name!r}"
-                )
-        if train_loss is None and not metrics:
-            raise ValueError(f"report of step {step}: expected train_loss or metrics, got neither")
-        row = None
-        if train_loss is not None:
-            row = (
-                _number("train_loss", train_loss),
-                self.rate(step) if lr is None else _number("lr", lr),
-                math.nan if grad_norm is None else _number("grad_norm", grad_norm),
-            )
-        numbers = {name: _number(name, value) for name, value in metrics.items()}
-        self._recorder.report(step, row, numbers)
+        try:
+            step = _whole(step)
+            loss = None if train_loss is None else _number("train_loss", train_loss)
+            # of a loss that exploded, the norm may be infinite or none
+            norm = math.nan if grad_norm is None else _at_least_0("grad_norm", grad_norm)
+            rate = None if lr is None else _at_least_0("lr", lr, finite=True)
+            numbers = {_named(name): _number(name, value) for name, value in metrics.items()}
+        except ValueError as error:
+            where = f"trial {self.number}: report of step {_shown(step)}"
+            raise ValueError(f"{where}: {error}") from error.__cause__
+        if loss is None and not numbers:
+            where = f"trial {self.number}: report of step {step}"
+            raise ValueError(f"{where}: expected train_loss or metrics, got neither")
+        if numbers:
+            self._recorder.evaluated(step, numbers)
+            for schedule in (*self._schedules, *self._stretched):  # plateau's may have fallen
+                schedule.refresh()
+        if loss is not None:
+            self._recorder.trained(step, loss, self.rate(step) if rate is None else rate, norm)
 
-    def _all_rates(self, horizon: int) -> list[float]:
-        return [self.lr * float(m) for m in schedules.multipliers(self.params, horizon)]
+    def _loaded(self) -> None:
+        for schedule in self._schedules:
+            schedule.move_to(self.first_step)
+        for schedule in self._stretched:
+            schedule.refresh()
+
+    def _warn_of_default(self, optimizer: Optimizer) -> None:
+        """Warn of an optimizer whose rate was left at its class's default."""
+        default = inspect.signature(type(optimizer)).parameters.get("lr")
+        rates = {float(group["initial_lr"]) for group in optimizer.param_groups}
+        if default is not None and rates == {default.default} != {self.lr}:
+            log.warning(
+                "trial %d: the schedule multiplies %g, the default rate of %s, and not the trial's "
+                "rate, %g; make the optimizer with lr=trial.lr",
+                self.number,
+                default.default,
+                type(optimizer).__name__,
+                self.lr,
+            )
+
+
+def _whole(step: Any) -> int:
+    """Return a step as Python's integer."""
+    if not isinstance(step, bool | np.bool_):
+        with contextlib.suppress(TypeError):
+            return operator.index(step)
+    raise ValueError(f"expected step to be a whole number, got {_shown(step)}")
 
 
 def _number(name: str, value: Any) -> float:
+    """Return a number of any library as Python's; it may be infinite or nan."""
+    got = f"{_shown(value)}, of type {type(value).__name__}"
+    if isinstance(value, bool | np.bool_ | str | bytes | bytearray):
+        raise ValueError(f"expected {name} to be one number, got {got}")  # noqa: TRY004
     try:
         return float(value.detach() if hasattr(value, "detach") else value)
+    except OverflowError as error:
+        raise ValueError(f"expected {name} to be a number that a float holds, got {got}") from error
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{name}: expected one number, got {type(value).__name__}") from error
+        raise ValueError(f"expected {name} to be one number, got {got}") from error
+
+
+def _at_least_0(name: str, value: Any, *, finite: bool = False) -> float:
+    number = _number(name, value)
+    if number < 0 or (finite and not math.isfinite(number)):
+        kind = "a finite number" if finite else "a number"
+        raise ValueError(f"expected {name} to be {kind} of 0 or more, got {_shown(value)}")
+    return number
+
+
+def _named(name: str) -> str:
+    if name in OWN_NAMES or not is_metric_name(name):
+        raise ValueError(
+            "expected metrics named by letters, digits and _.-/: or spaces, as no path with dots "
+            f"or to elsewhere, got {name!r}"
+        )
+    return name
+
+
+def _shown(value: Any) -> str:
+    """Return a value as a message may have it, however long it is."""
+    try:
+        return reprlib.repr(value)
+    except Exception:  # such as of an integer that is too long to be written
+        return f"a value of type {type(value).__name__}"

@@ -24,6 +24,9 @@ class Progress:
 
 NOTHING_YET = Progress()
 
+TIME_HINT = "raise seconds in [training] or lower steps to train all of them"
+"""What to change where a trial's time was up."""
+
 
 def refuse_unmeasured(spec: StudySpec, workload: Workload) -> None:
     """Refuse a workload that does not measure the study's metric: `WorkloadError`."""

@@ -21,7 +21,7 @@ from tuner.spec import StudySpec
 from tuner.training import checkpoint, objective, randomness, states
 from tuner.training.functions import TrainFunction
 from tuner.training.loop import OWN_NAMES, StopTrial, Trial
-from tuner.training.objective import NOTHING_YET, Progress
+from tuner.training.objective import NOTHING_YET, TIME_HINT, Progress
 from tuner.training.pace import pace
 from tuner.training.segment import Segment
 from tuner.training.trainer import ENDED, Evaluation, Event, Status, Task
@@ -59,8 +59,8 @@ class _Member:
         self._clock = clock
         self._grace = grace
         self._rungs = frozenset(spec.rungs())
-        planned = pace(task.params, spec.training.steps, spec.study.direction)
-        self._watch = Watch(spec, task.params, planned, function.baseline_loss)
+        self.pace = pace(task.params, spec.training.steps, spec.study.direction)
+        self._watch = Watch(spec, task.params, self.pace, function.baseline_loss)
         self._progress = NOTHING_YET
         self._step = 0  # rows so far
         self._names: list[str] = []  # of metrics, once some were reported
@@ -68,6 +68,7 @@ class _Member:
         self._rows = 0  # that the segment may have
         self._began = self._saved_at = clock()
         self._error: BaseException | None = None
+        self._reports = False  # it has begun to
         self._over = False  # the function shall end
         self._returned = False
         self._theirs, self._ours = threading.Semaphore(0), threading.Semaphore(0)
@@ -76,17 +77,24 @@ class _Member:
     # --- the trainer's side
 
     def advance(self, rows: int) -> Event:
-        """Let the function run until it has made so many rows, or there is something to decide."""
+        """Let the function run until it has made so many rows, or there is something to decide.
+
+        What it raises is raised from the next call where there is something measured to be given
+        out before.
+        """
+        if self._error is not None:
+            raise self._error
         self._rows, self._segment = rows, Segment(self._step)
         self._began = self._clock()
         self.status = Status.TRAINING
         with randomness.swapped(self.random):
             self._hand_over()
-        self.seconds += self._clock() - self._began
+        if self._reports:
+            self.seconds += self._clock() - self._began
         self._watch.catch_up()
-        if self._error is not None:
+        if self._error is not None and not self._segment.measured:
             raise self._error
-        if self.status is Status.TRAINING and self._returned:
+        if self.status is Status.TRAINING and self._returned and self._error is None:
             self._conclude()
         value = objective.value_of(self._spec, self._progress)
         return self._segment.event(self.task.number, self.status, value)
@@ -165,42 +173,44 @@ class _Member:
         self._pause()
         raise AssertionError("a trial that has ended was advanced")
 
-    def report(
-        self, step: int, row: tuple[float, float, float] | None, metrics: Mapping[str, float]
-    ) -> None:
-        """Take in metrics, then a row."""
+    def _expect(self, step: int) -> None:
+        """Raise `ValueError` unless a step is the next one."""
         self._check()
+        if not self._reports:  # what came before was its start: imports, data, a model
+            self._reports, self._began = True, self._clock()
         if step != self._step:
             what = f"step {self._step} next"
             hint = "every step is reported, in order, and metrics before the next train_loss"
             if self._step == self._spec.training.steps:
                 what = f"metrics at step {self._step}, the last"
-            raise ValueError(f"report: expected {what}, got step {step}; {hint}")
-        if metrics:
-            self._evaluate(metrics)
-        if row is not None:
-            self._add(*row)
+            raise self._wrong(f"report: expected {what}, got step {step}; {hint}")
 
-    def _evaluate(self, metrics: Mapping[str, float]) -> None:
-        metric, step = self._spec.study.metric, self._step
+    def _wrong(self, said: str) -> ValueError:
+        return ValueError(f"trial {self.task.number}: {said}")
+
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Take in metrics."""
+        self._expect(step)
+        metric = self._spec.study.metric
         if metric not in metrics:
-            raise ValueError(
+            raise self._wrong(
                 f"report of step {step}: expected the study's metric {metric} among the metrics, "
                 f"got {', '.join(metrics)}"
             )
         self._names = self._names or list(metrics)
         if set(metrics) != set(self._names):
-            raise ValueError(
+            raise self._wrong(
                 f"report of step {step}: expected the same metrics as before, "
                 f"{', '.join(self._names)}, got {', '.join(metrics)}"
             )
         if self._progress.last_step == step:
-            raise ValueError(f"report of step {step}: expected its metrics once, got them twice")
+            raise self._wrong(f"report of step {step}: expected its metrics once, got them twice")
         ordered = {name: metrics[name] for name in self._names}
         self._segment.evaluations.append(Evaluation(step=step, time=self._clock(), metrics=ordered))
         wrong = objective.not_finite(self._spec, ordered)
         if wrong:
             self._stop(Status.DIVERGED, f"{' and '.join(wrong)} at step {step}", step)
+        self.pace.evaluated(step, metrics[metric])
         self._progress = objective.observed(self._spec, self._progress, step, metrics[metric])
         reason = objective.out_of_patience(self._spec, self._progress)
         if reason:
@@ -209,14 +219,16 @@ class _Member:
             self.status = Status.AT_RUNG
             self._pause()
 
-    def _add(self, loss: float, rate: float, grad_norm: float) -> None:
-        step, steps, metric = self._step, self._spec.training.steps, self._spec.study.metric
+    def trained(self, step: int, loss: float, rate: float, grad_norm: float) -> None:
+        """Take in a row."""
+        self._expect(step)
+        steps, metric = self._spec.training.steps, self._spec.study.metric
         if step >= steps:
-            raise ValueError(
+            raise self._wrong(
                 f"report: expected train_loss at steps 0 to {steps - 1}, got step {step}"
             )
         if step in self._rungs and self._progress.last_step != step:
-            raise ValueError(
+            raise self._wrong(
                 f"report of step {step}: expected {metric} before or beside its train_loss, as "
                 "trials are compared there (trial.evaluates(step) says where), got none"
             )
@@ -235,9 +247,12 @@ class _Member:
         if limit is not None and self.seconds + self._clock() - self._began >= limit:
             reason = f"its {limit:g} seconds were up at step {self._step} of {steps}"
             if self._progress.last_step > 0:
-                at = self._progress.last_step
-                self._stop(Status.FINISHED, f"{reason} and it was last evaluated at step {at}")
-            self._stop(Status.FAILED, f"{reason}, before {metric} was reported after step 0")
+                at, hint = self._progress.last_step, TIME_HINT
+                said = f"{reason} and it was last evaluated at step {at}; {hint}"
+                self._stop(Status.FINISHED, said)
+            hint = "raise seconds in [training], or lower evaluate_every"
+            said = f"{reason}, before {metric} was reported after step 0; {hint}"
+            self._stop(Status.FAILED, said)
 
     def due(self) -> bool:
         """Tell whether it is time to save."""
@@ -249,6 +264,7 @@ class _Member:
         self._check()
         self.saved = {
             "step": self._step,
+            "pace": dict(self.pace.state()),
             "state": states.encode(dict(state)),
             "guard": {key: tensor.clone() for key, tensor in self._watch.state().items()},
             "progress": asdict(self._progress),
@@ -267,6 +283,7 @@ class _Member:
         saved = states.decode(self.saved)
         self.first_step = self._step = saved["step"]
         self._segment.first_step = self._step
+        self.pace.restore(saved.get("pace", {}))
         self._watch.restore(saved["guard"])
         self._progress = Progress(**saved["progress"])
         self._names = saved["names"]

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from torch import Tensor
+
 from tuner.spec import ParameterValue, own
 from tuner.training import schedules
 
@@ -28,6 +30,9 @@ class Pace(Protocol):
 
     def rate(self, step: int) -> float:
         """Give the learning rate of the update from `step` to the next."""
+
+    def factor(self, step: int) -> float:
+        """Return what evaluations have made of the multiplier of a step: 1, or less."""
 
     def ahead(self, step: int, evaluations: Sequence[int]) -> list[float]:
         """Give the rates from `step` to the horizon, if none of the `evaluations` is progress.
@@ -59,6 +64,10 @@ class Planned:
     def rate(self, step: int) -> float:
         """Look the rate up."""
         return self._rates[step]
+
+    def factor(self, step: int) -> float:
+        """Return 1."""
+        return 1.0
 
     def ahead(self, step: int, evaluations: Sequence[int]) -> list[float]:
         """Give what is planned."""
@@ -102,9 +111,9 @@ class Plateau:
         floor: float,
         warmup: float = 0.0,
     ) -> None:
-        constant: dict[str, ParameterValue] = {"schedule": "constant", "constant.warmup": warmup}
-        self._rates: list[float] = (lr * schedules.multipliers(constant, horizon)).tolist()
-        self.warmup = schedules.warmup_steps(constant, horizon)
+        multipliers = _constant(horizon, warmup)
+        self._rates: list[float] = (lr * multipliers).tolist()
+        self.warmup = schedules.first_highest(multipliers)
         self._sign = 1.0 if direction == "minimize" else -1.0
         self._factor, self._patience = factor, patience
         self._threshold, self._floor = threshold, floor
@@ -116,7 +125,11 @@ class Plateau:
 
     def rate(self, step: int) -> float:
         """Give the rate as it is now, and for steps before the last fall as it was until then."""
-        return self._rates[step] * (self._multiplier if step >= self._fell else self._before)
+        return self._rates[step] * self.factor(step)
+
+    def factor(self, step: int) -> float:
+        """Return the multiplier that falls, as it is for a step."""
+        return self._multiplier if step >= self._fell else self._before
 
     def ahead(self, step: int, evaluations: Sequence[int]) -> list[float]:
         """Let a copy wait in vain."""
@@ -175,3 +188,16 @@ def pace(params: Mapping[str, ParameterValue], horizon: int, direction: str) -> 
     if name in STATEFUL:
         return STATEFUL[name](float(params["lr"]), horizon, direction, **own(params, name))
     return Planned(params, horizon)
+
+
+def planned(params: Mapping[str, ParameterValue], horizon: int) -> Tensor:
+    """Return a trial's multipliers before any evaluation, float64 [step]; see `Pace.factor`."""
+    name = str(params["schedule"])
+    if name in STATEFUL:
+        return _constant(horizon, float(own(params, name).get("warmup", 0.0)))
+    return schedules.multipliers(params, horizon)
+
+
+def _constant(horizon: int, warmup: float) -> Tensor:  # [step]
+    constant: dict[str, ParameterValue] = {"schedule": "constant", "constant.warmup": warmup}
+    return schedules.multipliers(constant, horizon)

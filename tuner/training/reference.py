@@ -127,7 +127,7 @@ class ReferenceTrainer:
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            if not segment.times:
+            if not segment.measured:
                 raise
             member.raised = error  # what was measured before it is given out first
         member.watch.catch_up()
@@ -217,7 +217,10 @@ class ReferenceTrainer:
     def _batch(self, member: _Member) -> Batch:
         """Give what a trial trains on in its next step."""
         if self._stream is not None:
-            return self._stream.batch(member.step)
+            began = self._clock()
+            batch = self._stream.batch(member.step)
+            member.seconds -= self._clock() - began  # that is no training
+            return batch
         rows = member.order.rows(member.step)
         inputs, targets = self._train
         return (inputs, targets) if rows is None else (inputs[rows], targets[rows])
@@ -248,7 +251,10 @@ class ReferenceTrainer:
             self._evaluate(member, segment)
         if member.status is not Status.DIVERGED:
             member.status = Status.FINISHED
-            segment.reason = f"its {limit:g} seconds were up at step {member.step} of {steps}"
+            segment.reason = (
+                f"its {limit:g} seconds were up at step {member.step} of {steps}; "
+                f"{objective.TIME_HINT}"
+            )
 
     def _evaluate(self, member: _Member, segment: Segment) -> None:
         """Measure at the parameters of now; numbers that are not finite end the trial."""

@@ -23,6 +23,11 @@ class Segment:
     stopped_step: int | None = None
     error: Exception | None = None
 
+    @property
+    def measured(self) -> bool:
+        """Whether there is anything to be given out."""
+        return bool(self.times or self.evaluations)
+
     def event(self, number: int, status: Status, value: float | None) -> Event:
         """Say what happened."""
         columns = (self.losses, self.rates, self.grad_norms)

@@ -188,6 +188,13 @@ def check_arguments(
 def find(factory: str, allowed_prefixes: Sequence[str]) -> Callable[..., object]:
     """Import the module of a factory, if that is allowed, and get the function."""
     module_name, _, function_name = factory.partition(":")
+    if module_name == "__main__":
+        raise WorkloadError(
+            f"workload {factory}: expected a module that workers can import, got __main__, which "
+            "is the notebook or script that runs here, and another one in each worker; move "
+            f"{function_name} into a file, such as studies/mine.py, and name it as "
+            f"studies.mine:{function_name}"
+        )
     packages = [f"{prefix.removesuffix('.')}." for prefix in allowed_prefixes]
     if not f"{module_name}.".startswith(tuple(packages)):
         raise WorkloadError(
@@ -215,6 +222,11 @@ def find(factory: str, allowed_prefixes: Sequence[str]) -> Callable[..., object]
             f"workload {factory}: importing {module_name} raised {_said(error)}; "
             f"`python -c 'import {module_name}'` shows where"
         ) from error
+    if getattr(module, "__file__", None) is None:
+        raise WorkloadError(
+            f"workload {factory}: expected a module with a source file, got {module_name}, which "
+            "has none"
+        )
     function = getattr(module, function_name, None)
     if not callable(function):
         raise WorkloadError(

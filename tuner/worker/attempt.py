@@ -157,6 +157,7 @@ class Attempt:
         report: Report | None = None,
         attrs: Mapping[str, Any] | None = None,
         outcome: Outcome | None = None,
+        traceback: str | None = None,
     ) -> Entry:
         """Give all that is not committed, also what was spilled."""
         spilled = self._spill.read()
@@ -166,11 +167,16 @@ class Attempt:
             report=report,
             attrs=attrs or {},
             outcome=outcome,
+            traceback=traceback,
         )
 
     def rows(self) -> Entry | None:
-        """Give the rows that are not committed; None if there are none."""
-        return self._entry() if self._measured or self._spill else None
+        """Give the rows that are not committed; None if there are none.
+
+        An evaluation that no row follows waits for its row, or for the outcome.
+        """
+        fresh = any(len(chunk.times) for chunk in self._measured)
+        return self._entry() if fresh or self._spill else None
 
     def committed(self, entry: Entry) -> None:
         """Know that an entry is committed."""
@@ -218,35 +224,43 @@ class Attempt:
 
     def fail(self, error: BaseException) -> Entry | None:
         """Take an exception: give the trial's end, or give it back where it may be tried again."""
+        traceback = failure.full_traceback(error)
         if memory.ran_out(error):
-            return self._run_out_of_memory()
+            return self._run_out_of_memory(traceback)
         self.log.debug("the workload raised", exc_info=error)
-        sentence = failure.sentence(error)
+        sentence = failure.sentence(error, self._study.spec.workload.function)
         if self._endings.get(RAISED, 0) < self._study.spec.budget.retries.failed:
             self.log.warning(f"trial {self.number} will be tried again: {sentence}")
-            self._release(RAISED, sentence)
+            if rows := self.rows():
+                self._here.commits.decided([rows])
+            self._release(RAISED, sentence, traceback)
             return None
-        return self._entry(outcome=Outcome(kind=FAILED, reason=sentence))
+        return self._failed(sentence, traceback)
 
-    def _release(self, ending: str, reason: str) -> None:
-        self._here.commits.waiting(lambda: self._ledger.release(self.lease, ending, reason))
+    def _failed(self, reason: str, traceback: str) -> Entry:
+        return self._entry(outcome=Outcome(kind=FAILED, reason=reason), traceback=traceback)
 
-    def _run_out_of_memory(self) -> Entry | None:
+    def _release(self, ending: str, reason: str, traceback: str | None = None) -> None:
+        self._here.commits.waiting(
+            lambda: self._ledger.release(self.lease, ending, reason, traceback)
+        )
+
+    def _run_out_of_memory(self, traceback: str) -> Entry | None:
         """Leave the trial to an attempt with half the micro-batch, or give its end."""
         spec, rows = self._study.spec, self._study.workload["training_rows"]
         if rows is None:
             reason = "The train function ran out of memory."
-            return self._entry(outcome=Outcome(kind=FAILED, reason=reason))
+            return self._failed(reason, traceback)
         halvings = self._endings.get(OUT_OF_MEMORY, 0)
         batch = rows if spec.training.batch_size == "full" else spec.training.batch_size
         largest = -(-min(batch, rows) // (spec.training.accumulate * 2**halvings))
         if largest == 1 or halvings >= spec.budget.retries.out_of_memory:
             reason = f"Out of memory, even with micro-batches of {largest}."
-            return self._entry(outcome=Outcome(kind=FAILED, reason=reason))
+            return self._failed(reason, traceback)
         memory.make_room()
         said = f"out of memory with micro-batches of {largest}; the next attempt halves them"
         self.log.warning(f"trial {self.number}: {said}")
-        self._release(OUT_OF_MEMORY, said)
+        self._release(OUT_OF_MEMORY, said, traceback)
         return None
 
     def _chunk(self, event: Event) -> Chunk:
@@ -268,8 +282,8 @@ class Attempt:
 
     def save_checkpoint(self) -> None:
         """Save the trainer's state; the rows up to it are committed already."""
-        if self._step == (self._saved.step if self._saved else 0):
-            return  # nothing was trained since
+        if self._measured or self._step == (self._saved.step if self._saved else 0):
+            return  # an evaluation waits for its row, or nothing was trained since
         folder = folder_of(self._here.checkpoints, self._study, self.number)
         file = folder / f"{self._step}-{self.lease.number}.pt"
         try:
