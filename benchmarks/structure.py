@@ -47,7 +47,9 @@ def levels(edges: Mapping[str, set[str]]) -> dict[str, int]:
     under = {room: below(edges, room) for room in edges}
 
     def level(room: str) -> int:
-        return 1 + max((level(other) for other in under[room] if room not in under[other]), default=0)
+        return 1 + max(
+            (level(other) for other in under[room] if room not in under[other]), default=0
+        )
 
     return {room: level(room) for room in edges}
 
@@ -57,13 +59,17 @@ def lines(room: str) -> int:
     name = room.partition(".")[2]
     if not name:
         return len((PACKAGE / "__init__.py").read_text().splitlines())
-    files = (PACKAGE / name).rglob("*.py") if (PACKAGE / name).is_dir() else [PACKAGE / f"{name}.py"]
+    files = (
+        (PACKAGE / name).rglob("*.py") if (PACKAGE / name).is_dir() else [PACKAGE / f"{name}.py"]
+    )
     return sum(len(file.read_text().splitlines()) for file in files)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arrows", action="store_true", help="list the rooms that each one imports")
+    parser.add_argument(
+        "--arrows", action="store_true", help="list the rooms that each one imports"
+    )
     options = parser.parse_args()
 
     edges = arrows(grimp.build_graph("tuner", cache_dir=None))

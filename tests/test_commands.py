@@ -22,6 +22,7 @@ from processes import (
     environment,
     prepare,
     processes_in,
+    reader,
     start,
     train_here,
     tuner,
@@ -388,6 +389,10 @@ def test_a_worker_refuses_a_study_whose_code_is_not_its_own(tmp_path):
     assert refused.code == 2
     assert "the code of mine:line is not what study 'small' was submitted with" in refused.err
     assert "Traceback" not in refused.err
+    again = tuner(folder, "submit", "study.toml", "--set", "budget.trials=99", "--allow", "mine")
+    assert again.code == 2
+    assert "the code of mine:line is not what study 'small' was submitted with" in again.err
+    assert reader(folder).study("small").limit == 8
     idle = tuner(folder, "worker", "--allow", "mine", "--until-idle")
     assert idle.code == 0, idle.err
     assert "study small is left to other workers" in idle.err

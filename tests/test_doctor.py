@@ -6,7 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from processes import assert_whole, change, copy, left, prepare, reader, rows, train_here, tuner
+from processes import (
+    assert_whole,
+    change,
+    copy,
+    left,
+    prepare,
+    reader,
+    rows,
+    train_here,
+    tuner,
+    write_study,
+)
 from sqlalchemy import create_engine, text
 
 from tuner import doctor, storage
@@ -135,8 +146,8 @@ DAMAGES = {
         kinds=("curve",),
         mends=False,
     ),
-    "budget overdrawn": in_tuner(
-        'UPDATE tuner_studies SET "limit" = 7', kinds=("budget",), trial=None, mends=False
+    "budget miscounted": in_tuner(
+        "UPDATE tuner_studies SET reserved = 7", kinds=("budget",), trial=None, mends=False
     ),
 }
 
@@ -182,7 +193,7 @@ def test_damage_is_found_and_what_is_a_projection_is_mended(damage, folder):
 def test_the_command_says_what_it_found_and_whether_it_helped(folder):
     well = tuner(folder, "doctor", "--json")
     assert (well.code, well.json) == (0, {"ok": True, "problems": [], "notes": []})
-    for damage in ("status altered", "budget overdrawn"):
+    for damage in ("status altered", "budget miscounted"):
         for statement in DAMAGES[damage].statements:
             change(folder, statement, DAMAGES[damage].file)
     ill = tuner(folder, "doctor", "--json")
@@ -197,9 +208,16 @@ def test_the_command_says_what_it_found_and_whether_it_helped(folder):
     assert "run_status: small, trial 3: RUNNING in MLflow, completed in the ledger (repaired)" in (
         half.out
     )
-    assert "budget: small: 8 trials, 8 reserved, limit 7\n" in half.out
+    assert "budget: small: 8 trials, 7 reserved\n" in half.out
     assert "Not everything matches" in half.out
     assert "Traceback" not in half.err
+
+
+def test_a_budget_may_be_lowered_below_what_has_been_trained(folder):
+    write_study(folder, trials="5")
+    assert tuner(folder, "submit", "study.toml").code == 0
+    assert reader(folder).study("small").limit == 5
+    assert_whole(folder)
 
 
 def test_a_lease_that_expired_and_a_checkpoint_that_is_missing(folder):

@@ -112,11 +112,17 @@ def test_any_other_change_is_refused(ledger, change, space):
     assert ledger.studies() == [study]
 
 
+@pytest.mark.parametrize("change", [{}, {"budget": {"trials": 30}}, {"space": NARROW}])
 @pytest.mark.parametrize("what", ["code", "data"])
-def test_a_version_is_of_the_same_workload(ledger, what):
+def test_a_study_is_of_the_same_workload(ledger, what, change):
+    """Neither it nor its budget nor its versions are of other code or data."""
     study = first(ledger)
-    with pytest.raises(WorkloadError, match=f"the {what} of studies.digits:digits is not what"):
-        submission.submit(ledger, spec(space=NARROW), {**WORKLOAD, what: "other"})
+    said = rf"the {what} of studies.digits:digits is not .*digest {WORKLOAD[what]}, here other"
+    for submits in (submission.submit, lambda *of: ledger.submit(of[1], limit=9, workload=of[2])):
+        with pytest.raises(WorkloadError, match=said):
+            submits(ledger, spec(**change), {**WORKLOAD, what: "other"})
+    with pytest.raises(WorkloadError, match=r"the code and the data of .* are not .*; data digest"):
+        submission.submit(ledger, spec(**change), {"code": "other", "data": "other"})
     assert ledger.studies() == [study]
 
 

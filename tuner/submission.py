@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuner import studyfile
-from tuner.errors import NotFoundError, UsageError, WorkloadError
+from tuner.errors import NotFoundError, UsageError
 from tuner.ledger import Ledger, Reader, StudyRecord
+from tuner.ledger.versions import refuse_other_workload
 from tuner.spec import Grid, Space, StudySpec, options
 from tuner.training import choosing, workloads
 from tuner.training.choosing import Trained
@@ -44,14 +45,14 @@ def prepare(spec: StudySpec, prefixes: Sequence[str]) -> dict[str, Any]:
 def submit(
     ledger: Ledger, spec: StudySpec, described: Mapping[str, Any]
 ) -> tuple[StudyRecord, bool]:
-    """Create the study, or give the one that exists; the flag says whether it was created.
+    """Create the study, or return the one that exists; the flag says whether it was created.
 
     A study of that name with another space gets a new version. Raises `UsageError` when one
-    differs in more than that and its budget, and `WorkloadError` when its workload has changed.
+    differs in more than that and its budget, and `WorkloadError` when its code or data do.
     A study whose file names no pruner keeps the one that it was first submitted with.
     """
     spec = _with_known_pruner(ledger, spec)
-    _refuse_changes(ledger, spec, described)
+    _refuse_changes(ledger, spec)
     combinations = grid_size(spec.space) if isinstance(spec.search.sampler, Grid) else None
     limit = spec.budget.trials
     study, created = ledger.submit(spec, limit=limit, workload=described, combinations=combinations)
@@ -119,18 +120,9 @@ def load_workload(study: StudyRecord, prefixes: Sequence[str]) -> Trained:
     """Build a study's workload. Raises `WorkloadError` when it is not what was submitted."""
     spec = study.spec
     workload = choosing.load(spec, prefixes)
-    _refuse_other_workload(study, _described(spec, workload, prefixes))
+    described = _described(spec, workload, prefixes)
+    refuse_other_workload(study.name, spec.workload.function, study.workload, described)
     return workload
-
-
-def _refuse_other_workload(study: StudyRecord, here: Mapping[str, Any]) -> None:
-    for what in ("code", "data"):
-        if here[what] != study.workload[what]:
-            raise WorkloadError(
-                f"the {what} of {study.spec.workload.function} is not what study "
-                f"{study.name!r} was submitted with (digest {study.workload[what]}, here "
-                f"{here[what]}); restore it, or submit the study under another name"
-            )
 
 
 def grid_size(space: Space) -> int:
@@ -143,7 +135,8 @@ def grid_size(space: Space) -> int:
     return len(options(space.lr)) * size(space.schedule) * size(space.optimizer)
 
 
-def _refuse_changes(ledger: Reader, spec: StudySpec, described: Mapping[str, Any]) -> None:
+def _refuse_changes(ledger: Reader, spec: StudySpec) -> None:
+    """Raise `UsageError` with everything that differs but may not."""
     try:
         known = ledger.study(spec.study.name)
     except NotFoundError:
@@ -154,5 +147,3 @@ def _refuse_changes(ledger: Reader, spec: StudySpec, described: Mapping[str, Any
             "and its space, which makes a new version of it. Give the study another name, or "
             "undo:\n  " + "\n  ".join(studyfile.changed(known.spec, spec))
         )
-    if studyfile.changed(known.spec, spec):  # what is imported must be of the same workload
-        _refuse_other_workload(known, described)

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
-from tuner.errors import UsageError
+from tuner.errors import UsageError, WorkloadError
 from tuner.ledger.reading import has_live_attempt, read_trials
 from tuner.ledger.records import OPEN, STOPPED, TrialRecord, titled
 from tuner.ledger.rows import cancel_if_stopped
@@ -55,6 +55,21 @@ def create(
         _stop_earlier(tx, name, version)
         _import_earlier(tx, int(study_id), spec, version)
     return int(study_id)
+
+
+def refuse_other_workload(
+    name: str, function: str, submitted: Mapping[str, Any], here: Mapping[str, Any]
+) -> None:
+    """Raise `WorkloadError` where code or data are not those that a study was submitted with."""
+    changed = [what for what in ("code", "data") if here.get(what) != submitted.get(what)]
+    if not changed:
+        return
+    digests = [f"{what} digest {submitted.get(what)}, here {here.get(what)}" for what in changed]
+    raise WorkloadError(
+        f"the {' and the '.join(changed)} of {function} {'are' if changed[1:] else 'is'} not what "
+        f"study {name!r} was submitted with ({'; '.join(digests)}); restore it, or submit the "
+        "study under another name"
+    )
 
 
 def tried(tx: Connection, study_id: int) -> int:

@@ -59,7 +59,8 @@ class Ledger(Leases):
         Where the space has changed, that is a new version of it, with the trials of the earlier
         ones that lie in the new space imported. There are never more trials than `combinations`
         less what those have tried. Raises `UsageError` when anything else but the budget differs
-        from the existing study, or when another one would have its title.
+        from the existing study, or when another one would have its title, and `WorkloadError`
+        when code or data differ.
         """
         with self._writing() as tx:
             rows.one_submits(tx)
@@ -69,6 +70,9 @@ class Ledger(Leases):
                 .order_by(studies.c.version.desc())
             ).first()
             known = specification(row.spec) if row else None
+            if row is not None:
+                function = spec.workload.function
+                versions.refuse_other_workload(row.name, function, row.workload, workload)
             if row is None or known is None:
                 study_id = versions.create(tx, spec, 1, limit=limit, workload=workload)
             elif known.digest() == spec.digest():

@@ -71,7 +71,7 @@ def new_run(
         start_time=milliseconds(trial.created_at),
         tags=tags_of(study, trial, parent, environment) | shown_tags(trial),
         params=params_of(trial),
-        dataset=_dataset(study) if study.workload["data"] else None,
+        dataset=dataset_of(study),
     )
 
 
@@ -169,8 +169,11 @@ def tags_of(
     return tags
 
 
-def _dataset(study: StudyRecord) -> DatasetInput:
+def dataset_of(study: StudyRecord) -> DatasetInput | None:
+    """Return what a run's training data are recorded as, or None where they have no digest."""
     workload = study.workload
+    if not workload["data"]:
+        return None
     rows = workload["training_rows"]
     sizes = None if rows is None else f'{{"num_rows": {rows}}}'
     dataset = Dataset(

@@ -17,6 +17,7 @@ from tuner.tracking.mismatch import Mismatch
 from tuner.tracking.run_content import (
     PARENT,
     STATUS,
+    dataset_of,
     last_points,
     outcome_tags,
     params_of,
@@ -83,6 +84,7 @@ def _mismatches(
         if trial.number in verdicts and not by_earlier_version:
             tags["tuner.verdict"] = verdicts[trial.number].kind
         yield from _differences(trial, run, tags)
+        yield from _wrong_dataset(study, trial, run)
         if trial.state != RUNNING and trial.number not in without_curve:
             yield from _wrong_points(client, ledger, trial, run)
 
@@ -106,7 +108,13 @@ def _differences(trial: TrialRecord, run: Run, tags: Mapping[str, str]) -> Itera
     wrong = [key for key, value in tags.items() if run.data.tags.get(key) != value]
     if wrong:
         yield Mismatch("run_tags", trial.number, f"{', '.join(wrong)} differ")
-    if not run.inputs.dataset_inputs:
+
+
+def _wrong_dataset(study: StudyRecord, trial: TrialRecord, run: Run) -> Iterator[Mismatch]:
+    """Compare the data set of a run, where the study's data have a digest to be known by."""
+    expected = dataset_of(study)
+    recorded = {one.dataset.digest for one in run.inputs.dataset_inputs}
+    if expected is not None and expected.dataset.digest not in recorded:
         yield Mismatch("run_dataset", trial.number, "MLflow does not know its data")
 
 
