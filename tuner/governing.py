@@ -52,7 +52,7 @@ def delete(ledger: Ledger, places: Addresses, name: str, *, force: bool = False)
             f"study {name!r} is being trained by {workers}; `tuner stop` it first, or delete it "
             "with --force"
         )
-    ledger_governing.stop(ledger, study, "It is being deleted; `tuner delete` finishes that.")
+    ledger_governing.stop(ledger, study, ledger_governing.BEING_DELETED)
     reach("delete.stopped")
     from tuner.tracking.recorder import Recorder  # noqa: PLC0415 - seconds, only needed now
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from tuner.errors import NotFoundError, UsageError, WorkloadError
 from tuner.executors import Executor
 from tuner.ledger import ENDED, OPEN, Ledger, StudyRecord
+from tuner.ledger.governing import BEING_DELETED
 from tuner.processes import RecorderProcess, Stop, told_to_stop
 from tuner.storage import Addresses
 from tuner.worker import work
@@ -145,6 +146,8 @@ def closed_in_words(study: StudyRecord) -> str | None:
         return None
     if study.state == ENDED:
         return f"study {study.name!r} has ended: {study.reason} A larger budget goes on"
+    if study.reason == BEING_DELETED:
+        return f"study {study.name!r} is {study.state}: {study.reason.removesuffix('.')}"
     return (
         f"study {study.name!r} is {study.state}: {study.reason} "
         f"`tuner resume {shlex.quote(study.name)}` opens it again"

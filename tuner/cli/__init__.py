@@ -80,6 +80,8 @@ def _cannot_write(error: OSError) -> int:
     """Say that output cannot be written; give the exit code."""
     # what is left in the buffer would be written, and fail, once more at the interpreter's end
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if error.errno == errno.EPIPE:  # whoever read it, such as `head`, has seen enough
+        return OutputError.exit_code
     where = error.filename or "the output"
     click.echo(
         f"Error: cannot write {where}: {error.strerror}; make room and run the command again. What "

@@ -29,6 +29,9 @@ from tuner.ledger.retrying import again
 from tuner.ledger.tables import IS_RUNNING, attempts, checkpoints, metadata, studies, trials
 from tuner.outcome import CANCELLED, FAILED, RUNNING, Outcome
 
+BEING_DELETED = "It is being deleted; `tuner delete` finishes that."
+"""Why a study is stopped while it is deleted; it is not to be resumed."""
+
 
 @again
 def pause(ledger: Reader, study: StudyRecord) -> StudyRecord:

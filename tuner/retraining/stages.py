@@ -158,12 +158,12 @@ class Stages:
         number = None if champion is None else champion.number
         if self._held.stage == TRAIN:
             origin = known(self._job).as_json()
-            found = {"origin": origin, "value": None, "failed": why, "retuned": None}
-            self._advance(LOG, found)
+            self._advance(LOG, {"origin": origin, "value": None, "failed": why, "retuned": None})
         if self._held.stage == EVALUATE:
             values = {"champion": None, "challenger": None}
-            found = {"promote": False, "reason": why, "champion": number, "values": values}
-            self._advance(LOG, found)
+            self._advance(
+                LOG, {"promote": False, "reason": why, "champion": number, "values": values}
+            )
         if self._held.stage == LOG:
             self._advance(PROMOTE, {"run_id": None, "version": None, "champion": number})
         self._end(FAILED, why)

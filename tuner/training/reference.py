@@ -47,7 +47,7 @@ class _Member:
     seconds: float = 0.0  # in training, before this call of `advance`
     step: int = 0  # updates so far; everything measured before and at it has been given out
     status: Status = Status.TRAINING
-    raised: Exception | None = None  # by the workload, in the last call of `advance`
+    raised: BaseException | None = None  # by the workload, in the last call of `advance`
 
 
 class ReferenceTrainer:

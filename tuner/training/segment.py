@@ -21,7 +21,7 @@ class Segment:
     evaluations: list[Evaluation] = field(default_factory=list)
     reason: str = ""
     stopped_step: int | None = None
-    error: Exception | None = None
+    error: BaseException | None = None
 
     @property
     def measured(self) -> bool:
