@@ -6,7 +6,7 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -93,7 +93,7 @@ def printed_above(console: Console) -> Iterator[None]:
             proxy.finish()
 
 
-def _exchange(streams: dict[int, TextIO | LinesAbove]) -> None:
+def _exchange(streams: Mapping[int, TextIO | LinesAbove]) -> None:
     """Give the handlers of all loggers that write to a stream another one."""
     loggers = [logging.root, *logging.root.manager.loggerDict.values()]
     for logger in loggers:
