@@ -49,9 +49,8 @@ OPTIONS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("value", ["last", "best"])
+@pytest.mark.parametrize("value", ["last", pytest.param("best", marks=pytest.mark.slow)])
 def test_interrupted_and_resumed_is_uninterrupted(options, value):
     workload = regression(dropout_net)
     task = make_task(lr=0.05, optimizer=ADAMW, schedule=COSINE)

@@ -259,13 +259,12 @@ def test_chunks_do_not_matter(trial):
         assert_same(curve_of(train(workload, spec, task, chunks)), whole)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "float64"])
 def test_interrupted_and_resumed_is_uninterrupted(trial, dtype):
     workload, task = trial
     spec = make_spec(pruner=ASHA, dtype=dtype)
     whole = curve_of(train(workload, spec, task))
-    for seed in range(4):
+    for seed in range(2):
         chooser = random.Random(seed)
         trainer, current, events = ReferenceTrainer(workload, spec), task, []
         while True:

@@ -164,6 +164,7 @@ def test_a_scheduler_killed_at_a_tick_leaves_it_to_the_next_one(
     assert [one.state for one in runs] == [ENDED]
 
 
+@pytest.mark.nightly
 def test_schedulers_killed_in_turn_lose_and_double_no_tick(shared: str, tmp_path: Path) -> None:
     """A tick a second; whenever two more have ended, a scheduler is killed and another started."""
     env = {"TUNER_DATABASE_URL": shared}
