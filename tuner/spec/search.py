@@ -211,7 +211,7 @@ class Patient(Table):
         regular = [*range(evaluate_every, steps, evaluate_every), steps]
         patient = regular[min(self.patience + 1, len(regular) - 1)]
         wrapped: tuple[int, ...] = self.wraps.rungs(steps, evaluate_every)
-        return max(patient, *wrapped[:1])
+        return max(patient, wrapped[0]) if wrapped else patient
 
 
 AnySampler: TypeAlias = Annotated[

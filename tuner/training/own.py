@@ -82,8 +82,7 @@ class _Member:
         What it raises is raised from the next call where there is something measured to be given
         out before.
         """
-        if self._error is not None:
-            raise self._error
+        self._raise_error()
         self._rows, self._segment = rows, Segment(self._step)
         self._began = self._clock()
         self.status = Status.TRAINING
@@ -92,12 +91,17 @@ class _Member:
         if self._reports:
             self.seconds += self._clock() - self._began
         self._watch.catch_up()
-        if self._error is not None and not self._segment.measured:
-            raise self._error
+        if not self._segment.measured:
+            self._raise_error()
         if self.status is Status.TRAINING and self._returned and self._error is None:
             self._conclude()
         value = objective.value_of(self._spec, self._progress)
         return self._segment.event(self.task.number, self.status, value)
+
+    def _raise_error(self) -> None:
+        """Raise what the function raised, if it did."""
+        if self._error is not None:
+            raise self._error
 
     def end(self) -> None:
         """Have the function end, wherever it is."""
