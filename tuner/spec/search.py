@@ -209,7 +209,7 @@ class Patient(Table):
     def first_stop(self, steps: int, evaluate_every: int) -> int:
         """Return the first step at which a trial may be pruned."""
         regular = [*range(evaluate_every, steps, evaluate_every), steps]
-        patient = regular[min(self.patience + 1, len(regular) - 1)]
+        patient: int = regular[min(self.patience + 1, len(regular) - 1)]
         wrapped: tuple[int, ...] = self.wraps.rungs(steps, evaluate_every)
         return max(patient, wrapped[0]) if wrapped else patient
 
