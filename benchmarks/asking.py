@@ -31,12 +31,12 @@ import filling
 import optuna
 from spread import spread
 
+from tuner.config import StudySpec
+from tuner.core.outcome import COMPLETED, Outcome
 from tuner.ledger import Ledger, StudyRecord
-from tuner.outcome import COMPLETED, Outcome
+from tuner.ledger.database import addresses, open_ledger, optuna_storage, upgrade_ledger
 from tuner.search import Search
 from tuner.search.space import suggest
-from tuner.spec import StudySpec
-from tuner.storage import addresses, open_ledger, optuna_storage, upgrade_ledger
 from tuner.training.device import use_threads
 
 PRUNERS = {

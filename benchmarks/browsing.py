@@ -30,12 +30,12 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Engine
 
-from tuner.outcome import COMPLETED, PRUNED
-from tuner.storage import addresses, tracking_client, upgrade
-from tuner.tracking.run_content import NewRun, Points
-from tuner.tracking.run_tables import TableWriter, tables_engine
-from tuner.tracking.run_writers import RunEnd
-from tuner.tracking.views import TRIALS, VALUE
+from tuner.core.outcome import COMPLETED, PRUNED
+from tuner.ledger.database import addresses, tracking_client, upgrade
+from tuner.tracking.mlflow.bulk_writer import TableWriter, tables_engine
+from tuner.tracking.mlflow.client_writer import RunEnd
+from tuner.tracking.mlflow.run_content import NewRun, Points
+from tuner.tracking.mlflow.views import TRIALS, VALUE
 
 STEPS, PORTION = 200, 50
 METRICS = ("train_loss", "lr", "grad_norm")
@@ -80,7 +80,10 @@ def points(key: str, random: np.random.Generator) -> Points:
 
 
 def ends(completed: bool, random: np.random.Generator) -> tuple[dict[str, str], list[Points]]:
-    tags = {"tuner.outcome": COMPLETED if completed else PRUNED, "tuner.reason": "Ran all steps."}
+    tags = {
+        "tuner.core.outcome": COMPLETED if completed else PRUNED,
+        "tuner.reason": "Ran all steps.",
+    }
     at, value = np.array([1_700_000_001_000]), random.random(1)
     last = Points(key=VALUE, steps=np.array([STEPS]), values=value, times=at)
     return tags, [last] if completed else []

@@ -20,11 +20,11 @@ from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, Table, insert, update
 
+from tuner.config import StudySpec
+from tuner.core.outcome import COMPLETED, DIVERGED, PRUNED, RUNNING
 from tuner.ledger import Ledger, StudyRecord
 from tuner.ledger.tables import reports, studies, trials
-from tuner.outcome import COMPLETED, DIVERGED, PRUNED, RUNNING
 from tuner.search.space import suggest
-from tuner.spec import StudySpec
 
 REPORTS = 20
 PORTION = 5000

@@ -53,12 +53,12 @@ from benchmarks.unguarded import (
     stable_limit,
     trained,
 )
+from tuner.config import ParameterValue
 from tuner.examples import wine
-from tuner.spec import ParameterValue
 from tuner.training.device import use_threads
+from tuner.training.guard.monitor import Watch
 from tuner.training.pace import STATEFUL, pace
 from tuner.training.schedules import SCHEDULES
-from tuner.training.watch import Watch
 
 SAMPLE = Path(__file__).resolve().parent.parent / "tests" / "data" / "algoperf_sample.jsonl.gz"
 HALVES = {"seen": (SEEN, 71), "held out": (HELD_OUT, 72)}  # cases and seeds, used once

@@ -30,9 +30,9 @@ import optuna
 from spread import spread
 
 from tuner.ledger import Ledger
+from tuner.ledger.database import addresses, open_ledger, optuna_storage, upgrade_ledger
 from tuner.search import Search
 from tuner.search.space import suggest
-from tuner.storage import addresses, open_ledger, optuna_storage, upgrade_ledger
 
 ARMS = ("tuner", "optuna")
 MEGABYTE = 1024**2

@@ -5,7 +5,8 @@ On problems whose every answer is known (house prices, (x - 2)², sin x and rand
 curvature from the true one, and by what factor is the suggested rate off the best constant one?
 Beside it, what the rules of fastai, pytorch-lr-finder and Lightning suggest after their own rising
 sweep, each with its own range, smoothing and stop; the rules are written anew here and in
-`tuner.training.sweep`. On the digits' network the curvature is compared with a dense Hessian.
+`tuner.training.lr_probe.sweep`. On the digits' network the curvature is compared with a dense
+Hessian.
 
     python benchmarks/probing.py [--quadratics 200] [--write]
 """
@@ -27,14 +28,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tuner.config import ParameterValue, StudySpec
 from tuner.examples.bowl import FrozenAdam, best, bowl, limit
 from tuner.examples.digits import mlp
 from tuner.examples.house_prices import line
 from tuner.examples.quadratic import parabola
 from tuner.examples.sine import wave
-from tuner.spec import ParameterValue, StudySpec
-from tuner.training import curvature, optimizers, probe, trying
-from tuner.training.sweep import Sweep, steep, sweep, valley
+from tuner.training import optimizers
+from tuner.training.lr_probe import curvature, curves_by_rate, probe
+from tuner.training.lr_probe.sweep import Sweep, steep, sweep, valley
 from tuner.training.workloads import Workload
 
 RESULTS = Path(__file__).parent / "results" / "probing.json"
@@ -129,7 +131,7 @@ def on_workload(
     """Probe SGD in its forms, in one cohort."""
     spec = study()
     params = {form: of_sgd(**settings) for form, settings in momenta.items()}
-    attempt = trying.of_workload(workload, spec, params)
+    attempt = curves_by_rate.of_workload(workload, spec, params)
     low, high = probe.first_range(spec)
     found = probe.find(attempt, dict.fromkeys(params, (low, high)), RATES)
     model = probe.first_model(workload, spec)
@@ -177,7 +179,7 @@ def frozen_adam(name: str, workload: Workload, seed: int) -> Row:
         return made, FrozenAdam(made.parameters(), divided[None], BETA)
 
     own, optimizer = start()
-    attempt = trying.of_model(own, optimizer, lambda _step: fixed(own), spec.training.steps)
+    attempt = curves_by_rate.of_model(own, optimizer, lambda _step: fixed(own), spec.training.steps)
     found = probe.find(attempt, {"adam": probe.first_range(spec)}, RATES)["adam"]
     told = probe.conclude(found, {"optimizer": "adam"})
     product, _ = curvature.hessian(model, fixed)

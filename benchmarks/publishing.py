@@ -28,12 +28,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tuner import studyfile
-from tuner.curves import Chunk
-from tuner.environment import describe
+from tuner.config import reading
+from tuner.core.curves import Chunk
+from tuner.core.environment import describe
+from tuner.core.outcome import COMPLETED, Outcome
 from tuner.ledger import Ledger
-from tuner.outcome import COMPLETED, Outcome
-from tuner.storage import addresses, open_ledger, upgrade_tracking
+from tuner.ledger.database import addresses, open_ledger, upgrade_tracking
 from tuner.tracking.recorder import Recorder
 
 STEPS = 200
@@ -61,7 +61,7 @@ def prepare(folder: Path, trials: int) -> None:
     places = addresses({}, folder)
     upgrade_tracking(places)
     ledger = Ledger(open_ledger(places, create=True))
-    study, _ = ledger.submit(studyfile.parse(STUDY, "benchmark"), limit=trials, workload=WORKLOAD)
+    study, _ = ledger.submit(reading.parse(STUDY, "benchmark"), limit=trials, workload=WORKLOAD)
     environment = describe("cpu") | {"settled": {"trainer": "reference", "threads": 1}}
     random = np.random.default_rng(0)
     for _ in range(trials):

@@ -30,12 +30,12 @@ from pathlib import Path
 
 import torch
 
-from tuner import studyfile, submission
+from tuner.config import StudySpec, reading
+from tuner.core.processes import RecorderProcess
 from tuner.examples import digits
 from tuner.ledger import Ledger
-from tuner.processes import RecorderProcess
-from tuner.spec import StudySpec
-from tuner.storage import addresses, open_ledger, upgrade_tracking
+from tuner.ledger.database import addresses, open_ledger, upgrade_tracking
+from tuner.operations import submit
 from tuner.training import optimizers, schedules
 from tuner.training.device import use_threads
 from tuner.training.reference import BatchOrder, ReferenceTrainer
@@ -65,7 +65,7 @@ trials = 1
 
 def spec_of(index: int, steps: int, hidden: int) -> StudySpec:
     text = STUDY.format(index=index, steps=steps, every=max(1, steps // 20), hidden=hidden)
-    return studyfile.parse(text, "benchmark")
+    return reading.parse(text, "benchmark")
 
 
 def params_of(spec: StudySpec) -> dict[str, float | int | bool | str]:
@@ -122,8 +122,8 @@ def recorded(spec: StudySpec, folder: Path) -> float:
     """Train as the service does, a recorder beside it; give the seconds of the attempt."""
     places = addresses({}, folder)
     ledger = Ledger(open_ledger(places, create=True))
-    described = submission.prepare(spec, ["studies."])
-    study, _ = submission.submit(ledger, spec, described)
+    described = submit.prepare(spec, ["studies."])
+    study, _ = submit.submit(ledger, spec, described)
     recorder = RecorderProcess([study.name])
     work(
         ledger,

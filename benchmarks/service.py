@@ -40,11 +40,12 @@ import throughput
 from spread import spread
 from sqlalchemy import func, select
 
-from tuner import studyfile, submission
+from tuner.config import reading
+from tuner.core.processes import RecorderProcess
 from tuner.ledger import Ledger
+from tuner.ledger.database import Addresses, addresses, open_ledger, upgrade, upgrade_tracking
 from tuner.ledger.tables import published_trials, trials
-from tuner.processes import RecorderProcess
-from tuner.storage import Addresses, addresses, open_ledger, upgrade, upgrade_tracking
+from tuner.operations import submit
 from tuner.training.device import use_threads
 from tuner.worker import work
 
@@ -89,10 +90,10 @@ class Service:
     def train(self, index: int, budget: int, profile: cProfile.Profile | None = None) -> float:
         """Train a study of so many trials and wait until all is published; give the seconds."""
         text = STUDY.format(index=index, slots=SLOTS, budget=budget, sampler=self.sampler)
-        spec = studyfile.parse(text, "benchmark")
-        described = submission.prepare(spec, ["studies."])
+        spec = reading.parse(text, "benchmark")
+        described = submit.prepare(spec, ["studies."])
         began = time.perf_counter()
-        study, _ = submission.submit(self.ledger, spec, described)
+        study, _ = submit.submit(self.ledger, spec, described)
         if profile:
             profile.enable()
         work(

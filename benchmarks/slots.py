@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
+from tuner.config import StudySpec
+from tuner.core.outcome import COMPLETED, DIVERGED, Outcome
 from tuner.ledger import Ledger
-from tuner.outcome import COMPLETED, DIVERGED, Outcome
+from tuner.ledger.database import addresses, open_ledger
 from tuner.search import Search
-from tuner.spec import StudySpec
-from tuner.storage import addresses, open_ledger
 
 BEST_RATE = {"sgd": -0.5, "adamw": -2.5}  # log10
 WORSE = {"sgd": 0.05, "adamw": 0.0, "constant": 0.05, "cosine": 0.0}

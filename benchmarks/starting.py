@@ -18,8 +18,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tuner import storage, studyfile, submission
-from tuner.ledger import Ledger, ranges
+from tuner.config import reading
+from tuner.ledger import Ledger, database, ranges
+from tuner.operations import submit
 from tuner.worker import work
 
 STUDY = Path(__file__).parents[1] / "studies" / "digits.toml"
@@ -31,12 +32,12 @@ def searched(seed: int, trials: int, *, probe: bool) -> dict[str, Any]:
     """Run one whole search in a folder of its own."""
     changes = [f"study.seed={seed}", f"budget.trials={trials}", "training.trainer=cohort"]
     changes += ["training.slots=1", f"probe.enabled={str(probe).lower()}"]
-    spec = studyfile.load(STUDY, changes)
+    spec = reading.load(STUDY, changes)
     with tempfile.TemporaryDirectory() as folder:
-        places = storage.addresses({}, Path(folder))
-        ledger = Ledger(storage.open_ledger(places, create=True))
-        described = submission.prepare(spec, PREFIXES)
-        study, _ = submission.submit(ledger, spec, described)
+        places = database.addresses({}, Path(folder))
+        ledger = Ledger(database.open_ledger(places, create=True))
+        described = submit.prepare(spec, PREFIXES)
+        study, _ = submit.submit(ledger, spec, described)
         work(
             ledger,
             places.checkpoints,

@@ -21,11 +21,11 @@ import psycopg
 import publishing
 from sqlalchemy import make_url
 
-from tuner import storage, studyfile
-from tuner.environment import describe
-from tuner.ledger import Ledger
-from tuner.outcome import COMPLETED, Outcome
-from tuner.storage import Addresses
+from tuner.config import reading
+from tuner.core.environment import describe
+from tuner.core.outcome import COMPLETED, Outcome
+from tuner.ledger import Ledger, database
+from tuner.ledger.database import Addresses
 from tuner.tracking.recorder import Recorder
 
 NAME = "tuner_benchmark_storing"
@@ -42,9 +42,9 @@ def sizes(url: str) -> dict[str, int]:
 
 def fill(places: Addresses, trials: int, steps: int) -> None:
     """Put finished trials into the ledger, and publish them."""
-    ledger = Ledger(storage.open_ledger(places, create=False))
+    ledger = Ledger(database.open_ledger(places, create=False))
     study, _ = ledger.submit(
-        studyfile.parse(publishing.STUDY, "benchmark"), limit=trials, workload=publishing.WORKLOAD
+        reading.parse(publishing.STUDY, "benchmark"), limit=trials, workload=publishing.WORKLOAD
     )
     environment = describe("cpu") | {"settled": {"trainer": "reference", "threads": 1}}
     random = np.random.default_rng(0)
@@ -70,8 +70,8 @@ def measure(server: str, trials: int, steps: int) -> dict[str, float]:
         administrator.execute(f"CREATE DATABASE {NAME}")
         try:
             with tempfile.TemporaryDirectory() as folder:
-                places = storage.addresses({"TUNER_DATABASE_URL": url}, Path(folder))
-                storage.upgrade(places)
+                places = database.addresses({"TUNER_DATABASE_URL": url}, Path(folder))
+                database.upgrade(places)
                 before = sizes(url)
                 fill(places, trials, steps)
                 after = sizes(url)

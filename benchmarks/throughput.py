@@ -31,10 +31,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from tuner.config import StudySpec, options
 from tuner.examples import digits
-from tuner.spec import StudySpec, options
 from tuner.training import optimizers
-from tuner.training.cohort import CohortTrainer
+from tuner.training.cohort.trainer import CohortTrainer
 from tuner.training.device import use_threads
 from tuner.training.trainer import ENDED, Status, Task, seed_of
 from tuner.training.workloads import Workload, seeded

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tuner.config import Space, StudySpec, options
 from tuner.examples import diabetes, digits, house_prices, mnist, quadratic, sine, text, wine
-from tuner.spec import Space, StudySpec, options
 from tuner.training import optimizers
 from tuner.training.batches import BatchOrder
 from tuner.training.device import without_subnormals

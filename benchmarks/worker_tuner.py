@@ -12,9 +12,9 @@ from pathlib import Path
 
 import waiting
 
-from tuner import logs
 from tuner.ledger import Ledger
-from tuner.storage import addresses, open_ledger
+from tuner.ledger.database import addresses, open_ledger
+from tuner.observability import logs
 from tuner.worker import work
 
 

@@ -41,10 +41,10 @@ from typing import Any
 import optuna
 import waiting
 
-from tuner import submission
+from tuner.config import StudySpec
 from tuner.ledger import Ledger
-from tuner.spec import StudySpec
-from tuner.storage import addresses, open_ledger, upgrade
+from tuner.ledger.database import addresses, open_ledger, upgrade
+from tuner.operations import submit
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent / "tests"))
@@ -124,7 +124,7 @@ class Side:
             optuna.create_study(storage=self._url, study_name=name)
         else:
             spec = _spec(name, self._sampler, trial)
-            submission.submit(self._ledger, spec, submission.prepare(spec, ["waiting"]))
+            submit.submit(self._ledger, spec, submit.prepare(spec, ["waiting"]))
         return name
 
 

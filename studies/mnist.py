@@ -15,7 +15,7 @@ import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from tuner.errors import WorkloadError
+from tuner.core.errors import WorkloadError
 from tuner.training.workloads import Workload, digest_of, seeded
 
 CLASSES = 10

@@ -22,7 +22,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from tuner.errors import WorkloadError
+from tuner.core.errors import WorkloadError
 from tuner.training.workloads import Workload, digest_of, seeded
 
 BLOCK, EVERY = 8, 100

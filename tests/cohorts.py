@@ -10,8 +10,8 @@ from helpers import complete
 from test_reference import curve_of
 from torch import nn
 
-from tuner.spec import StudySpec
-from tuner.training.cohort import CohortTrainer
+from tuner.config import StudySpec
+from tuner.training.cohort.trainer import CohortTrainer
 from tuner.training.optimizers import OPTIMIZERS
 from tuner.training.pace import STATEFUL
 from tuner.training.reference import ReferenceTrainer

@@ -13,9 +13,9 @@ from hypothesis import settings
 from playwright.sync_api import Browser
 from processes import prepare
 
-from tuner import failpoints, storage
-from tuner.ledger import Ledger
-from tuner.storage import Addresses
+from tuner.core import failpoints
+from tuner.ledger import Ledger, database
+from tuner.ledger.database import Addresses
 
 # The machine may be busy, and a counter-example must not depend on that.
 settings.register_profile("tuner", deadline=None)
@@ -25,14 +25,14 @@ settings.load_profile("tuner")
 @pytest.fixture
 def places(tmp_path: Path) -> Addresses:
     """Addresses in an empty folder; there is no database yet."""
-    return storage.addresses({}, tmp_path)
+    return database.addresses({}, tmp_path)
 
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty database of this version, to be copied: making one takes half a second."""
-    places = storage.addresses({}, tmp_path_factory.mktemp("template"))
-    storage.upgrade_ledger(places)
+    places = database.addresses({}, tmp_path_factory.mktemp("template"))
+    database.upgrade_ledger(places)
     return Path(places.lock.with_suffix(""))
 
 
@@ -40,14 +40,14 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ledger(places: Addresses, template: Path) -> Ledger:
     """A fresh ledger at `places`."""
     shutil.copy(template, places.lock.with_suffix(""))
-    return Ledger(storage.ledger_engine(places.ledger))
+    return Ledger(database.ledger_engine(places.ledger))
 
 
 @pytest.fixture
 def tracked(places: Addresses, tmp_path: Path) -> Iterator[Ledger]:
     """A fresh ledger at `places`, beside an MLflow that has its tables."""
     prepare(tmp_path)
-    made = Ledger(storage.ledger_engine(places.ledger))
+    made = Ledger(database.ledger_engine(places.ledger))
     yield made
     made.engine.dispose()
 
@@ -60,7 +60,7 @@ def new_ledger(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Call
     def make() -> Ledger:
         file = folder / f"{next(numbers)}.db"
         shutil.copy(template, file)
-        return Ledger(storage.ledger_engine(f"sqlite:///{file}"))
+        return Ledger(database.ledger_engine(f"sqlite:///{file}"))
 
     return make
 
@@ -87,7 +87,7 @@ def migrated(postgres: real.Server, tmp_path_factory: pytest.TempPathFactory) ->
     """The name of a database with all tables, to be copied."""
     url = postgres.database()
     folder = tmp_path_factory.mktemp("migrated")
-    assert storage.upgrade(storage.addresses({"TUNER_DATABASE_URL": url}, folder)) is None
+    assert database.upgrade(database.addresses({"TUNER_DATABASE_URL": url}, folder)) is None
     return url.rpartition("/")[2]
 
 
@@ -134,9 +134,9 @@ def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
         yield request.getfixturevalue("ledger")
         return
     url = request.getfixturevalue("shared")
-    places = storage.addresses({"TUNER_DATABASE_URL": url}, tmp_path)
+    places = database.addresses({"TUNER_DATABASE_URL": url}, tmp_path)
     # the server has just been started, and its leases are out of date by what tests do to them
-    ledger = Ledger(storage.ledger_engine(places.ledger), grace_seconds=0.0)
+    ledger = Ledger(database.ledger_engine(places.ledger), grace_seconds=0.0)
     yield ledger
     ledger.engine.dispose()
 
@@ -146,10 +146,12 @@ def beside(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Ad
     """Make a folder and fresh databases for it."""
 
     def on_sqlite(name: str) -> Addresses:
-        return storage.addresses({}, prepare(tmp_path / name))
+        return database.addresses({}, prepare(tmp_path / name))
 
     def on_postgresql(name: str) -> Addresses:
         server, template = (request.getfixturevalue(one) for one in ("postgres", "migrated"))
-        return storage.addresses({"TUNER_DATABASE_URL": server.database(template)}, tmp_path / name)
+        return database.addresses(
+            {"TUNER_DATABASE_URL": server.database(template)}, tmp_path / name
+        )
 
     return on_sqlite if request.param == "sqlite" else on_postgresql

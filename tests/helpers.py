@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 from sqlalchemy import select, update
 
-from tuner import curves
-from tuner.curves import Chunk
+from tuner.config import ParameterValue, Space, StudySpec, options
+from tuner.core import curves
+from tuner.core.curves import Chunk
+from tuner.core.outcome import COMPLETED, DIVERGED, PRUNED, Outcome
 from tuner.ledger import CheckpointRecord, Claim, Lease, Ledger, Report, StudyRecord
 from tuner.ledger.tables import attempts, metadata
-from tuner.outcome import COMPLETED, DIVERGED, PRUNED, Outcome
 from tuner.search import Search
 from tuner.search.mirror import Mirror
 from tuner.search.search import Draw
-from tuner.spec import ParameterValue, Space, StudySpec, options
 
 WORKLOAD: Mapping[str, Any] = {"code": "c0de", "data": "da7a"}
 WIDE = {

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from processes import PREFIXES
 
-from tuner import storage, studyfile, submission
-from tuner.ledger import Ledger
-from tuner.retraining.retraining import predict, retrain
-from tuner.storage import Addresses, tracking_client
-from tuner.tracking.registry import Registry
+from tuner.config import reading
+from tuner.ledger import Ledger, database
+from tuner.ledger.database import Addresses, tracking_client
+from tuner.operations import submit
+from tuner.operations.retrain import predict, retrain
+from tuner.tracking.mlflow.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,11 @@ class Pipeline:
     @property
     def places(self) -> Addresses:
         server = {} if self.tracking is None else {"MLFLOW_TRACKING_URI": self.tracking}
-        return storage.addresses(server, self.folder)
+        return database.addresses(server, self.folder)
 
     @property
     def ledger(self) -> Ledger:
-        return Ledger(storage.open_ledger(self.places, create=False))
+        return Ledger(database.open_ledger(self.places, create=False))
 
     @property
     def registry(self) -> Registry:
@@ -41,8 +42,8 @@ class Pipeline:
 
     def change(self, *overrides: str) -> None:
         """Change the table `[retrain]` of the study, which is submitted again."""
-        spec = studyfile.load(self.folder / "study.toml", overrides)
-        submission.submit(self.ledger, spec, submission.prepare(spec, PREFIXES))
+        spec = reading.load(self.folder / "study.toml", overrides)
+        submit.submit(self.ledger, spec, submit.prepare(spec, PREFIXES))
 
     def predictions(self) -> np.ndarray:
         file = self.folder / "rows.npy"
@@ -66,9 +67,12 @@ class Pipeline:
         if champion is None:
             return
         loaded = self.registry.load(champion)
-        assert {"tuner.reason", "tuner.outputs", "tuner.challenger", "tuner.data_digest"} <= set(
-            champion.tags
-        )
+        assert {
+            "tuner.reason",
+            "tuner.core.outputs",
+            "tuner.challenger",
+            "tuner.data_digest",
+        } <= set(champion.tags)
         assert champion.tags["tuner.gate"] == "promoted"
         assert loaded.inputs.shape == (2,)
         self.predictions()

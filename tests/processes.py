@@ -27,9 +27,10 @@ import psutil
 import warm
 from training_here import PREFIXES, train
 
-from tuner import storage, studyfile, submission
-from tuner.curves import Chunk
-from tuner.ledger import Ledger, Reader
+from tuner.config import reading
+from tuner.core.curves import Chunk
+from tuner.ledger import Ledger, Reader, database
+from tuner.operations import submit
 from tuner.tracking.recorder import record
 
 ROOT = Path(__file__).parents[1]
@@ -67,9 +68,9 @@ def _template() -> Path:
     """Make databases of this version once, to be copied: a first start takes three seconds."""
     folder = Path(tempfile.mkdtemp(prefix="tuner-tests-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    places = storage.addresses({}, folder)
-    storage.upgrade_ledger(places)
-    storage.upgrade_tracking(places)
+    places = database.addresses({}, folder)
+    database.upgrade_ledger(places)
+    database.upgrade_tracking(places)
     return folder
 
 
@@ -164,11 +165,11 @@ def tuner(folder: Path, *arguments: str, env: Mapping[str, str] | None = None) -
 
 def train_here(folder: Path) -> None:
     """Do what `tuner run` does, in this process: submit, train, publish."""
-    places = storage.addresses({}, folder)
-    spec = studyfile.load(folder / "study.toml")
-    described = submission.prepare(spec, PREFIXES)
-    ledger = Ledger(storage.open_ledger(places, create=True))
-    study, _ = submission.submit(ledger, spec, described)
+    places = database.addresses({}, folder)
+    spec = reading.load(folder / "study.toml")
+    described = submit.prepare(spec, PREFIXES)
+    ledger = Ledger(database.open_ledger(places, create=True))
+    study, _ = submit.submit(ledger, spec, described)
     train(ledger, places, study)
     closing = threading.Event()
     closing.set()
@@ -203,7 +204,7 @@ def processes_in(folder: Path) -> list[psutil.Process]:
 
 
 def reader(folder: Path) -> Reader:
-    return Reader(storage.ledger_engine(storage.addresses({}, folder).ledger))
+    return Reader(database.ledger_engine(database.addresses({}, folder).ledger))
 
 
 def rows(folder: Path, query: str, file: str = "tuner.db") -> list[tuple[Any, ...]]:
@@ -319,10 +320,10 @@ def mlflow_left(folder: Path, name: str = "small", file: str = "mlflow.db") -> d
 
 def assert_whole(folder: Path, reference: Left | None = None, name: str = "small") -> None:
     """Assert that every trial is in the ledger, Optuna and MLflow once, and as in the reference."""
-    from tuner import doctor
+    from tuner.operations import doctor
 
-    places = storage.addresses({}, folder)
-    engine = storage.ledger_engine(places.ledger)
+    places = database.addresses({}, folder)
+    engine = database.ledger_engine(places.ledger)
     assert doctor.examine(engine, places) == []
     engine.dispose()
     found = left(folder, name)

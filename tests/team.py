@@ -19,9 +19,10 @@ import warm
 from postgres import Cluster, free_port, rows
 from processes import Done, bits, end, environment, start, until
 
-from tuner import doctor, storage
 from tuner.ledger import Ledger
-from tuner.storage import Addresses
+from tuner.ledger import database as storage
+from tuner.ledger.database import Addresses
+from tuner.operations import doctor
 
 
 @dataclass

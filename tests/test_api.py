@@ -13,8 +13,10 @@ import pytest
 from training_here import PREFIXES, submitted, train
 
 import tuner
-from tuner import api, here, processes
-from tuner.errors import UsageError
+from tuner import api
+from tuner.core import processes
+from tuner.core.errors import UsageError
+from tuner.operations import context
 
 HEAVY = ("torch", "optuna", "mlflow", "pandas", "pyarrow", "scipy", "sqlalchemy", "numpy")
 STUDY = """
@@ -186,7 +188,7 @@ def test_addresses_are_those_of_the_moment(study, monkeypatch, tmp_path):
     monkeypatch.chdir(elsewhere)
     with pytest.raises(tuner.UnavailableError, match="no ledger"):
         study.status()
-    assert here.places().ledger.endswith("elsewhere/tuner.db")
+    assert context.places().ledger.endswith("elsewhere/tuner.db")
 
 
 @pytest.mark.parametrize("given", [{"study": {"name": "mine"}}, None, 3, b"study.toml"])

@@ -17,10 +17,10 @@ from processes import environment, prepare, reader, train_here, tuner
 from team import mlflow_server
 from test_bulk import ADAMW, SPACE, WORKLOAD, take
 
-from tuner import pages, storage
-from tuner.ledger import Ledger, StudyRecord
-from tuner.outcome import FAILED, Outcome
-from tuner.tracking import views
+from tuner.core.outcome import FAILED, Outcome
+from tuner.ledger import Ledger, StudyRecord, database
+from tuner.operations import links
+from tuner.tracking.mlflow import views
 from tuner.tracking.recorder import Recorder
 
 pytestmark = [pytest.mark.slow, pytest.mark.nightly]
@@ -48,8 +48,8 @@ class Shown:
     def pages(self, name: str) -> dict[str, str]:
         """Give the pages of a study by what they show."""
         ledger = reader(self.folder)
-        places = storage.addresses({}, self.folder)
-        found = pages.of_study(ledger, ledger.study(name), places, self.address)
+        places = database.addresses({}, self.folder)
+        found = links.of_study(ledger, ledger.study(name), places, self.address)
         ledger.engine.dispose()
         return found
 
@@ -80,8 +80,8 @@ ODD = {
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     folder = prepare(tmp_path_factory.mktemp("ui"), trials=str(TRIALS))
     train_here(folder)
-    places = storage.addresses({}, folder)
-    ledger = Ledger(storage.ledger_engine(places.ledger))
+    places = database.addresses({}, folder)
+    ledger = Ledger(database.ledger_engine(places.ledger))
     odd_study(ledger, "odd", ODD)
     for name in ODD_NAMES.values():
         odd_study(ledger, name, {0: [2.0, 1.0, 0.5]})
@@ -157,7 +157,7 @@ def test_the_table_has_every_trial_the_best_first_and_its_columns(shown):
         )
         expect(first.get_by_text("completed").first).to_be_visible()
         heads = page.locator(".ag-header-cell-text, [role=columnheader]").all_inner_texts()
-        for name in ("lr", "schedule", "optimizer", "tuner.outcome", "tuner.verdict"):
+        for name in ("lr", "schedule", "optimizer", "tuner.core.outcome", "tuner.verdict"):
             assert any(name == head.strip() for head in heads), (name, heads)
 
 

@@ -15,7 +15,8 @@ from playwright.sync_api import expect
 from processes import prepare, reader, train_here
 from team import WITH_ACCOUNTS, accounts, mlflow_server
 
-from tuner import pages, storage
+from tuner.ledger import database
+from tuner.operations import links
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(folder: Path) -> Iterator[str]:
-    tracking = storage.addresses({}, folder).tracking
+    tracking = database.addresses({}, folder).tracking
     with mlflow_server(folder, tracking, *WITH_ACCOUNTS, **accounts(folder, *ADMIN)) as found:
         name, word = READER
         made = {"username": name, "password": word}
@@ -80,8 +81,8 @@ def test_a_reader_reads_and_cannot_write(address):
 @pytest.mark.nightly
 def test_a_reader_sees_the_curves_in_a_browser(folder, address, browser):
     ledger = reader(folder)
-    places = storage.addresses({}, folder)
-    url = pages.of_study(ledger, ledger.study("small"), places, address)["loss curves"]
+    places = database.addresses({}, folder)
+    url = links.of_study(ledger, ledger.study("small"), places, address)["loss curves"]
     ledger.engine.dispose()
     with opened(browser, url, login=READER) as watched:
         drawn = watched.page.locator(".js-plotly-plot path.js-line").first

@@ -14,19 +14,23 @@ import pytest
 from helpers import completed, diverged, pruned, rows, spec, went_on
 from sqlalchemy import Engine, MetaData, case, create_engine, select, update
 
-from tuner import doctor, failpoints, metrics, storage
-from tuner.curves import Chunk
-from tuner.failpoints import FailpointError
-from tuner.ledger import Claim, Ledger, StudyRecord
+from tuner.core import failpoints
+from tuner.core.curves import Chunk
+from tuner.core.failpoints import FailpointError
+from tuner.core.outcome import CANCELLED, FAILED, RUNNING, Outcome
+from tuner.ledger import Claim, Ledger, StudyRecord, database
+from tuner.ledger.database import Addresses
 from tuner.ledger.tables import trials
-from tuner.outcome import CANCELLED, FAILED, RUNNING, Outcome
-from tuner.storage import Addresses
-from tuner.tracking import bulk, run_tables, trial_tables
+from tuner.observability import metrics
+from tuner.operations import doctor
+from tuner.tracking import bulk
+from tuner.tracking.mlflow import bulk_writer as mlflow_rows
+from tuner.tracking.mlflow.bulk_writer import TableWriter
+from tuner.tracking.mlflow.client_writer import ClientWriter
+from tuner.tracking.optuna import bulk_writer as optuna_rows
+from tuner.tracking.optuna.bulk_writer import TrialTables
+from tuner.tracking.optuna.storage_writer import StorageWriter
 from tuner.tracking.recorder import Recorder
-from tuner.tracking.run_tables import TableWriter
-from tuner.tracking.run_writers import ClientWriter
-from tuner.tracking.trial_tables import TrialTables
-from tuner.tracking.trial_writers import StorageWriter
 
 pytestmark = pytest.mark.slow
 
@@ -213,7 +217,7 @@ def test_both_ways_leave_the_same_rows_in_all_tables(beside, monkeypatch):
     left = {}
     for way in (True, False):
         places = beside("bulk" if way else "single")
-        ledger = Ledger(storage.ledger_engine(places.ledger))
+        ledger = Ledger(database.ledger_engine(places.ledger))
         begun = first_half(ledger)
         pin_times(ledger)
         publish(ledger.engine, places, in_bulk=way)
@@ -238,7 +242,7 @@ KILLED += ["recorder.before_final"]
 @pytest.mark.parametrize("first", [True, False], ids=["bulk", "one by one"])
 def test_either_way_finishes_what_the_other_was_stopped_at(place, first, beside):
     places = beside("stopped")
-    ledger = Ledger(storage.ledger_engine(places.ledger))
+    ledger = Ledger(database.ledger_engine(places.ledger))
     begun = first_half(ledger)
     pin_times(ledger)
     if place == "recorder.before_final":  # of a trial that was running, in Optuna too
@@ -256,7 +260,7 @@ def test_either_way_finishes_what_the_other_was_stopped_at(place, first, beside)
 def test_tables_of_another_revision_are_left_to_their_libraries(beside, caplog, monkeypatch):
     places = beside("unknown")
     monkeypatch.setattr(bulk, "_logged", set())
-    ledger = Ledger(storage.ledger_engine(places.ledger))
+    ledger = Ledger(database.ledger_engine(places.ledger))
     first_half(ledger)
     recorder = Recorder(ledger.engine, places)
     engines = create_engine(places.tracking), create_engine(places.optuna)
@@ -284,8 +288,8 @@ def test_tables_of_another_revision_are_left_to_their_libraries(beside, caplog, 
 def test_doctor_notes_tables_that_cannot_be_written_in_bulk(beside, monkeypatch):
     places = beside("noted")
     assert doctor.notes(places) == []
-    monkeypatch.setattr(run_tables, "REVISIONS", ("older",))
-    monkeypatch.setattr(trial_tables, "VERSION", 11)
+    monkeypatch.setattr(mlflow_rows, "REVISIONS", ("older",))
+    monkeypatch.setattr(optuna_rows, "VERSION", 11)
     optunas, mlflows = doctor.notes(places)
     assert "Optuna's tables have version 12" in optunas
     assert "expected older to older; runs are written through MLflow's client" in mlflows
@@ -297,4 +301,4 @@ def test_the_revisions_of_mlflow_are_known_up_to_the_installed_one(beside):
     with engine.begin() as tx:
         (here,) = tx.exec_driver_sql("SELECT version_num FROM alembic_version").scalars()
     engine.dispose()
-    assert here in run_tables.REVISIONS
+    assert here in mlflow_rows.REVISIONS

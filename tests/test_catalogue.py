@@ -12,10 +12,10 @@ import pytest
 from helpers import complete
 from test_reference import curve_of, make_spec, train
 
+from tuner.config import Choice, Space
+from tuner.config.optimizers import OptimizerChoice, OptimizerName
+from tuner.config.schedules import ScheduleChoice, ScheduleName
 from tuner.examples import digits
-from tuner.spec import Choice, Space
-from tuner.spec.optimizers import OptimizerChoice, OptimizerName
-from tuner.spec.schedules import ScheduleChoice, ScheduleName
 from tuner.training.optimizers import OPTIMIZERS
 from tuner.training.pace import STATEFUL
 from tuner.training.schedules import SCHEDULES

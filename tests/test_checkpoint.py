@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner import failpoints
+from tuner.core import failpoints
 from tuner.training import checkpoint
 from tuner.training.checkpoint import CheckpointError
 

@@ -28,8 +28,8 @@ from processes import (
     until,
 )
 
-from tuner.forking import keep_from_children
-from tuner.processes import told_to_stop
+from tuner.core.forking import keep_from_children
+from tuner.core.processes import told_to_stop
 
 # --- what children have of ours
 

@@ -8,8 +8,8 @@ import torch
 from test_reference import make_spec, regression
 from torch import nn
 
+from tuner.config import StudySpec
 from tuner.examples import digits
-from tuner.spec import StudySpec
 from tuner.training.choosing import (
     Choice,
     Threads,
@@ -18,7 +18,7 @@ from tuner.training.choosing import (
     choose_threads,
     trainer_for,
 )
-from tuner.training.cohort import CohortTrainer
+from tuner.training.cohort.trainer import CohortTrainer
 from tuner.training.device import use_threads
 from tuner.training.functions import TrainFunction
 from tuner.training.reference import ReferenceTrainer

@@ -33,10 +33,10 @@ from test_reference import (
 from torch import nn
 
 from tuner.examples import digits, house_prices
-from tuner.training.cohort import CohortTrainer
+from tuner.training.cohort.optimizers import UPDATES
+from tuner.training.cohort.trainer import CohortTrainer
 from tuner.training.optimizers import OPTIMIZERS
 from tuner.training.reference import ReferenceTrainer
-from tuner.training.stacked.updates import UPDATES
 from tuner.training.trainer import Status, Task
 
 MODELS = {"chain": chain, "branched": branched}

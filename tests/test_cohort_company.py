@@ -13,11 +13,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tuner.errors import WorkloadError
-from tuner.training.cohort import CohortTrainer
+from tuner.core.errors import WorkloadError
+from tuner.training.cohort import eligibility, optimizers
+from tuner.training.cohort.eligibility import Plan
+from tuner.training.cohort.trainer import CohortTrainer
 from tuner.training.reference import ReferenceTrainer
-from tuner.training.stacked import fitness, updates
-from tuner.training.stacked.fitness import Plan
 from tuner.training.trainer import Status, Task
 
 WIDE = {"batch_size": 16, "dtype": "float32"}  # of which blocks of any size can be filled
@@ -253,16 +253,16 @@ class Devices(TorchDispatchMode):
 def test_a_block_is_computed_where_it_is(model):
     """There is no GPU here: torch's meta device computes shapes, and nothing is left to the CPU."""
     workload = wide(model)
-    stack = fitness.plan(workload, make_spec(batch_size=16)).stack
+    stack = eligibility.plan(workload, make_spec(batch_size=16)).stack
     inputs, targets = workload.train_inputs.to("meta"), workload.train_targets.to("meta")
     rows = torch.zeros(4, 16, dtype=torch.int64, device="meta")
     with Devices() as devices:
         block = stack.block(4, torch.float32, torch.device("meta"))
         block.train(inputs.float(), targets.float(), rows)
         block.evaluate(inputs.float(), targets.float())
-        for name in updates.UPDATES:
+        for name in optimizers.UPDATES:
             params = complete(0.1, "constant", name)
-            updates.make(params, block.rows[0], block.gradients[0])
+            optimizers.make(params, block.rows[0], block.gradients[0])
     assert devices.seen == {"meta"}
 
 

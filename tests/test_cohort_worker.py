@@ -10,9 +10,9 @@ import pytest
 from training_here import PREFIXES, submitted, train
 
 from tuner.ledger import Ledger, StudyRecord
-from tuner.rerunning import rerun
-from tuner.storage import Addresses
-from tuner.training.cohort import CohortTrainer
+from tuner.ledger.database import Addresses
+from tuner.operations.rerun import rerun
+from tuner.training.cohort.trainer import CohortTrainer
 from tuner.worker import work
 
 SPACE = {

@@ -9,12 +9,13 @@ import pytest
 from helpers import claim, completed, rows, submit
 from training_here import PREFIXES, submitted, train
 
-from tuner import confirming, submission
-from tuner.confirming import CONFIRMED, REFUTED, UNDECIDED
-from tuner.errors import UsageError
-from tuner.outcome import FAILED, Outcome
+from tuner.core.errors import UsageError
+from tuner.core.outcome import FAILED, Outcome
+from tuner.operations import confirm
+from tuner.operations.confirm import CONFIRMED, REFUTED, UNDECIDED
 from tuner.search import Search
 from tuner.training.trainer import seed_of
+from tuner.worker.loading import load_workload
 
 RATES = (0.1, 0.2, 0.3)
 
@@ -32,7 +33,7 @@ def searched(ledger, values=(1.0, 2.0, 3.0), **tables):
 
 def confirmed(ledger, study, outcomes, top=3):
     """Confirm with given values, a row a seed; None fails."""
-    again = confirming.submit(ledger, study, top=top, seeds=len(outcomes))
+    again = confirm.submit(ledger, study, top=top, seeds=len(outcomes))
     search = Search(again, ledger)
     for value in (value for row in outcomes for value in row):
         one = claim(ledger, again)
@@ -40,12 +41,12 @@ def confirmed(ledger, study, outcomes, top=3):
         ledger.draw(one.lease, draw.params, attrs={}, study_attrs={}, asked_revision=draw.revision)
         failed = Outcome(kind=FAILED, reason="no")
         ledger.finish(one.lease, failed if value is None else completed(value), chunk=rows(0, 10))
-    return confirming.compare(ledger, study, ledger.study(again.name), len(outcomes))
+    return confirm.compare(ledger, study, ledger.study(again.name), len(outcomes))
 
 
 def test_candidates_are_the_best_trials_and_share_seeds_that_are_new(ledger):
     study = searched(ledger)
-    again = confirming.submit(ledger, study, top=2, seeds=4)
+    again = confirm.submit(ledger, study, top=2, seeds=4)
     assert again.name == "small confirm"
     assert (again.limit, again.rungs) == (8, ())
     search = Search(again, ledger)
@@ -62,14 +63,14 @@ def test_candidates_are_the_best_trials_and_share_seeds_that_are_new(ledger):
 
 def test_the_same_question_finds_the_same_study_and_more_seeds_extend_it(ledger):
     study = searched(ledger)
-    first = confirming.submit(ledger, study, top=2, seeds=4)
-    assert confirming.submit(ledger, study, top=2, seeds=4).id == first.id
-    more = confirming.submit(ledger, study, top=2, seeds=6)
+    first = confirm.submit(ledger, study, top=2, seeds=4)
+    assert confirm.submit(ledger, study, top=2, seeds=4).id == first.id
+    more = confirm.submit(ledger, study, top=2, seeds=6)
     assert (more.id, more.limit) == (first.id, 12)
-    assert confirming.submit(ledger, study, top=2, seeds=1).limit == 12
-    other = confirming.submit(ledger, study, top=3, seeds=4)
+    assert confirm.submit(ledger, study, top=2, seeds=1).limit == 12
+    other = confirm.submit(ledger, study, top=3, seeds=4)
     assert other.name == "small confirm 2"
-    assert confirming.submit(ledger, study, top=2, seeds=4).id == first.id
+    assert confirm.submit(ledger, study, top=2, seeds=4).id == first.id
 
 
 @pytest.mark.parametrize(
@@ -114,15 +115,15 @@ def test_higher_is_better_where_the_study_says_so(ledger):
 def test_one_trial_cannot_be_compared(ledger, values):
     study = searched(ledger, values)
     with pytest.raises(UsageError, match=f"{len(values)} completed trials, expected at least 2"):
-        confirming.submit(ledger, study, top=3, seeds=5)
+        confirm.submit(ledger, study, top=3, seeds=5)
 
 
 def test_a_real_study_is_confirmed_by_training(ledger, places):
     study = train(ledger, places, submitted(ledger))
-    again = train(ledger, places, confirming.submit(ledger, study, top=2, seeds=12))
-    assert confirming.unfinished(ledger, again) == 0
-    submission.load_workload(again, PREFIXES)
-    found = confirming.compare(ledger, study, again, 12)
+    again = train(ledger, places, confirm.submit(ledger, study, top=2, seeds=12))
+    assert confirm.unfinished(ledger, again) == 0
+    load_workload(again, PREFIXES)
+    found = confirm.compare(ledger, study, again, 12)
     assert [one.params["lr"] for one in found.candidates] == [0.3, 0.1]
     assert found.verdict == CONFIRMED
     trials = ledger.trials(again.id)

@@ -11,7 +11,7 @@ from tuner.examples.bowl import bowl, limit, pace
 from tuner.examples.digits import mlp
 from tuner.examples.house_prices import line
 from tuner.examples.sine import wave
-from tuner.training import curvature, probe
+from tuner.training.lr_probe import curvature, probe
 
 
 def study(batch="full"):

@@ -6,8 +6,8 @@ from helpers import rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuner import curves
-from tuner.curves import Chunk
+from tuner.core import curves
+from tuner.core.curves import Chunk
 
 NAN, INF = float("nan"), float("inf")
 

@@ -12,8 +12,8 @@ from playwright.sync_api import expect
 from test_bulk import ADAMW, SPACE, WORKLOAD, take
 
 from tuner.ledger import Ledger
-from tuner.storage import Addresses
-from tuner.tracking import dashboard
+from tuner.ledger.database import Addresses
+from tuner.tracking.optuna import dashboard
 from tuner.tracking.recorder import Recorder
 
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from optuna.trial import Trial, TrialState
 from test_pruners import PRUNERS, VALUES, study_of, taken
 
-from tuner import curves
+from tuner.core import curves
+from tuner.core.outcome import PRUNED, Outcome
 from tuner.ledger import Report
-from tuner.outcome import PRUNED, Outcome
 from tuner.search import Search
 
 JUMPING = ("patient asha", "patient hyperband")

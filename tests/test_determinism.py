@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from processes import left, prepare, reference, train_here
 
-from tuner import studyfile, submission
+from tuner.config import reading
 from tuner.ledger import Ledger
+from tuner.operations import submit
 from tuner.worker import work
 
 pytestmark = pytest.mark.slow
@@ -22,9 +23,9 @@ ROOT = Path(__file__).parents[1]
 
 def trained(ledger: Ledger, folder: Path, file: str, *overrides: str) -> list[dict[str, Any]]:
     """Train a study of ours and give all of it that must repeat."""
-    study_spec = studyfile.load(ROOT / "studies" / file, overrides)
-    described = submission.prepare(study_spec, ["studies."])
-    study, _ = submission.submit(ledger, study_spec, described)
+    study_spec = reading.load(ROOT / "studies" / file, overrides)
+    described = submit.prepare(study_spec, ["studies."])
+    study, _ = submit.submit(ledger, study_spec, described)
     work(
         ledger,
         folder,

@@ -20,9 +20,9 @@ from processes import (
 )
 from sqlalchemy import create_engine, text
 
-from tuner import doctor, storage
-from tuner.ledger import CheckpointRecord, Ledger
-from tuner.tracking.run_tables import METRICS
+from tuner.ledger import CheckpointRecord, Ledger, database
+from tuner.operations import doctor
+from tuner.tracking.mlflow.bulk_writer import METRICS
 
 pytestmark = pytest.mark.slow
 
@@ -98,7 +98,7 @@ DAMAGES = {
         kinds=("run_tags",),
     ),
     "outcome altered": in_mlflow(
-        f"UPDATE tags SET value = 'pruned' WHERE run_uuid = {RUN} AND key = 'tuner.outcome'",
+        f"UPDATE tags SET value = 'pruned' WHERE run_uuid = {RUN} AND key = 'tuner.core.outcome'",
         kinds=("run_tags",),
     ),
     "status altered": in_mlflow(
@@ -167,8 +167,8 @@ def folder(trained, tmp_path):
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_damage_is_found_and_what_is_a_projection_is_mended(damage, folder):
     before = left(folder)
-    places = storage.addresses({}, folder)
-    engine = storage.ledger_engine(places.ledger)
+    places = database.addresses({}, folder)
+    engine = database.ledger_engine(places.ledger)
     for statement in damage.statements:
         changed = change(folder, statement, damage.file)
         assert changed or statement.startswith("DELETE FROM trial_"), statement
@@ -228,7 +228,7 @@ def test_a_lease_that_expired_and_a_checkpoint_that_is_missing(folder):
     gone = CheckpointRecord(step=0, path="1/8/0-1.pt", digest="0" * 64)
     fresh.save_checkpoint(claim.lease, gone)
     change(folder, "UPDATE tuner_attempts SET expires_at = 0 WHERE live")
-    places = storage.addresses({}, folder)
+    places = database.addresses({}, folder)
     found = {problem.kind: problem for problem in doctor.examine(ledger.engine, places)}
     assert set(found) == {"lease", "checkpoint"}
     assert found["lease"].trial == found["checkpoint"].trial == 8
@@ -244,14 +244,14 @@ def test_workers_with_different_versions_of_a_package(folder):
     study = ledger.study("small")
     for worker, version in (("a:1:1", "2.13.0"), ("b:1:1", "2.14.0")):
         ledger.claim(study.id, worker, {"packages": {"torch": version, "numpy": "2.4"}})
-    found = doctor.examine(ledger.engine, storage.addresses({}, folder))
+    found = doctor.examine(ledger.engine, database.addresses({}, folder))
     assert [(one.kind, one.trial) for one in found] == [("versions", None)]
     assert "torch: 2.13.0 in a:1:1, 2.14.0 in b:1:1" in found[0].detail
 
 
 def test_what_others_log_into_the_experiment_is_left_alone(folder: Path):
-    places = storage.addresses({}, folder)
-    client = storage.tracking_client(places)
+    places = database.addresses({}, folder)
+    client = database.tracking_client(places)
     experiment = client.get_experiment_by_name("small").experiment_id
     run = client.create_run(experiment, run_name="mine")
     client.log_metric(run.info.run_id, "val_loss", 1.0)
@@ -284,7 +284,7 @@ def execute(url: str, *statements: str) -> None:
 
 def test_every_index_that_is_dropped_is_named_and_ours_are_created_again(beside):
     places = beside("dropped")
-    engine = storage.ledger_engine(places.ledger)
+    engine = database.ledger_engine(places.ledger)
     assert doctor.examine(engine, places) == []
     before = indexes(places.ledger)
     ours = {name for name in before if "tuner_" in name}
@@ -334,7 +334,7 @@ def test_every_index_that_is_dropped_is_named_and_ours_are_created_again(beside)
 )  # fmt: skip
 def test_an_index_of_another_kind_is_replaced(statements, said, beside):
     places = beside("another")
-    engine = storage.ledger_engine(places.ledger)
+    engine = database.ledger_engine(places.ledger)
     before = indexes(places.ledger)
     execute(places.ledger, *statements)
     (found,) = doctor.examine(engine, places)
@@ -370,8 +370,8 @@ def test_a_table_or_column_that_is_missing_needs_a_backup(folder):
 
 
 def test_constraints_on_postgresql_are_created_again(shared, tmp_path):
-    places = storage.addresses({"TUNER_DATABASE_URL": shared}, tmp_path)
-    engine = storage.ledger_engine(places.ledger)
+    places = database.addresses({"TUNER_DATABASE_URL": shared}, tmp_path)
+    engine = database.ledger_engine(places.ledger)
     execute(
         places.ledger,
         "ALTER TABLE tuner_trials DROP CONSTRAINT tuner_trials_study_id_number_key",

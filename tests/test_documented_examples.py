@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from processes import prepare
 
-from tuner import doctor, storage, studyfile, submission
-from tuner.ledger import Ledger
-from tuner.outcome import FAILED
+from tuner.config import reading
+from tuner.core.outcome import FAILED
+from tuner.ledger import Ledger, database
+from tuner.operations import doctor, submit
 from tuner.tracking.recorder import record
 from tuner.worker import work
 
@@ -41,15 +42,15 @@ def loop_of_the_document(folder: Path) -> Path:
 
 
 def test_doctor_finds_every_example_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    places = storage.addresses({}, prepare(tmp_path))
-    ledger = Ledger(storage.ledger_engine(places.ledger))
+    places = database.addresses({}, prepare(tmp_path))
+    ledger = Ledger(database.ledger_engine(places.ledger))
     monkeypatch.syspath_prepend(str(tmp_path))
     examples = sorted((ROOT / "studies").glob("*.toml"))
     for file in (*examples, loop_of_the_document(tmp_path)):
-        spec = studyfile.load(file, SHORT)
+        spec = reading.load(file, SHORT)
         if spec.workload.factory:  # one trial needs no measurement of what many would gain
-            spec = studyfile.load(file, (*SHORT, "training.trainer='reference'"))
-        submission.submit(ledger, spec, submission.prepare(spec, PREFIXES))
+            spec = reading.load(file, (*SHORT, "training.trainer='reference'"))
+        submit.submit(ledger, spec, submit.prepare(spec, PREFIXES))
     stop = threading.Event()
     work(ledger, places.checkpoints, names=[], prefixes=PREFIXES, stop=stop, until_idle=True)
     stop.set()

@@ -12,8 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from training_here import submitted, train
 
-from tuner import exporting
-from tuner.errors import NotFoundError, OutputError, UsageError
+from tuner.core.errors import NotFoundError, OutputError, UsageError
+from tuner.operations import export
 
 ODD = [math.nan, math.inf, -math.inf, 0.1 + 0.2, 5e-324]
 
@@ -31,8 +31,8 @@ def study(ledger, places):
 
 
 def test_every_trial_is_a_row(ledger, study):
-    table = exporting.trials(ledger, study)
-    assert list(table.columns[:9]) == list(exporting.TRIAL_TYPES)
+    table = export.trials(ledger, study)
+    assert list(table.columns[:9]) == list(export.TRIAL_TYPES)
     assert list(table["number"]) == list(range(6))
     assert list(table["state"][:3]) == ["completed"] * 3
     assert table["value"].isna().tolist() == [False] * 3 + [True] * 3
@@ -43,7 +43,7 @@ def test_every_trial_is_a_row(ledger, study):
 
 
 def test_every_measured_value_is_a_row(ledger, study):
-    table = exporting.curves(ledger, study)
+    table = export.curves(ledger, study)
     assert table.dtypes.astype(str).tolist() == ["int64", "int64", "string", "float64", "float64"]
     for trial in ledger.trials(study.id):
         curve = ledger.curve(trial.id)
@@ -62,15 +62,15 @@ def test_every_measured_value_is_a_row(ledger, study):
 
 
 def test_some_trials_of_them(ledger, study):
-    assert set(exporting.curves(ledger, study, [1, 3])["trial"]) == {1, 3}
-    assert list(exporting.curves(ledger, study, []).columns) == list(exporting.CURVE_TYPES)
+    assert set(export.curves(ledger, study, [1, 3])["trial"]) == {1, 3}
+    assert list(export.curves(ledger, study, []).columns) == list(export.CURVE_TYPES)
     with pytest.raises(NotFoundError, match="no trial 77"):
-        exporting.curves(ledger, study, [1, 77])
+        export.curves(ledger, study, [1, 77])
 
 
-@pytest.mark.parametrize("file_format", exporting.FORMATS)
+@pytest.mark.parametrize("file_format", export.FORMATS)
 def test_files_give_back_what_was_written(ledger, study, tmp_path, file_format):
-    files = exporting.export(ledger, study, tmp_path / "new" / "folder", file_format)
+    files = export.export(ledger, study, tmp_path / "new" / "folder", file_format)
     assert (
         {file.name for file in (tmp_path / "new" / "folder").iterdir()}
         == {
@@ -79,10 +79,10 @@ def test_files_give_back_what_was_written(ledger, study, tmp_path, file_format):
         }
         == {file.name for file in files.values()}
     )
-    for what, make in (("trials", exporting.trials), ("curves", exporting.curves)):
-        back = exporting.read(tmp_path / "new" / "folder", "line", what, file_format)
+    for what, make in (("trials", export.trials), ("curves", export.curves)):
+        back = export.read(tmp_path / "new" / "folder", "line", what, file_format)
         wanted = make(ledger, study)
-        flags = {name: wanted[name].dtype for name in wanted if name not in exporting.TRIAL_TYPES}
+        flags = {name: wanted[name].dtype for name in wanted if name not in export.TRIAL_TYPES}
         if file_format == "csv":
             back = back.astype(flags)
         pd.testing.assert_frame_equal(back, wanted, check_exact=True)
@@ -90,9 +90,9 @@ def test_files_give_back_what_was_written(ledger, study, tmp_path, file_format):
 
 def test_a_study_without_trials_has_empty_tables(ledger, tmp_path):
     study = submit(ledger)
-    exporting.export(ledger, study, tmp_path)
-    assert not len(exporting.read(tmp_path, "small", "trials"))
-    assert not len(exporting.read(tmp_path, "small", "curves"))
+    export.export(ledger, study, tmp_path)
+    assert not len(export.read(tmp_path, "small", "trials"))
+    assert not len(export.read(tmp_path, "small", "curves"))
 
 
 @given(name=st.text(min_size=1, max_size=200))
@@ -102,7 +102,7 @@ def test_a_study_without_trials_has_empty_tables(ledger, tmp_path):
 @example("C:\\windows")
 @example(".hidden")
 def test_no_name_leaves_the_folder(tmp_path_factory, name):
-    file = exporting.file_name(name)
+    file = export.file_name(name)
     folder = tmp_path_factory.getbasetemp()
     assert (folder / f"{file}.trials.csv").resolve().parent == folder.resolve()
     assert not file.startswith(".")
@@ -111,12 +111,12 @@ def test_no_name_leaves_the_folder(tmp_path_factory, name):
 
 @given(st.lists(st.text(alphabet="a./\\ -_", min_size=1), unique=True))
 def test_two_studies_never_share_a_file(names):
-    assert len({exporting.file_name(name) for name in names}) == len(names)
+    assert len({export.file_name(name) for name in names}) == len(names)
 
 
 def test_what_cannot_be_written_is_said(ledger, study, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot write into"):
-        exporting.export(ledger, study, tmp_path / "file")
+        export.export(ledger, study, tmp_path / "file")
     with pytest.raises(UsageError, match="csv or parquet"):
-        exporting.export(ledger, study, tmp_path, "xls")
+        export.export(ledger, study, tmp_path, "xls")

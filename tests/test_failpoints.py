@@ -15,8 +15,8 @@ from chaos.scenarios import DELETIONS_PLACES, UPGRADES_PLACE
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner import failpoints
-from tuner.failpoints import PLACES, FailpointError, reach
+from tuner.core import failpoints
+from tuner.core.failpoints import PLACES, FailpointError, reach
 
 
 def reached_in(module: Path) -> set[str]:
@@ -161,7 +161,7 @@ def test_without_failpoints_a_place_costs_nothing(arm):
     assert time.perf_counter() - began < 0.1  # 10 microseconds each is a hundred times too much
 
 
-SCRIPT = "from tuner.failpoints import reach; reach('ask.drawn'); print('went on')"
+SCRIPT = "from tuner.core.failpoints import reach; reach('ask.drawn'); print('went on')"
 
 
 def start(action, log):

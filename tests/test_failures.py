@@ -10,13 +10,14 @@ import pytest
 from click.testing import CliRunner
 from training_here import PREFIXES, submitted, train
 
-from tuner import failure, submission, summary
 from tuner.cli import cli
-from tuner.errors import NotFoundError
+from tuner.config import StudySpec
+from tuner.core import failures
+from tuner.core.errors import NotFoundError
+from tuner.core.outcome import COMPLETED, FAILED
+from tuner.ledger.database import tracking_client
 from tuner.ledger.records import FINISHED, RAISED
-from tuner.outcome import COMPLETED, FAILED
-from tuner.spec import StudySpec
-from tuner.storage import tracking_client
+from tuner.operations import status, submit
 from tuner.tracking.publications import Publications
 from tuner.tracking.recorder import Recorder
 
@@ -57,7 +58,7 @@ def put(ledger, tries, failed=0):
             "budget": {"trials": 1, "retries": {"failed": failed}, "stop_after_failures": 0},
         }
     )
-    return submission.submit(ledger, spec, submission.prepare(spec, PREFIXES))[0]
+    return submit.submit(ledger, spec, submit.prepare(spec, PREFIXES))[0]
 
 
 @pytest.mark.parametrize("steps", [0, 1, 5])
@@ -130,10 +131,10 @@ def test_mlflow_and_status_have_the_traceback(published, tracked, places, monkey
     told = json.loads(
         CliRunner().invoke(cli, ["status", "broken", "--trial", "0", "--json"]).output
     )
-    assert told == summary.of_trial(tracked, published, 0)
+    assert told == status.of_trial(tracked, published, 0)
     assert (told["run_id"], told["traceback"]) == (run_id, attempt.traceback)
     with pytest.raises(NotFoundError, match="study 'broken' has no trial 7"):
-        summary.of_trial(tracked, published, 7)
+        status.of_trial(tracked, published, 7)
 
 
 @pytest.mark.slow
@@ -205,22 +206,22 @@ def unsayable():
     ],
 )  # fmt: skip
 def test_the_reason_names_the_last_line_of_the_users_code(error, said):
-    sentence = failure.sentence(error)
+    sentence = failures.sentence(error)
     assert said in sentence
-    assert failure.cause(sentence) is not None
+    assert failures.cause(sentence) is not None
 
 
 def test_an_installed_package_is_the_users_where_the_workload_is_of_it():
     error = caught(lambda: json.loads("{"))
-    assert "(test_failures.py:" in failure.sentence(error, "mine.module:train")
-    assert "(decoder.py:" in failure.sentence(error, "json.tool:main")
+    assert "(test_failures.py:" in failures.sentence(error, "mine.module:train")
+    assert "(decoder.py:" in failures.sentence(error, "json.tool:main")
 
 
 def test_a_traceback_can_be_stored_and_shown_whatever_it_says():
     def call():
         raise ValueError("a\0b\x1b[31m" + "x" * 50_000 + "\nthe end")
 
-    text = failure.full_traceback(caught(call))
-    assert len(text) <= failure.LONGEST_TRACEBACK
+    text = failures.full_traceback(caught(call))
+    assert len(text) <= failures.LONGEST_TRACEBACK
     assert text.endswith("\nthe end")
     assert all(character.isprintable() or character == "\n" for character in text)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tuner.config import GateTable
 from tuner.retraining import gate
 from tuner.retraining.gate import Decision
-from tuner.spec import GateTable
 
 ROWS = 200
 NOISE = np.random.default_rng(7).normal(size=ROWS)

@@ -10,10 +10,10 @@ from processes import change, mlflow_left, optuna_left, tuner
 from processes import rows as asked
 from test_bulk import ADAMW, SPACE, WORKLOAD, take
 
-from tuner import doctor, retention
-from tuner.errors import NotFoundError
+from tuner.core.errors import NotFoundError
 from tuner.ledger import Ledger
-from tuner.storage import Addresses, tracking_client
+from tuner.ledger.database import Addresses, tracking_client
+from tuner.operations import doctor, retention
 from tuner.tracking.publications import Publications
 from tuner.tracking.recorder import Recorder
 

@@ -14,15 +14,17 @@ from processes import end, prepare, processes_in, start, trained_steps, tuner, u
 from sqlalchemy import update
 from training_here import submitted, train
 
-from tuner import failpoints, failure, governing, running, summary
-from tuner.doctor import examine
-from tuner.environment import describe
-from tuner.errors import LeaseLost, NotFoundError, UsageError
+from tuner.core import failpoints, failures
+from tuner.core.environment import describe
+from tuner.core.errors import LeaseLost, NotFoundError, UsageError
+from tuner.core.outcome import CANCELLED, FAILED, Outcome
 from tuner.ledger import OPEN, PAUSED, STOPPED
-from tuner.ledger import governing as in_ledger
+from tuner.ledger import managing as in_ledger
+from tuner.ledger.database import tracking_client
 from tuner.ledger.tables import studies
-from tuner.outcome import CANCELLED, FAILED, Outcome
-from tuner.storage import tracking_client
+from tuner.operations import manage, status
+from tuner.operations import run as running
+from tuner.operations.doctor import examine
 from tuner.tracking.recorder import Recorder
 
 
@@ -44,11 +46,11 @@ def test_a_paused_study_gives_no_trial_away_and_its_running_ones_go_on(ledger):
     study = submit(ledger)
     one = claim(ledger, study)
     draw(ledger, one)
-    assert governing.pause(ledger, "small")["state"] == PAUSED
+    assert manage.pause(ledger, "small")["state"] == PAUSED
     assert ledger.claim(study.id, "other", {}) is None
     ledger.finish(one.lease, completed(1.0), chunk=rows(0, 10))
     assert ledger.counts(study.id)["completed"] == 1
-    assert governing.resume(ledger, "small")["state"] == OPEN
+    assert manage.resume(ledger, "small")["state"] == OPEN
     assert claim(ledger, study).trial.number == 1
 
 
@@ -56,26 +58,26 @@ def test_a_paused_study_gives_no_trial_away_and_its_running_ones_go_on(ledger):
 def test_doing_it_twice_changes_nothing_more(ledger, places, action):
     submit(ledger)
     arguments = (ledger, "small") if action == "pause" else (ledger, places, "small")
-    first = getattr(governing, action)(*arguments)
-    assert getattr(governing, action)(*arguments) == first
-    assert governing.resume(ledger, "small")["reason"] is None
+    first = getattr(manage, action)(*arguments)
+    assert getattr(manage, action)(*arguments) == first
+    assert manage.resume(ledger, "small")["reason"] is None
     revision = ledger.study("small").revision
-    governing.resume(ledger, "small")
+    manage.resume(ledger, "small")
     assert ledger.study("small").revision == revision
 
 
 def test_a_stopped_study_is_not_merely_paused_afterwards(ledger, places):
     submit(ledger)
-    governing.stop(ledger, places, "small")
-    assert governing.pause(ledger, "small")["state"] == STOPPED
+    manage.stop(ledger, places, "small")
+    assert manage.pause(ledger, "small")["state"] == STOPPED
 
 
 @pytest.mark.parametrize("action", ["pause", "stop"])
 def test_running_a_closed_study_says_what_to_do(ledger, places, action):
     submit(ledger)
-    governing.pause(ledger, "small")
+    manage.pause(ledger, "small")
     if action == "stop":
-        governing.stop(ledger, places, "small", "out of money")
+        manage.stop(ledger, places, "small", "out of money")
     state = "paused" if action == "pause" else "stopped: Stopped by hand: out of money."
     todo = running.Work(names=("small",), prefixes=("tests.",), until_idle=True)
     with pytest.raises(UsageError, match=f"is {state}.*`tuner resume small`") as error:
@@ -94,7 +96,7 @@ def test_stop_cancels_what_runs_and_what_waits(ledger, places):
     ledger.finish(done.lease, completed(1.0), chunk=rows(0, 10))
     ledger.append(live.lease, rows(0, 10))
     ledger.release(waiting.lease, "interrupted", "told to")
-    found = governing.stop(ledger, places, "small", "enough")
+    found = manage.stop(ledger, places, "small", "enough")
     assert found["state"] == STOPPED
     assert found["reason"] == "Stopped by hand: enough."
     assert [one.state for one in ledger.trials(study.id)] == ["completed", CANCELLED, CANCELLED]
@@ -113,7 +115,7 @@ def test_a_worker_notices_a_stop_at_its_next_commit(ledger, places, monkeypatch,
     def stop_at(place):
         if place == "chunk.before_commit" and not reached:
             reached.append(place)
-            governing.stop(ledger, places, "line")
+            manage.stop(ledger, places, "line")
 
     monkeypatch.setattr("tuner.worker.commits.reach", stop_at)
     with caplog.at_level(logging.WARNING):
@@ -156,7 +158,7 @@ def test_a_study_that_is_being_deleted_is_not_to_be_resumed(ledger):
 def test_the_cause_is_read_from_the_sentence(message, error):
     with pytest.raises(error) as caught:
         raise error(message)
-    found = failure.cause(failure.sentence(caught.value))
+    found = failures.cause(failures.sentence(caught.value))
     assert found is not None
     assert found.error == error.__name__
     assert found.place.startswith("test_governing.py:")
@@ -164,7 +166,7 @@ def test_the_cause_is_read_from_the_sentence(message, error):
 
 @pytest.mark.parametrize("reason", [None, "", "Ran all 50 steps.", "Its worker was lost 4 times."])
 def test_other_reasons_have_no_cause(reason):
-    assert failure.cause(reason) is None
+    assert failures.cause(reason) is None
 
 
 @pytest.mark.parametrize(
@@ -215,7 +217,7 @@ def test_after_resume_the_count_begins_anew(ledger):
     for _ in range(3):
         fail(ledger, study, raised())
     assert in_ledger.break_circuit(ledger, study)
-    governing.resume(ledger, "small")
+    manage.resume(ledger, "small")
     assert in_ledger.break_circuit(ledger, study) is None
     for _ in range(3):
         assert fail(ledger, study, raised()) >= 3
@@ -231,7 +233,7 @@ def test_training_ends_by_itself_and_says_why(ledger, places, caplog):
     assert ledger.counts(study.id)["failed"] == 3
     assert "RuntimeError at training_here.py" in (study.reason or "")
     assert study.reason in caplog.text
-    assert summary.of_state(ledger, study)["reason"] == study.reason
+    assert status.of_state(ledger, study)["reason"] == study.reason
     assert in_ledger.break_circuit(ledger, study) is None
 
 
@@ -266,7 +268,7 @@ def test_a_study_that_is_trained_is_not_deleted(ledger, places):
     claim(ledger, study, "elsewhere/1/:1:1")
     before = contents(ledger)
     with pytest.raises(UsageError, match=r"trained by elsewhere.*--force"):
-        governing.delete(ledger, places, "small")
+        manage.delete(ledger, places, "small")
     assert contents(ledger) == before
 
 
@@ -283,10 +285,10 @@ def test_delete_leaves_nothing_and_the_name_is_free(ledger, places):
     untouched = [row for row in contents(ledger)["tuner_trials"] if row[1] == kept.id]
     for place in ("delete.stopped", "delete.erased"):  # interrupted anywhere, it can be run again
         with failpoints.armed(f"{place}=raise"), pytest.raises(failpoints.FailpointError):
-            governing.delete(ledger, places, gone.name)
+            manage.delete(ledger, places, gone.name)
         assert ledger.study(gone.name).state == STOPPED
         assert Recorder(ledger.engine, places).publish([gone.name]) in (True, False)
-    governing.delete(ledger, places, gone.name)
+    manage.delete(ledger, places, gone.name)
     with pytest.raises(NotFoundError):
         ledger.study(gone.name)
     assert list(contents(ledger)["tuner_trials"]) == untouched
@@ -311,7 +313,7 @@ def test_a_stopped_study_is_published_as_such(ledger, places):
         tx.execute(update(studies).values(workload=workload))
     settled = {"trainer": "reference", "threads": 1}
     assert ledger.claim(study.id, "worker:1:1", describe("cpu") | {"settled": settled})
-    governing.stop(ledger, places, "stopped", "enough")
+    manage.stop(ledger, places, "stopped", "enough")
     recorder = Recorder(ledger.engine, places)
     while recorder.publish():
         pass

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from training_here import submitted, train
 
 from tuner.cli import cli
-from tuner.errors import NotFoundError, UsageError
+from tuner.core.errors import NotFoundError, UsageError
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 ALLOW = ("--allow", "tests.")

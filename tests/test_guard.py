@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuner.spec import GuardTable
-from tuner.training import guard
-from tuner.training.guard import GuardState, Verdict
+from tuner.config import GuardTable
+from tuner.training.guard import rules
+from tuner.training.guard.rules import GuardState, Verdict
 
 GUARD = GuardTable()
 NAN, INF = float("nan"), float("inf")
@@ -19,15 +19,15 @@ NAN, INF = float("nan"), float("inf")
 def run(losses, warmup=0, baseline=None, horizon=None, norms=None, table=GUARD, initial=-INF):
     """Feed one trial its losses: the step where it is stopped, by which rule, and the sentence."""
     horizon = horizon or len(losses)
-    state = replace(guard.start(1, table), initial=np.array([initial]))
+    state = replace(rules.start(1, table), initial=np.array([initial]))
     for step, loss in enumerate(losses):
         norm = 1.0 if norms is None else norms[step]
-        state, verdict = guard.observe(
+        state, verdict = rules.observe(
             state, np.array([loss], float), np.array([norm]), horizon=horizon, warmup=warmup,
             baseline=baseline, settings=table,
         )  # fmt: skip
         if verdict[0]:
-            said = guard.sentence(
+            said = rules.sentence(
                 verdict[0], state, loss=loss, grad_norm=norm, horizon=horizon, baseline=baseline,
                 settings=table,
             )  # fmt: skip
@@ -276,9 +276,9 @@ def test_sentences_have_the_numbers(losses, norms, baseline, said):
 
 def vectorised(losses, warmup, baseline, horizon=None):
     """Give the verdicts [trial, step] of losses [trial, step]."""
-    state, verdicts = guard.start(len(losses), GUARD), []
+    state, verdicts = rules.start(len(losses), GUARD), []
     for column in losses.T:
-        state, verdict = guard.observe(
+        state, verdict = rules.observe(
             state, column, np.ones(len(losses)), horizon=horizon or losses.shape[1], warmup=warmup,
             baseline=baseline, settings=GUARD,
         )  # fmt: skip
@@ -340,12 +340,12 @@ def test_what_never_rises_never_stops(losses, baseline, initial):
 def test_a_state_goes_through_arrays_and_slots(losses, cut):
     losses = np.array([losses])
     whole = vectorised(losses, 0, None)
-    state, verdicts = guard.start(1, GUARD), []
+    state, verdicts = rules.start(1, GUARD), []
     for step, column in enumerate(losses.T):
         if step == cut:  # into a dict, into the middle of three slots, and out again
             state = GuardState.of(state.arrays())
-            state = guard.start(3, GUARD).put(1, state).take([1])
-        state, verdict = guard.observe(
+            state = rules.start(3, GUARD).put(1, state).take([1])
+        state, verdict = rules.observe(
             state, column, np.ones(1), horizon=40, warmup=0, baseline=None, settings=GUARD
         )
         verdicts.append(verdict[0])
@@ -353,10 +353,10 @@ def test_a_state_goes_through_arrays_and_slots(losses, cut):
 
 
 def test_it_is_pure():
-    state = guard.start(2, GUARD)
+    state = rules.start(2, GUARD)
     before = {name: array.copy() for name, array in state.arrays().items()}
     loss = np.array([1.0, NAN])
-    guard.observe(state, loss, np.ones(2), horizon=9, warmup=0, baseline=None, settings=GUARD)
+    rules.observe(state, loss, np.ones(2), horizon=9, warmup=0, baseline=None, settings=GUARD)
     assert all(np.array_equal(before[name], array) for name, array in state.arrays().items())
     np.testing.assert_array_equal(loss, [1.0, NAN])
 
@@ -368,8 +368,8 @@ def test_it_is_pure():
 def test_calm_losses_may_be_absorbed_many_at_a_time(before: list[float], calm: list[float]) -> None:
     settings = GuardTable()
 
-    def observe(state: guard.GuardState, loss: float) -> guard.GuardState:
-        state, verdict = guard.observe(
+    def observe(state: rules.GuardState, loss: float) -> rules.GuardState:
+        state, verdict = rules.observe(
             state,
             np.array([loss]),
             np.ones(1),
@@ -378,14 +378,14 @@ def test_calm_losses_may_be_absorbed_many_at_a_time(before: list[float], calm: l
             baseline=None,
             settings=settings,
         )
-        assert verdict[0] == guard.Verdict.GO
+        assert verdict[0] == rules.Verdict.GO
         return state
 
-    state = functools.reduce(observe, before, guard.start(1, settings))
-    bound = guard.calm_below(state, settings)[0]
+    state = functools.reduce(observe, before, rules.start(1, settings))
+    bound = rules.calm_below(state, settings)[0]
     assert bound >= max(before[:4])
     losses = [loss * bound for loss in calm]
     one_by_one = functools.reduce(observe, losses, state).arrays()
-    at_once = guard.absorb(state, np.array([losses])).arrays()
+    at_once = rules.absorb(state, np.array([losses])).arrays()
     for name, values in one_by_one.items():
         np.testing.assert_array_equal(at_once[name], values, err_msg=name)

@@ -11,15 +11,16 @@ from cohorts import alone, assert_close, resumed, together, train_all
 from test_reference import assert_same, curve_of, make_spec
 
 from benchmarks import guarding, unguarded
+from tuner.config import GuardTable, StudySpec
 from tuner.examples import house_prices
-from tuner.spec import GuardTable, StudySpec
-from tuner.training import guard, optimizers
-from tuner.training.cohort import CohortTrainer
-from tuner.training.guard import Verdict
-from tuner.training.momentum import Momentum
+from tuner.training import optimizers
+from tuner.training.cohort.trainer import CohortTrainer
+from tuner.training.guard import rules
+from tuner.training.guard.momentum import Momentum
+from tuner.training.guard.recovery import back_in
+from tuner.training.guard.rules import Verdict
 from tuner.training.pace import pace
 from tuner.training.reference import ReferenceTrainer
-from tuner.training.returning import back_in
 from tuner.training.trainer import Status, Task, Trainer
 from tuner.training.workloads import Workload
 
@@ -174,7 +175,7 @@ def test_where_a_trial_began_is_kept_over_an_interruption(
 
 
 def test_nothing_that_is_not_finite_is_waited_for() -> None:
-    state = guard.start(1, GuardTable())
+    state = rules.start(1, GuardTable())
     for verdict in (Verdict.NON_FINITE, Verdict.LATE):
         falling = np.linspace(1.0, 0.0, 50)
         steps = back_in(
@@ -183,11 +184,11 @@ def test_nothing_that_is_not_finite_is_waited_for() -> None:
         assert steps is None
 
 
-def exploding(factor: float, steps: int = 24) -> guard.GuardState:
+def exploding(factor: float, steps: int = 24) -> rules.GuardState:
     """Give the guard's state after losses that grow by so much a step, from 1."""
-    state = guard.start(1, GuardTable())
+    state = rules.start(1, GuardTable())
     for loss in factor ** np.arange(steps):
-        state, _ = guard.observe(
+        state, _ = rules.observe(
             state, np.array([loss]), np.ones(1), horizon=200, warmup=0, baseline=None,
             settings=GuardTable(),
         )  # fmt: skip
@@ -213,11 +214,11 @@ def test_what_exploded_is_expected_back_when_theory_says(rate: float) -> None:
 
 @pytest.mark.parametrize(("awaited", "stops"), [(0, 100), (120, 120), (199, 199), (200, None)])
 def test_what_is_awaited_is_not_lost_before_its_time(awaited: int, stops: int | None) -> None:
-    state = replace(guard.start(1, GuardTable()), awaited=np.array([awaited]))
+    state = replace(rules.start(1, GuardTable()), awaited=np.array([awaited]))
     losses = np.concatenate([[1.0], 50.0 * np.exp(0.1 * np.sin(np.arange(199)))])
     found = None
     for step, loss in enumerate(losses):
-        state, verdict = guard.observe(
+        state, verdict = rules.observe(
             state, np.array([loss]), np.ones(1), horizon=200, warmup=0, baseline=1.0,
             settings=GuardTable(),
         )  # fmt: skip

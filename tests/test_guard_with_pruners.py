@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from helpers import spec
 
-from tuner import submission
+from tuner.core.outcome import COMPLETED, DIVERGED, PRUNED
 from tuner.ledger import Ledger, TrialRecord
-from tuner.outcome import COMPLETED, DIVERGED, PRUNED
+from tuner.operations import submit
 from tuner.worker import work
 
 pytestmark = pytest.mark.slow  # no processes, but two dozen studies
@@ -44,8 +44,8 @@ def trained(
         space={"lr": rates},
         search={"sampler": "grid", "pruner": pruner},
     )
-    described = submission.prepare(study_spec, PREFIXES)
-    study, _ = submission.submit(ledger, study_spec, described)
+    described = submit.prepare(study_spec, PREFIXES)
+    study, _ = submit.submit(ledger, study_spec, described)
     work(
         ledger,
         folder / "checkpoints",

@@ -26,10 +26,10 @@ from processes import (
     until,
 )
 
-from tuner.environment import describe
-from tuner.failpoints import PLACES
+from tuner.config import BudgetTable
+from tuner.core.environment import describe
+from tuner.core.failpoints import PLACES
 from tuner.ledger import Ledger
-from tuner.spec import BudgetTable
 
 STALE_RETRIES = BudgetTable(trials=1).retries.stale
 

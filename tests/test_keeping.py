@@ -15,12 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from processes import until
 
-import tuner.repeating
-from tuner import curves, metrics
-from tuner.errors import UnavailableError
+import tuner.observability.repeating
+from tuner.core import curves
+from tuner.core.errors import UnavailableError
 from tuner.ledger import Ledger
-from tuner.repeating import repeating
-from tuner.worker.keeper import Keeper
+from tuner.observability import metrics
+from tuner.observability.repeating import repeating
+from tuner.worker.lease_renewer import Keeper
 from tuner.worker.spill import Spill
 
 LOOP = {"loop": "a loop"}
@@ -77,7 +78,7 @@ def test_a_checkpoint_that_cannot_be_removed_stops_no_renewal(
 
 @pytest.mark.parametrize("error", [OSError("a read-only folder"), UnavailableError("away")])
 def test_a_loop_survives_every_error(error, caplog, monkeypatch):
-    monkeypatch.setattr(tuner.repeating, "RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(tuner.observability.repeating, "RETRY_SECONDS", 0.001)
     turns, gone_on, goes_well = itertools.count(), threading.Event(), threading.Event()
     was_well = threading.Event()
 

@@ -31,19 +31,19 @@ from helpers import (
 from sqlalchemy import event, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
-from tuner import storage
-from tuner.environment import is_gone
-from tuner.errors import LeaseLost, NotFoundError, UsageError
+from tuner.config import BudgetTable
+from tuner.core.environment import is_gone
+from tuner.core.errors import LeaseLost, NotFoundError, UsageError
+from tuner.core.outcome import CANCELLED, FAILED, KINDS, PRUNED, RUNNING, Outcome
 from tuner.ledger import (
     STOPPED,
     Entry,
     Lease,
     Ledger,
     Report,
+    database,
 )
 from tuner.ledger.tables import attempts, checkpoints, metadata, studies, trials
-from tuner.outcome import CANCELLED, FAILED, KINDS, PRUNED, RUNNING, Outcome
-from tuner.spec import BudgetTable
 
 STALE_RETRIES = BudgetTable(trials=1).retries.stale
 
@@ -203,7 +203,7 @@ def url_of(ledger):
 
 def claim_all(url, study_id, barrier, numbers):
     """Claim until there is nothing left, in a process of its own."""
-    ledger = Ledger(storage.ledger_engine(url))
+    ledger = Ledger(database.ledger_engine(url))
     barrier.wait()
     for one in iter(lambda: ledger.claim(study_id, "worker", {}), None):
         numbers.put(one.trial.number)

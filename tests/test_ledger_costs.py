@@ -6,7 +6,7 @@ import pytest
 from helpers import PARAMS, claim, completed, draw, rows, submit, went_on
 from sqlalchemy import event
 
-from tuner.ledger import Claim, Drawn, Entry, governing
+from tuner.ledger import Claim, Drawn, Entry, managing
 
 
 class Statements:
@@ -52,7 +52,7 @@ def calls(ledger):
             held.lease, completed(1.0), chunk=rows(0, 20), report=report, attrs={}
         ),
         "reap": ledger.reap,
-        "stop": lambda: governing.stop(ledger, study, "enough"),
+        "stop": lambda: managing.stop(ledger, study, "enough"),
     }
 
 

@@ -17,11 +17,10 @@ from hypothesis.stateful import (
 )
 from test_ledger import FENCED
 
-from tuner import storage
-from tuner.errors import LeaseLost
-from tuner.ledger import Ledger
-from tuner.outcome import FAILED, RUNNING
-from tuner.spec import BudgetTable
+from tuner.config import BudgetTable
+from tuner.core.errors import LeaseLost
+from tuner.core.outcome import FAILED, RUNNING
+from tuner.ledger import Ledger, database
 
 STALE_RETRIES = BudgetTable(trials=1).retries.stale
 
@@ -233,8 +232,8 @@ def test_the_invariants_hold_on_postgresql(postgres, migrated, tmp_path):
     engines = []
 
     def make():
-        places = storage.addresses({"TUNER_DATABASE_URL": postgres.database(migrated)}, tmp_path)
-        engines.append(storage.ledger_engine(places.ledger))
+        places = database.addresses({"TUNER_DATABASE_URL": postgres.database(migrated)}, tmp_path)
+        engines.append(database.ledger_engine(places.ledger))
         return Ledger(engines[-1], grace_seconds=0.0)
 
     hold(make, examples=6)

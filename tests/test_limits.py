@@ -8,9 +8,9 @@ import pytest
 from helpers import claim, completed, diverged, drawn, pruned, spec, submit
 from sqlalchemy import update
 
-from tuner.ledger import ENDED, OPEN, Ledger, StudyRecord, governing, limits
+from tuner.core.outcome import CANCELLED, RUNNING
+from tuner.ledger import ENDED, OPEN, Ledger, StudyRecord, limits, managing
 from tuner.ledger.tables import attempts, trials
-from tuner.outcome import CANCELLED, RUNNING
 from tuner.search import Search
 
 
@@ -109,7 +109,7 @@ def test_a_paused_study_does_not_end(ledger):
     study = submit(ledger, budget={"wall_seconds": 60})
     claim(ledger, study)
     earlier(ledger, 100)
-    paused = governing.pause(ledger, study)
+    paused = managing.pause(ledger, study)
     assert limits.end_when_due(ledger, paused) is None
     assert ledger.study("small").state == "paused"
 

@@ -14,11 +14,10 @@ import optuna
 import psycopg
 import pytest
 
-from tuner import storage
-from tuner.doctor import examine
-from tuner.ledger import Ledger
+from tuner.ledger import Ledger, database
+from tuner.ledger.database import Addresses, open_ledger, upgrade
 from tuner.ledger.tables import HEAD
-from tuner.storage import Addresses, open_ledger, upgrade
+from tuner.operations.doctor import examine
 from tuner.tracking.recorder import Recorder
 
 DATA = Path(__file__).parent / "data"
@@ -38,7 +37,7 @@ def old(request: pytest.FixtureRequest, places: Addresses) -> Addresses:
         url = request.getfixturevalue("postgres").database()
         with psycopg.connect(url) as connection:
             connection.execute(request.param.read_text())
-        return storage.addresses({"TUNER_DATABASE_URL": url}, places.checkpoints.parent)
+        return database.addresses({"TUNER_DATABASE_URL": url}, places.checkpoints.parent)
     assert places.file is not None
     if request.param.suffix == ".db":
         shutil.copy(request.param, places.file)
@@ -51,7 +50,7 @@ def old(request: pytest.FixtureRequest, places: Addresses) -> Addresses:
 @pytest.fixture
 def upgraded(old: Addresses) -> Ledger:
     """Bring it up to this version's schema."""
-    storage.upgrade_ledger(old)
+    database.upgrade_ledger(old)
     return Ledger(open_ledger(old, create=False))
 
 

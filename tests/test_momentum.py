@@ -7,7 +7,7 @@ from helpers import complete
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.training.momentum import Momentum, momentum_of
+from tuner.training.guard.momentum import Momentum, momentum_of
 
 momenta = st.builds(Momentum, beta=st.floats(0.0, 0.99), nesterov=st.booleans())
 

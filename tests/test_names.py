@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from mlflow.utils.validation import _validate_logged_model_name
 from test_bulk import ADAMW, SPACE, WORKLOAD, take
 
-from tuner import confirming, doctor, exporting, governing, reporting, storage
-from tuner.errors import NotFoundError
-from tuner.ledger import Ledger
-from tuner.storage import tracking_client
-from tuner.texts import NAME_LIMIT, derived, shortened
+from tuner.core.errors import NotFoundError
+from tuner.core.text import NAME_LIMIT, derived, shortened
+from tuner.ledger import Ledger, database
+from tuner.ledger.database import tracking_client
+from tuner.operations import confirm, doctor, export, manage, report
+from tuner.tracking.mlflow.registry import Registry
+from tuner.tracking.mlflow.retraining_run import RetrainRuns, model_title
 from tuner.tracking.recorder import Recorder
-from tuner.tracking.registry import Registry
-from tuner.tracking.retrain_runs import RetrainRuns, model_title
 
 LONG = "\N{ROCKET}" * NAME_LIMIT
 """1,000 bytes: no file may be called so."""
@@ -49,23 +49,23 @@ def test_what_comes_of_a_study_may_be_called_by_its_name(what):
 @pytest.mark.parametrize("in_bulk", [True, False], ids=["in bulk", "one by one"])
 def test_a_long_name_goes_everywhere_and_leaves_nothing_behind(beside, in_bulk, tmp_path: Path):
     places = beside("here")
-    ledger = Ledger(storage.ledger_engine(places.ledger))
+    ledger = Ledger(database.ledger_engine(places.ledger))
     for high in (1.0, 0.5):  # two versions
         made = spec(study={"name": LONG}, space={**SPACE, "lr": {"low": 1e-4, "high": high}})
         study, _ = ledger.submit(made, limit=10, workload=WORKLOAD)
         for lr in (0.1, 0.2):
             one = take(ledger, study, **ADAMW, lr=lr)
             ledger.finish(one.lease, completed(lr), chunk=rows(0, 10))
-    confirmation = confirming.submit(ledger, study, top=2, seeds=1)
+    confirmation = confirm.submit(ledger, study, top=2, seeds=1)
     recorder = Recorder(ledger.engine, places, in_bulk=in_bulk)
     while recorder.publish():
         pass
     recorder.close()
     assert doctor.examine(ledger.engine, places) == []
-    files = exporting.export(ledger, study, tmp_path, "csv")
+    files = export.export(ledger, study, tmp_path, "csv")
     assert all(Path(one).is_file() for one in files.values())
     to = tmp_path / "report"
-    assert reporting.report(ledger, [study], places, to=to, tracked=True).written.page.is_file()
+    assert report.report(ledger, [study], places, to=to, tracked=True).written.page.is_file()
 
     client = tracking_client(places)
     RetrainRuns(client, LONG, places.artifacts).show_drift({"champion": 1.0}, 0, 0.0)
@@ -74,7 +74,7 @@ def test_a_long_name_goes_everywhere_and_leaves_nothing_behind(beside, in_bulk, 
     assert Registry(client, LONG).champion() is None
 
     for name in (confirmation.name, LONG):
-        governing.delete(ledger, places, name)
+        manage.delete(ledger, places, name)
         with pytest.raises(NotFoundError):
             ledger.study(name)
     left = {one.name for one in client.search_experiments()}

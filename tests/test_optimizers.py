@@ -7,7 +7,7 @@ import torch
 from helpers import complete
 from torch import nn
 
-from tuner.spec import Space
+from tuner.config import Space
 from tuner.training import checkpoint
 from tuner.training.lion import Lion
 from tuner.training.optimizers import OPTIMIZERS, make, restore

@@ -26,7 +26,7 @@ from tests.test_reference import (
     small_net,
     train,
 )
-from tuner.spec import StudySpec
+from tuner.config import StudySpec
 from tuner.training.batches import micro_batches
 from tuner.training.reference import ReferenceTrainer
 from tuner.training.trainer import Status

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tests.helpers import spec
-from tuner import studyfile
-from tuner.errors import WorkloadError
+from tuner.config import reading
+from tuner.core.errors import WorkloadError
 from tuner.examples import diabetes, house_prices, quadratic, sine, text
 from tuner.training import choosing
 from tuner.training.reference import ReferenceTrainer
@@ -234,6 +234,6 @@ def test_mnist_is_balanced_and_learned() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("file", sorted((ROOT / "studies").glob("*.toml")), ids=lambda f: f.stem)
 def test_every_study_file_is_valid_and_names_a_workload_that_can_be_trained(file: Path) -> None:
-    study = studyfile.load(file, ())
+    study = reading.load(file, ())
     trained = choosing.load(study, ("studies.",))
     assert choosing.trainer_for(trained, study).capacity == 1

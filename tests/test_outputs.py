@@ -13,22 +13,22 @@ import pytest
 from processes import environment, prepare, reader, tuner
 from test_report import fill
 
-from tuner import exporting, reporting
-from tuner.errors import OutputError
+from tuner.core.errors import OutputError
 from tuner.ledger import Ledger
+from tuner.ledger.database import Addresses
+from tuner.operations import export, report
 from tuner.report import comparing
-from tuner.storage import Addresses
 
 Write = Callable[[Ledger, Addresses, Path], object]
 WRITERS: dict[str, Write] = {
-    "report": lambda ledger, places, to: reporting.report(
+    "report": lambda ledger, places, to: report.report(
         ledger, [ledger.study("small")], places, to=to, tracked=False
     ),
     "compare": lambda ledger, _, to: comparing.write(
         comparing.choose(ledger, ["small:all"]), "train_loss", "step", to
     ),
-    "csv": lambda ledger, _, to: exporting.export(ledger, ledger.study("small"), to),
-    "parquet": lambda ledger, _, to: exporting.export(ledger, ledger.study("small"), to, "parquet"),
+    "csv": lambda ledger, _, to: export.export(ledger, ledger.study("small"), to),
+    "parquet": lambda ledger, _, to: export.export(ledger, ledger.study("small"), to, "parquet"),
 }
 
 

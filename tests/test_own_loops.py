@@ -35,13 +35,14 @@ from tests.test_reference import (
     make_task,
     regression,
 )
-from tuner import reporting, studyfile, submission, worker
-from tuner.errors import UsageError, WorkloadError
+from tuner import worker
+from tuner.config import StudySpec, reading
+from tuner.core.errors import UsageError, WorkloadError
+from tuner.core.outcome import COMPLETED, FAILED, PRUNED
 from tuner.examples import house_prices, wine
 from tuner.ledger import Ledger
 from tuner.ledger.tables import attempts
-from tuner.outcome import COMPLETED, FAILED, PRUNED
-from tuner.spec import StudySpec
+from tuner.operations import report, submit
 from tuner.training import functions, states, workloads
 from tuner.training.functions import TrainFunction
 from tuner.training.loop import StopTrial
@@ -669,7 +670,7 @@ def work(ledger: Ledger, folder, name, prefixes=("studies.", "tests.")) -> None:
 
 
 def put(ledger: Ledger, spec: StudySpec, prefixes=("studies.", "tests.")):
-    return submission.submit(ledger, spec, submission.prepare(spec, prefixes))[0]
+    return submit.submit(ledger, spec, submit.prepare(spec, prefixes))[0]
 
 
 def test_a_study_of_a_train_function(ledger: Ledger, tmp_path):
@@ -722,7 +723,7 @@ def test_enormous_losses_are_judged_searched_and_reported_without_a_warning(
     work(ledger, tmp_path, study.name)
     counts = ledger.counts(study.id)
     assert (counts[FAILED], counts["running"], counts["waiting"]) == (0, 0, 0)
-    assert reporting.report(ledger, [study], places, to=tmp_path / "page", tracked=False).written
+    assert report.report(ledger, [study], places, to=tmp_path / "page", tracked=False).written
 
 
 def test_wine_resumes_exactly():
@@ -759,7 +760,7 @@ def document_example(folder: Path, monkeypatch: pytest.MonkeyPatch) -> StudySpec
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     monkeypatch.delitem(sys.modules, "mine.spirals", raising=False)
-    return studyfile.parse(study[0], "own_loop.md")
+    return reading.parse(study[0], "own_loop.md")
 
 
 @pytest.mark.slow
@@ -852,7 +853,7 @@ def test_what_is_wrong_with_a_train_function_is_said():
         functions.load("tests.test_own_loops:misfit", {"width": 3})
     spec = own_spec(study={"name": "own", "metric": "train_loss"})
     with pytest.raises(UsageError, match=r"\[study\] metric: expected one that studies\.wine"):
-        submission.prepare(spec, ("studies.",))
+        submit.prepare(spec, ("studies.",))
     with pytest.raises(WorkloadError, match="which is of batches"):
         LoopTrainer(function(plain), spec)
 

@@ -14,11 +14,11 @@ from processes import until, write_study
 from sqlalchemy import create_engine, text
 from team import team
 
-from tuner import storage
-from tuner.errors import UnavailableError, UsageError
+from tuner.core.errors import UnavailableError, UsageError
 from tuner.ledger import Reader
-from tuner.storage import pooled
-from tuner.storage.pooling import is_pooled
+from tuner.ledger import database as storage
+from tuner.ledger.database import pooled
+from tuner.ledger.database.pooling import is_pooled
 
 pytestmark = pytest.mark.slow
 

@@ -12,17 +12,16 @@ from helpers import PARAMS, claim, completed, submit, went_on
 from helpers import rows as rows_of
 from postgres import Server, rows
 
-from tuner import storage
-from tuner.errors import ConnectionLostError, SchemaError, UnavailableError, UsageError
-from tuner.ledger import Ledger
+from tuner.core.errors import ConnectionLostError, SchemaError, UnavailableError, UsageError
+from tuner.ledger import Ledger, database
+from tuner.ledger.database import Addresses
 from tuner.ledger.tables import metadata
-from tuner.storage import Addresses
 
 pytestmark = pytest.mark.slow
 
 
 def at(url: str, folder: Path, **more: str) -> Addresses:
-    return storage.addresses({"TUNER_DATABASE_URL": url, **more}, folder)
+    return database.addresses({"TUNER_DATABASE_URL": url, **more}, folder)
 
 
 def name_of(url: str) -> str:
@@ -47,16 +46,16 @@ def test_each_of_the_three_has_a_schema_of_its_own(shared):
 
 def test_an_upgrade_of_what_is_up_to_date_changes_nothing(shared, tmp_path):
     places = at(shared, tmp_path)
-    study = submit(Ledger(storage.ledger_engine(places.ledger)))
-    assert storage.upgrade(places) is None
-    assert Ledger(storage.open_ledger(places, create=False)).study(study.name) == study
+    study = submit(Ledger(database.ledger_engine(places.ledger)))
+    assert database.upgrade(places) is None
+    assert Ledger(database.open_ledger(places, create=False)).study(study.name) == study
 
 
 def test_tables_are_not_made_by_whoever_comes_first(postgres, tmp_path):
     places = at(postgres.database(), tmp_path)
     for opened in (
-        lambda: storage.open_ledger(places, create=True),
-        lambda: storage.tracking_client(places),
+        lambda: database.open_ledger(places, create=True),
+        lambda: database.tracking_client(places),
     ):
         with pytest.raises(SchemaError, match="`tuner db upgrade` makes them"):
             opened()
@@ -69,11 +68,11 @@ TABLES = "SELECT tablename FROM pg_tables WHERE schemaname IN ('public', 'tuner'
 def test_a_worker_works_and_can_neither_make_nor_drop_a_table(postgres, shared, tmp_path):
     url = login(postgres, shared, "anna", "tuner_worker")
     places = at(url, tmp_path)
-    ledger = Ledger(storage.open_ledger(places, create=False))
+    ledger = Ledger(database.open_ledger(places, create=False))
     held = claim(ledger, submit(ledger))
     ledger.release(held.lease, "interrupted", "Ctrl-C")
-    storage.optuna_storage(places).create_new_study([1], "theirs")
-    storage.tracking_client(places).create_experiment("theirs")
+    database.optuna_storage(places).create_new_study([1], "theirs")
+    database.tracking_client(places).create_experiment("theirs")
     for statement in (
         "CREATE TABLE tuner.mine (id int)",
         "CREATE TABLE public.mine (id int)",
@@ -96,9 +95,9 @@ def test_a_worker_works_and_can_neither_make_nor_drop_a_table(postgres, shared, 
 
 
 def test_a_reader_looks_and_changes_nothing(postgres, shared, tmp_path):
-    study = submit(Ledger(storage.ledger_engine(at(shared, tmp_path).ledger)))
+    study = submit(Ledger(database.ledger_engine(at(shared, tmp_path).ledger)))
     url = login(postgres, shared, "vera", "tuner_reader")
-    ledger = Ledger(storage.open_ledger(at(url, tmp_path), create=False))
+    ledger = Ledger(database.open_ledger(at(url, tmp_path), create=False))
     assert ledger.study(study.name) == study
     with pytest.raises(UnavailableError, match="permission denied for table tuner_") as error:
         claim(ledger, study)
@@ -116,13 +115,13 @@ def test_an_owner_who_may_not_make_roles_is_told_what_is_left(postgres, tmp_path
     postgres.execute("ALTER ROLE tuner_reader RENAME TO elsewhere") if roles(url) else None
     try:
         places = at(postgres.url(name_of(url), "olga"), tmp_path)
-        left = storage.upgrade(places)
+        left = database.upgrade(places)
         assert left is not None
         assert "CREATE ROLE tuner_reader NOLOGIN" in left
-        assert Ledger(storage.open_ledger(places, create=False)).studies() == []
+        assert Ledger(database.open_ledger(places, create=False)).studies() == []
     finally:
         postgres.execute("ALTER ROLE elsewhere RENAME TO tuner_reader")
-    assert storage.upgrade(places) is None
+    assert database.upgrade(places) is None
 
 
 def roles(url: str) -> list[tuple[str]]:
@@ -136,7 +135,7 @@ def test_a_role_with_the_name_of_a_schema_is_refused(postgres, tmp_path, role):
     postgres.execute(f"CREATE ROLE {role} LOGIN SUPERUSER")
     try:
         with pytest.raises(UsageError, match=f"role is called '{role}'"):
-            storage.upgrade(at(postgres.url(name_of(url), role), tmp_path))
+            database.upgrade(at(postgres.url(name_of(url), role), tmp_path))
     finally:
         postgres.cut(name_of(url))
         postgres.execute(f"DROP ROLE {role}")
@@ -145,9 +144,9 @@ def test_a_role_with_the_name_of_a_schema_is_refused(postgres, tmp_path, role):
 def test_a_server_that_is_not_there(tmp_path):
     places = at("postgresql://me:hidden@127.0.0.1:1/team", tmp_path)
     for opened in (
-        lambda: storage.open_ledger(places, create=True),
-        lambda: storage.tracking_client(places),
-        lambda: storage.upgrade(places),
+        lambda: database.open_ledger(places, create=True),
+        lambda: database.tracking_client(places),
+        lambda: database.upgrade(places),
     ):
         with pytest.raises(UnavailableError, match="Connection refused") as error:
             opened()
@@ -156,7 +155,7 @@ def test_a_server_that_is_not_there(tmp_path):
 
 
 def test_connections_that_were_cut_are_made_again(postgres, shared, tmp_path):
-    ledger = Ledger(storage.ledger_engine(at(shared, tmp_path).ledger))
+    ledger = Ledger(database.ledger_engine(at(shared, tmp_path).ledger))
     study = submit(ledger)
     postgres.cut(name_of(shared))
     assert ledger.study(study.name) == study
@@ -166,7 +165,7 @@ def test_connections_that_were_cut_are_made_again(postgres, shared, tmp_path):
 @pytest.mark.parametrize("call", ["claim", "draw", "report", "finish", "release"])
 def test_a_call_whose_connection_is_cut_is_made_once(postgres, shared, tmp_path, call, when):
     """Whether it came through or not: it is repeated, and counts once."""
-    calm = Ledger(storage.ledger_engine(at(shared, tmp_path).ledger))
+    calm = Ledger(database.ledger_engine(at(shared, tmp_path).ledger))
     ledger = Cutting(calm, lambda: postgres.cut(name_of(shared)), after=when.startswith("after"))
     study = submit(calm)
     lease = None if call == "claim" else claim(calm, study).lease
@@ -192,7 +191,7 @@ def test_a_call_whose_connection_is_cut_is_made_once(postgres, shared, tmp_path,
 
 
 def test_an_impatient_one_says_so(postgres, shared, tmp_path):
-    calm = Ledger(storage.ledger_engine(at(shared, tmp_path).ledger), patience=0.0)
+    calm = Ledger(database.ledger_engine(at(shared, tmp_path).ledger), patience=0.0)
     ledger = Cutting(calm, lambda: postgres.cut(name_of(shared)), after=False)
     lease = claim(calm, submit(calm)).lease
     ledger.armed = True

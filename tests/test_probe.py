@@ -20,10 +20,10 @@ from tuner.examples.bowl import FrozenAdam, best, bowl, limit
 from tuner.examples.house_prices import line
 from tuner.examples.quadratic import parabola
 from tuner.examples.sine import wave
-from tuner.training import probe, stability, trying
-from tuner.training.stability import Curves, Verdict
-from tuner.training.sweep import Sweep, steep, sweep, valley
-from tuner.training.untouched import untouched
+from tuner.training.lr_probe import curves_by_rate, probe, stability
+from tuner.training.lr_probe.stability import Curves, Verdict
+from tuner.training.lr_probe.sweep import Sweep, steep, sweep, valley
+from tuner.training.lr_probe.untouched import untouched
 
 BETA = 0.9
 FORMS = {
@@ -90,7 +90,7 @@ def test_random_quadratics(seed):
         return
     form = list(FORMS.values())[seed % 4]
     params = {"one": of_sgd(**form)}
-    attempt = trying.of_workload(workload, exact(), params)
+    attempt = curves_by_rate.of_workload(workload, exact(), params)
     curves = probe.find(attempt, {"one": (1e-5, 10.0)}, 31)["one"]
     found = probe.conclude(curves, params["one"])
     assert_true(found, limit(max(curved), **form), best(curved, **form))
@@ -107,7 +107,7 @@ def frozen_adam(workload, seed):
     curved = (1 - BETA) * torch.linalg.eigvalsh(root[:, None] * hessian * root)
     optimizer = FrozenAdam(model.parameters(), divided[None], BETA)
     loss, _ = probe.losses(workload, exact())
-    attempt = trying.of_model(model, optimizer, lambda _step: loss(model), 200)
+    attempt = curves_by_rate.of_model(model, optimizer, lambda _step: loss(model), 200)
     curves = probe.find(attempt, {"adam": (1e-5, 10.0)}, 31)["adam"]
     told = tuple(curved.tolist())
     return probe.conclude(curves, {}), limit(max(told), BETA), best(told, BETA)
@@ -206,7 +206,7 @@ def test_where_nothing_learns_nothing_is_suggested():
 
 
 def test_a_loss_that_becomes_nan_or_infinite_breaks_there():
-    attempt = trying.of_workload(
+    attempt = curves_by_rate.of_workload(
         replace(parabola(), loss=lambda o, t: nn.functional.mse_loss(o, t) ** 3), exact(), {"s": S}
     )
     found = probe.conclude(probe.find(attempt, {"s": (1e-5, 10.0)}, 31)["s"], S)
@@ -262,7 +262,7 @@ def test_model_optimiser_and_random_states_are_left_to_the_bit(name):
     identities = [id(p) for p in model.parameters()]
     torch.set_printoptions(precision=20)
     before = whole(model, optimizer)
-    trying.of_model(model, optimizer, loss, 6)({"x": [0.01, 1e30]})
+    curves_by_rate.of_model(model, optimizer, loss, 6)({"x": [0.01, 1e30]})
     assert whole(model, optimizer) == before
     sweep(model, optimizer, loss, high=1e30, steps=12)
     assert whole(model, optimizer) == before

@@ -8,9 +8,9 @@ import pytest
 from helpers import claim, completed, draw, pruned, rows, submit
 from rich.console import Console
 
-from tuner import terminal
 from tuner.cli.base import print_results
-from tuner.progress import LiveView, Watch
+from tuner.report import terminal
+from tuner.report.progress import LiveView, Watch
 
 
 def test_a_trial_that_ended_is_told_once_and_its_curve_is_whole(ledger):

@@ -71,7 +71,7 @@ def test_continuous_integration_runs_what_people_run() -> None:
     assert {"demo", "test", "quick", "lint", "check", "clean"} <= set(targets)
 
 
-@pytest.mark.parametrize("package", ["tuner.ledger", "tuner.search", "tuner.spec"])
+@pytest.mark.parametrize("package", ["tuner.ledger", "tuner.search", "tuner.config"])
 def test_public_names_are_those_that_a_package_lists(package: str) -> None:
     module = importlib.import_module(package)
     assert sorted(module.__all__) == sorted(

@@ -36,14 +36,15 @@ from optuna.pruners import (
 )
 from optuna.trial import TrialState
 
-from tuner import curves, submission
-from tuner.errors import StudyFileError, UsageError
-from tuner.outcome import FAILED, Outcome
+from tuner.config.reading import json_schema, parse
+from tuner.config.search import PrunerName
+from tuner.config.study import SearchTable
+from tuner.config.values import bounds
+from tuner.core import curves
+from tuner.core.errors import StudyFileError, UsageError
+from tuner.core.outcome import FAILED, Outcome
+from tuner.operations import submit as submission
 from tuner.search import Search
-from tuner.spec.search import PrunerName
-from tuner.spec.study import SearchTable
-from tuner.spec.values import bounds
-from tuner.studyfile import json_schema, parse
 from tuner.training.schedules import warmup_steps
 
 MEDIAN = {"name": "median", "startup_trials": 1}

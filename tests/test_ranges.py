@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 from processes import STUDY, prepare, reader, tuner
 from training_here import submitted, train
 
-from tuner import results, summary
-from tuner.errors import StudyFileError
+from tuner.analysis import ranking
+from tuner.config.reading import parse
+from tuner.core.errors import StudyFileError
 from tuner.ledger import Ledger, ranges
 from tuner.ledger.ranges import ActiveRange
+from tuner.operations import status as summary
 from tuner.search import Search
 from tuner.search.mirror import frozen
 from tuner.search.ranges import extended, narrowed
-from tuner.studyfile import parse
 
 PROBED = {"enabled": True, "margin": 4.0}
 SPACE = {**WIDE, "lr": {"low": 1e-4, "high": 10.0}}
@@ -209,10 +210,10 @@ def test_one_worker_probes_and_the_first_result_stays(either: Ledger):
 
 
 def test_a_deleted_study_takes_its_probe_with_it(either: Ledger):
-    from tuner.ledger import governing
+    from tuner.ledger import managing
 
     study, _ = probed(either)
-    governing.delete_study(either, study)
+    managing.delete_study(either, study)
     assert ranges.result(either, study) is None
 
 
@@ -228,7 +229,7 @@ LINE = {
 def line(ledger, **tables):
     from training_here import line_spec
 
-    from tuner import submission
+    from tuner.operations import submit as submission
 
     made = line_spec(**{**LINE, **tables})
     probe = made.probe.model_copy(update={"enabled": True, "rates": 12, "steps": 12})
@@ -246,7 +247,7 @@ def test_a_study_is_probed_before_its_first_trial_and_says_so(ledger, places):
     drawn_rates = [trial.params["lr"] for trial in ledger.trials(study.id)]
     assert all(active.low <= rate <= active.high for rate in drawn_rates)
     assert drawn_rates[0] == active.first[0]["lr"]
-    (said, *_) = results.ranges_in_words(study)
+    (said, *_) = ranking.ranges_in_words(study)
     assert "Probed: sgd learns from" in said
     told = summary.of_state(ledger, study)["probe"]
     assert told["error"] is None
@@ -263,7 +264,7 @@ def test_a_probe_that_raises_leaves_the_whole_range_and_says_why(ledger, places)
 
 def test_without_a_probe_nothing_is_said(ledger, places):
     study = train(ledger, places, submitted(ledger))
-    assert results.ranges_in_words(study) == []
+    assert ranking.ranges_in_words(study) == []
     assert summary.of_state(ledger, study)["probe"] is None
     history(ledger, submit(ledger), [completed(1.0)])
 

@@ -16,7 +16,7 @@ from check_jsonschema.builtin_schemas import get_builtin_schema
 from jsonschema import validators
 
 from tuner.cli import cli
-from tuner.timetables import Timetable, checked
+from tuner.core.cron import Timetable, checked
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "docs" / "recipes"

@@ -31,7 +31,7 @@ from processes import (
 )
 from team import mlflow_server
 
-from tuner import storage
+from tuner.ledger import database
 from tuner.tracking.recorder import Recorder, record
 
 pytestmark = pytest.mark.slow
@@ -71,8 +71,8 @@ def everything(folder: Path, file: str = "mlflow.db") -> dict[str, list]:
 
 @contextmanager
 def a_recorder(folder: Path):
-    places = storage.addresses({}, folder)
-    engine = storage.ledger_engine(places.ledger)
+    places = database.addresses({}, folder)
+    engine = database.ledger_engine(places.ledger)
     yield Recorder(engine, places)
     engine.dispose()
 
@@ -168,7 +168,8 @@ def test_a_recorder_waits_for_one_that_works(folder):
     """One that is told to end does not leave while what another has claimed is not published."""
     change(folder, "UPDATE tuner_published_studies SET revision = 1")
     live = Recorder(
-        storage.ledger_engine(storage.addresses({}, folder).ledger), storage.addresses({}, folder)
+        database.ledger_engine(database.addresses({}, folder).ledger),
+        database.addresses({}, folder),
     )
     assert live._publications["mlflow"].claim(1)
     waiting = start(folder, "recorder", "--once")
@@ -259,7 +260,7 @@ def test_a_long_curve_and_one_that_is_not_finite(how, tmp_path):
     assert found.ledger[1]["stopped_step"] == 91, "the first step above 1/0.011"
     losses = [point for point in points["1"] if point[0] == "train_loss"]
     assert [step for _, step, *_ in losses] == list(range(91))
-    assert found.mlflow["1"]["tags"]["tuner.outcome"] == "diverged"
+    assert found.mlflow["1"]["tags"]["tuner.core.outcome"] == "diverged"
     for _, _, value, is_nan in (*points["0"], *points["1"]):
         assert not is_nan
         assert abs(value) < 1e100
@@ -286,7 +287,7 @@ def test_a_study_may_have_any_name(name, tmp_path):
 
 
 def test_an_experiment_that_somebody_deleted_is_named(folder):
-    client = storage.tracking_client(storage.addresses({}, folder))
+    client = database.tracking_client(database.addresses({}, folder))
     client.delete_experiment(client.get_experiment_by_name("small").experiment_id)
     change(folder, "UPDATE tuner_published_studies SET revision = 1")
     done = tuner(folder, "recorder", "--once")
@@ -297,8 +298,8 @@ def test_an_experiment_that_somebody_deleted_is_named(folder):
 
 def test_the_recorder_ends_only_when_nothing_is_left(folder):
     """What comes in while it is closing is published too."""
-    places = storage.addresses({}, folder)
-    engine = storage.ledger_engine(places.ledger)
+    places = database.addresses({}, folder)
+    engine = database.ledger_engine(places.ledger)
     change(folder, "UPDATE tuner_published_studies SET revision = 1")
     closing = threading.Event()
     closing.set()

@@ -16,14 +16,14 @@ from processes import environment, optuna_left, prepare, until
 from sqlalchemy import Engine, event
 from test_bulk import ADAMW, SPACE, WORKLOAD, take
 
-from tuner import doctor
-from tuner.errors import NotFoundError, UnavailableError
+from tuner.core.errors import NotFoundError, UnavailableError
+from tuner.core.processes import RecorderProcess
 from tuner.ledger import Ledger, StudyRecord
+from tuner.ledger.database import Addresses
 from tuner.ledger.tables import published_studies
-from tuner.processes import RecorderProcess
-from tuner.storage import Addresses
-from tuner.tracking import parent
-from tuner.tracking import runs as tracking_runs
+from tuner.operations import doctor
+from tuner.tracking.mlflow import publisher as tracking_runs
+from tuner.tracking.mlflow import study_run
 from tuner.tracking.publications import Publications
 from tuner.tracking.recorder import Outages, Recorder, record
 
@@ -198,7 +198,7 @@ def test_the_parent_run_has_a_point_for_each_new_best_trial(ledger, direction, v
     for value in values:
         one = take(ledger, study, **ADAMW)
         ledger.finish(one.lease, completed(value))
-    points = parent._improvements(ledger, study)
+    points = study_run._improvements(ledger, study)
     assert [(one.step, one.value) for one in points] == [(n, values[n]) for n in numbers]
 
 

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 from rich.live import Live
 
-from tuner.redirection import printed_above
+from tuner.report.redirection import printed_above
 
 
 class Terminal(io.StringIO):

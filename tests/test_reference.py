@@ -13,9 +13,9 @@ import torch
 from helpers import complete
 from torch import nn
 
-from tuner.errors import WorkloadError
+from tuner.config import StudySpec
+from tuner.core.errors import WorkloadError
 from tuner.examples import digits, house_prices
-from tuner.spec import StudySpec
 from tuner.training import schedules
 from tuner.training.batches import BatchOrder
 from tuner.training.optimizers import OPTIMIZERS

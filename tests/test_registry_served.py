@@ -13,11 +13,11 @@ from processes import prepare, train_here, tuner
 from retrained import STUDY
 from team import WITH_ACCOUNTS, accounts, mlflow_server
 
-from tuner import storage
-from tuner.errors import UnavailableError
-from tuner.retraining.retraining import rollback
-from tuner.storage import tracking_client
-from tuner.tracking.views import SIDE
+from tuner.core.errors import UnavailableError
+from tuner.ledger import database
+from tuner.ledger.database import tracking_client
+from tuner.operations.retrain import rollback
+from tuner.tracking.mlflow.views import SIDE
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +31,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     """A pipeline with a trained study, whose registry is a server's; the second champion serves."""
     folder = prepare(tmp_path_factory.mktemp("served"), STUDY)
     train_here(folder)
-    tracking = storage.addresses({}, folder).tracking
+    tracking = database.addresses({}, folder).tracking
     with mlflow_server(folder, tracking, *WITH_ACCOUNTS, **accounts(folder, *ADMIN)) as address:
         yield Pipeline(folder, address)
 

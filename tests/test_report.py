@@ -20,17 +20,17 @@ from rich.console import Console
 from team import mlflow_server
 from test_bulk import ENVIRONMENT, WORKLOAD
 
-from tuner import reporting, storage
-from tuner.errors import NotFoundError, UsageError
-from tuner.ledger import Ledger, StudyRecord
-from tuner.outcome import DIVERGED, Outcome
-from tuner.plots import figures, searching, still, web
-from tuner.plots.picture import Line, Mark, Points, thinned
+from tuner.analysis.verdicts import GOOD_RATE
+from tuner.core.errors import NotFoundError, UsageError
+from tuner.core.outcome import DIVERGED, Outcome
+from tuner.ledger import Ledger, StudyRecord, database
+from tuner.operations import report
 from tuner.report import comparing, page, words, writing
+from tuner.report.charts import figures, search, still, web
+from tuner.report.charts.picture import Line, Mark, Points, thinned
 from tuner.report.findings import gather
 from tuner.report.tables import ranking
 from tuner.tracking.recorder import Recorder
-from tuner.verdicts import GOOD_RATE
 
 BOTH = ["constant", "cosine"]
 NASTY = "</script><script>alert(1)</script> <img src=x onerror=alert(2)> \"'&$x$ é 🦊"
@@ -281,10 +281,10 @@ def test_what_decides_matters_and_what_is_fixed_is_left_out(ledger: Ledger) -> N
         lr = float(10 ** rng.uniform(-4, 0))
         loss = np.full(2, (np.log10(lr) + 2) ** 2)
         trial(ledger, study, lr, loss, schedule="cosine" if n % 2 else "constant")
-    found = searching.importances(searching.in_memory(study, ledger.trials(study.id)))
+    found = search.importances(search.in_memory(study, ledger.trials(study.id)))
     assert set(found) == {"lr", "schedule"}
     assert found["lr"] > 0.9
-    assert searching.importances(searching.in_memory(study, [])) == {}
+    assert search.importances(search.in_memory(study, [])) == {}
 
 
 # --- comparing
@@ -384,18 +384,18 @@ def test_the_report_is_beside_the_parent_run_once(tmp_path: Path, served: bool) 
 
 
 def put_twice(folder: Path, env: dict[str, str]) -> None:
-    places = storage.addresses(env, folder)
-    ledger = Ledger(storage.ledger_engine(places.ledger))
+    places = database.addresses(env, folder)
+    ledger = Ledger(database.ledger_engine(places.ledger))
     study = fill(ledger)
-    early = reporting.report(ledger, [study], places, to=folder / "out")
+    early = report.report(ledger, [study], places, to=folder / "out")
     assert (early.in_mlflow, early.problem) == (False, None), "there is no run yet"
     recorder = Recorder(ledger.engine, places)
     recorder.publish()
     recorder.close()
     for _ in range(2):
-        done = reporting.report(ledger, [study], places, to=folder / "out")
+        done = report.report(ledger, [study], places, to=folder / "out")
         assert done.in_mlflow
-    client = storage.tracking_client(places)
+    client = database.tracking_client(places)
     (parent,) = client.search_runs(
         [client.get_experiment_by_name(study.title).experiment_id],
         filter_string="tags.`tuner.trial` = 'study'",

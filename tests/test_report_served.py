@@ -10,8 +10,8 @@ from team import WITH_ACCOUNTS, accounts, mlflow_server
 from test_browsing_login import ADMIN, READER, ask
 from test_report import fill
 
-from tuner import doctor, reporting, storage
-from tuner.ledger import Ledger
+from tuner.ledger import Ledger, database
+from tuner.operations import doctor, report
 from tuner.tracking.recorder import Recorder
 
 pytestmark = pytest.mark.slow
@@ -21,8 +21,8 @@ def test_a_report_needs_no_right_to_write_and_no_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare(tmp_path)
-    own = storage.addresses({}, tmp_path)
-    ledger = Ledger(storage.ledger_engine(own.ledger))
+    own = database.addresses({}, tmp_path)
+    ledger = Ledger(database.ledger_engine(own.ledger))
     study = fill(ledger)
     with mlflow_server(
         tmp_path, own.tracking, *WITH_ACCOUNTS, **accounts(tmp_path, *ADMIN)
@@ -30,7 +30,7 @@ def test_a_report_needs_no_right_to_write_and_no_server(
         name, word = READER
         made = {"username": name, "password": word}
         assert ask(address, "POST", "api/2.0/mlflow/users/create", made, ADMIN) == 200
-        served = storage.addresses({"MLFLOW_TRACKING_URI": address}, tmp_path)
+        served = database.addresses({"MLFLOW_TRACKING_URI": address}, tmp_path)
 
         def log_in(login: tuple[str, str]) -> None:
             for variable, value in zip(("USERNAME", "PASSWORD"), login, strict=True):
@@ -40,13 +40,13 @@ def test_a_report_needs_no_right_to_write_and_no_server(
         recorder = Recorder(ledger.engine, served)
         recorder.publish()
         recorder.close()
-        assert reporting.report(ledger, [study], served, to=tmp_path / "admin").in_mlflow
+        assert report.report(ledger, [study], served, to=tmp_path / "admin").in_mlflow
         log_in(READER)
-        done = reporting.report(ledger, [study], served, to=tmp_path / "reader")
+        done = report.report(ledger, [study], served, to=tmp_path / "reader")
         assert (done.in_mlflow, done.written.page.exists()) == (False, True)
         assert "does not let this login do that" in (done.problem or "")
         assert f'href="{address}/#/experiments/' in done.written.page.read_text()
-    done = reporting.report(ledger, [study], own, to=tmp_path / "nowhere")
+    done = report.report(ledger, [study], own, to=tmp_path / "nowhere")
     assert (done.in_mlflow, done.written.page.exists()) == (False, True)
     assert "kept by an MLflow server; set MLFLOW_TRACKING_URI" in (done.problem or "")
     change(tmp_path, "UPDATE runs SET status = 'RUNNING'", "mlflow.db")
@@ -61,14 +61,14 @@ def test_a_report_needs_no_right_to_write_and_no_server(
 
 def test_runs_that_are_in_another_mlflow(tmp_path: Path) -> None:
     prepare(tmp_path)
-    places = storage.addresses({}, tmp_path)
-    ledger = Ledger(storage.ledger_engine(places.ledger))
+    places = database.addresses({}, tmp_path)
+    ledger = Ledger(database.ledger_engine(places.ledger))
     study = fill(ledger)
     recorder = Recorder(ledger.engine, places)
     recorder.publish()
     recorder.close()
-    other = storage.addresses({"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/other.db"}, tmp_path)
-    done = reporting.report(ledger, [study], other, to=tmp_path / "out")
+    other = database.addresses({"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/other.db"}, tmp_path)
+    done = report.report(ledger, [study], other, to=tmp_path / "out")
     assert done.written.page.exists()
     assert "does not have the study's runs; set MLFLOW_TRACKING_URI" in (done.problem or "")
     ledger.engine.dispose()

@@ -13,10 +13,10 @@ from helpers import contents
 from sqlalchemy import select, update
 from training_here import PREFIXES, submitted, train
 
-from tuner import confirming, rerunning
-from tuner.curves import Chunk
-from tuner.errors import NotFoundError, UsageError, WorkloadError
+from tuner.core.curves import Chunk
+from tuner.core.errors import NotFoundError, UsageError, WorkloadError
 from tuner.ledger.tables import chunks, studies
+from tuner.operations import confirm, rerun
 from tuner.retraining import checking
 from tuner.training.device import use_threads
 
@@ -41,7 +41,7 @@ def falsify(ledger, trial, step, column, change):
 @pytest.mark.parametrize("number", range(4))  # the last one diverges
 def test_every_trial_repeats_itself_and_nothing_is_written(ledger, study, number):
     before = contents(ledger)
-    found = rerunning.rerun(ledger, study, number, PREFIXES)
+    found = rerun.rerun(ledger, study, number, PREFIXES)
     assert found.equal, found.sentence
     assert found.sentence.startswith(f"Equal: trial {number} of 'line', ")
     assert found.environment == {}
@@ -62,7 +62,7 @@ def test_a_trial_that_was_pruned_is_compared_as_far_as_it_came(ledger, places):
     trials = ledger.trials(study.id)
     assert trials[1].state == "pruned"
     assert 0 < trials[1].steps < 12
-    assert rerunning.rerun(ledger, study, 1, PREFIXES).equal
+    assert rerun.rerun(ledger, study, 1, PREFIXES).equal
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_trial_that_was_pruned_is_compared_as_far_as_it_came(ledger, places):
 def test_the_first_difference_is_named(ledger, study, step, column):
     trial = ledger.trials(study.id)[1]
     falsify(ledger, trial, step, column, lambda value: np.nextafter(value, math.inf))
-    found = rerunning.rerun(ledger, study, 1, PREFIXES)
+    found = rerun.rerun(ledger, study, 1, PREFIXES)
     assert found.difference is not None
     assert (found.difference.step, found.difference.column) == (step, column)
     assert found.difference.by is not None
@@ -83,7 +83,7 @@ def test_the_first_difference_is_named(ledger, study, step, column):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -0.0])
 def test_odd_numbers_differ_too_and_can_be_printed(ledger, study, value):
     falsify(ledger, ledger.trials(study.id)[0], 3, "train_loss", lambda _: value)
-    found = rerunning.rerun(ledger, study, 0, PREFIXES)
+    found = rerun.rerun(ledger, study, 0, PREFIXES)
     assert not found.equal
     assert repr(value) in found.sentence
     json.dumps(found.as_json(), allow_nan=False)
@@ -101,24 +101,24 @@ def test_odd_numbers_differ_too_and_can_be_printed(ledger, study, value):
     ],
 )
 def test_the_same_bits(one, other, same):
-    assert rerunning._same(one, other) == same
+    assert rerun._same(one, other) == same
 
 
 def test_what_cannot_be_compared_is_said(ledger, study):
     with pytest.raises(NotFoundError, match="no trial 99"):
-        rerunning.rerun(ledger, study, 99, PREFIXES)
+        rerun.rerun(ledger, study, 99, PREFIXES)
     empty = submitted(ledger, study={"name": "empty"})
     claimed = ledger.claim(empty.id, "worker", {})
     assert claimed is not None
     with pytest.raises(UsageError, match="no curve"):
-        rerunning.rerun(ledger, empty, 0, PREFIXES)
+        rerun.rerun(ledger, empty, 0, PREFIXES)
 
 
 def test_other_code_is_refused(ledger, study):
     with ledger.engine.execution_options(writes=True).begin() as tx:
         tx.execute(update(studies).values(workload=dict(study.workload) | {"code": "other"}))
     with pytest.raises(WorkloadError, match="code"):
-        rerunning.rerun(ledger, ledger.study("line"), 0, PREFIXES)
+        rerun.rerun(ledger, ledger.study("line"), 0, PREFIXES)
 
 
 def test_whatever_trains_again_has_the_threads_that_the_study_settled_on(ledger, places):
@@ -127,12 +127,12 @@ def test_whatever_trains_again_has_the_threads_that_the_study_settled_on(ledger,
         study = train(ledger, places, submitted(ledger, training={"threads": 2}))
         assert study.settled["threads"] == study.threads == torch.get_num_threads() == 2
         use_threads(1)
-        assert rerunning.rerun(ledger, study, 0, PREFIXES).equal
+        assert rerun.rerun(ledger, study, 0, PREFIXES).equal
         assert torch.get_num_threads() == 2
     finally:
         use_threads(before)
     measured = replace(study, spec=submitted(ledger, study={"name": "other"}).spec)
     assert measured.spec.training.threads == "auto"
-    again = confirming.submit(ledger, measured, top=2, seeds=1)
+    again = confirm.submit(ledger, measured, top=2, seeds=1)
     fresh = checking._with_fresh_data(measured, "today")
     assert again.spec.training.threads == fresh.training.threads == 2

@@ -18,12 +18,13 @@ from pipeline import Pipeline
 from processes import PREFIXES, copy, prepare, train_here
 from retrained import STUDY
 
-from tuner import drift, reporting
-from tuner.errors import NotFoundError, UnavailableError, UsageError
-from tuner.failpoints import PLACES, FailpointError
+from tuner.analysis import drift
+from tuner.core.errors import NotFoundError, UnavailableError, UsageError
+from tuner.core.failpoints import PLACES, FailpointError
 from tuner.ledger import Retrainings
-from tuner.retraining.retraining import predict, retrain, rollback
-from tuner.storage import tracking_client
+from tuner.ledger.database import tracking_client
+from tuner.operations import report
+from tuner.operations.retrain import predict, retrain, rollback
 from tuner.worker import work
 
 pytestmark = pytest.mark.slow
@@ -119,7 +120,7 @@ def test_drift_is_in_the_ledger_and_on_the_parent_run(pipeline: Pipeline) -> Non
     children = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
     assert len(children) == 3
     study = pipeline.ledger.study("moving")
-    made = reporting.report(
+    made = report.report(
         pipeline.ledger, [study], pipeline.places, to=pipeline.folder / "said", tracked=False
     )
     page = made.written.page.read_text()

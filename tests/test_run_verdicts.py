@@ -10,12 +10,12 @@ from helpers import completed, draw, rows, spec, submit
 from processes import prepare
 from test_bulk import ENVIRONMENT, WORKLOAD
 
-from tuner import doctor, storage
-from tuner.assessing import Assessor
-from tuner.ledger import Ledger, StudyRecord
-from tuner.storage import Addresses
+from tuner.analysis.evidence import Assessor
+from tuner.ledger import Ledger, StudyRecord, database
+from tuner.ledger.database import Addresses
+from tuner.operations import doctor
+from tuner.tracking.mlflow.run_verdicts import RunVerdicts
 from tuner.tracking.recorder import Recorder
-from tuner.tracking.run_verdicts import RunVerdicts
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +31,7 @@ def train(ledger: Ledger, study: StudyRecord, lr: float, falls_to: float) -> Non
 
 
 def tags(places: Addresses) -> dict[str, dict[str, Any]]:
-    client = storage.tracking_client(places)
+    client = database.tracking_client(places)
     (experiment,) = [one for one in client.search_experiments() if one.name == "small"]
     runs = client.search_runs([experiment.experiment_id])
     return {run.data.tags["tuner.trial"]: run.data.tags for run in runs}
@@ -40,8 +40,8 @@ def tags(places: Addresses) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("in_bulk", [True, False])
 def test_runs_say_their_verdict_and_hear_of_a_better_trial(tmp_path: Path, in_bulk: bool) -> None:
     prepare(tmp_path)
-    places = storage.addresses({}, tmp_path)
-    ledger = Ledger(storage.ledger_engine(places.ledger))
+    places = database.addresses({}, tmp_path)
+    ledger = Ledger(database.ledger_engine(places.ledger))
     recorder = Recorder(ledger.engine, places, in_bulk=in_bulk)
     study, _ = ledger.submit(spec(), limit=10, workload=WORKLOAD)
     train(ledger, study, 0.1, falls_to=1.5)
@@ -63,7 +63,9 @@ def test_runs_say_their_verdict_and_hear_of_a_better_trial(tmp_path: Path, in_bu
         assert of_run["tuner.verdict_labels"] == ", ".join(verdict.labels)
     assert doctor.examine(ledger.engine, places) == []
 
-    storage.tracking_client(places).delete_run(run_of(places, "1"))  # by a person, and that is fine
+    database.tracking_client(places).delete_run(
+        run_of(places, "1")
+    )  # by a person, and that is fine
     train(ledger, study, 0.6, falls_to=0.05)
     recorder.publish()
     assert tags(places)["3"]["tuner.verdict"] == "good"
@@ -73,7 +75,7 @@ def test_runs_say_their_verdict_and_hear_of_a_better_trial(tmp_path: Path, in_bu
 
 
 def run_of(places: Addresses, key: str) -> str:
-    client = storage.tracking_client(places)
+    client = database.tracking_client(places)
     found = client.search_runs(["1"], filter_string=f"tags.`tuner.trial` = '{key}'")
     return str(found[0].info.run_id)
 

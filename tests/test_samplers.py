@@ -34,14 +34,14 @@ from helpers import (
 from optuna.trial import TrialState
 from scipy.stats import qmc
 
-from tuner import curves
-from tuner.errors import StudyFileError
+from tuner.config.reading import json_schema, parse
+from tuner.config.search import AnyPruner, AnySampler, PrunerName, SamplerName
+from tuner.core import curves
+from tuner.core.errors import StudyFileError
 from tuner.ledger import Ledger, StudyRecord
 from tuner.search import Search
 from tuner.search.samplers import StateUnpickler, sampler_for
 from tuner.search.space import shared_distributions
-from tuner.spec.search import AnyPruner, AnySampler, PrunerName, SamplerName
-from tuner.studyfile import json_schema, parse
 
 SAMPLERS: dict[str, dict[str, Any]] = {  # with so few trials at random that the rest are not
     "tpe": {"name": "tpe", "startup_trials": 4},

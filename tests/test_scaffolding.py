@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tuner import scaffolding, studyfile
 from tuner.cli import cli
-from tuner.errors import UsageError
+from tuner.config import reading
+from tuner.core.errors import UsageError
+from tuner.operations import examples
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,16 +23,16 @@ def names_in(folder: Path) -> set[str]:
 
 def test_every_study_of_the_clone_is_an_example() -> None:
     files = {path.stem for path in (ROOT / "studies").glob("*.toml")}
-    assert set(scaffolding.examples()) == files
-    assert all(scaffolding.examples().values())
+    assert set(examples.examples()) == files
+    assert all(examples.examples().values())
 
 
-@pytest.mark.parametrize("name", scaffolding.examples())
+@pytest.mark.parametrize("name", examples.examples())
 def test_an_example_is_copied_with_the_modules_that_it_needs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scaffolding.copy([name], tmp_path)
-    spec = studyfile.load(tmp_path / "studies" / f"{name}.toml")
+    examples.copy([name], tmp_path)
+    spec = reading.load(tmp_path / "studies" / f"{name}.toml")
     module, _, function = spec.workload.function.partition(":")
     for imported in [known for known in sys.modules if known.split(".")[0] == "studies"]:
         monkeypatch.delitem(sys.modules, imported)
@@ -44,21 +45,21 @@ def test_an_example_is_copied_with_the_modules_that_it_needs(
 
 
 def test_copying_again_changes_nothing_and_never_overwrites(tmp_path: Path) -> None:
-    first = scaffolding.copy(["sine"], tmp_path)
+    first = examples.copy(["sine"], tmp_path)
     assert first.written == ("studies/sine.toml", "studies/sine.py", "studies/quadratic.py")
-    again = scaffolding.copy(["sine"], tmp_path)
+    again = examples.copy(["sine"], tmp_path)
     assert (again.written, again.present) == ((), first.written)
     (tmp_path / "studies" / "quadratic.py").write_text("mine")
     with pytest.raises(UsageError, match=r"studies/quadratic\.py exists and differs; nothing was"):
-        scaffolding.copy(["digits", "quadratic"], tmp_path)
+        examples.copy(["digits", "quadratic"], tmp_path)
     assert "digits.py" not in names_in(tmp_path)
     assert (tmp_path / "studies" / "quadratic.py").read_text() == "mine"
 
 
 def test_a_new_study_has_its_name_everywhere(tmp_path: Path) -> None:
-    scaffolding.start("mine", tmp_path)
+    examples.start("mine", tmp_path)
     assert names_in(tmp_path) == {"__init__.py", "mine.toml", "mine.py"}
-    spec = studyfile.load(tmp_path / "studies" / "mine.toml")
+    spec = reading.load(tmp_path / "studies" / "mine.toml")
     assert spec.study.name == "mine"
     assert spec.workload.factory == "studies.mine:workload"
     assert "starter" not in (tmp_path / "studies" / "mine.toml").read_text()
@@ -69,7 +70,7 @@ def test_a_name_that_cannot_be_or_is_taken_is_refused(name: str, tmp_path: Path)
     (tmp_path / "studies").mkdir()
     (tmp_path / "studies" / "mine.py").touch()
     with pytest.raises(UsageError, match=r"expected a name|exists; choose another name"):
-        scaffolding.start(name, tmp_path)
+        examples.start(name, tmp_path)
     assert names_in(tmp_path) == {"mine.py"}
 
 

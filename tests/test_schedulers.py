@@ -14,14 +14,13 @@ from processes import PREFIXES, copy, end, prepare, start, train_here, tuner, un
 from retrained import STUDY
 from test_retraining import Pipeline
 
-from tuner import storage
-from tuner.ledger import Ledger, Retrainings
+from tuner.core.cron import ALL, QUEUE, Timetable
+from tuner.ledger import Ledger, Retrainings, database
+from tuner.ledger.database import tracking_client
 from tuner.ledger.retrainings import DONE
 from tuner.ledger.timetables import ENDED, Timetables
-from tuner.retraining.retraining import predict, retrain, rollback
-from tuner.storage import tracking_client
-from tuner.timetables import ALL, QUEUE, Timetable
-from tuner.tracking.registry import Registry
+from tuner.operations.retrain import predict, retrain, rollback
+from tuner.tracking.mlflow.registry import Registry
 
 pytestmark = pytest.mark.slow
 
@@ -93,7 +92,7 @@ def test_the_same_on_postgresql(shared: str, tmp_path: Path) -> None:
     command = ("retrain", "moving", "--run-key", "0", "--json")
     killed = tuner(tmp_path, *command, env=env | failing(tmp_path, "retrain.logged"))
     assert killed.code == -signal.SIGKILL
-    places = storage.addresses(env, tmp_path)
+    places = database.addresses(env, tmp_path)
     registry = Registry(tracking_client(places), "moving")
     assert registry.champion() is None
     both = [start(tmp_path, *command, env=env) for _ in range(2)]
@@ -170,8 +169,8 @@ def test_schedulers_killed_in_turn_lose_and_double_no_tick(shared: str, tmp_path
     env = {"TUNER_DATABASE_URL": shared}
     (tmp_path / "study.toml").write_text(STUDY.replace('key_argument = "key"', ""))
     assert tuner(tmp_path, "run", "study.toml", env=env).code == 0
-    places = storage.addresses(env, tmp_path)
-    ledger = Ledger(storage.open_ledger(places, create=False))
+    places = database.addresses(env, tmp_path)
+    ledger = Ledger(database.open_ledger(places, create=False))
     store = Timetables(ledger)
     seconds = Timetable(
         expression="* * * * * *", zone="UTC", grace=3600, catch_up=ALL, overlap=QUEUE
@@ -225,8 +224,8 @@ def by_date(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_digits_that_arrive_in_ten_batches_of_which_one_is_broken(by_date: Path) -> None:
-    places = storage.addresses({}, by_date)
-    ledger = Ledger(storage.open_ledger(places, create=False))
+    places = database.addresses({}, by_date)
+    ledger = Ledger(database.open_ledger(places, create=False))
     name, found, seen = "digits-by-date", {}, {}
     rows = by_date / "rows.npy"
     np.save(rows, np.random.default_rng(0).random((20, 64)))
@@ -259,8 +258,8 @@ def test_the_champions_loss_on_the_rows_of_the_last_day_never_rises(by_date: Pat
     """All champions on one yardstick: the held-out rows of all ten batches."""
     from tuner.training import choosing, models
 
-    places = storage.addresses({}, by_date)
-    ledger = Ledger(storage.open_ledger(places, create=False))
+    places = database.addresses({}, by_date)
+    ledger = Ledger(database.open_ledger(places, create=False))
     spec = ledger.study("digits-by-date").spec
     arguments: Mapping[str, Any] = {"day": "2026-03-10"}
     workload = spec.workload.model_copy(update={"arguments": arguments})

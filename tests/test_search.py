@@ -25,12 +25,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from tuner.errors import LeaseLost
-from tuner.outcome import DIVERGED
+from tuner.config import Range, options
+from tuner.core.errors import LeaseLost
+from tuner.core.outcome import DIVERGED
 from tuner.search import Search
 from tuner.search.mirror import Mirror
 from tuner.search.space import grid
-from tuner.spec import Range, options
 
 TPE = {"sampler": {"name": "tpe", "startup_trials": 5}}
 

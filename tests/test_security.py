@@ -30,10 +30,12 @@ from processes import (
     write_study,
 )
 
-from tuner import storage, studyfile, submission
 from tuner.cli import cli
+from tuner.config import reading
 from tuner.ledger import CheckpointRecord, Ledger
+from tuner.ledger import database as storage
 from tuner.ledger.tables import chunks
+from tuner.operations import submit as submission
 from tuner.search import Search
 from tuner.training import checkpoint
 from tuner.worker import work
@@ -219,7 +221,7 @@ def test_a_planted_checkpoint_runs_nothing(trap, caplog):
     folder = prepare(trap / "here", trials="1", steps="10", pruner='"none"')
     places = storage.addresses({}, folder)
     ledger = Ledger(storage.open_ledger(places, create=False))
-    found = studyfile.load(folder / "study.toml")
+    found = reading.load(folder / "study.toml")
     study, _ = submission.submit(ledger, found, submission.prepare(found, ("tests.",)))
     held, _ = drawn(ledger, study, Search(study, ledger))
     digest = checkpoint.write(places.checkpoints / "planted.pt", pickle.dumps(Trap()))

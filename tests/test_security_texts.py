@@ -13,10 +13,11 @@ from mlflow.utils.validation import _validate_metric_name
 from processes import assert_whole, prepare, train_here
 from pydantic import ValidationError
 
-from tuner import failure, storage, texts
 from tuner.cli import cli
-from tuner.ledger import Ledger
-from tuner.outcome import FAILED, Outcome
+from tuner.core import failures
+from tuner.core import text as texts
+from tuner.core.outcome import FAILED, Outcome
+from tuner.ledger import Ledger, database
 
 HOSTILE = {
     "a path": "../x",
@@ -126,10 +127,10 @@ def test_what_an_exception_says_is_not_obeyed(text):
 
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - it says whatever is drawn
         fail()
-    said = failure.sentence(caught.value)
+    said = failures.sentence(caught.value)
     assert said.isprintable()
     assert said.encode()
-    assert failure.cause(said) == ("ValueError", f"test_security_texts.py:{_line_of_raise()}")
+    assert failures.cause(said) == ("ValueError", f"test_security_texts.py:{_line_of_raise()}")
 
 
 def _line_of_raise() -> int:
@@ -140,7 +141,7 @@ def _line_of_raise() -> int:
 def test_a_reason_in_the_database_is_not_obeyed(tmp_path, monkeypatch):
     """Whoever writes it there past us."""
     prepare(tmp_path)
-    ledger = Ledger(storage.ledger_engine(storage.addresses({}, tmp_path).ledger))
+    ledger = Ledger(database.ledger_engine(database.addresses({}, tmp_path).ledger))
     held = claim(ledger, submit(ledger))
     draw(ledger, held)
     ledger.finish(held.lease, Outcome(kind=FAILED, reason="\x1b[2J\x1b]0;owned\x07 [red]x[/red]"))

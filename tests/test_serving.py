@@ -13,11 +13,11 @@ from helpers import claim, completed, diverged, draw, expire, submit
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
 
-from tuner import metrics, serving
-from tuner.errors import UnavailableError
+from tuner.core.errors import UnavailableError
 from tuner.ledger import Ledger
+from tuner.ledger.database import Addresses
 from tuner.ledger.totals import totals
-from tuner.storage import Addresses
+from tuner.observability import metrics, serving
 
 
 @pytest.fixture

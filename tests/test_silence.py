@@ -7,10 +7,9 @@ from helpers import completed, rows, spec
 from sqlalchemy import update
 from test_bulk import ADAMW, SPACE, WORKLOAD, take
 
-from tuner import storage
-from tuner.ledger import Ledger, StudyRecord
+from tuner.ledger import Ledger, StudyRecord, database
+from tuner.ledger.database import tracking_client
 from tuner.ledger.tables import SILENT_SECONDS, attempts, trials
-from tuner.storage import tracking_client
 from tuner.tracking.publications import Publications
 from tuner.tracking.recorder import Recorder
 
@@ -45,7 +44,7 @@ def test_who_holds_a_trial_without_measuring_is_silent(either, started, measured
 
 @pytest.mark.slow
 def test_the_summary_names_who_is_silent_though_nothing_else_changes(ledger, places):
-    storage.upgrade_tracking(places)
+    database.upgrade_tracking(places)
     study, client = begin(ledger), tracking_client(places)
     recorder = Recorder(ledger.engine, places)
 

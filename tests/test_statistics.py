@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.statistics import Interval, bootstrap_interval, simultaneous, t_interval
+from tuner.analysis.statistics import Interval, bootstrap_interval, simultaneous, t_interval
 
 numbers = st.floats(-1e6, 1e6, allow_nan=False).map(lambda x: round(x, 6))
 samples = st.lists(numbers, min_size=2, max_size=20)

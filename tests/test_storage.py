@@ -17,11 +17,12 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy import String, event, text
 from team import free_port
 
-from tuner import storage, ui
-from tuner.errors import SchemaError, UnavailableError, UsageError
+from tuner.core.errors import SchemaError, UnavailableError, UsageError
 from tuner.ledger import Ledger, Reader
+from tuner.ledger import database as storage
+from tuner.ledger.database import engines, upgrade
 from tuner.ledger.tables import HEAD, VERSION_TABLE, metadata
-from tuner.storage import engines, migrating
+from tuner.operations import ui
 
 HERE = Path("/home/me/place")
 
@@ -297,7 +298,7 @@ def test_a_newer_schema_is_refused(ledger, places, open_it):
 
 
 def test_an_older_schema_is_refused_until_it_is_upgraded(ledger, places, monkeypatch):
-    monkeypatch.setattr(migrating, "HEAD", "next")
+    monkeypatch.setattr(upgrade, "HEAD", "next")
     for create in (False, True):
         with pytest.raises(
             SchemaError, match=f"schema {HEAD}, this version of tuner needs next"
@@ -334,7 +335,7 @@ def test_optunas_older_schema_is_upgraded_with_ours(ledger, places):
 
 
 def test_the_head_is_the_last_migration():
-    assert migrating._revisions()[0] == HEAD
+    assert upgrade._revisions()[0] == HEAD
 
 
 def test_the_migrations_make_the_tables_that_the_code_names(ledger):

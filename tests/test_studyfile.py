@@ -14,10 +14,10 @@ from helpers import cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuner.errors import StudyFileError
-from tuner.spec import ASHA, Median, Range, StudySpec, fractions
-from tuner.spec.schedules import MultiStep
-from tuner.studyfile import changed, json_schema, load, parse
+from tuner.config import ASHA, Median, Range, StudySpec, fractions
+from tuner.config.reading import changed, json_schema, load, parse
+from tuner.config.schedules import MultiStep
+from tuner.core.errors import StudyFileError
 
 GOOD = """
 [study]

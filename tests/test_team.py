@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from processes import STUDY, end, until, write_study
 from team import Team, answers, mlflow_server, team
 
-from tuner import storage
+from tuner.ledger import database as storage
 
 pytestmark = pytest.mark.slow
 

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tuner.errors import UsageError
+from tuner.core.cron import ALL, AT_ONCE, LATEST, QUEUE, SKIP, Timetable, checked, due, key_of
+from tuner.core.errors import UsageError
 from tuner.ledger import Ledger
 from tuner.ledger.timetables import ENDED, MISSED, RUNNING, SKIPPED, WAITING, Timetables
-from tuner.timetables import ALL, AT_ONCE, LATEST, QUEUE, SKIP, Timetable, checked, due, key_of
 
 ZONES = ["UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Kathmandu"]
 MINUTE = 60.0

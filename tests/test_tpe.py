@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import Trial
 
+from tuner.config import StudySpec
+from tuner.core.outcome import COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING
 from tuner.ledger import Searched, SearchedTrial
-from tuner.outcome import COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING
 from tuner.search.mirror import Mirror
 from tuner.search.pruners import pruner_for
 from tuner.search.samplers import sampler_for
 from tuner.search.space import suggest
 from tuner.search.tpe import Observations
 from tuner.search.view import View
-from tuner.spec import StudySpec
 
 
 class Known:

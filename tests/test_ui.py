@@ -8,7 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from tuner import storage, ui
+from tuner.ledger import database
+from tuner.operations import ui
 
 KNOWN = "/api/2.0/mlflow/runs/get?run_id=known"
 
@@ -44,5 +45,5 @@ def test_where_no_server_answers_there_are_no_pages(places):
 
 
 def test_the_pages_of_a_tracking_server_are_its_own(tmp_path):
-    served = storage.addresses({"MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}, tmp_path)
+    served = database.addresses({"MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}, tmp_path)
     assert ui.shows(served, "known")

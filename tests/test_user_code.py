@@ -11,11 +11,13 @@ from processes import PREFIXES, prepare, reader, train_here, tuner
 from retrained import STUDY as RETRAINED
 from training_here import submitted
 
-from tuner import drift, storage, studyfile, submission
-from tuner.errors import WorkloadError
-from tuner.ledger import STOPPED, Ledger, Retrainings
-from tuner.outcome import COMPLETED, FAILED
-from tuner.storage import Addresses
+from tuner.analysis import drift
+from tuner.config import reading
+from tuner.core.errors import WorkloadError
+from tuner.core.outcome import COMPLETED, FAILED
+from tuner.ledger import STOPPED, Ledger, Retrainings, database
+from tuner.ledger.database import Addresses
+from tuner.operations import submit as submission
 from tuner.worker import work
 
 pytestmark = pytest.mark.slow
@@ -54,9 +56,9 @@ NAMES = {"error": "ValueError", "exit": "SystemExit", "own": "Own"}
 
 
 def submit(folder: Path, *overrides: str) -> None:
-    places = storage.addresses({}, folder)
-    spec = studyfile.load(folder / "study.toml", overrides)
-    ledger = Ledger(storage.open_ledger(places, create=True))
+    places = database.addresses({}, folder)
+    spec = reading.load(folder / "study.toml", overrides)
+    ledger = Ledger(database.open_ledger(places, create=True))
     submission.submit(ledger, spec, submission.prepare(spec, PREFIXES))
     ledger.engine.dispose()
 

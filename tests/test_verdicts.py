@@ -14,11 +14,8 @@ from hypothesis import given as cases_of
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from tuner import comparisons, results, verdicts
-from tuner.curves import Chunk
-from tuner.outcome import COMPLETED, DIVERGED, FAILED, PRUNED
-from tuner.report import words
-from tuner.verdicts import (
+from tuner.analysis import comparisons, ranking, verdicts
+from tuner.analysis.verdicts import (
     DIVERGING,
     GOOD_RATE,
     OSCILLATING,
@@ -30,6 +27,9 @@ from tuner.verdicts import (
     Given,
     Verdict,
 )
+from tuner.core.curves import Chunk
+from tuner.core.outcome import COMPLETED, DIVERGED, FAILED, PRUNED
+from tuner.report import words
 
 HOUSES = np.array([[13.5, 5.0], [5.0, 2.0]])  # the Hessian; see studies/house_prices.py
 START = np.array([-200.0, 0.0])  # from the optimum, w = 200 and b = 0
@@ -286,7 +286,7 @@ def test_a_verdict_says_for_which_optimizer() -> None:
     assert str(told[0]) == "good for sgd"
     assert str(told[1]) == "too low for adamw"
     assert told[1].reason.startswith("Too low for adamw: ")
-    assert results.verdicts_in_words(told) == "with adamw 1 too low; with sgd 1 good"
+    assert ranking.verdicts_in_words(told) == "with adamw 1 too low; with sgd 1 good"
 
 
 def test_earlier_versions_of_a_study_set_the_bar_too() -> None:

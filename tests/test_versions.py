@@ -31,12 +31,16 @@ from helpers import (
 from optuna.trial import TrialState
 from rich.console import Console
 
-from tuner import curves, report, results, submission, summary
-from tuner.doctor import examine, repair
-from tuner.errors import UsageError, WorkloadError
+from tuner import report
+from tuner.analysis import ranking
+from tuner.core import curves
+from tuner.core.errors import UsageError, WorkloadError
+from tuner.core.outcome import CANCELLED, FAILED, Outcome
 from tuner.ledger import OPEN, STOPPED
-from tuner.outcome import CANCELLED, FAILED, Outcome
-from tuner.progress import LiveView, Watch
+from tuner.operations import status
+from tuner.operations import submit as submission
+from tuner.operations.doctor import examine, repair
+from tuner.report.progress import LiveView, Watch
 from tuner.search import Search
 from tuner.search.samplers import sampler_for
 from tuner.tracking.recorder import Recorder
@@ -226,10 +230,10 @@ def test_the_best_one_may_be_imported_and_is_said_to_be(ledger):
     two = submit(ledger, space=NARROW)
     best = ledger.best(two)
     assert (best.number, best.params["lr"], best.value) == (1, 0.05, 0.0)
-    assert "0 in trial 1 (imported) with lr 0.05" in results.best_in_words(two, best)
+    assert "0 in trial 1 (imported) with lr 0.05" in ranking.best_in_words(two, best)
     ended(ledger, two, completed(-1.0), lr=0.06)
     assert ledger.best(two).number == 3
-    assert summary.of_best(ledger, two) | {"params": None} == {
+    assert status.of_best(ledger, two) | {"params": None} == {
         "number": 3, "value": -1.0, "params": None, "run_id": None,
     }  # fmt: skip
 
@@ -240,7 +244,7 @@ def test_tables_mark_it_and_counts_leave_it_out(ledger):
     two = submit(ledger, space=NARROW, budget={"trials": 5})
     ended(ledger, two, pruned(2.0), lr=0.03)
     two = ledger.study("small")
-    state = summary.of_state(ledger, two)
+    state = status.of_state(ledger, two)
     assert (state["version"], state["title"], state["imported"]) == (2, "small v2", 4)
     assert {kind: n for kind, n in state["trials"].items() if n} == {"pruned": 1}
     assert state["budget"] == {"trials": 5, "reserved": 1}

@@ -15,12 +15,12 @@ from processes import STUDY, end, prepare, start, trained_steps, tuner, until
 from sqlalchemy import select
 from training_here import PREFIXES, submitted
 
-from tuner.environment import identity
-from tuner.errors import WorkloadError
-from tuner.executors import LocalExecutor
-from tuner.ledger import Ledger, StudyRecord, governing
+from tuner.core.environment import identity
+from tuner.core.errors import WorkloadError
+from tuner.executors.local import LocalExecutor
+from tuner.ledger import Ledger, StudyRecord, managing
+from tuner.ledger.database import Addresses
 from tuner.ledger.tables import attempts
-from tuner.storage import Addresses
 from tuner.worker import work
 from tuner.worker.loop import Worker
 
@@ -82,7 +82,7 @@ def test_a_study_that_is_over_is_forgotten_with_all_that_was_kept_for_it(ledger)
 
     worker = Worker(ledger, (), join)
     assert worker.train_one_turn()
-    governing.stop(ledger, study, "enough")
+    managing.stop(ledger, study, "enough")
     while worker.train_one_turn():
         pass
     assert not worker.train_one_turn()  # what there is to train is read anew
@@ -112,9 +112,9 @@ def test_only_studies_that_have_something_to_train_are_joined(ledger):
 
 
 def test_paused_studies_have_no_turn(ledger):
-    from tuner.ledger import governing
+    from tuner.ledger import managing
 
-    governing.pause(ledger, submit(ledger, study={"name": "a"}))
+    managing.pause(ledger, submit(ledger, study={"name": "a"}))
     worker = Worker(ledger, (), lambda study: Taking(ledger, study, []))
     assert not worker.train_one_turn()
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tuner import submission
+from tuner.config import StudySpec
 from tuner.ledger import Ledger, StudyRecord
-from tuner.spec import StudySpec
-from tuner.storage import Addresses
+from tuner.ledger.database import Addresses
+from tuner.operations import submit
 from tuner.training.workloads import Workload, digest_of
 from tuner.worker import work
 
@@ -81,7 +81,7 @@ def line_spec(**tables: dict[str, Any]) -> StudySpec:
 def submitted(ledger: Ledger, **tables: dict[str, Any]) -> StudyRecord:
     """Put such a study into the ledger."""
     spec = line_spec(**tables)
-    study, _ = submission.submit(ledger, spec, submission.prepare(spec, PREFIXES))
+    study, _ = submit.submit(ledger, spec, submit.prepare(spec, PREFIXES))
     return study
 
 

@@ -202,7 +202,7 @@ def _run(arguments: list[str], folder: str, environment: dict[str, str], stand_i
     sys.path[:0] = [folder, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     sys.executable = stand_in
     sys.argv[:] = arguments
-    from tuner import failpoints
+    from tuner.core import failpoints
 
     np.random.seed()  # else the state that all forks share
     failpoints.arm(environment.get("TUNER_FAILPOINTS", ""))

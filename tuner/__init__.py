@@ -16,15 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tuner.api import Study, load, run, studies
-    from tuner.errors import NotFoundError, StudyFileError, TunerError, UnavailableError, UsageError
+    from tuner.core.errors import (
+        NotFoundError,
+        StudyFileError,
+        TunerError,
+        UnavailableError,
+        UsageError,
+    )
 
 _HOMES = {
-    "NotFoundError": "tuner.errors",
+    "NotFoundError": "tuner.core.errors",
     "Study": "tuner.api",
-    "StudyFileError": "tuner.errors",
-    "TunerError": "tuner.errors",
-    "UnavailableError": "tuner.errors",
-    "UsageError": "tuner.errors",
+    "StudyFileError": "tuner.core.errors",
+    "TunerError": "tuner.core.errors",
+    "UnavailableError": "tuner.core.errors",
+    "UsageError": "tuner.core.errors",
     "load": "tuner.api",
     "run": "tuner.api",
     "studies": "tuner.api",

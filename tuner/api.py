@@ -14,23 +14,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuner import here, results, studyfile, summary, terminal
-from tuner.errors import UsageError
+from tuner.analysis import ranking
+from tuner.config import StudySpec, reading
+from tuner.core.errors import UsageError
 from tuner.ledger import Ledger, StudyRecord
-from tuner.spec import StudySpec
+from tuner.operations import context
+from tuner.operations import status as summary
+from tuner.report import terminal
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from tuner.confirming import Confirmation
-    from tuner.rerunning import Rerun
+    from tuner.operations.confirm import Confirmation
+    from tuner.operations.rerun import Rerun
 
 
 def run(
     file: str | Path,
     *,
     overrides: Mapping[str, object] | Sequence[str] = (),
-    allow: Sequence[str] = here.PREFIXES,
+    allow: Sequence[str] = context.PREFIXES,
     progress: bool = True,
 ) -> Study:
     """Submit a study file, train its trials here, and give the study.
@@ -41,30 +44,30 @@ def run(
     when what is given is no path, and `UnavailableError` when all is trained but not all could be
     published.
     """
-    from tuner import submission  # noqa: PLC0415 - it imports torch
+    from tuner.operations import submit  # noqa: PLC0415 - it imports torch
 
     if not isinstance(file, str | os.PathLike):
         raise UsageError(
             f"tuner.run: expected the path of a study file, got a {type(file).__name__}; write the "
             "study into a TOML file, and change its values for a run with overrides"
         )
-    spec = studyfile.load(Path(file), _texts(overrides))
-    described = submission.prepare(spec, allow)
-    ledger = here.ledger(create=True)
-    study, _ = submission.submit(ledger, spec, described)
+    spec = reading.load(Path(file), _texts(overrides))
+    described = submit.prepare(spec, allow)
+    ledger = context.ledger(create=True)
+    study, _ = submit.submit(ledger, spec, described)
     _train(ledger, study, allow, progress)
     return Study(study.name)
 
 
 def load(name: str) -> Study:
     """Give the study of a name. Raises `NotFoundError`."""
-    here.ledger().study(name)
+    context.ledger().study(name)
     return Study(name)
 
 
 def studies() -> list[Study]:
     """Give all studies of the database, oldest first."""
-    return [Study(one.name) for one in here.ledger().studies()]
+    return [Study(one.name) for one in context.ledger().studies()]
 
 
 class Study:
@@ -88,7 +91,7 @@ class Study:
 
     def trials(self) -> pd.DataFrame:
         """Give one row a trial: number, state, value, reason, steps, seconds, and `params_…`."""
-        from tuner import exporting  # noqa: PLC0415 - it imports pandas
+        from tuner.operations import export as exporting  # noqa: PLC0415 - it imports pandas
 
         return exporting.trials(*self._read())
 
@@ -97,12 +100,12 @@ class Study:
 
         `curves(3).pivot(index="step", columns="metric", values="value")` is a table by step.
         """
-        from tuner import exporting  # noqa: PLC0415 - it imports pandas
+        from tuner.operations import export as exporting  # noqa: PLC0415 - it imports pandas
 
         chosen = [numbers] if isinstance(numbers, int) else numbers
         return exporting.curves(*self._read(), chosen)
 
-    def run(self, *, allow: Sequence[str] = here.PREFIXES, progress: bool = True) -> Study:
+    def run(self, *, allow: Sequence[str] = context.PREFIXES, progress: bool = True) -> Study:
         """Train what is left of the study here."""
         ledger, study = self._read()
         _train(ledger, study, allow, progress)
@@ -113,63 +116,63 @@ class Study:
         top: int = 3,
         seeds: int = 5,
         *,
-        allow: Sequence[str] = here.PREFIXES,
+        allow: Sequence[str] = context.PREFIXES,
         progress: bool = True,
     ) -> Confirmation:
         """Train the best trials again under new seeds that they share, and compare in pairs."""
-        from tuner import confirming  # noqa: PLC0415 - it imports scipy
+        from tuner.operations import confirm as confirming  # noqa: PLC0415 - it imports scipy
 
         ledger, study = self._read()
         again = confirming.submit(ledger, study, top=top, seeds=seeds)
         _train(ledger, again, allow, progress)
         return confirming.compare(ledger, study, ledger.study(again.name), seeds)
 
-    def rerun(self, number: int, *, allow: Sequence[str] = here.PREFIXES) -> Rerun:
+    def rerun(self, number: int, *, allow: Sequence[str] = context.PREFIXES) -> Rerun:
         """Train one trial again and compare it with its curve, bit by bit. Writes nothing."""
-        from tuner import rerunning  # noqa: PLC0415 - it imports torch
+        from tuner.operations import rerun as rerunning  # noqa: PLC0415 - it imports torch
 
         return rerunning.rerun(*self._read(), number, allow)
 
     def export(self, to: str | Path, file_format: str = "csv") -> dict[str, Path]:
         """Write the tables of trials and curves into a folder; give their files."""
-        from tuner import exporting  # noqa: PLC0415 - it imports pandas
+        from tuner.operations import export as exporting  # noqa: PLC0415 - it imports pandas
 
         return exporting.export(*self._read(), Path(to), file_format)
 
     def report(self, to: str | Path | None = None) -> Path:
         """Write the report into a folder, and beside the study's run; give its page."""
-        from tuner import reporting  # noqa: PLC0415 - it imports mlflow
+        from tuner.operations import report as reporting  # noqa: PLC0415 - it imports mlflow
 
         ledger, study = self._read()
         folder = None if to is None else Path(to)
-        return reporting.report(ledger, [study], here.places(), to=folder).written.page
+        return reporting.report(ledger, [study], context.places(), to=folder).written.page
 
     def pause(self) -> dict[str, Any]:
         """Let no more trials be taken up; running ones go on to their end. Give the status."""
-        from tuner import governing  # noqa: PLC0415
+        from tuner.operations import manage  # noqa: PLC0415
 
-        return governing.pause(here.ledger(), self.name)
+        return manage.pause(context.ledger(), self.name)
 
     def resume(self) -> dict[str, Any]:
         """Open the study again after a pause or a stop. Give the status."""
-        from tuner import governing  # noqa: PLC0415
+        from tuner.operations import manage  # noqa: PLC0415
 
-        return governing.resume(here.ledger(), self.name)
+        return manage.resume(context.ledger(), self.name)
 
     def stop(self, reason: str = "") -> dict[str, Any]:
         """Cancel the running and waiting trials, and take up no more. Give the status."""
-        from tuner import governing  # noqa: PLC0415
+        from tuner.operations import manage  # noqa: PLC0415
 
-        return governing.stop(here.ledger(), here.places(), self.name, reason)
+        return manage.stop(context.ledger(), context.places(), self.name, reason)
 
     def delete(self, *, force: bool = False) -> None:
         """Delete the study from ledger, Optuna, MLflow, and its checkpoints; it does not ask.
 
         Raises `UsageError` while somebody trains it, unless forced.
         """
-        from tuner import governing  # noqa: PLC0415
+        from tuner.operations import manage  # noqa: PLC0415
 
-        governing.delete(here.ledger(), here.places(), self.name, force=force)
+        manage.delete(context.ledger(), context.places(), self.name, force=force)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Study) and other.name == self.name
@@ -184,19 +187,19 @@ class Study:
         """Show the study in a notebook: how it stands, and its best ten trials."""
         ledger, study = self._read()
         state = summary.of_state(ledger, study)
-        counts = f"{results.counts_in_words(state['trials'])} of {study.limit}"
-        ranked = results.ranked(study, ledger.trials(study.id))[:10]
+        counts = f"{ranking.counts_in_words(state['trials'])} of {study.limit}"
+        ranked = ranking.ranked(study, ledger.trials(study.id))[:10]
         lines = [
             f"<b>{_text(study.name)}</b>: {_text(state['state'])}, {_text(counts)}",
             _text(study.reason or ""),
-            _text(results.best_in_words(study, ledger.best(study))),
+            _text(ranking.best_in_words(study, ledger.best(study))),
         ]
         titles = ("trial", "parameters", "steps", study.spec.study.metric, "outcome", "why")
         head = "".join(f"<th>{_text(title)}</th>" for title in titles)
         rows = []
         for one in ranked:
             value = "" if one.value is None else f"{one.value:.4g}"
-            short = results.in_short(one.params)
+            short = ranking.in_short(one.params)
             cells = (one.number, short, one.steps, value, one.state, one.reason or "")
             rows.append("".join(f"<td>{_text(cell)}</td>" for cell in cells))
         body = "".join(f"<tr>{row}</tr>" for row in rows)
@@ -204,17 +207,17 @@ class Study:
         return f"<div>{said}<table><tr>{head}</tr>{body}</table></div>"
 
     def _read(self) -> tuple[Ledger, StudyRecord]:
-        ledger = here.ledger()
+        ledger = context.ledger()
         return ledger, ledger.study(self.name)
 
 
 def _train(ledger: Ledger, study: StudyRecord, allow: Sequence[str], progress: bool) -> None:
-    from tuner import running  # noqa: PLC0415 - it imports torch
-    from tuner.errors import UnavailableError  # noqa: PLC0415
+    from tuner.core.errors import UnavailableError  # noqa: PLC0415
+    from tuner.operations import run as running  # noqa: PLC0415 - it imports torch
 
     with _shown(ledger, study, progress):
         todo = running.Work(names=(study.name,), prefixes=tuple(allow), until_idle=True)
-        ended = running.train(ledger, here.places(), todo, recorder=True)
+        ended = running.train(ledger, context.places(), todo, recorder=True)
     if ended.interrupted:
         raise KeyboardInterrupt
     if not ended.published:
@@ -229,7 +232,7 @@ def _shown(ledger: Ledger, study: StudyRecord, progress: bool) -> Iterator[None]
     if not progress:
         yield
         return
-    from tuner import progress as watching  # noqa: PLC0415
+    from tuner.report import progress as watching  # noqa: PLC0415
 
     with watching.shown(terminal.console(), ledger, study):
         yield

@@ -19,12 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tuner import plots, results
-from tuner.curves import Chunk
+from tuner.analysis import ranking
+from tuner.core.curves import Chunk
+from tuner.core.outcome import COMPLETED, DIVERGED
 from tuner.ledger import Ledger, StudyRecord, TrialRecord
-from tuner.outcome import COMPLETED, DIVERGED
-from tuner.plots import Line, Points
-from tuner.storage import addresses, open_ledger
+from tuner.ledger.database import addresses, open_ledger
+from tuner.report import charts
+from tuner.report.charts import Line, Points
 from tuner.training import schedules
 
 HERE = Path(__file__).parent
@@ -144,13 +145,13 @@ def facts(studies: Mapping[str, Studied]) -> dict[str, str]:
     found |= sine_facts(studies["sine"]) | momentum_facts(studies)
     found |= search_facts(studies["house-prices-search"]) | text_facts(studies["text"])
     digits = studies["digits"]
-    best = results.ranked(digits.study, digits.trials)[0]
+    best = ranking.ranked(digits.study, digits.trials)[0]
     counts = dict.fromkeys(("completed", "pruned", "diverged"), 0)
     for trial in digits.trials:
         counts[trial.state] = counts.get(trial.state, 0) + 1
-    said = results.in_short(best.params)
+    said = ranking.in_short(best.params)
     return found | {
-        "digits.counts": f"{results.counts_in_words(counts)}, of {len(digits.trials)}",
+        "digits.counts": f"{ranking.counts_in_words(counts)}, of {len(digits.trials)}",
         "digits.best": f"val_loss {best.value:.4f} in trial {best.number} with {said}",
     }
 
@@ -182,7 +183,7 @@ def houses_facts(houses: Studied) -> dict[str, str]:
     told = {1e-4: "too low", 0.01: "just right", 0.1: "too high"}
     rows = [
         [f"{rate(trial):g}", f"{trial.value:,.2f}", told[rate(trial)], str(place)]
-        for place, trial in enumerate(results.ranked(houses.study, houses.trials), start=1)
+        for place, trial in enumerate(ranking.ranked(houses.study, houses.trials), start=1)
     ]
     return {"houses.table": table(["lr", "loss after 50 steps", "the story", "place"], rows)}
 
@@ -230,7 +231,7 @@ def momentum_facts(studies: Mapping[str, Studied]) -> dict[str, str]:
 
 def search_facts(search: Studied) -> dict[str, str]:
     """Tell of the search over the rate of the five houses."""
-    best = results.ranked(search.study, search.trials)[0]
+    best = ranking.ranked(search.study, search.trials)[0]
     diverged = [trial for trial in search.trials if trial.state == DIVERGED]
     low, high = 1e-5, 1.0
     return {
@@ -295,40 +296,40 @@ def draw(studies: Mapping[str, Studied], folder: Path) -> None:
     quadratic, sine = studies["quadratic"], studies["sine"]
     houses, text, digits = studies["house-prices"], studies["text"], studies["digits"]
     figures = {
-        "quadratic_paths": plots.path_on_function(
+        "quadratic_paths": charts.path_on_function(
             lambda x: (x - 2) ** 2, paths(quadratic), formula="(x - 2)²", span=(-3, 7)
         ),
-        "quadratic_losses": plots.comparison(losses(quadratic, by_rate)),
-        "sine_paths": plots.path_on_function(
+        "quadratic_losses": charts.comparison(losses(quadratic, by_rate)),
+        "sine_paths": charts.path_on_function(
             np.sin,
             [line for line in paths(sine) if not line.label.startswith("lr 0.1")],
             formula="sin x",
             span=(-9, 9),
         ),
-        "houses": plots.comparison(losses(houses, by_rate)),
-        "momentum": plots.value_by_rate(
+        "houses": charts.comparison(losses(houses, by_rate)),
+        "momentum": charts.value_by_rate(
             by_choice(studies["quadratic-momentum"], "sgd.momentum", "momentum "),
             title="(x - 2)² after 100 steps",
             ylabel="loss",
             joined=True,
         ),
-        "search": plots.value_by_rate(
+        "search": charts.value_by_rate(
             [by_choice(studies["house-prices-search"], "optimizer", "")[0]],
             title="Five houses after 50 steps",
             ylabel="loss",
             limit=LIMIT,
         ),
-        "schedules": plots.rates_as_applied(applied()),
-        "digits": plots.loss_curves(
-            losses(digits, lambda one: results.in_short(one.params), smooth=10),
-            best=results.ranked(digits.study, digits.trials)[0].number,
+        "schedules": charts.rates_as_applied(applied()),
+        "digits": charts.loss_curves(
+            losses(digits, lambda one: ranking.in_short(one.params), smooth=10),
+            best=ranking.ranked(digits.study, digits.trials)[0].number,
             title="Digits: every trial (means of 10 steps)",
             ylabel="training loss",
         ),
-        "digits_rates": plots.value_by_rate(
+        "digits_rates": charts.value_by_rate(
             by_choice(digits, "optimizer", ""), title="Digits: last report of every trial"
         ),
-        "text": plots.comparison(
+        "text": charts.comparison(
             [
                 line
                 for line, trial in zip(
@@ -341,7 +342,7 @@ def draw(studies: Mapping[str, Studied], folder: Path) -> None:
         ),
     }
     for name, figure in figures.items():
-        plots.save(figure, folder / f"{name}.png")
+        charts.save(figure, folder / f"{name}.png")
 
 
 def by_rate(trial: TrialRecord) -> str:

@@ -17,7 +17,7 @@ import psutil
 
 from chaos.proxy import DEAF, ERRORS, PASS, SILENT
 from chaos.stack import LEASE_SECONDS, Member, Stack
-from tuner.failpoints import PLACES
+from tuner.core.failpoints import PLACES
 
 RECORDERS_PLACES = [place for place in PLACES if place.startswith("recorder.")]
 WORKERS_PLACES = [

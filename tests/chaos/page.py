@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tuner.failpoints import PLACES
+from tuner.core.failpoints import PLACES
 
 PAGE = Path(__file__).parents[2] / "docs" / "chaos.md"
 

@@ -13,7 +13,7 @@ from chaos import checker
 from chaos.checker import Findings
 from chaos.faults import Fault, NotFiredError, fill
 from chaos.stack import Stack, small_disk
-from tuner.failpoints import PLACES
+from tuner.core.failpoints import PLACES
 
 HEADER = (
     "| fault | trainer | fired | lost | doubled | stuck | missing | wrong | over budget | "

@@ -16,8 +16,8 @@ from chaos.faults import fill
 from chaos.proxy import DEAF, ERRORS, PASS, SILENT
 from chaos.scenarios import calm
 from chaos.stack import LEASE_SECONDS, Member, Stack, stack
-from tuner import governing, storage
-from tuner.ledger import Ledger
+from tuner.ledger import Ledger, database
+from tuner.operations import manage
 
 TRIALS = 20
 FAULTS = 6  # in each study
@@ -132,9 +132,9 @@ def _faults(
 
 
 def _delete(stack: Stack, name: str) -> None:
-    places = storage.addresses(stack.environment, stack.folder)
-    ledger = Ledger(storage.ledger_engine(places.ledger))
-    governing.delete(ledger, places, name)
+    places = database.addresses(stack.environment, stack.folder)
+    ledger = Ledger(database.ledger_engine(places.ledger))
+    manage.delete(ledger, places, name)
     ledger.engine.dispose()
 
 

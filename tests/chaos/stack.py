@@ -25,8 +25,9 @@ from team import answers
 
 from chaos.checker import Findings, Left, compare, consistent, postgresql, read
 from chaos.proxy import Proxy
-from tuner import storage, studyfile, submission
-from tuner.ledger import Ledger
+from tuner.config import reading
+from tuner.ledger import Ledger, database
+from tuner.operations import submit as submission
 
 Process = subprocess.Popen[bytes]
 LEASE_SECONDS = 3.0
@@ -240,9 +241,9 @@ class Stack:
 
     def submit(self, name: str, trainer: str) -> None:
         """Put the study into the database under a name of its own; no command, to save seconds."""
-        spec = studyfile.load(self.write(name, trainer))
+        spec = reading.load(self.write(name, trainer))
         ledger = Ledger(
-            storage.ledger_engine(storage.addresses(self.environment, self.folder).ledger)
+            database.ledger_engine(database.addresses(self.environment, self.folder).ledger)
         )
         submission.submit(ledger, spec, submission.prepare(spec, PREFIXES))
         ledger.engine.dispose()

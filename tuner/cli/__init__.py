@@ -16,7 +16,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import click
 
-from tuner import logs
 from tuner.cli import (
     checking,
     cleaning,
@@ -31,7 +30,8 @@ from tuner.cli import (
     tuning,
 )
 from tuner.cli.base import EXIT_INTERRUPTED, cli
-from tuner.errors import OutputError, TunerError
+from tuner.core.errors import OutputError, TunerError
+from tuner.observability import logs
 
 __all__ = [
     "checking",

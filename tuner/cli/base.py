@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from rich.console import Console
 
-from tuner import results, terminal
-from tuner.environment import DISTRIBUTION
-from tuner.here import PREFIXES
-from tuner.outcome import COMPLETED
+from tuner.analysis import ranking
+from tuner.core.environment import DISTRIBUTION
+from tuner.core.outcome import COMPLETED
+from tuner.operations.context import PREFIXES
+from tuner.report import terminal
 
 if TYPE_CHECKING:
     from tuner.ledger import Reader, StudyRecord
@@ -140,11 +141,11 @@ def print_results(
     Of trials whose ends were `reported` already, only the completed ones are ranked.
     """
     from tuner import report
-    from tuner.assessing import Assessor
+    from tuner.analysis.evidence import Assessor
 
     trials = ledger.trials(study.id)
     listed = [trial for trial in trials if not reported or trial.state == COMPLETED]
-    ranked = results.ranked(study, listed)[:10]
+    ranked = ranking.ranked(study, listed)[:10]
     curves = {one.number: ledger.curve(one.id) for one in ranked}
     verdicts = Assessor(ledger, study).verdicts(trials)
     if listed:
@@ -152,8 +153,8 @@ def print_results(
         table = report.ranking(study, listed, curves, verdicts, width=width)
         console.print(report.fitted(table, console))
     console.print(report.stopped(trials, rows=0 if reported else 3), soft_wrap=True)
-    terminal.say(console, f"Verdicts on rates: {results.verdicts_in_words(verdicts)}.")
-    terminal.say(console, results.best_in_words(study, ledger.best(study)), style="bold")
+    terminal.say(console, f"Verdicts on rates: {ranking.verdicts_in_words(verdicts)}.")
+    terminal.say(console, ranking.best_in_words(study, ledger.best(study)), style="bold")
     program, name = terminal.program(), shlex.quote(study.name)
     terminal.say(console, f"Open the curves in MLflow: {program} ui {name}")
     terminal.say(console, f"All about this study: {program} status {name}")

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tuner import here, results, terminal
+from tuner.analysis import ranking
 from tuner.cli.base import cli, print_json, with_allow, with_json
 from tuner.cli.tuning import exit_code
+from tuner.operations import context
+from tuner.report import terminal
 
 if TYPE_CHECKING:
-    from tuner.confirming import Confirmation
+    from tuner.operations.confirm import Confirmation
 
 
 @cli.command()
@@ -30,15 +32,17 @@ def confirm(name: str, top: int, seeds: int, prefixes: tuple[str, ...], as_json:
 
     Under new seeds, as trials of the study "NAME confirm". Interrupted and run again, it goes on.
     """
-    from tuner import confirming, progress, running
+    from tuner.operations import confirm as confirming
+    from tuner.operations import run
+    from tuner.report import progress
 
-    ledger, places = here.ledger(), here.places()
+    ledger, places = context.ledger(), context.places()
     study = ledger.study(name)
     again = confirming.submit(ledger, study, top=top, seeds=seeds)
     console = terminal.console(stderr=as_json)
     with progress.shown(console, ledger, again):
-        todo = running.Work(names=(again.name,), prefixes=prefixes, until_idle=True)
-        ended = running.train(ledger, places, todo, recorder=True)
+        todo = run.Work(names=(again.name,), prefixes=prefixes, until_idle=True)
+        ended = run.train(ledger, places, todo, recorder=True)
     found = confirming.compare(ledger, study, ledger.study(again.name), seeds)
     left = confirming.unfinished(ledger, again)
     if as_json:
@@ -61,7 +65,7 @@ def _print(found: Confirmation) -> None:
         said = "" if worse is None else f"{worse.mean:.3g} [{worse.low:.3g}, {worse.high:.3g}]"
         mean = "" if one.mean is None else f"{one.mean:.4g}"
         seeds = f"{len(one.completed)}/{len(one.values)}"
-        short = results.in_short(one.params)
+        short = ranking.in_short(one.params)
         row = (str(one.trial), short, f"{one.found:.4g}", mean, seeds, said)
         table.add_row(*(cell.replace("[", r"\[") for cell in row))
     console = terminal.console()
@@ -79,9 +83,9 @@ def rerun(name: str, trial: int, prefixes: tuple[str, ...], as_json: bool) -> in
 
     Nothing is written. Exit code 0 when all is equal, 1 when not.
     """
-    from tuner import rerunning
+    from tuner.operations import rerun as rerunning
 
-    ledger = here.ledger()
+    ledger = context.ledger()
     found = rerunning.rerun(ledger, ledger.study(name), trial, prefixes)
     if as_json:
         print_json(found.as_json())
@@ -113,9 +117,9 @@ def export(name: str, folder: Path, file_format: str, as_json: bool) -> None:
 
     A row of curves is one measured value: trial, step, metric, value, time.
     """
-    from tuner import exporting
+    from tuner.operations import export as exporting
 
-    ledger = here.ledger()
+    ledger = context.ledger()
     files = exporting.export(ledger, ledger.study(name), folder, file_format)
     if as_json:
         print_json({"study": name, "files": {what: str(file) for what, file in files.items()}})

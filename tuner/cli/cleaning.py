@@ -6,8 +6,8 @@ from dataclasses import asdict
 
 import click
 
-from tuner import here
 from tuner.cli.base import cli, print_json, with_json
+from tuner.operations import context
 
 
 @cli.command()
@@ -32,9 +32,9 @@ def gc(
     older_than: float, keep_newest: int, keep: tuple[str, ...], yes: bool, as_json: bool
 ) -> None:
     """Remove old studies from ledger, Optuna and MLflow, with files; never a champion's."""
-    from tuner import retention
+    from tuner.operations import retention
 
-    ledger, places = here.ledger(), here.places()
+    ledger, places = context.ledger(), context.places()
     made = retention.plan(ledger, places, older_than=older_than, keep_newest=keep_newest, keep=keep)
     purged, problem = retention.collect(ledger, places, made) if yes else ([], None)
     if as_json:

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import click
 
-from tuner import here, storage, studyfile
 from tuner.cli.base import (
     cli,
     print_json,
     with_json,
 )
-from tuner.errors import UsageError
+from tuner.config import reading
+from tuner.core.errors import UsageError
+from tuner.ledger import database
+from tuner.operations import context
 
 
 @cli.group()
@@ -32,8 +34,8 @@ def db() -> None:
 @with_json
 def upgrade(workers: tuple[str, ...], as_json: bool) -> None:
     """Bring the tables of tuner, Optuna and MLflow to this version's schema."""
-    places = here.places()
-    left = storage.upgrade(places, dict(_login(worker) for worker in workers))
+    places = context.places()
+    left = database.upgrade(places, dict(_login(worker) for worker in workers))
     if left:
         click.echo(f"The tables are there, but {left}.", err=True)
     if as_json:
@@ -60,7 +62,7 @@ def _login(given: str) -> tuple[str, str]:
 @with_json
 def urls(as_json: bool) -> None:
     """Print which address to give to which tool."""
-    shown = here.places().shown()
+    shown = context.places().shown()
     if as_json:
         print_json(shown)
         return
@@ -73,4 +75,4 @@ def urls(as_json: bool) -> None:
 def schema(as_json: bool) -> None:
     """Print the JSON Schema of study files."""
     indent = None if as_json else 2
-    click.echo(json.dumps(studyfile.json_schema(), indent=indent))
+    click.echo(json.dumps(reading.json_schema(), indent=indent))

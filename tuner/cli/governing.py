@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from tuner import here
 from tuner.cli.base import cli, print_json, with_json
+from tuner.operations import context
 
 
 @cli.command()
@@ -13,9 +13,9 @@ from tuner.cli.base import cli, print_json, with_json
 @with_json
 def pause(name: str, as_json: bool) -> None:
     """Let no more trials of the study NAME be taken up; running ones go on to their end."""
-    from tuner import governing
+    from tuner.operations import manage
 
-    _tell(governing.pause(here.ledger(), name), as_json)
+    _tell(manage.pause(context.ledger(), name), as_json)
 
 
 @cli.command()
@@ -23,9 +23,9 @@ def pause(name: str, as_json: bool) -> None:
 @with_json
 def resume(name: str, as_json: bool) -> None:
     """Open the study NAME again after a pause or a stop; cancelled trials stay so."""
-    from tuner import governing
+    from tuner.operations import manage
 
-    _tell(governing.resume(here.ledger(), name), as_json)
+    _tell(manage.resume(context.ledger(), name), as_json)
 
 
 @cli.command()
@@ -34,9 +34,9 @@ def resume(name: str, as_json: bool) -> None:
 @with_json
 def stop(name: str, reason: str, as_json: bool) -> None:
     """Cancel the running and waiting trials of the study NAME, and take up no more."""
-    from tuner import governing
+    from tuner.operations import manage
 
-    _tell(governing.stop(here.ledger(), here.places(), name, reason), as_json)
+    _tell(manage.stop(context.ledger(), context.places(), name, reason), as_json)
 
 
 @cli.command()
@@ -49,13 +49,13 @@ def delete(name: str, yes: bool, force: bool, as_json: bool) -> None:
 
     Interrupted, it may be run again. MLflow keeps deleted runs until its own `mlflow gc`.
     """
-    from tuner import governing
+    from tuner.operations import manage
 
-    ledger = here.ledger()
+    ledger = context.ledger()
     trials = len(ledger.trials(ledger.study(name).id))
     if not yes:
         click.confirm(f"Delete study {name!r} with {trials} trials?", abort=True, err=True)
-    governing.delete(ledger, here.places(), name, force=force)
+    manage.delete(ledger, context.places(), name, force=force)
     if as_json:
         print_json({"study": name, "deleted": True, "trials": trials})
     else:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tuner import here, results, terminal
+from tuner.analysis import ranking
 from tuner.cli.base import (
     EXIT_NOTHING_COMPLETED,
     cli,
@@ -14,6 +14,8 @@ from tuner.cli.base import (
     print_results,
     with_json,
 )
+from tuner.operations import context
+from tuner.report import terminal
 
 if TYPE_CHECKING:
     from tuner.ledger import Reader, StudyRecord
@@ -23,9 +25,9 @@ if TYPE_CHECKING:
 @with_json
 def studies(as_json: bool) -> None:
     """List the studies of this database."""
-    from tuner import summary
+    from tuner.operations import status as summary
 
-    ledger = here.ledger()
+    ledger = context.ledger()
     found = [summary.of_state(ledger, study) for study in ledger.studies()]
     if as_json:
         print_json({"studies": found})
@@ -33,7 +35,7 @@ def studies(as_json: bool) -> None:
     if not found:
         click.echo("No studies yet; `tuner run FILE` makes one.")
     for status in found:
-        counts = results.counts_in_words(status["trials"])
+        counts = ranking.counts_in_words(status["trials"])
         click.echo(
             f"{status['title']}: {status['state']}, {counts} of {status['budget']['trials']}"
         )
@@ -45,9 +47,9 @@ def studies(as_json: bool) -> None:
 @with_json
 def status(name: str, trial: int | None, as_json: bool) -> None:
     """Show the state of the study NAME: its trials, its best one, who works at it."""
-    from tuner import summary
+    from tuner.operations import status as summary
 
-    ledger = here.ledger()
+    ledger = context.ledger()
     study = ledger.study(name)
     if trial is not None:
         _print_trial(summary.of_trial(ledger, study, trial), as_json=as_json)
@@ -57,11 +59,11 @@ def status(name: str, trial: int | None, as_json: bool) -> None:
         print_json(found)
         return
     console = terminal.console()
-    counts = results.counts_in_words(found["trials"])
+    counts = ranking.counts_in_words(found["trials"])
     terminal.say(console, f"{study.title}: {found['state']}, {counts} of {study.limit}")
     if study.reason:
         terminal.say(console, study.reason)
-    for line in results.ranges_in_words(study):
+    for line in ranking.ranges_in_words(study):
         terminal.say(console, line)
     for one in found["workers"]:
         terminal.say(console, f"trial {one['trial']} is trained by {one['worker']}")
@@ -92,15 +94,15 @@ def _print_trial(found: dict[str, Any], *, as_json: bool) -> None:
 
 def _print_pages(ledger: Reader, study: StudyRecord) -> None:
     """Print where the UI shows what, if one does; that MLflow is away is no reason to fail."""
-    from tuner import pages, ui
-    from tuner.errors import UnavailableError
+    from tuner.core.errors import UnavailableError
+    from tuner.operations import links, ui
     from tuner.tracking.publications import Publications
 
     run_id, _ = Publications(ledger.engine, "mlflow").study(study.id)
-    if run_id is None or not ui.shows(here.places(), run_id):
+    if run_id is None or not ui.shows(context.places(), run_id):
         return
     try:
-        found = pages.of_study(ledger, study, here.places())
+        found = links.of_study(ledger, study, context.places())
     except UnavailableError as error:
         click.echo(f"no pages: {error}", err=True)
         return
@@ -114,14 +116,14 @@ def _print_pages(ledger: Reader, study: StudyRecord) -> None:
 @with_json
 def best(name: str, opened: bool, as_json: bool) -> int:
     """Show the best trial of the study NAME."""
-    from tuner import summary
+    from tuner.operations import status as summary
 
-    ledger = here.ledger()
+    ledger = context.ledger()
     study = ledger.study(name)
     if as_json:
         print_json({"study": name, "best": summary.of_best(ledger, study)})
     else:
-        click.echo(results.best_in_words(study, ledger.best(study)))
+        click.echo(ranking.best_in_words(study, ledger.best(study)))
     if ledger.best(study) is None:
         return EXIT_NOTHING_COMPLETED
     return _serve(study, None, "best trial", as_json=None) if opened else 0
@@ -134,9 +136,9 @@ def doctor(repair: bool, as_json: bool) -> int:
     """Prove that ledger, Optuna's trials and MLflow's runs match one to one."""
     from dataclasses import asdict
 
-    from tuner import doctor as checks
+    from tuner.operations import doctor as checks
 
-    engine, places = here.ledger().engine, here.places()
+    engine, places = context.ledger().engine, context.places()
     problems = checks.repair(engine, places) if repair else checks.examine(engine, places)
     notes = checks.notes(places)
     ok = all(problem.repaired for problem in problems)
@@ -160,17 +162,21 @@ def doctor(repair: bool, as_json: bool) -> int:
 @with_json
 def ui(name: str | None, port: int | None, as_json: bool) -> int:
     """Serve the MLflow UI on this database, on 127.0.0.1; open the study NAME in a browser."""
-    study = here.ledger().study(name) if name else None
+    study = context.ledger().study(name) if name else None
     return _serve(study, port, "loss curves", as_json=as_json)
 
 
 def _serve(study: StudyRecord | None, port: int | None, what: str, *, as_json: bool | None) -> int:
     """Serve the UI and open a page of the study; as_json None: standard output has its object."""
-    from tuner import pages
-    from tuner import ui as server
+    from tuner.operations import links
+    from tuner.operations import ui as server
 
     def say(url: str) -> str | None:
-        page = pages.of_study(here.ledger(), study, here.places(), url).get(what) if study else None
+        page = (
+            links.of_study(context.ledger(), study, context.places(), url).get(what)
+            if study
+            else None
+        )
         if as_json:
             print_json({"url": url} | ({"page": page} if page else {}))
         else:
@@ -178,4 +184,4 @@ def _serve(study: StudyRecord | None, port: int | None, what: str, *, as_json: b
             click.echo(f"MLflow UI: {said}", err=as_json is None)
         return page
 
-    return server.serve(here.places(), port, say)
+    return server.serve(context.places(), port, say)

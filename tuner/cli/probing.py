@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tuner import studyfile, terminal
 from tuner.cli.base import cli, print_json, with_allow, with_json, with_set
+from tuner.config import reading
+from tuner.report import terminal
 
 if TYPE_CHECKING:
-    from tuner.training.probe import Probe
+    from tuner.training.lr_probe.probe import Probe
 
 
 @cli.command()
@@ -24,12 +25,12 @@ def probe(file: Path, overrides: tuple[str, ...], prefixes: tuple[str, ...], as_
 
     Many rates train for a few steps from the same weights on the same batches, for each optimizer.
     """
-    spec = studyfile.load(file, overrides)
-    from tuner.errors import UsageError
-    from tuner.failure import workload_code
+    spec = reading.load(file, overrides)
+    from tuner.core.errors import UsageError
+    from tuner.core.failures import workload_code
     from tuner.training import choosing
-    from tuner.training import probe as probing
     from tuner.training.device import use_threads
+    from tuner.training.lr_probe import probe as probing
     from tuner.training.workloads import Workload
 
     use_threads(1 if spec.training.threads == "auto" else spec.training.threads)

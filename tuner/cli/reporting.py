@@ -7,8 +7,8 @@ from typing import Literal
 
 import click
 
-from tuner import here
 from tuner.cli.base import cli, print_json, with_json
+from tuner.operations import context
 
 
 @cli.command()
@@ -28,11 +28,11 @@ def report(
 
     Several names: side by side on one page.
     """
-    from tuner import reporting
+    from tuner.operations import report as reporting
 
-    ledger = here.ledger()
+    ledger = context.ledger()
     studies = [ledger.study(name) for name in names]
-    done = reporting.report(ledger, studies, here.places(), to=to, ui=ui, tracked=tracked)
+    done = reporting.report(ledger, studies, context.places(), to=to, ui=ui, tracked=tracked)
     if as_json:
         pictures = [str(path) for path in done.written.pictures]
         found = {"studies": list(names), "report": str(done.written.page), "pictures": pictures}
@@ -68,7 +68,7 @@ def compare(
     """
     from tuner.report import comparing
 
-    written = comparing.write(comparing.choose(here.ledger(), trials), metric, by, to)
+    written = comparing.write(comparing.choose(context.ledger(), trials), metric, by, to)
     if as_json:
         pictures = [str(path) for path in written.pictures]
         print_json({"page": str(written.page), "pictures": pictures})

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from tuner import here
 from tuner.cli.base import EXIT_NOTHING_COMPLETED, cli, print_json, with_allow, with_json
+from tuner.operations import context
 
 EXIT_KEPT = 10
 
@@ -44,21 +44,21 @@ def retrain(
 
     Killed in the middle, the next call with that key goes on.
     """
-    from tuner.retraining import retraining
+    from tuner.operations import retrain as retraining
 
-    ledger = here.ledger()
+    ledger = context.ledger()
     if history:
         _show_history(name, as_json)
         return 0
+    from tuner.core.cron import key_of
+    from tuner.core.processes import told_to_stop
     from tuner.ledger import Retrainings
     from tuner.ledger.retrainings import FAILED, KEPT
-    from tuner.processes import told_to_stop
-    from tuner.timetables import key_of
 
     with told_to_stop("the retraining can be gone on with") as stop:
         found = retraining.retrain(
             ledger,
-            here.places(),
+            context.places(),
             name,
             run_key or key_of(Retrainings(ledger).now()),
             prefixes=prefixes,
@@ -76,11 +76,11 @@ def retrain(
 
 
 def _show_history(name: str, as_json: bool) -> None:
-    from tuner import drift
+    from tuner.analysis import drift
+    from tuner.core.cron import key_of
     from tuner.ledger import Retrainings
-    from tuner.timetables import key_of
 
-    ledger = here.ledger()
+    ledger = context.ledger()
     steps = drift.steps(Retrainings(ledger).history(ledger.study(name).name))
     if as_json:
         print_json({"study": name, "retrainings": [one.as_json() for one in steps]})
@@ -102,9 +102,9 @@ def _show_history(name: str, as_json: bool) -> None:
 @with_json
 def rollback(name: str, to: int | None, as_json: bool) -> None:
     """Make the champion before this one the champion of the study NAME's model again."""
-    from tuner.retraining import retraining
+    from tuner.operations import retrain as retraining
 
-    done = retraining.rollback(here.ledger(), here.places(), name, to)
+    done = retraining.rollback(context.ledger(), context.places(), name, to)
     if as_json:
         print_json({"study": name, **vars(done)})
     else:
@@ -123,9 +123,9 @@ def rollback(name: str, to: int | None, as_json: bool) -> None:
 @with_json
 def predict(name: str, inputs: Path, as_json: bool) -> None:
     """Let the champion of the study NAME's model predict the rows of a file."""
-    from tuner.retraining import retraining
+    from tuner.operations import retrain as retraining
 
-    found = retraining.predict(here.ledger(), here.places(), name, inputs)
+    found = retraining.predict(context.ledger(), context.places(), name, inputs)
     if not found.exact:
         click.echo(
             "The model does not predict to the last bit what it did when it was trained; this "

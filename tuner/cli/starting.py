@@ -7,9 +7,10 @@ from pathlib import Path
 
 import click
 
-from tuner import scaffolding, terminal
 from tuner.cli.base import cli, print_json, with_json
-from tuner.scaffolding import Copied
+from tuner.operations import examples as scaffolding
+from tuner.operations.examples import Copied
+from tuner.report import terminal
 
 
 @cli.command()

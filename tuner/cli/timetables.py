@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tuner import here, logs
 from tuner.cli.base import cli, print_json, with_allow, with_json, with_log, with_metrics
+from tuner.observability import logs
+from tuner.operations import context
 
 if TYPE_CHECKING:
     from tuner.ledger.timetables import TimetableRecord
@@ -63,10 +64,10 @@ def add(
     as_json: bool,
 ) -> None:
     """Retrain a STUDY on a timetable, a new one or a changed one, from now on."""
+    from tuner.core.cron import Timetable
     from tuner.ledger.timetables import Timetables
-    from tuner.timetables import Timetable
 
-    ledger = here.ledger()
+    ledger = context.ledger()
     study = ledger.study(study).name
     when = Timetable(expression=cron, zone=zone, grace=grace, catch_up=catch_up, overlap=overlap)
     made = Timetables(ledger).add(name or study, study, when, enabled=enabled)
@@ -82,7 +83,7 @@ def list_(as_json: bool) -> None:
     """List the timetables."""
     from tuner.ledger.timetables import Timetables
 
-    found = Timetables(here.ledger()).all()
+    found = Timetables(context.ledger()).all()
     if as_json:
         print_json({"timetables": [_as_json(one) for one in found]})
         return
@@ -99,7 +100,7 @@ def remove(name: str, as_json: bool) -> None:
     """Remove the timetable NAME and its history; its retrainings stay."""
     from tuner.ledger.timetables import Timetables
 
-    Timetables(here.ledger()).remove(name)
+    Timetables(context.ledger()).remove(name)
     if as_json:
         print_json({"removed": name})
     else:
@@ -114,10 +115,10 @@ def remove(name: str, as_json: bool) -> None:
 @with_json
 def history(name: str | None, limit: int, as_json: bool) -> None:
     """Show the ticks of the timetable NAME, or of all, and what came of them."""
+    from tuner.core.cron import key_of
     from tuner.ledger.timetables import Timetables
-    from tuner.timetables import key_of
 
-    found = Timetables(here.ledger()).history(name, limit)
+    found = Timetables(context.ledger()).history(name, limit)
     if as_json:
         print_json({"runs": [vars(one) | {"run_key": key_of(one.fire_at)} for one in found]})
         return
@@ -144,11 +145,11 @@ def scheduler(
 ) -> None:
     """Retrain as the timetables say, until interrupted. Any number of them may run."""
     logs.service(log)
-    from tuner import serving
-    from tuner.processes import told_to_stop
-    from tuner.scheduler import schedule
+    from tuner.core.processes import told_to_stop
+    from tuner.observability import serving
+    from tuner.operations.schedule import schedule
 
-    ledger, places = here.ledger(), here.places()
+    ledger, places = context.ledger(), context.places()
     with (
         told_to_stop("what is being retrained can be gone on with") as stop,
         serving.serving(metrics_port, metrics_host, ledger.engine, places),
@@ -159,7 +160,7 @@ def scheduler(
 
 
 def _as_json(one: TimetableRecord) -> dict[str, Any]:
-    from tuner.timetables import key_of
+    from tuner.core.cron import key_of
 
     about = {"name": one.name, "study": one.study, "enabled": one.enabled}
     return about | vars(one.when) | {"next": key_of(one.next_at)}

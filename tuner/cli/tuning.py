@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tuner import here, logs, processes, studyfile, terminal
 from tuner.cli.base import (
     EXIT_INTERRUPTED,
     EXIT_NOTHING_COMPLETED,
@@ -25,11 +24,16 @@ from tuner.cli.base import (
     with_parent,
     with_set,
 )
-from tuner.errors import NotFoundError, OutputError, UnavailableError
+from tuner.config import reading
+from tuner.core import processes
+from tuner.core.errors import NotFoundError, OutputError, UnavailableError
+from tuner.observability import logs
+from tuner.operations import context
+from tuner.report import terminal
 
 if TYPE_CHECKING:
     from tuner.ledger import Ledger, StudyRecord
-    from tuner.running import Ended
+    from tuner.operations.run import Ended
 
 GRACE_SECONDS = 5.0
 """How long a worker that was told to stop waits for its recorder, which goes on by itself."""
@@ -61,12 +65,16 @@ def run(
     Interrupted and run again, it goes on where it was.
     """
     began = time.monotonic()
-    spec = studyfile.load(file, overrides)
-    from tuner import progress, reporting, running, submission, summary
-    from tuner.executors import LocalExecutor
+    spec = reading.load(file, overrides)
+    from tuner.executors.local import LocalExecutor
+    from tuner.operations import report as reporting
+    from tuner.operations import run as running
+    from tuner.operations import status
+    from tuner.operations import submit as submission
+    from tuner.report import progress
 
     described = submission.prepare(spec, prefixes)
-    ledger, places = here.ledger(create=True), here.places()
+    ledger, places = context.ledger(create=True), context.places()
     study, created = submission.submit(ledger, spec, described)
     console = terminal.console(stderr=as_json)
     if created and study.version > 1:
@@ -79,7 +87,7 @@ def run(
             executor = LocalExecutor(places.spill.with_name("logs") / str(study.id))
             ended = running.train_with(executor, ledger, todo, workers)
     study = _after(ledger, study)
-    found = summary.of_run(ledger, study, places)
+    found = status.of_run(ledger, study, places)
     problem = None
     if report and not ended.interrupted:
         try:
@@ -140,11 +148,11 @@ def submit(
     file: Path, overrides: tuple[str, ...], prefixes: tuple[str, ...], as_json: bool
 ) -> None:
     """Put the study FILE into the database, for workers to train."""
-    spec = studyfile.load(file, overrides)
-    from tuner import submission
+    spec = reading.load(file, overrides)
+    from tuner.operations import submit as submission
 
     described = submission.prepare(spec, prefixes)
-    ledger = here.ledger(create=True)
+    ledger = context.ledger(create=True)
     study, created = submission.submit(ledger, spec, described)
     if as_json:
         about = {"version": study.version, "created": created, "budget": study.limit}
@@ -184,9 +192,10 @@ def worker(
     logs.service(log)
     if parent is not None:
         processes.end_with(parent)
-    from tuner import running, serving
+    from tuner.observability import serving
+    from tuner.operations import run as running
 
-    ledger, places = here.ledger(), here.places()
+    ledger, places = context.ledger(), context.places()
     todo = running.Work(
         names=names,
         prefixes=prefixes,
@@ -234,10 +243,10 @@ def recorder(
         metrics_port = None
     else:
         logs.service(log)
-    from tuner import serving
+    from tuner.observability import serving
     from tuner.tracking.recorder import record
 
-    ledger, places = here.ledger(), here.places()
+    ledger, places = context.ledger(), context.places()
     with processes.told_to_stop("publishing the rest") as closing:
         if once:
             closing.set()

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, and_, select, update
 
-from tuner.errors import LeaseLost
+from tuner.core.errors import LeaseLost
 from tuner.ledger import rows
 from tuner.ledger.reading import Reader, has_live_attempt, read_trials
 from tuner.ledger.records import (

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, and_, func, select
 
-from tuner.ledger import governing
+from tuner.config import BudgetTable
+from tuner.core.outcome import COMPLETED, DIVERGED, PRUNED
+from tuner.ledger import managing
 from tuner.ledger.reading import Reader
 from tuner.ledger.records import OPEN, StudyRecord
 from tuner.ledger.retrying import again
 from tuner.ledger.tables import attempts, database_time, trials
-from tuner.outcome import COMPLETED, DIVERGED, PRUNED
-from tuner.spec import BudgetTable
 
 
 @again
@@ -25,21 +25,21 @@ def end_when_due(ledger: Reader, study: StudyRecord) -> StudyRecord | None:
     with ledger.engine.begin() as tx:
         if _due(tx, study) is None:
             return None
-    with governing.locked(ledger, study) as (tx, row):
+    with managing.locked(ledger, study) as (tx, row):
         reason = _due(tx, study)
         if row.state != OPEN or reason is None:
             return None
-        governing.end(tx, row, reason)
+        managing.end(tx, row, reason)
     return ledger.study(study.name)
 
 
 @again
 def end(ledger: Reader, study: StudyRecord, reason: str) -> StudyRecord | None:
     """End an open study by a rule that was found to hold; None if it is not open any more."""
-    with governing.locked(ledger, study) as (tx, row):
+    with managing.locked(ledger, study) as (tx, row):
         if row.state != OPEN:
             return None
-        governing.end(tx, row, reason)
+        managing.end(tx, row, reason)
     return ledger.study(study.name)
 
 

@@ -17,13 +17,13 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, insert, select, update
 
+from tuner.config import ParameterValue
 from tuner.ledger import rows
-from tuner.ledger.governing import locked
+from tuner.ledger.managing import locked
 from tuner.ledger.reading import Reader
 from tuner.ledger.records import RANGES, StudyRecord
 from tuner.ledger.retrying import again
 from tuner.ledger.tables import database_time, probes, studies
-from tuner.spec import ParameterValue
 
 CLAIM_SECONDS = 120.0
 """How long others wait for a probe whose worker cannot be seen."""

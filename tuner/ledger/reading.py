@@ -9,9 +9,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, and_, exists, func, literal, select
 
-from tuner import curves
-from tuner.curves import Chunk
-from tuner.errors import NotFoundError
+from tuner.core import curves
+from tuner.core.curves import Chunk
+from tuner.core.errors import NotFoundError
+from tuner.core.outcome import COMPLETED, KINDS, RUNNING
 from tuner.ledger.records import (
     AttemptRecord,
     Changes,
@@ -37,7 +38,6 @@ from tuner.ledger.tables import (
     studies,
     trials,
 )
-from tuner.outcome import COMPLETED, KINDS, RUNNING
 
 PORTION = 5000
 """Rows that are held at a time of a result that may be large."""

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tuner.curves import Chunk
-from tuner.outcome import Outcome
-from tuner.spec import ParameterValue, StudySpec
+from tuner.config import ParameterValue, StudySpec
+from tuner.core.curves import Chunk
+from tuner.core.outcome import Outcome
 
 OPEN, PAUSED, STOPPED, ENDED = "open", "paused", "stopped", "ended"
 """The states of a study; workers take trials of open ones. `ENDED` is by a rule of its budget."""

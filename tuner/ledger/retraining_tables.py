@@ -16,8 +16,8 @@ from sqlalchemy import (
     text,
 )
 
+from tuner.core.text import NAME_LIMIT
 from tuner.ledger.tables import AS_JSON, metadata
-from tuner.texts import NAME_LIMIT
 
 retrainings = Table(
     "tuner_retrainings",

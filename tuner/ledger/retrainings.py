@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, delete, func, insert, select, update
 
-from tuner.errors import LeaseLost
+from tuner.core.errors import LeaseLost
 from tuner.ledger.leasing import LEASE_SECONDS
 from tuner.ledger.reading import Reader
 from tuner.ledger.retraining_tables import retrainings

@@ -8,7 +8,7 @@ from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from tuner.errors import ConnectionLostError
+from tuner.core.errors import ConnectionLostError
 
 PATIENCE_SECONDS = 3.0
 """How long a call is repeated by default: over a cut connection, not over an outage."""

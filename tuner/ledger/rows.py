@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, func, insert, select, tuple_, update
 
+from tuner.core.outcome import CANCELLED, COMPLETED, FAILED, RUNNING, Outcome
 from tuner.ledger.records import (
     ENDED,
     STOPPED,
@@ -23,7 +24,6 @@ from tuner.ledger.tables import (
     studies,
     trials,
 )
-from tuner.outcome import CANCELLED, COMPLETED, FAILED, RUNNING, Outcome
 
 SUBMITTING = 0x7375626D6974
 """Of PostgreSQL's advisory lock on creating studies."""

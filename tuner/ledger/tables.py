@@ -1,7 +1,7 @@
 """The ledger's tables. Their names differ from Optuna's, whose file they share on SQLite.
 
-Whoever changes a table writes a migration in `tuner/migrations/versions` and a frozen database
-of the schema before it into the tests. Times are seconds since 1970, in the database's clock.
+A changed table needs a migration in `tuner/ledger/migrations/versions` and, in the tests, a frozen
+database of the schema before it. Times are seconds since 1970, in the database's clock.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import GenericFunction
 
-from tuner.texts import NAME_LIMIT
+from tuner.core.text import NAME_LIMIT
 
 HEAD = "0004"
 """The revision of the schema below; the last migration's."""
@@ -153,7 +153,7 @@ chunks = Table(
     Column("first_step", Integer, primary_key=True),
     Column("next_step", Integer, nullable=False),
     Column("attempt_id", ForeignKey(attempts.c.id), nullable=False),
-    Column("data", LargeBinary, nullable=False),  # see tuner.curves
+    Column("data", LargeBinary, nullable=False),  # see tuner.core.curves
 )
 
 reports = Table(

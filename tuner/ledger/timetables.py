@@ -16,8 +16,8 @@ from typing import Any
 from sqlalchemy import Connection, and_, delete, exists, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from tuner import timetables as pure
-from tuner.errors import LeaseLost, NotFoundError
+from tuner.core import cron as pure
+from tuner.core.errors import LeaseLost, NotFoundError
 from tuner.ledger.leasing import LEASE_SECONDS
 from tuner.ledger.reading import Reader
 from tuner.ledger.retraining_tables import IS_OPEN, timetable_runs, timetables

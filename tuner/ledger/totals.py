@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Engine, Select, and_, func, select
 
+from tuner.core.outcome import RUNNING
 from tuner.ledger.tables import (
     IS_LIVE,
     attempts,
@@ -15,7 +16,6 @@ from tuner.ledger.tables import (
     studies,
     trials,
 )
-from tuner.outcome import RUNNING
 
 TARGETS = ("optuna", "mlflow")
 

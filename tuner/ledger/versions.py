@@ -8,13 +8,13 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
-from tuner.errors import UsageError, WorkloadError
+from tuner.config import StudySpec
+from tuner.core.errors import UsageError, WorkloadError
+from tuner.core.outcome import COMPLETED, DIVERGED, PRUNED, RUNNING
 from tuner.ledger.reading import has_live_attempt, read_trials
 from tuner.ledger.records import OPEN, STOPPED, TrialRecord, titled
 from tuner.ledger.rows import cancel_if_stopped
 from tuner.ledger.tables import database_time, reports, studies, trials
-from tuner.outcome import COMPLETED, DIVERGED, PRUNED, RUNNING
-from tuner.spec import StudySpec
 
 
 def create(

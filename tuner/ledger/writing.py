@@ -19,10 +19,12 @@ from typing import Any
 
 from sqlalchemy import and_, delete, insert, select, update
 
-from tuner import curves
-from tuner.curves import Chunk
-from tuner.errors import UsageError
-from tuner.ledger import entries, governing, rows, versions
+from tuner.config import ParameterValue, StudySpec
+from tuner.core import curves
+from tuner.core.curves import Chunk
+from tuner.core.errors import UsageError
+from tuner.core.outcome import RUNNING, Outcome
+from tuner.ledger import entries, managing, rows, versions
 from tuner.ledger.leasing import Leases, refused
 from tuner.ledger.records import (
     CheckpointRecord,
@@ -36,8 +38,6 @@ from tuner.ledger.records import (
 )
 from tuner.ledger.retrying import again
 from tuner.ledger.tables import checkpoints, studies, trials
-from tuner.outcome import RUNNING, Outcome
-from tuner.spec import ParameterValue, StudySpec
 
 
 class Ledger(Leases):
@@ -78,7 +78,7 @@ class Ledger(Leases):
             elif known.digest() == spec.digest():
                 study_id = row.id
                 if known.budget != spec.budget:
-                    governing.reopen(tx, row)
+                    managing.reopen(tx, row)
             elif known.model_copy(update={"space": spec.space}).digest() == spec.digest():
                 version = row.version + 1
                 study_id = versions.create(tx, spec, version, limit=limit, workload=workload)

@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tuner import results
-from tuner.curves import Chunk
-from tuner.errors import NotFoundError, UsageError
+from tuner.analysis import ranking
+from tuner.core.curves import Chunk
+from tuner.core.errors import NotFoundError, UsageError
 from tuner.ledger import Reader, StudyRecord, TrialRecord
-from tuner.plots import figures, web
-from tuner.plots.picture import Axis, Line, Picture
 from tuner.report import page, writing
+from tuner.report.charts import figures, web
+from tuner.report.charts.picture import Axis, Line, Picture
 from tuner.report.findings import read_curves
 from tuner.report.page import Cell
 from tuner.report.writing import Written, folder_name
@@ -43,7 +43,7 @@ class Chosen:
     @property
     def label(self) -> str:
         """What it is called in a legend."""
-        return f"{self.study.title}:{self.trial.number}, {results.in_short(self.trial.params)}"
+        return f"{self.study.title}:{self.trial.number}, {ranking.in_short(self.trial.params)}"
 
 
 def choose(ledger: Reader, wanted: Sequence[str]) -> list[Chosen]:
@@ -179,7 +179,7 @@ def _table(chosen: Sequence[Chosen], metric: str, best: Sequence[Line]) -> str:
                 Cell(text=one.study.title),
                 Cell(text=str(one.trial.number), number=one.trial.number),
                 Cell(text=f"{rate:.3g}", number=rate),
-                Cell(text=results.in_short(one.trial.params).partition(", ")[2]),
+                Cell(text=ranking.in_short(one.trial.params).partition(", ")[2]),
                 Cell(text=str(one.trial.steps), number=one.trial.steps),
                 Cell(text="" if value is None else f"{value:.4g}", number=value),
                 Cell(text=one.trial.state),

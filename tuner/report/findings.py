@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tuner import comparisons
-from tuner.assessing import Assessor
-from tuner.comparisons import GoodRates, Wins
-from tuner.curves import Chunk
-from tuner.drift import Step, steps
+from tuner.analysis import comparisons
+from tuner.analysis.comparisons import GoodRates, Wins
+from tuner.analysis.drift import Step, steps
+from tuner.analysis.evidence import Assessor
+from tuner.analysis.verdicts import Evidence, Given, Verdict
+from tuner.config import ParameterValue
+from tuner.core.curves import Chunk
+from tuner.core.outcome import COMPLETED, RUNNING
 from tuner.ledger import Reader, Retrainings, StudyRecord, TrialRecord
-from tuner.outcome import COMPLETED, RUNNING
-from tuner.plots.picture import Mark
-from tuner.spec import ParameterValue
-from tuner.verdicts import Evidence, Given, Verdict
+from tuner.report.charts.picture import Mark
 
 PORTION = 500
 """Curves that are read with one statement."""

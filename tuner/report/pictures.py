@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tuner import results
-from tuner.curves import Chunk
+from tuner.analysis import ranking
+from tuner.analysis.verdicts import DIVERGING, GOOD_RATE, TOO_HIGH, TOO_LOW
+from tuner.core.curves import Chunk
+from tuner.core.outcome import COMPLETED, DIVERGED, KINDS
 from tuner.ledger import TrialRecord
-from tuner.outcome import COMPLETED, DIVERGED, KINDS
-from tuner.plots import figures
-from tuner.plots.picture import UNTOLD, Line, Picture, Points
+from tuner.report.charts import figures
+from tuner.report.charts.picture import UNTOLD, Line, Picture, Points
 from tuner.report.findings import Findings
-from tuner.verdicts import DIVERGING, GOOD_RATE, TOO_HIGH, TOO_LOW
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,7 +87,7 @@ def of_many(studies: Sequence[Findings]) -> Iterator[Shown]:
 def loss_line(found: Findings, trial: TrialRecord) -> Line:
     """Give a trial's training loss as a line."""
     verdict = found.verdicts.get(trial.number)
-    label = f"trial {trial.number}, {results.in_short(trial.params)}"
+    label = f"trial {trial.number}, {ranking.in_short(trial.params)}"
     return _line(label, trial, found.curves[trial.number], verdict.kind if verdict else UNTOLD)
 
 
@@ -163,7 +163,7 @@ def _points(label: str, found: Findings, trials: Sequence[TrialRecord]) -> Point
 def as_applied(found: Findings) -> list[Line]:
     """Give the rates of each schedule's best trial with a curve."""
     best: dict[str, TrialRecord] = {}
-    for trial in results.ranked(found.study, found.trials):
+    for trial in ranking.ranked(found.study, found.trials):
         if trial.params is not None and trial.number in found.curves and trial.steps:
             best.setdefault(str(trial.params["schedule"]), trial)
     lines = []

@@ -14,12 +14,12 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
-from tuner import results
-from tuner.curves import Chunk
+from tuner.analysis import ranking as results
+from tuner.analysis.verdicts import Verdict
+from tuner.core.curves import Chunk
+from tuner.core.outcome import CANCELLED, COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING
+from tuner.core.text import printable
 from tuner.ledger import StudyRecord, TrialRecord
-from tuner.outcome import CANCELLED, COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING
-from tuner.texts import printable
-from tuner.verdicts import Verdict
 
 STYLES = {
     COMPLETED: "green",

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from tuner import comparisons, results
-from tuner.comparisons import ENOUGH, LEVEL, Edge, Family, GoodRates, Wins
-from tuner.outcome import COMPLETED, DIVERGED, KINDS, PRUNED
-from tuner.report.findings import Findings, unfinished
-from tuner.spec import ParameterValue
-from tuner.verdicts import (
+from tuner.analysis import comparisons, ranking
+from tuner.analysis.comparisons import ENOUGH, LEVEL, Edge, Family, GoodRates, Wins
+from tuner.analysis.verdicts import (
     DIVERGING,
     OSCILLATING,
     PLATEAU,
@@ -19,6 +16,9 @@ from tuner.verdicts import (
     Verdict,
     counted,
 )
+from tuner.config import ParameterValue
+from tuner.core.outcome import COMPLETED, DIVERGED, KINDS, PRUNED
+from tuner.report.findings import Findings, unfinished
 
 WIDE, NARROW = 10.0, 3.0
 """Factors of a range of good rates: from the first on it is wide, below the second narrow."""
@@ -46,8 +46,8 @@ def best(found: Findings) -> str:
     if one is None or one.params is None or one.value is None:
         return "No trial has completed, so there is no best rate yet."
     varied = [name for name in found.varied() if name in one.params]
-    own = [f"{name} {results.shown(one.params[name])}" for name in varied]
-    choice = results.in_short(one.params).removeprefix("lr ")
+    own = [f"{name} {ranking.shown(one.params[name])}" for name in varied]
+    choice = ranking.in_short(one.params).removeprefix("lr ")
     more = f" ({', '.join(own)})" if own else ""
     origin = ", imported" if one.imported else ""
     return f"Learning rate {choice}{more}: {metric} {one.value:.4g}, trial {one.number}{origin}."
@@ -132,7 +132,7 @@ def savings(found: Findings) -> str:
 
 def verdicts(found: Findings) -> str:
     """Return how many trials had which verdict, for each optimizer."""
-    return results.verdicts_in_words(found.verdicts)
+    return ranking.verdicts_in_words(found.verdicts)
 
 
 def advice(found: Findings) -> list[str]:

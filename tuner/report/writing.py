@@ -10,12 +10,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from tuner import results
+from tuner.analysis import ranking
+from tuner.core.outputs import replacing, writing_into
 from tuner.ledger import TrialRecord
-from tuner.outputs import replacing, writing_into
-from tuner.plots import searching, still, web
-from tuner.plots.picture import Picture
 from tuner.report import page, pictures, words
+from tuner.report.charts import search, still, web
+from tuner.report.charts.picture import Picture
 from tuner.report.findings import Findings
 from tuner.report.page import Cell
 from tuner.report.pictures import Shown
@@ -53,8 +53,8 @@ def folder_name(titles: Sequence[str]) -> str:
 
 def of_study(found: Findings, folder: Path) -> Written:
     """Write the report of one study."""
-    study = searching.in_memory(found.study, found.trials)
-    shown = list(pictures.of_study(found, searching.importances(study)))
+    study = search.in_memory(found.study, found.trials)
+    shown = list(pictures.of_study(found, search.importances(study)))
     figures: dict[str, dict[str, Any]] = {
         one.name: web.figure(one.picture, points=POINTS) for one in shown
     }
@@ -68,7 +68,7 @@ def of_study(found: Findings, folder: Path) -> Written:
         _ranges(found),
     ]
     titles = {"slices": "Value by each parameter", "parallel": "Parallel coordinates"}
-    for name, figure in searching.plots(study).items():
+    for name, figure in search.plots(study).items():
         figures[name] = figure
         text = "Completed trials, as Optuna draws them."
         body.append(page.figure(name, titles[name], text, kind="wide"))
@@ -166,7 +166,7 @@ def _beside(studies: Sequence[Findings]) -> str:
                 Cell(text=one.study.title),
                 Cell(text=one.study.spec.study.metric),
                 Cell(text=_shown(best), number=best),
-                Cell(text=results.in_short(one.best.params) if one.best else ""),
+                Cell(text=ranking.in_short(one.best.params) if one.best else ""),
                 Cell(text=good),
                 Cell(text=str(len(one.trials)), number=len(one.trials)),
                 Cell(text=words.verdicts(one)),
@@ -177,7 +177,7 @@ def _beside(studies: Sequence[Findings]) -> str:
 
 
 def _trials(found: Findings) -> str:
-    ranked = results.ranked(found.study, found.trials)
+    ranked = ranking.ranked(found.study, found.trials)
     metric = found.study.spec.study.metric
     head = ("trial", "lr", "schedule", "optimizer", "steps", metric, "verdict", "outcome", "why")
     names = found.varied()
@@ -185,8 +185,8 @@ def _trials(found: Findings) -> str:
     more = len(ranked) - ROWS
     said = f"The best {ROWS} of {len(ranked)}; `tuner export` gives all. " if more > 0 else ""
     links = "Numbers lead to MLflow's runs." if found.links else ""
-    if results.has_better_below(found.study, ranked[:ROWS]):
-        said += f"{results.WHY_BELOW} "
+    if ranking.has_better_below(found.study, ranked[:ROWS]):
+        said += f"{ranking.WHY_BELOW} "
     whole = page.table((*head, "other parameters"), rows)
     return f'<h2>Trials</h2><p class="soft">{escape(said + links)}</p>{whole}'
 

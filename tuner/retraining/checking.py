@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from tuner.errors import NotFoundError, UsageError
+from tuner.config import StudySpec
+from tuner.core.errors import NotFoundError, UsageError
 from tuner.ledger import Ledger, Retraining, Retrainings, StudyRecord, TrialRecord
+from tuner.ledger.database import Addresses, tracking_client
 from tuner.ledger.retrainings import LOG
 from tuner.retraining import notify
-from tuner.spec import StudySpec
-from tuner.storage import Addresses, tracking_client
-from tuner.tracking.registry import Loaded, Registry, Rows
+from tuner.tracking.mlflow.registry import Loaded, Registry, Rows
 from tuner.training import choosing, models
 from tuner.training.device import use_threads
 from tuner.training.workloads import Workload
 
 KEY_LIMIT = 200
+
+Tune = Callable[[StudySpec], tuple[StudyRecord, TrialRecord | None]]
+"""Trains a study to its end, or goes on with it; returns it and its best trial."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,7 @@ class Job:
     registry: Registry
     best: TrialRecord  # of the study
     metric: str  # of the gate
+    tune: Tune
 
     def seed(self, index: int) -> int:
         """Give the seed of a challenger, which is no trial's."""
@@ -86,6 +90,7 @@ def prepare(
     study: StudyRecord,
     run_key: str,
     prefixes: Sequence[str],
+    tune: Tune,
 ) -> Job:
     """Build the fresh data, and check all that can be wrong. Raises `UsageError`."""
     table = study.spec.retrain
@@ -119,6 +124,7 @@ def prepare(
         registry=registry_of(places, study),
         best=best,
         metric=table.gate.metric or study.spec.study.metric,
+        tune=tune,
     )
     _refuse_gate(job)
     notify.check(table.notify)

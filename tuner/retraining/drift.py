@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tuner.drift import moved
+from tuner.analysis.drift import moved
+from tuner.analysis.statistics import Interval
 from tuner.ledger import Retraining, Retrainings
-from tuner.statistics import Interval
-from tuner.tracking.retrain_runs import RetrainRuns
+from tuner.tracking.mlflow.retraining_run import RetrainRuns
 
 
 def show(

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tuner.spec import GateTable
-from tuner.statistics import Interval, bootstrap_interval, t_interval
+from tuner.analysis.statistics import Interval, bootstrap_interval, t_interval
+from tuner.config import GateTable
 
 FEW = 10
 """Pairs below which the bootstrap's interval is too narrow; Student's is taken."""

@@ -7,10 +7,10 @@ import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
-from tuner.errors import UsageError
-from tuner.logs import logger
-from tuner.spec import NotifyTable
-from tuner.storage import without_password
+from tuner.config import NotifyTable
+from tuner.core.errors import UsageError
+from tuner.ledger.database import without_password
+from tuner.observability.logs import logger
 
 SECONDS = 10.0
 """How long a webhook may take."""

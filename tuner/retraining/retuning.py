@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from tuner import results, running, submission
-from tuner.ledger import Ledger, StudyRecord, TrialRecord
-from tuner.outcome import COMPLETED
-from tuner.spec import ParameterValue, Range, StudySpec
-from tuner.storage import Addresses
+from tuner.analysis import ranking
+from tuner.config import ParameterValue, Range, StudySpec
+from tuner.core.outcome import COMPLETED
+from tuner.ledger import Ledger, StudyRecord
 
 WARM = 3
 """How many of the best combinations known are tried first."""
@@ -50,22 +49,7 @@ def _around(
     return max(low, spec.space.lr.low), min(high, spec.space.lr.high)
 
 
-def search(
-    ledger: Ledger, places: Addresses, spec: StudySpec, prefixes: Sequence[str]
-) -> tuple[StudyRecord, TrialRecord | None]:
-    """Train the study to its end, or go on with it; give it and its best trial.
-
-    Raises `KeyboardInterrupt` when this process is told to stop meanwhile.
-    """
-    study, _ = submission.submit(ledger, spec, submission.prepare(spec, prefixes))
-    todo = running.Work(names=(study.name,), prefixes=tuple(prefixes), until_idle=True)
-    ended = running.train(ledger, places, todo, recorder=True)
-    if ended.interrupted:
-        raise KeyboardInterrupt
-    return ledger.study(study.name), ledger.best(study)
-
-
 def best_known(ledger: Ledger, study: StudyRecord) -> list[Mapping[str, ParameterValue]]:
     """Give the parameters of a study's completed trials, the best first."""
-    ranked = results.ranked(study, ledger.trials(study.id))
+    ranked = ranking.ranked(study, ledger.trials(study.id))
     return [one.params for one in ranked if one.state == COMPLETED and one.params is not None]

@@ -18,18 +18,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from tuner.environment import describe
-from tuner.errors import LeaseLost, WorkloadCodeError
-from tuner.failpoints import reach
+from tuner.core.environment import describe
+from tuner.core.errors import LeaseLost, WorkloadCodeError
+from tuner.core.failpoints import reach
 from tuner.ledger import Retraining, Retrainings
+from tuner.ledger.database import tracking_client
 from tuner.ledger.retrainings import DONE, EVALUATE, FAILED, KEPT, LOG, PROMOTE, PROMOTED, TRAIN
-from tuner.repeating import repeating
+from tuner.observability.repeating import repeating
 from tuner.retraining import drift, gate
 from tuner.retraining.checking import Job
 from tuner.retraining.training import Challengers, challengers, known
-from tuner.storage import tracking_client
-from tuner.tracking.registry import CHAMPION, REPLACES, RETRAINING
-from tuner.tracking.retrain_runs import ModelOf, RetrainRuns, RunOf
+from tuner.tracking.mlflow.registry import CHAMPION, REPLACES, RETRAINING
+from tuner.tracking.mlflow.retraining_run import ModelOf, RetrainRuns, RunOf
 from tuner.training import models
 from tuner.training.workloads import code_digest
 
@@ -207,7 +207,7 @@ class Stages:
         job, module = self._job, trained.models[0].model
         example = models.example_of(job.workload, job.spec)
         outputs = models.predict(module, example)
-        tags = self._tags(trained) | {"tuner.outputs": models.fingerprint(outputs)}
+        tags = self._tags(trained) | {"tuner.core.outputs": models.fingerprint(outputs)}
         return ModelOf(module=module, example=example, outputs=outputs, tags=tags)
 
     def _tags(self, trained: Challengers) -> dict[str, str]:

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from tuner.config import ParameterValue, Range
+from tuner.core.text import derived
 from tuner.ledger import Retrainings, ranges
 from tuner.ledger.retrainings import TRAIN
 from tuner.retraining import retuning
 from tuner.retraining.checking import Job
-from tuner.spec import ParameterValue, Range
-from tuner.texts import derived
 from tuner.training import models
 from tuner.training.models import TrainedModel
 from tuner.training.trainer import Status, Task
@@ -72,7 +72,7 @@ def challengers(job: Job, folder: Path, still: Callable[[], None]) -> Challenger
     around = [base.params, *retuning.best_known(job.ledger, job.study)]
     name = derived(job.study.name, f"retune {job.run_key}")
     spec = retuning.spec_of(job.spec, name, around, _probed(job, base))
-    study, best = retuning.search(job.ledger, job.places, spec, job.prefixes)
+    study, best = job.tune(spec)
     if best is None:  # the parameters known are the last resort, and their failure is said
         return refit or _train(job, base, folder / "refit", still, study.name)
     assert best.params is not None

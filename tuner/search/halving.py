@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from optuna.trial import FrozenTrial
 
-from tuner.search.standings import RUNG, Standings, rungs
+from tuner.search.rung_rankings import RUNG, Standings, rungs
 
 
 class Halving:

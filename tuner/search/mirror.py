@@ -19,10 +19,10 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from tuner.config import ParameterValue, StudySpec
+from tuner.core.outcome import CANCELLED, COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING
 from tuner.ledger import Searched, SearchedTrial, TrialRecord
-from tuner.outcome import CANCELLED, COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING
 from tuner.search.space import distributions
-from tuner.spec import ParameterValue, StudySpec
 
 STATES = {
     RUNNING: TrialState.RUNNING,

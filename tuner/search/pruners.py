@@ -19,9 +19,7 @@ from optuna.pruners import (
 )
 from optuna.trial import FrozenTrial
 
-from tuner.search.halving import Halving
-from tuner.search.standings import Standings
-from tuner.spec import (
+from tuner.config import (
     ASHA,
     AnyPruner,
     Hyperband,
@@ -32,7 +30,9 @@ from tuner.spec import (
     Percentile,
     StudySpec,
 )
-from tuner.spec import Halving as HalvingTable
+from tuner.config import Halving as HalvingTable
+from tuner.search.halving import Halving
+from tuner.search.rung_rankings import Standings
 
 HALF = 2
 """1 in so many goes on from the one rung of `halving`."""

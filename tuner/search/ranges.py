@@ -13,10 +13,10 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from tuner.config import ParameterValue, Range, StudySpec
 from tuner.ledger.ranges import ActiveRange
 from tuner.search.mirror import Numbered
 from tuner.search.space import distribution
-from tuner.spec import ParameterValue, Range, StudySpec
 
 EDGE = 0.1
 """The best trial is at an edge within this share of the range, on a log scale."""

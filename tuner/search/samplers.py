@@ -23,6 +23,7 @@ from optuna.samplers import (
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
+from tuner.config import CMAES, GP, QMC, TPE, Grid, Listed, ParameterValue, Random, Space, StudySpec
 from tuner.search.space import (
     GridSampler,
     all_distributions,
@@ -30,7 +31,6 @@ from tuner.search.space import (
     shared_distributions,
 )
 from tuner.search.tpe import ColumnTPESampler, Observations
-from tuner.spec import CMAES, GP, QMC, TPE, Grid, Listed, ParameterValue, Random, Space, StudySpec
 
 LEARN_FROM_VALUES = (GP, CMAES)
 """Samplers that learn from completed trials alone, by their values; tpe ranks pruned ones too."""

@@ -11,18 +11,18 @@ import optuna
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, Trial
 
+from tuner.config import CMAES, TPE, ParameterValue
 from tuner.ledger import Reader, StudyRecord
 from tuner.ledger.ranges import ActiveRange, history
 from tuner.search.mirror import Mirror, Numbered
 from tuner.search.pruners import Judge, bracket_of, pruner_for, sentence
 from tuner.search.ranges import extended, trials_within, within
 from tuner.search.regret import regret_bound
+from tuner.search.rung_rankings import Standings
 from tuner.search.samplers import LEARN_FROM_VALUES, sampler_for
 from tuner.search.space import suggest
-from tuner.search.standings import Standings
 from tuner.search.tpe import Observations
 from tuner.search.view import FIXED, View
-from tuner.spec import CMAES, TPE, ParameterValue
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial
 
-from tuner.spec import Entry, ParameterValue, Range, Space, WholeRange, options
+from tuner.config import Entry, ParameterValue, Range, Space, WholeRange, options
 
 
 def distribution(entry: Entry) -> BaseDistribution:

@@ -20,8 +20,8 @@ from optuna.samplers._tpe.sampler import default_gamma
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from tuner.config import Range, Space, StudySpec
 from tuner.search.space import all_distributions
-from tuner.spec import Range, Space, StudySpec
 
 NOTHING, COMPLETE, PRUNED, RUNNING = range(4)
 KINDS = {

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Engine, and_, case, func, literal_column, null, or_, select, tuple_
 
-from tuner.curves import Chunk
+from tuner.core.curves import Chunk
+from tuner.core.outcome import RUNNING
 from tuner.ledger.reading import read_trials
 from tuner.ledger.records import TrialRecord
 from tuner.ledger.tables import (
@@ -21,7 +22,6 @@ from tuner.ledger.tables import (
     studies,
     trials,
 )
-from tuner.outcome import RUNNING
 
 CHUNKS_AT_ONCE = 1000
 

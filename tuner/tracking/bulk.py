@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from tuner import metrics
+from tuner.observability import metrics
 
 log = logging.getLogger(__name__)
 _logged: set[str] = set()

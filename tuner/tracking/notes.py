@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from tuner import results
+from tuner.analysis import ranking
+from tuner.core.outcome import DIVERGED, RUNNING
 from tuner.ledger import Silence, StudyRecord, TrialRecord
-from tuner.outcome import DIVERGED, RUNNING
-from tuner.tracking.views import Links
+from tuner.tracking.mlflow.views import Links
 
 WAITING = "waiting"
 FOLDER = "report"
@@ -29,8 +29,8 @@ def study_note(
     """Say what a study's parent run has to say; `best_runs` are ids, best first."""
     pages = _pages(counts, links, best_runs, files)
     # the links come early: the page shows the first lines, and more when asked
-    short = results.best_in_words(study, best, whole=False)
-    whole = results.best_in_words(study, best)
+    short = ranking.best_in_words(study, best, whole=False)
+    whole = ranking.best_in_words(study, best)
     said = [study.reason or "", short, _linked(pages), *(silence(one) for one in silent)]
     said += [progress(study, counts), whole if whole != short else ""]
     if PICTURE in files:
@@ -45,7 +45,7 @@ def experiment_note(
     """Say it in the list of experiments, where there is a line of room, and on its page."""
     pages = [("summary", links.study()), *_pages(counts, links, (), ())]
     said = (
-        results.best_in_words(study, best, whole=False),
+        ranking.best_in_words(study, best, whole=False),
         _linked(pages),
         progress(study, counts),
     )
@@ -59,7 +59,7 @@ def _linked(pages: Sequence[tuple[str, str]]) -> str:
 def progress(study: StudyRecord, counts: Mapping[str, int]) -> str:
     """Say how many trials have ended how."""
     done = sum(count for kind, count in counts.items() if kind not in (RUNNING, WAITING))
-    return f"{done} of {study.limit} trials have ended: {results.counts_in_words(counts)}."
+    return f"{done} of {study.limit} trials have ended: {ranking.counts_in_words(counts)}."
 
 
 def silence(one: Silence) -> str:

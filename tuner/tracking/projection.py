@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from tuner.errors import LeaseLost, NotFoundError, TunerError
+from tuner.core.errors import LeaseLost, NotFoundError, TunerError
 from tuner.ledger import Reader, StudyRecord
 from tuner.tracking.backlog import Backlog, Mark
 from tuner.tracking.publications import Publications

@@ -18,10 +18,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError
 
-from tuner import metrics
-from tuner.environment import is_gone
-from tuner.errors import LeaseLost
+from tuner.core.environment import is_gone
+from tuner.core.errors import LeaseLost
 from tuner.ledger.tables import database_time, published_studies, published_trials, trials
+from tuner.observability import metrics
 from tuner.tracking.upserts import insert_new
 
 CLAIM_SECONDS = 60.0

@@ -18,17 +18,17 @@ from contextlib import contextmanager
 
 from sqlalchemy import Engine
 
-from tuner import metrics
-from tuner.environment import identity
-from tuner.errors import ConnectionLostError, TunerError, UnavailableError
+from tuner.core.environment import identity
+from tuner.core.errors import ConnectionLostError, TunerError, UnavailableError
 from tuner.ledger import Reader, StudyRecord
-from tuner.storage import Addresses, optuna_storage, reached, tracking_client
-from tuner.tracking.artifacts import served
-from tuner.tracking.erasing import erase_runs
+from tuner.ledger.database import Addresses, optuna_storage, reached, tracking_client
+from tuner.observability import metrics
+from tuner.tracking.mlflow.artifacts import served
+from tuner.tracking.mlflow.deletion import erase_runs
+from tuner.tracking.mlflow.publisher import RunPublisher
+from tuner.tracking.optuna.publisher import TrialPublisher
 from tuner.tracking.projection import Projection, Publisher
 from tuner.tracking.publications import CLAIM_SECONDS, Publications
-from tuner.tracking.runs import RunPublisher
-from tuner.tracking.trials import TrialPublisher
 
 POLL_SECONDS = 0.5
 RETRY_SECONDS = 1.0, 15.0

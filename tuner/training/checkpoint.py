@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from tuner import failpoints
+from tuner.core import failpoints
 
 
 class CheckpointError(ValueError):

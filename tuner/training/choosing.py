@@ -9,15 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from tuner.failure import sentence
-from tuner.spec import Entry, ParameterValue, Range, StudySpec, options
+from tuner.config import Entry, ParameterValue, Range, StudySpec, options
+from tuner.core.failures import sentence
 from tuner.training import functions, memory, objective, workloads
-from tuner.training.cohort import CohortTrainer
+from tuner.training.cohort import eligibility
+from tuner.training.cohort.trainer import CohortTrainer
 from tuner.training.device import use_threads
 from tuner.training.functions import TrainFunction
 from tuner.training.own import LoopTrainer
 from tuner.training.reference import ReferenceTrainer
-from tuner.training.stacked import fitness
 from tuner.training.trainer import Task, Trainer
 from tuner.training.workloads import Workload
 
@@ -90,7 +90,7 @@ def settle(trained: Trained, spec: StudySpec) -> Choice:
         return choose(trained, spec, slots=slots)
     if training.trainer == "reference":
         return Choice(trainer="reference", slots=1, reason="the study asks for it")
-    obstacle = fitness.obstacle(trained, spec)
+    obstacle = eligibility.obstacle(trained, spec)
     if obstacle:
         return Choice(trainer="reference", slots=1, reason=obstacle)
     wanted = automatic_slots(spec) if slots is None else slots
@@ -119,7 +119,7 @@ def choose(
         few = f"{spec.budget.trials} trials are too few to train more than one at a time"
         reason = few if slots is None else "there is one slot"
         return Choice(trainer="reference", slots=1, reason=reason)
-    obstacle = fitness.obstacle(trained, spec)
+    obstacle = eligibility.obstacle(trained, spec)
     if obstacle:
         return Choice(trainer="reference", slots=1, reason=obstacle)
     reason = "memory is too short for two trials at a time"

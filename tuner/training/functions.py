@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tuner.errors import WorkloadCodeError, WorkloadError
+from tuner.core.errors import WorkloadCodeError, WorkloadError
 from tuner.training import workloads
 from tuner.training.loop import Trial
 

@@ -51,8 +51,8 @@ from typing import Any, Protocol
 import numpy as np
 from torch.optim import Optimizer
 
-from tuner.spec import ParameterValue, StudySpec
-from tuner.texts import is_metric_name
+from tuner.config import ParameterValue, StudySpec
+from tuner.core.text import is_metric_name
 from tuner.training import optimizers
 from tuner.training.lr_scheduler import TrialSchedule
 from tuner.training.pace import Pace, planned

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tuner import curves
-from tuner.curves import Chunk
-from tuner.errors import UsageError
-from tuner.failpoints import reach
-from tuner.failure import workload_code
-from tuner.outputs import writing_into
-from tuner.spec import StudySpec
+from tuner.config import StudySpec
+from tuner.core import curves
+from tuner.core.curves import Chunk
+from tuner.core.errors import UsageError
+from tuner.core.failpoints import reach
+from tuner.core.failures import workload_code
+from tuner.core.outputs import writing_into
 from tuner.training import checkpoint
 from tuner.training.checkpoint import CheckpointError
 from tuner.training.reference import ReferenceTrainer

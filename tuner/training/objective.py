@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from tuner.errors import WorkloadError
-from tuner.spec import StudySpec
+from tuner.config import StudySpec
+from tuner.core.errors import WorkloadError
 from tuner.training.workloads import Workload
 
 

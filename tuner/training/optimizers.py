@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, optim
 from torch.optim import Optimizer
 
-from tuner.spec import ParameterValue, own
+from tuner.config import ParameterValue, own
 from tuner.training.lion import Lion
 
 

@@ -16,16 +16,16 @@ from typing import Any
 
 import torch
 
-from tuner.errors import WorkloadError
-from tuner.spec import StudySpec
+from tuner.config import StudySpec
+from tuner.core.errors import WorkloadError
 from tuner.training import checkpoint, objective, randomness, states
 from tuner.training.functions import TrainFunction
+from tuner.training.guard.monitor import Watch
 from tuner.training.loop import OWN_NAMES, StopTrial, Trial
 from tuner.training.objective import NOTHING_YET, TIME_HINT, Progress
 from tuner.training.pace import pace
 from tuner.training.segment import Segment
 from tuner.training.trainer import ENDED, Evaluation, Event, Status, Task
-from tuner.training.watch import Watch
 
 GRACE_SECONDS = 30.0
 """How long an evicted function may take to clean up before its thread is left to itself."""

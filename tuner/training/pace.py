@@ -15,7 +15,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from tuner.spec import ParameterValue, own
+from tuner.config import ParameterValue, own
 from tuner.training import schedules
 
 

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
-from tuner.spec import StudySpec
+from tuner.config import StudySpec
 from tuner.training import checkpoint, objective, optimizers, randomness
 from tuner.training.batches import BatchOrder, micro_batches
+from tuner.training.guard.monitor import Watch
 from tuner.training.objective import NOTHING_YET, Progress
 from tuner.training.pace import Pace, pace
 from tuner.training.precision import Precision
 from tuner.training.segment import Segment
 from tuner.training.streams import stream
 from tuner.training.trainer import ENDED, Evaluation, Event, Status, Task
-from tuner.training.watch import Watch
 from tuner.training.workloads import Batch, Workload
 
 

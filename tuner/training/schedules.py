@@ -22,7 +22,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from tuner.spec import ParameterValue, fractions, own
+from tuner.config import ParameterValue, fractions, own
 
 Number: TypeAlias = float | Tensor
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tuner.errors import WorkloadError
-from tuner.spec import StudySpec
+from tuner.config import StudySpec
+from tuner.core.errors import WorkloadError
 from tuner.training.workloads import Batch, Batches, Workload
 
 

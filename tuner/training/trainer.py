@@ -18,7 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
-from tuner.spec import Listed, ParameterValue, StudySpec
+from tuner.config import Listed, ParameterValue, StudySpec
 
 TRAIN_COLUMNS = ("train_loss", "lr", "grad_norm")
 """The columns that every row of a curve has."""

@@ -17,8 +17,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from tuner.errors import WorkloadCodeError, WorkloadError
-from tuner.texts import is_metric_name
+from tuner.core.errors import WorkloadCodeError, WorkloadError
+from tuner.core.text import is_metric_name
 
 Measure: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """From outputs [row, ...] and targets [row, ...] to a scalar tensor."""

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from tuner import curves, failure, metrics
-from tuner.checkpoint_folders import folder_of
-from tuner.curves import Chunk
-from tuner.errors import ConnectionLostError, WorkloadCodeError
-from tuner.failpoints import reach
-from tuner.failure import workload_code
+from tuner.core import curves, failures
+from tuner.core.curves import Chunk
+from tuner.core.errors import ConnectionLostError, WorkloadCodeError
+from tuner.core.failpoints import reach
+from tuner.core.failures import workload_code
+from tuner.core.outcome import COMPLETED, DIVERGED, FAILED, PRUNED, Outcome
 from tuner.ledger import (
     INTERRUPTED,
     OUT_OF_MEMORY,
@@ -32,12 +32,13 @@ from tuner.ledger import (
     Report,
     StudyRecord,
 )
-from tuner.logs import logger
-from tuner.outcome import COMPLETED, DIVERGED, FAILED, PRUNED, Outcome
+from tuner.observability import metrics
+from tuner.observability.logs import logger
 from tuner.search import Decision
 from tuner.training import checkpoint as checkpoint_files
 from tuner.training import memory
 from tuner.training.trainer import Event, Status, Task, Trainer, seed_of
+from tuner.worker.checkpoints import folder_of
 from tuner.worker.commits import Commits
 from tuner.worker.spill import Spill
 
@@ -224,11 +225,11 @@ class Attempt:
 
     def fail(self, error: BaseException) -> Entry | None:
         """Take an exception: give the trial's end, or give it back where it may be tried again."""
-        traceback = failure.full_traceback(error)
+        traceback = failures.full_traceback(error)
         if memory.ran_out(error):
             return self._run_out_of_memory(traceback)
         self.log.debug("the workload raised", exc_info=error)
-        sentence = failure.sentence(error, self._study.spec.workload.function)
+        sentence = failures.sentence(error, self._study.spec.workload.function)
         if self._endings.get(RAISED, 0) < self._study.spec.budget.retries.failed:
             self.log.warning(f"trial {self.number} will be tried again: {sentence}")
             if rows := self.rows():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 
-from tuner.environment import describe, identity
-from tuner.errors import LeaseLost, WorkloadCodeError
-from tuner.failure import sentence
-from tuner.ledger import RAISED, Ledger, StudyRecord, governing
-from tuner.logs import logger
-from tuner.outcome import FAILED, Outcome
+from tuner.core.environment import describe, identity
+from tuner.core.errors import LeaseLost, WorkloadCodeError
+from tuner.core.failures import sentence
+from tuner.core.outcome import FAILED, Outcome
+from tuner.ledger import RAISED, Ledger, StudyRecord, managing
+from tuner.observability.logs import logger
 
 log = logger(__name__)
 
@@ -42,7 +42,7 @@ class BrokenStudy:
         """
         if any(one.steps for one in self._ledger.trials(study.id) if not one.imported):
             raise self._error
-        stopped = governing.break_circuit(self._ledger, study)
+        stopped = managing.break_circuit(self._ledger, study)
         if stopped is not None:
             log.warning(f"study {study.name}: {stopped.reason}")
         if stopped is not None or self._stop.is_set():

@@ -11,11 +11,11 @@ from typing import TypeVar
 
 from tenacity import Retrying, retry_if_exception_type, stop_when_event_set, wait_random_exponential
 
-from tuner import metrics
-from tuner.errors import ConnectionLostError
-from tuner.failpoints import reach
+from tuner.core.errors import ConnectionLostError
+from tuner.core.failpoints import reach
 from tuner.ledger import Entry, Lease, Ledger
-from tuner.logs import logger
+from tuner.observability import metrics
+from tuner.observability.logs import logger
 
 LONGEST_SECONDS = 5.0
 """The longest pause between two tries of what must wait for the database."""

@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from tuner import metrics
-from tuner.environment import identity
-from tuner.errors import NotFoundError, WorkloadCodeError, WorkloadError
+from tuner.core.environment import identity
+from tuner.core.errors import NotFoundError, WorkloadCodeError, WorkloadError
 from tuner.ledger import Ledger, StudyRecord
-from tuner.logs import logger
+from tuner.observability import metrics
+from tuner.observability.logs import logger
 from tuner.training.device import is_here
 from tuner.worker.broken import BrokenStudy
-from tuner.worker.keeper import Keeper
+from tuner.worker.lease_renewer import Keeper
 from tuner.worker.study import StudyWorker
 
 IDLE_SECONDS = 0.5

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 
-from tuner.environment import is_gone
-from tuner.failpoints import reach
+from tuner.core.environment import is_gone
+from tuner.core.failpoints import reach
 from tuner.ledger import Ledger, StudyRecord, ranges
-from tuner.logs import logger
+from tuner.observability.logs import logger
 from tuner.search.ranges import narrowed
 from tuner.training.choosing import Trained
-from tuner.training.probe import probe
+from tuner.training.lr_probe.probe import probe
 from tuner.training.workloads import Workload
 
 log = logger(__name__)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tuner.ledger import Ledger, StudyRecord, governing, limits
-from tuner.logs import logger
-from tuner.outcome import COMPLETED
+from tuner.core.outcome import COMPLETED
+from tuner.ledger import Ledger, StudyRecord, limits, managing
+from tuner.observability.logs import logger
 from tuner.search import ENOUGH, Search
 
 REGRET_EVERY = 5
@@ -42,7 +42,7 @@ class Rules:
         limit = study.spec.budget.stop_after_failures
         if limit == self._asked_of_failures:
             return False
-        stopped = governing.break_circuit(self._ledger, study)
+        stopped = managing.break_circuit(self._ledger, study)
         self._asked_of_failures = limit
         if stopped is not None:
             log.warning(f"study {study.name}: {stopped.reason}")

@@ -11,9 +11,9 @@ import tempfile
 from io import FileIO
 from pathlib import Path
 
-from tuner import curves
-from tuner.curves import Chunk
-from tuner.forking import keep_from_children
+from tuner.core import curves
+from tuner.core.curves import Chunk
+from tuner.core.forking import keep_from_children
 
 LIMIT = 256 * 2**20
 """How many bytes one attempt may spill."""

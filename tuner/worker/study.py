@@ -10,26 +10,26 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tuner import metrics
-from tuner.checkpoint_folders import folder_of, sweep
-from tuner.environment import describe, identity
-from tuner.errors import ConnectionLostError, LeaseLost, UnavailableError
-from tuner.failpoints import reach
-from tuner.failure import workload_code
+from tuner.config import ParameterValue, StudySpec
+from tuner.core.environment import describe, identity
+from tuner.core.errors import ConnectionLostError, LeaseLost, UnavailableError
+from tuner.core.failpoints import reach
+from tuner.core.failures import workload_code
+from tuner.core.outcome import RUNNING
 from tuner.ledger import Claim, Drawn, Entry, Lease, Ledger, StudyRecord, ranges
 from tuner.ledger.leasing import refused
-from tuner.logs import logger
-from tuner.outcome import RUNNING
+from tuner.observability import metrics
+from tuner.observability.logs import logger
 from tuner.search import Decision, Search
-from tuner.spec import ParameterValue, StudySpec
-from tuner.submission import load_workload
 from tuner.training import choosing, memory
 from tuner.training.choosing import Choice, Trained
 from tuner.training.device import use_threads
 from tuner.training.trainer import ENDED, Event
 from tuner.worker.attempt import Attempt, Surroundings
+from tuner.worker.checkpoints import folder_of, sweep
 from tuner.worker.commits import Commits
-from tuner.worker.keeper import Keeper
+from tuner.worker.lease_renewer import Keeper
+from tuner.worker.loading import load_workload
 from tuner.worker.probing import probed
 from tuner.worker.rules import Rules
 

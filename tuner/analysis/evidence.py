@@ -1,0 +1,85 @@
+"""A study's trials as verdicts see them: evidence gathered from the ledger, once a trial."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tuner.analysis import verdicts
+from tuner.analysis.verdicts import Evidence, Given, Verdict
+from tuner.core.outcome import COMPLETED, DIVERGED, PRUNED
+from tuner.ledger import Reader, StudyRecord, TrialRecord
+
+LOSSES = ("train_loss", "val_loss")
+"""The metrics that the baseline, a loss, can be compared with."""
+ROUNDING = {"float32": 1.2e-7, "float64": 2.2e-16}
+PORTION = 200
+"""Curves that are held at a time."""
+
+
+class Assessor:
+    """Knows the verdicts of one study's trials; a curve is read once, when its trial has ended."""
+
+    def __init__(self, ledger: Reader, study: StudyRecord) -> None:
+        self._ledger = ledger
+        self._study = study
+        self._found: dict[int, Evidence | None] = {}  # by number
+
+    def verdicts(self, trials: Sequence[TrialRecord]) -> dict[int, Verdict]:
+        """Return the verdict of each trial of the study that has one by now, by its number."""
+        given = self.given({})
+        found = self.evidence(trials)
+        values = [one.value for one in trials if one.imported and one.state == COMPLETED]
+        scores = [given.sign * value for value in values if value is not None]
+        return verdicts.judge(found, given, imported=min(scores, default=None))
+
+    def evidence(self, trials: Sequence[TrialRecord]) -> list[Evidence]:
+        """Sum up the trials that have ended by themselves and were trained here.
+
+        Those whose curve the ledger has lost are left out.
+        """
+        new = [one for one in trials if one.number not in self._found and _counts(one)]
+        for first in range(0, len(new), PORTION):
+            some = new[first : first + PORTION]
+            curves = self._ledger.curves([one.id for one in some])
+            for trial in some:
+                if trial.id not in curves:
+                    self._found[trial.number] = None
+                    continue
+                params = trial.params or {}
+                self._found[trial.number] = verdicts.evidence(
+                    trial.number,
+                    rate=float(params["lr"]),
+                    optimizer=str(params["optimizer"]),
+                    schedule=str(params["schedule"]),
+                    outcome=trial.state,
+                    reason=trial.reason or "",
+                    curve=curves[trial.id],
+                    given=self.given(params),
+                )
+        return [one for one in self._found.values() if one is not None]
+
+    def given(self, params: Mapping[str, object]) -> Given:
+        """Say what the evidence of a trial with these parameters depends on."""
+        study, training = self._study.spec.study, self._study.spec.training
+        rows = self._study.workload.get("training_rows")
+        whole = training.batch_size == "full" or (rows is not None and training.batch_size >= rows)
+        plain = params.get("optimizer") == "sgd" and not (
+            params.get("sgd.momentum") or params.get("sgd.weight_decay")
+        )
+        measured_as_used = training.clip_norm is None and training.precision in (None, "float32")
+        minimized = study.direction == "minimize"
+        baseline = self._study.workload.get("baseline_loss")
+        return Given(
+            metric=study.metric,
+            sign=1.0 if minimized else -1.0,
+            keeps_best=study.value == "best",
+            horizon=training.steps,
+            baseline=baseline if minimized and study.metric in LOSSES else None,
+            plain=bool(whole and plain and measured_as_used and rows is not None),
+            rounding=ROUNDING[training.dtype],
+        )
+
+
+def _counts(trial: TrialRecord) -> bool:
+    ended = trial.state in (COMPLETED, PRUNED, DIVERGED)
+    return ended and not trial.imported and trial.params is not None

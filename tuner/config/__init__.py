@@ -1,0 +1,62 @@
+"""What a study is: its tables, validated and frozen."""
+
+from tuner.config.choice import Choice, own
+from tuner.config.retrain import GateTable, NotifyTable, RetrainTable
+from tuner.config.search import (
+    ASHA,
+    CMAES,
+    GP,
+    QMC,
+    TPE,
+    AnyPruner,
+    Comparing,
+    Grid,
+    Halving,
+    Hyperband,
+    Listed,
+    Median,
+    NoPruner,
+    OneRung,
+    Patient,
+    Percentile,
+    Random,
+)
+from tuner.config.space import Space
+from tuner.config.study import BudgetTable, GuardTable, StudySpec
+from tuner.config.values import Entry, ParameterValue, Range, Table, WholeRange, fractions, options
+
+__all__ = [
+    "ASHA",
+    "CMAES",
+    "GP",
+    "QMC",
+    "TPE",
+    "AnyPruner",
+    "BudgetTable",
+    "Choice",
+    "Comparing",
+    "Entry",
+    "GateTable",
+    "Grid",
+    "GuardTable",
+    "Halving",
+    "Hyperband",
+    "Listed",
+    "Median",
+    "NoPruner",
+    "NotifyTable",
+    "OneRung",
+    "ParameterValue",
+    "Patient",
+    "Percentile",
+    "Random",
+    "Range",
+    "RetrainTable",
+    "Space",
+    "StudySpec",
+    "Table",
+    "WholeRange",
+    "fractions",
+    "options",
+    "own",
+]

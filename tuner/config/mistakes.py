@@ -1,0 +1,268 @@
+"""The words for what is wrong in a study file: one line a mistake, never the library's own."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, get_args
+
+from pydantic_core import ErrorDetails
+
+from tuner.config.optimizers import OptimizerChoice
+from tuner.config.schedules import ScheduleChoice, ScheduleName
+from tuner.config.search import AnyPruner, AnySampler
+from tuner.config.study import StudySpec
+from tuner.config.values import Range, Table
+from tuner.core import text as texts
+
+Place = tuple[str | int, ...]
+"""Where something is in a study file: the keys and indices that lead to it."""
+TABLES: dict[str, type[Table]] = {
+    name: table
+    for name, field in StudySpec.model_fields.items()
+    if isinstance(table := field.annotation, type)
+}
+_ALTERNATIVES_OF: dict[str, dict[str, type[Table]]] = {
+    name: {
+        get_args(table.model_fields["name"].annotation)[0]: table
+        for union in unions
+        for table in get_args(get_args(union)[0])
+    }
+    for name, unions in {
+        "space": (ScheduleChoice, OptimizerChoice),
+        "search": (AnySampler, AnyPruner),
+    }.items()
+}
+_ALTERNATIVES = _ALTERNATIVES_OF["space"] | _ALTERNATIVES_OF["search"]
+_BOUNDS = ("gt", "ge", "lt", "le")
+_FORMS = ("value", "list", "range")  # of an entry of the space; pydantic puts them into places
+_EXPECTED = {
+    "bool_type": "true or false",
+    "dict_type": "a table",
+    "finite_number": "a finite number",
+    "float_type": "a number",
+    "greater_than": "a number above {gt}",
+    "greater_than_equal": "a number of at least {ge}",
+    "int_type": "a whole number",
+    "less_than": "a number below {lt}",
+    "less_than_equal": "a number of at most {le}",
+    "model_attributes_type": "a name or a table",
+    "model_type": "a table",
+    "multiple_of": "a multiple of {multiple_of}",
+    "string_too_long": "at most {max_length} characters",
+    "string_too_short": "at least {min_length} character",
+    "string_type": "a string",
+    "string_unicode": "a string",
+    "too_short": "at least {min_length} of them",
+    "tuple_type": "a list",
+    "union_tag_not_found": "a table with a name",
+}
+
+
+class Mistake(NamedTuple):
+    """One mistake, in words."""
+
+    place: Place
+    expected: str
+    got: str
+    hint: str = ""
+
+    def line(self, source: str) -> str:
+        """Give the line for a person; `source` names the file."""
+        where = f"{printable(source)}: {named(self.place)}"
+        return f"{where}: expected {self.expected}, got {self.got}{self.hint}"
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """Stands for a value that TOML can say but nothing after it can keep."""
+
+    expected: str
+    got: str
+
+    def __str__(self) -> str:
+        return self.got
+
+
+def mark_unusable(document: dict[str, Any]) -> None:
+    """Replace what no database and no JSON can keep by a mark, which no table accepts."""
+    waiting: list[Any] = [document]
+    while waiting:
+        holder = waiting.pop()
+        for key, value in list(holder.items() if isinstance(holder, dict) else enumerate(holder)):
+            if isinstance(value, dict | list):
+                waiting.append(value)
+            elif isinstance(value, int) and value.bit_length() > 63:
+                holder[key] = Unusable("a number of 64 bits", f"one of {value.bit_length()}")
+            elif isinstance(value, str) and any(
+                c == "\0" or "\ud800" <= c < "\ue000" for c in value
+            ):
+                holder[key] = Unusable("text without null characters", shown(value))
+
+
+def worded(
+    table: str, errors: Iterable[ErrorDetails], document: Mapping[str, Any]
+) -> Iterator[Mistake]:
+    """Word what pydantic found in a table; the members of a union make one mistake."""
+    found: dict[Place, Mistake] = {}
+    for error in errors:
+        if error["type"] == "too_short" and error["input"]:
+            continue  # pydantic counts valid items only, and the others have been named
+        mistake = _one_worded(table, error, document)
+        earlier = found.get(mistake.place)
+        if earlier and earlier.expected != mistake.expected:
+            mistake = earlier._replace(expected=f"{earlier.expected} or {mistake.expected}")
+        found[mistake.place] = mistake
+    yield from found.values()
+
+
+def _one_worded(table: str, error: ErrorDetails, document: Mapping[str, Any]) -> Mistake:
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    full = (table, *error["loc"])
+    place = _place(full, kind, document)
+    if kind == "extra_forbidden":
+        return unknown(place, _owner(full).model_fields)
+    if isinstance(value, Unusable):
+        return Mistake(place, value.expected, value.got)
+    got = "nothing" if kind == "missing" else shown(value)
+    hint = ""
+    if kind == "mistake":
+        expected = context["expected"]
+        if context["got"] is not None:
+            got = context["got"] if isinstance(context["got"], str) else shown(context["got"])
+    elif kind == "union_tag_invalid":
+        names = [name.strip("'") for name in context["expected_tags"].split(", ")]
+        expected, got = f"one of {', '.join(names)}", shown(value["name"])
+        hint = _did_you_mean(context["tag"], names)
+    elif kind == "literal_error":
+        expected = context["expected"].replace("'", '"').replace("True", "true")
+        hint = _did_you_mean(value, [n.strip('"') for n in re.split(", | or ", expected)])
+        if table == "space" and full[-1] == "value":
+            expected += ", or a list of them"
+    elif kind in {"missing", "string_pattern_mismatch"}:
+        expected = _owner(full).model_fields[str(full[-1])].description or "a value"
+    else:
+        bounds = {key: f"{bound:.15g}" for key, bound in context.items() if key in _BOUNDS}
+        expected = _EXPECTED[kind].format_map({**context, **bounds})
+        if full[-1] == "value" and table == "space":
+            others = (
+                ", or a list of them" if kind == "bool_type" else ", a list of them, or a range"
+            )
+            expected += others
+    return Mistake(place, expected, got, hint)
+
+
+def unknown(place: Place, known: Iterable[str]) -> Mistake:
+    """Word a key that does not exist; a parameter of an alternative may have lost its table."""
+    key = str(place[-1])
+    alternatives = _ALTERNATIVES_OF.get(str(place[0]), {})
+    homes = [name for name, table in alternatives.items() if key in table.model_fields]
+    hint = _did_you_mean(key, known)
+    if not hint and key != "name" and homes:
+        listed = " and ".join(filter(None, [", ".join(homes[:-1]), homes[-1]]))
+        hint = f"; {printable(key)} is a parameter of {listed}"
+        if len(place) == 2 and place[0] == "space":
+            group = "schedule" if homes[0] in get_args(ScheduleName) else "optimizer"
+            hint += f': {group} = {{ name = "{homes[0]}", {key} = ... }} searches it'
+    elif not hint and len(place) == 2 and place[0] == "space":
+        hint = _not_searched(key)
+    what = "table" if len(place) == 1 else "key"
+    return Mistake(place, f"one of {', '.join(known)}", f"an unknown {what}", hint)
+
+
+def _not_searched(key: str) -> str:
+    """Say where a key of [space] belongs, and what can be searched instead."""
+    own = key in TABLES["training"].model_fields
+    where = f"[training] {key}" if own else "[workload.arguments], if it is one of the function's"
+    return (
+        f"; it can be fixed in {where}, but only the learning rate, the schedule, the optimizer "
+        "and their parameters can be searched: by a number, a list of choices, or a range "
+        "{ low = ..., high = ... }"
+    )
+
+
+def _did_you_mean(word: object, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(word)[:100], list(known), 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _place(full: Place, kind: str, document: Mapping[str, Any]) -> Place:
+    """Turn pydantic's place of an error, which names branches of unions, into the file's."""
+    if full[0] == "search":  # what follows the name of a choice is the alternative's
+        return tuple(
+            part
+            for index, part in enumerate(full)
+            if index == 0 or full[index - 1] not in {"sampler", "pruner", "wraps"}
+        )
+    if full[0] in {"workload", "budget", "retrain"}:  # which have tables in them
+        return full
+    if full[0] != "space":
+        return full[:2]
+    last = len(full) - 1
+    in_list = len(full) > 1 and isinstance(document["space"].get(full[1]), list)
+    return tuple(
+        part
+        for index, part in enumerate(full)
+        if (part not in _FORMS or (index == last and kind == "extra_forbidden"))
+        and (in_list or index != 2 or not isinstance(part, int))
+    )
+
+
+def _owner(full: Place) -> type[Table]:
+    """Give the table whose key is at the end of pydantic's place of an error."""
+    owner = str(full[-2])
+    if owner == "range":
+        return Range
+    if full[0] in {"budget", "retrain"}:
+        table = TABLES[full[0]]
+        for key in full[1:-1]:
+            inner = table.model_fields[str(key)].annotation
+            assert isinstance(inner, type)
+            table = inner
+        return table
+    return _ALTERNATIVES.get(owner) or TABLES[owner]
+
+
+def named(place: Place) -> str:
+    """Name a place as `[table] key`; the index of an alternative gives way to its name."""
+    words = [_shown_key(part) for part in place if isinstance(part, str)]
+    index = f"[{place[-1]}]" if place and isinstance(place[-1], int) else ""
+    if len(words) > 1:
+        return f"[{'.'.join(words[:-1])}] {words[-1]}{index}"
+    return f"[{words[0]}]" if words else "override"
+
+
+def _shown_key(key: str) -> str:
+    is_bare = key.isascii() and key.replace("-", "_").isidentifier()
+    return _cut(key, 60) if is_bare else shown(key)
+
+
+def shown(value: object, depth: int = 0) -> str:
+    """Show a value as TOML would have it, on one short line without control characters."""
+    if value is None or isinstance(value, bool):
+        return "nothing" if value is None else str(value).lower()
+    if isinstance(value, str):
+        return printable(json.dumps(_cut(value, 60), ensure_ascii=False), 400)
+    if isinstance(value, dict | list | tuple):
+        if depth > 2:
+            return "..."
+        if isinstance(value, dict):
+            keys = list(value)[:5]
+            items = [f"{_shown_key(key)} = {shown(value[key], depth + 1)}" for key in keys]
+        else:
+            items = [shown(item, depth + 1) for item in value[:5]]
+        inside = ", ".join(items + ["..."] * (len(value) > 5))
+        return printable(f"{{ {inside} }}" if isinstance(value, dict) else f"[{inside}]", 100)
+    return printable(str(value), 60)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def printable(text: str, length: int = 1000) -> str:
+    """Escape what a terminal might obey, and cut what is too long to read."""
+    return _cut(texts.printable(text), length)

@@ -1,0 +1,103 @@
+"""The optimisers that a space may choose from, by name with their parameters.
+
+Names and defaults are torch's, except that `betas` are two parameters. What each one does is in
+`docs/catalogue.md`; what makes it is in `tuner.training.optimizers`, under the same name.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field, model_validator
+
+from tuner.config.choice import Choice
+from tuner.config.values import Flag, Range, Real, Within, mistake, mistakes, options
+
+
+class SGD(Choice):
+    """Stochastic gradient descent, with heavy-ball or Nesterov momentum."""
+
+    name: Literal["sgd"]
+    momentum: Annotated[Real, Within(ge=0, lt=1)] = 0.0
+    nesterov: Flag = False
+    weight_decay: Annotated[Real, Within(ge=0, log=True)] = 0.0
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> SGD:
+        momentum = self.momentum
+        lowest = momentum.low if isinstance(momentum, Range) else min(map(float, options(momentum)))
+        if True in options(self.nesterov) and lowest == 0:
+            error = mistake("a number above 0, since nesterov may be true", lowest)
+            mistakes("SGD", {("momentum",): error})
+        return self
+
+
+class Adam(Choice):
+    """Adam; its weight decay is added to the gradient, as an L2 penalty is."""
+
+    name: Literal["adam"]
+    beta1: Annotated[Real, Within(ge=0, lt=1)] = 0.9
+    beta2: Annotated[Real, Within(ge=0, lt=1)] = 0.999
+    eps: Annotated[Real, Within(gt=0, log=True)] = 1e-8
+    weight_decay: Annotated[Real, Within(ge=0, log=True)] = 0.0
+
+
+class AdamW(Choice):
+    """Adam with decoupled weight decay."""
+
+    name: Literal["adamw"]
+    beta1: Annotated[Real, Within(ge=0, lt=1)] = 0.9
+    beta2: Annotated[Real, Within(ge=0, lt=1)] = 0.999
+    eps: Annotated[Real, Within(gt=0, log=True)] = 1e-8
+    weight_decay: Annotated[Real, Within(ge=0, log=True)] = 0.01
+
+
+class NAdam(Choice):
+    """Adam with Nesterov momentum; with decoupled weight decay it is NAdamW."""
+
+    name: Literal["nadam"]
+    beta1: Annotated[Real, Within(ge=0, lt=1)] = 0.9
+    beta2: Annotated[Real, Within(ge=0, lt=1)] = 0.999
+    eps: Annotated[Real, Within(gt=0, log=True)] = 1e-8
+    weight_decay: Annotated[Real, Within(ge=0, log=True)] = 0.0
+    momentum_decay: Annotated[Real, Within(ge=0, log=True)] = 4e-3
+    decoupled_weight_decay: Flag = False
+
+
+class RMSprop(Choice):
+    """The gradient over a running root mean square of itself."""
+
+    name: Literal["rmsprop"]
+    alpha: Annotated[Real, Within(ge=0, lt=1)] = 0.99
+    eps: Annotated[Real, Within(gt=0, log=True)] = 1e-8
+    weight_decay: Annotated[Real, Within(ge=0, log=True)] = 0.0
+    momentum: Annotated[Real, Within(ge=0, lt=1)] = 0.0
+    centered: Flag = False
+
+
+class Adagrad(Choice):
+    """The gradient over the root of the sum of all its squares so far.
+
+    torch's `lr_decay` is not among its parameters: the rate is a schedule's business, and the one
+    that is recorded must be the one that was used.
+    """
+
+    name: Literal["adagrad"]
+    eps: Annotated[Real, Within(gt=0, log=True)] = 1e-10
+    weight_decay: Annotated[Real, Within(ge=0, log=True)] = 0.0
+    initial_accumulator_value: Annotated[Real, Within(ge=0, log=True)] = 0.0
+
+
+class Lion(Choice):
+    """The sign of an interpolation of momentum and gradient, with decoupled weight decay."""
+
+    name: Literal["lion"]
+    beta1: Annotated[Real, Within(ge=0, lt=1)] = 0.9
+    beta2: Annotated[Real, Within(ge=0, lt=1)] = 0.99
+    weight_decay: Annotated[Real, Within(ge=0, log=True)] = 0.0
+
+
+OptimizerChoice: TypeAlias = Annotated[
+    SGD | Adam | AdamW | NAdam | RMSprop | Adagrad | Lion, Field(discriminator="name")
+]
+OptimizerName: TypeAlias = Literal["sgd", "adam", "adamw", "nadam", "rmsprop", "adagrad", "lion"]

@@ -1,0 +1,153 @@
+"""Read a study file, change it by overrides, and word every mistake in it at once.
+
+Each mistake is one line that names the file, the table and the key, what was expected and what
+was got: `digits.toml: [training] steps: expected a whole number, got "300"`. Tables are validated
+one by one, and what they say of each other is checked for those that are valid, so that one
+mistake never hides another.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from tuner.config import StudySpec, Table
+from tuner.config.contradictions import contradictions
+from tuner.config.mistakes import (
+    TABLES,
+    Mistake,
+    Place,
+    mark_unusable,
+    named,
+    printable,
+    shown,
+    unknown,
+    worded,
+)
+from tuner.core.errors import StudyFileError
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
+    """Read a study file; `overrides` such as `budget.trials=20` change it first.
+
+    Raises `StudyFileError` with all mistakes, whether in the file or in the overrides.
+    """
+    source = str(path)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        byte = error.object[error.start]
+        raise _unreadable(source, "UTF-8 text", f"byte 0x{byte:02x} in line {line}") from None
+    except OSError as error:
+        raise _unreadable(source, "a file to read", error.strerror or str(error)) from None
+    except ValueError as error:  # a path with a null character
+        raise _unreadable(source, "a file to read", str(error)) from None
+    return parse(text, source, overrides)
+
+
+def parse(text: str, source: str, overrides: Sequence[str] = ()) -> StudySpec:
+    """Validate the text of a study file; `source` is what messages call it. Raises as `load`."""
+    try:
+        document = tomllib.loads(text)
+    except RecursionError:
+        raise _unreadable(source, "TOML", "tables or lists in each other, too deep") from None
+    except ValueError as error:
+        raise _unreadable(source, "TOML", f"a mistake in its syntax: {error}") from None
+    found = [mistake for override in overrides for mistake in _override(document, override)]
+    mark_unusable(document)
+    tables: dict[str, Table] = {}
+    for name, table in TABLES.items():
+        if name in document or StudySpec.model_fields[name].is_required():
+            try:
+                if name not in document:
+                    found.append(Mistake((name,), "a table", "nothing"))
+                    continue
+                tables[name] = table.model_validate(document[name])
+            except ValidationError as error:
+                found += worded(name, error.errors(include_url=False), document)
+        else:
+            tables[name] = StudySpec.model_fields[name].get_default()
+    found += [unknown((key,), TABLES) for key in document if key not in TABLES]
+    found += contradictions(tables)
+    if found:
+        raise StudyFileError(source, [mistake.line(source) for mistake in found])
+    return StudySpec.model_validate(tables)
+
+
+def json_schema() -> dict[str, Any]:
+    """Give the JSON Schema of study files, for editors."""
+    dialect = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": dialect, **StudySpec.model_json_schema()}
+
+
+def changed(old: StudySpec, new: StudySpec) -> list[str]:
+    """Say what differs, such as `[training] steps: was 300, is now 400`.
+
+    Budget and retraining are left out: they may change.
+    """
+    before, after = dict(_leaves(old)), dict(_leaves(new))
+    return [
+        f"{named(place)}: was {shown(before.get(place))}, is now {shown(after.get(place))}"
+        for place in {**before, **after}
+        # what an alternative has comes and goes with its name, which has a line of its own
+        if (place[0] == "workload" or (place in before and place in after))
+        and repr(before.get(place)) != repr(after.get(place))
+    ]
+
+
+def _leaves(study: StudySpec) -> Iterator[tuple[Place, object]]:
+    """Yield all values of a study with their places; a range is a value."""
+    tables = study.model_dump(exclude={"budget", "retrain"})
+    waiting: list[tuple[Place, Any]] = [((name,), table) for name, table in tables.items()]
+    while waiting:
+        place, value = waiting.pop(0)
+        if place in {("space", "schedule"), ("space", "optimizer")}:
+            yield place, [choice["name"] for choice in value]
+            waiting += [((*place, choice.pop("name")), choice) for choice in value]
+        elif isinstance(value, dict) and "low" not in value:
+            waiting += [((*place, key), inner) for key, inner in value.items()]
+        else:
+            yield place, value
+
+
+def _override(document: dict[str, Any], override: str) -> Iterator[Mistake]:
+    """Set one value in a document; yield what is wrong with the override, if something is."""
+    path, equals, text = override.partition("=")
+    keys = [key.strip() for key in path.split(".")]
+    if not equals or not all(keys):
+        yield Mistake((), "TABLE.KEY=VALUE such as budget.trials=20", shown(override))
+        return
+    holder: Any = document
+    place: Place = ()
+    for depth, key in enumerate(keys, 1):
+        is_index = isinstance(holder, list) and key in map(str, range(len(holder)))
+        if not is_index and not isinstance(holder, dict):
+            expected = f"a table, or a list with an item {printable(key, 60)}"
+            hint = f", in the override {shown(override)}"
+            yield Mistake(place, expected, shown(holder), hint)
+            return
+        where: Any = int(key) if is_index else key
+        place = (*place, where)
+        if depth == len(keys):
+            holder[where] = _toml_value(text.strip())
+        else:
+            holder = holder[where] if is_index else holder.setdefault(where, {})
+
+
+def _toml_value(text: str) -> object:
+    """Read a value as TOML; what is not TOML is a string, as quotes are lost in a shell."""
+    try:
+        read = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text
+    return read["value"] if len(read) == 1 else text
+
+
+def _unreadable(source: str, expected: str, got: str) -> StudyFileError:
+    said = f"{printable(source)}: expected {expected}, got {printable(got, 200)}"
+    return StudyFileError(source, [said])

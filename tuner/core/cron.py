@@ -1,0 +1,155 @@
+"""Timetables: when a cron expression in a time zone fires, and what of it is due. Pure functions.
+
+Instants are seconds since 1970. An expression has five fields, or six with seconds first. One at
+fixed times follows Debian's cron over clock changes: what is due in the hour that is left out in
+spring fires once right after it, and what is due in the hour that comes twice in autumn fires once,
+in the first of the two. One with `*` for the minute or the hour fires by elapsed time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, tzinfo
+from itertools import islice
+from zoneinfo import ZoneInfo
+
+from cronsim import CronSim, CronSimError
+
+from tuner.core.errors import UsageError
+
+LATEST, ALL, SKIP, QUEUE = "latest", "all", "skip", "queue"
+"""What is done with ticks that were missed (latest, all, skip), or that come due while an earlier
+one's run goes on (skip, queue)."""
+AT_ONCE = 1000
+"""How many ticks are dealt with in one go; the others follow in the next one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timetable:
+    """When to retrain a study, and what to do with ticks that come at a bad time."""
+
+    expression: str
+    zone: str  # IANA's name
+    grace: float = 60.0  # seconds after which a tick that nobody has seen is missed
+    catch_up: str = LATEST
+    overlap: str = SKIP
+
+    def fires(self, after: float) -> Iterator[float]:
+        """Give the instants above `after`, in their order."""
+        here = _zone(self.zone)
+        last = after
+        for moment in CronSim(self.expression, datetime.fromtimestamp(after, here)):
+            at = moment.timestamp()
+            # around a clock change the library may give an instant again, or an earlier one
+            if at > last:
+                last = at
+                yield at
+
+    def next(self, after: float) -> float:
+        """Give the first instant above `after`."""
+        return next(self.fires(after))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Due:
+    """What has come due since a timetable was last looked at."""
+
+    run: tuple[float, ...]  # ticks to be run, in their order
+    late: int  # how many of them, the first ones, were missed and are caught up
+    missed: float | None  # the last of the ticks that were missed and are not run
+    seen: float  # up to here, all ticks are dealt with
+    next: float  # the first tick after that
+
+
+def checked(timetable: Timetable, now: float) -> Timetable:
+    """Give the timetable back. Raises `UsageError` when expression or zone cannot be."""
+    try:
+        _zone(timetable.zone)
+    except (KeyError, ValueError, OSError):
+        raise UsageError(
+            f"zone: expected a name of the IANA time zone database such as Europe/Berlin or UTC, "
+            f"got {timetable.zone!r}"
+        ) from None
+    try:
+        timetable.next(now)
+    except CronSimError as error:
+        raise UsageError(
+            "cron: expected an expression of five fields (minute, hour, day of month, month, day "
+            f"of week) or six with seconds first, such as '0 6 * * *', got "
+            f"{timetable.expression!r}: {error}"
+        ) from None
+    except (StopIteration, RuntimeError):
+        raise UsageError(
+            f"cron: expected an expression that fires within 50 years, got {timetable.expression!r}"
+        ) from None
+    return timetable
+
+
+def due(timetable: Timetable, seen: float, now: float) -> Due:
+    """Say what to do with the ticks above `seen` and up to `now`.
+
+    A tick is missed when it is looked at later than the grace after it. Missed ticks are run all,
+    or the latest one unless a tick in time follows, or not at all.
+    """
+    in_time = max(seen, now - timetable.grace)
+    if timetable.catch_up == ALL:
+        missed = _until(timetable, seen, in_time)
+    else:
+        latest = _last(timetable, seen, in_time)
+        missed = [] if latest is None else [latest]
+    if len(missed) == AT_ONCE:  # there may be more of them before those in time
+        return Due(
+            run=tuple(missed),
+            late=len(missed),
+            missed=None,
+            seen=missed[-1],
+            next=timetable.next(missed[-1]),
+        )
+    fresh = _until(timetable, in_time, now)
+    caught = (
+        missed if timetable.catch_up == ALL or (not fresh and timetable.catch_up == LATEST) else []
+    )
+    reached = fresh[-1] if len(fresh) == AT_ONCE else now
+    return Due(
+        run=(*caught, *fresh),
+        late=len(caught),
+        missed=missed[-1] if missed and not caught else None,
+        seen=reached,
+        next=timetable.next(reached),
+    )
+
+
+def key_of(at: float) -> str:
+    """Give the run key of an instant: its time in UTC, such as 2026-11-22T06:00:00Z."""
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _until(timetable: Timetable, after: float, until: float) -> list[float]:
+    """Give the first ticks above `after` and up to `until`."""
+    found = []
+    for at in islice(timetable.fires(after), AT_ONCE):
+        if at > until:
+            break
+        found.append(at)
+    return found
+
+
+def _last(timetable: Timetable, after: float, until: float) -> float | None:
+    """Give the last tick above `after` and up to `until`, looking from the end in growing spans."""
+    span = 60.0
+    while True:
+        start = max(after, until - span)
+        found = None
+        for at in timetable.fires(start):
+            if at > until:
+                break
+            found = at
+        if found is not None or start == after:
+            return found
+        span *= 4
+
+
+def _zone(name: str) -> tzinfo:
+    """Give a zone; UTC as the object that the library knows, with which it is quicker."""
+    return UTC if name == "UTC" else ZoneInfo(name)

@@ -1,0 +1,37 @@
+"""Writing what commands leave in files: whole or not at all, and a sentence where it cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tuner.core.errors import OutputError
+
+
+@contextmanager
+def writing_into(folder: Path) -> Iterator[None]:
+    """Create a folder and raise `OutputError` where the body, or this, cannot write."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"cannot write into {folder}: {error.strerror or error}; make room or name another "
+            "folder, and run the command again. The trials are safe in the ledger"
+        ) from error
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Give a path beside `file`, which takes its place when the body is done.
+
+    Where that fails the file that was there stays.
+    """
+    partial = file.with_name(f".partial-{file.name}")
+    try:
+        yield partial
+        partial.replace(file)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,185 @@
+"""Addresses: where the ledger, Optuna's tables, MLflow's runs and checkpoints are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from tuner.core.errors import UsageError
+
+POSTGRESQL = "postgresql+psycopg"
+LEDGER_SCHEMA, OPTUNA_SCHEMA, TRACKING_SCHEMA = "tuner", "public", "mlflow"
+"""Who has which schema of a PostgreSQL database; on SQLite MLflow has a file of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Addresses:
+    """Where the ledger, Optuna's tables, MLflow's runs and checkpoints are."""
+
+    ledger: str  # an SQLAlchemy URL, of ours
+    optuna: str  # an SQLAlchemy URL, in the same database
+    tracking: str  # what MLflow calls a tracking URI
+    checkpoints: Path
+    artifacts: Path | None  # of runs; None: a server has its own
+    spill: Path  # a folder of this machine's, for curves while the database is away
+    file: Path | None  # the ledger's, on SQLite
+
+    @property
+    def lock(self) -> Path:
+        """The file whose lock is held while tables are made and changed in a SQLite file."""
+        assert self.file is not None
+        return self.file.with_name(self.file.name + ".lock")
+
+    @property
+    def owns_tracking(self) -> bool:
+        """Tell whether MLflow's tables are in a database that we reach, and not a server's."""
+        return not self.tracking.startswith(("http:", "https:"))
+
+    def shown(self) -> dict[str, str]:
+        """Give the addresses as they may be shown: passwords as `***`."""
+        return {
+            "ledger": without_password(self.ledger),
+            "optuna": without_password(self.optuna),
+            "mlflow": without_password(self.tracking),
+            "checkpoints": str(self.checkpoints),
+        }
+
+
+def without_password(url: str) -> str:
+    """Show a URL with `***` for its password; of one that cannot be parsed rather too little."""
+    hidden = re.sub(r"(://[^:/@]*):(?!\d+/).*@", r"\1:***@", url, count=1)
+    return re.sub(r"([?&][^=&]*password=)[^&]*", r"\1***", hidden, flags=re.IGNORECASE)
+
+
+def addresses(environment: Mapping[str, str], folder: Path) -> Addresses:
+    """Find the addresses for a process in `folder`. Raises `UsageError` for a malformed URL."""
+    given = environment.get("TUNER_DATABASE_URL") or "sqlite:///tuner.db"
+    try:
+        url = make_url(given)
+    except (ArgumentError, ValueError) as error:
+        raise UsageError(
+            f"TUNER_DATABASE_URL is not a database URL: {without_password(given)!r}; expected "
+            "one like sqlite:////home/me/tuner.db or postgresql://me:password@host/database"
+        ) from error
+    if url.drivername in ("sqlite", "sqlite+pysqlite"):
+        return _on_sqlite(url, given, environment, folder)
+    if url.drivername in ("postgres", "postgresql", POSTGRESQL):
+        return _on_postgresql(url, environment, folder)
+    raise UsageError(
+        f"TUNER_DATABASE_URL names {url.drivername}; expected SQLite, such as "
+        "sqlite:////home/me/tuner.db, or PostgreSQL, such as postgresql://me:password@host/database"
+    )
+
+
+def _on_sqlite(url: URL, given: str, environment: Mapping[str, str], folder: Path) -> Addresses:
+    file = _sqlite_file(url, folder)
+    whole = url.set(database=str(file))  # a relative path is another one in another process
+    address = given if _is_uri(url) else whole.render_as_string(hide_password=False)
+    tracking = _tracking(environment) or _sqlite_url(file.with_name("mlflow.db"))
+    return Addresses(
+        ledger=address,
+        optuna=address,
+        tracking=tracking,
+        artifacts=_artifacts(tracking, environment, folder),
+        file=file,
+        **_folders(environment, file.parent),
+    )
+
+
+def _on_postgresql(url: URL, environment: Mapping[str, str], folder: Path) -> Addresses:
+    if not url.database:
+        raise UsageError(
+            "TUNER_DATABASE_URL names no database; expected one at its end, as in "
+            "postgresql://me:password@host/database"
+        )
+    url = url.set(drivername=POSTGRESQL)
+    tracking = _tracking(environment) or in_schema(url, TRACKING_SCHEMA)
+    return Addresses(
+        ledger=in_schema(url, LEDGER_SCHEMA),
+        optuna=url.render_as_string(hide_password=False),
+        tracking=tracking,
+        artifacts=_artifacts(tracking, environment, folder),
+        file=None,
+        **_folders(environment, folder),
+    )
+
+
+def _tracking(environment: Mapping[str, str]) -> str | None:
+    """Read the address of MLflow. Raises `UsageError` for a database that is no other process's."""
+    given = environment.get("MLFLOW_TRACKING_URI")
+    if given and given.startswith("sqlite"):
+        try:
+            url = make_url(given)
+        except (ArgumentError, ValueError) as error:
+            raise UsageError(
+                f"MLFLOW_TRACKING_URI is not a database URL: {given!r}; expected one like "
+                "sqlite:////home/me/mlflow.db"
+            ) from error
+        if _in_memory(url):
+            raise UsageError(
+                "MLFLOW_TRACKING_URI names no file; several processes share MLflow's runs; "
+                "expected one like sqlite:////home/me/mlflow.db"
+            )
+    return given
+
+
+def in_schema(url: URL, schema: str) -> str:
+    """Give the URL of a PostgreSQL database in which unqualified names mean a schema's tables.
+
+    It is the connection's own option, so whoever opens the URL has it, also MLflow's migrations.
+    """
+    options = " ".join([*_as_list(url.query.get("options")), f"-csearch_path={schema}"])
+    return url.update_query_dict({"options": options}).render_as_string(hide_password=False)
+
+
+def _as_list(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _folders(environment: Mapping[str, str], beside: Path) -> dict[str, Path]:
+    ours = beside / ".tuner"
+    return {
+        "checkpoints": Path(environment.get("TUNER_CHECKPOINTS") or ours / "checkpoints"),
+        "spill": Path(environment.get("TUNER_SPILL") or ours / "spill"),
+    }
+
+
+def _artifacts(tracking: str, environment: Mapping[str, str], folder: Path) -> Path | None:
+    """Find the folder of artifacts: beside MLflow's file, and for its schema in this folder."""
+    if tracking.startswith("sqlite:"):
+        return Path(tracking.removeprefix("sqlite:///")).resolve().parent / "mlartifacts"
+    if tracking.startswith("postgresql"):
+        return Path(environment.get("TUNER_ARTIFACTS") or folder / "mlartifacts").resolve()
+    return None
+
+
+def _sqlite_url(file: Path) -> str:
+    return URL.create("sqlite", database=str(file)).render_as_string()
+
+
+def _is_uri(url: URL) -> bool:
+    """Tell whether SQLite reads the path as a URI, as in sqlite:///file:PATH?mode=ro&uri=true."""
+    return (url.database or "").startswith("file:")
+
+
+def _path(url: URL) -> str:
+    path = url.database or ""
+    return unquote(path.removeprefix("file:")) if _is_uri(url) else path
+
+
+def _in_memory(url: URL) -> bool:
+    return _path(url) in {"", ":memory:"} or url.query.get("mode") == "memory"
+
+
+def _sqlite_file(url: URL, folder: Path) -> Path:
+    if _in_memory(url):
+        raise UsageError("TUNER_DATABASE_URL names no file; several processes share the ledger")
+    return (folder / _path(url)).resolve()

@@ -1,0 +1,145 @@
+"""Engines for the ledger, with the right options, and its errors as ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event
+from sqlalchemy.exc import (
+    DatabaseError,
+    DBAPIError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+)
+
+from tuner.core.errors import ConnectionLostError, UnavailableError
+from tuner.core.forking import keep_from_children
+from tuner.ledger.database.addresses import without_password
+from tuner.ledger.database.pooling import follow_search_path
+
+BUSY_SECONDS = 60
+"""How long a SQLite connection waits for another's transaction."""
+
+CONNECTION = {
+    "connect_timeout": 10,  # seconds; libpq would wait for minutes
+    "keepalives_idle": 10,  # a server that vanished is noticed
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,  # milliseconds
+}
+"""What libpq is told of every connection, unless the URL says otherwise."""
+
+DENIED = frozenset({"42501", "42P01", "3F000", "25006"})
+"""Codes of PostgreSQL: no privilege, no table, no schema, read-only."""
+REFUSES_OPTIONS = "unsupported startup parameter: options"
+"""What pgbouncer says unless it is configured to ignore them."""
+PASSING = frozenset({"40001", "40P01", "55P03", "53300"})
+"""Codes of PostgreSQL for what may work at once again: conflicts, deadlocks, full house."""
+
+
+def ledger_engine(url: str) -> Engine:
+    """Make an engine for the ledger; it never makes tables.
+
+    Under the execution option `writes=True` a transaction on SQLite begins with BEGIN IMMEDIATE,
+    so that a writer never finds its snapshot stale when it comes to write; without it, one on
+    PostgreSQL reads as of one moment. A database that cannot be used (away, locked for good,
+    read-only, full, broken) is `UnavailableError`, and `ConnectionLostError` where it is worth
+    trying again.
+    """
+    engine = _sqlite(url) if url.startswith("sqlite") else _postgresql(url)
+
+    @event.listens_for(engine, "handle_error")
+    def translate(context: ExceptionContext) -> BaseException | None:
+        return _translated(url, context.sqlalchemy_exception, context.is_disconnect)
+
+    return engine
+
+
+def _sqlite(url: str) -> Engine:
+    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # the driver's own BEGIN comes too late
+        for pragma in ("foreign_keys=ON", "journal_mode=WAL", "synchronous=FULL"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _postgresql(url: str) -> Engine:
+    engine = create_engine(url, pool_pre_ping=True, connect_args=connect_args(url))
+    follow_search_path(engine)
+
+    @event.listens_for(engine, "connect")
+    def keep(connection: Any, _record: object) -> None:
+        keep_from_children(connection)  # or the server would think that a dead process is there
+
+    @event.listens_for(engine, "engine_connect")
+    def read_as_of_one_moment(connection: Connection) -> None:
+        if not connection.get_execution_options().get("writes", False):
+            connection.execution_options(isolation_level="REPEATABLE READ")
+
+    return engine
+
+
+def connect_args(url: str) -> dict[str, Any]:
+    """Give what a database's driver is told beside its URL."""
+    if url.startswith("sqlite"):
+        return {"timeout": BUSY_SECONDS}
+    return {key: value for key, value in CONNECTION.items() if f"{key}=" not in url}
+
+
+def _translated(
+    url: str, error: BaseException | None, disconnected: bool
+) -> UnavailableError | None:
+    if not isinstance(error, DBAPIError):
+        return None
+    if url.startswith("sqlite"):
+        broken = isinstance(error, OperationalError) or type(error) is DatabaseError
+        return _unavailable(url, error.orig) if broken else None
+    if disconnected or is_lost(error):
+        return _unavailable(url, error.orig, ConnectionLostError)
+    code = getattr(error.orig, "sqlstate", None)
+    broken = isinstance(error, OperationalError | InternalError | InterfaceError)
+    if broken or code in DENIED:
+        return _unavailable(url, error.orig)
+    return None
+
+
+def _unavailable(
+    url: str, error: BaseException | None, kind: type[UnavailableError] = UnavailableError
+) -> UnavailableError:
+    said = " ".join(str(error).split())
+    if REFUSES_OPTIONS in said:
+        said += "; let the connection pooler ignore it: ignore_startup_parameters = options"
+    return kind(f"the database {without_password(url)} cannot be used: {without_password(said)}")
+
+
+@contextmanager
+def reached(url: str) -> Iterator[None]:
+    """Turn the driver's errors about a database that cannot be used into `UnavailableError`."""
+    try:
+        yield
+    except DBAPIError as error:
+        lost = is_lost(error) and not url.startswith("sqlite")
+        kind = ConnectionLostError if lost else UnavailableError
+        raise _unavailable(url, error.orig, kind) from error
+
+
+def is_lost(error: DBAPIError) -> bool:
+    """Tell whether an error of PostgreSQL's says that there is no connection just now."""
+    code = getattr(error.orig, "sqlstate", None) or ""
+    passing = code in PASSING or code.startswith(("08", "57P"))
+    never = isinstance(error, OperationalError) and not code  # or none was made
+    if REFUSES_OPTIONS in str(error.orig):
+        return False
+    return error.connection_invalidated or passing or never

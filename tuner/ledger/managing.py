@@ -1,0 +1,196 @@
+"""Governing a study: pause, resume, stop, the circuit breaker, and deleting it from the ledger.
+
+Each is one transaction under the study's lock, so it holds for every worker at once, and may be
+called again. Why a study is not open is kept among its attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Row, and_, delete, select, update
+
+from tuner.core.errors import NotFoundError
+from tuner.core.failures import cause
+from tuner.core.outcome import CANCELLED, FAILED, RUNNING, Outcome
+from tuner.ledger import retrainings, rows
+from tuner.ledger.reading import Reader, has_live_attempt
+from tuner.ledger.records import (
+    COUNTS_FROM,
+    ENDED,
+    OPEN,
+    PAUSED,
+    REASON,
+    STOPPED,
+    StudyRecord,
+)
+from tuner.ledger.retrying import again
+from tuner.ledger.tables import IS_RUNNING, attempts, checkpoints, metadata, studies, trials
+
+BEING_DELETED = "It is being deleted; `tuner delete` finishes that."
+"""Why a study is stopped while it is deleted; it is not to be resumed."""
+
+
+@again
+def pause(ledger: Reader, study: StudyRecord) -> StudyRecord:
+    """Let no trial of an open study be taken up; the running ones go on to their end."""
+    with locked(ledger, study) as (tx, row):
+        if row.state == OPEN:
+            _become(tx, row, PAUSED, "Paused; running trials go on to their end.")
+    return ledger.study(study.name)
+
+
+@again
+def resume(ledger: Reader, study: StudyRecord) -> StudyRecord:
+    """Open a paused or stopped study again; what was cancelled stays cancelled.
+
+    The circuit breaker looks at the trials from here on.
+    """
+    with locked(ledger, study) as (tx, row):
+        if row.state != OPEN:
+            _become(tx, row, OPEN, None, counts_from=row.next_number)
+    return ledger.study(study.name)
+
+
+@again
+def stop(ledger: Reader, study: StudyRecord, reason: str) -> StudyRecord:
+    """Cancel the running and the waiting trials, and let none be taken up any more.
+
+    The next commit of whoever trains one is refused. A study that has been stopped keeps its
+    first reason.
+    """
+    with locked(ledger, study) as (tx, row):
+        _stop(tx, row, reason)
+    return ledger.study(study.name)
+
+
+@again
+def break_circuit(ledger: Reader, study: StudyRecord) -> StudyRecord | None:
+    """Stop an open study whose first trials to end all failed by one cause; None if it need not.
+
+    How many is `[budget] stop_after_failures`; 0 is never. Trials before the last `resume` do
+    not count.
+    """
+    limit = study.spec.budget.stop_after_failures
+    if not limit or not _failed_alike(ledger, study, limit):
+        return None
+    with locked(ledger, study) as (tx, row):
+        found = _first_ended(tx, row, limit)
+        causes = {cause(trial.reason) for trial in found}
+        if row.state != OPEN or len(found) < limit or len(causes) != 1:
+            return None
+        which = "trial" if limit == 1 else f"{limit} trials"
+        reason = (
+            f"Stopped by itself: the first {which} to end failed for one reason, "
+            f"{causes.pop()}. Trial {found[0].number}: {found[0].reason}"
+        )
+        _stop(tx, row, reason)
+    return ledger.study(study.name)
+
+
+@again
+def delete_study(ledger: Reader, study: StudyRecord) -> None:
+    """Delete all that the ledger has of a study, in one transaction."""
+    of_study = select(trials.c.id).where(trials.c.study_id == study.id)
+    with locked(ledger, study) as (tx, _):
+        for table in reversed(metadata.sorted_tables):
+            if "trial_id" in table.c:
+                tx.execute(delete(table).where(table.c.trial_id.in_(of_study)))
+            elif "study_id" in table.c:
+                tx.execute(delete(table).where(table.c.study_id == study.id))
+        tx.execute(delete(studies).where(studies.c.id == study.id))
+        if tx.scalar(select(studies.c.id).where(studies.c.name == study.name)) is None:
+            retrainings.forget(tx, study.name)
+
+
+def _failed_alike(ledger: Reader, study: StudyRecord, limit: int) -> bool:
+    """Look without the lock, since this is asked before every trial."""
+    with ledger.engine.begin() as tx:
+        row = tx.execute(select(studies).where(studies.c.id == study.id)).first()
+        found = [] if row is None else _first_ended(tx, row, limit)
+    causes = {cause(trial.reason) for trial in found if trial.state == FAILED}
+    same = len(causes) == 1 and None not in causes
+    return same and len(found) == limit and all(trial.state == FAILED for trial in found)
+
+
+def _first_ended(tx: Connection, study: Row[Any], limit: int) -> list[Row[Any]]:
+    """Give the first trials that ended since the study was last resumed."""
+    since = int(study.attrs.get(COUNTS_FROM, 0))
+    query = (
+        select(trials.c.number, trials.c.state, trials.c.reason)
+        .where(trials.c.study_id == study.id, trials.c.number >= since)
+        .where(trials.c.state != RUNNING, ~trials.c.imported)
+        .order_by(trials.c.ended_at, trials.c.number)
+        .limit(limit)
+    )
+    return list(tx.execute(query))
+
+
+def end(tx: Connection, study: Row[Any], reason: str) -> None:
+    """End a study by a rule of its budget: what waits is cancelled, what runs goes on."""
+    _become(tx, study, ENDED, reason)
+    waiting = select(trials.c.id).where(
+        trials.c.study_id == study.id, IS_RUNNING, ~has_live_attempt(trials.c.id)
+    )
+    for trial_id in tx.scalars(waiting).all():
+        rows.cancel_if_stopped(tx, trial_id)
+
+
+def reopen(tx: Connection, study: Row[Any]) -> None:
+    """Open a study again that had ended by a rule of its budget."""
+    if study.state == ENDED:
+        _become(tx, study, OPEN, None)
+
+
+def _stop(tx: Connection, study: Row[Any], reason: str) -> None:
+    running = and_(trials.c.study_id == study.id, IS_RUNNING)
+    for trial_id in tx.scalars(select(trials.c.id).where(running)).all():
+        live = tx.scalar(
+            select(attempts.c.id).where(attempts.c.trial_id == trial_id, attempts.c.live)
+        )
+        if live is not None:
+            rows.end_attempt(tx, live, "stopped", "its study was stopped")
+        outcome = Outcome(kind=CANCELLED, reason=f"Cancelled with its study. {reason}")
+        rows.end_trial(tx, trial_id, study.id, outcome)
+    if study.state != STOPPED:
+        _become(tx, study, STOPPED, reason)
+
+
+def _become(
+    tx: Connection,
+    study: Row[Any],
+    state: str,
+    reason: str | None,
+    counts_from: int | None = None,
+) -> None:
+    given = {REASON: reason, COUNTS_FROM: counts_from}
+    kept = {key: value for key, value in study.attrs.items() if key != REASON}
+    attrs = kept | {key: value for key, value in given.items() if value is not None}
+    rows.next_revision(tx, study.id)
+    tx.execute(update(studies).where(studies.c.id == study.id).values(state=state, attrs=attrs))
+
+
+@again
+def forget_checkpoints(ledger: Reader, study: StudyRecord) -> list[str]:
+    """Forget the checkpoints of a study's trials that ended; give their paths, to be removed."""
+    of_study = and_(trials.c.study_id == study.id, trials.c.state != RUNNING)
+    ended = select(trials.c.id).where(of_study)
+    with locked(ledger, study) as (tx, _):
+        found = tx.execute(
+            delete(checkpoints)
+            .where(checkpoints.c.trial_id.in_(ended))
+            .returning(checkpoints.c.path)
+        )
+        return [row.path for row in found]
+
+
+@contextmanager
+def locked(ledger: Reader, study: StudyRecord) -> Iterator[tuple[Connection, Row[Any]]]:
+    """Begin a transaction that has the study's row locked. Raises `NotFoundError`."""
+    with ledger.engine.execution_options(writes=True).begin() as tx:
+        row = tx.execute(rows.locked_study(study.id)).first()
+        if row is None:
+            raise NotFoundError(f"study {study.name!r} has been deleted")
+        yield tx, row

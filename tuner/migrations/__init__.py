@@ -1,1 +1,0 @@
-"""Alembic's migrations of the ledger's tables; `tuner.storage` runs them."""

@@ -1,0 +1,190 @@
+"""Proving that the ledger, Optuna's tables and MLflow's runs match one to one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sqlalchemy import Engine
+
+from tuner.core.environment import is_gone
+from tuner.ledger import AttemptRecord, Ledger, Reader, StudyRecord, TrialRecord
+from tuner.ledger.database import (
+    Addresses,
+    Difference,
+    ledger_differences,
+    optuna_storage,
+    recreate,
+    tracking_client,
+)
+from tuner.tracking.mismatch import Mismatch
+from tuner.tracking.mlflow import bulk_writer as mlflow_rows
+from tuner.tracking.mlflow import check
+from tuner.tracking.optuna import bulk_writer as optuna_rows
+from tuner.tracking.optuna import publisher
+from tuner.tracking.recorder import Recorder
+
+DECIDING = ("tuner", "torch", "optuna", "numpy")
+"""Packages that decide what a trial's numbers are; workers at one study should have them alike."""
+BROKEN = "curve"
+"""The kind of problem that says that the ledger itself is not whole."""
+OURS, OPTUNAS, MLFLOWS = "schema_ledger", "schema_optuna", "schema_mlflow"
+"""Kinds of problems that say that tables are not as they were made."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Something that does not match."""
+
+    kind: str
+    study: str | None  # None: the whole database
+    trial: int | None
+    detail: str
+    repaired: bool = False
+
+
+def examine(engine: Engine, places: Addresses) -> list[Problem]:
+    """Find all that does not match, in every study. Changes nothing."""
+    ledger = Reader(engine)
+    schema = ledger_differences(places)
+    found = [_of_schema(OURS, one) for one in schema]
+    if any(one.has_rows for one in schema):
+        return found  # what else there is cannot be read
+    storage, client = optuna_storage(places), tracking_client(places)
+    found += _of_libraries(places)
+    for study in ledger.studies():
+        every = ledger.trials(study.id)
+        ours = [trial for trial in every if not trial.imported]
+        inside = list(_in_ledger(ledger, study, ours, places.checkpoints))
+        broken = {one.trial for one in inside if one.kind == BROKEN}
+        mismatches = [
+            *inside,
+            *publisher.mismatches(storage, study, every),
+            *check.mismatches(client, ledger, study, ours, without_curve=broken),
+        ]
+        found.extend(
+            Problem(kind=one.kind, study=study.title, trial=one.trial, detail=one.detail)
+            for one in mismatches
+        )
+    return found
+
+
+def repair(engine: Engine, places: Addresses) -> list[Problem]:
+    """Reap lost leases and project again what does not match; say of each whether it helped.
+
+    Where MLflow or Optuna cannot change what they have, it is deleted there and written anew:
+    one run, or all of Optuna's trials of the study, unless some of them are not ours. A study of
+    which the ledger has lost something is left as it is: MLflow may have more of it.
+    """
+    before = examine(engine, places)
+    if not before:
+        return []
+    failed = recreate(places) if any(one.kind == OURS for one in before) else {}
+    if any(one.has_rows for one in ledger_differences(places)):
+        return before
+    ledger = Ledger(engine)
+    ledger.reap(is_gone)
+    recorder = Recorder(engine, places)
+    by_title = {study.title: study for study in ledger.studies()}
+    for title in sorted({problem.study for problem in before if problem.study is not None}):
+        found = [problem for problem in before if problem.study == title]
+        kinds = {problem.kind for problem in found}
+        if BROKEN in kinds:
+            continue
+        recorder.project_again(
+            by_title[title],
+            without={p.trial for p in found if p.kind in check.ANEW and p.trial is not None},
+            trials_anew=any(kind.startswith("optuna_") for kind in kinds)
+            and publisher.FOREIGN not in kinds,
+        )
+    recorder.close()
+    after = {_which(problem) for problem in examine(engine, places)}
+    return [
+        replace(problem, repaired=_which(problem) not in after, detail=_why(problem, failed))
+        for problem in before
+    ]
+
+
+def _which(problem: Problem) -> tuple[object, ...]:
+    """Return what makes two problems the same one."""
+    schema = problem.detail if problem.study is None else None
+    return problem.kind, problem.study, problem.trial, schema
+
+
+def _why(problem: Problem, failed: Mapping[str, str]) -> str:
+    """Return a problem's detail, with the reason if something could not be created."""
+    what = problem.detail.partition(";")[0]
+    return f"{what}; it could not be created: {failed[what]}" if what in failed else problem.detail
+
+
+def notes(places: Addresses) -> list[str]:
+    """Return what is worth knowing and no mismatch: tables that cannot be written in bulk."""
+    storage, client = optuna_storage(places), tracking_client(places)
+    found = [optuna_rows.unknown(storage)]
+    engine = mlflow_rows.tables_engine(client.tracking_uri)
+    if engine is not None:
+        found.append(mlflow_rows.unknown(engine))
+        engine.dispose()
+    return [one for one in found if one is not None]
+
+
+def _of_libraries(places: Addresses) -> Iterator[Problem]:
+    """Compare Optuna's and MLflow's tables with their definitions, where we know these."""
+    storage, client = optuna_storage(places), tracking_client(places)
+    if optuna_rows.unknown(storage) is None:
+        yield from (_of_schema(OPTUNAS, one) for one in optuna_rows.differences(storage))
+    engine = mlflow_rows.tables_engine(client.tracking_uri)
+    if engine is None:
+        return
+    if mlflow_rows.unknown(engine) is None:
+        yield from (_of_schema(MLFLOWS, one) for one in mlflow_rows.differences(engine))
+    engine.dispose()
+
+
+def _of_schema(kind: str, one: Difference) -> Problem:
+    remedy = "restore a backup"
+    if one.statements:
+        ours = "`tuner doctor --repair`, as the owner of the tables, creates it"
+        theirs = f"as the owner of the tables run: {'; '.join(one.statements)}"
+        remedy = ours if kind == OURS else theirs
+    return Problem(kind=kind, study=None, trial=None, detail=f"{one.what}; {remedy}")
+
+
+def _in_ledger(
+    ledger: Reader, study: StudyRecord, ours: list[TrialRecord], checkpoints: Path
+) -> Iterator[Mismatch]:
+    """Compare the ledger with itself and with the folder of checkpoints."""
+    if len(ours) != study.reserved:  # a limit may be lowered below what was reserved under it
+        yield Mismatch("budget", None, f"{len(ours)} trials, {study.reserved} reserved")
+    for trial in ours:
+        try:
+            curve = ledger.curve(trial.id)
+        except ValueError as error:
+            yield Mismatch(BROKEN, trial.number, str(error))
+            continue
+        if curve.first_step != 0 or curve.next_step != trial.steps:
+            detail = f"rows {curve.first_step} to {curve.next_step}, {trial.steps} expected"
+            yield Mismatch(BROKEN, trial.number, detail)
+    for checkpoint, number in ledger.checkpoints(study.id):
+        if not (checkpoints / checkpoint.path).exists():
+            yield Mismatch("checkpoint", number, f"{checkpoint.path} is missing")
+    for attempt, number in ledger.expired(study.id):
+        yield Mismatch("lease", number, f"the lease of {attempt.worker} has expired")
+    yield from _versions(ledger.attempts(study.id))
+
+
+def _versions(attempts: Sequence[AttemptRecord]) -> Iterator[Mismatch]:
+    """Compare the versions of what a study's trials are trained with just now."""
+    live = [attempt for attempt in attempts if attempt.live]
+    for package in DECIDING:
+        found: dict[str, str] = {}  # a worker by its version
+        for attempt in live:
+            version = attempt.environment.get("packages", {}).get(package)
+            if version is not None:
+                found[version] = attempt.worker
+        if len(found) > 1:
+            said = ", ".join(f"{version} in {worker}" for version, worker in sorted(found.items()))
+            yield Mismatch(
+                "versions", None, f"its workers have different versions of {package}: {said}"
+            )

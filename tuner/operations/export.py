@@ -1,0 +1,152 @@
+"""Trials and curves as tables of pandas, and as files of them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tuner.core.curves import Chunk
+from tuner.core.errors import NotFoundError, UsageError
+from tuner.core.outputs import replacing, writing_into
+from tuner.ledger import Reader, StudyRecord
+
+FORMATS = ("csv", "parquet")
+TRIAL_TYPES = {
+    "number": "Int64",
+    "state": "string",
+    "value": "Float64",
+    "reason": "string",
+    "steps": "Int64",
+    "stopped_step": "Int64",
+    "seconds": "Float64",
+    "created_at": "Float64",
+    "ended_at": "Float64",
+}
+"""The columns of the table of trials, before its parameters; times are seconds since 1970."""
+CURVE_TYPES = {
+    "trial": "int64",
+    "step": "int64",
+    "metric": "string",
+    "value": "float64",
+    "time": "float64",
+}
+"""The columns of the table of curves; `value` may be nan or infinite."""
+
+
+def trials(ledger: Reader, study: StudyRecord) -> pd.DataFrame:
+    """Give one row a trial, in the order of numbers; what is missing is NA.
+
+    Parameters are columns named `params_lr` and so on. `seconds` is from the trial's creation to
+    its end, with the time that it waited for a worker.
+    """
+    records = ledger.trials(study.id)
+    names = list(dict.fromkeys(name for one in records for name in one.params or {}))
+    columns: dict[str, Any] = {}
+    for name, kind in TRIAL_TYPES.items():
+        values: list[Any]
+        if name == "seconds":
+            values = [None if t.ended_at is None else t.ended_at - t.created_at for t in records]
+        else:
+            values = [getattr(one, name) for one in records]
+        columns[name] = pd.array(values, dtype=kind)
+    for name in names:
+        values = [(one.params or {}).get(name) for one in records]
+        columns[f"params_{name}"] = pd.array(values, dtype=_type_of(values))
+    return pd.DataFrame(columns)
+
+
+def curves(
+    ledger: Reader, study: StudyRecord, numbers: Collection[int] | None = None
+) -> pd.DataFrame:
+    """Give one row a measured value: trial, step, metric, value, time; of all trials or some.
+
+    Every step is there, and so is every value that is not finite. Raises `NotFoundError` when
+    there is no trial of a number.
+    """
+    records = {one.number: one for one in ledger.trials(study.id)}
+    missing = sorted(set(numbers or ()) - set(records))
+    if missing:
+        raise NotFoundError(f"study {study.name!r} has no trial {missing[0]}")
+    chosen = sorted(records if numbers is None else set(numbers))
+    tables = [_long(number, ledger.curve(records[number].id)) for number in chosen]
+    parts = [table for table in tables if len(table)]
+    return pd.concat(parts, ignore_index=True) if parts else _long(0, None)
+
+
+def export(
+    ledger: Reader, study: StudyRecord, folder: Path, file_format: str = "csv"
+) -> dict[str, Path]:
+    """Write both tables into a folder; give their files. A file is there whole or not at all.
+
+    Raises `OutputError` where they cannot be written.
+    """
+    if file_format not in FORMATS:
+        raise UsageError(f"expected a format of {' or '.join(FORMATS)}, got {file_format!r}")
+    tables = {"trials": trials(ledger, study), "curves": curves(ledger, study)}
+    files: dict[str, Path] = {}
+    with writing_into(folder):
+        for what, table in tables.items():
+            files[what] = folder / f"{file_name(study.name)}.{what}.{file_format}"
+            with replacing(files[what]) as temporary:
+                if file_format == "csv":
+                    # what is missing is empty, so nan has to be said
+                    missing = "nan" if what == "curves" else ""
+                    table.to_csv(temporary, index=False, na_rep=missing)
+                else:
+                    table.to_parquet(temporary, index=False)
+    return files
+
+
+def read(folder: Path, name: str, what: str, file_format: str = "csv") -> pd.DataFrame:
+    """Read the table of `trials` or of `curves` that `export` wrote of a study."""
+    file = folder / f"{file_name(name)}.{what}.{file_format}"
+    if file_format == "parquet":
+        return pd.read_parquet(file)
+    types = CURVE_TYPES if what == "curves" else TRIAL_TYPES
+    return pd.read_csv(file, dtype=types)
+
+
+def file_name(study: str) -> str:
+    """Give a name for files of a study, its own where that is harmless in every file system."""
+    plain = re.sub(r"[^A-Za-z0-9_. -]", "_", study).strip(". ")[:100] or "study"
+    if plain == study:
+        return plain
+    return f"{plain}-{hashlib.sha256(study.encode()).hexdigest()[:8]}"
+
+
+def _long(number: int, chunk: Chunk | None) -> pd.DataFrame:
+    parts: list[tuple[str, Any, Any, Any]] = []
+    if chunk is not None:
+        steps = np.arange(chunk.first_step, chunk.next_step)
+        parts += [(name, steps, v, chunk.times) for name, v in sorted(chunk.columns.items())]
+        parts += [
+            (name, chunk.eval_steps, v, chunk.eval_times)
+            for name, v in sorted(chunk.metrics.items())
+        ]
+    columns: Mapping[str, Sequence[Any]] = {
+        "trial": [number] * sum(len(values) for _, _, values, _ in parts),
+        "step": _joined([steps for _, steps, _, _ in parts]),
+        "metric": [name for name, _, values, _ in parts for _ in values],
+        "value": _joined([values for _, _, values, _ in parts]),
+        "time": _joined([times for _, _, _, times in parts]),
+    }
+    return pd.DataFrame(columns).astype(CURVE_TYPES)
+
+
+def _joined(parts: list[Any]) -> Any:
+    return np.concatenate(parts) if parts else np.empty(0)
+
+
+def _type_of(values: Sequence[Any]) -> str:
+    kinds = {type(value) for value in values if value is not None}
+    if kinds <= {bool}:
+        return "boolean"
+    if kinds <= {int}:
+        return "Int64"
+    return "Float64" if kinds <= {int, float} else "string"

@@ -1,0 +1,34 @@
+"""Which pages of MLflow's UI show what of a study: addresses for people who asked at a terminal."""
+
+from __future__ import annotations
+
+from tuner.core.outcome import DIVERGED
+from tuner.ledger import Reader, StudyRecord
+from tuner.ledger.database import Addresses
+from tuner.tracking.mlflow import artifacts
+from tuner.tracking.mlflow.study_run import FEW
+from tuner.tracking.publications import Publications
+
+
+def of_study(
+    ledger: Reader, study: StudyRecord, places: Addresses, ui: str | None = None
+) -> dict[str, str]:
+    """Give the pages of a study by what they show; none where it is not published yet.
+
+    Raises `UnavailableError` when MLflow cannot be reached.
+    """
+    links = artifacts.links(ledger.engine, places, study, ui)
+    if links is None:
+        return {}
+    runs = Publications(ledger.engine, "mlflow").external_ids(study.id)
+    best = [runs[number] for number in ledger.ranking(study, FEW) if number in runs]
+    found = {"summary": links.study(), "loss curves": links.view("tuner-curves")}
+    found["table of trials"] = links.view("tuner-table")
+    if best:
+        found["best trial"] = links.run(best[0])
+    if len(best) > 1:
+        found[f"best {len(best)}"] = links.view("tuner-best")
+        found[f"best {len(best)} compared"] = links.compare(best)
+    if ledger.counts(study.id)[DIVERGED]:
+        found["diverged trials"] = links.view("tuner-diverged")
+    return found

@@ -1,0 +1,139 @@
+"""Comparing MLflow's runs of a study with the ledger's trials."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from tuner.analysis.evidence import Assessor
+from tuner.analysis.verdicts import Verdict
+from tuner.core.outcome import RUNNING
+from tuner.ledger import Reader, StudyRecord, TrialRecord
+from tuner.ledger.database import tracking_reached
+from tuner.tracking.mismatch import Mismatch
+from tuner.tracking.mlflow.client_writer import all_runs
+from tuner.tracking.mlflow.run_content import (
+    PARENT,
+    STATUS,
+    dataset_of,
+    last_points,
+    outcome_tags,
+    params_of,
+    points_of,
+    tags_of,
+)
+
+ANEW = ("run_params", "run_points")
+"""Kinds that MLflow cannot mend in place: it never changes a param, and never drops a point."""
+
+
+def mismatches(
+    client: MlflowClient,
+    ledger: Reader,
+    study: StudyRecord,
+    ours: Sequence[TrialRecord],
+    *,
+    without_curve: Collection[int | None],
+) -> list[Mismatch]:
+    """Find what MLflow has otherwise than the ledger; not the points of trials `without_curve`.
+
+    Raises `UnavailableError`.
+    """
+    with tracking_reached(client.tracking_uri):
+        return list(_mismatches(client, ledger, study, ours, without_curve))
+
+
+def _mismatches(
+    client: MlflowClient,
+    ledger: Reader,
+    study: StudyRecord,
+    ours: Sequence[TrialRecord],
+    without_curve: Collection[int | None],
+) -> Iterator[Mismatch]:
+    experiment = client.get_experiment_by_name(study.title)
+    found = [] if experiment is None else all_runs(client, study, experiment.experiment_id)
+    keys = Counter(run.data.tags["tuner.trial"] for run in found)
+    drawn = [trial for trial in ours if trial.params is not None or trial.state != RUNNING]
+    expected = {PARENT, *(str(trial.number) for trial in drawn)}
+    for key in sorted(expected - set(keys)):
+        yield Mismatch("run_missing", _number(key), "MLflow has no run of it")
+    for key, count in keys.items():
+        if key not in expected:
+            yield Mismatch("run_extra", _number(key), "the ledger has no such trial")
+        elif count > 1:
+            yield Mismatch("run_doubled", _number(key), f"MLflow has {count} runs of it")
+    by_key = {run.data.tags["tuner.trial"]: run for run in found}
+    environments: dict[int, Mapping[str, Any]] = {}
+    for attempt in ledger.attempts(study.id):
+        environments.setdefault(attempt.trial_id, attempt.environment)
+    verdicts = {} if without_curve else _verdicts(ledger, study, ours)
+    for trial in drawn:
+        run = by_key.get(str(trial.number))
+        if run is None or keys[str(trial.number)] > 1:  # which of them is meant?
+            continue
+        parent = by_key[PARENT].info.run_id if PARENT in by_key else ""
+        tags = tags_of(study, trial, parent, environments[trial.id]) | outcome_tags(trial)
+        by_earlier_version = {"tuner.regime"} == run.data.tags.keys() & {
+            "tuner.regime",
+            "tuner.verdict",
+        }
+        if trial.number in verdicts and not by_earlier_version:
+            tags["tuner.verdict"] = verdicts[trial.number].kind
+        yield from _differences(trial, run, tags)
+        yield from _wrong_dataset(study, trial, run)
+        if trial.state != RUNNING and trial.number not in without_curve:
+            yield from _wrong_points(client, ledger, trial, run)
+
+
+def _verdicts(
+    ledger: Reader, study: StudyRecord, ours: Sequence[TrialRecord]
+) -> Mapping[int, Verdict]:
+    """Tell the verdicts of a study at rest: while trials run, runs are told from time to time."""
+    if any(trial.state == RUNNING for trial in ours):
+        return {}
+    return Assessor(ledger, study).verdicts(ours)
+
+
+def _differences(trial: TrialRecord, run: Run, tags: Mapping[str, str]) -> Iterator[Mismatch]:
+    if run.info.status != STATUS[trial.state]:
+        detail = f"{run.info.status} in MLflow, {trial.state} in the ledger"
+        yield Mismatch("run_status", trial.number, detail)
+    wrong = [key for key, value in params_of(trial).items() if run.data.params.get(key) != value]
+    if wrong:
+        yield Mismatch("run_params", trial.number, f"{', '.join(wrong)} differ")
+    wrong = [key for key, value in tags.items() if run.data.tags.get(key) != value]
+    if wrong:
+        yield Mismatch("run_tags", trial.number, f"{', '.join(wrong)} differ")
+
+
+def _wrong_dataset(study: StudyRecord, trial: TrialRecord, run: Run) -> Iterator[Mismatch]:
+    """Compare the data set of a run, where the study's data have a digest to be known by."""
+    expected = dataset_of(study)
+    recorded = {one.dataset.digest for one in run.inputs.dataset_inputs}
+    if expected is not None and expected.dataset.digest not in recorded:
+        yield Mismatch("run_dataset", trial.number, "MLflow does not know its data")
+
+
+def _wrong_points(
+    client: MlflowClient, ledger: Reader, trial: TrialRecord, run: Run
+) -> Iterator[Mismatch]:
+    """Compare each metric's history, as far as it is ours, with the ledger's curve."""
+    expected: dict[str, Counter[tuple[int, float, int]]] = {}
+    for point in (*points_of(ledger.curve(trial.id), trial), *last_points(trial)):
+        columns = (point.steps.tolist(), point.values.tolist(), point.times.tolist())
+        expected.setdefault(point.key, Counter()).update(zip(*columns, strict=True))
+    for name, points in expected.items():
+        history = client.get_metric_history(run.info.run_id, name)
+        told = Counter((point.step, point.value, point.timestamp) for point in history)
+        missing, extra = (points - told).total(), (told - points).total()
+        if missing or extra:
+            detail = f"{name}: {missing} points missing, {extra} too many"
+            yield Mismatch("run_points", trial.number, detail)
+
+
+def _number(key: str) -> int | None:
+    return int(key) if key.isdecimal() else None

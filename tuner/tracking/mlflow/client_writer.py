@@ -1,0 +1,165 @@
+"""How runs get into MLflow: what a writer does, and the one that uses MLflow's client.
+
+Everything that a writer does is idempotent: a run is found again by its tags, a parameter or a
+tag may be written twice with the same value, and MLflow drops a metric's point that it has
+already, since the point's time was fixed when it was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run, RunTag
+
+from tuner.core.failpoints import reach
+from tuner.ledger import StudyRecord
+from tuner.ledger.database import sent_once
+from tuner.tracking.mlflow.run_content import NewRun, Points
+
+BATCH = 1000
+"""How many points MLflow takes in one call."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunEnd:
+    """How a run ends."""
+
+    run_id: str
+    status: str
+    time: int  # milliseconds since 1970
+
+
+class RunWriter(Protocol):
+    """Writes what many runs of one study have, for one round.
+
+    Errors are MLflow's and SQLAlchemy's own.
+    `create`, `append` and `prepare_end` reach their failpoint once a run.
+    """
+
+    runs_at_once: int
+    """How many runs to hand over at once: what is killed in between is written again."""
+    rows_at_once: int
+    """How many rows of curves to hand over at once; short enough for the claim to hold."""
+
+    def find(self, study: StudyRecord, experiment: str, keys: Collection[str]) -> Mapping[str, str]:
+        """Find the active runs whose tag `tuner.trial` is one of the keys; of two the oldest."""
+        ...
+
+    def create(self, experiment: str, runs: Sequence[NewRun]) -> list[str]:
+        """Create the runs that do not exist, complete the others; give the ids of all."""
+        ...
+
+    def append(self, points: Sequence[tuple[str, Points]]) -> None:
+        """Add points to the runs of these ids."""
+        ...
+
+    def prepare_end(self, runs: Mapping[str, tuple[Mapping[str, str], Sequence[Points]]]) -> None:
+        """Set the last tags and add the last points of runs, by their ids."""
+        ...
+
+    def end(self, ends: Sequence[RunEnd]) -> None:
+        """Give runs their final status."""
+        ...
+
+    def tag(self, runs: Mapping[str, Mapping[str, str]], held: Callable[[], None]) -> None:
+        """Set tags of active runs, by their ids; call `held` now and then where it takes long."""
+        ...
+
+
+class ClientWriter:
+    """Writes through MLflow's client, one run after the other; to whatever MLflow knows."""
+
+    runs_at_once = 1
+    rows_at_once = 5000
+
+    def __init__(self, client: MlflowClient) -> None:
+        self._client = client
+        self._found: dict[str, str] | None = None
+
+    def find(self, study: StudyRecord, experiment: str, keys: Collection[str]) -> Mapping[str, str]:
+        """Look through all runs of the experiment, once: a writer is of one study."""
+        if keys and self._found is None:
+            self._found = {}
+            for run in all_runs(self._client, study, experiment):
+                self._found.setdefault(run.data.tags["tuner.trial"], str(run.info.run_id))
+        return {key: run_id for key, run_id in (self._found or {}).items() if key in keys}
+
+    def create(self, experiment: str, runs: Sequence[NewRun]) -> list[str]:
+        """Create and fill one after the other."""
+        return [self._create(experiment, run) for run in runs]
+
+    def _create(self, experiment: str, new: NewRun) -> str:
+        run_id = new.run_id
+        if run_id is None:
+            with sent_once():
+                made = self._client.create_run(
+                    experiment, start_time=new.start_time, tags=dict(new.tags), run_name=new.name
+                )
+            run_id = str(made.info.run_id)
+            reach("recorder.run_created")
+        params = [Param(key, value) for key, value in new.params.items()]
+        self._client.log_batch(run_id, params=params, tags=as_tags(new.tags))
+        if new.dataset is not None:
+            self._client.log_inputs(run_id, datasets=[new.dataset])
+        return run_id
+
+    def append(self, points: Sequence[tuple[str, Points]]) -> None:
+        """Log the points of each run in as few batches as MLflow takes."""
+        by_run: dict[str, list[Metric]] = {}
+        for run_id, some in points:
+            by_run.setdefault(run_id, []).extend(as_metrics(some))
+        for run_id, metrics in by_run.items():
+            for first in range(0, len(metrics), BATCH):
+                self._client.log_batch(run_id, metrics=metrics[first : first + BATCH])
+            reach("recorder.batch_logged")
+
+    def prepare_end(self, runs: Mapping[str, tuple[Mapping[str, str], Sequence[Points]]]) -> None:
+        """Log tags and points of each run in one batch."""
+        for run_id, (tags, points) in runs.items():
+            metrics = [metric for some in points for metric in as_metrics(some)]
+            self._client.log_batch(run_id, metrics=metrics, tags=as_tags(tags))
+            reach("recorder.before_final")
+
+    def end(self, ends: Sequence[RunEnd]) -> None:
+        """Terminate one after the other."""
+        for one in ends:
+            self._client.set_terminated(one.run_id, one.status, one.time)
+
+    def tag(self, runs: Mapping[str, Mapping[str, str]], held: Callable[[], None]) -> None:
+        """Tag one after the other."""
+        for index, (run_id, tags) in enumerate(runs.items()):
+            if index % 50 == 49:
+                held()
+            self._client.log_batch(run_id, tags=as_tags(tags))
+
+
+def as_metrics(points: Points) -> list[Metric]:
+    """Give points as MLflow's client takes them."""
+    columns = (points.values.tolist(), points.times.tolist(), points.steps.tolist())
+    return [Metric(points.key, value, at, step) for value, at, step in zip(*columns, strict=True)]
+
+
+def as_tags(tags: Mapping[str, str]) -> list[RunTag]:
+    """Give tags as MLflow's client takes them."""
+    return [RunTag(key, value) for key, value in tags.items()]
+
+
+def all_runs(client: MlflowClient, study: StudyRecord, experiment: str) -> list[Run]:
+    """Read all runs of a study, oldest first; runs that others made in its experiment are not."""
+    runs: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs(
+            [experiment],
+            max_results=1000,
+            order_by=["attributes.start_time ASC"],
+            page_token=token,
+        )
+        # by the tag, and not by a filter: in a filter of MLflow's no quote can be escaped
+        runs.extend(run for run in page if run.data.tags.get("tuner.study") == study.name)
+        token = page.token
+        if not token:
+            return runs

@@ -1,0 +1,227 @@
+"""A retraining's run in MLflow: its curve, its model, and the version that comes of it.
+
+All of a study's retrainings are in the experiment `NAME retrain`, as children of one parent run,
+which shows how rate and metric moved from one to the next. Everything is found again by the
+retraining's identity, so a call that was interrupted anywhere is finished by the next one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow.pytorch
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModel,
+    LoggedModelOutput,
+    LoggedModelStatus,
+    Metric,
+    Param,
+    Run,
+)
+from mlflow.models import Model, ModelSignature
+from mlflow.types.schema import Schema, TensorSpec
+
+from tuner.core.curves import Chunk
+from tuner.core.failpoints import reach
+from tuner.core.text import NAME_LIMIT, derived
+from tuner.ledger.database import sent_once, tracking_reached
+from tuner.tracking.mlflow.client_writer import BATCH, as_metrics, as_tags
+from tuner.tracking.mlflow.registry import CHALLENGER, RETRAINING, Registry, Version
+from tuner.tracking.mlflow.run_content import all_points, milliseconds
+
+PARENT = "parent"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOf:
+    """What the run of a retraining has."""
+
+    identity: str  # letters and digits, the retraining's own
+    name: str
+    started_at: float
+    ended_at: float
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+    data: tuple[str, str]  # name and digest
+    factory: str  # of the data
+    curve: Chunk
+    status: str  # MLflow's
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOf:
+    """The model of a retraining."""
+
+    module: Any  # a torch module
+    example: np.ndarray  # [row, ...]
+    outputs: np.ndarray  # [row, ...], the module's on the example
+    tags: Mapping[str, str]  # of its version
+
+
+class RetrainRuns:
+    """The runs of one study's retrainings. Errors of MLflow's are `UnavailableError`."""
+
+    def __init__(self, client: MlflowClient, study: str, artifacts: Path | None) -> None:
+        """Keep models below `artifacts`; None: the server says where."""
+        self._client = client
+        self._study = study
+        with tracking_reached(client.tracking_uri):
+            self._experiment = self._find_experiment(artifacts)
+
+    def log(self, content: RunOf) -> str:
+        """Create or complete the run; give its id."""
+        with tracking_reached(self._client.tracking_uri):
+            run = self._find(content.identity)
+            if run is None:
+                tags = {RETRAINING: content.identity, "mlflow.parentRunId": self._parent()}
+                began, name = milliseconds(content.started_at), content.name[:NAME_LIMIT]
+                with sent_once():
+                    run = self._client.create_run(
+                        self._experiment, start_time=began, tags=tags, run_name=name
+                    )
+                reach("retrain.run_created")
+            run_id = str(run.info.run_id)
+            at = milliseconds(content.ended_at)
+            points = [Metric(key, value, at, 0) for key, value in content.metrics.items()]
+            for some in all_points(content.curve):
+                points += as_metrics(some)
+            params = [Param(key, value) for key, value in content.params.items()]
+            self._client.log_batch(run_id, params=params, tags=as_tags(content.tags))
+            for first in range(0, len(points), BATCH):
+                self._client.log_batch(run_id, metrics=points[first : first + BATCH])
+            used = DatasetInput(_dataset(content), [InputTag("mlflow.data.context", "training")])
+            self._client.log_inputs(run_id, datasets=[used])
+            self._client.set_terminated(run_id, content.status, at)
+        return run_id
+
+    def register(self, registry: Registry, run_id: str, run: RunOf, content: ModelOf) -> Version:
+        """Log the model of a run and make a version of it, the challenger."""
+        found = registry.of_run(run_id)
+        if found is None:
+            with tracking_reached(self._client.tracking_uri):
+                logged = self._logged(run_id, run, content)
+                self._link(run_id, run, logged.model_id)
+            reach("retrain.model_logged")
+            found = registry.add(logged.artifact_location, run_id, logged.model_id, content.tags)
+            reach("retrain.version_created")
+        registry.point(CHALLENGER, found.number)
+        return found
+
+    def show_drift(self, metrics: Mapping[str, float], step: int, at: float) -> None:
+        """Add what a retraining ended with to the curves of the parent run."""
+        points = [Metric(key, value, milliseconds(at), step) for key, value in metrics.items()]
+        with tracking_reached(self._client.tracking_uri):
+            self._client.log_batch(self._parent(), metrics=points)
+
+    def _link(self, run_id: str, run: RunOf, model_id: str) -> None:
+        """Let the run's page name its model, and the model's page what it was measured to be."""
+        at = milliseconds(run.ended_at)
+        # without their data, by whose digest the page would give each retraining its own columns
+        points = [Metric(key, value, at, 0, model_id) for key, value in run.metrics.items()]
+        self._client.log_batch(run_id, metrics=points)
+        outputs = self._client.get_run(run_id).outputs
+        if not any(one.model_id == model_id for one in outputs.model_outputs):
+            self._client.log_outputs(run_id, [LoggedModelOutput(model_id, 0)])
+
+    def _logged(self, run_id: str, run: RunOf, content: ModelOf) -> LoggedModel:
+        """Find the model that this run has logged, or log it."""
+        found = self._client.search_logged_models(
+            [self._experiment], filter_string=f"source_run_id = '{run_id}'"
+        )
+        for one in found:
+            if one.status == LoggedModelStatus.READY:
+                return one
+            self._client.delete_logged_model(one.model_id)  # somebody died while logging it
+        made = self._client.create_logged_model(
+            self._experiment,
+            name=model_title(content.tags["tuner.study"]),
+            source_run_id=run_id,
+            tags=dict(content.tags),
+            params=dict(run.params),
+            model_type="pytorch",
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model"
+            mlflow.pytorch.save_model(
+                content.module,
+                path,
+                mlflow_model=Model(
+                    run_id=run_id, model_id=made.model_id, artifact_path=made.artifact_location
+                ),
+                signature=ModelSignature(
+                    inputs=_schema(content.example), outputs=_schema(content.outputs)
+                ),
+                input_example=content.example,
+                # given, since to infer them takes ten seconds; no local build's suffix
+                pip_requirements=[
+                    f"{name}=={version(name).partition('+')[0]}"
+                    for name in ("torch", "numpy", "mlflow")
+                ],
+                serialization_format="pt2",
+            )
+            self._client.log_model_artifacts(made.model_id, str(path))
+        return self._client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
+
+    def _parent(self) -> str:
+        """Find or create the run that all retrainings are children of."""
+        found = self._find(PARENT)
+        if found is None:
+            tags = {
+                RETRAINING: PARENT,
+                "tuner.retrains": self._study,
+                "mlflow.source.name": "tuner",
+            }
+            name = derived(self._study, "retrain")
+            with sent_once():
+                found = self._client.create_run(self._experiment, tags=tags, run_name=name)
+        return str(found.info.run_id)
+
+    def _find(self, identity: str) -> Run | None:
+        query = f"tags.`{RETRAINING}` = '{identity}'"
+        found: Sequence[Run] = self._client.search_runs(
+            [self._experiment], query, order_by=["attributes.start_time ASC"], max_results=1
+        )
+        return found[0] if found else None
+
+    def _find_experiment(self, artifacts: Path | None) -> str:
+        name = derived(self._study, "retrain")
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            # not the name: a folder's may have 255 bytes, and a run's address 200 characters
+            digest = hashlib.sha256(self._study.encode()).hexdigest()[:16]
+            location = None if artifacts is None else (artifacts / f"retrain-{digest}").as_uri()
+            tags = {
+                "tuner.retrains": self._study,
+                "mlflow.experimentKind": "custom_model_development",
+            }
+            return str(self._client.create_experiment(name, location, tags=tags))
+        return str(found.experiment_id)
+
+
+def model_title(study: str) -> str:
+    """Call a logged model by its study, without what MLflow refuses there."""
+    return re.sub(r"""[/:.%"']""", "_", study)
+
+
+def _dataset(content: RunOf) -> Dataset:
+    name, digest = content.data
+    source = json.dumps({"tags": {"mlflow.source.name": content.factory}})
+    return Dataset(name=name, digest=digest, source_type="code", source=source)
+
+
+def _schema(rows: np.ndarray) -> Schema:
+    return Schema([TensorSpec(rows.dtype, (-1, *rows.shape[1:]))])

@@ -1,0 +1,191 @@
+"""What a trial's run in MLflow has, worked out from the ledger: pure functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from mlflow.entities import Dataset, DatasetInput, InputTag
+
+from tuner.analysis import ranking
+from tuner.core.curves import Chunk
+from tuner.core.outcome import CANCELLED, COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING
+from tuner.core.text import NAME_LIMIT
+from tuner.ledger import StudyRecord, TrialRecord
+from tuner.tracking.mlflow.views import COLOUR, COLOURS, VALUE
+from tuner.tracking.notes import plain
+from tuner.training.trainer import seed_of
+
+STATUS = {
+    RUNNING: "RUNNING",
+    COMPLETED: "FINISHED",
+    PRUNED: "KILLED",
+    DIVERGED: "KILLED",
+    FAILED: "FAILED",
+    CANCELLED: "FAILED",
+}
+"""MLflow's status of a run, by our state of its trial."""
+
+TRACEBACK = "traceback.txt"
+"""The artifact of a failed trial's run."""
+REASON_LIMIT = 5000
+PARENT = "study"  # what the tag tuner.trial says on a parent run
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewRun:
+    """A run as it begins."""
+
+    run_id: str | None  # of the one that exists, perhaps without all that is below
+    name: str
+    start_time: int  # milliseconds since 1970
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+    dataset: DatasetInput | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Points:
+    """Finite points of one metric, in the order of steps."""
+
+    key: str
+    steps: np.ndarray  # int64 [point]
+    values: np.ndarray  # float64 [point]
+    times: np.ndarray  # int64 [point], milliseconds since 1970
+
+
+def new_run(
+    study: StudyRecord,
+    trial: TrialRecord,
+    parent: str,
+    environment: Mapping[str, Any],
+    run_id: str | None,
+) -> NewRun:
+    """Give what a trial's run begins with."""
+    return NewRun(
+        run_id=run_id,
+        name=f"{trial.number}: {ranking.in_short(trial.params)} ({study.title})"[:NAME_LIMIT],
+        start_time=milliseconds(trial.created_at),
+        tags=tags_of(study, trial, parent, environment) | shown_tags(trial),
+        params=params_of(trial),
+        dataset=dataset_of(study),
+    )
+
+
+def points_of(chunk: Chunk, trial: TrialRecord) -> Iterator[Points]:
+    """Give the points that MLflow gets: finite ones, before the step where the guard stopped.
+
+    Rows that were committed after the trial was read are left out: they may be past that step.
+    """
+    limit = math.inf if trial.stopped_step is None else trial.stopped_step
+    steps = np.arange(chunk.first_step, chunk.next_step)
+    for name, values in chunk.columns.items():
+        yield from _finite(name, values, steps, chunk.times, min(limit, trial.steps))
+    for name, values in chunk.metrics.items():
+        ends = min(limit, trial.steps + 1)
+        yield from _finite(name, values, chunk.eval_steps, chunk.eval_times, ends)
+
+
+def all_points(chunk: Chunk) -> Iterator[Points]:
+    """Give the finite points of a whole curve."""
+    steps = np.arange(chunk.first_step, chunk.next_step)
+    for name, values in chunk.columns.items():
+        yield from _finite(name, values, steps, chunk.times, math.inf)
+    for name, values in chunk.metrics.items():
+        yield from _finite(name, values, chunk.eval_steps, chunk.eval_times, math.inf)
+
+
+def _finite(
+    key: str, values: np.ndarray, steps: np.ndarray, times: np.ndarray, limit: float
+) -> Iterator[Points]:
+    kept = np.isfinite(values) & (steps < limit)
+    if kept.any():
+        at = np.rint(times[kept] * 1000).astype(np.int64)
+        yield Points(key=key, steps=steps[kept], values=values[kept], times=at)
+
+
+def last_points(trial: TrialRecord) -> Iterator[Points]:
+    """Give the points that say how a trial ended: where the guard stopped it, or its value."""
+    if trial.stopped_step is not None:
+        yield _last(trial, "stopped_step", trial.stopped_step, float(trial.stopped_step))
+    if trial.state == COMPLETED and trial.value is not None:
+        yield _last(trial, VALUE, trial.steps, trial.value)
+
+
+def _last(trial: TrialRecord, key: str, step: int, value: float) -> Points:
+    at = milliseconds(trial.ended_at or 0.0)
+    return Points(key=key, steps=np.array([step]), values=np.array([value]), times=np.array([at]))
+
+
+def params_of(trial: TrialRecord) -> dict[str, str]:
+    """Give the params of a trial's run; none if it failed before they were drawn."""
+    if trial.params is None:
+        return {}
+    # beside the rate its logarithm, since the axes of MLflow's charts are linear
+    params = dict(trial.params) | {"log10_lr": math.log10(float(trial.params["lr"]))}
+    return {key: str(value) for key, value in params.items()}
+
+
+def outcome_tags(trial: TrialRecord) -> dict[str, str]:
+    """Give the tags of a run that say how its trial stands."""
+    if trial.state == RUNNING:
+        return {"tuner.core.outcome": RUNNING}
+    return {"tuner.core.outcome": trial.state, "tuner.reason": (trial.reason or "")[:REASON_LIMIT]}
+
+
+def shown_tags(trial: TrialRecord) -> dict[str, str]:
+    """Give the tags that the UI shows in ways of its own, and that people may change."""
+    why = {"mlflow.note.content": plain(trial.reason[:REASON_LIMIT])} if trial.reason else {}
+    return {COLOUR: COLOURS[trial.state], **why}
+
+
+def tags_of(
+    study: StudyRecord, trial: TrialRecord, parent: str, environment: Mapping[str, Any]
+) -> dict[str, str]:
+    """Give the tags that a run has from the beginning."""
+    tags = {
+        "mlflow.parentRunId": parent,
+        "mlflow.source.name": study.spec.workload.function,
+        "mlflow.source.type": "LOCAL",
+        "tuner.study": study.name,
+        "tuner.trial": str(trial.number),
+        "tuner.seed": str(seed_of(study.spec, trial.number)),
+        "tuner.core.outcome": RUNNING,
+        "tuner.code_digest": study.workload["code"],
+        "tuner.device": environment["device"],
+        "tuner.host": environment["host"],
+        "tuner.python": environment["python"],
+        "tuner.trainer": environment["settled"]["trainer"],
+        "tuner.threads": str(environment["settled"]["threads"]),
+    }
+    if environment["git_commit"]:
+        tags["mlflow.source.git.commit"] = environment["git_commit"]
+        tags["tuner.git_dirty"] = str(environment["git_dirty"]).lower()
+    for name, version in environment["packages"].items():
+        tags[f"tuner.version.{name}"] = version
+    return tags
+
+
+def dataset_of(study: StudyRecord) -> DatasetInput | None:
+    """Return what a run's training data are recorded as, or None where they have no digest."""
+    workload = study.workload
+    if not workload["data"]:
+        return None
+    rows = workload["training_rows"]
+    sizes = None if rows is None else f'{{"num_rows": {rows}}}'
+    dataset = Dataset(
+        name=workload["data_name"],
+        digest=workload["data"],
+        source_type="code",
+        source=f'{{"tags": {{"mlflow.source.name": "{study.spec.workload.function}"}}}}',
+        profile=sizes,
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
+
+
+def milliseconds(seconds: float) -> int:
+    """Give a time as MLflow has it."""
+    return round(seconds * 1000)

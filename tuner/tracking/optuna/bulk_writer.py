@@ -1,0 +1,221 @@
+"""Trials written into Optuna's own tables, many at once: the same rows that its API writes.
+
+Only tables of one version are known. Their definitions are Optuna's own. Which rows the API
+writes is compared table by table in a test. One thing differs: a trial that was RUNNING here gets
+the time when it ended, not the time when that was written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from optuna.distributions import distribution_to_json
+from optuna.storages import RDBStorage
+from optuna.storages._rdb.models import (
+    SCHEMA_VERSION,
+    BaseModel,
+    StudyModel,
+    TrialIntermediateValueModel,
+    TrialModel,
+    TrialParamModel,
+    TrialSystemAttributeModel,
+    TrialUserAttributeModel,
+    TrialValueModel,
+    VersionInfoModel,
+)
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import Connection, Table, bindparam, func, insert, select, update
+
+from tuner.core.failpoints import reach
+from tuner.ledger.database import Difference
+from tuner.ledger.database import differences as compared
+from tuner.tracking.optuna.storage_writer import refuse_foreign
+from tuner.tracking.upserts import insert as insert_or
+
+VERSION = 12
+"""The version of Optuna's tables that is known here."""
+
+
+def _table(model: Any) -> Table:
+    table = model.__table__
+    assert isinstance(table, Table)
+    return table
+
+
+STUDIES, TRIALS, VALUES = _table(StudyModel), _table(TrialModel), _table(TrialValueModel)
+PARAMS, REPORTS = _table(TrialParamModel), _table(TrialIntermediateValueModel)
+USER, SYSTEM = _table(TrialUserAttributeModel), _table(TrialSystemAttributeModel)
+
+
+def unknown(storage: RDBStorage) -> str | None:
+    """Return why a storage's tables, or the definitions of its Optuna, are not known; else None."""
+    info = _table(VersionInfoModel)
+    with storage.engine.begin() as tx:
+        versions = set(tx.scalars(select(info.c.schema_version)))
+    if versions == {VERSION} and SCHEMA_VERSION == VERSION:
+        return None
+    return (
+        f"Optuna's tables have version {', '.join(map(str, sorted(versions))) or 'none'} and the "
+        f"installed Optuna's {SCHEMA_VERSION}, expected {VERSION}; trials are written through "
+        "Optuna's API, which is slower; install the Optuna that this version of tuner requires, "
+        "or upgrade tuner"
+    )
+
+
+def differences(storage: RDBStorage) -> list[Difference]:
+    """Return how tables of the known version differ from Optuna's definitions."""
+    with storage.engine.begin() as tx:
+        return compared(tx, BaseModel.metadata.sorted_tables)
+
+
+class TrialTables:
+    """Writes many trials in one transaction."""
+
+    trials_at_once = 200
+
+    def __init__(self, storage: RDBStorage) -> None:
+        self._engine = storage.engine
+
+    def find(self, study_id: int, numbers: Collection[int]) -> dict[int, tuple[int, bool]]:
+        """Look for these trials alone."""
+        if not numbers:
+            return {}
+        query = select(TRIALS.c.number, TRIALS.c.trial_id, TRIALS.c.state).where(
+            TRIALS.c.study_id == study_id, TRIALS.c.number.in_(numbers)
+        )
+        with self._engine.begin() as tx:
+            return {
+                row.number: (row.trial_id, row.state.is_finished()) for row in tx.execute(query)
+            }
+
+    def create(self, study_id: int, templates: Sequence[FrozenTrial]) -> list[int]:
+        """Insert the trials and all that they have."""
+        with self._engine.begin() as tx:
+            _lock(tx, study_id)
+            count = select(func.count()).select_from(TRIALS).where(TRIALS.c.study_id == study_id)
+            first = tx.scalar(count) or 0
+            for place, one in enumerate(templates):
+                refuse_foreign(study_id, one.number, first + place)
+            rows = [
+                {
+                    "number": one.number,
+                    "study_id": study_id,
+                    "state": one.state,
+                    "datetime_start": _utc(one.datetime_start),
+                    "datetime_complete": _utc(one.datetime_complete),
+                }
+                for one in templates
+            ]
+            made = insert(TRIALS).returning(TRIALS.c.trial_id, sort_by_parameter_order=True)
+            ids = list(tx.scalars(made, rows))
+            assert ids == sorted(ids), "Optuna numbers trials in the order of their ids"
+            _fill(tx, dict(zip(ids, templates, strict=True)), new=True)
+            _insert(tx, VALUES, _values(dict(zip(ids, templates, strict=True))))
+        for _ in templates:
+            reach("recorder.row_created")
+        return ids
+
+    def finish(self, templates: Mapping[int, FrozenTrial]) -> None:
+        """Add what running trials lack; values and final states are one commit, the last."""
+        if not templates:
+            return
+        with self._engine.begin() as tx:
+            running = _running(tx, templates)
+            _fill(tx, running, new=False)
+        for _ in running:
+            reach("recorder.before_final")
+        with self._engine.begin() as tx:
+            running = _running(tx, templates)
+            _insert(tx, VALUES, _values(running))
+            rows = [
+                {"of_trial": key, "final": one.state, "at": _utc(one.datetime_complete)}
+                for key, one in running.items()
+            ]
+            changed: dict[str, Any] = {
+                "state": bindparam("final"),
+                "datetime_complete": bindparam("at"),
+            }
+            here = TRIALS.c.trial_id == bindparam("of_trial")
+            if rows:
+                tx.execute(update(TRIALS).where(here).values(changed), rows)
+
+
+def _lock(tx: Connection, study_id: int) -> None:
+    """Hold the row that Optuna holds while it numbers trials.
+
+    By an UPDATE, since SQLite's driver begins no transaction before one.
+    """
+    here = STUDIES.c.study_id == study_id
+    tx.execute(update(STUDIES).where(here).values(study_name=STUDIES.c.study_name))
+
+
+def _running(tx: Connection, templates: Mapping[int, FrozenTrial]) -> dict[int, FrozenTrial]:
+    """Leave out trials that are finished, which nobody may change; the others are locked."""
+    here = (TRIALS.c.trial_id.in_(list(templates)), TRIALS.c.state == TrialState.RUNNING)
+    locked = update(TRIALS).where(*here).values(state=TRIALS.c.state).returning(TRIALS.c.trial_id)
+    return {key: templates[key] for key in sorted(tx.scalars(locked))}
+
+
+def _fill(tx: Connection, trials: Mapping[int, FrozenTrial], *, new: bool) -> None:
+    """Write what trials have besides their states and values; params never change."""
+    if new:
+        _insert(tx, PARAMS, _params(trials))
+    _insert(tx, USER, _attributes(trials, "user_attrs"), key="key", value="value_json")
+    _insert(tx, SYSTEM, _attributes(trials, "system_attrs"), key="key", value="value_json")
+    _insert(tx, REPORTS, _reports(trials))
+
+
+def _insert(
+    tx: Connection, into: Table, rows: Iterator[dict[str, Any]], *, key: str = "", value: str = ""
+) -> None:
+    """Insert rows; what is there stays, or gets the new `value` where it has the same `key`."""
+    made = insert_or(tx, into)
+    given = list(rows)
+    if key:
+        changed = {value: made.excluded[value]}
+        statement = made.on_conflict_do_update(index_elements=["trial_id", key], set_=changed)
+    else:
+        statement = made.on_conflict_do_nothing()
+    if given:
+        tx.execute(statement, given)
+
+
+def _values(trials: Mapping[int, FrozenTrial]) -> Iterator[dict[str, Any]]:
+    for trial_id, one in trials.items():
+        for objective, value in enumerate(one.values or []):
+            stored, kind = TrialValueModel.value_to_stored_repr(value)
+            row = {"trial_id": trial_id, "objective": objective}
+            yield row | {"value": stored, "value_type": kind}
+
+
+def _params(trials: Mapping[int, FrozenTrial]) -> Iterator[dict[str, Any]]:
+    for trial_id, one in trials.items():
+        for name, value in one.params.items():
+            distribution = one.distributions[name]
+            yield {
+                "trial_id": trial_id,
+                "param_name": name,
+                "param_value": distribution.to_internal_repr(value),
+                "distribution_json": distribution_to_json(distribution),
+            }
+
+
+def _attributes(trials: Mapping[int, FrozenTrial], of: str) -> Iterator[dict[str, Any]]:
+    for trial_id, one in trials.items():
+        for key, value in getattr(one, of).items():
+            yield {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
+
+
+def _reports(trials: Mapping[int, FrozenTrial]) -> Iterator[dict[str, Any]]:
+    for trial_id, one in trials.items():
+        for step, value in one.intermediate_values.items():
+            stored, kind = TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
+            row = {"trial_id": trial_id, "step": step}
+            yield row | {"intermediate_value": stored, "intermediate_value_type": kind}
+
+
+def _utc(local: datetime | None) -> datetime | None:
+    return None if local is None else local.astimezone(UTC).replace(tzinfo=None)

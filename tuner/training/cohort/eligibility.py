@@ -1,0 +1,291 @@
+"""Whether trials of a study can be trained together, found out by trying; and how."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tuner.config import StudySpec
+from tuner.training import memory, randomness
+from tuner.training.cohort import dropout
+from tuner.training.cohort.layers import Layers, chain_of
+from tuner.training.cohort.layout import Block, Layout, Stack
+from tuner.training.cohort.losses import loss_of
+from tuner.training.cohort.mapped import Mapped
+from tuner.training.workloads import Workload, seeded
+
+SMALL = 20_000
+"""Parameters of a model whose step costs more in calls than in arithmetic."""
+
+FILLED = 32
+"""A multiple of so many numbers fills whole vector registers, unrolled twice."""
+
+WIDE = 32
+"""Members of a block, where there are so many and models are small."""
+
+WORTH_FILLING = 5 / 8
+"""A block with this share of its places taken costs no more than several that are full."""
+
+CLOSE = 1e-7
+"""Stacked and alone, in double precision, losses and gradients differ by rounding alone."""
+
+
+class NotStackableError(ValueError):
+    """A study whose trials cannot be trained together; the message says why, in a sentence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How trials of a study are trained together."""
+
+    stack: Stack
+    sizes: tuple[int, ...]  # that a block may have, in places, ascending
+
+    def sizes_for(self, members: int) -> list[int]:
+        """Choose blocks for so many members; none but the last is to be half empty."""
+        chosen = []
+        while members > 0:
+            above = [size for size in self.sizes if size >= members]
+            below = [size for size in self.sizes if size <= members]
+            whole = not below or (above and members >= WORTH_FILLING * above[0])
+            chosen.append(above[0] if whole else below[-1])
+            members -= chosen[-1]
+        return chosen
+
+
+def obstacle(workload: Workload, spec: StudySpec) -> str:
+    """Say in a sentence why trials of a study cannot be trained together; nothing if they can."""
+    try:
+        plan(workload, spec)
+    except NotStackableError as error:
+        return str(error)
+    except Exception as error:
+        if memory.ran_out(error):
+            return "memory is too short to train any trials together"
+        raise
+    return ""
+
+
+def plan(workload: Workload, spec: StudySpec) -> Plan:
+    """Find a way to train trials of a study together. Raises `NotStackableError`."""
+    refused = _refused(spec)
+    if refused:
+        raise NotStackableError(f"trials cannot be trained together with {refused}")
+    rows = len(workload.train_inputs)
+    batch = spec.training.batch_size
+    rows = rows if batch == "full" else min(batch, rows)
+    try:
+        with seeded(0), warnings.catch_warnings():
+            # an operation that vmap only loops over, member by member
+            warnings.filterwarnings("error", "There is a performance drop", UserWarning)
+            stack = _stack(workload, rows, spec.training.precision)
+            _compare(stack, workload, rows)
+            _check_metrics(workload)
+            return Plan(stack=stack, sizes=_sizes(stack, workload, rows, spec))
+    except (NotStackableError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # whatever the model's code makes of stacked tensors
+        if memory.ran_out(error):
+            raise
+        said = str(error).strip().split("\n")[0][:200]
+        raise NotStackableError(
+            f"trials cannot be trained together: the model or the loss of "
+            f"{spec.workload.function} cannot be mapped over members ({type(error).__name__}: "
+            f"{said})"
+        ) from error
+
+
+def _refused(spec: StudySpec) -> str:
+    """Name the setting that only the reference trainer has."""
+    training = spec.training
+    refused = {
+        f"a train function ({spec.workload.train}), whose loop is its own": spec.workload.train,
+        '[training] precision = "float16", whose scale is a trial\'s own': (
+            training.precision == "float16"
+        ),
+        f"[training] accumulate = {training.accumulate}": training.accumulate > 1,
+        "[training] seconds, which would depend on the other trials": training.seconds is not None,
+    }
+    return next((name for name, holds in refused.items() if holds), "")
+
+
+def _stack(workload: Workload, rows: int, precision: str | None) -> Stack:
+    """Choose how a workload is stacked."""
+    model = _model(workload, 0)
+    inputs = _double(workload.train_inputs[:rows])
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    if frozen:
+        raise NotStackableError(
+            f"trials cannot be trained together: the parameter {frozen[0]} is frozen; make it a "
+            "buffer"
+        )
+    dropouts = dropout.found(model, inputs)
+    twice = {use.path for use in dropouts if [d.path for d in dropouts].count(use.path) > 1}
+    if twice:
+        raise NotStackableError(
+            f"trials cannot be trained together: the dropout {min(twice)} is used more than once "
+            "in a forward pass; make a layer for each use"
+        )
+    layers = chain_of(model, inputs)
+    mixed = precision not in {None, "float32"}  # autocast is autograd's
+    if layers is None or mixed:
+        return Mapped(model, workload.loss, dropouts, precision)
+    with torch.no_grad():
+        outputs = copy.deepcopy(model).eval()(inputs[:2])
+    loss = loss_of(workload.loss, _double(workload.train_targets), outputs)
+    return Layers(model, layers, loss, dropouts)
+
+
+def _compare(stack: Stack, workload: Workload, rows: int) -> None:
+    """Take one step with two members, together and each alone, in double precision."""
+    block = stack.block(2, torch.float64, torch.device("cpu"))
+    generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    models = [_model(workload, seed) for seed in (0, 1)]
+    for place, (model, generator) in enumerate(zip(models, generators, strict=True)):
+        put(block, place, model, stack.layout)
+        block.draw(place, generator)
+    inputs, targets = _double(workload.train_inputs), _double(workload.train_targets)
+    # not the same rows for both, where there are more than in a batch
+    later = min(7, len(inputs) - rows)
+    chosen = torch.stack([torch.arange(rows), torch.arange(later, later + rows)])
+    alone = [
+        _alone(workload, model, place, inputs[chosen[place]], targets[chosen[place]])
+        for place, model in enumerate(models)
+    ]
+    losses = block.train(inputs, targets, chosen)
+    for place, (model, (loss, gradient)) in enumerate(zip(models, alone, strict=True)):
+        pairs = [("loss", losses[place], loss), ("gradient", block.gradients[place], gradient)]
+        pairs += [(name, block.buffers[name][place], own) for name, own in model.named_buffers()]
+        for name, found, expected in pairs:
+            if not _close(found, expected):
+                raise NotStackableError(
+                    f"trials cannot be trained together: after one step the {name} of a member is "
+                    "not what it is alone"
+                )
+
+
+def _alone(
+    workload: Workload, model: nn.Module, seed: int, inputs: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compute the loss and the gradient [parameter] of one member as anybody would."""
+    with randomness.swapped({"cpu": torch.Generator().manual_seed(seed).get_state()}):
+        loss = workload.loss(model.train()(inputs), targets)
+    loss.backward()  # type: ignore[no-untyped-call]
+    for name, parameter in model.named_parameters():
+        if parameter.grad is None:
+            raise NotStackableError(
+                f"trials cannot be trained together: the parameter {name} has no gradient"
+            )
+    gradients = [p.grad.reshape(-1) for p in model.parameters() if p.grad is not None]
+    return loss.detach(), torch.cat(gradients)
+
+
+def _check_metrics(workload: Workload) -> None:
+    """Refuse metrics that are random: members share the process's random state."""
+    model = _model(workload, 0).eval()
+    with torch.no_grad():
+        outputs = model(_double(workload.validation_inputs[:2]))
+        for name, measure in workload.metrics.items():
+            before = torch.get_rng_state()
+            measure(outputs, _double(workload.validation_targets[:2]))
+            if not torch.equal(torch.get_rng_state(), before):
+                raise NotStackableError(
+                    f"trials cannot be trained together: the metric {name} draws random numbers"
+                )
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    expected = expected.detach().reshape(found.shape).double()
+    scale = float(expected.abs().max()) if expected.numel() else 0.0
+    return torch.allclose(found.double(), expected, CLOSE, CLOSE * scale, equal_nan=True)
+
+
+def _sizes(stack: Stack, workload: Workload, rows: int, spec: StudySpec) -> tuple[int, ...]:
+    """Choose how many members a block may have: a largest number, and halves of it for fewer.
+
+    The numbers of a block should fit into a cache, which for larger models means fewer members; for
+    small ones each call costs more than what it computes. No member may be rounded in another way
+    than one elsewhere: a block's numbers, of any shape, should fill whole vector registers, and
+    whether they do is tried.
+    """
+
+    def fills(size: int) -> bool:
+        return (size * rows) % FILLED == 0 and (size * judged) % FILLED == 0
+
+    parameters = stack.layout.size
+    size = 16 if parameters <= SMALL else 8 if parameters <= 10 * SMALL else 4
+    judged = len(workload.validation_inputs)
+    while size < FILLED and not fills(size):
+        size *= 2
+    expected = _copies(stack, workload, rows, size, spec)
+    largest = WIDE if parameters <= SMALL else size
+    halves = [largest >> times for times in range(largest.bit_length())]
+    fitting = [
+        each
+        for each in sorted({size, *(half for half in halves if fills(half))})
+        if _alike(_copies(stack, workload, rows, each, spec), expected)
+    ]
+    if not fitting:
+        raise NotStackableError(
+            "trials cannot be trained together: equal members at other places of a block are "
+            "rounded differently"
+        )
+    return tuple(fitting)
+
+
+def _copies(
+    stack: Stack, workload: Workload, rows: int, size: int, spec: StudySpec
+) -> list[Tensor]:  # each [place, ...]
+    """Make a step of a block of equal members, in the study's precision; all that comes out."""
+    dtype, device = getattr(torch, spec.training.dtype), torch.device(spec.training.device)
+    block = stack.block(size, dtype, device)
+    model = _model(workload, 0).to(dtype)
+    for place in range(size):
+        put(block, place, model, stack.layout)
+        block.draw(place, torch.Generator(device).manual_seed(0))
+    inputs, targets, *validation = (
+        data.to(device, dtype if data.is_floating_point() else data.dtype)
+        for data in (
+            workload.train_inputs,
+            workload.train_targets,
+            workload.validation_inputs,
+            workload.validation_targets,
+        )
+    )
+    whole = rows == len(inputs) and workload.batches is None
+    chosen = None if whole else torch.arange(rows, device=device).expand(size, -1).contiguous()
+    losses = block.train(inputs, targets, chosen)
+    norms = torch.linalg.vector_norm(block.gradients, dim=1)
+    judged = block.evaluate(*validation)
+    return [losses, norms, block.gradients, *judged, *block.buffers.values()]
+
+
+def _alike(found: list[Tensor], expected: list[Tensor]) -> bool:
+    """Tell whether all members have, bit by bit, what the first one is expected to have."""
+    return all(
+        torch.equal(ours.nan_to_num(), theirs[:1].expand(ours.shape).nan_to_num())
+        for ours, theirs in zip(found, expected, strict=True)
+    )
+
+
+def put(block: Block, place: int, model: nn.Module, layout: Layout) -> None:
+    """Put a model's parameters and buffers at a place of a block."""
+    block.rows[place] = layout.row(model).to(block.rows.device)
+    buffers: dict[str, Any] = dict(model.named_buffers())
+    assert buffers.keys() == block.buffers.keys(), (list(buffers), list(block.buffers))
+    for name, buffer in buffers.items():
+        block.buffers[name][place] = buffer
+
+
+def _model(workload: Workload, seed: int) -> nn.Module:
+    with seeded(seed):
+        return workload.model(seed, torch.float64).double()
+
+
+def _double(data: Tensor) -> Tensor:
+    return data.double() if data.is_floating_point() else data

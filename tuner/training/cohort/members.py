@@ -1,0 +1,74 @@
+"""The members of a cohort, and those of one block as they move together for some steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor
+
+from tuner.training.batches import BatchOrder
+from tuner.training.cohort.layout import Block
+from tuner.training.cohort.optimizers import Update
+from tuner.training.guard.monitor import Watch
+from tuner.training.objective import NOTHING_YET, Progress
+from tuner.training.pace import Pace
+from tuner.training.segment import Segment
+from tuner.training.trainer import Status, Task
+
+
+@dataclass(eq=False)
+class Member:
+    """A trial in a slot."""
+
+    task: Task
+    block: Block
+    place: int  # in the block
+    update: Update
+    order: BatchOrder
+    pace: Pace
+    watch: Watch
+    random: Generator  # for dropout
+    progress: Progress = NOTHING_YET
+    step: int = 0
+    status: Status = Status.TRAINING
+    segment: Segment = field(default_factory=lambda: Segment(0))
+    buffers: dict[str, Tensor] | None = None  # as they were when it ended: its block goes on
+
+
+def buffers_of(member: Member) -> dict[str, Tensor]:
+    """Copy a member's buffers."""
+    return {name: stacked[member.place].clone() for name, stacked in member.block.buffers.items()}
+
+
+class Group:
+    """The members of one block that are in training, for `count` steps."""
+
+    def __init__(
+        self, block: Block, members: list[Member], count: int, clip_norm: float | None
+    ) -> None:
+        self.members = members
+        self._block, self._clip_norm = block, clip_norm
+        self.times: list[float] = []  # of the steps that were made
+        self.error: BaseException | None = None  # that the next one raised
+        self.losses = block.rows.new_empty(count, len(block.rows))  # [step, place]
+        self.norms = torch.empty_like(self.losses)  # [step, place], of gradients before clipping
+        self._kept = list(zip(self.losses, self.norms, strict=True))
+        rates = [member.pace.rates(member.step, count) for member in members]
+        self._rates = list(zip(*rates, strict=True))  # [step][member]
+        self._steps = [member.update.step for member in members]
+
+    def update(self, index: int, inputs: Tensor, targets: Tensor, rows: Tensor | None) -> None:
+        """Make the update of a step, for all members, on rows [place, batch] of data [row, ...]."""
+        block, (losses, norms) = self._block, self._kept[index]
+        if block.random:
+            for member in self.members:
+                block.draw(member.place, member.random)
+        losses.copy_(block.train(inputs, targets, rows))
+        torch.linalg.vector_norm(block.gradients, dim=1, out=norms)
+        if self._clip_norm is not None:
+            # as torch.nn.utils.clip_grads_with_norm_ does
+            shares = (self._clip_norm / (norms + 1e-6)).clamp_(max=1.0)
+            block.gradients.mul_(shares.unsqueeze(1))
+        for step, rate in zip(self._steps, self._rates[index], strict=True):
+            step(rate)

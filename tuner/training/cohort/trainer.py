@@ -1,0 +1,396 @@
+"""The cohort trainer: many trials of one study in one step, each with its own rate and optimiser.
+
+Members are computed in *blocks* of a fixed size: their parameters lie in rows, and one forward and
+backward pass goes through all of a block (`tuner.training.cohort`). What it must agree with is the
+reference trainer: in double precision to 1e-9 wherever training is stable.
+
+Losses are read and judged not at each step but at the next evaluation. A member that the guard
+stops has gone on until then, beside the others; what it measured after its stop is cut off.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tuner.config import StudySpec
+from tuner.core.errors import WorkloadError
+from tuner.training import checkpoint, memory, objective, randomness
+from tuner.training.batches import BatchOrder
+from tuner.training.cohort import eligibility, optimizers
+from tuner.training.cohort.data import Held, Source, Streamed
+from tuner.training.cohort.eligibility import NotStackableError
+from tuner.training.cohort.members import Group, Member, buffers_of
+from tuner.training.cohort.slots import Seats
+from tuner.training.device import without_subnormals
+from tuner.training.guard.monitor import Watch
+from tuner.training.objective import Progress
+from tuner.training.pace import pace
+from tuner.training.precision import Precision
+from tuner.training.segment import Segment
+from tuner.training.streams import stream
+from tuner.training.trainer import ENDED, Evaluation, Event, Status, Task
+from tuner.training.workloads import Workload
+
+TOGETHER = 64
+"""Steps before losses are judged, at most: a member that diverged is soon found."""
+
+
+class CohortTrainer:
+    """Trains up to `slots` trials at a time; a `Trainer`.
+
+    A call of `advance` moves every member by the same number of steps, but for those that end, and
+    returns as soon as one of them needs a decision. Invariant, beyond the contract: a member's
+    curve is bitwise the same in any slot of a cohort of any size.
+
+    A `Task`'s halvings are passed over: a cohort has no micro-batches, and where memory is short it
+    is built anew with fewer slots.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        spec: StudySpec,
+        slots: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Place the data, and find out how to stack the model; `clock` gives seconds.
+
+        Raises `WorkloadError` when the workload does not measure the study's metric, or cannot be
+        trained like this: `fitness.obstacle` says so beforehand.
+        """
+        objective.refuse_unmeasured(spec, workload)
+        try:
+            self._plan = eligibility.plan(workload, spec)
+        except NotStackableError as error:
+            raise WorkloadError(f'{error}; set trainer = "reference"') from error
+        assert slots >= 1, slots
+        self.capacity = slots
+        self._workload = workload
+        self._spec = spec
+        self._clock = clock
+        self._device = torch.device(spec.training.device)
+        self._dtype: torch.dtype = getattr(torch, spec.training.dtype)
+        self._precision = Precision(spec.training.precision, self._device)
+        self._stream = stream(workload, spec, self._placed)
+        self._source: Source
+        if self._stream is None:
+            data = workload.train_inputs, workload.train_targets
+            self._source = Held(*(self._placed(part) for part in data))
+        else:
+            self._source = Streamed(self._stream)
+        self._validation = (
+            self._placed(workload.validation_inputs),
+            self._placed(workload.validation_targets),
+        )
+        self._rungs = frozenset(spec.rungs())
+        self._evaluation_steps = spec.evaluation_steps()
+        self._seats = Seats(self._plan, slots, self._dtype, self._device)
+        self._slots: list[Member | None] = [None] * slots
+
+    def admit(self, task: Task) -> None:
+        """Give a trial a free slot. Raises `ValueError` when a snapshot does not fit the task."""
+        if any(member.task.number == task.number for member in self._members()):
+            raise ValueError(f"trial {task.number} has a slot here already; evict it first")
+        if None not in self._slots:
+            raise ValueError(
+                f"expected a free slot for trial {task.number}, got {self.capacity} taken ones; "
+                "evict a trial first"
+            )
+        state = None
+        if task.snapshot is not None:
+            state = checkpoint.matching(task.snapshot, self._fingerprint(task), task.number)
+        member = self._built(task, state is None)
+        if state is not None:
+            self._restore(member, state)
+        self._slots[self._slots.index(None)] = member
+
+    def advance(self, max_steps: int) -> list[Event]:
+        """Train by up to `max_steps` updates, until a rung, the horizon or the end of a member.
+
+        Members that have ended make no events.
+        """
+        assert max_steps >= 1, max_steps
+        members = [member for member in self._members() if member.status not in ENDED]
+        for member in members:
+            member.status, member.segment = Status.TRAINING, Segment(member.step)
+        self._seats.gather(self._members())
+        if self._stream is not None:
+            self._stream.keep({member.step for member in members})
+        with without_subnormals():
+            self._evaluate(member for member in members if member.step == 0)
+            running, left = _training(members), max_steps
+            while left and running:
+                count = min(left, TOGETHER, *(self._until_evaluation(m) for m in running))
+                self._update(running, count)
+                left -= count
+                self._evaluate(m for m in _training(running) if m.step in self._evaluation_steps)
+                self._mark(running)
+                if any(member.status is not Status.TRAINING for member in members):
+                    break
+        return [self._event(member) for member in members]
+
+    def evict(self, number: int) -> None:
+        """Free the slot of a trial, whatever its status."""
+        member = self._of(number)
+        member.block.rows[member.place] = 0.0
+        self._slots[self._slots.index(member)] = None
+
+    def snapshot(self, number: int) -> bytes:
+        """Give all that is needed to go on exactly, at the step where the trial is now.
+
+        Of a trial that diverged or failed there is nothing to go on with: it may have moved after
+        its stop.
+        """
+        member = self._of(number)
+        moved = member.status in {Status.DIVERGED, Status.FAILED}
+        trained = (
+            None
+            if moved
+            else {
+                "parameters": member.block.rows[member.place].clone(),
+                "buffers": member.buffers or buffers_of(member),
+                "optimizer": {key: t.clone() for key, t in member.update.state().items()},
+                "pace": member.pace.state(),
+            }
+        )
+        return checkpoint.to_bytes(
+            {
+                "fingerprint": self._fingerprint(member.task),
+                "step": member.step,
+                "status": member.status.value,
+                "trained": trained,
+                "guard": member.watch.state(),
+                "progress": asdict(member.progress),
+                "random": member.random.get_state(),
+            }
+        )
+
+    # --- all members ------------------------------------------------------------------------
+
+    def _update(self, members: list[Member], count: int) -> None:
+        """Make some updates of members that are in training, then judge what they measured."""
+        groups = [
+            Group(block, own, count, self._spec.training.clip_norm)
+            for block in self._seats.blocks
+            if (own := [member for member in members if member.block is block])
+        ]
+        feeds = [self._source.feed(g.members, len(g.losses[0]), count) for g in groups]
+        turns = list(zip(groups, feeds, strict=True))
+        # all steps of one block before the next, if that may be: its rows stay in the cache
+        if self._source.in_turn:
+            order = ((turn, index) for turn in turns for index in range(count))
+        else:
+            order = ((turn, index) for index in range(count) for turn in turns)
+        for (group, feed), index in order:
+            if group.error is None:
+                try:
+                    group.update(index, *feed(index))
+                except KeyboardInterrupt:
+                    raise
+                except BaseException as error:
+                    if memory.ran_out(error):
+                        raise
+                    group.error = error
+                else:
+                    group.times.append(self._clock())
+        for group in groups:
+            done = len(group.times)
+            losses, norms = group.losses[:done].T.tolist(), group.norms[:done].T.tolist()
+            for member in group.members:
+                self._judge(member, losses[member.place], norms[member.place], group.times)
+                if group.error is not None and member.status is Status.TRAINING:
+                    _fail(member, group.error)
+
+    def _evaluate(self, due: Iterable[Member]) -> None:
+        """Measure members at their parameters of now; numbers that are not finite end them."""
+        waiting = list(due)
+        for block in self._seats.blocks:
+            members = [member for member in waiting if member.block is block]
+            if not members:
+                continue
+            try:
+                losses, outputs = block.evaluate(*self._validation)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                if memory.ran_out(error):
+                    raise
+                for member in members:
+                    _fail(member, error)
+                continue
+            finite, values = _finite(block.rows), losses.tolist()
+            for member in members:
+                try:
+                    metrics = self._measured(outputs[member.place])
+                except KeyboardInterrupt:
+                    raise
+                except BaseException as error:
+                    if memory.ran_out(error):
+                        raise
+                    _fail(member, error)
+                else:
+                    metrics = {"val_loss": values[member.place], **metrics}
+                    self._take_in(member, metrics, finite[member.place])
+
+    def _measured(self, outputs: Tensor) -> dict[str, float]:  # outputs: [row, ...]
+        """Compute the metrics of one member."""
+        targets = self._validation[1]
+        with torch.no_grad(), self._precision.forward():
+            measures = self._workload.metrics.items()
+            return {name: measure(outputs, targets).item() for name, measure in measures}
+
+    # --- one member -------------------------------------------------------------------------
+
+    def _judge(
+        self, member: Member, losses: list[float], norms: list[float], times: list[float]
+    ) -> None:
+        """Take in rows, up to the one where the guard stops the member."""
+        if not losses:
+            return
+        seen, segment = len(losses), member.segment
+        if not member.watch.pass_over(losses, norms):
+            for seen, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=1):
+                segment.reason = member.watch.see(loss, norm)
+                if segment.reason:
+                    segment.stopped_step = member.step + seen - 1
+                    member.status = Status.DIVERGED
+                    break
+        segment.losses += losses[:seen]
+        segment.grad_norms += norms[:seen]
+        segment.rates += member.pace.rates(member.step, seen)
+        segment.times += times[:seen]
+        # the update of a row where the guard stops does not count
+        member.step += seen - 1 if segment.reason else seen
+
+    def _take_in(self, member: Member, metrics: dict[str, float], finite: bool) -> None:
+        """Record an evaluation, and end the member where it says so."""
+        segment, step = member.segment, member.step
+        segment.evaluations.append(Evaluation(step=step, time=self._clock(), metrics=metrics))
+        wrong = objective.not_finite(self._spec, metrics)
+        if not finite:
+            wrong.append("a parameter was not finite")
+        if wrong:
+            member.status = Status.DIVERGED
+            segment.stopped_step = step
+            segment.reason = f"{' and '.join(wrong)} at step {step}"
+            return
+        if step == 0:
+            member.watch.began(metrics["val_loss"])
+        value = metrics[self._spec.study.metric]
+        member.pace.evaluated(step, value)
+        member.progress = objective.observed(self._spec, member.progress, step, value)
+        segment.reason = objective.out_of_patience(self._spec, member.progress)
+        if segment.reason:
+            member.status = Status.FINISHED
+
+    def _mark(self, members: list[Member]) -> None:
+        """Say who is at the horizon or at a rung, and keep what is lost when a block goes on."""
+        for member in members:
+            if member.status is Status.TRAINING and member.step == self._spec.training.steps:
+                member.status = Status.FINISHED
+            elif member.status is Status.TRAINING and member.step in self._rungs:
+                member.status = Status.AT_RUNG
+            if member.status in ENDED:
+                member.buffers = buffers_of(member)
+
+    def _event(self, member: Member) -> Event:
+        member.watch.catch_up()
+        value = objective.value_of(self._spec, member.progress)
+        return member.segment.event(member.task.number, member.status, value)
+
+    def _until_evaluation(self, member: Member) -> int:
+        """Count the steps to a member's next evaluation; the horizon and rungs have one."""
+        steps = self._evaluation_steps
+        return steps[bisect_right(steps, member.step)] - member.step
+
+    def _built(self, task: Task, fresh: bool) -> Member:
+        """Build a trial at step 0; without parameters unless it is to start afresh."""
+        training, (own, place) = self._spec.training, self._seats.free(self._members())
+        generator = torch.Generator(self._device)
+        if fresh:
+            random = randomness.of_torch(task.seed, self._device)
+            with randomness.swapped(random):
+                model = self._workload.model(task.seed, self._dtype).to(self._dtype)
+            generator.set_state(random[str(self._device)])
+            eligibility.put(own, place, model, self._plan.stack.layout)
+        planned = pace(task.params, training.steps, self._spec.study.direction)
+        return Member(
+            task=task,
+            block=own,
+            place=place,
+            update=optimizers.make(task.params, own.rows[place], own.gradients[place]),
+            order=BatchOrder(task.seed, len(self._workload.train_inputs), training.batch_size),
+            pace=planned,
+            watch=Watch(self._spec, task.params, planned, self._workload.baseline_loss),
+            random=generator,
+        )
+
+    def _restore(self, member: Member, state: dict[str, Any]) -> None:
+        """Go on from a snapshot."""
+        trained = state["trained"]
+        if trained is not None:
+            member.block.rows[member.place] = trained["parameters"]
+            for name, buffer in trained["buffers"].items():
+                member.block.buffers[name][member.place] = buffer
+            optimizers.restore(member.update, trained["optimizer"])
+            member.pace.restore(trained["pace"])
+        member.watch.restore(state["guard"])
+        member.random.set_state(state["random"])
+        member.progress = Progress(**state["progress"])
+        member.step, member.status = state["step"], Status(state["status"])
+        if member.status is Status.FINISHED:
+            member.buffers = buffers_of(member)
+
+    # --- what belongs to the trainer ----------------------------------------------------------
+
+    def _members(self) -> list[Member]:
+        return [member for member in self._slots if member is not None]
+
+    def _of(self, number: int) -> Member:
+        """Give the member with a trial's number."""
+        for member in self._members():
+            if member.task.number == number:
+                return member
+        raise ValueError(f"trial {number} has no slot here; admit it first")
+
+    def _placed(self, data: Tensor) -> Tensor:
+        """Put data on the device, floating-point numbers in the study's dtype."""
+        return data.to(self._device, self._dtype if data.is_floating_point() else data.dtype)
+
+    def _fingerprint(self, task: Task) -> dict[str, Any]:
+        """Tell what a snapshot depends on; another way to stack would round differently."""
+        return {
+            "trainer": "cohort",
+            "stack": self._plan.stack.name,
+            "device": self._device.type,
+            "dtype": self._spec.training.dtype,
+            "precision": self._spec.training.precision or "float32",
+            "steps": self._spec.training.steps,
+            "seed": task.seed,
+            **{f"params {key}": value for key, value in sorted(task.params.items())},
+        }
+
+
+def _fail(member: Member, error: BaseException) -> None:
+    """End a member with what the workload raised."""
+    member.status = Status.FAILED
+    member.segment.error, member.segment.reason = error, f"{type(error).__name__}: {error}"
+
+
+def _finite(rows: Tensor) -> list[bool]:  # rows: [place, parameter]
+    """Tell which rows have no number that is nan or infinite."""
+    finite = torch.isfinite(rows.sum(dim=1))
+    if not finite.all():  # or finite numbers whose sum is not
+        finite = torch.isfinite(rows).all(dim=1)
+    return [bool(each) for each in finite.tolist()]
+
+
+def _training(members: list[Member]) -> list[Member]:
+    return [member for member in members if member.status is Status.TRAINING]

@@ -1,0 +1,186 @@
+"""The largest curvature of a loss, and the largest learning rate that it allows each optimiser.
+
+The largest eigenvalue of the Hessian is found by the Lanczos method on products of the Hessian
+with vectors (Pearlmutter, "Fast Exact Multiplication by the Hessian", 1994), on a fixed batch, in
+double precision and with full reorthogonalisation. For optimisers that divide by a running root
+mean square, it is that of P^-1/2 H P^-1/2, where P is what they divide by after some batches at
+these weights.
+
+On a quadratic, the bounds are exact: above them the direction of largest curvature grows, its sign
+alternating (`tuner.training.guard.momentum`): lr·λ is 2 + 2β for heavy ball, (2 + 2β)/(1 + 2β) for
+Nesterov's momentum, and 38 for Adam at β₁ = 0.9. In anything else the curvature moves while
+training goes on, often up to the bound and along it (the edge of stability), so a bound from the
+first weights is an estimate.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tuner.config import ParameterValue, own
+from tuner.training.guard.momentum import momentum_of
+
+ITERATIONS = 60
+"""Products with the Hessian, at most."""
+
+CLOSE = 1e-3
+"""The iteration ends where the error is below this share of the eigenvalue."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curvature:
+    """The largest curvature, and what follows from it."""
+
+    lambda_max: float  # of the Hessian, preconditioned where the optimiser does that
+    relative_error: float  # an eigenvalue is within this share of it: the residual's norm
+    bound: float | None  # largest stable rate on a quadratic; None where it is not curved upwards
+
+
+Product = Callable[[Tensor], Tensor]
+"""From a vector [parameter] to a matrix times it, [parameter]."""
+
+
+def largest(product: Product, size: int, generator: torch.Generator) -> tuple[float, float]:
+    """Find the largest eigenvalue of a symmetric matrix, and the residual's norm.
+
+    Some eigenvalue is within the residual's norm; that it is the largest is what the Lanczos
+    method makes all but certain for a random start.
+    """
+    start = torch.randn(size, generator=generator, dtype=torch.float64)
+    basis = (start / start.norm()).unsqueeze(0)  # [iteration, parameter]
+    alphas: list[float] = []
+    betas: list[float] = []
+    value, residual = 0.0, math.inf
+    for _ in range(min(ITERATIONS, size)):
+        image = product(basis[-1])
+        alphas.append(float(basis[-1] @ image))
+        image = image - basis.T @ (basis @ image)
+        image = image - basis.T @ (basis @ image)  # twice is enough (Parlett)
+        beta = float(image.norm())
+        tridiagonal = torch.diag(torch.tensor(alphas, dtype=torch.float64))
+        for index, known in enumerate(betas):
+            tridiagonal[index, index + 1] = tridiagonal[index + 1, index] = known
+        values, vectors = torch.linalg.eigh(tridiagonal)
+        value, residual = float(values[-1]), beta * abs(float(vectors[-1, -1]))
+        scale = float(values.abs().max())
+        if residual <= CLOSE * abs(value) or beta <= 1e-12 * scale:
+            break
+        betas.append(beta)
+        basis = torch.cat([basis, (image / beta).unsqueeze(0)])
+    return value, residual
+
+
+def hessian(
+    model: nn.Module, loss: Callable[[nn.Module], Tensor]
+) -> tuple[Product, int]:  # and the number of parameters
+    """Give products with the Hessian of a loss, at the parameters of a model that is left alone.
+
+    The loss is computed once, so what is random in it, such as dropout, is the same throughout.
+    """
+    own_model = copy.deepcopy(model).double()
+    parameters = [p for p in own_model.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(
+        loss(own_model), parameters, create_graph=True, materialize_grads=True
+    )
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+
+    def product(vector: Tensor) -> Tensor:
+        if not flat.requires_grad:  # a loss that is linear in its parameters
+            return torch.zeros_like(vector)
+        images = torch.autograd.grad(
+            flat, parameters, vector, retain_graph=True, materialize_grads=True
+        )
+        return torch.cat([image.reshape(-1) for image in images])
+
+    return product, flat.numel()
+
+
+def gradient(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> Tensor:  # [parameter]
+    """Give the gradient of a loss, in double precision, at the parameters of a model."""
+    own_model = copy.deepcopy(model).double()
+    parameters = [p for p in own_model.parameters() if p.requires_grad]
+    found = torch.autograd.grad(loss(own_model), parameters, materialize_grads=True)
+    return torch.cat([part.reshape(-1) for part in found])
+
+
+def preconditioner(
+    params: Mapping[str, ParameterValue], gradients: Sequence[Tensor]
+) -> Tensor | None:  # [parameter]
+    """Give what an optimiser divides by after these gradients; None where it does not divide.
+
+    `gradients` are of batches, [parameter] each, all at the same weights.
+    """
+    name = str(params["optimizer"])
+    settings = own(params, name)
+    squares = [g * g for g in gradients]
+    match name:
+        case "adam" | "adamw" | "nadam":
+            decay = float(settings["beta2"])
+            mean = _average(squares, decay) / (1 - decay ** len(squares))
+        case "rmsprop":
+            decay = float(settings["alpha"])
+            mean = _average(squares, decay)
+            if settings["centered"]:
+                mean = mean - _average(list(gradients), decay).square()
+        case "adagrad":
+            mean = torch.stack(squares).sum(dim=0) + float(settings["initial_accumulator_value"])
+        case _:
+            return None
+    return mean.clamp(min=0.0).sqrt() + float(settings["eps"])
+
+
+def _average(values: Sequence[Tensor], decay: float) -> Tensor:
+    mean = torch.zeros_like(values[0])
+    for value in values:
+        mean = decay * mean + (1 - decay) * value
+    return mean
+
+
+def bound(params: Mapping[str, ParameterValue], curvature: float) -> float | None:
+    """Give the largest stable rate on a quadratic of this (preconditioned) largest curvature.
+
+    None where there is no such bound: the curvature is not above 0, or the optimiser is Lion,
+    whose steps have a length of their own.
+    """
+    name = str(params["optimizer"])
+    if curvature <= 0 or name == "lion":
+        return None
+    momentum = momentum_of(params)
+    limit = momentum.steepness(1.0)
+    if name in {"adam", "adamw", "nadam"}:
+        limit /= 1 - momentum.beta  # theirs is an average, not a sum
+    return limit / curvature
+
+
+def measure(
+    params: Mapping[str, ParameterValue],
+    model: nn.Module,
+    loss: Callable[[nn.Module], Tensor],  # on a fixed batch, of a copy of the model in double
+    batches: Sequence[Callable[[nn.Module], Tensor]],  # losses on the batches that P comes from
+    seed: int = 0,
+) -> Curvature:
+    """Measure the largest curvature as an optimiser sees it, at the model's parameters.
+
+    Weight decay counts where it is added to the gradient. Decoupled weight decay is left out: it
+    shrinks the weights beside the update, and by far less than stability is about.
+    """
+    product, size = hessian(model, loss)
+    settings = own(params, str(params["optimizer"]))
+    decoupled = params["optimizer"] == "adamw" or bool(settings.get("decoupled_weight_decay"))
+    decay = 0.0 if decoupled else float(settings.get("weight_decay", 0.0))
+    divided = preconditioner(params, [gradient(model, batch) for batch in batches])
+    root = torch.ones(size, dtype=torch.float64) if divided is None else divided.rsqrt()
+
+    def seen(vector: Tensor) -> Tensor:
+        scaled = root * vector
+        return root * (product(scaled) + decay * scaled)
+
+    value, residual = largest(seen, size, torch.Generator().manual_seed(seed))
+    error = residual / abs(value) if value else 0.0
+    return Curvature(lambda_max=value, relative_error=error, bound=bound(params, value))
