@@ -16,6 +16,7 @@ from tuner.ledger.tables import trials
 from tuner.outcome import COMPLETED, RUNNING
 from tuner.storage import sent_once
 from tuner.texts import NAME_LIMIT
+from tuner.tracking.experiments import TITLE, find
 from tuner.tracking.notes import FOLDER, experiment_note, study_note
 from tuner.tracking.publications import Publications
 from tuner.tracking.run_content import PARENT, milliseconds
@@ -28,12 +29,17 @@ NOTE_LIMIT = 5000
 """What MLflow takes as the value of an experiment's tag; of a run's it takes more."""
 
 
-def experiment_id(client: MlflowClient, study: StudyRecord, artifacts: Path | None) -> str:
-    """Find or create the study's experiment. Raises `UnavailableError` when it was deleted."""
-    found = client.get_experiment_by_name(study.title)
+def experiment_id(
+    client: MlflowClient, study: StudyRecord, artifacts: Path | None, parent: str | None
+) -> str:
+    """Find or create the study's experiment; `parent` is its parent run, if it is published.
+
+    Raise `UnavailableError` when it was deleted.
+    """
+    found = find(client, study, parent)
     if found is not None and found.lifecycle_stage != "active":
         raise UnavailableError(
-            f"the experiment {study.title!r} is deleted in MLflow; restore it there (`mlflow "
+            f"the experiment {found.name!r} is deleted in MLflow; restore it there (`mlflow "
             f"experiments restore --experiment-id {found.experiment_id}`), or clear it away for "
             "good (`mlflow gc`)"
         )
@@ -47,7 +53,7 @@ def experiment_id(client: MlflowClient, study: StudyRecord, artifacts: Path | No
     # the UI then opens on training runs, not on generative AI
     tags = {
         "tuner.study": study.name,
-        "tuner.title": study.title,
+        TITLE: study.title,
         "mlflow.experimentKind": "custom_model_development",
         **(view_tags(study, views(study)) if is_known() else {}),
     }

@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from tuner.errors import UnavailableError
 from tuner.storage import Addresses, tracking_client, tracking_reached
-from tuner.tracking.erasing import erased_name
+from tuner.tracking.experiments import erased_name
 
 CHAMPION = "champion"
 

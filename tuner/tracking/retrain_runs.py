@@ -38,11 +38,14 @@ from tuner.curves import Chunk
 from tuner.failpoints import reach
 from tuner.storage import sent_once, tracking_reached
 from tuner.texts import NAME_LIMIT, derived
+from tuner.tracking.experiments import named_or_tagged
 from tuner.tracking.registry import CHALLENGER, RETRAINING, Registry, Version
 from tuner.tracking.run_content import all_points, milliseconds
 from tuner.tracking.run_writers import BATCH, as_metrics, as_tags
 
 PARENT = "parent"
+OF = "tuner.retrains"
+"""The tag by which the experiment of a study's retrainings is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,13 +202,13 @@ class RetrainRuns:
 
     def _find_experiment(self, artifacts: Path | None) -> str:
         name = derived(self._study, "retrain")
-        found = self._client.get_experiment_by_name(name)
+        found = named_or_tagged(self._client, name, OF, self._study)
         if found is None:
             # not the name: a folder's may have 255 bytes, and a run's address 200 characters
             digest = hashlib.sha256(self._study.encode()).hexdigest()[:16]
             location = None if artifacts is None else (artifacts / f"retrain-{digest}").as_uri()
             tags = {
-                "tuner.retrains": self._study,
+                OF: self._study,
                 "mlflow.experimentKind": "custom_model_development",
             }
             return str(self._client.create_experiment(name, location, tags=tags))
