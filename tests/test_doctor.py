@@ -209,7 +209,9 @@ def test_the_command_says_what_it_found_and_whether_it_helped(folder):
         half.out
     )
     assert "budget: small: 8 trials, 7 reserved\n" in half.out
-    assert "Not everything matches" in half.out
+    assert "Not everything could be repaired:" in half.out
+    assert "budget: The ledger's count of trials is not that of its trials" in half.out
+    assert "--repair" not in half.out
     assert "Traceback" not in half.err
 
 
@@ -386,3 +388,43 @@ def test_constraints_on_postgresql_are_created_again(shared, tmp_path):
          False),
     }  # fmt: skip
     engine.dispose()
+
+
+def test_an_experiment_that_people_rename_stays_the_studys(folder: Path):
+    places = database.addresses({}, folder)
+    client = database.tracking_client(places)
+    ours = client.get_experiment_by_name("small").experiment_id
+    before = rows(folder, "SELECT count(*) FROM runs", "mlflow.db")
+    client.rename_experiment(ours, "the good one")
+    client.create_experiment("small")  # somebody else's, of the name that is free now
+    change(folder, "UPDATE runs SET status = 'RUNNING' WHERE name LIKE '3: %'", "mlflow.db")
+
+    repaired = tuner(folder, "doctor", "--repair", "--json")
+    assert (repaired.code, repaired.json["ok"]) == (0, True)
+    told = {one["kind"]: (one["detail"], one["repaired"]) for one in repaired.json["problems"]}
+    said = f"MLflow's experiment {ours} is now named 'the good one'"
+    assert told.pop("experiment_renamed") == (said, False)
+    assert told == {"run_status": ("RUNNING in MLflow, completed in the ledger", True)}
+    shown = tuner(folder, "doctor")
+    assert shown.code == 0
+    assert shown.out == f"experiment_renamed: small: {said}\nEverything matches.\n"
+
+    write_study(folder, trials="9")
+    train_here(folder)  # by a recorder that finds the experiment anew
+    assert rows(folder, "SELECT count(*) FROM runs", "mlflow.db") == [(before[0][0] + 1,)]
+    where = rows(folder, "SELECT DISTINCT experiment_id FROM runs", "mlflow.db")
+    assert where == [(int(ours),)]
+    tuner(folder, "delete", "small", "--yes")
+    assert client.get_experiment(ours).lifecycle_stage == "deleted"
+    assert client.get_experiment_by_name("small").lifecycle_stage == "active"
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_what_a_repair_leaves_has_advice_that_is_not_to_repair(damage):
+    problems = [
+        doctor.Problem(kind=kind, study="small", trial=damage.trial, detail="")
+        for kind in damage.kinds
+    ]
+    for line, kind in zip(doctor.advice(problems), damage.kinds, strict=False):
+        assert line.startswith(f"{kind}: ")
+        assert len(line) > 60

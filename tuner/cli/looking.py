@@ -130,7 +130,9 @@ def best(name: str, opened: bool, as_json: bool) -> int:
 
 
 @cli.command()
-@click.option("--repair", is_flag=True, help="Project again what does not match.")
+@click.option(
+    "--repair", is_flag=True, help="Publish again what does not match, and report what remains."
+)
 @with_json
 def doctor(repair: bool, as_json: bool) -> int:
     """Prove that ledger, Optuna's trials and MLflow's runs match one to one."""
@@ -141,7 +143,7 @@ def doctor(repair: bool, as_json: bool) -> int:
     engine, places = context.ledger().engine, context.places()
     problems = checks.repair(engine, places) if repair else checks.examine(engine, places)
     notes = checks.notes(places)
-    ok = all(problem.repaired for problem in problems)
+    ok = checks.is_well(problems)
     if as_json:
         found = [asdict(problem) for problem in problems]
         print_json({"ok": ok, "problems": found, "notes": notes})
@@ -152,7 +154,14 @@ def doctor(repair: bool, as_json: bool) -> int:
             click.echo(f"{one.kind}: {where}: {one.detail}{' (repaired)' if one.repaired else ''}")
         for note in notes:
             click.echo(f"note: {note}")
-        click.echo("Everything matches." if ok else "Not everything matches; try --repair.")
+        if ok:
+            click.echo("Everything matches.")
+        elif repair:
+            click.echo("Not everything could be repaired:")
+            for line in checks.advice(problems):
+                click.echo(line)
+        else:
+            click.echo("Not everything matches; `tuner doctor --repair` repairs what it can.")
     return 0 if ok else 1
 
 

@@ -33,6 +33,67 @@ OURS, OPTUNAS, MLFLOWS = "schema_ledger", "schema_optuna", "schema_mlflow"
 """Kinds of problems that say that tables are not as they were made."""
 
 
+LEFT_ALONE = {BROKEN, publisher.TAKEN}
+"""Kinds of problems of which one keeps a study from being repaired."""
+NOTICES = (check.RENAMED,)
+"""Kinds that people may bring about; they are reported, and nothing is wrong."""
+_CLEAR = (
+    "delete Optuna's study of it (`optuna delete-study --study-name NAME --storage URL`; `tuner db "
+    "urls` prints the URL) and run `tuner doctor --repair`, which writes tuner's trials again"
+)
+_BACKUP = "restore the database from a backup, or accept it as it is"
+ADVICE = {
+    publisher.FOREIGN: (
+        "Somebody else wrote trials into tuner's study in Optuna, which cannot delete single "
+        "trials. They are left alone, and tuner's own are complete without them. To be rid of "
+        f"them, {_CLEAR}."
+    ),
+    publisher.TAKEN: (
+        "Optuna has a study of this name that is not tuner's, so tuner's is not published there. "
+        "Submit tuner's under another name, or delete the other one with `optuna delete-study` "
+        "and repair again."
+    ),
+    "optuna_": (
+        "Optuna never changes a trial that has ended; a repair writes the whole study again, "
+        f"unless that would delete trials that are not tuner's. If nobody needs those, {_CLEAR}."
+    ),
+    "experiment_doubled": (
+        "Either may have runs that somebody needs. Delete the one that is not needed in MLflow."
+    ),
+    check.RENAMED: "MLflow's users may rename it; it is known by its id and tag.",
+    "run_extra": (
+        "MLflow has a run tagged as this study's whose trial the ledger does not have. It is left "
+        "alone, since nothing else may have its points. Delete it in MLflow if nobody needs it."
+    ),
+    "run_": (
+        "MLflow was not brought to the ledger's state. Look whether somebody changes its runs, or "
+        "whether this login may write there, and repair again."
+    ),
+    BROKEN: (
+        "The ledger has lost rows of this curve. No other record can be trusted to have all of "
+        f"them, and the study's records are left as they are. To get them back, {_BACKUP}."
+    ),
+    "budget": (
+        "The ledger's count of trials is not that of its trials; only a change by hand does that. "
+        f"To correct it, {_BACKUP}."
+    ),
+    "checkpoint": (
+        "A file cannot be made again. Restore it from a backup; without it the trial starts again "
+        "from an earlier checkpoint or from its beginning."
+    ),
+    "lease": (
+        "Expired leases are kept for a while after the database has started or was unreachable. "
+        "Start a worker, or repair again in a minute."
+    ),
+    "schema_": (
+        "Tables are not as they were made. The line above says what to run, as the owner of the "
+        f"tables. Where something is missing that holds data, {_BACKUP}."
+    ),
+    "versions": "Stop the workers with other versions, and start them again with the same ones.",
+}
+"""Why a repair leaves a problem, and what a person can do, by its kind or how its kind begins."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Problem:
     """Something that does not match."""
@@ -75,7 +136,8 @@ def repair(engine: Engine, places: Addresses) -> list[Problem]:
 
     Where MLflow or Optuna cannot change what they have, it is deleted there and written anew:
     one run, or all of Optuna's trials of the study, unless some of them are not ours. A study of
-    which the ledger has lost something is left as it is: MLflow may have more of it.
+    which the ledger has lost something is left as it is: MLflow may have more of it. `advice`
+    has what to do about the rest.
     """
     before = examine(engine, places)
     if not before:
@@ -90,7 +152,7 @@ def repair(engine: Engine, places: Addresses) -> list[Problem]:
     for title in sorted({problem.study for problem in before if problem.study is not None}):
         found = [problem for problem in before if problem.study == title]
         kinds = {problem.kind for problem in found}
-        if BROKEN in kinds:
+        if kinds & LEFT_ALONE:
             continue
         recorder.project_again(
             by_title[title],
@@ -149,6 +211,24 @@ def _of_schema(kind: str, one: Difference) -> Problem:
         theirs = f"as the owner of the tables run: {'; '.join(one.statements)}"
         remedy = ours if kind == OURS else theirs
     return Problem(kind=kind, study=None, trial=None, detail=f"{one.what}; {remedy}")
+
+
+def is_well(problems: Sequence[Problem]) -> bool:
+    """Return whether nothing is wrong, or no longer."""
+    return all(problem.repaired or problem.kind in NOTICES for problem in problems)
+
+
+def advice(problems: Sequence[Problem]) -> list[str]:
+    """Return why problems remain after a repair and what a person can do, a line for each kind."""
+    lines = []
+    left = {one.study for one in problems if one.kind in LEFT_ALONE}
+    for kind in dict.fromkeys(one.kind for one in problems if not one.repaired):
+        said = ADVICE.get(kind) or ADVICE[f"{kind.partition('_')[0]}_"]
+        lines.append(f"{kind}: {said}")
+    others = [one for one in problems if not one.repaired and one.kind not in ADVICE]
+    if any(one.study in left for one in others):
+        lines.append("A study whose ledger is not whole, or whose name is taken, is not repaired.")
+    return lines
 
 
 def _in_ledger(

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Experiment, Run
 
 from tuner.analysis.evidence import Assessor
 from tuner.analysis.verdicts import Verdict
@@ -15,6 +15,7 @@ from tuner.core.outcome import RUNNING
 from tuner.ledger import Reader, StudyRecord, TrialRecord
 from tuner.ledger.database import tracking_reached
 from tuner.tracking.mismatch import Mismatch
+from tuner.tracking.mlflow import experiments
 from tuner.tracking.mlflow.client_writer import all_runs
 from tuner.tracking.mlflow.run_content import (
     PARENT,
@@ -26,7 +27,10 @@ from tuner.tracking.mlflow.run_content import (
     points_of,
     tags_of,
 )
+from tuner.tracking.publications import Publications
 
+RENAMED = "experiment_renamed"
+"""The kind that says that people have renamed the experiment, which they may."""
 ANEW = ("run_params", "run_points")
 """Kinds that MLflow cannot mend in place: it never changes a param, and never drops a point."""
 
@@ -54,7 +58,10 @@ def _mismatches(
     ours: Sequence[TrialRecord],
     without_curve: Collection[int | None],
 ) -> Iterator[Mismatch]:
-    experiment = client.get_experiment_by_name(study.title)
+    published, _ = Publications(ledger.engine, "mlflow").study(study.id)
+    experiment = experiments.find(client, study, published)
+    if experiment is not None:
+        yield from _wrong_experiments(client, study, experiment)
     found = [] if experiment is None else all_runs(client, study, experiment.experiment_id)
     keys = Counter(run.data.tags["tuner.trial"] for run in found)
     drawn = [trial for trial in ours if trial.params is not None or trial.state != RUNNING]
@@ -87,6 +94,20 @@ def _mismatches(
         yield from _wrong_dataset(study, trial, run)
         if trial.state != RUNNING and trial.number not in without_curve:
             yield from _wrong_points(client, ledger, trial, run)
+
+
+def _wrong_experiments(
+    client: MlflowClient, study: StudyRecord, experiment: Experiment
+) -> Iterator[Mismatch]:
+    here = experiment.experiment_id
+    if experiment.name != study.title:
+        yield Mismatch(
+            RENAMED, None, f"MLflow's experiment {here} is now named {experiment.name!r}"
+        )
+    for other in experiments.tagged(client, experiments.TITLE, study.title):
+        if other.experiment_id != here:
+            detail = f"experiment {other.experiment_id}, named {other.name!r}, is of it too"
+            yield Mismatch("experiment_doubled", None, f"{detail}, beside experiment {here}")
 
 
 def _verdicts(

@@ -106,7 +106,9 @@ class RunPublisher:
     def _publish(self, study: StudyRecord, mark: Mark, *, waiting: bool) -> None:
         experiment = self._experiments.get(study.id)
         if experiment is None:
-            experiment = parents.experiment_id(self._client, study, self._artifacts)
+            experiment = parents.experiment_id(
+                self._client, study, self._artifacts, mark.external_id
+            )
             self._experiments[study.id] = experiment
         writer = self._writer()
         run_id = mark.external_id
@@ -285,7 +287,9 @@ class RunPublisher:
         with tracking_reached(self._client.tracking_uri):
             parent, _ = self._publications.study(study.id)
             known = {parent, *self._publications.external_ids(study.id).values()}
-            experiment = parents.experiment_id(self._client, study, self._artifacts)
+            experiment = parents.experiment_id(self._client, study, self._artifacts, parent)
+            # kept for publishing again, when the parent run is no longer noted
+            self._experiments[study.id] = experiment
             kept: set[str] = set()
             # published ones first, so that of two runs of a trial the other one goes
             runs = all_runs(self._client, study, experiment)

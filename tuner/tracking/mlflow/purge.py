@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from tuner.core.errors import UnavailableError
 from tuner.ledger.database import Addresses, pooled, tracking_client, tracking_reached
-from tuner.tracking.mlflow.deletion import erased_name
+from tuner.tracking.mlflow.experiments import erased_name
 
 CHAMPION = "champion"
 

@@ -39,10 +39,13 @@ from tuner.core.failpoints import reach
 from tuner.core.text import NAME_LIMIT, derived
 from tuner.ledger.database import sent_once, tracking_reached
 from tuner.tracking.mlflow.client_writer import BATCH, as_metrics, as_tags
+from tuner.tracking.mlflow.experiments import named_or_tagged
 from tuner.tracking.mlflow.registry import CHALLENGER, RETRAINING, Registry, Version
 from tuner.tracking.mlflow.run_content import all_points, milliseconds
 
 PARENT = "parent"
+OF = "tuner.retrains"
+"""The tag by which the experiment of a study's retrainings is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,13 +202,13 @@ class RetrainRuns:
 
     def _find_experiment(self, artifacts: Path | None) -> str:
         name = derived(self._study, "retrain")
-        found = self._client.get_experiment_by_name(name)
+        found = named_or_tagged(self._client, name, OF, self._study)
         if found is None:
             # not the name: a folder's may have 255 bytes, and a run's address 200 characters
             digest = hashlib.sha256(self._study.encode()).hexdigest()[:16]
             location = None if artifacts is None else (artifacts / f"retrain-{digest}").as_uri()
             tags = {
-                "tuner.retrains": self._study,
+                OF: self._study,
                 "mlflow.experimentKind": "custom_model_development",
             }
             return str(self._client.create_experiment(name, location, tags=tags))

@@ -17,6 +17,7 @@ from tuner.ledger import STOPPED, Reader, StudyRecord
 from tuner.ledger.database import is_database, is_served, sent_once
 from tuner.ledger.tables import trials
 from tuner.tracking.mlflow.client_writer import BATCH, as_tags
+from tuner.tracking.mlflow.experiments import TITLE, find
 from tuner.tracking.mlflow.run_content import PARENT, milliseconds
 from tuner.tracking.mlflow.views import (
     BEST,
@@ -37,12 +38,17 @@ NOTE_LIMIT = 5000
 """What MLflow takes as the value of an experiment's tag; of a run's it takes more."""
 
 
-def experiment_id(client: MlflowClient, study: StudyRecord, artifacts: Path | None) -> str:
-    """Find or create the study's experiment. Raises `UnavailableError` when it was deleted."""
-    found = client.get_experiment_by_name(study.title)
+def experiment_id(
+    client: MlflowClient, study: StudyRecord, artifacts: Path | None, parent: str | None
+) -> str:
+    """Find or create the study's experiment; `parent` is its parent run, if it is published.
+
+    Raise `UnavailableError` when it was deleted.
+    """
+    found = find(client, study, parent)
     if found is not None and found.lifecycle_stage != "active":
         raise UnavailableError(
-            f"the experiment {study.title!r} is deleted in MLflow; restore it there (`mlflow "
+            f"the experiment {found.name!r} is deleted in MLflow; restore it there (`mlflow "
             f"experiments restore --experiment-id {found.experiment_id}`), or clear it away for "
             "good (`mlflow gc`)"
         )
@@ -56,7 +62,7 @@ def experiment_id(client: MlflowClient, study: StudyRecord, artifacts: Path | No
     # the UI then opens on training runs, not on generative AI
     tags = {
         "tuner.study": study.name,
-        "tuner.title": study.title,
+        TITLE: study.title,
         "mlflow.experimentKind": "custom_model_development",
         **(view_tags(study, views(study)) if is_known() else {}),
     }

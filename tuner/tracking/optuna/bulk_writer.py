@@ -8,7 +8,7 @@ the time when it ended, not the time when that was written.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,12 +27,23 @@ from optuna.storages._rdb.models import (
     VersionInfoModel,
 )
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import Connection, Table, bindparam, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Table,
+    and_,
+    bindparam,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from tuner.core.failpoints import reach
 from tuner.ledger.database import Difference
 from tuner.ledger.database import differences as compared
-from tuner.tracking.optuna.storage_writer import refuse_foreign
+from tuner.tracking.optuna.storage_writer import TRIAL, Found, lost
 from tuner.tracking.upserts import insert as insert_or
 
 VERSION = 12
@@ -79,50 +90,39 @@ class TrialTables:
     def __init__(self, storage: RDBStorage) -> None:
         self._engine = storage.engine
 
-    def find(self, study_id: int, numbers: Collection[int]) -> dict[int, tuple[int, bool]]:
+    def find(self, study_id: int, templates: Sequence[FrozenTrial]) -> dict[int, Found]:
         """Look for these trials alone."""
-        if not numbers:
+        if not templates:
             return {}
-        query = select(TRIALS.c.number, TRIALS.c.trial_id, TRIALS.c.state).where(
-            TRIALS.c.study_id == study_id, TRIALS.c.number.in_(numbers)
-        )
         with self._engine.begin() as tx:
-            return {
-                row.number: (row.trial_id, row.state.is_finished()) for row in tx.execute(query)
-            }
+            return _find(tx, TRIALS.c.study_id == study_id, templates)
 
-    def create(self, study_id: int, templates: Sequence[FrozenTrial]) -> list[int]:
+    def create(self, study_id: int, templates: Sequence[FrozenTrial]) -> dict[int, Found]:
         """Insert the trials and all that they have."""
         with self._engine.begin() as tx:
             _lock(tx, study_id)
-            count = select(func.count()).select_from(TRIALS).where(TRIALS.c.study_id == study_id)
-            first = tx.scalar(count) or 0
-            for place, one in enumerate(templates):
-                refuse_foreign(study_id, one.number, first + place)
-            rows = [
-                {
-                    "number": one.number,
-                    "study_id": study_id,
-                    "state": one.state,
-                    "datetime_start": _utc(one.datetime_start),
-                    "datetime_complete": _utc(one.datetime_complete),
-                }
-                for one in templates
-            ]
-            made = insert(TRIALS).returning(TRIALS.c.trial_id, sort_by_parameter_order=True)
-            ids = list(tx.scalars(made, rows))
-            assert ids == sorted(ids), "Optuna numbers trials in the order of their ids"
-            _fill(tx, dict(zip(ids, templates, strict=True)), new=True)
-            _insert(tx, VALUES, _values(dict(zip(ids, templates, strict=True))))
-        for _ in templates:
+            in_study = TRIALS.c.study_id == study_id
+            count = tx.scalar(select(func.count()).select_from(TRIALS).where(in_study)) or 0
+            # another count: somebody else's trials are there, or another recorder wrote these
+            there = {} if count == templates[0].number else _find(tx, in_study, templates)
+            lacking = [one for one in templates if one.number not in there]
+            made = _insert_trials(tx, study_id, count, lacking) if lacking else []
+        for _ in lacking:
             reach("recorder.row_created")
-        return ids
+        return there | {
+            one.number: Found(trial_id, one.state.is_finished())
+            for trial_id, one in zip(made, lacking, strict=True)
+        }
 
     def finish(self, templates: Mapping[int, FrozenTrial]) -> None:
         """Add what running trials lack; values and final states are one commit, the last."""
         if not templates:
             return
         with self._engine.begin() as tx:
+            known = _find(tx, TRIALS.c.trial_id.in_(list(templates)), list(templates.values()))
+            for trial_id, one in templates.items():
+                if one.number not in known or known[one.number].id != trial_id:
+                    raise lost(one)
             running = _running(tx, templates)
             _fill(tx, running, new=False)
         for _ in running:
@@ -141,6 +141,51 @@ class TrialTables:
             here = TRIALS.c.trial_id == bindparam("of_trial")
             if rows:
                 tx.execute(update(TRIALS).where(here).values(changed), rows)
+
+
+def _find(
+    tx: Connection, where: ColumnElement[bool], templates: Sequence[FrozenTrial]
+) -> dict[int, Found]:
+    """Find the trials that were written from templates, see `is_written_from`."""
+    by_name = {json.dumps(one.user_attrs[TRIAL]): one for one in templates}
+    by_start = {(one.number, _utc(one.datetime_start)): one for one in templates}
+    name = USER.c.value_json
+    without = and_(name.is_(None), TRIALS.c.number.in_([one.number for one in templates]))
+    query = (
+        select(TRIALS.c.trial_id, TRIALS.c.number, TRIALS.c.state, TRIALS.c.datetime_start, name)
+        .outerjoin(USER, and_(USER.c.trial_id == TRIALS.c.trial_id, USER.c.key == TRIAL))
+        .where(where, or_(name.in_(list(by_name)), without))
+        .order_by(TRIALS.c.trial_id)
+    )
+    found: dict[int, Found] = {}
+    for row in tx.execute(query):
+        one = by_name.get(row.value_json) or by_start.get((row.number, row.datetime_start))
+        if one is not None:
+            found.setdefault(one.number, Found(row.trial_id, row.state.is_finished()))
+    return found
+
+
+def _insert_trials(
+    tx: Connection, study_id: int, count: int, templates: Sequence[FrozenTrial]
+) -> list[int]:
+    """Insert trials, numbered from `count` on as Optuna numbers them; return their ids."""
+    rows = [
+        {
+            "number": number,
+            "study_id": study_id,
+            "state": one.state,
+            "datetime_start": _utc(one.datetime_start),
+            "datetime_complete": _utc(one.datetime_complete),
+        }
+        for number, one in enumerate(templates, count)
+    ]
+    made = insert(TRIALS).returning(TRIALS.c.trial_id, sort_by_parameter_order=True)
+    ids = list(tx.scalars(made, rows))
+    assert ids == sorted(ids), "Optuna numbers trials in the order of their ids"
+    by_id = dict(zip(ids, templates, strict=True))
+    _fill(tx, by_id, new=True)
+    _insert(tx, VALUES, _values(by_id))
+    return ids
 
 
 def _lock(tx: Connection, study_id: int) -> None:

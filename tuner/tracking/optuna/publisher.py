@@ -1,4 +1,8 @@
-"""From the ledger into Optuna's tables, so that `optuna.load_study` reads a study without us."""
+"""From the ledger into Optuna's tables, so that `optuna.load_study` reads a study without us.
+
+Others may add trials to a study of ours, and have studies of their own beside it. So ours are known
+by an attribute (`trial_writers.TRIAL`), and so are our studies; no trial is known by its number.
+"""
 
 from __future__ import annotations
 
@@ -23,20 +27,27 @@ from tuner.tracking.mismatch import Mismatch
 from tuner.tracking.mlflow.views import SIDE
 from tuner.tracking.optuna import dashboard
 from tuner.tracking.optuna.bulk_writer import TrialTables, unknown
-from tuner.tracking.optuna.storage_writer import StorageWriter, TrialWriter, template
+from tuner.tracking.optuna.storage_writer import StorageWriter, TrialWriter, template, written_from
 from tuner.tracking.publications import Note, Publications
 
 NOTE_SECONDS = 5.0
 """How often the note of a study is written while its trials run."""
 FOREIGN = "optuna_extra"
 """The kind of mismatch that says that somebody else wrote trials into the study."""
+TAKEN = "optuna_study"
+"""The kind that says that the study in Optuna is somebody else's."""
+NAME = "tuner.study"
+"""The user attribute by which a study of ours is known in Optuna."""
+FEW = 5
+"""How many trials a detail names."""
 
 
 class TrialPublisher:
     """Writes trials in the order of their numbers.
 
     Optuna numbers trials by counting them. One publisher a study, in order, makes its numbers
-    ours; a RUNNING trial gets its final state when the outcome is committed.
+    ours, unless others add trials too; a RUNNING trial gets its final state when the outcome is
+    committed.
     """
 
     target = "optuna"
@@ -106,27 +117,39 @@ class TrialPublisher:
         return StorageWriter(self._storage)
 
     def discard(self, study: StudyRecord) -> None:
-        """Delete a study and its trials from Optuna's tables, so that they can be written anew."""
-        self._storage.delete_study(self._study_id(study))
+        """Delete a study and its trials from Optuna's tables, so that they can be written anew.
+
+        Unless somebody else's trials are among them.
+        """
+        theirs = load(self._storage, study)
+        if not _strangers(theirs, _written(theirs, study, self._ledger.trials(study.id))):
+            self.erase(study)
 
     def erase(self, study: StudyRecord) -> None:
-        """Delete a study from Optuna's tables, if it is there."""
-        try:
-            self._storage.delete_study(self._storage.get_study_id_from_name(study.title))
-        except KeyError:
-            return
+        """Delete a study from Optuna's tables, if it is there and ours."""
+        study_id = find_study(self._storage, study)
+        if study_id is not None and is_ours(self._storage, study_id, study):
+            self._storage.delete_study(study_id)
 
     def _study_id(self, study: StudyRecord) -> int:
-        try:
-            return self._storage.get_study_id_from_name(study.title)
-        except KeyError:
+        """Find or create the study. Raise `UnavailableError` where its name is taken."""
+        study_id = find_study(self._storage, study)
+        if study_id is None:
             direction = StudyDirection[study.spec.study.direction.upper()]
             study_id = self._storage.create_new_study([direction], study.title)
-            self._storage.set_study_user_attr(study_id, "tuner.study", study.name)
-            if study.version > 1:
-                self._storage.set_study_user_attr(study_id, "tuner.version", study.version)
-            self._storage.set_study_user_attr(study_id, "tuner.metric", study.spec.study.metric)
+        elif not is_ours(self._storage, study_id, study):
+            raise UnavailableError(
+                f"Optuna already has a study named {study.title!r} that is not tuner's; it is left "
+                "alone, and this one is not published there. Submit this one under another name, "
+                "or delete that one with `optuna delete-study`"
+            )
+        elif NAME in self._storage.get_study_user_attrs(study_id):
             return study_id
+        self._storage.set_study_user_attr(study_id, NAME, study.name)
+        if study.version > 1:
+            self._storage.set_study_user_attr(study_id, "tuner.version", study.version)
+        self._storage.set_study_user_attr(study_id, "tuner.metric", study.spec.study.metric)
+        return study_id
 
     def _create(
         self,
@@ -141,20 +164,17 @@ class TrialPublisher:
         """Create what Optuna does not have, and note what it has."""
         if not new:
             return
-        perhaps = [one.number for one in new if one.begun or anew]
-        existing = writer.find(study_id, perhaps)
+        wanted = {one.number: template(trials[one.id], study) for one in new}
+        perhaps = [wanted[one.number] for one in new if one.begun or anew]
+        there = writer.find(study_id, perhaps)
         self._publications.begin(study.id, [one.id for one in new if not one.begun])
-        lacking = [one for one in new if one.number not in existing]
-        templates = [template(trials[one.id], study) for one in lacking]
-        made = writer.create(study_id, templates) if lacking else []
-        ids = existing | {
-            one.number: (trial_id, trials[one.id].state != RUNNING)
-            for one, trial_id in zip(lacking, made, strict=True)
-        }
-        notes = [
-            Note(trial_id=one.id, external_id=str(ids[one.number][0]), final=ids[one.number][1])
-            for one in new
-        ]
+        lacking = [one for number, one in wanted.items() if number not in there]
+        if lacking:
+            there |= writer.create(study_id, lacking)
+        notes = []
+        for one in new:
+            trial_id, finished = there[one.number]
+            notes.append(Note(trial_id=one.id, external_id=str(trial_id), final=finished))
         self._publications.note(study.id, notes)
 
 
@@ -169,40 +189,93 @@ def _due(found: Sequence[OpenTrial]) -> list[OpenTrial]:
     return due
 
 
-def load(storage: BaseStorage, name: str) -> list[FrozenTrial]:
-    """Read the trials that Optuna has of a study; none when it does not know the study."""
+def find_study(storage: BaseStorage, study: StudyRecord) -> int | None:
+    """Return the id of Optuna's study of this title, whoever made it; None if there is none."""
     try:
-        study_id = storage.get_study_id_from_name(name)
+        return storage.get_study_id_from_name(study.title)
     except KeyError:
-        return []
-    return storage.get_all_trials(study_id, deepcopy=False)
+        return None
+
+
+def is_ours(storage: BaseStorage, study_id: int, study: StudyRecord) -> bool:
+    """Return whether one of Optuna's studies is ours, or an empty one that can become ours.
+
+    An empty one without our attribute is left where a recorder was killed after creating it.
+    """
+    attrs = storage.get_study_user_attrs(study_id)
+    if NAME in attrs:
+        return bool(attrs[NAME] == study.name)
+    directions = [one.name.lower() for one in storage.get_study_directions(study_id)]
+    return directions == [study.spec.study.direction] and storage.get_n_trials(study_id) == 0
+
+
+def load(storage: BaseStorage, study: StudyRecord) -> list[FrozenTrial]:
+    """Return the trials that Optuna has of a study; none where it does not have the study."""
+    study_id = find_study(storage, study)
+    return [] if study_id is None else storage.get_all_trials(study_id, deepcopy=False)
+
+
+def _written(
+    theirs: Sequence[FrozenTrial], study: StudyRecord, ours: Sequence[TrialRecord]
+) -> dict[int, list[FrozenTrial]]:
+    return written_from(theirs, [template(trial, study) for trial in ours])
+
+
+def _strangers(
+    theirs: Sequence[FrozenTrial], written: Mapping[int, Sequence[FrozenTrial]]
+) -> list[FrozenTrial]:
+    """Return the trials that somebody else wrote."""
+    ids = {one._trial_id for some in written.values() for one in some}
+    return [one for one in theirs if one._trial_id not in ids]
 
 
 def mismatches(
     storage: BaseStorage, study: StudyRecord, ours: Sequence[TrialRecord]
 ) -> Iterator[Mismatch]:
     """Compare Optuna's trials of a study with the ledger's."""
-    theirs = load(storage, study.title)
-    if len(theirs) > len(ours):
-        detail = f"Optuna has {len(theirs)} trials, the ledger {len(ours)}"
-        yield Mismatch(FOREIGN, None, detail)
-    by_number = {trial.number: trial for trial in theirs}
+    study_id = find_study(storage, study)
+    if study_id is not None and not is_ours(storage, study_id, study):
+        yield Mismatch(TAKEN, None, f"Optuna's study {study.title!r} is not tuner's")
+        return
+    theirs = load(storage, study)
+    written = _written(theirs, study, ours)
+    if strangers := _strangers(theirs, written):
+        yield Mismatch(FOREIGN, None, _about(strangers, written))
     for trial in ours:
         if trial.params is None and trial.state == RUNNING:
             continue
-        told = by_number.get(trial.number)
+        told, *more = written.get(trial.number, [None])
         if told is None:
             yield Mismatch("optuna_missing", trial.number, "Optuna does not have it")
             continue
-        if told.state != STATES[trial.state]:
-            detail = f"{told.state.name} in Optuna, {trial.state} in the ledger"
-            yield Mismatch("optuna_state", trial.number, detail)
-        elif trial.state == COMPLETED and told.value != trial.value:
-            detail = f"{told.value} in Optuna, {trial.value} in the ledger"
-            yield Mismatch("optuna_value", trial.number, detail)
-        reports = {report.step: report.value for report in trial.reports}
-        if trial.state != RUNNING and told.intermediate_values != reports:
-            yield Mismatch("optuna_reports", trial.number, "reports differ")
-        params = trial.params or {}
-        if any(params.get(name) != value for name, value in told.params.items()):
-            yield Mismatch("optuna_params", trial.number, "parameters differ")
+        if more:
+            yield Mismatch("optuna_doubled", trial.number, f"Optuna has it {1 + len(more)} times")
+        yield from _differences(told, trial)
+
+
+def _about(strangers: Sequence[FrozenTrial], written: Mapping[int, Sequence[FrozenTrial]]) -> str:
+    """Name the trials in Optuna that are not ours, and those of ours that they displaced."""
+    numbers = ", ".join(str(one.number) for one in strangers[:FEW])
+    more = ", …" if len(strangers) > FEW else ""
+    detail = f"{len(strangers)} of Optuna's trials are not tuner's: {numbers}{more}"
+    moved = [(ours, some[0].number) for ours, some in sorted(written.items())]
+    moved = [(ours, theirs) for ours, theirs in moved if ours != theirs]
+    if moved:
+        said = ", ".join(f"{ours} is {theirs}" for ours, theirs in moved[:FEW])
+        detail += f"; of tuner's trials {said} there{', …' if len(moved) > FEW else ''}"
+    return detail
+
+
+def _differences(told: FrozenTrial, trial: TrialRecord) -> Iterator[Mismatch]:
+    if told.state != STATES[trial.state]:
+        detail = f"{told.state.name} in Optuna, {trial.state} in the ledger"
+        yield Mismatch("optuna_state", trial.number, detail)
+    elif trial.state == COMPLETED and told.value != trial.value:
+        detail = f"{told.value} in Optuna, {trial.value} in the ledger"
+        yield Mismatch("optuna_value", trial.number, detail)
+    reports = {report.step: report.value for report in trial.reports}
+    if trial.state != RUNNING and told.intermediate_values != reports:
+        yield Mismatch("optuna_reports", trial.number, "reports differ")
+    params = trial.params or {}
+    if any(params.get(name) != value for name, value in told.params.items()):
+        yield Mismatch("optuna_params", trial.number, "parameters differ")
