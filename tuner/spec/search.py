@@ -211,7 +211,8 @@ class Patient(Table):
         regular = [*range(evaluate_every, steps, evaluate_every), steps]
         patient = regular[min(self.patience + 1, len(regular) - 1)]
         wrapped: tuple[int, ...] = self.wraps.rungs(steps, evaluate_every)
-        return max(patient, *wrapped[:1])
+        first: int = max([patient, *wrapped[:1]])
+        return first
 
 
 AnySampler: TypeAlias = Annotated[
