@@ -71,7 +71,7 @@ MUTANTS = [
     Mutant("search", "                suppose(drawn, self._view.study_attrs)\n", ""),
     Mutant("search", "known is not None:\n            self._put(number, _Taken(known.bracket, {}, {}))",
            "known is not None:\n            self._put(number, known)"),
-    Mutant("samplers", "untried = [params for params in grid(spec.space) if params not in imported]",
+    Mutant("search", "untried = [params for params in grid(spec.space) if params not in imported]",
            "untried = list(grid(spec.space))"),
     Mutant("samplers", "    def _find_sample_id(self, study: Study, search_space: dict[str, "
                        "BaseDistribution]) -> int:\n        return self._index",
