@@ -1,6 +1,6 @@
 """Break the code in known ways, one at a time, and see whether the tests notice.
 
-    make mutants            # or: python tests/mutants.py [WORD ...], those whose area has a word
+    make mutants            # or: python tests/mutants.py [WORD ...], those with a word in area or text
 
 Each mutant is a text of the package, found wherever it stands (it must stand there once), and what
 takes its place. It is put into a copy of the package, where the tests of its area run. A mutant that
@@ -93,7 +93,8 @@ MUTANTS = [
     Mutant("reference", "step < rung < last), default=last)", "step < rung < last - 1), default=last)"),
     Mutant("reference", "part = self._workload.loss(member.model(some), theirs) * share",
            "part = self._workload.loss(member.model(some), theirs)"),
-    Mutant("cohort", "member.step += seen - 1 if segment.reason else seen", "member.step += seen"),
+    Mutant("cohort", "segment.rates += member.pace.rates(member.step, seen)",
+           "segment.rates += member.pace.rates(member.step + 1, seen)"),
     Mutant("cohort", "segment.stopped_step = member.step + seen - 1",
            "segment.stopped_step = member.step + seen"),
     Mutant("cohort", "count = min(left, TOGETHER, *(self._until_evaluation(m) for m in running))",
@@ -140,7 +141,9 @@ def main(words: list[str]) -> int:
     """Try the mutants; return 1 when one survives or cannot be made."""
     for library in ("torch._dynamo", "mlflow", "optuna", "playwright.sync_api"):
         importlib.import_module(library)
-    chosen = [one for one in MUTANTS if not words or any(word in one.area for word in words)]
+    chosen = [
+        one for one in MUTANTS if not words or any(word in one.area + one.old for word in words)
+    ]
     ended = {"killed": 0, "SURVIVED": 0, "NOT FOUND": 0}
     with tempfile.TemporaryDirectory(prefix="tuner-mutants-") as name:
         folder = Path(name)

@@ -249,7 +249,6 @@ def trial(request):
 ASHA = {"name": "asha", "min_steps": 6, "reduction_factor": 3}
 
 
-@pytest.mark.slow
 def test_chunks_do_not_matter(trial):
     workload, task = trial
     spec = make_spec(pruner=ASHA)
