@@ -32,7 +32,15 @@ AREAS = {
     "reference": ("test_reference.py", "test_options.py", *QUICK),
     "cohort": ("test_cohort.py", "test_cohort_company.py", *QUICK),
     # they are slow, for they have MLflow's tables, but start no process
-    "recorder": ("test_bulk.py", "test_recorder_service.py", "-m", "not nightly", "-k", "sqlite"),
+    "recorder": (
+        "test_bulk.py",
+        "test_recorder_service.py",
+        "test_recorder.py",
+        "-m",
+        "not nightly",
+        "-k",
+        "sqlite or comes_after",
+    ),
 }
 """What runs for the mutants of an area: files of tests, and options of pytest."""
 
