@@ -466,6 +466,19 @@ def test_many_may_reap_at_once(ledger):
     assert {attempt.ending for attempt in ledger.attempts(study.id)} == {"stale"}
 
 
+@pytest.mark.parametrize(("spare", "state"), [(0, FAILED), (1, CANCELLED)])
+def test_a_trial_lost_after_its_study_stopped_is_cancelled_unless_it_has_failed(
+    ledger, spare, state
+):
+    study = submit(ledger, budget={"retries": {"stale": spare}})
+    lost = claim(ledger, study)
+    with ledger.engine.execution_options(writes=True).begin() as tx:
+        tx.execute(update(studies).values(state=STOPPED))
+    expire(ledger, lost.lease)
+    assert ledger.reap() == 1
+    assert [trial.state for trial in ledger.trials(study.id)] == [state]
+
+
 def test_the_attempts_of_a_worker_that_is_gone_are_reaped_at_once(ledger):
     study = submit(ledger)
     lost, kept = claim(ledger, study, "gone"), claim(ledger, study, "here")
