@@ -82,8 +82,9 @@ class _Member:
         What it raises is raised from the next call where there is something measured to be given
         out before.
         """
-        if self._error is not None:
-            raise self._error
+        raised = self._error
+        if raised is not None:
+            raise raised
         self._rows, self._segment = rows, Segment(self._step)
         self._began = self._clock()
         self.status = Status.TRAINING
