@@ -23,7 +23,7 @@ from tuner.ledger.records import (
     StudyRecord,
     TrialRecord,
 )
-from tuner.ledger.retrying import PATIENCE_SECONDS, again
+from tuner.ledger.retrying import RETRY_SECONDS, retry_on_disconnect
 from tuner.ledger.tables import (
     IS_LIVE,
     IS_RUNNING,
@@ -43,16 +43,16 @@ class Leases(Reader):
         self,
         engine: Engine,
         lease_seconds: float = LEASE_SECONDS,
-        patience: float = PATIENCE_SECONDS,
+        retry_timeout: float = RETRY_SECONDS,
         grace_seconds: float | None = None,
     ) -> None:
         """Reap nobody within `grace_seconds` of the server's start; as long as a lease lasts."""
-        super().__init__(engine, patience)
+        super().__init__(engine, retry_timeout)
         self._grace_seconds = lease_seconds if grace_seconds is None else grace_seconds
         self.lease_seconds = lease_seconds
         self._writes = engine.execution_options(writes=True)
 
-    @again
+    @retry_on_disconnect
     def trainable(self) -> list[StudyRecord]:
         """Read the open studies that have room for a trial, or one that has not ended."""
         with self._reading() as tx:
@@ -76,7 +76,7 @@ class Leases(Reader):
         """
         return self._claim(study_id, worker, environment, most, uuid.uuid4().hex, count())
 
-    @again
+    @retry_on_disconnect
     def _claim(
         self,
         study_id: int,
@@ -124,14 +124,14 @@ class Leases(Reader):
             )
             return _claims(leases, (*old, *new), history)
 
-    @again
+    @retry_on_disconnect
     def release(self, lease: Lease, ending: str, reason: str, traceback: str | None = None) -> None:
         """End the attempt and leave the trial to the next worker, if its study takes any up."""
         with self._ending(lease, rows.attempt_ended(ending, reason, traceback)) as tx:
             if tx is not None:
                 rows.cancel_if_stopped(tx, lease.trial_id)
 
-    @again
+    @retry_on_disconnect
     def begin_anew(self, lease: Lease) -> None:
         """Note that an attempt begins at step 0 and not at its checkpoint. Raises `LeaseLost`."""
         with self._fenced(lease, {"first_step": 0}):
@@ -152,7 +152,7 @@ class Leases(Reader):
             ).all()
         return frozenset(by_attempt[key] for key in by_attempt.keys() - set(live))
 
-    @again
+    @retry_on_disconnect
     def reap(self, gone: Callable[[str], bool] = lambda _: False) -> int:
         """End the attempts whose lease has expired or whose worker is gone; count them.
 
@@ -173,7 +173,7 @@ class Leases(Reader):
         in_touch = database_start() + self._grace_seconds < database_time()
         return and_(attempts.c.expires_at < database_time(), in_touch)
 
-    @again
+    @retry_on_disconnect
     def _reap(self, attempt_id: int, *, expired: bool) -> bool:
         with self._writing() as tx:
             still = and_(attempts.c.id == attempt_id, attempts.c.live)

@@ -13,11 +13,11 @@ from tuner.core.outcome import COMPLETED, DIVERGED, PRUNED
 from tuner.ledger import managing
 from tuner.ledger.reading import Reader
 from tuner.ledger.records import OPEN, StudyRecord
-from tuner.ledger.retrying import again
+from tuner.ledger.retrying import retry_on_disconnect
 from tuner.ledger.tables import attempts, database_time, trials
 
 
-@again
+@retry_on_disconnect
 def end_when_due(ledger: Reader, study: StudyRecord) -> StudyRecord | None:
     """End an open study of which a rule holds; None if none does."""
     if not _has_rules(study.spec.budget):
@@ -33,7 +33,7 @@ def end_when_due(ledger: Reader, study: StudyRecord) -> StudyRecord | None:
     return ledger.study(study.name)
 
 
-@again
+@retry_on_disconnect
 def end(ledger: Reader, study: StudyRecord, reason: str) -> StudyRecord | None:
     """End an open study by a rule that was found to hold; None if it is not open any more."""
     with managing.locked(ledger, study) as (tx, row):

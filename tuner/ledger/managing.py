@@ -26,14 +26,14 @@ from tuner.ledger.records import (
     STOPPED,
     StudyRecord,
 )
-from tuner.ledger.retrying import again
+from tuner.ledger.retrying import retry_on_disconnect
 from tuner.ledger.tables import IS_RUNNING, attempts, checkpoints, metadata, studies, trials
 
 BEING_DELETED = "It is being deleted; `tuner delete` finishes that."
 """Why a study is stopped while it is deleted; it is not to be resumed."""
 
 
-@again
+@retry_on_disconnect
 def pause(ledger: Reader, study: StudyRecord) -> StudyRecord:
     """Let no trial of an open study be taken up; the running ones go on to their end."""
     with locked(ledger, study) as (tx, row):
@@ -42,7 +42,7 @@ def pause(ledger: Reader, study: StudyRecord) -> StudyRecord:
     return ledger.study(study.name)
 
 
-@again
+@retry_on_disconnect
 def resume(ledger: Reader, study: StudyRecord) -> StudyRecord:
     """Open a paused or stopped study again; what was cancelled stays cancelled.
 
@@ -54,7 +54,7 @@ def resume(ledger: Reader, study: StudyRecord) -> StudyRecord:
     return ledger.study(study.name)
 
 
-@again
+@retry_on_disconnect
 def stop(ledger: Reader, study: StudyRecord, reason: str) -> StudyRecord:
     """Cancel the running and the waiting trials, and let none be taken up any more.
 
@@ -66,7 +66,7 @@ def stop(ledger: Reader, study: StudyRecord, reason: str) -> StudyRecord:
     return ledger.study(study.name)
 
 
-@again
+@retry_on_disconnect
 def break_circuit(ledger: Reader, study: StudyRecord) -> StudyRecord | None:
     """Stop an open study whose first trials to end all failed by one cause; None if it need not.
 
@@ -90,7 +90,7 @@ def break_circuit(ledger: Reader, study: StudyRecord) -> StudyRecord | None:
     return ledger.study(study.name)
 
 
-@again
+@retry_on_disconnect
 def delete_study(ledger: Reader, study: StudyRecord) -> None:
     """Delete all that the ledger has of a study, in one transaction."""
     of_study = select(trials.c.id).where(trials.c.study_id == study.id)
@@ -172,7 +172,7 @@ def _become(
     tx.execute(update(studies).where(studies.c.id == study.id).values(state=state, attrs=attrs))
 
 
-@again
+@retry_on_disconnect
 def forget_checkpoints(ledger: Reader, study: StudyRecord) -> list[str]:
     """Forget the checkpoints of a study's trials that ended; give their paths, to be removed."""
     of_study = and_(trials.c.study_id == study.id, trials.c.state != RUNNING)

@@ -22,7 +22,7 @@ from tuner.ledger import rows
 from tuner.ledger.managing import locked
 from tuner.ledger.reading import Reader
 from tuner.ledger.records import RANGES, StudyRecord
-from tuner.ledger.retrying import again
+from tuner.ledger.retrying import retry_on_disconnect
 from tuner.ledger.tables import database_time, probes, studies
 
 CLAIM_SECONDS = 120.0
@@ -56,7 +56,7 @@ def history(attrs: Mapping[str, Any], revision: int | None = None) -> list[Activ
     return [one for one in every if revision is None or one.revision <= revision]
 
 
-@again
+@retry_on_disconnect
 def take_turn(ledger: Reader, study: StudyRecord, worker: str, gone: Callable[[str], bool]) -> Turn:
     """Claim a study's probe, unless it is done or somebody alive is at it."""
     with locked(ledger, study) as (tx, _):
@@ -82,7 +82,7 @@ def take_turn(ledger: Reader, study: StudyRecord, worker: str, gone: Callable[[s
     return Turn(done=False, number=number)
 
 
-@again
+@retry_on_disconnect
 def finish(
     ledger: Reader, study: StudyRecord, result: Mapping[str, Any], found: ActiveRange | None
 ) -> None:
@@ -97,7 +97,7 @@ def finish(
             _add(tx, row, found)
 
 
-@again
+@retry_on_disconnect
 def extend(ledger: Reader, study: StudyRecord, after: int, found: ActiveRange) -> None:
     """Commit a wider range, unless the range has changed since the one of revision `after`."""
     with locked(ledger, study) as (tx, row):
@@ -106,7 +106,7 @@ def extend(ledger: Reader, study: StudyRecord, after: int, found: ActiveRange) -
             _add(tx, row, found)
 
 
-@again
+@retry_on_disconnect
 def result(ledger: Reader, study: StudyRecord) -> Mapping[str, Any] | None:
     """Read what a study's probe found; None while there is none."""
     with ledger.engine.begin() as tx:

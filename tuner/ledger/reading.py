@@ -25,7 +25,7 @@ from tuner.ledger.records import (
     TrialRecord,
     specification,
 )
-from tuner.ledger.retrying import PATIENCE_SECONDS, again
+from tuner.ledger.retrying import RETRY_SECONDS, retry_on_disconnect
 from tuner.ledger.tables import (
     IS_LIVE,
     SILENT_FOR,
@@ -47,17 +47,17 @@ SEARCHED = tuple(one.name for one in fields(SearchedTrial) if one.name != "repor
 class Reader:
     """What can be asked of the ledger. Thread-safe: every call uses a connection of its own."""
 
-    def __init__(self, engine: Engine, patience: float = PATIENCE_SECONDS) -> None:
-        """Give up on a lost connection after `patience` seconds."""
+    def __init__(self, engine: Engine, retry_timeout: float = RETRY_SECONDS) -> None:
+        """Give up on a lost connection after `retry_timeout` seconds."""
         self.engine = engine
-        self.patience = patience
+        self.retry_timeout = retry_timeout
 
     def versions(self, name: str) -> list[StudyRecord]:
         """Read all versions of a study, oldest first. Raises `NotFoundError`."""
         self.study(name)
         return [study for study in self.studies() if study.name == name]
 
-    @again
+    @retry_on_disconnect
     def study(self, name: str) -> StudyRecord:
         """Read the newest version of a study. Raises `NotFoundError`."""
         newest = select(studies).where(studies.c.name == name).order_by(studies.c.version.desc())
@@ -69,13 +69,13 @@ class Reader:
                 raise NotFoundError(f"there is no study {name!r}; studies here: {known}")
         return _study(row)
 
-    @again
+    @retry_on_disconnect
     def studies(self) -> list[StudyRecord]:
         """Read all studies, oldest first."""
         with self._reading() as tx:
             return [_study(row) for row in tx.execute(select(studies).order_by(studies.c.id))]
 
-    @again
+    @retry_on_disconnect
     def changes(self, study_id: int, since: int, *, with_reports: bool = True) -> Changes:
         """Read the trials that changed after revision `since`, as of one moment."""
         with self._reading() as tx:
@@ -85,7 +85,7 @@ class Reader:
             found = read_trials(tx, _changed(study_id, since), with_reports=with_reports)
         return Changes(revision=revision, attrs=attrs, trials=found)
 
-    @again
+    @retry_on_disconnect
     def searched(self, study_id: int, since: int) -> Searched:
         """Read what search looks at and changed after revision `since`, as of one moment."""
         with self._reading() as tx:
@@ -95,20 +95,20 @@ class Reader:
             found = read_searched(tx, trials.c.study_id == study_id)
         return Searched(revision=revision, attrs=attrs, trials=found)
 
-    @again
+    @retry_on_disconnect
     def trials(self, study_id: int) -> list[TrialRecord]:
         """Read all trials of a study in the order of their numbers."""
         with self._reading() as tx:
             return read_trials(tx, trials.c.study_id == study_id)
 
-    @again
+    @retry_on_disconnect
     def trial(self, study_id: int, number: int) -> TrialRecord | None:
         """Read one trial; None if there is none of that number, or no such study any more."""
         here = and_(trials.c.study_id == study_id, trials.c.number == number)
         with self._reading() as tx:
             return next(iter(read_trials(tx, here)), None)
 
-    @again
+    @retry_on_disconnect
     def live_attempts(self) -> dict[int, int]:
         """Count the live attempts of each study that has any, by its id."""
         query = (
@@ -120,7 +120,7 @@ class Reader:
         with self._reading() as tx:
             return {row.study_id: row.live for row in tx.execute(query)}
 
-    @again
+    @retry_on_disconnect
     def attempts(self, study_id: int, number: int | None = None) -> list[AttemptRecord]:
         """Read all attempts at a study's trials, or at the one of a number, oldest first."""
         query = (
@@ -134,7 +134,7 @@ class Reader:
         with self._reading() as tx:
             return [AttemptRecord(**row._mapping) for row in tx.execute(query)]
 
-    @again
+    @retry_on_disconnect
     def expired(self, study_id: int) -> list[tuple[AttemptRecord, int]]:
         """Read the live attempts whose lease has expired, each with its trial's number."""
         query = (
@@ -151,7 +151,7 @@ class Reader:
         numbers = [row.pop("trial_number") for row in rows]
         return [(AttemptRecord(**row), n) for row, n in zip(rows, numbers, strict=True)]
 
-    @again
+    @retry_on_disconnect
     def silent(self, study_id: int) -> list[Silence]:
         """Read the trials that somebody holds and whose last row is older than `SILENT_SECONDS`."""
         query = (
@@ -164,7 +164,7 @@ class Reader:
         with self._reading() as tx:
             return [Silence(**row._mapping) for row in tx.execute(query)]
 
-    @again
+    @retry_on_disconnect
     def checkpoints(self, study_id: int) -> list[tuple[CheckpointRecord, int]]:
         """Read the references to checkpoints, each with its trial's number."""
         query = (
@@ -179,7 +179,7 @@ class Reader:
                 for row in tx.execute(query)
             ]
 
-    @again
+    @retry_on_disconnect
     def curve(self, trial_id: int, since: int = 0) -> Chunk:
         """Read the committed curve of a trial from the chunk that begins at step `since` on."""
         query = (
@@ -191,7 +191,7 @@ class Reader:
             rows = tx.execute(query).all()
         return curves.join(Chunk.from_bytes(row.first_step, row.data) for row in rows)
 
-    @again
+    @retry_on_disconnect
     def curves(self, trial_ids: Sequence[int]) -> dict[int, Chunk]:
         """Read the committed curves of some trials, by their ids, with one statement.
 
@@ -214,7 +214,7 @@ class Reader:
                     whole[one] = joined
         return whole
 
-    @again
+    @retry_on_disconnect
     def counts(self, study_id: int) -> dict[str, int]:
         """Count a study's own trials by outcome, and those running and waiting to be taken up."""
         live = has_live_attempt(trials.c.id).label("live")
@@ -230,20 +230,20 @@ class Reader:
                 found["waiting" if waiting else row.state] += row.trials
         return found
 
-    @again
+    @retry_on_disconnect
     def imported(self, study_id: int) -> int:
         """Count the trials that a study has from its earlier versions."""
         here = and_(trials.c.study_id == study_id, trials.c.imported)
         with self._reading() as tx:
             return int(tx.scalar(select(func.count()).select_from(trials).where(here)) or 0)
 
-    @again
+    @retry_on_disconnect
     def best(self, study: StudyRecord) -> TrialRecord | None:
         """Read the completed trial with the best value, imported or not; of equals, the first."""
         numbers = self.ranking(study, 1)
         return self.trial(study.id, numbers[0]) if numbers else None
 
-    @again
+    @retry_on_disconnect
     def ranking(self, study: StudyRecord, most: int) -> list[int]:
         """Read the numbers of the completed trials with the best values, best first."""
         sign = 1 if study.spec.study.direction == "minimize" else -1
@@ -256,7 +256,7 @@ class Reader:
         with self._reading() as tx:
             return list(tx.scalars(query))
 
-    @again
+    @retry_on_disconnect
     def last_end(self, study_id: int) -> float | None:
         """Read when a study's last trial ended."""
         query = select(func.max(trials.c.ended_at)).where(trials.c.study_id == study_id)
@@ -264,7 +264,7 @@ class Reader:
             at = tx.scalar(query)
             return None if at is None else float(at)
 
-    @again
+    @retry_on_disconnect
     def last_stopped(self, study_id: int, most: int) -> list[tuple[int, str, str]]:
         """Read number, outcome and reason of the last trials that did not complete."""
         query = (
@@ -276,7 +276,7 @@ class Reader:
         with self._reading() as tx:
             return [(row.number, row.state, row.reason or "") for row in tx.execute(query)]
 
-    @again
+    @retry_on_disconnect
     def now(self) -> float:
         """Read the database's clock, in seconds since 1970."""
         with self._reading() as tx:

@@ -19,7 +19,7 @@ from tuner.core.errors import LeaseLost
 from tuner.ledger.leasing import LEASE_SECONDS
 from tuner.ledger.reading import Reader
 from tuner.ledger.retraining_tables import retrainings
-from tuner.ledger.retrying import again
+from tuner.ledger.retrying import retry_on_disconnect
 from tuner.ledger.tables import database_time
 
 TRAIN, EVALUATE, LOG, PROMOTE, DONE = "train", "evaluate", "log", "promote", "done"
@@ -54,7 +54,7 @@ class Retrainings(Reader):
     """The retrainings in one database. Thread-safe, as `Reader` is."""
 
     def __init__(self, ledger: Reader, lease_seconds: float = LEASE_SECONDS) -> None:
-        super().__init__(ledger.engine, ledger.patience)
+        super().__init__(ledger.engine, ledger.retry_timeout)
         self.lease_seconds = lease_seconds
         self._writes = ledger.engine.execution_options(writes=True)
 
@@ -74,7 +74,7 @@ class Retrainings(Reader):
         """
         return self._claim(study, run_key, model, worker, gone, count())
 
-    @again
+    @retry_on_disconnect
     def _claim(
         self,
         study: str,
@@ -120,7 +120,7 @@ class Retrainings(Reader):
             ).one()
         return _of(taken), None
 
-    @again
+    @retry_on_disconnect
     def advance(self, held: Retraining, stage: str, found: Mapping[str, Any]) -> Retraining:
         """Commit what the stage that is being done found, and which one is next.
 
@@ -129,7 +129,7 @@ class Retrainings(Reader):
         result = {**held.result, held.stage: dict(found)}
         return self._change(held, stage=stage, result=result)
 
-    @again
+    @retry_on_disconnect
     def end(self, held: Retraining, outcome: str, reason: str) -> Retraining:
         """Commit how it ended. Raises `LeaseLost`."""
         return self._change(
@@ -141,7 +141,7 @@ class Retrainings(Reader):
             ended_at=database_time(),
         )
 
-    @again
+    @retry_on_disconnect
     def release(self, held: Retraining) -> None:
         """Leave it to whoever takes it up next, where it is."""
         with self._writes.begin() as tx:
@@ -154,7 +154,7 @@ class Retrainings(Reader):
             done = tx.execute(update(retrainings).where(_held(held)).values(**renewed))
         return done.rowcount == 1
 
-    @again
+    @retry_on_disconnect
     def read(self, study: str, run_key: str) -> Retraining | None:
         """Read a retraining; None if there is none of that key."""
         here = and_(retrainings.c.study == study, retrainings.c.run_key == run_key)
@@ -162,14 +162,14 @@ class Retrainings(Reader):
             row = tx.execute(select(retrainings).where(here)).first()
         return None if row is None else _of(row)
 
-    @again
+    @retry_on_disconnect
     def history(self, study: str) -> list[Retraining]:
         """Read all retrainings of a study, oldest first."""
         query = select(retrainings).where(retrainings.c.study == study).order_by(retrainings.c.id)
         with self._reading() as tx:
             return [_of(row) for row in tx.execute(query)]
 
-    @again
+    @retry_on_disconnect
     def promoted(self, model: str) -> list[Retraining]:
         """Read the retrainings that promoted a version of a model, the newest first."""
         query = (
@@ -180,7 +180,7 @@ class Retrainings(Reader):
         with self._reading() as tx:
             return [_of(row) for row in tx.execute(query)]
 
-    @again
+    @retry_on_disconnect
     def now(self) -> float:
         """Read the database's clock, in seconds since 1970."""
         with self._reading() as tx:

@@ -21,7 +21,7 @@ from tuner.core.errors import LeaseLost, NotFoundError
 from tuner.ledger.leasing import LEASE_SECONDS
 from tuner.ledger.reading import Reader
 from tuner.ledger.retraining_tables import IS_OPEN, timetable_runs, timetables
-from tuner.ledger.retrying import again
+from tuner.ledger.retrying import retry_on_disconnect
 from tuner.ledger.tables import database_time
 
 WAITING, RUNNING, ENDED, SKIPPED, MISSED = "waiting", "running", "ended", "skipped", "missed"
@@ -67,13 +67,13 @@ class Timetables(Reader):
     """
 
     def __init__(self, ledger: Reader, lease_seconds: float = LEASE_SECONDS) -> None:
-        super().__init__(ledger.engine, ledger.patience)
+        super().__init__(ledger.engine, ledger.retry_timeout)
         self.lease_seconds = lease_seconds
         self._writes = ledger.engine.execution_options(writes=True)
 
     # --- timetables
 
-    @again
+    @retry_on_disconnect
     def add(
         self,
         name: str,
@@ -109,14 +109,14 @@ class Timetables(Reader):
                 tx.execute(insert(timetables).values(name=name, created_at=at, **values))
             return _timetable(tx.execute(select(timetables).where(here)).one())
 
-    @again
+    @retry_on_disconnect
     def all(self) -> list[TimetableRecord]:
         """Read all timetables, oldest first."""
         with self._reading() as tx:
             found = tx.execute(select(timetables).order_by(timetables.c.id))
             return [_timetable(row) for row in found]
 
-    @again
+    @retry_on_disconnect
     def remove(self, name: str) -> None:
         """Remove a timetable and its history. Raises `NotFoundError`."""
         with self._writes.begin() as tx:
@@ -128,7 +128,7 @@ class Timetables(Reader):
             tx.execute(delete(timetable_runs).where(timetable_runs.c.timetable_id == found))
             tx.execute(delete(timetables).where(timetables.c.id == found))
 
-    @again
+    @retry_on_disconnect
     def history(self, name: str | None = None, limit: int | None = None) -> list[RunRecord]:
         """Read the runs of a timetable, or of all, newest first. Raises `NotFoundError`."""
         query = _runs().order_by(timetable_runs.c.fire_at.desc(), timetable_runs.c.id).limit(limit)
@@ -141,7 +141,7 @@ class Timetables(Reader):
 
     # --- ticks and runs
 
-    @again
+    @retry_on_disconnect
     def tick(self, now: float | None = None) -> int:
         """Write down what has come due; count the runs that wait for it."""
         with self._writes.begin() as tx:
@@ -154,7 +154,7 @@ class Timetables(Reader):
             ).all()
             return sum(_write_ticks(tx, _timetable(row), at) for row in found)
 
-    @again
+    @retry_on_disconnect
     def claim(
         self,
         worker: str,
@@ -217,7 +217,7 @@ class Timetables(Reader):
                 tx.execute(update(timetable_runs).where(_held(held)).values(renewed)).rowcount == 1
             )
 
-    @again
+    @retry_on_disconnect
     def end(self, held: RunRecord, outcome: str, reason: str) -> None:
         """Commit how a run ended. Raises `LeaseLost` when another scheduler has it."""
         ended = {"state": ENDED, "outcome": outcome, "reason": reason, "ended_at": database_time()}
@@ -228,7 +228,7 @@ class Timetables(Reader):
                 if tx.scalar(select(timetable_runs.c.state).where(here)) != ENDED:
                     raise LeaseLost(f"another scheduler has the run of {held.timetable!r}")
 
-    @again
+    @retry_on_disconnect
     def release(self, held: RunRecord) -> None:
         """Let a run wait again, for any scheduler."""
         with self._writes.begin() as tx:

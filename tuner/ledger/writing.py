@@ -36,7 +36,7 @@ from tuner.ledger.records import (
     StudyRecord,
     specification,
 )
-from tuner.ledger.retrying import again
+from tuner.ledger.retrying import retry_on_disconnect
 from tuner.ledger.tables import checkpoints, studies, trials
 
 
@@ -45,7 +45,7 @@ class Ledger(Leases):
 
     # --- studies
 
-    @again
+    @retry_on_disconnect
     def submit(
         self,
         spec: StudySpec,
@@ -96,7 +96,7 @@ class Ledger(Leases):
             )
         return self.study(spec.study.name), row is None or row.id != study_id
 
-    @again
+    @retry_on_disconnect
     def settle(self, study_id: int, settled: Mapping[str, Any]) -> Mapping[str, Any]:
         """Store what the first start settled on, once; give what is stored."""
         with self._writing() as tx:
@@ -122,7 +122,7 @@ class Ledger(Leases):
         if self.draw_together([drawn], study_attrs=study_attrs, asked_revision=asked_revision):
             raise refused(lease)
 
-    @again
+    @retry_on_disconnect
     def draw_together(
         self,
         drawn: Sequence[Drawn],
@@ -178,7 +178,7 @@ class Ledger(Leases):
             raise refused(entry.lease)
         return done.needless
 
-    @again
+    @retry_on_disconnect
     def commit(self, together: Sequence[Entry]) -> Committed:
         """Commit entries of a study's trials, each whole or, where its lease is lost, not at all.
 
@@ -198,7 +198,7 @@ class Ledger(Leases):
         lost = frozenset(entry.lease for entry in together) - live - ended_before
         return Committed(lost=lost, needless=needless)
 
-    @again
+    @retry_on_disconnect
     def save_checkpoint(self, lease: Lease, checkpoint: CheckpointRecord) -> list[str]:
         """Commit the reference to a checkpoint; give the paths that it makes needless.
 
@@ -222,7 +222,7 @@ class Ledger(Leases):
             )
         return [path for path in paths if path != checkpoint.path]
 
-    @again
+    @retry_on_disconnect
     def forget_checkpoints(self) -> list[str]:
         """Forget the checkpoints of trials that have ended otherwise than by `finish`.
 

@@ -27,7 +27,7 @@ from tuner.ledger.database.locks import migration_lock
 from tuner.ledger.database.mlflow import make_tracking
 from tuner.ledger.database.optuna import upgrade_optuna
 from tuner.ledger.database.pooling import is_pooled
-from tuner.ledger.retrying import FIRST_SECONDS, LONGEST_SECONDS, PATIENCE_SECONDS
+from tuner.ledger.retrying import FIRST_SECONDS, LONGEST_SECONDS, RETRY_SECONDS
 from tuner.ledger.tables import HEAD, VERSION_TABLE
 
 
@@ -40,7 +40,7 @@ def open_ledger(places: Addresses, *, create: bool) -> Engine:
     engine = ledger_engine(places.ledger)
     with reached(places.ledger):
         absent = places.file is not None and not places.file.exists()
-        revision = None if absent else _patiently(lambda: _revision(engine))
+        revision = None if absent else _retried(lambda: _revision(engine))
         if revision is None and create and places.file is not None:
             upgrade_ledger(places)
         else:
@@ -146,12 +146,12 @@ def _grant_roles(places: Addresses, workers: Mapping[str, str]) -> str | None:
     return left
 
 
-def _patiently(read: Callable[[], str | None]) -> str | None:
-    """Read over a database that is just being started again, as every other call does."""
+def _retried(read: Callable[[], str | None]) -> str | None:
+    """Retry a read while the database restarts, as every other call does."""
     retrying = Retrying(
         retry=retry_if_exception_type(ConnectionLostError),
         wait=wait_random_exponential(multiplier=FIRST_SECONDS, max=LONGEST_SECONDS),
-        stop=stop_after_delay(PATIENCE_SECONDS),
+        stop=stop_after_delay(RETRY_SECONDS),
         reraise=True,
     )
     return retrying(read)
