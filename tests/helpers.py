@@ -12,7 +12,7 @@ from tuner.config import ParameterValue, Space, StudySpec, options
 from tuner.core import curves
 from tuner.core.curves import Chunk
 from tuner.core.outcome import COMPLETED, DIVERGED, PRUNED, Outcome
-from tuner.ledger import CheckpointRecord, Claim, Lease, Ledger, Report, StudyRecord
+from tuner.ledger import AttemptLease, CheckpointRecord, Claim, Ledger, Report, StudyRecord
 from tuner.ledger.tables import attempts, metadata
 from tuner.search import Search
 from tuner.search.mirror import Mirror
@@ -130,10 +130,10 @@ def checkpoint(step: int, path: str = "a.pt") -> CheckpointRecord:
     return CheckpointRecord(step=step, path=path, digest="d1935")
 
 
-def expire(ledger: Ledger, lease: Lease) -> None:
+def expire(ledger: Ledger, lease: AttemptLease) -> None:
     """Let a lease have expired an hour ago."""
     with ledger.engine.execution_options(writes=True).begin() as tx:
-        here = attempts.c.id == lease.attempt_id
+        here = attempts.c.id == lease.row_id
         tx.execute(update(attempts).where(here).values(expires_at=attempts.c.expires_at - 3600))
 
 

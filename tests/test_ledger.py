@@ -37,8 +37,8 @@ from tuner.core.errors import LeaseLost, NotFoundError, UsageError
 from tuner.core.outcome import CANCELLED, FAILED, KINDS, PRUNED, RUNNING, Outcome
 from tuner.ledger import (
     STOPPED,
+    AttemptLease,
     Entry,
-    Lease,
     Ledger,
     Report,
     database,
@@ -121,7 +121,7 @@ def test_a_claim_reserves_the_next_number_and_has_no_parameters(ledger):
     assert [first.trial.number, second.trial.number] == [0, 1]
     assert first.trial.params is None
     assert first.trial.state == RUNNING
-    assert (first.lease.number, first.checkpoint) == (1, None)
+    assert (first.lease.token, first.checkpoint) == (1, None)
     assert ledger.claim(study.id, "worker", {}) is None
     assert ledger.study("small").reserved == 2
 
@@ -158,7 +158,7 @@ def test_waiting_trials_are_taken_up_oldest_first_before_any_new_one(ledger):
         ledger.release(one.lease, "interrupted", "Ctrl-C")
     again = [claim(ledger, study) for _ in range(3)]
     assert [one.trial.number for one in again] == [1, 2, 3]
-    assert [one.lease.number for one in again] == [2, 2, 1]
+    assert [one.lease.token for one in again] == [2, 2, 1]
 
 
 def test_trials_are_claimed_together_as_one_by_one(ledger):
@@ -171,7 +171,7 @@ def test_trials_are_claimed_together_as_one_by_one(ledger):
         ledger.release(one.lease, "interrupted", "Ctrl-C")
     again = ledger.claim_together(study.id, "worker", {}, 4)
     assert [one.trial.number for one in again] == [1, 2, 3, 4]
-    assert [one.lease.number for one in again] == [2, 2, 1, 1]
+    assert [one.lease.token for one in again] == [2, 2, 1, 1]
     assert [one.trial.params for one in again] == [PARAMS, None, None, None]
     assert [one.checkpoint for one in again] == [checkpoint(10), None, None, None]
     assert [one.endings for one in again] == [{"interrupted": 1}] * 2 + [{}] * 2
@@ -251,6 +251,7 @@ FENCED = {
         lease, completed(1.0), chunk=rows(20, 30), report=went_on(30, 0.5), attrs={"a": 1}
     ),
     "release": lambda ledger, lease: ledger.release(lease, "interrupted", "Ctrl-C"),
+    "begin_at_first_step": lambda ledger, lease: ledger.begin_at_first_step(lease),
 }
 
 
@@ -260,7 +261,7 @@ def test_every_method_that_takes_a_lease_has_a_case_here():
         name
         for name, method in methods
         if not name.startswith("_")
-        and "Lease" in map(str, inspect.get_annotations(method).values())
+        and "AttemptLease" in map(str, inspect.get_annotations(method).values())
     }
     assert taking == set(FENCED)
 
@@ -385,7 +386,7 @@ def test_a_forged_token_is_refused(ledger, name):
     study = submit(ledger)
     held = claim(ledger, study)
     ledger.append(held.lease, rows(0, 20))
-    forged = Lease(**{**vars(held.lease), "number": held.lease.number + 1})
+    forged = AttemptLease(**{**vars(held.lease), "token": held.lease.token + 1})
     before = contents(ledger)
     with pytest.raises(LeaseLost):
         FENCED[name](ledger, forged)
@@ -510,7 +511,7 @@ def test_a_trial_fails_once_its_retries_are_spent(ledger):
         assert ledger.trials(study.id)[0].state == RUNNING if lost > 1 else True
         held = claim(ledger, study)
         assert held.trial.number == 0
-        assert held.lease.number == lost
+        assert held.lease.token == lost
         expire(ledger, held.lease)
         assert ledger.reap() == 1
     (trial,) = ledger.trials(study.id)
@@ -602,7 +603,7 @@ def test_a_trial_is_taken_up_at_its_last_checkpoint_whose_rows_are_committed(led
     ledger.append(held.lease, rows(0, 30))
     with ledger.engine.execution_options(writes=True).begin() as tx:
         for step in (10, 30, 20, 31, 40):
-            row = {"trial_id": held.trial.id, "attempt_id": held.lease.attempt_id, "step": step}
+            row = {"trial_id": held.trial.id, "attempt_id": held.lease.row_id, "step": step}
             tx.execute(insert(checkpoints).values(**row, path=f"{step}.pt", digest="d1935"))
     ledger.release(held.lease, "interrupted", "Ctrl-C")
     again = claim(ledger, study)

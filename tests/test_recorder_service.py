@@ -20,11 +20,11 @@ from tuner.core.errors import NotFoundError, UnavailableError
 from tuner.core.processes import RecorderProcess
 from tuner.ledger import Ledger, StudyRecord
 from tuner.ledger.database import Addresses
+from tuner.ledger.publications import Publications
 from tuner.ledger.tables import published_studies
 from tuner.operations import doctor
 from tuner.tracking.mlflow import publisher as tracking_runs
 from tuner.tracking.mlflow import study_run
-from tuner.tracking.publications import Publications
 from tuner.tracking.recorder import Outages, Recorder, record
 
 pytestmark = pytest.mark.slow

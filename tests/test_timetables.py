@@ -237,7 +237,7 @@ def test_a_tick_is_written_once_whoever_looks(either: Ledger) -> None:
 
 
 def test_a_run_is_one_schedulers_until_it_is_gone(either: Ledger) -> None:
-    store = Timetables(either, lease_seconds=30)
+    store = Timetables(either)
     store.add("a", "study", hourly(), now=NOON)
     store.tick(NOON + 3600)
     held = store.claim("one", now=NOON + 3600)

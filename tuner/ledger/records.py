@@ -10,6 +10,7 @@ from typing import Any
 from tuner.config import ParameterValue, StudySpec
 from tuner.core.curves import Chunk
 from tuner.core.outcome import Outcome
+from tuner.ledger.leases import ATTEMPTS, Lease, LeaseTable
 
 OPEN, PAUSED, STOPPED, ENDED = "open", "paused", "stopped", "ended"
 """The states of a study; workers take trials of open ones. `ENDED` is by a rule of its budget."""
@@ -179,11 +180,10 @@ class Silence:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lease:
-    """An attempt's claim on a trial; `number` is the fencing token."""
+class AttemptLease(Lease):
+    """An attempt's lease on a trial; its token is the attempt's number."""
 
-    attempt_id: int
-    number: int
+    table: LeaseTable = field(default=ATTEMPTS, repr=False)
     trial_id: int
     study_id: int
     started_at: float  # seconds since 1970, in the database's clock
@@ -193,7 +193,7 @@ class Lease:
 class Claim:
     """A trial that a worker may now train, and where to take it up."""
 
-    lease: Lease
+    lease: AttemptLease
     trial: TrialRecord
     checkpoint: CheckpointRecord | None
     endings: Mapping[str, int] = field(default_factory=dict)  # earlier attempts, by how they ended
@@ -203,7 +203,7 @@ class Claim:
 class Drawn:
     """The parameters of a trial, as its attempt commits them."""
 
-    lease: Lease
+    lease: AttemptLease
     params: Mapping[str, ParameterValue]  # complete
     attrs: Mapping[str, Any]  # the sampler's, of the trial
 
@@ -212,7 +212,7 @@ class Drawn:
 class Entry:
     """What an attempt commits at once: rows of its curve, and what was decided after them."""
 
-    lease: Lease
+    lease: AttemptLease
     chunk: Chunk
     report: Report | None = None  # after its last row
     attrs: Mapping[str, Any] = field(default_factory=dict)  # the pruner's, with a report
@@ -224,7 +224,7 @@ class Entry:
 class Committed:
     """What became of entries."""
 
-    lost: frozenset[Lease]  # refused: their attempts are no longer live
+    lost: frozenset[AttemptLease]  # refused: their attempts are no longer live
     needless: Sequence[str] = ()  # paths of checkpoints that nobody needs any more
 
 
