@@ -4,10 +4,6 @@ import inspect
 import itertools
 import json
 import multiprocessing
-import os
-import signal
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -32,7 +28,6 @@ from sqlalchemy import event, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from tuner.config import BudgetTable
-from tuner.core.environment import is_gone
 from tuner.core.errors import LeaseLost, NotFoundError, UsageError
 from tuner.core.outcome import CANCELLED, FAILED, KINDS, PRUNED, RUNNING, Outcome
 from tuner.ledger import (
@@ -372,15 +367,6 @@ def test_of_what_is_committed_together_only_the_lost_is_refused(ledger, gone):
     assert steps == [0 if n == gone else many for n, many in enumerate([20, 10, 0, 10])]
 
 
-def test_renewing_tells_which_leases_are_live_no_more(ledger):
-    study = submit(ledger)
-    kept, lost = claim(ledger, study).lease, claim(ledger, study).lease
-    expire(ledger, lost)
-    ledger.reap()
-    assert ledger.renew([kept, lost]) == {lost}
-    assert ledger.renew([]) == frozenset()
-
-
 @pytest.mark.parametrize("name", FENCED)
 def test_a_forged_token_is_refused(ledger, name):
     study = submit(ledger)
@@ -421,13 +407,6 @@ def test_every_commit_renews_the_lease(ledger, name):
 
 
 # --- reaping ----------------------------------------------------------------------------------
-
-
-def test_a_lease_that_holds_is_not_reaped(ledger):
-    study = submit(ledger)
-    held = claim(ledger, study)
-    assert ledger.reap() == 0
-    draw(ledger, held)
 
 
 def test_an_expired_lease_is_reaped_once(ledger):
@@ -475,34 +454,6 @@ def test_the_attempts_of_a_worker_that_is_gone_are_reaped_at_once(ledger):
     with pytest.raises(LeaseLost):
         draw(ledger, lost)
     assert ledger.attempts(study.id)[0].reason == "its worker's process is gone"
-
-
-CLAIM = """
-import sys
-from tuner.ledger import database as storage
-from tuner.core.environment import identity
-from tuner.ledger import Ledger
-
-ledger = Ledger(storage.ledger_engine(sys.argv[1]))
-ledger.claim(int(sys.argv[2]), identity(), {})
-print("claimed", flush=True)
-sys.stdin.read()
-"""
-
-
-@pytest.mark.slow
-def test_the_attempts_of_a_process_that_was_killed_are_reaped_at_once(ledger):
-    study = submit(ledger)
-    process = subprocess.Popen(
-        [sys.executable, "-c", CLAIM, url_of(ledger), str(study.id)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout.readline() == "claimed\n"
-    assert ledger.reap(is_gone) == 0
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert ledger.reap(is_gone) == 1
-    assert claim(ledger, study).trial.number == 0
 
 
 def test_a_trial_fails_once_its_retries_are_spent(ledger):

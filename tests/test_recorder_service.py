@@ -125,23 +125,6 @@ def test_an_outage_is_said_once_until_it_is_over(caplog):
     assert caplog.messages[1:] == ["the database is away again; trying on"]
 
 
-def test_of_many_who_claim_a_study_at_once_for_the_first_time_one_gets_it(ledger):
-    study = begin(ledger)
-    start, got = threading.Barrier(8), []
-
-    def claim(index: int) -> None:
-        publications = Publications(ledger.engine, "mlflow", f"elsewhere:{index}:1")
-        start.wait()
-        got.append(publications.claim(study.id))
-
-    threads = [threading.Thread(target=claim, args=(index,)) for index in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(got) == [False] * 7 + [True]
-
-
 def test_a_quiet_ledger_costs_a_query_a_target(ledger, places):
     train(ledger, begin(ledger), 3)
     recorder = Recorder(ledger.engine, places)
