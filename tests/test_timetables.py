@@ -274,7 +274,7 @@ def test_what_was_missed_is_in_the_history(either: Ledger) -> None:
     assert store.tick(NOON + 5 * 3600 + 600) == 0
     (run,) = store.history("a")
     assert (run.state, run.fire_at) == (MISSED, NOON + 5 * 3600)
-    assert run.reason == "nobody was there from 2026-06-01T12:00:00Z on to run it in time"
+    assert run.reason == "no scheduler was running from 2026-06-01T12:00:00Z on to start it in time"
 
 
 def test_a_disabled_timetable_is_not_heeded_and_one_that_is_enabled_begins_then(

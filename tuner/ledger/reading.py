@@ -45,10 +45,10 @@ SEARCHED = tuple(one.name for one in fields(SearchedTrial) if one.name != "repor
 
 
 class Reader:
-    """What can be asked of the ledger. Thread-safe: every call uses a connection of its own."""
+    """Reads the ledger. Thread-safe: every call uses a connection of its own."""
 
     def __init__(self, engine: Engine, retry_timeout: float = RETRY_SECONDS) -> None:
-        """Give up on a lost connection after `retry_timeout` seconds."""
+        """Retry calls that lose their connection for `retry_timeout` seconds."""
         self.engine = engine
         self.retry_timeout = retry_timeout
 
@@ -77,7 +77,7 @@ class Reader:
 
     @retry_on_disconnect
     def changes(self, study_id: int, since: int, *, with_reports: bool = True) -> Changes:
-        """Read the trials that changed after revision `since`, as of one moment."""
+        """Read the trials that changed after revision `since`, in one snapshot."""
         with self._reading() as tx:
             revision, attrs = _seen(tx, study_id)
             if revision == since:
@@ -87,7 +87,7 @@ class Reader:
 
     @retry_on_disconnect
     def searched(self, study_id: int, since: int) -> Searched:
-        """Read what search looks at and changed after revision `since`, as of one moment."""
+        """Read for search the trials that changed after revision `since`, in one snapshot."""
         with self._reading() as tx:
             if since > 0:
                 return _searched_since(tx, study_id, since)
@@ -103,7 +103,7 @@ class Reader:
 
     @retry_on_disconnect
     def trial(self, study_id: int, number: int) -> TrialRecord | None:
-        """Read one trial; None if there is none of that number, or no such study any more."""
+        """Read one trial; return None if there is none of that number or the study was deleted."""
         here = and_(trials.c.study_id == study_id, trials.c.number == number)
         with self._reading() as tx:
             return next(iter(read_trials(tx, here)), None)
@@ -153,7 +153,7 @@ class Reader:
 
     @retry_on_disconnect
     def silent(self, study_id: int) -> list[Silence]:
-        """Read the trials that somebody holds and whose last row is older than `SILENT_SECONDS`."""
+        """Read the trials that are held and whose last row is older than `SILENT_SECONDS`."""
         query = (
             select(trials.c.number.label("trial"), attempts.c.worker, SILENT_FOR.label("seconds"))
             .select_from(attempts)
@@ -181,7 +181,7 @@ class Reader:
 
     @retry_on_disconnect
     def curve(self, trial_id: int, since: int = 0) -> Chunk:
-        """Read the committed curve of a trial from the chunk that begins at step `since` on."""
+        """Read the committed curve of a trial, from the chunk that begins at step `since`."""
         query = (
             select(chunks.c.first_step, chunks.c.data)
             .where(chunks.c.trial_id == trial_id, chunks.c.first_step >= since)
@@ -195,7 +195,7 @@ class Reader:
     def curves(self, trial_ids: Sequence[int]) -> dict[int, Chunk]:
         """Read the committed curves of some trials, by their ids, with one statement.
 
-        A trial whose curve has a gap, as `doctor` says, is left out.
+        A trial whose curve has a gap, which `doctor` reports, is left out.
         """
         query = (
             select(chunks.c.trial_id, chunks.c.first_step, chunks.c.data)
@@ -216,7 +216,7 @@ class Reader:
 
     @retry_on_disconnect
     def counts(self, study_id: int) -> dict[str, int]:
-        """Count a study's own trials by outcome, and those running and waiting to be taken up."""
+        """Count a study's own trials by outcome, and those that are running or waiting."""
         live = has_live_attempt(trials.c.id).label("live")
         query = (
             select(trials.c.state, live, func.count().label("trials"))
@@ -232,7 +232,7 @@ class Reader:
 
     @retry_on_disconnect
     def imported(self, study_id: int) -> int:
-        """Count the trials that a study has from its earlier versions."""
+        """Count the trials that a study has imported from its earlier versions."""
         here = and_(trials.c.study_id == study_id, trials.c.imported)
         with self._reading() as tx:
             return int(tx.scalar(select(func.count()).select_from(trials).where(here)) or 0)
@@ -289,28 +289,28 @@ class Reader:
 
 
 def read_trials(tx: Connection, where: Any, *, with_reports: bool = True) -> list[TrialRecord]:
-    """Read trials in the order of their numbers, and their reports unless nobody wants them."""
+    """Read trials in order of number, with their reports unless `with_reports` is false."""
     rows = tx.execute(select(trials).where(where).order_by(trials.c.number)).all()
     if not with_reports:
         return [TrialRecord(**row._mapping) for row in rows]
-    told: dict[int, list[Report]] = {}
+    by_trial: dict[int, list[Report]] = {}
     query = (
         select(reports)
         .where(reports.c.trial_id.in_(select(trials.c.id).where(where)))
         .order_by(reports.c.trial_id, reports.c.step)
     )
     for row in tx.execute(query):
-        told.setdefault(row.trial_id, []).append(
+        by_trial.setdefault(row.trial_id, []).append(
             Report(step=row.step, value=row.value, pruned=row.pruned, reason=row.reason)
         )
-    return [TrialRecord(**row._mapping, reports=tuple(told.get(row.id, ()))) for row in rows]
+    return [TrialRecord(**row._mapping, reports=tuple(by_trial.get(row.id, ()))) for row in rows]
 
 
 def _searched_since(tx: Connection, study_id: int, since: int) -> Searched:
-    """Read what search looks at and changed, by one statement: this is asked several times a trial.
+    """Read the changes for search in one statement, since this is called several times a trial.
 
-    There is a row for each report, for each trial without one, or one without a trial. They are
-    put in order here: told to do so, SQLite goes by number through all trials.
+    There is a row for each report, for each trial without a report, or one row without a trial.
+    Rows are sorted here: with ORDER BY, SQLite would read all trials by number.
     """
     of_study = and_(trials.c.study_id == studies.c.id, trials.c.revision > since)
     columns = [trials.c[name] for name in SEARCHED]
@@ -320,7 +320,7 @@ def _searched_since(tx: Connection, study_id: int, since: int) -> Searched:
         .where(studies.c.id == study_id)
     )
     found = tx.execute(query).all()
-    told: dict[int, dict[int, float]] = {}
+    by_trial: dict[int, dict[int, float]] = {}
     changed: dict[int, dict[str, Any]] = {}
     for _, _, step, value, *values in found:
         row = dict(zip(SEARCHED, values, strict=True))
@@ -329,45 +329,47 @@ def _searched_since(tx: Connection, study_id: int, since: int) -> Searched:
             continue
         changed.setdefault(number, row)
         if step is not None:
-            told.setdefault(number, {})[step] = value
+            by_trial.setdefault(number, {})[step] = value
     return Searched(
         revision=found[0].revision,
         attrs=found[0].attrs,
         trials=[
-            SearchedTrial(**row, reports=dict(sorted(told.get(number, {}).items())))
+            SearchedTrial(**row, reports=dict(sorted(by_trial.get(number, {}).items())))
             for number, row in sorted(changed.items())
         ],
     )
 
 
 def read_searched(tx: Connection, where: Any) -> list[SearchedTrial]:
-    """Read what search looks at in trials, in the order of their numbers, in portions.
+    """Read what search needs of trials, in order of number, in portions.
 
-    Reports come without their sentences, which are most of a study's bytes.
+    Reports come without their reasons, which are most of a study's bytes.
     """
     streamed = {"yield_per": PORTION}
-    told: dict[int, dict[int, float]] = {}
-    steps: dict[int, int] = {}  # one object a step: there are few of them, and many reports
+    by_trial: dict[int, dict[int, float]] = {}
+    steps: dict[int, int] = {}  # share one int a step among many reports
     query = (
         select(reports.c.trial_id, reports.c.step, reports.c.value)
         .where(reports.c.trial_id.in_(select(trials.c.id).where(where)))
         .order_by(reports.c.trial_id, reports.c.step)
     )
     for trial_id, step, value in tx.execute(query, execution_options=streamed):
-        told.setdefault(trial_id, {})[steps.setdefault(step, step)] = value
+        by_trial.setdefault(trial_id, {})[steps.setdefault(step, step)] = value
     columns = [trials.c[name] for name in SEARCHED]
     rows = tx.execute(
         select(trials.c.id, *columns).where(where).order_by(trials.c.number),
         execution_options=streamed,
     )
     return [
-        SearchedTrial(**dict(zip(SEARCHED, values, strict=True)), reports=told.get(trial_id, {}))
+        SearchedTrial(
+            **dict(zip(SEARCHED, values, strict=True)), reports=by_trial.get(trial_id, {})
+        )
         for trial_id, *values in rows
     ]
 
 
 def _seen(tx: Connection, study_id: int) -> tuple[int, Mapping[str, Any]]:
-    """Read a study's revision, and what samplers keep on it."""
+    """Read a study's revision and the attributes that samplers keep on it."""
     query = select(studies.c.revision, studies.c.attrs).where(studies.c.id == study_id)
     row = tx.execute(query).one()
     return row.revision, row.attrs
@@ -378,7 +380,7 @@ def _changed(study_id: int, since: int) -> Any:
 
 
 def has_live_attempt(trial_id: Any) -> Any:
-    """Tell in SQL whether somebody trains the trial."""
+    """Return the SQL condition that a trial has a live attempt."""
     return exists().where(attempts.c.trial_id == trial_id, attempts.c.live)
 
 

@@ -170,12 +170,6 @@ class Retrainings(LeaseWriter):
         with self._reading() as tx:
             return [_of(row) for row in tx.execute(query)]
 
-    @retry_on_disconnect
-    def now(self) -> float:
-        """Read the database's clock, in seconds since 1970."""
-        with self._reading() as tx:
-            return float(tx.execute(select(database_time())).scalar_one())
-
     def _change(self, held: Retraining, **values: Any) -> Retraining:
         """Write under the fence; a change that was committed before under this token is kept."""
         with self._writing() as tx:

@@ -53,7 +53,7 @@ class RunRecord:
     outcome: str | None
     reason: str | None
     worker: str | None
-    token: int  # how often it was taken up
+    token: int  # counts claims
     expires_at: float
     claimed_at: float | None
     ended_at: float | None
@@ -226,7 +226,9 @@ def _write_ticks(tx: Connection, timetable: TimetableRecord, at: float) -> int:
     open_at = tx.scalar(select(timetable_runs.c.fire_at).where(here).limit(1))
     new = []
     if due.missed is not None:
-        reason = f"nobody was there from {pure.key_of(timetable.seen_at)} on to run it in time"
+        reason = (
+            f"no scheduler was running from {pure.key_of(timetable.seen_at)} on to start it in time"
+        )
         new.append({"fire_at": due.missed, "state": MISSED, "reason": reason, "ended_at": at})
     for index, fire_at in enumerate(due.run):
         if timetable.when.overlap == pure.SKIP and open_at is not None and index >= due.late:

@@ -1,12 +1,12 @@
 """The ledger: the source of truth about studies, trials, attempts, curves and outcomes.
 
-Invariants, whoever calls and whatever dies:
+Invariants, whichever process calls or dies:
 - a study never reserves more trials than its limit, and a number belongs to one trial for good;
 - a trial has at most one live attempt, and ends in exactly one outcome;
 - what an attempt commits is refused with `LeaseLost` once the attempt is no longer live: every
   such transaction begins with an UPDATE that must change the attempt's row;
 - rows of a curve are consecutive from step 0, and a committed row is never written again;
-- every commit that search can see gives the study its next revision.
+- every commit that search can see advances the revision of the study.
 
 Optuna's and MLflow's rows are projections of these tables (`tuner.tracking`). No transaction
 here stays open across a call into either.

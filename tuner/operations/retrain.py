@@ -71,7 +71,7 @@ def retrain(
             raise KeyboardInterrupt
     with renewer.running():
         found = as_json(Stages(job, store, held, renewer, stop).run())
-    notify.tell(study.spec.retrain.notify, found)
+    notify.send(study.spec.retrain.notify, found)
     return found
 
 

@@ -177,7 +177,7 @@ class Stages:
     # --- what they need
 
     def _challengers(self) -> Challengers:
-        """Give the challengers; after the first stage they are read from where they were kept."""
+        """Return the challengers; after the first stage they are read from their files."""
         if self._trained is None:
             self._trained = challengers(self._job, self._folder, self._still)
         return self._trained

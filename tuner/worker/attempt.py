@@ -215,7 +215,7 @@ class Attempt:
         if self.rows() is None:
             self.save_checkpoint()
         reach("leave.before_release")
-        self._ledger.release(self.lease, INTERRUPTED, "the worker was told to stop")
+        self._ledger.release(self.lease, INTERRUPTED, "the worker was asked to stop")
         self.log.info("trial left to the next worker", step=self._step)
 
     def give_back(self) -> None:

@@ -21,10 +21,9 @@ log = logger(__name__)
 class LeaseRenewer:
     """Renews leases of any kind in one thread of this process, and reaps attempts there.
 
-    Renewal survives lost connections: an expired lease that nobody has taken can be renewed. After
-    an outage all leases have expired, so every process renews before any process reaps: a process
-    that could not reach the database reaps again only when as much time has passed as a lease
-    lasts.
+    Renewal survives lost connections: an expired lease that was not taken over can be renewed.
+    After an outage all leases have expired, so every process renews before any process reaps: a
+    process that could not reach the database reaps again only after as long as a lease lasts.
     """
 
     def __init__(self, ledger: Ledger, checkpoints: Path) -> None:

@@ -1,6 +1,6 @@
 """Migrations of all tables, once, under one lock; and opening what they made.
 
-Optuna's and MLflow's tables are made here too, because first starts that race break them for good.
+Optuna's and MLflow's tables are made here too, since concurrent first starts would corrupt them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def open_ledger(places: Addresses, *, create: bool) -> Engine:
 
 
 def check_schema(places: Addresses, engine: Engine) -> None:
-    """Look once whether the database is there, with this version's schema.
+    """Check once that the database exists and has this version's schema.
 
     Raises `UnavailableError` or `SchemaError` like `open_ledger`.
     """
@@ -65,10 +65,10 @@ def _check(places: Addresses, revision: str | None) -> None:
 
 
 def upgrade(places: Addresses, workers: Mapping[str, str] | None = None) -> str | None:
-    """Bring our tables, Optuna's and MLflow's to this version's schemas, from whatever is there.
+    """Bring our tables, Optuna's and MLflow's to this version's schemas, from any earlier ones.
 
     On PostgreSQL also the schemas, and roles with what they may do, and logins of `workers` with
-    their passwords; gives what an administrator has left to do for these.
+    their passwords; return what an administrator must do for these, or None.
     """
     if workers and places.file is not None:
         raise UsageError("SQLite knows no logins; expected a PostgreSQL database for workers")
@@ -173,7 +173,7 @@ def _nothing_there(places: Addresses) -> UnavailableError:
         )
     return UnavailableError(
         f"there is no ledger at {places.file}; `tuner run FILE` makes one, and TUNER_DATABASE_URL "
-        "says where another one is"
+        "names another one"
     )
 
 
