@@ -39,7 +39,7 @@ def end_attempts(tx: Connection, entries: Sequence[Entry]) -> set[AttemptLease]:
     return live
 
 
-def came_through(tx: Connection, leases: Collection[AttemptLease]) -> set[AttemptLease]:
+def ended_before(tx: Connection, leases: Collection[AttemptLease]) -> set[AttemptLease]:
     """Return the leases of attempts that have ended with their trial's outcome.
 
     Only its holder ends an attempt so: the commit was this call's, whose connection was lost.

@@ -35,7 +35,7 @@ def locked_study(study_id: int) -> Any:
     return select(studies).where(studies.c.id == study_id).with_for_update(key_share=True)
 
 
-def one_submits(tx: Connection) -> None:
+def lock_submission(tx: Connection) -> None:
     """Serialise the creation of studies, since no transaction sees what another is creating."""
     if tx.dialect.name == "postgresql":
         tx.execute(select(func.pg_advisory_xact_lock(SUBMITTING)))

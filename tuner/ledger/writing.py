@@ -64,7 +64,7 @@ class Ledger(Attempts):
         when code or data differ.
         """
         with self._writing() as tx:
-            rows.one_submits(tx)
+            rows.lock_submission(tx)
             row = tx.execute(
                 select(studies)
                 .where(studies.c.name == spec.study.name)
@@ -197,7 +197,7 @@ class Ledger(Attempts):
             live |= entries.end_attempts(tx, together)
             refused_ends = [e.lease for e in together if e.outcome and e.lease not in live]
             if refused_ends:
-                ended_before = entries.came_through(tx, refused_ends)
+                ended_before = entries.ended_before(tx, refused_ends)
             kept = [entry for entry in together if entry.lease in live]
             needless = entries.put(tx, kept) if kept else []
         lost = frozenset(entry.lease for entry in together) - live - ended_before

@@ -109,7 +109,9 @@ class Attempt:
                 f"trial {self.number} begins at step 0, its checkpoint is unusable: {error}"
             )
             self._step, self._saved = 0, None
-            self._context.commits.waiting(lambda: self._ledger.begin_at_first_step(self.lease))
+            self._context.commits.retry_until_stopped(
+                lambda: self._ledger.begin_at_first_step(self.lease)
+            )
             return False
         return True
 
@@ -201,7 +203,7 @@ class Attempt:
         # all of it: attempts that were killed may have left files that the ledger does not know
         shutil.rmtree(folder_of(self._context.checkpoints, self._study, self.number), True)
 
-    def put_aside(self) -> bool:
+    def spill(self) -> bool:
         """Spill rows into a file; return False if there is no space for them."""
         spilled, fresh = self._spill.read(), curves.join(self._measured)
         if self._spill.add(fresh.after(spilled.next_step) if spilled else fresh):
@@ -210,7 +212,7 @@ class Attempt:
             return True
         return False
 
-    def leave(self) -> None:
+    def save_and_release(self) -> None:
         """Save a checkpoint and release the lease, since the worker was asked to stop."""
         if self.rows() is None:
             self.save_checkpoint()
@@ -218,7 +220,7 @@ class Attempt:
         self._ledger.release(self.lease, INTERRUPTED, "the worker was asked to stop")
         self.log.info("trial left to the next worker", step=self._step)
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """Release the lease; the next attempt resumes from the last checkpoint."""
         reason = "memory was too short for so many trials at a time"
         self._release(INTERRUPTED, reason)
@@ -233,7 +235,7 @@ class Attempt:
         if self._endings.get(RAISED, 0) < self._study.spec.budget.retries.failed:
             self.log.warning(f"trial {self.number} will be tried again: {sentence}")
             if rows := self.rows():
-                self._context.commits.decided([rows])
+                self._context.commits.commit_decisions([rows])
             self._release(RAISED, sentence, traceback)
             return None
         return self._failed(sentence, traceback)
@@ -242,7 +244,7 @@ class Attempt:
         return self._entry(outcome=Outcome(kind=FAILED, reason=reason), traceback=traceback)
 
     def _release(self, ending: str, reason: str, traceback: str | None = None) -> None:
-        self._context.commits.waiting(
+        self._context.commits.retry_until_stopped(
             lambda: self._ledger.release(self.lease, ending, reason, traceback)
         )
 

@@ -33,7 +33,7 @@ class Commits:
         self._study = study
         self._stop = stop
 
-    def waiting(self, call: Callable[[], R]) -> R:
+    def retry_until_stopped(self, call: Callable[[], R]) -> R:
         """Retry a call while the database is away, until the worker is asked to stop."""
 
         def before_sleep(_: object) -> None:
@@ -49,19 +49,19 @@ class Commits:
         )
         return retrying(call)
 
-    def decided(self, entries: Sequence[Entry]) -> frozenset[AttemptLease]:
+    def commit_decisions(self, entries: Sequence[Entry]) -> frozenset[AttemptLease]:
         """Commit entries with decisions or outcomes; return the leases that are refused."""
         if any(entry.report for entry in entries):
             reach("report.before_commit")
         ends = any(entry.outcome for entry in entries)
         if ends:
             reach("outcome.before_commit")
-        lost = self.waiting(lambda: self._ledger.commit(entries)).lost
+        lost = self.retry_until_stopped(lambda: self._ledger.commit(entries)).lost
         if ends:
             reach("outcome.committed")
         return lost
 
-    def measured(self, entries: Sequence[Entry]) -> frozenset[AttemptLease]:
+    def commit_rows(self, entries: Sequence[Entry]) -> frozenset[AttemptLease]:
         """Commit rows alone; return the leases that are refused.
 
         Raises `ConnectionLostError` at once where the database is away.

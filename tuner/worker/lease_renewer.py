@@ -52,7 +52,7 @@ class LeaseRenewer:
         with self._lock:
             self._held.add(lease)
 
-    def let_go(self, lease: Lease) -> None:
+    def drop(self, lease: Lease) -> None:
         """Stop renewing a lease."""
         with self._lock:
             self._held.discard(lease)
@@ -69,7 +69,7 @@ class LeaseRenewer:
         try:
             yield
         finally:
-            self.let_go(lease)
+            self.drop(lease)
 
     def reap(self) -> int:
         """End lost attempts and remove checkpoints no longer needed; return the attempts ended."""
@@ -106,6 +106,6 @@ class LeaseRenewer:
             held = frozenset(self._held)
         lost = self._ledger.renew(held) if held else frozenset()
         for lease in lost:  # the next commit of its holder is refused, in the holder's thread
-            self.let_go(lease)
+            self.drop(lease)
         if self._in_touch_since == float("inf"):
             self._in_touch_since = time.monotonic()

@@ -22,7 +22,7 @@ class Rules:
         self._asked_of_failures: int | None = None  # that failures were last checked for
         self._regret_at = ENOUGH  # completed trials at which the regret is bounded again
 
-    def look_again(self) -> None:
+    def check_failures_again(self) -> None:
         """Check failures again, since a trial has failed in this process."""
         self._asked_of_failures = None
 

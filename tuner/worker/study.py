@@ -157,7 +157,7 @@ class StudyWorker:
         if wider is not None:
             log.info("range extended", study=self._name, why=wider[1].why)
             ranges.extend(self._ledger, self._context.study, *wider)
-        draws = self._commits.waiting(
+        draws = self._commits.retry_until_stopped(
             lambda: self._search.draw_together([claim.trial.number for claim in claims])
         )
         reach("ask.drawn")
@@ -166,7 +166,7 @@ class StudyWorker:
             for claim, draw in zip(claims, draws, strict=True)
         ]
         of_study = {key: value for draw in draws for key, value in draw.study_attrs.items()}
-        lost = self._commits.waiting(
+        lost = self._commits.retry_until_stopped(
             lambda: self._ledger.draw_together(
                 drawn, study_attrs=of_study, asked_revision=draws[0].revision
             )
@@ -212,7 +212,7 @@ class StudyWorker:
             if event.number in decisions or event.status in ENDED
         ]
         if entries:
-            self._settle(entries, self._commits.decided(entries))
+            self._settle(entries, self._commits.commit_decisions(entries))
         saving = any(one.checkpoint_due() for one in self._attempts.values())
         if (saving or time.monotonic() >= self._rows_due) and self._commit_rows():
             for attempt in [one for one in self._attempts.values() if one.checkpoint_due()]:
@@ -223,7 +223,7 @@ class StudyWorker:
         if not events:
             return {}
         reports = [(event.number, event.next_step, _value(event)) for event in events]
-        decisions = self._commits.waiting(lambda: self._search.decide_together(reports))
+        decisions = self._commits.retry_until_stopped(lambda: self._search.decide_together(reports))
         return {event.number: one for event, one in zip(events, decisions, strict=True)}
 
     def _commit_rows(self) -> bool:
@@ -232,24 +232,24 @@ class StudyWorker:
             return False
         entries = [entry for one in self._attempts.values() if (entry := one.rows())]
         try:
-            lost = self._commits.measured(entries) if entries else frozenset()
+            lost = self._commits.commit_rows(entries) if entries else frozenset()
         except ConnectionLostError as error:
-            self._put_aside(error)
+            self._spill_rows(error)
             return False
         self._settle(entries, lost)
         self._rows_due = time.monotonic() + COMMIT_SECONDS
         return True
 
-    def _put_aside(self, error: ConnectionLostError) -> None:
+    def _spill_rows(self, error: ConnectionLostError) -> None:
         """Spill rows into files; where there is no space, wait until the ledger takes them."""
         self._away_until = time.monotonic() + AWAY_SECONDS
         log.warning(f"study {self._name}: rows are kept in a file: {error}")
-        left = [one for one in self._attempts.values() if one.rows() and not one.put_aside()]
+        left = [one for one in self._attempts.values() if one.rows() and not one.spill()]
         reach("spill.written")
         entries = [entry for attempt in left if (entry := attempt.rows())]
         if entries:
             log.warning(f"study {self._name}: no room to keep rows; training waits")
-            self._settle(entries, self._commits.decided(entries))
+            self._settle(entries, self._commits.commit_decisions(entries))
 
     def _settle(self, entries: Sequence[Entry], lost: frozenset[AttemptLease]) -> None:
         """After a commit, free the slots of trials that have ended or are lost."""
@@ -273,12 +273,12 @@ class StudyWorker:
         if end is None:
             self._forget(attempt)
         else:
-            self._settle([end], self._commits.decided([end]))
+            self._settle([end], self._commits.commit_decisions([end]))
 
     def _leave(self) -> None:
         self._commit_rows()
         for attempt in tuple(self._attempts.values()):
-            self._end(attempt, attempt.leave)
+            self._end(attempt, attempt.save_and_release)
 
     def _shrink(self) -> None:
         """Halve the slots after the cohort ran out of memory.
@@ -292,7 +292,7 @@ class StudyWorker:
         now = f"{choice.slots} slot{'s' * (choice.slots > 1)} of the {choice.trainer} trainer"
         log.warning(f"study {self._name}: out of memory; from now on {now}", slots=choice.slots)
         for attempt in tuple(self._attempts.values()):
-            self._end(attempt, attempt.give_back)
+            self._end(attempt, attempt.release)
         memory.make_room()
         with workload_code():
             self._build(choice)
@@ -313,10 +313,10 @@ class StudyWorker:
     def _forget(self, attempt: Attempt) -> None:
         if attempt.admitted:
             self._trainer.evict(attempt.number)
-        self._renewer.let_go(attempt.lease)
+        self._renewer.drop(attempt.lease)
         del self._attempts[attempt.number]
         if attempt.failed:
-            self._rules.look_again()
+            self._rules.check_failures_again()
 
     def _give_up(self, lost: Collection[AttemptLease]) -> None:
         """Drop trials that another worker has claimed or that were cancelled."""
