@@ -14,6 +14,7 @@ from training_here import submitted, train
 from tuner.analysis import ranking
 from tuner.config.reading import parse
 from tuner.core.errors import LeaseLost, StudyFileError
+from tuner.core.failpoints import FailpointError
 from tuner.ledger import Ledger, ranges
 from tuner.ledger.ranges import ActiveRange
 from tuner.operations import status as summary
@@ -257,6 +258,14 @@ def test_a_probe_that_raises_leaves_the_whole_range_and_says_why(ledger, places)
     study = train(ledger, places, line(ledger, workload=arguments))
     assert ranges.history(study.attrs) == []
     assert "RuntimeError: no such thing" in summary.of_state(ledger, study)["probe"]["error"]
+
+
+def test_a_probe_that_is_interrupted_is_left_to_the_next_worker(ledger, places, arm):
+    study = line(ledger)
+    arm("probe.before_commit=raise")
+    with pytest.raises(FailpointError):
+        train(ledger, places, study)
+    assert ranges.claim_probe(ledger, study, "another").lease is not None
 
 
 def test_without_a_probe_nothing_is_said(ledger, places):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
+from typing import Any
 
 from tuner.core.environment import is_gone
-from tuner.core.errors import LeaseLost
+from tuner.core.errors import LeaseLost, TunerError
 from tuner.core.failpoints import reach
 from tuner.ledger import Ledger, StudyRecord, ranges
+from tuner.ledger.ranges import ActiveRange
 from tuner.observability.logs import logger
 from tuner.search.ranges import narrowed
 from tuner.training.choosing import Trained
@@ -30,26 +33,33 @@ def probed(
     if claim.lease is None:
         return claim.done
     assert isinstance(trained, Workload), "the study file is refused otherwise"
-    reach("probe.claimed")
     began = time.monotonic()
-    with renewer.holding(claim.lease):
-        try:
-            found = {name: one.as_json() for name, one in probe(trained, study.spec).items()}
-        except KeyboardInterrupt:
-            ranges.release_probe(ledger, study, claim.lease)
-            raise
-        except BaseException as error:
-            message = f"{type(error).__name__}: {error}"
-            log.warning(f"study {study.name}: the probe raised {message}")
-            result, active = {"optimizers": {}, "error": message}, None
-        else:
-            result, active = {"optimizers": found}, narrowed(study.spec, found)
+    try:
+        with renewer.holding(claim.lease):
+            reach("probe.claimed")
+            result, active = _probe(trained, study)
             reach("probe.before_commit")
-        try:
             ranges.finish_probe(ledger, study, claim.lease, result, active)
-        except LeaseLost as error:
-            log.warning(str(error))
-            return False
+    except LeaseLost as error:
+        log.warning(str(error))
+        return False
+    except BaseException:
+        with suppress(TunerError):  # else the lease expires
+            ranges.release_probe(ledger, study, claim.lease)
+        raise
     seconds = round(time.monotonic() - began, 1)
     log.info("probed", study=study.name, seconds=seconds, why=active and active.why)
     return True
+
+
+def _probe(workload: Workload, study: StudyRecord) -> tuple[dict[str, Any], ActiveRange | None]:
+    """Return the result of a probe and the range that follows; None after an exception."""
+    try:
+        found = {name: one.as_json() for name, one in probe(workload, study.spec).items()}
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        message = f"{type(error).__name__}: {error}"
+        log.warning(f"study {study.name}: the probe raised {message}")
+        return {"optimizers": {}, "error": message}, None
+    return {"optimizers": found}, narrowed(study.spec, found)
