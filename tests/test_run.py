@@ -26,6 +26,7 @@ from processes import (
     write_study,
 )
 
+from tuner.tracking.mlflow import views
 from tuner.training.trainer import seed_of
 
 pytestmark = pytest.mark.slow
@@ -83,9 +84,9 @@ def test_the_counts_agree_everywhere(ran, runs):
         ledger[trial["state"]] += 1
     assert done.json["trials"] == dict.fromkeys(KINDS, 0) | ledger
     study = optuna.load_study(study_name="small", storage=f"sqlite:///{folder}/tuner.db")
-    told = [trial.user_attrs["tuner.core.outcome"] for trial in study.trials]
+    told = [trial.user_attrs["tuner.outcome"] for trial in study.trials]
     assert {kind: told.count(kind) for kind in ledger} == ledger
-    told = [run.data.tags.get("tuner.core.outcome") for run in runs[1].values()]
+    told = [run.data.tags.get("tuner.outcome") for run in runs[1].values()]
     assert {kind: told.count(kind) for kind in ledger} == ledger
 
 
@@ -169,7 +170,7 @@ def test_every_run_says_what_it_is(ran, runs):
         assert run.info.end_time == round(trial.ended_at * 1000)
         assert tags["mlflow.parentRunId"] == parent.info.run_id
         assert tags["tuner.study"] == "small"
-        assert tags["tuner.core.outcome"] == trial.state
+        assert tags["tuner.outcome"] == trial.state
         assert tags["tuner.reason"] == trial.reason
         assert tags["tuner.seed"] == str(seed_of(study.spec, trial.number))
         assert tags["mlflow.source.name"] == "tests.workloads:noisy"
@@ -181,6 +182,17 @@ def test_every_run_says_what_it_is(ran, runs):
         }
         (data,) = run.inputs.dataset_inputs
         assert (data.dataset.name, data.dataset.digest) == ("a curved line", study.workload["data"])
+
+
+def test_the_runs_have_every_tag_that_the_saved_views_name(ran, runs):
+    folder, _ = ran
+    study = reader(folder).study("small")
+    states = [views.state_of(study, view) for view in views.views(study)]
+    named = {name for state in states for name in re.findall(r"tags\.`?([\w.]+)", str(state))}
+    assert {"tuner.outcome", "tuner.verdict", "tuner.reason", "tuner.trial"} <= named
+    for trial, run in runs[1].items():
+        if trial != "study":
+            assert named <= run.data.tags.keys()
 
 
 def test_the_commit_is_noted(tmp_path):
