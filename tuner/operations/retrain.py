@@ -131,7 +131,7 @@ def rollback(ledger: Ledger, places: Addresses, name: str, to: int | None = None
             )
         to = int(before)
     registry.load(registry.version(to))  # a champion that cannot be read would help nobody
-    registry.point(CHAMPION, to)
+    registry.set_alias(CHAMPION, to)
     return RolledBack(
         model=registry.model, was=None if champion is None else champion.number, now=to
     )

@@ -173,7 +173,7 @@ class Publications:
     @contextmanager
     def _claimed(self, study_id: int) -> Iterator[Connection]:
         """Begin a transaction that stops unless the claim is ours; it extends the claim."""
-        metrics.turned(self._target)  # publishing a long study is many of these
+        metrics.heartbeat(self._target)  # publishing a long study is many of these
         with self._writing() as tx:
             done = tx.execute(
                 update(published_studies)

@@ -38,7 +38,7 @@ class Commits:
         """Make a call that must wait for the database; until the worker is told to stop."""
 
         def say(_: object) -> None:
-            metrics.turned("worker")
+            metrics.heartbeat("worker")
             log.warning(f"study {self._study} waits for the database")
 
         retrying = Retrying(

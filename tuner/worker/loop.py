@@ -71,10 +71,10 @@ def work(
 
     worker = Worker(ledger, names, join)
     reaped_at = -float("inf")
-    with keeper.working(), metrics.looping("worker"):
+    with keeper.working(), metrics.expect_heartbeats("worker"):
         log.info("worker started", worker=identity(), studies=list(names) or "all that are open")
         while not stop.is_set():
-            metrics.turned("worker")
+            metrics.heartbeat("worker")
             if time.monotonic() - reaped_at >= REAP_SECONDS:
                 keeper.reap()
                 reaped_at = time.monotonic()
