@@ -128,16 +128,16 @@ class TrialPublisher:
             self._storage.delete_study(study_id)
 
     def _study_id(self, study: StudyRecord) -> int:
-        """Return the id of the study, created if missing. Raise `UnavailableError` if it is foreign."""
+        """Return the id of the study, created if missing. Raise `UnavailableError` if foreign."""
         study_id = find_study(self._storage, study)
         if study_id is None:
             direction = StudyDirection[study.spec.study.direction.upper()]
             study_id = self._storage.create_new_study([direction], study.title)
         elif not is_ours(self._storage, study_id, study):
             raise UnavailableError(
-                f"Optuna already has a study named {study.title!r} that is not tuner's, so this study "
-                "is not published there. Submit this study under another name, or delete the other "
-                "one with `optuna delete-study`"
+                f"Optuna already has a study named {study.title!r} that is not tuner's, so this "
+                "study is not published there. Submit this study under another name, or delete the "
+                "other one with `optuna delete-study`"
             )
         elif STUDY_ATTRIBUTE in self._storage.get_study_user_attrs(study_id):
             return study_id
