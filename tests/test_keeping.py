@@ -94,23 +94,25 @@ def test_a_loop_survives_every_error(error, caplog, monkeypatch):
 
     before = errors()
     with repeating("a loop", turn, 0.001):
-        began = metrics._turned["a loop"]
+        began = metrics._heartbeats["a loop"]
         assert gone_on.wait(60)
         is_outage = isinstance(error, UnavailableError)
-        assert (metrics._turned["a loop"] > began) == is_outage, "an outage is no reason to restart"
+        assert (metrics._heartbeats["a loop"] > began) == is_outage, (
+            "an outage is no reason to restart"
+        )
         assert (errors() > before) != is_outage
         goes_well.set()
         assert was_well.wait(60)
-    assert caplog.text.count(f"{error}; trying again") == 1, "it is said once"
-    assert metrics.stuck(0.0) == [], "what has ended is not stuck"
+    assert caplog.text.count(f"{error}; retrying") == 1, "it is logged once"
+    assert metrics.stuck_loops(0.0) == [], "what has ended is not stuck"
 
 
 def test_of_two_loops_with_one_name_the_outer_one_is_still_expected_to_turn():
-    with metrics.looping("a loop"):
-        with metrics.looping("a loop"):
+    with metrics.expect_heartbeats("a loop"):
+        with metrics.expect_heartbeats("a loop"):
             pass
-        assert metrics.stuck(-1.0) == ["a loop"]
-    assert metrics.stuck(-1.0) == []
+        assert metrics.stuck_loops(-1.0) == ["a loop"]
+    assert metrics.stuck_loops(-1.0) == []
 
 
 # --- spill files

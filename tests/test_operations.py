@@ -26,7 +26,7 @@ FUNCTIONS = {"time", "max", "min", "sum", "by", "increase", "min_over_time", "an
 
 def names(ledger: Ledger) -> set[str]:
     """Give the metrics that a scrape has, and those that come with their first event."""
-    counts = serving.InLedger(ledger.engine)
+    counts = serving.LedgerCollector(ledger.engine)
     found = {sample.name for family in counts.collect() for sample in family.samples}
     for family in metrics.REGISTRY.collect():
         found |= {f"{family.name}_total"} if family.type == "counter" else {family.name}

@@ -141,7 +141,7 @@ def test_trials_of_versions_without_the_attribute_are_still_ours(team, in_bulk):
     team.publish(in_bulk)
     team.stranger()
     recorder = Recorder(team.ledger.engine, team.places, in_bulk=in_bulk)
-    recorder.project_again(team.ledger.study("small"))
+    recorder.republish(team.ledger.study("small"))
     recorder.close()
     assert team.values() == {None: [0.5, STRANGE], "small:1": [0.25]}
     assert team.problems() == [("optuna_extra", None)]

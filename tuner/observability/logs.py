@@ -17,10 +17,10 @@ from tuner.ledger.database import without_password
 
 
 def logger(name: str) -> BoundLogger:
-    """Give a logger that takes fields: `log.info("trial ended", trial=3)`.
+    """Return a logger that takes fields: `log.info("trial ended", trial=3)`.
 
-    It hands over to the logger of that name in Python's own logging, so whoever uses this package
-    as a library decides as usual what is done with it.
+    It forwards to the standard library's logger of that name, so an application that uses this
+    package as a library configures it as usual.
     """
     wrapped: BoundLogger = structlog.wrap_logger(
         logging.getLogger(name),
@@ -34,8 +34,8 @@ def logger(name: str) -> BoundLogger:
 def plain() -> None:
     """Print what a person must know, as it is said, and what nobody foresaw, without passwords."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
-    sys.excepthook = _say_uncaught
-    threading.excepthook = lambda args: _say_uncaught(
+    sys.excepthook = _print_uncaught
+    threading.excepthook = lambda args: _print_uncaught(
         args.exc_type, args.exc_value, args.exc_traceback
     )
 
@@ -68,19 +68,19 @@ def service(kind: str | None) -> None:
 def without_passwords(
     _logger: object, _method: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
-    """Show every text without the passwords of the addresses in it."""
+    """Remove the passwords from all URLs in an event."""
     for key, value in event.items():
         if isinstance(value, str):
-            event[key] = _hidden(value)
+            event[key] = _redacted(value)
     return event
 
 
-def _hidden(text: str) -> str:
+def _redacted(text: str) -> str:
     return " ".join(without_password(word) for word in text.split(" "))
 
 
-def _say_uncaught(
+def _print_uncaught(
     kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
 ) -> None:
-    """Print a traceback as Python does, without passwords."""
-    sys.stderr.write(_hidden("".join(traceback.format_exception(kind, error, trace))))
+    """Print a traceback as Python does, with the passwords of URLs removed."""
+    sys.stderr.write(_redacted("".join(traceback.format_exception(kind, error, trace))))

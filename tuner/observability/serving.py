@@ -1,10 +1,9 @@
-"""What a service says of itself over HTTP: /metrics, /healthz and /readyz, on a port of its own.
+"""HTTP endpoints of a service: /metrics, /healthz and /readyz, on a separate port.
 
-- `/metrics`: the numbers of `tuner.observability.metrics`, and counts over the whole ledger
-  (`tuner_trials` ...).
-- `/healthz`: the process lives and its loops turn; 503 names those that do not. It asks nobody
-  else: who restarted a service because its database is away would lose what it holds.
-- `/readyz`: the database can be reached and has this version's schema; 503 says what is wrong.
+- `/metrics`: `tuner.observability.metrics`, and counts over the whole ledger (`tuner_trials` ...).
+- `/healthz`: the process is alive and its loops have heartbeats; 503 names the stuck loops. It
+  does not check the database: restarting a service during an outage would lose what it holds.
+- `/readyz`: the database is reachable and has this version's schema; 503 has the reason.
 """
 
 from __future__ import annotations
@@ -33,39 +32,39 @@ from tuner.observability import metrics
 from tuner.observability.logs import logger
 
 STUCK_SECONDS = 600.0
-"""How long a loop may take to turn: loading data, a step, a batch of a recorder's."""
+"""Longest time between heartbeats: loading data, a training step, a batch of the recorder."""
 POLL_SECONDS = 0.1
-"""How long the server takes to notice that it should end."""
+"""How often the server checks whether to shut down."""
 
 log = logger(__name__)
 
 
 @contextmanager
 def serving(port: int | None, host: str, engine: Engine, places: Addresses) -> Iterator[str | None]:
-    """Answer while the body runs, unless there is no port; give the address, and log it.
+    """Serve the endpoints while the body runs; yield their address, or None without a port.
 
-    Raises `UnavailableError` when the port cannot be had.
+    Raise `UnavailableError` if the port cannot be bound.
     """
     if port is None:
         yield None
         return
     try:
-        server = _Server((host, port), _Answer)
+        server = _Server((host, port), _Handler)
     except OSError as error:
         raise UnavailableError(
-            f"metrics cannot be served on {host}:{port}: {error.strerror or error}; give each "
-            "service of a machine another port (--metrics-port, TUNER_METRICS_PORT)"
+            f"metrics cannot be served on {host}:{port}: {error.strerror or error}; use a "
+            "different port for each service on a machine (--metrics-port, TUNER_METRICS_PORT)"
         ) from error
-    keep_from_children(server.socket)  # one that outlives this process would keep the port taken
+    keep_from_children(server.socket)  # a child that outlives this process would keep the port
     server.ready = partial(check_schema, places, engine)
     thread = threading.Thread(
         target=server.serve_forever, args=(POLL_SECONDS,), name="metrics", daemon=True
     )
-    counts = InLedger(engine)
+    counts = LedgerCollector(engine)
     metrics.REGISTRY.register(counts)
     thread.start()
     address = f"http://{host}:{server.server_address[1]}"
-    log.info("metrics are served", address=address)
+    log.info("serving metrics", address=address)
     try:
         yield address
     finally:
@@ -76,40 +75,42 @@ def serving(port: int | None, host: str, engine: Engine, places: Addresses) -> I
 
 
 class _Server(ThreadingTCPServer):
-    allow_reuse_address = True  # a service that is started again has its port at once
+    allow_reuse_address = True  # a restarted service can bind its port at once
     daemon_threads = True
     ready: Callable[[], None]
     """Raises `TunerError` unless the service can work."""
 
 
-class InLedger(Collector):
-    """Counts over the whole ledger, asked for at each scrape; any one service's are enough."""
+class LedgerCollector(Collector):
+    """Counts over the whole ledger, read at each scrape; the same from every service."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def describe(self) -> Iterator[Metric]:
-        """Describe nothing, so that registering asks no database."""
+        """Return nothing, so that registration does not query the database."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        """Count; where the database is away there is only that to say."""
-        yield _gauge("tuner_build_info", "1; which version this is.", "version", {_VERSION: 1})
+        """Yield the counts; without a database only `tuner_database_up`."""
+        yield _gauge(
+            "tuner_build_info", "Always 1; the label is the version.", "version", {_VERSION: 1}
+        )
         try:
             found = totals(self._engine)
         except TunerError:
-            yield _gauge("tuner_database_up", "Whether the ledger could be read.", "", {"": 0})
+            yield _gauge("tuner_database_up", "1 if the ledger could be read.", "", {"": 0})
             return
-        yield _gauge("tuner_database_up", "Whether the ledger could be read.", "", {"": 1})
+        yield _gauge("tuner_database_up", "1 if the ledger could be read.", "", {"": 1})
         yield _gauge("tuner_studies", "Studies.", "state", found.studies)
         yield _gauge("tuner_trials", "Trials.", "state", found.trials)
-        yield _gauge("tuner_leases", "Trials that a worker holds.", "", {"": found.leases})
+        yield _gauge("tuner_leases", "Trials leased by a worker.", "", {"": found.leases})
         yield _gauge(
-            "tuner_leases_expired", "Of these, of silent workers.", "", {"": found.expired}
+            "tuner_leases_expired", "Trials whose lease has expired.", "", {"": found.expired}
         )
         yield _gauge(
             "tuner_trials_unpublished",
-            "Ended trials whose end is not published.",
+            "Ended trials that are not completely published.",
             "target",
             found.unpublished,
         )
@@ -125,39 +126,39 @@ def _gauge(name: str, about: str, label: str, values: Mapping[str, int]) -> Metr
     return family
 
 
-class _Answer(BaseHTTPRequestHandler):
-    """Answers the three paths; logs nothing, since it is asked every few seconds."""
+class _Handler(BaseHTTPRequestHandler):
+    """Serves the three paths, without a request log."""
 
     server_version = "tuner"
     sys_version = ""
 
     server: _Server
 
-    def do_GET(self) -> None:  # the name that http.server calls
-        """Answer."""
+    def do_GET(self) -> None:  # the name is http.server's
+        """Respond to a request."""
         match self.path.partition("?")[0]:
             case "/metrics":
-                self._say(200, generate_latest(metrics.REGISTRY), CONTENT_TYPE_LATEST)
+                self._send(200, generate_latest(metrics.REGISTRY), CONTENT_TYPE_LATEST)
             case "/healthz":
-                stuck = metrics.stuck(STUCK_SECONDS)
-                said = f"stuck for {STUCK_SECONDS:.0f} s: {', '.join(stuck)}" if stuck else "ok"
-                self._say(503 if stuck else 200, said.encode())
+                stuck = metrics.stuck_loops(STUCK_SECONDS)
+                body = f"stuck for {STUCK_SECONDS:.0f} s: {', '.join(stuck)}" if stuck else "ok"
+                self._send(503 if stuck else 200, body.encode())
             case "/readyz":
                 try:
                     self.server.ready()
                 except TunerError as error:
-                    self._say(503, str(error).encode())
+                    self._send(503, str(error).encode())
                 else:
-                    self._say(200, b"ok")
+                    self._send(200, b"ok")
             case _:
-                self._say(404, b"expected /metrics, /healthz or /readyz")
+                self._send(404, b"expected /metrics, /healthz or /readyz")
 
-    def _say(self, code: int, body: bytes, kind: str = "text/plain; charset=utf-8") -> None:
+    def _send(self, code: int, body: bytes, kind: str = "text/plain; charset=utf-8") -> None:
         self.send_response(code)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name
-        """Say nothing."""
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name is http.server's
+        """Log nothing."""

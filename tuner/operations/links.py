@@ -6,7 +6,7 @@ from tuner.core.outcome import DIVERGED
 from tuner.ledger import Reader, StudyRecord
 from tuner.ledger.database import Addresses
 from tuner.ledger.publications import Publications
-from tuner.tracking.mlflow import artifacts
+from tuner.tracking.mlflow.links import study_links
 from tuner.tracking.mlflow.study_run import FEW
 
 
@@ -17,7 +17,7 @@ def of_study(
 
     Raises `UnavailableError` when MLflow cannot be reached.
     """
-    links = artifacts.links(ledger.engine, places, study, ui)
+    links = study_links(ledger.engine, places, study, ui)
     if links is None:
         return {}
     runs = Publications(ledger.engine, "mlflow").external_ids(study.id)

@@ -49,18 +49,19 @@ def report(
         return Reported(
             written=writing.of_study(gather(ledger, study, marks=marks), folder), in_mlflow=False
         )
-    from tuner.tracking.mlflow import artifacts  # noqa: PLC0415 - it imports mlflow
+    from tuner.tracking.mlflow import links as pages  # noqa: PLC0415 - it imports mlflow
+    from tuner.tracking.mlflow.study_run import upload_report  # noqa: PLC0415
 
     links, problem = {}, None
     try:
-        links = artifacts.run_links(ledger.engine, places, study, ui)
+        links = pages.run_addresses(ledger.engine, places, study, ui)
     except UnavailableError as error:
         problem = str(error)
     written = writing.of_study(gather(ledger, study, marks=marks, links=links), folder)
     if problem is not None:
         return Reported(written=written, in_mlflow=False, problem=problem)
     try:
-        there = artifacts.put_report(ledger.engine, places, study, written.files)
+        there = upload_report(ledger.engine, places, study, written.files)
     except UnavailableError as error:
         return Reported(written=written, in_mlflow=False, problem=str(error))
     return Reported(written=written, in_mlflow=there)

@@ -9,7 +9,7 @@ from tuner.core.errors import UnavailableError
 from tuner.ledger import Ledger, StudyRecord
 from tuner.ledger.database import Addresses
 from tuner.operations import manage
-from tuner.tracking.mlflow import purge
+from tuner.tracking.mlflow.deletion import purge, with_champions
 
 DAY = 86_400.0
 
@@ -47,7 +47,7 @@ def plan(
     moved = _last_moved(ledger)
     newest = sorted(moved, key=lambda name: moved[name], reverse=True)[:keep_newest]
     old = sorted(name for name, at in moved.items() if now - at >= older_than * DAY)
-    champions = purge.with_champions(places) if old else set()
+    champions = with_champions(places) if old else set()
     busy = {study.name for study in ledger.studies() if study.id in ledger.live_attempts()}
     reasons = {
         **dict.fromkeys(busy, "it is being trained"),
@@ -81,6 +81,6 @@ def collect(ledger: Ledger, places: Addresses, made: Plan) -> tuple[list[str], s
     for name in made.remove:
         manage.delete(ledger, places, name)
     try:
-        return purge.purge(places), None
+        return purge(places), None
     except UnavailableError as error:
         return [], str(error)

@@ -138,8 +138,8 @@ def rollback(ledger: Ledger, places: Addresses, name: str, to: int | None = None
                 "none to go back to"
             )
         to = int(before)
-    registry.load(registry.version(to))  # raises if it cannot be read
-    registry.point(CHAMPION, to)
+    registry.load(registry.version(to))  # a champion that cannot be read would help nobody
+    registry.set_alias(CHAMPION, to)
     return RolledBack(
         model=registry.model, was=None if champion is None else champion.number, now=to
     )

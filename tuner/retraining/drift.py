@@ -8,11 +8,11 @@ from typing import Any
 from tuner.analysis.drift import moved
 from tuner.analysis.statistics import Interval
 from tuner.ledger import Retraining, Retrainings
-from tuner.tracking.mlflow.retraining_run import RetrainRuns
+from tuner.tracking.mlflow.retraining_run import RetrainingRuns
 
 
 def show(
-    runs: RetrainRuns, store: Retrainings, held: Retraining, outcome: str, metric: str
+    runs: RetrainingRuns, store: Retrainings, held: Retraining, outcome: str, metric: str
 ) -> None:
     """Add a retraining that is about to end to the curves of the parent run."""
     found = moved(held, outcome)
@@ -21,7 +21,7 @@ def show(
     values = {"lr": found["lr"], "lr_low": low, "lr_high": high}
     if found["champion"] is not None and math.isfinite(found["champion"]):
         values[f"champion_{metric}"] = found["champion"]
-    runs.show_drift(values, number, held.created_at)
+    runs.log_drift(values, number, held.created_at)
 
 
 def interval_as_json(interval: Interval | None) -> dict[str, Any] | None:

@@ -28,7 +28,7 @@ from tuner.retraining import drift, gate
 from tuner.retraining.checking import Job
 from tuner.retraining.training import Challengers, challengers, known
 from tuner.tracking.mlflow.registry import CHAMPION, REPLACES, RETRAINING
-from tuner.tracking.mlflow.retraining_run import ModelOf, RetrainRuns, RunOf
+from tuner.tracking.mlflow.retraining_run import ModelContent, RetrainingRuns, RunContent
 from tuner.training import models
 from tuner.training.workloads import code_digest
 from tuner.worker.lease_renewer import LeaseRenewer
@@ -57,9 +57,9 @@ class Stages:
         self._trained: Challengers | None = None
 
     @functools.cached_property
-    def _runs(self) -> RetrainRuns:
+    def _runs(self) -> RetrainingRuns:
         places = self._job.places
-        return RetrainRuns(tracking_client(places), self._job.study.name, places.artifacts)
+        return RetrainingRuns(tracking_client(places), self._job.study.name, places.artifacts)
 
     def run(self) -> Retraining:
         """Do the stages that are left; return the retraining as it ended.
@@ -154,7 +154,7 @@ class Stages:
             self._still()
             if self._store.renew([self._lease]):
                 raise LeaseLost("another process has claimed the retraining; its result counts")
-            registry.point(CHAMPION, mine)
+            registry.set_alias(CHAMPION, mine)
         reach("retrain.promoted")
         return self._end(PROMOTED, decision["reason"])
 
@@ -185,7 +185,7 @@ class Stages:
     def _rows(self, model: Any) -> Any:
         return models.row_values(model, self._job.workload, self._job.spec, self._job.metric)
 
-    def _run_of(self, trained: Challengers) -> RunOf:
+    def _run_of(self, trained: Challengers) -> RunContent:
         job, origin, model = self._job, trained.origin, trained.models[0]
         params = {**origin.params, "log10_lr": math.log10(float(origin.params["lr"]))}
         low, high = origin.lr_range
@@ -195,7 +195,7 @@ class Stages:
             for who, value in decision["values"].items():
                 if value is not None and math.isfinite(value):
                     metrics[f"{who}_{job.metric}"] = value
-        return RunOf(
+        return RunContent(
             identity=identity_of(self._held),
             name=f"{job.run_key}: retrain",
             started_at=self._held.created_at,
@@ -209,12 +209,12 @@ class Stages:
             status="KILLED" if self._result(TRAIN)["failed"] else "FINISHED",
         )
 
-    def _model_of(self, trained: Challengers) -> ModelOf:
+    def _model_of(self, trained: Challengers) -> ModelContent:
         job, module = self._job, trained.models[0].model
         example = models.example_of(job.workload, job.spec)
         outputs = models.predict(module, example)
         tags = self._tags(trained) | {"tuner.outputs": models.fingerprint(outputs)}
-        return ModelOf(module=module, example=example, outputs=outputs, tags=tags)
+        return ModelContent(module=module, example=example, outputs=outputs, tags=tags)
 
     def _tags(self, trained: Challengers) -> dict[str, str]:
         """Return the tags of run and version: the origin of the model and the gate's decision."""

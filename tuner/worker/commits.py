@@ -37,7 +37,7 @@ class Commits:
         """Retry a call while the database is away, until the worker is asked to stop."""
 
         def before_sleep(_: object) -> None:
-            metrics.turned("worker")
+            metrics.heartbeat("worker")
             log.warning(f"study {self._study} waits for the database")
 
         retrying = Retrying(

@@ -97,9 +97,9 @@ class LeaseRenewer:
         except Exception as error:
             self._in_touch_since = float("inf")  # until a renewal succeeds
             if isinstance(error, UnavailableError):
-                metrics.reached("ledger", away=True)
+                metrics.set_outage("ledger", active=True)
             raise
-        metrics.reached("ledger")
+        metrics.set_outage("ledger", active=False)
 
     def _renew(self) -> None:
         with self._lock:

@@ -73,10 +73,10 @@ def work(
 
     worker = Worker(ledger, names, join)
     reaped_at = -float("inf")
-    with renewer.running(), metrics.looping("worker"):
+    with renewer.running(), metrics.expect_heartbeats("worker"):
         log.info("worker started", worker=identity(), studies=list(names) or "all that are open")
         while not stop.is_set():
-            metrics.turned("worker")
+            metrics.heartbeat("worker")
             if time.monotonic() - reaped_at >= REAP_SECONDS:
                 renewer.reap()
                 reaped_at = time.monotonic()

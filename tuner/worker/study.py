@@ -179,7 +179,7 @@ class StudyWorker:
         }
 
     def _advance(self) -> None:
-        metrics.turned("worker")
+        metrics.heartbeat("worker")
         began = time.monotonic()
         try:
             events = self._trainer.advance(self._block)

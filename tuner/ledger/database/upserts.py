@@ -1,4 +1,4 @@
-"""Inserts with ON CONFLICT, on SQLite and PostgreSQL."""
+"""INSERT ... ON CONFLICT for SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ def insert(tx: Connection, into: Table) -> Any:
 
 
 def insert_new(tx: Connection, into: Table, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Insert rows, and skip those that exist."""
+    """Insert rows, ignoring existing ones, which another process may insert concurrently."""
     given = list(rows)
     if given:
         tx.execute(insert(tx, into).on_conflict_do_nothing(), given)
 
 
 def insert_columns(tx: Connection, into: Table, columns: Mapping[str, Sequence[Any]]) -> None:
-    """Insert rows by columns, tens of thousands at once, and skip those that exist.
+    """Insert tens of thousands of rows, given by column, ignoring existing ones.
 
-    The driver gets the values as they are, without conversion.
+    The values are passed to the driver without conversion.
     """
-    if tx.dialect.name == "postgresql":  # one statement; one a row takes twice the time
+    if tx.dialect.name == "postgresql":  # one statement; a statement per row takes twice the time
         arrays = [
             as_type(values, postgresql.ARRAY(into.c[name].type, dimensions=1))
             for name, values in columns.items()
@@ -35,7 +35,7 @@ def insert_columns(tx: Connection, into: Table, columns: Mapping[str, Sequence[A
         given = func.unnest(*arrays).table_valued(*columns).render_derived()
         rows = insert(tx, into).from_select(list(columns), select(*given.c))
         tx.execute(rows.on_conflict_do_nothing())
-    else:  # bypass SQLAlchemy, which processes every value
+    else:  # without SQLAlchemy, which processes every value of every row
         statement = insert(tx, into).on_conflict_do_nothing()
         compiled = statement.compile(dialect=tx.dialect, column_keys=list(columns))
         ordered = [columns[name] for name in compiled.positiontup]
