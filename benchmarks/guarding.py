@@ -56,8 +56,8 @@ from benchmarks.unguarded import (
 from tuner.config import ParameterValue
 from tuner.examples import wine
 from tuner.training.device import use_threads
-from tuner.training.guard.monitor import Watch
-from tuner.training.pace import STATEFUL, pace
+from tuner.training.guard.monitor import GuardMonitor
+from tuner.training.rate_source import STATEFUL, rate_source
 from tuner.training.schedules import SCHEDULES
 
 SAMPLE = Path(__file__).resolve().parent.parent / "tests" / "data" / "algoperf_sample.jsonl.gz"
@@ -96,8 +96,8 @@ def watched(
 ) -> tuple[int | None, str]:
     """Give the step where the guard would have stopped a recorded trial, and why."""
     steps, told = len(losses), dict(values)
-    paced = pace(params, steps, "minimize")
-    watch = Watch(spec_of(steps), params, paced, baseline)
+    paced = rate_source(params, steps, "minimize")
+    watch = GuardMonitor(spec_of(steps), params, paced, baseline)
     if initial is not None:
         watch.began(initial)
     for step, (loss, norm) in enumerate(zip(losses, norms, strict=True)):

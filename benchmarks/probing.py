@@ -131,14 +131,14 @@ def on_workload(
     """Probe SGD in its forms, in one cohort."""
     spec = study()
     params = {form: of_sgd(**settings) for form, settings in momenta.items()}
-    attempt = curves_by_rate.of_workload(workload, spec, params)
+    attempt = curves_by_rate.curves_of_workload(workload, spec, params)
     low, high = probe.first_range(spec)
-    found = probe.find(attempt, dict.fromkeys(params, (low, high)), RATES)
+    found = probe.measure_curves(attempt, dict.fromkeys(params, (low, high)), RATES)
     model = probe.first_model(workload, spec)
     fixed, _ = probe.losses(workload, spec)
     rows = []
     for form, curves in found.items():
-        told = probe.conclude(curves, params[form])
+        told = probe.summarize(curves, params[form])
         at = curvature.measure(params[form], model, fixed, [])
         true = max(curvatures) if estimated is None else estimated
         settings = momenta[form]
@@ -180,8 +180,8 @@ def frozen_adam(name: str, workload: Workload, seed: int) -> Row:
 
     own, optimizer = start()
     attempt = curves_by_rate.of_model(own, optimizer, lambda _step: fixed(own), spec.training.steps)
-    found = probe.find(attempt, {"adam": probe.first_range(spec)}, RATES)["adam"]
-    told = probe.conclude(found, {"optimizer": "adam"})
+    found = probe.measure_curves(attempt, {"adam": probe.first_range(spec)}, RATES)["adam"]
+    told = probe.summarize(found, {"optimizer": "adam"})
     product, _ = curvature.hessian(model, fixed)
     value, _ = curvature.largest(
         lambda v: root * product(root * v), size, torch.Generator().manual_seed(0)

@@ -19,8 +19,8 @@ from tuner.examples import diabetes, digits, house_prices, mnist, quadratic, sin
 from tuner.training import optimizers
 from tuner.training.batches import BatchOrder
 from tuner.training.device import without_subnormals
-from tuner.training.loop import Trial
-from tuner.training.pace import STATEFUL, pace
+from tuner.training.trial import Trial
+from tuner.training.rate_source import STATEFUL, rate_source
 from tuner.training.trainer import Task
 from tuner.training.workloads import Workload, seeded
 
@@ -116,7 +116,7 @@ def trained(
                      workload.validation_inputs, workload.validation_targets)
     )  # fmt: skip
     order = BatchOrder(seed, len(inputs), case.batch)
-    paced = pace(params, steps, "minimize")
+    paced = rate_source(params, steps, "minimize")
     evaluated = spec_of(steps).evaluation_steps()
     losses, norms, values = [], [], []
     with seeded(seed), without_subnormals():

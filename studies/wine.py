@@ -22,7 +22,7 @@ from sklearn.datasets import load_wine
 from sklearn.linear_model import SGDClassifier
 from sklearn.model_selection import train_test_split
 
-from tuner.training.loop import Trial
+from tuner.training.trial import Trial
 from tuner.training.workloads import digest_of
 
 CLASSES = np.arange(3)

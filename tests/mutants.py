@@ -88,7 +88,7 @@ MUTANTS = [
            "return risen * _anneal(1.0, _real(final), _share(done + 1, total))"),
     Mutant("schedules", "happened = (done * (_whole(drops) + 1)) // total",
            "happened = (done * _whole(drops)) // total"),
-    Mutant("reference", 'member.pace.restore(state["pace"])', "pass"),
+    Mutant("reference", 'member.rate_source.restore(state["pace"])', "pass"),
     Mutant("reference", 'member.random = state["random"]', "pass"),
     Mutant("reference", "step < rung < last), default=last)", "step < rung < last - 1), default=last)"),
     Mutant("reference", "part = self._workload.loss(member.model(some), theirs) * share",

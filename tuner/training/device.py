@@ -11,7 +11,7 @@ SUBNORMAL = 1e-310
 """In double precision; half of it is above 0, unless such numbers are flushed to it."""
 
 
-def is_here(device: str) -> bool:
+def is_available(device: str) -> bool:
     """Tell whether this machine has a device, such as "cpu" or "cuda:1"."""
     if device == "cpu":
         return True

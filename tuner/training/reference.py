@@ -16,15 +16,13 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
 from tuner.config import StudySpec
-from tuner.training import checkpoint, objective, optimizers, randomness
-from tuner.training.batches import BatchOrder, micro_batches
-from tuner.training.guard.monitor import Watch
-from tuner.training.objective import NOTHING_YET, Progress
-from tuner.training.pace import Pace, pace
+from tuner.training import checkpoint, objective, optimizers, random_state
+from tuner.training.batches import BatchOrder, micro_batches, open_stream
+from tuner.training.guard.monitor import GuardMonitor
+from tuner.training.objective import NO_EVALUATIONS, Progress
+from tuner.training.rate_source import RateSource, rate_source
 from tuner.training.precision import Precision
-from tuner.training.segment import Segment
-from tuner.training.streams import stream
-from tuner.training.trainer import ENDED, Evaluation, Event, Status, Task
+from tuner.training.trainer import ENDED, Evaluation, Event, Segment, Status, Task
 from tuner.training.workloads import Batch, Workload
 
 
@@ -37,12 +35,12 @@ class _Member:
     parameters: list[nn.Parameter]  # the model's
     optimizer: torch.optim.Optimizer
     order: BatchOrder
-    pace: Pace
-    watch: Watch
+    pace: RateSource
+    watch: GuardMonitor
     precision: Precision
     random: dict[str, Any]  # the trial's own global random state
     accumulate: int  # micro-batches that the gradient of a batch is added up from
-    progress: Progress = NOTHING_YET
+    progress: Progress = NO_EVALUATIONS
     skipped: int = 0  # steps in a row that mixed precision left out
     seconds: float = 0.0  # in training, before this call of `advance`
     step: int = 0  # updates so far; everything measured before and at it has been given out
@@ -67,7 +65,7 @@ class ReferenceTrainer:
 
         Raises `WorkloadError` when the workload does not measure the study's metric.
         """
-        objective.refuse_unmeasured(spec, workload)
+        objective.check_metric(spec, workload)
         self._workload = workload
         self._spec = spec
         self._clock = clock
@@ -78,7 +76,7 @@ class ReferenceTrainer:
             self._placed(workload.validation_inputs),
             self._placed(workload.validation_targets),
         )
-        self._stream = stream(workload, spec, self._placed)
+        self._stream = open_stream(workload, spec, self._placed)
         self._rungs = frozenset(spec.rungs())
         self._evaluation_steps = frozenset(spec.evaluation_steps())
         self._member: _Member | None = None
@@ -98,8 +96,8 @@ class ReferenceTrainer:
         if state is not None:
             member.model.load_state_dict(state["model"])
             optimizers.restore(member.optimizer, state["optimizer"])
-            member.pace.restore(state["pace"])
-            member.watch.restore(state["guard"])
+            member.rate_source.restore(state["pace"])
+            member.monitor.restore(state["guard"])
             member.precision.restore(state["precision"])
             member.progress = Progress(**state["progress"])
             member.skipped, member.seconds = state["skipped"], state["seconds"]
@@ -130,7 +128,7 @@ class ReferenceTrainer:
             if not segment.measured:
                 raise
             member.raised = error  # what was measured before it is given out first
-        member.watch.catch_up()
+        member.monitor.absorb_calm()
         member.seconds += self._clock() - began
         if member.raised is None and member.status is Status.TRAINING:
             if member.step == self._spec.training.steps:
@@ -155,8 +153,8 @@ class ReferenceTrainer:
                 "status": member.status.value,
                 "model": member.model.state_dict(),
                 "optimizer": member.optimizer.state_dict(),
-                "pace": member.pace.state(),
-                "guard": member.watch.state(),
+                "pace": member.rate_source.state(),
+                "guard": member.monitor.state(),
                 "precision": member.precision.state(),
                 "progress": asdict(member.progress),
                 "skipped": member.skipped,
@@ -169,7 +167,7 @@ class ReferenceTrainer:
 
     def _train_to(self, member: _Member, last: int, segment: Segment, began: float) -> None:
         """Make updates, and the evaluations that belong to them, until step `last` or an end."""
-        with randomness.swapped(member.random):
+        with random_state.swapped(member.random):
             if member.step == 0:
                 self._evaluate(member, segment)
             while member.step < last and member.status is Status.TRAINING:
@@ -183,7 +181,7 @@ class ReferenceTrainer:
         """Make the update from `member.step` to the next, unless the guard stops the trial."""
         step = member.step
         inputs, targets = self._batch(member)
-        rate = member.pace.rate(step)
+        rate = member.rate_source.rate(step)
         for group in member.optimizer.param_groups:
             group["lr"] = rate
         member.optimizer.zero_grad()
@@ -199,7 +197,7 @@ class ReferenceTrainer:
         segment.times.append(self._clock())
         skips = member.precision.may_skip and math.isfinite(loss) and not math.isfinite(grad_norm)
         member.skipped = member.skipped + 1 if skips else 0
-        reason = member.watch.see(loss, 0.0 if skips else grad_norm)
+        reason = member.monitor.observe(loss, 0.0 if skips else grad_norm)
         if member.skipped >= self._spec.guard.skipped_steps:
             reason = (
                 f"{member.skipped} steps in a row up to step {step} were skipped, as gradients "
@@ -268,7 +266,7 @@ class ReferenceTrainer:
         segment.evaluations.append(
             Evaluation(step=member.step, time=self._clock(), metrics=metrics)
         )
-        wrong = objective.not_finite(self._spec, metrics)
+        wrong = objective.non_finite(self._spec, metrics)
         if not all(bool(torch.isfinite(p).all()) for p in member.parameters):
             wrong.append("a parameter was not finite")
         if wrong:
@@ -277,23 +275,23 @@ class ReferenceTrainer:
             segment.reason = f"{' and '.join(wrong)} at step {member.step}"
             return
         if member.step == 0:
-            member.watch.began(metrics["val_loss"])
+            member.monitor.set_initial_loss(metrics["val_loss"])
         value = metrics[self._spec.study.metric]
-        member.pace.evaluated(member.step, value)
-        member.progress = objective.observed(self._spec, member.progress, member.step, value)
-        segment.reason = objective.out_of_patience(self._spec, member.progress)
+        member.rate_source.evaluated(member.step, value)
+        member.progress = objective.with_evaluation(self._spec, member.progress, member.step, value)
+        segment.reason = objective.early_stop_reason(self._spec, member.progress)
         if segment.reason:
             member.status = Status.FINISHED
 
     def _built(self, task: Task) -> _Member:
         """Build a trial at step 0."""
         training = self._spec.training
-        random = randomness.of_torch(task.seed, self._device)
-        with randomness.swapped(random):
+        random = random_state.seeded_torch(task.seed, self._device)
+        with random_state.swapped(random):
             model = self._workload.model(task.seed, self._dtype).to(self._device, self._dtype)
         model.train()
         parameters = list(model.parameters())
-        planned = pace(task.params, training.steps, self._spec.study.direction)
+        planned = rate_source(task.params, training.steps, self._spec.study.direction)
         return _Member(
             task=task,
             model=model,
@@ -301,7 +299,7 @@ class ReferenceTrainer:
             optimizer=optimizers.make(task.params, parameters),
             order=BatchOrder(task.seed, len(self._train[0]), training.batch_size),
             pace=planned,
-            watch=Watch(self._spec, task.params, planned, self._workload.baseline_loss),
+            watch=GuardMonitor(self._spec, task.params, planned, self._workload.baseline_loss),
             precision=Precision(training.precision, self._device),
             random=random,
             accumulate=training.accumulate * 2**task.halvings,

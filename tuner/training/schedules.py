@@ -10,7 +10,7 @@ one step: at step t < w the multiplier is (t + 1)/(w + 1) of the schedule's firs
 torch's `LinearLR(start_factor=1 / (w + 1), total_iters=w)`; then the schedule runs over the
 horizon - w steps that are left, which are the horizon of the formulas below.
 
-The one schedule that needs more than the step, plateau, is in `tuner.training.pace`.
+The one schedule that needs more than the step, plateau, is in `tuner.training.rate_source`.
 """
 
 from __future__ import annotations

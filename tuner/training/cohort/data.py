@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tuner.training.cohort.members import Member
-from tuner.training.streams import Stream
+from tuner.training.batches import BatchStream
 
 Feed: TypeAlias = Callable[[int], tuple[Tensor, Tensor, Tensor | None]]
 """From the index of a step to data [row, ...], and rows int64 [place, batch]; None: all rows."""
@@ -18,17 +18,17 @@ Feed: TypeAlias = Callable[[int], tuple[Tensor, Tensor, Tensor | None]]
 class Source(Protocol):
     """Where members' batches come from."""
 
-    in_turn: bool
+    block_by_block: bool
     """Whether blocks may train some steps one after the other, or must go step by step."""
 
     def feed(self, members: Sequence[Member], places: int, count: int) -> Feed:
         """Prepare so many steps of members of one block, from where they are now."""
 
 
-class Held:
+class InMemory:
     """Data in memory; a `Source`. Each member goes through them in its own order."""
 
-    in_turn = True
+    block_by_block = True
 
     def __init__(self, inputs: Tensor, targets: Tensor) -> None:
         self._inputs, self._targets = inputs, targets
@@ -46,12 +46,12 @@ class Held:
         return lambda index: (self._inputs, self._targets, every[index])
 
 
-class Streamed:
+class FromLoader:
     """A loader's batches; a `Source`. Members at the same step train on the same batch."""
 
-    in_turn = False  # one that runs ahead would take the batches away from the others
+    block_by_block = False  # one that runs ahead would take the batches away from the others
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: BatchStream) -> None:
         self._stream = stream
 
     def feed(self, members: Sequence[Member], places: int, count: int) -> Feed:

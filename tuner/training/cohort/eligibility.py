@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from tuner.config import StudySpec
-from tuner.training import memory, randomness
+from tuner.training import out_of_memory, random_state
 from tuner.training.cohort import dropout
-from tuner.training.cohort.layers import Layers, chain_of
+from tuner.training.cohort.layers import DenseStack, chain_of
 from tuner.training.cohort.layout import Block, Layout, Stack
 from tuner.training.cohort.losses import loss_of
-from tuner.training.cohort.mapped import Mapped
+from tuner.training.cohort.vmapped import VmapStack
 from tuner.training.workloads import Workload, seeded
 
 SMALL = 20_000
@@ -58,14 +58,14 @@ class Plan:
         return chosen
 
 
-def obstacle(workload: Workload, spec: StudySpec) -> str:
+def reason_not_stackable(workload: Workload, spec: StudySpec) -> str:
     """Say in a sentence why trials of a study cannot be trained together; nothing if they can."""
     try:
         plan(workload, spec)
     except NotStackableError as error:
         return str(error)
     except Exception as error:
-        if memory.ran_out(error):
+        if out_of_memory.is_out_of_memory(error):
             return "memory is too short to train any trials together"
         raise
     return ""
@@ -90,7 +90,7 @@ def plan(workload: Workload, spec: StudySpec) -> Plan:
     except (NotStackableError, KeyboardInterrupt):
         raise
     except BaseException as error:  # whatever the model's code makes of stacked tensors
-        if memory.ran_out(error):
+        if out_of_memory.is_out_of_memory(error):
             raise
         said = str(error).strip().split("\n")[0][:200]
         raise NotStackableError(
@@ -134,11 +134,11 @@ def _stack(workload: Workload, rows: int, precision: str | None) -> Stack:
     layers = chain_of(model, inputs)
     mixed = precision not in {None, "float32"}  # autocast is autograd's
     if layers is None or mixed:
-        return Mapped(model, workload.loss, dropouts, precision)
+        return VmapStack(model, workload.loss, dropouts, precision)
     with torch.no_grad():
         outputs = copy.deepcopy(model).eval()(inputs[:2])
     loss = loss_of(workload.loss, _double(workload.train_targets), outputs)
-    return Layers(model, layers, loss, dropouts)
+    return DenseStack(model, layers, loss, dropouts)
 
 
 def _compare(stack: Stack, workload: Workload, rows: int) -> None:
@@ -147,7 +147,7 @@ def _compare(stack: Stack, workload: Workload, rows: int) -> None:
     generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
     models = [_model(workload, seed) for seed in (0, 1)]
     for place, (model, generator) in enumerate(zip(models, generators, strict=True)):
-        put(block, place, model, stack.layout)
+        write_model(block, place, model, stack.layout)
         block.draw(place, generator)
     inputs, targets = _double(workload.train_inputs), _double(workload.train_targets)
     # not the same rows for both, where there are more than in a batch
@@ -173,7 +173,7 @@ def _alone(
     workload: Workload, model: nn.Module, seed: int, inputs: Tensor, targets: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Compute the loss and the gradient [parameter] of one member as anybody would."""
-    with randomness.swapped({"cpu": torch.Generator().manual_seed(seed).get_state()}):
+    with random_state.swapped({"cpu": torch.Generator().manual_seed(seed).get_state()}):
         loss = workload.loss(model.train()(inputs), targets)
     loss.backward()  # type: ignore[no-untyped-call]
     for name, parameter in model.named_parameters():
@@ -246,7 +246,7 @@ def _copies(
     block = stack.block(size, dtype, device)
     model = _model(workload, 0).to(dtype)
     for place in range(size):
-        put(block, place, model, stack.layout)
+        write_model(block, place, model, stack.layout)
         block.draw(place, torch.Generator(device).manual_seed(0))
     inputs, targets, *validation = (
         data.to(device, dtype if data.is_floating_point() else data.dtype)
@@ -273,7 +273,7 @@ def _alike(found: list[Tensor], expected: list[Tensor]) -> bool:
     )
 
 
-def put(block: Block, place: int, model: nn.Module, layout: Layout) -> None:
+def write_model(block: Block, place: int, model: nn.Module, layout: Layout) -> None:
     """Put a model's parameters and buffers at a place of a block."""
     block.rows[place] = layout.row(model).to(block.rows.device)
     buffers: dict[str, Any] = dict(model.named_buffers())

@@ -96,7 +96,7 @@ def _flat(model: nn.Module) -> list[nn.Module] | None:
     )
 
 
-class Layers:
+class DenseStack:
     """A chain of dense layers; a `Stack`."""
 
     name = "layers"
@@ -123,15 +123,15 @@ class Layers:
             self._scratch[key] = torch.empty(*shape, dtype=dtype, device=device)
         return self._scratch[key]
 
-    def block(self, size: int, dtype: torch.dtype, device: torch.device) -> LayersBlock:
+    def block(self, size: int, dtype: torch.dtype, device: torch.device) -> DenseBlock:
         """Allocate a block."""
-        return LayersBlock(self, size, dtype, device)
+        return DenseBlock(self, size, dtype, device)
 
 
-class LayersBlock:
+class DenseBlock:
     """Members of a chain of dense layers; a `Block`."""
 
-    def __init__(self, stack: Layers, size: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, stack: DenseStack, size: int, dtype: torch.dtype, device: torch.device) -> None:
         layout = stack.layout
         self._stack = stack
         self.rows, self.gradients = (layout.rows(size, dtype, device) for _ in range(2))

@@ -35,7 +35,7 @@ def loss_of(measure: Measure, targets: Tensor, outputs: Tensor) -> Loss:
         return CrossEntropy()
     if measure is functional.mse_loss and targets.shape[1:] == outputs.shape[1:]:
         return SquaredError()
-    return Mapped(measure)
+    return VmapLoss(measure)
 
 
 class CrossEntropy:
@@ -87,7 +87,7 @@ class SquaredError:
         return calls, losses, apart
 
 
-class Mapped:
+class VmapLoss:
     """Any loss, by `vmap` and autograd."""
 
     def __init__(self, measure: Measure) -> None:

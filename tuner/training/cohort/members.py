@@ -9,12 +9,11 @@ from torch import Generator, Tensor
 
 from tuner.training.batches import BatchOrder
 from tuner.training.cohort.layout import Block
-from tuner.training.cohort.optimizers import Update
-from tuner.training.guard.monitor import Watch
-from tuner.training.objective import NOTHING_YET, Progress
-from tuner.training.pace import Pace
-from tuner.training.segment import Segment
-from tuner.training.trainer import Status, Task
+from tuner.training.cohort.optimizers import RowOptimizer
+from tuner.training.guard.monitor import GuardMonitor
+from tuner.training.objective import NO_EVALUATIONS, Progress
+from tuner.training.rate_source import RateSource
+from tuner.training.trainer import Segment, Status, Task
 
 
 @dataclass(eq=False)
@@ -24,12 +23,12 @@ class Member:
     task: Task
     block: Block
     place: int  # in the block
-    update: Update
+    optimizer: RowOptimizer
     order: BatchOrder
-    pace: Pace
-    watch: Watch
+    pace: RateSource
+    watch: GuardMonitor
     random: Generator  # for dropout
-    progress: Progress = NOTHING_YET
+    progress: Progress = NO_EVALUATIONS
     step: int = 0
     status: Status = Status.TRAINING
     segment: Segment = field(default_factory=lambda: Segment(0))
@@ -54,9 +53,9 @@ class Group:
         self.losses = block.rows.new_empty(count, len(block.rows))  # [step, place]
         self.norms = torch.empty_like(self.losses)  # [step, place], of gradients before clipping
         self._kept = list(zip(self.losses, self.norms, strict=True))
-        rates = [member.pace.rates(member.step, count) for member in members]
+        rates = [member.rate_source.rates(member.step, count) for member in members]
         self._rates = list(zip(*rates, strict=True))  # [step][member]
-        self._steps = [member.update.step for member in members]
+        self._steps = [member.optimizer.step for member in members]
 
     def update(self, index: int, inputs: Tensor, targets: Tensor, rows: Tensor | None) -> None:
         """Make the update of a step, for all members, on rows [place, batch] of data [row, ...]."""

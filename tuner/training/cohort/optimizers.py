@@ -20,7 +20,7 @@ from torch import Tensor
 from tuner.config import ParameterValue, own
 
 
-class Update(Protocol):
+class RowOptimizer(Protocol):
     """The optimiser of one trial, its state included.
 
     It is made from `row` and `gradient`, both [parameter], which it reads and writes in place.
@@ -262,11 +262,11 @@ def _decayed(update: Nadam | Rmsprop | Adagrad | Lion, rate: float) -> Tensor:
     return update._gradient.add(update._row, alpha=update._weight_decay)
 
 
-def _adamw(row: Tensor, gradient: Tensor, **settings: float) -> Update:
+def _adamw(row: Tensor, gradient: Tensor, **settings: float) -> RowOptimizer:
     return Adam(row, gradient, decoupled=True, **settings)
 
 
-UPDATES: Mapping[str, Callable[..., Update]] = {
+ROW_OPTIMIZERS: Mapping[str, Callable[..., RowOptimizer]] = {
     "sgd": Sgd,
     "adam": Adam,
     "adamw": _adamw,
@@ -278,13 +278,13 @@ UPDATES: Mapping[str, Callable[..., Update]] = {
 """Every optimiser of `optimizers.OPTIMIZERS`, by the same name and with the same settings."""
 
 
-def make(params: Mapping[str, ParameterValue], row: Tensor, gradient: Tensor) -> Update:
+def make(params: Mapping[str, ParameterValue], row: Tensor, gradient: Tensor) -> RowOptimizer:
     """Build the optimiser of a trial from its flat parameters, as `optimizers.make` does."""
     name = str(params["optimizer"])
-    return UPDATES[name](row, gradient, **own(params, name))
+    return ROW_OPTIMIZERS[name](row, gradient, **own(params, name))
 
 
-def restore(update: Update, saved: Mapping[str, Tensor]) -> None:
+def restore(update: RowOptimizer, saved: Mapping[str, Tensor]) -> None:
     """Go on from what `state` gave."""
     state = update.state()
     assert state.keys() == saved.keys(), (list(state), list(saved))

@@ -17,7 +17,7 @@ from tuner.training.cohort.layout import Block
 from tuner.training.cohort.members import Member
 
 
-class Seats:
+class SlotAllocator:
     """The blocks of a cohort, and who sits where."""
 
     def __init__(self, plan: Plan, slots: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -69,7 +69,7 @@ def _move(member: Member, block: Block, place: int) -> None:
     for name, buffer in block.buffers.items():
         buffer[place] = member.block.buffers[name][member.place]
     member.block.rows[member.place] = 0.0
-    state = member.update.state()
+    state = member.optimizer.state()
     member.block, member.place = block, place
-    member.update = optimizers.make(member.task.params, block.rows[place], block.gradients[place])
-    optimizers.restore(member.update, state)
+    member.optimizer = optimizers.make(member.task.params, block.rows[place], block.gradients[place])
+    optimizers.restore(member.optimizer, state)

@@ -21,21 +21,19 @@ from torch import Tensor
 
 from tuner.config import StudySpec
 from tuner.core.errors import WorkloadError
-from tuner.training import checkpoint, memory, objective, randomness
-from tuner.training.batches import BatchOrder
+from tuner.training import checkpoint, out_of_memory, objective, random_state
+from tuner.training.batches import BatchOrder, open_stream
 from tuner.training.cohort import eligibility, optimizers
-from tuner.training.cohort.data import Held, Source, Streamed
+from tuner.training.cohort.data import InMemory, Source, FromLoader
 from tuner.training.cohort.eligibility import NotStackableError
 from tuner.training.cohort.members import Group, Member, buffers_of
-from tuner.training.cohort.slots import Seats
+from tuner.training.cohort.slots import SlotAllocator
 from tuner.training.device import without_subnormals
-from tuner.training.guard.monitor import Watch
+from tuner.training.guard.monitor import GuardMonitor
 from tuner.training.objective import Progress
-from tuner.training.pace import pace
+from tuner.training.rate_source import rate_source
 from tuner.training.precision import Precision
-from tuner.training.segment import Segment
-from tuner.training.streams import stream
-from tuner.training.trainer import ENDED, Evaluation, Event, Status, Task
+from tuner.training.trainer import ENDED, Evaluation, Event, Segment, Status, Task
 from tuner.training.workloads import Workload
 
 TOGETHER = 64
@@ -65,7 +63,7 @@ class CohortTrainer:
         Raises `WorkloadError` when the workload does not measure the study's metric, or cannot be
         trained like this: `fitness.obstacle` says so beforehand.
         """
-        objective.refuse_unmeasured(spec, workload)
+        objective.check_metric(spec, workload)
         try:
             self._plan = eligibility.plan(workload, spec)
         except NotStackableError as error:
@@ -78,20 +76,20 @@ class CohortTrainer:
         self._device = torch.device(spec.training.device)
         self._dtype: torch.dtype = getattr(torch, spec.training.dtype)
         self._precision = Precision(spec.training.precision, self._device)
-        self._stream = stream(workload, spec, self._placed)
+        self._stream = open_stream(workload, spec, self._placed)
         self._source: Source
         if self._stream is None:
             data = workload.train_inputs, workload.train_targets
-            self._source = Held(*(self._placed(part) for part in data))
+            self._source = InMemory(*(self._placed(part) for part in data))
         else:
-            self._source = Streamed(self._stream)
+            self._source = FromLoader(self._stream)
         self._validation = (
             self._placed(workload.validation_inputs),
             self._placed(workload.validation_targets),
         )
         self._rungs = frozenset(spec.rungs())
         self._evaluation_steps = spec.evaluation_steps()
-        self._seats = Seats(self._plan, slots, self._dtype, self._device)
+        self._allocator = SlotAllocator(self._plan, slots, self._dtype, self._device)
         self._slots: list[Member | None] = [None] * slots
 
     def admit(self, task: Task) -> None:
@@ -120,7 +118,7 @@ class CohortTrainer:
         members = [member for member in self._members() if member.status not in ENDED]
         for member in members:
             member.status, member.segment = Status.TRAINING, Segment(member.step)
-        self._seats.gather(self._members())
+        self._allocator.gather(self._members())
         if self._stream is not None:
             self._stream.keep({member.step for member in members})
         with without_subnormals():
@@ -156,8 +154,8 @@ class CohortTrainer:
             else {
                 "parameters": member.block.rows[member.place].clone(),
                 "buffers": member.buffers or buffers_of(member),
-                "optimizer": {key: t.clone() for key, t in member.update.state().items()},
-                "pace": member.pace.state(),
+                "optimizer": {key: t.clone() for key, t in member.optimizer.state().items()},
+                "pace": member.rate_source.state(),
             }
         )
         return checkpoint.to_bytes(
@@ -166,7 +164,7 @@ class CohortTrainer:
                 "step": member.step,
                 "status": member.status.value,
                 "trained": trained,
-                "guard": member.watch.state(),
+                "guard": member.monitor.state(),
                 "progress": asdict(member.progress),
                 "random": member.random.get_state(),
             }
@@ -178,13 +176,13 @@ class CohortTrainer:
         """Make some updates of members that are in training, then judge what they measured."""
         groups = [
             Group(block, own, count, self._spec.training.clip_norm)
-            for block in self._seats.blocks
+            for block in self._allocator.blocks
             if (own := [member for member in members if member.block is block])
         ]
         feeds = [self._source.feed(g.members, len(g.losses[0]), count) for g in groups]
         turns = list(zip(groups, feeds, strict=True))
         # all steps of one block before the next, if that may be: its rows stay in the cache
-        if self._source.in_turn:
+        if self._source.block_by_block:
             order = ((turn, index) for turn in turns for index in range(count))
         else:
             order = ((turn, index) for index in range(count) for turn in turns)
@@ -195,7 +193,7 @@ class CohortTrainer:
                 except KeyboardInterrupt:
                     raise
                 except BaseException as error:
-                    if memory.ran_out(error):
+                    if out_of_memory.is_out_of_memory(error):
                         raise
                     group.error = error
                 else:
@@ -211,7 +209,7 @@ class CohortTrainer:
     def _evaluate(self, due: Iterable[Member]) -> None:
         """Measure members at their parameters of now; numbers that are not finite end them."""
         waiting = list(due)
-        for block in self._seats.blocks:
+        for block in self._allocator.blocks:
             members = [member for member in waiting if member.block is block]
             if not members:
                 continue
@@ -220,7 +218,7 @@ class CohortTrainer:
             except KeyboardInterrupt:
                 raise
             except BaseException as error:
-                if memory.ran_out(error):
+                if out_of_memory.is_out_of_memory(error):
                     raise
                 for member in members:
                     _fail(member, error)
@@ -232,7 +230,7 @@ class CohortTrainer:
                 except KeyboardInterrupt:
                     raise
                 except BaseException as error:
-                    if memory.ran_out(error):
+                    if out_of_memory.is_out_of_memory(error):
                         raise
                     _fail(member, error)
                 else:
@@ -255,16 +253,16 @@ class CohortTrainer:
         if not losses:
             return
         seen, segment = len(losses), member.segment
-        if not member.watch.pass_over(losses, norms):
+        if not member.monitor.observe_if_calm(losses, norms):
             for seen, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=1):
-                segment.reason = member.watch.see(loss, norm)
+                segment.reason = member.monitor.observe(loss, norm)
                 if segment.reason:
                     segment.stopped_step = member.step + seen - 1
                     member.status = Status.DIVERGED
                     break
         segment.losses += losses[:seen]
         segment.grad_norms += norms[:seen]
-        segment.rates += member.pace.rates(member.step, seen)
+        segment.rates += member.rate_source.rates(member.step, seen)
         segment.times += times[:seen]
         # the update of a row where the guard stops does not count
         member.step += seen - 1 if segment.reason else seen
@@ -273,7 +271,7 @@ class CohortTrainer:
         """Record an evaluation, and end the member where it says so."""
         segment, step = member.segment, member.step
         segment.evaluations.append(Evaluation(step=step, time=self._clock(), metrics=metrics))
-        wrong = objective.not_finite(self._spec, metrics)
+        wrong = objective.non_finite(self._spec, metrics)
         if not finite:
             wrong.append("a parameter was not finite")
         if wrong:
@@ -282,11 +280,11 @@ class CohortTrainer:
             segment.reason = f"{' and '.join(wrong)} at step {step}"
             return
         if step == 0:
-            member.watch.began(metrics["val_loss"])
+            member.monitor.set_initial_loss(metrics["val_loss"])
         value = metrics[self._spec.study.metric]
-        member.pace.evaluated(step, value)
-        member.progress = objective.observed(self._spec, member.progress, step, value)
-        segment.reason = objective.out_of_patience(self._spec, member.progress)
+        member.rate_source.evaluated(step, value)
+        member.progress = objective.with_evaluation(self._spec, member.progress, step, value)
+        segment.reason = objective.early_stop_reason(self._spec, member.progress)
         if segment.reason:
             member.status = Status.FINISHED
 
@@ -301,7 +299,7 @@ class CohortTrainer:
                 member.buffers = buffers_of(member)
 
     def _event(self, member: Member) -> Event:
-        member.watch.catch_up()
+        member.monitor.absorb_calm()
         value = objective.value_of(self._spec, member.progress)
         return member.segment.event(member.task.number, member.status, value)
 
@@ -312,23 +310,23 @@ class CohortTrainer:
 
     def _built(self, task: Task, fresh: bool) -> Member:
         """Build a trial at step 0; without parameters unless it is to start afresh."""
-        training, (own, place) = self._spec.training, self._seats.free(self._members())
+        training, (own, place) = self._spec.training, self._allocator.free(self._members())
         generator = torch.Generator(self._device)
         if fresh:
-            random = randomness.of_torch(task.seed, self._device)
-            with randomness.swapped(random):
+            random = random_state.seeded_torch(task.seed, self._device)
+            with random_state.swapped(random):
                 model = self._workload.model(task.seed, self._dtype).to(self._dtype)
             generator.set_state(random[str(self._device)])
-            eligibility.put(own, place, model, self._plan.stack.layout)
-        planned = pace(task.params, training.steps, self._spec.study.direction)
+            eligibility.write_model(own, place, model, self._plan.stack.layout)
+        planned = rate_source(task.params, training.steps, self._spec.study.direction)
         return Member(
             task=task,
             block=own,
             place=place,
-            update=optimizers.make(task.params, own.rows[place], own.gradients[place]),
+            optimizer=optimizers.make(task.params, own.rows[place], own.gradients[place]),
             order=BatchOrder(task.seed, len(self._workload.train_inputs), training.batch_size),
             pace=planned,
-            watch=Watch(self._spec, task.params, planned, self._workload.baseline_loss),
+            watch=GuardMonitor(self._spec, task.params, planned, self._workload.baseline_loss),
             random=generator,
         )
 
@@ -339,9 +337,9 @@ class CohortTrainer:
             member.block.rows[member.place] = trained["parameters"]
             for name, buffer in trained["buffers"].items():
                 member.block.buffers[name][member.place] = buffer
-            optimizers.restore(member.update, trained["optimizer"])
-            member.pace.restore(trained["pace"])
-        member.watch.restore(state["guard"])
+            optimizers.restore(member.optimizer, trained["optimizer"])
+            member.rate_source.restore(trained["pace"])
+        member.monitor.restore(state["guard"])
         member.random.set_state(state["random"])
         member.progress = Progress(**state["progress"])
         member.step, member.status = state["step"], Status(state["status"])

@@ -152,7 +152,7 @@ def bound(params: Mapping[str, ParameterValue], curvature: float) -> float | Non
     if curvature <= 0 or name == "lion":
         return None
     momentum = momentum_of(params)
-    limit = momentum.steepness(1.0)
+    limit = momentum.rate_times_curvature(1.0)
     if name in {"adam", "adamw", "nadam"}:
         limit /= 1 - momentum.beta  # theirs is an average, not a sum
     return limit / curvature

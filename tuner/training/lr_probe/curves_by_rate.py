@@ -29,7 +29,7 @@ def of_workload(
     """Train on a workload: all optimisers and rates in one cohort where that is possible."""
     short = probing(spec)
     seed = seed_of(spec, 0)
-    alone = eligibility.obstacle(workload, short)
+    alone = eligibility.reason_not_stackable(workload, short)
 
     def attempt(todo: Mapping[str, Sequence[float]]) -> Mapping[str, Curves]:
         tasks = [

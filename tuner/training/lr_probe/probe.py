@@ -23,7 +23,7 @@ from tuner.training.batches import BatchOrder
 from tuner.training.lr_probe import curvature, stability
 from tuner.training.lr_probe.curvature import Curvature
 from tuner.training.lr_probe.curves_by_rate import Try, of_workload, steps_of
-from tuner.training.lr_probe.stability import Curves, Reading, Verdict
+from tuner.training.lr_probe.stability import Curves, Reading, Behavior
 from tuner.training.trainer import seed_of
 from tuner.training.workloads import Workload, seeded
 
@@ -85,16 +85,16 @@ def probe(workload: Workload, spec: StudySpec) -> dict[str, Probe]:
     }
     attempt = of_workload(workload, spec, params)
     low, high = first_range(spec)
-    found = find(attempt, dict.fromkeys(params, (low, high)), spec.probe.rates)
+    found = measure_curves(attempt, dict.fromkeys(params, (low, high)), spec.probe.rates)
     model = first_model(workload, spec)
     fixed, batches = losses(workload, spec)
     return {
-        name: conclude(curves, params[name], curvature.measure(params[name], model, fixed, batches))
+        name: summarize(curves, params[name], curvature.measure(params[name], model, fixed, batches))
         for name, curves in found.items()
     }
 
 
-def find(attempt: Try, ranges: Mapping[str, tuple[float, float]], rates: int) -> dict[str, Curves]:
+def measure_curves(attempt: Try, ranges: Mapping[str, tuple[float, float]], rates: int) -> dict[str, Curves]:
     """Try rates of every optimiser until each one's limits are found; give all curves."""
     todo: dict[str, Sequence[float]] = {
         name: _spread(low, high, rates) for name, (low, high) in ranges.items()
@@ -112,16 +112,16 @@ def find(attempt: Try, ranges: Mapping[str, tuple[float, float]], rates: int) ->
     return found
 
 
-def conclude(
+def summarize(
     curves: Curves, params: Mapping[str, ParameterValue], measured: Curvature | None = None
 ) -> Probe:
     """Say what all curves of one optimiser mean."""
-    reading = stability.read(curves)
+    reading = stability.assess(curves)
     rates, breaks, fastest = reading.rates, reading.breaks, reading.fastest
     last = len(rates) - 1 if breaks is None else _aside(rates, breaks)
-    learns = np.flatnonzero(reading.verdicts[: last + 1] == Verdict.LEARNS)
+    learns = np.flatnonzero(reading.verdicts[: last + 1] == Behavior.LEARNS)
     good = learns[reading.progress[learns] >= stability.MOST * _most(reading, learns)]
-    nothing = np.flatnonzero(reading.verdicts[:fastest] == Verdict.NOTHING)
+    nothing = np.flatnonzero(reading.verdicts[:fastest] == Behavior.NOTHING)
     return Probe(
         low=float(rates[last]) if last >= 0 else None,
         high=None if breaks is None else float(rates[breaks]) * BEYOND,
@@ -145,7 +145,7 @@ def _most(reading: Reading, places: np.ndarray) -> float:
 
 def _beyond(curves: Curves, low: float, high: float, rates: int) -> list[float]:
     """Choose rates above those that were tried, or below, while their limits are not among them."""
-    reading, width = stability.read(curves), high / low
+    reading, width = stability.assess(curves), high / low
     if reading.breaks is None:
         start = float(curves.rates[-1])
         return _spread(start, start * width, rates + 1)[1:]
@@ -157,7 +157,7 @@ def _beyond(curves: Curves, low: float, high: float, rates: int) -> list[float]:
 
 def _inside(curves: Curves, rates: int) -> list[float]:
     """Choose rates within the bracket, and around the fastest."""
-    reading = stability.read(curves)
+    reading = stability.assess(curves)
     tried, half = reading.rates, rates // 2
     chosen: list[float] = []
     if reading.breaks is not None and reading.breaks > 0:

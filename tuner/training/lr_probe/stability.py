@@ -48,7 +48,7 @@ NOISY, EXACT = 0.02, 1e-10
 """What is left when a run has arrived: of the loss with random batches, of the gradient without."""
 
 
-class Verdict(IntEnum):
+class Behavior(IntEnum):
     """What a rate did in the steps of the probe."""
 
     NOTHING = 0  # learnt nothing
@@ -89,12 +89,12 @@ class Reading:
     @property
     def breaks(self) -> int | None:
         """Give the place of the lowest rate that breaks."""
-        broken = np.flatnonzero(self.verdicts == Verdict.BREAKS)
+        broken = np.flatnonzero(self.verdicts == Behavior.BREAKS)
         return int(broken[0]) if len(broken) else None
 
 
 @np.errstate(all="ignore")  # losses may be anything at all
-def read(curves: Curves) -> Reading:
+def assess(curves: Curves) -> Reading:
     """Judge every rate."""
     below = curves.losses - curves.still  # [rate, step]
     finite = np.isfinite(below).all(axis=1) & np.isfinite(curves.norms).all(axis=1)
@@ -115,7 +115,7 @@ def read(curves: Curves) -> Reading:
     above = np.arange(len(learns)) > first
     breaks = ~finite | (~returns & ((above & ~learns) | (share < -LITTLE)))
     verdicts = np.select(
-        [breaks, learns, returns & above], [Verdict.BREAKS, Verdict.LEARNS, Verdict.RETURNS]
+        [breaks, learns, returns & above], [Behavior.BREAKS, Behavior.LEARNS, Behavior.RETURNS]
     )
     return Reading(
         rates=curves.rates,
@@ -127,9 +127,9 @@ def read(curves: Curves) -> Reading:
 
 def _fastest(curves: Curves, share: np.ndarray, verdicts: np.ndarray) -> int | None:
     """Find the fastest of the rates that learn, below the lowest that breaks."""
-    broken = np.flatnonzero(verdicts == Verdict.BREAKS)
+    broken = np.flatnonzero(verdicts == Behavior.BREAKS)
     stable = np.arange(len(verdicts)) < (broken[0] if len(broken) else len(verdicts))
-    able = np.flatnonzero(stable & (verdicts == Verdict.LEARNS))
+    able = np.flatnonzero(stable & (verdicts == Behavior.LEARNS))
     if not len(able):
         return None
     if np.ptp(curves.still) > 0:

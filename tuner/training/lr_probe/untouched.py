@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from tuner.training import randomness
+from tuner.training import random_state
 
 
 @contextmanager
@@ -26,9 +26,9 @@ def untouched(model: nn.Module, optimizer: Optimizer | None = None) -> Iterator[
     gradients = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
     modes = {module: module.training for module in model.modules()}
     kept = None if optimizer is None else _state(optimizer)
-    kinds = {"cpu": None, randomness.NUMPY: None, randomness.PYTHON: None}
+    kinds = {"cpu": None, random_state.NUMPY: None, random_state.PYTHON: None}
     devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    chance = randomness.current(kinds | {f"cuda:{index}": None for index in range(devices)})
+    chance = random_state.get_states(kinds | {f"cuda:{index}": None for index in range(devices)})
     try:
         yield
     finally:
@@ -41,7 +41,7 @@ def untouched(model: nn.Module, optimizer: Optimizer | None = None) -> Iterator[
             module.training = training
         if optimizer is not None and kept is not None:
             _put(optimizer, kept)
-        randomness.put(chance)
+        random_state.set_states(chance)
 
 
 Kept = tuple[dict[Any, dict[str, Any]], list[dict[str, Any]]]

@@ -22,7 +22,7 @@ PART = 512
 """Rows of the validation data that a block takes at once: of all, they might not fit in memory."""
 
 
-class Mapped:
+class VmapStack:
     """Any model; a `Stack`."""
 
     name = "vmap"
@@ -40,15 +40,15 @@ class Mapped:
         self.evaluating = copy.deepcopy(model).eval()
         self.buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
 
-    def block(self, size: int, dtype: torch.dtype, device: torch.device) -> MappedBlock:
+    def block(self, size: int, dtype: torch.dtype, device: torch.device) -> VmapBlock:
         """Allocate a block."""
-        return MappedBlock(self, size, dtype, device)
+        return VmapBlock(self, size, dtype, device)
 
 
-class MappedBlock:
+class VmapBlock:
     """Members of any model; a `Block`."""
 
-    def __init__(self, stack: Mapped, size: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, stack: VmapStack, size: int, dtype: torch.dtype, device: torch.device) -> None:
         layout = stack.layout
         self._stack = stack
         self._forward = Precision(stack.precision, device).forward

@@ -11,31 +11,31 @@ from typing import Any, TypeAlias
 
 from tuner.config import Entry, ParameterValue, Range, StudySpec, options
 from tuner.core.failures import sentence
-from tuner.training import functions, memory, objective, workloads
+from tuner.training import train_functions, out_of_memory, objective, workloads
 from tuner.training.cohort import eligibility
 from tuner.training.cohort.trainer import CohortTrainer
 from tuner.training.device import use_threads
-from tuner.training.functions import TrainFunction
-from tuner.training.own import LoopTrainer
+from tuner.training.train_functions import TrainFunction
+from tuner.training.function_trainer import FunctionTrainer
 from tuner.training.reference import ReferenceTrainer
 from tuner.training.trainer import Task, Trainer
 from tuner.training.workloads import Workload
 
 Trained: TypeAlias = Workload | TrainFunction
 
-SHARE = 8
+TRIALS_PER_SLOT = 8
 """Slots are at most this part of the budget: trials side by side do not learn from each other."""
 
-MOST = 64
+MAX_SLOTS = 64
 """Slots beyond these make no trial cheaper."""
 
-BUSY_SECONDS = 0.005
+MIN_STEP_SECONDS = 0.005
 """A step that computes for less than this with one thread gains little or nothing by more."""
 
-QUICKER = 1.2
+MIN_THREAD_SPEEDUP = 1.2
 """How much quicker a step must be with twice the threads: below, the difference may be chance."""
 
-WORTH = 1.1
+MIN_COHORT_SPEEDUP = 1.1
 """How much quicker a cohort must be to be chosen: below, the difference may be chance."""
 
 
@@ -51,7 +51,7 @@ class Choice:
 def load(spec: StudySpec, prefixes: Sequence[str]) -> Trained:
     """Import what a study trains. Raises `WorkloadError`."""
     if spec.workload.train is not None:
-        return functions.load(spec.workload.train, spec.workload.arguments, prefixes)
+        return train_functions.load(spec.workload.train, spec.workload.arguments, prefixes)
     return workloads.load(spec.workload.function, spec.workload.arguments, prefixes)
 
 
@@ -62,7 +62,7 @@ def trainer_for(trained: Trained, spec: StudySpec, choice: Choice | None = None)
     together and were to be.
     """
     if isinstance(trained, TrainFunction):
-        return LoopTrainer(trained, spec)
+        return FunctionTrainer(trained, spec)
     if choice is not None and choice.trainer == "cohort":
         return CohortTrainer(trained, spec, choice.slots)
     return ReferenceTrainer(trained, spec)
@@ -76,7 +76,7 @@ def settled(kept: Mapping[str, Any]) -> Choice:
 
 def automatic_slots(spec: StudySpec) -> int:
     """Give the most slots that do not cost search quality: an eighth of the budget, or one."""
-    return max(1, min(MOST, spec.budget.trials // SHARE))
+    return max(1, min(MAX_SLOTS, spec.budget.trials // TRIALS_PER_SLOT))
 
 
 def settle(trained: Trained, spec: StudySpec) -> Choice:
@@ -90,7 +90,7 @@ def settle(trained: Trained, spec: StudySpec) -> Choice:
         return choose(trained, spec, slots=slots)
     if training.trainer == "reference":
         return Choice(trainer="reference", slots=1, reason="the study asks for it")
-    obstacle = eligibility.obstacle(trained, spec)
+    obstacle = eligibility.reason_not_stackable(trained, spec)
     if obstacle:
         return Choice(trainer="reference", slots=1, reason=obstacle)
     wanted = automatic_slots(spec) if slots is None else slots
@@ -113,13 +113,13 @@ def choose(
     """
     if isinstance(trained, TrainFunction):
         return Choice(trainer="own", slots=1, reason="a train function has a loop of its own")
-    objective.refuse_unmeasured(spec, trained)
+    objective.check_metric(spec, trained)
     wanted = automatic_slots(spec) if slots is None else slots
     if wanted < 2:
         few = f"{spec.budget.trials} trials are too few to train more than one at a time"
         reason = few if slots is None else "there is one slot"
         return Choice(trainer="reference", slots=1, reason=reason)
-    obstacle = eligibility.obstacle(trained, spec)
+    obstacle = eligibility.reason_not_stackable(trained, spec)
     if obstacle:
         return Choice(trainer="reference", slots=1, reason=obstacle)
     reason = "memory is too short for two trials at a time"
@@ -130,9 +130,9 @@ def choose(
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            if not memory.ran_out(error):
+            if not out_of_memory.is_out_of_memory(error):
                 wanted, reason = 0, f"the trainers could not be compared: {_clause(error)}"
-        memory.make_room()
+        out_of_memory.release_memory()
         wanted //= 2
     else:
         return Choice(trainer="reference", slots=1, reason=reason)
@@ -140,7 +140,7 @@ def choose(
         f"a step of a trial takes {1e6 * together:.3g} µs in a cohort of {wanted} and "
         f"{1e6 * alone:.3g} µs by itself"
     )
-    if together * WORTH <= alone:
+    if together * MIN_COHORT_SPEEDUP <= alone:
         return Choice(trainer="cohort", slots=wanted, reason=numbers)
     return Choice(trainer="reference", slots=1, reason=numbers)
 
@@ -165,7 +165,7 @@ def choose_threads(
 ) -> Threads:
     """Return the number of threads that the study asks for, or measure which is quickest.
 
-    Threads are doubled while that makes a step `QUICKER`. The answer depends on the machine, and
+    Threads are doubled while that makes a step `MIN_THREAD_SPEEDUP`. The answer depends on the machine, and
     results on the answer, so it is asked for once in a study's life and kept. A step that raises is
     no reason to stop here: its trial says so.
     """
@@ -200,7 +200,7 @@ def _quickest(
 
     a_step(1, 1, clock)  # what only first calls take
     busy = a_step(1, min(2, spec.training.steps), busy_clock)
-    if most < 2 or busy < BUSY_SECONDS:
+    if most < 2 or busy < MIN_STEP_SECONDS:
         return Threads(count=1, reason=f"a step computes for {1e3 * busy:.2g} ms with one thread")
     rounds, few = 3, 20
     steps = max(1, min(int(seconds / rounds / busy), few, spec.training.steps))
@@ -213,7 +213,7 @@ def _quickest(
     while count < most:
         more = min(2 * count, most)
         measured[more] = median(more)
-        if measured[more] * QUICKER > measured[count]:
+        if measured[more] * MIN_THREAD_SPEEDUP > measured[count]:
             break
         count = more
     numbers = ", ".join(f"{1e3 * took:.3g} ms with {n}" for n, took in measured.items())

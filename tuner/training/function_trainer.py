@@ -18,14 +18,13 @@ import torch
 
 from tuner.config import StudySpec
 from tuner.core.errors import WorkloadError
-from tuner.training import checkpoint, objective, randomness, states
-from tuner.training.functions import TrainFunction
-from tuner.training.guard.monitor import Watch
-from tuner.training.loop import OWN_NAMES, StopTrial, Trial
-from tuner.training.objective import NOTHING_YET, TIME_HINT, Progress
-from tuner.training.pace import pace
-from tuner.training.segment import Segment
-from tuner.training.trainer import ENDED, Evaluation, Event, Status, Task
+from tuner.training import checkpoint, objective, random_state, foreign_state
+from tuner.training.train_functions import TrainFunction
+from tuner.training.guard.monitor import GuardMonitor
+from tuner.training.trial import OWN_NAMES, StopTrial, Trial
+from tuner.training.objective import NO_EVALUATIONS, TIME_HINT, Progress
+from tuner.training.rate_source import rate_source
+from tuner.training.trainer import ENDED, Evaluation, Event, Segment, Status, Task
 
 GRACE_SECONDS = 30.0
 """How long an evicted function may take to clean up before its thread is left to itself."""
@@ -50,7 +49,7 @@ class _Member:
     ) -> None:
         self.task = task
         self.status = Status.TRAINING
-        self.random = randomness.of_everything(task.seed, _device(spec))
+        self.random = random_state.seeded_all(task.seed, _device(spec))
         self.saved: dict[str, Any] | None = None  # what `save` kept last
         self.seconds = 0.0  # in training, before this call of `advance`
         self.first_step = 0
@@ -59,9 +58,9 @@ class _Member:
         self._clock = clock
         self._grace = grace
         self._rungs = frozenset(spec.rungs())
-        self.pace = pace(task.params, spec.training.steps, spec.study.direction)
-        self._watch = Watch(spec, task.params, self.pace, function.baseline_loss)
-        self._progress = NOTHING_YET
+        self.rate_source = rate_source(task.params, spec.training.steps, spec.study.direction)
+        self._monitor = GuardMonitor(spec, task.params, self.rate_source, function.baseline_loss)
+        self._progress = NO_EVALUATIONS
         self._step = 0  # rows so far
         self._names: list[str] = []  # of metrics, once some were reported
         self._segment = Segment(0)
@@ -86,11 +85,11 @@ class _Member:
         self._rows, self._segment = rows, Segment(self._step)
         self._began = self._clock()
         self.status = Status.TRAINING
-        with randomness.swapped(self.random):
+        with random_state.swapped(self.random):
             self._hand_over()
         if self._reports:
             self.seconds += self._clock() - self._began
-        self._watch.catch_up()
+        self._monitor.absorb_calm()
         if not self._segment.measured:
             self._raise_error()
         if self.status is Status.TRAINING and self._returned and self._error is None:
@@ -108,7 +107,7 @@ class _Member:
         self._over = True
         if not self._thread.is_alive():
             return
-        with randomness.swapped(self.random):
+        with random_state.swapped(self.random):
             self._theirs.release()
             self._thread.join(self._grace)
         if self._thread.is_alive():
@@ -211,12 +210,12 @@ class _Member:
             raise self._wrong(f"report of step {step}: expected its metrics once, got them twice")
         ordered = {name: metrics[name] for name in self._names}
         self._segment.evaluations.append(Evaluation(step=step, time=self._clock(), metrics=ordered))
-        wrong = objective.not_finite(self._spec, ordered)
+        wrong = objective.non_finite(self._spec, ordered)
         if wrong:
             self._stop(Status.DIVERGED, f"{' and '.join(wrong)} at step {step}", step)
-        self.pace.evaluated(step, metrics[metric])
-        self._progress = objective.observed(self._spec, self._progress, step, metrics[metric])
-        reason = objective.out_of_patience(self._spec, self._progress)
+        self.rate_source.evaluated(step, metrics[metric])
+        self._progress = objective.with_evaluation(self._spec, self._progress, step, metrics[metric])
+        reason = objective.early_stop_reason(self._spec, self._progress)
         if reason:
             self._stop(Status.FINISHED, reason)
         if step in self._rungs:
@@ -243,7 +242,7 @@ class _Member:
         self._segment.grad_norms.append(grad_norm)
         self._segment.times.append(self._clock())
         # who does not measure the gradient's norm has nothing to be judged by there
-        reason = self._watch.see(loss, 0.0 if math.isnan(grad_norm) else grad_norm)
+        reason = self._monitor.observe(loss, 0.0 if math.isnan(grad_norm) else grad_norm)
         if reason:
             self._stop(Status.DIVERGED, reason, step)
         self._step += 1
@@ -268,12 +267,12 @@ class _Member:
         self._check()
         self.saved = {
             "step": self._step,
-            "pace": dict(self.pace.state()),
-            "state": states.encode(dict(state)),
-            "guard": {key: tensor.clone() for key, tensor in self._watch.state().items()},
+            "pace": dict(self.rate_source.state()),
+            "state": foreign_state.encode(dict(state)),
+            "guard": {key: tensor.clone() for key, tensor in self._monitor.state().items()},
             "progress": asdict(self._progress),
             "names": list(self._names),
-            "random": states.encode(randomness.current(self.random)),
+            "random": foreign_state.encode(random_state.get_states(self.random)),
         }
         self._saved_at = self._clock()
 
@@ -284,19 +283,19 @@ class _Member:
             raise ValueError("checkpoint.load: expected before the first report, got after it")
         if self.saved is None:
             return None
-        saved = states.decode(self.saved)
+        saved = foreign_state.decode(self.saved)
         self.first_step = self._step = saved["step"]
         self._segment.first_step = self._step
-        self.pace.restore(saved.get("pace", {}))
-        self._watch.restore(saved["guard"])
+        self.rate_source.restore(saved.get("pace", {}))
+        self._monitor.restore(saved["guard"])
         self._progress = Progress(**saved["progress"])
         self._names = saved["names"]
-        randomness.put(saved["random"])
+        random_state.set_states(saved["random"])
         state: dict[str, Any] = saved["state"]
         return state
 
 
-class LoopTrainer:
+class FunctionTrainer:
     """Trains one trial at a time by a train function; a `Trainer`.
 
     It differs from the others in one thing: a trial goes on from where its function saved last,

@@ -8,7 +8,7 @@ from typing import Any
 
 from tuner.core.errors import WorkloadCodeError, WorkloadError
 from tuner.training import workloads
-from tuner.training.loop import Trial
+from tuner.training.trial import Trial
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

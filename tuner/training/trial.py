@@ -1,8 +1,8 @@
-"""What a train function gets: a trial with its rate, its schedule, and somebody to report to.
+"""The interface of a train function: a trial with its rate, schedule, checkpoint and `report`.
 
-For people who have a loop of their own. A study file names the function under `[workload] train`;
-it is called as `function(trial, **arguments)`, in a thread of its own while nothing else of the
-trainer runs. A loop in PyTorch:
+For training loops of your own. A study file names the function under `[workload] train`. It is
+called as `function(trial, **arguments)` in a thread of its own, while the trainer waits. A loop in
+PyTorch:
 
     def train(trial):
         model = make_model(trial.seed)
@@ -27,14 +27,14 @@ trainer runs. A loop in PyTorch:
 
 *At step t* means after t updates, for rows and evaluations alike. The rules:
 
-- every step from 0 to steps - 1 is reported, in order, with its `train_loss`;
-- metrics may be reported at any step, once, before or together with that step's `train_loss`. They
-  are always the same ones, the study's metric among them;
-- the study's metric is reported at every rung (`trial.evaluates` says so, and of regular steps
-  too) and at the end, `trial.steps`;
-- a function that returns earlier completes its trial if it has reported the metric at the step that
-  it reached; otherwise the trial fails;
-- random numbers of torch, numpy and Python follow from the trial's seed while the function runs.
+- report every step from 0 to steps - 1, in order, with its `train_loss`;
+- metrics may be reported at any step, once, before or together with that step's `train_loss`. Every
+  report has the same metrics, the study's metric among them;
+- report the study's metric at every step where `trial.evaluates(step)`: at regular steps, at every
+  rung, and at the end, `trial.steps`;
+- a function that returns early completes its trial if it has reported the metric at its last step;
+  otherwise the trial fails;
+- the random numbers of torch, numpy and Python are seeded by the trial while the function runs.
 """
 
 from __future__ import annotations
@@ -55,106 +55,102 @@ from tuner.config import ParameterValue, StudySpec
 from tuner.core.text import is_metric_name
 from tuner.training import optimizers
 from tuner.training.lr_scheduler import TrialSchedule
-from tuner.training.pace import Pace, planned
-from tuner.training.trainer import Task
+from tuner.training.rate_source import RateSource, initial_multipliers
+from tuner.training.trainer import TRAIN_COLUMNS, Task
 
 log = logging.getLogger(__name__)
-
-OWN_NAMES = ("train_loss", "lr", "grad_norm")
-"""Columns of every row, so a metric may not be called so."""
 
 
 class StopTrial(BaseException):
     """Raised by `report` when the trial is over: pruned, diverged, out of time or interrupted.
 
-    Let it pass; `finally` and context managers clean up on its way. It is no `Exception`, so that a
-    loop's own `except Exception` does not hold it up. A function may raise it, too: that is the
-    same as to return.
+    Do not catch it; clean up in `finally` or context managers. It is a `BaseException`, so that
+    `except Exception` in a loop does not catch it. A function that raises it itself returns.
     """
 
 
-class Recorder(Protocol):
-    """Who a trial reports to."""
+class ReportSink(Protocol):
+    """Receiver of a trial's reports and checkpoints."""
 
     first_step: int
-    pace: Pace
+    rate_source: RateSource
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Take in metrics. Raises `StopTrial`."""
+        """Record metrics at a step. Raises `StopTrial`."""
 
     def trained(self, step: int, loss: float, rate: float, grad_norm: float) -> None:
-        """Take in a row, whose metrics, if any, have been taken in. Raises `StopTrial`."""
+        """Record a row, after the metrics of its step. Raises `StopTrial`."""
 
     def due(self) -> bool:
-        """Tell whether it is time to save."""
+        """Return whether a checkpoint is due."""
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Keep a state, as of now."""
+        """Save a state as of the current step."""
 
     def load(self) -> dict[str, Any] | None:
-        """Give the state that was kept, if one was."""
+        """Return the saved state, or None."""
 
 
 class Checkpoint:
-    """Where a train function saves what it needs to go on after an interruption."""
+    """The checkpoint of a train function, to resume from after an interruption."""
 
-    def __init__(self, recorder: Recorder, loaded: Callable[[], None]) -> None:
-        self._recorder = recorder
-        self._loaded = loaded  # called after a state was
+    def __init__(self, sink: ReportSink, after_load: Callable[[], None]) -> None:
+        self._sink = sink
+        self._after_load = after_load  # called after loading
 
     @property
     def due(self) -> bool:
         """Whether `[training] checkpoint_seconds` have passed since the last save."""
-        return self._recorder.due()
+        return self._sink.due()
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Keep a copy of a state: the last one counts. Call it between an update and a report.
+        """Save a copy of a state in place of the last one. Call it between an update and a report.
 
-        A state has tensors, numpy arrays, numbers, strings, booleans, None, and dicts, lists and
-        tuples of them. Random states and the guard's are kept with it. Raises `TypeError` for
-        anything else.
+        A state consists of tensors, numpy arrays, numbers, strings, booleans, None, and dicts,
+        lists and tuples of them. The random states and the guard's state are saved with it.
+        Raises `TypeError` for anything else.
         """
-        self._recorder.save(state)
+        self._sink.save(state)
 
     def load(self) -> dict[str, Any] | None:
-        """Give the state to go on from, tensors on the CPU; None at the beginning.
+        """Return the saved state, with tensors on the CPU, or None at the first start.
 
-        Call it once all is built, before the first report. From here on, random numbers go on as
-        they were when the state was saved, and `trial.first_step` is the step to report next.
-        Without it an interrupted trial begins anew, and what it measures again is dropped.
+        Call it after building the model, before the first report. It restores the random states
+        and sets `trial.first_step`, the step to report next. A function that does not call it
+        restarts from step 0 after an interruption; steps that it repeats are not recorded again.
         """
-        state = self._recorder.load()
-        self._loaded()
+        state = self._sink.load()
+        self._after_load()
         return state
 
 
 class Trial:
-    """One trial, as its train function sees it."""
+    """One trial, as passed to its train function."""
 
-    def __init__(self, task: Task, spec: StudySpec, recorder: Recorder) -> None:
+    def __init__(self, task: Task, spec: StudySpec, sink: ReportSink) -> None:
         self.number = task.number
         self.params: Mapping[str, ParameterValue] = dict(task.params)
-        """All parameters by name: lr, schedule, optimizer, and theirs, such as sgd.momentum."""
+        """All parameters by name: lr, schedule, optimizer, and their own, such as sgd.momentum."""
         self.lr = float(task.params["lr"])
         """The rate that the schedule multiplies."""
         self.seed = task.seed
         self.steps = spec.training.steps
-        """The horizon: how many steps there are."""
+        """The horizon: the number of steps."""
         self.device = spec.training.device
-        self.checkpoint = Checkpoint(recorder, self._loaded)
-        self._recorder = recorder
+        self.checkpoint = Checkpoint(sink, self._after_load)
+        self._sink = sink
         self._evaluated = frozenset(spec.evaluation_steps())
         self._schedules: list[TrialSchedule] = []
-        self._stretched: list[TrialSchedule] = []  # over updates that only the loop counts
+        self._independent: list[TrialSchedule] = []  # with their own `total_steps`
 
     @property
     def first_step(self) -> int:
-        """The step to begin with: 0, or where the checkpoint that was loaded was saved."""
-        return self._recorder.first_step
+        """The step to begin with: 0, or the step of the loaded checkpoint."""
+        return self._sink.first_step
 
     def rate(self, step: int) -> float:
         """Return the rate of the update that leads from a step to the next."""
-        return self._recorder.pace.rate(min(step, self.steps - 1))
+        return self._sink.rate_source.rate(min(step, self.steps - 1))
 
     def schedule(self, optimizer: Optimizer, total_steps: int | None = None) -> TrialSchedule:
         """Return the study's schedule for an optimizer, over the horizon or `total_steps` updates.
@@ -163,25 +159,25 @@ class Trial:
         `total_steps` (a loop with several updates a reported step), pass `lr=schedule.rate` to
         `report`, and keep the schedule's `state_dict` in the checkpoint.
         """
-        pace = self._recorder.pace
+        source = self._sink.rate_source
         made = TrialSchedule(
             optimizer,
             lr=self.lr,
-            multipliers=planned(self.params, total_steps or self.steps).tolist(),
-            factor=(lambda _: pace.factor(self.steps)) if total_steps else pace.factor,
-            pace=pace,
+            multipliers=initial_multipliers(self.params, total_steps or self.steps).tolist(),
+            factor=(lambda _: source.factor(self.steps)) if total_steps else source.factor,
+            rate_source=source,
             update=0 if total_steps else self.first_step,
         )
-        (self._stretched if total_steps else self._schedules).append(made)
+        (self._independent if total_steps else self._schedules).append(made)
         self._warn_of_default(optimizer)
         return made
 
     def optimizer(self, parameters: Any) -> Any:
-        """Make torch's optimiser with this trial's parameters, as our own trainers would."""
+        """Return the torch optimizer that our own trainers would use for this trial."""
         return optimizers.make(self.params, parameters)
 
     def evaluates(self, step: int) -> bool:
-        """Tell whether a step is to be evaluated: regular ones, every rung, and the end."""
+        """Return whether to evaluate at a step: regular ones, every rung, and the end."""
         return step in self._evaluated
 
     def report(
@@ -193,41 +189,41 @@ class Trial:
         lr: Any = None,
         **metrics: Any,
     ) -> None:
-        """Report a step's training loss, or metrics at a step, or both; the module has the rules.
+        """Report a step's training loss, or metrics at a step, or both; see the module's rules.
 
-        `lr` is the schedule's unless it is given; `grad_norm` is for the curves and the guard.
-        Raises `StopTrial` when the trial is over, and `ValueError` for what breaks the rules; it
-        names the trial, the argument and its value. A loss that is infinite or nan is no mistake:
-        the guard stops the trial.
+        `lr` defaults to the schedule's rate; `grad_norm` is for the curves and the guard. Raises
+        `StopTrial` when the trial is over, and `ValueError` for a report against the rules, with
+        the trial, the argument and its value. A non-finite loss is valid: the guard stops the
+        trial.
         """
         try:
             step = _whole(step)
             loss = None if train_loss is None else _number("train_loss", train_loss)
-            # of a loss that exploded, the norm may be infinite or none
-            norm = math.nan if grad_norm is None else _at_least_0("grad_norm", grad_norm)
-            rate = None if lr is None else _at_least_0("lr", lr, finite=True)
-            numbers = {_named(name): _number(name, value) for name, value in metrics.items()}
+            # the norm of an exploded loss may be infinite or nan
+            norm = math.nan if grad_norm is None else _non_negative("grad_norm", grad_norm)
+            rate = None if lr is None else _non_negative("lr", lr, finite=True)
+            numbers = {_metric_name(name): _number(name, value) for name, value in metrics.items()}
         except ValueError as error:
-            where = f"trial {self.number}: report of step {_shown(step)}"
+            where = f"trial {self.number}: report of step {_short_repr(step)}"
             raise ValueError(f"{where}: {error}") from error.__cause__
         if loss is None and not numbers:
             where = f"trial {self.number}: report of step {step}"
             raise ValueError(f"{where}: expected train_loss or metrics, got neither")
         if numbers:
-            self._recorder.evaluated(step, numbers)
-            for schedule in (*self._schedules, *self._stretched):  # plateau's may have fallen
+            self._sink.evaluated(step, numbers)
+            for schedule in (*self._schedules, *self._independent):  # plateau may have reduced the rate
                 schedule.refresh()
         if loss is not None:
-            self._recorder.trained(step, loss, self.rate(step) if rate is None else rate, norm)
+            self._sink.trained(step, loss, self.rate(step) if rate is None else rate, norm)
 
-    def _loaded(self) -> None:
+    def _after_load(self) -> None:
         for schedule in self._schedules:
             schedule.move_to(self.first_step)
-        for schedule in self._stretched:
+        for schedule in self._independent:
             schedule.refresh()
 
     def _warn_of_default(self, optimizer: Optimizer) -> None:
-        """Warn of an optimizer whose rate was left at its class's default."""
+        """Warn if an optimizer still has the default rate of its class."""
         default = inspect.signature(type(optimizer)).parameters.get("lr")
         rates = {float(group["initial_lr"]) for group in optimizer.param_groups}
         if default is not None and rates == {default.default} != {self.lr}:
@@ -246,12 +242,12 @@ def _whole(step: Any) -> int:
     if not isinstance(step, bool | np.bool_):
         with contextlib.suppress(TypeError):
             return operator.index(step)
-    raise ValueError(f"expected step to be a whole number, got {_shown(step)}")
+    raise ValueError(f"expected step to be a whole number, got {_short_repr(step)}")
 
 
 def _number(name: str, value: Any) -> float:
-    """Return a number of any library as Python's; it may be infinite or nan."""
-    got = f"{_shown(value)}, of type {type(value).__name__}"
+    """Return a number of any library as a float, which may be infinite or nan."""
+    got = f"{_short_repr(value)}, of type {type(value).__name__}"
     if isinstance(value, bool | np.bool_ | str | bytes | bytearray):
         raise ValueError(f"expected {name} to be one number, got {got}")  # noqa: TRY004
     try:
@@ -262,16 +258,16 @@ def _number(name: str, value: Any) -> float:
         raise ValueError(f"expected {name} to be one number, got {got}") from error
 
 
-def _at_least_0(name: str, value: Any, *, finite: bool = False) -> float:
+def _non_negative(name: str, value: Any, *, finite: bool = False) -> float:
     number = _number(name, value)
     if number < 0 or (finite and not math.isfinite(number)):
         kind = "a finite number" if finite else "a number"
-        raise ValueError(f"expected {name} to be {kind} of 0 or more, got {_shown(value)}")
+        raise ValueError(f"expected {name} to be {kind} of 0 or more, got {_short_repr(value)}")
     return number
 
 
-def _named(name: str) -> str:
-    if name in OWN_NAMES or not is_metric_name(name):
+def _metric_name(name: str) -> str:
+    if name in TRAIN_COLUMNS or not is_metric_name(name):
         raise ValueError(
             "expected metrics named by letters, digits and _.-/: or spaces, as no path with dots "
             f"or to elsewhere, got {name!r}"
@@ -279,9 +275,9 @@ def _named(name: str) -> str:
     return name
 
 
-def _shown(value: Any) -> str:
-    """Return a value as a message may have it, however long it is."""
+def _short_repr(value: Any) -> str:
+    """Return a short representation of a value for a message."""
     try:
         return reprlib.repr(value)
-    except Exception:  # such as of an integer that is too long to be written
+    except Exception:  # such as an integer too long to be printed
         return f"a value of type {type(value).__name__}"
