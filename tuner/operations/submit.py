@@ -12,7 +12,7 @@ from tuner.config import Grid, Space, StudySpec, options, reading
 from tuner.core.errors import NotFoundError, UsageError
 from tuner.ledger import Ledger, Reader, StudyRecord
 from tuner.training import trainer_choice
-from tuner.training.trial import TRAIN_COLUMNS
+from tuner.training.trainer import TRAIN_COLUMNS
 from tuner.training.workloads import Workload
 from tuner.worker.loading import described
 
