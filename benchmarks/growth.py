@@ -28,9 +28,9 @@ from tuner.config import StudySpec
 from tuner.examples import digits
 from tuner.report import charts
 from tuner.report.charts.picture import FAINT
-from tuner.training.trainer_choice import choose
 from tuner.training.cohort.trainer import CohortTrainer
 from tuner.training.device import use_threads
+from tuner.training.trainer_choice import choose
 from tuner.training.workloads import Workload
 
 STEPS = 20

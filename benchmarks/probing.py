@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lr_finders import Sweep, curves_of_model, steep, sweep, valley
 from torch import Tensor, nn
 
 from tuner.config import ParameterValue, StudySpec
@@ -36,7 +37,6 @@ from tuner.examples.quadratic import parabola
 from tuner.examples.sine import wave
 from tuner.training import optimizers
 from tuner.training.lr_probe import curvature, curves_by_rate, probe
-from tuner.training.lr_probe.sweep import Sweep, steep, sweep, valley
 from tuner.training.workloads import Workload
 
 RESULTS = Path(__file__).parent / "results" / "probing.json"
@@ -179,7 +179,7 @@ def frozen_adam(name: str, workload: Workload, seed: int) -> Row:
         return made, FrozenAdam(made.parameters(), divided[None], BETA)
 
     own, optimizer = start()
-    attempt = curves_by_rate.of_model(own, optimizer, lambda _step: fixed(own), spec.training.steps)
+    attempt = curves_of_model(own, optimizer, lambda _step: fixed(own), spec.training.steps)
     found = probe.measure_curves(attempt, {"adam": probe.first_range(spec)}, RATES)["adam"]
     told = probe.summarize(found, {"optimizer": "adam"})
     product, _ = curvature.hessian(model, fixed)

@@ -19,9 +19,9 @@ from tuner.examples import diabetes, digits, house_prices, mnist, quadratic, sin
 from tuner.training import optimizers
 from tuner.training.batches import BatchOrder
 from tuner.training.device import without_subnormals
-from tuner.training.trial import Trial
 from tuner.training.rate_source import STATEFUL, rate_source
 from tuner.training.trainer import Task
+from tuner.training.trial import Trial
 from tuner.training.workloads import Workload, seeded
 
 F64 = torch.float64

@@ -69,7 +69,9 @@ def test_an_operation_that_is_only_looped_over():
 
 def test_a_metric_that_is_random():
     workload = regression(metrics={"noise": lambda outputs, targets: torch.rand(())})
-    assert "the metric noise draws random numbers" in eligibility.reason_not_stackable(workload, make_spec())
+    assert "the metric noise draws random numbers" in eligibility.reason_not_stackable(
+        workload, make_spec()
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,7 +90,12 @@ def test_a_study_that_only_the_reference_trains(training, space, said):
 
 
 def test_what_can_be_trained_together_has_no_obstacle():
-    assert eligibility.reason_not_stackable(regression(), make_spec(precision="float32", dtype="float32")) == ""
+    assert (
+        eligibility.reason_not_stackable(
+            regression(), make_spec(precision="float32", dtype="float32")
+        )
+        == ""
+    )
 
 
 def test_a_metric_that_nobody_measures_is_refused():

@@ -23,7 +23,9 @@ def test_a_distance_that_does_not_grow_is_at_the_limit(beta: float) -> None:
 def test_the_growth_tells_the_curvature_and_that_the_growth(
     momentum: Momentum, growth: float
 ) -> None:
-    assert momentum.growth_factors(np.array([momentum.rate_times_curvature(growth)])) == pytest.approx([growth])
+    assert momentum.growth_factors(
+        np.array([momentum.rate_times_curvature(growth)])
+    ) == pytest.approx([growth])
 
 
 @given(momenta, st.floats(0.0, 10.0))
@@ -44,7 +46,9 @@ def test_a_factor_is_the_largest_root_of_what_torch_does(momentum: Momentum, rea
         kept = optimizer.state[parameter].get("momentum_buffer")
         columns.append([parameter.item(), 0.0 if momentum.beta == 0 else kept.item()])
     largest = np.abs(np.linalg.eigvals(np.array(columns).T)).max()
-    assert momentum.growth_factors(np.array([reach])) == pytest.approx([largest], rel=1e-6, abs=1e-6)
+    assert momentum.growth_factors(np.array([reach])) == pytest.approx(
+        [largest], rel=1e-6, abs=1e-6
+    )
 
 
 @pytest.mark.parametrize(

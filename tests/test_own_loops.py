@@ -43,12 +43,12 @@ from tuner.examples import house_prices, wine
 from tuner.ledger import Ledger
 from tuner.ledger.tables import attempts
 from tuner.operations import report, submit
-from tuner.training import train_functions, foreign_state, workloads
-from tuner.training.train_functions import TrainFunction
-from tuner.training.trial import StopTrial
+from tuner.training import foreign_state, train_functions, workloads
 from tuner.training.function_trainer import FunctionTrainer
 from tuner.training.reference import ReferenceTrainer
+from tuner.training.train_functions import TrainFunction
 from tuner.training.trainer import Status
+from tuner.training.trial import StopTrial
 
 
 def function(call, **arguments) -> TrainFunction:

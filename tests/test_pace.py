@@ -120,7 +120,9 @@ def test_it_never_rises_stays_above_its_floor_and_resumes(values, own, direction
 
 @pytest.mark.parametrize("horizon", [1, 2, 10**6])
 def test_plateau_at_any_horizon(horizon):
-    made = pace(complete(0.3, {"name": "plateau", "warmup": 0.5}, "sgd"), horizon, "minimize")
+    made = rate_source(
+        complete(0.3, {"name": "plateau", "warmup": 0.5}, "sgd"), horizon, "minimize"
+    )
     made.evaluated(0, 1.0)
     assert all(0 < made.rate(step) <= 0.3 for step in {0, horizon // 2, horizon - 1})
     assert made.rate(horizon - 1) == 0.3

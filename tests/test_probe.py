@@ -16,14 +16,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import nn
 
+from benchmarks.lr_finders import Sweep, curves_of_model, preserved_state, steep, sweep, valley
 from tuner.examples.bowl import FrozenAdam, best, bowl, limit
 from tuner.examples.house_prices import line
 from tuner.examples.quadratic import parabola
 from tuner.examples.sine import wave
 from tuner.training.lr_probe import curves_by_rate, probe, stability
-from tuner.training.lr_probe.stability import Curves, Behavior
-from tuner.training.lr_probe.sweep import Sweep, steep, sweep, valley
-from tuner.training.lr_probe.untouched import untouched
+from tuner.training.lr_probe.stability import Behavior, Curves
 
 BETA = 0.9
 FORMS = {
@@ -107,7 +106,7 @@ def frozen_adam(workload, seed):
     curved = (1 - BETA) * torch.linalg.eigvalsh(root[:, None] * hessian * root)
     optimizer = FrozenAdam(model.parameters(), divided[None], BETA)
     loss, _ = probe.losses(workload, exact())
-    attempt = curves_by_rate.of_model(model, optimizer, lambda _step: loss(model), 200)
+    attempt = curves_of_model(model, optimizer, lambda _step: loss(model), 200)
     curves = probe.measure_curves(attempt, {"adam": (1e-5, 10.0)}, 31)["adam"]
     told = tuple(curved.tolist())
     return probe.summarize(curves, {}), limit(max(told), BETA), best(told, BETA)
@@ -181,7 +180,7 @@ def test_a_reading_does_not_depend_on_the_losses_scale_or_zero(found, scale, shi
     other = stability.assess(
         replace(found, losses=found.losses * scale + shift, still=found.still * scale + shift)
     )
-    np.testing.assert_array_equal(plain.verdicts, other.verdicts)
+    np.testing.assert_array_equal(plain.behaviors, other.behaviors)
     np.testing.assert_allclose(plain.progress, other.progress)
 
 
@@ -190,10 +189,10 @@ def test_a_reading_does_not_depend_on_the_losses_scale_or_zero(found, scale, shi
 def test_a_reading_survives_whatever_losses_are(found):
     reading = stability.assess(found)
     broken = ~np.isfinite(found.losses).all(axis=1)
-    assert (reading.verdicts[broken] == Behavior.BREAKS).all()
+    assert (reading.behaviors[broken] == Behavior.UNSTABLE).all()
     if reading.fastest is not None:
-        assert reading.verdicts[reading.fastest] == Behavior.LEARNS
-        assert reading.breaks is None or reading.fastest < reading.breaks
+        assert reading.behaviors[reading.fastest] == Behavior.LEARNS
+        assert reading.lowest_unstable is None or reading.fastest < reading.lowest_unstable
     said = probe.summarize(found, {}).as_json()
     assert set(said) == {"stable", "fastest", "suggested", "curvature"}
 
@@ -262,11 +261,11 @@ def test_model_optimiser_and_random_states_are_left_to_the_bit(name):
     identities = [id(p) for p in model.parameters()]
     torch.set_printoptions(precision=20)
     before = whole(model, optimizer)
-    curves_by_rate.of_model(model, optimizer, loss, 6)({"x": [0.01, 1e30]})
+    curves_of_model(model, optimizer, loss, 6)({"x": [0.01, 1e30]})
     assert whole(model, optimizer) == before
     sweep(model, optimizer, loss, high=1e30, steps=12)
     assert whole(model, optimizer) == before
-    with untouched(model, optimizer):
+    with preserved_state(model, optimizer):
         loss(0).backward()
         optimizer.step()
     assert whole(model, optimizer) == before

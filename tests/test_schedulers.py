@@ -256,7 +256,7 @@ def test_digits_that_arrive_in_ten_batches_of_which_one_is_broken(by_date: Path)
 
 def test_the_champions_loss_on_the_rows_of_the_last_day_never_rises(by_date: Path) -> None:
     """All champions on one yardstick: the held-out rows of all ten batches."""
-    from tuner.training import trainer_choice, models
+    from tuner.training import models, trainer_choice
 
     places = database.addresses({}, by_date)
     ledger = Ledger(database.open_ledger(places, create=False))

@@ -17,7 +17,7 @@ from tuner.ledger.database import Addresses, tracking_client
 from tuner.ledger.retrainings import LOG
 from tuner.retraining import notify
 from tuner.tracking.mlflow.registry import Loaded, Registry, Rows
-from tuner.training import trainer_choice, models
+from tuner.training import models, trainer_choice
 from tuner.training.device import use_threads
 from tuner.training.workloads import Workload
 

@@ -18,12 +18,11 @@ import torch
 
 from tuner.config import StudySpec
 from tuner.core.errors import WorkloadError
-from tuner.training import checkpoint, objective, random_state, foreign_state
-from tuner.training.train_functions import TrainFunction
+from tuner.training import checkpoint, foreign_state, objective, random_state
 from tuner.training.guard.monitor import GuardMonitor
-from tuner.training.trial import StopTrial, Trial
 from tuner.training.objective import NO_EVALUATIONS, TIME_HINT, Progress
 from tuner.training.rate_source import rate_source
+from tuner.training.train_functions import TrainFunction
 from tuner.training.trainer import (
     ENDED,
     TRAIN_COLUMNS,
@@ -33,6 +32,7 @@ from tuner.training.trainer import (
     Status,
     Task,
 )
+from tuner.training.trial import StopTrial, Trial
 
 GRACE_SECONDS = 30.0
 """Seconds that an evicted function may take to clean up before its thread is abandoned."""
@@ -120,8 +120,7 @@ class _Member:
             self._thread.join(self._grace)
         if self._thread.is_alive():
             log.warning(
-                "trial %d: %s did not end within %g seconds of StopTrial; its thread is "
-                "abandoned",
+                "trial %d: %s did not end within %g seconds of StopTrial; its thread is abandoned",
                 self.task.number,
                 self._function.name,
                 self._grace,
@@ -215,14 +214,18 @@ class _Member:
                 f"{', '.join(self._names)}, got {', '.join(metrics)}"
             )
         if self._progress.last_step == step:
-            raise self._error_of(f"report of step {step}: expected its metrics once, got them twice")
+            raise self._error_of(
+                f"report of step {step}: expected its metrics once, got them twice"
+            )
         ordered = {name: metrics[name] for name in self._names}
         self._segment.evaluations.append(Evaluation(step=step, time=self._clock(), metrics=ordered))
         wrong = objective.non_finite(self._spec, ordered)
         if wrong:
             self._stop(Status.DIVERGED, f"{' and '.join(wrong)} at step {step}", step)
         self.rate_source.evaluated(step, metrics[metric])
-        self._progress = objective.with_evaluation(self._spec, self._progress, step, metrics[metric])
+        self._progress = objective.with_evaluation(
+            self._spec, self._progress, step, metrics[metric]
+        )
         reason = objective.early_stop_reason(self._spec, self._progress)
         if reason:
             self._stop(Status.FINISHED, reason)
@@ -290,7 +293,9 @@ class _Member:
         """Return the saved state, or None, and continue from its step."""
         self._check_running()
         if self._step > self.first_step or self._segment.evaluations:
-            raise ValueError("checkpoint.load: expected a call before the first report, got one after it")
+            raise ValueError(
+                "checkpoint.load: expected a call before the first report, got one after it"
+            )
         if self.saved is None:
             return None
         saved = foreign_state.decode(self.saved)

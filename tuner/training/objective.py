@@ -52,7 +52,7 @@ def value_of(spec: StudySpec, progress: Progress) -> float | None:
 
 
 def early_stop_reason(spec: StudySpec, progress: Progress) -> str:
-    """Return the reason to stop early if `[training] patience` is exceeded, else an empty string."""
+    """Return the reason to stop early if `[training] patience` is exceeded, else an empty text."""
     patience, steps = spec.training.patience, spec.training.steps
     if patience is None or progress.since < patience or progress.last_step >= steps:
         return ""

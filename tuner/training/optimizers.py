@@ -1,6 +1,6 @@
 """Constructors of the optimizers of a study: torch's, and Lion.
 
-torch's default for `foreach` is kept: its kernels are elementwise, so they are bitwise reproducible.
+torch's default for `foreach` is kept: its kernels are elementwise, hence bitwise reproducible.
 `fused` is never used: its rounding differs between builds of torch.
 """
 

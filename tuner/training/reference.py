@@ -1,4 +1,4 @@
-"""The reference trainer: one trial, torch's own optimizer, a plain loop; slow and obviously correct.
+"""The reference trainer: one trial, torch's optimizer, a plain loop; slow and obviously correct.
 
 Faster trainers are tested against it.
 """
@@ -20,8 +20,8 @@ from tuner.training import checkpoint, objective, optimizers, random_state
 from tuner.training.batches import BatchOrder, micro_batches, open_stream
 from tuner.training.guard.monitor import GuardMonitor
 from tuner.training.objective import NO_EVALUATIONS, Progress
-from tuner.training.rate_source import RateSource, rate_source
 from tuner.training.precision import Precision
+from tuner.training.rate_source import RateSource, rate_source
 from tuner.training.trainer import ENDED, Evaluation, Event, Segment, Status, Task
 from tuner.training.workloads import Batch, Workload
 
@@ -70,7 +70,10 @@ class ReferenceTrainer:
         self._clock = clock
         self._device = torch.device(spec.training.device)
         self._dtype: torch.dtype = getattr(torch, spec.training.dtype)
-        self._train = self._on_device(workload.train_inputs), self._on_device(workload.train_targets)
+        self._train = (
+            self._on_device(workload.train_inputs),
+            self._on_device(workload.train_targets),
+        )
         self._validation = (
             self._on_device(workload.validation_inputs),
             self._on_device(workload.validation_targets),

@@ -70,7 +70,9 @@ class Event:
     status: Status
     value: float | None = None  # the objective so far
     reason: str = ""  # why it ended before the horizon; a clause without full stop
-    stopped_step: int | None = None  # of a diverged trial: first non-finite step, or where it was stopped
+    stopped_step: int | None = (
+        None  # of a diverged trial: first non-finite step, or where it was stopped
+    )
     error: BaseException | None = None  # raised by the workload, if not raised to the caller
 
     @property
@@ -134,7 +136,7 @@ class Trainer(Protocol):
     capacity: int
 
     def admit(self, task: Task) -> None:
-        """Put a trial in a free slot. Raises `ValueError` if its snapshot does not match the task."""
+        """Put a trial in a free slot. Raises `ValueError` if its snapshot does not match."""
 
     def advance(self, max_steps: int) -> list[Event]:
         """Train every member by up to `max_steps` updates, but not past its next decision."""

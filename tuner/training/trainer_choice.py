@@ -11,20 +11,20 @@ from typing import Any, TypeAlias
 
 from tuner.config import Entry, ParameterValue, Range, StudySpec, options
 from tuner.core.failures import sentence
-from tuner.training import train_functions, out_of_memory, objective, workloads
+from tuner.training import objective, out_of_memory, train_functions, workloads
 from tuner.training.cohort import eligibility
 from tuner.training.cohort.trainer import CohortTrainer
 from tuner.training.device import use_threads
-from tuner.training.train_functions import TrainFunction
 from tuner.training.function_trainer import FunctionTrainer
 from tuner.training.reference import ReferenceTrainer
+from tuner.training.train_functions import TrainFunction
 from tuner.training.trainer import Task, Trainer
 from tuner.training.workloads import Workload
 
 Trained: TypeAlias = Workload | TrainFunction
 
 TRIALS_PER_SLOT = 8
-"""Minimum ratio of the budget to the slots: concurrent trials do not inform each other's sampling."""
+"""Minimum ratio of budget to slots: concurrent trials do not inform each other's sampling."""
 
 MAX_SLOTS = 64
 """More slots than this do not reduce the cost of a trial."""
@@ -75,7 +75,7 @@ def settled(kept: Mapping[str, Any]) -> Choice:
 
 
 def automatic_slots(spec: StudySpec) -> int:
-    """Return the most slots that do not cost search quality: an eighth of the budget, at least 1."""
+    """Return the most slots that do not cost search quality: an eighth of the budget."""
     return max(1, min(MAX_SLOTS, spec.budget.trials // TRIALS_PER_SLOT))
 
 

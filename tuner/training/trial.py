@@ -211,7 +211,10 @@ class Trial:
             raise ValueError(f"{where}: expected train_loss or metrics, got neither")
         if numbers:
             self._sink.evaluated(step, numbers)
-            for schedule in (*self._schedules, *self._independent):  # plateau may have reduced the rate
+            for schedule in (
+                *self._schedules,
+                *self._independent,
+            ):  # plateau may have reduced the rate
                 schedule.refresh()
         if loss is not None:
             self._sink.trained(step, loss, self.rate(step) if rate is None else rate, norm)

@@ -9,8 +9,8 @@ from tuner.core.failpoints import reach
 from tuner.ledger import Ledger, StudyRecord, ranges
 from tuner.observability.logs import logger
 from tuner.search.ranges import narrowed
-from tuner.training.trainer_choice import Trained
 from tuner.training.lr_probe.probe import probe
+from tuner.training.trainer_choice import Trained
 from tuner.training.workloads import Workload
 
 log = logger(__name__)

@@ -21,10 +21,10 @@ from tuner.ledger.leasing import refused
 from tuner.observability import metrics
 from tuner.observability.logs import logger
 from tuner.search import Decision, Search
-from tuner.training import trainer_choice, out_of_memory
-from tuner.training.trainer_choice import Choice, Trained
+from tuner.training import out_of_memory, trainer_choice
 from tuner.training.device import use_threads
 from tuner.training.trainer import ENDED, Event
+from tuner.training.trainer_choice import Choice, Trained
 from tuner.worker.attempt import Attempt, Surroundings
 from tuner.worker.checkpoints import folder_of, sweep
 from tuner.worker.commits import Commits

@@ -61,8 +61,8 @@ def steps_to_recovery(
     highest = momentum.rate_times_curvature(np.exp(_growth(logs) / 2))
     products = np.geomspace(momentum.rate_times_curvature(1.0), highest, CURVATURES)  # [curvature]
     rises = np.log(momentum.growth_factors(products))  # [curvature], per step
+    # per curvature and step ahead
     changes = np.log(momentum.growth_factors(products[:, None] * ahead / past.mean()))
-    # changes: [curvature, step]
     path = (logs[-1] * rises / rises[-1] + 2 * changes.cumsum(axis=1).T).max(axis=1)  # [step]
     up = np.flatnonzero(~(path < far))  # steps at which it is not back, nan included
     last = int(up[-1]) if len(up) else -1

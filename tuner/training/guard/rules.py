@@ -49,8 +49,8 @@ rates may bring it back (`tuner.training.guard.recovery`).
 *Steadily*: the smallest of the three rises is at least a third of the largest. A spike or a jump to
 a higher level rises only once or twice, so it does not count. *A new peak*: an excess of **growth**
 times that of any loss before the window, so a steady oscillation does not count, however slow. An
-oscillation with a growing envelope is found by rule 3 or, if irregular, by rule 2. (Gradient descent
-and heavy ball just above their stable limit grow smoothly: the dominant root is real.)
+oscillation with a growing envelope is found by rule 3 or, if irregular, by rule 2. (Just above the
+stable limit of gradient descent and heavy ball, losses grow smoothly: the dominant root is real.)
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ EIGHTHS = 8
 """Rule 5: number of equal parts of the horizon; the last half of them is judged."""
 
 FALL = 0.5
-"""Rule 5: the mean log excess of a lost trial falls by less than this from one eighth to the next."""
+"""Rule 5: the mean log excess of a lost trial falls by less than this per eighth."""
 
 
 class Rule(IntEnum):
@@ -397,7 +397,9 @@ def log_heights(
     """Return log(excess / standard) of the losses in the window, at least 0."""
     floor = np.minimum(state.lowest, 0.0)
     standard = (
-        _lasting_standard(state, floor, baseline, settings) if lasting else _standard(state, floor, baseline)
+        _lasting_standard(state, floor, baseline, settings)
+        if lasting
+        else _standard(state, floor, baseline)
     )
     logs: np.ndarray = _logs(state, standard, floor) - np.log(standard)[:, None]
     return logs
