@@ -171,7 +171,7 @@ def test_the_limit_of_the_linear_model_is_two_over_the_largest_curvature() -> No
     assert descend(workload, 1.02 * limit, 400).status is Status.DIVERGED
 
 
-def test_diabetes_is_standardised_by_its_training_part() -> None:
+def test_diabetes_is_standardized_by_its_training_part() -> None:
     workload = diabetes.patients()
     for values in (workload.train_inputs, workload.train_targets):
         assert values.mean(dim=0).abs().max() < 1e-12

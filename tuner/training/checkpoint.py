@@ -20,7 +20,7 @@ class CheckpointError(ValueError):
 
 
 def to_bytes(state: dict[str, Any]) -> bytes:
-    """Serialise nested dicts and lists of tensors, numbers, strings, booleans and None."""
+    """Serialize nested dicts and lists of tensors, numbers, strings, booleans and None."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()

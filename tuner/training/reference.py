@@ -137,7 +137,7 @@ class ReferenceTrainer:
                 member.status = Status.FINISHED
             elif member.step in self._rungs:
                 member.status = Status.AT_RUNG
-        value = objective.value_member_of(self._spec, member.progress)
+        value = objective.value_of(self._spec, member.progress)
         return [segment.event(member.task.number, member.status, value)]
 
     def evict(self, number: int) -> None:
