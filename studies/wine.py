@@ -1,8 +1,8 @@
 """Wines and scikit-learn's SGDClassifier: tuning a training loop of another library.
 
 What it teaches. `tuner` does not need its own loop: `train` below calls `partial_fit`, which
-updates the weights row by row, and reports each pass. The classes are linearly separable and each row's
-update is bounded, so hardly any rate is too high: rates from 0.01 to 10 all end near the same
+updates the weights row by row, and reports each pass. The classes are linearly separable and each
+row's update is bounded, so hardly any rate is too high: rates from 0.01 to 10 all end near the same
 validation loss, the high ones after fluctuating for a few passes. Below 0.01 sixty passes are too
 few, and each power of ten is worse.
 
