@@ -1,8 +1,8 @@
-"""How much quicker trials are together, by their number and the model's size; and what is chosen.
+"""Speedup of training trials together, by their number and the model's size; and the choice.
 
 For each model of the digits and each number of trials from 1 to 512, the bare loop of
 `benchmarks/throughput.py` and a cohort run in turn, on one thread. The cohort also evaluates each
-20 steps, guards, and gives its curves out. The ratio of each turn is taken before the median. Then
+20 steps, guards, and returns its curves. The ratio of each turn is taken before the median. Then
 `trainer = "auto"` is asked what it would choose, and what it measured.
 
     python benchmarks/growth.py [--rounds 5] [--optimizer adamw] [--plot docs/images/growth.png]
@@ -28,9 +28,9 @@ from tuner.config import StudySpec
 from tuner.examples import digits
 from tuner.report import charts
 from tuner.report.charts.picture import FAINT
-from tuner.training.choosing import choose
 from tuner.training.cohort.trainer import CohortTrainer
 from tuner.training.device import use_threads
+from tuner.training.trainer_choice import choose
 from tuner.training.workloads import Workload
 
 STEPS = 20

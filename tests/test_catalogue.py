@@ -17,7 +17,7 @@ from tuner.config.optimizers import OptimizerChoice, OptimizerName
 from tuner.config.schedules import ScheduleChoice, ScheduleName
 from tuner.examples import digits
 from tuner.training.optimizers import OPTIMIZERS
-from tuner.training.pace import STATEFUL
+from tuner.training.rate_source import STATEFUL
 from tuner.training.schedules import SCHEDULES
 from tuner.training.trainer import Status, Task
 from tuner.training.workloads import Workload

@@ -28,13 +28,13 @@ def probe(file: Path, overrides: tuple[str, ...], prefixes: tuple[str, ...], as_
     spec = reading.load(file, overrides)
     from tuner.core.errors import UsageError
     from tuner.core.failures import workload_code
-    from tuner.training import choosing
+    from tuner.training import trainer_choice
     from tuner.training.device import use_threads
     from tuner.training.lr_probe import probe as probing
     from tuner.training.workloads import Workload
 
     use_threads(1 if spec.training.threads == "auto" else spec.training.threads)
-    workload = choosing.load(spec, prefixes)
+    workload = trainer_choice.load(spec, prefixes)
     if not isinstance(workload, Workload):
         raise UsageError(
             f"[workload]: expected a factory, got the train function {spec.workload.function}, "

@@ -80,7 +80,7 @@ class WorkloadTable(Table):
     """What is trained: a `factory` of model, data and loss for our trainers, or a `train` function.
 
     Either is named `module:function` and gets the arguments by name; a train function is a whole
-    loop of its own and gets a `tuner.training.loop.Trial` first.
+    loop of its own and gets a `tuner.training.trial.Trial` first.
     """
 
     factory: Annotated[

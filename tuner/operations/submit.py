@@ -11,8 +11,8 @@ from tuner.analysis.verdicts import EARLY
 from tuner.config import Grid, Space, StudySpec, options, reading
 from tuner.core.errors import NotFoundError, UsageError
 from tuner.ledger import Ledger, Reader, StudyRecord
-from tuner.training import choosing
-from tuner.training.loop import OWN_NAMES
+from tuner.training import trainer_choice
+from tuner.training.trainer import TRAIN_COLUMNS
 from tuner.training.workloads import Workload
 from tuner.worker.loading import described
 
@@ -25,9 +25,9 @@ def prepare(spec: StudySpec, prefixes: Sequence[str]) -> dict[str, Any]:
     Raises `WorkloadError` when it cannot be trained here and `UsageError` when it does not
     measure what the study is judged by.
     """
-    workload = choosing.load(spec, prefixes)
+    workload = trainer_choice.load(spec, prefixes)
     if not isinstance(workload, Workload):
-        if spec.study.metric in OWN_NAMES:
+        if spec.study.metric in TRAIN_COLUMNS:
             raise UsageError(
                 f"[study] metric: expected one that {spec.workload.function} reports at "
                 f"evaluations, such as val_loss, got {spec.study.metric!r}, which is of batches"

@@ -17,7 +17,7 @@ from tuner.ledger.database import Addresses, tracking_client
 from tuner.ledger.retrainings import LOG
 from tuner.retraining import notify
 from tuner.tracking.mlflow.registry import Loaded, Registry, Rows
-from tuner.training import choosing, models
+from tuner.training import models, trainer_choice
 from tuner.training.device import use_threads
 from tuner.training.workloads import Workload
 
@@ -101,7 +101,7 @@ def prepare(
         )
     spec = _with_fresh_data(study, run_key)
     use_threads(study.threads)
-    workload = choosing.load(spec, prefixes)
+    workload = trainer_choice.load(spec, prefixes)
     if not isinstance(workload, Workload):
         raise UsageError(
             f"study {study.name!r} has a train function, whose model is not known here; expected "

@@ -36,7 +36,7 @@ from tuner.observability import metrics
 from tuner.observability.logs import logger
 from tuner.search import Decision
 from tuner.training import checkpoint as checkpoint_files
-from tuner.training import memory
+from tuner.training import out_of_memory
 from tuner.training.trainer import Event, Status, Task, Trainer, seed_of
 from tuner.worker.checkpoints import folder_of
 from tuner.worker.commits import Commits
@@ -228,7 +228,7 @@ class Attempt:
     def fail(self, error: BaseException) -> Entry | None:
         """Return the trial's end after an exception, or None if it was released to be retried."""
         traceback = failures.full_traceback(error)
-        if memory.ran_out(error):
+        if out_of_memory.is_out_of_memory(error):
             return self._run_out_of_memory(traceback)
         self.log.debug("the workload raised", exc_info=error)
         sentence = failures.sentence(error, self._study.spec.workload.function)
@@ -260,7 +260,7 @@ class Attempt:
         if largest == 1 or halvings >= spec.budget.retries.out_of_memory:
             reason = f"Out of memory, even with micro-batches of {largest}."
             return self._failed(reason, traceback)
-        memory.make_room()
+        out_of_memory.release_memory()
         reason = f"out of memory with micro-batches of {largest}; the next attempt halves them"
         self.log.warning(f"trial {self.number}: {reason}")
         self._release(OUT_OF_MEMORY, reason, traceback)

@@ -8,15 +8,15 @@ from typing import Any
 from tuner.config import StudySpec
 from tuner.ledger import StudyRecord
 from tuner.ledger.versions import refuse_other_workload
-from tuner.training import choosing, workloads
-from tuner.training.choosing import Trained
+from tuner.training import trainer_choice, workloads
+from tuner.training.trainer_choice import Trained
 from tuner.training.workloads import Workload
 
 
 def load_workload(study: StudyRecord, prefixes: Sequence[str]) -> Trained:
     """Return a study's workload. Raises `WorkloadError` when it is not what was submitted."""
     spec = study.spec
-    workload = choosing.load(spec, prefixes)
+    workload = trainer_choice.load(spec, prefixes)
     found = described(spec, workload, prefixes)
     refuse_other_workload(study.name, spec.workload.function, study.workload, found)
     return workload

@@ -14,7 +14,7 @@ from tuner.core.errors import NotFoundError, WorkloadCodeError, WorkloadError
 from tuner.ledger import Ledger, StudyRecord
 from tuner.observability import metrics
 from tuner.observability.logs import logger
-from tuner.training.device import is_here
+from tuner.training.device import is_available
 from tuner.worker.broken import BrokenStudy
 from tuner.worker.lease_renewer import LeaseRenewer
 from tuner.worker.study import StudyWorker
@@ -52,7 +52,7 @@ def work(
 
     def join(study: StudyRecord) -> StudyWorker | BrokenStudy:
         where = study.spec.training.device
-        if device not in (None, where) or not is_here(where):
+        if device not in (None, where) or not is_available(where):
             raise WorkloadError(
                 f"study {study.name!r} is for the device {where!r}, which "
                 + ("this machine does not have" if device in (None, where) else "is not asked for")

@@ -13,8 +13,8 @@ from tuner.ledger import Ledger, StudyRecord, ranges
 from tuner.ledger.ranges import ActiveRange
 from tuner.observability.logs import logger
 from tuner.search.ranges import narrowed
-from tuner.training.choosing import Trained
 from tuner.training.lr_probe.probe import probe
+from tuner.training.trainer_choice import Trained
 from tuner.training.workloads import Workload
 from tuner.worker.lease_renewer import LeaseRenewer
 

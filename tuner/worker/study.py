@@ -21,10 +21,10 @@ from tuner.ledger.attempts import refused
 from tuner.observability import metrics
 from tuner.observability.logs import logger
 from tuner.search import Decision, Search
-from tuner.training import choosing, memory
-from tuner.training.choosing import Choice, Trained
+from tuner.training import out_of_memory, trainer_choice
 from tuner.training.device import use_threads
 from tuner.training.trainer import ENDED, Event
+from tuner.training.trainer_choice import Choice, Trained
 from tuner.worker.attempt import Attempt, AttemptContext
 from tuner.worker.checkpoints import folder_of, sweep
 from tuner.worker.commits import Commits
@@ -70,7 +70,7 @@ class StudyWorker:
             use_threads(settled["threads"])
             self._environment = describe(study.spec.training.device) | {"settled": settled}
             self._trained, self._spec = trained, study.spec
-            self._build(choosing.settled(settled))
+            self._build(trainer_choice.settled(settled))
         self._search = Search(study, ledger)
         self._rules = Rules(ledger, self._search)
         self._commits = Commits(ledger, study.name, stop)
@@ -92,7 +92,7 @@ class StudyWorker:
 
     def _build(self, choice: Choice) -> None:
         self._choice = choice
-        self._trainer = choosing.trainer_for(self._trained, self._spec, choice)
+        self._trainer = trainer_choice.trainer_for(self._trained, self._spec, choice)
 
     def others_train(self) -> bool:
         """Return whether any trial has a live attempt, or will have once a probe is done."""
@@ -186,7 +186,7 @@ class StudyWorker:
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            if memory.ran_out(error) and self._choice.trainer == "cohort":
+            if out_of_memory.is_out_of_memory(error) and self._choice.trainer == "cohort":
                 self._shrink()
                 return
             for attempt in tuple(self._attempts.values()):
@@ -293,7 +293,7 @@ class StudyWorker:
         log.warning(f"study {self._name}: out of memory; from now on {now}", slots=choice.slots)
         for attempt in tuple(self._attempts.values()):
             self._end(attempt, attempt.release)
-        memory.make_room()
+        out_of_memory.release_memory()
         with workload_code():
             self._build(choice)
 
@@ -344,8 +344,8 @@ class StudyWorker:
 
 def _settled(trained: Trained, spec: StudySpec) -> dict[str, Any]:
     """Choose trainer and threads, in that order: threads are measured with the trainer."""
-    choice = choosing.settle(trained, spec)
-    threads = choosing.choose_threads(trained, spec, choice)
+    choice = trainer_choice.settle(trained, spec)
+    threads = trainer_choice.choose_threads(trained, spec, choice)
     return asdict(choice) | {"threads": threads.count, "threads_reason": threads.reason}
 
 

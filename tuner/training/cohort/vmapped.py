@@ -1,7 +1,7 @@
 """Any model, stacked: its forward pass mapped over members by `torch.func.vmap`.
 
-The backward pass goes through the sum of the members' losses, once: they share no parameter, so
-the gradient of the sum is each one's own. It is quicker than mapping the backward pass too.
+The backward pass differentiates the sum of the members' losses once: members share no parameters,
+so the gradient of the sum is each one's own. This is faster than mapping the backward pass too.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from tuner.training.precision import Precision
 from tuner.training.workloads import Measure
 
 PART = 512
-"""Rows of the validation data that a block takes at once: of all, they might not fit in memory."""
+"""Validation rows per forward pass, to limit memory."""
 
 
-class Mapped:
-    """Any model; a `Stack`."""
+class VmapStack:
+    """A `Stack` of any model."""
 
     name = "vmap"
 
@@ -32,23 +32,25 @@ class Mapped:
         model: nn.Module,
         loss: Measure,
         dropouts: tuple[Dropout, ...],
-        precision: str | None = None,  # of forward passes; None: of the parameters
+        precision: str | None = None,  # of forward passes; None: the parameters' dtype
     ) -> None:
         self.layout = Layout.of(model)
         self.loss, self.dropouts, self.precision = loss, dropouts, precision
-        self.training = dropout.masked(model, dropouts).train()
+        self.training = dropout.with_mask_layers(model, dropouts).train()
         self.evaluating = copy.deepcopy(model).eval()
         self.buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
 
-    def block(self, size: int, dtype: torch.dtype, device: torch.device) -> MappedBlock:
-        """Allocate a block."""
-        return MappedBlock(self, size, dtype, device)
+    def block(self, size: int, dtype: torch.dtype, device: torch.device) -> VmapBlock:
+        """Return a block of `size` places, all zeros."""
+        return VmapBlock(self, size, dtype, device)
 
 
-class MappedBlock:
-    """Members of any model; a `Block`."""
+class VmapBlock:
+    """A `Block` of members of any model."""
 
-    def __init__(self, stack: Mapped, size: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, stack: VmapStack, size: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         layout = stack.layout
         self._stack = stack
         self._forward = Precision(stack.precision, device).forward
@@ -68,11 +70,11 @@ class MappedBlock:
         self._state = self.buffers | dict(zip(paths, self._masks, strict=True))
 
     def draw(self, place: int, generator: Generator) -> None:
-        """Draw a member's masks."""
+        """Draw a member's dropout masks."""
         dropout.draw(self._stack.dropouts, self._masks, place, generator)
 
     def train(self, inputs: Tensor, targets: Tensor, rows: Tensor | None) -> Tensor:
-        """Compute losses and gradients."""
+        """Compute `gradients` and return losses [place]; see `Block.train`."""
         model, loss = self._stack.training, self._stack.loss
         every = len(self.rows)
         batch = [
@@ -97,7 +99,7 @@ class MappedBlock:
 
     @torch.no_grad()
     def evaluate(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute losses and outputs."""
+        """Return losses [place] and outputs [place, row, ...]."""
         model, loss = self._stack.evaluating, self._stack.loss
 
         def one(parameters: dict[str, Tensor], state: dict[str, Tensor], rows: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""States of foreign code as what checkpoints hold: copies, with numpy's arrays as tensors."""
+"""Convert states of user code to and from what checkpoints can hold."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ ARRAY = "tuner: a numpy array"
 
 
 def encode(value: Any, where: str = "state") -> Any:
-    """Copy a state, tensors to the CPU. Raises `TypeError`, naming the place of what cannot be."""
+    """Return a copy of a state with tensors on the CPU and numpy arrays as tensors.
+
+    Raises `TypeError`, with the location `where`, for a value that a checkpoint cannot hold.
+    """
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, np.generic):
@@ -32,13 +35,13 @@ def encode(value: Any, where: str = "state") -> Any:
         return value
     raise TypeError(
         f"{where}: expected tensors, arrays of numbers, numbers, strings, booleans, None, or "
-        f"dicts, lists and tuples of them, got {type(value).__name__}; save what it consists of, "
-        "such as its state_dict()"
+        f"dicts, lists and tuples of them, got {type(value).__name__}; save its contents, such as "
+        "its state_dict()"
     )
 
 
 def decode(value: Any) -> Any:
-    """Copy what `encode` gave back into what it was."""
+    """Return a copy of the state that `encode` was called with."""
     if isinstance(value, Tensor):
         return value.clone()
     if isinstance(value, dict):

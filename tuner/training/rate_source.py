@@ -1,8 +1,8 @@
-"""A trial's rate, step by step: planned ahead where the schedule is a function of the step alone.
+"""The learning rate of one trial at each step, for schedules with and without feedback.
 
-A trainer asks for the rate of each step, and tells what it measured at each evaluation. The plans
-of pure schedules do not listen; plateau does, and keeps a state that belongs into the snapshot. So
-only a trainer that goes through one trial's evaluations in order can run it.
+A trainer asks for the rate of each step and passes on what it measured at each evaluation. Pure
+schedules are functions of the step, so their rates are planned in advance. `plateau` reacts to
+evaluations; its state belongs in the snapshot, and it needs the evaluations in order.
 """
 
 from __future__ import annotations
@@ -19,42 +19,42 @@ from tuner.config import ParameterValue, own
 from tuner.training import schedules
 
 
-class Pace(Protocol):
+class RateSource(Protocol):
     """The rates of one trial.
 
     Invariant: the rate of step t depends on the trial's parameters, the horizon and the evaluations
     up to step t alone.
     """
 
-    warmup: int  # steps before the rate is at its highest, in which the guard holds back
+    warmup: int  # steps before the rate first peaks; until then the guard only checks finiteness
 
     def rate(self, step: int) -> float:
-        """Give the learning rate of the update from `step` to the next."""
+        """Return the learning rate of the update from `step` to the next."""
 
     def factor(self, step: int) -> float:
-        """Return what evaluations have made of the multiplier of a step: 1, or less."""
+        """Return the factor, at most 1, that evaluations have put on the multiplier of a step."""
 
     def ahead(self, step: int, evaluations: Sequence[int]) -> list[float]:
-        """Give the rates from `step` to the horizon, if none of the `evaluations` is progress.
+        """Return the rates from `step` to the horizon, if no further evaluation improves.
 
-        These are the steps of all evaluations; those from `step` on are still to come.
+        `evaluations` are the steps of all evaluations; those before `step` are ignored.
         """
 
     def rates(self, step: int, count: int) -> list[float]:
-        """Give the rates of so many steps; there is no evaluation between them."""
+        """Return the rates of `count` steps from `step` on, without an evaluation between them."""
 
     def evaluated(self, step: int, value: float) -> None:
-        """Take in the study's metric, finite, as measured at `step`."""
+        """React to the study's metric as measured at `step`; it must be finite."""
 
     def state(self) -> dict[str, float]:
-        """Give what it learnt from evaluations, for a snapshot."""
+        """Return the state that depends on evaluations, for a snapshot."""
 
     def restore(self, state: Mapping[str, float]) -> None:
-        """Go on from what `state` gave."""
+        """Continue from a state that `state` returned."""
 
 
-class Planned:
-    """The rates of a pure schedule; a `Pace`."""
+class PlannedRates:
+    """The rates of a pure schedule; a `RateSource`."""
 
     def __init__(self, params: Mapping[str, ParameterValue], horizon: int) -> None:
         multipliers = schedules.multipliers(params, horizon)
@@ -62,7 +62,7 @@ class Planned:
         self.warmup = schedules.first_highest(multipliers)
 
     def rate(self, step: int) -> float:
-        """Look the rate up."""
+        """Return the planned rate."""
         return self._rates[step]
 
     def factor(self, step: int) -> float:
@@ -70,18 +70,18 @@ class Planned:
         return 1.0
 
     def ahead(self, step: int, evaluations: Sequence[int]) -> list[float]:
-        """Give what is planned."""
+        """Return the planned rates from `step` on."""
         return self._rates[step:]
 
     def rates(self, step: int, count: int) -> list[float]:
-        """Look rates up."""
+        """Return planned rates."""
         return self._rates[step : step + count]
 
     def evaluated(self, step: int, value: float) -> None:
         """Do nothing."""
 
     def state(self) -> dict[str, float]:
-        """Give nothing."""
+        """Return an empty state."""
         return {}
 
     def restore(self, state: Mapping[str, float]) -> None:
@@ -89,14 +89,14 @@ class Planned:
         assert not state, state
 
 
-class Plateau:
-    """A rate that falls by `factor` when more than `patience` evaluations bring no progress.
+class PlateauRates:
+    """Multiply the rate by `factor` after more than `patience` evaluations without improvement.
 
-    A `Pace`, with the rule of torch's `ReduceLROnPlateau(threshold_mode="rel", eps=0)`: an
-    evaluation is progress if it is better than the best so far by more than `threshold` of it;
-    after the fall, counting begins anew. Differences: the threshold is a share of the best value's
-    size, so that negative metrics work too; `floor` is torch's `min_lr` as a multiplier; and
-    evaluations within the warm-up are passed over, since its rates are not the one to be judged.
+    A `RateSource` with the rule of torch's `ReduceLROnPlateau(threshold_mode="rel", eps=0)`: an
+    evaluation improves if it is better than the best so far by more than `threshold` times it;
+    counting restarts after a reduction. Differences: the threshold is relative to the absolute
+    value of the best, so that negative metrics work; `floor` is torch's `min_lr` as a multiplier;
+    and evaluations during the warm-up are ignored, since the rate has not been reached yet.
     """
 
     def __init__(
@@ -118,21 +118,21 @@ class Plateau:
         self._factor, self._patience = factor, patience
         self._threshold, self._floor = threshold, floor
         self._multiplier = 1.0
-        self._before = 1.0  # the multiplier before its last fall
-        self._fell = 0  # the step from which it has been what it is
-        self._best = math.inf  # with the sign that makes lower better
-        self._waited = 0  # evaluations in a row without progress
+        self._before = 1.0  # the multiplier before its last reduction
+        self._fell = 0  # the step of the last reduction
+        self._best = math.inf  # negated if the study maximizes
+        self._waited = 0  # consecutive evaluations without improvement
 
     def rate(self, step: int) -> float:
-        """Give the rate as it is now, and for steps before the last fall as it was until then."""
+        """Return the rate of a step; steps before the last reduction have the rate before it."""
         return self._rates[step] * self.factor(step)
 
     def factor(self, step: int) -> float:
-        """Return the multiplier that falls, as it is for a step."""
+        """Return the reduced multiplier of a step."""
         return self._multiplier if step >= self._fell else self._before
 
     def ahead(self, step: int, evaluations: Sequence[int]) -> list[float]:
-        """Let a copy wait in vain."""
+        """Return the rates of a copy whose evaluations never improve."""
         later, rates = copy.copy(self), []
         for evaluation in evaluations:
             if evaluation >= step:
@@ -142,11 +142,11 @@ class Plateau:
         return rates + later.rates(step, len(self._rates) - step)
 
     def rates(self, step: int, count: int) -> list[float]:
-        """Give rates as they are now."""
+        """Return rates with the current multiplier."""
         return [self.rate(step + index) for index in range(count)]
 
     def evaluated(self, step: int, value: float) -> None:
-        """Count an evaluation, and let the rate fall when the patience is over."""
+        """Count an evaluation, and reduce the rate if the patience is exceeded."""
         if step < self.warmup:
             return
         signed = self._sign * value
@@ -161,7 +161,7 @@ class Plateau:
                 self._multiplier = max(self._multiplier * self._factor, self._floor)
 
     def state(self) -> dict[str, float]:
-        """Give the multiplier and its last fall, the best value and how long it has waited."""
+        """Return the multiplier, its last reduction, the best value and the evaluations since."""
         return {
             "multiplier": self._multiplier,
             "before": self._before,
@@ -171,27 +171,27 @@ class Plateau:
         }
 
     def restore(self, state: Mapping[str, float]) -> None:
-        """Go on from what `state` gave."""
+        """Continue from a state that `state` returned."""
         self._multiplier, self._best = state["multiplier"], state["best"]
         self._waited = int(state["waited"])
         # version 0.1.0 did not keep these
         self._before, self._fell = state.get("before", 1.0), int(state.get("fell", 0))
 
 
-STATEFUL: Mapping[str, Callable[..., Pace]] = {"plateau": Plateau}
-"""Every schedule with a state by its name; the others are in `schedules.SCHEDULES`."""
+STATEFUL: Mapping[str, Callable[..., RateSource]] = {"plateau": PlateauRates}
+"""Schedules that react to evaluations, by name; the others are in `schedules.SCHEDULES`."""
 
 
-def pace(params: Mapping[str, ParameterValue], horizon: int, direction: str) -> Pace:
-    """Give the pace of a trial from its flat parameters; `direction` is the study's."""
+def rate_source(params: Mapping[str, ParameterValue], horizon: int, direction: str) -> RateSource:
+    """Return the rates of a trial from its flat parameters and the study's `direction`."""
     name = str(params["schedule"])
     if name in STATEFUL:
         return STATEFUL[name](float(params["lr"]), horizon, direction, **own(params, name))
-    return Planned(params, horizon)
+    return PlannedRates(params, horizon)
 
 
-def planned(params: Mapping[str, ParameterValue], horizon: int) -> Tensor:
-    """Return a trial's multipliers before any evaluation, float64 [step]; see `Pace.factor`."""
+def initial_multipliers(params: Mapping[str, ParameterValue], horizon: int) -> Tensor:
+    """Return a trial's multipliers without reductions, float64 [step]; see `RateSource.factor`."""
     name = str(params["schedule"])
     if name in STATEFUL:
         return _constant(horizon, float(own(params, name).get("warmup", 0.0)))

@@ -1,4 +1,4 @@
-"""What a study trains, and the trainer for it: which one, and with how many slots."""
+"""Load what a study trains, and choose its trainer, number of slots and CPU threads."""
 
 from __future__ import annotations
 
@@ -11,78 +11,78 @@ from typing import Any, TypeAlias
 
 from tuner.config import Entry, ParameterValue, Range, StudySpec, options
 from tuner.core.failures import sentence
-from tuner.training import functions, memory, objective, workloads
+from tuner.training import objective, out_of_memory, train_functions, workloads
 from tuner.training.cohort import eligibility
 from tuner.training.cohort.trainer import CohortTrainer
 from tuner.training.device import use_threads
-from tuner.training.functions import TrainFunction
-from tuner.training.own import LoopTrainer
+from tuner.training.function_trainer import FunctionTrainer
 from tuner.training.reference import ReferenceTrainer
+from tuner.training.train_functions import TrainFunction
 from tuner.training.trainer import Task, Trainer
 from tuner.training.workloads import Workload
 
 Trained: TypeAlias = Workload | TrainFunction
 
-SHARE = 8
-"""Slots are at most this part of the budget: trials side by side do not learn from each other."""
+TRIALS_PER_SLOT = 8
+"""Minimum ratio of budget to slots: concurrent trials do not inform each other's sampling."""
 
-MOST = 64
-"""Slots beyond these make no trial cheaper."""
+MAX_SLOTS = 64
+"""More slots than this do not reduce the cost of a trial."""
 
-BUSY_SECONDS = 0.005
-"""A step that computes for less than this with one thread gains little or nothing by more."""
+MIN_STEP_SECONDS = 0.005
+"""A step that takes less with one thread gains little or nothing from more threads."""
 
-QUICKER = 1.2
-"""How much quicker a step must be with twice the threads: below, the difference may be chance."""
+MIN_THREAD_SPEEDUP = 1.2
+"""Minimum speedup to double the threads; less may be noise."""
 
-WORTH = 1.1
-"""How much quicker a cohort must be to be chosen: below, the difference may be chance."""
+MIN_COHORT_SPEEDUP = 1.1
+"""Minimum speedup to choose a cohort; less may be noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """A trainer for a study."""
+    """The trainer of a study."""
 
     trainer: str  # "reference", "cohort" or "own"
     slots: int  # trials at a time
-    reason: str  # a sentence without capital and full stop
+    reason: str  # a clause without full stop
 
 
 def load(spec: StudySpec, prefixes: Sequence[str]) -> Trained:
-    """Import what a study trains. Raises `WorkloadError`."""
+    """Import the workload or train function of a study. Raises `WorkloadError`."""
     if spec.workload.train is not None:
-        return functions.load(spec.workload.train, spec.workload.arguments, prefixes)
+        return train_functions.load(spec.workload.train, spec.workload.arguments, prefixes)
     return workloads.load(spec.workload.function, spec.workload.arguments, prefixes)
 
 
 def trainer_for(trained: Trained, spec: StudySpec, choice: Choice | None = None) -> Trainer:
-    """Make the trainer; without a choice, the plain one.
+    """Return the chosen trainer, by default the reference trainer.
 
-    Raises `WorkloadError` when the study's metric is not measured, or its trials cannot be trained
-    together and were to be.
+    Raises `WorkloadError` if the study's metric is not measured, or if a cohort was chosen and the
+    trials cannot be trained together.
     """
     if isinstance(trained, TrainFunction):
-        return LoopTrainer(trained, spec)
+        return FunctionTrainer(trained, spec)
     if choice is not None and choice.trainer == "cohort":
         return CohortTrainer(trained, spec, choice.slots)
     return ReferenceTrainer(trained, spec)
 
 
 def settled(kept: Mapping[str, Any]) -> Choice:
-    """Give the choice that a study has settled on, from what the ledger keeps of it."""
+    """Return the choice of a study from its record in the ledger."""
     slots, reason = kept.get("slots", 1), kept.get("reason", "")
     return Choice(trainer=kept["trainer"], slots=slots, reason=reason)
 
 
 def automatic_slots(spec: StudySpec) -> int:
-    """Give the most slots that do not cost search quality: an eighth of the budget, or one."""
-    return max(1, min(MOST, spec.budget.trials // SHARE))
+    """Return the most slots that do not cost search quality: an eighth of the budget."""
+    return max(1, min(MAX_SLOTS, spec.budget.trials // TRIALS_PER_SLOT))
 
 
 def settle(trained: Trained, spec: StudySpec) -> Choice:
-    """Choose as the study file says: by name where that is possible, or by a measurement.
+    """Return the trainer that the study file names, if possible, or measure which is faster.
 
-    Raises `WorkloadError` when the study's metric is not measured.
+    Raises `WorkloadError` if the study's metric is not measured.
     """
     training = spec.training
     slots = None if training.slots == "auto" else training.slots
@@ -90,7 +90,7 @@ def settle(trained: Trained, spec: StudySpec) -> Choice:
         return choose(trained, spec, slots=slots)
     if training.trainer == "reference":
         return Choice(trainer="reference", slots=1, reason="the study asks for it")
-    obstacle = eligibility.obstacle(trained, spec)
+    obstacle = eligibility.reason_not_stackable(trained, spec)
     if obstacle:
         return Choice(trainer="reference", slots=1, reason=obstacle)
     wanted = automatic_slots(spec) if slots is None else slots
@@ -102,27 +102,27 @@ def choose(
     spec: StudySpec,
     *,
     slots: int | None = None,  # None: `automatic_slots`
-    seconds: float = 2.0,  # about how long to measure
+    seconds: float = 2.0,  # approximate time to measure
     clock: Callable[[], float] = time.perf_counter,
 ) -> Choice:
-    """Say which trainer a study is to have, by training a little with both.
+    """Return the faster trainer, measured by training a few steps with both.
 
-    The answer depends on the machine, so it is asked for once in a study's life and kept. Where
-    the workload's code raises, it is the plain trainer, so that each trial fails with its own
-    reason. Raises `WorkloadError` when the study's metric is not measured.
+    The result depends on the machine, so it is measured once per study and stored. If the
+    workload's code raises, it is the reference trainer, so that each trial fails with its own
+    reason. Raises `WorkloadError` if the study's metric is not measured.
     """
     if isinstance(trained, TrainFunction):
-        return Choice(trainer="own", slots=1, reason="a train function has a loop of its own")
-    objective.refuse_unmeasured(spec, trained)
+        return Choice(trainer="own", slots=1, reason="a train function has its own loop")
+    objective.check_metric(spec, trained)
     wanted = automatic_slots(spec) if slots is None else slots
     if wanted < 2:
         few = f"{spec.budget.trials} trials are too few to train more than one at a time"
         reason = few if slots is None else "there is one slot"
         return Choice(trainer="reference", slots=1, reason=reason)
-    obstacle = eligibility.obstacle(trained, spec)
+    obstacle = eligibility.reason_not_stackable(trained, spec)
     if obstacle:
         return Choice(trainer="reference", slots=1, reason=obstacle)
-    reason = "memory is too short for two trials at a time"
+    reason = "there is not enough memory for two trials at a time"
     while wanted >= 2:
         try:
             alone, together = _measured(trained, spec, wanted, seconds, clock)
@@ -130,9 +130,9 @@ def choose(
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            if not memory.ran_out(error):
+            if not out_of_memory.is_out_of_memory(error):
                 wanted, reason = 0, f"the trainers could not be compared: {_clause(error)}"
-        memory.make_room()
+        out_of_memory.release_memory()
         wanted //= 2
     else:
         return Choice(trainer="reference", slots=1, reason=reason)
@@ -140,17 +140,17 @@ def choose(
         f"a step of a trial takes {1e6 * together:.3g} µs in a cohort of {wanted} and "
         f"{1e6 * alone:.3g} µs by itself"
     )
-    if together * WORTH <= alone:
+    if together * MIN_COHORT_SPEEDUP <= alone:
         return Choice(trainer="cohort", slots=wanted, reason=numbers)
     return Choice(trainer="reference", slots=1, reason=numbers)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Threads:
-    """How many CPU threads a study's operators use."""
+    """Number of CPU threads of a study's operators."""
 
     count: int
-    reason: str  # a sentence without capital and full stop
+    reason: str  # a clause without full stop
 
 
 def choose_threads(
@@ -158,16 +158,16 @@ def choose_threads(
     spec: StudySpec,
     choice: Choice,
     *,
-    most: int | None = None,  # None: as many as this process may use processors
-    seconds: float = 2.0,  # about how long to measure, for each number of threads
+    most: int | None = None,  # None: the processors available to this process
+    seconds: float = 2.0,  # approximate time to measure each number of threads
     clock: Callable[[], float] = time.perf_counter,
     busy_clock: Callable[[], float] = time.process_time,
 ) -> Threads:
-    """Return the number of threads that the study asks for, or measure which is quickest.
+    """Return the number of threads that the study asks for, or measure which is fastest.
 
-    Threads are doubled while that makes a step `QUICKER`. The answer depends on the machine, and
-    results on the answer, so it is asked for once in a study's life and kept. A step that raises is
-    no reason to stop here: its trial says so.
+    Threads are doubled while that speeds up a step by `MIN_THREAD_SPEEDUP`. The result depends on
+    the machine, and curves depend on the result, so it is measured once per study and stored. An
+    exception of a step is ignored: the trials will raise it.
     """
     asked = spec.training.threads
     if asked != "auto":
@@ -175,7 +175,7 @@ def choose_threads(
     if isinstance(trained, TrainFunction):
         return Threads(count=1, reason="a train function is not measured")
     if choice.trainer != "reference" or spec.training.device != "cpu":
-        return Threads(count=1, reason="more would not help a cohort or a GPU")
+        return Threads(count=1, reason="a cohort or a GPU gains nothing from more threads")
     most = _processors() if most is None else most
     try:
         return _quickest(trained, spec, most, seconds, clock, busy_clock)
@@ -198,9 +198,9 @@ def _quickest(
         use_threads(threads)
         return _seconds(trainer, tasks, steps, clock) / steps
 
-    a_step(1, 1, clock)  # what only first calls take
+    a_step(1, 1, clock)  # warm-up: exclude one-time costs
     busy = a_step(1, min(2, spec.training.steps), busy_clock)
-    if most < 2 or busy < BUSY_SECONDS:
+    if most < 2 or busy < MIN_STEP_SECONDS:
         return Threads(count=1, reason=f"a step computes for {1e3 * busy:.2g} ms with one thread")
     rounds, few = 3, 20
     steps = max(1, min(int(seconds / rounds / busy), few, spec.training.steps))
@@ -213,7 +213,7 @@ def _quickest(
     while count < most:
         more = min(2 * count, most)
         measured[more] = median(more)
-        if measured[more] * QUICKER > measured[count]:
+        if measured[more] * MIN_THREAD_SPEEDUP > measured[count]:
             break
         count = more
     numbers = ", ".join(f"{1e3 * took:.3g} ms with {n}" for n, took in measured.items())
@@ -221,24 +221,24 @@ def _quickest(
 
 
 def _processors() -> int:
-    """Count the processors that this process may use."""
+    """Return the number of processors available to this process."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _clause(error: BaseException) -> str:
-    said = sentence(error).removesuffix(".")
-    return f"{said[:1].lower()}{said[1:]}"
+    message = sentence(error).removesuffix(".")
+    return f"{message[:1].lower()}{message[1:]}"
 
 
 def _measured(
     workload: Workload, spec: StudySpec, slots: int, seconds: float, clock: Callable[[], float]
 ) -> tuple[float, float]:
-    """Give the seconds of a trial's step, alone and in a cohort, as medians of turns."""
+    """Return the median seconds per step of one trial, alone and in a cohort."""
     plain, cohort = ReferenceTrainer(workload, spec), CohortTrainer(workload, spec, slots)
     tasks = _tasks(spec, slots)
-    first = _seconds(plain, tasks[:1], 1, clock)  # of one step, and of what only first calls take
+    first = _seconds(plain, tasks[:1], 1, clock)  # one step, with one-time costs
     rounds, most = 3, 20
     steps = int(seconds / rounds / 2 / max(first * slots, 1e-9))
     steps = max(1, min(steps, most, spec.training.steps))
@@ -253,7 +253,7 @@ def _measured(
 def _seconds(
     trainer: Trainer, tasks: Sequence[Task], steps: int, clock: Callable[[], float]
 ) -> float:
-    """Train trials for some steps from their beginning, as a search would, and forget them."""
+    """Return the time to admit trials, train them for some steps, and evict them."""
     began = clock()
     for task in tasks:
         trainer.admit(task)
@@ -266,7 +266,7 @@ def _seconds(
 
 
 def _tasks(spec: StudySpec, count: int) -> list[Task]:
-    """Give trials at the lowest rates of the space, which train long, with choices in turn."""
+    """Return tasks at the lowest rate, so that none diverges, cycling through the choices."""
     tasks = []
     for number in range(count):
         schedule = spec.space.schedule[number % len(spec.space.schedule)].name

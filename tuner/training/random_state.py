@@ -1,4 +1,4 @@
-"""The global random state of the process: a trial has its own, swapped in while it trains."""
+"""Random states: each trial has its own, swapped with the global ones while it trains."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ import torch
 PYTHON, NUMPY = "python", "numpy"
 
 
-def of_torch(seed: int, device: torch.device) -> dict[str, Any]:
-    """Seed torch's state, of the CPU and of the device: layers draw from the one where they are."""
+def seeded_torch(seed: int, device: torch.device) -> dict[str, Any]:
+    """Return seeded torch states of the CPU and of the device, by device name."""
     generators = {"cpu": torch.Generator(), str(device): torch.Generator(device)}
     return {key: made.manual_seed(seed).get_state() for key, made in generators.items()}
 
 
-def of_everything(seed: int, device: torch.device) -> dict[str, Any]:
-    """Seed Python's and numpy's state too, for code that is not ours."""
-    python = random.Random(seed).getstate()  # noqa: S311 - nothing is to be kept secret
+def seeded_all(seed: int, device: torch.device) -> dict[str, Any]:
+    """Return seeded states of torch, numpy and Python's `random`, for user code."""
+    python = random.Random(seed).getstate()  # noqa: S311 - not for cryptography
     numpy = np.random.RandomState(seed).get_state(legacy=False)
-    return {**of_torch(seed, device), NUMPY: numpy, PYTHON: python}
+    return {**seeded_torch(seed, device), NUMPY: numpy, PYTHON: python}
 
 
 @contextmanager
 def swapped(own: dict[str, Any]) -> Iterator[None]:
-    """Swap a trial's random states for the process's, and back after; `own` moves on."""
-    before = current(own)
-    put(own)
+    """Use the random states `own` within the context, and store their new values in it after."""
+    before = get_states(own)
+    set_states(own)
     try:
         yield
     finally:
-        own.update(current(own))
-        put(before)
+        own.update(get_states(own))
+        set_states(before)
 
 
-def current(keys: dict[str, Any]) -> dict[str, Any]:
-    """Read the process's states of these kinds."""
+def get_states(keys: dict[str, Any]) -> dict[str, Any]:
+    """Return the current global states of these generators."""
     return {key: _state(key) for key in keys}
 
 
-def put(states: dict[str, Any]) -> None:
-    """Set the process's states."""
+def set_states(states: dict[str, Any]) -> None:
+    """Set the global states."""
     for key, state in states.items():
         if key == PYTHON:
             random.setstate(state)

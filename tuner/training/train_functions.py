@@ -1,4 +1,4 @@
-"""Train functions: loops of somebody's own, found by their name `module:function`."""
+"""Train functions: user-written training loops, found by name, `module:function`."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Any
 
 from tuner.core.errors import WorkloadCodeError, WorkloadError
 from tuner.training import workloads
-from tuner.training.loop import Trial
+from tuner.training.trial import Trial
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainFunction:
-    """A train function and what it is called with."""
+    """A train function with its arguments and data."""
 
     name: str  # module:function
     call: Callable[..., object]
     arguments: Mapping[str, Any]
-    data_name: str  # for people
-    data_digest: str  # "" where the function does not say
+    data_name: str  # for display
+    data_digest: str  # empty if the function does not declare one
     baseline_loss: float | None = None  # the training loss of the best constant predictor
 
     def __call__(self, trial: Trial) -> None:
-        """Train."""
+        """Call the function for a trial."""
         self.call(trial, **self.arguments)
 
 
@@ -32,11 +32,12 @@ def load(
     arguments: Mapping[str, Any],
     allowed_prefixes: Sequence[str] = workloads.ALLOWED_PREFIXES,
 ) -> TrainFunction:
-    """Import a train function and check that it can be called.
+    """Import a train function and check that it accepts the arguments.
 
-    Its optional attributes `data_digest` (a string, or a function that gives one) and `data_name`
-    say what it trains on; a worker with other data then refuses the study. `baseline_loss`, the
-    training loss of the best constant predictor, is for the guard. Raises `WorkloadError`.
+    Its optional attributes `data_digest` (a string, or a function that returns one) and
+    `data_name` identify its data; a worker with other data refuses the study. The attribute
+    `baseline_loss`, the training loss of the best constant predictor, is for the guard. Raises
+    `WorkloadError`.
     """
     function = workloads.find(name, allowed_prefixes)
     workloads.check_arguments(name, function, (None,), arguments)
@@ -51,8 +52,8 @@ def load(
         ) from error
     if not isinstance(digest, str):
         raise WorkloadError(
-            f"train function {name}: expected a string, or a function that gives one, as its "
-            f"data_digest, got {type(digest).__name__}"
+            f"train function {name}: expected a string, or a function that returns one, as "
+            f"its data_digest, got {type(digest).__name__}"
         )
     return TrainFunction(
         name=name,
