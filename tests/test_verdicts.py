@@ -29,7 +29,7 @@ from tuner.analysis.verdicts import (
 )
 from tuner.core.curves import Chunk
 from tuner.core.outcome import COMPLETED, DIVERGED, FAILED, PRUNED
-from tuner.report import words
+from tuner.report import sentences
 
 HOUSES = np.array([[13.5, 5.0], [5.0, 2.0]])  # the Hessian; see studies/house_prices.py
 START = np.array([-200.0, 0.0])  # from the optimum, w = 200 and b = 0
@@ -321,7 +321,7 @@ def assert_advice_and_ranking_agree(found: list[Evidence], about: Given) -> None
         return
     best = order[0]
     params = {"lr": best.rate, "optimizer": best.optimizer, "schedule": best.schedule}
-    said = words.on_rates(params, found, told)
+    said = sentences.on_rates(params, found, told)
     own = [one for one in order if one.optimizer == best.optimizer]
     for line in said:
         if line.startswith("Nothing good"):

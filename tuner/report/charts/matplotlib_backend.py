@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from tuner.report.charts.picture import (
+from tuner.report.charts.plot import (
     INK,
     POINTS,
     SKY,
@@ -22,7 +22,7 @@ from tuner.report.charts.picture import (
     Key,
     Look,
     Mark,
-    Picture,
+    Plot,
     Series,
     thinned,
 )
@@ -56,7 +56,7 @@ _STYLE: Any = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
     "svg.fonttype": "none",
-    "svg.hashsalt": "tuner",  # the same picture is the same file
+    "svg.hashsalt": "tuner",  # the same plot is the same file
 }
 
 
@@ -76,18 +76,18 @@ def styled(draw: Callable[Asked, Drawn]) -> Callable[Asked, Drawn]:
 
 
 @styled
-def draw(picture: Picture) -> Figure:
-    """Draw a picture; long series are thinned to what can be seen."""
+def draw(plot: Plot) -> Figure:
+    """Draw a plot; long series are thinned to what can be seen."""
     figure, (axes,) = grid(1, 1, SIZE)
-    titles = {"title": picture.title, "xlabel": picture.x.title, "ylabel": picture.y.title}
+    titles = {"title": plot.title, "xlabel": plot.x.title, "ylabel": plot.y.title}
     axes.set(**{name: plain(text) for name, text in titles.items()})
-    if picture.x.log:
+    if plot.x.log:
         axes.set_xscale("log")
-    for one in picture.series:
+    for one in plot.series:
         _draw(axes, one)
-    _set_height(axes, picture)
-    handles = [handle(key) for key in picture.legend]
-    handles.extend([_mark(axes, mark) for mark in picture.marks])
+    _set_height(axes, plot)
+    handles = [handle(key) for key in plot.legend]
+    handles.extend([_mark(axes, mark) for mark in plot.marks])
     if handles:
         columns = min(3, len(handles))
         figure.legend(handles=handles, loc="outside lower center", ncols=columns)
@@ -161,9 +161,9 @@ def _mark(axes: Axes, mark: Mark) -> Any:
     return handle(Key(label=mark.label, look=Look(colour=SKY, dash="-", width=6.0, alpha=0.4)))
 
 
-def _set_height(axes: Axes, picture: Picture) -> None:
+def _set_height(axes: Axes, plot: Plot) -> None:
     """Scale the vertical axis; numbers within a few decades are written out."""
-    height: Axis = picture.y
+    height: Axis = plot.y
     if height.names:
         axes.set_yticks(range(len(height.names)), list(map(plain, height.names)))
         axes.grid(visible=False, axis="y")
@@ -171,7 +171,7 @@ def _set_height(axes: Axes, picture: Picture) -> None:
         from matplotlib.ticker import LogLocator  # noqa: PLC0415
 
         axes.set_yscale("log", nonpositive="clip")
-        values = np.concatenate([one.y[one.y > 0] for one in picture.series if not one.at_edge])
+        values = np.concatenate([one.y[one.y > 0] for one in plot.series if not one.at_edge])
         low, high = values.min(), values.max()
         if height.high is not None:
             high = min(high, height.high)
@@ -181,5 +181,5 @@ def _set_height(axes: Axes, picture: Picture) -> None:
                 axes.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
                 axes.yaxis.set_minor_formatter("{x:g}")
     axes.set_ylim(height.low, height.high)
-    if picture.x.low is not None:
-        axes.set_xlim(left=picture.x.low)
+    if plot.x.low is not None:
+        axes.set_xlim(left=plot.x.low)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tuner.report.charts.picture import INK, SKY, Axis, Mark, Picture, Series, thinned
+from tuner.report.charts.plot import INK, SKY, Axis, Mark, Plot, Series, thinned
 
 DARK: Mapping[str, str] = {
     "#0072b2": "#4ea8e6",
@@ -42,28 +42,28 @@ def library() -> str:
     return str(get_plotlyjs())
 
 
-def figure(picture: Picture, *, points: int | None = None) -> dict[str, Any]:
-    """Give a picture as plotly has it; with `points`, at most about so many in all.
+def figure(plot: Plot, *, points: int | None = None) -> dict[str, Any]:
+    """Give a plot as plotly has it; with `points`, at most about so many in all.
 
     Series of a group that look alike become one trace with gaps, since plotly takes a millisecond
     a trace. Without `points` every point is there, and the page thins them as it draws.
     """
-    lines = [one for one in picture.series if one.look.dash]
+    lines = [one for one in plot.series if one.look.dash]
     each = None if points is None else max(16, points // max(1, len(lines)))
     groups: dict[tuple[Any, ...], list[Series]] = {}
-    for one in picture.series:
+    for one in plot.series:
         merged = one.group if points is not None and not one.stairs else id(one)
         key = (merged, one.look, one.at_edge, one.in_front)
         groups.setdefault(key, []).append(one)
     named: set[str] = set()
     traces = []
-    shown = {key.label for key in picture.legend}
+    shown = {key.label for key in plot.legend}
     for members in sorted(groups.values(), key=lambda some: some[0].in_front):
         group = members[0].group
         in_legend = group in shown and group not in named
         named.add(group)
         traces.append(_trace(members, each, in_legend=in_legend))
-    return {"data": traces, "layout": _layout(picture), "full": points is None}
+    return {"data": traces, "layout": _layout(plot), "full": points is None}
 
 
 def _trace(members: Sequence[Series], points: int | None, *, in_legend: bool) -> dict[str, Any]:
@@ -139,15 +139,15 @@ def _lengths(dash: str) -> str:
     return ",".join(f"{2 * int(length)}px" for length in dash.split(","))
 
 
-def _layout(picture: Picture) -> dict[str, Any]:
+def _layout(plot: Plot) -> dict[str, Any]:
     shapes, notes = [], []
-    for mark in picture.marks:
+    for mark in plot.marks:
         shape, note = _mark(mark)
         shapes.append(shape)
         notes.append(note)
     return {
-        "xaxis": _axis(picture.x),
-        "yaxis": _axis(picture.y),
+        "xaxis": _axis(plot.x),
+        "yaxis": _axis(plot.y),
         "yaxis2": {"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True},
         "shapes": shapes,
         "annotations": notes,
@@ -175,7 +175,7 @@ def _scaled(axis: Axis, value: float) -> float:
 
 
 def _mark(mark: Mark) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Give a vertical line, or a stretch, and its name above the picture."""
+    """Give a vertical line, or a stretch, and its name above the plot."""
     high = mark.low if mark.high is None else mark.high
     shape: dict[str, Any] = {"xref": "x", "yref": "paper", "y0": 0, "y1": 1, "layer": "below"}
     if mark.high is None:

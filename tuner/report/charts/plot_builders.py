@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from tuner.core.outcome import COMPLETED, DIVERGED, FAILED
-from tuner.report.charts.picture import (
+from tuner.report.charts.plot import (
     DASHES,
     DRAWN,
     INK,
@@ -22,7 +22,7 @@ from tuner.report.charts.picture import (
     Line,
     Look,
     Mark,
-    Picture,
+    Plot,
     Points,
     Series,
 )
@@ -41,12 +41,12 @@ def loss_curves(
     xlabel: str = "step",
     ylabel: str = "loss",
     by: Literal["outcome", "verdict"] = "outcome",
-) -> Picture:
+) -> Plot:
     """Show the curves of many trials, coloured by outcome or verdict, `best` (an index) on top.
 
     A curve ends before its first value that is not finite, with a cross there. The vertical axis
     ends a decade above where the trials that did not diverge have been, so an explosion leaves
-    the picture and not the others in it.
+    the plot and not the others in it.
     """
     styles: Mapping[str, tuple[str, str, str]]
     styles = OUTCOME_STYLES if by == "outcome" else VERDICT_STYLES
@@ -70,7 +70,7 @@ def loss_curves(
         if others:
             look = Look(colour=styles[kind][0], dash=styles[kind][1], width=1.8)
             legend.append(Key(label=named[kind], look=look))
-    return Picture(
+    return Plot(
         title=title,
         x=Axis(title=xlabel),
         y=_height(ylabel, lines),
@@ -85,7 +85,7 @@ def comparison(
     title: str = "Effect of the learning rate on convergence",
     xlabel: str = "step",
     ylabel: str = "loss",
-) -> Picture:
+) -> Plot:
     """Show a few curves, each with a colour, a line style and a label of its own.
 
     A curve that ends early or is not finite ends with a cross; its label says its outcome unless
@@ -98,7 +98,7 @@ def comparison(
         name = line.label + ("" if line.outcome == COMPLETED else f" ({line.outcome})")
         series.extend(_curve(line, look, name))
         legend.append(Key(label=name, look=look))
-    return Picture(
+    return Plot(
         title=title, x=Axis(title=xlabel), y=_height(ylabel, lines), series=series, legend=legend
     )
 
@@ -111,7 +111,7 @@ def value_by_rate(
     limit: float | None = None,
     joined: bool = False,
     marks: Sequence[Mark] = (),
-) -> Picture:
+) -> Plot:
     """Show values against learning rates on a log axis, one series a schedule or optimiser.
 
     Trials without a finite value stand as crosses at the upper edge: where they are says where
@@ -138,7 +138,7 @@ def value_by_rate(
     if limit is not None:
         marks.append(Mark(label=f"stable limit {limit:.4g}", low=limit))
     finite = np.concatenate([one.values[np.isfinite(one.values)] for one in series] or [[]])
-    return Picture(
+    return Plot(
         title=title,
         x=Axis(title="learning rate", log=True),
         y=Axis(title=ylabel, log=is_wide(finite)),
@@ -148,7 +148,7 @@ def value_by_rate(
     )
 
 
-def rates_as_applied(lines: Sequence[Line], *, title: str = "Schedules as applied") -> Picture:
+def rates_as_applied(lines: Sequence[Line], *, title: str = "Schedules as applied") -> Plot:
     """Show learning rates against steps: what the optimiser was given, not what was meant.
 
     On a log axis, two decades below the lowest peak, where peaks differ by a decade.
@@ -170,7 +170,7 @@ def rates_as_applied(lines: Sequence[Line], *, title: str = "Schedules as applie
         for index, line in enumerate(lines)
         for part in (line.finite(),)
     ]
-    return Picture(
+    return Plot(
         title=title,
         x=Axis(title="step"),
         y=height,
@@ -179,9 +179,7 @@ def rates_as_applied(lines: Sequence[Line], *, title: str = "Schedules as applie
     )
 
 
-def bars(
-    shares: Mapping[str, Mapping[str, float]], *, title: str = "", xlabel: str = ""
-) -> Picture:
+def bars(shares: Mapping[str, Mapping[str, float]], *, title: str = "", xlabel: str = "") -> Plot:
     """Show numbers as points on stems, one row a name; several series beside each other.
 
     `shares` is series, then name, then number.
@@ -203,7 +201,7 @@ def bars(
             )
         )
         legend.append(Key(label=label, look=look))
-    return Picture(
+    return Plot(
         title=title,
         x=Axis(title=xlabel, low=0.0),
         y=Axis(title="", low=-0.6, high=len(names) - 0.4, names=names),

@@ -1,4 +1,4 @@
-"""A picture as plain data: what is on it, how it looks, and which axes; drawn by two backends.
+"""A plot as plain data: what is on it, how it looks, and which axes; drawn by two backends.
 
 Colours are Okabe and Ito's, which people with any colour vision can tell apart ("Color Universal
 Design", 2008); where a colour says something, a line style, a marker or a label says it too.
@@ -36,7 +36,7 @@ OUTCOME_STYLES: Mapping[str, tuple[str, str, str]] = MappingProxyType(
 )
 """Colour, line style and marker of each outcome."""
 
-UNTOLD = "no verdict"
+NO_VERDICT = "no verdict"
 """What a trial is called that still runs, failed or was cancelled."""
 VERDICT_STYLES: Mapping[str, tuple[str, str, str]] = MappingProxyType(
     {
@@ -45,13 +45,13 @@ VERDICT_STYLES: Mapping[str, tuple[str, str, str]] = MappingProxyType(
         TOO_HIGH: (AMBER, "-.", "^"),
         DIVERGING: (ORANGE, ":", "x"),
         UNCLEAR: (PINK, "-", "."),
-        UNTOLD: (FAINT, "-", "."),
+        NO_VERDICT: (FAINT, "-", "."),
     }
 )
 """Colour, line style and marker of each verdict."""
 
 POINTS = 1000
-"""A line is drawn with about as many points at most; a picture has fewer pixels than that."""
+"""A line is drawn with about as many points at most; a plot has fewer pixels than that."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,7 +62,7 @@ class Line:
     x: np.ndarray  # [point]: steps, as a rule
     y: np.ndarray  # [point]; may hold nan and inf
     outcome: str = COMPLETED
-    verdict: str = UNTOLD
+    verdict: str = NO_VERDICT
     trial: int | None = None  # its number
 
     def finite(self) -> Line:
@@ -152,7 +152,7 @@ class Key:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Picture:
+class Plot:
     """All that is drawn, in this order."""
 
     title: str

@@ -10,7 +10,7 @@ import numpy as np
 
 from tuner.core.outcome import COMPLETED
 from tuner.ledger import StudyRecord, TrialRecord
-from tuner.report.charts.picture import AMBER, BLUE, GREEN, INK
+from tuner.report.charts.plot import AMBER, BLUE, GREEN, INK
 
 if TYPE_CHECKING:
     from optuna import Study

@@ -18,7 +18,7 @@ from tuner.analysis.verdicts import (
 )
 from tuner.config import ParameterValue
 from tuner.core.outcome import COMPLETED, DIVERGED, KINDS, PRUNED
-from tuner.report.findings import Findings, unfinished
+from tuner.report.findings import Findings
 
 WIDE, NARROW = 10.0, 3.0
 """Factors of a range of good rates: from the first on it is wide, below the second narrow."""
@@ -34,9 +34,8 @@ def answer(found: Findings) -> list[str]:
         said.append("No trial of these was good.")
     said.extend(wins(found, "schedule"))
     said.extend(wins(found, "optimizer"))
-    left = unfinished(found)
-    if left:
-        said.append(f"{left} trials still run or wait: this is as of now.")
+    if found.unfinished:
+        said.append(f"{found.unfinished} trials still run or wait: this is as of now.")
     return said
 
 
