@@ -1,4 +1,4 @@
-"""Comparison of trials of any studies, with every point, by step, time or fraction of the horizon."""
+"""Comparison of any trials with every point, by step, time or fraction of the horizon."""
 
 from __future__ import annotations
 
