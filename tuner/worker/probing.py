@@ -8,7 +8,7 @@ from tuner.core.environment import is_gone
 from tuner.core.failpoints import reach
 from tuner.ledger import Ledger, StudyRecord, ranges
 from tuner.observability.logs import logger
-from tuner.search.ranges import narrowed
+from tuner.search.active_range import range_from_probe
 from tuner.training.choosing import Trained
 from tuner.training.lr_probe.probe import probe
 from tuner.training.workloads import Workload
@@ -37,7 +37,7 @@ def probed(ledger: Ledger, study: StudyRecord, trained: Trained, worker: str) ->
         said = f"{type(error).__name__}: {error}"
         ranges.finish(ledger, study, {"optimizers": {}, "error": said}, None)
         return True
-    active = narrowed(study.spec, found)
+    active = range_from_probe(study.spec, found)
     reach("probe.before_commit")
     ranges.finish(ledger, study, {"optimizers": found}, active)
     seconds = round(time.monotonic() - began, 1)

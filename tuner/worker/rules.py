@@ -5,7 +5,7 @@ from __future__ import annotations
 from tuner.core.outcome import COMPLETED
 from tuner.ledger import Ledger, StudyRecord, limits, managing
 from tuner.observability.logs import logger
-from tuner.search import ENOUGH, Search
+from tuner.search import MIN_TRIALS_FOR_REGRET, Search
 
 REGRET_EVERY = 5
 """Completed trials between two bounds of the regret, each of which takes about a second."""
@@ -20,7 +20,9 @@ class Rules:
         self._ledger = ledger
         self._search = search
         self._asked_of_failures: int | None = None  # the limit that the failures were held against
-        self._regret_at = ENOUGH  # completed trials at which the regret is bounded again
+        self._regret_at = (
+            MIN_TRIALS_FOR_REGRET  # completed trials at which the regret is bounded again
+        )
 
     def look_again(self) -> None:
         """Look at failures anew: a trial has failed here."""
