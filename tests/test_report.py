@@ -88,18 +88,18 @@ def stored_figures(html: str) -> dict[str, Any]:
 
 def test_the_answer_is_in_words(ledger: Ledger) -> None:
     found = gather(ledger, fill(ledger))
-    said = sentences.answer(found)
-    assert said[0] == "Learning rate 0.1, constant, sgd: val_loss 0.1, trial 0."
-    assert "Good rates reach from 0.1 to 0.506, a factor of 5.06" in said[2]
-    assert "The next rates that were tried, 0.001 and 0.9, are not good." in said[2]
-    (schedule,) = (line for line in said if "schedule" in line)
+    lines = sentences.answer(found)
+    assert lines[0] == "Learning rate 0.1, constant, sgd: val_loss 0.1, trial 0."
+    assert "Good rates reach from 0.1 to 0.506, a factor of 5.06" in lines[2]
+    assert "The nearest tried rates outside, 0.001 and 0.9, are not good." in lines[2]
+    (schedule,) = (line for line in lines if "schedule" in line)
     assert re.search(r"The schedules? constant (beats|and) ", schedule)
-    assert "by the best to be expected of 5 trials that ran to the horizon" in schedule
+    assert "by the expected best of 5 trials that ran to the horizon" in schedule
     assert sentences.savings(found) == (
         "Pruning stopped 1 trial and saved 60 steps, 5 %. "
         "The divergence guard stopped 1 trial and saved 96 steps, 7 %."
     )
-    assert "A next search with sgd can keep to 0.1 to 0.506." in sentences.advice(found)
+    assert "The next search with sgd can be limited to 0.1 to 0.506." in sentences.advice(found)
 
 
 def test_a_study_without_a_completed_trial_says_what_to_try(ledger: Ledger, tmp_path: Path) -> None:

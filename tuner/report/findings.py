@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from tuner.analysis import comparisons
-from tuner.analysis.comparisons import GoodRates, Wins
-from tuner.analysis.drift import Step, steps
+from tuner.analysis.comparisons import Comparison, GoodRates
+from tuner.analysis.drift import RetrainingStep, steps
 from tuner.analysis.evidence import Assessor
-from tuner.analysis.verdicts import Evidence, Given, Verdict
+from tuner.analysis.verdicts import Evidence, Setting, Verdict
 from tuner.config import ParameterValue
 from tuner.core.curves import Chunk
 from tuner.core.outcome import COMPLETED, RUNNING
@@ -28,18 +28,18 @@ class Findings:
     study: StudyRecord
     trials: Sequence[TrialRecord]
     curves: Mapping[int, Chunk]  # by number
-    given: Given
+    setting: Setting
     evidence: Sequence[Evidence]
     verdicts: Mapping[int, Verdict]  # by number
     best: TrialRecord | None
     rates: GoodRates | None  # over all trials
     by_schedule: Sequence[GoodRates]
     by_optimizer: Sequence[GoodRates]
-    schedules: Sequence[Wins]
-    optimizers: Sequence[Wins]
+    schedules: Sequence[Comparison]
+    optimizers: Sequence[Comparison]
     stable_limits: Mapping[str, tuple[float, float]]  # brackets found by a probe, by optimizer
     links: Mapping[int, str]  # URL of each trial's MLflow run, by number
-    drift: Sequence[Step]  # the study's retrainings, oldest first
+    drift: Sequence[RetrainingStep]  # the study's retrainings, oldest first
 
     def trial(self, number: int) -> TrialRecord:
         """Return the trial with this number."""
@@ -89,15 +89,15 @@ def gather(
         study=study,
         trials=trials,
         curves=read_curves(ledger, drawn),
-        given=assessor.given({}),
+        setting=assessor.setting({}),
         evidence=evidence,
         verdicts=verdicts,
         best=ledger.best(study),
         rates=next(iter(comparisons.good_rates(evidence, verdicts)), None),
         by_schedule=comparisons.good_rates(evidence, verdicts, "schedule"),
         by_optimizer=comparisons.good_rates(evidence, verdicts, "optimizer"),
-        schedules=comparisons.winner(evidence, horizon, rng, "schedule"),
-        optimizers=comparisons.winner(evidence, horizon, rng, "optimizer"),
+        schedules=comparisons.compare(evidence, horizon, rng, "schedule"),
+        optimizers=comparisons.compare(evidence, horizon, rng, "optimizer"),
         stable_limits=_stable_limits(ledger, study),
         links=links or {},
         drift=steps(Retrainings(ledger).history(study.name)),

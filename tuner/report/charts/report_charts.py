@@ -125,7 +125,7 @@ def _schedules(found: Findings) -> Chart | None:
     return Chart(
         name="schedules",
         title="Schedules as applied",
-        text="The rate that the optimiser was given: of each schedule, its best trial's.",
+        text="The rate that the optimizer was given: of each schedule, its best trial's.",
         plot=plot_builders.rates_as_applied(lines, title=""),
     )
 
