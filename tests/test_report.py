@@ -29,7 +29,7 @@ from tuner.report import comparison, markup, page, sentences
 from tuner.report.charts import matplotlib_backend, optuna_plots, plot_builders, plotly_backend
 from tuner.report.charts.plot import Line, Mark, Points, thinned
 from tuner.report.findings import gather
-from tuner.report.tables import ranking
+from tuner.report.tables import ranking_table
 from tuner.tracking.recorder import Recorder
 
 BOTH = ["constant", "cosine"]
@@ -124,7 +124,7 @@ def test_the_ranking_says_why_a_pruned_trial_with_a_better_value_stands_below(
         trials = ledger.trials(study.id)
         curves = {one.number: ledger.curve(one.id) for one in trials}
         table = Console(width=120, record=True, file=io.StringIO())
-        table.print(ranking(study, trials, curves))
+        table.print(ranking_table(study, trials, curves))
         whole = page.write_study(gather(ledger, study), tmp_path).page.read_text()
         return " ".join(table.export_text().split()), whole
 

@@ -49,12 +49,12 @@ def folder_name(titles: Sequence[str]) -> str:
 def write_study(found: Findings, folder: Path) -> Written:
     """Write the report of one study. Raises `OutputError`."""
     charts = report_charts.of_study(found)
-    said = f"Verdicts on rates: {sentences.verdicts(found)}."
+    verdicts = f"Verdicts on rates: {sentences.verdicts(found)}."
     body = [
         f"<h1>{escape(found.study.title)}</h1>",
         markup.paragraphs([found.study.spec.study.description]),
         _answer(found),
-        f'<p class="soft">{escape(f"{said} {sentences.savings(found)}")}</p>',
+        f'<p class="soft">{escape(f"{verdicts} {sentences.savings(found)}")}</p>',
         *(_section(one) for one in charts if one.plot is not None),
         _good_rates(found),
         *(_section(one) for one in charts if one.plot is None),
@@ -136,7 +136,7 @@ def _good_rates(found: Findings) -> str:
         for one in ranges
     ]
     head = ("by", "name", "from", "to", "factor", "good", "not good below", "not good above")
-    text = "The rates that were good, and the nearest ones beyond that were not."
+    text = "The range of good rates, and the nearest tried rates outside that were not good."
     return (
         f'<h2>Good rates</h2><p class="soft">{text}</p>{markup.table(head, rows)}' if rows else ""
     )
@@ -169,13 +169,14 @@ def _trials(found: Findings) -> str:
     head = ("trial", "lr", "schedule", "optimizer", "steps", metric, "verdict", "outcome", "why")
     names = found.varied()
     rows = [_row(found, one, names) for one in ranked[:ROWS]]
-    more = len(ranked) - ROWS
-    said = f"The best {ROWS} of {len(ranked)}; `tuner export` gives all. " if more > 0 else ""
-    links = "Numbers lead to MLflow's runs." if found.links else ""
+    text = ""
+    if len(ranked) > ROWS:
+        text = f"The best {ROWS} of {len(ranked)}; `tuner export` writes all. "
+    links = "Numbers link to MLflow runs." if found.links else ""
     if ranking.has_better_below(found.study, ranked[:ROWS]):
-        said += f"{ranking.WHY_BELOW} "
+        text += f"{ranking.WHY_BELOW} "
     whole = markup.table((*head, "other parameters"), rows)
-    return f'<h2>Trials</h2><p class="soft">{escape(said + links)}</p>{whole}'
+    return f'<h2>Trials</h2><p class="soft">{escape(text + links)}</p>{whole}'
 
 
 def _retrainings(found: Findings) -> str:
@@ -194,8 +195,8 @@ def _retrainings(found: Findings) -> str:
         for one in found.drift
     ]
     head = ("run key", "outcome", "lr", "searched", "the champion's metric", "why")
-    said = "What each retraining was given and made of it, oldest first."
-    return f'<h2>Retrainings</h2><p class="soft">{said}</p>{markup.table(head, rows)}'
+    text = "The searched range and the result of each retraining, oldest first."
+    return f'<h2>Retrainings</h2><p class="soft">{text}</p>{markup.table(head, rows)}'
 
 
 def _row(found: Findings, trial: TrialRecord, names: Sequence[str]) -> list[Cell]:

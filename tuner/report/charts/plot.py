@@ -1,7 +1,7 @@
 """A plot as plain data: series, looks, axes and legend; drawn by two backends.
 
-Colours are those of Okabe and Ito, which are distinguishable with any colour vision ("Color Universal
-Design", 2008). Whatever a colour means is also shown by a line style, a marker or a label.
+Colours are those of Okabe and Ito, distinguishable with any colour vision ("Color Universal
+Design", 2008). What a colour means is also shown by a line style, a marker or a label.
 """
 
 from __future__ import annotations

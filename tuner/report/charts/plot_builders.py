@@ -87,8 +87,8 @@ def comparison(
 ) -> Plot:
     """Return a plot of a few curves, each with its own colour, line style and label.
 
-    A curve of a diverged or failed trial ends with a cross. A label includes the outcome, unless the
-    trial completed.
+    A curve of a diverged or failed trial ends with a cross. A label includes the outcome of a trial
+    that did not complete.
     """
     series: list[Series] = []
     legend = []

@@ -45,8 +45,9 @@ def library() -> str:
 def figure(plot: Plot, *, points: int | None = None) -> dict[str, Any]:
     """Return a plot as a plotly figure; with `points`, about that many points in all at most.
 
-    Series of a group with the same look become one trace with gaps, since plotly takes a millisecond
-    for each trace. Without `points`, the figure has every point, and the page thins them to draw.
+    Series of a group with the same look become one trace with gaps, since plotly takes a
+    millisecond for each trace. Without `points`, the figure has every point, and the page thins
+    them to draw.
     """
     lines = [one for one in plot.series if one.look.dash]
     each = None if points is None else max(16, points // max(1, len(lines)))

@@ -81,7 +81,7 @@ def _every_trial(found: Findings) -> Chart | None:
     return Chart(
         name="curves",
         title="Every trial",
-        text="Training loss of every trial at every step; a cross is where a curve broke off.",
+        text="Training loss of every trial at every step; a cross marks where a curve broke off.",
         plot=plot_builders.loss_curves(lines, best=best, ylabel="training loss", by="verdict"),
         log_switch=True,
     )
@@ -94,7 +94,7 @@ def _convergence(found: Findings) -> Chart | None:
     return Chart(
         name="convergence",
         title="Effect of the learning rate on convergence",
-        text="One trial of each kind, as textbooks draw it.",
+        text="One trial of each verdict, as in textbooks.",
         plot=plot_builders.comparison(lines, title="", ylabel="training loss"),
     )
 
@@ -104,7 +104,7 @@ def _value_by_rate(found: Findings, marks: Sequence[Mark] = ()) -> Chart:
     return Chart(
         name="values",
         title="Value by learning rate",
-        text=f"Last {metric} of every trial; a cross at the upper edge is a trial that has none.",
+        text=f"Last {metric} of every trial; a cross at the upper edge is a trial without a value.",
         plot=plot_builders.value_by_rate(by_schedule(found), ylabel=metric, marks=marks),
         log_switch=True,
     )
@@ -125,7 +125,7 @@ def _schedules(found: Findings) -> Chart | None:
     return Chart(
         name="schedules",
         title="Schedules as applied",
-        text="The rate that the optimizer was given: of each schedule, its best trial's.",
+        text="The rate that the optimizer used, for the best trial of each schedule.",
         plot=plot_builders.rates_as_applied(lines, title=""),
     )
 
@@ -136,7 +136,7 @@ def _importance(shares: Mapping[str, float]) -> Chart | None:
     return Chart(
         name="importance",
         title="What matters",
-        text="How much each parameter explains of the differences between completed trials.",
+        text="How much of the differences between completed trials each parameter explains.",
         plot=plot_builders.bars({"share": shares}, xlabel="share of the variance explained"),
         shape="low",
     )
@@ -146,7 +146,7 @@ def _steps(found: Findings) -> Chart:
     return Chart(
         name="steps",
         title="Steps trained and saved",
-        text="A trial that is stopped early saves the rest of its steps.",
+        text="A trial that stops early saves the rest of its steps.",
         plot=plot_builders.bars(steps(found), xlabel="steps"),
         shape="low",
     )
@@ -154,7 +154,7 @@ def _steps(found: Findings) -> Chart:
 
 def _of_optuna(figures: Mapping[str, Mapping[str, Any]]) -> Iterator[Chart]:
     titles = {"slices": "Value by each parameter", "parallel": "Parallel coordinates"}
-    text = "Completed trials, as Optuna draws them."
+    text = "Completed trials, drawn by Optuna."
     for name, figure in figures.items():
         yield Chart(name=name, title=titles[name], text=text, optuna=figure, shape="wide")
 
@@ -184,7 +184,7 @@ def _values_of_all(studies: Sequence[Findings]) -> Chart:
     return Chart(
         name="values",
         title="Value by learning rate",
-        text="Last value of every trial, a series a study.",
+        text="Last value of every trial, one series for each study.",
         plot=plot_builders.value_by_rate(points, ylabel=metrics),
         log_switch=True,
     )
@@ -240,7 +240,7 @@ def representatives(found: Findings) -> list[Line]:
     )
     for one in (*good[:1], *good[-1:]):
         if len(chosen) < 3:
-            chosen.setdefault(one.number, "good too")
+            chosen.setdefault(one.number, "also good")
     lines = []
     for number, name in chosen.items():
         trial = found.trial(number)
