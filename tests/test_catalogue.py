@@ -97,6 +97,7 @@ def workload() -> Workload:
     return digits.mlp()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", SPEC["Schedules"])
 @pytest.mark.parametrize("optimizer", SPEC["Optimisers"])
 def test_each_optimizer_learns_on_each_schedule(

@@ -267,9 +267,8 @@ def test_a_real_member_is_the_same_in_any_slot(dtype, hidden):
     assert_same(together(workload, spec, copies[:1], 1)[0], curves[0])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("net", sorted(NETS))
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "float64"])
 def test_interrupted_and_resumed_elsewhere_is_uninterrupted(net, dtype):
     workload = regression(NETS[net])
     spec = make_spec(steps=30, dtype=dtype, pruner=ASHA)

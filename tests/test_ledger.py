@@ -243,6 +243,7 @@ FENCED = {
         lease, PARAMS, attrs={"a": 1}, study_attrs={"b": 1}, asked_revision=3
     ),
     "append": lambda ledger, lease: ledger.append(lease, rows(20, 30)),
+    "begin_anew": lambda ledger, lease: ledger.begin_anew(lease),
     "report": lambda ledger, lease: ledger.report(
         lease, rows(20, 30), went_on(30, 0.5), attrs={"a": 1}
     ),
@@ -466,6 +467,19 @@ def test_many_may_reap_at_once(ledger):
     assert {attempt.ending for attempt in ledger.attempts(study.id)} == {"stale"}
 
 
+@pytest.mark.parametrize(("spare", "state"), [(0, FAILED), (1, CANCELLED)])
+def test_a_trial_lost_after_its_study_stopped_is_cancelled_unless_it_has_failed(
+    ledger, spare, state
+):
+    study = submit(ledger, budget={"retries": {"stale": spare}})
+    lost = claim(ledger, study)
+    with ledger.engine.execution_options(writes=True).begin() as tx:
+        tx.execute(update(studies).values(state=STOPPED))
+    expire(ledger, lost.lease)
+    assert ledger.reap() == 1
+    assert [trial.state for trial in ledger.trials(study.id)] == [state]
+
+
 def test_the_attempts_of_a_worker_that_is_gone_are_reaped_at_once(ledger):
     study = submit(ledger)
     lost, kept = claim(ledger, study, "gone"), claim(ledger, study, "here")
@@ -478,8 +492,8 @@ def test_the_attempts_of_a_worker_that_is_gone_are_reaped_at_once(ledger):
 
 CLAIM = """
 import sys
-from tuner import storage
-from tuner.environment import identity
+from tuner.ledger import database as storage
+from tuner.core.environment import identity
 from tuner.ledger import Ledger
 
 ledger = Ledger(storage.ledger_engine(sys.argv[1]))

@@ -113,6 +113,14 @@ def test_publishing_twice_changes_nothing(folder):
     assert left(folder).optuna == optuna
 
 
+def test_a_recorder_that_has_published_all_sees_what_comes_after(folder):
+    with a_recorder(folder) as recorder:
+        assert not recorder.publish()
+        change(folder, "UPDATE tuner_published_studies SET revision = 1")
+        assert recorder.publish()
+        assert not recorder.behind()
+
+
 def test_two_recorders_at_once_double_nothing(folder):
     before = left(folder)
     for file in folder.glob("mlflow.db*"):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import math
 import statistics
-import sys
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -242,7 +241,7 @@ class Mirror:
                 losses[number] = max(loss, best_pruned)
         worst = max(losses.values())
         spread = worst - min(losses.values())
-        penalty = min(worst + (0.1 * spread or abs(worst) or 1.0), sys.float_info.max)
+        penalty = worst + (0.1 * spread or abs(worst) or 1.0)
         valued = TrialsByNumber()
         for trial in self._all:
             valued_trial = trial

@@ -61,7 +61,7 @@ class TrialSchedule(LRScheduler):
         """Set the rates of the next update again, after what an evaluation has changed."""
         for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
+                group["lr"].fill_(float(rate))
             else:
                 group["lr"] = rate
         self._last_lr = [copy.deepcopy(group["lr"]) for group in self.optimizer.param_groups]
