@@ -19,8 +19,8 @@ from tuner.ledger import Ledger, ranges
 from tuner.ledger.ranges import ActiveRange
 from tuner.operations import status as summary
 from tuner.search import Search
+from tuner.search.active_range import extend, range_from_probe
 from tuner.search.mirror import frozen
-from tuner.search.ranges import extended, narrowed
 
 PROBED = {"enabled": True, "margin": 4.0}
 SPACE = {**WIDE, "lr": {"low": 1e-4, "high": 10.0}}
@@ -36,7 +36,7 @@ def probed(ledger, sampler="random", **more):
     tables = {"space": SPACE, "search": {"sampler": sampler}, "budget": {"trials": 99}, **more}
     study = submit(ledger, probe=PROBED, **tables)
     lease = ranges.claim_probe(ledger, study, "me").lease
-    active = narrowed(study.spec, FOUND)
+    active = range_from_probe(study.spec, FOUND)
     ranges.finish_probe(ledger, study, lease, {"optimizers": FOUND}, active)
     return ledger.study(study.name), active
 
@@ -45,7 +45,7 @@ def probed(ledger, sampler="random", **more):
 
 
 def test_the_range_goes_around_what_the_probe_found_by_the_margin():
-    active = narrowed(spec(space=SPACE, probe=PROBED), FOUND)
+    active = range_from_probe(spec(space=SPACE, probe=PROBED), FOUND)
     assert (active.low, active.high) == (0.001, 2.0)
     assert [one["optimizer"] for one in active.first] == ["sgd", "adamw"] * 2
     rates = [one["lr"] for one in active.first]
@@ -64,14 +64,14 @@ def test_the_range_and_the_first_rates_never_leave_the_recorded_range(told, brea
     a, b, c, d = sorted(told)
     found = {"sgd": {"stable": [c, d if breaks else None], "fastest": b, "suggested": [a, c]}}
     made = spec(space={"lr": {"low": low, "high": low * width}}, probe={**PROBED, "margin": 1.1})
-    active = narrowed(made, found)
+    active = range_from_probe(made, found)
     assert low * (1 - 1e-12) <= active.low < active.high <= low * width * (1 + 1e-12)
     assert all(active.low <= one["lr"] <= active.high for one in active.first)
 
 
 def test_where_nothing_learns_the_whole_range_stays():
     nothing = {"sgd": {"stable": [None, None], "fastest": None, "suggested": None}}
-    assert narrowed(spec(space=SPACE, probe=PROBED), nothing) is None
+    assert range_from_probe(spec(space=SPACE, probe=PROBED), nothing) is None
 
 
 # --- draws
@@ -163,19 +163,19 @@ def test_the_range_is_extended_where_the_best_trial_is_at_an_edge(
     sign = 1 if direction == "minimize" else -1
     study = submit(ledger, probe=PROBED, space=LONG, study={"name": "s", "direction": direction})
     trials = ended(ledger, study, [(best, -sign), *[(0.1, sign)] * (count - 1)])
-    found = extended(study.spec, NARROW, trials)
+    found = extend(study.spec, NARROW, trials)
     assert (found and (found.low, found.high)) == (expected and pytest.approx(expected))
     if found is not None:
         assert f"the best of {count} completed trials, 0, has a rate of {best:.3g}" in found.why
         assert found.trials == count
-        assert extended(study.spec, found, trials) is None, "not again by the same trials"
+        assert extend(study.spec, found, trials) is None, "not again by the same trials"
 
 
 def test_an_edge_of_the_recorded_range_does_not_move(ledger):
     study = submit(ledger, probe=PROBED, space=LONG)
     trials = ended(ledger, study, [(9.9, 0.0), *[(0.1, 1.0)] * 6])
     whole = ActiveRange(low=0.01, high=10.0, why="Told.")
-    assert extended(study.spec, whole, trials) is None
+    assert extend(study.spec, whole, trials) is None
 
 
 def test_of_two_workers_that_extend_one_is_heard(either: Ledger):

@@ -234,7 +234,7 @@ def _shown(ledger: Ledger, study: StudyRecord, progress: bool) -> Iterator[None]
         return
     from tuner.report import progress as watching  # noqa: PLC0415
 
-    with watching.shown(terminal.console(), ledger, study):
+    with watching.show_progress(terminal.console(), ledger, study):
         yield
 
 

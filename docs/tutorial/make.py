@@ -18,14 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from paths import path_on_function
 
 from tuner.analysis import ranking
 from tuner.core.curves import Chunk
 from tuner.core.outcome import COMPLETED, DIVERGED
 from tuner.ledger import Ledger, StudyRecord, TrialRecord
 from tuner.ledger.database import addresses, open_ledger
-from tuner.report import charts
-from tuner.report.charts import Line, Points
+from tuner.report.charts import plot_builders as plots
+from tuner.report.charts.matplotlib_backend import draw as drawn
+from tuner.report.charts.matplotlib_backend import save
+from tuner.report.charts.plot import Line, Plot, Points
 from tuner.training import schedules
 
 HERE = Path(__file__).parent
@@ -296,40 +299,40 @@ def draw(studies: Mapping[str, Studied], folder: Path) -> None:
     quadratic, sine = studies["quadratic"], studies["sine"]
     houses, text, digits = studies["house-prices"], studies["text"], studies["digits"]
     figures = {
-        "quadratic_paths": charts.path_on_function(
+        "quadratic_paths": path_on_function(
             lambda x: (x - 2) ** 2, paths(quadratic), formula="(x - 2)²", span=(-3, 7)
         ),
-        "quadratic_losses": charts.comparison(losses(quadratic, by_rate)),
-        "sine_paths": charts.path_on_function(
+        "quadratic_losses": plots.comparison(losses(quadratic, by_rate)),
+        "sine_paths": path_on_function(
             np.sin,
             [line for line in paths(sine) if not line.label.startswith("lr 0.1")],
             formula="sin x",
             span=(-9, 9),
         ),
-        "houses": charts.comparison(losses(houses, by_rate)),
-        "momentum": charts.value_by_rate(
+        "houses": plots.comparison(losses(houses, by_rate)),
+        "momentum": plots.value_by_rate(
             by_choice(studies["quadratic-momentum"], "sgd.momentum", "momentum "),
             title="(x - 2)² after 100 steps",
             ylabel="loss",
             joined=True,
         ),
-        "search": charts.value_by_rate(
+        "search": plots.value_by_rate(
             [by_choice(studies["house-prices-search"], "optimizer", "")[0]],
             title="Five houses after 50 steps",
             ylabel="loss",
             limit=LIMIT,
         ),
-        "schedules": charts.rates_as_applied(applied()),
-        "digits": charts.loss_curves(
+        "schedules": plots.rates_as_applied(applied()),
+        "digits": plots.loss_curves(
             losses(digits, lambda one: ranking.in_short(one.params), smooth=10),
             best=ranking.ranked(digits.study, digits.trials)[0].number,
             title="Digits: every trial (means of 10 steps)",
             ylabel="training loss",
         ),
-        "digits_rates": charts.value_by_rate(
+        "digits_rates": plots.value_by_rate(
             by_choice(digits, "optimizer", ""), title="Digits: last report of every trial"
         ),
-        "text": charts.comparison(
+        "text": plots.comparison(
             [
                 line
                 for line, trial in zip(
@@ -342,7 +345,7 @@ def draw(studies: Mapping[str, Studied], folder: Path) -> None:
         ),
     }
     for name, figure in figures.items():
-        charts.save(figure, folder / f"{name}.png")
+        save(drawn(figure) if isinstance(figure, Plot) else figure, folder / f"{name}.png")
 
 
 def by_rate(trial: TrialRecord) -> str:

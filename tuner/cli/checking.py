@@ -40,7 +40,7 @@ def confirm(name: str, top: int, seeds: int, prefixes: tuple[str, ...], as_json:
     study = ledger.study(name)
     again = confirming.submit(ledger, study, top=top, seeds=seeds)
     console = terminal.console(stderr=as_json)
-    with progress.shown(console, ledger, again):
+    with progress.show_progress(console, ledger, again):
         todo = run.Work(names=(again.name,), prefixes=prefixes, until_idle=True)
         ended = run.train(ledger, places, todo, recorder=True)
     found = confirming.compare(ledger, study, ledger.study(again.name), seeds)

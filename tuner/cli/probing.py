@@ -78,8 +78,8 @@ def _print(found: dict[str, Probe]) -> None:
     console.print(table)
     for name, one in found.items():
         settings = [f"{key} {value}" for key, value in one.params.items() if key.startswith(name)]
-        terminal.say(console, f"{name} with {', '.join(settings)}.")
-    terminal.say(
+        terminal.print_text(console, f"{name} with {', '.join(settings)}.")
+    terminal.print_text(
         console,
         "The curvature is that at the first weights, and so is the rate that it allows. It changes "
         "as training goes on, often up to the edge of stability and along it: an estimate.",

@@ -66,9 +66,9 @@ def compare(
 
     A TRIAL is a number, a range such as 0-9, `best` or `all`.
     """
-    from tuner.report import comparing
+    from tuner.report import comparison
 
-    written = comparing.write(comparing.choose(context.ledger(), trials), metric, by, to)
+    written = comparison.write(comparison.choose(context.ledger(), trials), metric, by, to)
     if as_json:
         pictures = [str(path) for path in written.pictures]
         print_json({"page": str(written.page), "pictures": pictures})

@@ -78,9 +78,9 @@ def run(
     study, created = submission.submit(ledger, spec, described)
     console = terminal.console(stderr=as_json)
     if created and study.version > 1:
-        terminal.say(console, submission.in_words(ledger, study, created=True))
+        terminal.print_text(console, submission.in_words(ledger, study, created=True))
     todo = running.Work(names=(study.name,), prefixes=prefixes, until_idle=True)
-    with progress.shown(console, ledger, study):
+    with progress.show_progress(console, ledger, study):
         if workers == 1:
             ended = running.train(ledger, places, todo, recorder=True)
         else:
@@ -102,7 +102,7 @@ def run(
     else:
         print_results(console, ledger, study, reported=not console.is_terminal)
         if found["report"]:
-            terminal.say(console, f"Report: {found['report']}")
+            terminal.print_text(console, f"Report: {found['report']}")
     said = running.closed_in_words(study)
     if said:
         click.echo(said[:1].upper() + said[1:] + ".", err=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tuner.analysis.drift import moved
+from tuner.analysis.drift import values_after
 from tuner.analysis.statistics import Interval
 from tuner.ledger import Retraining, Retrainings
 from tuner.tracking.mlflow.retraining_run import RetrainingRuns
@@ -15,7 +15,7 @@ def show(
     runs: RetrainingRuns, store: Retrainings, held: Retraining, outcome: str, metric: str
 ) -> None:
     """Add a retraining that is about to end to the curves of the parent run."""
-    found = moved(held, outcome)
+    found = values_after(held, outcome)
     number = sum(one.id < held.id for one in store.history(held.study))
     low, high = found["lr_range"]
     values = {"lr": found["lr"], "lr_low": low, "lr_high": high}

@@ -12,7 +12,7 @@ from tuner.core.failpoints import reach
 from tuner.ledger import Ledger, StudyRecord, ranges
 from tuner.ledger.ranges import ActiveRange
 from tuner.observability.logs import logger
-from tuner.search.ranges import narrowed
+from tuner.search.active_range import range_from_probe
 from tuner.training.lr_probe.probe import probe
 from tuner.training.trainer_choice import Trained
 from tuner.training.workloads import Workload
@@ -62,4 +62,4 @@ def _probe(workload: Workload, study: StudyRecord) -> tuple[dict[str, Any], Acti
         message = f"{type(error).__name__}: {error}"
         log.warning(f"study {study.name}: the probe raised {message}")
         return {"optimizers": {}, "error": message}, None
-    return {"optimizers": found}, narrowed(study.spec, found)
+    return {"optimizers": found}, range_from_probe(study.spec, found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tuner.core.outcome import COMPLETED
 from tuner.ledger import Ledger, StudyRecord, limits, managing
 from tuner.observability.logs import logger
-from tuner.search import ENOUGH, Search
+from tuner.search import MIN_TRIALS_FOR_REGRET, Search
 
 REGRET_EVERY = 5
 """Completed trials between two bounds of the regret, each of which takes about a second."""
@@ -19,8 +19,8 @@ class Rules:
     def __init__(self, ledger: Ledger, search: Search) -> None:
         self._ledger = ledger
         self._search = search
-        self._asked_of_failures: int | None = None  # that failures were last checked for
-        self._regret_at = ENOUGH  # completed trials at which the regret is bounded again
+        self._asked_of_failures: int | None = None  # the limit that failures were last checked for
+        self._regret_at = MIN_TRIALS_FOR_REGRET  # completed trials when regret is bounded again
 
     def check_failures_again(self) -> None:
         """Check failures again, since a trial has failed in this process."""

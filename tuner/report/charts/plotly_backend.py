@@ -1,7 +1,7 @@
-"""Pictures as plotly draws them in a page: JSON for plotly.js, without plotly's Python classes.
+"""Plots as JSON for plotly.js in a page, without plotly's Python classes.
 
-Numbers travel as base64 of float32 or int32 (plotly's `bdata`), a quarter of their size as text.
-Colours are those of the light theme; the page knows what each is on a dark ground.
+Numbers are base64 of float32 or int32 (plotly's `bdata`), a quarter of their size as text. Colours
+are those of the light theme; the page maps each to its dark one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tuner.report.charts.picture import INK, SKY, Axis, Mark, Picture, Series, thinned
+from tuner.report.charts.plot import INK, SKY, Axis, Mark, Plot, Series, thinned
 
 DARK: Mapping[str, str] = {
     "#0072b2": "#4ea8e6",
@@ -24,46 +24,47 @@ DARK: Mapping[str, str] = {
     "#222222": "#ececec",
     "#8a8a8a": "#9a9a9a",
 }
-"""What colours of the light theme are on a dark ground; others stay."""
+"""Dark-theme colours by light-theme colour; others are the same in both."""
 SYMBOLS = {
     "o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down",
     "P": "cross", "X": "x", "x": "x-thin", ".": "circle",
 }  # fmt: skip
 DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
 LARGEST = 3e38
-"""Of float32."""
+"""The largest float32, about."""
 
 
 @functools.cache
 def library() -> str:
-    """Read plotly.js, to be put into a page once."""
+    """Return the source of plotly.js."""
     from plotly.offline import get_plotlyjs  # noqa: PLC0415
 
     return str(get_plotlyjs())
 
 
-def figure(picture: Picture, *, points: int | None = None) -> dict[str, Any]:
-    """Give a picture as plotly has it; with `points`, at most about so many in all.
+def figure(plot: Plot, *, points: int | None = None) -> dict[str, Any]:
+    """Return a plot as a plotly figure; with `points`, about that many points in all at most.
 
-    Series of a group that look alike become one trace with gaps, since plotly takes a millisecond
-    a trace. Without `points` every point is there, and the page thins them as it draws.
+    Series of a group with the same look become one trace with gaps, since plotly takes a
+    millisecond for each trace. Without `points`, the figure has every point, and the page thins
+    them to draw.
     """
-    lines = [one for one in picture.series if one.look.dash]
+    lines = [one for one in plot.series if one.look.dash]
     each = None if points is None else max(16, points // max(1, len(lines)))
     groups: dict[tuple[Any, ...], list[Series]] = {}
-    for one in picture.series:
+    for one in plot.series:
         merged = one.group if points is not None and not one.stairs else id(one)
         key = (merged, one.look, one.at_edge, one.in_front)
         groups.setdefault(key, []).append(one)
     named: set[str] = set()
     traces = []
-    shown = {key.label for key in picture.legend}
+    shown = {key.label for key in plot.legend}
     for members in sorted(groups.values(), key=lambda some: some[0].in_front):
         group = members[0].group
         in_legend = group in shown and group not in named
         named.add(group)
         traces.append(_trace(members, each, in_legend=in_legend))
-    return {"data": traces, "layout": _layout(picture), "full": points is None}
+    return {"data": traces, "layout": _layout(plot), "full": points is None}
 
 
 def _trace(members: Sequence[Series], points: int | None, *, in_legend: bool) -> dict[str, Any]:
@@ -76,7 +77,7 @@ def _trace(members: Sequence[Series], points: int | None, *, in_legend: bool) ->
         trials = member.trials if member.trials is not None else np.full(len(member.x), -1)
         parts.append((member.x[kept], member.y[kept], trials[kept]))
     x, y, trials = (_with_gaps([part[k] for part in parts]) for k in range(3))
-    said = "trial %{customdata}<br>" if one.trials is not None else ""
+    trial = "trial %{customdata}<br>" if one.trials is not None else ""
     label = html.escape(one.label if len(members) == 1 and one.label else one.group)
     trace: dict[str, Any] = {
         "type": "scatter",
@@ -93,7 +94,7 @@ def _trace(members: Sequence[Series], points: int | None, *, in_legend: bool) ->
             "dash": DASHES.get(look.dash or "-") or _lengths(look.dash or "-"),
             "shape": "hv" if one.stairs else "linear",
         },
-        "hovertemplate": f"{said}%{{x:.6~g}}: %{{y:.5~g}}<extra>{label}</extra>",
+        "hovertemplate": f"{trial}%{{x:.6~g}}: %{{y:.5~g}}<extra>{label}</extra>",
     }
     if look.marker:
         symbol = SYMBOLS[look.marker]
@@ -108,13 +109,13 @@ def _trace(members: Sequence[Series], points: int | None, *, in_legend: bool) ->
 
 
 def _with_gaps(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Join arrays with a nan between each two."""
+    """Return the concatenation of arrays, with a nan between each two."""
     pieces = [piece for part in parts for piece in (part, [np.nan])][:-1]
     return np.concatenate(pieces) if pieces else np.empty(0)
 
 
 def packed(values: np.ndarray) -> dict[str, Any]:
-    """Give an array as plotly.js reads it from base64; infinities become gaps."""
+    """Return an array in plotly.js's base64 form; infinities become gaps."""
     if values.dtype.kind in "iu":
         kind, array = "i4", values.astype("<i4")
     else:
@@ -126,7 +127,7 @@ def packed(values: np.ndarray) -> dict[str, Any]:
 
 
 def _needs_doubles(values: np.ndarray) -> bool:
-    """Tell whether float32 would lose what can be seen: tiny numbers, or large ones close by."""
+    """Return whether float32 would lose visible detail: tiny numbers, or close large ones."""
     sizes = np.abs(values[values != 0])
     if not len(sizes):
         return False
@@ -135,19 +136,19 @@ def _needs_doubles(values: np.ndarray) -> bool:
 
 
 def _lengths(dash: str) -> str:
-    """Give lengths of line and gap, in line widths, in pixels."""
+    """Return lengths of lines and gaps in pixels, from line widths."""
     return ",".join(f"{2 * int(length)}px" for length in dash.split(","))
 
 
-def _layout(picture: Picture) -> dict[str, Any]:
+def _layout(plot: Plot) -> dict[str, Any]:
     shapes, notes = [], []
-    for mark in picture.marks:
+    for mark in plot.marks:
         shape, note = _mark(mark)
         shapes.append(shape)
         notes.append(note)
     return {
-        "xaxis": _axis(picture.x),
-        "yaxis": _axis(picture.y),
+        "xaxis": _axis(plot.x),
+        "yaxis": _axis(plot.y),
         "yaxis2": {"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True},
         "shapes": shapes,
         "annotations": notes,
@@ -175,7 +176,7 @@ def _scaled(axis: Axis, value: float) -> float:
 
 
 def _mark(mark: Mark) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Give a vertical line, or a stretch, and its name above the picture."""
+    """Return the shape of a vertical line or interval, and the annotation with its label."""
     high = mark.low if mark.high is None else mark.high
     shape: dict[str, Any] = {"xref": "x", "yref": "paper", "y0": 0, "y1": 1, "layer": "below"}
     if mark.high is None:
@@ -184,7 +185,7 @@ def _mark(mark: Mark) -> tuple[dict[str, Any], dict[str, Any]]:
         shape |= {"type": "rect", "fillcolor": SKY, "opacity": 0.2, "line": {"width": 0}}
     shape |= {"x0": mark.low, "x1": high}
     note = {
-        "x": float(np.log10(np.sqrt(mark.low * high))),  # of a log axis, plotly's way
+        "x": float(np.log10(np.sqrt(mark.low * high))),  # plotly's coordinate on a log axis
         "xref": "x",
         "y": 1.0,
         "yref": "paper",

@@ -1,7 +1,7 @@
-"""The active range of the rate in a search: from a probe, extended where the best is at its edge.
+"""The active range of the learning rate: set by a probe, extended if the best trial is at its edge.
 
-To a draw, the study is one whose rate has the active range: trials outside of it are left out, as a
-version with a narrower space would leave them out. The recorded distribution stays the study's.
+For a draw, the active range replaces the study's range of the rate, and trials outside of it are
+left out, as in a version with a narrower space. The recorded distribution stays the study's.
 """
 
 from __future__ import annotations
@@ -15,43 +15,45 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tuner.config import ParameterValue, Range, StudySpec
 from tuner.ledger.ranges import ActiveRange
-from tuner.search.mirror import Numbered
+from tuner.search.mirror import TrialsByNumber
 from tuner.search.space import distribution
 
 EDGE = 0.1
-"""The best trial is at an edge within this share of the range, on a log scale."""
+"""Share of the range, on a log scale, that counts as its edge."""
 
 ENOUGH_TRIALS = 5
-"""Trials that must have ended since the range last changed, before it is extended."""
+"""Number of trials that must end after a change of the range before it is extended."""
 
 
-def narrowed(spec: StudySpec, found: Mapping[str, Any]) -> ActiveRange | None:
-    """Give the range to begin with, from what `tuner probe --json` says of the optimisers.
+def range_from_probe(spec: StudySpec, found: Mapping[str, Any]) -> ActiveRange | None:
+    """Return the initial range from a probe's results by optimizer, as in `tuner probe --json`.
 
-    None where no optimiser learns anything at any rate.
+    None if no optimizer learns at any rate.
     """
     lr, margin = _recorded(spec), spec.probe.margin
-    told = {name: one for name, one in found.items() if one["suggested"] is not None}
-    if not told:
+    learning = {name: one for name, one in found.items() if one["suggested"] is not None}
+    if not learning:
         return None
-    lowest = min(one["suggested"][0] for one in told.values())
-    # where nothing breaks there is no reason to stop short of the recorded range
-    tops = [one["stable"][1] or math.inf for one in told.values()]
+    lowest = min(one["suggested"][0] for one in learning.values())
+    # without a breaking rate, the recorded range is the only limit
+    tops = [one["stable"][1] or math.inf for one in learning.values()]
     low = min(max(lr.low, lowest / margin), lr.high / margin)
     high = max(min(lr.high, max(tops) * margin), low * margin)
-    said = "; ".join(
+    results = "; ".join(
         f"{name} learns from {one['suggested'][0]:.3g} on and "
         + ("breaks nowhere" if one["stable"][1] is None else f"breaks at {one['stable'][1]:.3g}")
-        for name, one in told.items()
+        for name, one in learning.items()
     )
-    why = f"Probed: {said}. By a factor of {margin:g} beyond, within the recorded range."
-    return ActiveRange(low=low, high=high, why=why, first=_first(told, low, high))
+    why = f"Probed: {results}. By a factor of {margin:g} beyond, within the recorded range."
+    return ActiveRange(low=low, high=high, why=why, first=_first(learning, low, high))
 
 
-def _first(told: Mapping[str, Any], low: float, high: float) -> list[dict[str, ParameterValue]]:
-    """List what the first trials are given: the fastest rates, then half way down to the lowest."""
-    fastest = {name: min(max(one["fastest"], low), high) for name, one in told.items()}
-    lower = {name: math.sqrt(rate * told[name]["suggested"][0]) for name, rate in fastest.items()}
+def _first(learning: Mapping[str, Any], low: float, high: float) -> list[dict[str, ParameterValue]]:
+    """Return the first trials' parameters: the fastest rates, then half way to the lowest."""
+    fastest = {name: min(max(one["fastest"], low), high) for name, one in learning.items()}
+    lower = {
+        name: math.sqrt(rate * learning[name]["suggested"][0]) for name, rate in fastest.items()
+    }
     return [
         {"lr": min(max(rate, low), high), "optimizer": name}
         for rates in (fastest, lower)
@@ -59,12 +61,12 @@ def _first(told: Mapping[str, Any], low: float, high: float) -> list[dict[str, P
     ]
 
 
-def extended(
+def extend(
     spec: StudySpec, active: ActiveRange, trials: Iterable[FrozenTrial]
 ) -> ActiveRange | None:
-    """Give a wider range, if the best of the completed trials is at an edge; None if it is not.
+    """Return a wider range if the best completed trial is at an edge, else None.
 
-    `trials` are the study's own. An edge that is the recorded range's own cannot move.
+    `trials` are those of this version. The range never exceeds the recorded range.
     """
     ended = [trial for trial in trials if trial.state.is_finished()]
     completed = [trial for trial in ended if trial.state == TrialState.COMPLETE]
@@ -88,29 +90,31 @@ def extended(
     return ActiveRange(low=low, high=high, why=why, trials=len(ended), first=active.first)
 
 
-def within(spec: StudySpec, active: ActiveRange) -> StudySpec:
-    """Give the study as a draw sees it: with the active range as its range of the rate."""
+def with_range(spec: StudySpec, active: ActiveRange) -> StudySpec:
+    """Return the specification with the active range as its range of the rate."""
     lr = _recorded(spec).model_copy(update={"low": active.low, "high": active.high})
     space = spec.space.model_copy(update={"lr": lr})
     return spec.model_copy(update={"space": space})
 
 
-def trials_within(spec: StudySpec, active: ActiveRange, trials: Iterable[FrozenTrial]) -> Numbered:
-    """Give the trials that lie in the active range, as drawn from it; and those without a rate."""
-    lr = distribution(within(spec, active).space.lr)
-    found = Numbered()
+def trials_in_range(
+    spec: StudySpec, active: ActiveRange, trials: Iterable[FrozenTrial]
+) -> TrialsByNumber:
+    """Return the trials inside the active range, as if drawn from it, and those without a rate."""
+    lr = distribution(with_range(spec, active).space.lr)
+    found = TrialsByNumber()
     for trial in trials:
-        told = trial
+        in_range = trial
         if "lr" in trial.params:
             if not active.low <= float(trial.params["lr"]) <= active.high:
                 continue
-            told = copy.copy(trial)
-            told.distributions = {**trial.distributions, "lr": lr}
-        found.put(told)
+            in_range = copy.copy(trial)
+            in_range.distributions = {**trial.distributions, "lr": lr}
+        found.put(in_range)
     return found
 
 
 def _recorded(spec: StudySpec) -> Range:
     lr = spec.space.lr
-    assert isinstance(lr, Range), "a study that is probed has a range of the rate"
+    assert isinstance(lr, Range), "a study with a probe has a range of the rate"
     return lr

@@ -1,4 +1,4 @@
-"""What Optuna has to say of a search: how much each parameter matters, and its own plots."""
+"""Optuna's analyses of a search: parameter importances and its own plots."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import numpy as np
 
 from tuner.core.outcome import COMPLETED
 from tuner.ledger import StudyRecord, TrialRecord
-from tuner.report.charts.picture import AMBER, BLUE, GREEN, INK
+from tuner.report.charts.plot import AMBER, BLUE, GREEN, INK
 
 if TYPE_CHECKING:
     from optuna import Study
 
-ENOUGH = 4
-"""Completed trials that importances need; of fewer they say nothing."""
-MOST = 300
-"""Trials that are looked at, evenly over the study; forests and plots of more take long."""
+MIN_TRIALS = 4
+"""Least number of completed trials for importances."""
+MAX_TRIALS = 300
+"""Maximum number of trials, spread evenly over the study; forests and plots of more are slow."""
 TREES = 32
 
 SCALE = ((0.0, BLUE), (0.5, GREEN), (1.0, AMBER))
-"""Of colours for numbers, readable on light and dark ground."""
-DRAWN = 200
-"""Trials in Optuna's plots, the best ones."""
-SHOWN = 6
-"""Parameters that are shown side by side."""
+"""Colour scale of numbers, readable on light and dark backgrounds."""
+MAX_DRAWN = 200
+"""Maximum number of trials in Optuna's plots: the best ones."""
+MAX_PARAMETERS = 6
+"""Maximum number of parameters in Optuna's plots."""
 
 
 def in_memory(study: StudyRecord, trials: Sequence[TrialRecord]) -> Study:
-    """Give completed trials of a study as Optuna's study, in memory; of many, every so many.
+    """Return an in-memory Optuna study of completed trials, at most about `MAX_TRIALS`.
 
-    Values that are too large for Optuna to take their variance are cut.
+    Values too large for Optuna to compute their variance are clipped.
     """
     import optuna  # noqa: PLC0415
 
@@ -41,24 +41,24 @@ def in_memory(study: StudyRecord, trials: Sequence[TrialRecord]) -> Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     made = optuna.create_study(direction=study.spec.study.direction, study_name=study.title)
     completed = [one for one in trials if one.state == COMPLETED and one.params is not None]
-    every = -(-len(completed) // MOST) or 1
-    told = [frozen(one, study.spec) for one in completed[::every]]
-    for trial in told:
+    every = -(-len(completed) // MAX_TRIALS) or 1
+    converted = [frozen(one, study.spec) for one in completed[::every]]
+    for trial in converted:
         trial.value = min(max(trial.value or 0.0, -LARGEST), LARGEST)
-    made.add_trials(told)
+    made.add_trials(converted)
     return made
 
 
 def importances(study: Study) -> dict[str, float]:
-    """Give how much of the values' variance each parameter explains (fANOVA); empty: not known.
+    """Return the share of the values' variance that each parameter explains (fANOVA).
 
-    Only parameters that every trial has are looked at. Hutter et al., An Efficient Approach for
-    Assessing Hyperparameter Importance (2014).
+    Only for parameters that every trial has; empty if unknown. Hutter et al., An Efficient Approach
+    for Assessing Hyperparameter Importance (2014).
     """
     import optuna  # noqa: PLC0415
 
     values = [one.value for one in study.trials]
-    if len(values) < ENOUGH or np.ptp(np.array(values, dtype=float)) == 0:
+    if len(values) < MIN_TRIALS or np.ptp(np.array(values, dtype=float)) == 0:
         return {}
     everywhere = [name for name in varied(study) if all(name in one.params for one in study.trials)]
     if not everywhere:
@@ -69,7 +69,7 @@ def importances(study: Study) -> dict[str, float]:
 
 
 def varied(study: Study) -> list[str]:
-    """Name the parameters of which there were several values, those of most trials first."""
+    """Return the names of parameters with several values, those of the most trials first."""
     values: dict[str, list[Any]] = {}
     for trial in study.trials:
         for name, value in trial.params.items():
@@ -79,10 +79,10 @@ def varied(study: Study) -> list[str]:
 
 
 def plots(study: Study) -> dict[str, dict[str, Any]]:
-    """Give Optuna's slices and parallel coordinates as plotly has them, by name."""
+    """Return Optuna's slice and parallel coordinate plots as plotly figures, by name."""
     import optuna  # noqa: PLC0415
 
-    params = varied(study)[:SHOWN]
+    params = varied(study)[:MAX_PARAMETERS]
     if not params:
         return {}
     study = _best(study)
@@ -94,19 +94,19 @@ def plots(study: Study) -> dict[str, dict[str, Any]]:
 
 
 def _best(study: Study) -> Study:
-    """Give a study of the best trials alone: Optuna draws a line of its own for each."""
+    """Return a study of the best trials only: Optuna draws a line for each trial."""
     import optuna  # noqa: PLC0415
 
-    if len(study.trials) <= DRAWN:
+    if len(study.trials) <= MAX_DRAWN:
         return study
     sign = 1.0 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1.0
     made = optuna.create_study(direction=study.direction)
-    made.add_trials(sorted(study.trials, key=lambda one: sign * (one.value or 0.0))[:DRAWN])
+    made.add_trials(sorted(study.trials, key=lambda one: sign * (one.value or 0.0))[:MAX_DRAWN])
     return made
 
 
 def _plain(figure: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what the page decides, and draw with colours that both of its themes have."""
+    """Remove what the page sets itself, and use colours that suit both of its themes."""
     layout = figure["layout"]
     for name in ("template", "title", "width", "height", "coloraxis", "legend"):
         layout.pop(name, None)
@@ -124,7 +124,7 @@ def _plain(figure: dict[str, Any]) -> dict[str, Any]:
 
 
 def _between(share: float) -> str:
-    """Give the colour at a place of the scale."""
+    """Return the colour at a position of the scale."""
     places = [at for at, _ in SCALE]
     parts = [[int(colour[k : k + 2], 16) for _, colour in SCALE] for k in (1, 3, 5)]
     return "#" + "".join(f"{round(np.interp(share, places, part)):02x}" for part in parts)

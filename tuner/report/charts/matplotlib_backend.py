@@ -1,7 +1,7 @@
-"""Pictures as PNG and SVG files, drawn by matplotlib.
+"""Plots drawn by matplotlib, as PNG and SVG files.
 
-matplotlib is imported in the functions, since it takes most of a second, and its pyplot never,
-since that keeps figures alive and wants a display.
+matplotlib is imported inside functions, since it takes most of a second. pyplot is never imported:
+it keeps figures alive and needs a display.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from tuner.report.charts.picture import (
+from tuner.report.charts.plot import (
     INK,
     POINTS,
     SKY,
@@ -22,7 +22,7 @@ from tuner.report.charts.picture import (
     Key,
     Look,
     Mark,
-    Picture,
+    Plot,
     Series,
     thinned,
 )
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Asked = ParamSpec("Asked")
-Drawn = TypeVar("Drawn")
+Params = ParamSpec("Params")
+Result = TypeVar("Result")
 
 SIZE = (7.0, 4.2)  # inches
 RESOLUTION = 110  # dots an inch
@@ -56,19 +56,19 @@ _STYLE: Any = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
     "svg.fonttype": "none",
-    "svg.hashsalt": "tuner",  # the same picture is the same file
+    "svg.hashsalt": "tuner",  # the same plot gives the same bytes
 }
 
 
-def styled(draw: Callable[Asked, Drawn]) -> Callable[Asked, Drawn]:
-    """Let a function draw in our style, and leave matplotlib's settings as they were."""
+def styled(draw: Callable[Params, Result]) -> Callable[Params, Result]:
+    """Decorate a function so that it draws in our style; restore matplotlib's settings after it."""
 
     @functools.wraps(draw)
-    def drawn(*args: Asked.args, **kwargs: Asked.kwargs) -> Drawn:
+    def drawn(*args: Params.args, **kwargs: Params.kwargs) -> Result:
         import matplotlib as mpl  # noqa: PLC0415
 
         with mpl.rc_context(_STYLE), warnings.catch_warnings():
-            # what the font has not, as emoji, is a box; names are people's
+            # names may contain characters missing from the font; they are drawn as boxes
             warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
             return draw(*args, **kwargs)
 
@@ -76,18 +76,18 @@ def styled(draw: Callable[Asked, Drawn]) -> Callable[Asked, Drawn]:
 
 
 @styled
-def draw(picture: Picture) -> Figure:
-    """Draw a picture; long series are thinned to what can be seen."""
+def draw(plot: Plot) -> Figure:
+    """Return a figure of a plot; long series are thinned to visible points."""
     figure, (axes,) = grid(1, 1, SIZE)
-    titles = {"title": picture.title, "xlabel": picture.x.title, "ylabel": picture.y.title}
+    titles = {"title": plot.title, "xlabel": plot.x.title, "ylabel": plot.y.title}
     axes.set(**{name: plain(text) for name, text in titles.items()})
-    if picture.x.log:
+    if plot.x.log:
         axes.set_xscale("log")
-    for one in picture.series:
+    for one in plot.series:
         _draw(axes, one)
-    _set_height(axes, picture)
-    handles = [handle(key) for key in picture.legend]
-    handles.extend([_mark(axes, mark) for mark in picture.marks])
+    _set_height(axes, plot)
+    handles = [handle(key) for key in plot.legend]
+    handles.extend([_mark(axes, mark) for mark in plot.marks])
     if handles:
         columns = min(3, len(handles))
         figure.legend(handles=handles, loc="outside lower center", ncols=columns)
@@ -96,14 +96,14 @@ def draw(picture: Picture) -> Figure:
 
 @styled
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG or SVG, by the name's ending; the same figure gives the same bytes."""
+    """Write a figure as PNG or SVG, by suffix; the same figure gives the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
     figure.savefig(path, dpi=RESOLUTION, metadata=metadata)
 
 
 def grid(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
-    """Begin a figure of panels that share their axes."""
+    """Return a figure and its panels, which share their axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
     from matplotlib.figure import Figure as MadeFigure  # noqa: PLC0415
 
@@ -114,14 +114,14 @@ def grid(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, li
 
 
 def handle(key: Key) -> Any:
-    """Make an entry of a legend."""
+    """Return the legend entry of a key."""
     from matplotlib.lines import Line2D  # noqa: PLC0415
 
     return Line2D([], [], label=plain(key.label), **_look(key.look))
 
 
 def plain(text: str) -> str:
-    """Let a dollar be a dollar: names are people's, and no formulas."""
+    """Escape dollar signs: names are not formulas."""
     return text.replace("$", r"\$")
 
 
@@ -161,9 +161,9 @@ def _mark(axes: Axes, mark: Mark) -> Any:
     return handle(Key(label=mark.label, look=Look(colour=SKY, dash="-", width=6.0, alpha=0.4)))
 
 
-def _set_height(axes: Axes, picture: Picture) -> None:
-    """Scale the vertical axis; numbers within a few decades are written out."""
-    height: Axis = picture.y
+def _set_height(axes: Axes, plot: Plot) -> None:
+    """Scale the y axis; numbers within a few decades are written without exponents."""
+    height: Axis = plot.y
     if height.names:
         axes.set_yticks(range(len(height.names)), list(map(plain, height.names)))
         axes.grid(visible=False, axis="y")
@@ -171,7 +171,7 @@ def _set_height(axes: Axes, picture: Picture) -> None:
         from matplotlib.ticker import LogLocator  # noqa: PLC0415
 
         axes.set_yscale("log", nonpositive="clip")
-        values = np.concatenate([one.y[one.y > 0] for one in picture.series if not one.at_edge])
+        values = np.concatenate([one.y[one.y > 0] for one in plot.series if not one.at_edge])
         low, high = values.min(), values.max()
         if height.high is not None:
             high = min(high, height.high)
@@ -181,5 +181,5 @@ def _set_height(axes: Axes, picture: Picture) -> None:
                 axes.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
                 axes.yaxis.set_minor_formatter("{x:g}")
     axes.set_ylim(height.low, height.high)
-    if picture.x.low is not None:
-        axes.set_xlim(left=picture.x.low)
+    if plot.x.low is not None:
+        axes.set_xlim(left=plot.x.low)

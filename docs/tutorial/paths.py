@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tuner.report.charts.picture import BLUE, FAINT, INK, ORANGE, Key, Line, Look
-from tuner.report.charts.still import grid, handle, styled
+from tuner.report.charts.matplotlib_backend import grid, handle, styled
+from tuner.report.charts.plot import BLUE, FAINT, INK, ORANGE, Key, Line, Look
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

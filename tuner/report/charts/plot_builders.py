@@ -1,4 +1,4 @@
-"""What pictures of studies show: their series, axes and legends, made once for every backend."""
+"""Functions that build plots of studies from curves and values, for every backend."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from tuner.core.outcome import COMPLETED, DIVERGED, FAILED
-from tuner.report.charts.picture import (
+from tuner.report.charts.plot import (
     DASHES,
     DRAWN,
     INK,
@@ -22,15 +22,15 @@ from tuner.report.charts.picture import (
     Line,
     Look,
     Mark,
-    Picture,
+    Plot,
     Points,
     Series,
 )
 
 DECADES = 1.0
-"""A log axis where the positive values span at least so many powers of ten."""
+"""An axis is logarithmic if its positive values span at least this many powers of ten."""
 FEW = 30
-"""So many steps at most are drawn as stairs; more would only blur the line."""
+"""Up to this many steps are drawn as stairs; more would blur the line."""
 
 
 def loss_curves(
@@ -41,12 +41,11 @@ def loss_curves(
     xlabel: str = "step",
     ylabel: str = "loss",
     by: Literal["outcome", "verdict"] = "outcome",
-) -> Picture:
-    """Show the curves of many trials, coloured by outcome or verdict, `best` (an index) on top.
+) -> Plot:
+    """Return a plot of many curves, coloured by outcome or verdict, with `best` (an index) on top.
 
-    A curve ends before its first value that is not finite, with a cross there. The vertical axis
-    ends a decade above where the trials that did not diverge have been, so an explosion leaves
-    the picture and not the others in it.
+    A curve ends before its first non-finite value, with a cross. The y axis ends a decade above the
+    trials that did not diverge, so that a diverging loss does not flatten the other curves.
     """
     styles: Mapping[str, tuple[str, str, str]]
     styles = OUTCOME_STYLES if by == "outcome" else VERDICT_STYLES
@@ -70,7 +69,7 @@ def loss_curves(
         if others:
             look = Look(colour=styles[kind][0], dash=styles[kind][1], width=1.8)
             legend.append(Key(label=named[kind], look=look))
-    return Picture(
+    return Plot(
         title=title,
         x=Axis(title=xlabel),
         y=_height(ylabel, lines),
@@ -85,11 +84,11 @@ def comparison(
     title: str = "Effect of the learning rate on convergence",
     xlabel: str = "step",
     ylabel: str = "loss",
-) -> Picture:
-    """Show a few curves, each with a colour, a line style and a label of its own.
+) -> Plot:
+    """Return a plot of a few curves, each with its own colour, line style and label.
 
-    A curve that ends early or is not finite ends with a cross; its label says its outcome unless
-    it completed.
+    A curve of a diverged or failed trial ends with a cross. A label includes the outcome of a trial
+    that did not complete.
     """
     series: list[Series] = []
     legend = []
@@ -98,7 +97,7 @@ def comparison(
         name = line.label + ("" if line.outcome == COMPLETED else f" ({line.outcome})")
         series.extend(_curve(line, look, name))
         legend.append(Key(label=name, look=look))
-    return Picture(
+    return Plot(
         title=title, x=Axis(title=xlabel), y=_height(ylabel, lines), series=series, legend=legend
     )
 
@@ -111,13 +110,12 @@ def value_by_rate(
     limit: float | None = None,
     joined: bool = False,
     marks: Sequence[Mark] = (),
-) -> Picture:
-    """Show values against learning rates on a log axis, one series a schedule or optimiser.
+) -> Plot:
+    """Return a plot of values by learning rate on a log axis, one series a schedule or optimizer.
 
-    Trials without a finite value stand as crosses at the upper edge: where they are says where
-    training breaks. `limit` marks a rate, as the largest stable one, and `marks` others, or ranges
-    of them. `joined` draws lines between the points of a series, for grids in which nothing else
-    differs.
+    Trials without a finite value are crosses at the upper edge, which show the rates at which
+    training breaks. `limit` marks the largest stable rate, and `marks` other rates or ranges.
+    `joined` connects the points of a series, for grids in which only the rate differs.
     """
     drawn, legend = [], []
     for index, one in enumerate(series):
@@ -138,7 +136,7 @@ def value_by_rate(
     if limit is not None:
         marks.append(Mark(label=f"stable limit {limit:.4g}", low=limit))
     finite = np.concatenate([one.values[np.isfinite(one.values)] for one in series] or [[]])
-    return Picture(
+    return Plot(
         title=title,
         x=Axis(title="learning rate", log=True),
         y=Axis(title=ylabel, log=is_wide(finite)),
@@ -148,10 +146,10 @@ def value_by_rate(
     )
 
 
-def rates_as_applied(lines: Sequence[Line], *, title: str = "Schedules as applied") -> Picture:
-    """Show learning rates against steps: what the optimiser was given, not what was meant.
+def rates_as_applied(lines: Sequence[Line], *, title: str = "Schedules as applied") -> Plot:
+    """Return a plot of the learning rates that the optimizer used, by step.
 
-    On a log axis, two decades below the lowest peak, where peaks differ by a decade.
+    The axis is logarithmic, from two decades below the lowest peak, if peaks differ by a decade.
     """
     peaks = np.array([line.y.max() for line in lines if len(line.y)])
     log = is_wide(peaks)
@@ -170,7 +168,7 @@ def rates_as_applied(lines: Sequence[Line], *, title: str = "Schedules as applie
         for index, line in enumerate(lines)
         for part in (line.finite(),)
     ]
-    return Picture(
+    return Plot(
         title=title,
         x=Axis(title="step"),
         y=height,
@@ -179,13 +177,8 @@ def rates_as_applied(lines: Sequence[Line], *, title: str = "Schedules as applie
     )
 
 
-def bars(
-    shares: Mapping[str, Mapping[str, float]], *, title: str = "", xlabel: str = ""
-) -> Picture:
-    """Show numbers as points on stems, one row a name; several series beside each other.
-
-    `shares` is series, then name, then number.
-    """
+def bars(shares: Mapping[str, Mapping[str, float]], *, title: str = "", xlabel: str = "") -> Plot:
+    """Return a stem plot of numbers, one row for each name; `shares` maps series, then names."""
     names = tuple(dict.fromkeys(name for own in shares.values() for name in own))[::-1]
     series, legend = [], []
     for index, (label, own) in enumerate(shares.items()):
@@ -203,7 +196,7 @@ def bars(
             )
         )
         legend.append(Key(label=label, look=look))
-    return Picture(
+    return Plot(
         title=title,
         x=Axis(title=xlabel, low=0.0),
         y=Axis(title="", low=-0.6, high=len(names) - 0.4, names=names),
@@ -220,7 +213,7 @@ def _look(index: int) -> Look:
 
 
 def _curve(line: Line, look: Look, group: str, *, in_front: bool = False) -> Iterator[Series]:
-    """Give a curve up to its first value that is not finite, and a cross where it broke off."""
+    """Yield a curve up to its first non-finite value, and a cross at its end if it broke off."""
     part = line.finite()
     if not len(part.x):
         return
@@ -260,7 +253,7 @@ def _places(
 
 
 def _height(title: str, lines: Sequence[Line]) -> Axis:
-    """Choose a log axis where it fits, and keep explosions from flattening the rest."""
+    """Return the y axis: logarithmic if suitable, and not stretched by diverging losses."""
     parts = [line.finite().y for line in lines]
     calm = [y for y, line in zip(parts, lines, strict=True) if line.outcome != DIVERGED]
     values = np.concatenate(calm if any(len(y) for y in calm) else parts or [np.empty(0)])
@@ -269,7 +262,7 @@ def _height(title: str, lines: Sequence[Line]) -> Axis:
     low, high = float(values.min()), float(values.max())
     above = len(calm) < len(parts)
     if is_wide(values, share=0.5):
-        # an exact zero has no place on a log axis, and rounding noise none of interest
+        # a log axis cannot show zero, and rounding noise is of no interest
         bottom = max(float(values[values > 0].min()), high * 1e-12)
         top = min(high * (10 if above else 2), DRAWN)
         return Axis(title=title, log=True, low=bottom / 2, high=top)
@@ -279,7 +272,7 @@ def _height(title: str, lines: Sequence[Line]) -> Axis:
 
 
 def is_wide(values: np.ndarray, share: float = 1.0) -> bool:
-    """Tell whether a log axis fits: nothing negative, `share` above zero, and decades apart."""
+    """Return whether a log axis fits: no negative value, a `share` positive, decades apart."""
     positive = values[values > 0]
     if not len(positive) or (values < 0).any() or len(positive) < share * len(values):
         return False

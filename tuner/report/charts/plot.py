@@ -1,7 +1,7 @@
-"""A picture as plain data: what is on it, how it looks, and which axes; drawn by two backends.
+"""A plot as plain data: series, looks, axes and legend; drawn by two backends.
 
-Colours are Okabe and Ito's, which people with any colour vision can tell apart ("Color Universal
-Design", 2008); where a colour says something, a line style, a marker or a label says it too.
+Colours are those of Okabe and Ito, distinguishable with any colour vision ("Color Universal
+Design", 2008). What a colour means is also shown by a line style, a marker or a label.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BLUE, ORANGE, GREEN, PINK = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 SKY, AMBER, INK, FAINT = "#56b4e9", "#e69f00", "#222222", "#8a8a8a"
 
 SERIES = (BLUE, ORANGE, GREEN, PINK, AMBER, SKY, INK)
-"""Colours of series that differ in kind only."""
+"""Colours of series without an order."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":", "5,1", "3,1,1,1", "1,1")
 """Line styles: matplotlib's four, and lengths of line and gap in line widths."""
@@ -36,8 +36,8 @@ OUTCOME_STYLES: Mapping[str, tuple[str, str, str]] = MappingProxyType(
 )
 """Colour, line style and marker of each outcome."""
 
-UNTOLD = "no verdict"
-"""What a trial is called that still runs, failed or was cancelled."""
+NO_VERDICT = "no verdict"
+"""Label of trials that are running, failed or cancelled."""
 VERDICT_STYLES: Mapping[str, tuple[str, str, str]] = MappingProxyType(
     {
         GOOD_RATE: (GREEN, "-", "o"),
@@ -45,28 +45,28 @@ VERDICT_STYLES: Mapping[str, tuple[str, str, str]] = MappingProxyType(
         TOO_HIGH: (AMBER, "-.", "^"),
         DIVERGING: (ORANGE, ":", "x"),
         UNCLEAR: (PINK, "-", "."),
-        UNTOLD: (FAINT, "-", "."),
+        NO_VERDICT: (FAINT, "-", "."),
     }
 )
 """Colour, line style and marker of each verdict."""
 
 POINTS = 1000
-"""A line is drawn with about as many points at most; a picture has fewer pixels than that."""
+"""Maximum number of points of a drawn line, about; a plot has fewer pixels."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Line:
-    """One curve: what it is called, and its points."""
+    """One curve: its label and points."""
 
     label: str
-    x: np.ndarray  # [point]: steps, as a rule
+    x: np.ndarray  # [point]: usually steps
     y: np.ndarray  # [point]; may hold nan and inf
     outcome: str = COMPLETED
-    verdict: str = UNTOLD
+    verdict: str = NO_VERDICT
     trial: int | None = None  # its number
 
     def finite(self) -> Line:
-        """Give the points before the first that is not finite."""
+        """Return the points before the first non-finite one."""
         broken = np.flatnonzero(~np.isfinite(self.y))
         end = int(broken[0]) if len(broken) else len(self.y)
         return Line(
@@ -85,7 +85,7 @@ class Points:
 
     label: str
     rates: np.ndarray  # [trial]
-    values: np.ndarray  # [trial]; nan or inf where there is none
+    values: np.ndarray  # [trial]; nan or inf: no value
     trials: np.ndarray | None = None  # [trial], their numbers
 
 
@@ -102,18 +102,18 @@ class Look:
 
 
 DRAWN = 1e300
-"""Numbers beyond it are drawn at it: margins and widths must not overflow."""
+"""Larger numbers are drawn as this one: margins and widths must not overflow."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Series:
-    """Points that look alike."""
+    """Points with the same look."""
 
     label: str
     x: np.ndarray  # [point]
-    y: np.ndarray  # [point], finite; shares of the height where `at_edge`
+    y: np.ndarray  # [point], finite; fractions of the height if `at_edge`
     look: Look
-    group: str = ""  # series of a group are switched on and off together
+    group: str = ""  # series of a group are shown and hidden together
     stairs: bool = False
     at_edge: bool = False
     in_front: bool = False
@@ -125,18 +125,18 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """What an axis is called and shows."""
+    """Title, scale and limits of an axis."""
 
     title: str
     log: bool = False
-    low: float | None = None  # None: what the points need
+    low: float | None = None  # None: fitted to the points
     high: float | None = None
-    names: tuple[str, ...] = ()  # of the whole numbers from 0 on, where it is an axis of names
+    names: tuple[str, ...] = ()  # labels of 0, 1, … on a categorical axis
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """A place on the horizontal axis, or a stretch of it."""
+    """A value on the x axis, or an interval of it."""
 
     label: str
     low: float
@@ -152,8 +152,8 @@ class Key:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Picture:
-    """All that is drawn, in this order."""
+class Plot:
+    """The content of a plot."""
 
     title: str
     x: Axis
@@ -164,9 +164,9 @@ class Picture:
 
 
 def thinned(y: np.ndarray, points: int) -> np.ndarray:  # y: [point]
-    """Choose about so many points of a series that look like all: of each stretch the extremes.
+    """Return the sorted indices of about `points` points: the extremes of each stretch.
 
-    Gives their indices in order; the first and the last are among them.
+    A line through them looks like one through all points. The first and last are included.
     """
     if len(y) <= points:
         return np.arange(len(y))

@@ -1,4 +1,4 @@
-"""Comparing trials of any studies: every point of their curves, aligned in one of three ways."""
+"""Comparison of any trials with every point, by step, time or fraction of the horizon."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from tuner.analysis import ranking
 from tuner.core.curves import Chunk
 from tuner.core.errors import NotFoundError, UsageError
 from tuner.ledger import Reader, StudyRecord, TrialRecord
-from tuner.report import page, writing
-from tuner.report.charts import figures, web
-from tuner.report.charts.picture import Axis, Line, Picture
+from tuner.report import markup
+from tuner.report import page as pages
+from tuner.report.charts import plot_builders, plotly_backend
+from tuner.report.charts.plot import Axis, Line, Plot
 from tuner.report.findings import read_curves
-from tuner.report.page import Cell
-from tuner.report.writing import Written, folder_name
+from tuner.report.markup import Cell
+from tuner.report.page import Written
 
-By = Literal["step", "time", "fraction"]
-AXES: Mapping[By, str] = {
+Alignment = Literal["step", "time", "fraction"]
+AXES: Mapping[Alignment, str] = {
     "step": "step",
     "time": "seconds since the trial's first step",
     "fraction": "fraction of the horizon",
 }
 NAMED = 7
-"""So many curves at most have a look of their own; more are coloured by outcome."""
+"""Up to this many curves have a colour each; more are coloured by outcome."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Chosen:
-    """A trial to be compared."""
+    """A trial to compare, with its study and curve."""
 
     study: StudyRecord
     trial: TrialRecord
@@ -42,15 +43,15 @@ class Chosen:
 
     @property
     def label(self) -> str:
-        """What it is called in a legend."""
+        """Its name in a legend."""
         return f"{self.study.title}:{self.trial.number}, {ranking.in_short(self.trial.params)}"
 
 
 def choose(ledger: Reader, wanted: Sequence[str]) -> list[Chosen]:
-    """Read the trials named as STUDY:TRIAL, where TRIAL is a number, a range, `best` or `all`.
+    """Return the trials named as STUDY:TRIAL, where TRIAL is a number, a range, `best` or `all`.
 
-    Studies and curves are read once each, however many trials there are. Raises `UsageError` for
-    anything else, and `NotFoundError` where there is no such study or trial.
+    Each study and each curve is read once. Raises `UsageError` if a name has another form, and
+    `NotFoundError` if there is no such study or trial.
     """
     names: dict[str, list[str]] = {}
     for one in wanted:
@@ -79,18 +80,18 @@ def _of_study(ledger: Reader, name: str, wanted: Sequence[str]) -> list[Chosen]:
         else:
             first, _, last = which.partition("-")
             numbers |= dict.fromkeys(range(int(first), int(last or first) + 1))
-    lacking = [n for n in numbers if n not in by_number]
-    if lacking:
+    missing = [n for n in numbers if n not in by_number]
+    if missing:
         known = f"0 to {max(by_number)}" if by_number else "none yet"
-        raise NotFoundError(f"{name!r} has no trial {lacking[0]}; its trials: {known}")
+        raise NotFoundError(f"{name!r} has no trial {missing[0]}; its trials: {known}")
     curves = read_curves(ledger, [by_number[n] for n in numbers])
     return [
         Chosen(study=study, trial=by_number[n], curve=curves[n]) for n in numbers if n in curves
     ]
 
 
-def lines(chosen: Sequence[Chosen], metric: str, by: By) -> list[Line]:
-    """Give each trial's values of a metric, aligned. Raises `UsageError` where nobody has it."""
+def lines(chosen: Sequence[Chosen], metric: str, by: Alignment) -> list[Line]:
+    """Return each trial's aligned values of a metric. Raises `UsageError` if no trial has it."""
     found = []
     for one in chosen:
         curve = one.curve
@@ -116,44 +117,42 @@ def lines(chosen: Sequence[Chosen], metric: str, by: By) -> list[Line]:
 
 
 def best_so_far(line: Line, sign: float) -> Line:
-    """Give the best of a line's values up to each point; `sign` is -1 where higher is better."""
+    """Return the best value up to each point; `sign` is -1 if higher is better."""
     part = line.finite()
     return replace(part, y=sign * np.minimum.accumulate(sign * part.y))
 
 
-def write(chosen: Sequence[Chosen], metric: str, by: By, folder: Path | None) -> Written:
-    """Write the page of a comparison, with every point, and its pictures. Raises `OutputError`."""
+def write(chosen: Sequence[Chosen], metric: str, by: Alignment, folder: Path | None) -> Written:
+    """Write the page of a comparison, with every point, and its PNG files. Raises `OutputError`."""
     measured = lines(chosen, metric, by)
     signs = {one.label: _sign(one, metric) for one in chosen}
     best = [best_so_far(line, signs[line.label]) for line in measured]
-    pictures = {"measured": _picture(measured, metric, by), "best": _picture(best, metric, by)}
-    figure: dict[str, Any] = web.figure(pictures["measured"])
+    plots = {"measured": _plot(measured, metric, by), "best": _plot(best, metric, by)}
+    figures = {name: plotly_backend.figure(plot) for name, plot in plots.items()}
+    figure: dict[str, Any] = figures["measured"] | {"of": "measured"}
     figure["data"] = [
-        {**trace, "of": name}
-        for name, picture in pictures.items()
-        for trace in web.figure(picture)["data"]
+        {**trace, "of": name} for name, one in figures.items() for trace in one["data"]
     ]
-    figure["of"] = "measured"
     titles = list(dict.fromkeys(one.study.title for one in chosen))
     switches = "".join(
         f'<button data-name="compare" data-of="{name}" aria-pressed="{str(first).lower()}">'
-        f"{said}</button>"
-        for name, said, first in (
+        f"{label}</button>"
+        for name, label, first in (
             ("measured", "as measured", True),
             ("best", "best so far", False),
         )
     )
-    log = page.log_switch("compare", log=pictures["measured"].y.log)
+    log = markup.log_switch("compare", log=plots["measured"].y.log)
     about = f"{len(measured)} trials, every point; zoom in to see more of them."
     title = f"{metric} of {', '.join(titles)}"
     body = [
         f"<h1>{escape(title)}</h1>",
-        page.figure("compare", f"By {AXES[by]}", about, kind="tall", tools=switches + log),
+        markup.figure("compare", f"By {AXES[by]}", about, kind="tall", tools=switches + log),
         _table(chosen, metric, best),
     ]
-    to = folder or Path("reports") / f"compare-{folder_name(titles)}"
-    text = page.page(title, body, {"compare": figure})
-    return writing.write(to / "compare.html", text, pictures)
+    to = folder or Path("reports") / f"compare-{pages.folder_name(titles)}"
+    text = markup.page(title, body, {"compare": figure})
+    return pages.write(to / "compare.html", text, plots)
 
 
 def _sign(one: Chosen, metric: str) -> float:
@@ -161,12 +160,12 @@ def _sign(one: Chosen, metric: str) -> float:
     return -1.0 if metric == study.metric and study.direction == "maximize" else 1.0
 
 
-def _picture(measured: Sequence[Line], metric: str, by: By) -> Picture:
+def _plot(measured: Sequence[Line], metric: str, by: Alignment) -> Plot:
     if len(measured) <= NAMED:
-        picture = figures.comparison(measured, title="", ylabel=metric)
+        plot = plot_builders.comparison(measured, title="", ylabel=metric)
     else:
-        picture = figures.loss_curves(measured, ylabel=metric)
-    return replace(picture, x=Axis(title=AXES[by]))
+        plot = plot_builders.loss_curves(measured, ylabel=metric)
+    return replace(plot, x=Axis(title=AXES[by]))
 
 
 def _table(chosen: Sequence[Chosen], metric: str, best: Sequence[Line]) -> str:
@@ -187,4 +186,4 @@ def _table(chosen: Sequence[Chosen], metric: str, best: Sequence[Line]) -> str:
             ]
         )
     head = ("study", "trial", "lr", "with", "steps", f"best {metric}", "outcome", "why")
-    return f"<h2>Trials</h2>{page.table(head, rows)}"
+    return f"<h2>Trials</h2>{markup.table(head, rows)}"
