@@ -478,11 +478,11 @@ def test_the_attempts_of_a_worker_that_is_gone_are_reaped_at_once(ledger):
 
 CLAIM = """
 import sys
-from tuner import storage
-from tuner.environment import identity
+from tuner.ledger import database
+from tuner.core.environment import identity
 from tuner.ledger import Ledger
 
-ledger = Ledger(storage.ledger_engine(sys.argv[1]))
+ledger = Ledger(database.ledger_engine(sys.argv[1]))
 ledger.claim(int(sys.argv[2]), identity(), {})
 print("claimed", flush=True)
 sys.stdin.read()

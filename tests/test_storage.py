@@ -422,7 +422,7 @@ def test_readers_and_a_writer_do_not_wait_for_each_other(ledger, monkeypatch):
 OPEN = """
 import sys
 from pathlib import Path
-from tuner import storage
+from tuner.ledger import database as storage
 from tuner.ledger import Reader
 
 sys.stdin.read()  # all begin when the pipe is closed

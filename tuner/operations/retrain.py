@@ -167,7 +167,7 @@ def predict(ledger: Ledger, places: Addresses, name: str, inputs: Path) -> Predi
         model=registry.model,
         version=champion.number,
         outputs=models.predict(loaded.module, rows),
-        exact=models.fingerprint(example) == champion.tags.get("tuner.core.outputs"),
+        exact=models.fingerprint(example) == champion.tags.get("tuner.outputs"),
     )
 
 

@@ -207,7 +207,7 @@ class Stages:
         job, module = self._job, trained.models[0].model
         example = models.example_of(job.workload, job.spec)
         outputs = models.predict(module, example)
-        tags = self._tags(trained) | {"tuner.core.outputs": models.fingerprint(outputs)}
+        tags = self._tags(trained) | {"tuner.outputs": models.fingerprint(outputs)}
         return ModelOf(module=module, example=example, outputs=outputs, tags=tags)
 
     def _tags(self, trained: Challengers) -> dict[str, str]:
