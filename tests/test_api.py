@@ -141,7 +141,7 @@ def test_only_the_main_thread_minds_signals():
     found = []
 
     def elsewhere():
-        with processes.told_to_stop("ending") as stop:
+        with processes.stop_on_signals("ending") as stop:
             found.append(stop.is_set())
 
     thread = threading.Thread(target=elsewhere)
@@ -188,7 +188,7 @@ def test_addresses_are_those_of_the_moment(study, monkeypatch, tmp_path):
     monkeypatch.chdir(elsewhere)
     with pytest.raises(tuner.UnavailableError, match="no ledger"):
         study.status()
-    assert context.places().ledger.endswith("elsewhere/tuner.db")
+    assert context.addresses().ledger.endswith("elsewhere/tuner.db")
 
 
 @pytest.mark.parametrize("given", [{"study": {"name": "mine"}}, None, 3, b"study.toml"])

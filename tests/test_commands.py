@@ -30,7 +30,7 @@ from processes import (
     write_study,
 )
 
-from tuner.cli import cli
+from tuner.cli.app import cli
 from tuner.cli.base import SECTIONS
 
 README = (ROOT / "README.md").read_text()
@@ -277,7 +277,7 @@ def test_looking(folder):
 @pytest.mark.slow
 def test_where_nothing_is_trained(tmp_path):
     folder = prepare(tmp_path)
-    assert tuner(folder, "studies").out == "No studies yet; `tuner run FILE` makes one.\n"
+    assert tuner(folder, "studies").out == "No studies yet; `tuner run FILE` creates one.\n"
     submitted = tuner(folder, "submit", "study.toml", "--json")
     assert submitted.json == {
         "study": "small",
@@ -285,7 +285,7 @@ def test_where_nothing_is_trained(tmp_path):
         "created": True,
         "budget": 8,
     }
-    assert "was there already, 8 trials" in tuner(folder, "submit", "study.toml").out
+    assert "exists already, 8 trials" in tuner(folder, "submit", "study.toml").out
     best = tuner(folder, "best", "small", "--json")
     assert (best.code, best.json) == (3, {"study": "small", "best": None})
     assert tuner(folder, "status", "small", "--json").json["state"] == "open"

@@ -16,7 +16,7 @@ from tuner.config.reading import parse
 from tuner.core.errors import StudyFileError
 from tuner.ledger import Ledger, ranges
 from tuner.ledger.ranges import ActiveRange
-from tuner.operations import status as summary
+from tuner.operations import status
 from tuner.search import Search
 from tuner.search.mirror import frozen
 from tuner.search.ranges import extended, narrowed
@@ -235,7 +235,9 @@ def line(ledger, **tables):
     probe = made.probe.model_copy(update={"enabled": True, "rates": 12, "steps": 12})
     made = made.model_copy(update={"probe": probe})
     study, _ = ledger.submit(
-        made, limit=made.budget.trials, workload=submission.prepare(made, ("tests.", "studies."))
+        made,
+        limit=made.budget.trials,
+        workload=submission.prepare(made, ("tests.", "studies.")).description,
     )
     return study
 
@@ -249,7 +251,7 @@ def test_a_study_is_probed_before_its_first_trial_and_says_so(ledger, places):
     assert drawn_rates[0] == active.first[0]["lr"]
     (said, *_) = ranking.ranges_in_words(study)
     assert "Probed: sgd learns from" in said
-    told = summary.of_state(ledger, study)["probe"]
+    told = status.status(ledger, study)["probe"]
     assert told["error"] is None
     assert told["optimizers"]["sgd"]["stable"][0] > 0
     assert told["ranges"][0]["low"] == active.low
@@ -259,13 +261,13 @@ def test_a_probe_that_raises_leaves_the_whole_range_and_says_why(ledger, places)
     arguments = {"factory": "tests.training_here:fitting", "arguments": {"failing": True}}
     study = train(ledger, places, line(ledger, workload=arguments))
     assert ranges.history(study.attrs) == []
-    assert "RuntimeError: no such thing" in summary.of_state(ledger, study)["probe"]["error"]
+    assert "RuntimeError: no such thing" in status.status(ledger, study)["probe"]["error"]
 
 
 def test_without_a_probe_nothing_is_said(ledger, places):
     study = train(ledger, places, submitted(ledger))
     assert ranking.ranges_in_words(study) == []
-    assert summary.of_state(ledger, study)["probe"] is None
+    assert status.status(ledger, study)["probe"] is None
     history(ledger, submit(ledger), [completed(1.0)])
 
 

@@ -81,7 +81,7 @@ def line_spec(**tables: dict[str, Any]) -> StudySpec:
 def submitted(ledger: Ledger, **tables: dict[str, Any]) -> StudyRecord:
     """Put such a study into the ledger."""
     spec = line_spec(**tables)
-    study, _ = submit.submit(ledger, spec, submit.prepare(spec, PREFIXES))
+    study, _ = submit.submit(ledger, spec, submit.prepare(spec, PREFIXES).description)
     return study
 
 

@@ -116,9 +116,6 @@ def armed(text: str) -> Iterator[None]:
         _armed.update(before)
 
 
-arm(os.environ.get("TUNER_FAILPOINTS", ""))
-
-
 def reach(place: str) -> None:
     """Say that execution is at `place`, one of `PLACES`."""
     if _armed and place in _armed:

@@ -162,7 +162,7 @@ class Stop(threading.Event):
 
 
 @contextmanager
-def told_to_stop(doing: str) -> Iterator[Stop]:
+def stop_on_signals(doing: str) -> Iterator[Stop]:
     """Turn the first SIGINT or SIGTERM into an event; a second one interrupts at once.
 
     `doing` says what happens meanwhile. Only the main thread can be told; in another one the event

@@ -1,4 +1,4 @@
-"""Reports of studies: gathered from the ledger, written into a folder, put beside their runs."""
+"""Reports of studies: written into a folder and uploaded to MLflow."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Reported:
     """A report that was written."""
 
     written: Written
-    in_mlflow: bool  # it is beside the parent run
-    problem: str | None = None  # why not, where that was wanted
+    in_mlflow: bool  # whether it was uploaded to the parent run
+    problem: str | None = None  # why it could not be uploaded
 
 
 def report(
@@ -33,18 +33,18 @@ def report(
     ui: str | None = None,
     tracked: bool = True,
 ) -> Reported:
-    """Write the report of one study, or one of several side by side; by default under `reports`.
+    """Write the report of one study or of several side by side, by default under `reports`.
 
-    With `tracked`, runs are linked to, and the report of one study is put beside its parent run.
-    Where MLflow cannot be reached, or does not let this login write, the files are written all the
-    same. Raises `OutputError` where they cannot be written.
+    With `tracked`, the report links to runs, and the report of one study is uploaded to its parent
+    run. If MLflow cannot be reached or refuses this login, the files are written nevertheless.
+    Raise `OutputError` if they cannot be written.
     """
     folder = to or Path(writing.FOLDER) / writing.folder_name([one.title for one in studies])
     if len(studies) > 1:
         found = [gather(ledger, one) for one in studies]
         return Reported(written=writing.of_many(found, folder), in_mlflow=False)
     (study,) = studies
-    marks = probed(ledger, study)
+    marks = stable_rates(ledger, study)
     if not tracked:
         return Reported(
             written=writing.of_study(gather(ledger, study, marks=marks), folder), in_mlflow=False
@@ -66,8 +66,8 @@ def report(
     return Reported(written=written, in_mlflow=there)
 
 
-def probed(ledger: Reader, study: StudyRecord) -> list[Mark]:
-    """Mark where a study's probe found the largest stable rate of each optimiser to lie."""
+def stable_rates(ledger: Reader, study: StudyRecord) -> list[Mark]:
+    """Return a mark for each optimizer at the largest stable rate that the probe found."""
     found = ranges.result(ledger, study) or {}
     return [
         Mark(label=f"probe: {name} breaks here", low=one["stable"][0], high=one["stable"][1])

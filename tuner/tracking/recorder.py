@@ -147,8 +147,6 @@ def open_trials(engine: Engine, places: Addresses) -> Projection:
 
 def open_runs(engine: Engine, places: Addresses) -> Projection:
     """Open MLflow. Raises `UnavailableError`."""
-    # it writes a traceback at each try; we say what is the matter, once
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     publications, ledger = Publications(engine, RunPublisher.target, identity()), Reader(engine)
     publisher = RunPublisher(tracking_client(places), publications, ledger, places.artifacts)
     return Projection(ledger, publications, publisher)

@@ -17,6 +17,7 @@ from tuner.observability.logs import logger
 from tuner.training.device import is_here
 from tuner.worker.broken import BrokenStudy
 from tuner.worker.lease_renewer import Keeper
+from tuner.worker.loading import PreparedWorkload
 from tuner.worker.study import StudyWorker
 
 IDLE_SECONDS = 0.5
@@ -38,6 +39,7 @@ def work(
     until_idle: bool,
     device: str | None = None,
     spill: Path | None = None,
+    prepared: PreparedWorkload | None = None,
 ) -> None:
     """Train trials of the open studies (of `names`, if there are any) until told to stop.
 
@@ -45,6 +47,7 @@ def work(
     cannot be trained here is left to others, as are those for another device than `device`, or
     than this machine has. If it was named, `WorkloadError` is raised once there is nothing else
     to train. Whatever a study's code raises ends its trials, and the other studies go on.
+    `prepared` is the workload of one of the studies, if this process has built it already.
     """
     keeper = Keeper(ledger, checkpoints)
 
@@ -64,6 +67,7 @@ def work(
                 spill=spill or checkpoints.with_name("spill"),
                 prefixes=prefixes,
                 stop=stop,
+                prepared=prepared,
             )
         except WorkloadCodeError as error:
             log.warning(f"study {study.name}: {error}")

@@ -1,7 +1,7 @@
-"""The scheduler: writes down the ticks of timetables, and retrains for each, once.
+"""The scheduler: records the ticks of timetables and runs one retraining for each tick.
 
-Any number of them may run. What one leaves that dies, another takes up: a tick is a row, and a
-retraining goes on under the tick's time as its key.
+Any number of schedulers may run. When one dies, another continues its work: a tick is a row, and
+the tick's time is the run key of its retraining.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from tuner.worker.lease_renewer import Keeper
 
 POLL_SECONDS = 0.5
 AWAY_SECONDS = 5.0
-"""How long until a run is tried again that could not reach MLflow."""
+"""Time until a run that could not reach MLflow is tried again."""
 
 log = logger(__name__)
 
 Retrain = Callable[[RunRecord], Mapping[str, Any]]
-"""Retrains for a tick; gives what `tuner retrain --json` prints."""
+"""Retrain for a tick and return what `tuner retrain --json` prints."""
 
 
-def schedule(
+def run_scheduler(
     ledger: Ledger,
     places: Addresses,
     *,
@@ -42,10 +42,10 @@ def schedule(
     stop: threading.Event,
     once: bool = False,
 ) -> None:
-    """Run what timetables want until told to stop; with `once`, until nothing waits.
+    """Run the retrainings that are due until `stop` is set; with `once`, until none is due.
 
-    Ticks are written down and leases reaped in threads of their own, so a long retraining delays
-    no other scheduler.
+    Ticks are recorded and expired leases are reaped in separate threads, so a long retraining
+    delays no other scheduler.
     """
     store = Timetables(ledger, ledger.lease_seconds)
 
@@ -54,7 +54,7 @@ def schedule(
         return retrain(ledger, places, held.study, key, prefixes=prefixes, stop=stop)
 
     log.info("scheduler started", scheduler=identity())
-    with Keeper(ledger, places.checkpoints).working(), _ticking(store, stop):
+    with Keeper(ledger, places.checkpoints).working(), _recording_ticks(store, stop):
         while not stop.is_set():
             try:
                 store.tick()
@@ -73,44 +73,44 @@ def schedule(
 
 
 def _run(store: Timetables, held: RunRecord, run: Retrain, stop: threading.Event) -> None:
-    """Retrain for one tick, and commit how that ended."""
+    """Retrain for one tick and commit the outcome."""
     at = key_of(held.fire_at)
     reach("scheduler.claimed")
-    with _kept(store, held):
+    with _renewing(store, held):
         try:
             found = run(held)
             outcome, reason = str(found["outcome"]), str(found["reason"])
         except (UnavailableError, KeyboardInterrupt, LeaseLost) as error:
             store.release(held)
-            log.warning(f"{held.timetable}, {at}: put off: {error or 'told to stop'}")
+            log.warning(f"{held.timetable}, {at}: postponed: {error or 'interrupted'}")
             stop.wait(AWAY_SECONDS)
             return
         except TunerError as error:
             outcome, reason = FAILED, str(error)
-        except BaseException as error:  # of the workload's: no reason to retrain nothing else
+        except BaseException as error:  # raised by the workload; other timetables continue
             log.exception("a retraining raised", timetable=held.timetable, at=at)
             outcome, reason = FAILED, f"{type(error).__name__}: {error}"
         reach("scheduler.retrained")
         try:
             store.end(held, outcome, reason)
-        except LeaseLost as error:  # its holder finds the same result by the key
+        except LeaseLost as error:  # the new holder finds the same result by its run key
             log.warning(str(error))
             return
     log.info("run ended", timetable=held.timetable, at=at, outcome=outcome, reason=reason)
 
 
-def _ticking(store: Timetables, stop: threading.Event) -> AbstractContextManager[None]:
-    """Write ticks down while the body runs."""
+def _recording_ticks(store: Timetables, stop: threading.Event) -> AbstractContextManager[None]:
+    """Record ticks in a thread while the body runs."""
 
     def tick() -> None:
         if not stop.is_set():
             store.tick()
 
-    return repeating("scheduler", tick, POLL_SECONDS)  # beside, as a retraining may take hours
+    return repeating("scheduler", tick, POLL_SECONDS)
 
 
-def _kept(store: Timetables, held: RunRecord) -> AbstractContextManager[None]:
-    """Renew the lease on a run while the body runs."""
+def _renewing(store: Timetables, held: RunRecord) -> AbstractContextManager[None]:
+    """Renew the lease on a run in a thread while the body runs."""
 
     def renew() -> None:
         store.renew(held)
