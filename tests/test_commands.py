@@ -110,6 +110,19 @@ def test_what_needs_no_library_loads_none(arguments, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
+def test_importing_the_command_line_changes_no_setting():
+    script = (
+        "import logging, os, sys\nbefore = dict(os.environ)\nimport tuner.cli\n"
+        "assert 'numpy' not in sys.modules, 'it reads OMP_NUM_THREADS, which main sets'\n"
+        "import tuner.cli.app, tuner.api, tuner.core.failpoints\n"
+        "assert dict(os.environ) == before\n"
+        "assert not logging.root.handlers and not logging.getLogger('urllib3').level\n"
+    )
+    env = environment(ROOT, {"TUNER_FAILPOINTS": "no place"})
+    subprocess.run([sys.executable, "-c", script], env=env, cwd=ROOT, check=True)
+
+
 # --- refusals
 
 WORKLOADS = {

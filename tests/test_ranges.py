@@ -324,14 +324,14 @@ def test_tuner_probe_says_what_pipelines_read_and_creates_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("space.lr=0.1", "[space] lr: expected a range, as it is to be probed, got 0.1"),
+        ("space.lr=0.1", "[space] lr: expected a range, as [probe] is enabled, got 0.1"),
         (
             "search.sampler=cmaes",
-            "[search] sampler: expected one of tpe, random, gp, qmc, as the range of the rate",
+            "[search] sampler: expected one of tpe, random, gp, qmc, as [probe] is enabled",
         ),
         (
             "workload={ train = 'tests.workloads:loop' }",
-            "[probe] enabled: expected false, since the loop of a train function cannot be",
+            "[probe] enabled: expected false, since a train function cannot train",
         ),
     ],
 )
