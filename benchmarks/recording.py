@@ -122,7 +122,7 @@ def recorded(spec: StudySpec, folder: Path) -> float:
     """Train as the service does, a recorder beside it; give the seconds of the attempt."""
     places = addresses({}, folder)
     ledger = Ledger(open_ledger(places, create=True))
-    described = submit.prepare(spec, ["studies."])
+    described = submit.prepare(spec, ["studies."]).description
     study, _ = submit.submit(ledger, spec, described)
     recorder = RecorderProcess([study.name])
     work(

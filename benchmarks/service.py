@@ -91,7 +91,7 @@ class Service:
         """Train a study of so many trials and wait until all is published; give the seconds."""
         text = STUDY.format(index=index, slots=SLOTS, budget=budget, sampler=self.sampler)
         spec = reading.parse(text, "benchmark")
-        described = submit.prepare(spec, ["studies."])
+        described = submit.prepare(spec, ["studies."]).description
         began = time.perf_counter()
         study, _ = submit.submit(self.ledger, spec, described)
         if profile:

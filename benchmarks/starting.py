@@ -36,7 +36,7 @@ def searched(seed: int, trials: int, *, probe: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         places = database.addresses({}, Path(folder))
         ledger = Ledger(database.open_ledger(places, create=True))
-        described = submit.prepare(spec, PREFIXES)
+        described = submit.prepare(spec, PREFIXES).description
         study, _ = submit.submit(ledger, spec, described)
         work(
             ledger,

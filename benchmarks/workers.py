@@ -124,7 +124,7 @@ class Side:
             optuna.create_study(storage=self._url, study_name=name)
         else:
             spec = _spec(name, self._sampler, trial)
-            submit.submit(self._ledger, spec, submit.prepare(spec, ["waiting"]))
+            submit.submit(self._ledger, spec, submit.prepare(spec, ["waiting"]).description)
         return name
 
 

@@ -13,13 +13,15 @@ from hypothesis import settings
 from playwright.sync_api import Browser
 from processes import prepare
 
-from tuner.core import failpoints
+from tuner.core import failpoints, startup
 from tuner.ledger import Ledger, database
 from tuner.ledger.database import Addresses
 
 # The machine may be busy, and a counter-example must not depend on that.
 settings.register_profile("tuner", deadline=None)
 settings.load_profile("tuner")
+
+startup.configure_libraries()
 
 
 @pytest.fixture

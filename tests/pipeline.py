@@ -13,7 +13,8 @@ from tuner.config import reading
 from tuner.ledger import Ledger, database
 from tuner.ledger.database import Addresses, tracking_client
 from tuner.operations import submit
-from tuner.operations.retrain import predict, retrain
+from tuner.operations.predict import predict
+from tuner.operations.retrain import retrain
 from tuner.tracking.mlflow.registry import Registry
 
 
@@ -43,7 +44,7 @@ class Pipeline:
     def change(self, *overrides: str) -> None:
         """Change the table `[retrain]` of the study, which is submitted again."""
         spec = reading.load(self.folder / "study.toml", overrides)
-        submit.submit(self.ledger, spec, submit.prepare(spec, PREFIXES))
+        submit.submit(self.ledger, spec, submit.prepare(spec, PREFIXES).description)
 
     def predictions(self) -> np.ndarray:
         file = self.folder / "rows.npy"

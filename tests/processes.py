@@ -167,7 +167,7 @@ def train_here(folder: Path) -> None:
     """Do what `tuner run` does, in this process: submit, train, publish."""
     places = database.addresses({}, folder)
     spec = reading.load(folder / "study.toml")
-    described = submit.prepare(spec, PREFIXES)
+    described = submit.prepare(spec, PREFIXES).description
     ledger = Ledger(database.open_ledger(places, create=True))
     study, _ = submit.submit(ledger, spec, described)
     train(ledger, places, study)

@@ -7,9 +7,13 @@ import subprocess
 import sys
 import threading
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import training_here
+from sqlalchemy import event
+from sqlalchemy.pool import Pool
 from training_here import PREFIXES, submitted, train
 
 import tuner
@@ -17,7 +21,9 @@ from tuner import api
 from tuner.core import processes
 from tuner.core.errors import UsageError
 from tuner.operations import context
+from tuner.worker.loading import PreparedWorkload, load_workload
 
+FEW_STEPS = {"training.steps": 12, "training.batch_size": 4, "training.evaluate_every": 4}
 HEAVY = ("torch", "optuna", "mlflow", "pandas", "pyarrow", "scipy", "sqlalchemy", "numpy")
 STUDY = """
 [study]
@@ -107,6 +113,61 @@ def test_it_is_governed(study):
     assert study.stop("enough")["reason"] == "Stopped by hand: enough."
 
 
+@pytest.fixture
+def opened() -> Iterator[list[object]]:
+    """The connections to databases that were opened; closed ones are replaced by None."""
+    found: list[object] = []
+
+    def connect(connection: object, _record: object) -> None:
+        found.append(connection)
+
+    def close(connection: object, _record: object) -> None:
+        found[:] = [None if one is connection else one for one in found]
+
+    event.listen(Pool, "connect", connect)
+    event.listen(Pool, "close", close)
+    yield found
+    event.remove(Pool, "connect", connect)
+    event.remove(Pool, "close", close)
+
+
+def test_a_study_opens_its_database_once_and_closes_it(study, opened):
+    with tuner.load("line") as one:
+        one.status()
+        one.best()
+        one.trials()
+        assert len(opened) == 1
+        assert opened[0] is not None
+    assert opened == [None]
+    one.best()  # opens it again
+    assert len(opened) == 2
+    del one
+    assert opened == [None, None]
+    assert tuner.studies() == [study]
+    assert opened == [None] * 3
+
+
+@pytest.mark.slow
+def test_a_workload_is_built_once(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    log = tmp_path / "calls"
+    factory = f'"tests.training_here:counted"\narguments = {{ log = "{log}" }}'
+    (tmp_path / "line.toml").write_text(STUDY.replace('"studies.house_prices:line"', factory))
+    study = tuner.run("line.toml", overrides=FEW_STEPS, allow=PREFIXES, progress=False)
+    study.close()
+    assert study.status()["trials"]["completed"] == 2
+    assert log.read_text() == "called\n"
+    known = context.open_ledger().study("line")
+    other = PreparedWorkload(
+        table=known.spec.workload,
+        prefixes=PREFIXES,
+        workload=training_here.fitting(),
+        description={"code": "other", "data": "other"},
+    )
+    with pytest.raises(tuner.UsageError, match="not what study 'line' was submitted with"):
+        load_workload(known, PREFIXES, other)
+
+
 def test_it_writes_files(study, tmp_path):
     files = study.export(tmp_path / "out")
     assert sorted(files) == ["curves", "trials"]
@@ -141,7 +202,7 @@ def test_only_the_main_thread_minds_signals():
     found = []
 
     def elsewhere():
-        with processes.told_to_stop("ending") as stop:
+        with processes.stop_on_signals("ending") as stop:
             found.append(stop.is_set())
 
     thread = threading.Thread(target=elsewhere)
@@ -182,13 +243,14 @@ def test_a_script_needs_no_main_guard_and_may_run_in_any_thread(tmp_path):
     assert lines[-1].endswith("line confirm")
 
 
-def test_addresses_are_those_of_the_moment(study, monkeypatch, tmp_path):
+def test_addresses_are_those_of_the_moment_and_a_study_keeps_its_own(study, monkeypatch, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
+    assert study.status()["state"] == "ended"
     with pytest.raises(tuner.UnavailableError, match="no ledger"):
-        study.status()
-    assert context.places().ledger.endswith("elsewhere/tuner.db")
+        tuner.load("line")
+    assert context.addresses().ledger.endswith("elsewhere/tuner.db")
 
 
 @pytest.mark.parametrize("given", [{"study": {"name": "mine"}}, None, 3, b"study.toml"])

@@ -50,7 +50,7 @@ class Shown:
         """Give the pages of a study by what they show."""
         ledger = reader(self.folder)
         places = database.addresses({}, self.folder)
-        found = links.of_study(ledger, ledger.study(name), places, self.address)
+        found = links.pages(ledger, ledger.study(name), places, self.address)
         ledger.engine.dispose()
         return found
 

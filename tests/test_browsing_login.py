@@ -82,7 +82,7 @@ def test_a_reader_reads_and_cannot_write(address):
 def test_a_reader_sees_the_curves_in_a_browser(folder, address, browser):
     ledger = reader(folder)
     places = database.addresses({}, folder)
-    url = links.of_study(ledger, ledger.study("small"), places, address)["loss curves"]
+    url = links.pages(ledger, ledger.study("small"), places, address)["loss curves"]
     ledger.engine.dispose()
     with opened(browser, url, login=READER) as watched:
         drawn = watched.page.locator(".js-plotly-plot path.js-line").first

@@ -29,7 +29,7 @@ from processes import (
 )
 
 from tuner.core.forking import keep_from_children
-from tuner.core.processes import told_to_stop
+from tuner.core.processes import stop_on_signals
 
 # --- what children have of ours
 
@@ -87,9 +87,9 @@ def test_what_is_closed_hinders_no_child(tmp_path: Path):
     ],
     ids=["SIGTERM", "Ctrl-C", "Ctrl-C twice"],
 )
-def test_a_forked_child_is_not_told_to_stop_in_our_place(numbers, code, capfd):
+def test_a_forked_child_is_not_stop_on_signals_in_our_place(numbers, code, capfd):
     """Its parent ends it by SIGTERM; a first Ctrl-C in the terminal is for us alone."""
-    with told_to_stop("saving the trial") as stop:
+    with stop_on_signals("saving the trial") as stop:
         child = os.fork()
         if not child:
             try:

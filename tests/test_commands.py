@@ -30,7 +30,7 @@ from processes import (
     write_study,
 )
 
-from tuner.cli import cli
+from tuner.cli.app import cli
 from tuner.cli.base import SECTIONS
 
 README = (ROOT / "README.md").read_text()
@@ -108,6 +108,19 @@ def test_what_needs_no_library_loads_none(arguments, tmp_path):
     assert done.stderr == "[] 0\n"
     assert done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_importing_the_command_line_changes_no_setting():
+    script = (
+        "import logging, os, sys\nbefore = dict(os.environ)\nimport tuner.cli\n"
+        "assert 'numpy' not in sys.modules, 'it reads OMP_NUM_THREADS, which main sets'\n"
+        "import tuner.cli.app, tuner.api, tuner.core.failpoints\n"
+        "assert dict(os.environ) == before\n"
+        "assert not logging.root.handlers and not logging.getLogger('urllib3').level\n"
+    )
+    env = environment(ROOT, {"TUNER_FAILPOINTS": "no place"})
+    subprocess.run([sys.executable, "-c", script], env=env, cwd=ROOT, check=True)
 
 
 # --- refusals
@@ -277,7 +290,7 @@ def test_looking(folder):
 @pytest.mark.slow
 def test_where_nothing_is_trained(tmp_path):
     folder = prepare(tmp_path)
-    assert tuner(folder, "studies").out == "No studies yet; `tuner run FILE` makes one.\n"
+    assert tuner(folder, "studies").out == "No studies yet; `tuner run FILE` creates one.\n"
     submitted = tuner(folder, "submit", "study.toml", "--json")
     assert submitted.json == {
         "study": "small",
@@ -285,7 +298,7 @@ def test_where_nothing_is_trained(tmp_path):
         "created": True,
         "budget": 8,
     }
-    assert "was there already, 8 trials" in tuner(folder, "submit", "study.toml").out
+    assert "exists already, 8 trials" in tuner(folder, "submit", "study.toml").out
     best = tuner(folder, "best", "small", "--json")
     assert (best.code, best.json) == (3, {"study": "small", "best": None})
     assert tuner(folder, "status", "small", "--json").json["state"] == "open"
@@ -335,7 +348,7 @@ def test_the_schema_is_one_of_study_files(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_ui_serves_until_it_is_told_to_stop(folder):
+def test_the_ui_serves_until_it_is_stop_on_signals(folder):
     process = start(folder, "ui", "--port", "0", "--json")
     try:
         assert process.stdout is not None

@@ -20,7 +20,7 @@ import pytest
 from compose import ROOT, Service, Stack, here, put
 from processes import until
 
-from tuner.cli import cli
+from tuner.cli.app import cli
 
 FILE = compose.read()
 SERVICES = FILE["services"]

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 def trained(ledger: Ledger, folder: Path, file: str, *overrides: str) -> list[dict[str, Any]]:
     """Train a study of ours and give all of it that must repeat."""
     study_spec = reading.load(ROOT / "studies" / file, overrides)
-    described = submit.prepare(study_spec, ["studies."])
+    described = submit.prepare(study_spec, ["studies."]).description
     study, _ = submit.submit(ledger, study_spec, described)
     work(
         ledger,

@@ -50,7 +50,7 @@ def test_doctor_finds_every_example_whole(tmp_path: Path, monkeypatch: pytest.Mo
         spec = reading.load(file, SHORT)
         if spec.workload.factory:  # one trial needs no measurement of what many would gain
             spec = reading.load(file, (*SHORT, "training.trainer='reference'"))
-        submit.submit(ledger, spec, submit.prepare(spec, PREFIXES))
+        submit.submit(ledger, spec, submit.prepare(spec, PREFIXES).description)
     stop = threading.Event()
     work(ledger, places.checkpoints, names=[], prefixes=PREFIXES, stop=stop, until_idle=True)
     stop.set()

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from training_here import PREFIXES, submitted, train
 
-from tuner.cli import cli
+from tuner.cli.app import cli
 from tuner.config import StudySpec
 from tuner.core import failures
 from tuner.core.errors import NotFoundError
@@ -58,7 +58,7 @@ def put(ledger, tries, failed=0):
             "budget": {"trials": 1, "retries": {"failed": failed}, "stop_after_failures": 0},
         }
     )
-    return submit.submit(ledger, spec, submit.prepare(spec, PREFIXES))[0]
+    return submit.submit(ledger, spec, submit.prepare(spec, PREFIXES).description)[0]
 
 
 @pytest.mark.parametrize("steps", [0, 1, 5])
@@ -131,10 +131,10 @@ def test_mlflow_and_status_have_the_traceback(published, tracked, places, monkey
     told = json.loads(
         CliRunner().invoke(cli, ["status", "broken", "--trial", "0", "--json"]).output
     )
-    assert told == status.of_trial(tracked, published, 0)
+    assert told == status.trial_status(tracked, published, 0)
     assert (told["run_id"], told["traceback"]) == (run_id, attempt.traceback)
     with pytest.raises(NotFoundError, match="study 'broken' has no trial 7"):
-        status.of_trial(tracked, published, 7)
+        status.trial_status(tracked, published, 7)
 
 
 @pytest.mark.slow

@@ -233,7 +233,7 @@ def test_training_ends_by_itself_and_says_why(ledger, places, caplog):
     assert ledger.counts(study.id)["failed"] == 3
     assert "RuntimeError at training_here.py" in (study.reason or "")
     assert study.reason in caplog.text
-    assert status.of_state(ledger, study)["reason"] == study.reason
+    assert status.status(ledger, study)["reason"] == study.reason
     assert in_ledger.break_circuit(ledger, study) is None
 
 

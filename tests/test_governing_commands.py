@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from training_here import submitted, train
 
-from tuner.cli import cli
+from tuner.cli.app import cli
 from tuner.core.errors import NotFoundError, UsageError
 
 README = (Path(__file__).parents[1] / "README.md").read_text()

@@ -44,7 +44,7 @@ def trained(
         space={"lr": rates},
         search={"sampler": "grid", "pruner": pruner},
     )
-    described = submit.prepare(study_spec, PREFIXES)
+    described = submit.prepare(study_spec, PREFIXES).description
     study, _ = submit.submit(ledger, study_spec, described)
     work(
         ledger,

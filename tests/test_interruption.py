@@ -110,7 +110,7 @@ def test_a_signal_saves_the_trial_and_the_next_run_goes_on(number, tmp_path, who
     done = end(process)
     assert done.code == 130
     assert f"{number.name}: saving the trial" in done.err
-    assert "Interrupted; `tuner run study.toml` goes on from the last checkpoint." in done.err
+    assert "Interrupted; `tuner run study.toml` resumes at the last checkpoint." in done.err
     assert "Traceback" not in done.err
     (attempt,) = rows(
         folder, "SELECT trial_id, live FROM tuner_attempts WHERE ending = 'interrupted'"

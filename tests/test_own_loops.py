@@ -670,7 +670,7 @@ def work(ledger: Ledger, folder, name, prefixes=("studies.", "tests.")) -> None:
 
 
 def put(ledger: Ledger, spec: StudySpec, prefixes=("studies.", "tests.")):
-    return submit.submit(ledger, spec, submit.prepare(spec, prefixes))[0]
+    return submit.submit(ledger, spec, submit.prepare(spec, prefixes).description)[0]
 
 
 def test_a_study_of_a_train_function(ledger: Ledger, tmp_path):

@@ -523,4 +523,4 @@ def test_patience_needs_two_reports():
     with pytest.raises(StudyFileError) as caught:
         parse(FILE, "x.toml", ["search.pruner=patient", "training.steps=2"])
     (line,) = caught.value.problems
-    assert line.startswith("x.toml: [training] steps: expected enough of them for two reports")
+    assert line.startswith("x.toml: [training] steps: expected enough steps for two reports")

@@ -17,7 +17,7 @@ from tuner.core.errors import LeaseLost, StudyFileError
 from tuner.core.failpoints import FailpointError
 from tuner.ledger import Ledger, ranges
 from tuner.ledger.ranges import ActiveRange
-from tuner.operations import status as summary
+from tuner.operations import status
 from tuner.search import Search
 from tuner.search.active_range import extend, range_from_probe
 from tuner.search.mirror import frozen
@@ -233,7 +233,9 @@ def line(ledger, **tables):
     probe = made.probe.model_copy(update={"enabled": True, "rates": 12, "steps": 12})
     made = made.model_copy(update={"probe": probe})
     study, _ = ledger.submit(
-        made, limit=made.budget.trials, workload=submission.prepare(made, ("tests.", "studies."))
+        made,
+        limit=made.budget.trials,
+        workload=submission.prepare(made, ("tests.", "studies.")).description,
     )
     return study
 
@@ -247,7 +249,7 @@ def test_a_study_is_probed_before_its_first_trial_and_says_so(ledger, places):
     assert drawn_rates[0] == active.first[0]["lr"]
     (said, *_) = ranking.ranges_in_words(study)
     assert "Probed: sgd learns from" in said
-    told = summary.of_state(ledger, study)["probe"]
+    told = status.status(ledger, study)["probe"]
     assert told["error"] is None
     assert told["optimizers"]["sgd"]["stable"][0] > 0
     assert told["ranges"][0]["low"] == active.low
@@ -257,7 +259,7 @@ def test_a_probe_that_raises_leaves_the_whole_range_and_says_why(ledger, places)
     arguments = {"factory": "tests.training_here:fitting", "arguments": {"failing": True}}
     study = train(ledger, places, line(ledger, workload=arguments))
     assert ranges.history(study.attrs) == []
-    assert "RuntimeError: no such thing" in summary.of_state(ledger, study)["probe"]["error"]
+    assert "RuntimeError: no such thing" in status.status(ledger, study)["probe"]["error"]
 
 
 def test_a_probe_that_is_interrupted_is_left_to_the_next_worker(ledger, places, arm):
@@ -271,7 +273,7 @@ def test_a_probe_that_is_interrupted_is_left_to_the_next_worker(ledger, places, 
 def test_without_a_probe_nothing_is_said(ledger, places):
     study = train(ledger, places, submitted(ledger))
     assert ranking.ranges_in_words(study) == []
-    assert summary.of_state(ledger, study)["probe"] is None
+    assert status.status(ledger, study)["probe"] is None
     history(ledger, submit(ledger), [completed(1.0)])
 
 
@@ -328,14 +330,14 @@ def test_tuner_probe_says_what_pipelines_read_and_creates_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("space.lr=0.1", "[space] lr: expected a range, as it is to be probed, got 0.1"),
+        ("space.lr=0.1", "[space] lr: expected a range, as [probe] is enabled, got 0.1"),
         (
             "search.sampler=cmaes",
-            "[search] sampler: expected one of tpe, random, gp, qmc, as the range of the rate",
+            "[search] sampler: expected one of tpe, random, gp, qmc, as [probe] is enabled",
         ),
         (
             "workload={ train = 'tests.workloads:loop' }",
-            "[probe] enabled: expected false, since the loop of a train function cannot be",
+            "[probe] enabled: expected false, since a train function cannot train",
         ),
     ],
 )

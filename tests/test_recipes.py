@@ -15,7 +15,7 @@ import yaml
 from check_jsonschema.builtin_schemas import get_builtin_schema
 from jsonschema import validators
 
-from tuner.cli import cli
+from tuner.cli.app import cli
 from tuner.core.cron import Timetable, checked
 
 ROOT = Path(__file__).parents[1]

@@ -188,7 +188,7 @@ def test_a_recorder_waits_for_one_that_works(folder):
     assert_whole(folder)
 
 
-def test_a_recorder_runs_until_it_is_told_to_stop(folder):
+def test_a_recorder_runs_until_it_is_stop_on_signals(folder):
     change(folder, "UPDATE tuner_published_studies SET revision = 1")
     process = start(folder, "recorder")
     revision = "SELECT revision FROM tuner_published_studies WHERE target = 'mlflow'"

@@ -16,7 +16,7 @@ from team import WITH_ACCOUNTS, accounts, mlflow_server
 from tuner.core.errors import UnavailableError
 from tuner.ledger import database
 from tuner.ledger.database import tracking_client
-from tuner.operations.retrain import rollback
+from tuner.operations.rollback import rollback
 from tuner.tracking.mlflow.links import SIDE
 
 pytestmark = pytest.mark.slow

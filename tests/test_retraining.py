@@ -24,7 +24,9 @@ from tuner.core.failpoints import PLACES, FailpointError
 from tuner.ledger import Retrainings
 from tuner.ledger.database import tracking_client
 from tuner.operations import report
-from tuner.operations.retrain import predict, retrain, rollback
+from tuner.operations.predict import predict
+from tuner.operations.retrain import retrain
+from tuner.operations.rollback import rollback
 from tuner.worker import work
 
 pytestmark = pytest.mark.slow

@@ -209,10 +209,10 @@ def test_reserved_trials_may_be_drawn_in_any_order(ledger, sampler):
 
 CHILD = """
 import json, sys
-from tuner.ledger import database as storage
+from tuner.ledger import database
 from tuner.ledger import Ledger
 from tuner.search import Search
-ledger = Ledger(storage.ledger_engine(sys.argv[1]))
+ledger = Ledger(database.ledger_engine(sys.argv[1]))
 drawn = {}
 for study in ledger.studies():
     number = ledger.trials(study.id)[-1].number

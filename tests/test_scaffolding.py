@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tuner.cli import cli
+from tuner.cli.app import cli
 from tuner.config import reading
 from tuner.core.errors import UsageError
 from tuner.operations import examples

@@ -19,7 +19,9 @@ from tuner.ledger import Ledger, Retrainings, database
 from tuner.ledger.database import tracking_client
 from tuner.ledger.retrainings import DONE
 from tuner.ledger.timetables import ENDED, Timetables
-from tuner.operations.retrain import predict, retrain, rollback
+from tuner.operations.predict import predict
+from tuner.operations.retrain import retrain
+from tuner.operations.rollback import rollback
 from tuner.tracking.mlflow.registry import Registry
 
 pytestmark = pytest.mark.slow

@@ -30,7 +30,7 @@ from processes import (
     write_study,
 )
 
-from tuner.cli import cli
+from tuner.cli.app import cli
 from tuner.config import reading
 from tuner.ledger import CheckpointRecord, Ledger
 from tuner.ledger import database as storage
@@ -222,7 +222,7 @@ def test_a_planted_checkpoint_runs_nothing(trap, caplog):
     places = storage.addresses({}, folder)
     ledger = Ledger(storage.open_ledger(places, create=False))
     found = reading.load(folder / "study.toml")
-    study, _ = submission.submit(ledger, found, submission.prepare(found, ("tests.",)))
+    study, _ = submission.submit(ledger, found, submission.prepare(found, ("tests.",)).description)
     held, _ = drawn(ledger, study, Search(study, ledger))
     digest = checkpoint.write(places.checkpoints / "planted.pt", pickle.dumps(Trap()))
     record = CheckpointRecord(step=0, path="planted.pt", digest=digest)

@@ -13,7 +13,7 @@ from mlflow.utils.validation import _validate_metric_name
 from processes import assert_whole, prepare, train_here
 from pydantic import ValidationError
 
-from tuner.cli import cli
+from tuner.cli.app import cli
 from tuner.core import failures
 from tuner.core import text as texts
 from tuner.core.outcome import FAILED, Outcome

@@ -113,17 +113,18 @@ workload.factory=digits
     [workload] factory: expected a factory named as "module:function", got "digits"
 
 workload.train=studies.wine:train
-    [workload] train: expected nothing beside factory, since a study trains one of them, got both
+    [workload] train: expected nothing, since factory is set and a study trains one of them, got
+    both
 
 workload={}
-    [workload] factory: expected this or train, named as "module:function", got neither
+    [workload] factory: expected this key or train, named as "module:function", got neither
 
 workload={train='x'}
     [workload] train: expected a train function named as "module:function", got "x"
 
 workload={train='studies.wine:train'}
-    [training] batch_size: expected nothing, since the train function's loop is its own, got
-    "full"; give it as one of [workload] arguments
+    [training] batch_size: expected nothing, since a train function has its own training loop, got
+    "full"; pass it in [workload.arguments]
 
 workload.arguments.width={a=1}
     [workload.arguments] width: expected a number, a boolean, a string or a list of them, got {
@@ -178,8 +179,8 @@ training.precision=float64
     mean float16?
 
 training={steps=300, dtype='float64', precision='bfloat16'}
-    [training] precision: expected nothing, or dtype = "float32", which mixed precision keeps
-    parameters in, got "bfloat16"
+    [training] precision: expected nothing, or dtype = "float32", the type of the
+    parameters in mixed precision, got "bfloat16"
 
 training.patience=0
     [training] patience: expected a number of at least 1, got 0
@@ -217,7 +218,7 @@ space.lr=1979-05-27
     [space] lr: expected a number, a list of them, or a range, got 1979-05-27
 
 space.lr=[]
-    [space] lr: expected at least 1 of them, got []
+    [space] lr: expected at least 1 item, got []
 
 space.lr=[0.1, 'x']
     [space] lr[1]: expected a number, got "x"
@@ -247,7 +248,7 @@ space.lr.range=3
     [space.lr] range: expected one of low, high, log, got an unknown key
 
 space.schedule=[]
-    [space] schedule: expected at least 1 of them, got []
+    [space] schedule: expected at least 1 item, got []
 
 space.schedule=3
     [space] schedule: expected a name or a table, got 3
@@ -297,22 +298,22 @@ space.schedule={name='cosine_restarts', growth=5}
     got 5
 
 space.schedule={name='multistep', milestones=[0.75, 0.5]}
-    [space.schedule.multistep] milestones: expected fractions of the horizon that rise, such as
+    [space.schedule.multistep] milestones: expected ascending fractions of the horizon, such as
     [0.5, 0.75], or a list of such lists, got [0.75, 0.5]
 
 space.schedule={name='multistep', milestones=[[0.5], 0.75]}
-    [space.schedule.multistep] milestones: expected fractions of the horizon that rise, such as
+    [space.schedule.multistep] milestones: expected ascending fractions of the horizon, such as
     [0.5, 0.75], or a list of such lists, got [[0.5], 0.75]
 
 space.schedule={name='multistep', milestones=[30, 60]}
-    [space.schedule.multistep] milestones: expected fractions of the horizon that rise, such as
+    [space.schedule.multistep] milestones: expected ascending fractions of the horizon, such as
     [0.5, 0.75], or a list of such lists, got [30, 60]
 
 space.schedule={name='multistep', milestones=[[0.5], [0.5]]}
     [space.schedule.multistep] milestones: expected each value once, got '0.5' twice
 
 space.schedule={name='multistep', milestones='half'}
-    [space.schedule.multistep] milestones: expected fractions of the horizon that rise, such as
+    [space.schedule.multistep] milestones: expected ascending fractions of the horizon, such as
     [0.5, 0.75], or a list of such lists, got "half"
 
 space.schedule.1={gamma=1}
@@ -470,12 +471,12 @@ def test_each_mistake_has_its_line(override: str, line: str) -> None:
         (
             "[study\n",
             (
-                "a mistake in its syntax: Expected ']' at the end of a table declaration "
+                "a syntax error: Expected ']' at the end of a table declaration "
                 "(at line 1, column 7)"
             ),
         ),
-        ("a = 1\nb =\n", "a mistake in its syntax: Invalid value (at line 2, column 4)"),
-        ("a = " + "[" * 20_000, "tables or lists in each other, too deep"),
+        ("a = 1\nb =\n", "a syntax error: Invalid value (at line 2, column 4)"),
+        ("a = " + "[" * 20_000, "tables or lists that are nested too deeply"),
     ],
 )
 def test_what_is_no_toml(text: str, got: str) -> None:
@@ -484,7 +485,7 @@ def test_what_is_no_toml(text: str, got: str) -> None:
 
 def test_a_number_too_long_for_python_is_a_mistake() -> None:
     [line] = problems(text="a = " + "9" * 5000)
-    assert line.startswith("expected TOML, got a mistake in its syntax: Exceeds the limit")
+    assert line.startswith("expected TOML, got a syntax error: Exceeds the limit")
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def submit(folder: Path, *overrides: str) -> None:
     places = database.addresses({}, folder)
     spec = reading.load(folder / "study.toml", overrides)
     ledger = Ledger(database.open_ledger(places, create=True))
-    submission.submit(ledger, spec, submission.prepare(spec, PREFIXES))
+    submission.submit(ledger, spec, submission.prepare(spec, PREFIXES).description)
     ledger.engine.dispose()
 
 

@@ -233,7 +233,7 @@ def test_the_best_one_may_be_imported_and_is_said_to_be(ledger):
     assert "0 in trial 1 (imported) with lr 0.05" in ranking.best_in_words(two, best)
     ended(ledger, two, completed(-1.0), lr=0.06)
     assert ledger.best(two).number == 3
-    assert status.of_best(ledger, two) | {"params": None} == {
+    assert best.best(ledger, two) | {"params": None} == {
         "number": 3, "value": -1.0, "params": None, "run_id": None,
     }  # fmt: skip
 
@@ -244,7 +244,7 @@ def test_tables_mark_it_and_counts_leave_it_out(ledger):
     two = submit(ledger, space=NARROW, budget={"trials": 5})
     ended(ledger, two, pruned(2.0), lr=0.03)
     two = ledger.study("small")
-    state = status.of_state(ledger, two)
+    state = status.status(ledger, two)
     assert (state["version"], state["title"], state["imported"]) == (2, "small v2", 4)
     assert {kind: n for kind, n in state["trials"].items() if n} == {"pruned": 1}
     assert state["budget"] == {"trials": 5, "reserved": 1}

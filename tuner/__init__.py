@@ -1,4 +1,4 @@
-"""Find a learning rate and its schedule, from Python as from the command line.
+"""Find a learning rate and its schedule: the Python API.
 
     import tuner
 
@@ -6,7 +6,7 @@
     study.best()
     study.trials().sort_values("value")
 
-Everything here is imported when it is first used: `import tuner` costs nothing.
+Names are imported when they are first used, so `import tuner` is fast.
 """
 
 from __future__ import annotations

@@ -245,7 +245,7 @@ class Stack:
         ledger = Ledger(
             database.ledger_engine(database.addresses(self.environment, self.folder).ledger)
         )
-        submission.submit(ledger, spec, submission.prepare(spec, PREFIXES))
+        submission.submit(ledger, spec, submission.prepare(spec, PREFIXES).description)
         ledger.engine.dispose()
 
     def write(self, name: str, trainer: str) -> Path:

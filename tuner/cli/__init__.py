@@ -1,91 +1,15 @@
-"""The command line: parses, calls one function, prints.
-
-Libraries that take long to import (torch, optuna, mlflow, pandas) are imported in the commands
-that need them, so that `tuner --help` answers at once.
-"""
+"""The command line: parse, call one operation, print."""
 
 from __future__ import annotations
 
-import errno
-import os
-import sys
 from typing import NoReturn
-
-# One thread for the numerical libraries of samplers, before anything imports them.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-import click
-
-from tuner.cli import (
-    checking,
-    cleaning,
-    database,
-    governing,
-    looking,
-    probing,
-    reporting,
-    retraining,
-    starting,
-    timetables,
-    tuning,
-)
-from tuner.cli.base import EXIT_INTERRUPTED, cli
-from tuner.core.errors import OutputError, TunerError
-from tuner.observability import logs
-
-__all__ = [
-    "checking",
-    "cleaning",
-    "cli",
-    "database",
-    "governing",
-    "looking",
-    "main",
-    "probing",
-    "reporting",
-    "retraining",
-    "starting",
-    "timetables",
-    "tuning",
-]
-
-
-CANNOT_WRITE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EPIPE})
-"""Errors of a disk that is full or read-only, and of output that nobody reads."""
 
 
 def main() -> NoReturn:
-    """Run the command line; every error of ours becomes a message and an exit code."""
-    logs.plain()
-    try:
-        code = cli.main(prog_name="tuner", standalone_mode=False)
-        sys.stdout.flush()
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
-        code = EXIT_INTERRUPTED
-    except TunerError as error:
-        click.echo(f"Error: {error}", err=True)
-        code = error.exit_code
-    except OSError as error:
-        if error.errno not in CANNOT_WRITE:
-            raise
-        code = _cannot_write(error)
-    sys.exit(code if isinstance(code, int) else 0)
+    """Run the command line."""
+    from tuner.core import startup
 
+    startup.configure_program()  # before the imports of the commands
+    from tuner.cli import app
 
-def _cannot_write(error: OSError) -> int:
-    """Say that output cannot be written; give the exit code."""
-    # what is left in the buffer would be written, and fail, once more at the interpreter's end
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if error.errno == errno.EPIPE:  # whoever read it, such as `head`, has seen enough
-        return OutputError.exit_code
-    where = error.filename or "the output"
-    click.echo(
-        f"Error: cannot write {where}: {error.strerror}; make room and run the command again. What "
-        "is committed of the trials is safe in the ledger.",
-        err=True,
-    )
-    return OutputError.exit_code
+    app.run()

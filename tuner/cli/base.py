@@ -1,101 +1,26 @@
-"""What commands share: the group, options, addresses, the ledger, and printing."""
+"""What commands share: the group, exit codes and printing."""
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 
 from tuner.analysis import ranking
 from tuner.core.environment import DISTRIBUTION
+from tuner.core.errors import UnavailableError
 from tuner.core.outcome import COMPLETED
-from tuner.operations.context import PREFIXES
 from tuner.report import terminal
 
 if TYPE_CHECKING:
     from tuner.ledger import Reader, StudyRecord
+    from tuner.operations.run import Ended
 
 EXIT_NOTHING_COMPLETED = 3
 EXIT_INTERRUPTED = 130
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def with_json(command: Command) -> Command:
-    """Add the option --json."""
-    return click.option(
-        "--json",
-        "as_json",
-        is_flag=True,
-        help="Print one JSON object on standard output, everything else on standard error.",
-    )(command)
-
-
-def with_log(command: Command) -> Command:
-    """Add the option --log."""
-    return click.option(
-        "--log",
-        type=click.Choice(["json", "text"]),
-        help="How to log on standard error; by default as JSON unless that is a terminal.",
-    )(command)
-
-
-def with_metrics(command: Command) -> Command:
-    """Add the options --metrics-port and --metrics-host."""
-    port = click.option(
-        "--metrics-port",
-        type=click.IntRange(0, 65535),
-        envvar="TUNER_METRICS_PORT",
-        help="Serve /metrics, /healthz and /readyz on this port; 0: a free one. Else none is.",
-    )
-    host = click.option(
-        "--metrics-host",
-        default="127.0.0.1",
-        show_default=True,
-        envvar="TUNER_METRICS_HOST",
-        help="The address to serve them on; they show how much is done, no names.",
-    )
-    return port(host(command))
-
-
-def with_parent(command: Command) -> Command:
-    """Add the option --parent, which our own programs give to those that they start."""
-    return click.option(
-        "--parent",
-        type=click.IntRange(1),
-        metavar="PID",
-        hidden=True,
-        help="End after the process of this number, which has started this one.",
-    )(command)
-
-
-def with_set(command: Command) -> Command:
-    """Add the option --set."""
-    return click.option(
-        "--set",
-        "overrides",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Override a value of the study file, such as budget.trials=20; repeatable.",
-    )(command)
-
-
-def with_allow(command: Command) -> Command:
-    """Add the option --allow."""
-    return click.option(
-        "--allow",
-        "prefixes",
-        multiple=True,
-        default=PREFIXES,
-        show_default=True,
-        envvar="TUNER_ALLOW",
-        metavar="PREFIX",
-        help="Modules whose names begin so may be imported as workloads; repeatable.",
-    )(command)
 
 
 SECTIONS = {
@@ -105,19 +30,19 @@ SECTIONS = {
     "Retraining": ("retrain", "predict", "rollback", "timetable", "scheduler"),
     "Administration": ("doctor", "db", "gc", "delete"),
 }
-"""The commands as `tuner --help` lists them."""
+"""The commands by section of `tuner --help`; each section is a module."""
 
 
 class Sections(click.Group):
-    """A group whose help lists its commands by section."""
+    """A command group whose help lists the commands by section."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write a section of the help for each of ours."""
+        """Write the commands of each section."""
         width = formatter.width - 6 - max(map(len, self.commands))
         for section, names in SECTIONS.items():
             with formatter.section(section):
-                shown = [(name, self.commands[name].get_short_help_str(width)) for name in names]
-                formatter.write_dl(shown)
+                rows = [(name, self.commands[name].get_short_help_str(width)) for name in names]
+                formatter.write_dl(rows)
 
 
 @click.group(
@@ -125,7 +50,7 @@ class Sections(click.Group):
 )
 @click.version_option(package_name=DISTRIBUTION)
 def cli() -> None:
-    """Find a learning rate and its schedule, record every loss curve, and prove what was found."""
+    """Find a learning rate and its schedule, record every loss curve, and prove the result."""
 
 
 def print_json(content: dict[str, Any]) -> None:
@@ -136,9 +61,9 @@ def print_json(content: dict[str, Any]) -> None:
 def print_results(
     console: Console, ledger: Reader, study: StudyRecord, *, reported: bool = False
 ) -> None:
-    """Print the ranking of a study, what was stopped, the best trial, and where to look on.
+    """Print the ranking of a study, stopped trials, the best trial, and what to do next.
 
-    Of trials whose ends were `reported` already, only the completed ones are ranked.
+    If the ends of trials were `reported` already, rank completed trials only.
     """
     from tuner.analysis.evidence import Assessor
     from tuner.report import tables
@@ -158,3 +83,18 @@ def print_results(
     program, name = terminal.program(), shlex.quote(study.name)
     terminal.print_text(console, f"Open the curves in MLflow: {program} ui {name}")
     terminal.print_text(console, f"All about this study: {program} status {name}")
+
+
+def exit_code(ended: Ended, *, completed: bool = True) -> int:
+    """Return the exit code of a command that trained; print what is left to publish."""
+    if not ended.published:
+        click.echo(
+            "The trials are safe in the ledger, but not all of them are published; see above. Run "
+            "`tuner recorder --once` to publish the rest when the server can be reached.",
+            err=True,
+        )
+    if ended.interrupted:
+        return EXIT_INTERRUPTED
+    if not ended.published:
+        return UnavailableError.exit_code
+    return 0 if completed else EXIT_NOTHING_COMPLETED

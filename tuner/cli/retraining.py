@@ -1,16 +1,22 @@
-"""Commands that retrain: retrain, rollback, predict."""
+"""The section Retraining: retrain, predict, rollback, timetable, scheduler."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from tuner.cli.base import EXIT_NOTHING_COMPLETED, cli, print_json, with_allow, with_json
+from tuner.cli.base import EXIT_NOTHING_COMPLETED, cli, print_json
+from tuner.cli.options import with_allow, with_json, with_log, with_metrics
+from tuner.observability import logs
 from tuner.operations import context
 
+if TYPE_CHECKING:
+    from tuner.ledger import Ledger
+
 EXIT_KEPT = 10
+"""The exit code of `tuner retrain --exit-code` when the champion is kept."""
 
 
 @cli.command()
@@ -18,47 +24,48 @@ EXIT_KEPT = 10
 @click.option(
     "--run-key",
     metavar="KEY",
-    help="What this retraining is of, such as a date; with one that is known its result is given. "
+    help="Idempotency key of this retraining, such as a date; a known key returns its result. "
     "By default the time in UTC.",
 )
 @click.option(
     "--wait/--no-wait",
     default=True,
     show_default=True,
-    help="Wait for another process that is at this retraining, or at another one of the model.",
+    help="Wait for another process that has this retraining, or another one of the model.",
 )
-@click.option("--exit-code", "tells", is_flag=True, help="End with 10 when the champion is kept.")
-@click.option("--history", is_flag=True, help="Train nothing; show the retrainings so far.")
+@click.option(
+    "--exit-code", "exit_kept", is_flag=True, help="Exit with 10 if the champion is kept."
+)
+@click.option("--history", is_flag=True, help="Show the retrainings so far and train nothing.")
 @with_allow
 @with_json
 def retrain(
     name: str,
     run_key: str | None,
     wait: bool,
-    tells: bool,
+    exit_kept: bool,
     history: bool,
     prefixes: tuple[str, ...],
     as_json: bool,
 ) -> int:
-    """Train the successor of the study NAME's champion, and promote it if it wins. Once a key.
+    """Train the successor of the study NAME's champion once a key; promote it if it wins.
 
-    Killed in the middle, the next call with that key goes on.
+    Call it again with the same key to resume after a crash.
     """
-    from tuner.operations import retrain as retraining
-
-    ledger = context.ledger()
-    if history:
-        _show_history(name, as_json)
-        return 0
     from tuner.core.cron import key_of
-    from tuner.core.processes import told_to_stop
+    from tuner.core.processes import stop_on_signals
     from tuner.ledger import Retrainings
     from tuner.ledger.retrainings import FAILED, KEPT
+    from tuner.operations import retrain
 
-    with told_to_stop("the retraining can be gone on with") as stop:
-        found = retraining.retrain(
+    ledger = context.open_ledger()
+    if history:
+        _show_history(ledger, name, as_json)
+        return 0
+    with stop_on_signals("the same key resumes the retraining") as stop:
+        found = retrain.retrain(
             ledger,
-            context.places(),
+            context.addresses(),
             name,
             run_key or key_of(Retrainings(ledger).now()),
             prefixes=prefixes,
@@ -72,16 +79,14 @@ def retrain(
         click.echo(f"{found['model']}{version}: {found['outcome']}. {found['reason']}")
     if found["outcome"] == FAILED:
         return EXIT_NOTHING_COMPLETED
-    return EXIT_KEPT if tells and found["outcome"] == KEPT else 0
+    return EXIT_KEPT if exit_kept and found["outcome"] == KEPT else 0
 
 
-def _show_history(name: str, as_json: bool) -> None:
-    from tuner.analysis import drift
+def _show_history(ledger: Ledger, name: str, as_json: bool) -> None:
     from tuner.core.cron import key_of
-    from tuner.ledger import Retrainings
+    from tuner.operations import retrain
 
-    ledger = context.ledger()
-    steps = drift.steps(Retrainings(ledger).history(ledger.study(name).name))
+    steps = retrain.history(ledger, name)
     if as_json:
         print_json({"study": name, "retrainings": [one.as_json() for one in steps]})
         return
@@ -93,18 +98,18 @@ def _show_history(name: str, as_json: bool) -> None:
             f"{low:.3g} to {high:.3g}. {one.reason}"
         )
     if not steps:
-        click.echo(f"No retrainings yet; `tuner retrain {name}` makes one.")
+        click.echo(f"No retrainings yet; `tuner retrain {name}` starts one.")
 
 
 @cli.command()
 @click.argument("name")
-@click.option("--to", type=click.IntRange(1), help="This version instead of the one before.")
+@click.option("--to", type=click.IntRange(1), help="Make this version the champion.")
 @with_json
 def rollback(name: str, to: int | None, as_json: bool) -> None:
     """Make the champion before this one the champion of the study NAME's model again."""
-    from tuner.operations import retrain as retraining
+    from tuner.operations import rollback
 
-    done = retraining.rollback(context.ledger(), context.places(), name, to)
+    done = rollback.rollback(context.open_ledger(), context.addresses(), name, to)
     if as_json:
         print_json({"study": name, **vars(done)})
     else:
@@ -122,14 +127,14 @@ def rollback(name: str, to: int | None, as_json: bool) -> None:
 )
 @with_json
 def predict(name: str, inputs: Path, as_json: bool) -> None:
-    """Let the champion of the study NAME's model predict the rows of a file."""
-    from tuner.operations import retrain as retraining
+    """Predict the rows of a file with the champion of the study NAME's model."""
+    from tuner.operations import predict
 
-    found = retraining.predict(context.ledger(), context.places(), name, inputs)
+    found = predict.predict(context.open_ledger(), context.addresses(), name, inputs)
     if not found.exact:
         click.echo(
-            "The model does not predict to the last bit what it did when it was trained; this "
-            "machine or its libraries round differently.",
+            "The predictions differ in their last bits from those at training; this machine or "
+            "its libraries round differently.",
             err=True,
         )
     outputs: list[Any] = found.outputs.tolist()
@@ -139,3 +144,159 @@ def predict(name: str, inputs: Path, as_json: bool) -> None:
     else:
         for row in found.outputs.reshape(len(found.outputs), -1).tolist():
             click.echo(",".join(map(repr, row)))
+
+
+@cli.group()
+def timetable() -> None:
+    """Manage the timetables of retrainings."""
+
+
+@timetable.command()
+@click.argument("study")
+@click.option(
+    "--cron",
+    required=True,
+    metavar="EXPRESSION",
+    help="Minute, hour, day of month, month, day of week; optionally seconds before them.",
+)
+@click.option("--zone", default="UTC", show_default=True, help="Time zone, by its IANA name.")
+@click.option("--name", help="Name of the timetable; by default that of the study.")
+@click.option(
+    "--grace",
+    type=click.FloatRange(0),
+    default=60.0,
+    show_default=True,
+    help="Seconds after which a tick that no scheduler has handled counts as missed.",
+)
+@click.option(
+    "--catch-up",
+    type=click.Choice(["latest", "all", "skip"]),
+    default="latest",
+    show_default=True,
+    help="Which missed ticks to run later.",
+)
+@click.option(
+    "--overlap",
+    type=click.Choice(["skip", "queue"]),
+    default="skip",
+    show_default=True,
+    help="Skip or queue a tick during the previous run.",
+)
+@click.option(
+    "--enabled/--disabled", default=True, show_default=True, help="Enable or disable the timetable."
+)
+@with_json
+def add(
+    study: str,
+    cron: str,
+    zone: str,
+    name: str | None,
+    grace: float,
+    catch_up: str,
+    overlap: str,
+    enabled: bool,
+    as_json: bool,
+) -> None:
+    """Add a timetable that retrains STUDY, or change it, from now on."""
+    from tuner.core.cron import Timetable
+    from tuner.operations import timetables
+
+    when = Timetable(expression=cron, zone=zone, grace=grace, catch_up=catch_up, overlap=overlap)
+    added = timetables.add(context.open_ledger(), study, when, name=name, enabled=enabled)
+    if as_json:
+        print_json(timetables.as_json(added))
+    else:
+        click.echo(_in_words(timetables.as_json(added)))
+
+
+@timetable.command("list")
+@with_json
+def list_(as_json: bool) -> None:
+    """List the timetables."""
+    from tuner.operations import timetables
+
+    found = [timetables.as_json(one) for one in timetables.timetables(context.open_ledger())]
+    if as_json:
+        print_json({"timetables": found})
+        return
+    for one in found:
+        click.echo(_in_words(one))
+    if not found:
+        click.echo("No timetables yet; `tuner timetable add STUDY --cron '0 6 * * *'` adds one.")
+
+
+@timetable.command()
+@click.argument("name")
+@with_json
+def remove(name: str, as_json: bool) -> None:
+    """Remove the timetable NAME and its history; its retrainings are kept."""
+    from tuner.operations import timetables
+
+    timetables.remove(context.open_ledger(), name)
+    if as_json:
+        print_json({"removed": name})
+    else:
+        click.echo(f"Timetable {name!r} is removed.")
+
+
+@timetable.command()
+@click.argument("name", required=False)
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    default=50,
+    show_default=True,
+    help="Number of ticks, newest first.",
+)
+@with_json
+def history(name: str | None, limit: int, as_json: bool) -> None:
+    """Show the ticks of the timetable NAME, or of all, and the outcomes of their runs."""
+    from tuner.operations import timetables
+
+    found = timetables.history(context.open_ledger(), name, limit)
+    if as_json:
+        print_json({"runs": found})
+        return
+    for one in found:
+        outcome, reason = one["outcome"] or one["state"], one["reason"] or ""
+        click.echo(f"{one['run_key']} {one['timetable']}: {outcome}. {reason}".rstrip())
+    if not found:
+        click.echo("No tick was due yet.")
+
+
+@cli.command()
+@click.option("--once", is_flag=True, help="Run what is due, then end.")
+@with_log
+@with_metrics
+@with_allow
+@with_json
+def scheduler(
+    once: bool,
+    log: str | None,
+    metrics_port: int | None,
+    metrics_host: str,
+    prefixes: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Run the retrainings of the timetables until interrupted. Any number of schedulers may run."""
+    logs.service(log)
+    from tuner.core.processes import stop_on_signals
+    from tuner.observability import serving
+    from tuner.operations import scheduler
+
+    ledger, places = context.open_ledger(), context.addresses()
+    with (
+        stop_on_signals("the next scheduler resumes the retraining") as stop,
+        serving.serving(metrics_port, metrics_host, ledger.engine, places),
+    ):
+        scheduler.run_scheduler(ledger, places, prefixes=prefixes, stop=stop, once=once)
+    if as_json:
+        print_json({"ended": True})
+
+
+def _in_words(timetable: dict[str, Any]) -> str:
+    state = "" if timetable["enabled"] else ", disabled"
+    return (
+        "{name}: retrains {study!r} at {expression} ({zone}), next {next} "
+        "(catch-up {catch_up}, overlap {overlap}{state})"
+    ).format(**timetable, state=state)

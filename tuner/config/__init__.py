@@ -1,4 +1,4 @@
-"""What a study is: its tables, validated and frozen."""
+"""The specification of a study: the validated, frozen tables of its file."""
 
 from tuner.config.choice import Choice, own
 from tuner.config.retrain import GateTable, NotifyTable, RetrainTable

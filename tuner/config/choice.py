@@ -1,4 +1,4 @@
-"""A named alternative of the space, with parameters that exist only when it is chosen."""
+"""Named alternatives of a search space with conditional parameters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tuner.config.values import Entry, ParameterValue, Table
 
 
 class Choice(Table):
-    """A named alternative with parameters of its own, which exist only when it is chosen."""
+    """A named alternative; its parameters exist only if it is chosen."""
 
     name: str
 
@@ -20,7 +20,7 @@ class Choice(Table):
 
 
 def own(params: Mapping[str, ParameterValue], name: str) -> dict[str, ParameterValue]:
-    """Pick the parameters of one alternative out of a trial's: `cosine.final` as `final`."""
+    """Return the parameters of one alternative in a trial's, `cosine.final` as `final`."""
     prefix = f"{name}."
     return {
         key.removeprefix(prefix): value for key, value in params.items() if key.startswith(prefix)

@@ -1,4 +1,4 @@
-"""What the tables of a study file say against each other, though each is valid by itself."""
+"""Contradictions between tables of a study file that are valid by themselves."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from tuner.config.values import Entry, Range, Table
 
 
 def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
-    """Find what valid tables say against each other."""
+    """Yield the contradictions between valid tables."""
     space, search, training = (tables.get(name) for name in ("space", "search", "training"))
     if isinstance(training, TrainingTable):
-        yield from _at_odds(training, tables.get("workload"))
+        yield from _incompatible(training, tables.get("workload"))
     yield from _gate_without_direction(tables.get("study"), tables.get("retrain"))
     yield from _not_probed(tables)
     if not isinstance(search, SearchTable):
@@ -53,24 +53,24 @@ def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
 
 
 def _not_probed(tables: Mapping[str, Table]) -> Iterator[Mistake]:
-    """Find what a search that starts from a probe cannot have."""
+    """Yield settings that cannot be combined with a probe."""
     probe, workload, space, search = map(tables.get, ("probe", "workload", "space", "search"))
     if not isinstance(probe, ProbeTable) or not probe.enabled:
         return
-    here = ("probe", "enabled")
+    place = ("probe", "enabled")
     if isinstance(workload, WorkloadTable) and workload.train is not None:
-        expected = "false, since the loop of a train function cannot be tried at many rates"
-        yield Mistake(here, expected, "true")
+        expected = "false, since a train function cannot train many rates at a time"
+        yield Mistake(place, expected, "true")
     if isinstance(space, Space) and not isinstance(space.lr, Range):
-        yield Mistake(("space", "lr"), "a range, as it is to be probed", shown(space.lr))
+        yield Mistake(("space", "lr"), "a range, as [probe] is enabled", shown(space.lr))
     known = (TPE, Random, GP, QMC)
     if isinstance(search, SearchTable) and not isinstance(search.sampler, known):
-        expected = "one of tpe, random, gp, qmc, as the range of the rate is probed"
+        expected = "one of tpe, random, gp, qmc, as [probe] is enabled"
         yield Mistake(("search", "sampler"), expected, shown(search.sampler.name))
 
 
 def _gate_without_direction(study: Table | None, retrain: Table | None) -> Iterator[Mistake]:
-    """Find a gate by another metric than the study's that does not say which way is better."""
+    """Yield a missing direction of a gate whose metric is not the study's."""
     if isinstance(study, StudyTable) and isinstance(retrain, RetrainTable):
         gate = retrain.gate
         if gate.metric not in (None, study.metric) and gate.direction is None:
@@ -78,8 +78,8 @@ def _gate_without_direction(study: Table | None, retrain: Table | None) -> Itera
             yield Mistake(("retrain", "gate", "direction"), expected, "nothing")
 
 
-def _at_odds(training: TrainingTable, workload: Table | None) -> Iterator[Mistake]:
-    """Find settings of the training that exclude each other, or that nothing would heed."""
+def _incompatible(training: TrainingTable, workload: Table | None) -> Iterator[Mistake]:
+    """Yield settings of [training] that exclude each other or have no effect."""
     if isinstance(workload, WorkloadTable) and workload.train is not None:
         for key in (
             "batch_size",
@@ -91,12 +91,12 @@ def _at_odds(training: TrainingTable, workload: Table | None) -> Iterator[Mistak
             "slots",
         ):
             if key in training.model_fields_set:
-                hint = "; give it as one of [workload] arguments"
-                expected = "nothing, since the train function's loop is its own"
+                hint = "; pass it in [workload.arguments]"
+                expected = "nothing, since a train function has its own training loop"
                 yield Mistake(("training", key), expected, shown(getattr(training, key)), hint)
         return
     if training.precision and training.dtype != "float32":
-        expected = 'nothing, or dtype = "float32", which mixed precision keeps parameters in'
+        expected = 'nothing, or dtype = "float32", the type of the parameters in mixed precision'
         yield Mistake(("training", "precision"), expected, shown(training.precision))
     size = training.batch_size
     if isinstance(size, int) and training.accumulate > size:
@@ -113,7 +113,7 @@ def _entries(space: Space) -> Iterator[tuple[Place, Entry]]:
 
 
 def _rungs_too_late(place: Place, pruner: AnyPruner, training: TrainingTable) -> Iterator[Mistake]:
-    """Find settings that leave no rung: the pruner would never prune."""
+    """Yield settings that leave no rung, so that the pruner would never prune."""
     below = f"a number below the {training.steps} of [training] steps, so that there is a rung"
     settings: list[tuple[Place, int | None]] = []
     if isinstance(pruner, Halving):
@@ -132,10 +132,10 @@ def _rungs_too_late(place: Place, pruner: AnyPruner, training: TrainingTable) ->
 
 
 def _impatient(place: Place, pruner: Patient, training: TrainingTable) -> Iterator[Mistake]:
-    """Find a patience that no trial can lose."""
+    """Yield a patience that no trial can exhaust."""
     reports = len(pruner.rungs(training.steps, training.evaluation_interval))
     if reports < 2:
-        expected = 'enough of them for two reports before the end, as the pruner is "patient"'
+        expected = 'enough steps for two reports before the end, as the pruner is "patient"'
         yield Mistake(("training", "steps"), expected, str(training.steps))
     elif pruner.patience > reports - 2:
         expected = f"a number of at most {reports - 2}, as a trial reports {reports} times"

@@ -1,4 +1,4 @@
-"""The words for what is wrong in a study file: one line a mistake, never the library's own."""
+"""The messages for mistakes in a study file, one line each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tuner.config.values import Range, Table
 from tuner.core import text as texts
 
 Place = tuple[str | int, ...]
-"""Where something is in a study file: the keys and indices that lead to it."""
+"""The keys and indices that lead to a value in a study file."""
 TABLES: dict[str, type[Table]] = {
     name: table
     for name, field in StudySpec.model_fields.items()
@@ -38,7 +38,7 @@ _ALTERNATIVES_OF: dict[str, dict[str, type[Table]]] = {
 }
 _ALTERNATIVES = _ALTERNATIVES_OF["space"] | _ALTERNATIVES_OF["search"]
 _BOUNDS = ("gt", "ge", "lt", "le")
-_FORMS = ("value", "list", "range")  # of an entry of the space; pydantic puts them into places
+_FORMS = ("value", "list", "range")  # of an entry of the space; pydantic includes them in locations
 _EXPECTED = {
     "bool_type": "true or false",
     "dict_type": "a table",
@@ -56,14 +56,14 @@ _EXPECTED = {
     "string_too_short": "at least {min_length} character",
     "string_type": "a string",
     "string_unicode": "a string",
-    "too_short": "at least {min_length} of them",
+    "too_short": "at least {min_length} item",
     "tuple_type": "a list",
     "union_tag_not_found": "a table with a name",
 }
 
 
 class Mistake(NamedTuple):
-    """One mistake, in words."""
+    """One mistake."""
 
     place: Place
     expected: str
@@ -71,14 +71,14 @@ class Mistake(NamedTuple):
     hint: str = ""
 
     def line(self, source: str) -> str:
-        """Give the line for a person; `source` names the file."""
+        """Return the message; `source` is the name of the file."""
         where = f"{printable(source)}: {named(self.place)}"
         return f"{where}: expected {self.expected}, got {self.got}{self.hint}"
 
 
 @dataclass(frozen=True)
 class Unusable:
-    """Stands for a value that TOML can say but nothing after it can keep."""
+    """The mark of a TOML value that neither databases nor JSON can store."""
 
     expected: str
     got: str
@@ -88,7 +88,7 @@ class Unusable:
 
 
 def mark_unusable(document: dict[str, Any]) -> None:
-    """Replace what no database and no JSON can keep by a mark, which no table accepts."""
+    """Replace values that databases or JSON cannot store by a mark, which no table accepts."""
     waiting: list[Any] = [document]
     while waiting:
         holder = waiting.pop()
@@ -103,15 +103,15 @@ def mark_unusable(document: dict[str, Any]) -> None:
                 holder[key] = Unusable("text without null characters", shown(value))
 
 
-def worded(
+def mistakes_of(
     table: str, errors: Iterable[ErrorDetails], document: Mapping[str, Any]
 ) -> Iterator[Mistake]:
-    """Word what pydantic found in a table; the members of a union make one mistake."""
+    """Yield the mistakes of pydantic's errors in a table; the members of a union make one."""
     found: dict[Place, Mistake] = {}
     for error in errors:
         if error["type"] == "too_short" and error["input"]:
-            continue  # pydantic counts valid items only, and the others have been named
-        mistake = _one_worded(table, error, document)
+            continue  # pydantic counts valid items only; the others are reported already
+        mistake = _mistake_of(table, error, document)
         earlier = found.get(mistake.place)
         if earlier and earlier.expected != mistake.expected:
             mistake = earlier._replace(expected=f"{earlier.expected} or {mistake.expected}")
@@ -119,7 +119,7 @@ def worded(
     yield from found.values()
 
 
-def _one_worded(table: str, error: ErrorDetails, document: Mapping[str, Any]) -> Mistake:
+def _mistake_of(table: str, error: ErrorDetails, document: Mapping[str, Any]) -> Mistake:
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     full = (table, *error["loc"])
     place = _place(full, kind, document)
@@ -156,7 +156,7 @@ def _one_worded(table: str, error: ErrorDetails, document: Mapping[str, Any]) ->
 
 
 def unknown(place: Place, known: Iterable[str]) -> Mistake:
-    """Word a key that does not exist; a parameter of an alternative may have lost its table."""
+    """Return the mistake of an unknown key, with a hint if an alternative has such a parameter."""
     key = str(place[-1])
     alternatives = _ALTERNATIVES_OF.get(str(place[0]), {})
     homes = [name for name, table in alternatives.items() if key in table.model_fields]
@@ -174,7 +174,7 @@ def unknown(place: Place, known: Iterable[str]) -> Mistake:
 
 
 def _not_searched(key: str) -> str:
-    """Say where a key of [space] belongs, and what can be searched instead."""
+    """Return a hint where a key of [space] belongs, and what can be searched."""
     own = key in TABLES["training"].model_fields
     where = f"[training] {key}" if own else "[workload.arguments], if it is one of the function's"
     return (
@@ -190,8 +190,8 @@ def _did_you_mean(word: object, known: Iterable[str]) -> str:
 
 
 def _place(full: Place, kind: str, document: Mapping[str, Any]) -> Place:
-    """Turn pydantic's place of an error, which names branches of unions, into the file's."""
-    if full[0] == "search":  # what follows the name of a choice is the alternative's
+    """Return the place in the file for pydantic's location, which names branches of unions."""
+    if full[0] == "search":  # after the name of a choice follows the name of the alternative
         return tuple(
             part
             for index, part in enumerate(full)
@@ -212,7 +212,7 @@ def _place(full: Place, kind: str, document: Mapping[str, Any]) -> Place:
 
 
 def _owner(full: Place) -> type[Table]:
-    """Give the table whose key is at the end of pydantic's place of an error."""
+    """Return the table that has the last key of pydantic's location."""
     owner = str(full[-2])
     if owner == "range":
         return Range
@@ -227,7 +227,7 @@ def _owner(full: Place) -> type[Table]:
 
 
 def named(place: Place) -> str:
-    """Name a place as `[table] key`; the index of an alternative gives way to its name."""
+    """Return a place as `[table] key`, with the name of an alternative instead of its index."""
     words = [_shown_key(part) for part in place if isinstance(part, str)]
     index = f"[{place[-1]}]" if place and isinstance(place[-1], int) else ""
     if len(words) > 1:
@@ -241,7 +241,7 @@ def _shown_key(key: str) -> str:
 
 
 def shown(value: object, depth: int = 0) -> str:
-    """Show a value as TOML would have it, on one short line without control characters."""
+    """Return a value in TOML, on one short line without control characters."""
     if value is None or isinstance(value, bool):
         return "nothing" if value is None else str(value).lower()
     if isinstance(value, str):
@@ -264,5 +264,5 @@ def _cut(text: str, length: int) -> str:
 
 
 def printable(text: str, length: int = 1000) -> str:
-    """Escape what a terminal might obey, and cut what is too long to read."""
+    """Return the text without control characters, cut to a readable length."""
     return _cut(texts.printable(text), length)

@@ -1,7 +1,7 @@
-"""The optimisers that a space may choose from, by name with their parameters.
+"""The optimizers of a search space, by name with their parameters.
 
-Names and defaults are torch's, except that `betas` are two parameters. What each one does is in
-`docs/catalogue.md`; what makes it is in `tuner.training.optimizers`, under the same name.
+Names and defaults are PyTorch's, except that `betas` are two parameters. `docs/catalogue.md`
+describes each one; `tuner.training.optimizers` creates it, under the same name.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class NAdam(Choice):
 
 
 class RMSprop(Choice):
-    """The gradient over a running root mean square of itself."""
+    """The gradient divided by its running root mean square."""
 
     name: Literal["rmsprop"]
     alpha: Annotated[Real, Within(ge=0, lt=1)] = 0.99
@@ -76,10 +76,10 @@ class RMSprop(Choice):
 
 
 class Adagrad(Choice):
-    """The gradient over the root of the sum of all its squares so far.
+    """The gradient divided by the root of the sum of its squares so far.
 
-    torch's `lr_decay` is not among its parameters: the rate is a schedule's business, and the one
-    that is recorded must be the one that was used.
+    PyTorch's `lr_decay` is not a parameter: the schedule sets the rate, and the recorded rate must
+    be the rate that was used.
     """
 
     name: Literal["adagrad"]

@@ -1,9 +1,8 @@
-"""Read a study file, change it by overrides, and word every mistake in it at once.
+"""Read a study file, apply overrides, and report all its mistakes at once.
 
-Each mistake is one line that names the file, the table and the key, what was expected and what
-was got: `digits.toml: [training] steps: expected a whole number, got "300"`. Tables are validated
-one by one, and what they say of each other is checked for those that are valid, so that one
-mistake never hides another.
+Each mistake is one line with the file, the table, the key, what was expected and what was found:
+`digits.toml: [training] steps: expected a whole number, got "300"`. Tables are validated one by one
+and contradictions are checked between the valid ones, so that no mistake hides another.
 """
 
 from __future__ import annotations
@@ -22,19 +21,19 @@ from tuner.config.mistakes import (
     Mistake,
     Place,
     mark_unusable,
+    mistakes_of,
     named,
     printable,
     shown,
     unknown,
-    worded,
 )
 from tuner.core.errors import StudyFileError
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
-    """Read a study file; `overrides` such as `budget.trials=20` change it first.
+    """Read a study file after applying `overrides` such as `budget.trials=20`.
 
-    Raises `StudyFileError` with all mistakes, whether in the file or in the overrides.
+    Raise `StudyFileError` with all mistakes of the file and of the overrides.
     """
     source = str(path)
     try:
@@ -51,13 +50,13 @@ def load(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
 
 
 def parse(text: str, source: str, overrides: Sequence[str] = ()) -> StudySpec:
-    """Validate the text of a study file; `source` is what messages call it. Raises as `load`."""
+    """Validate the text of a study file; messages name `source`. Raise as `load` does."""
     try:
         document = tomllib.loads(text)
     except RecursionError:
-        raise _unreadable(source, "TOML", "tables or lists in each other, too deep") from None
+        raise _unreadable(source, "TOML", "tables or lists that are nested too deeply") from None
     except ValueError as error:
-        raise _unreadable(source, "TOML", f"a mistake in its syntax: {error}") from None
+        raise _unreadable(source, "TOML", f"a syntax error: {error}") from None
     found = [mistake for override in overrides for mistake in _override(document, override)]
     mark_unusable(document)
     tables: dict[str, Table] = {}
@@ -69,7 +68,7 @@ def parse(text: str, source: str, overrides: Sequence[str] = ()) -> StudySpec:
                     continue
                 tables[name] = table.model_validate(document[name])
             except ValidationError as error:
-                found += worded(name, error.errors(include_url=False), document)
+                found += mistakes_of(name, error.errors(include_url=False), document)
         else:
             tables[name] = StudySpec.model_fields[name].get_default()
     found += [unknown((key,), TABLES) for key in document if key not in TABLES]
@@ -80,28 +79,28 @@ def parse(text: str, source: str, overrides: Sequence[str] = ()) -> StudySpec:
 
 
 def json_schema() -> dict[str, Any]:
-    """Give the JSON Schema of study files, for editors."""
+    """Return the JSON Schema of study files, for editors."""
     dialect = "https://json-schema.org/draft/2020-12/schema"
     return {"$schema": dialect, **StudySpec.model_json_schema()}
 
 
 def changed(old: StudySpec, new: StudySpec) -> list[str]:
-    """Say what differs, such as `[training] steps: was 300, is now 400`.
+    """Return the differences, such as `[training] steps: was 300, is now 400`.
 
-    Budget and retraining are left out: they may change.
+    Budget and retraining are left out, since they may change.
     """
     before, after = dict(_leaves(old)), dict(_leaves(new))
     return [
         f"{named(place)}: was {shown(before.get(place))}, is now {shown(after.get(place))}"
         for place in {**before, **after}
-        # what an alternative has comes and goes with its name, which has a line of its own
+        # parameters of an alternative appear with its name, which has its own line
         if (place[0] == "workload" or (place in before and place in after))
         and repr(before.get(place)) != repr(after.get(place))
     ]
 
 
 def _leaves(study: StudySpec) -> Iterator[tuple[Place, object]]:
-    """Yield all values of a study with their places; a range is a value."""
+    """Yield all values of a study with their places; a range is one value."""
     tables = study.model_dump(exclude={"budget", "retrain"})
     waiting: list[tuple[Place, Any]] = [((name,), table) for name, table in tables.items()]
     while waiting:
@@ -116,7 +115,7 @@ def _leaves(study: StudySpec) -> Iterator[tuple[Place, object]]:
 
 
 def _override(document: dict[str, Any], override: str) -> Iterator[Mistake]:
-    """Set one value in a document; yield what is wrong with the override, if something is."""
+    """Apply an override to a document; yield its mistake, if any."""
     path, equals, text = override.partition("=")
     keys = [key.strip() for key in path.split(".")]
     if not equals or not all(keys):
@@ -140,7 +139,7 @@ def _override(document: dict[str, Any], override: str) -> Iterator[Mistake]:
 
 
 def _toml_value(text: str) -> object:
-    """Read a value as TOML; what is not TOML is a string, as quotes are lost in a shell."""
+    """Parse a value as TOML; other text is a string, since shells remove quotes."""
     try:
         read = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):
@@ -149,5 +148,5 @@ def _toml_value(text: str) -> object:
 
 
 def _unreadable(source: str, expected: str, got: str) -> StudyFileError:
-    said = f"{printable(source)}: expected {expected}, got {printable(got, 200)}"
-    return StudyFileError(source, [said])
+    problem = f"{printable(source)}: expected {expected}, got {printable(got, 200)}"
+    return StudyFileError(source, [problem])

@@ -1,4 +1,4 @@
-"""What a retraining does: the model it is for, the data it gets, the gate, and who is told."""
+"""The retraining of a study: its model, its data, the gate, and notifications."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ MetricName: TypeAlias = Annotated[
 
 
 class GateTable(Table):
-    """When a challenger takes the champion's place: both are measured on the same held-out rows.
+    """When a challenger replaces the champion: both are measured on the same held-out rows.
 
-    - `metric`: by what; the study's metric unless it is given. It must be a mean over rows.
-    - `direction`: which way is better, for another metric than the study's.
+    - `metric`: the metric to compare, a mean over rows; by default the study's.
+    - `direction`: whether to minimize or maximize it; required if it is not the study's metric.
     - `minimum_improvement`: the challenger must be better by more than this, in the metric's unit.
-    - `level`: how sure that must be: the whole interval of the paired differences lies above it.
-    - `seeds`: how many challengers are trained, each from a seed of its own. With more than one the
-      pairs are seeds instead of rows, and the challenger in the middle is the one that is offered.
-    - `slices`: named parts of the held-out rows on which it may not be worse than the champion;
-      all that the workload has unless they are given.
-    - `tolerance`: how much worse on a slice is still as good, in the metric's unit.
+    - `level`: confidence level; the whole interval of the paired differences must lie above
+      `minimum_improvement`.
+    - `seeds`: number of challengers, each with its own seed. With more than one, the pairs are
+      seeds instead of rows, and the challenger with the median value is the candidate.
+    - `slices`: named parts of the held-out rows on which the challenger may not be worse than the
+      champion; by default all slices of the workload.
+    - `tolerance`: by how much it may be worse on a slice, in the metric's unit.
     """
 
     metric: MetricName | None = None
@@ -41,11 +42,11 @@ class GateTable(Table):
 
 
 class NotifyTable(Table):
-    """Who is told how a retraining ended.
+    """Notifications about ended retrainings.
 
-    - `webhook`: this address gets what `tuner retrain --json` prints, by POST.
-    - `apprise`: addresses of Apprise's kind, such as `mailto://...`; needs the extra `notify`.
-    - `on`: of which outcomes.
+    - `webhook`: address to which the output of `tuner retrain --json` is sent by POST.
+    - `apprise`: Apprise URLs such as `mailto://...`; they need the extra `notify`.
+    - `on`: the outcomes to notify about.
     """
 
     webhook: Annotated[
@@ -60,16 +61,16 @@ class NotifyTable(Table):
 
 
 class RetrainTable(Table):
-    """How the successor of the study's winner is trained; it may change at any time.
+    """How the successor of the champion is trained; this table may change at any time.
 
-    - `model`: the name in MLflow's registry; the study's unless it is given.
-    - `factory`: of the fresh data, as in `[workload]`; the study's own unless it is given.
+    - `model`: the name in MLflow's registry; by default the study's name.
+    - `factory`: the factory with the fresh data, as in `[workload]`; by default the study's.
     - `key_argument`: the factory's argument that gets the run key, such as a date.
     - `do`: "refit" trains the best parameters again; "retune" searches around them first; "auto"
-      refits, and retunes when the refit's value is worse than the champion's was by more than
+      refits, and retunes if the refit's value is worse than the champion's by more than
       `shortfall`, a fraction of it.
     - `trials`: the budget of a retune.
-    - `around`: a retune's rates are the champion's, up to so many times lower or higher.
+    - `around`: the range of a retune's rates, as a factor below and above the champion's rate.
     """
 
     model: Annotated[

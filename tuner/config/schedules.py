@@ -1,7 +1,7 @@
-"""The schedules that a space may choose from, by name with their parameters.
+"""The schedules of a search space, by name with their parameters.
 
-What each one does, with formulas and sources, is in `docs/catalogue.md`; what computes it is in
-`tuner.training.schedules`, under the same name and with the same parameters.
+`docs/catalogue.md` has formulas and sources; `tuner.training.schedules` computes each schedule,
+under the same name and with the same parameters.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from tuner.config.values import (
 
 
 class Schedule(Choice):
-    """A schedule of the learning rate; `warmup` is the fraction of the horizon that it rises."""
+    """A schedule of the learning rate; `warmup` is a fraction of the horizon."""
 
     warmup: Annotated[Real, Within(ge=0, lt=1)] = 0.0
 
     def longest_rise(self) -> float:
-        """Return the longest fraction of the horizon before the rate is at its highest."""
+        """Return the largest fraction of the horizon before the rate has its maximum."""
         warmup = bounds(self.warmup)[1]
         return warmup + (1 - warmup) * self._longest_rise_after_warmup()
 
@@ -91,9 +91,9 @@ class Cosine(Schedule):
 
 
 class CosineRestarts(Schedule):
-    """Half a cosine, `cycles` times, each `growth` times as long as the one before (SGDR).
+    """Half a cosine, `cycles` times, each `growth` times as long as the previous one (SGDR).
 
-    The bounds keep the lengths of all cycles, summed up, within whole numbers of 64 bits.
+    The bounds keep the sum of the lengths of all cycles within 64 bits.
     """
 
     name: Literal["cosine_restarts"]
@@ -117,8 +117,8 @@ class OneCycle(Schedule):
 class Cyclic(Schedule):
     """Up from `base` times the rate and down again, `cycles` times (torch's CyclicLR).
 
-    From cycle to cycle the height stays (triangular), halves (triangular2), or shrinks by the same
-    factor at every step, to `final` of it at the horizon (exp_range; the others do not use it).
+    The height is constant (triangular), halves with each cycle (triangular2), or decays
+    exponentially to `final` times the height at the horizon (exp_range, which alone uses it).
     """
 
     name: Literal["cyclic"]
@@ -140,14 +140,14 @@ class Cyclic(Schedule):
 
 
 class InverseSqrt(Schedule):
-    """One over the square root of the steps, counted in units of `timescale` of the horizon."""
+    """The inverse square root of the steps, in units of `timescale` of the horizon."""
 
     name: Literal["inverse_sqrt"]
     timescale: Annotated[Real, Within(gt=0, log=True)] = 0.1
 
 
 class WSD(Schedule):
-    """Warm-up, stable, decay: the rate stays until the last `decay` of the horizon, then falls."""
+    """Warm-up, stable, decay: the rate is constant until the last `decay` of the horizon."""
 
     name: Literal["wsd"]
     decay: Annotated[Real, Within(gt=0, le=1)] = 0.2
@@ -156,10 +156,11 @@ class WSD(Schedule):
 
 
 class Plateau(Schedule):
-    """The rate is multiplied by `factor` once `patience` evaluations have brought no progress.
+    """The rate is multiplied by `factor` after more than `patience` evaluations without progress.
 
-    Progress is by more than `threshold` of the best value so far; it never falls below `floor`
-    times the rate. The only schedule with state: it goes by the study's metric at evaluations.
+    Progress is an improvement by more than `threshold` of the best value. The rate never falls
+    below `floor` times the initial rate. The only schedule with state: it depends on the study's
+    metric at evaluations.
     """
 
     name: Literal["plateau"]

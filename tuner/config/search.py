@@ -26,7 +26,7 @@ class Random(Table):
 
 
 class GP(Table):
-    """A Gaussian process; the next trial is where the most improvement is expected.
+    """A Gaussian process; the next trial has the largest expected improvement.
 
     The first `startup_trials` are drawn at random.
     """
@@ -44,9 +44,9 @@ class QMC(Table):
 
 
 class CMAES(Table):
-    """An evolution strategy on the ranges: each generation of `population` trials moves it.
+    """An evolution strategy on the ranges, updated after each generation of `population` trials.
 
-    The first `startup_trials` are drawn at random, and so is what is no range.
+    The first `startup_trials` are drawn at random, and so are parameters that are not ranges.
     """
 
     name: Literal["cmaes"]
@@ -55,38 +55,38 @@ class CMAES(Table):
 
 
 class Grid(Table):
-    """Every combination of the space's lists, once, in the order of the study file."""
+    """Every combination of the space's lists once, in the order of the study file."""
 
     name: Literal["grid"]
 
 
 class Listed(Table):
-    """The listed combinations of parameters, each once a round; a round has a seed of its own.
+    """The listed combinations of parameters, each once a round; each round has its own seed.
 
-    So trials of one round differ by their parameters alone and can be compared in pairs.
+    Trials of one round differ in their parameters only, so they can be compared in pairs.
     """
 
     name: Literal["listed"]
     params: Annotated[tuple[dict[str, ParameterValue], ...], *LIST]
 
     def combination(self, number: int) -> dict[str, ParameterValue]:
-        """Give the complete parameters of a trial."""
+        """Return the complete parameters of a trial."""
         return dict(self.params[number % len(self.params)])
 
     def round(self, number: int) -> int:
-        """Give the round that a trial belongs to."""
+        """Return the round of a trial."""
         return number // len(self.params)
 
 
 class Halving(Table):
-    """What successive halving needs: its lowest rung and how many go on from a rung."""
+    """The settings of successive halving: its lowest rung and its reduction factor."""
 
     name: str
     min_steps: Annotated[int, Field(ge=1)] | None = None
     reduction_factor: Annotated[int, Field(ge=2)] = 3
 
     def rungs(self, steps: int, evaluate_every: int, warmup: int = 0) -> tuple[int, ...]:
-        """Give the steps at which a trial reports and may be pruned."""
+        """Return the steps at which a trial reports and may be pruned."""
         rung = self.first_rung(steps)
         rungs = []
         while rung < steps:
@@ -95,23 +95,23 @@ class Halving(Table):
         return tuple(rungs)
 
     def first_rung(self, steps: int) -> int:
-        """Give the resource of the lowest rung."""
+        """Return the step of the lowest rung."""
         return self.min_steps or -(-steps // self.reduction_factor**3)
 
 
 class ASHA(Halving):
-    """Asynchronous successive halving: of the trials at a rung, 1 in `reduction_factor` goes on.
+    """Asynchronous successive halving: 1 in `reduction_factor` trials continues at a rung.
 
-    The first rung is at step `min_steps` (by default such that there are three or so).
+    The first rung is at step `min_steps`, by default such that there are about three rungs.
     """
 
     name: Literal["asha"]
 
 
 class Hyperband(Halving):
-    """Successive halving in brackets, each of which begins a rung later than the one before.
+    """Successive halving in brackets; each begins one rung later than the previous bracket.
 
-    A trial belongs to one bracket and competes there alone.
+    A trial belongs to one bracket and competes within it.
     """
 
     name: Literal["hyperband"]
@@ -120,9 +120,9 @@ class Hyperband(Halving):
 class OneRung(Table):
     """Stop the worse half of the trials at one rung, at a third of the horizon.
 
-    The rung is later where a trial could be within its warm-up there, or would have had fewer than
-    three evaluations after its beginning; where it would be no earlier than the horizon, there is
-    none. The default.
+    The rung is later if a trial may be in its warm-up there, or has had fewer than three
+    evaluations after its start; there is no rung if it would not be before the horizon. The
+    default.
     """
 
     name: Literal["halving"]
@@ -137,28 +137,28 @@ class OneRung(Table):
 
 
 class Comparing(Table):
-    """What a comparison with the completed trials at the same step needs."""
+    """The settings of a comparison with completed trials at the same step."""
 
     name: str
     startup_trials: Annotated[int, Field(ge=0)] = 5
     warmup_steps: Annotated[int, Field(ge=0)] = 0
 
     def rungs(self, steps: int, evaluate_every: int, warmup: int = 0) -> tuple[int, ...]:
-        """Give the steps at which a trial reports and may be pruned."""
+        """Return the steps at which a trial reports and may be pruned."""
         first = max(evaluate_every, self.warmup_steps)
         return tuple(range(first, steps, evaluate_every))
 
 
 class Median(Comparing):
-    """Stop what is worse than the median of the earlier trials at the same step."""
+    """Stop trials that are worse than the median of earlier trials at the same step."""
 
     name: Literal["median"]
 
 
 class Percentile(Comparing):
-    """Stop what is not among the best `percentile` of the earlier trials at the same step.
+    """Stop trials that are not among the best `percentile` of earlier ones at the same step.
 
-    Nothing is stopped where fewer than `min_trials` of them have reported.
+    No trial is stopped if fewer than `min_trials` of them have reported.
     """
 
     name: Literal["percentile"]
@@ -172,7 +172,7 @@ class NoPruner(Table):
     name: Literal["none"]
 
     def rungs(self, steps: int, evaluate_every: int, warmup: int = 0) -> tuple[int, ...]:
-        """Give no steps: nothing is reported before the end."""
+        """Return no steps: trials report at their end only."""
         return ()
 
 
@@ -183,10 +183,10 @@ WrappedName: TypeAlias = Literal["asha", "hyperband", "median", "percentile", "n
 
 
 class Patient(Table):
-    """Let a trial go on while it improves, and another pruner decide once it no longer does.
+    """Let another pruner decide once a trial has stopped improving.
 
-    That is when its last `patience` + 1 reports are all worse, by more than `min_delta`, than its
-    best one before them. Where it wraps none, such a trial is stopped.
+    A trial has stopped improving if its last `patience` + 1 reports are all worse, by more than
+    `min_delta`, than the best report before them. With `wraps = "none"` it is stopped then.
     """
 
     name: Literal["patient"]
@@ -197,7 +197,7 @@ class Patient(Table):
     min_delta: Annotated[float, Field(ge=0)] = 0.0
 
     def rungs(self, steps: int, evaluate_every: int, warmup: int = 0) -> tuple[int, ...]:
-        """Give the steps at which a trial reports and may be pruned."""
+        """Return the steps at which a trial reports and may be pruned."""
         regular = range(evaluate_every, steps, evaluate_every)
         return tuple(sorted({*regular, *self.wraps.rungs(steps, evaluate_every)}))
 

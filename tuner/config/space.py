@@ -1,4 +1,4 @@
-"""The space that a study searches: the learning rate, the schedule and the optimiser."""
+"""The search space of a study: the learning rate, the schedule and the optimizer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tuner.config.values import (
     options,
 )
 
-# What a study searches when its file does not say; the sources are in docs/catalogue.md.
+# The default search space; its sources are in docs/catalogue.md.
 RATES = ScaleRange(low=1e-5, high=10.0)
 WARMUPS = (0.02, 0.05, 0.1)
 SCHEDULES = (Linear(name="linear", warmup=WARMUPS), Cosine(name="cosine", warmup=WARMUPS))
@@ -36,9 +36,9 @@ OPTIMIZERS = (
 
 
 class Space(Table):
-    """What the search may choose: the learning rate, and a schedule and optimiser with theirs.
+    """The search space: the learning rate, and schedules and optimizers with their parameters.
 
-    What is left out is searched as the catalogue says.
+    Omitted entries have the defaults of the catalogue.
     """
 
     lr: Annotated[
@@ -81,17 +81,17 @@ class Space(Table):
         return choices
 
     def longest_warmup(self, horizon: int) -> int:
-        """Return the most steps for which the rate of any trial rises to its highest."""
+        """Return the most steps until the rate of any trial has its maximum."""
         return max(math.ceil(choice.longest_rise() * horizon) for choice in self.schedule)
 
     def entries(self, schedule: str, optimizer: str) -> dict[str, Entry]:
-        """Give the parameters that exist once a schedule and an optimiser are chosen."""
+        """Return the conditional parameters of a schedule and an optimizer."""
         chosen = [choice for choice in self.schedule if choice.name == schedule]
         chosen_too = [choice for choice in self.optimizer if choice.name == optimizer]
         return {key: entry for choice in chosen + chosen_too for key, entry in choice.entries()}
 
     def shared_ranges(self) -> list[str]:
-        """Name the ranges that every trial has, whatever schedule and optimiser it gets."""
+        """Return the names of the ranges that every trial has."""
         found: dict[str, Entry] = {"lr": self.lr}
         for choices in (self.schedule, self.optimizer):
             if len(choices) == 1:
@@ -99,11 +99,11 @@ class Space(Table):
         return [key for key, entry in found.items() if isinstance(entry, Range)]
 
     def contains(self, params: Mapping[str, ParameterValue]) -> bool:
-        """Tell whether these are the complete parameters of a trial that this space allows."""
+        """Return whether these are complete parameters of a trial within this space."""
         return not self.missing(params)
 
     def missing(self, params: Mapping[str, ParameterValue]) -> dict[str, str]:
-        """Say what a complete combination of parameters would have where this one differs."""
+        """Return what is expected of each parameter that is missing, unknown or not allowed."""
         groups: dict[str, Entry] = {
             "lr": self.lr,
             "schedule": tuple(choice.name for choice in self.schedule),
@@ -119,7 +119,7 @@ class Space(Table):
 
 
 def _has(entry: Entry, value: ParameterValue) -> bool:
-    """Tell whether a value is one of an entry's; true is not 1 here, and 1 not 1.0 in a list."""
+    """Return whether an entry has a value; true differs from 1, and in a list 1 from 1.0."""
     if isinstance(entry, Range):
         kinds = (int,) if isinstance(entry, WholeRange) else (int, float)
         return type(value) in kinds and entry.low <= float(value) <= entry.high

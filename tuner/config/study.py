@@ -1,10 +1,10 @@
-"""One study, frozen and validated: the tables of a study file and what follows from them.
+"""The tables of a study file, and the steps and digests that follow from them.
 
 A study file is TOML with the tables `study`, `workload`, `training`, `space`, `search`, `guard`,
-`probe`, `budget` and `retrain`, of which only `study`, `workload`, `training` and `budget` must be
-there. Every entry of `space` is a value (fixed), a list (choices) or a table with `low` and `high`
+`probe`, `budget` and `retrain`, of which `study`, `workload`, `training` and `budget` are required.
+Every entry of `space` is a value (fixed), a list (choices) or a table with `low` and `high`
 (a range).
-`tuner.config.reading` reads such a file and words its mistakes.
+`tuner.config.reading` reads such a file and reports its mistakes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Readable: TypeAlias = Annotated[str, AfterValidator(_readable)]
 
 
 class StudyTable(Table):
-    """Who the study is and what it is judged by."""
+    """The name of a study and its objective."""
 
     name: Annotated[str, Field(min_length=1, max_length=NAME_LIMIT, description="a name")]
     description: Readable = ""
@@ -57,7 +57,7 @@ class StudyTable(Table):
 
 
 def _as_argument(value: object) -> object:
-    """Check in one go what a union would refuse once for each of its members."""
+    """Check an argument once, where a union would report a mistake for each of its members."""
     for item in value if isinstance(value, list | tuple) else (value,):
         if not isinstance(item, bool | int | float | str):
             raise mistake("a number, a boolean, a string or a list of them")
@@ -77,10 +77,10 @@ FunctionName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-
 
 
 class WorkloadTable(Table):
-    """What is trained: a `factory` of model, data and loss for our trainers, or a `train` function.
+    """What to train: a `factory` of model, data and loss for our trainers, or a `train` function.
 
-    Either is named `module:function` and gets the arguments by name; a train function is a whole
-    loop of its own and gets a `tuner.training.trial.Trial` first.
+    Either is named `module:function` and gets the arguments by name. A train function has its own
+    training loop and gets a `tuner.training.loop.Trial` as first argument.
     """
 
     factory: Annotated[
@@ -95,55 +95,56 @@ class WorkloadTable(Table):
     @classmethod
     def _names_are_names(cls, arguments: dict[str, Argument]) -> dict[str, Argument]:
         wrong = [name for name in arguments if not name.isidentifier()]
-        said = mistake("the name of an argument of the function", "this name")
-        mistakes("WorkloadTable", {(name,): said for name in wrong})
+        error = mistake("the name of an argument of the function", "this name")
+        mistakes("WorkloadTable", {(name,): error for name in wrong})
         return arguments
 
     @model_validator(mode="after")
     def _is_one_of_two(self) -> WorkloadTable:
         if self.factory is None and self.train is None:
-            error = mistake('this or train, named as "module:function"', "neither")
+            error = mistake('this key or train, named as "module:function"', "neither")
             mistakes("WorkloadTable", {("factory",): error})
         if self.factory is not None and self.train is not None:
-            error = mistake("nothing beside factory, since a study trains one of them", "both")
+            error = mistake("nothing, since factory is set and a study trains one of them", "both")
             mistakes("WorkloadTable", {("train",): error})
         return self
 
     @property
     def function(self) -> str:
-        """The name of whichever of the two there is."""
+        """The name of the factory or train function."""
         name = self.factory or self.train
         assert name is not None
         return name
 
 
 class TrainingTable(Table):
-    """How long, on what and how a trial trains; a step is one update of the parameters.
+    """How a trial is trained; a step is one update of the parameters.
 
-    A train function's loop is its own: batches, dtype, clipping, accumulation and precision are not
-    for it.
+    A train function has its own loop, so batches, dtype, clipping, accumulation and precision do
+    not apply to it.
 
-    - `clip_norm`: a longer gradient is shortened to this norm; its norm before that is recorded.
-    - `accumulate`: a batch is cut into so many micro-batches, whose gradients add up to its own.
-      Memory shrinks; the result stays, to rounding, unless layers (batch norm) see a whole batch.
+    - `clip_norm`: the maximum norm of the gradient; the norm before clipping is recorded.
+    - `accumulate`: number of micro-batches of a batch, whose gradients are accumulated. It saves
+      memory; results are equal up to rounding, unless layers (batch norm) depend on the batch.
     - `precision`: "bfloat16" or "float16" computes forward passes in it (autocast) and keeps
       parameters in float32; "float16" scales the loss and skips steps that overflow. A skipped step
       counts as a step, and the schedule moves on; `[guard] skipped_steps` in a row end the trial.
-    - `patience`: after so many evaluations in a row without a better metric the trial is completed.
-    - `seconds`: after so long in training, attempts together and evaluations included, the trial is
-      evaluated where it is and completed. Start-up and loading of data do not count; of a train
-      function, all before its first report is start-up, in each attempt. Results then depend on
-      the machine's speed. A train function's trial ends with the last value it reported after step
-      0, or fails without one.
-    - `trainer`: "reference" trains one trial at a time, "cohort" many in one step, as far as the
-      workload allows it, and "auto" measures for two seconds which is quicker, unless the budget is
-      too small for two slots. What a study's first worker finds is kept for the study.
-    - `slots`: how many trials a cohort trains at a time; "auto" is an eighth of the budget, at most
-      64, since trials side by side do not learn from each other.
-    - `threads`: CPU threads of each operator. "auto" measures, where trials train one at a time and
-      a step keeps a processor busy for 5 ms or more, how many make it clearly quicker; else it is
-      one. What a study's first worker finds is kept for the study, since results depend on it to
-      rounding. A train function is not measured: "auto" is one.
+    - `patience`: a trial is completed after this many consecutive evaluations without a better
+      metric.
+    - `seconds`: training time, over all attempts and including evaluations, after which a trial is
+      evaluated and completed. Start-up and data loading do not count; for a train function,
+      everything before its first report is start-up, in each attempt. Results then depend on the
+      machine's speed. The trial of a train function ends with its last value reported after step
+      0, or fails if there is none.
+    - `trainer`: "reference" trains one trial at a time, "cohort" many in one step if the workload
+      allows it, and "auto" measures for two seconds which is faster, unless the budget is too small
+      for two slots. The choice of a study's first worker is stored and used by all others.
+    - `slots`: number of trials that a cohort trains at a time; "auto" is an eighth of the budget,
+      at most 64, since the sampler learns nothing between simultaneous trials.
+    - `threads`: CPU threads of each operator. With "auto" it is measured if trials train one at a
+      time and a step takes at least 5 ms of processor time; else it is one, and also for a train
+      function. The number found by a study's first worker is stored and used by all others, since
+      results depend on it by rounding.
     """
 
     steps: Annotated[int, Field(ge=1, le=10_000_000, description="a whole number")]
@@ -161,7 +162,7 @@ class TrainingTable(Table):
     seconds: Annotated[float, Field(gt=0)] | None = None
     trainer: Literal["auto", "cohort", "reference"] = "auto"
     slots: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
-    # left out where it is measured, so that digests stay what they were
+    # omitted for "auto", so that earlier digests stay valid
     threads: Annotated[
         Annotated[int, Field(ge=1, le=1024)] | Literal["auto"],
         Field(exclude_if=lambda threads: threads == "auto"),
@@ -169,19 +170,19 @@ class TrainingTable(Table):
 
     @property
     def evaluation_interval(self) -> int:
-        """Steps between two evaluations; a tenth of the horizon unless it is given."""
+        """Steps between two evaluations; by default a tenth of the horizon."""
         return self.evaluate_every or max(1, self.steps // 10)
 
 
 class SearchTable(Table):
-    """Who chooses the parameters and who stops trials that lag behind.
+    """The sampler and the pruner.
 
-    - `first`: combinations of parameters that the first trials have, before the sampler draws any.
+    - `first`: parameters of the first trials, before the sampler draws any.
     """
 
     sampler: Sampler = TPE(name="tpe")
     pruner: Pruner = OneRung(name="halving")
-    # left out where there are none, so that digests stay what they were
+    # omitted if empty, so that earlier digests stay valid
     first: Annotated[
         tuple[dict[str, ParameterValue], ...],
         Field(strict=False, exclude_if=lambda first: not first),
@@ -189,7 +190,7 @@ class SearchTable(Table):
 
 
 class GuardTable(Table):
-    """The bounds of the divergence guard; `tuner.training.guard.rules` says what each one means."""
+    """The bounds of the divergence guard, as described in `tuner.training.guard.rules`."""
 
     window: Annotated[int, Field(ge=8, multiple_of=4)] = 16
     far: Annotated[float, Field(gt=1)] = 10.0
@@ -201,15 +202,15 @@ class GuardTable(Table):
 
 
 class ProbeTable(Table):
-    """A probe of the learning rate before the search, which starts from what it finds.
+    """A probe of the learning rate before the search.
 
-    - `enabled`: probe, once for the study, before its first trial. The search then keeps to an
-      active range of the rate inside that of `[space]`, begins with the rates that the probe
-      suggests, and extends the range where the best trial sits at its edge.
-    - `rates`: how many rates are tried at a time, for each optimizer.
-    - `steps`: how many updates each of them trains for, at most those of a trial.
-    - `margin`: by this factor the active range goes below the suggested and above the largest
-      stable rates; an extension is by this factor too.
+    - `enabled`: probe once before the study's first trial. The search then draws rates from an
+      active range within that of `[space]`, begins with the rates that the probe suggests, and
+      extends the range if the best trial is at its edge.
+    - `rates`: number of rates of each optimizer that are tried at a time.
+    - `steps`: number of updates for each rate, at most those of a trial.
+    - `margin`: factor by which the active range extends below the suggested and above the largest
+      stable rates, and by which it is extended later.
     """
 
     enabled: bool = False
@@ -219,14 +220,13 @@ class ProbeTable(Table):
 
 
 class RetriesTable(Table):
-    """How many attempts at a trial may end so before the next one that does fails the trial.
+    """How many attempts of each kind may fail before the next one fails the trial.
 
-    - `stale`: lost with their worker, or silent for longer than their lease.
-    - `failed`: an exception of the workload's; the same code on the same data raises it again,
-      unless it depends on something outside.
-    - `out_of_memory`: each next attempt halves the micro-batches.
+    - `stale`: the worker died, or its lease expired.
+    - `failed`: the workload raised an exception, which is usually reproducible.
+    - `out_of_memory`: each further attempt halves the micro-batches.
 
-    An attempt that was told to stop is none of these: a trial may be interrupted without end.
+    Interrupted attempts do not count: a trial may be interrupted any number of times.
     """
 
     stale: Annotated[int, Field(ge=0)] = 3
@@ -235,21 +235,21 @@ class RetriesTable(Table):
 
 
 class BudgetTable(Table):
-    """How much the study may spend; the only table that may change once it is submitted.
+    """How much the study may spend; the only table that may change after the submission.
 
-    Once one of its rules holds no trial is started any more, what waits is cancelled, what runs
-    goes on to its end, and the study has ended. A larger budget opens it again.
+    When a limit is reached, no more trials are started, waiting ones are cancelled, running ones
+    continue to their end, and the study has ended. A larger budget reopens it.
 
-    - `wall_seconds`: since its first trial was started.
-    - `compute_seconds`: of all attempts together.
-    - `no_improvement`: so many trials have ended since the best one.
-    - `regret_below`: the best value is unlikely to be further than this from the best there is, by
-      the bound of a Gaussian process on the completed trials (at least twenty).
-    - `weight`: the study's share of workers that several studies have in common.
+    - `wall_seconds`: time since the start of its first trial.
+    - `compute_seconds`: time of all attempts together.
+    - `no_improvement`: number of trials that ended since the best one.
+    - `regret_below`: distance of the best value to the best possible one, bounded by a Gaussian
+      process on at least twenty completed trials.
+    - `weight`: the study's share of common workers.
     """
 
     trials: Annotated[int, Field(ge=1, le=1_000_000, description="a whole number")]
-    # so many trials that fail for one reason, before any other has ended, stop the study; 0: never
+    # number of first trials failing for the same reason that stops the study; 0: never
     stop_after_failures: Annotated[int, Field(ge=0)] = 3
     wall_seconds: Annotated[float, Field(gt=0)] | None = None
     compute_seconds: Annotated[float, Field(gt=0)] | None = None
@@ -273,26 +273,26 @@ class StudySpec(Table):
     retrain: RetrainTable = RetrainTable()
 
     def rungs(self) -> tuple[int, ...]:
-        """Give the steps at which every trial reports to the pruner, fixed for good."""
+        """Return the steps at which every trial reports to the pruner; they never change."""
         training = self.training
         warmup = self.space.longest_warmup(training.steps)
         return self.search.pruner.rungs(training.steps, training.evaluation_interval, warmup)
 
     def first_stop(self) -> int | None:
-        """Return the first step at which the pruner may stop a trial; None where it never does."""
+        """Return the first step at which the pruner may stop a trial; None if it never does."""
         training, pruner = self.training, self.search.pruner
         if isinstance(pruner, Patient):
             return pruner.first_stop(training.steps, training.evaluation_interval)
         return min(self.rungs(), default=None)
 
     def evaluation_steps(self) -> tuple[int, ...]:
-        """Give the steps at which every trial is evaluated: regular ones, rungs, and the last."""
+        """Return the steps at which every trial is evaluated: regular ones, rungs, and the last."""
         steps = self.training.steps
         regular = range(0, steps, self.training.evaluation_interval)
         return tuple(sorted({*regular, *self.rungs(), steps}))
 
     def digest(self) -> str:
-        """Name all but budget and retraining by 16 hexadecimal digits of a SHA-256."""
+        """Return 16 hexadecimal digits of the SHA-256 of all tables but budget and retrain."""
         content = self.model_dump(mode="json", exclude={"budget", "retrain"})
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""The values of a search space: fixed ones, lists and ranges, and how their mistakes are said."""
+"""The values of a search space: fixed values, lists and ranges, and their mistakes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
 ParameterValue: TypeAlias = float | int | bool | str
-"""A parameter of one trial, as the ledger, Optuna and MLflow have it."""
+"""A parameter of one trial in the ledger, in Optuna and in MLflow."""
 
 
 class Table(BaseModel):
@@ -33,16 +33,16 @@ class Table(BaseModel):
 
 
 def mistake(expected: str, got: object = None) -> PydanticCustomError:
-    """Make the error of a value that has the right type but cannot be; a `got` in words is a str.
+    """Return the error of a value of the right type that is not allowed.
 
-    Without `got`, what was got is the value itself.
+    `got` is the value itself by default; a str is used as it is.
     """
     context = {"expected": expected, "got": f"{got:.15g}" if isinstance(got, float) else got}
     return PydanticCustomError("mistake", "expected {expected}, got {got}", context)
 
 
 def mistakes(title: str, found: dict[tuple[str | int, ...], PydanticCustomError]) -> None:
-    """Raise the errors of parts of a value, if there are any, each at its place in the value."""
+    """Raise the errors of parts of a value, if any, by their place in the value."""
     if found:
         details = [InitErrorDetails(type=what, loc=at, input=None) for at, what in found.items()]
         raise ValidationError.from_exception_data(title, details)
@@ -77,19 +77,19 @@ class ScaleRange(Range):
 
 
 def _form(value: object) -> str:
-    """Tell which of the three forms an entry of the space has."""
+    """Return the form of an entry of the space: value, list or range."""
     if isinstance(value, dict | Range):
         return "range"
     return _plain_form(value)
 
 
 def _plain_form(value: object) -> str:
-    """Tell which form an entry has that cannot be a range."""
+    """Return the form of an entry that cannot be a range: value or list."""
     return "list" if isinstance(value, list | tuple) else "value"
 
 
 def _once(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Refuse a list with the same value twice: it would be tried twice as often."""
+    """Refuse a list with a repeated value, which would be tried twice as often."""
     for index, value in enumerate(values):
         if value in values[:index]:
             raise mistake("each value once", f"{value!r} twice".lower())
@@ -98,7 +98,7 @@ def _once(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Within:
-    """The bounds that every number of an entry must keep; `log` is the default of its ranges."""
+    """The bounds of every number of an entry; `log` is the default of its ranges."""
 
     gt: float = float("-inf")
     ge: float = float("-inf")
@@ -139,12 +139,12 @@ class Within:
     def __str__(self) -> str:
         bounds = [("above", self.gt), ("of at least", self.ge), ("below", self.lt)]
         bounds.append(("of at most", self.le))
-        said = [f"{word} {bound:.15g}" for word, bound in bounds if abs(bound) != float("inf")]
-        return "a number " + " and ".join(said)
+        limits = [f"{word} {bound:.15g}" for word, bound in bounds if abs(bound) != float("inf")]
+        return "a number " + " and ".join(limits)
 
 
 LIST = (Field(min_length=1, strict=False), AfterValidator(_once))
-"""Of a tuple in a study: TOML and JSON give lists; `strict` is about the container alone."""
+"""For tuples: TOML and JSON have lists; `strict` applies to the container only."""
 
 Real: TypeAlias = Annotated[
     Annotated[float, Tag("value")]
@@ -176,7 +176,7 @@ Word: TypeAlias = Annotated[
 
 
 def _as_fractions(entry: object) -> object:
-    """Turn every way to write fractions into text; a list of lists, or of texts, is a choice."""
+    """Return fractions as text; a list of lists or of texts is a choice."""
     if isinstance(entry, list | tuple) and any(isinstance(i, list | tuple | str) for i in entry):
         return _once(tuple(_one_of_fractions(item) for item in entry))
     return _one_of_fractions(entry)
@@ -192,12 +192,12 @@ def _one_of_fractions(value: object) -> str:
         if all(before < after for before, after in pairwise(bounded)):
             return ",".join(map(repr, found))
     raise mistake(
-        "fractions of the horizon that rise, such as [0.5, 0.75], or a list of such lists"
+        "ascending fractions of the horizon, such as [0.5, 0.75], or a list of such lists"
     )
 
 
 def fractions(text: str) -> tuple[float, ...]:
-    """Read fractions as a trial's parameter has them: `"0.5,0.75"`."""
+    """Return the fractions in a trial's parameter such as `"0.5,0.75"`."""
     return tuple(map(float, text.split(",")))
 
 
@@ -215,14 +215,14 @@ Fractions: TypeAlias = Annotated[
         ),
     ),
 ]
-"""Rising fractions of the horizon. One value of them is a list, and is kept as text, since a
-parameter of a trial is a number, a boolean or a text, here, in Optuna and in MLflow."""
+"""Ascending fractions of the horizon. One value is a list, which is stored as text, since a
+parameter of a trial is a number, a boolean or a text in the ledger, in Optuna and in MLflow."""
 Entry: TypeAlias = Range | tuple[ParameterValue, ...] | ParameterValue
-"""An entry of the space once it is validated."""
+"""A validated entry of the space."""
 
 
 def options(entry: Entry) -> tuple[ParameterValue, ...]:
-    """List the values of an entry that is no range."""
+    """Return the values of an entry that is not a range."""
     assert not isinstance(entry, Range)
     return entry if isinstance(entry, tuple) else (entry,)
 
@@ -236,12 +236,12 @@ def bounds(entry: Range | tuple[float, ...] | float) -> tuple[float, float]:
 
 
 def as_choice(value: object) -> object:
-    """Let a bare name stand for the table that has only that name."""
+    """Return the table for a bare name."""
     return {"name": value} if isinstance(value, str) else value
 
 
 def as_choices(value: object) -> object:
-    """Let one alternative stand for the list that has only it."""
+    """Return the list for a single alternative."""
     if isinstance(value, list | tuple):
         return tuple(as_choice(item) for item in value)
     return (as_choice(value),)

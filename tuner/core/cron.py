@@ -19,51 +19,50 @@ from cronsim import CronSim, CronSimError
 from tuner.core.errors import UsageError
 
 LATEST, ALL, SKIP, QUEUE = "latest", "all", "skip", "queue"
-"""What is done with ticks that were missed (latest, all, skip), or that come due while an earlier
-one's run goes on (skip, queue)."""
+"""How to handle missed ticks (latest, all, skip), and ticks during an earlier run (skip, queue)."""
 AT_ONCE = 1000
-"""How many ticks are dealt with in one go; the others follow in the next one."""
+"""The most ticks of one call; the next call continues."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timetable:
-    """When to retrain a study, and what to do with ticks that come at a bad time."""
+    """When to retrain a study, and how to handle late and overlapping ticks."""
 
     expression: str
     zone: str  # IANA's name
-    grace: float = 60.0  # seconds after which a tick that nobody has seen is missed
+    grace: float = 60.0  # seconds after which a tick that was not handled counts as missed
     catch_up: str = LATEST
     overlap: str = SKIP
 
     def fires(self, after: float) -> Iterator[float]:
-        """Give the instants above `after`, in their order."""
-        here = _zone(self.zone)
+        """Yield the instants above `after` in ascending order."""
+        zone = _zone(self.zone)
         last = after
-        for moment in CronSim(self.expression, datetime.fromtimestamp(after, here)):
+        for moment in CronSim(self.expression, datetime.fromtimestamp(after, zone)):
             at = moment.timestamp()
-            # around a clock change the library may give an instant again, or an earlier one
+            # around a clock change the library may repeat an instant, or yield an earlier one
             if at > last:
                 last = at
                 yield at
 
     def next(self, after: float) -> float:
-        """Give the first instant above `after`."""
+        """Return the first instant above `after`."""
         return next(self.fires(after))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Due:
-    """What has come due since a timetable was last looked at."""
+    """The ticks that are due since a timetable was last handled."""
 
-    run: tuple[float, ...]  # ticks to be run, in their order
+    run: tuple[float, ...]  # ticks to run, in ascending order
     late: int  # how many of them, the first ones, were missed and are caught up
-    missed: float | None  # the last of the ticks that were missed and are not run
-    seen: float  # up to here, all ticks are dealt with
+    missed: float | None  # the last missed tick that is not run
+    seen: float  # all ticks up to this instant are handled
     next: float  # the first tick after that
 
 
 def checked(timetable: Timetable, now: float) -> Timetable:
-    """Give the timetable back. Raises `UsageError` when expression or zone cannot be."""
+    """Return the timetable. Raise `UsageError` if its expression or zone is invalid."""
     try:
         _zone(timetable.zone)
     except (KeyError, ValueError, OSError):
@@ -87,10 +86,10 @@ def checked(timetable: Timetable, now: float) -> Timetable:
 
 
 def due(timetable: Timetable, seen: float, now: float) -> Due:
-    """Say what to do with the ticks above `seen` and up to `now`.
+    """Return what to do with the ticks above `seen` and up to `now`.
 
-    A tick is missed when it is looked at later than the grace after it. Missed ticks are run all,
-    or the latest one unless a tick in time follows, or not at all.
+    A tick is missed if it is handled later than the grace after it. All missed ticks are run, or
+    the latest one unless a tick in time follows it, or none.
     """
     in_time = max(seen, now - timetable.grace)
     if timetable.catch_up == ALL:
@@ -98,7 +97,7 @@ def due(timetable: Timetable, seen: float, now: float) -> Due:
     else:
         latest = _last(timetable, seen, in_time)
         missed = [] if latest is None else [latest]
-    if len(missed) == AT_ONCE:  # there may be more of them before those in time
+    if len(missed) == AT_ONCE:  # more missed ticks may follow, before those in time
         return Due(
             run=tuple(missed),
             late=len(missed),
@@ -121,12 +120,12 @@ def due(timetable: Timetable, seen: float, now: float) -> Due:
 
 
 def key_of(at: float) -> str:
-    """Give the run key of an instant: its time in UTC, such as 2026-11-22T06:00:00Z."""
+    """Return the run key of an instant: its time in UTC, such as 2026-11-22T06:00:00Z."""
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _until(timetable: Timetable, after: float, until: float) -> list[float]:
-    """Give the first ticks above `after` and up to `until`."""
+    """Return the first ticks above `after` and up to `until`."""
     found = []
     for at in islice(timetable.fires(after), AT_ONCE):
         if at > until:
@@ -136,7 +135,7 @@ def _until(timetable: Timetable, after: float, until: float) -> list[float]:
 
 
 def _last(timetable: Timetable, after: float, until: float) -> float | None:
-    """Give the last tick above `after` and up to `until`, looking from the end in growing spans."""
+    """Return the last tick above `after` and up to `until`; search backwards in growing spans."""
     span = 60.0
     while True:
         start = max(after, until - span)
@@ -151,5 +150,5 @@ def _last(timetable: Timetable, after: float, until: float) -> float | None:
 
 
 def _zone(name: str) -> tzinfo:
-    """Give a zone; UTC as the object that the library knows, with which it is quicker."""
+    """Return a time zone; the library is faster with its own object for UTC."""
     return UTC if name == "UTC" else ZoneInfo(name)

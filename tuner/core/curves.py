@@ -1,4 +1,4 @@
-"""Curves in pieces: what a trainer measured, as it is committed, stored and read again."""
+"""Chunks of curves, as trainers measure them and the ledger stores them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Chunk:
         return self.first_step + len(self.times)
 
     def after(self, step: int) -> Chunk:
-        """Drop what was committed before: the rows below `step` and evaluations up to it."""
+        """Return the chunk without committed parts: rows below `step` and evaluations up to it."""
         if step < self.first_step or step == 0:
             return self
         rows = slice(step - self.first_step, None)
@@ -47,7 +47,7 @@ class Chunk:
         )
 
     def delayed(self, earliest: float) -> Chunk:
-        """Move times that lie before `earliest` up to it: a trial's times never go back."""
+        """Return the chunk with times of at least `earliest`: a trial's times never decrease."""
         return Chunk(
             first_step=self.first_step,
             columns=self.columns,
@@ -59,11 +59,11 @@ class Chunk:
 
     @property
     def last_time(self) -> float:
-        """The latest time in it; minus infinity when it is empty."""
+        """The latest time; minus infinity if the chunk is empty."""
         return float(np.max(np.concatenate([self.times, self.eval_times]), initial=-np.inf))
 
     def to_bytes(self) -> bytes:
-        """Serialise in the safetensors format; `first_step` is kept beside it."""
+        """Serialize in the safetensors format, without `first_step`."""
         arrays = {f"train/{name}": values for name, values in self.columns.items()}
         arrays |= {f"eval/{name}": values for name, values in self.metrics.items()}
         arrays |= {"time": self.times, "eval_step": self.eval_steps, "eval_time": self.eval_times}
@@ -71,7 +71,7 @@ class Chunk:
 
     @staticmethod
     def from_bytes(first_step: int, data: bytes) -> Chunk:
-        """Read what `to_bytes` wrote; it runs no code. Raises `ValueError` for other bytes."""
+        """Read the bytes of `to_bytes`; no code is run. Raise `ValueError` for other bytes."""
         try:
             arrays = load(data)
         except SafetensorError as error:
@@ -87,14 +87,14 @@ class Chunk:
 
 
 def join(chunks: Iterable[Chunk]) -> Chunk:
-    """Put consecutive chunks together. Raises `ValueError` when one is missing or doubled."""
+    """Join consecutive chunks. Raise `ValueError` if one is missing or repeated."""
     parts = list(chunks)
     if not parts:
         return empty()
     for before, after in pairwise(parts):
         if before.next_step != after.first_step:
             raise ValueError(
-                f"the curve breaks: a chunk ends before step {before.next_step}, "
+                f"the curve has a gap or an overlap: a chunk ends before step {before.next_step}, "
                 f"the next one begins at step {after.first_step}"
             )
     return Chunk(
@@ -108,7 +108,7 @@ def join(chunks: Iterable[Chunk]) -> Chunk:
 
 
 def empty(first_step: int = 0) -> Chunk:
-    """Give a chunk of no rows."""
+    """Return a chunk without rows."""
     nothing = np.empty(0)
     return Chunk(
         first_step=first_step,
@@ -121,6 +121,6 @@ def empty(first_step: int = 0) -> Chunk:
 
 
 def _concatenated(parts: list[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Concatenate by name; a part with no rows may lack the names that the others have."""
+    """Concatenate by name; a part without rows may lack names."""
     names = list(dict.fromkeys(name for part in parts for name in part))
     return {name: np.concatenate([part[name] for part in parts if name in part]) for name in names}

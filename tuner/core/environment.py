@@ -1,4 +1,4 @@
-"""Who and where this process is: its identity as a worker, and what a run's tags say of it."""
+"""The identity of this process as a worker, and the environment that a run's tags record."""
 
 from __future__ import annotations
 
@@ -13,34 +13,36 @@ from typing import Any
 import psutil
 
 DISTRIBUTION = "tuner-lr"
-"""What package indexes call this package; their `tuner` is another project."""
+"""The name of this package on package indexes, where `tuner` is another project."""
 PACKAGES = ("torch", "optuna", "mlflow", "numpy", "scikit-learn", "sqlalchemy")
 
 
 def identity() -> str:
-    """Name this process so that no other one, before or after it, has the same name."""
+    """Return an identity of this process that no other process ever has."""
     return f"{_machine()}:{os.getpid()}:{_birth(os.getpid())}"
 
 
 def is_gone(worker: str) -> bool:
-    """Tell whether a worker was a process of this machine that is no more.
+    """Return whether a worker was a process of this machine that has ended.
 
-    Of another machine's processes, or those in another container, nothing is known: False.
+    Return False for processes of other machines and containers, about which nothing is known.
     """
     machine, pid, birth = worker.rsplit(":", 2)
     if machine != _machine():
         return False
     try:
-        dead = psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE  # nobody waited for it
+        dead = (
+            psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
+        )  # its parent has not waited for it
         return dead or _birth(int(pid)) != birth
     except (psutil.NoSuchProcess, FileNotFoundError):
         return True
 
 
 def _birth(pid: int) -> str:
-    """Say when a process began, so that a later one with its number has another name.
+    """Return the start time of a process, which tells it from a later one with its number.
 
-    Linux counts in ticks since the machine started, which do not move when its clock is set.
+    Linux counts ticks since the machine started, which do not change when its clock is set.
     """
     stat = Path(f"/proc/{pid}/stat")
     if stat.parent.parent.joinpath("self").exists():
@@ -49,14 +51,14 @@ def _birth(pid: int) -> str:
 
 
 def _machine() -> str:
-    """Name the place and time where process numbers mean the same: host, start, namespace."""
+    """Return the scope of process numbers: host, boot and process namespace."""
     boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     started = boot.read_text().strip()[:8] if boot.exists() else ""
     return f"{platform.node()}/{started}/{namespace.readlink() if namespace.exists() else ''}"
 
 
 def describe(device: str) -> dict[str, Any]:
-    """Say what a later reader needs to judge or repeat what is trained here."""
+    """Return what is needed to judge or to repeat the training of this process."""
     commit, dirty = _commit()
     return {
         "device": device,
@@ -70,7 +72,7 @@ def describe(device: str) -> dict[str, Any]:
 
 
 def _commit() -> tuple[str | None, bool | None]:
-    """Give the commit of the working directory, and whether files differ from it."""
+    """Return the commit of the working directory, and whether files differ from it."""
     git = shutil.which("git")
     if git is None:
         return None, None

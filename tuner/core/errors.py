@@ -1,38 +1,38 @@
 """The exceptions, named by what the caller should do.
 
     TunerError                     base of all of ours; carries an exit code
-    ├── UsageError                 mend the command or the study file (exit code 2)
+    ├── UsageError                 fix the command or the study file (exit code 2)
     │   ├── StudyFileError         every mistake of a study file, at once
     │   └── WorkloadError          the workload cannot be imported, built or trusted
-    │       └── WorkloadCodeError  its code raised; the cause of the error is what it raised
+    │       └── WorkloadCodeError  its code raised; `__cause__` is the exception
     ├── NotFoundError              there is no such study or trial (exit code 2)
-    ├── UnavailableError           start or mend the database or the tracking server (exit code 4)
-    │   ├── ConnectionLostError    try again: the connection was lost, or there is none just now
+    ├── UnavailableError           start or repair the database or the tracking server (exit code 4)
+    │   ├── ConnectionLostError    try again: the connection was lost or refused
     │   └── SchemaError            migrate the database, or upgrade tuner (exit code 4)
-    ├── OutputError                make room, or name another folder for output (exit code 1)
+    ├── OutputError                free some space, or name another output folder (exit code 1)
     └── LeaseLost                  stop working on the attempt: another worker has it (exit code 1)
 
-A trial that diverges, is pruned or fails is no exception: it is an `Outcome`, a value with a
-kind and a sentence.
+A trial that diverges, is pruned or fails raises no exception: its end is an `Outcome`, a value
+with a kind and a reason.
 """
 
 from __future__ import annotations
 
 
 class TunerError(Exception):
-    """Base of all errors that tuner raises on purpose; `str(error)` is meant for a person."""
+    """Base of all errors that tuner raises on purpose; `str(error)` is a message for users."""
 
     exit_code = 1
 
 
 class UsageError(TunerError):
-    """What was asked for cannot be done as it was asked."""
+    """The request cannot be fulfilled as it was made."""
 
     exit_code = 2
 
 
 class StudyFileError(UsageError):
-    """A study file with mistakes; `problems` has one line for each, which names the file too."""
+    """A study file with mistakes; `problems` has one line for each, including the file's name."""
 
     def __init__(self, source: str, problems: list[str]) -> None:
         self.source = source
@@ -42,11 +42,11 @@ class StudyFileError(UsageError):
 
 
 class WorkloadError(UsageError):
-    """A workload that cannot be imported, is not allowed, or returns the wrong thing."""
+    """A workload that cannot be imported, is not allowed, or returns an unexpected type."""
 
 
 class WorkloadCodeError(WorkloadError):
-    """The workload's code raised something; `__cause__` is what, also where it is no Exception."""
+    """The workload's code raised; `__cause__` is the exception, of whatever type."""
 
 
 class NotFoundError(UsageError):
@@ -54,13 +54,13 @@ class NotFoundError(UsageError):
 
 
 class UnavailableError(TunerError):
-    """The database or the tracking server cannot be used as it is now."""
+    """The database or the tracking server cannot be used."""
 
     exit_code = 4
 
 
 class ConnectionLostError(UnavailableError):
-    """The database cannot be reached just now; whatever was under way may have been done or not."""
+    """The database cannot be reached; a transaction under way may be committed or not."""
 
 
 class SchemaError(UnavailableError):
@@ -68,8 +68,8 @@ class SchemaError(UnavailableError):
 
 
 class OutputError(TunerError):
-    """A report or another output cannot be written; what it would show is safe."""
+    """A report or another output cannot be written; the data is safe in the ledger."""
 
 
-class LeaseLost(TunerError):  # noqa: N818 - it is news, not a mistake
-    """The fencing token was refused: the attempt was reaped and the trial belongs to another."""
+class LeaseLost(TunerError):  # noqa: N818 - an event, not an error of the caller
+    """The fencing token was refused: the lease expired and another worker has the trial."""

@@ -1,13 +1,13 @@
 """Named places in the code where a test kills, stops, delays or breaks the process.
 
 `TUNER_FAILPOINTS` holds `place=action` pairs separated by `;`. An action is `kill`, `stop`,
-`raise`, or `delay:SECONDS`, and `@N` after it waits for the N-th time that the place is reached.
-What cannot be understood raises `ValueError` at the import. Without the variable reaching a place
-costs a look at an empty dictionary.
+`raise`, or `delay:SECONDS`; with the suffix `@N` it fires when the place is reached for the N-th
+time. Commands arm failpoints at their start. Without the variable, reaching a place costs a look-up
+in an empty dictionary.
 
-When one fires, its line is appended to the file that `TUNER_FAILPOINTS_LOG` names, so that a test
-can assert that it did. Each one fires once a process, and once a file: a process that is started
-after the one that was killed, in the same environment, goes past the place.
+When a failpoint fires, its line is appended to the file that `TUNER_FAILPOINTS_LOG` names, so that
+a test can assert it. Each one fires once per process and once per file: a process that is started
+with the same environment after the killed one passes the place.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PLACES = {
-    "probe.claimed": "a worker has the study's probe, and has not begun",
+    "probe.claimed": "a worker has claimed the study's probe and not begun it",
     "probe.before_commit": "the probe is done and not committed",
     "ask.reserved": "budget, number and lease are committed, the parameters are not drawn",
     "ask.drawn": "the parameters are drawn and not written",
@@ -31,34 +31,34 @@ PLACES = {
     "report.before_commit": "the pruner has decided, its decision is not committed",
     "checkpoint.before_rename": "a checkpoint is written under its temporary name",
     "checkpoint.renamed": "a checkpoint is in its place and not in the ledger",
-    "spill.written": "the database is away and rows are in a file",
-    "leave.before_release": "a worker told to end has saved its trial and not given it back",
+    "spill.written": "the database cannot be reached and rows are in a file",
+    "leave.before_release": "an interrupted worker has saved its trial and not released it",
     "outcome.before_commit": "the trial has ended, its outcome is not committed",
     "outcome.committed": "the outcome is committed and not published",
-    "recorder.row_created": "Optuna has the trial, the ledger does not know",
-    "recorder.begun": "the ledger says that MLflow gets a run, MLflow has none",
-    "recorder.run_created": "MLflow has the run, the ledger does not know",
-    "recorder.batch_logged": "MLflow has the points, the ledger does not know",
-    "recorder.before_final": "all of a trial is published but its final state",
+    "recorder.row_created": "Optuna has the trial, the ledger has not recorded that",
+    "recorder.begun": "the ledger has recorded that MLflow gets a run, MLflow has none",
+    "recorder.run_created": "MLflow has the run, the ledger has not recorded that",
+    "recorder.batch_logged": "MLflow has the points, the ledger has not recorded that",
+    "recorder.before_final": "all of a trial is published except its final state",
     "retrain.claimed": "a retraining is claimed, nothing is trained",
-    "retrain.in_training": "a retraining has saved how far its model is",
+    "retrain.in_training": "a retraining has saved a checkpoint of its model",
     "retrain.trained": "the challenger is trained and not measured",
     "retrain.evaluated": "the gate's decision is committed, nothing is logged",
     "retrain.run_created": "MLflow has the run of a retraining, without its model",
     "retrain.model_logged": "MLflow has the model, the registry has no version of it",
-    "retrain.version_created": "the registry has the version, no alias leads to it",
-    "retrain.logged": "the challenger is logged, the champion is the old one",
-    "retrain.promoted": "the champion is the new one, the ledger does not know",
-    "scheduler.claimed": "a scheduler has claimed a tick's run and done nothing for it",
-    "scheduler.retrained": "the tick's retraining has ended, its run has not",
-    "upgrade.before_ours": "Optuna's and MLflow's tables are made, ours are not",
-    "delete.stopped": "a study to be deleted is stopped, all of it is still there",
-    "delete.erased": "Optuna and MLflow have it no more, the ledger has",
+    "retrain.version_created": "the registry has the version, no alias points to it",
+    "retrain.logged": "the challenger is logged, the champion has not changed",
+    "retrain.promoted": "the champion has changed, the ledger has not recorded that",
+    "scheduler.claimed": "a scheduler has claimed the run of a tick and not begun it",
+    "scheduler.retrained": "the retraining of a tick has ended, its run has not",
+    "upgrade.before_ours": "Optuna's and MLflow's tables are created, ours are not",
+    "delete.stopped": "a study to be deleted is stopped and not deleted anywhere",
+    "delete.erased": "a study is deleted from Optuna and MLflow, not from the ledger",
 }
 
 
 class FailpointError(RuntimeError):
-    """What the action `raise` raises."""
+    """The exception of the action `raise`."""
 
 
 @dataclass
@@ -116,11 +116,8 @@ def armed(text: str) -> Iterator[None]:
         _armed.update(before)
 
 
-arm(os.environ.get("TUNER_FAILPOINTS", ""))
-
-
 def reach(place: str) -> None:
-    """Say that execution is at `place`, one of `PLACES`."""
+    """Run the action that is armed for `place`, one of `PLACES`, if any."""
     if _armed and place in _armed:
         _fire(place)
 
@@ -137,7 +134,7 @@ def _fire(place: str) -> None:
         with Path(log).open("a+") as file:
             file.seek(0)
             if line in file.readlines():
-                return  # it fired in a process before this one
+                return  # it fired in an earlier process
             file.write(line)
     match armed.kind:
         case "kill":

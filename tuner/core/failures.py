@@ -1,4 +1,4 @@
-"""How a trial failed, as a sentence; and the cause, which is what two failures have in common."""
+"""The reason of a failed trial as a sentence, and its cause, by which failures are compared."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tuner.core.text import printable
 _SENTENCE = re.compile(r"The training code raised (\w+)(?:: .*)? \(([^()]*:\d+)\)\.", re.DOTALL)
 
 LONGEST = 1000
-"""Characters of an exception's message that are kept."""
+"""The most characters of an exception's message that are stored."""
 LONGEST_TRACEBACK = 20_000
-"""Characters of a traceback that are kept, the last ones."""
+"""The most characters of a traceback that are stored; the last ones are kept."""
 
 _LIBRARIES = (
     Path(__file__).parent,
@@ -28,7 +28,7 @@ _LIBRARIES = (
 
 
 class Cause(NamedTuple):
-    """The type of an exception and the place that raised it; messages differ between trials."""
+    """The type of an exception and the line that raised it; messages differ between trials."""
 
     error: str
     place: str  # file:line
@@ -38,31 +38,31 @@ class Cause(NamedTuple):
 
 
 def sentence(error: BaseException, workload: str = "") -> str:
-    """Return a sentence with what training code raised, and the last line of the user's code.
+    """Return a sentence with the exception of training code and the last line of the user's code.
 
-    `workload` is the trial's, as module:function. Libraries raise far below the line that is wrong,
-    so their lines are named only where no line of the user's is among them.
+    `workload` is the trial's, as module:function. A line of a library is named only if the
+    traceback has no line of the user's code.
     """
     try:
         message = printable((str(error).splitlines() or [""])[0])[:LONGEST]
-    except Exception:  # its own
+    except Exception:  # raised by its __str__
         message = ""
     what = f"{type(error).__name__}: {message}" if message else type(error).__name__
     return f"The training code raised {what} ({_place(error, workload.partition(':')[0])})."
 
 
 def full_traceback(error: BaseException) -> str:
-    """Return the traceback with its causes, printable, its end where it is too long."""
+    """Return the printable traceback with its causes; if it is too long, its end."""
     lines = "".join(traceback.format_exception(error)).rstrip().split("\n")
     return "\n".join(map(printable, lines))[-LONGEST_TRACEBACK:]
 
 
 @contextmanager
 def workload_code() -> Iterator[None]:
-    """Raise whatever a workload's code raises in the body as `WorkloadCodeError`.
+    """Raise every exception of a workload's code in the body as `WorkloadCodeError`.
 
-    That includes `SystemExit` and its like: they must not end a process that trains for others.
-    Ctrl-C must, and our own errors are passed on.
+    That includes `SystemExit`, which must not end a process that trains other trials. Ctrl-C and
+    our own errors are passed on.
     """
     try:
         yield
@@ -73,7 +73,7 @@ def workload_code() -> Iterator[None]:
 
 
 def cause(reason: str | None) -> Cause | None:
-    """Read the cause from what `sentence` made; None of any other reason."""
+    """Return the cause in a sentence of `sentence`; None for other reasons."""
     found = _SENTENCE.fullmatch(reason or "")
     return None if found is None else Cause(found[1], found[2])
 
@@ -92,7 +92,7 @@ def _frames(error: BaseException) -> Iterator[tuple[FrameType, int]]:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an exception and what it was raised from or after."""
+    """Yield an exception, its causes and its contexts."""
     seen: set[int] = set()
     found: BaseException | None = error
     while found is not None and id(found) not in seen:
@@ -102,7 +102,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _is_users(frame: FrameType, module: str) -> bool:
-    """Tell whether a frame is of the workload's module or package, or of no library."""
+    """Return whether a frame is of the workload's module or package, or of no library."""
     name, file = str(frame.f_globals.get("__name__")), frame.f_code.co_filename
     package = module.partition(".")[0]
     if name == module or (package not in ("", "tuner") and name.partition(".")[0] == package):

@@ -1,10 +1,10 @@
-"""Descriptors of this process that forked children must not keep.
+"""File descriptors of this process that forked children must not keep open.
 
-A program that this process starts inherits none of them (PEP 446). A child that is forked and
-starts no program, such as a worker of a `DataLoader`, has a copy of each: while it lives, a pipe of
-ours does not end, a port of ours stays taken, and a database believes that we are still there.
+A program that this process starts inherits none of them (PEP 446). A child that is forked without
+starting a program, such as a worker of a `DataLoader`, has a copy of each. While it lives, our
+pipes do not end, our ports stay in use, and the database keeps our connections.
 
-SQLite's files are not among them: locks are not inherited, and a child must not touch them.
+SQLite's files are excluded: their locks are not inherited, and a child must not touch them.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ class HasDescriptor(Protocol):
 
 
 _ours: weakref.WeakSet[HasDescriptor] = weakref.WeakSet()
-_hooked: list[bool] = []  # not empty once children are looked after
+_hooked: list[bool] = []  # not empty once the hook is registered
 
 
 def keep_from_children(file: HasDescriptor) -> None:
-    """Let no child that is forked from now on keep a copy of a file's descriptor."""
+    """Replace a file's descriptor by /dev/null in children that are forked from now on."""
     _ours.add(file)
     if not _hooked:
         _hooked.append(True)
-        os.register_at_fork(after_in_child=_let_go)
+        os.register_at_fork(after_in_child=_replace_by_null)
 
 
-def _let_go() -> None:
-    """Put nothing in the place of each descriptor.
+def _replace_by_null() -> None:
+    """Replace each descriptor by /dev/null.
 
-    Its number stays taken, as the child's copy of the object may close it at any time.
+    Its number stays in use, since the child's copy of the object may close it at any time.
     """
-    nothing = os.open(os.devnull, os.O_RDWR)
+    null = os.open(os.devnull, os.O_RDWR)
     for file in tuple(_ours):
         try:
-            os.dup2(nothing, file.fileno(), inheritable=False)
-        except Exception:  # noqa: S112 - it is closed; each library says so in its own way
+            os.dup2(null, file.fileno(), inheritable=False)
+        except Exception:  # noqa: S112 - closed; libraries raise different exceptions
             continue
-    os.close(nothing)
+    os.close(null)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 COMPLETED = "completed"  # ran to the horizon
-PRUNED = "pruned"  # stopped at a rung, since others were better there
+PRUNED = "pruned"  # stopped at a rung by the pruner
 DIVERGED = "diverged"  # stopped by the guard
-FAILED = "failed"  # its code raised, or its workers kept dying
-CANCELLED = "cancelled"  # somebody stopped it
+FAILED = "failed"  # its code raised, or its workers died repeatedly
+CANCELLED = "cancelled"  # its study was stopped
 
 KINDS = (COMPLETED, PRUNED, DIVERGED, FAILED, CANCELLED)
 RUNNING = "running"
@@ -21,8 +21,8 @@ class Outcome:
 
     kind: str  # one of KINDS
     reason: str  # a sentence for a person; never empty
-    value: float | None = None  # the objective, finite; None where there is none
-    stopped_step: int | None = None  # where a diverged trial was stopped
+    value: float | None = None  # the objective, finite; None if there is none
+    stopped_step: int | None = None  # the step at which a diverged trial was stopped
 
     def __post_init__(self) -> None:
         assert self.kind in KINDS

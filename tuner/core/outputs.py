@@ -1,4 +1,4 @@
-"""Writing what commands leave in files: whole or not at all, and a sentence where it cannot be."""
+"""Write the output files of commands atomically."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from tuner.core.errors import OutputError
 
 @contextmanager
 def writing_into(folder: Path) -> Iterator[None]:
-    """Create a folder and raise `OutputError` where the body, or this, cannot write."""
+    """Create a folder; raise `OutputError` if that or the body cannot write."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
         raise OutputError(
-            f"cannot write into {folder}: {error.strerror or error}; make room or name another "
-            "folder, and run the command again. The trials are safe in the ledger"
+            f"cannot write into {folder}: {error.strerror or error}; free some space or name "
+            "another folder, and run the command again. The trials are safe in the ledger"
         ) from error
 
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """Give a path beside `file`, which takes its place when the body is done.
+    """Yield a temporary path, which replaces `file` after the body.
 
-    Where that fails the file that was there stays.
+    If the body raises, an existing file is kept.
     """
     partial = file.with_name(f".partial-{file.name}")
     try:

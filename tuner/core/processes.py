@@ -1,4 +1,4 @@
-"""Processes: the recorder beside a worker, what ends with the process that started it, signals."""
+"""The recorder process of a worker, processes that end with their parent, and signals."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from tuner.core.errors import UnavailableError
 from tuner.core.forking import keep_from_children
 
 RECORDER_STARTS = 3
-"""How often a recorder is started again that dies at the end; what it leaves is never lost."""
+"""How many recorders that die at the end are replaced; unpublished records are never lost."""
 WATCH_SECONDS = 1.0
-"""How long until a recorder that died earlier is started again; longer each time."""
+"""Time until a recorder that died is replaced; doubled each time."""
 NOTICE_SECONDS = 3.0
-"""How long publishing the rest may take before the log says that this is what we wait for."""
+"""Time after which a log line says that we wait for the recorder."""
 PARENT_SECONDS = 0.5
-"""How often a process looks whether the one that started it is still there."""
+"""Time between two checks for a process's parent."""
 ORPHAN_SECONDS = 30.0
-"""How long a process whose parent has died may take to save its work, and then to end."""
+"""Timeout for a process without parent to save its work, and then to end."""
 
 log = logging.getLogger(__name__)
 
 
 class RecorderProcess:
-    """A recorder beside this process. It publishes what is left when this process ends or dies.
+    """A recorder in a child process, which publishes the rest when this process ends or dies.
 
-    Its standard input is a pipe from here. A byte tells the recorder to finish; so do the pipe's
-    end and the end of this process. The pipe's end alone would not do, since a forked child of the
-    workload's may hold a copy.
+    Its standard input is a pipe from this process. A byte asks the recorder to finish; so do the
+    end of the pipe and the end of this process. The end of the pipe alone is not sufficient, since
+    a forked child of the workload may hold a copy.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -50,11 +50,11 @@ class RecorderProcess:
 
     @property
     def waiting(self) -> str:
-        """What `close` waits for, for people."""
+        """What `close` waits for, as a message."""
         return f"waiting for the recorder (process {self._process.pid}) to publish what is left"
 
     def _start(self) -> subprocess.Popen[bytes]:
-        # a session of its own, so that Ctrl-C in the terminal reaches this process alone
+        # in its own session, so that Ctrl-C in the terminal reaches only this process
         process = subprocess.Popen(  # noqa: S603 - our own program
             self._command,
             bufsize=0,
@@ -67,18 +67,18 @@ class RecorderProcess:
         return process
 
     def _keep_alive(self) -> None:
-        """Start another recorder when this one is gone, until `close`."""
+        """Replace the recorder when it dies, until `close`."""
         pause = WATCH_SECONDS
         while not self._closing.wait(pause):
             if self._process.poll() is not None:
                 code = self._process.returncode
-                log.warning("the recorder ended with %d; another one goes on", code)
+                log.warning("the recorder ended with %d and is replaced", code)
                 self._finish()
                 self._process = self._start()
                 pause *= 2
 
     def _finish(self) -> None:
-        """Tell the recorder to finish, unless it has ended or knows."""
+        """Ask the recorder to finish, unless it has ended or was asked already."""
         pipe = self._process.stdin
         assert pipe is not None
         if not pipe.closed:
@@ -86,18 +86,20 @@ class RecorderProcess:
                 pipe.write(b"\n")
 
     def leave(self) -> None:
-        """Tell the recorder to finish, and leave it to itself."""
+        """Ask the recorder to finish, and do not wait for it."""
         self._closing.set()
         self._watcher.join()
         self._finish()
 
     def close(self, seconds: float | None = None) -> bool:
-        """Wait until all is published, or for so many seconds; tell whether it could be.
+        """Wait until everything is published, at most `seconds`. Return whether it is.
 
-        A recorder that is left alone goes on until it is done.
+        After a timeout the recorder continues until it has finished.
         """
         self.leave()
-        has_tried = self._process.poll() is None  # to publish the rest, when it ends; else earlier
+        has_tried = (
+            self._process.poll() is None
+        )  # a live recorder publishes the rest before it ends
         for start in range(1 + RECORDER_STARTS):
             if start:
                 self._process = self._start()
@@ -109,12 +111,12 @@ class RecorderProcess:
             if code == 0:
                 return True
             if has_tried and code == UnavailableError.exit_code:
-                break  # it has said what it cannot reach
+                break  # it has logged what it cannot reach
             has_tried = True
         return False
 
     def _wait(self, seconds: float | None) -> int:
-        """Wait for the recorder's end; after a while, log so."""
+        """Wait for the recorder's end and log a line if that takes long. Return its exit code."""
         notice = NOTICE_SECONDS if seconds is None else min(NOTICE_SECONDS, seconds)
         try:
             return self._process.wait(notice)
@@ -124,9 +126,9 @@ class RecorderProcess:
 
 
 def on_end_of(parent: int, act: Callable[[], None]) -> None:
-    """Call a function, in a thread of its own, once the process that started this one has ended.
+    """Call a function in a thread when the parent of this process has ended.
 
-    `parent` is its number, as it knew it: a process whose parent dies is given another one.
+    `parent` is its process number; a process whose parent dies gets another parent.
     """
 
     def watch() -> None:
@@ -138,10 +140,10 @@ def on_end_of(parent: int, act: Callable[[], None]) -> None:
 
 
 def end_with(parent: int) -> None:
-    """End this process after its parent: save the work, then leave at once, then be killed."""
+    """End this process after its parent: by SIGTERM, a second SIGTERM, then SIGKILL."""
 
     def end() -> None:
-        log.warning("the process that started this one (%d) has ended: ending too", parent)
+        log.warning("the parent process (%d) has ended; ending too", parent)
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
             os.kill(os.getpid(), number)
             time.sleep(ORPHAN_SECONDS)
@@ -150,46 +152,46 @@ def end_with(parent: int) -> None:
 
 
 class Stop(threading.Event):
-    """Set once this process is told to stop."""
+    """An event that a signal sets to stop this process."""
 
     by: signal.Signals | None = None
-    """The signal that told it."""
+    """The signal that set it."""
 
     def __init__(self, doing: str) -> None:
         super().__init__()
         self.doing = doing
-        """What a signal leads to, or what it must wait for; it may change."""
+        """What happens after a signal, for the log; it may change."""
 
 
 @contextmanager
-def told_to_stop(doing: str) -> Iterator[Stop]:
-    """Turn the first SIGINT or SIGTERM into an event; a second one interrupts at once.
+def stop_on_signals(doing: str) -> Iterator[Stop]:
+    """Set an event at the first SIGINT or SIGTERM; raise `KeyboardInterrupt` at the second.
 
-    `doing` says what happens meanwhile. Only the main thread can be told; in another one the event
-    stays unset. A forked child, such as a worker of a `DataLoader`, has a copy of the handlers:
-    there the first Ctrl-C of the terminal is ignored, as it is meant for this process, and
-    anything else does what it did before.
+    `doing` is logged as what happens meanwhile. Signals are handled in the main thread only; in
+    another thread the event stays unset. A forked child, such as a worker of a `DataLoader`, has a
+    copy of the handlers: it ignores the first Ctrl-C of the terminal, which is meant for this
+    process, and handles every other signal as before.
     """
-    stop, us = Stop(doing), os.getpid()
+    stop, pid = Stop(doing), os.getpid()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
-    def ask(number: int, _frame: FrameType | None) -> None:
-        told, is_first = signal.Signals(number), stop.by is None
-        if os.getpid() != us:
-            stop.by = told
-            if told != signal.SIGINT or not is_first:
-                signal.signal(told, before[told])
-                signal.raise_signal(told)
+    def handle(number: int, _frame: FrameType | None) -> None:
+        received, is_first = signal.Signals(number), stop.by is None
+        if os.getpid() != pid:
+            stop.by = received
+            if received != signal.SIGINT or not is_first:
+                signal.signal(received, before[received])
+                signal.raise_signal(received)
             return
         if not is_first:
             raise KeyboardInterrupt
-        stop.by = told
+        stop.by = received
         stop.set()
-        log.warning("%s: %s; again to leave at once", told.name, stop.doing)
+        log.warning("%s: %s; repeat to end at once", received.name, stop.doing)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:

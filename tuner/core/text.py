@@ -1,4 +1,4 @@
-"""Text that somebody else wrote: what may be stored, shown on a terminal, or be a name."""
+"""Check and escape text from outside before it is stored, printed or used as a name."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ import posixpath
 import re
 
 NAME_LIMIT = 250
-"""How many characters the name of a study may have; MLflow's run names have no more."""
+"""The most characters of a study's name; MLflow's limit for run names."""
 
 
 def shortened(text: str, limit: int) -> str:
-    """Cut a text to so many characters; its digest at the end tells it from others cut alike."""
+    """Cut a text to `limit` characters; a digest at its end keeps it unique."""
     if len(text) <= limit:
         return text
     return f"{text[: limit - 9]}~{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def derived(name: str, what: str) -> str:
-    """Name what comes of a study, as a study may be called."""
+    """Return the name of a study derived from another study, within the limit."""
     return f"{shortened(name, NAME_LIMIT - 1 - len(what))} {what}"
 
 
 def printable(text: str) -> str:
-    """Escape what a terminal would obey and a database refuse: control characters and the like."""
+    """Escape characters that are not printable, such as control characters."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def is_readable(text: str) -> bool:
-    """Tell whether a text is printable characters, line ends and tabs, and nothing else."""
+    """Return whether a text has only printable characters, line ends and tabs."""
     return all(c.isprintable() or c in "\n\t" for c in text)
 
 
 def is_metric_name(name: str) -> bool:
-    """Tell whether a metric may be called so; MLflow makes paths of names, and checks them alike.
+    """Return whether MLflow accepts a metric name, which it also uses as a path.
 
-    One that it refused would keep its run from ever being published.
+    A run with a refused name could never be published.
     """
     plain = re.fullmatch(r"[\w.\-/: ]{1,250}", name, re.ASCII) is not None
     return plain and posixpath.normpath(name) == name and not name.startswith((".", "/"))

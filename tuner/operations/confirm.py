@@ -1,10 +1,9 @@
-"""Is the winner really the winner? The best trials again, under seeds that they share.
+"""Confirm the best trial: train the best trials again under shared new seeds.
 
-The best value of a search is too good to be true: of many noisy values the lowest is taken. New
-seeds measure the candidates without that selection. They are the trials of a study of their own,
-so each leaves its curve and its run, and an interrupted confirmation goes on where it was. All
-candidates have the same seeds, round by round, so what a seed adds to each of them cancels in
-the differences.
+The best value of a search is biased, as the lowest of many noisy values. New seeds measure the
+candidates without that selection. The new trials belong to a study of their own, so each has its
+curve and its run, and an interrupted confirmation can be resumed. All candidates share the same
+seeds, so the effect of a seed on all of them cancels in the paired differences.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from tuner.analysis import ranking
 from tuner.analysis.statistics import Interval, bootstrap_interval, simultaneous, t_interval
@@ -24,6 +24,9 @@ from tuner.core.errors import UsageError
 from tuner.core.outcome import COMPLETED, RUNNING
 from tuner.core.text import derived
 from tuner.ledger import Ledger, Reader, StudyRecord, TrialRecord
+from tuner.ledger.database import Addresses
+from tuner.operations import run
+from tuner.operations.run import Ended
 
 LEVEL = 0.95
 CONFIRMED, REFUTED, UNDECIDED = "confirmed", "refuted", "undecided"
@@ -31,29 +34,29 @@ CONFIRMED, REFUTED, UNDECIDED = "confirmed", "refuted", "undecided"
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One of the best trials, and what it did under the new seeds."""
+    """One of the best trials and its values under the new seeds."""
 
-    trial: int  # its number in the study that is confirmed
+    trial: int  # its number in the original study
     params: Mapping[str, ParameterValue]
     found: float  # its value in that study
-    values: tuple[float | None, ...]  # [round]; None where it did not complete
-    worse: Interval | None  # than the winner, paired by seed; positive is worse; None: no pairs
-    bootstrap: Interval | None  # the same, without a normal's shape
+    values: tuple[float | None, ...]  # [round]; None: not completed
+    worse: Interval | None  # difference to the winner, paired by seed; > 0 is worse; None: no pairs
+    bootstrap: Interval | None  # the same by the bootstrap, without assuming a normal distribution
 
     @property
     def completed(self) -> list[float]:
-        """The values that there are."""
+        """The values of the completed trials."""
         return [value for value in self.values if value is not None]
 
     @property
     def mean(self) -> float | None:
-        """The mean of the values that there are."""
+        """The mean of those values."""
         return float(np.mean(self.completed)) if self.completed else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Confirmation:
-    """The candidates, the winner first, and what follows."""
+    """The candidates, the winner first, and the verdict."""
 
     study: StudyRecord
     trials: StudyRecord  # the study of the new trials
@@ -62,7 +65,7 @@ class Confirmation:
     sentence: str
 
     def as_json(self) -> dict[str, Any]:
-        """Give what `tuner confirm --json` prints."""
+        """Return what `tuner confirm --json` prints."""
         return {
             "study": self.study.name,
             "confirmation": self.trials.name,
@@ -87,11 +90,43 @@ class Confirmation:
         }
 
 
-def submit(ledger: Ledger, study: StudyRecord, *, top: int, seeds: int) -> StudyRecord:
-    """Put the study of the new trials into the ledger, or find the one that is there.
+@dataclass(frozen=True, kw_only=True)
+class Confirmed:
+    """A confirmation, and how its training ended."""
 
-    The same candidates with more seeds go on in the same study. Raises `UsageError` when fewer
-    than two trials have completed.
+    confirmation: Confirmation
+    ended: Ended
+    unfinished: int  # trials that have not ended
+
+
+def confirm(
+    ledger: Ledger,
+    places: Addresses,
+    study: StudyRecord,
+    *,
+    top: int,
+    seeds: int,
+    prefixes: Sequence[str],
+    console: Console | None = None,
+) -> Confirmed:
+    """Train the best `top` trials again under `seeds` new seeds and compare them in pairs.
+
+    Raise `UsageError` if fewer than two trials have completed.
+    """
+    confirming = submit(ledger, study, top=top, seeds=seeds)
+    ended = run.train_study(ledger, places, confirming, prefixes, console=console)
+    return Confirmed(
+        confirmation=compare(ledger, study, ledger.study(confirming.name), seeds),
+        ended=ended,
+        unfinished=unfinished(ledger, confirming),
+    )
+
+
+def submit(ledger: Ledger, study: StudyRecord, *, top: int, seeds: int) -> StudyRecord:
+    """Submit the study of the new trials, or return the existing one.
+
+    The same candidates with more seeds continue the same study. Raise `UsageError` if fewer than
+    two trials have completed.
     """
     best = [
         trial
@@ -114,36 +149,38 @@ def submit(ledger: Ledger, study: StudyRecord, *, top: int, seeds: int) -> Study
     for count in range(1, len(known) + 2):
         name = derived(study.name, "confirm" + (f" {count}" if count > 1 else ""))
         spec = _spec(study, name, different, len(different) * seeds)
-        there = known.get(name)
-        if there is None or there.digest == spec.digest():
-            limit = max(spec.budget.trials, there.limit if there else 0)  # never fewer
-            made, _ = ledger.submit(spec, limit=limit, workload=study.workload)
-            return made
+        existing = known.get(name)
+        if existing is None or existing.digest == spec.digest():
+            limit = max(spec.budget.trials, existing.limit if existing else 0)  # never fewer
+            submitted, _ = ledger.submit(spec, limit=limit, workload=study.workload)
+            return submitted
     raise AssertionError("one of the names is free")
 
 
 def _spec(
     study: StudyRecord, name: str, params: Sequence[Mapping[str, ParameterValue]], trials: int
 ) -> StudySpec:
-    """Give the study that trains each of `params` once a round, to the horizon."""
+    """Return the study that trains each of `params` once a round, to the horizon."""
     tables = study.spec.model_dump(mode="json")
     tables["training"] |= {"threads": study.threads}
     tables["study"] |= {
         "name": name,
-        "description": f"The best trials of {study.name} again, under seeds that they share.",
+        "description": f"The best trials of {study.name} again, under shared seeds.",
     }
     tables["search"] |= {"sampler": {"name": "listed", "params": params}, "pruner": "none"}
     tables["budget"] |= {"trials": trials}
     return StudySpec.model_validate_json(json.dumps(tables))
 
 
-def compare(ledger: Reader, study: StudyRecord, again: StudyRecord, seeds: int) -> Confirmation:
+def compare(
+    ledger: Reader, study: StudyRecord, confirming: StudyRecord, seeds: int
+) -> Confirmation:
     """Compare the candidates with the winner, seed by seed."""
-    sampler = again.spec.search.sampler
+    sampler = confirming.spec.search.sampler
     assert isinstance(sampler, Listed)
     found = _found(study, ledger.trials(study.id), sampler)
     values: list[list[float | None]] = [[None] * seeds for _ in sampler.params]
-    for trial in ledger.trials(again.id):
+    for trial in ledger.trials(confirming.id):
         place, round_ = trial.number % len(sampler.params), sampler.round(trial.number)
         if round_ < seeds and trial.state == COMPLETED:
             values[place][round_] = trial.value
@@ -172,21 +209,21 @@ def compare(ledger: Reader, study: StudyRecord, again: StudyRecord, seeds: int) 
     verdict, sentence = _verdict(candidates, study)
     return Confirmation(
         study=study,
-        trials=again,
+        trials=confirming,
         candidates=tuple(candidates),
         verdict=verdict,
         sentence=sentence,
     )
 
 
-def unfinished(ledger: Reader, again: StudyRecord) -> int:
-    """Count the trials that are still to be trained to an end."""
-    ended = [trial for trial in ledger.trials(again.id) if trial.state != RUNNING]
-    return again.limit - len(ended)
+def unfinished(ledger: Reader, confirming: StudyRecord) -> int:
+    """Return the number of trials that have not ended."""
+    ended = [trial for trial in ledger.trials(confirming.id) if trial.state != RUNNING]
+    return confirming.limit - len(ended)
 
 
 def _found(study: StudyRecord, trials: Sequence[TrialRecord], sampler: Listed) -> list[TrialRecord]:
-    """Give the trial of the study that each listed combination comes from."""
+    """Return the original trial of each listed combination."""
     best = [one for one in ranking.ranked(study, trials) if one.state == COMPLETED]
     return [next(one for one in best if one.params == params) for params in sampler.params]
 
@@ -205,8 +242,8 @@ def _verdict(candidates: Sequence[Candidate], study: StudyRecord) -> tuple[str, 
     better = [one for one in others if one.worse is not None and one.worse.below]
     if better:
         first = min(better, key=lambda one: one.worse.mean if one.worse else 0.0)
-        said = _in_words(first)
-        return REFUTED, f"No: trial {first.trial} is better than {name}: {said}. {about}"
+        difference = _in_words(first)
+        return REFUTED, f"No: trial {first.trial} is better than {name}: {difference}. {about}"
     open_ = [
         one
         for one in others
@@ -215,8 +252,8 @@ def _verdict(candidates: Sequence[Candidate], study: StudyRecord) -> tuple[str, 
     if open_:
         listed = "; ".join(f"trial {one.trial}: {_in_words(one)}" for one in open_)
         return UNDECIDED, (
-            f"Undecided: {name} cannot be told from {len(open_)} of {len(others)} others "
-            f"({listed}). More seeds may tell. {about}"
+            f"Undecided: {name} is not significantly different from {len(open_)} of {len(others)} "
+            f"others ({listed}). More seeds may decide. {about}"
         )
     listed = "; ".join(f"trial {one.trial}: {_in_words(one)}" for one in others)
     return CONFIRMED, f"Yes: {name} is better than all {len(others)} others ({listed}). {about}"
@@ -225,10 +262,10 @@ def _verdict(candidates: Sequence[Candidate], study: StudyRecord) -> tuple[str, 
 def _in_words(candidate: Candidate) -> str:
     interval = candidate.worse
     if interval is None:
-        return "completed under no seed that the winner completed under"
+        return "no seed was completed by both it and the winner"
     mean = _signed(interval.mean)
     if interval.n == 1:
-        return f"{mean} under the one seed that both completed, which says nothing of scatter"
+        return f"{mean} under the only seed that both completed, too few to estimate the spread"
     low, high = _signed(interval.low), _signed(interval.high)
     sure = f"with {100 * interval.level:.3g}% confidence"
     if interval.low <= 0 <= interval.high:

@@ -1,4 +1,4 @@
-"""The addresses and the ledger that this process's folder and environment name."""
+"""The addresses and the ledger that the working directory and the environment name."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from tuner.ledger import LEASE_SECONDS, Ledger, database
 from tuner.ledger.database import Addresses
 
 PREFIXES = ("tuner.", "studies.")
-"""Modules whose names begin so may be imported as workloads, unless others are named."""
+"""Prefixes of the modules that may be imported as workloads, unless others are named."""
 
 
-def places() -> Addresses:
-    """Find the addresses."""
+def addresses() -> Addresses:
+    """Return the addresses of the database, of MLflow and of the folders."""
     return database.addresses(os.environ, Path.cwd())
 
 
-def ledger(*, create: bool = False) -> Ledger:
-    """Open the ledger; make it first where there is none and `create` allows it."""
+def open_ledger(*, create: bool = False) -> Ledger:
+    """Open the ledger; with `create`, create a missing one. Raise `UnavailableError`."""
     lease = float(os.environ.get("TUNER_LEASE_SECONDS", LEASE_SECONDS))
-    return Ledger(database.open_ledger(places(), create=create), lease)
+    return Ledger(database.open_ledger(addresses(), create=create), lease)

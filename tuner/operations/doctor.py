@@ -1,4 +1,4 @@
-"""Proving that the ledger, Optuna's tables and MLflow's runs match one to one."""
+"""Check that the ledger, Optuna's tables and MLflow's runs match one to one."""
 
 from __future__ import annotations
 
@@ -26,17 +26,15 @@ from tuner.tracking.projection import Mismatch
 from tuner.tracking.recorder import Recorder
 
 DECIDING = ("tuner", "torch", "optuna", "numpy")
-"""Packages that decide what a trial's numbers are; workers at one study should have them alike."""
+"""Packages that determine a trial's values; all workers should have the same versions."""
 BROKEN = "curve"
-"""The kind of problem that says that the ledger itself is not whole."""
+"""The kind of problem for rows that the ledger has lost."""
 OURS, OPTUNAS, MLFLOWS = "schema_ledger", "schema_optuna", "schema_mlflow"
-"""Kinds of problems that say that tables are not as they were made."""
-
-
+"""Kinds of problems for tables that differ from their definitions."""
 LEFT_ALONE = {BROKEN, optuna_check.NAME_TAKEN}
-"""Kinds of problems of which one keeps a study from being repaired."""
+"""Kinds of problems that prevent the repair of their study."""
 NOTICES = (mlflow_check.RENAMED,)
-"""Kinds that people may bring about; they are reported, and nothing is wrong."""
+"""Kinds that users may cause on purpose; they are reported, but not as errors."""
 _CLEAR = (
     "delete Optuna's study of it (`optuna delete-study --study-name NAME --storage URL`; `tuner db "
     "urls` prints the URL) and run `tuner doctor --repair`, which writes tuner's trials again"
@@ -44,9 +42,9 @@ _CLEAR = (
 _BACKUP = "restore the database from a backup, or accept it as it is"
 ADVICE = {
     optuna_check.FOREIGN_TRIALS: (
-        "Somebody else wrote trials into tuner's study in Optuna, which cannot delete single "
-        "trials. They are left alone, and tuner's own are complete without them. To be rid of "
-        f"them, {_CLEAR}."
+        "Another program wrote trials into tuner's study in Optuna, which cannot delete single "
+        "trials. They are left unchanged, and tuner's own trials are complete without them. To "
+        f"remove them, {_CLEAR}."
     ),
     optuna_check.NAME_TAKEN: (
         "Optuna has a study of this name that is not tuner's, so tuner's is not published there. "
@@ -55,48 +53,49 @@ ADVICE = {
     ),
     "optuna_": (
         "Optuna never changes a trial that has ended; a repair writes the whole study again, "
-        f"unless that would delete trials that are not tuner's. If nobody needs those, {_CLEAR}."
+        f"unless that would delete trials that are not tuner's. If they are not needed, {_CLEAR}."
     ),
     "experiment_doubled": (
-        "Either may have runs that somebody needs. Delete the one that is not needed in MLflow."
+        "Either may have runs that are needed. Delete the one that is not needed in MLflow."
     ),
-    mlflow_check.RENAMED: "MLflow's users may rename it; it is known by its id and tag.",
+    mlflow_check.RENAMED: "Users may rename an experiment; it is identified by its id and tag.",
     "run_extra": (
-        "MLflow has a run tagged as this study's whose trial the ledger does not have. It is left "
-        "alone, since nothing else may have its points. Delete it in MLflow if nobody needs it."
+        "MLflow has a run tagged with this study whose trial the ledger does not have. It is left "
+        "unchanged, since its points may exist nowhere else. If it is not needed, delete it in "
+        "MLflow."
     ),
     "run_": (
-        "MLflow was not brought to the ledger's state. Look whether somebody changes its runs, or "
-        "whether this login may write there, and repair again."
+        "MLflow was not brought to the ledger's state. Check whether another program changes its "
+        "runs and whether this login may write there, and repair again."
     ),
     BROKEN: (
-        "The ledger has lost rows of this curve. No other record can be trusted to have all of "
-        f"them, and the study's records are left as they are. To get them back, {_BACKUP}."
+        "The ledger has lost rows of this curve. No other record is known to have all of them, so "
+        f"the study's records are left unchanged. To restore the rows, {_BACKUP}."
     ),
     "budget": (
-        "The ledger's count of trials is not that of its trials; only a change by hand does that. "
+        "The ledger's count of trials differs from its trials; only a manual change causes that. "
         f"To correct it, {_BACKUP}."
     ),
     "checkpoint": (
-        "A file cannot be made again. Restore it from a backup; without it the trial starts again "
-        "from an earlier checkpoint or from its beginning."
+        "A checkpoint cannot be recreated. Restore it from a backup; without it the trial resumes "
+        "at an earlier checkpoint or restarts."
     ),
     "lease": (
-        "Expired leases are kept for a while after the database has started or was unreachable. "
+        "Expired leases are kept for a while after a start or an outage of the database. "
         "Start a worker, or repair again in a minute."
     ),
     "schema_": (
-        "Tables are not as they were made. The line above says what to run, as the owner of the "
-        f"tables. Where something is missing that holds data, {_BACKUP}."
+        "Tables differ from their definitions. Run what the line above says as the owner of the "
+        f"tables. If a missing table or column held data, {_BACKUP}."
     ),
-    "versions": "Stop the workers with other versions, and start them again with the same ones.",
+    "versions": "Restart all workers with the same versions.",
 }
-"""Why a repair leaves a problem, and what a person can do, by its kind or how its kind begins."""
+"""Why a repair leaves a problem and what to do, by its kind or the prefix of its kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """Something that does not match."""
+    """A mismatch."""
 
     kind: str
     study: str | None  # None: the whole database
@@ -106,12 +105,12 @@ class Problem:
 
 
 def examine(engine: Engine, places: Addresses) -> list[Problem]:
-    """Find all that does not match, in every study. Changes nothing."""
+    """Return all mismatches of all studies. Change nothing."""
     ledger = Reader(engine)
     schema = ledger_differences(places)
     found = [_of_schema(OURS, one) for one in schema]
     if any(one.has_rows for one in schema):
-        return found  # what else there is cannot be read
+        return found  # the rest cannot be read
     storage, client = optuna_storage(places), tracking_client(places)
     found += _of_libraries(places)
     for study in ledger.studies():
@@ -132,12 +131,11 @@ def examine(engine: Engine, places: Addresses) -> list[Problem]:
 
 
 def repair(engine: Engine, places: Addresses) -> list[Problem]:
-    """Reap lost leases and republish mismatched records; return which problems were repaired.
+    """Reap expired leases and republish mismatched records; return each problem with its result.
 
-    Where MLflow or Optuna cannot change what they have, it is deleted there and written anew:
-    one run, or all of Optuna's trials of the study, unless some of them are not ours. A study of
-    which the ledger has lost something is left as it is: MLflow may have more of it. `advice`
-    has what to do about the rest.
+    Records that MLflow or Optuna cannot change are deleted and written again: one run, or all of
+    Optuna's trials of the study, unless some are not ours. A study whose ledger has lost rows is
+    left unchanged, since MLflow may have them. `advice` explains what to do about the rest.
     """
     before = examine(engine, places)
     if not before:
@@ -173,7 +171,7 @@ def repair(engine: Engine, places: Addresses) -> list[Problem]:
 
 
 def _which(problem: Problem) -> tuple[object, ...]:
-    """Return what makes two problems the same one."""
+    """Return the identity of a problem."""
     schema = problem.detail if problem.study is None else None
     return problem.kind, problem.study, problem.trial, schema
 
@@ -185,7 +183,7 @@ def _why(problem: Problem, failed: Mapping[str, str]) -> str:
 
 
 def notes(places: Addresses) -> list[str]:
-    """Return what is worth knowing and no mismatch: tables that cannot be written in bulk."""
+    """Return notes that are not mismatches: tables that cannot be written in bulk."""
     storage, client = optuna_storage(places), tracking_client(places)
     found = [optuna_rows.unsupported_schema(storage)]
     engine = mlflow_rows.tables_engine(client.tracking_uri)
@@ -196,7 +194,7 @@ def notes(places: Addresses) -> list[str]:
 
 
 def _of_libraries(places: Addresses) -> Iterator[Problem]:
-    """Compare Optuna's and MLflow's tables with their definitions, where we know these."""
+    """Compare Optuna's and MLflow's tables with their definitions, if these are known."""
     storage, client = optuna_storage(places), tracking_client(places)
     if optuna_rows.unsupported_schema(storage) is None:
         yield from (_of_schema(OPTUNAS, one) for one in optuna_rows.schema_differences(storage))
@@ -217,8 +215,8 @@ def _of_schema(kind: str, one: Difference) -> Problem:
     return Problem(kind=kind, study=None, trial=None, detail=f"{one.what}; {remedy}")
 
 
-def is_well(problems: Sequence[Problem]) -> bool:
-    """Return whether nothing is wrong, or no longer."""
+def is_healthy(problems: Sequence[Problem]) -> bool:
+    """Return whether every problem is repaired or a notice."""
     return all(problem.repaired or problem.kind in NOTICES for problem in problems)
 
 
@@ -227,11 +225,11 @@ def advice(problems: Sequence[Problem]) -> list[str]:
     lines = []
     left = {one.study for one in problems if one.kind in LEFT_ALONE}
     for kind in dict.fromkeys(one.kind for one in problems if not one.repaired):
-        said = ADVICE.get(kind) or ADVICE[f"{kind.partition('_')[0]}_"]
-        lines.append(f"{kind}: {said}")
+        text = ADVICE.get(kind) or ADVICE[f"{kind.partition('_')[0]}_"]
+        lines.append(f"{kind}: {text}")
     others = [one for one in problems if not one.repaired and one.kind not in ADVICE]
     if any(one.study in left for one in others):
-        lines.append("A study whose ledger is not whole, or whose name is taken, is not repaired.")
+        lines.append("A study whose ledger has lost rows, or whose name is taken, is not repaired.")
     return lines
 
 
@@ -259,7 +257,7 @@ def _in_ledger(
 
 
 def _versions(attempts: Sequence[AttemptRecord]) -> Iterator[Mismatch]:
-    """Compare the versions of what a study's trials are trained with just now."""
+    """Compare the versions of packages of the workers that train a study now."""
     live = [attempt for attempt in attempts if attempt.live]
     for package in DECIDING:
         found: dict[str, str] = {}  # a worker by its version
@@ -268,7 +266,9 @@ def _versions(attempts: Sequence[AttemptRecord]) -> Iterator[Mismatch]:
             if version is not None:
                 found[version] = attempt.worker
         if len(found) > 1:
-            said = ", ".join(f"{version} in {worker}" for version, worker in sorted(found.items()))
+            listed = ", ".join(
+                f"{version} in {worker}" for version, worker in sorted(found.items())
+            )
             yield Mismatch(
-                "versions", None, f"its workers have different versions of {package}: {said}"
+                "versions", None, f"its workers have different versions of {package}: {listed}"
             )

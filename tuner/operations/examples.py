@@ -1,4 +1,4 @@
-"""Files to start from: the examples of this package, and a new study of one's own."""
+"""Copy the examples of this package, or start a new study from a template."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pathlib import Path
 from tuner.core.errors import UsageError
 
 FOLDER = "studies"
-"""Where the files go, below the current folder; study files name their modules so."""
+"""The folder that files are written to; study files name their modules by it."""
 STARTER = "starter"
-"""The example that a new study is a copy of."""
+"""The example that a new study is copied from."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Copied:
-    """What was copied, as paths from the current folder."""
+    """The copied files, as paths relative to the current folder."""
 
     written: tuple[str, ...]
-    present: tuple[str, ...]  # with this content already
+    present: tuple[str, ...]  # existed with the same content
 
 
 def examples() -> dict[str, str]:
@@ -42,19 +42,19 @@ def copy(names: Sequence[str], folder: Path) -> Copied:
     known = examples()
     for name in names:
         if name not in known:
-            raise UsageError(f"there is no example {name!r}; there are {', '.join(known)}")
+            raise UsageError(f"there is no example {name!r}; the examples are {', '.join(known)}")
     return _write({path: _text(path) for name in names for path in _needed(f"{name}.toml")}, folder)
 
 
 def start(name: str, folder: Path) -> Copied:
     """Write a commented study file and a workload of this name into `studies` in a folder.
 
-    Raise `UsageError` where the name is no module's, or its files exist.
+    Raise `UsageError` if the name is not a valid module name, or if its files exist.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise UsageError(
-            f"expected a name of small letters, digits and _ that begins with a letter, as it "
-            f"becomes a module's, got {name!r}"
+            f"expected a module name: lower-case letters, digits and _, beginning with a letter; "
+            f"got {name!r}"
         )
     taken = [path for path in (f"{name}.toml", f"{name}.py") if (folder / FOLDER / path).exists()]
     if taken:
@@ -67,14 +67,14 @@ def start(name: str, folder: Path) -> Copied:
 
 
 def _needed(path: str) -> Iterator[str]:
-    """Yield a file and, recursively, the modules beside it that it names."""
+    """Yield a file and, recursively, the modules of its folder that it names."""
     yield path
     for module in re.findall(rf'"{FOLDER}\.(\w+):|^from \.(\w+) import', _text(path), re.MULTILINE):
         yield from _needed(f"{''.join(module)}.py")
 
 
 def _write(texts: Mapping[str, str], folder: Path) -> Copied:
-    """Write files, or none of them where one would be overwritten."""
+    """Write all files, or none if one would be overwritten."""
     into = folder / FOLDER
     present = {
         path for path, text in texts.items() if (into / path).exists() and _same(into / path, text)
@@ -86,7 +86,7 @@ def _write(texts: Mapping[str, str], folder: Path) -> Copied:
         into.mkdir(exist_ok=True)
         for path in texts.keys() - present:
             (into / path).write_text(texts[path], encoding="utf-8")
-        # a regular package, since a namespace package gives way to one installed under its name
+        # a regular package; a namespace package would be shadowed by an installed one of this name
         (into / "__init__.py").touch()
     except OSError as error:
         raise UsageError(f"{into} cannot be written: {error.strerror or error}") from error

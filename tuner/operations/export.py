@@ -1,4 +1,4 @@
-"""Trials and curves as tables of pandas, and as files of them."""
+"""Trials and curves as pandas tables and as files."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ CURVE_TYPES = {
 
 
 def trials(ledger: Reader, study: StudyRecord) -> pd.DataFrame:
-    """Give one row a trial, in the order of numbers; what is missing is NA.
+    """Return one row per trial, by number; missing values are NA.
 
-    Parameters are columns named `params_lr` and so on. `seconds` is from the trial's creation to
-    its end, with the time that it waited for a worker.
+    Parameters are in columns such as `params_lr`. `seconds` is the time from the trial's creation
+    to its end, including the wait for a worker.
     """
     records = ledger.trials(study.id)
     names = list(dict.fromkeys(name for one in records for name in one.params or {}))
@@ -64,10 +64,10 @@ def trials(ledger: Reader, study: StudyRecord) -> pd.DataFrame:
 def curves(
     ledger: Reader, study: StudyRecord, numbers: Collection[int] | None = None
 ) -> pd.DataFrame:
-    """Give one row a measured value: trial, step, metric, value, time; of all trials or some.
+    """Return one row per measured value: trial, step, metric, value, time; of all or some trials.
 
-    Every step is there, and so is every value that is not finite. Raises `NotFoundError` when
-    there is no trial of a number.
+    Every step is included, and so are values that are not finite. Raise `NotFoundError` for an
+    unknown trial.
     """
     records = {one.number: one for one in ledger.trials(study.id)}
     missing = sorted(set(numbers or ()) - set(records))
@@ -82,9 +82,9 @@ def curves(
 def export(
     ledger: Reader, study: StudyRecord, folder: Path, file_format: str = "csv"
 ) -> dict[str, Path]:
-    """Write both tables into a folder; give their files. A file is there whole or not at all.
+    """Write both tables into a folder, each file atomically. Return the files by table.
 
-    Raises `OutputError` where they cannot be written.
+    Raise `OutputError` if they cannot be written.
     """
     if file_format not in FORMATS:
         raise UsageError(f"expected a format of {' or '.join(FORMATS)}, got {file_format!r}")
@@ -95,7 +95,7 @@ def export(
             files[what] = folder / f"{file_name(study.name)}.{what}.{file_format}"
             with replacing(files[what]) as temporary:
                 if file_format == "csv":
-                    # what is missing is empty, so nan has to be said
+                    # missing values are empty, so nan is written as nan
                     missing = "nan" if what == "curves" else ""
                     table.to_csv(temporary, index=False, na_rep=missing)
                 else:
@@ -113,7 +113,7 @@ def read(folder: Path, name: str, what: str, file_format: str = "csv") -> pd.Dat
 
 
 def file_name(study: str) -> str:
-    """Give a name for files of a study, its own where that is harmless in every file system."""
+    """Return a file name for a study: its own name if every file system accepts that."""
     plain = re.sub(r"[^A-Za-z0-9_. -]", "_", study).strip(". ")[:100] or "study"
     if plain == study:
         return plain

@@ -1,4 +1,4 @@
-"""Which pages of MLflow's UI show what of a study: addresses for people who asked at a terminal."""
+"""Addresses of the pages of MLflow's UI about a study."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from tuner.tracking.mlflow.links import study_links
 from tuner.tracking.mlflow.study_run import FEW
 
 
-def of_study(
+def pages(
     ledger: Reader, study: StudyRecord, places: Addresses, ui: str | None = None
 ) -> dict[str, str]:
-    """Give the pages of a study by what they show; none where it is not published yet.
+    """Return the addresses of a study's pages by what they show; empty until it is published.
 
-    Raises `UnavailableError` when MLflow cannot be reached.
+    Raise `UnavailableError` if MLflow cannot be reached.
     """
     links = study_links(ledger.engine, places, study, ui)
     if links is None:

@@ -1,4 +1,4 @@
-"""One trial again, from its stored parameters and seed, compared value by value."""
+"""Repeat one trial from its stored parameters and seed, and compare every value."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tuner.training.trainer import ENDED, Event, Task, seed_of
 from tuner.worker.loading import load_workload
 
 BLOCK = 1000
-"""How many steps are asked for at once; it changes no curve."""
+"""Steps per call of the trainer; it changes no curve."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +28,12 @@ class Difference:
 
     step: int
     column: str
-    stored: float | None  # None: there is no such value
+    stored: float | None  # None: missing
     again: float | None
 
     @property
     def by(self) -> float | None:
-        """How much more the second one is; None where one of the two is not there."""
+        """Repeated minus stored value; None if one of them is missing."""
         if self.stored is None or self.again is None:
             return None
         return self.again - self.stored
@@ -41,14 +41,14 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Rerun:
-    """What came of training a trial again."""
+    """The result of repeating a trial."""
 
     study: str
     trial: int
     steps: int  # that were compared
     values: int  # that were compared
     difference: Difference | None  # None: equal to the last bit
-    environment: Mapping[str, tuple[Any, Any]]  # what differs: as it was, as it is here
+    environment: Mapping[str, tuple[Any, Any]]  # differences: (then, now)
 
     @property
     def equal(self) -> bool:
@@ -57,23 +57,23 @@ class Rerun:
 
     @property
     def sentence(self) -> str:
-        """Say it in words."""
+        """The result as a sentence."""
         what = f"trial {self.trial} of {self.study!r}"
         if self.difference is None:
             return f"Equal: {what}, {self.values} values of {self.steps} steps, to the last bit."
         one = self.difference
         amount = "" if one.by is None else f", a difference of {one.by:.3g}"
-        said = (
+        sentence = (
             f"Different: {what}: the first one is {one.column} at step {one.step}: stored "
             f"{_shown(one.stored)}, now {_shown(one.again)}{amount}."
         )
         if self.environment:
             pairs = [f"{key} {was} then, {now} now" for key, (was, now) in self.environment.items()]
-            said += f" Not as it was: {'; '.join(pairs)}."
-        return said
+            sentence += f" The environment differs: {'; '.join(pairs)}."
+        return sentence
 
     def as_json(self) -> dict[str, Any]:
-        """Give what `tuner rerun --json` prints; numbers that JSON has not are strings."""
+        """Return what `tuner rerun --json` prints; numbers unknown to JSON are strings."""
         found = None
         if self.difference is not None:
             raw = asdict(self.difference) | {"by": self.difference.by}
@@ -91,10 +91,10 @@ class Rerun:
 
 
 def rerun(ledger: Reader, study: StudyRecord, number: int, prefixes: Sequence[str]) -> Rerun:
-    """Train a trial again as far as it came and compare. Writes nothing.
+    """Repeat a trial up to its last step and compare. Write nothing.
 
-    Raises `NotFoundError` when there is no such trial, `UsageError` when it has no curve yet, and
-    `WorkloadCodeError` when its code raises.
+    Raise `NotFoundError` if there is no such trial, `UsageError` if it has no curve yet, and
+    `WorkloadCodeError` if its code raises.
     """
     trial = next((one for one in ledger.trials(study.id) if one.number == number), None)
     if trial is None:
@@ -103,7 +103,7 @@ def rerun(ledger: Reader, study: StudyRecord, number: int, prefixes: Sequence[st
     if trial.params is None or not (len(stored.times) or len(stored.eval_steps)):
         raise UsageError(f"trial {number} of {study.name!r} has no curve to compare with")
     use_threads(study.threads)
-    here = describe(study.spec.training.device) | {"settled": study.settled}
+    environment = describe(study.spec.training.device) | {"settled": study.settled}
     attempts = [one for one in ledger.attempts(study.id) if one.trial_id == trial.id]
     halvings = sum(one.ending == OUT_OF_MEMORY for one in attempts)
     events = _train(study, trial, prefixes, halvings)
@@ -120,7 +120,7 @@ def rerun(ledger: Reader, study: StudyRecord, number: int, prefixes: Sequence[st
         steps=trial.steps,
         values=len(known),
         difference=_first_difference(known, wanted),
-        environment=_changes(then, here),
+        environment=_changes(then, environment),
     )
 
 
@@ -140,7 +140,9 @@ def _train(
             left = trial.steps - (events[-1].next_step if events else 0)
             with workload_code():
                 events += trainer.advance(min(BLOCK, max(1, left)))
-                if events[-1].error is not None:  # raised beside others, so it is not raised here
+                if (
+                    events[-1].error is not None
+                ):  # the trainer returns it, since others may be trained
                     raise events[-1].error
             if events[-1].status in ENDED:
                 break
@@ -171,7 +173,7 @@ def _of_chunk(chunk: Chunk) -> dict[Key, float]:
 
 
 def _within(key: Key, trial: TrialRecord) -> bool:
-    """Tell whether a trial that came so far has such a value."""
+    """Return whether a trial with so many steps has such a value."""
     step, is_row, _ = key
     return step < trial.steps if is_row else step <= trial.steps
 
@@ -185,14 +187,14 @@ def _first_difference(stored: Mapping[Key, float], again: Mapping[Key, float]) -
 
 
 def _same(one: float, other: float) -> bool:
-    """Tell whether two numbers are the same bits; nan is nan, and 0 is not -0."""
+    """Return whether two numbers have the same bits; nan equals nan, and 0 differs from -0."""
     if np.isnan(one) or np.isnan(other):
         return bool(np.isnan(one) and np.isnan(other))
     return one == other and bool(np.signbit(one) == np.signbit(other))
 
 
 def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Give what might make numbers differ: versions of packages, machine, device, settings."""
+    """Return the differences that may change numbers: packages, machine, device, settings."""
     old = {**then, **then.get("packages", {}), "packages": None}
     new = {**now, **now.get("packages", {}), "packages": None}
     keys = ("device", "machine", "python", "settled", "tuner", "torch", "numpy", "scikit-learn")

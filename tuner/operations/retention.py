@@ -1,4 +1,4 @@
-"""Removing studies that are old enough, everywhere, but none that a champion came from."""
+"""Remove old studies everywhere, except those that a champion came from."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from tuner.core.errors import UnavailableError
-from tuner.ledger import Ledger, StudyRecord
+from tuner.ledger import Ledger
 from tuner.ledger.database import Addresses
+from tuner.ledger.summaries import last_activity
 from tuner.operations import manage
 from tuner.tracking.mlflow.deletion import purge, with_champions
 
@@ -16,7 +17,7 @@ DAY = 86_400.0
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """A study that is old enough, and why it stays."""
+    """A study that is old enough, and the reason to keep it."""
 
     study: str
     reason: str
@@ -24,7 +25,7 @@ class Kept:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a rule says of the studies of a database."""
+    """The studies that a rule removes and keeps."""
 
     remove: tuple[str, ...]
     kept: tuple[Kept, ...]
@@ -38,21 +39,22 @@ def plan(
     keep_newest: int = 0,
     keep: Collection[str] = (),
 ) -> Plan:
-    """Find the studies in which nothing has happened for so many days.
+    """Find the studies without activity for `older_than` days.
 
-    The `keep_newest` that moved last stay in any case, as do those named in `keep`. Raises
-    `UnavailableError` where MLflow cannot say which champions there are.
+    The `keep_newest` studies with the latest activity are kept, and so are those named in `keep`.
+    Raise `UnavailableError` if the champions cannot be read from MLflow.
     """
     now = ledger.now()
-    moved = _last_moved(ledger)
-    newest = sorted(moved, key=lambda name: moved[name], reverse=True)[:keep_newest]
-    old = sorted(name for name, at in moved.items() if now - at >= older_than * DAY)
+    active = last_activity(ledger)
+    newest = sorted(active, key=lambda name: active[name], reverse=True)[:keep_newest]
+    old = sorted(name for name, at in active.items() if now - at >= older_than * DAY)
     champions = with_champions(places) if old else set()
-    busy = {study.name for study in ledger.studies() if study.id in ledger.live_attempts()}
+    live = ledger.live_attempts()
+    busy = {study.name for study in ledger.studies() if study.id in live}
     reasons = {
         **dict.fromkeys(busy, "it is being trained"),
         **dict.fromkeys(newest, f"it is one of the newest {keep_newest}"),
-        **dict.fromkeys(keep, "it is to be kept"),
+        **dict.fromkeys(keep, "it is named to be kept"),
         **dict.fromkeys(champions, "a model with an alias, such as a champion, comes from it"),
     }
     return Plan(
@@ -61,24 +63,12 @@ def plan(
     )
 
 
-def _last_moved(ledger: Ledger) -> dict[str, float]:
-    """Say when something of a study, of whichever version, happened last."""
-    moved: dict[str, float] = {}
-    for study in ledger.studies():
-        moved[study.name] = max(moved.get(study.name, 0.0), _moved(ledger, study))
-    return moved
+def collect(ledger: Ledger, places: Addresses, planned: Plan) -> tuple[list[str], str | None]:
+    """Remove the planned studies. Return the ids that MLflow purged, and why it could not.
 
-
-def _moved(ledger: Ledger, study: StudyRecord) -> float:
-    return max(study.created_at, ledger.last_end(study.id) or 0.0)
-
-
-def collect(ledger: Ledger, places: Addresses, made: Plan) -> tuple[list[str], str | None]:
-    """Do what a plan says; give what MLflow removed for good, and why not where it could not.
-
-    Interrupted, it may be run again: what is left of a study is found again.
+    It may be repeated after an interruption: partly removed studies are found again.
     """
-    for name in made.remove:
+    for name in planned.remove:
         manage.delete(ledger, places, name)
     try:
         return purge(places), None

@@ -1,33 +1,28 @@
-"""The operations `retrain`, `rollback` and `predict`."""
+"""Train a champion's successor."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from tuner.analysis import drift
+from tuner.analysis.drift import RetrainingStep
 from tuner.config import StudySpec
 from tuner.core.environment import identity, is_gone
-from tuner.core.errors import NotFoundError, UnavailableError, UsageError
+from tuner.core.errors import UnavailableError
 from tuner.ledger import Ledger, Retraining, Retrainings, StudyRecord, TrialRecord
 from tuner.ledger.database import Addresses
 from tuner.ledger.retrainings import DONE, EVALUATE, LOG, PROMOTED
 from tuner.operations import run, submit
 from tuner.retraining import notify
-from tuner.retraining.checking import model_name, prepare, registry_of
+from tuner.retraining.checking import prepare
 from tuner.retraining.stages import Stages
-from tuner.tracking.mlflow.registry import CHAMPION, REPLACES, Loaded
-from tuner.training import models
-from tuner.training.device import use_threads
 from tuner.worker.lease_renewer import LeaseRenewer
 
 WAIT_SECONDS = 0.5
-"""How often a retraining that another process holds is polled."""
+"""Time between two looks at another process's retraining."""
 
 
 def retrain(
@@ -41,12 +36,12 @@ def retrain(
     stop: threading.Event | None = None,
     renewer: LeaseRenewer | None = None,
 ) -> dict[str, Any]:
-    """Train the champion's successor, once a run key; return what `tuner retrain --json` prints.
+    """Train the champion's successor, once a run key. Return what `tuner retrain --json` prints.
 
-    A key that has ended returns its result. While another process holds it, or another retraining
-    of the model, wait for that with `wait`, else raise `UnavailableError`. Raise `UsageError`
-    before anything is trained when data, model or gate cannot be used, and `KeyboardInterrupt` when
-    `stop` is set. A caller that holds leases itself passes its `renewer`.
+    For a key that has ended, return its result. While another process has this key, or another
+    retraining of the model, wait, or raise `UnavailableError` without `wait`. Raise `UsageError`
+    before anything is trained if data, model or gate cannot be used, and `KeyboardInterrupt` when
+    `stop` is set.
     """
     study, stop = ledger.study(name), stop or threading.Event()
     store = Retrainings(ledger)
@@ -64,8 +59,8 @@ def retrain(
             break
         if not wait:
             raise UnavailableError(
-                f"{other} is at the retraining {held.run_key!r} of model {job.registry.model!r}; "
-                "try later, or wait for it with --wait"
+                f"{other} has the retraining {held.run_key!r} of model {job.registry.model!r}; try "
+                "later, or wait with --wait"
             )
         if stop.wait(WAIT_SECONDS):
             raise KeyboardInterrupt
@@ -82,13 +77,15 @@ def _tune(
     renewer: LeaseRenewer,
     spec: StudySpec,
 ) -> tuple[StudyRecord, TrialRecord | None]:
-    """Train a study to its end, or resume it; return it and its best trial.
+    """Train a study to its end, or continue it. Return it and its best trial.
 
-    Raise `KeyboardInterrupt` when this process is asked to stop meanwhile.
+    Raise `KeyboardInterrupt` if a signal interrupts the training.
     """
-    study, _ = submit.submit(ledger, spec, submit.prepare(spec, prefixes))
-    todo = run.Work(names=(study.name,), prefixes=tuple(prefixes), until_idle=True)
-    if run.train(ledger, places, todo, recorder=True, renewer=renewer).interrupted:
+    prepared = submit.prepare(spec, prefixes)
+    study, _ = submit.submit(ledger, spec, prepared.description)
+    if run.train_study(
+        ledger, places, study, prefixes, prepared=prepared, renewer=renewer
+    ).interrupted:
         raise KeyboardInterrupt
     return ledger.study(study.name), ledger.best(study)
 
@@ -110,108 +107,6 @@ def as_json(ended: Retraining) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True, kw_only=True)
-class RolledBack:
-    """The champion before and after a rollback, by version."""
-
-    model: str
-    was: int | None
-    now: int
-
-
-def rollback(ledger: Ledger, places: Addresses, name: str, to: int | None = None) -> RolledBack:
-    """Make the previous champion, or the version `to`, the champion.
-
-    Raise `NotFoundError` when there is none.
-    """
-    registry = registry_of(places, ledger.study(name))
-    champion = registry.champion()
-    if to is None:
-        if champion is None:
-            raise NotFoundError(
-                f"model {registry.model!r} has no champion to go back from; --to names a version"
-            )
-        before = champion.tags.get(REPLACES)
-        if before is None:
-            raise NotFoundError(
-                f"version {champion.number} of {registry.model!r} is the first champion; there is "
-                "none to go back to"
-            )
-        to = int(before)
-    registry.load(registry.version(to))  # a champion that cannot be read would help nobody
-    registry.set_alias(CHAMPION, to)
-    return RolledBack(
-        model=registry.model, was=None if champion is None else champion.number, now=to
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Predicted:
-    """What the champion predicts."""
-
-    model: str
-    version: int
-    outputs: np.ndarray  # [row, ...]
-    exact: bool  # whether it predicts to the last bit what it did when it was trained
-
-
-def predict(ledger: Ledger, places: Addresses, name: str, inputs: Path) -> Predicted:
-    """Predict the rows of a file, .npy or .csv, with the champion.
-
-    Raise `NotFoundError` when there is no champion and `UsageError` when the rows do not fit.
-    """
-    study = ledger.study(name)
-    registry = registry_of(places, study)
-    champion = registry.champion()
-    if champion is None:
-        raise NotFoundError(
-            f"model {model_name(study)!r} has no champion yet; `tuner retrain {name}` makes one"
-        )
-    loaded = registry.load(champion)
-    rows = read_rows(inputs, loaded)
-    use_threads(study.threads)
-    example = models.predict(loaded.module, loaded.example)
-    return Predicted(
-        model=registry.model,
-        version=champion.number,
-        outputs=models.predict(loaded.module, rows),
-        exact=models.fingerprint(example) == champion.tags.get("tuner.outputs"),
-    )
-
-
-def read_rows(file: Path, loaded: Loaded) -> np.ndarray:  # [row, ...]
-    """Read rows in the shape and type that a model takes. Raise `UsageError`."""
-    wanted = loaded.inputs
-    try:
-        if file.suffix == ".npy":
-            rows = np.load(file, allow_pickle=False)
-        else:
-            lines = file.read_text().splitlines()
-            titled = bool(lines) and not _is_number(lines[0].split(",", 1)[0])
-            rows = np.array([line.split(",") for line in lines[titled:]], dtype=np.float64)
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{file}: expected rows of numbers, as .npy or as .csv, got {error}"
-        ) from error
-    if not rows.ndim or not len(rows):
-        raise UsageError(f"{file}: expected at least one row, got none")
-    if file.suffix != ".npy" and np.prod(wanted.shape) == rows.shape[1]:
-        rows = rows.reshape(-1, *wanted.shape)
-    if rows.shape[1:] != wanted.shape or rows.dtype.kind not in "iuf":
-        raise UsageError(
-            f"{file}: the data does not fit the signature of {loaded.version.model!r}, version "
-            f"{loaded.version.number}: expected {wanted}, got rows of shape {rows.shape[1:]} of "
-            f"{rows.dtype}"
-        )
-    if rows.dtype.kind == "f" and np.dtype(wanted.dtype).kind in "iu" and (rows % 1).any():
-        raise UsageError(f"{file}: expected whole numbers, got fractions among them")
-    fitting: np.ndarray = rows.astype(wanted.dtype)
-    return fitting
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def history(ledger: Ledger, name: str) -> list[RetrainingStep]:
+    """Return the retrainings of a study so far. Raise `NotFoundError`."""
+    return drift.steps(Retrainings(ledger).history(ledger.study(name).name))

@@ -1,4 +1,4 @@
-"""Running studies: a worker in this process or several beside it, and a recorder of its own."""
+"""Train studies: a worker in this process or several others, and a recorder process."""
 
 from __future__ import annotations
 
@@ -6,21 +6,30 @@ import logging
 import shlex
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from typing import Any
 
+from rich.console import Console
+
+from tuner.config import StudySpec
 from tuner.core.errors import NotFoundError, UsageError, WorkloadError
-from tuner.core.processes import RecorderProcess, Stop, told_to_stop
+from tuner.core.outcome import KINDS
+from tuner.core.processes import RecorderProcess, Stop, stop_on_signals
 from tuner.executors import Executor
+from tuner.executors.local import LocalExecutor
 from tuner.ledger import ENDED, OPEN, Ledger, StudyRecord
 from tuner.ledger.database import Addresses
 from tuner.ledger.managing import BEING_DELETED
+from tuner.operations import best, context, submit
+from tuner.report import progress
 from tuner.worker import work
 from tuner.worker.lease_renewer import LeaseRenewer
+from tuner.worker.loading import PreparedWorkload
 
 WORKER_STARTS = 3
-"""How often a worker is started again that dies; what it leaves, the others take up."""
+"""How many workers that died are replaced; the others continue their trials."""
 POLL_SECONDS = 0.2
 
 log = logging.getLogger(__name__)
@@ -28,30 +37,100 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """How training here ended."""
+    """How training in this process ended."""
 
     interrupted: bool  # by a signal, before all was trained
-    published: bool  # all of it; False: the ledger has what Optuna or MLflow has not
-    by_keyboard: bool = False  # that signal was Ctrl-C's
+    published: bool  # whether Optuna and MLflow have everything that the ledger has
+    by_keyboard: bool = False  # interrupted by Ctrl-C
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What a worker does."""
+    """What a worker trains."""
 
-    names: tuple[str, ...]  # of studies; none: all that are open
+    names: tuple[str, ...]  # of studies; empty: all open ones
     prefixes: tuple[str, ...]  # of modules that may be imported
     until_idle: bool
-    device: str | None = None  # only studies for this one
-    grace_seconds: float | None = None  # for publishing, once told to stop; None: all of it
+    device: str | None = None  # only studies for this device
+    grace_seconds: float | None = None  # for publishing after an interruption; None: no limit
 
     def arguments(self) -> list[str]:
-        """Give the arguments of `tuner worker` that mean this, without a recorder."""
+        """Return the equivalent arguments of `tuner worker`, without a recorder."""
         studies = [argument for name in self.names for argument in ("--study", name)]
         allowed = [argument for prefix in self.prefixes for argument in ("--allow", prefix)]
         device = ["--device", self.device] if self.device else []
         idle = ["--until-idle"] if self.until_idle else []
         return [*studies, *allowed, *device, *idle, "--no-recorder", "--log", "json"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """A study after `run`."""
+
+    ledger: Ledger
+    places: Addresses
+    study: StudyRecord
+    ended: Ended
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `tuner run --json` prints, without a report."""
+        counts, shown = self.ledger.counts(self.study.id), self.places.shown()
+        return {
+            "study": self.study.name,
+            "trials": {kind: counts[kind] for kind in KINDS},
+            "best": best.best(self.ledger, self.study),
+            "tracking_uri": shown["mlflow"],
+            "storage": shown["optuna"],
+            "report": None,
+        }
+
+
+def run(
+    spec: StudySpec,
+    prefixes: Sequence[str],
+    *,
+    workers: int = 1,
+    console: Console | None = None,
+    announce: Callable[[str], None] | None = None,
+) -> Ran:
+    """Submit a study, train its trials and publish them; show progress on `console`, if any.
+
+    `announce` gets a sentence if a new version of a known study was submitted. Raise `UsageError`
+    and `WorkloadError` as `submit` does, before anything is created.
+    """
+    prepared = submit.prepare(spec, prefixes)
+    ledger, places = context.open_ledger(create=True), context.addresses()
+    study, created = submit.submit(ledger, spec, prepared.description)
+    if announce is not None and created and study.version > 1:
+        announce(submit.in_words(ledger, study, created=True))
+    ended = train_study(
+        ledger, places, study, prefixes, prepared=prepared, workers=workers, console=console
+    )
+    try:
+        study = ledger.study(study.name)
+    except NotFoundError as error:
+        raise NotFoundError(f"study {study.name!r} was deleted while it was trained") from error
+    return Ran(ledger=ledger, places=places, study=study, ended=ended)
+
+
+def train_study(
+    ledger: Ledger,
+    places: Addresses,
+    study: StudyRecord,
+    prefixes: Sequence[str],
+    *,
+    prepared: PreparedWorkload | None = None,
+    workers: int = 1,
+    console: Console | None = None,
+    renewer: LeaseRenewer | None = None,
+) -> Ended:
+    """Train what is left of one study and publish it; show progress on `console`, if any."""
+    todo = Work(names=(study.name,), prefixes=tuple(prefixes), until_idle=True)
+    with nullcontext() if console is None else progress.show_progress(console, ledger, study):
+        if workers == 1:
+            return train(ledger, places, todo, recorder=True, prepared=prepared, renewer=renewer)
+        executor = LocalExecutor(places.spill.with_name("logs") / str(study.id))
+        return train_with(executor, ledger, todo, workers)
 
 
 def train(
@@ -60,17 +139,19 @@ def train(
     todo: Work,
     *,
     recorder: bool,
+    prepared: PreparedWorkload | None = None,
     renewer: LeaseRenewer | None = None,
 ) -> Ended:
-    """Train trials here and publish them, until all is done or a signal comes.
+    """Train trials in this process and publish them, until all is done or a signal arrives.
 
-    Raises `UsageError` when a study that is named is paused or stopped.
+    `prepared` is the workload of a study in `todo`, if it is built already. Raise `UsageError` if
+    a named study is paused or stopped.
     """
     for name in todo.names:
         _refuse_closed(ledger.study(name))
-    beside = RecorderProcess(todo.names) if recorder else None
-    with told_to_stop("saving the trial") as stop, _left_on_error(beside):
-        with suppress(NotFoundError):  # all that was named was deleted: there is no more to train
+    recorder_process = RecorderProcess(todo.names) if recorder else None
+    with stop_on_signals("saving the trial") as stop, _left_on_error(recorder_process):
+        with suppress(NotFoundError):  # every named study was deleted: there is nothing to train
             work(
                 ledger,
                 places.checkpoints,
@@ -81,34 +162,36 @@ def train(
                 device=todo.device,
                 spill=places.spill,
                 renewer=renewer,
+                prepared=prepared,
             )
-        return _ended(stop, beside, todo.grace_seconds)
+        return _ended(stop, recorder_process, todo.grace_seconds)
 
 
 def train_with(executor: Executor, ledger: Ledger, todo: Work, workers: int) -> Ended:
-    """Train with so many workers of an executor's; publish from here.
+    """Train with `workers` workers of an executor; publish from a recorder of this process.
 
-    One that dies is started again, a few times. Raises `WorkloadError` when workers refuse a study.
+    Workers that die are replaced, a few times. Raise `WorkloadError` if workers refuse a study.
     """
     for name in todo.names:
         _refuse_closed(ledger.study(name))
-    beside = RecorderProcess(todo.names)
-    with told_to_stop("the workers save their trials") as stop, _left_on_error(beside):
-        _watch(executor, todo.arguments(), workers, stop)
-        return _ended(stop, beside, todo.grace_seconds)
+    recorder_process = RecorderProcess(todo.names)
+    doing = "the workers save their trials"
+    with stop_on_signals(doing) as stop, _left_on_error(recorder_process):
+        _keep_running(executor, todo.arguments(), workers, stop)
+        return _ended(stop, recorder_process, todo.grace_seconds)
 
 
-def _watch(executor: Executor, arguments: Sequence[str], workers: int, stop: Stop) -> None:
-    """Keep so many workers at work until all have ended by themselves."""
+def _keep_running(executor: Executor, arguments: Sequence[str], workers: int, stop: Stop) -> None:
+    """Keep `workers` workers running until all have ended by themselves."""
     alive = {executor.launch(arguments) for _ in range(workers)}
-    starts_left, told = WORKER_STARTS, False
+    starts_left, cancelled = WORKER_STARTS, False
     refused = False
     while alive:
-        if stop.wait(POLL_SECONDS) and not told:
-            told = True
+        if stop.wait(POLL_SECONDS) and not cancelled:
+            cancelled = True
             for handle in alive:
                 executor.cancel(handle)
-        if told:
+        if cancelled:
             time.sleep(POLL_SECONDS)
         for handle in sorted(alive):
             code = executor.poll(handle)
@@ -116,32 +199,40 @@ def _watch(executor: Executor, arguments: Sequence[str], workers: int, stop: Sto
                 continue
             alive.discard(handle)
             refused = refused or code == UsageError.exit_code
-            if code == 0 or told or refused:
+            if code == 0 or cancelled or refused:
                 continue
-            log.warning("%s ended with %d%s", handle, code, "" if starts_left else "; no more")
+            log.warning(
+                "%s ended with %d; %s",
+                handle,
+                code,
+                "it is replaced" if starts_left else "it is not replaced",
+            )
             if starts_left:
                 starts_left -= 1
                 alive.add(executor.launch(arguments))
     if refused:
-        raise WorkloadError("the workers refuse the study; their logs say why")
+        raise WorkloadError("the workers refuse the study; see their logs for the reason")
 
 
 @contextmanager
-def _left_on_error(beside: RecorderProcess | None) -> Iterator[None]:
-    """Let the recorder finish by itself when the body is left by an error."""
+def _left_on_error(recorder_process: RecorderProcess | None) -> Iterator[None]:
+    """Leave the recorder to finish by itself if the body raises."""
     try:
         yield
     except BaseException:
-        if beside is not None:
-            beside.leave()
+        if recorder_process is not None:
+            recorder_process.leave()
         raise
 
 
-def _ended(stop: Stop, beside: RecorderProcess | None, grace_seconds: float | None) -> Ended:
+def _ended(
+    stop: Stop, recorder_process: RecorderProcess | None, grace_seconds: float | None
+) -> Ended:
     interrupted = stop.is_set()
-    if beside is not None:
-        stop.doing = beside.waiting
-    published = beside is None or beside.close(grace_seconds if interrupted else None)
+    if recorder_process is not None:
+        stop.doing = recorder_process.waiting
+    limit = grace_seconds if interrupted else None
+    published = recorder_process is None or recorder_process.close(limit)
     return Ended(
         interrupted=interrupted,
         published=published,
@@ -150,20 +241,20 @@ def _ended(stop: Stop, beside: RecorderProcess | None, grace_seconds: float | No
 
 
 def closed_in_words(study: StudyRecord) -> str | None:
-    """Say that a study is paused, stopped or has ended, why, and what to do; None when open."""
+    """Return why a study is paused, stopped or ended, and what to do; None if it is open."""
     if study.state == OPEN:
         return None
     if study.state == ENDED:
-        return f"study {study.name!r} has ended: {study.reason} A larger budget goes on"
+        return f"study {study.name!r} has ended: {study.reason} A larger budget continues it"
     if study.reason == BEING_DELETED:
         return f"study {study.name!r} is {study.state}: {study.reason.removesuffix('.')}"
     return (
         f"study {study.name!r} is {study.state}: {study.reason} "
-        f"`tuner resume {shlex.quote(study.name)}` opens it again"
+        f"`tuner resume {shlex.quote(study.name)}` reopens it"
     )
 
 
 def _refuse_closed(study: StudyRecord) -> None:
-    said = closed_in_words(study)
-    if said is not None and study.state != ENDED:
-        raise UsageError(said)
+    reason = closed_in_words(study)
+    if reason is not None and study.state != ENDED:
+        raise UsageError(reason)

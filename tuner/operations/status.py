@@ -1,65 +1,32 @@
-"""What commands tell programs: the JSON of a run, of a study's state and of its best trial."""
+"""The state of studies and of single trials, as `--json` prints it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from tuner.core.errors import NotFoundError
-from tuner.core.outcome import KINDS
 from tuner.ledger import OPEN, Reader, StudyRecord, ranges
-from tuner.ledger.database import Addresses
 from tuner.ledger.publications import Publications
+from tuner.ledger.summaries import Summary, summaries
 
 
-def of_run(ledger: Reader, study: StudyRecord, places: Addresses) -> dict[str, Any]:
-    """Say what `tuner run` ended with."""
-    counts = ledger.counts(study.id)
-    shown = places.shown()
-    return {
-        "study": study.name,
-        "trials": {kind: counts[kind] for kind in KINDS},
-        "best": of_best(ledger, study),
-        "tracking_uri": shown["mlflow"],
-        "storage": shown["optuna"],
-        "report": None,
-    }
+def status(ledger: Reader, study: StudyRecord) -> dict[str, Any]:
+    """Return the state of a study and the workers that train it."""
+    return statuses(ledger, [study])[0]
 
 
-def of_best(ledger: Reader, study: StudyRecord) -> dict[str, Any] | None:
-    """Say which trial is the best; None when none has completed."""
-    best = ledger.best(study)
-    if best is None:
-        return None
-    run_ids = Publications(ledger.engine, "mlflow").external_ids(study.id)
-    return {
-        "number": best.number,
-        "value": best.value,
-        "params": best.params,
-        "run_id": run_ids.get(best.number),
-    }
+def statuses(ledger: Reader, studies: Sequence[StudyRecord]) -> list[dict[str, Any]]:
+    """Return the states of studies, with as many statements as for one."""
+    found = summaries(ledger, studies)
+    return [_status(study, found[study.id]) for study in studies]
 
 
-def of_probe(ledger: Reader, study: StudyRecord) -> dict[str, Any] | None:
-    """Say what the study's probe found, and every range of the rate since; None without a probe."""
-    if not study.spec.probe.enabled:
-        return None
-    found = ranges.result(ledger, study) or {}
-    return {
-        "optimizers": found.get("optimizers"),  # null while it is under way
-        "error": found.get("error"),
-        "ranges": [
-            {"low": one.low, "high": one.high, "why": one.why, "revision": one.revision,
-             "at": one.at}
-            for one in ranges.history(study.attrs)
-        ],
-    }  # fmt: skip
+def trial_status(ledger: Reader, study: StudyRecord, number: int) -> dict[str, Any]:
+    """Return the state of one trial, its attempts, and the last traceback of its workload.
 
-
-def of_trial(ledger: Reader, study: StudyRecord, number: int) -> dict[str, Any]:
-    """Return how one trial stands, its attempts, and the last traceback of its workload.
-
-    Raises `NotFoundError`.
+    Raise `NotFoundError`.
     """
     trial = ledger.trial(study.id, number)
     if trial is None:
@@ -84,12 +51,8 @@ def of_trial(ledger: Reader, study: StudyRecord, number: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def of_state(ledger: Reader, study: StudyRecord) -> dict[str, Any]:
-    """Say how a study stands and who works at it."""
-    counts = ledger.counts(study.id)
-    numbers = {trial.id: trial.number for trial in ledger.trials(study.id)}
-    live = [attempt for attempt in ledger.attempts(study.id) if attempt.live]
-    idle = not counts["running"] and not counts["waiting"]
+def _status(study: StudyRecord, summary: Summary) -> dict[str, Any]:
+    idle = not summary.counts["running"] and not summary.counts["waiting"]
     ended = idle and study.reserved >= study.limit
     return {
         "study": study.name,
@@ -97,11 +60,26 @@ def of_state(ledger: Reader, study: StudyRecord) -> dict[str, Any]:
         "title": study.title,
         "state": "ended" if ended and study.state == OPEN else study.state,
         "reason": study.reason,
-        "trials": counts,
-        "imported": ledger.imported(study.id),
+        "trials": summary.counts,
+        "imported": summary.imported,
         "budget": {"trials": study.limit, "reserved": study.reserved},
-        "best": of_best(ledger, study),
-        "probe": of_probe(ledger, study),
-        "workers": [{"worker": one.worker, "trial": numbers[one.trial_id]} for one in live],
-        "silent": [asdict(one) for one in ledger.silent(study.id)],
+        "best": None if summary.best is None else asdict(summary.best),
+        "probe": _probe(study, summary.probe or {}),
+        "workers": [{"worker": worker, "trial": number} for worker, number in summary.workers],
+        "silent": [asdict(one) for one in summary.silent],
     }
+
+
+def _probe(study: StudyRecord, result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the result of a study's probe and all its ranges; None if it has no probe."""
+    if not study.spec.probe.enabled:
+        return None
+    return {
+        "optimizers": result.get("optimizers"),  # null until the probe has ended
+        "error": result.get("error"),
+        "ranges": [
+            {"low": one.low, "high": one.high, "why": one.why, "revision": one.revision,
+             "at": one.at}
+            for one in ranges.history(study.attrs)
+        ],
+    }  # fmt: skip

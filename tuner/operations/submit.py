@@ -1,4 +1,4 @@
-"""Putting a study into the ledger: what is checked before anything is created."""
+"""Submit a study to the ledger; everything is checked before anything is created."""
 
 from __future__ import annotations
 
@@ -11,68 +11,72 @@ from tuner.analysis.verdicts import EARLY
 from tuner.config import Grid, Space, StudySpec, options, reading
 from tuner.core.errors import NotFoundError, UsageError
 from tuner.ledger import Ledger, Reader, StudyRecord
-from tuner.training import trainer_choice
 from tuner.training.trainer import TRAIN_COLUMNS
 from tuner.training.workloads import Workload
-from tuner.worker.loading import described
+from tuner.worker.loading import PreparedWorkload, prepare_workload
 
 log = logging.getLogger(__name__)
 
 
-def prepare(spec: StudySpec, prefixes: Sequence[str]) -> dict[str, Any]:
-    """Build a study's workload and describe it; a worker's must be the same.
+def prepare(spec: StudySpec, prefixes: Sequence[str]) -> PreparedWorkload:
+    """Build the workload of a study; every worker's must have the same digests.
 
-    Raises `WorkloadError` when it cannot be trained here and `UsageError` when it does not
-    measure what the study is judged by.
+    Raise `WorkloadError` if it cannot be trained on this machine, and `UsageError` if it does not
+    measure the study's metric.
     """
-    workload = trainer_choice.load(spec, prefixes)
+    prepared = prepare_workload(spec, prefixes)
+    workload = prepared.workload
     if not isinstance(workload, Workload):
         if spec.study.metric in TRAIN_COLUMNS:
             raise UsageError(
-                f"[study] metric: expected one that {spec.workload.function} reports at "
-                f"evaluations, such as val_loss, got {spec.study.metric!r}, which is of batches"
+                f"[study] metric: expected a metric that {spec.workload.function} reports at "
+                f"evaluations, such as val_loss, got {spec.study.metric!r}, which is measured on "
+                "batches"
             )
     elif spec.study.metric not in workload.metric_names:
         raise UsageError(
-            f"[study] metric: expected one that {spec.workload.function} measures "
+            f"[study] metric: expected a metric that {spec.workload.function} measures "
             f"({', '.join(workload.metric_names)}), got {spec.study.metric!r}"
         )
-    return described(spec, workload, prefixes)
+    return prepared
 
 
 def submit(
-    ledger: Ledger, spec: StudySpec, described: Mapping[str, Any]
+    ledger: Ledger, spec: StudySpec, description: Mapping[str, Any]
 ) -> tuple[StudyRecord, bool]:
-    """Create the study, or return the one that exists; the flag says whether it was created.
+    """Create the study or return the existing one, and whether it was created.
 
-    A study of that name with another space gets a new version. Raises `UsageError` when one
-    differs in more than that and its budget, and `WorkloadError` when its code or data do.
-    A study whose file names no pruner keeps the one that it was first submitted with.
+    `description` is that of its prepared workload. A study of that name with another space gets a
+    new version. Raise `UsageError` if anything else but its budget differs, and `WorkloadError` if
+    its code or data differ. A study whose file names no pruner keeps the pruner that it was first
+    submitted with.
     """
     spec = _with_known_pruner(ledger, spec)
     _refuse_changes(ledger, spec)
     combinations = grid_size(spec.space) if isinstance(spec.search.sampler, Grid) else None
     limit = spec.budget.trials
-    study, created = ledger.submit(spec, limit=limit, workload=described, combinations=combinations)
-    if created and (said := early_pruning(spec)):
-        log.warning(said)
+    study, created = ledger.submit(
+        spec, limit=limit, workload=description, combinations=combinations
+    )
+    if created and (warning := early_pruning(spec)):
+        log.warning(warning)
     return study, created
 
 
 def early_pruning(spec: StudySpec) -> str | None:
-    """Return a warning where the pruner judges trials before their values say much."""
+    """Return a warning if the pruner judges trials too early, else None."""
     pruner, steps, first = spec.search.pruner.name, spec.training.steps, spec.first_stop()
     if first is None or first * EARLY >= steps:
         return None
     return (
         f"[search] pruner: {pruner} first stops trials at step {first} of {steps}. Before a ninth "
-        "of the horizon values hardly tell which trial will be best, so good ones are lost. Let "
-        'it begin later, or leave the pruner out for "halving", the default (docs/search.md).'
+        "of the horizon, values hardly predict which trial will be best, so good trials are lost. "
+        'Start it later, or omit the pruner to use the default, "halving" (docs/search.md).'
     )
 
 
 def _with_known_pruner(ledger: Reader, spec: StudySpec) -> StudySpec:
-    """Return the study with its stored pruner where its file names none: defaults may change."""
+    """Return the study with its stored pruner if its file names none, since defaults may change."""
     if "pruner" in spec.search.model_fields_set:
         return spec
     try:
@@ -84,9 +88,9 @@ def _with_known_pruner(ledger: Reader, spec: StudySpec) -> StudySpec:
 
 
 def in_words(ledger: Reader, study: StudyRecord, *, created: bool) -> str:
-    """Say what was submitted."""
+    """Return a sentence about what was submitted."""
     if not created:
-        return f"Study {study.name!r} was there already, {study.limit} trials."
+        return f"Study {study.name!r} exists already, {study.limit} trials."
     if study.version == 1:
         return f"Study {study.name!r} submitted, {study.limit} trials."
     return (
@@ -97,7 +101,7 @@ def in_words(ledger: Reader, study: StudyRecord, *, created: bool) -> str:
 
 
 def grid_size(space: Space) -> int:
-    """Count the combinations of a space of values and lists."""
+    """Return the number of combinations of a space of values and lists."""
 
     def size(choices: Sequence[Any]) -> int:
         entries = [choice.entries() for choice in choices]
@@ -107,7 +111,7 @@ def grid_size(space: Space) -> int:
 
 
 def _refuse_changes(ledger: Reader, spec: StudySpec) -> None:
-    """Raise `UsageError` with everything that differs but may not."""
+    """Raise `UsageError` with every difference that is not allowed."""
     try:
         known = ledger.study(spec.study.name)
     except NotFoundError:
@@ -115,6 +119,6 @@ def _refuse_changes(ledger: Reader, spec: StudySpec) -> None:
     if reading.changed(known.spec.model_copy(update={"space": spec.space}), spec):
         raise UsageError(
             f"study {known.name!r} exists and differs from this file; only its budget may change, "
-            "and its space, which makes a new version of it. Give the study another name, or "
+            "and its space, which creates a new version. Choose another name for the study, or "
             "undo:\n  " + "\n  ".join(reading.changed(known.spec, spec))
         )

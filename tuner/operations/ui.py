@@ -13,54 +13,54 @@ import webbrowser
 from collections.abc import Callable
 
 from tuner.core.errors import UnavailableError
-from tuner.core.processes import told_to_stop
+from tuner.core.processes import stop_on_signals
 from tuner.ledger.database import Addresses, pooled, tracking_client, upgrade_tracking
 from tuner.tracking.mlflow.links import ui_address
 
 PORT = 5000
-"""Where the UI is looked for, unless it is taken."""
+"""The default port."""
 LOOK_SECONDS = 0.2
 ANSWER_SECONDS = 10.0
-"""How long somebody else's server may take to answer."""
+"""Timeout of a request to an MLflow server."""
 
 
-def serve(places: Addresses, port: int | None, say: Callable[[str], str | None]) -> int:
-    """Run MLflow's server until it is interrupted; give its exit code.
+def serve(places: Addresses, port: int | None, announce: Callable[[str], str | None]) -> int:
+    """Run MLflow's server until it is interrupted. Return its exit code.
 
-    `say` is told where it is; a browser opens the page that it gives, if any. Without a port it is
-    5000, or a free one where that is taken. Where somebody runs a server already, that one is
-    meant.
+    `announce` is called with the server's URL and may return a page, which a browser then opens.
+    The default port is 5000, or a free one if that is taken. If MLFLOW_TRACKING_URI names a server,
+    that one is announced and none is started.
 
-    Raises `UnavailableError` when the port is taken, or that server does not answer.
+    Raise `UnavailableError` if the port is taken, or if that server does not answer.
     """
     if places.tracking.startswith("http"):
         url = ui_address(places.tracking)
         _refuse_silent(url)
-        page = say(url)
+        page = announce(url)
         if page is not None:
             webbrowser.open(page)
         return 0
     port = _free(PORT if port is None else port, otherwise=port is None)
     url = f"http://127.0.0.1:{port}"
-    page = say(url)
+    page = announce(url)
     if places.file is None:
-        tracking_client(places)  # only `tuner db upgrade` makes tables there
+        tracking_client(places)  # only `tuner db upgrade` creates tables there
     else:
         upgrade_tracking(places)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--workers", "1"]
     environment = os.environ | {
-        # not as an argument: a password would stand in the list of processes
+        # not as an argument: the list of processes would show a password
         "MLFLOW_BACKEND_STORE_URI": pooled(places.tracking),
-        # without its job runners, eight processes that people who look at curves do not need
+        # without its eight job runner processes, which viewing curves does not need
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     process = subprocess.Popen(  # noqa: S603 - MLflow's own program
         command,
         env=environment,
-        stdout=sys.stderr,  # it tells there of every request
+        stdout=sys.stderr,  # a line for every request
     )
-    with told_to_stop("ending MLflow's server") as stop:
+    with stop_on_signals("ending MLflow's server") as stop:
         while process.poll() is None and not stop.wait(LOOK_SECONDS):
             if page is not None and _answers(port):
                 webbrowser.open(page)
@@ -73,14 +73,14 @@ def serve(places: Addresses, port: int | None, say: Callable[[str], str | None])
 
 
 def shows(places: Addresses, run_id: str, port: int = PORT) -> bool:
-    """Return whether a UI shows a run at its link; the UI of another database does not."""
+    """Return whether the UI at a run's link shows this run, and not another database."""
     if not places.owns_tracking:
-        return True  # a server, which whoever reads the pages asks itself
+        return True  # a server of its own, which is not asked
     return _answers(port, f"/api/2.0/mlflow/runs/get?run_id={run_id}")
 
 
 def _refuse_silent(url: str) -> None:
-    """Raise `UnavailableError` unless somebody answers there, if only to refuse a login."""
+    """Raise `UnavailableError` unless a server answers, be it with a refused login."""
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=ANSWER_SECONDS):  # noqa: S310
             pass
@@ -90,7 +90,7 @@ def _refuse_silent(url: str) -> None:
         reason = getattr(error, "reason", error)
         raise UnavailableError(
             f"no MLflow server answers at {url}: {reason}; start it, or set MLFLOW_TRACKING_URI to "
-            "the address of one that runs"
+            "the address of a running one"
         ) from error
 
 
@@ -106,7 +106,7 @@ def _answers(port: int, path: str = "/health") -> bool:
 
 
 def _free(port: int, *, otherwise: bool) -> int:
-    """Find out whether a port is free; with `otherwise` give any free one where it is not."""
+    """Return the port if it is free; with `otherwise`, return any free port if it is not."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

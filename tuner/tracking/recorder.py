@@ -158,8 +158,6 @@ def open_trials(engine: Engine, places: Addresses) -> Projection:
 
 def open_runs(engine: Engine, places: Addresses) -> Projection:
     """Return the projection to MLflow. Raise `UnavailableError` if unreachable."""
-    # it logs a traceback at each attempt; the recorder logs an outage once
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     publications, ledger = _publications(engine, RunPublisher.target), Reader(engine)
     publisher = RunPublisher(tracking_client(places), publications, ledger, places.artifacts)
     return Projection(ledger, publications, publisher)

@@ -1,11 +1,13 @@
-"""Building a study's workload, and comparing it with the one that was submitted."""
+"""Build the workload of a study and compare it with the submitted one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tuner.config import StudySpec
+from tuner.config.study import WorkloadTable
 from tuner.ledger import StudyRecord
 from tuner.ledger.versions import refuse_other_workload
 from tuner.training import trainer_choice, workloads
@@ -13,23 +15,49 @@ from tuner.training.trainer_choice import Trained
 from tuner.training.workloads import Workload
 
 
-def load_workload(study: StudyRecord, prefixes: Sequence[str]) -> Trained:
-    """Return a study's workload. Raises `WorkloadError` when it is not what was submitted."""
-    spec = study.spec
+@dataclass(frozen=True, kw_only=True)
+class PreparedWorkload:
+    """A workload that is built, and its description for the ledger."""
+
+    table: WorkloadTable  # what it was built from
+    prefixes: tuple[str, ...]
+    workload: Trained
+    description: Mapping[str, Any]  # digests of code and data, and their sizes
+
+
+def prepare_workload(spec: StudySpec, prefixes: Sequence[str]) -> PreparedWorkload:
+    """Build the workload of a study. Raise `WorkloadError`."""
     workload = trainer_choice.load(spec, prefixes)
-    found = described(spec, workload, prefixes)
-    refuse_other_workload(study.name, spec.workload.function, study.workload, found)
-    return workload
+    return PreparedWorkload(
+        table=spec.workload,
+        prefixes=tuple(prefixes),
+        workload=workload,
+        description=_description(spec, workload, prefixes),
+    )
 
 
-def described(spec: StudySpec, workload: Trained, prefixes: Sequence[str]) -> dict[str, Any]:
-    """Return what the ledger keeps of a workload: digests of code and data, and their sizes."""
+def load_workload(
+    study: StudyRecord, prefixes: Sequence[str], prepared: PreparedWorkload | None = None
+) -> Trained:
+    """Return the workload of a study: `prepared` if it is this one, else a new one.
+
+    Raise `WorkloadError` if its digests are not those that were submitted.
+    """
+    table = study.spec.workload
+    if prepared is None or (prepared.table, prepared.prefixes) != (table, tuple(prefixes)):
+        prepared = prepare_workload(study.spec, prefixes)
+    refuse_other_workload(study.name, table.function, study.workload, prepared.description)
+    return prepared.workload
+
+
+def _description(spec: StudySpec, workload: Trained, prefixes: Sequence[str]) -> dict[str, Any]:
+    """Return digests of code and data, and their sizes."""
     found = {
         "code": workloads.code_digest(spec.workload.function, prefixes),
         "data": workload.data_digest,
         "data_name": workload.data_name,
         "baseline_loss": None,
-        "training_rows": None,  # only their function knows
+        "training_rows": None,  # known to the train function alone
         "validation_rows": None,
     }
     if not isinstance(workload, Workload):

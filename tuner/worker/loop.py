@@ -17,6 +17,7 @@ from tuner.observability.logs import logger
 from tuner.training.device import is_available
 from tuner.worker.broken import BrokenStudy
 from tuner.worker.lease_renewer import LeaseRenewer
+from tuner.worker.loading import PreparedWorkload
 from tuner.worker.study import StudyWorker
 
 IDLE_SECONDS = 0.5
@@ -39,6 +40,7 @@ def work(
     device: str | None = None,
     spill: Path | None = None,
     renewer: LeaseRenewer | None = None,
+    prepared: PreparedWorkload | None = None,
 ) -> None:
     """Train trials of the open studies (of `names`, if there are any) until `stop` is set.
 
@@ -46,7 +48,8 @@ def work(
     cannot be trained in this process is left to other workers, as are studies for another device
     than `device`, or than this machine has; if it was named, raise `WorkloadError` once there is
     nothing else to train. Whatever a study's code raises ends its trials, and other studies go on.
-    A caller that holds leases itself passes its `renewer`.
+    A caller that holds leases itself passes its `renewer`; `prepared` is the workload of one of the
+    studies, if this process has built it already.
     """
     renewer = renewer or LeaseRenewer(ledger, checkpoints)
 
@@ -66,6 +69,7 @@ def work(
                 spill=spill or checkpoints.with_name("spill"),
                 prefixes=prefixes,
                 stop=stop,
+                prepared=prepared,
             )
         except WorkloadCodeError as error:
             log.warning(f"study {study.name}: {error}")

@@ -29,7 +29,7 @@ from tuner.worker.attempt import Attempt, AttemptContext
 from tuner.worker.checkpoints import folder_of, sweep
 from tuner.worker.commits import Commits
 from tuner.worker.lease_renewer import LeaseRenewer
-from tuner.worker.loading import load_workload
+from tuner.worker.loading import PreparedWorkload, load_workload
 from tuner.worker.probing import probed
 from tuner.worker.rules import Rules
 
@@ -56,6 +56,7 @@ class StudyWorker:
         spill: Path,
         prefixes: Sequence[str],
         stop: threading.Event,
+        prepared: PreparedWorkload | None = None,
     ) -> None:
         """Build the workload and its trainer. Raises `WorkloadError` when that cannot be done."""
         self._ledger = ledger
@@ -65,7 +66,7 @@ class StudyWorker:
         self._worker = identity()
         use_threads(study.threads)
         with workload_code():
-            trained = load_workload(study, prefixes)
+            trained = load_workload(study, prefixes, prepared)
             settled = study.settled or ledger.settle(study.id, _settled(trained, study.spec))
             use_threads(settled["threads"])
             self._environment = describe(study.spec.training.device) | {"settled": settled}

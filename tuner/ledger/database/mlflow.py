@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import threading
@@ -34,18 +33,8 @@ def tracking_client(places: Addresses) -> MlflowClient:
 
     Raises `UnavailableError` when it cannot; a server is not asked anything yet.
     """
-    # MLflow would retry for four minutes, with two minutes for each try; the recorder retries by
-    # itself, and people wait for the other commands
-    os.environ.setdefault(RETRIES, "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-    # with a server MLflow prints addresses of runs and bars beside what our commands print
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient  # noqa: PLC0415
 
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of each retry
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     if places.tracking.startswith("postgresql"):
         _refuse_without_tables(places)
     makes_tables = places.tracking.startswith("sqlite:")
@@ -64,12 +53,15 @@ def sent_once() -> Iterator[None]:
     caller looks for what it creates before it retries.
     """
     with _alone:
-        before = os.environ[RETRIES]  # MLflow has no other setting for it
+        before = os.environ.get(RETRIES)  # MLflow has no other setting
         os.environ[RETRIES] = "0"
         try:
             yield
         finally:
-            os.environ[RETRIES] = before
+            if before is None:
+                del os.environ[RETRIES]
+            else:
+                os.environ[RETRIES] = before
 
 
 def upgrade_tracking(places: Addresses) -> None:
@@ -88,8 +80,6 @@ def make_tracking(places: Addresses) -> None:
     from mlflow import MlflowClient  # noqa: PLC0415
     from mlflow.store.db import utils  # noqa: PLC0415
 
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     with tracking_reached(places.tracking):
         engine = utils.create_sqlalchemy_engine_with_retry(pooled(places.tracking))
         if utils._all_tables_exist(engine):

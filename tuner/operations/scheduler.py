@@ -1,7 +1,7 @@
-"""The scheduler: inserts a run for each tick of a timetable, and retrains once for each run.
+"""The scheduler: records the ticks of timetables and runs one retraining for each tick.
 
-Any number of schedulers may run. When one dies, another resumes its run: a tick is a row, and its
-retraining has the time of the tick as its run key.
+Any number of schedulers may run. When one dies, another continues its work: a tick is a row, and
+the tick's time is the run key of its retraining.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from tuner.worker.lease_renewer import LeaseRenewer
 
 POLL_SECONDS = 0.5
 AWAY_SECONDS = 5.0
-"""How long to wait after the database or MLflow could not be reached."""
+"""Time until a run that could not reach MLflow is tried again."""
 
 log = logger(__name__)
 
 Retrain = Callable[[RunRecord], Mapping[str, Any]]
-"""Retrains for a run; returns what `tuner retrain --json` prints."""
+"""Retrain for a tick and return what `tuner retrain --json` prints."""
 
 
-def schedule(
+def run_scheduler(
     ledger: Ledger,
     places: Addresses,
     *,
@@ -42,10 +42,10 @@ def schedule(
     stop: threading.Event,
     once: bool = False,
 ) -> None:
-    """Do the runs of timetables until `stop` is set; with `once`, until none waits.
+    """Run the retrainings that are due until `stop` is set; with `once`, until none is due.
 
-    Ticks are inserted, and leases renewed and reaped, in threads of their own, so that a long
-    retraining delays no other scheduler.
+    Ticks are recorded and expired leases are reaped in separate threads, so a long retraining
+    delays no other scheduler.
     """
     store = Timetables(ledger)
     renewer = LeaseRenewer(ledger, places.checkpoints)
@@ -57,7 +57,7 @@ def schedule(
         )
 
     log.info("scheduler started", scheduler=identity())
-    with renewer.running(), _ticking(store, stop):
+    with renewer.running(), _recording_ticks(store, stop):
         while not stop.is_set():
             try:
                 store.tick()
@@ -77,7 +77,7 @@ def schedule(
 
 
 def _run(store: Timetables, held: RunRecord, run: Retrain, stop: threading.Event) -> None:
-    """Retrain for one tick, and commit how that ended."""
+    """Retrain for one tick and commit the outcome."""
     at = key_of(held.fire_at)
     reach("scheduler.claimed")
     try:
@@ -85,30 +85,28 @@ def _run(store: Timetables, held: RunRecord, run: Retrain, stop: threading.Event
         outcome, reason = str(found["outcome"]), str(found["reason"])
     except (UnavailableError, KeyboardInterrupt, LeaseLost) as error:
         store.release(held)
-        log.warning(f"{held.timetable}, {at}: put off: {error or 'asked to stop'}")
+        log.warning(f"{held.timetable}, {at}: postponed: {error or 'interrupted'}")
         stop.wait(AWAY_SECONDS)
         return
     except TunerError as error:
         outcome, reason = FAILED, str(error)
-    except BaseException as error:  # the workload's: other retrainings go on
+    except BaseException as error:  # raised by the workload; other timetables continue
         log.exception("a retraining raised", timetable=held.timetable, at=at)
         outcome, reason = FAILED, f"{type(error).__name__}: {error}"
     reach("scheduler.retrained")
     try:
         store.end(held, outcome, reason)
-    except LeaseLost as error:  # its holder finds this result by the run key
+    except LeaseLost as error:  # the new holder finds the same result by its run key
         log.warning(str(error))
         return
     log.info("run ended", timetable=held.timetable, at=at, outcome=outcome, reason=reason)
 
 
-def _ticking(store: Timetables, stop: threading.Event) -> AbstractContextManager[None]:
-    """Insert runs for ticks while the body runs."""
+def _recording_ticks(store: Timetables, stop: threading.Event) -> AbstractContextManager[None]:
+    """Record ticks in a thread while the body runs."""
 
     def tick() -> None:
         if not stop.is_set():
             store.tick()
 
-    return repeating(
-        "scheduler", tick, POLL_SECONDS
-    )  # in a thread, since a retraining may take hours
+    return repeating("scheduler", tick, POLL_SECONDS)

@@ -1,0 +1,88 @@
+"""Summaries of all studies agree with those of each, at a cost that does not depend on how many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from helpers import claim, completed, diverged, draw, rows, submit
+from sqlalchemy import event
+
+from tuner.core.outcome import COMPLETED
+from tuner.ledger import Ledger, StudyRecord
+from tuner.ledger.summaries import last_activity, summaries
+from tuner.operations import retention, status, studies
+
+
+def train(ledger: Ledger, study: StudyRecord, *values: float | None) -> None:
+    """End one trial for each value; None: diverged."""
+    for value in values:
+        held = claim(ledger, study)
+        draw(ledger, held)
+        outcome = diverged() if value is None else completed(value)
+        ledger.finish(held.lease, outcome, chunk=rows(0, 10))
+
+
+def a_few(ledger: Ledger) -> list[StudyRecord]:
+    """Submit studies of every kind: minimized, maximized, running, untouched."""
+    lowest = submit(ledger, study={"name": "lowest"})
+    train(ledger, lowest, 2.0, 1.0, None, 1.0)
+    highest = submit(ledger, study={"name": "highest", "direction": "maximize"})
+    train(ledger, highest, 2.0, 3.0)
+    draw(ledger, claim(ledger, highest, "somebody"))
+    submit(ledger, study={"name": "untouched"}, probe={"enabled": True})
+    return ledger.studies()
+
+
+def statements(ledger: Ledger, read: Callable[[], object]) -> int:
+    """Count the statements of a call."""
+    found: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        found.append(statement)
+
+    event.listen(ledger.engine, "before_cursor_execute", note)
+    try:
+        read()
+    finally:
+        event.remove(ledger.engine, "before_cursor_execute", note)
+    return len(found)
+
+
+def test_summaries_are_what_single_reads_find(either):
+    known = a_few(either)
+    found = summaries(either, known)
+    for study in known:
+        summary, best = found[study.id], either.best(study)
+        assert summary.counts == either.counts(study.id)
+        assert summary.imported == either.imported(study.id)
+        assert summary.silent == either.silent(study.id)
+        assert (summary.best is None) == (best is None)
+        if best is not None and summary.best is not None:
+            assert best.state == COMPLETED
+            assert (summary.best.number, summary.best.value) == (best.number, best.value)
+            assert summary.best.params == best.params
+    assert [one["best"] and one["best"]["number"] for one in studies.studies(either)] == [
+        1,
+        1,
+        None,
+    ]
+    assert studies.studies(either) == [status.status(either, study) for study in known]
+    workers = [one["workers"] for one in studies.studies(either)]
+    assert workers == [[], [{"worker": "somebody", "trial": 2}], []]
+
+
+def test_the_last_activity_of_a_study_is_that_of_all_its_versions(ledger):
+    for study in a_few(ledger):
+        ends = [one.ended_at or 0.0 for one in ledger.trials(study.id)]
+        assert last_activity(ledger)[study.name] == max([study.created_at, *ends])
+
+
+def test_the_number_of_statements_does_not_depend_on_the_number_of_studies(ledger, places):
+    submit(ledger)
+    reads = (
+        lambda: studies.studies(ledger),
+        lambda: retention.plan(ledger, places, older_than=1000),
+    )
+    with_one = [statements(ledger, read) for read in reads]
+    a_few(ledger)
+    assert [statements(ledger, read) for read in reads] == with_one

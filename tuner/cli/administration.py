@@ -1,0 +1,167 @@
+"""The section Administration: doctor, db, gc, delete."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from tuner.cli.base import cli, print_json
+from tuner.cli.options import with_json
+from tuner.core.errors import UsageError
+from tuner.ledger import database
+from tuner.operations import context
+
+
+@cli.command()
+@click.option(
+    "--repair", is_flag=True, help="Republish mismatched records, and report what remains."
+)
+@with_json
+def doctor(repair: bool, as_json: bool) -> int:
+    """Check that the ledger, Optuna's trials and MLflow's runs match one to one."""
+    from tuner.operations import doctor
+
+    engine, places = context.open_ledger().engine, context.addresses()
+    problems = doctor.repair(engine, places) if repair else doctor.examine(engine, places)
+    notes = doctor.notes(places)
+    ok = doctor.is_healthy(problems)
+    if as_json:
+        found = [asdict(problem) for problem in problems]
+        print_json({"ok": ok, "problems": found, "notes": notes})
+    else:
+        for one in problems:
+            place = one.study or "database"
+            where = place if one.trial is None else f"{place}, trial {one.trial}"
+            click.echo(f"{one.kind}: {where}: {one.detail}{' (repaired)' if one.repaired else ''}")
+        for note in notes:
+            click.echo(f"note: {note}")
+        if ok:
+            click.echo("Everything matches.")
+        elif repair:
+            click.echo("Not everything could be repaired:")
+            for line in doctor.advice(problems):
+                click.echo(line)
+        else:
+            click.echo(
+                "Not everything matches; `tuner doctor --repair` repairs what can be repaired."
+            )
+    return 0 if ok else 1
+
+
+@cli.group()
+def db() -> None:
+    """Manage the database."""
+
+
+@db.command()
+@click.option(
+    "--worker",
+    "workers",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="Set up the worker login NAME, with the password in FILE; repeatable, PostgreSQL only.",
+)
+@with_json
+def upgrade(workers: tuple[str, ...], as_json: bool) -> None:
+    """Create or upgrade the tables of tuner, Optuna and MLflow to this version's schema."""
+    places = context.addresses()
+    left = database.upgrade(places, dict(_login(worker) for worker in workers))
+    if left:
+        click.echo(f"The tables are up to date, but {left}.", err=True)
+    if as_json:
+        print_json({"upgraded": places.shown(), "left": left})
+    else:
+        click.echo(f"{places.shown()['optuna']} is up to date.")
+
+
+def _login(argument: str) -> tuple[str, str]:
+    """Return the name and the password of NAME=FILE."""
+    name, _, file = argument.partition("=")
+    if not (name and file):
+        raise UsageError(f"--worker: expected NAME=FILE, got {argument!r}")
+    try:
+        password = Path(file).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--worker: cannot read a password from {file}: {error}") from error
+    if not password:
+        raise UsageError(f"--worker: expected a password in {file}, got nothing")
+    return name, password
+
+
+@db.command()
+@with_json
+def urls(as_json: bool) -> None:
+    """Print the address of each tool's database."""
+    shown = context.addresses().shown()
+    if as_json:
+        print_json(shown)
+        return
+    for tool, url in shown.items():
+        click.echo(f"{tool:12}{url}")
+
+
+@cli.command()
+@click.option(
+    "--older-than",
+    type=click.FloatRange(min=0),
+    required=True,
+    metavar="DAYS",
+    help="Remove studies without activity for this many days.",
+)
+@click.option(
+    "--keep-newest",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Keep the N studies with the latest activity.",
+)
+@click.option("--keep", multiple=True, metavar="NAME", help="Keep this study; repeatable.")
+@click.option("--yes", is_flag=True, help="Remove them; without this option they are only listed.")
+@with_json
+def gc(
+    older_than: float, keep_newest: int, keep: tuple[str, ...], yes: bool, as_json: bool
+) -> None:
+    """Remove old studies from ledger, Optuna and MLflow, with files; never a champion's."""
+    from tuner.operations import retention
+
+    ledger, places = context.open_ledger(), context.addresses()
+    planned = retention.plan(
+        ledger, places, older_than=older_than, keep_newest=keep_newest, keep=keep
+    )
+    purged, problem = retention.collect(ledger, places, planned) if yes else ([], None)
+    if as_json:
+        print_json({**asdict(planned), "removed": yes, "purged": purged, "problem": problem})
+        return
+    for name in planned.remove:
+        click.echo(f"{'removed' if yes else 'would be removed'}: {name}")
+    for one in planned.kept:
+        click.echo(f"kept: {one.study}, because {one.reason}")
+    if planned.remove and not yes:
+        click.echo("Nothing was removed; use --yes to remove them.")
+    if problem:
+        click.echo(problem, err=True)
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@click.option("--force", is_flag=True, help="Delete it even while workers train it.")
+@with_json
+def delete(name: str, yes: bool, force: bool, as_json: bool) -> None:
+    """Delete the study NAME from ledger, Optuna, MLflow, and its checkpoints.
+
+    Run it again after an interruption. MLflow keeps deleted runs until `mlflow gc`.
+    """
+    from tuner.operations import manage
+
+    ledger = context.open_ledger()
+    trials = len(ledger.trials(ledger.study(name).id))
+    if not yes:
+        click.confirm(f"Delete study {name!r} with {trials} trials?", abort=True, err=True)
+    manage.delete(ledger, context.addresses(), name, force=force)
+    if as_json:
+        print_json({"study": name, "deleted": True, "trials": trials})
+    else:
+        click.echo(f"Study {name!r} and its {trials} trials are deleted.")

@@ -1,0 +1,359 @@
+"""The section Look: studies, status, best, ui, report, compare, export, confirm, rerun."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tuner.analysis import ranking
+from tuner.cli.base import EXIT_NOTHING_COMPLETED, cli, exit_code, print_json, print_results
+from tuner.cli.options import with_allow, with_json
+from tuner.operations import context
+from tuner.report import terminal
+
+if TYPE_CHECKING:
+    from tuner.ledger import Reader, StudyRecord
+    from tuner.operations.confirm import Confirmation
+    from tuner.report.comparison import Alignment
+
+
+@cli.command()
+@with_json
+def studies(as_json: bool) -> None:
+    """List the studies of this database."""
+    from tuner.operations import studies
+
+    found = studies.studies(context.open_ledger())
+    if as_json:
+        print_json({"studies": found})
+        return
+    if not found:
+        click.echo("No studies yet; `tuner run FILE` creates one.")
+    for status in found:
+        counts = ranking.counts_in_words(status["trials"])
+        click.echo(
+            f"{status['title']}: {status['state']}, {counts} of {status['budget']['trials']}"
+        )
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--trial", type=int, help="Show this trial: why it ended, and its traceback.")
+@with_json
+def status(name: str, trial: int | None, as_json: bool) -> None:
+    """Show the state of the study NAME: its trials, the best one, its workers."""
+    from tuner.operations import status
+
+    ledger = context.open_ledger()
+    study = ledger.study(name)
+    if trial is not None:
+        _print_trial(status.trial_status(ledger, study, trial), as_json=as_json)
+        return
+    found = status.status(ledger, study)
+    if as_json:
+        print_json(found)
+        return
+    console = terminal.console()
+    counts = ranking.counts_in_words(found["trials"])
+    terminal.print_text(console, f"{study.title}: {found['state']}, {counts} of {study.limit}")
+    if study.reason:
+        terminal.print_text(console, study.reason)
+    for line in ranking.ranges_in_words(study):
+        terminal.print_text(console, line)
+    for one in found["workers"]:
+        terminal.print_text(console, f"trial {one['trial']} is trained by {one['worker']}")
+    for one in found["silent"]:
+        silent = f"trial {one['trial']} has measured nothing for {one['seconds']:.0f} s; "
+        terminal.print_text(console, f"{silent}{one['worker']} may hang or be dead", style="bold")
+    print_results(console, ledger, study)
+    _print_pages(ledger, study)
+
+
+def _print_trial(found: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+        return
+    console = terminal.console()
+    where = f"{found['study']}, trial {found['trial']}"
+    terminal.print_text(console, f"{where}: {found['state']} after {found['steps']} steps")
+    if found["reason"]:
+        terminal.print_text(console, found["reason"])
+    for name, value in (found["params"] or {}).items():
+        terminal.print_text(console, f"  {name} = {value}")
+    for one in found["attempts"]:
+        ended = f"{one['ending']}: {one['reason']}" if one["ending"] else "training"
+        terminal.print_text(console, f"attempt {one['number']} by {one['worker']}: {ended}")
+    if found["traceback"]:
+        terminal.print_text(console, found["traceback"])
+
+
+def _print_pages(ledger: Reader, study: StudyRecord) -> None:
+    """Print the pages of the UI, if one is running; an unreachable MLflow is no error."""
+    from tuner.core.errors import UnavailableError
+    from tuner.ledger.publications import Publications
+    from tuner.operations import links, ui
+
+    run_id, _ = Publications(ledger.engine, "mlflow").study(study.id)
+    places = context.addresses()
+    if run_id is None or not ui.shows(places, run_id):
+        return
+    try:
+        found = links.pages(ledger, study, places)
+    except UnavailableError as error:
+        click.echo(f"no links to pages: {error}", err=True)
+        return
+    for what, address in found.items():
+        click.echo(f"{what}: {address}")
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--open", "opened", is_flag=True, help="Open its run in a browser.")
+@with_json
+def best(name: str, opened: bool, as_json: bool) -> int:
+    """Show the best trial of the study NAME."""
+    from tuner.operations import best
+
+    ledger = context.open_ledger()
+    study = ledger.study(name)
+    if as_json:
+        print_json({"study": name, "best": best.best(ledger, study)})
+    else:
+        click.echo(ranking.best_in_words(study, ledger.best(study)))
+    if ledger.best(study) is None:
+        return EXIT_NOTHING_COMPLETED
+    return _serve(ledger, study, None, "best trial", as_json=None) if opened else 0
+
+
+@cli.command()
+@click.argument("name", required=False)
+@click.option(
+    "--port", type=int, help="Port on 127.0.0.1; by default 5000, or a free port if that is taken."
+)
+@with_json
+def ui(name: str | None, port: int | None, as_json: bool) -> int:
+    """Serve the MLflow UI on this database, on 127.0.0.1; open the study NAME in a browser."""
+    ledger = context.open_ledger()
+    study = ledger.study(name) if name else None
+    return _serve(ledger, study, port, "loss curves", as_json=as_json)
+
+
+def _serve(
+    ledger: Reader, study: StudyRecord | None, port: int | None, what: str, *, as_json: bool | None
+) -> int:
+    """Serve the UI and open a page of the study; as_json None: a JSON object is printed already."""
+    from tuner.operations import links, ui
+
+    places = context.addresses()
+
+    def announce(url: str) -> str | None:
+        page = links.pages(ledger, study, places, url).get(what) if study else None
+        if as_json:
+            print_json({"url": url} | ({"page": page} if page else {}))
+        else:
+            shown = page or f"{url}/#/experiments?workflowType=machine_learning"
+            click.echo(f"MLflow UI: {shown}", err=as_json is None)
+        return page
+
+    return ui.serve(places, port, announce)
+
+
+@cli.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option(
+    "--to",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Folder to write to; by default below reports.",
+)
+@click.option("--ui", metavar="URL", help="Address of the MLflow UI, for links to runs.")
+@click.option(
+    "--tracked/--not-tracked",
+    default=True,
+    help="Link to runs, and upload the report to the study's parent run.",
+)
+@with_json
+def report(
+    names: tuple[str, ...], to: Path | None, ui: str | None, tracked: bool, as_json: bool
+) -> None:
+    """Write the report of the study NAME as one HTML page, and its pictures.
+
+    Several names are shown side by side on one page.
+    """
+    from tuner.operations import report
+
+    ledger = context.open_ledger()
+    studies = [ledger.study(name) for name in names]
+    done = report.report(ledger, studies, context.addresses(), to=to, ui=ui, tracked=tracked)
+    if as_json:
+        pictures = [str(path) for path in done.written.pictures]
+        found = {"studies": list(names), "report": str(done.written.page), "pictures": pictures}
+        print_json(found | {"in_mlflow": done.in_mlflow})
+    else:
+        click.echo(f"Report: {done.written.page}")
+    if done.problem:
+        click.echo(f"The report was not uploaded to MLflow: {done.problem}", err=True)
+
+
+@cli.command()
+@click.argument("trials", nargs=-1, required=True, metavar="STUDY:TRIAL...")
+@click.option("--metric", default="train_loss", show_default=True, help="The metric to draw.")
+@click.option(
+    "--by",
+    type=click.Choice(["step", "time", "fraction"]),
+    default="step",
+    show_default=True,
+    help="How to align curves; a fraction is that of the horizon.",
+)
+@click.option(
+    "--to",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Folder to write to; by default below reports.",
+)
+@with_json
+def compare(
+    trials: tuple[str, ...],
+    metric: str,
+    by: Alignment,
+    to: Path | None,
+    as_json: bool,
+) -> None:
+    """Draw the curves of any trials on one page, with every point, as HTML and PNG.
+
+    A TRIAL is a number, a range such as 0-9, `best` or `all`.
+    """
+    from tuner.operations import compare
+
+    written = compare.compare(context.open_ledger(), trials, metric, by, to)
+    if as_json:
+        pictures = [str(path) for path in written.pictures]
+        print_json({"page": str(written.page), "pictures": pictures})
+    else:
+        click.echo(f"Comparison: {written.page}")
+
+
+@cli.command()
+@click.argument("name")
+@click.option(
+    "--to",
+    "folder",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="The folder to write to.",
+)
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["csv", "parquet"]),
+    default="csv",
+    show_default=True,
+    help="The format of the files.",
+)
+@with_json
+def export(name: str, folder: Path, file_format: str, as_json: bool) -> None:
+    """Write the trials and curves of the study NAME as two tables into a folder.
+
+    A row of curves is one measured value: trial, step, metric, value, time.
+    """
+    from tuner.operations import export
+
+    ledger = context.open_ledger()
+    files = export.export(ledger, ledger.study(name), folder, file_format)
+    if as_json:
+        print_json({"study": name, "files": {what: str(file) for what, file in files.items()}})
+    else:
+        for file in files.values():
+            click.echo(str(file))
+
+
+@cli.command()
+@click.argument("name")
+@click.option(
+    "--top",
+    type=click.IntRange(2),
+    default=3,
+    show_default=True,
+    help="Number of trials to compare.",
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Number of new seeds for each.",
+)
+@with_allow
+@with_json
+def confirm(name: str, top: int, seeds: int, prefixes: tuple[str, ...], as_json: bool) -> int:
+    """Train the best trials of the study NAME again, to decide whether the best one is best.
+
+    They get new seeds, as trials of the study "NAME confirm". Run it again after an interruption.
+    """
+    from tuner.operations import confirm
+
+    ledger = context.open_ledger()
+    done = confirm.confirm(
+        ledger,
+        context.addresses(),
+        ledger.study(name),
+        top=top,
+        seeds=seeds,
+        prefixes=prefixes,
+        console=terminal.console(stderr=as_json),
+    )
+    found = done.confirmation
+    if as_json:
+        print_json(found.as_json() | {"unfinished": done.unfinished})
+    else:
+        _print_confirmation(found)
+        if done.unfinished:
+            click.echo(
+                f"{done.unfinished} trials have not ended; run the same command to resume.",
+                err=True,
+            )
+    return exit_code(done.ended, completed=any(one.completed for one in found.candidates))
+
+
+def _print_confirmation(found: Confirmation) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("trial", "parameters", "found", "mean", "seeds", "worse than the winner by"):
+        table.add_column(title, justify="left" if title == "parameters" else "right")
+    for one in found.candidates:
+        worse = one.worse
+        difference = (
+            "" if worse is None else f"{worse.mean:.3g} [{worse.low:.3g}, {worse.high:.3g}]"
+        )
+        mean = "" if one.mean is None else f"{one.mean:.4g}"
+        seeds = f"{len(one.completed)}/{len(one.values)}"
+        short = ranking.in_short(one.params)
+        row = (str(one.trial), short, f"{one.found:.4g}", mean, seeds, difference)
+        table.add_row(*(cell.replace("[", r"\[") for cell in row))
+    console = terminal.console()
+    console.print(table)
+    console.print(found.sentence, style="bold", markup=False, soft_wrap=True)
+
+
+@cli.command()
+@click.argument("name")
+@click.argument("trial", type=click.IntRange(0))
+@with_allow
+@with_json
+def rerun(name: str, trial: int, prefixes: tuple[str, ...], as_json: bool) -> int:
+    """Train one TRIAL of the study NAME again and compare its curve, bit by bit.
+
+    Nothing is written. The exit code is 0 if all values are equal, else 1.
+    """
+    from tuner.operations import rerun
+
+    ledger = context.open_ledger()
+    found = rerun.rerun(ledger, ledger.study(name), trial, prefixes)
+    if as_json:
+        print_json(found.as_json())
+    else:
+        click.echo(found.sentence)
+    return 0 if found.equal else 1

@@ -1,0 +1,85 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from tuner.operations.context import PREFIXES
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def with_json(command: Command) -> Command:
+    """Add the option --json."""
+    return click.option(
+        "--json",
+        "as_json",
+        is_flag=True,
+        help="Print one JSON object on standard output, everything else on standard error.",
+    )(command)
+
+
+def with_log(command: Command) -> Command:
+    """Add the option --log."""
+    return click.option(
+        "--log",
+        type=click.Choice(["json", "text"]),
+        help="Log format on standard error; by default text on a terminal, else JSON.",
+    )(command)
+
+
+def with_metrics(command: Command) -> Command:
+    """Add the options --metrics-port and --metrics-host."""
+    port = click.option(
+        "--metrics-port",
+        type=click.IntRange(0, 65535),
+        envvar="TUNER_METRICS_PORT",
+        help="Port of /metrics, /healthz and /readyz; 0 picks a free port; disabled if unset.",
+    )
+    host = click.option(
+        "--metrics-host",
+        default="127.0.0.1",
+        show_default=True,
+        envvar="TUNER_METRICS_HOST",
+        help="Address of the metrics endpoint; it shows counts, no names.",
+    )
+    return port(host(command))
+
+
+def with_parent(command: Command) -> Command:
+    """Add the option --parent, which our programs pass to the programs that they start."""
+    return click.option(
+        "--parent",
+        type=click.IntRange(1),
+        metavar="PID",
+        hidden=True,
+        help="End after the parent process, which has this number.",
+    )(command)
+
+
+def with_set(command: Command) -> Command:
+    """Add the option --set."""
+    return click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override a value of the study file, such as budget.trials=20; repeatable.",
+    )(command)
+
+
+def with_allow(command: Command) -> Command:
+    """Add the option --allow."""
+    return click.option(
+        "--allow",
+        "prefixes",
+        multiple=True,
+        default=PREFIXES,
+        show_default=True,
+        envvar="TUNER_ALLOW",
+        metavar="PREFIX",
+        help="Prefix of modules that may be imported as workloads; repeatable.",
+    )(command)

@@ -1,0 +1,234 @@
+"""The section Start: init, examples, run, submit, probe, schema."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tuner.cli.base import cli, exit_code, print_json, print_results
+from tuner.cli.options import with_allow, with_json, with_set
+from tuner.config import reading
+from tuner.core.errors import OutputError
+from tuner.operations import context
+from tuner.report import terminal
+
+if TYPE_CHECKING:
+    from tuner.operations.examples import Copied
+    from tuner.operations.run import Ran
+    from tuner.training.lr_probe.probe import Probe
+
+
+@cli.command()
+@click.argument("name", default="first")
+@with_json
+def init(name: str, as_json: bool) -> None:
+    """Write a commented study file and a workload to start from, named NAME or "first".
+
+    The files are studies/NAME.toml and studies/NAME.py in the current folder.
+    """
+    from tuner.operations import examples
+
+    _print_copied(examples.start(name, Path.cwd()), [name], as_json)
+
+
+@cli.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--all", "everything", is_flag=True, help="Copy all examples.")
+@with_json
+def examples(names: tuple[str, ...], everything: bool, as_json: bool) -> None:
+    """List the example studies, or copy those named NAME into ./studies."""
+    from tuner.operations import examples
+
+    found = examples.examples()
+    chosen = list(found) if everything else list(names)
+    if chosen:
+        _print_copied(examples.copy(chosen, Path.cwd()), chosen, as_json)
+    elif as_json:
+        print_json({"examples": found})
+    else:
+        width = max(map(len, found))
+        for name, description in found.items():
+            click.echo(f"{name:{width}}  {description}")
+        click.echo(f"Copy one: {terminal.program()} examples NAME")
+
+
+def _print_copied(copied: Copied, names: list[str], as_json: bool) -> None:
+    from tuner.operations.examples import FOLDER
+
+    if as_json:
+        print_json(asdict(copied))
+        return
+    for path in copied.written:
+        click.echo(f"written: {path}")
+    for path in copied.present:
+        click.echo(f"exists already: {path}")
+    if len(names) == 1:
+        click.echo(f"Run it: {terminal.program()} run {FOLDER}/{names[0]}.toml")
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@with_set
+@click.option("--report/--no-report", default=True, help="Write the report after training.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Number of training processes; with one, a seed repeats the study to the last digit.",
+)
+@with_allow
+@with_json
+def run(
+    file: Path,
+    overrides: tuple[str, ...],
+    report: bool,
+    workers: int,
+    prefixes: tuple[str, ...],
+    as_json: bool,
+) -> int:
+    """Submit the study FILE, train its trials on this machine, show progress, and report.
+
+    Run it again after an interruption to resume the study.
+    """
+    from tuner.operations import run
+
+    began = time.monotonic()
+    spec = reading.load(file, overrides)
+    console = terminal.console(stderr=as_json)
+    announce = partial(terminal.print_text, console)
+    ran = run.run(spec, prefixes, workers=workers, console=console, announce=announce)
+    found = ran.as_json()
+    problem = _report(ran, found) if report and not ran.ended.interrupted else None
+    if as_json:
+        print_json(found | {"seconds": round(time.monotonic() - began, 1)})
+    else:
+        print_results(console, ran.ledger, ran.study, reported=not console.is_terminal)
+        if found["report"]:
+            terminal.print_text(console, f"Report: {found['report']}")
+    closed = run.closed_in_words(ran.study)
+    if closed:
+        click.echo(closed[:1].upper() + closed[1:] + ".", err=True)
+    if ran.ended.interrupted:
+        click.echo(f"Interrupted; `tuner run {file}` resumes at the last checkpoint.", err=True)
+    code = exit_code(ran.ended, completed=found["best"] is not None)
+    if problem is None:
+        return code
+    name = shlex.quote(ran.study.name)
+    click.echo(f"Error: {problem}; `tuner report {name}` writes the report", err=True)
+    return code or problem.exit_code
+
+
+def _report(ran: Ran, found: dict[str, Any]) -> OutputError | None:
+    """Write the report and add its page to `found`. Return the error if it cannot be written."""
+    from tuner.operations import report
+
+    try:
+        done = report.report(ran.ledger, [ran.study], ran.places, tracked=ran.ended.published)
+    except OutputError as error:
+        return error
+    found["report"] = str(done.written.page)
+    if done.problem:
+        click.echo(f"The report was not uploaded to MLflow: {done.problem}", err=True)
+    return None
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@with_set
+@with_allow
+@with_json
+def submit(
+    file: Path, overrides: tuple[str, ...], prefixes: tuple[str, ...], as_json: bool
+) -> None:
+    """Submit the study FILE to the database, for workers to train."""
+    from tuner.operations import submit
+
+    spec = reading.load(file, overrides)
+    prepared = submit.prepare(spec, prefixes)
+    ledger = context.open_ledger(create=True)
+    study, created = submit.submit(ledger, spec, prepared.description)
+    if as_json:
+        about = {"version": study.version, "created": created, "budget": study.limit}
+        print_json({"study": study.name, **about})
+    else:
+        click.echo(submit.in_words(ledger, study, created=created))
+        name = shlex.quote(study.name)
+        click.echo(f"Train it: {terminal.program()} worker --study {name} --until-idle")
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@with_set
+@with_allow
+@with_json
+def probe(file: Path, overrides: tuple[str, ...], prefixes: tuple[str, ...], as_json: bool) -> None:
+    """Measure the learning rates that the study FILE can be trained with. Create nothing.
+
+    For each optimizer, many rates train for a few steps from the same weights on the same batches.
+    """
+    from tuner.operations import probe
+
+    spec = reading.load(file, overrides)
+    found = probe.probe(spec, prefixes)
+    if as_json:
+        optimizers = {name: one.as_json() for name, one in found.items()}
+        print_json({"study": spec.study.name, "optimizers": optimizers})
+    else:
+        _print_probe(found)
+
+
+def _print_probe(found: dict[str, Probe]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in (
+        "optimizer",
+        "no learning below",
+        "suggested",
+        "fastest",
+        "largest stable rate",
+        "by curvature",
+        "largest curvature",
+    ):
+        table.add_column(title, justify="left" if title == "optimizer" else "right")
+    for name, one in found.items():
+        at = one.curvature
+        table.add_row(
+            name,
+            _short(one.nothing),
+            "none" if one.suggested is None else " to ".join(map(_short, one.suggested)),
+            _short(one.fastest),
+            f"{_short(one.low)} to {_short(one.high)}",
+            _short(None if at is None else at.bound),
+            "" if at is None else f"{at.lambda_max:.4g} ± {100 * at.relative_error:.2g} %",
+        )
+    console = terminal.console()
+    console.print(table)
+    for name, one in found.items():
+        settings = [f"{key} {value}" for key, value in one.params.items() if key.startswith(name)]
+        terminal.print_text(console, f"{name} with {', '.join(settings)}.")
+    terminal.print_text(
+        console,
+        "The curvature, and the rate that it allows, are those at the initial weights. They are "
+        "an estimate: the curvature changes during training, often up to the edge of stability.",
+    )
+
+
+def _short(number: float | None) -> str:
+    return "none" if number is None else f"{number:.4g}"
+
+
+@cli.command()
+@with_json
+def schema(as_json: bool) -> None:
+    """Print the JSON Schema of study files."""
+    indent = None if as_json else 2
+    click.echo(json.dumps(reading.json_schema(), indent=indent))

@@ -1,0 +1,154 @@
+"""The section Team: worker, recorder, pause, resume, stop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from tuner.cli.base import EXIT_INTERRUPTED, cli, exit_code, print_json
+from tuner.cli.options import with_allow, with_json, with_log, with_metrics, with_parent
+from tuner.observability import logs
+from tuner.operations import context
+
+GRACE_SECONDS = 5.0
+"""How long an interrupted worker waits for its recorder, which continues by itself."""
+
+
+@cli.command()
+@click.option("--study", "names", multiple=True, help="Train this study; repeatable.")
+@click.option("--until-idle", is_flag=True, help="End when nothing is left to train.")
+@click.option("--device", metavar="DEVICE", help="Train only studies for this device, such as cpu.")
+@click.option(
+    "--recorder/--no-recorder", default=True, help="Publish in a process of its own while training."
+)
+@with_parent
+@with_metrics
+@with_log
+@with_allow
+@with_json
+def worker(
+    names: tuple[str, ...],
+    until_idle: bool,
+    device: str | None,
+    recorder: bool,
+    parent: int | None,
+    metrics_port: int | None,
+    metrics_host: str,
+    log: str | None,
+    prefixes: tuple[str, ...],
+    as_json: bool,
+) -> int:
+    """Train trials of open studies, shared fairly by the weights in their budgets.
+
+    SIGTERM or Ctrl-C saves the trials for the next worker and ends; a second one ends at once.
+    """
+    logs.service(log)
+    from tuner.core import processes
+    from tuner.observability import serving
+    from tuner.operations import run
+
+    if parent is not None:
+        processes.end_with(parent)
+    ledger, places = context.open_ledger(), context.addresses()
+    todo = run.Work(
+        names=names,
+        prefixes=prefixes,
+        until_idle=until_idle,
+        device=device,
+        grace_seconds=GRACE_SECONDS,
+    )
+    with serving.serving(metrics_port, metrics_host, ledger.engine, places):
+        ended = run.train(ledger, places, todo, recorder=recorder)
+    if as_json:
+        studies = [ledger.study(name) for name in names] or ledger.studies()
+        print_json({"studies": {study.name: ledger.counts(study.id) for study in studies}})
+    if ended.interrupted:  # as requested; recorders publish the rest
+        return EXIT_INTERRUPTED if ended.by_keyboard else 0
+    return exit_code(ended)
+
+
+@cli.command()
+@click.option("--study", "names", multiple=True, help="Publish this study; repeatable.")
+@click.option(
+    "--until-closed",
+    is_flag=True,
+    help="End when standard input has a byte or ends, and everything is published.",
+)
+@click.option("--once", is_flag=True, help="Publish everything, then end.")
+@with_parent
+@with_metrics
+@with_log
+@with_json
+def recorder(
+    names: tuple[str, ...],
+    until_closed: bool,
+    once: bool,
+    parent: int | None,
+    metrics_port: int | None,
+    metrics_host: str,
+    log: str | None,
+    as_json: bool,
+) -> None:
+    """Publish the ledger into Optuna's tables and MLflow, until interrupted.
+
+    Any number of recorders may run; one at a time publishes a study.
+    """
+    from tuner.operations import record
+
+    if once or until_closed:  # not a service: the port of the environment is its worker's
+        metrics_port = None
+    else:
+        logs.service(log)
+    ledger = context.open_ledger()
+    record.record(
+        ledger,
+        context.addresses(),
+        names=names,
+        once=once,
+        until_closed=until_closed,
+        parent=parent,
+        metrics_port=metrics_port,
+        metrics_host=metrics_host,
+    )
+    if as_json:
+        print_json({"published": [study.name for study in ledger.studies()]})
+
+
+@cli.command()
+@click.argument("name")
+@with_json
+def pause(name: str, as_json: bool) -> None:
+    """Start no more trials of the study NAME; running ones continue to their end."""
+    from tuner.operations import manage
+
+    _print_status(manage.pause(context.open_ledger(), name), as_json)
+
+
+@cli.command()
+@click.argument("name")
+@with_json
+def resume(name: str, as_json: bool) -> None:
+    """Reopen the study NAME after a pause or a stop; cancelled trials stay cancelled."""
+    from tuner.operations import manage
+
+    _print_status(manage.resume(context.open_ledger(), name), as_json)
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--reason", default="", help="The reason, which is shown with the study.")
+@with_json
+def stop(name: str, reason: str, as_json: bool) -> None:
+    """Cancel the running and waiting trials of the study NAME, and start no more."""
+    from tuner.operations import manage
+
+    _print_status(manage.stop(context.open_ledger(), context.addresses(), name, reason), as_json)
+
+
+def _print_status(status: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(status)
+    else:
+        reason = f": {status['reason']}" if status["reason"] else "."
+        click.echo(f"Study {status['study']!r} is {status['state']}{reason}")

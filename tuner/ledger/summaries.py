@@ -1,0 +1,145 @@
+"""Summaries of many studies at a time; the number of statements does not depend on how many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, case, func, select
+
+from tuner.core.outcome import COMPLETED, KINDS, RUNNING
+from tuner.ledger.reading import Reader, has_live_attempt
+from tuner.ledger.records import Silence, StudyRecord
+from tuner.ledger.retrying import retry_on_disconnect
+from tuner.ledger.tables import (
+    IS_LIVE,
+    SILENT_FOR,
+    SILENT_SECONDS,
+    attempts,
+    probes,
+    published_trials,
+    studies,
+    trials,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestTrial:
+    """The best completed trial of a study."""
+
+    number: int
+    value: float
+    params: Mapping[str, Any]
+    run_id: str | None  # of its MLflow run; None until it is published
+
+
+@dataclass(kw_only=True)
+class Summary:
+    """The state of one study, apart from its record."""
+
+    counts: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys((*KINDS, RUNNING, "waiting"), 0)
+    )
+    imported: int = 0
+    best: BestTrial | None = None
+    workers: list[tuple[str, int]] = field(default_factory=list)  # (worker, its trial's number)
+    silent: list[Silence] = field(default_factory=list)
+    probe: Mapping[str, Any] | None = None  # the result of its probe
+
+
+@retry_on_disconnect
+def summaries(ledger: Reader, of: Sequence[StudyRecord]) -> dict[int, Summary]:
+    """Read the summaries of studies, by their ids, as of one moment."""
+    found = {study.id: Summary() for study in of}
+    with ledger.engine.begin() as tx:
+        _count(tx, found)
+        _find_best(tx, found, of)
+        _find_workers(tx, found)
+        query = select(probes.c.study_id, probes.c.result).where(probes.c.study_id.in_(found))
+        for row in tx.execute(query):
+            found[row.study_id].probe = row.result
+    return found
+
+
+@retry_on_disconnect
+def last_activity(ledger: Reader) -> dict[str, float]:
+    """Read when a trial of each study last ended or a version of it was created, by its name."""
+    at = func.max(func.coalesce(trials.c.ended_at, studies.c.created_at))
+    query = (
+        select(studies.c.name, at.label("at"), func.max(studies.c.created_at).label("created"))
+        .select_from(studies.outerjoin(trials, trials.c.study_id == studies.c.id))
+        .group_by(studies.c.name)
+    )
+    with ledger.engine.begin() as tx:
+        return {row.name: max(row.at, row.created) for row in tx.execute(query)}
+
+
+def _count(tx: Connection, found: Mapping[int, Summary]) -> None:
+    """Count the trials of each study by outcome, and those running and waiting."""
+    live = has_live_attempt(trials.c.id).label("live")
+    columns = (trials.c.study_id, trials.c.imported, trials.c.state, live)
+    query = (
+        select(*columns, func.count().label("trials"))
+        .where(trials.c.study_id.in_(found))
+        .group_by(*columns)
+    )
+    for row in tx.execute(query):
+        summary = found[row.study_id]
+        if row.imported:
+            summary.imported += row.trials
+        else:
+            waiting = row.state == RUNNING and not row.live
+            summary.counts["waiting" if waiting else row.state] += row.trials
+
+
+def _find_best(tx: Connection, found: Mapping[int, Summary], of: Sequence[StudyRecord]) -> None:
+    """Find the best completed trial of each study; of equal ones the first."""
+    maximized = [one.id for one in of if one.spec.study.direction == "maximize"]
+    loss = case((trials.c.study_id.in_(maximized), -trials.c.value), else_=trials.c.value)
+    rank = func.row_number().over(partition_by=trials.c.study_id, order_by=(loss, trials.c.number))
+    ranked = (
+        select(trials, rank.label("rank"))
+        .where(trials.c.study_id.in_(found), trials.c.state == COMPLETED)
+        .subquery()
+    )
+    is_its_run = (published_trials.c.trial_id == ranked.c.id) & (
+        published_trials.c.target == "mlflow"
+    )
+    query = (
+        select(
+            ranked.c.study_id,
+            ranked.c.number,
+            ranked.c.value,
+            ranked.c.params,
+            published_trials.c.external_id,
+        )
+        .select_from(ranked.outerjoin(published_trials, is_its_run))
+        .where(ranked.c.rank == 1)
+    )
+    for row in tx.execute(query):
+        found[row.study_id].best = BestTrial(
+            number=row.number, value=row.value, params=row.params, run_id=row.external_id
+        )
+
+
+def _find_workers(tx: Connection, found: Mapping[int, Summary]) -> None:
+    """Find the workers of each study, and those that have reported nothing for a long time."""
+    held = (
+        select(trials.c.study_id, trials.c.number, attempts.c.worker)
+        .join(attempts, attempts.c.trial_id == trials.c.id)
+        .where(trials.c.study_id.in_(found), attempts.c.live)
+        .order_by(attempts.c.id)
+    )
+    for row in tx.execute(held):
+        found[row.study_id].workers.append((row.worker, row.number))
+    silent = (
+        select(trials.c.study_id, trials.c.number, attempts.c.worker, SILENT_FOR.label("seconds"))
+        .join(attempts, attempts.c.trial_id == trials.c.id)
+        .where(trials.c.study_id.in_(found), IS_LIVE, SILENT_FOR > SILENT_SECONDS)
+        .order_by(trials.c.number)
+    )
+    for row in tx.execute(silent):
+        found[row.study_id].silent.append(
+            Silence(trial=row.number, worker=row.worker, seconds=row.seconds)
+        )
