@@ -243,6 +243,7 @@ FENCED = {
         lease, PARAMS, attrs={"a": 1}, study_attrs={"b": 1}, asked_revision=3
     ),
     "append": lambda ledger, lease: ledger.append(lease, rows(20, 30)),
+    "begin_anew": lambda ledger, lease: ledger.begin_anew(lease),
     "report": lambda ledger, lease: ledger.report(
         lease, rows(20, 30), went_on(30, 0.5), attrs={"a": 1}
     ),
@@ -491,8 +492,8 @@ def test_the_attempts_of_a_worker_that_is_gone_are_reaped_at_once(ledger):
 
 CLAIM = """
 import sys
-from tuner import storage
-from tuner.environment import identity
+from tuner.ledger import database as storage
+from tuner.core.environment import identity
 from tuner.ledger import Ledger
 
 ledger = Ledger(storage.ledger_engine(sys.argv[1]))

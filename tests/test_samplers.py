@@ -209,7 +209,7 @@ def test_reserved_trials_may_be_drawn_in_any_order(ledger, sampler):
 
 CHILD = """
 import json, sys
-from tuner import storage
+from tuner.ledger import database as storage
 from tuner.ledger import Ledger
 from tuner.search import Search
 ledger = Ledger(storage.ledger_engine(sys.argv[1]))

@@ -85,7 +85,7 @@ def test_no_output_has_a_password(tmp_path, command, env, code):
 def test_a_traceback_that_nobody_foresaw_has_no_password(how, tmp_path):
     code = f"""
 import threading
-from tuner import logs
+from tuner.observability import logs
 logs.plain()
 error = RuntimeError("cannot open {REFUSED}")
 def fail():

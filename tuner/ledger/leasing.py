@@ -134,7 +134,7 @@ class Leases(Reader):
     @again
     def begin_anew(self, lease: Lease) -> None:
         """Note that an attempt begins at step 0 and not at its checkpoint. Raises `LeaseLost`."""
-        with self._fenced(lease, {"first_step": 0}):
+        with self._fenced(lease, {"first_step": 0, **self._renewed()}):
             pass
 
     def renew(self, leases: Collection[Lease]) -> frozenset[Lease]:
