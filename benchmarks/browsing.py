@@ -81,7 +81,7 @@ def points(key: str, random: np.random.Generator) -> Points:
 
 def ends(completed: bool, random: np.random.Generator) -> tuple[dict[str, str], list[Points]]:
     tags = {
-        "tuner.core.outcome": COMPLETED if completed else PRUNED,
+        "tuner.outcome": COMPLETED if completed else PRUNED,
         "tuner.reason": "Ran all steps.",
     }
     at, value = np.array([1_700_000_001_000]), random.random(1)

@@ -69,7 +69,7 @@ class Pipeline:
         loaded = self.registry.load(champion)
         assert {
             "tuner.reason",
-            "tuner.core.outputs",
+            "tuner.outputs",
             "tuner.challenger",
             "tuner.data_digest",
         } <= set(champion.tags)

@@ -157,7 +157,7 @@ def test_the_table_has_every_trial_the_best_first_and_its_columns(shown):
         )
         expect(first.get_by_text("completed").first).to_be_visible()
         heads = page.locator(".ag-header-cell-text, [role=columnheader]").all_inner_texts()
-        for name in ("lr", "schedule", "optimizer", "tuner.core.outcome", "tuner.verdict"):
+        for name in ("lr", "schedule", "optimizer", "tuner.outcome", "tuner.verdict"):
             assert any(name == head.strip() for head in heads), (name, heads)
 
 

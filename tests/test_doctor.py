@@ -98,7 +98,7 @@ DAMAGES = {
         kinds=("run_tags",),
     ),
     "outcome altered": in_mlflow(
-        f"UPDATE tags SET value = 'pruned' WHERE run_uuid = {RUN} AND key = 'tuner.core.outcome'",
+        f"UPDATE tags SET value = 'pruned' WHERE run_uuid = {RUN} AND key = 'tuner.outcome'",
         kinds=("run_tags",),
     ),
     "status altered": in_mlflow(

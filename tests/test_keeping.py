@@ -21,7 +21,7 @@ from tuner.core.errors import UnavailableError
 from tuner.ledger import Ledger
 from tuner.observability import metrics
 from tuner.observability.repeating import repeating
-from tuner.worker.lease_renewer import Keeper
+from tuner.worker.lease_renewer import LeaseRenewer
 from tuner.worker.spill import Spill
 
 LOOP = {"loop": "a loop"}
@@ -34,9 +34,9 @@ def test_what_is_held_is_renewed_and_what_others_lost_is_reaped(ledger: Ledger, 
     impatient = Ledger(ledger.engine, lease_seconds=0.6)
     ours, theirs = claim(impatient, study, "a:1:1"), claim(ledger, study, "b:1:1")
     expire(ledger, theirs.lease)
-    keeper = Keeper(impatient, tmp_path)
-    keeper.hold(ours.lease)
-    with keeper.working():
+    renewer = LeaseRenewer(impatient, tmp_path)
+    renewer.hold(ours.lease)
+    with renewer.running():
         while ledger.attempts(study.id)[1].live:
             pass
     first, second = ledger.attempts(study.id)
@@ -48,14 +48,14 @@ def test_who_was_out_of_touch_renews_before_reaping(ledger: Ledger, tmp_path: Pa
     """After an outage every lease has run out, and all their holders may be well."""
     study = submit(ledger)
     other = claim(ledger, study, "b:1:1")
-    keeper = Keeper(ledger, tmp_path)
-    keeper._in_touch_since = math.inf  # as a renewal that failed leaves it
+    renewer = LeaseRenewer(ledger, tmp_path)
+    renewer._in_touch_since = math.inf  # as a renewal that failed leaves it
     expire(ledger, other.lease)
-    assert keeper.reap() == 0
-    keeper._renew()  # reached again
-    assert keeper.reap() == 0, "others have as long as a lease lasts"
-    keeper._in_touch_since -= ledger.lease_seconds
-    assert keeper.reap() == 1
+    assert renewer.reap() == 0
+    renewer._renew()  # reached again
+    assert renewer.reap() == 0, "others have as long as a lease lasts"
+    renewer._in_touch_since -= ledger.lease_seconds
+    assert renewer.reap() == 1
 
 
 def test_a_checkpoint_that_cannot_be_removed_stops_no_renewal(
@@ -68,9 +68,9 @@ def test_a_checkpoint_that_cannot_be_removed_stops_no_renewal(
     ledger.save_checkpoint(theirs.lease, checkpoint(10, "folder"))
     (tmp_path / "folder").mkdir()  # which nobody can unlink
     expire(ledger, theirs.lease)
-    keeper = Keeper(impatient, tmp_path)
-    keeper.hold(ours.lease)
-    with keeper.working():
+    renewer = LeaseRenewer(impatient, tmp_path)
+    renewer.hold(ours.lease)
+    with renewer.running():
         until(lambda: "cannot be removed" in caplog.text, "the log")
         before = ledger.attempts(study.id)[0].expires_at
         until(lambda: ledger.attempts(study.id)[0].expires_at > before, "another renewal")

@@ -80,7 +80,7 @@ def test_its_interrupted_trial_can_be_taken_up(upgraded: Ledger) -> None:
     assert claim is not None
     assert claim.trial.number == 3
     assert claim.checkpoint is not None
-    assert claim.lease.number == 2
+    assert claim.lease.token == 2
 
 
 def test_optuna_still_reads_it(upgraded: Ledger, old: Addresses) -> None:

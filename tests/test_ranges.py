@@ -13,7 +13,8 @@ from training_here import submitted, train
 
 from tuner.analysis import ranking
 from tuner.config.reading import parse
-from tuner.core.errors import StudyFileError
+from tuner.core.errors import LeaseLost, StudyFileError
+from tuner.core.failpoints import FailpointError
 from tuner.ledger import Ledger, ranges
 from tuner.ledger.ranges import ActiveRange
 from tuner.operations import status as summary
@@ -34,10 +35,9 @@ def probed(ledger, sampler="random", **more):
     """Submit a study whose probe is done."""
     tables = {"space": SPACE, "search": {"sampler": sampler}, "budget": {"trials": 99}, **more}
     study = submit(ledger, probe=PROBED, **tables)
-    turn = ranges.take_turn(ledger, study, "me", lambda _: False)
-    assert turn.number == 1
+    lease = ranges.claim_probe(ledger, study, "me").lease
     active = narrowed(study.spec, FOUND)
-    ranges.finish(ledger, study, {"optimizers": FOUND}, active)
+    ranges.finish_probe(ledger, study, lease, {"optimizers": FOUND}, active)
     return ledger.study(study.name), active
 
 
@@ -112,10 +112,9 @@ def test_trials_outside_the_range_are_as_if_there_were_none(new_ledger):
             ledger.draw(held.lease, {"lr": lr, "schedule": "constant", "optimizer": "sgd"},
                         attrs={}, study_attrs={}, asked_revision=1)  # fmt: skip
             ledger.finish(held.lease, completed(abs(lr - 0.04)))
-        ranges.finish(ledger, study, {}, None)
-        turn = ranges.take_turn(ledger, study, "me", lambda _: False)
-        assert not turn.done
-        ranges.finish(ledger, study, {}, ActiveRange(low=0.005, high=0.2, why="Told."))
+        found = ActiveRange(low=0.005, high=0.2, why="Told.")
+        lease = ranges.claim_probe(ledger, study, "me").lease
+        ranges.finish_probe(ledger, study, lease, {}, found)
         for _ in range(24 + outside, 40):
             held = claim(ledger, study)
         drawn_next.append(search.draw(held.trial.number).params["lr"])
@@ -192,21 +191,20 @@ def test_of_two_workers_that_extend_one_is_heard(either: Ledger):
 
 def test_one_worker_probes_and_the_first_result_stays(either: Ledger):
     study = submit(either, probe=PROBED, space=SPACE)
-    first = ranges.take_turn(either, study, "one", lambda _: False)
-    assert (first.done, first.number) == (False, 1)
-    other = ranges.take_turn(either, study, "two", lambda _: False)
-    assert (other.done, other.number) == (False, None), "it waits"
-    taken = ranges.take_turn(either, study, "two", lambda worker: worker == "one")
-    assert taken.number == 2, "the first one's process is gone"
+    first = ranges.claim_probe(either, study, "one")
+    taken = ranges.claim_probe(either, study, "two", lambda worker: worker == "one")
     before = either.study("small").revision
-    ranges.finish(either, study, {"optimizers": FOUND}, NARROW)
-    ranges.finish(either, study, {"optimizers": {}}, ActiveRange(low=1.0, high=2.0, why="Late."))
+    ranges.finish_probe(either, study, taken.lease, {"optimizers": FOUND}, NARROW)
+    late = ActiveRange(low=1.0, high=2.0, why="Late.")
+    with pytest.raises(LeaseLost, match="its token is refused"):
+        ranges.finish_probe(either, study, first.lease, {"optimizers": {}}, late)
+    ranges.finish_probe(either, study, taken.lease, {"optimizers": {}}, late)  # a repeated call
     assert ranges.result(either, study) == {"optimizers": FOUND}
     (active,) = ranges.history(either.study("small").attrs)
     assert (active.low, active.high) == (0.01, 1.0)
     assert active.revision == either.study("small").revision == before + 1
     assert active.at > 1e9
-    assert ranges.take_turn(either, study, "two", lambda _: False).done
+    assert ranges.claim_probe(either, study, "two").done
 
 
 def test_a_deleted_study_takes_its_probe_with_it(either: Ledger):
@@ -260,6 +258,14 @@ def test_a_probe_that_raises_leaves_the_whole_range_and_says_why(ledger, places)
     study = train(ledger, places, line(ledger, workload=arguments))
     assert ranges.history(study.attrs) == []
     assert "RuntimeError: no such thing" in summary.of_state(ledger, study)["probe"]["error"]
+
+
+def test_a_probe_that_is_interrupted_is_left_to_the_next_worker(ledger, places, arm):
+    study = line(ledger)
+    arm("probe.before_commit=raise")
+    with pytest.raises(FailpointError):
+        train(ledger, places, study)
+    assert ranges.claim_probe(ledger, study, "another").lease is not None
 
 
 def test_without_a_probe_nothing_is_said(ledger, places):

@@ -268,7 +268,7 @@ def test_a_long_curve_and_one_that_is_not_finite(how, tmp_path):
     assert found.ledger[1]["stopped_step"] == 91, "the first step above 1/0.011"
     losses = [point for point in points["1"] if point[0] == "train_loss"]
     assert [step for _, step, *_ in losses] == list(range(91))
-    assert found.mlflow["1"]["tags"]["tuner.core.outcome"] == "diverged"
+    assert found.mlflow["1"]["tags"]["tuner.outcome"] == "diverged"
     for _, _, value, is_nan in (*points["0"], *points["1"]):
         assert not is_nan
         assert abs(value) < 1e100

@@ -20,11 +20,11 @@ from tuner.core.errors import NotFoundError, UnavailableError
 from tuner.core.processes import RecorderProcess
 from tuner.ledger import Ledger, StudyRecord
 from tuner.ledger.database import Addresses
+from tuner.ledger.publications import Publications
 from tuner.ledger.tables import published_studies
 from tuner.operations import doctor
 from tuner.tracking.mlflow import publisher as tracking_runs
 from tuner.tracking.mlflow import study_run
-from tuner.tracking.publications import Publications
 from tuner.tracking.recorder import Outages, Recorder, record
 
 pytestmark = pytest.mark.slow
@@ -123,23 +123,6 @@ def test_an_outage_is_said_once_until_it_is_over(caplog):
         outages.over()
         outages.say("the database is away again")
     assert caplog.messages[1:] == ["the database is away again; trying on"]
-
-
-def test_of_many_who_claim_a_study_at_once_for_the_first_time_one_gets_it(ledger):
-    study = begin(ledger)
-    start, got = threading.Barrier(8), []
-
-    def claim(index: int) -> None:
-        publications = Publications(ledger.engine, "mlflow", f"elsewhere:{index}:1")
-        start.wait()
-        got.append(publications.claim(study.id))
-
-    threads = [threading.Thread(target=claim, args=(index,)) for index in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(got) == [False] * 7 + [True]
 
 
 def test_a_quiet_ledger_costs_a_query_a_target(ledger, places):

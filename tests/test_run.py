@@ -83,9 +83,9 @@ def test_the_counts_agree_everywhere(ran, runs):
         ledger[trial["state"]] += 1
     assert done.json["trials"] == dict.fromkeys(KINDS, 0) | ledger
     study = optuna.load_study(study_name="small", storage=f"sqlite:///{folder}/tuner.db")
-    told = [trial.user_attrs["tuner.core.outcome"] for trial in study.trials]
+    told = [trial.user_attrs["tuner.outcome"] for trial in study.trials]
     assert {kind: told.count(kind) for kind in ledger} == ledger
-    told = [run.data.tags.get("tuner.core.outcome") for run in runs[1].values()]
+    told = [run.data.tags.get("tuner.outcome") for run in runs[1].values()]
     assert {kind: told.count(kind) for kind in ledger} == ledger
 
 
@@ -169,7 +169,7 @@ def test_every_run_says_what_it_is(ran, runs):
         assert run.info.end_time == round(trial.ended_at * 1000)
         assert tags["mlflow.parentRunId"] == parent.info.run_id
         assert tags["tuner.study"] == "small"
-        assert tags["tuner.core.outcome"] == trial.state
+        assert tags["tuner.outcome"] == trial.state
         assert tags["tuner.reason"] == trial.reason
         assert tags["tuner.seed"] == str(seed_of(study.spec, trial.number))
         assert tags["mlflow.source.name"] == "tests.workloads:noisy"

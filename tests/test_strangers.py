@@ -13,10 +13,10 @@ from tuner.core.environment import identity
 from tuner.core.errors import UnavailableError
 from tuner.ledger import Ledger, database
 from tuner.ledger.database import Addresses
+from tuner.ledger.publications import Publications
 from tuner.operations import doctor
 from tuner.tracking.optuna.bulk_writer import TRIALS, USER
 from tuner.tracking.optuna.storage_writer import TRIAL
-from tuner.tracking.publications import Publications
 from tuner.tracking.recorder import Recorder
 
 pytestmark = pytest.mark.slow

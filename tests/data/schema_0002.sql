@@ -98,11 +98,11 @@ CREATE TABLE trial_user_attributes (
 	UNIQUE (trial_id, "key"), 
 	FOREIGN KEY(trial_id) REFERENCES trials (trial_id)
 );
-INSERT INTO "trial_user_attributes" VALUES(1,1,'tuner.core.outcome','"completed"');
+INSERT INTO "trial_user_attributes" VALUES(1,1,'tuner.outcome','"completed"');
 INSERT INTO "trial_user_attributes" VALUES(2,1,'tuner.reason','"Ran all 50 steps; val_loss 2.316e+05 at the end."');
-INSERT INTO "trial_user_attributes" VALUES(3,2,'tuner.core.outcome','"completed"');
+INSERT INTO "trial_user_attributes" VALUES(3,2,'tuner.outcome','"completed"');
 INSERT INTO "trial_user_attributes" VALUES(4,2,'tuner.reason','"Ran all 50 steps; val_loss 86.18 at the end."');
-INSERT INTO "trial_user_attributes" VALUES(5,3,'tuner.core.outcome','"diverged"');
+INSERT INTO "trial_user_attributes" VALUES(5,3,'tuner.outcome','"diverged"');
 INSERT INTO "trial_user_attributes" VALUES(6,3,'tuner.reason','"The loss exploded: 8.016e+08 at step 15, more than 10 times 1.335e+06, the level of its first steps, and growing (means of the last 4 times 4 steps: 1.335e+06, 5.062e+06, 4.271e+07, 3.603e+08)."');
 CREATE TABLE trial_values (
 	trial_value_id INTEGER NOT NULL, 

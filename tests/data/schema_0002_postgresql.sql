@@ -353,11 +353,11 @@ INSERT INTO public.trial_params VALUES (9, 3, 'optimizer', 0, '{"name": "Categor
 INSERT INTO public.trial_params VALUES (10, 4, 'lr', 3, '{"name": "CategoricalDistribution", "attributes": {"choices": [0.0001, 0.1, 0.15, 0.01]}}');
 INSERT INTO public.trial_params VALUES (11, 4, 'schedule', 0, '{"name": "CategoricalDistribution", "attributes": {"choices": ["constant"]}}');
 INSERT INTO public.trial_params VALUES (12, 4, 'optimizer', 0, '{"name": "CategoricalDistribution", "attributes": {"choices": ["sgd"]}}');
-INSERT INTO public.trial_user_attributes VALUES (1, 1, 'tuner.core.outcome', '"completed"');
+INSERT INTO public.trial_user_attributes VALUES (1, 1, 'tuner.outcome', '"completed"');
 INSERT INTO public.trial_user_attributes VALUES (2, 1, 'tuner.reason', '"Ran all 50 steps; val_loss 2.316e+05 at the end."');
-INSERT INTO public.trial_user_attributes VALUES (3, 2, 'tuner.core.outcome', '"completed"');
+INSERT INTO public.trial_user_attributes VALUES (3, 2, 'tuner.outcome', '"completed"');
 INSERT INTO public.trial_user_attributes VALUES (4, 2, 'tuner.reason', '"Ran all 50 steps; val_loss 86.18 at the end."');
-INSERT INTO public.trial_user_attributes VALUES (5, 3, 'tuner.core.outcome', '"diverged"');
+INSERT INTO public.trial_user_attributes VALUES (5, 3, 'tuner.outcome', '"diverged"');
 INSERT INTO public.trial_user_attributes VALUES (6, 3, 'tuner.reason', '"The loss exploded: 8.016e+08 at step 15, more than 10 times 1.335e+06, the level of its first steps, and growing (means of the last 4 times 4 steps: 1.335e+06, 5.062e+06, 4.271e+07, 3.603e+08)."');
 INSERT INTO public.trial_values VALUES (1, 1, 0, 231550.91982389078, 'FINITE');
 INSERT INTO public.trial_values VALUES (2, 2, 0, 86.17695026947146, 'FINITE');

@@ -95,8 +95,8 @@ def _print_trial(found: dict[str, Any], *, as_json: bool) -> None:
 def _print_pages(ledger: Reader, study: StudyRecord) -> None:
     """Print where the UI shows what, if one does; that MLflow is away is no reason to fail."""
     from tuner.core.errors import UnavailableError
+    from tuner.ledger.publications import Publications
     from tuner.operations import links, ui
-    from tuner.tracking.publications import Publications
 
     run_id, _ = Publications(ledger.engine, "mlflow").study(study.id)
     if run_id is None or not ui.shows(context.places(), run_id):

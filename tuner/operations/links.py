@@ -5,9 +5,9 @@ from __future__ import annotations
 from tuner.core.outcome import DIVERGED
 from tuner.ledger import Reader, StudyRecord
 from tuner.ledger.database import Addresses
+from tuner.ledger.publications import Publications
 from tuner.tracking.mlflow import artifacts
 from tuner.tracking.mlflow.study_run import FEW
-from tuner.tracking.publications import Publications
 
 
 def of_study(

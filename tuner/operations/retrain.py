@@ -1,4 +1,4 @@
-"""`retrain`, `rollback` and `predict`: what the command line and the scheduler call."""
+"""The operations `retrain`, `rollback` and `predict`."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ from tuner.retraining.stages import Stages
 from tuner.tracking.mlflow.registry import CHAMPION, REPLACES, Loaded
 from tuner.training import models
 from tuner.training.device import use_threads
+from tuner.worker.lease_renewer import LeaseRenewer
 
 WAIT_SECONDS = 0.5
-"""How often somebody else's retraining is looked at."""
+"""How often a retraining that another process holds is polled."""
 
 
 def retrain(
@@ -38,20 +39,22 @@ def retrain(
     prefixes: Sequence[str],
     wait: bool = True,
     stop: threading.Event | None = None,
+    renewer: LeaseRenewer | None = None,
 ) -> dict[str, Any]:
-    """Train the champion's successor, once a key, and give what `tuner retrain --json` prints.
+    """Train the champion's successor, once a run key; return what `tuner retrain --json` prints.
 
-    A key that has ended gives what it ended with. While another process is at it, or at another
-    retraining of the model, this waits, or raises `UnavailableError`. Raises `UsageError` before
-    anything is trained when data, model or gate cannot be used, and `KeyboardInterrupt` when
-    `stop` is set.
+    A key that has ended returns its result. While another process holds it, or another retraining
+    of the model, wait for that with `wait`, else raise `UnavailableError`. Raise `UsageError`
+    before anything is trained when data, model or gate cannot be used, and `KeyboardInterrupt` when
+    `stop` is set. A caller that holds leases itself passes its `renewer`.
     """
     study, stop = ledger.study(name), stop or threading.Event()
-    store = Retrainings(ledger, ledger.lease_seconds)
+    store = Retrainings(ledger)
+    renewer = renewer or LeaseRenewer(ledger, places.checkpoints)
     ended = store.read(name, run_key)
     if ended is not None and ended.stage == DONE:
         return as_json(ended)
-    tune = partial(_tune, ledger, places, prefixes)
+    tune = partial(_tune, ledger, places, prefixes, renewer)
     job = prepare(ledger, places, study, run_key, prefixes, tune)
     while True:
         held, other = store.claim(name, run_key, job.registry.model, identity(), is_gone)
@@ -66,27 +69,32 @@ def retrain(
             )
         if stop.wait(WAIT_SECONDS):
             raise KeyboardInterrupt
-    found = as_json(Stages(job, store, held, stop).run())
-    notify.tell(study.spec.retrain.notify, found)
+    with renewer.running():
+        found = as_json(Stages(job, store, held, renewer, stop).run())
+    notify.send(study.spec.retrain.notify, found)
     return found
 
 
 def _tune(
-    ledger: Ledger, places: Addresses, prefixes: Sequence[str], spec: StudySpec
+    ledger: Ledger,
+    places: Addresses,
+    prefixes: Sequence[str],
+    renewer: LeaseRenewer,
+    spec: StudySpec,
 ) -> tuple[StudyRecord, TrialRecord | None]:
-    """Train a study to its end, or go on with it; return it and its best trial.
+    """Train a study to its end, or resume it; return it and its best trial.
 
-    Raises `KeyboardInterrupt` when this process is told to stop meanwhile.
+    Raise `KeyboardInterrupt` when this process is asked to stop meanwhile.
     """
     study, _ = submit.submit(ledger, spec, submit.prepare(spec, prefixes))
     todo = run.Work(names=(study.name,), prefixes=tuple(prefixes), until_idle=True)
-    if run.train(ledger, places, todo, recorder=True).interrupted:
+    if run.train(ledger, places, todo, recorder=True, renewer=renewer).interrupted:
         raise KeyboardInterrupt
     return ledger.study(study.name), ledger.best(study)
 
 
 def as_json(ended: Retraining) -> dict[str, Any]:
-    """Give what `tuner retrain --json` prints."""
+    """Return what `tuner retrain --json` prints."""
     decision, logged = ended.result.get(EVALUATE, {}), ended.result[LOG]
     stayed = decision.get("champion", logged.get("champion"))
     return {
@@ -104,7 +112,7 @@ def as_json(ended: Retraining) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class RolledBack:
-    """Who was the champion, and who is."""
+    """The champion before and after a rollback, by version."""
 
     model: str
     was: int | None
@@ -112,9 +120,9 @@ class RolledBack:
 
 
 def rollback(ledger: Ledger, places: Addresses, name: str, to: int | None = None) -> RolledBack:
-    """Make the champion before this one the champion again, or the version `to`.
+    """Make the previous champion, or the version `to`, the champion.
 
-    Raises `NotFoundError` when there is none.
+    Raise `NotFoundError` when there is none.
     """
     registry = registry_of(places, ledger.study(name))
     champion = registry.champion()
@@ -130,7 +138,7 @@ def rollback(ledger: Ledger, places: Addresses, name: str, to: int | None = None
                 "none to go back to"
             )
         to = int(before)
-    registry.load(registry.version(to))  # a champion that cannot be read would help nobody
+    registry.load(registry.version(to))  # raises if it cannot be read
     registry.point(CHAMPION, to)
     return RolledBack(
         model=registry.model, was=None if champion is None else champion.number, now=to
@@ -148,9 +156,9 @@ class Predicted:
 
 
 def predict(ledger: Ledger, places: Addresses, name: str, inputs: Path) -> Predicted:
-    """Let the champion predict the rows of a file, .npy or .csv.
+    """Predict the rows of a file, .npy or .csv, with the champion.
 
-    Raises `NotFoundError` when there is no champion and `UsageError` when the rows do not fit.
+    Raise `NotFoundError` when there is no champion and `UsageError` when the rows do not fit.
     """
     study = ledger.study(name)
     registry = registry_of(places, study)
@@ -167,12 +175,12 @@ def predict(ledger: Ledger, places: Addresses, name: str, inputs: Path) -> Predi
         model=registry.model,
         version=champion.number,
         outputs=models.predict(loaded.module, rows),
-        exact=models.fingerprint(example) == champion.tags.get("tuner.core.outputs"),
+        exact=models.fingerprint(example) == champion.tags.get("tuner.outputs"),
     )
 
 
 def read_rows(file: Path, loaded: Loaded) -> np.ndarray:  # [row, ...]
-    """Read rows as a model takes them. Raises `UsageError`."""
+    """Read rows in the shape and type that a model takes. Raise `UsageError`."""
     wanted = loaded.inputs
     try:
         if file.suffix == ".npy":

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 from tuner.core.errors import NotFoundError, UsageError, WorkloadError
 from tuner.core.processes import RecorderProcess, Stop, told_to_stop
-from tuner.executors.local import Executor
+from tuner.executors import Executor
 from tuner.ledger import ENDED, OPEN, Ledger, StudyRecord
 from tuner.ledger.database import Addresses
 from tuner.ledger.managing import BEING_DELETED
 from tuner.worker import work
+from tuner.worker.lease_renewer import LeaseRenewer
 
 WORKER_STARTS = 3
 """How often a worker is started again that dies; what it leaves, the others take up."""
@@ -53,7 +54,14 @@ class Work:
         return [*studies, *allowed, *device, *idle, "--no-recorder", "--log", "json"]
 
 
-def train(ledger: Ledger, places: Addresses, todo: Work, *, recorder: bool) -> Ended:
+def train(
+    ledger: Ledger,
+    places: Addresses,
+    todo: Work,
+    *,
+    recorder: bool,
+    renewer: LeaseRenewer | None = None,
+) -> Ended:
     """Train trials here and publish them, until all is done or a signal comes.
 
     Raises `UsageError` when a study that is named is paused or stopped.
@@ -72,6 +80,7 @@ def train(ledger: Ledger, places: Addresses, todo: Work, *, recorder: bool) -> E
                 until_idle=todo.until_idle,
                 device=todo.device,
                 spill=places.spill,
+                renewer=renewer,
             )
         return _ended(stop, beside, todo.grace_seconds)
 

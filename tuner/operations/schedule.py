@@ -1,7 +1,7 @@
-"""The scheduler: writes down the ticks of timetables, and retrains for each, once.
+"""The scheduler: inserts a run for each tick of a timetable, and retrains once for each run.
 
-Any number of them may run. What one leaves that dies, another takes up: a tick is a row, and a
-retraining goes on under the tick's time as its key.
+Any number of schedulers may run. When one dies, another resumes its run: a tick is a row, and its
+retraining has the time of the tick as its run key.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from tuner.ledger.timetables import RunRecord, Timetables
 from tuner.observability.logs import logger
 from tuner.observability.repeating import repeating
 from tuner.operations.retrain import retrain
-from tuner.worker.lease_renewer import Keeper
+from tuner.worker.lease_renewer import LeaseRenewer
 
 POLL_SECONDS = 0.5
 AWAY_SECONDS = 5.0
-"""How long until a run is tried again that could not reach MLflow."""
+"""How long to wait after the database or MLflow could not be reached."""
 
 log = logger(__name__)
 
 Retrain = Callable[[RunRecord], Mapping[str, Any]]
-"""Retrains for a tick; gives what `tuner retrain --json` prints."""
+"""Retrains for a run; returns what `tuner retrain --json` prints."""
 
 
 def schedule(
@@ -42,19 +42,22 @@ def schedule(
     stop: threading.Event,
     once: bool = False,
 ) -> None:
-    """Run what timetables want until told to stop; with `once`, until nothing waits.
+    """Do the runs of timetables until `stop` is set; with `once`, until none waits.
 
-    Ticks are written down and leases reaped in threads of their own, so a long retraining delays
-    no other scheduler.
+    Ticks are inserted, and leases renewed and reaped, in threads of their own, so that a long
+    retraining delays no other scheduler.
     """
-    store = Timetables(ledger, ledger.lease_seconds)
+    store = Timetables(ledger)
+    renewer = LeaseRenewer(ledger, places.checkpoints)
 
     def run(held: RunRecord) -> Mapping[str, Any]:
         key = key_of(held.fire_at)
-        return retrain(ledger, places, held.study, key, prefixes=prefixes, stop=stop)
+        return retrain(
+            ledger, places, held.study, key, prefixes=prefixes, stop=stop, renewer=renewer
+        )
 
     log.info("scheduler started", scheduler=identity())
-    with Keeper(ledger, places.checkpoints).working(), _ticking(store, stop):
+    with renewer.running(), _ticking(store, stop):
         while not stop.is_set():
             try:
                 store.tick()
@@ -68,7 +71,8 @@ def schedule(
                     break
                 stop.wait(POLL_SECONDS)
                 continue
-            _run(store, held, run, stop)
+            with renewer.holding(held.lease):
+                _run(store, held, run, stop)
     log.info("scheduler ended", scheduler=identity())
 
 
@@ -76,43 +80,35 @@ def _run(store: Timetables, held: RunRecord, run: Retrain, stop: threading.Event
     """Retrain for one tick, and commit how that ended."""
     at = key_of(held.fire_at)
     reach("scheduler.claimed")
-    with _kept(store, held):
-        try:
-            found = run(held)
-            outcome, reason = str(found["outcome"]), str(found["reason"])
-        except (UnavailableError, KeyboardInterrupt, LeaseLost) as error:
-            store.release(held)
-            log.warning(f"{held.timetable}, {at}: put off: {error or 'told to stop'}")
-            stop.wait(AWAY_SECONDS)
-            return
-        except TunerError as error:
-            outcome, reason = FAILED, str(error)
-        except BaseException as error:  # of the workload's: no reason to retrain nothing else
-            log.exception("a retraining raised", timetable=held.timetable, at=at)
-            outcome, reason = FAILED, f"{type(error).__name__}: {error}"
-        reach("scheduler.retrained")
-        try:
-            store.end(held, outcome, reason)
-        except LeaseLost as error:  # its holder finds the same result by the key
-            log.warning(str(error))
-            return
+    try:
+        found = run(held)
+        outcome, reason = str(found["outcome"]), str(found["reason"])
+    except (UnavailableError, KeyboardInterrupt, LeaseLost) as error:
+        store.release(held)
+        log.warning(f"{held.timetable}, {at}: put off: {error or 'asked to stop'}")
+        stop.wait(AWAY_SECONDS)
+        return
+    except TunerError as error:
+        outcome, reason = FAILED, str(error)
+    except BaseException as error:  # the workload's: other retrainings go on
+        log.exception("a retraining raised", timetable=held.timetable, at=at)
+        outcome, reason = FAILED, f"{type(error).__name__}: {error}"
+    reach("scheduler.retrained")
+    try:
+        store.end(held, outcome, reason)
+    except LeaseLost as error:  # its holder finds this result by the run key
+        log.warning(str(error))
+        return
     log.info("run ended", timetable=held.timetable, at=at, outcome=outcome, reason=reason)
 
 
 def _ticking(store: Timetables, stop: threading.Event) -> AbstractContextManager[None]:
-    """Write ticks down while the body runs."""
+    """Insert runs for ticks while the body runs."""
 
     def tick() -> None:
         if not stop.is_set():
             store.tick()
 
-    return repeating("scheduler", tick, POLL_SECONDS)  # beside, as a retraining may take hours
-
-
-def _kept(store: Timetables, held: RunRecord) -> AbstractContextManager[None]:
-    """Renew the lease on a run while the body runs."""
-
-    def renew() -> None:
-        store.renew(held)
-
-    return repeating("run's lease", renew, store.lease_seconds / 3)
+    return repeating(
+        "scheduler", tick, POLL_SECONDS
+    )  # in a thread, since a retraining may take hours

@@ -9,7 +9,7 @@ from tuner.core.errors import NotFoundError
 from tuner.core.outcome import KINDS
 from tuner.ledger import OPEN, Reader, StudyRecord, ranges
 from tuner.ledger.database import Addresses
-from tuner.tracking.publications import Publications
+from tuner.ledger.publications import Publications
 
 
 def of_run(ledger: Reader, study: StudyRecord, places: Addresses) -> dict[str, Any]:

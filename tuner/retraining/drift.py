@@ -1,4 +1,4 @@
-"""What a retraining adds to the curves of drift in MLflow, and intervals as the ledger has them."""
+"""Adding a retraining to the drift curves in MLflow, and intervals as JSON."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def show(
 
 
 def interval_as_json(interval: Interval | None) -> dict[str, Any] | None:
-    """Give an interval as the ledger keeps it; an end that is not there is None."""
+    """Return an interval as the ledger stores it; an infinite end is None."""
     if interval is None:
         return None
     ends = {"low": interval.low, "high": interval.high}

@@ -8,8 +8,8 @@ from typing import Protocol
 
 from tuner.core.errors import LeaseLost, NotFoundError, TunerError
 from tuner.ledger import Reader, StudyRecord
+from tuner.ledger.publications import Publications
 from tuner.tracking.backlog import Backlog, Mark
-from tuner.tracking.publications import Publications
 
 log = logging.getLogger(__name__)
 

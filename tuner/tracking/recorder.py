@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from sqlalchemy import Engine
 
@@ -22,13 +23,13 @@ from tuner.core.environment import identity
 from tuner.core.errors import ConnectionLostError, TunerError, UnavailableError
 from tuner.ledger import Reader, StudyRecord
 from tuner.ledger.database import Addresses, optuna_storage, reached, tracking_client
+from tuner.ledger.publications import CLAIM_SECONDS, Publications
 from tuner.observability import metrics
 from tuner.tracking.mlflow.artifacts import served
 from tuner.tracking.mlflow.deletion import erase_runs
 from tuner.tracking.mlflow.publisher import RunPublisher
 from tuner.tracking.optuna.publisher import TrialPublisher
 from tuner.tracking.projection import Projection, Publisher
-from tuner.tracking.publications import CLAIM_SECONDS, Publications
 
 POLL_SECONDS = 0.5
 RETRY_SECONDS = 1.0, 15.0
@@ -46,8 +47,8 @@ class Recorder:
     """
 
     def __init__(self, engine: Engine, places: Addresses, *, in_bulk: bool = True) -> None:
-        ledger, me = Reader(engine), identity()
-        self._publications = {name: Publications(engine, name, me) for name in ("optuna", "mlflow")}
+        ledger = Reader(engine)
+        self._publications = {name: _publications(engine, name) for name in ("optuna", "mlflow")}
         with reached(places.ledger):
             storage = optuna_storage(places)
         self._trials = TrialPublisher(
@@ -136,9 +137,14 @@ class Recorder:
             time.sleep(POLL_SECONDS)
 
 
+def _publications(engine: Engine, target: str) -> Publications:
+    """Return this process's records of what it publishes to a target."""
+    return Publications(engine, target, identity(), heartbeat=partial(metrics.turned, target))
+
+
 def open_trials(engine: Engine, places: Addresses) -> Projection:
     """Open Optuna's tables. Raises `UnavailableError`."""
-    publications = Publications(engine, TrialPublisher.target, identity())
+    publications = _publications(engine, TrialPublisher.target)
     with reached(places.ledger):
         storage, ui = optuna_storage(places), served(places.tracking)
         publisher = TrialPublisher(storage, publications, engine, ui=ui)
@@ -149,7 +155,7 @@ def open_runs(engine: Engine, places: Addresses) -> Projection:
     """Open MLflow. Raises `UnavailableError`."""
     # it writes a traceback at each try; we say what is the matter, once
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    publications, ledger = Publications(engine, RunPublisher.target, identity()), Reader(engine)
+    publications, ledger = _publications(engine, RunPublisher.target), Reader(engine)
     publisher = RunPublisher(tracking_client(places), publications, ledger, places.artifacts)
     return Projection(ledger, publications, publisher)
 

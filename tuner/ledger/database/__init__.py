@@ -1,6 +1,6 @@
-"""Where things are kept: addresses, engines with the right options, migrations and roles.
+"""The databases: addresses, engines, migrations and roles.
 
-Everything follows from variables of the environment, all optional:
+Environment variables, all optional, set the addresses:
 - `TUNER_DATABASE_URL`: the ledger's and Optuna's database; `tuner.db` in the working directory. On
   PostgreSQL MLflow's tables are in it too, each of the three in a schema of its own.
 - `MLFLOW_TRACKING_URI`: where runs go instead; without it `mlflow.db` beside the ledger's file.

@@ -1,6 +1,6 @@
 """Migrations of all tables, once, under one lock; and opening what they made.
 
-Optuna's and MLflow's tables are made here too, because first starts that race break them for good.
+Optuna's and MLflow's tables are made here too, since concurrent first starts would corrupt them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tuner.ledger.database.locks import migration_lock
 from tuner.ledger.database.mlflow import make_tracking
 from tuner.ledger.database.optuna import upgrade_optuna
 from tuner.ledger.database.pooling import is_pooled
-from tuner.ledger.retrying import FIRST_SECONDS, LONGEST_SECONDS, PATIENCE_SECONDS
+from tuner.ledger.retrying import FIRST_SECONDS, LONGEST_SECONDS, RETRY_SECONDS
 from tuner.ledger.tables import HEAD, VERSION_TABLE
 
 
@@ -40,7 +40,7 @@ def open_ledger(places: Addresses, *, create: bool) -> Engine:
     engine = ledger_engine(places.ledger)
     with reached(places.ledger):
         absent = places.file is not None and not places.file.exists()
-        revision = None if absent else _patiently(lambda: _revision(engine))
+        revision = None if absent else _retried(lambda: _revision(engine))
         if revision is None and create and places.file is not None:
             upgrade_ledger(places)
         else:
@@ -49,7 +49,7 @@ def open_ledger(places: Addresses, *, create: bool) -> Engine:
 
 
 def check_schema(places: Addresses, engine: Engine) -> None:
-    """Look once whether the database is there, with this version's schema.
+    """Check once that the database exists and has this version's schema.
 
     Raises `UnavailableError` or `SchemaError` like `open_ledger`.
     """
@@ -65,10 +65,10 @@ def _check(places: Addresses, revision: str | None) -> None:
 
 
 def upgrade(places: Addresses, workers: Mapping[str, str] | None = None) -> str | None:
-    """Bring our tables, Optuna's and MLflow's to this version's schemas, from whatever is there.
+    """Bring our tables, Optuna's and MLflow's to this version's schemas, from any earlier ones.
 
     On PostgreSQL also the schemas, and roles with what they may do, and logins of `workers` with
-    their passwords; gives what an administrator has left to do for these.
+    their passwords; return what an administrator must do for these, or None.
     """
     if workers and places.file is not None:
         raise UsageError("SQLite knows no logins; expected a PostgreSQL database for workers")
@@ -146,12 +146,12 @@ def _grant_roles(places: Addresses, workers: Mapping[str, str]) -> str | None:
     return left
 
 
-def _patiently(read: Callable[[], str | None]) -> str | None:
-    """Read over a database that is just being started again, as every other call does."""
+def _retried(read: Callable[[], str | None]) -> str | None:
+    """Retry a read while the database restarts, as every other call does."""
     retrying = Retrying(
         retry=retry_if_exception_type(ConnectionLostError),
         wait=wait_random_exponential(multiplier=FIRST_SECONDS, max=LONGEST_SECONDS),
-        stop=stop_after_delay(PATIENCE_SECONDS),
+        stop=stop_after_delay(RETRY_SECONDS),
         reraise=True,
     )
     return retrying(read)
@@ -173,7 +173,7 @@ def _nothing_there(places: Addresses) -> UnavailableError:
         )
     return UnavailableError(
         f"there is no ledger at {places.file}; `tuner run FILE` makes one, and TUNER_DATABASE_URL "
-        "says where another one is"
+        "names another one"
     )
 
 

@@ -14,10 +14,10 @@ from sqlalchemy import Engine
 from tuner.core.errors import UnavailableError
 from tuner.ledger import Reader, StudyRecord
 from tuner.ledger.database import Addresses, tracking_client, tracking_reached, without_password
+from tuner.ledger.publications import Publications
 from tuner.tracking.mlflow.study_run import tell
 from tuner.tracking.mlflow.views import Links
 from tuner.tracking.notes import FOLDER
-from tuner.tracking.publications import Publications
 
 UI = "http://127.0.0.1:5000"
 """Where `tuner ui` shows runs, unless a server does."""

@@ -44,9 +44,9 @@ from tuner.core.failpoints import reach
 from tuner.ledger import StudyRecord
 from tuner.ledger.database import Difference
 from tuner.ledger.database import differences as compared
+from tuner.ledger.database.upserts import insert, insert_columns, insert_new
 from tuner.tracking.mlflow.client_writer import RunEnd
 from tuner.tracking.mlflow.run_content import NewRun, Points
-from tuner.tracking.upserts import insert, insert_columns, insert_new
 
 REVISIONS = ("dc11669786a5", "e7d1f4b2a9c6", "8b6ad64cb8f5", "f4a9b2c7d1e6")
 """The revisions of MLflow's tables that are known here: the last migration's of MLflow 3.17, and

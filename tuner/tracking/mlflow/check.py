@@ -14,6 +14,7 @@ from tuner.analysis.verdicts import Verdict
 from tuner.core.outcome import RUNNING
 from tuner.ledger import Reader, StudyRecord, TrialRecord
 from tuner.ledger.database import tracking_reached
+from tuner.ledger.publications import Publications
 from tuner.tracking.mismatch import Mismatch
 from tuner.tracking.mlflow import experiments
 from tuner.tracking.mlflow.client_writer import all_runs
@@ -27,7 +28,6 @@ from tuner.tracking.mlflow.run_content import (
     points_of,
     tags_of,
 )
-from tuner.tracking.publications import Publications
 
 RENAMED = "experiment_renamed"
 """The kind that says that people have renamed the experiment, which they may."""

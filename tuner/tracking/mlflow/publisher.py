@@ -20,6 +20,7 @@ from tuner.core.failpoints import reach
 from tuner.core.outcome import FAILED, RUNNING
 from tuner.ledger import Reader, StudyRecord, TrialRecord
 from tuner.ledger.database import tracking_reached
+from tuner.ledger.publications import Note, Publications
 from tuner.observability import metrics
 from tuner.tracking.backlog import Backlog, Mark, OpenTrial, batches
 from tuner.tracking.bulk import writes_in_bulk
@@ -38,7 +39,6 @@ from tuner.tracking.mlflow.run_content import (
     shown_tags,
 )
 from tuner.tracking.mlflow.run_verdicts import RunVerdicts
-from tuner.tracking.publications import Note, Publications
 
 log = logging.getLogger(__name__)
 

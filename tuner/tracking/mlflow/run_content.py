@@ -132,8 +132,8 @@ def params_of(trial: TrialRecord) -> dict[str, str]:
 def outcome_tags(trial: TrialRecord) -> dict[str, str]:
     """Give the tags of a run that say how its trial stands."""
     if trial.state == RUNNING:
-        return {"tuner.core.outcome": RUNNING}
-    return {"tuner.core.outcome": trial.state, "tuner.reason": (trial.reason or "")[:REASON_LIMIT]}
+        return {"tuner.outcome": RUNNING}
+    return {"tuner.outcome": trial.state, "tuner.reason": (trial.reason or "")[:REASON_LIMIT]}
 
 
 def shown_tags(trial: TrialRecord) -> dict[str, str]:
@@ -153,7 +153,7 @@ def tags_of(
         "tuner.study": study.name,
         "tuner.trial": str(trial.number),
         "tuner.seed": str(seed_of(study.spec, trial.number)),
-        "tuner.core.outcome": RUNNING,
+        "tuner.outcome": RUNNING,
         "tuner.code_digest": study.workload["code"],
         "tuner.device": environment["device"],
         "tuner.host": environment["host"],

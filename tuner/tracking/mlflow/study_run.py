@@ -15,6 +15,7 @@ from tuner.core.outcome import COMPLETED, RUNNING
 from tuner.core.text import NAME_LIMIT
 from tuner.ledger import STOPPED, Reader, StudyRecord
 from tuner.ledger.database import is_database, is_served, sent_once
+from tuner.ledger.publications import Publications
 from tuner.ledger.tables import trials
 from tuner.tracking.mlflow.client_writer import BATCH, as_tags
 from tuner.tracking.mlflow.experiments import TITLE, find
@@ -30,7 +31,6 @@ from tuner.tracking.mlflow.views import (
     views,
 )
 from tuner.tracking.notes import FOLDER, PICTURE, REPORT, experiment_note, study_note
-from tuner.tracking.publications import Publications
 
 FEW = 5
 """So many of the best trials are compared by a link."""

@@ -43,8 +43,8 @@ from sqlalchemy import (
 from tuner.core.failpoints import reach
 from tuner.ledger.database import Difference
 from tuner.ledger.database import differences as compared
+from tuner.ledger.database.upserts import insert as insert_or
 from tuner.tracking.optuna.storage_writer import TRIAL, Found, lost
-from tuner.tracking.upserts import insert as insert_or
 
 VERSION = 12
 """The version of Optuna's tables that is known here."""

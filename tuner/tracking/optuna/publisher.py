@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from tuner.core.errors import UnavailableError
 from tuner.core.outcome import COMPLETED, RUNNING
 from tuner.ledger import Reader, StudyRecord, TrialRecord
+from tuner.ledger.publications import Note, Publications
 from tuner.observability import metrics
 from tuner.search.mirror import STATES
 from tuner.tracking.backlog import Backlog, Mark, OpenTrial, batches
@@ -28,7 +29,6 @@ from tuner.tracking.mlflow.views import SIDE
 from tuner.tracking.optuna import dashboard
 from tuner.tracking.optuna.bulk_writer import TrialTables, unknown
 from tuner.tracking.optuna.storage_writer import StorageWriter, TrialWriter, template, written_from
-from tuner.tracking.publications import Note, Publications
 
 NOTE_SECONDS = 5.0
 """How often the note of a study is written while its trials run."""

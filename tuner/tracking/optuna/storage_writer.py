@@ -154,7 +154,7 @@ def template(trial: TrialRecord, study: StudyRecord) -> FrozenTrial:
         made.datetime_complete = datetime.fromtimestamp(trial.ended_at)
     made.user_attrs = {TRIAL: f"{study.title}:{trial.number}"}
     if trial.state != RUNNING:
-        made.user_attrs |= {"tuner.core.outcome": trial.state, "tuner.reason": trial.reason}
+        made.user_attrs |= {"tuner.outcome": trial.state, "tuner.reason": trial.reason}
     if trial.imported:
         made.user_attrs["tuner.imported"] = True
     return made

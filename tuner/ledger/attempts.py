@@ -1,60 +1,45 @@
-"""Leases: taking a trial, keeping it, giving it back, and reaping what was lost."""
+"""Attempts at trials: claiming a trial under a lease, releasing it, and reaping lost attempts."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, and_, select, update
+from sqlalchemy import Connection, and_, select, update
 
 from tuner.core.errors import LeaseLost
 from tuner.ledger import rows
-from tuner.ledger.reading import Reader, has_live_attempt, read_trials
+from tuner.ledger.lease_writer import LeaseWriter
+from tuner.ledger.leases import ATTEMPTS, Gone, renewed
+from tuner.ledger.reading import has_live_attempt, read_trials
 from tuner.ledger.records import (
     OPEN,
     STALE,
+    AttemptLease,
     CheckpointRecord,
     Claim,
-    Lease,
     StudyRecord,
     TrialRecord,
 )
-from tuner.ledger.retrying import PATIENCE_SECONDS, again
+from tuner.ledger.retrying import retry_on_disconnect
 from tuner.ledger.tables import (
     IS_LIVE,
     IS_RUNNING,
     attempts,
-    database_start,
-    database_time,
     trials,
 )
 
-LEASE_SECONDS = 30.0
 
-
-class Leases(Reader):
+class Attempts(LeaseWriter):
     """Attempts at trials, each under a lease. Thread-safe, as `Reader` is."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        lease_seconds: float = LEASE_SECONDS,
-        patience: float = PATIENCE_SECONDS,
-        grace_seconds: float | None = None,
-    ) -> None:
-        """Reap nobody within `grace_seconds` of the server's start; as long as a lease lasts."""
-        super().__init__(engine, patience)
-        self._grace_seconds = lease_seconds if grace_seconds is None else grace_seconds
-        self.lease_seconds = lease_seconds
-        self._writes = engine.execution_options(writes=True)
-
-    @again
+    @retry_on_disconnect
     def trainable(self) -> list[StudyRecord]:
-        """Read the open studies that have room for a trial, or one that has not ended."""
+        """Read the open studies that have budget for a new trial or a trial that has not ended."""
         with self._reading() as tx:
             busy = set(tx.scalars(select(trials.c.study_id).where(IS_RUNNING).distinct()))
         return [
@@ -64,33 +49,33 @@ class Leases(Reader):
         ]
 
     def claim(self, study_id: int, worker: str, environment: Mapping[str, Any]) -> Claim | None:
-        """Lease one trial, see `claim_together`; None if there is none."""
+        """Claim one trial, see `claim_together`; return None if there is none."""
         return next(iter(self.claim_together(study_id, worker, environment, 1)), None)
 
     def claim_together(
         self, study_id: int, worker: str, environment: Mapping[str, Any], most: int
     ) -> list[Claim]:
-        """Lease the oldest trials that nobody trains, then reserve new ones, as the budget allows.
+        """Claim the oldest waiting trials, then reserve new ones, as the budget allows.
 
         Budget, numbers and leases are one commit. A new trial has no parameters yet.
         """
         return self._claim(study_id, worker, environment, most, uuid.uuid4().hex, count())
 
-    @again
+    @retry_on_disconnect
     def _claim(
         self,
         study_id: int,
         worker: str,
         environment: Mapping[str, Any],
         most: int,
-        word: str,
+        idempotency_key: str,
         calls: Iterator[int],
     ) -> list[Claim]:
-        """Claim under a word that nobody else has, so that a repeated call finds its claims."""
+        """Claim with an idempotency key, by which a retried call finds what it claimed before."""
         repeated = next(calls) > 0
         with self._writing() as tx:
             study = tx.execute(rows.locked_study(study_id)).first()
-            held = rows.claimed(tx, word) if repeated else []
+            held = rows.claimed(tx, idempotency_key) if repeated else []
             if held:
                 found = read_trials(tx, trials.c.id.in_([lease.trial_id for lease in held]))
                 leases = {lease.trial_id: lease for lease in held}
@@ -117,68 +102,47 @@ class Leases(Reader):
             leases = rows.begin_attempts(
                 tx,
                 taken,
-                claim=word,
+                claim=idempotency_key,
                 worker=worker,
                 environment=environment,
                 seconds=self.lease_seconds,
             )
             return _claims(leases, (*old, *new), history)
 
-    @again
-    def release(self, lease: Lease, ending: str, reason: str, traceback: str | None = None) -> None:
-        """End the attempt and leave the trial to the next worker, if its study takes any up."""
+    @retry_on_disconnect
+    def release(
+        self, lease: AttemptLease, ending: str, reason: str, traceback: str | None = None
+    ) -> None:
+        """End the attempt and leave the trial to the next worker, unless its study is stopped."""
         with self._ending(lease, rows.attempt_ended(ending, reason, traceback)) as tx:
             if tx is not None:
                 rows.cancel_if_stopped(tx, lease.trial_id)
 
-    @again
-    def begin_anew(self, lease: Lease) -> None:
-        """Note that an attempt begins at step 0 and not at its checkpoint. Raises `LeaseLost`."""
-        with self._fenced(lease, {"first_step": 0, **self._renewed()}):
+    @retry_on_disconnect
+    def begin_at_first_step(self, lease: AttemptLease) -> None:
+        """Record that an attempt begins at step 0, not at its checkpoint. Raises `LeaseLost`."""
+        with self._fenced(lease, {"first_step": 0, **renewed(self.lease_seconds)}):
             pass
 
-    def renew(self, leases: Collection[Lease]) -> frozenset[Lease]:
-        """Move the expiry of leases on; give those that are live no more.
+    @retry_on_disconnect
+    def reap(self, gone: Gone = lambda _: False) -> int:
+        """End the attempts whose lease is lost, and return how many.
 
-        Not repeated: who renews does so again and again.
-        """
-        by_attempt = {lease.attempt_id: lease for lease in leases}
-        with self._writing() as tx:
-            live = tx.scalars(
-                update(attempts)
-                .where(attempts.c.id.in_(by_attempt), attempts.c.live)
-                .values(expires_at=database_time() + self.lease_seconds)
-                .returning(attempts.c.id)
-            ).all()
-        return frozenset(by_attempt[key] for key in by_attempt.keys() - set(live))
-
-    @again
-    def reap(self, gone: Callable[[str], bool] = lambda _: False) -> int:
-        """End the attempts whose lease has expired or whose worker is gone; count them.
-
-        Where a database's server has just been started nobody could renew a lease before, and all
-        have as long for it as a lease lasts. A trial that has lost more attempts than its study's
-        budget allows fails.
+        A trial that has lost more attempts than its study's budget allows fails.
         """
         with self._reading() as tx:
-            live = tx.execute(
-                select(attempts.c.id, attempts.c.worker, self._expired().label("expired")).where(
-                    IS_LIVE
-                )
-            ).all()
+            expired = ATTEMPTS.expired(self.grace_seconds).label("expired")
+            query = select(attempts.c.id, attempts.c.worker, expired).where(IS_LIVE)
+            live = tx.execute(query).all()
         lost = [(row.id, row.expired) for row in live if row.expired or gone(row.worker)]
         return sum(self._reap(attempt_id, expired=expired) for attempt_id, expired in lost)
 
-    def _expired(self) -> ColumnElement[bool]:
-        in_touch = database_start() + self._grace_seconds < database_time()
-        return and_(attempts.c.expires_at < database_time(), in_touch)
-
-    @again
+    @retry_on_disconnect
     def _reap(self, attempt_id: int, *, expired: bool) -> bool:
         with self._writing() as tx:
             still = and_(attempts.c.id == attempt_id, attempts.c.live)
             if expired:
-                still = and_(still, self._expired())
+                still = and_(still, ATTEMPTS.expired(self.grace_seconds))
             reason = "its lease expired" if expired else "its worker's process is gone"
             done = tx.execute(
                 update(attempts)
@@ -195,57 +159,47 @@ class Leases(Reader):
     # --- transactions
 
     @contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        with self._writes.begin() as tx:
-            yield tx
-
-    def _renewed(self) -> dict[str, Any]:
-        """Give the columns of an attempt whose lease is renewed."""
-        return {"expires_at": database_time() + self.lease_seconds}
-
-    @contextmanager
-    def _fenced(self, lease: Lease, ended: Mapping[str, Any] | None = None) -> Iterator[Connection]:
-        """Begin a transaction that stops unless the attempt is still live.
-
-        It renews the lease, or ends the attempt.
-        """
+    def _fenced(
+        self, lease: AttemptLease, ended: Mapping[str, Any] | None = None
+    ) -> Iterator[Connection]:
+        """Begin a transaction that renews the lease, or ends the attempt. Raises `LeaseLost`."""
         with self._writing() as tx:
-            if not rows.fence(tx, [lease], self._renewed() if ended is None else ended):
+            if not ATTEMPTS.fence(tx, [lease], ended or renewed(self.lease_seconds)):
                 raise refused(lease)
             yield tx
 
     @contextmanager
-    def _ending(self, lease: Lease, ended: Mapping[str, Any]) -> Iterator[Connection | None]:
-        """Begin the last fenced transaction of an attempt, which ends it; None if it was committed.
+    def _ending(self, lease: AttemptLease, ended: Mapping[str, Any]) -> Iterator[Connection | None]:
+        """Begin the last transaction of an attempt, which ends it; None if it was committed before.
 
-        An attempt is ended so by its holder alone: a call whose connection was lost came through.
+        Only its holder ends an attempt in such a way, so that commit was this call's, and its
+        connection was lost.
         """
         try:
             with self._fenced(lease, ended) as tx:
                 yield tx
         except LeaseLost:
             with self._reading() as tx:
-                here = and_(attempts.c.id == lease.attempt_id, attempts.c.number == lease.number)
-                found = tx.scalar(select(attempts.c.ending).where(here))
-            if found != ended["ending"]:
+                row = ATTEMPTS.row(tx, lease)
+            if row is None or row.ending != ended["ending"]:
                 raise
             yield None
 
 
-def refused(lease: Lease) -> LeaseLost:
-    """Say that a token is refused."""
+def refused(lease: AttemptLease) -> LeaseLost:
+    """Return the error for a refused fencing token."""
     return LeaseLost(
-        f"attempt {lease.number} at the trial was given up for lost and its token is "
+        f"attempt {lease.token} at the trial was given up for lost and its token is "
         "refused; another attempt has the trial"
     )
 
 
 @dataclass(frozen=True)
 class _History:
-    """What trials have had before, by their ids; new ones have had nothing."""
+    """Earlier attempts at trials, by the trials' ids; new trials have none."""
 
     endings: Mapping[int, Mapping[str, int]]  # attempts by how they ended
-    saved: Mapping[int, CheckpointRecord]  # where to go on
+    saved: Mapping[int, CheckpointRecord]  # checkpoints to resume from
 
 
 def _history(tx: Connection, found: Sequence[TrialRecord]) -> _History:
@@ -256,14 +210,14 @@ def _history(tx: Connection, found: Sequence[TrialRecord]) -> _History:
 
 
 def _next_attempt(trial: TrialRecord, history: _History) -> tuple[int, int]:
-    """Give the number of the next attempt at a trial, and its first step."""
+    """Return the number of the next attempt at a trial, and its first step."""
     saved = history.saved.get(trial.id)
     before = sum(history.endings.get(trial.id, {}).values())
     return 1 + before, saved.step if saved else 0
 
 
 def _claims(
-    leases: Mapping[int, Lease], found: Sequence[TrialRecord], history: _History
+    leases: Mapping[int, AttemptLease], found: Sequence[TrialRecord], history: _History
 ) -> list[Claim]:
     return [
         Claim(

@@ -1,4 +1,4 @@
-"""Inserts that say what happens to a row that is there already, for the databases that we use."""
+"""Inserts with ON CONFLICT, on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 
 def insert(tx: Connection, into: Table) -> Any:
-    """Begin an INSERT that has ON CONFLICT, in the dialect of the connection."""
+    """Return an INSERT that supports ON CONFLICT, in the dialect of the connection."""
     return {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[tx.dialect.name](into)
 
 
 def insert_new(tx: Connection, into: Table, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Insert rows unless there are such: another may insert the same at the same moment."""
+    """Insert rows, and skip those that exist."""
     given = list(rows)
     if given:
         tx.execute(insert(tx, into).on_conflict_do_nothing(), given)
 
 
 def insert_columns(tx: Connection, into: Table, columns: Mapping[str, Sequence[Any]]) -> None:
-    """Insert rows unless there are such, tens of thousands at once, given by columns.
+    """Insert rows by columns, tens of thousands at once, and skip those that exist.
 
-    The values are those that the driver takes: nothing converts them.
+    The driver gets the values as they are, without conversion.
     """
     if tx.dialect.name == "postgresql":  # one statement; one a row takes twice the time
         arrays = [
@@ -35,7 +35,7 @@ def insert_columns(tx: Connection, into: Table, columns: Mapping[str, Sequence[A
         given = func.unnest(*arrays).table_valued(*columns).render_derived()
         rows = insert(tx, into).from_select(list(columns), select(*given.c))
         tx.execute(rows.on_conflict_do_nothing())
-    else:  # past SQLAlchemy, which looks at every value of every row
+    else:  # bypass SQLAlchemy, which processes every value
         statement = insert(tx, into).on_conflict_do_nothing()
         compiled = statement.compile(dialect=tx.dialect, column_keys=list(columns))
         ordered = [columns[name] for name in compiled.positiontup]

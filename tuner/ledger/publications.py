@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,17 +20,17 @@ from sqlalchemy.exc import IntegrityError
 
 from tuner.core.environment import is_gone
 from tuner.core.errors import LeaseLost
-from tuner.ledger.tables import database_time, published_studies, published_trials, trials
-from tuner.observability import metrics
-from tuner.tracking.upserts import insert_new
+from tuner.ledger.database.upserts import insert_new
+from tuner.ledger.leases import PUBLICATIONS, Gone, Lease, State
+from tuner.ledger.tables import published_studies, published_trials, trials
 
 CLAIM_SECONDS = 60.0
-"""How long a publisher has a study after the last thing that it noted."""
+"""How long a publisher has a study after its last record."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Note:
-    """How far one trial is published; what is None stays as it was."""
+    """How far one trial is published; a field that is None stays as it was."""
 
     trial_id: int
     external_id: str | None = None
@@ -39,67 +39,67 @@ class Note:
 
 
 class Publications:
-    """The records of one target ("optuna" or "mlflow"), kept in the ledger's database.
+    """What of the ledger is published to one target, "optuna" or "mlflow".
 
-    Invariants: a record exists before the thing that it is about does, so whoever finds one
-    without an external id looks whether the thing exists before creating it; rows count as
-    published only after they are; and nothing is noted by a publisher that lost its claim
-    (`LeaseLost`): every such transaction begins with an UPDATE that must change the claim's row,
-    and extends the claim.
+    Invariants: a record exists before the thing that it is about does, so where a record has no
+    external id, look whether the thing exists before creating it; rows count as published only
+    after they are; and a publisher that has lost its lease records nothing (`LeaseLost`).
+
+    The lease on a study is renewed by every record, not in the background: a publisher that hangs
+    in a call to its target loses the study to another one.
     """
 
-    def __init__(self, engine: Engine, target: str, publisher: str = "") -> None:
-        """Without a publisher's identity there is only reading."""
+    def __init__(
+        self,
+        engine: Engine,
+        target: str,
+        publisher: str = "",
+        *,
+        heartbeat: Callable[[], None] = lambda: None,
+        grace_seconds: float = CLAIM_SECONDS,
+    ) -> None:
+        """Call `heartbeat` at every record. Without a publisher's identity, only read."""
         self._engine = engine
+        self._grace_seconds = grace_seconds
         self._target = target
         self._publisher = publisher
+        self._heartbeat = heartbeat
+        self._leases = PUBLICATIONS[target]
 
-    def claim(self, study_id: int) -> bool:
-        """Become the only one who publishes a study; tell whether that is so.
-
-        Another's claim lasts for `CLAIM_SECONDS`, or until its process is known to be gone.
-        """
-        here = self._of_study(study_id)
-        expired = published_studies.c.expires_at < database_time()
-        query = (
-            select(published_studies.c.publisher, expired.label("expired"))
-            .where(here)
-            .with_for_update()
-        )
+    def claim(self, study_id: int, gone: Gone = is_gone) -> bool:
+        """Become the only publisher of a study; return whether that succeeded."""
+        mine = self._publisher
         try:
             with self._writing() as tx:
-                row = tx.execute(query).first()
-                if row is None:  # another may be making it at this moment
+                state = self._state(tx, study_id, gone)
+                if state is None:  # another may be inserting it at this moment
                     first = {"study_id": study_id, "target": self._target, "revision": 0}
                     insert_new(tx, published_studies, [first | {"expires_at": 0.0}])
-                    row = tx.execute(query).one()
-                free = row.publisher is None or row.expired or row.publisher == self._publisher
-                if not (free or is_gone(row.publisher)):
+                    state = self._state(tx, study_id, gone)
+                if state is State.HELD and self._leases.row(tx, self.lease(study_id)) is None:
                     return False
-                until = database_time() + CLAIM_SECONDS
-                tx.execute(
-                    update(published_studies)
-                    .where(here)
-                    .values(publisher=self._publisher, expires_at=until)
-                )
+                self._leases.take(tx, study_id, mine, CLAIM_SECONDS, token=mine)
         except IntegrityError:  # the study has been deleted meanwhile
             return False
         return True
 
+    def lease(self, study_id: int) -> Lease:
+        """Return this publisher's lease on a study that it has claimed."""
+        return Lease(table=self._leases, row_id=study_id, token=self._publisher)
+
     def release(self, study_id: int) -> None:
         """Let others publish a study at once."""
-        mine = and_(self._of_study(study_id), published_studies.c.publisher == self._publisher)
         with self._writing() as tx:
-            tx.execute(update(published_studies).where(mine).values(expires_at=0.0))
+            self._leases.release(tx, self.lease(study_id))
 
     def study(self, study_id: int) -> tuple[str | None, int]:
-        """Give a study's external id, and its revision when it was last published, 0: never."""
+        """Return a study's external id, and its revision when last published, 0 if never."""
         with self._engine.begin() as tx:
             row = tx.execute(select(published_studies).where(self._of_study(study_id))).first()
         return (None, 0) if row is None else (row.external_id, row.revision)
 
     def note_study(self, study_id: int, external_id: str | None, revision: int) -> None:
-        """Note that a study is published as of a revision."""
+        """Record that a study is published as of a revision."""
         with self._claimed(study_id) as tx:
             tx.execute(
                 update(published_studies)
@@ -108,7 +108,7 @@ class Publications:
             )
 
     def external_ids(self, study_id: int) -> dict[int, str]:
-        """Give the external id of each published trial, by its number."""
+        """Return the external id of each published trial, by its number."""
         query = (
             select(trials.c.number, published_trials.c.external_id)
             .join(trials, trials.c.id == published_trials.c.trial_id)
@@ -122,7 +122,7 @@ class Publications:
             return {row.number: row.external_id for row in tx.execute(query)}
 
     def begin(self, study_id: int, trial_ids: Collection[int]) -> None:
-        """Note that the trials' counterparts are about to be created."""
+        """Record that the trials' counterparts are about to be created."""
         rows = [
             {"trial_id": one, "target": self._target, "next_step": 0, "final": False}
             for one in trial_ids
@@ -131,7 +131,7 @@ class Publications:
             insert_new(tx, published_trials, rows)
 
     def note(self, study_id: int, notes: Sequence[Note]) -> None:
-        """Note how far trials are published, all at once."""
+        """Record how far trials are published, all at once."""
         kinds: dict[tuple[str, ...], list[dict[str, Any]]] = {}
         for one in notes:
             given = {"external_id": one.external_id, "next_step": one.next_step, "final": one.final}
@@ -144,7 +144,7 @@ class Publications:
                 tx.execute(update(published_trials).where(here).values(changed), rows)
 
     def forget(self, study_id: int) -> None:
-        """Forget what is published of a study, so that it is looked at and published again."""
+        """Delete what is recorded of a study, so that it is checked and republished."""
         of_study = select(trials.c.id).where(trials.c.study_id == study_id)
         unknown = {"external_id": None, "next_step": 0, "final": False}
         with self._claimed(study_id) as tx:
@@ -172,21 +172,15 @@ class Publications:
 
     @contextmanager
     def _claimed(self, study_id: int) -> Iterator[Connection]:
-        """Begin a transaction that stops unless the claim is ours; it extends the claim."""
-        metrics.turned(self._target)  # publishing a long study is many of these
+        """Begin a transaction that renews the lease on a study. Raises `LeaseLost`."""
+        self._heartbeat()  # publishing a long study is many of these
         with self._writing() as tx:
-            done = tx.execute(
-                update(published_studies)
-                .where(
-                    self._of_study(study_id),
-                    published_studies.c.publisher == self._publisher,
-                    published_studies.c.expires_at > 0.0,  # not released
-                )
-                .values(expires_at=database_time() + CLAIM_SECONDS)
-            )
-            if done.rowcount != 1:
+            if not self._leases.renew(tx, [self.lease(study_id)], CLAIM_SECONDS):
                 raise LeaseLost("another recorder has taken over the study")
             yield tx
+
+    def _state(self, tx: Connection, study_id: int, gone: Gone) -> State | None:
+        return self._leases.state(tx, study_id, gone, grace_seconds=self._grace_seconds)
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
