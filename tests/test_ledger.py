@@ -238,7 +238,6 @@ FENCED = {
         lease, PARAMS, attrs={"a": 1}, study_attrs={"b": 1}, asked_revision=3
     ),
     "append": lambda ledger, lease: ledger.append(lease, rows(20, 30)),
-    "begin_anew": lambda ledger, lease: ledger.begin_anew(lease),
     "report": lambda ledger, lease: ledger.report(
         lease, rows(20, 30), went_on(30, 0.5), attrs={"a": 1}
     ),
