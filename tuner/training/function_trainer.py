@@ -169,7 +169,7 @@ class _Member:
         self._function_turn.acquire()
         self._check_running()
 
-    def _check(self) -> None:
+    def _check_running(self) -> None:
         if self._stopping:
             raise StopTrial
         if threading.current_thread() is not self._thread:
