@@ -97,11 +97,11 @@ def watched(
     """Return the step at which the guard would have stopped a recorded trial, and why."""
     steps, metrics = len(losses), dict(values)
     paced = rate_source(params, steps, "minimize")
-    watch = GuardMonitor(spec_of(steps), params, paced, baseline)
+    monitor = GuardMonitor(spec_of(steps), params, paced, baseline)
     if initial is not None:
-        watch.began(initial)
+        monitor.set_initial_loss(initial)
     for step, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
-        if reason := watch.see(float(loss), float(norm)):
+        if reason := monitor.observe(float(loss), float(norm)):
             return step, reason
         if step + 1 in metrics:
             paced.evaluated(step + 1, metrics[step + 1])

@@ -73,7 +73,7 @@ class Side:
             optuna.storages.RDBStorage(self._url)  # makes its tables
 
     def start(self, count: int, *more: str) -> None:
-        """Start processes until there are `count`, and wait for their imports."""
+        """Start processes, and wait until they have imported everything."""
         command = [sys.executable, str(HERE / f"worker_{self.arm}.py"), self._url]
         command += [] if self.arm == "tuner" else [self._sampler, *more]
         path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
