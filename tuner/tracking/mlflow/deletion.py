@@ -15,7 +15,8 @@ from tuner.ledger import StudyRecord
 from tuner.ledger.database import Addresses, pooled, tracking_client, tracking_reached
 from tuner.tracking.mlflow.client_writer import all_runs
 from tuner.tracking.mlflow.experiments import TITLE, erased_name, tagged
-from tuner.tracking.mlflow.registry import CHAMPION
+
+CHAMPION = "champion"  # not imported: `registry` imports mlflow.pytorch, which takes seconds
 
 
 def erase_runs(client: MlflowClient, study: StudyRecord) -> None:
