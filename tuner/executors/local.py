@@ -26,10 +26,10 @@ class Executor(Protocol):
         """Start `tuner worker` with arguments; give its handle."""
 
     def poll(self, handle: str) -> int | None:
-        """Give a worker's exit code; None while it runs."""
+        """Return the exit code of a worker; None while it runs."""
 
     def cancel(self, handle: str) -> None:
-        """Tell a worker to stop."""
+        """Ask a worker to stop."""
 
 
 class LocalExecutor:
@@ -62,7 +62,7 @@ class LocalExecutor:
         return handle
 
     def poll(self, handle: str) -> int | None:
-        """Give a worker's exit code; None while it runs."""
+        """Return the exit code of a worker; None while it runs."""
         return self._processes[handle].poll()
 
     def cancel(self, handle: str) -> None:
@@ -72,5 +72,5 @@ class LocalExecutor:
             process.send_signal(signal.SIGTERM)
 
     def log_of(self, handle: str) -> Path:
-        """Give the file that a worker logs into."""
+        """Return the log file of a worker."""
         return self._logs / f"{handle}.jsonl"

@@ -1,4 +1,4 @@
-"""Health checks of containers: exit with 0 if a service is healthy, else with 1 and the reason.
+"""The health check of containers: exit with 0 if a service is healthy, else with 1.
 
 Run `python -m tuner.observability.health URL`. The request is made with the MLflow account in
 `MLFLOW_TRACKING_USERNAME`, if it is set.
@@ -16,8 +16,8 @@ TIMEOUT_SECONDS = 8.0
 
 
 def main(url: str) -> int:
-    """Ask, past any proxy; whatever is not an answer of success is said on standard error."""
-    request = urllib.request.Request(url)  # noqa: S310 - whoever starts us names it
+    """Request the URL without a proxy. Return the exit code; print a failure to standard error."""
+    request = urllib.request.Request(url)  # noqa: S310 - the URL comes from the command line
     user = os.environ.get("MLFLOW_TRACKING_USERNAME")
     if user:
         account = f"{user}:{os.environ.get('MLFLOW_TRACKING_PASSWORD', '')}".encode()
@@ -27,8 +27,8 @@ def main(url: str) -> int:
         with opener.open(request, timeout=TIMEOUT_SECONDS):
             return 0
     except urllib.error.HTTPError as error:
-        said = error.read(200).decode(errors="replace")
-        print(f"{url}: {error.code} {said}", file=sys.stderr)  # noqa: T201
+        body = error.read(200).decode(errors="replace")
+        print(f"{url}: {error.code} {body}", file=sys.stderr)  # noqa: T201
     except OSError as error:
         print(f"{url}: {error}", file=sys.stderr)  # noqa: T201
     return 1

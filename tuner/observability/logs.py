@@ -1,4 +1,4 @@
-"""Logs: a sentence and its fields; one line of JSON an event for services, plain for people."""
+"""Logging: structured events, as JSON lines for services and as plain text for users."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tuner.ledger.database import without_password
 
 
 def logger(name: str) -> BoundLogger:
-    """Give a logger that takes fields: `log.info("trial ended", trial=3)`.
+    """Return a logger that accepts fields: `log.info("trial ended", trial=3)`.
 
-    It hands over to the logger of that name in Python's own logging, so whoever uses this package
-    as a library decides as usual what is done with it.
+    It passes events to the logger of this name in Python's logging, which users of this package as
+    a library configure as usual.
     """
     wrapped: BoundLogger = structlog.wrap_logger(
         logging.getLogger(name),
@@ -32,16 +32,16 @@ def logger(name: str) -> BoundLogger:
 
 
 def plain() -> None:
-    """Print what a person must know, as it is said, and what nobody foresaw, without passwords."""
+    """Log warnings as plain messages, and uncaught exceptions without passwords."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
-    sys.excepthook = _say_uncaught
-    threading.excepthook = lambda args: _say_uncaught(
+    sys.excepthook = _print_uncaught
+    threading.excepthook = lambda args: _print_uncaught(
         args.exc_type, args.exc_value, args.exc_traceback
     )
 
 
 def service(kind: str | None) -> None:
-    """Log as a service does, from `info` on: "json", "text", or what suits standard error."""
+    """Log events from level INFO as "json" or "text"; None: text on a terminal, else JSON."""
     as_json = kind == "json" or (kind is None and not sys.stderr.isatty())
     last = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
     formatter = ProcessorFormatter(
@@ -68,7 +68,7 @@ def service(kind: str | None) -> None:
 def without_passwords(
     _logger: object, _method: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
-    """Show every text without the passwords of the addresses in it."""
+    """Remove the passwords of addresses from every text of an event."""
     for key, value in event.items():
         if isinstance(value, str):
             event[key] = _hidden(value)
@@ -79,7 +79,7 @@ def _hidden(text: str) -> str:
     return " ".join(without_password(word) for word in text.split(" "))
 
 
-def _say_uncaught(
+def _print_uncaught(
     kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
 ) -> None:
     """Print a traceback as Python does, without passwords."""

@@ -1,7 +1,7 @@
-"""What services count for Prometheus, and when their loops last turned; see docs/operations.md.
+"""Prometheus metrics of services, and the heartbeats of their loops; see docs/operations.md.
 
-Numbers belong to the process, as its log does, so they are here once and not handed around.
-Counting costs under a microsecond; `tuner.observability.serving` exports the counts.
+Metrics belong to the process, as its log does, so they are module-level objects. Counting takes
+less than a microsecond; `tuner.observability.serving` exports them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ LOOP_TURNED = Gauge(
 )
 LOOP_ERRORS = Counter(
     "tuner_loop_errors",
-    "Times that a loop of this process survived an error that nobody foresaw.",
+    "Unexpected errors that a loop of this process survived.",
     ["loop"],
     registry=REGISTRY,
 )
@@ -59,8 +59,8 @@ _turned: dict[str, float] = {}  # by loop, in the monotonic clock
 
 @contextmanager
 def looping(loop: str) -> Iterator[None]:
-    """Expect a loop to turn, every few minutes whatever is away, while the body runs."""
-    is_inner = loop in _turned  # of two loops with one name the outer one is expected to go on
+    """Expect heartbeats of a loop while the body runs, every few minutes even in an outage."""
+    is_inner = loop in _turned  # the outer of two loops with one name continues
     _turned[loop] = time.monotonic()
     try:
         yield
@@ -69,23 +69,23 @@ def looping(loop: str) -> Iterator[None]:
             turned(loop)
         else:
             _turned.pop(loop, None)
-            with suppress(KeyError):  # it has not turned
+            with suppress(KeyError):  # there was no heartbeat
                 LOOP_TURNED.remove(loop)
 
 
 def turned(loop: str) -> None:
-    """Say that a loop goes round."""
-    if loop in _turned:  # the same work may be done without one
+    """Record a heartbeat of a loop."""
+    if loop in _turned:  # the same work may be done outside a loop
         _turned[loop] = time.monotonic()
     LOOP_TURNED.labels(loop).set_to_current_time()
 
 
 def stuck(seconds: float, clock: Callable[[], float] = time.monotonic) -> list[str]:
-    """Name the loops that have not turned for so many seconds."""
+    """Return the names of the loops without a heartbeat for `seconds`."""
     now = clock()
     return sorted(loop for loop, at in dict(_turned).items() if now - at > seconds)
 
 
 def reached(target: str, *, away: bool = False) -> None:
-    """Say whether a target could be reached just now."""
+    """Record whether a target could be reached."""
     OUTAGE.labels(target).set(float(away))

@@ -1,4 +1,4 @@
-"""A thread that does something again and again, and survives whatever that raises."""
+"""A thread that calls a function periodically and survives its exceptions."""
 
 from __future__ import annotations
 
@@ -12,28 +12,26 @@ from tuner.observability import metrics
 from tuner.observability.logs import logger
 
 RETRY_SECONDS = 1.0
-"""About how long after an error the next turn comes."""
+"""The mean time until the next call after an error."""
 
 MOST_SECONDS = 60.0
-"""The longest time between two turns, so that health checks see each loop turn."""
+"""The longest time between two calls, so that health checks see a heartbeat."""
 
 log = logger(__name__)
 
 
 @contextmanager
 def repeating(loop: str, turn: Callable[[], None], seconds: float) -> Iterator[None]:
-    """Call a function every so many seconds, in a thread of its own, while the body runs.
+    """Call a function every `seconds` in a thread while the body runs.
 
-    At least once a minute, and a second after an error.
-
-    Whatever it raises is logged, once until a call succeeds or raises something else, and the next
-    call comes all the same. Health checks see the loop: a database that is away is no fault of
-    ours, but a loop whose every call raises anything else counts as stuck.
+    It is called at least once a minute, and a second after an error. Every exception is logged,
+    but not repeated until a call succeeds or raises something else. An unreachable database counts
+    as a heartbeat; a loop whose calls all raise anything else counts as stuck.
     """
     ended = threading.Event()
 
     def run() -> None:
-        said, pause = "", min(seconds, MOST_SECONDS)
+        logged, pause = "", min(seconds, MOST_SECONDS)
         while not ended.wait(pause):
             try:
                 turn()
@@ -44,13 +42,13 @@ def repeating(loop: str, turn: Callable[[], None], seconds: float) -> Iterator[N
                     metrics.turned(loop)
                 else:
                     metrics.LOOP_ERRORS.labels(loop).inc()
-                if what != said:
+                if what != logged:
                     log.warning(f"{loop}: {what}; trying again", exc_info=not is_away)
-                said = what
+                logged = what
                 pause = RETRY_SECONDS * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
             else:
                 metrics.turned(loop)
-                said, pause = "", min(seconds, MOST_SECONDS)
+                logged, pause = "", min(seconds, MOST_SECONDS)
 
     thread = threading.Thread(target=run, name=loop, daemon=True)
     with metrics.looping(loop):

@@ -1,10 +1,10 @@
-"""What a service says of itself over HTTP: /metrics, /healthz and /readyz, on a port of its own.
+"""The HTTP endpoints of a service: /metrics, /healthz and /readyz.
 
 - `/metrics`: the numbers of `tuner.observability.metrics`, and counts over the whole ledger
   (`tuner_trials` ...).
-- `/healthz`: the process lives and its loops turn; 503 names those that do not. It asks nobody
-  else: who restarted a service because its database is away would lose what it holds.
-- `/readyz`: the database can be reached and has this version's schema; 503 says what is wrong.
+- `/healthz`: the process lives and its loops have heartbeats; 503 names those without. It does not
+  depend on the database: a restart during an outage would lose what the service holds.
+- `/readyz`: the database can be reached and has this version's schema; 503 gives the reason.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from tuner.observability import metrics
 from tuner.observability.logs import logger
 
 STUCK_SECONDS = 600.0
-"""How long a loop may take to turn: loading data, a step, a batch of a recorder's."""
+"""The longest time between two heartbeats: loading data, a step, a batch of a recorder."""
 POLL_SECONDS = 0.1
-"""How long the server takes to notice that it should end."""
+"""How often the server checks whether it should end."""
 
 log = logger(__name__)
 
 
 @contextmanager
 def serving(port: int | None, host: str, engine: Engine, places: Addresses) -> Iterator[str | None]:
-    """Answer while the body runs, unless there is no port; give the address, and log it.
+    """Serve while the body runs, unless `port` is None. Yield and log the address.
 
-    Raises `UnavailableError` when the port cannot be had.
+    Raise `UnavailableError` if the port cannot be opened.
     """
     if port is None:
         yield None
@@ -53,10 +53,10 @@ def serving(port: int | None, host: str, engine: Engine, places: Addresses) -> I
         server = _Server((host, port), _Answer)
     except OSError as error:
         raise UnavailableError(
-            f"metrics cannot be served on {host}:{port}: {error.strerror or error}; give each "
-            "service of a machine another port (--metrics-port, TUNER_METRICS_PORT)"
+            f"metrics cannot be served on {host}:{port}: {error.strerror or error}; use a "
+            "different port for each service of a machine (--metrics-port, TUNER_METRICS_PORT)"
         ) from error
-    keep_from_children(server.socket)  # one that outlives this process would keep the port taken
+    keep_from_children(server.socket)  # a surviving child would keep the port in use
     server.ready = partial(check_schema, places, engine)
     thread = threading.Thread(
         target=server.serve_forever, args=(POLL_SECONDS,), name="metrics", daemon=True
@@ -76,24 +76,24 @@ def serving(port: int | None, host: str, engine: Engine, places: Addresses) -> I
 
 
 class _Server(ThreadingTCPServer):
-    allow_reuse_address = True  # a service that is started again has its port at once
+    allow_reuse_address = True  # a restarted service gets its port at once
     daemon_threads = True
     ready: Callable[[], None]
-    """Raises `TunerError` unless the service can work."""
+    """Raise `TunerError` unless the service can work."""
 
 
 class InLedger(Collector):
-    """Counts over the whole ledger, asked for at each scrape; any one service's are enough."""
+    """Counts over the whole ledger, read at each scrape; those of one service are enough."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def describe(self) -> Iterator[Metric]:
-        """Describe nothing, so that registering asks no database."""
+        """Return no descriptions, so that registering needs no database."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        """Count; where the database is away there is only that to say."""
+        """Yield the counts; without a database only that it is down."""
         yield _gauge("tuner_build_info", "1; which version this is.", "version", {_VERSION: 1})
         try:
             found = totals(self._engine)
@@ -126,7 +126,7 @@ def _gauge(name: str, about: str, label: str, values: Mapping[str, int]) -> Metr
 
 
 class _Answer(BaseHTTPRequestHandler):
-    """Answers the three paths; logs nothing, since it is asked every few seconds."""
+    """Serve the three paths; log nothing, since requests come every few seconds."""
 
     server_version = "tuner"
     sys_version = ""
@@ -134,25 +134,25 @@ class _Answer(BaseHTTPRequestHandler):
     server: _Server
 
     def do_GET(self) -> None:  # the name that http.server calls
-        """Answer."""
+        """Serve a request."""
         match self.path.partition("?")[0]:
             case "/metrics":
-                self._say(200, generate_latest(metrics.REGISTRY), CONTENT_TYPE_LATEST)
+                self._send(200, generate_latest(metrics.REGISTRY), CONTENT_TYPE_LATEST)
             case "/healthz":
                 stuck = metrics.stuck(STUCK_SECONDS)
-                said = f"stuck for {STUCK_SECONDS:.0f} s: {', '.join(stuck)}" if stuck else "ok"
-                self._say(503 if stuck else 200, said.encode())
+                text = f"stuck for {STUCK_SECONDS:.0f} s: {', '.join(stuck)}" if stuck else "ok"
+                self._send(503 if stuck else 200, text.encode())
             case "/readyz":
                 try:
                     self.server.ready()
                 except TunerError as error:
-                    self._say(503, str(error).encode())
+                    self._send(503, str(error).encode())
                 else:
-                    self._say(200, b"ok")
+                    self._send(200, b"ok")
             case _:
-                self._say(404, b"expected /metrics, /healthz or /readyz")
+                self._send(404, b"expected /metrics, /healthz or /readyz")
 
-    def _say(self, code: int, body: bytes, kind: str = "text/plain; charset=utf-8") -> None:
+    def _send(self, code: int, body: bytes, kind: str = "text/plain; charset=utf-8") -> None:
         self.send_response(code)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
@@ -160,4 +160,4 @@ class _Answer(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name
-        """Say nothing."""
+        """Log nothing."""
