@@ -153,12 +153,12 @@ def main() -> None:
                 found = measured(url, Path(folder), pruner, trials, options.rounds)
             report[f"{trials} trials, {pruner}"] = found
             mine, theirs = found["tuner"], found["optuna"]
-            said = [
+            line = [
                 f"{what} {mine[what]['median']:.1f} ms, optuna {theirs[what]['median']:.1f} ms"
                 for what in theirs
             ]
             print(
-                f"{trials} trials, {pruner}: {'; '.join(said)}; "
+                f"{trials} trials, {pruner}: {'; '.join(line)}; "
                 f"draw {mine['draw']['median']:.1f} ms",
                 flush=True,
             )  # fmt: skip

@@ -32,7 +32,7 @@ from sqlalchemy import Engine
 
 from tuner.core.outcome import COMPLETED, PRUNED
 from tuner.ledger.database import addresses, tracking_client, upgrade
-from tuner.tracking.mlflow.bulk_writer import TableWriter, tables_engine
+from tuner.tracking.mlflow.bulk_writer import BulkRunWriter, tables_engine
 from tuner.tracking.mlflow.client_writer import RunEnd
 from tuner.tracking.mlflow.run_content import NewRun, Points
 from tuner.tracking.mlflow.views import TRIALS, VALUE
@@ -45,7 +45,7 @@ def fill(engine: Engine, trials: int) -> str:
     """Write runs as the recorder does; give the experiment's id."""
     places = addresses(dict(os.environ), Path.cwd())
     experiment = str(tracking_client(places).create_experiment(f"browsing {trials} {time.time()}"))
-    writer, random = TableWriter(engine), np.random.default_rng(0)
+    writer, random = BulkRunWriter(engine), np.random.default_rng(0)
     (parent,) = writer.create(experiment, [new_run("study", random)])
     for first in range(0, trials, PORTION):
         numbers = range(first, min(first + PORTION, trials))

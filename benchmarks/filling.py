@@ -33,7 +33,7 @@ CREATED = 1.7e9
 
 
 def spec_of(name: str, *, pruner: str = "asha") -> StudySpec:
-    """Make a study as people make them: a rate, three schedules, two optimisers, the defaults."""
+    """Return a typical study: a rate, three schedules, two optimizers, the defaults."""
     halving = {"name": pruner, "min_steps": 10}
     tables = {
         "study": {"name": name},
@@ -70,7 +70,7 @@ class Ended:
 
 
 def ended(spec: StudySpec, count: int, seed: int = 0) -> Iterator[Ended]:
-    """Make trials; a rate near 0.03 is best."""
+    """Return random trials; a rate near 0.03 is best."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     plain = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     generator = np.random.default_rng(seed)
@@ -79,21 +79,21 @@ def ended(spec: StudySpec, count: int, seed: int = 0) -> Iterator[Ended]:
         trial = plain.ask()
         params = suggest(trial, spec.space)
         loss = 1 + (math.log10(float(params["lr"])) + 1.5) ** 2 + 0.1 * generator.normal()
-        told = {step: loss * (1 + 10 / step) for step in range(10, 10 * REPORTS + 10, 10)}
+        reported = {step: loss * (1 + 10 / step) for step in range(10, 10 * REPORTS + 10, 10)}
         shared = {name: params[name] for name in ("lr", "optimizer", "schedule")}
         attrs = {"tpe:relative_params:0": json.dumps(shared)}
         for rung, step in enumerate(spec.rungs()):
-            attrs[f"completed_rung_{rung}"] = told[step]
-        value = {PRUNED: told[max(told)], COMPLETED: loss, DIVERGED: None}[kind]
+            attrs[f"completed_rung_{rung}"] = reported[step]
+        value = {PRUNED: reported[max(reported)], COMPLETED: loss, DIVERGED: None}[kind]
         asked = plain.tell(trial, state=TrialState.FAIL)
         yield Ended(
-            params=params, asked=asked, kind=kind, value=value, attrs=attrs, reports=told
+            params=params, asked=asked, kind=kind, value=value, attrs=attrs, reports=reported
         )  # fmt: skip
 
 
 def fill(ledger: Ledger, study: StudyRecord, found: list[Ended]) -> None:
-    """Put ended trials into our tables, and after them one that waits for its parameters."""
-    made, told = [], []
+    """Insert ended trials into our tables, followed by one without parameters yet."""
+    made, reported = [], []
     with ledger.engine.execution_options(writes=True).begin() as tx:
         for number, one in enumerate([*found, None]):
             row = {
@@ -115,7 +115,7 @@ def fill(ledger: Ledger, study: StudyRecord, found: list[Ended]) -> None:
                 "revision": number + 2,
             }
             made.append(row)
-            told += [
+            reported += [
                 {
                     "trial_id": row["id"],
                     "step": step,
@@ -127,7 +127,7 @@ def fill(ledger: Ledger, study: StudyRecord, found: list[Ended]) -> None:
                 for step, value in (() if one is None else one.reports.items())
             ]
         _insert(tx, trials, made)
-        _insert(tx, reports, told)
+        _insert(tx, reports, reported)
         tx.execute(
             update(studies)
             .where(studies.c.id == study.id)
@@ -136,7 +136,7 @@ def fill(ledger: Ledger, study: StudyRecord, found: list[Ended]) -> None:
 
 
 def fill_optuna(storage: optuna.storages.RDBStorage, name: str, found: list[Ended]) -> None:
-    """Put the same trials into Optuna's tables, as a study of this name."""
+    """Insert the same trials into Optuna's tables, as a study of this name."""
     study = optuna.create_study(storage=storage, study_name=name)
     rows: dict[Any, list[dict[str, Any]]] = {}
 

@@ -1,8 +1,8 @@
-"""How much quicker trials are together, by their number and the model's size; and what is chosen.
+"""Speedup of training trials together, by their number and the model's size; and the choice.
 
 For each model of the digits and each number of trials from 1 to 512, the bare loop of
 `benchmarks/throughput.py` and a cohort run in turn, on one thread. The cohort also evaluates each
-20 steps, guards, and gives its curves out. The ratio of each turn is taken before the median. Then
+20 steps, guards, and returns its curves. The ratio of each turn is taken before the median. Then
 `trainer = "auto"` is asked what it would choose, and what it measured.
 
     python benchmarks/growth.py [--rounds 5] [--optimizer adamw] [--plot docs/images/growth.png]
@@ -26,11 +26,13 @@ from throughput import bare, convolutional, dense, spec_of, task_of
 
 from tuner.config import StudySpec
 from tuner.examples import digits
-from tuner.report import charts
-from tuner.report.charts.picture import FAINT
-from tuner.training.choosing import choose
+from tuner.report.charts.matplotlib_backend import draw as drawn
+from tuner.report.charts.matplotlib_backend import save
+from tuner.report.charts.plot import FAINT, Line
+from tuner.report.charts.plot_builders import comparison
 from tuner.training.cohort.trainer import CohortTrainer
 from tuner.training.device import use_threads
+from tuner.training.trainer_choice import choose
 from tuner.training.workloads import Workload
 
 STEPS = 20
@@ -87,7 +89,7 @@ def measured(name: str, rounds: int, optimizer: str, numbers: list[int]) -> dict
 def draw(report: dict[str, Any], path: Path) -> None:
     """Draw the medians over the number of trials."""
     lines = [
-        charts.Line(
+        Line(
             label=f"{name} ({each['parameters']:,})",
             x=np.array([int(members) for members in each["ratios"]]),
             y=np.array([statistics.median(found) for found in each["ratios"].values()]),
@@ -95,7 +97,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
         for name, each in report["models"].items()
     ]
     title = "Trials a second together, relative to a bare loop, by model (parameters)"
-    figure = charts.comparison(lines, title=title, ylabel="ratio")
+    figure = drawn(comparison(lines, title=title, ylabel="ratio"))
     axes = figure.axes[0]
     axes.set(xlabel="trials at a time", yscale="log", ylim=(0.25, 32))
     axes.set_xscale("log", base=2)
@@ -104,7 +106,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
     axes.set_yticks(list(heights), labels=heights.values())
     axes.minorticks_off()
     axes.axhline(1.0, color=FAINT, linewidth=0.8)
-    charts.save(figure, path)
+    save(figure, path)
 
 
 def main() -> None:

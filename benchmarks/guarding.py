@@ -1,4 +1,4 @@
-"""Whom does the divergence guard stop? Real curves, and trials of our own that nothing stopped.
+"""Which trials does the divergence guard stop? Real curves, and own trials run without a guard.
 
 *Real curves*: runs of MLCommons' AlgoPerf, all of them from a file that is given, or the sample in
 `tests/data`. Each evaluation is one observation, since a run has no other; missing losses are left
@@ -7,7 +7,7 @@ loss is taken as that before the first step (it is that after it), and the horiz
 number of evaluations: all as the guard is most eager. Runs of one workload are ranked
 by their last training loss, and by their last validation loss; who of the best half is stopped?
 
-*Our own*: studies of this repository, every optimiser and schedule in turn, each trained to its
+*Our own*: studies of this repository, every optimizer and schedule in turn, each trained to its
 horizon whatever happens, at rates from a third of the stable limit to thirty times it, even in the
 logarithm. The stable limit is measured: the lowest of rates by a factor of 1.5 whose loss is higher
 after 15 steps at a constant rate. Then a guard sees the recorded losses and gradient norms. A trial
@@ -56,8 +56,8 @@ from benchmarks.unguarded import (
 from tuner.config import ParameterValue
 from tuner.examples import wine
 from tuner.training.device import use_threads
-from tuner.training.guard.monitor import Watch
-from tuner.training.pace import STATEFUL, pace
+from tuner.training.guard.monitor import GuardMonitor
+from tuner.training.rate_source import STATEFUL, rate_source
 from tuner.training.schedules import SCHEDULES
 
 SAMPLE = Path(__file__).resolve().parent.parent / "tests" / "data" / "algoperf_sample.jsonl.gz"
@@ -67,7 +67,7 @@ LOST, GOOD = 10.0, 0.9  # levels of the beginning
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A trial that nothing stopped, and where the guard would have."""
+    """A trial run without a guard, and where the guard would have stopped it."""
 
     case: str
     params: dict[str, ParameterValue]
@@ -78,7 +78,7 @@ class Run:
 
     @property
     def levels(self) -> float:
-        """How high it ended, in levels of its beginning; above a loss of 0, or the lowest."""
+        """The final level relative to the initial one, above min(0, lowest loss)."""
         began, ended, losses = self.curve.began, self.curve.ended, self.curve.losses
         if not math.isfinite(ended):
             return math.inf
@@ -92,24 +92,24 @@ def watched(
     params: dict[str, Any],
     baseline: float | None,
     initial: float | None = None,  # loss of all validation rows at the start
-    values: Iterable[tuple[int, float]] = (),  # what a stateful schedule was told, by step
+    values: Iterable[tuple[int, float]] = (),  # metrics for a schedule with a state, by step
 ) -> tuple[int | None, str]:
-    """Give the step where the guard would have stopped a recorded trial, and why."""
-    steps, told = len(losses), dict(values)
-    paced = pace(params, steps, "minimize")
-    watch = Watch(spec_of(steps), params, paced, baseline)
+    """Return the step at which the guard would have stopped a recorded trial, and why."""
+    steps, metrics = len(losses), dict(values)
+    paced = rate_source(params, steps, "minimize")
+    monitor = GuardMonitor(spec_of(steps), params, paced, baseline)
     if initial is not None:
-        watch.began(initial)
+        monitor.set_initial_loss(initial)
     for step, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
-        if reason := watch.see(float(loss), float(norm)):
+        if reason := monitor.observe(float(loss), float(norm)):
             return step, reason
-        if step + 1 in told:
-            paced.evaluated(step + 1, told[step + 1])
+        if step + 1 in metrics:
+            paced.evaluated(step + 1, metrics[step + 1])
     return None, ""
 
 
 def curves(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """Read AlgoPerf's runs by workload; numbers that were left out are left out."""
+    """Read AlgoPerf's runs by workload; missing numbers are skipped."""
     runs = defaultdict(list)
     with gzip.open(path, "rt") as lines:
         for line in lines:
@@ -121,7 +121,7 @@ def curves(path: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def replayed(path: Path) -> list[dict[str, Any]]:
-    """Let the guard watch every run; who it stops, and whether it ended in the best half."""
+    """Return a row per run: where the guard stops it, and whether it ended in the best half."""
     constant = complete(1.0, {"name": "constant"}, {"name": "sgd"})
     rows = []
     for index, (workload, runs) in enumerate(sorted(curves(path).items())):
@@ -138,7 +138,7 @@ def replayed(path: Path) -> list[dict[str, Any]]:
 
 
 def best_half(runs: list[dict[str, Any]], name: str) -> set[int]:
-    """Give the places of the better half, by the last loss; what is not finite is last."""
+    """Return the indices of the better half by last loss; non-finite losses rank last."""
     last = [run[name][-1] if run[name] else math.nan for run in runs]
     order = sorted(range(len(runs)), key=lambda n: last[n] if math.isfinite(last[n]) else math.inf)
     return set(order[: (len(order) + 1) // 2])
@@ -149,7 +149,7 @@ def runs_of(case: Case, number: int, runs: int, seed: int) -> list[Run]:
     found = []
     workload = case.workload and case.workload()
     baseline = workload.baseline_loss if workload else wine.train.baseline_loss  # type: ignore[attr-defined]
-    # wine's loop has an optimiser of its own, and knows no schedule that listens
+    # wine's loop has an optimizer of its own, and knows no schedule that listens
     optimizers = OPTIMIZERS if workload else OPTIMIZERS[:1]
     names = (*SCHEDULES, *STATEFUL) if workload else tuple(SCHEDULES)
     draws = np.random.default_rng([seed, number])
@@ -174,14 +174,14 @@ def runs_of(case: Case, number: int, runs: int, seed: int) -> list[Run]:
 
 
 def of_half(half: str, number: int, runs: int) -> list[Run]:
-    """Do as `runs_of`, in a process of its own."""
+    """Run `runs_of` in a process of its own."""
     use_threads(1)
     cases, seed = HALVES[half]
     return runs_of(cases[number], number, runs, seed)
 
 
 def share(name: str, stopped: int, runs: int) -> dict[str, Any]:
-    """Give and print a share with its 95 percent interval by Clopper and Pearson."""
+    """Print and return a share with its 95 percent Clopper-Pearson interval."""
     if not runs:
         return {"stopped": 0, "runs": 0}
     low, high = binomtest(stopped, runs).proportion_ci(0.95, "exact")
@@ -237,7 +237,7 @@ def of_trials(name: str, runs: list[Run]) -> dict[str, Any]:
 
 
 def mistaken(runs: list[Run]) -> list[dict[str, Any]]:
-    """Give the trials where the guard was wrong."""
+    """Return the trials that the guard misjudged."""
     return [
         {"case": run.case, "ratio": run.ratio, "ended at levels": run.levels,
          "stopped": run.stopped, "steps": len(run.curve.losses), "reason": run.reason, **run.params}

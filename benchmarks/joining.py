@@ -39,10 +39,10 @@ MEGABYTE = 1024**2
 
 
 def held(what: str) -> float:
-    """Give what the process holds now (VmRSS), or held at most (VmHWM), in megabytes."""
+    """Return the memory of the process in megabytes: current (VmRSS) or peak (VmHWM)."""
     status = Path("/proc/self/status").read_text()
     found = re.search(rf"{what}:\s+(\d+) kB", status)
-    assert found is not None, "Linux tells"
+    assert found is not None, "expected Linux's /proc"
     return int(found[1]) * 1024 / MEGABYTE
 
 
@@ -110,7 +110,7 @@ def main() -> None:
 
 
 def fill(url: str, folder: Path, name: str, trials: int) -> None:
-    """Put the same trials into our tables and into Optuna's."""
+    """Insert the same trials into our tables and into Optuna's."""
     places = addresses({"TUNER_DATABASE_URL": url}, folder)
     upgrade_ledger(places)
     ledger = Ledger(open_ledger(places, create=False))
@@ -126,8 +126,8 @@ def in_a_process(arm: str, url: str, name: str, trials: int) -> dict[str, float]
     command = [sys.executable, __file__, "--arm", arm, "--storage", url, "--study", name]
     command += ["--trials", str(trials)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    told = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
-    found: dict[str, float] = json.loads(told.stdout)
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
+    found: dict[str, float] = json.loads(output.stdout)
     return found
 
 

@@ -1,11 +1,11 @@
-"""How near is the probe to the truth, and how near are the usual learning-rate finders?
+"""How accurate are the probe and the usual learning-rate finders?
 
-On problems whose every answer is known (house prices, (x - 2)², sin x and random quadratics of 2 to
+On problems with exact solutions (house prices, (x - 2)², sin x and random quadratics of 2 to
 50 dimensions): is the largest stable rate within the probe's bracket, how far is the estimated
 curvature from the true one, and by what factor is the suggested rate off the best constant one?
 Beside it, what the rules of fastai, pytorch-lr-finder and Lightning suggest after their own rising
-sweep, each with its own range, smoothing and stop; the rules are written anew here and in
-`tuner.training.lr_probe.sweep`. On the digits' network the curvature is compared with a dense
+sweep, each with its own range, smoothing and stop; the rules are reimplemented here and in
+`lr_finders.py`. On the digits' network the curvature is compared with a dense
 Hessian.
 
     python benchmarks/probing.py [--quadratics 200] [--write]
@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lr_finders import Sweep, curves_of_model, steep, sweep, valley
 from torch import Tensor, nn
 
 from tuner.config import ParameterValue, StudySpec
@@ -36,7 +37,6 @@ from tuner.examples.quadratic import parabola
 from tuner.examples.sine import wave
 from tuner.training import optimizers
 from tuner.training.lr_probe import curvature, curves_by_rate, probe
-from tuner.training.lr_probe.sweep import Sweep, steep, sweep, valley
 from tuner.training.workloads import Workload
 
 RESULTS = Path(__file__).parent / "results" / "probing.json"
@@ -51,7 +51,7 @@ RATES, STEPS = 31, 200
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One problem with one optimiser."""
+    """One problem with one optimizer."""
 
     problem: str
     optimizer: str
@@ -66,7 +66,7 @@ class Row:
         return low is not None and high is not None and low <= self.limit <= high
 
     def off(self, who: str) -> float:
-        """Give the factor between a suggestion and the nearest of the best rates."""
+        """Return the ratio between a suggestion and the nearest of the best rates."""
         rate, (low, high) = self.suggested[who], self.best
         return math.inf if rate is None else max(low / rate, rate / high, 1.0)
 
@@ -98,7 +98,7 @@ FINDERS: Mapping[str, tuple[Callable[[Sweep], float | None], dict[str, float]]] 
 
 
 def study(factory: str = "studies.bowl:bowl") -> StudySpec:
-    """Make a study on all rows at once, in double precision."""
+    """Return a full-batch study in double precision."""
     return StudySpec.model_validate(
         {
             "study": {"name": "probing"},
@@ -131,14 +131,14 @@ def on_workload(
     """Probe SGD in its forms, in one cohort."""
     spec = study()
     params = {form: of_sgd(**settings) for form, settings in momenta.items()}
-    attempt = curves_by_rate.of_workload(workload, spec, params)
+    attempt = curves_by_rate.curves_of_workload(workload, spec, params)
     low, high = probe.first_range(spec)
-    found = probe.find(attempt, dict.fromkeys(params, (low, high)), RATES)
+    found = probe.measure_curves(attempt, dict.fromkeys(params, (low, high)), RATES)
     model = probe.first_model(workload, spec)
     fixed, _ = probe.losses(workload, spec)
     rows = []
     for form, curves in found.items():
-        told = probe.conclude(curves, params[form])
+        result = probe.summarize(curves, params[form])
         at = curvature.measure(params[form], model, fixed, [])
         true = max(curvatures) if estimated is None else estimated
         settings = momenta[form]
@@ -153,9 +153,9 @@ def on_workload(
                 optimizer=form,
                 limit=limit(max(curvatures), **settings),
                 best=best(curvatures, **settings),
-                bracket=(told.low, told.high),
+                bracket=(result.low, result.high),
                 curvature_error=abs(at.lambda_max - true) / abs(true),
-                suggested={"probe": told.fastest, **finders(start, fixed)},
+                suggested={"probe": result.fastest, **finders(start, fixed)},
             )
         )
     return rows
@@ -179,9 +179,9 @@ def frozen_adam(name: str, workload: Workload, seed: int) -> Row:
         return made, FrozenAdam(made.parameters(), divided[None], BETA)
 
     own, optimizer = start()
-    attempt = curves_by_rate.of_model(own, optimizer, lambda _step: fixed(own), spec.training.steps)
-    found = probe.find(attempt, {"adam": probe.first_range(spec)}, RATES)["adam"]
-    told = probe.conclude(found, {"optimizer": "adam"})
+    attempt = curves_of_model(own, optimizer, lambda _step: fixed(own), spec.training.steps)
+    found = probe.measure_curves(attempt, {"adam": probe.first_range(spec)}, RATES)["adam"]
+    result = probe.summarize(found, {"optimizer": "adam"})
     product, _ = curvature.hessian(model, fixed)
     value, _ = curvature.largest(
         lambda v: root * product(root * v), size, torch.Generator().manual_seed(0)
@@ -192,9 +192,9 @@ def frozen_adam(name: str, workload: Workload, seed: int) -> Row:
         optimizer="adam, frozen",
         limit=limit(max(scaled), BETA),
         best=best(scaled, BETA),
-        bracket=(told.low, told.high),
+        bracket=(result.low, result.high),
         curvature_error=abs(value - max(curvatures)) / max(curvatures),
-        suggested={"probe": told.fastest, **finders(start, fixed)},
+        suggested={"probe": result.fastest, **finders(start, fixed)},
     )
 
 
@@ -203,7 +203,7 @@ def finders(
     loss: Callable[[nn.Module], Tensor],
 ) -> dict[str, float | None]:
     """Ask every other finder, after a sweep by its own defaults."""
-    told: dict[str, float | None] = {}
+    result: dict[str, float | None] = {}
     for name, (rule, settings) in FINDERS.items():
         model, optimizer = start()
         swept = sweep(
@@ -212,8 +212,8 @@ def finders(
             lambda _step, model=model: loss(model),  # type: ignore[misc]
             **settings,  # type: ignore[arg-type]
         )
-        told[name] = rule(swept)
-    return told
+        result[name] = rule(swept)
+    return result
 
 
 def spectrum(seed: int) -> tuple[float, ...]:
@@ -237,7 +237,7 @@ def known() -> list[Row]:
 
 
 def quadratic(seed: int) -> list[Row]:
-    """Probe one random quadratic with every optimiser."""
+    """Probe one random quadratic with every optimizer."""
     curvatures = spectrum(seed)
     name, workload = f"quadratic {seed}", bowl(curvatures, seed)
     return [*on_workload(name, workload, curvatures), frozen_adam(name, workload, seed)]
@@ -269,7 +269,7 @@ def dense(hidden: int = 32) -> dict[str, float]:
 
 
 def summary(rows: list[Row]) -> dict[str, Any]:
-    """Sum up by optimiser: containment, errors, factors, and how often the probe is the nearest."""
+    """Sum up by optimizer: containment, errors, factors, and how often the probe is the nearest."""
     groups: defaultdict[str, list[Row]] = defaultdict(list)
     for row in rows:
         groups[row.optimizer].append(row)

@@ -57,7 +57,7 @@ WAYS, TARGETS = ("bulk", "public"), ("mlflow", "optuna")
 
 
 def prepare(folder: Path, trials: int) -> None:
-    """Make databases with finished trials, none of them published."""
+    """Create databases with finished, unpublished trials."""
     places = addresses({}, folder)
     upgrade_tracking(places)
     ledger = Ledger(open_ledger(places, create=True))

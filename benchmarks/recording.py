@@ -2,7 +2,7 @@
 
 Three arms run in turn, so that a machine whose speed drifts slows all of them alike:
 
-- *bare*: the loop a person writes who records nothing: model, loss, optimiser, rate, and the
+- *bare*: the loop a person writes who records nothing: model, loss, optimizer, rate, and the
   evaluations of the study, one number at the end;
 - *measured*: our trainer, which also takes every step's loss and gradient norm and guards against
   divergence, with nothing written anywhere;

@@ -126,7 +126,7 @@ class Service:
 
 @contextmanager
 def service(url: str | None, folder: Path, sampler: str) -> Iterator[Service]:
-    """Have a service on PostgreSQL, or in files."""
+    """Provide a service on PostgreSQL, or in files."""
     environment = {} if url is None else {"TUNER_DATABASE_URL": url}
     os.environ.update(environment)  # the recorder's too
     os.chdir(folder)
@@ -153,7 +153,7 @@ def by_hand(how: str, count: int, database: Callable[[str], str]) -> float:
 
 @contextmanager
 def databases(kind: str, folder: Path) -> Iterator[tuple[str | None, Callable[[str], str]]]:
-    """Give the service's URL, None for files, and the URLs of databases of the others by name."""
+    """Return the service's URL (None for files) and the database URLs of the other arms by name."""
     if kind == "sqlite":
         yield None, lambda name: f"sqlite:///{folder / name}-by-hand.db"
         return
@@ -205,8 +205,8 @@ def main() -> None:
             }
             row |= {how: by_hand(how, count, others) for how, count in BY_HAND.items()}
             rows.append(row)
-            said = ", ".join(f"{arm} {1000 * seconds:.1f} ms" for arm, seconds in row.items())
-            print(f"{options.kind}, round {index}, a trial: {said}", flush=True)
+            line = ", ".join(f"{arm} {1000 * seconds:.1f} ms" for arm, seconds in row.items())
+            print(f"{options.kind}, round {index}, a trial: {line}", flush=True)
     report: dict[str, Any] = {
         "machine": platform.machine(),
         "cores": len(os.sched_getaffinity(0)),

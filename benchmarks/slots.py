@@ -1,8 +1,8 @@
-"""What trials side by side cost in search quality: the best value found, by the number of slots.
+"""The cost of concurrent trials in search quality: the best value found, by the number of slots.
 
-A search asks for a trial whenever a slot is free, and a trial in a slot has told nothing yet. The
-sampler is tpe; random draws, which learn nothing, stand beside it. The objective stands for what a
-study of rates looks like: a parabola over log10 lr, with another best rate for each optimiser, a
+A search asks for a trial whenever a slot is free, and a running trial has no result yet. The
+sampler is tpe, compared with random search, which learns nothing. The objective stands for what a
+study of rates looks like: a parabola over log10 lr, with another best rate for each optimizer, a
 better schedule, noise, and divergence above ten times the best rate. Its best value is 0.
 
     python benchmarks/slots.py [--budget 64] [--seeds 16] [--slots 1 2 4 8 16 32 64]
@@ -52,7 +52,7 @@ def spec_of(sampler: str, budget: int, seed: int, name: str) -> StudySpec:
 
 
 def outcome_of(params: Mapping[str, Any], chance: np.random.Generator) -> Outcome:
-    """Say how a trial ends."""
+    """Return how a trial ends."""
     above = math.log10(params["lr"]) - BEST_RATE[params["optimizer"]]
     if above > 1.0:
         return Outcome(kind=DIVERGED, reason="The rate is too high.", stopped_step=3)

@@ -1,4 +1,4 @@
-"""The spread of a measurement's rounds, as the results have it."""
+"""The spread of a measurement over its rounds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Give the lowest, the middle and the highest."""
+    """Return the minimum, the median and the maximum."""
     return {
         "min": round(min(values), 3),
         "median": round(statistics.median(values), 3),

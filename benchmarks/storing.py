@@ -1,6 +1,6 @@
 """What an ended trial takes in PostgreSQL: bytes in the ledger, in Optuna's and MLflow's tables.
 
-Trials have three columns of random numbers and as many steps as is said, published by a recorder.
+Trials have three columns of random numbers and a given number of steps, published by a recorder.
 The size of a schema is that of its tables with indexes and what is too long for a row, less what it
 was before the first trial. Random numbers do not compress, so a real curve takes no more.
 
@@ -41,7 +41,7 @@ def sizes(url: str) -> dict[str, int]:
 
 
 def fill(places: Addresses, trials: int, steps: int) -> None:
-    """Put finished trials into the ledger, and publish them."""
+    """Insert finished trials into the ledger, and publish them."""
     ledger = Ledger(database.open_ledger(places, create=False))
     study, _ = ledger.submit(
         reading.parse(publishing.STUDY, "benchmark"), limit=trials, workload=publishing.WORKLOAD
@@ -64,7 +64,7 @@ def fill(places: Addresses, trials: int, steps: int) -> None:
 
 
 def measure(server: str, trials: int, steps: int) -> dict[str, float]:
-    """Give the kilobytes a trial of each schema."""
+    """Return the kilobytes per trial of each schema."""
     url = make_url(server).set(database=NAME).render_as_string(hide_password=False)
     with psycopg.connect(server, autocommit=True) as administrator:
         administrator.execute(f"CREATE DATABASE {NAME}")

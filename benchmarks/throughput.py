@@ -5,7 +5,7 @@ Arms run in turn, so that a machine whose speed drifts slows all of them alike:
 - *bare*: forward, loss, backward and `torch.optim`'s step, for each of 200 batches, and nothing
   else: no loss is read, no rate is changed;
 - *cohort*: our trainer, with 64 slots that are refilled until the budget is spent, which also takes
-  every step's loss and gradient norm, guards against divergence and gives its curves out, and
+  every step's loss and gradient norm, guards against divergence and returns its curves, and
   evaluates at the start and at the end; nothing is written anywhere;
 - *bare evaluated* and *cohort evaluated*: the same with ten evaluations on the validation data.
 
@@ -54,15 +54,15 @@ class Case:
 
 
 def dense(hidden: int, bare: int, budget: int) -> Case:
-    """Give digits by a network 64-hidden-hidden-10."""
+    """Return the digits workload with a network 64-hidden-hidden-10."""
     first, others = 64 * hidden, hidden * hidden + 10 * hidden
-    # forward, and back to weights and to inputs; nobody asks for the gradient of the data
+    # forward, and backward to weights and inputs, without the gradient of the data
     products = 2 * BATCH * STEPS * (2 * first + 3 * others)
     return Case(workload=digits.mlp(hidden), products=products, bare=bare, budget=budget)
 
 
 def convolutional() -> Case:
-    """Give digits by a small convolutional network."""
+    """Return the digits workload with a small convolutional network."""
 
     def model(seed: int, dtype: torch.dtype) -> nn.Module:
         with seeded(seed):
@@ -105,7 +105,7 @@ def spec_of(optimizer: str, evaluate_every: int = STEPS) -> StudySpec:
 
 
 def task_of(spec: StudySpec, number: int) -> Task:
-    """Give a trial of a search: rates from 0.001 to 0.01, none of which diverges."""
+    """Return a trial with a rate between 0.001 and 0.01, none of which diverges."""
     names = {"schedule": spec.space.schedule[0].name, "optimizer": spec.space.optimizer[0].name}
     own = {key: options(entry)[0] for key, entry in spec.space.entries(**names).items()}
     lr = 0.001 * 10 ** (number % 16 / 15)
@@ -185,8 +185,8 @@ def measured(name: str, rounds: int, optimizer: str, slots: int) -> dict[str, An
     for index in range(rounds):
         row = {arm: run(case, spec_of(optimizer, every)) for arm, (run, every) in ARMS.items()}
         rows.append(row)
-        said = ", ".join(f"{arm} {1000 * seconds:.2f} ms" for arm, seconds in row.items())
-        print(f"{name} {optimizer}, round {index}, a trial: {said}", flush=True)
+        line = ", ".join(f"{arm} {1000 * seconds:.2f} ms" for arm, seconds in row.items())
+        print(f"{name} {optimizer}, round {index}, a trial: {line}", flush=True)
     report: dict[str, Any] = {
         "machine": platform.machine(),
         "optimizer": optimizer,

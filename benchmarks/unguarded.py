@@ -1,6 +1,6 @@
-"""Trials that nothing stops: studies, optimisers and schedules, at rates around the stable limit.
+"""Trials without a guard: studies, optimizers and schedules, at rates around the stable limit.
 
-What `benchmarks/guarding.py` lets the guard judge, afterwards.
+`benchmarks/guarding.py` applies the guard to them afterwards.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from tuner.examples import diabetes, digits, house_prices, mnist, quadratic, sin
 from tuner.training import optimizers
 from tuner.training.batches import BatchOrder
 from tuner.training.device import without_subnormals
-from tuner.training.loop import Trial
-from tuner.training.pace import STATEFUL, pace
+from tuner.training.rate_source import STATEFUL, rate_source
 from tuner.training.trainer import Task
+from tuner.training.trial import Trial
 from tuner.training.workloads import Workload, seeded
 
 F64 = torch.float64
@@ -79,11 +79,11 @@ class Curve:
     initial: float | None  # loss of all validation rows at the start, where a trainer measures it
     began: float  # loss of up to 500 training rows before the first update
     ended: float  # and after the last
-    values: tuple[tuple[int, float], ...] = ()  # what a stateful schedule was told, by step
+    values: tuple[tuple[int, float], ...] = ()  # metrics for a schedule with a state, by step
 
 
 def complete(lr: float, schedule: dict[str, Any], optimizer: dict[str, Any]) -> dict[str, Any]:
-    """Give a trial's flat parameters; what is not said has its default."""
+    """Return a trial's flat parameters, completed with defaults."""
     space = Space.model_validate({"lr": lr, "schedule": schedule, "optimizer": optimizer})
     names = {"schedule": space.schedule[0].name, "optimizer": space.optimizer[0].name}
     entries = space.entries(**names)
@@ -91,7 +91,7 @@ def complete(lr: float, schedule: dict[str, Any], optimizer: dict[str, Any]) -> 
 
 
 def spec_of(steps: int) -> StudySpec:
-    """Give a study that has nothing but a horizon, evaluated ten times, and a guard."""
+    """Return a minimal study with a horizon, ten evaluations, and a guard."""
     return StudySpec.model_validate(
         {
             "study": {"name": "guarding"},
@@ -116,7 +116,7 @@ def trained(
                      workload.validation_inputs, workload.validation_targets)
     )  # fmt: skip
     order = BatchOrder(seed, len(inputs), case.batch)
-    paced = pace(params, steps, "minimize")
+    paced = rate_source(params, steps, "minimize")
     evaluated = spec_of(steps).evaluation_steps()
     losses, norms, values = [], [], []
     with seeded(seed), without_subnormals():
@@ -170,7 +170,7 @@ class Losses:
 
 
 def passes(case: Case, params: dict[str, Any], seed: int, steps: int) -> Curve:
-    """Let wine's own loop run; scikit-learn raises where weights are no longer finite."""
+    """Run wine's own loop; scikit-learn raises if weights are not finite."""
     # one more pass, whose loss is that after the last
     recorder, spec = Losses(), spec_of(steps + 1)
     task = Task(number=0, seed=seed, params=params)

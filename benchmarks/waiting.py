@@ -27,7 +27,7 @@ _began: list[float] = []
 
 
 def loss(rate: float, step: int) -> float:
-    """Give the loss at a step; a rate near 0.03 is best."""
+    """Return the loss at a step; a rate near 0.03 is best."""
     return 1 + (math.log10(rate) + 1.5) ** 2 + 1 / (1 + step)
 
 

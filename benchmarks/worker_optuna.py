@@ -2,7 +2,7 @@
 
     python benchmarks/worker_optuna.py URL (random | tpe) [torch]
 
-With `torch` that is imported too, as by whoever trains something.
+With `torch`, import it too, as any training program does.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class Side:
             optuna.storages.RDBStorage(self._url)  # makes its tables
 
     def start(self, count: int, *more: str) -> None:
-        """Have so many processes, imports done."""
+        """Start processes, and wait until they have imported everything."""
         command = [sys.executable, str(HERE / f"worker_{self.arm}.py"), self._url]
         command += [] if self.arm == "tuner" else [self._sampler, *more]
         path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
@@ -95,13 +95,13 @@ class Side:
             _line(process)
 
     def close(self) -> None:
-        """Let the processes end."""
+        """End the processes."""
         for process in self._processes:
             process.communicate()
         self._processes.clear()
 
     def measured(self, workers: int, trial: float, seconds: float) -> dict[str, Any]:
-        """Let workers train at a new study for so many seconds; give rate and memory."""
+        """Train a new study for some seconds; return trials per second and memory."""
         study, processes = self._submitted(trial), self._processes[:workers]
         for process in processes:
             _tell(process, json.dumps({"study": study, "seconds": trial}))
@@ -112,10 +112,10 @@ class Side:
         ended = time.time()
         for process in processes:
             _tell(process, "stop")
-        told = [json.loads(_line(process)) for process in processes]
-        rates = [_rate([t for t in one["began"] if began <= t <= ended]) for one in told]
-        trials = sum(len(one["began"]) for one in told)
-        return {"rate": sum(rates), "trials": trials, "memory, MB": told[0]["memory, MB"]}
+        output = [json.loads(_line(process)) for process in processes]
+        rates = [_rate([t for t in one["began"] if began <= t <= ended]) for one in output]
+        trials = sum(len(one["began"]) for one in output)
+        return {"rate": sum(rates), "trials": trials, "memory, MB": output[0]["memory, MB"]}
 
     def _submitted(self, trial: float) -> str:
         self._studies += 1
@@ -147,7 +147,7 @@ def _spec(name: str, sampler: str, trial: float) -> StudySpec:
 
 
 def _rate(began: list[float]) -> float:
-    """Give the trials a second between the first beginning and the last."""
+    """Return the trials per second between the first start and the last."""
     return (len(began) - 1) / (began[-1] - began[0]) if len(began) > 1 else 0.0
 
 
@@ -167,7 +167,7 @@ def _line(process: subprocess.Popen[str]) -> str:
 
 @contextmanager
 def opened(server: Cluster, arm: str, sampler: str) -> Iterator[Side]:
-    """Give a side with an empty database."""
+    """Provide a side with an empty database."""
     side = Side(arm, server.database(), sampler)
     try:
         yield side

@@ -1,4 +1,4 @@
 """Example studies: each a TOML file and the workload that it names.
 
-The package has them as `tuner.examples`; `tuner examples` copies them into a folder `studies`.
+The package contains them as `tuner.examples`; `tuner examples` copies them to a folder `studies`.
 """

@@ -1,9 +1,9 @@
-"""A quadratic of any curvatures: as many answers as directions, all known before the first step.
+"""A quadratic with given curvatures, whose stable limit and best rates are known exactly.
 
-What it teaches. Turned into its principal directions, gradient descent on a quadratic is as many
-parabolas as there are dimensions, each multiplied by 1 - lr·λ a step, with one rate for all. The
-steepest direction forbids rates above 2/λ; the flattest sets the pace below. The best constant rate
-is 2 over the sum of the two: between it and divergence lies the factor that their ratio leaves.
+What it teaches. In its principal directions, gradient descent on a quadratic is one parabola per
+dimension; each distance is multiplied by 1 - lr·λ per step, with the same rate for all. The largest
+curvature forbids rates above 2/λ; the smallest limits the speed of convergence. The best constant
+rate is 2 over the sum of the two, so it is close to divergence if their ratio is large.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from tuner.training.workloads import Workload, digest_of
 
 
 def bowl(curvatures: tuple[float, ...], seed: int = 0) -> Workload:
-    """Descend ½ Σ λ (distance along λ's direction)², from 0 to a random point in random directions.
+    """Minimize ½ Σ λ (distance along λ's direction)² from 0, with random directions and minimum.
 
-    It is a least-squares problem with as many rows as dimensions, so its Hessian is exactly the one
-    of these curvatures.
+    It is a least-squares problem with as many rows as dimensions, so the eigenvalues of its Hessian
+    are exactly `curvatures`.
     """
     size = len(curvatures)
     generator = torch.Generator().manual_seed(seed)
@@ -51,14 +51,15 @@ def _from_zero(size: int) -> Callable[[int, torch.dtype], nn.Module]:
     return model
 
 
-# --- the answers --------------------------------------------------------------------------------
+# --- exact results --------------------------------------------------------------------------------
 
 
 def pace(lr: float, curvature: float, momentum: float = 0.0, *, nesterov: bool = False) -> float:
-    """Give the factor of a step, in the long run, along a direction: it grows above 1.
+    """Return the asymptotic factor of the distance per step along a direction; above 1 it grows.
 
-    It is the largest root of the step's characteristic polynomial: z² - (1 + β - lr·λ)·z + β with
-    momentum β (Polyak), and z² - (1 + β)·(1 - lr·λ)·z + β·(1 - lr·λ) with Nesterov's.
+    It is the modulus of the largest root of the step's characteristic polynomial:
+    z² - (1 + β - lr·λ)·z + β with momentum β (Polyak), and
+    z² - (1 + β)·(1 - lr·λ)·z + β·(1 - lr·λ) with Nesterov's.
     """
     left, beta = 1.0 - lr * curvature, momentum
     linear, constant = ((1 + beta) * left, beta * left) if nesterov else (left + beta, beta)
@@ -67,7 +68,7 @@ def pace(lr: float, curvature: float, momentum: float = 0.0, *, nesterov: bool =
 
 
 def limit(curvature: float, momentum: float = 0.0, *, nesterov: bool = False) -> float:
-    """Give the largest stable rate, from the rates' `pace` alone: where it passes 1."""
+    """Return the largest stable rate, found by bisection of `pace` at 1."""
     low, high = 1.0 / curvature, 8.0 / curvature
     for _ in range(100):
         middle = (low + high) / 2
@@ -79,12 +80,15 @@ def limit(curvature: float, momentum: float = 0.0, *, nesterov: bool = False) ->
 def best(
     curvatures: tuple[float, ...], momentum: float = 0.0, *, nesterov: bool = False
 ) -> tuple[float, float]:
-    """Give the constant rates whose slowest direction is the fastest, lowest and highest of them.
+    """Return the lowest and highest of the best constant rates, whose slowest direction is fastest.
 
-    With momentum many rates are equally good: every direction that oscillates has the same pace.
+    With momentum many rates are equally good: all oscillating directions have the same factor.
     """
     top = limit(max(curvatures), momentum, nesterov=nesterov)
-    extremes = (min(curvatures), max(curvatures))  # Nesterov's pace is highest at an end, too
+    extremes = (
+        min(curvatures),
+        max(curvatures),
+    )  # also with Nesterov's momentum, an extreme is slowest
     rates = [top * 10 ** (-3.5 + 3.5 * index / 7000) for index in range(7000)]
     paces = [max(pace(r, one, momentum, nesterov=nesterov) for one in extremes) for r in rates]
     lowest = min(paces)
@@ -93,10 +97,10 @@ def best(
 
 
 class FrozenAdam(torch.optim.Optimizer):
-    """Adam whose preconditioner does not move: what the theory of its stability is about.
+    """Adam with a fixed preconditioner, to which the theory of its stability applies exactly.
 
-    A step is lr · (the running average of gradients) / `preconditioner`, elementwise; without the
-    correction of the average's first steps, as there (arXiv 2207.14484, section 3).
+    A step is lr · (running average of gradients) / `preconditioner`, elementwise, without bias
+    correction (arXiv 2207.14484, section 3).
     """
 
     def __init__(
@@ -107,7 +111,7 @@ class FrozenAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Make one step."""
+        """Make one update."""
         assert closure is None
         for group in self.param_groups:
             for parameter in group["params"]:

@@ -1,15 +1,15 @@
-"""Diabetes patients, real measurements in real units: what standardising does to the rate.
+"""Regression on real measurements of diabetes patients: how standardizing affects the rate.
 
-What it teaches. Ten measurements of 442 patients predict how the disease went on for a year. In
+What it teaches. Ten measurements of 442 patients predict the progression of the disease. In
 their own units (years, mm Hg, mg/dl) a linear model has a largest curvature of 147,000, and only
 rates below 0.000014 are stable; divided by their spread it is 8.28, and the limit is 0.2415. The
 features are correlated, which is why some curvatures are large and the smallest is 440 times
-smaller: there the descent is slow at any rate. A hidden layer learns the training part better than
-the patients' noise deserves, so the rate that is best for validation is lower than the one that is
-best for training, and R² stays below a half whatever is tuned.
+smaller: there the descent is slow at any rate. A hidden layer overfits the noise of the training
+part, so the best rate for validation is lower than the best one for training, and R² stays below a
+half whatever is tuned.
 
-Inputs and targets are standardised by the training part alone. So the training loss of a constant
-guess is 1, and one minus a loss is about the share of the variance that is explained.
+Inputs and targets are standardized by the training part alone. So the training loss of a constant
+guess is 1, and one minus a loss is about the explained share of the variance.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from tuner.training.workloads import Workload, digest_of, seeded
 
 
 def patients(hidden: int = 16, split_seed: int = 0, validation_fraction: float = 0.25) -> Workload:
-    """Predict by one layer of `hidden` units, or by a linear model when it is 0."""
+    """Predict with one layer of `hidden` units, or with a linear model if it is 0."""
     measured, progress = load_diabetes(return_X_y=True, scaled=False)  # [patient, 10], [patient]
     train, validation = train_test_split(
         np.arange(len(progress)), test_size=validation_fraction, random_state=split_seed
     )
     raw, course = torch.from_numpy(measured), torch.from_numpy(progress)[:, None]
-    inputs, targets = standardised(raw, train), standardised(course, train)
+    inputs, targets = standardized(raw, train), standardized(course, train)
 
     def model(seed: int, dtype: torch.dtype) -> nn.Module:
         features = inputs.shape[1]
@@ -54,15 +54,15 @@ def patients(hidden: int = 16, split_seed: int = 0, validation_fraction: float =
     )
 
 
-def standardised(values: Tensor, train: np.ndarray) -> Tensor:  # [row, column], int64 [row]
+def standardized(values: Tensor, train: np.ndarray) -> Tensor:  # [row, column], int64 [row]
     """Shift and scale columns so that the training part has mean 0 and standard deviation 1."""
     known = values[train]
     return (values - known.mean(dim=0)) / known.std(dim=0, correction=0)
 
 
 def explained(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Give the share of the targets' variance that is explained (R²); below 0 is worse than none.
+    """Return the explained share of the targets' variance (R²), which may be negative.
 
-    Of a single row there is no variance, so two rows or more.
+    Both arguments are [row, 1] with at least two rows; a single row has no variance.
     """
     return 1 - nn.functional.mse_loss(outputs, targets) / targets.var(correction=0)

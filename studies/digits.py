@@ -1,17 +1,17 @@
 """Handwritten digits and a small network: a real loss surface that a laptop trains in a second.
 
 What it teaches. The 1,797 images of 8 by 8 pixels that come with scikit-learn are few enough to
-run hundreds of trials, and hard enough that the learning rate decides the result: far too low a
-rate ends as it began, at chance; over a power of ten or so the result is about the same, and
-there the schedule tells; above, training breaks within a factor of a few. It seldom breaks loudly
-here: the units die in the first steps, and the loss stays flat at 2.30 = ln 10, that of guessing,
-which is finite and so looks like a rate too low. Where that happens differs by a factor of ten
-between plain SGD, SGD with momentum and AdamW (after 300 steps SGD is at its best near 0.5,
-AdamW near 0.01), so a rate that was good for one says little about another.
+run hundreds of trials, and hard enough that the learning rate decides the result: with a far too
+low rate the loss stays at chance; over about a power of ten the result is similar, and the schedule
+makes the difference; above, training breaks within a factor of a few. It seldom explodes: the units
+die in the first steps, and the loss stays flat at 2.30 = ln 10, that of guessing, which is finite
+and so looks like a rate that is too low. The breaking rate differs by a factor of ten between plain
+SGD, SGD with momentum and AdamW (after 300 steps SGD is best near 0.5, AdamW near 0.01), so a good
+rate of one is no guide to another.
 
-Two habits are worth copying. The inputs are standardised by the training part alone, so that the
-validation part stays unseen. And the split has a seed of its own: trials differ by their initial
-parameters and order of batches, never by what they are judged on.
+Two practices are worth copying. The inputs are standardized by the training part alone, so that the
+validation part stays unseen. And the split has its own seed: trials differ in their initial
+parameters and order of batches, never in their validation data.
 """
 
 from __future__ import annotations
@@ -74,5 +74,5 @@ def mlp(
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Give the share of images [image] whose highest output [image, class] is their digit."""
+    """Return the share of images whose highest output [image, class] is their digit [image]."""
     return (outputs.argmax(dim=-1) == targets).double().mean()

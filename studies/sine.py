@@ -1,14 +1,14 @@
-"""sin x: many minima that are equally good, a loss below zero, and rates that leave a basin.
+"""sin x: many equally good minima, a negative loss, and rates that leave a basin.
 
 What it teaches. Near a minimum (-π/2, 3π/2, ...) the curvature is 1, so gradient descent settles
-there for rates below 2 and for none above. Above, it does not explode either: the slope is never
-more than 1, so no step is longer than the rate, and the loss stays between -1 and 1 for ever. A
-rate too high shows as a curve that never settles, which no rule about exploding losses can catch.
-And a rate above 2 that decays later is another thing again: it hops over a maximum first and
-settles in the basin where it happens to be when the rate falls below 2. Which one that is depends
-on everything. In larger problems, too, where training ends is decided early, by high rates.
+there for rates below 2 and for none above. Above, it does not explode either: the slope is at most
+1, so no step is longer than the rate, and the loss stays between -1 and 1. A rate that is too high
+shows as a curve that never settles, which no rule about exploding losses can detect. A rate above 2
+that decays later jumps over maxima first, and settles in the basin where it is when the rate falls
+below 2; which one that is depends on every detail. In larger problems, too, high rates early in
+training decide where it ends.
 
-The loss is negative most of the way: nothing here may take its logarithm.
+The loss is mostly negative, so its logarithm does not exist.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .quadratic import Point, where
 
 
 def wave(start: float = 1.0) -> Workload:
-    """Descend sin x from `start`, whatever the seed; `x` is recorded as a metric."""
+    """Minimize sin x from `start`, whatever the seed; `x` is recorded as a metric."""
     nothing = torch.zeros(1, 1, dtype=torch.float64)  # [row, 1], since the function has no data
     return Workload(
         model=lambda _seed, dtype: Point(start, dtype),
@@ -38,5 +38,5 @@ def wave(start: float = 1.0) -> Workload:
 
 
 def sine(outputs: Tensor, targets: Tensor) -> Tensor:  # noqa: ARG001
-    """Give the mean of sin x; there is nothing to compare it with."""
+    """Return the mean of sin x; there are no targets."""
     return outputs.sin().mean()

@@ -1,7 +1,7 @@
 """What to train: a model, its data and its loss. Replace all three by yours.
 
-`tuner` calls `workload` with the arguments of the study file and trains the model for you. Do you
-have a training loop already? `train = "module:function"` in the study file names one instead.
+`tuner` calls `workload` with the arguments of the study file and trains the model for you. If you
+have a training loop already, name it in the study file instead: `train = "module:function"`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def workload(hidden: int = 32) -> Workload:
         train_targets=targets[train],
         validation_inputs=inputs[validation],
         validation_targets=targets[validation],
-        loss=nn.functional.mse_loss,  # of outputs and targets; its mean over rows
-        # more to measure at evaluations; [study] metric may name one
+        loss=nn.functional.mse_loss,  # of outputs and targets; the mean over rows
+        # further metrics of evaluations; [study] metric may name one
         metrics={"mean_absolute_error": nn.functional.l1_loss},
         data_name="a noisy sine wave",
         data_digest=digest_of(inputs, targets),  # workers with other data refuse the study

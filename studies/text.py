@@ -1,17 +1,17 @@
-"""A small transformer that predicts the next character: where warm-up and decay earn their keep.
+"""A small transformer that predicts the next character: when warm-up and decay help.
 
-What it teaches. The layers are normalised after each addition, as in the first transformers
+What it teaches. The layers are normalized after each addition, as in the first transformers
 (arXiv 1706.03762; arXiv 2002.04745 says why that needs a warm-up): at the start the gradients of
-the last layers are large, and AdamW, whose averages have seen only a few of them yet, takes steps
-that spoil the model for good. Of six layers at 0.01 a constant rate ends at 3.21, hardly below the
-loss of knowing only how frequent each character is. That is finite and flat, so it looks as if the
-rate were too low. A warm-up over a fifth of the steps brings it to 2.46, and a cosine down to zero
-after it to 2.22. At 0.003 neither is needed, and the decay costs: it ends at 2.32, the constant
-rate at 2.24. What warm-up and decay gave is that a rate three times higher
-works. Whether it ends a little above or below the low one depends on the seed.
+the last layers are large, and AdamW, whose averages contain only a few of them, takes steps that
+damage the model permanently. With six layers at 0.01 a constant rate ends at 3.21, hardly below the
+loss of predicting by the frequency of each character. That is finite and flat, so it looks as if
+the rate were too low. A warm-up over a fifth of the steps brings it to 2.46, and a cosine decay to
+zero after it to 2.22. At 0.003 neither is needed, and the decay costs: it ends at 2.32, the
+constant rate at 2.24. So warm-up and decay make a three times higher rate work. Whether it ends a
+little above or below the low one depends on the seed.
 
 The text is the one behind Python's `help()`, in `pydoc_data.topics`: half a million characters
-that every Python has. It differs between versions of Python, and the data's digest tells, so a
+that every Python has. It differs between versions of Python, and so does the data's digest, so a
 study that was begun on one version is not continued on another.
 """
 
@@ -26,11 +26,11 @@ from tuner.core.errors import WorkloadError
 from tuner.training.workloads import Workload, digest_of, seeded
 
 BLOCK, EVERY = 8, 100
-"""Of every 100 blocks of 8 rows, the last is judged by and not trained on."""
+"""Of every 100 blocks of 8 rows, the last is validation data."""
 
 
 def transformer(context: int = 16, width: int = 32, heads: int = 4, layers: int = 6) -> Workload:
-    """Predict each next character of `context` ones by `layers` layers of `width` numbers."""
+    """Predict each next character from up to `context` previous ones, with `layers` layers."""
     if width % heads:
         raise ValueError(f"width: expected a multiple of heads, {heads}, got {width}")
     text = python_help()
@@ -64,7 +64,7 @@ def transformer(context: int = 16, width: int = 32, heads: int = 4, layers: int 
 
 
 def python_help() -> str:
-    """Give the text behind `help()`, topics in alphabetical order."""
+    """Return the text behind `help()`, topics in alphabetical order. Raises `WorkloadError`."""
     try:
         from pydoc_data.topics import topics  # noqa: PLC0415 - half a megabyte, for this study only
     except ImportError as error:
@@ -76,7 +76,7 @@ def python_help() -> str:
 
 
 class CharacterModel(nn.Module):
-    """Characters to scores of the next one."""
+    """A transformer from characters to scores of the next one."""
 
     def __init__(self, characters: int, context: int, width: int, heads: int, layers: int) -> None:
         super().__init__()
@@ -86,14 +86,14 @@ class CharacterModel(nn.Module):
         self.scores = nn.Linear(width, characters)
 
     def forward(self, codes: Tensor) -> Tensor:  # int64 [row, position] -> [row, position, code]
-        """Give scores of the character that follows each position."""
+        """Return scores of the character that follows each position."""
         found: Tensor = self.characters(codes) + self.positions.weight
         scores: Tensor = self.scores(self.layers(found))
         return scores
 
 
 class Layer(nn.Module):
-    """Attention to what came before, then two dense layers; each added, then normalised."""
+    """Causal self-attention, then two dense layers; each added, then normalized."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class Layer(nn.Module):
         self.after_dense = nn.LayerNorm(width)
 
     def forward(self, inputs: Tensor) -> Tensor:  # [row, position, width], both ways
-        """Look back, then think."""
+        """Return the outputs of the layer."""
         rows, positions, width = inputs.shape
         parts = self.attend(inputs).reshape(rows, positions, 3, self.heads, width // self.heads)
         query, key, value = parts.permute(2, 0, 3, 1, 4)  # each [row, head, position, part]
@@ -121,10 +121,13 @@ class Layer(nn.Module):
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Give the mean of -log of the probability of what came next, in nats a character."""
+    """Return the mean negative log-likelihood of the next characters, in nats per character.
+
+    `outputs` are [row, position, code], `targets` are int64 [row, position].
+    """
     return nn.functional.cross_entropy(outputs.flatten(0, 1), targets.flatten())
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Give the share of characters that were the most probable ones."""
+    """Return the share of next characters that had the highest score."""
     return (outputs.argmax(dim=-1) == targets).double().mean()

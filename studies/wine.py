@@ -1,15 +1,15 @@
-"""Wines and scikit-learn's SGDClassifier: a loop of somebody else's, tuned from the outside.
+"""Wines and scikit-learn's SGDClassifier: tuning a training loop of another library.
 
-What it teaches. `tuner` need not own the loop: `train` below calls `partial_fit`, which updates the
-weights row by row, and reports each pass. A wine's grower can be told from its measurements by a
-plane, so nothing here is ever quite too high: each row's push on the weights is bounded, and rates
-from 0.01 to 10 all end near the same validation loss, the high ones after jumping about for a few
-passes. Below 0.01 it is another matter: sixty passes are too few, and each power of ten is worse.
+What it teaches. `tuner` does not need its own loop: `train` below calls `partial_fit`, which
+updates the weights row by row, and reports each pass. The classes are linearly separable and each
+row's update is bounded, so hardly any rate is too high: rates from 0.01 to 10 all end near the same
+validation loss, the high ones after fluctuating for a few passes. Below 0.01 sixty passes are too
+few, and each power of ten is worse.
 
-The thirteen measurements have scales from 0.1 to 1,680. Use them without standardising, and that
-wide plateau is gone: at 0.00001 the loss has hardly fallen below guessing after sixty passes, at
-0.0001 it is ten times that of guessing, and at 10 the guard stops it. What a learning rate can do
-is decided by the scales of the data before any search begins.
+The thirteen measurements have scales from 0.1 to 1,680. Without standardizing them that wide
+plateau disappears: at 0.00001 the loss has hardly fallen below guessing after sixty passes, at
+0.0001 it is ten times that of guessing, and at 10 the guard stops the trial. The scales of the data
+decide what a learning rate can do, before any search begins.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sklearn.datasets import load_wine
 from sklearn.linear_model import SGDClassifier
 from sklearn.model_selection import train_test_split
 
-from tuner.training.loop import Trial
+from tuner.training.trial import Trial
 from tuner.training.workloads import digest_of
 
 CLASSES = np.arange(3)
@@ -30,7 +30,7 @@ CLASSES = np.arange(3)
 
 @functools.cache
 def wines() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Give measurements [wine, 13] and growers [wine], for training and for validation."""
+    """Return measurements [wine, 13] and growers [wine], for training and for validation."""
     measured, growers = load_wine(return_X_y=True)
     x, x_val, y, y_val = train_test_split(
         measured, growers, test_size=0.4, random_state=0, stratify=growers
@@ -40,13 +40,13 @@ def wines() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 
 def train(trial: Trial, penalty: float = 1e-4) -> None:
-    """Fit one classifier a grower against the others; a step is a pass over the training wines."""
+    """Fit a one-against-rest classifier per grower; a step is a pass over the training wines."""
     x, y, x_val, y_val = wines()
     model = SGDClassifier(
         loss="log_loss", alpha=penalty, learning_rate="constant", eta0=trial.lr, shuffle=False
     )
     if saved := trial.checkpoint.load():
-        # what partial_fit goes on from, beside the settings
+        # the state that partial_fit continues from
         model.classes_ = CLASSES
         model.coef_, model.intercept_, model.t_ = (saved[k] for k in ("coef", "intercept", "t"))
     for step in range(trial.first_step, trial.steps):
@@ -64,13 +64,13 @@ def train(trial: Trial, penalty: float = 1e-4) -> None:
 
 
 def data_digest() -> str:
-    """Name the data, so that a worker with other wines refuses the study."""
+    """Return the digest of the data; a worker with other data refuses the study."""
     measured, growers = load_wine(return_X_y=True)
     return digest_of(torch.from_numpy(measured), torch.from_numpy(growers))
 
 
 def loss(model: SGDClassifier, x: np.ndarray, y: np.ndarray) -> float:
-    """Give what the model minimises, its penalty aside: logistic losses, added over classes."""
+    """Return the objective without the penalty: the mean of logistic losses summed over classes."""
     if not hasattr(model, "coef_"):
         return float(len(CLASSES) * np.log(2.0))  # all weights are zero before the first pass
     scores = x @ model.coef_.T + model.intercept_  # [wine, class]
@@ -83,7 +83,7 @@ train.data_name = "scikit-learn wine, 60 percent for training"  # type: ignore[a
 
 
 def guessing() -> float:
-    """Give the loss of the best constant scores: each class's share in the training wines."""
+    """Return the loss of the best constant prediction: each class's share of the training wines."""
     shares = np.bincount(wines()[1]) / len(wines()[1])
     return float(-(shares * np.log(shares) + (1 - shares) * np.log(1 - shares)).sum())
 

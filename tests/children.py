@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.workloads import INPUTS, TARGETS, line
-from tuner.training.loop import Trial
+from tuner.training.trial import Trial
 from tuner.training.workloads import Workload, digest_of
 
 STAYING = Path("staying")

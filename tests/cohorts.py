@@ -13,7 +13,7 @@ from torch import nn
 from tuner.config import StudySpec
 from tuner.training.cohort.trainer import CohortTrainer
 from tuner.training.optimizers import OPTIMIZERS
-from tuner.training.pace import STATEFUL
+from tuner.training.rate_source import STATEFUL
 from tuner.training.reference import ReferenceTrainer
 from tuner.training.schedules import SCHEDULES
 from tuner.training.trainer import ENDED, TRAIN_COLUMNS, Event, Task, Trainer

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from sqlalchemy import select, update
+from sqlalchemy import and_, select, update
 
 from tuner.config import ParameterValue, Space, StudySpec, options
 from tuner.core import curves
 from tuner.core.curves import Chunk
 from tuner.core.outcome import COMPLETED, DIVERGED, PRUNED, Outcome
 from tuner.ledger import CheckpointRecord, Claim, Lease, Ledger, Report, StudyRecord
-from tuner.ledger.tables import attempts, metadata
+from tuner.ledger.tables import metadata
 from tuner.search import Search
 from tuner.search.mirror import Mirror
 from tuner.search.search import Draw
@@ -131,10 +131,12 @@ def checkpoint(step: int, path: str = "a.pt") -> CheckpointRecord:
 
 
 def expire(ledger: Ledger, lease: Lease) -> None:
-    """Let a lease have expired an hour ago."""
+    """Let a lease of any kind have expired an hour ago."""
+    table = lease.table
+    here = and_(table.id == lease.row_id, table.token == lease.token)
     with ledger.engine.execution_options(writes=True).begin() as tx:
-        here = attempts.c.id == lease.attempt_id
-        tx.execute(update(attempts).where(here).values(expires_at=attempts.c.expires_at - 3600))
+        earlier = {"expires_at": table.expires_at - 3600}
+        tx.execute(update(table.id.table).where(here, table.scope).values(earlier))
 
 
 def contents(ledger: Ledger) -> dict[str, list[tuple[Any, ...]]]:

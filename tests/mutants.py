@@ -1,6 +1,6 @@
 """Break the code in known ways, one at a time, and see whether the tests notice.
 
-    make mutants            # or: python tests/mutants.py [WORD ...], those whose area has a word
+    make mutants            # or: python tests/mutants.py [WORD ...], those with a word in area or text
 
 Each mutant is a text of the package, found wherever it stands (it must stand there once), and what
 takes its place. It is put into a copy of the package, where the tests of its area run. A mutant that
@@ -32,7 +32,15 @@ AREAS = {
     "reference": ("test_reference.py", "test_options.py", *QUICK),
     "cohort": ("test_cohort.py", "test_cohort_company.py", *QUICK),
     # they are slow, for they have MLflow's tables, but start no process
-    "recorder": ("test_bulk.py", "test_recorder_service.py", "-m", "not nightly", "-k", "sqlite"),
+    "recorder": (
+        "test_bulk.py",
+        "test_recorder_service.py",
+        "test_recorder.py",
+        "-m",
+        "not nightly",
+        "-k",
+        "sqlite or comes_after",
+    ),
 }
 """What runs for the mutants of an area: files of tests, and options of pytest."""
 
@@ -67,11 +75,11 @@ MUTANTS = [
     Mutant("search", "ahead = values.above(value) if self._maximize else values.below(value)",
            "ahead = values.below(value)"),
     Mutant("search", "return ahead, len(values) - 1", "return ahead, len(values)"),
-    Mutant("search", "with self._standings.supposing(group):", "if True:"),
-    Mutant("search", "                suppose(drawn, self._view.study_attrs)\n", ""),
-    Mutant("search", "known is not None:\n            self._put(number, _Taken(known.bracket, {}, {}))",
+    Mutant("search", "with self._rankings.with_reports(group):", "if True:"),
+    Mutant("search", "                assume(drawn, self._storage.study_attrs)\n", ""),
+    Mutant("search", "known is not None:\n            self._put(number, _Known(known.bracket, {}, {}))",
            "known is not None:\n            self._put(number, known)"),
-    Mutant("samplers", "untried = [params for params in grid(spec.space) if params not in imported]",
+    Mutant("search", "untried = [params for params in grid(spec.space) if params not in imported]",
            "untried = list(grid(spec.space))"),
     Mutant("samplers", "    def _find_sample_id(self, study: Study, search_space: dict[str, "
                        "BaseDistribution]) -> int:\n        return self._index",
@@ -88,18 +96,20 @@ MUTANTS = [
            "return risen * _anneal(1.0, _real(final), _share(done + 1, total))"),
     Mutant("schedules", "happened = (done * (_whole(drops) + 1)) // total",
            "happened = (done * _whole(drops)) // total"),
-    Mutant("reference", 'member.pace.restore(state["pace"])', "pass"),
+    Mutant("reference", 'member.rate_source.restore(state["pace"])', "pass"),
     Mutant("reference", 'member.random = state["random"]', "pass"),
     Mutant("reference", "step < rung < last), default=last)", "step < rung < last - 1), default=last)"),
-    Mutant("reference", "part = self._workload.loss(member.model(some), theirs) * share",
-           "part = self._workload.loss(member.model(some), theirs)"),
-    Mutant("cohort", "member.step += seen - 1 if segment.reason else seen", "member.step += seen"),
+    Mutant("reference", "part = self._workload.loss(member.model(part_inputs), part_targets) * share",
+           "part = self._workload.loss(member.model(part_inputs), part_targets)"),
+    Mutant("cohort", "segment.rates += member.rate_source.rates(member.step, seen)",
+           "segment.rates += member.rate_source.rates(member.step + 1, seen)"),
     Mutant("cohort", "segment.stopped_step = member.step + seen - 1",
            "segment.stopped_step = member.step + seen"),
     Mutant("cohort", "count = min(left, TOGETHER, *(self._until_evaluation(m) for m in running))",
            "count = min(left, TOGETHER)"),
-    Mutant("recorder", "if self._quiet.get(mark.study_id) == mark:", "if mark.study_id in self._quiet:"),
-    Mutant("recorder", "elif due or waiting:", "elif due:"),
+    Mutant("recorder", "if self._published.get(mark.study_id) == mark:",
+           "if mark.study_id in self._published:"),
+    Mutant("recorder", "elif due is Due.NOW or waiting:", "elif due is Due.NOW:"),
     Mutant("recorder", "free = row.publisher is None or row.expired or row.publisher == self._publisher",
            "free = True"),
     Mutant("recorder", ".values(external_id=external_id, revision=revision)",
@@ -140,7 +150,9 @@ def main(words: list[str]) -> int:
     """Try the mutants; return 1 when one survives or cannot be made."""
     for library in ("torch._dynamo", "mlflow", "optuna", "playwright.sync_api"):
         importlib.import_module(library)
-    chosen = [one for one in MUTANTS if not words or any(word in one.area for word in words)]
+    chosen = [
+        one for one in MUTANTS if not words or any(word in one.area + one.old for word in words)
+    ]
     ended = {"killed": 0, "SURVIVED": 0, "NOT FOUND": 0}
     with tempfile.TemporaryDirectory(prefix="tuner-mutants-") as name:
         folder = Path(name)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from postgres import Cluster, _free_port, _owner
+from postgres import Cluster, _owner, free_port
 from sqlalchemy import make_url
 
 IGNORED = "extra_float_digits, options"
@@ -26,7 +26,7 @@ def pooler(cluster: Cluster, *, ignored: str = IGNORED, connections: int = 5) ->
     folder = Path(tempfile.mkdtemp(prefix="tuner-pgbouncer-"))
     if owner:
         os.chown(folder, owner.pw_uid, owner.pw_gid)
-    port = _free_port()
+    port = free_port()
     configuration = folder / "pgbouncer.ini"
     (folder / "users").write_text('"postgres" ""\n')
     configuration.write_text(

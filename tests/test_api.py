@@ -29,7 +29,7 @@ STUDY = """
 [study]
 name = "line"
 [workload]
-factory = "studies.house_prices:line"
+factory = "tuner.examples.house_prices:line"
 [training]
 steps = 10
 batch_size = "full"

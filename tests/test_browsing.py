@@ -21,6 +21,7 @@ from tuner.core.outcome import FAILED, Outcome
 from tuner.ledger import Ledger, StudyRecord, database
 from tuner.operations import links
 from tuner.tracking.mlflow import views
+from tuner.tracking.mlflow.links import SIDE
 from tuner.tracking.recorder import Recorder
 
 pytestmark = [pytest.mark.slow, pytest.mark.nightly]
@@ -162,7 +163,7 @@ def test_the_table_has_every_trial_the_best_first_and_its_columns(shown):
 
 
 def test_runs_nest_under_their_study(shown):
-    url = f"{shown.pages('small')['table of trials'].partition('/runs')[0]}/runs?{views.SIDE}"
+    url = f"{shown.pages('small')['table of trials'].partition('/runs')[0]}/runs?{SIDE}"
     for watched in look(shown, url, "matching runs", "nested"):
         page = watched.page
         expect(page.get_by_text(f"{TRIALS + 1} matching runs")).to_be_visible(timeout=PATIENCE)

@@ -25,10 +25,10 @@ from tuner.observability import metrics
 from tuner.operations import doctor
 from tuner.tracking import bulk
 from tuner.tracking.mlflow import bulk_writer as mlflow_rows
-from tuner.tracking.mlflow.bulk_writer import TableWriter
+from tuner.tracking.mlflow.bulk_writer import BulkRunWriter
 from tuner.tracking.mlflow.client_writer import ClientWriter
 from tuner.tracking.optuna import bulk_writer as optuna_rows
-from tuner.tracking.optuna.bulk_writer import TrialTables
+from tuner.tracking.optuna.bulk_writer import BulkTrialWriter
 from tuner.tracking.optuna.storage_writer import StorageWriter
 from tuner.tracking.recorder import Recorder
 
@@ -204,16 +204,16 @@ def in_optuna(places: Addresses, now: tuple[int, ...] = ()) -> list[str]:
 
 def publish(engine: Engine, places: Addresses, *, in_bulk: bool) -> None:
     recorder = Recorder(engine, places, in_bulk=in_bulk)
-    assert isinstance(recorder._runs._writer(), TableWriter) is in_bulk
-    assert isinstance(recorder._trials._writer(), TrialTables) is in_bulk
+    assert isinstance(recorder._runs._writer(), BulkRunWriter) is in_bulk
+    assert isinstance(recorder._trials._writer(), BulkTrialWriter) is in_bulk
     while recorder.publish():
         pass
 
 
 def test_both_ways_leave_the_same_rows_in_all_tables(beside, monkeypatch):
-    monkeypatch.setattr(TableWriter, "runs_at_once", 4)  # fewer than there are
-    monkeypatch.setattr(TableWriter, "rows_at_once", 30)
-    monkeypatch.setattr(TrialTables, "trials_at_once", 4)
+    monkeypatch.setattr(BulkRunWriter, "runs_at_once", 4)  # fewer than there are
+    monkeypatch.setattr(BulkRunWriter, "rows_at_once", 30)
+    monkeypatch.setattr(BulkTrialWriter, "trials_at_once", 4)
     left = {}
     for way in (True, False):
         places = beside("bulk" if way else "single")

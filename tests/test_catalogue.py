@@ -17,7 +17,7 @@ from tuner.config.optimizers import OptimizerChoice, OptimizerName
 from tuner.config.schedules import ScheduleChoice, ScheduleName
 from tuner.examples import digits
 from tuner.training.optimizers import OPTIMIZERS
-from tuner.training.pace import STATEFUL
+from tuner.training.rate_source import STATEFUL
 from tuner.training.schedules import SCHEDULES
 from tuner.training.trainer import Status, Task
 from tuner.training.workloads import Workload
@@ -31,12 +31,12 @@ def classes(union: Any) -> dict[str, type[Choice]]:
     return {get_args(one.model_fields["name"].annotation)[0]: one for one in members}
 
 
-SPEC = {"Schedules": classes(ScheduleChoice), "Optimisers": classes(OptimizerChoice)}
+SPEC = {"Schedules": classes(ScheduleChoice), "Optimizers": classes(OptimizerChoice)}
 CODE: dict[str, dict[str, Any]] = {
     "Schedules": {**SCHEDULES, **STATEFUL},
-    "Optimisers": {**OPTIMIZERS},
+    "Optimizers": {**OPTIMIZERS},
 }
-NAMES = {"Schedules": get_args(ScheduleName), "Optimisers": get_args(OptimizerName)}
+NAMES = {"Schedules": get_args(ScheduleName), "Optimizers": get_args(OptimizerName)}
 ALL = [(part, name) for part, found in SPEC.items() for name in found]
 
 
@@ -79,9 +79,11 @@ def test_the_page_says_where_it_is_from(part: str, name: str) -> None:
     assert "https://" in prose or "torch's" in prose
 
 
-def test_the_page_has_the_default_space() -> None:
-    [block] = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)
-    assert Space.model_validate(tomllib.loads(block)["space"]) == Space()
+def test_the_page_has_an_example_of_a_space_and_the_default_space() -> None:
+    blocks = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)
+    example, default = (Space.model_validate(tomllib.loads(block)["space"]) for block in blocks)
+    assert len(example.schedule) == len(example.optimizer) == 2
+    assert default == Space()
 
 
 # --- in use ---------------------------------------------------------------------------------------
@@ -97,8 +99,9 @@ def workload() -> Workload:
     return digits.mlp()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", SPEC["Schedules"])
-@pytest.mark.parametrize("optimizer", SPEC["Optimisers"])
+@pytest.mark.parametrize("optimizer", SPEC["Optimizers"])
 def test_each_optimizer_learns_on_each_schedule(
     workload: Workload, optimizer: str, schedule: str
 ) -> None:

@@ -87,7 +87,7 @@ def test_what_is_closed_hinders_no_child(tmp_path: Path):
     ],
     ids=["SIGTERM", "Ctrl-C", "Ctrl-C twice"],
 )
-def test_a_forked_child_is_not_told_to_stop_in_our_place(numbers, code, capfd):
+def test_a_forked_child_is_not_stop_on_signals_in_our_place(numbers, code, capfd):
     """Its parent ends it by SIGTERM; a first Ctrl-C in the terminal is for us alone."""
     with stop_on_signals("saving the trial") as stop:
         child = os.fork()

@@ -10,7 +10,11 @@ from torch import nn
 
 from tuner.config import StudySpec
 from tuner.examples import digits
-from tuner.training.choosing import (
+from tuner.training.cohort.trainer import CohortTrainer
+from tuner.training.device import use_threads
+from tuner.training.reference import ReferenceTrainer
+from tuner.training.train_functions import TrainFunction
+from tuner.training.trainer_choice import (
     Choice,
     Threads,
     automatic_slots,
@@ -18,10 +22,6 @@ from tuner.training.choosing import (
     choose_threads,
     trainer_for,
 )
-from tuner.training.cohort.trainer import CohortTrainer
-from tuner.training.device import use_threads
-from tuner.training.functions import TrainFunction
-from tuner.training.reference import ReferenceTrainer
 
 
 def spec_of(trials, space=None, **training):

@@ -51,7 +51,7 @@ def test_the_last_members_sit_closer_together(model):
     """Members leave at every rung and others come later; each goes the way it goes alone."""
     workload, spec = wide(model), make_spec(steps=24, pruner=ASHA, evaluate_every=6, **WIDE)
     trainer = CohortTrainer(workload, spec, 20)
-    blocks = trainer._seats.blocks
+    blocks = trainer._allocator.blocks
     some = rates(*np.linspace(0.01, 0.2, 20), optimizer="adam")
     expected = {task.number: train_all(CohortTrainer(workload, spec, 1), [task]) for task in some}
     events = {task.number: [] for task in some}
@@ -61,7 +61,7 @@ def test_the_last_members_sit_closer_together(model):
             events[event.number].append(event)
 
     def places():
-        return sum(len(block.rows) for block in trainer._seats.blocks)
+        return sum(len(block.rows) for block in trainer._allocator.blocks)
 
     for task in some[:17]:
         trainer.admit(task)
@@ -260,7 +260,7 @@ def test_a_block_is_computed_where_it_is(model):
         block = stack.block(4, torch.float32, torch.device("meta"))
         block.train(inputs.float(), targets.float(), rows)
         block.evaluate(inputs.float(), targets.float())
-        for name in optimizers.UPDATES:
+        for name in optimizers.ROW_OPTIMIZERS:
             params = complete(0.1, "constant", name)
             optimizers.make(params, block.rows[0], block.gradients[0])
     assert devices.seen == {"meta"}

@@ -53,7 +53,7 @@ class Odd(nn.Module):
 )
 def test_a_model_that_cannot_be_stacked(what, said):
     workload = regression(lambda seed, dtype: Odd(seed, dtype, what))
-    found = eligibility.obstacle(workload, make_spec())
+    found = eligibility.reason_not_stackable(workload, make_spec())
     assert found.startswith("trials cannot be trained together")
     with pytest.raises(WorkloadError, match=said):
         CohortTrainer(workload, make_spec(), 2)
@@ -63,13 +63,15 @@ def test_an_operation_that_is_only_looped_over():
     workload = regression(
         loss=nn.functional.multi_margin_loss, train_targets=torch.zeros(50).long()
     )
-    found = eligibility.obstacle(workload, make_spec())
+    found = eligibility.reason_not_stackable(workload, make_spec())
     assert "There is a performance drop" in found
 
 
 def test_a_metric_that_is_random():
     workload = regression(metrics={"noise": lambda outputs, targets: torch.rand(())})
-    assert "the metric noise draws random numbers" in eligibility.obstacle(workload, make_spec())
+    assert "the metric noise draws random numbers" in eligibility.reason_not_stackable(
+        workload, make_spec()
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,11 +86,16 @@ def test_a_study_that_only_the_reference_trains(training, space, said):
     content = make_spec(**({"dtype": "float32"} | training)).model_dump(mode="json")
     content["space"] |= {"lr": 0.1, "schedule": "constant", "optimizer": "sgd"} | space
     spec = StudySpec.model_validate(content)
-    assert said in eligibility.obstacle(regression(), spec)
+    assert said in eligibility.reason_not_stackable(regression(), spec)
 
 
 def test_what_can_be_trained_together_has_no_obstacle():
-    assert eligibility.obstacle(regression(), make_spec(precision="float32", dtype="float32")) == ""
+    assert (
+        eligibility.reason_not_stackable(
+            regression(), make_spec(precision="float32", dtype="float32")
+        )
+        == ""
+    )
 
 
 def test_a_metric_that_nobody_measures_is_refused():

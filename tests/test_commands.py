@@ -348,7 +348,7 @@ def test_the_schema_is_one_of_study_files(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_ui_serves_until_it_is_told_to_stop(folder):
+def test_the_ui_serves_until_it_is_stop_on_signals(folder):
     process = start(folder, "ui", "--port", "0", "--json")
     try:
         assert process.stdout is not None

@@ -16,9 +16,9 @@ from tuner.core import failures
 from tuner.core.errors import NotFoundError
 from tuner.core.outcome import COMPLETED, FAILED
 from tuner.ledger.database import tracking_client
+from tuner.ledger.publications import Publications
 from tuner.ledger.records import FINISHED, RAISED
 from tuner.operations import status, submit
-from tuner.tracking.publications import Publications
 from tuner.tracking.recorder import Recorder
 
 PARSING = "json.loads(text)  # raises in the library"

@@ -13,8 +13,8 @@ from test_bulk import ADAMW, SPACE, WORKLOAD, take
 from tuner.core.errors import NotFoundError
 from tuner.ledger import Ledger
 from tuner.ledger.database import Addresses, tracking_client
+from tuner.ledger.publications import Publications
 from tuner.operations import doctor, retention
-from tuner.tracking.publications import Publications
 from tuner.tracking.recorder import Recorder
 
 pytestmark = pytest.mark.slow

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tuner.config import GuardTable
 from tuner.training.guard import rules
-from tuner.training.guard.rules import GuardState, Verdict
+from tuner.training.guard.rules import GuardState, Rule
 
 GUARD = GuardTable()
 NAN, INF = float("nan"), float("inf")
@@ -27,11 +27,11 @@ def run(losses, warmup=0, baseline=None, horizon=None, norms=None, table=GUARD, 
             baseline=baseline, settings=table,
         )  # fmt: skip
         if verdict[0]:
-            said = rules.sentence(
+            said = rules.explain(
                 verdict[0], state, loss=loss, grad_norm=norm, horizon=horizon, baseline=baseline,
                 settings=table,
             )  # fmt: skip
-            return step, Verdict(verdict[0]), said
+            return step, Rule(verdict[0]), said
     return None
 
 
@@ -58,36 +58,36 @@ slow_wave = 1.0 + 0.9 * np.sin(np.arange(400) / 20)
 
 CASES = [
     # name, losses, warm-up, baseline; first and last step where it may stop, and the rule
-    ("one good step, then nan", [1, NAN, 1], 0, None, (1, 1, Verdict.NON_FINITE)),
-    ("one good step, then inf", [1, INF, 1], 0, None, (1, 1, Verdict.NON_FINITE)),
-    ("one good step, then -inf", [1, -INF, 1], 0, None, (1, 1, Verdict.NON_FINITE)),
-    ("one good step, then 1e30", [1, 1e30, 1], 0, None, (1, 1, Verdict.RUNAWAY)),
-    ("nan at once", [NAN, 1], 0, None, (0, 0, Verdict.NON_FINITE)),
-    ("nan within warm-up", [1, 1, NAN], 50, 1.0, (2, 2, Verdict.NON_FINITE)),
-    ("good for long, then 1e30", [*falling(), 1e30], 0, 1.0, (100, 100, Verdict.RUNAWAY)),
-    ("x1.02 a step", growing(1.02, 1000), 0, None, (116, 135, Verdict.EXPLODING)),
-    ("x1.05 a step", growing(1.05), 0, None, (48, 56, Verdict.EXPLODING)),
-    ("x1.5 a step", growing(1.5), 0, None, (15, 15, Verdict.EXPLODING)),
-    ("x10 a step", growing(10.0, 300), 0, None, (7, 12, Verdict.RUNAWAY)),
+    ("one good step, then nan", [1, NAN, 1], 0, None, (1, 1, Rule.NON_FINITE)),
+    ("one good step, then inf", [1, INF, 1], 0, None, (1, 1, Rule.NON_FINITE)),
+    ("one good step, then -inf", [1, -INF, 1], 0, None, (1, 1, Rule.NON_FINITE)),
+    ("one good step, then 1e30", [1, 1e30, 1], 0, None, (1, 1, Rule.RUNAWAY)),
+    ("nan at once", [NAN, 1], 0, None, (0, 0, Rule.NON_FINITE)),
+    ("nan within warm-up", [1, 1, NAN], 50, 1.0, (2, 2, Rule.NON_FINITE)),
+    ("good for long, then 1e30", [*falling(), 1e30], 0, 1.0, (100, 100, Rule.RUNAWAY)),
+    ("x1.02 a step", growing(1.02, 1000), 0, None, (116, 135, Rule.EXPLODING)),
+    ("x1.05 a step", growing(1.05), 0, None, (48, 56, Rule.EXPLODING)),
+    ("x1.5 a step", growing(1.5), 0, None, (15, 15, Rule.EXPLODING)),
+    ("x10 a step", growing(10.0, 300), 0, None, (7, 12, Rule.RUNAWAY)),
     ("falls by half, then x1.1", [*falling(30), *growing(1.1, first=0.5)], 0, None,
-     (50, 70, Verdict.EXPLODING)),
+     (50, 70, Rule.EXPLODING)),
     ("x1.05 from far over its baseline", growing(1.05, first=100), 0, 1.0,
-     (48, 56, Verdict.EXPLODING)),
+     (48, 56, Rule.EXPLODING)),
     ("x1.05 from far under its baseline", growing(1.05, first=0.01), 0, 1.0,
-     (141, 150, Verdict.EXPLODING)),
+     (141, 150, Rule.EXPLODING)),
     ("alternating in a growing envelope", growing(1.1) * (0.7 + 0.3 * alternating), 0, None,
-     (25, 50, Verdict.EXPLODING)),
+     (25, 50, Rule.EXPLODING)),
     ("alternating wildly in a growing envelope", growing(1.1) * alternating, 0, None,
-     (25, 150, Verdict.RUNAWAY)),
-    ("noisy growth", growing(1.05) * noisy(steps=400), 0, None, (45, 70, Verdict.EXPLODING)),
+     (25, 150, Rule.RUNAWAY)),
+    ("noisy growth", growing(1.05) * noisy(steps=400), 0, None, (45, 70, Rule.EXPLODING)),
     ("x1.01 a step, at the end above its start", growing(1.01, 100), 0, None,
-     (50, 60, Verdict.LATE)),
+     (50, 60, Rule.LATE)),
     ("x1.01 with a little noise", growing(1.01, 200) * noisy(steps=200, sigma=0.005), 0, None,
-     (100, 130, Verdict.LATE)),
+     (100, 130, Rule.LATE)),
     ("negative, then x1.2 upwards", [*(-falling(30)), *growing(1.2)], 0, None,
-     (40, 60, Verdict.EXPLODING)),
+     (40, 60, Rule.EXPLODING)),
     ("explodes once warm-up is over", [*np.ones(40), *growing(1.2)], 40, None,
-     (55, 56, Verdict.EXPLODING)),
+     (55, 56, Rule.EXPLODING)),
     # --- and never:
     ("falls", falling(), 0, None, None),
     ("falls from far over its baseline", falling(first=1e9), 0, 1.0, None),
@@ -155,7 +155,7 @@ def test_a_rate_too_low_is_never_divergence(sigma, baseline, level):
     verdicts = vectorised(losses, np.zeros(trials, np.int64), baseline)
     # a plateau at twice its start in strong noise may pass rule 4 by chance, one time in hundreds
     allowed = 5 if level > 1 and sigma >= 0.3 else 0
-    assert (verdicts != Verdict.GO).any(axis=1).sum() <= allowed
+    assert (verdicts != Rule.NONE).any(axis=1).sum() <= allowed
 
 
 @pytest.mark.parametrize("height", [10, 30, 1e4])
@@ -163,7 +163,7 @@ def test_a_jump_in_noise_is_no_explosion(height):
     losses = np.exp(0.2 * np.random.default_rng(2).standard_normal((500, 200)))
     losses[:, 100:] *= height
     verdicts = vectorised(losses, 0, None, horizon=10**6)
-    assert (verdicts != Verdict.GO).any(axis=1).sum() <= 10  # one in a hundred looks like growth
+    assert (verdicts != Rule.NONE).any(axis=1).sum() <= 10  # one in a hundred looks like growth
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_a_jump_in_noise_is_no_explosion(height):
 def test_growth_in_noise_is_stopped_soon_after_it_is_far(factor, sigma, within):
     noise = np.random.default_rng(3).standard_normal((100, 250))
     verdicts = vectorised(growing(factor, 250) * np.exp(sigma * noise), 0, None, horizon=10**6)
-    stopped = (verdicts != Verdict.GO).argmax(axis=1)
+    stopped = (verdicts != Rule.NONE).argmax(axis=1)
     assert stopped.min() >= 15
     assert stopped.max() <= np.log(10) / np.log(factor) + within
 
@@ -232,14 +232,14 @@ def first_step_of_the_rule(losses, baseline):
 def test_house_prices_stop_exactly_where_the_rule_says(lr, at):
     losses = house_prices(lr)
     step, rule, said = run(losses, baseline=20_000.0)
-    assert rule == Verdict.EXPLODING
+    assert rule == Rule.EXPLODING
     assert step == first_step_of_the_rule(losses, 20_000.0) == at
     assert "level of its first steps" in said
 
 
 def test_house_prices_barely_too_high_stop_late():
     step, rule, said = run(house_prices(0.1325), baseline=20_000.0)
-    assert rule == Verdict.LATE
+    assert rule == Rule.LATE
     assert 25 <= step <= 30
     assert "of 50" in said
 
@@ -378,7 +378,7 @@ def test_calm_losses_may_be_absorbed_many_at_a_time(before: list[float], calm: l
             baseline=None,
             settings=settings,
         )
-        assert verdict[0] == rules.Verdict.GO
+        assert verdict[0] == rules.Rule.NONE
         return state
 
     state = functools.reduce(observe, before, rules.start(1, settings))

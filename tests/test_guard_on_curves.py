@@ -17,9 +17,9 @@ from tuner.training import optimizers
 from tuner.training.cohort.trainer import CohortTrainer
 from tuner.training.guard import rules
 from tuner.training.guard.momentum import Momentum
-from tuner.training.guard.recovery import back_in
-from tuner.training.guard.rules import Verdict
-from tuner.training.pace import pace
+from tuner.training.guard.recovery import steps_to_recovery
+from tuner.training.guard.rules import Rule
+from tuner.training.rate_source import rate_source
 from tuner.training.reference import ReferenceTrainer
 from tuner.training.trainer import Status, Task, Trainer
 from tuner.training.workloads import Workload
@@ -53,7 +53,7 @@ def test_trials_that_nothing_stopped() -> None:
 def descended(params: dict[str, Any], steps: int = 100) -> np.ndarray:
     """Give the losses of torch's own steps on x²/2 from 1."""
     x = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
-    optimizer, paced = optimizers.make(params, [x]), pace(params, steps, "minimize")
+    optimizer, paced = optimizers.make(params, [x]), rate_source(params, steps, "minimize")
     losses = []
     for step in range(steps):
         losses.append(0.5 * x.item() ** 2)
@@ -176,9 +176,9 @@ def test_where_a_trial_began_is_kept_over_an_interruption(
 
 def test_nothing_that_is_not_finite_is_waited_for() -> None:
     state = rules.start(1, GuardTable())
-    for verdict in (Verdict.NON_FINITE, Verdict.LATE):
+    for verdict in (Rule.NON_FINITE, Rule.LATE):
         falling = np.linspace(1.0, 0.0, 50)
-        steps = back_in(
+        steps = steps_to_recovery(
             verdict, state, np.ones(1), falling, Momentum(), baseline=None, settings=GuardTable()
         )
         assert steps is None
@@ -199,8 +199,8 @@ def exploding(factor: float, steps: int = 24) -> rules.GuardState:
 def test_what_exploded_is_expected_back_when_theory_says(rate: float) -> None:
     """A distance that grew by 1.5 a step had rate times curvature 2.5; the rate falls at once."""
     state, ahead = exploding(1.5**2), np.full(200, rate)
-    found = back_in(
-        Verdict.EXPLODING, state, np.ones(16), ahead, Momentum(), baseline=None,
+    found = steps_to_recovery(
+        Rule.EXPLODING, state, np.ones(16), ahead, Momentum(), baseline=None,
         settings=GuardTable(),
     )  # fmt: skip
     start, last = 1.5 ** (2 * 3), 1.5 ** (2 * 23)  # the highest of the first four, and the last
@@ -222,6 +222,6 @@ def test_what_is_awaited_is_not_lost_before_its_time(awaited: int, stops: int | 
             state, np.array([loss]), np.ones(1), horizon=200, warmup=0, baseline=1.0,
             settings=GuardTable(),
         )  # fmt: skip
-        if verdict[0] == Verdict.LOST and found is None:
+        if verdict[0] == Rule.LOST and found is None:
             found = step
     assert found == stops

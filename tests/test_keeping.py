@@ -21,7 +21,7 @@ from tuner.core.errors import UnavailableError
 from tuner.ledger import Ledger
 from tuner.observability import metrics
 from tuner.observability.repeating import repeating
-from tuner.worker.lease_renewer import Keeper
+from tuner.worker.lease_renewer import LeaseRenewer
 from tuner.worker.spill import Spill
 
 LOOP = {"loop": "a loop"}
@@ -34,9 +34,9 @@ def test_what_is_held_is_renewed_and_what_others_lost_is_reaped(ledger: Ledger, 
     impatient = Ledger(ledger.engine, lease_seconds=0.6)
     ours, theirs = claim(impatient, study, "a:1:1"), claim(ledger, study, "b:1:1")
     expire(ledger, theirs.lease)
-    keeper = Keeper(impatient, tmp_path)
-    keeper.hold(ours.lease)
-    with keeper.working():
+    renewer = LeaseRenewer(impatient, tmp_path)
+    renewer.hold(ours.lease)
+    with renewer.running():
         while ledger.attempts(study.id)[1].live:
             pass
     first, second = ledger.attempts(study.id)
@@ -48,14 +48,14 @@ def test_who_was_out_of_touch_renews_before_reaping(ledger: Ledger, tmp_path: Pa
     """After an outage every lease has run out, and all their holders may be well."""
     study = submit(ledger)
     other = claim(ledger, study, "b:1:1")
-    keeper = Keeper(ledger, tmp_path)
-    keeper._in_touch_since = math.inf  # as a renewal that failed leaves it
+    renewer = LeaseRenewer(ledger, tmp_path)
+    renewer._in_touch_since = math.inf  # as a renewal that failed leaves it
     expire(ledger, other.lease)
-    assert keeper.reap() == 0
-    keeper._renew()  # reached again
-    assert keeper.reap() == 0, "others have as long as a lease lasts"
-    keeper._in_touch_since -= ledger.lease_seconds
-    assert keeper.reap() == 1
+    assert renewer.reap() == 0
+    renewer._renew()  # reached again
+    assert renewer.reap() == 0, "others have as long as a lease lasts"
+    renewer._in_touch_since -= ledger.lease_seconds
+    assert renewer.reap() == 1
 
 
 def test_a_checkpoint_that_cannot_be_removed_stops_no_renewal(
@@ -68,9 +68,9 @@ def test_a_checkpoint_that_cannot_be_removed_stops_no_renewal(
     ledger.save_checkpoint(theirs.lease, checkpoint(10, "folder"))
     (tmp_path / "folder").mkdir()  # which nobody can unlink
     expire(ledger, theirs.lease)
-    keeper = Keeper(impatient, tmp_path)
-    keeper.hold(ours.lease)
-    with keeper.working():
+    renewer = LeaseRenewer(impatient, tmp_path)
+    renewer.hold(ours.lease)
+    with renewer.running():
         until(lambda: "cannot be removed" in caplog.text, "the log")
         before = ledger.attempts(study.id)[0].expires_at
         until(lambda: ledger.attempts(study.id)[0].expires_at > before, "another renewal")
@@ -94,23 +94,25 @@ def test_a_loop_survives_every_error(error, caplog, monkeypatch):
 
     before = errors()
     with repeating("a loop", turn, 0.001):
-        began = metrics._turned["a loop"]
+        began = metrics._heartbeats["a loop"]
         assert gone_on.wait(60)
         is_outage = isinstance(error, UnavailableError)
-        assert (metrics._turned["a loop"] > began) == is_outage, "an outage is no reason to restart"
+        assert (metrics._heartbeats["a loop"] > began) == is_outage, (
+            "an outage is no reason to restart"
+        )
         assert (errors() > before) != is_outage
         goes_well.set()
         assert was_well.wait(60)
-    assert caplog.text.count(f"{error}; trying again") == 1, "it is said once"
-    assert metrics.stuck(0.0) == [], "what has ended is not stuck"
+    assert caplog.text.count(f"{error}; retrying") == 1, "it is logged once"
+    assert metrics.stuck_loops(0.0) == [], "what has ended is not stuck"
 
 
 def test_of_two_loops_with_one_name_the_outer_one_is_still_expected_to_turn():
-    with metrics.looping("a loop"):
-        with metrics.looping("a loop"):
+    with metrics.expect_heartbeats("a loop"):
+        with metrics.expect_heartbeats("a loop"):
             pass
-        assert metrics.stuck(-1.0) == ["a loop"]
-    assert metrics.stuck(-1.0) == []
+        assert metrics.stuck_loops(-1.0) == ["a loop"]
+    assert metrics.stuck_loops(-1.0) == []
 
 
 # --- spill files

@@ -4,10 +4,6 @@ import inspect
 import itertools
 import json
 import multiprocessing
-import os
-import signal
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -32,13 +28,12 @@ from sqlalchemy import event, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from tuner.config import BudgetTable
-from tuner.core.environment import is_gone
 from tuner.core.errors import LeaseLost, NotFoundError, UsageError
 from tuner.core.outcome import CANCELLED, FAILED, KINDS, PRUNED, RUNNING, Outcome
 from tuner.ledger import (
     STOPPED,
+    AttemptLease,
     Entry,
-    Lease,
     Ledger,
     Report,
     database,
@@ -121,7 +116,7 @@ def test_a_claim_reserves_the_next_number_and_has_no_parameters(ledger):
     assert [first.trial.number, second.trial.number] == [0, 1]
     assert first.trial.params is None
     assert first.trial.state == RUNNING
-    assert (first.lease.number, first.checkpoint) == (1, None)
+    assert (first.lease.token, first.checkpoint) == (1, None)
     assert ledger.claim(study.id, "worker", {}) is None
     assert ledger.study("small").reserved == 2
 
@@ -158,7 +153,7 @@ def test_waiting_trials_are_taken_up_oldest_first_before_any_new_one(ledger):
         ledger.release(one.lease, "interrupted", "Ctrl-C")
     again = [claim(ledger, study) for _ in range(3)]
     assert [one.trial.number for one in again] == [1, 2, 3]
-    assert [one.lease.number for one in again] == [2, 2, 1]
+    assert [one.lease.token for one in again] == [2, 2, 1]
 
 
 def test_trials_are_claimed_together_as_one_by_one(ledger):
@@ -171,7 +166,7 @@ def test_trials_are_claimed_together_as_one_by_one(ledger):
         ledger.release(one.lease, "interrupted", "Ctrl-C")
     again = ledger.claim_together(study.id, "worker", {}, 4)
     assert [one.trial.number for one in again] == [1, 2, 3, 4]
-    assert [one.lease.number for one in again] == [2, 2, 1, 1]
+    assert [one.lease.token for one in again] == [2, 2, 1, 1]
     assert [one.trial.params for one in again] == [PARAMS, None, None, None]
     assert [one.checkpoint for one in again] == [checkpoint(10), None, None, None]
     assert [one.endings for one in again] == [{"interrupted": 1}] * 2 + [{}] * 2
@@ -251,6 +246,7 @@ FENCED = {
         lease, completed(1.0), chunk=rows(20, 30), report=went_on(30, 0.5), attrs={"a": 1}
     ),
     "release": lambda ledger, lease: ledger.release(lease, "interrupted", "Ctrl-C"),
+    "begin_at_first_step": lambda ledger, lease: ledger.begin_at_first_step(lease),
 }
 
 
@@ -260,7 +256,7 @@ def test_every_method_that_takes_a_lease_has_a_case_here():
         name
         for name, method in methods
         if not name.startswith("_")
-        and "Lease" in map(str, inspect.get_annotations(method).values())
+        and "AttemptLease" in map(str, inspect.get_annotations(method).values())
     }
     assert taking == set(FENCED)
 
@@ -371,21 +367,12 @@ def test_of_what_is_committed_together_only_the_lost_is_refused(ledger, gone):
     assert steps == [0 if n == gone else many for n, many in enumerate([20, 10, 0, 10])]
 
 
-def test_renewing_tells_which_leases_are_live_no_more(ledger):
-    study = submit(ledger)
-    kept, lost = claim(ledger, study).lease, claim(ledger, study).lease
-    expire(ledger, lost)
-    ledger.reap()
-    assert ledger.renew([kept, lost]) == {lost}
-    assert ledger.renew([]) == frozenset()
-
-
 @pytest.mark.parametrize("name", FENCED)
 def test_a_forged_token_is_refused(ledger, name):
     study = submit(ledger)
     held = claim(ledger, study)
     ledger.append(held.lease, rows(0, 20))
-    forged = Lease(**{**vars(held.lease), "number": held.lease.number + 1})
+    forged = AttemptLease(**{**vars(held.lease), "token": held.lease.token + 1})
     before = contents(ledger)
     with pytest.raises(LeaseLost):
         FENCED[name](ledger, forged)
@@ -420,13 +407,6 @@ def test_every_commit_renews_the_lease(ledger, name):
 
 
 # --- reaping ----------------------------------------------------------------------------------
-
-
-def test_a_lease_that_holds_is_not_reaped(ledger):
-    study = submit(ledger)
-    held = claim(ledger, study)
-    assert ledger.reap() == 0
-    draw(ledger, held)
 
 
 def test_an_expired_lease_is_reaped_once(ledger):
@@ -466,6 +446,19 @@ def test_many_may_reap_at_once(ledger):
     assert {attempt.ending for attempt in ledger.attempts(study.id)} == {"stale"}
 
 
+@pytest.mark.parametrize(("spare", "state"), [(0, FAILED), (1, CANCELLED)])
+def test_a_trial_lost_after_its_study_stopped_is_cancelled_unless_it_has_failed(
+    ledger, spare, state
+):
+    study = submit(ledger, budget={"retries": {"stale": spare}})
+    lost = claim(ledger, study)
+    with ledger.engine.execution_options(writes=True).begin() as tx:
+        tx.execute(update(studies).values(state=STOPPED))
+    expire(ledger, lost.lease)
+    assert ledger.reap() == 1
+    assert [trial.state for trial in ledger.trials(study.id)] == [state]
+
+
 def test_the_attempts_of_a_worker_that_is_gone_are_reaped_at_once(ledger):
     study = submit(ledger)
     lost, kept = claim(ledger, study, "gone"), claim(ledger, study, "here")
@@ -476,41 +469,13 @@ def test_the_attempts_of_a_worker_that_is_gone_are_reaped_at_once(ledger):
     assert ledger.attempts(study.id)[0].reason == "its worker's process is gone"
 
 
-CLAIM = """
-import sys
-from tuner.ledger import database
-from tuner.core.environment import identity
-from tuner.ledger import Ledger
-
-ledger = Ledger(database.ledger_engine(sys.argv[1]))
-ledger.claim(int(sys.argv[2]), identity(), {})
-print("claimed", flush=True)
-sys.stdin.read()
-"""
-
-
-@pytest.mark.slow
-def test_the_attempts_of_a_process_that_was_killed_are_reaped_at_once(ledger):
-    study = submit(ledger)
-    process = subprocess.Popen(
-        [sys.executable, "-c", CLAIM, url_of(ledger), str(study.id)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout.readline() == "claimed\n"
-    assert ledger.reap(is_gone) == 0
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert ledger.reap(is_gone) == 1
-    assert claim(ledger, study).trial.number == 0
-
-
 def test_a_trial_fails_once_its_retries_are_spent(ledger):
     study = submit(ledger)
     for lost in range(1, STALE_RETRIES + 2):
         assert ledger.trials(study.id)[0].state == RUNNING if lost > 1 else True
         held = claim(ledger, study)
         assert held.trial.number == 0
-        assert held.lease.number == lost
+        assert held.lease.token == lost
         expire(ledger, held.lease)
         assert ledger.reap() == 1
     (trial,) = ledger.trials(study.id)
@@ -602,7 +567,7 @@ def test_a_trial_is_taken_up_at_its_last_checkpoint_whose_rows_are_committed(led
     ledger.append(held.lease, rows(0, 30))
     with ledger.engine.execution_options(writes=True).begin() as tx:
         for step in (10, 30, 20, 31, 40):
-            row = {"trial_id": held.trial.id, "attempt_id": held.lease.attempt_id, "step": step}
+            row = {"trial_id": held.trial.id, "attempt_id": held.lease.row_id, "step": step}
             tx.execute(insert(checkpoints).values(**row, path=f"{step}.pt", digest="d1935"))
     ledger.release(held.lease, "interrupted", "Ctrl-C")
     again = claim(ledger, study)

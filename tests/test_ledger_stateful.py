@@ -59,11 +59,11 @@ class Workers(RuleBasedStateMachine):
         if self.holds(lease):
             action()
             if ending:
-                self.endings[lease.attempt_id] = ending
-            self.dead.discard(lease.attempt_id)  # its lease is renewed
+                self.endings[lease.row_id] = ending
+            self.dead.discard(lease.row_id)  # its lease is renewed
             return True
         before = contents(self.ledger)
-        again = ending is not None and self.endings.get(lease.attempt_id) == ending
+        again = ending is not None and self.endings.get(lease.row_id) == ending
         with nullcontext() if again else pytest.raises(LeaseLost):
             action()
         assert contents(self.ledger) == before
@@ -157,13 +157,13 @@ class Workers(RuleBasedStateMachine):
     def fall_asleep(self, lease):
         if self.holds(lease):
             expire(self.ledger, lease)
-            self.dead.add(lease.attempt_id)
+            self.dead.add(lease.row_id)
 
     @rule()
     def reap(self):
         assert self.ledger.reap() == len(self.dead)
         for number, lease in list(self.holder.items()):
-            if lease.attempt_id in self.dead:
+            if lease.row_id in self.dead:
                 del self.holder[number]
                 self.lost[number] = self.lost.get(number, 0) + 1
                 if self.lost[number] > STALE_RETRIES:
@@ -182,7 +182,7 @@ class Workers(RuleBasedStateMachine):
         }
         live = [attempt for attempt in attempts if attempt.live]
         assert sorted((self.number[one.trial_id], one.number) for one in live) == sorted(
-            (number, lease.number) for number, lease in self.holder.items()
+            (number, lease.token) for number, lease in self.holder.items()
         )
         for trial in trials:
             own = [attempt.number for attempt in attempts if attempt.trial_id == trial.id]

@@ -80,7 +80,7 @@ def test_its_interrupted_trial_can_be_taken_up(upgraded: Ledger) -> None:
     assert claim is not None
     assert claim.trial.number == 3
     assert claim.checkpoint is not None
-    assert claim.lease.number == 2
+    assert claim.lease.token == 2
 
 
 def test_optuna_still_reads_it(upgraded: Ledger, old: Addresses) -> None:
@@ -93,6 +93,6 @@ def test_it_can_be_projected_again_into_a_new_mlflow(old: Addresses) -> None:
     upgrade(old)
     engine = open_ledger(old, create=False)
     recorder = Recorder(engine, old)
-    recorder.project_again(Ledger(engine).study("frozen"))
+    recorder.republish(Ledger(engine).study("frozen"))
     kinds = {problem.kind for problem in examine(engine, old)}
     assert kinds <= {"checkpoint"}  # the files of its checkpoints are not frozen with it

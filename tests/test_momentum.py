@@ -14,16 +14,18 @@ momenta = st.builds(Momentum, beta=st.floats(0.0, 0.99), nesterov=st.booleans())
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 0.9, 0.99])
 def test_a_distance_that_does_not_grow_is_at_the_limit(beta: float) -> None:
-    assert Momentum(beta=beta).steepness(1.0) == pytest.approx(2 + 2 * beta)
+    assert Momentum(beta=beta).rate_times_curvature(1.0) == pytest.approx(2 + 2 * beta)
     nesterov = Momentum(beta=beta, nesterov=True)
-    assert nesterov.steepness(1.0) == pytest.approx((2 + 2 * beta) / (1 + 2 * beta))
+    assert nesterov.rate_times_curvature(1.0) == pytest.approx((2 + 2 * beta) / (1 + 2 * beta))
 
 
 @given(momenta, st.floats(1.0, 1e6))
 def test_the_growth_tells_the_curvature_and_that_the_growth(
     momentum: Momentum, growth: float
 ) -> None:
-    assert momentum.factors(np.array([momentum.steepness(growth)])) == pytest.approx([growth])
+    assert momentum.growth_factors(
+        np.array([momentum.rate_times_curvature(growth)])
+    ) == pytest.approx([growth])
 
 
 @given(momenta, st.floats(0.0, 10.0))
@@ -44,7 +46,9 @@ def test_a_factor_is_the_largest_root_of_what_torch_does(momentum: Momentum, rea
         kept = optimizer.state[parameter].get("momentum_buffer")
         columns.append([parameter.item(), 0.0 if momentum.beta == 0 else kept.item()])
     largest = np.abs(np.linalg.eigvals(np.array(columns).T)).max()
-    assert momentum.factors(np.array([reach])) == pytest.approx([largest], rel=1e-6, abs=1e-6)
+    assert momentum.growth_factors(np.array([reach])) == pytest.approx(
+        [largest], rel=1e-6, abs=1e-6
+    )
 
 
 @pytest.mark.parametrize(

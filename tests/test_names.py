@@ -17,7 +17,7 @@ from tuner.ledger import Ledger, database
 from tuner.ledger.database import tracking_client
 from tuner.operations import confirm, doctor, export, manage, report
 from tuner.tracking.mlflow.registry import Registry
-from tuner.tracking.mlflow.retraining_run import RetrainRuns, model_title
+from tuner.tracking.mlflow.retraining_run import RetrainingRuns, model_title
 from tuner.tracking.recorder import Recorder
 
 LONG = "\N{ROCKET}" * NAME_LIMIT
@@ -68,7 +68,7 @@ def test_a_long_name_goes_everywhere_and_leaves_nothing_behind(beside, in_bulk, 
     assert report.report(ledger, [study], places, to=to, tracked=True).written.page.is_file()
 
     client = tracking_client(places)
-    RetrainRuns(client, LONG, places.artifacts).show_drift({"champion": 1.0}, 0, 0.0)
+    RetrainingRuns(client, LONG, places.artifacts).log_drift({"champion": 1.0}, 0, 0.0)
     assert client.get_experiment_by_name(derived(LONG, "retrain")) is not None
     client.create_registered_model(LONG)
     assert Registry(client, LONG).champion() is None

@@ -93,7 +93,6 @@ def test_clipping_is_torchs():
     assert max(norms) > 0.2
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("parts", [2, 3, 5, 16])
 @pytest.mark.parametrize("optimizer", [SGD, MOMENTUM, ADAMW])
 def test_accumulated_gradients_are_those_of_the_batch(parts, optimizer):

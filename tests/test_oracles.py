@@ -15,7 +15,7 @@ from tests.helpers import spec
 from tuner.config import reading
 from tuner.core.errors import WorkloadError
 from tuner.examples import diabetes, house_prices, quadratic, sine, text
-from tuner.training import choosing
+from tuner.training import trainer_choice
 from tuner.training.reference import ReferenceTrainer
 from tuner.training.trainer import Event, Status, Task
 from tuner.training.workloads import Workload, load
@@ -171,7 +171,7 @@ def test_the_limit_of_the_linear_model_is_two_over_the_largest_curvature() -> No
     assert descend(workload, 1.02 * limit, 400).status is Status.DIVERGED
 
 
-def test_diabetes_is_standardised_by_its_training_part() -> None:
+def test_diabetes_is_standardized_by_its_training_part() -> None:
     workload = diabetes.patients()
     for values in (workload.train_inputs, workload.train_targets):
         assert values.mean(dim=0).abs().max() < 1e-12
@@ -235,5 +235,5 @@ def test_mnist_is_balanced_and_learned() -> None:
 @pytest.mark.parametrize("file", sorted((ROOT / "studies").glob("*.toml")), ids=lambda f: f.stem)
 def test_every_study_file_is_valid_and_names_a_workload_that_can_be_trained(file: Path) -> None:
     study = reading.load(file, ())
-    trained = choosing.load(study, ("studies.",))
-    assert choosing.trainer_for(trained, study).capacity == 1
+    trained = trainer_choice.load(study, ("studies.",))
+    assert trainer_choice.trainer_for(trained, study).capacity == 1

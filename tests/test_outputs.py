@@ -17,15 +17,15 @@ from tuner.core.errors import OutputError
 from tuner.ledger import Ledger
 from tuner.ledger.database import Addresses
 from tuner.operations import export, report
-from tuner.report import comparing
+from tuner.report import comparison
 
 Write = Callable[[Ledger, Addresses, Path], object]
 WRITERS: dict[str, Write] = {
     "report": lambda ledger, places, to: report.report(
         ledger, [ledger.study("small")], places, to=to, tracked=False
     ),
-    "compare": lambda ledger, _, to: comparing.write(
-        comparing.choose(ledger, ["small:all"]), "train_loss", "step", to
+    "compare": lambda ledger, _, to: comparison.write(
+        comparison.choose(ledger, ["small:all"]), "train_loss", "step", to
     ),
     "csv": lambda ledger, _, to: export.export(ledger, ledger.study("small"), to),
     "parquet": lambda ledger, _, to: export.export(ledger, ledger.study("small"), to, "parquet"),

@@ -43,12 +43,12 @@ from tuner.examples import house_prices, wine
 from tuner.ledger import Ledger
 from tuner.ledger.tables import attempts
 from tuner.operations import report, submit
-from tuner.training import functions, states, workloads
-from tuner.training.functions import TrainFunction
-from tuner.training.loop import StopTrial
-from tuner.training.own import LoopTrainer
+from tuner.training import foreign_state, train_functions, workloads
+from tuner.training.function_trainer import FunctionTrainer
 from tuner.training.reference import ReferenceTrainer
+from tuner.training.train_functions import TrainFunction
 from tuner.training.trainer import Status
+from tuner.training.trial import StopTrial
 
 
 def function(call, **arguments) -> TrainFunction:
@@ -58,7 +58,7 @@ def function(call, **arguments) -> TrainFunction:
 
 
 def train(call, spec, task, chunks=()):
-    trainer = LoopTrainer(function(call), spec)
+    trainer = FunctionTrainer(function(call), spec)
     trainer.admit(task)
     try:
         return advance(trainer, chunks)
@@ -168,7 +168,7 @@ def test_interrupted_and_resumed_it_measures_the_same_again(every):
     for seed in range(3):
         chooser, current, seen, measured = random.Random(seed), task, {}, {}
         for life in range(30):
-            trainer = LoopTrainer(function(loop), spec)
+            trainer = FunctionTrainer(function(loop), spec)
             trainer.admit(current)
             made = [e for _ in range(life + 1) for e in trainer.advance(chooser.randint(1, 12))]
             for event in made:
@@ -238,7 +238,7 @@ def test_an_evaluation_that_is_not_finite_diverged(value):
 
 def test_an_evicted_function_ends_and_its_thread_too():
     before = threading.active_count()
-    trainer = LoopTrainer(function(plain), make_spec())
+    trainer = FunctionTrainer(function(plain), make_spec())
     trainer.admit(make_task())
     trainer.advance(3)
     assert threading.active_count() == before + 1
@@ -257,7 +257,7 @@ def test_a_function_that_will_not_end_is_left_to_itself(caplog):
         finally:
             release.wait()
 
-    trainer = LoopTrainer(function(loop), make_spec(), grace=0.01)
+    trainer = FunctionTrainer(function(loop), make_spec(), grace=0.01)
     trainer.admit(make_task())
     trainer.advance(3)
     trainer.evict(7)
@@ -286,7 +286,7 @@ def test_a_function_that_returns_early(last, status, leave):
 
 def test_time_and_patience_hold_for_it_too():
     ticks = iter(range(10**6))
-    trainer = LoopTrainer(function(plain), make_spec(seconds=30.0), clock=lambda: next(ticks))
+    trainer = FunctionTrainer(function(plain), make_spec(seconds=30.0), clock=lambda: next(ticks))
     trainer.admit(make_task())
     (event,) = trainer.advance(1000)
     assert event.status is Status.FINISHED
@@ -309,7 +309,7 @@ def test_what_comes_before_the_first_report_takes_none_of_the_time():
 
     spec, task = make_spec(seconds=30.0), make_task()
     for steps in ((10, 31), (20, 31)):  # interrupted, it starts again; then the time is up
-        trainer = LoopTrainer(function(loop), spec, clock=lambda: now[0])
+        trainer = FunctionTrainer(function(loop), spec, clock=lambda: now[0])
         trainer.admit(task)
         events = [trainer.advance(steps[0])[0]]
         task = replace(task, snapshot=trainer.snapshot(7))
@@ -455,7 +455,7 @@ def test_a_state_comes_back_as_it_was():
         state["tensor"].zero_()  # what is saved is a copy
         trial.report(1, train_loss=1.0)
 
-    trainer = LoopTrainer(function(loop), make_spec())
+    trainer = FunctionTrainer(function(loop), make_spec())
     trainer.admit(make_task())
     trainer.advance(1)
     snapshot = trainer.snapshot(7)
@@ -553,7 +553,7 @@ def test_a_schedule_goes_on_from_its_state(schedule, total):
             trial.report(step, train_loss=1.0, val_loss=1.0)
             optimizer.step()
             made.step()
-        state = states.decode(states.encode(made.state_dict()))
+        state = foreign_state.decode(foreign_state.encode(made.state_dict()))
         fresh = two_groups(trial.lr)
         again = trial.schedule(fresh, total)
         assert again.rate != made.rate
@@ -626,7 +626,7 @@ def test_plateau_interrupted_and_resumed():
     task = make_task(lr=0.01, optimizer=ADAMW, schedule=PLATEAU)
     rows, _, _ = curve_of(train(loop, spec, task))
     assert len(set(rows["lr"].tolist())) > 5
-    trainer = LoopTrainer(function(loop), spec)
+    trainer = FunctionTrainer(function(loop), spec)
     trainer.admit(task)
     trainer.advance(33)
     snapshot = trainer.snapshot(7)
@@ -729,7 +729,7 @@ def test_enormous_losses_are_judged_searched_and_reported_without_a_warning(
 def test_wine_resumes_exactly():
     spec = own_spec(search={"sampler": "grid", "pruner": "none"})
     task = make_task(lr=0.3, schedule=COSINE)
-    called = functions.load("studies.wine:train", {})
+    called = train_functions.load("studies.wine:train", {})
 
     def eager(trial):
         checkpoint = trial.checkpoint
@@ -737,7 +737,7 @@ def test_wine_resumes_exactly():
         called(trial)
 
     whole = curve_of(train(eager, spec, task))
-    trainer = LoopTrainer(function(eager), spec)
+    trainer = FunctionTrainer(function(eager), spec)
     trainer.admit(task)
     trainer.advance(8)
     snapshot = trainer.snapshot(7)
@@ -848,17 +848,17 @@ def test_an_error_in_the_function_fails_its_trial(ledger: Ledger, tmp_path):
 
 def test_what_is_wrong_with_a_train_function_is_said():
     with pytest.raises(WorkloadError, match=r"missing a required argument: 'width'; expected"):
-        functions.load("tests.test_own_loops:misfit", {}, ("tests.",))
+        train_functions.load("tests.test_own_loops:misfit", {}, ("tests.",))
     with pytest.raises(WorkloadError, match=r"begins with 'tuner\.' or 'studies\.', got"):
-        functions.load("tests.test_own_loops:misfit", {"width": 3})
+        train_functions.load("tests.test_own_loops:misfit", {"width": 3})
     spec = own_spec(study={"name": "own", "metric": "train_loss"})
     with pytest.raises(UsageError, match=r"\[study\] metric: expected one that studies\.wine"):
         submit.prepare(spec, ("studies.",))
     with pytest.raises(WorkloadError, match="which is of batches"):
-        LoopTrainer(function(plain), spec)
+        FunctionTrainer(function(plain), spec)
 
 
-@pytest.mark.parametrize("load", [functions.load, workloads.load])
+@pytest.mark.parametrize("load", [train_functions.load, workloads.load])
 @pytest.mark.parametrize(
     ("name", "said"),
     [

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.optim import SGD
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from tuner.training.pace import STATEFUL, Plateau, pace
+from tuner.training.rate_source import STATEFUL, PlateauRates, rate_source
 from tuner.training.schedules import SCHEDULES, multipliers, warmup_steps
 
 OWN = {"factor": 0.5, "patience": 2, "threshold": 1e-4, "floor": 0.0}
@@ -21,7 +21,7 @@ OWN = {"factor": 0.5, "patience": 2, "threshold": 1e-4, "floor": 0.0}
 def plateau(values, *, direction="minimize", every=1, **own):
     """Give the rate after each of some evaluations, and the pace itself."""
     own = {**OWN, **own}
-    made = Plateau(1.0, max(1, len(values) * every), direction, **own)
+    made = PlateauRates(1.0, max(1, len(values) * every), direction, **own)
     rates = []
     for number, value in enumerate(values):
         made.evaluated(number * every, value)
@@ -32,7 +32,7 @@ def plateau(values, *, direction="minimize", every=1, **own):
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
 def test_a_pure_schedule_is_planned(name):
     params = complete(0.3, {"name": name, "warmup": 0.1}, "sgd")
-    made = pace(params, 50, "minimize")
+    made = rate_source(params, 50, "minimize")
     made.evaluated(0, 1.0)
     made.restore(made.state())
     assert [made.rate(step) for step in range(50)] == (0.3 * multipliers(params, 50)).tolist()
@@ -110,7 +110,7 @@ def test_it_never_rises_stays_above_its_floor_and_resumes(values, own, direction
     assert all(rate >= own["floor"] for rate in rates)
     cut = data.draw(st.integers(0, len(values)))
     _, first = plateau(values[:cut], direction=direction, **own)
-    second = Plateau(1.0, 100, direction, **{**OWN, **own})
+    second = PlateauRates(1.0, 100, direction, **{**OWN, **own})
     second.restore(first.state())
     for number, value in enumerate(values[cut:], cut):
         second.evaluated(number, value)
@@ -120,7 +120,9 @@ def test_it_never_rises_stays_above_its_floor_and_resumes(values, own, direction
 
 @pytest.mark.parametrize("horizon", [1, 2, 10**6])
 def test_plateau_at_any_horizon(horizon):
-    made = pace(complete(0.3, {"name": "plateau", "warmup": 0.5}, "sgd"), horizon, "minimize")
+    made = rate_source(
+        complete(0.3, {"name": "plateau", "warmup": 0.5}, "sgd"), horizon, "minimize"
+    )
     made.evaluated(0, 1.0)
     assert all(0 < made.rate(step) <= 0.3 for step in {0, horizon // 2, horizon - 1})
     assert made.rate(horizon - 1) == 0.3
@@ -132,7 +134,7 @@ def test_what_it_expects_is_what_comes_where_nothing_gets_better(own, before, ev
     """And the rates of the steps before its last fall stay what they were."""
     horizon = 30 * every
     evaluations = range(every, horizon + 1, every)
-    made = Plateau(0.7, horizon, "minimize", **own, warmup=0.1)
+    made = PlateauRates(0.7, horizon, "minimize", **own, warmup=0.1)
     seen = []
     for step in range(horizon):
         if step == every * len(before) + 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,11 @@ import pytest
 from matplotlib.colors import to_hex
 
 from tuner.core.outcome import COMPLETED, DIVERGED, KINDS, PRUNED, RUNNING
-from tuner.report import charts
-from tuner.report.charts import Line, Points
+from tuner.report.charts import plot_builders
+from tuner.report.charts.matplotlib_backend import draw, save
+from tuner.report.charts.plot import OUTCOME_STYLES, POINTS, SERIES, Line, Points
+
+TUTORIAL = Path(__file__).parents[1] / "docs" / "tutorial"
 
 
 def line(values: list[float], label: str = "one", outcome: str = COMPLETED) -> Line:
@@ -50,21 +54,23 @@ FALLING = [4.0, 1.0, 0.1, 0.01]
         ([], "linear"),
     ],
 )
-@pytest.mark.parametrize("draw", [charts.loss_curves, charts.comparison])
-def test_the_axis_is_logarithmic_where_that_fits(draw: Any, values: Any, scale: str) -> None:
-    assert only_axes(draw([line(values)])).get_yscale() == scale
+@pytest.mark.parametrize("build", [plot_builders.loss_curves, plot_builders.comparison])
+def test_the_axis_is_logarithmic_where_that_fits(build: Any, values: Any, scale: str) -> None:
+    assert only_axes(draw(build([line(values)]))).get_yscale() == scale
 
 
 def test_few_decades_are_written_out() -> None:
-    axes = only_axes(charts.comparison([line([2.0, 1.0, 0.15])]))
+    axes = only_axes(draw(plot_builders.comparison([line([2.0, 1.0, 0.15])])))
     axes.figure.draw_without_rendering()
     shown = {text.get_text() for text in axes.get_yticklabels(which="both")}
     assert {"0.2", "0.5", "1", "2"} <= shown
 
 
 def test_a_curve_ends_where_it_is_no_longer_finite_with_a_cross() -> None:
-    figure = charts.comparison(
-        [line([1.0, 5.0, np.inf, 2.0], outcome=DIVERGED), line(FALLING, "b")]
+    figure = draw(
+        plot_builders.comparison(
+            [line([1.0, 5.0, np.inf, 2.0], outcome=DIVERGED), line(FALLING, "b")]
+        )
     )
     axes = only_axes(figure)
     assert drawn(axes, "one").get_ydata().tolist() == [1.0, 5.0]
@@ -75,14 +81,14 @@ def test_a_curve_ends_where_it_is_no_longer_finite_with_a_cross() -> None:
 
 def test_an_explosion_does_not_flatten_the_others() -> None:
     exploded = line([4.0, 1e6, 1e30], "exploded", DIVERGED)
-    axes = only_axes(charts.loss_curves([line(FALLING), exploded]))
+    axes = only_axes(draw(plot_builders.loss_curves([line(FALLING), exploded])))
     low, high = axes.get_ylim()
     assert low < 0.01
     assert high == pytest.approx(40.0)
 
 
 def test_where_everything_exploded_the_explosion_is_shown() -> None:
-    axes = only_axes(charts.loss_curves([line([4.0, 1e6, 1e30], outcome=DIVERGED)]))
+    axes = only_axes(draw(plot_builders.loss_curves([line([4.0, 1e6, 1e30], outcome=DIVERGED)])))
     assert axes.get_ylim()[1] > 1e29
 
 
@@ -93,7 +99,7 @@ def test_the_best_stands_out_and_outcomes_are_counted() -> None:
         line([2.0, 1.9], "slow", PRUNED),
         line([2.0, 9e9], "wild", DIVERGED),
     ]
-    figure = charts.loss_curves(lines, best=0, ylabel="val_loss", title="All of them")
+    figure = draw(plot_builders.loss_curves(lines, best=0, ylabel="val_loss", title="All of them"))
     axes = only_axes(figure)
     best = drawn(axes, "good")
     others = [drawn(axes, name) for name in ("other", "slow", "wild")]
@@ -106,19 +112,19 @@ def test_the_best_stands_out_and_outcomes_are_counted() -> None:
 
 
 def test_every_outcome_has_a_look_of_its_own() -> None:
-    assert set(charts.OUTCOME_STYLES) == {*KINDS, RUNNING}
-    assert len(set(charts.OUTCOME_STYLES.values())) == len(charts.OUTCOME_STYLES)
+    assert set(OUTCOME_STYLES) == {*KINDS, RUNNING}
+    assert len(set(OUTCOME_STYLES.values())) == len(OUTCOME_STYLES)
 
 
 def test_a_comparison_tells_series_apart_by_more_than_colour() -> None:
     lines = [line(FALLING, str(index)) for index in range(7)]
-    axes = only_axes(charts.comparison(lines))
+    axes = only_axes(draw(plot_builders.comparison(lines)))
     assert len({one.get_color() for one in axes.lines}) == 7
     assert len({str(one._dash_pattern) for one in axes.lines}) == 7
     assert "learning rate" in axes.get_title(loc="left")
 
 
-@pytest.mark.parametrize("colour", charts.SERIES)
+@pytest.mark.parametrize("colour", SERIES)
 def test_colours_stand_out_from_white(colour: str) -> None:
     red, green, blue = (int(to_hex(colour)[i : i + 2], 16) / 255 for i in (1, 3, 5))
     luminance = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2
@@ -127,9 +133,9 @@ def test_colours_stand_out_from_white(colour: str) -> None:
 
 def test_long_curves_are_thinned_and_keep_their_ends() -> None:
     values = np.linspace(5.0, 4.0, 100_000)
-    axes = only_axes(charts.comparison([line(values.tolist())]))
+    axes = only_axes(draw(plot_builders.comparison([line(values.tolist())])))
     shown = drawn(axes, "one").get_ydata()
-    assert len(shown) <= 2 * charts.POINTS
+    assert len(shown) <= 2 * POINTS
     assert (shown[0], shown[-1]) == (5.0, 4.0)
 
 
@@ -138,7 +144,7 @@ def test_values_stand_over_their_rates_and_what_has_none_at_the_edge() -> None:
         label="sgd", rates=np.array([0.1, 0.01, 1.0]), values=np.array([0.5, 20.0, np.nan])
     )
     whole = Points(label="adamw", rates=np.array([0.001]), values=np.array([1.0]))
-    figure = charts.value_by_rate([broken, whole], limit=0.3)
+    figure = draw(plot_builders.value_by_rate([broken, whole], limit=0.3))
     axes = only_axes(figure)
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
     assert drawn(axes, "sgd").get_xydata().tolist() == [[0.01, 20.0], [0.1, 0.5]]
@@ -149,19 +155,20 @@ def test_values_stand_over_their_rates_and_what_has_none_at_the_edge() -> None:
 @pytest.mark.parametrize(("joined", "style"), [(True, "-"), (False, "None")])
 def test_points_are_joined_only_when_told(joined: bool, style: str) -> None:
     points = Points(label="sgd", rates=np.array([0.1, 0.2]), values=np.array([1.0, 2.0]))
-    axes = only_axes(charts.value_by_rate([points], joined=joined))
+    axes = only_axes(draw(plot_builders.value_by_rate([points], joined=joined)))
     assert drawn(axes, "sgd").get_linestyle() == style
 
 
 def test_rates_begin_at_zero_on_a_linear_axis() -> None:
-    axes = only_axes(charts.rates_as_applied([line([0.1, 0.05], "step")]))
+    axes = only_axes(draw(plot_builders.rates_as_applied([line([0.1, 0.05], "step")])))
     assert axes.get_ylim()[0] == 0
     assert axes.get_yscale() == "linear"
     assert drawn(axes, "step").get_drawstyle() == "steps-post"
 
 
 def test_a_path_is_drawn_on_its_function_a_panel_each() -> None:
-    figure = charts.path_on_function(
+    path_on_function = runpy.run_path(str(TUTORIAL / "paths.py"))["path_on_function"]
+    figure = path_on_function(
         np.square, [line([2.0, -1.0, 0.5], str(n)) for n in range(4)], formula="x²", span=(-3, 3)
     )
     panels = [axes for axes in figure.axes if axes.get_visible()]
@@ -175,7 +182,7 @@ def test_a_path_is_drawn_on_its_function_a_panel_each() -> None:
 def test_a_saved_figure_is_small_and_the_same_each_time(tmp_path: Path, ending: str) -> None:
     lines = [line((np.geomspace(4, 0.01, 300) * k).tolist(), str(k)) for k in range(1, 31)]
     for name in ("a", "b"):
-        charts.save(charts.loss_curves(lines, best=3), tmp_path / "new" / f"{name}.{ending}")
+        save(draw(plot_builders.loss_curves(lines, best=3)), tmp_path / "new" / f"{name}.{ending}")
     first, second = (tmp_path / "new" / f"{name}.{ending}" for name in ("a", "b"))
     assert first.read_bytes() == second.read_bytes()
     assert 2_000 < first.stat().st_size < 300_000
@@ -183,5 +190,5 @@ def test_a_saved_figure_is_small_and_the_same_each_time(tmp_path: Path, ending: 
 
 @pytest.mark.slow
 def test_matplotlib_waits_for_the_first_figure() -> None:
-    code = "import sys, tuner.report.charts; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, tuner.report.page; sys.exit('matplotlib' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -191,7 +191,7 @@ def test_a_call_whose_connection_is_cut_is_made_once(postgres, shared, tmp_path,
 
 
 def test_an_impatient_one_says_so(postgres, shared, tmp_path):
-    calm = Ledger(database.ledger_engine(at(shared, tmp_path).ledger), patience=0.0)
+    calm = Ledger(database.ledger_engine(at(shared, tmp_path).ledger), retry_timeout=0.0)
     ledger = Cutting(calm, lambda: postgres.cut(name_of(shared)), after=False)
     lease = claim(calm, submit(calm)).lease
     ledger.armed = True
@@ -203,7 +203,7 @@ class Cutting(Ledger):
     """A ledger whose connection is cut within its next transaction that writes, or after it."""
 
     def __init__(self, ledger: Ledger, cut: Callable[[], None], *, after: bool) -> None:
-        super().__init__(ledger.engine, patience=ledger.patience)
+        super().__init__(ledger.engine, retry_timeout=ledger.retry_timeout)
         self._cut = cut
         self._after = after
         self.armed = False

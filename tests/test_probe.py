@@ -16,14 +16,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import nn
 
+from benchmarks.lr_finders import Sweep, curves_of_model, preserved_state, steep, sweep, valley
 from tuner.examples.bowl import FrozenAdam, best, bowl, limit
 from tuner.examples.house_prices import line
 from tuner.examples.quadratic import parabola
 from tuner.examples.sine import wave
 from tuner.training.lr_probe import curves_by_rate, probe, stability
-from tuner.training.lr_probe.stability import Curves, Verdict
-from tuner.training.lr_probe.sweep import Sweep, steep, sweep, valley
-from tuner.training.lr_probe.untouched import untouched
+from tuner.training.lr_probe.stability import Behavior, Curves
 
 BETA = 0.9
 FORMS = {
@@ -90,9 +89,9 @@ def test_random_quadratics(seed):
         return
     form = list(FORMS.values())[seed % 4]
     params = {"one": of_sgd(**form)}
-    attempt = curves_by_rate.of_workload(workload, exact(), params)
-    curves = probe.find(attempt, {"one": (1e-5, 10.0)}, 31)["one"]
-    found = probe.conclude(curves, params["one"])
+    attempt = curves_by_rate.curves_of_workload(workload, exact(), params)
+    curves = probe.measure_curves(attempt, {"one": (1e-5, 10.0)}, 31)["one"]
+    found = probe.summarize(curves, params["one"])
     assert_true(found, limit(max(curved), **form), best(curved, **form))
 
 
@@ -107,10 +106,10 @@ def frozen_adam(workload, seed):
     curved = (1 - BETA) * torch.linalg.eigvalsh(root[:, None] * hessian * root)
     optimizer = FrozenAdam(model.parameters(), divided[None], BETA)
     loss, _ = probe.losses(workload, exact())
-    attempt = curves_by_rate.of_model(model, optimizer, lambda _step: loss(model), 200)
-    curves = probe.find(attempt, {"adam": (1e-5, 10.0)}, 31)["adam"]
+    attempt = curves_of_model(model, optimizer, lambda _step: loss(model), 200)
+    curves = probe.measure_curves(attempt, {"adam": (1e-5, 10.0)}, 31)["adam"]
     told = tuple(curved.tolist())
-    return probe.conclude(curves, {}), limit(max(told), BETA), best(told, BETA)
+    return probe.summarize(curves, {}), limit(max(told), BETA), best(told, BETA)
 
 
 def test_38_over_the_curvature_is_the_limit_of_frozen_adam():
@@ -177,39 +176,39 @@ def curves(draw, **elements):
 @settings(max_examples=60)
 @given(curves(), st.sampled_from([0.125, 1.0, 1024.0]), st.integers(-(2**20), 2**20))
 def test_a_reading_does_not_depend_on_the_losses_scale_or_zero(found, scale, shift):
-    plain = stability.read(found)
-    other = stability.read(
+    plain = stability.assess(found)
+    other = stability.assess(
         replace(found, losses=found.losses * scale + shift, still=found.still * scale + shift)
     )
-    np.testing.assert_array_equal(plain.verdicts, other.verdicts)
+    np.testing.assert_array_equal(plain.behaviors, other.behaviors)
     np.testing.assert_allclose(plain.progress, other.progress)
 
 
 @settings(max_examples=60)
 @given(curves())
 def test_a_reading_survives_whatever_losses_are(found):
-    reading = stability.read(found)
+    reading = stability.assess(found)
     broken = ~np.isfinite(found.losses).all(axis=1)
-    assert (reading.verdicts[broken] == Verdict.BREAKS).all()
+    assert (reading.behaviors[broken] == Behavior.UNSTABLE).all()
     if reading.fastest is not None:
-        assert reading.verdicts[reading.fastest] == Verdict.LEARNS
-        assert reading.breaks is None or reading.fastest < reading.breaks
-    said = probe.conclude(found, {}).as_json()
+        assert reading.behaviors[reading.fastest] == Behavior.LEARNS
+        assert reading.lowest_unstable is None or reading.fastest < reading.lowest_unstable
+    said = probe.summarize(found, {}).as_json()
     assert set(said) == {"stable", "fastest", "suggested", "curvature"}
 
 
 def test_where_nothing_learns_nothing_is_suggested():
     flat = np.zeros((4, 12))
     found = Curves(rates=np.geomspace(1e-3, 1, 4), losses=flat, norms=flat, still=flat[0])
-    said = probe.conclude(found, {})
+    said = probe.summarize(found, {})
     assert (said.fastest, said.suggested, said.high) == (None, None, None)
 
 
 def test_a_loss_that_becomes_nan_or_infinite_breaks_there():
-    attempt = curves_by_rate.of_workload(
+    attempt = curves_by_rate.curves_of_workload(
         replace(parabola(), loss=lambda o, t: nn.functional.mse_loss(o, t) ** 3), exact(), {"s": S}
     )
-    found = probe.conclude(probe.find(attempt, {"s": (1e-5, 10.0)}, 31)["s"], S)
+    found = probe.summarize(probe.measure_curves(attempt, {"s": (1e-5, 10.0)}, 31)["s"], S)
     assert found.high is not None
     assert found.low is not None
     assert found.fastest is not None
@@ -262,11 +261,11 @@ def test_model_optimiser_and_random_states_are_left_to_the_bit(name):
     identities = [id(p) for p in model.parameters()]
     torch.set_printoptions(precision=20)
     before = whole(model, optimizer)
-    curves_by_rate.of_model(model, optimizer, loss, 6)({"x": [0.01, 1e30]})
+    curves_of_model(model, optimizer, loss, 6)({"x": [0.01, 1e30]})
     assert whole(model, optimizer) == before
     sweep(model, optimizer, loss, high=1e30, steps=12)
     assert whole(model, optimizer) == before
-    with untouched(model, optimizer):
+    with preserved_state(model, optimizer):
         loss(0).backward()
         optimizer.step()
     assert whole(model, optimizer) == before

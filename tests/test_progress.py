@@ -10,12 +10,12 @@ from rich.console import Console
 
 from tuner.cli.base import print_results
 from tuner.report import terminal
-from tuner.report.progress import LiveView, Watch
+from tuner.report.progress import LiveView, StudyReader
 
 
 def test_a_trial_that_ended_is_told_once_and_its_curve_is_whole(ledger):
     study = submit(ledger)
-    watch = Watch(ledger, study)
+    watch = StudyReader(ledger, study)
     held = claim(ledger, study)
     draw(ledger, held)
     ledger.append(held.lease, rows(0, 10))
@@ -45,7 +45,7 @@ def test_the_table_moves_with_the_curve_and_cuts_nothing_but_why(ledger, width):
     reason = "Pruned by asha: val_loss was 0.09462 at step 240, where 2 of 4 others were lower."
     ledger.finish(ended.lease, replace(pruned(0.09462), reason=reason), chunk=rows(0, 5))
     console = Console(record=True, width=width, height=30, file=io.StringIO())
-    view = LiveView(Watch(ledger, study), console)
+    view = LiveView(StudyReader(ledger, study), console)
     steps = study.spec.training.steps
     assert f" 0/{steps} " in drawn(view, console)
     ledger.append(held.lease, rows(0, 10))

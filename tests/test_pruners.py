@@ -198,10 +198,14 @@ def decisions(ledger, pruner, ending, *, fresh=False, direction="minimize"):
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pruner", "direction"),
-    list(zip(PRUNERS, itertools.cycle(["minimize", "maximize"]), strict=False)),
+    [
+        pytest.param(pruner, direction, marks=() if pruner == "asha" else pytest.mark.slow)
+        for pruner, direction in zip(
+            PRUNERS, itertools.cycle(["minimize", "maximize"]), strict=False
+        )
+    ],
 )
 def test_diverged_trials_do_not_count_and_a_fresh_search_decides_the_same(
     new_ledger, pruner, direction

@@ -13,13 +13,14 @@ from training_here import submitted, train
 
 from tuner.analysis import ranking
 from tuner.config.reading import parse
-from tuner.core.errors import StudyFileError
+from tuner.core.errors import LeaseLost, StudyFileError
+from tuner.core.failpoints import FailpointError
 from tuner.ledger import Ledger, ranges
 from tuner.ledger.ranges import ActiveRange
 from tuner.operations import status
 from tuner.search import Search
+from tuner.search.active_range import extend, range_from_probe
 from tuner.search.mirror import frozen
-from tuner.search.ranges import extended, narrowed
 
 PROBED = {"enabled": True, "margin": 4.0}
 SPACE = {**WIDE, "lr": {"low": 1e-4, "high": 10.0}}
@@ -34,10 +35,9 @@ def probed(ledger, sampler="random", **more):
     """Submit a study whose probe is done."""
     tables = {"space": SPACE, "search": {"sampler": sampler}, "budget": {"trials": 99}, **more}
     study = submit(ledger, probe=PROBED, **tables)
-    turn = ranges.take_turn(ledger, study, "me", lambda _: False)
-    assert turn.number == 1
-    active = narrowed(study.spec, FOUND)
-    ranges.finish(ledger, study, {"optimizers": FOUND}, active)
+    lease = ranges.claim_probe(ledger, study, "me").lease
+    active = range_from_probe(study.spec, FOUND)
+    ranges.finish_probe(ledger, study, lease, {"optimizers": FOUND}, active)
     return ledger.study(study.name), active
 
 
@@ -45,7 +45,7 @@ def probed(ledger, sampler="random", **more):
 
 
 def test_the_range_goes_around_what_the_probe_found_by_the_margin():
-    active = narrowed(spec(space=SPACE, probe=PROBED), FOUND)
+    active = range_from_probe(spec(space=SPACE, probe=PROBED), FOUND)
     assert (active.low, active.high) == (0.001, 2.0)
     assert [one["optimizer"] for one in active.first] == ["sgd", "adamw"] * 2
     rates = [one["lr"] for one in active.first]
@@ -64,14 +64,14 @@ def test_the_range_and_the_first_rates_never_leave_the_recorded_range(told, brea
     a, b, c, d = sorted(told)
     found = {"sgd": {"stable": [c, d if breaks else None], "fastest": b, "suggested": [a, c]}}
     made = spec(space={"lr": {"low": low, "high": low * width}}, probe={**PROBED, "margin": 1.1})
-    active = narrowed(made, found)
+    active = range_from_probe(made, found)
     assert low * (1 - 1e-12) <= active.low < active.high <= low * width * (1 + 1e-12)
     assert all(active.low <= one["lr"] <= active.high for one in active.first)
 
 
 def test_where_nothing_learns_the_whole_range_stays():
     nothing = {"sgd": {"stable": [None, None], "fastest": None, "suggested": None}}
-    assert narrowed(spec(space=SPACE, probe=PROBED), nothing) is None
+    assert range_from_probe(spec(space=SPACE, probe=PROBED), nothing) is None
 
 
 # --- draws
@@ -112,10 +112,9 @@ def test_trials_outside_the_range_are_as_if_there_were_none(new_ledger):
             ledger.draw(held.lease, {"lr": lr, "schedule": "constant", "optimizer": "sgd"},
                         attrs={}, study_attrs={}, asked_revision=1)  # fmt: skip
             ledger.finish(held.lease, completed(abs(lr - 0.04)))
-        ranges.finish(ledger, study, {}, None)
-        turn = ranges.take_turn(ledger, study, "me", lambda _: False)
-        assert not turn.done
-        ranges.finish(ledger, study, {}, ActiveRange(low=0.005, high=0.2, why="Told."))
+        found = ActiveRange(low=0.005, high=0.2, why="Told.")
+        lease = ranges.claim_probe(ledger, study, "me").lease
+        ranges.finish_probe(ledger, study, lease, {}, found)
         for _ in range(24 + outside, 40):
             held = claim(ledger, study)
         drawn_next.append(search.draw(held.trial.number).params["lr"])
@@ -164,19 +163,19 @@ def test_the_range_is_extended_where_the_best_trial_is_at_an_edge(
     sign = 1 if direction == "minimize" else -1
     study = submit(ledger, probe=PROBED, space=LONG, study={"name": "s", "direction": direction})
     trials = ended(ledger, study, [(best, -sign), *[(0.1, sign)] * (count - 1)])
-    found = extended(study.spec, NARROW, trials)
+    found = extend(study.spec, NARROW, trials)
     assert (found and (found.low, found.high)) == (expected and pytest.approx(expected))
     if found is not None:
         assert f"the best of {count} completed trials, 0, has a rate of {best:.3g}" in found.why
         assert found.trials == count
-        assert extended(study.spec, found, trials) is None, "not again by the same trials"
+        assert extend(study.spec, found, trials) is None, "not again by the same trials"
 
 
 def test_an_edge_of_the_recorded_range_does_not_move(ledger):
     study = submit(ledger, probe=PROBED, space=LONG)
     trials = ended(ledger, study, [(9.9, 0.0), *[(0.1, 1.0)] * 6])
     whole = ActiveRange(low=0.01, high=10.0, why="Told.")
-    assert extended(study.spec, whole, trials) is None
+    assert extend(study.spec, whole, trials) is None
 
 
 def test_of_two_workers_that_extend_one_is_heard(either: Ledger):
@@ -192,21 +191,20 @@ def test_of_two_workers_that_extend_one_is_heard(either: Ledger):
 
 def test_one_worker_probes_and_the_first_result_stays(either: Ledger):
     study = submit(either, probe=PROBED, space=SPACE)
-    first = ranges.take_turn(either, study, "one", lambda _: False)
-    assert (first.done, first.number) == (False, 1)
-    other = ranges.take_turn(either, study, "two", lambda _: False)
-    assert (other.done, other.number) == (False, None), "it waits"
-    taken = ranges.take_turn(either, study, "two", lambda worker: worker == "one")
-    assert taken.number == 2, "the first one's process is gone"
+    first = ranges.claim_probe(either, study, "one")
+    taken = ranges.claim_probe(either, study, "two", lambda worker: worker == "one")
     before = either.study("small").revision
-    ranges.finish(either, study, {"optimizers": FOUND}, NARROW)
-    ranges.finish(either, study, {"optimizers": {}}, ActiveRange(low=1.0, high=2.0, why="Late."))
+    ranges.finish_probe(either, study, taken.lease, {"optimizers": FOUND}, NARROW)
+    late = ActiveRange(low=1.0, high=2.0, why="Late.")
+    with pytest.raises(LeaseLost, match="its token is refused"):
+        ranges.finish_probe(either, study, first.lease, {"optimizers": {}}, late)
+    ranges.finish_probe(either, study, taken.lease, {"optimizers": {}}, late)  # a repeated call
     assert ranges.result(either, study) == {"optimizers": FOUND}
     (active,) = ranges.history(either.study("small").attrs)
     assert (active.low, active.high) == (0.01, 1.0)
     assert active.revision == either.study("small").revision == before + 1
     assert active.at > 1e9
-    assert ranges.take_turn(either, study, "two", lambda _: False).done
+    assert ranges.claim_probe(either, study, "two").done
 
 
 def test_a_deleted_study_takes_its_probe_with_it(either: Ledger):
@@ -262,6 +260,14 @@ def test_a_probe_that_raises_leaves_the_whole_range_and_says_why(ledger, places)
     study = train(ledger, places, line(ledger, workload=arguments))
     assert ranges.history(study.attrs) == []
     assert "RuntimeError: no such thing" in status.status(ledger, study)["probe"]["error"]
+
+
+def test_a_probe_that_is_interrupted_is_left_to_the_next_worker(ledger, places, arm):
+    study = line(ledger)
+    arm("probe.before_commit=raise")
+    with pytest.raises(FailpointError):
+        train(ledger, places, study)
+    assert ranges.claim_probe(ledger, study, "another").lease is not None
 
 
 def test_without_a_probe_nothing_is_said(ledger, places):

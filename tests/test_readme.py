@@ -1,4 +1,4 @@
-"""The README's commands run as they stand, and say what it says."""
+"""The README's commands run as they are, and print what it shows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def blocks(language: str) -> list[str]:
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Install a wheel of this project where other packages are seen, but nothing of the clone.
 
-    Gives the folder of its commands.
+    Return the folder of its commands.
     """
     folder = tmp_path_factory.mktemp("installed")
     clone = folder / "clone"
@@ -54,7 +54,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tour(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Run the tour in an empty folder, with an installed wheel; give each command's output."""
+    """Run the tour in an empty folder, with an installed wheel; return each command's output."""
     folder = tmp_path_factory.mktemp("tour")
     path = f"{installed}{os.pathsep}{os.environ['PATH']}"
     own = {k: v for k, v in os.environ.items() if not k.startswith(("TUNER_", "PYTHON"))}
@@ -107,9 +107,9 @@ def test_the_package_brings_no_other_top_level_package(
 
 @pytest.mark.nightly
 def test_the_numbers_of_the_oldest_example_are_those_that_it_prints(tour: dict[str, str]) -> None:
-    said = re.search(r"Best: (val_loss \S+ in trial \d+ with lr \S+), constant", README)
-    assert said is not None
-    assert said[1] in tour["tuner best house-prices"]
+    shown = re.search(r"Best: (val_loss \S+ in trial \d+ with lr \S+), constant", README)
+    assert shown is not None
+    assert shown[1] in tour["tuner best house-prices"]
     printed = tour["tuner run studies/house_prices.toml"]
     assert "280.3" in printed
     assert "2.316e+05" in printed

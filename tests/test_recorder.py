@@ -82,7 +82,7 @@ def test_a_lost_mlflow_is_filled_again(folder):
     for file in folder.glob("mlflow.db*"):
         file.unlink()
     with a_recorder(folder) as recorder:
-        recorder.project_again(reader(folder).study("small"))
+        recorder.republish(reader(folder).study("small"))
     assert left(folder) == before
     assert sorted(rows(folder, TIMES, "mlflow.db")) == times
     assert_whole(folder)
@@ -97,7 +97,7 @@ def test_optunas_lost_rows_are_written_again(folder):
         if table.startswith(("trial", "stud")) and not table.startswith("tuner_"):
             change(folder, f"DELETE FROM {table}")
     with a_recorder(folder) as recorder:
-        recorder.project_again(reader(folder).study("small"))
+        recorder.republish(reader(folder).study("small"))
     assert left(folder) == before
     assert_whole(folder)
 
@@ -108,9 +108,17 @@ def test_publishing_twice_changes_nothing(folder):
     with a_recorder(folder) as recorder:
         assert not recorder.behind()
         assert not recorder.publish()
-        recorder.project_again(reader(folder).study("small"))
+        recorder.republish(reader(folder).study("small"))
     assert everything(folder) == before
     assert left(folder).optuna == optuna
+
+
+def test_a_recorder_that_has_published_all_sees_what_comes_after(folder):
+    with a_recorder(folder) as recorder:
+        assert not recorder.publish()
+        change(folder, "UPDATE tuner_published_studies SET revision = 1")
+        assert recorder.publish()
+        assert not recorder.behind()
 
 
 def test_two_recorders_at_once_double_nothing(folder):
@@ -180,7 +188,7 @@ def test_a_recorder_waits_for_one_that_works(folder):
     assert_whole(folder)
 
 
-def test_a_recorder_runs_until_it_is_told_to_stop(folder):
+def test_a_recorder_runs_until_it_is_stop_on_signals(folder):
     change(folder, "UPDATE tuner_published_studies SET revision = 1")
     process = start(folder, "recorder")
     revision = "SELECT revision FROM tuner_published_studies WHERE target = 'mlflow'"
@@ -234,7 +242,7 @@ def test_a_server_that_was_away_gets_the_same_runs_as_a_file(trained, tmp_path):
             assert (doctor.code, doctor.json) == (0, {"ok": True, "problems": []})
     finally:
         worker.kill()
-    assert done.err.count("trying on") == 1, "said once, not at each try"
+    assert done.err.count("retrying") == 1, "said once, not at each try"
     assert mlflow_left(elsewhere, file="server.db") == mlflow_left(trained)
     assert not (folder / "mlflow.db").exists()
 
@@ -279,7 +287,7 @@ def test_a_study_may_have_any_name(name, tmp_path):
     train_here(folder)
     assert_whole(folder, name=name)
     with a_recorder(folder) as recorder:
-        recorder.project_again(reader(folder).study(name))
+        recorder.republish(reader(folder).study(name))
     assert_whole(folder, name=name)
     shown = tuner(folder, "status", name)
     assert shown.code == 0, shown.err

@@ -20,11 +20,11 @@ from tuner.core.errors import NotFoundError, UnavailableError
 from tuner.core.processes import RecorderProcess
 from tuner.ledger import Ledger, StudyRecord
 from tuner.ledger.database import Addresses
+from tuner.ledger.publications import Publications
 from tuner.ledger.tables import published_studies
 from tuner.operations import doctor
 from tuner.tracking.mlflow import publisher as tracking_runs
 from tuner.tracking.mlflow import study_run
-from tuner.tracking.publications import Publications
 from tuner.tracking.recorder import Outages, Recorder, record
 
 pytestmark = pytest.mark.slow
@@ -101,13 +101,13 @@ def test_what_cannot_be_opened_is_opened_later_and_then_all_arrives_once(ledger,
     away = replace(places, tracking=f"sqlite:///{folder}/mlflow.db")
     with recording(ledger.engine, away) as thread:
         until(all_in_optuna(places, 2), "Optuna's rows")
-        until(lambda: "trying on" in caplog.text, "the log")
+        until(lambda: "retrying" in caplog.text, "the log")
         train(ledger, study, 2)
         until(all_in_optuna(places, 4), "Optuna's rows of what came later")
         assert thread.is_alive()
         folder.unlink()
         folder.mkdir()
-    assert caplog.text.count("trying on") == 1
+    assert caplog.text.count("retrying") == 1
     assert doctor.examine(ledger.engine, away) == []
 
 
@@ -115,31 +115,14 @@ def test_an_outage_is_said_once_until_it_is_over(caplog):
     outages = Outages()
     with caplog.at_level(logging.WARNING):
         for text in ("the database is away", "the database is still away"):
-            outages.say(text)
-        other = threading.Thread(target=outages.say, args=("the database is still away",))
+            outages.report(text)
+        other = threading.Thread(target=outages.report, args=("the database is still away",))
         other.start()
         other.join()
-        assert caplog.messages == ["the database is away; trying on"]
-        outages.over()
-        outages.say("the database is away again")
-    assert caplog.messages[1:] == ["the database is away again; trying on"]
-
-
-def test_of_many_who_claim_a_study_at_once_for_the_first_time_one_gets_it(ledger):
-    study = begin(ledger)
-    start, got = threading.Barrier(8), []
-
-    def claim(index: int) -> None:
-        publications = Publications(ledger.engine, "mlflow", f"elsewhere:{index}:1")
-        start.wait()
-        got.append(publications.claim(study.id))
-
-    threads = [threading.Thread(target=claim, args=(index,)) for index in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(got) == [False] * 7 + [True]
+        assert caplog.messages == ["the database is away; retrying"]
+        outages.clear()
+        outages.report("the database is away again")
+    assert caplog.messages[1:] == ["the database is away again; retrying"]
 
 
 def test_a_quiet_ledger_costs_a_query_a_target(ledger, places):

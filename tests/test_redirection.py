@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 from rich.live import Live
 
-from tuner.report.redirection import printed_above
+from tuner.report.redirection import redirect_output
 
 
 class Terminal(io.StringIO):
@@ -51,7 +51,7 @@ def drawn(body: Callable[[], object], before: Callable[[], object] = lambda: Non
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        with live, printed_above(console):
+        with live, redirect_output(console):
             body()
     text = re.sub(r"[^\n]*\r\x1b\[2K", "", terminal.getvalue())  # what is erased again
     text = re.sub(r"\x1b\[[?0-9]*[a-zA-Z]", "", text)
@@ -98,7 +98,7 @@ def test_what_was_there_is_there_again(logger):
     with at_a_terminal() as terminal:
         earlier = logging.StreamHandler()
         logger.addHandler(earlier)
-        with printed_above(Console()):
+        with redirect_output(Console()):
             later = logging.StreamHandler()
             logger.addHandler(later)
             assert terminal not in {sys.stdout, sys.stderr, earlier.stream, later.stream}
@@ -107,7 +107,7 @@ def test_what_was_there_is_there_again(logger):
 
 def test_what_goes_into_a_file_still_does():
     file = io.StringIO()
-    with at_a_terminal(), redirect_stdout(file), printed_above(Console(stderr=True)):
+    with at_a_terminal(), redirect_stdout(file), redirect_output(Console(stderr=True)):
         sys.stdout.write("a line\n")
     assert file.getvalue() == "a line\n"
 

@@ -249,7 +249,6 @@ def trial(request):
 ASHA = {"name": "asha", "min_steps": 6, "reduction_factor": 3}
 
 
-@pytest.mark.slow
 def test_chunks_do_not_matter(trial):
     workload, task = trial
     spec = make_spec(pruner=ASHA)
@@ -337,6 +336,15 @@ def test_it_stops_at_rungs_and_evaluates_on_the_way():
     times = [time for event in events for time in event.times]
     assert times == sorted(times)
     assert [e.metrics.keys() for e in events[0].evaluations] == [{"val_loss", "mae"}] * 3
+
+
+@pytest.mark.parametrize("most", [1, 6, 7, 19])
+def test_it_stops_at_rungs_however_many_steps_it_may_make(most):
+    trainer, stops = ReferenceTrainer(regression(), make_spec(steps=50, pruner=ASHA)), []
+    trainer.admit(make_task())
+    while events := trainer.advance(most):
+        stops += [event.next_step for event in events if event.status is Status.AT_RUNG]
+    assert stops == [6, 18]
 
 
 def test_a_snapshot_at_a_rung_does_not_decide_again():

@@ -17,7 +17,7 @@ from tuner.core.errors import UnavailableError
 from tuner.ledger import database
 from tuner.ledger.database import tracking_client
 from tuner.operations.rollback import rollback
-from tuner.tracking.mlflow.views import SIDE
+from tuner.tracking.mlflow.links import SIDE
 
 pytestmark = pytest.mark.slow
 

@@ -25,11 +25,11 @@ from tuner.core.errors import NotFoundError, UsageError
 from tuner.core.outcome import DIVERGED, Outcome
 from tuner.ledger import Ledger, StudyRecord, database
 from tuner.operations import report
-from tuner.report import comparing, page, words, writing
-from tuner.report.charts import figures, search, still, web
-from tuner.report.charts.picture import Line, Mark, Points, thinned
+from tuner.report import comparison, markup, page, sentences
+from tuner.report.charts import matplotlib_backend, optuna_plots, plot_builders, plotly_backend
+from tuner.report.charts.plot import Line, Mark, Points, thinned
 from tuner.report.findings import gather
-from tuner.report.tables import ranking
+from tuner.report.tables import ranking_table
 from tuner.tracking.recorder import Recorder
 
 BOTH = ["constant", "cosine"]
@@ -88,29 +88,29 @@ def stored_figures(html: str) -> dict[str, Any]:
 
 def test_the_answer_is_in_words(ledger: Ledger) -> None:
     found = gather(ledger, fill(ledger))
-    said = words.answer(found)
-    assert said[0] == "Learning rate 0.1, constant, sgd: val_loss 0.1, trial 0."
-    assert "Good rates reach from 0.1 to 0.506, a factor of 5.06" in said[2]
-    assert "The next rates that were tried, 0.001 and 0.9, are not good." in said[2]
-    (schedule,) = (line for line in said if "schedule" in line)
+    lines = sentences.answer(found)
+    assert lines[0] == "Learning rate 0.1, constant, sgd: val_loss 0.1, trial 0."
+    assert "Good rates reach from 0.1 to 0.506, a factor of 5.06" in lines[2]
+    assert "The nearest tried rates outside, 0.001 and 0.9, are not good." in lines[2]
+    (schedule,) = (line for line in lines if "schedule" in line)
     assert re.search(r"The schedules? constant (beats|and) ", schedule)
-    assert "by the best to be expected of 5 trials that ran to the horizon" in schedule
-    assert words.savings(found) == (
+    assert "by the expected best of 5 trials that ran to the horizon" in schedule
+    assert sentences.savings(found) == (
         "Pruning stopped 1 trial and saved 60 steps, 5 %. "
         "The divergence guard stopped 1 trial and saved 96 steps, 7 %."
     )
-    assert "A next search with sgd can keep to 0.1 to 0.506." in words.advice(found)
+    assert "The next search with sgd can be limited to 0.1 to 0.506." in sentences.advice(found)
 
 
 def test_a_study_without_a_completed_trial_says_what_to_try(ledger: Ledger, tmp_path: Path) -> None:
     study, _ = ledger.submit(spec(), limit=5, workload=WORKLOAD)
     empty = gather(ledger, study)
-    assert words.answer(empty)[0] == "No trial has completed, so there is no best rate yet."
-    assert writing.of_study(empty, tmp_path).page.is_file()
+    assert sentences.answer(empty)[0] == "No trial has completed, so there is no best rate yet."
+    assert page.write_study(empty, tmp_path).page.is_file()
     trial(ledger, study, 1.0, np.array([2.0, np.inf]), diverged(1))
     found = gather(ledger, study)
-    assert words.advice(found)[0].endswith("too high: try rates ten times lower.")
-    assert writing.of_study(found, tmp_path).page.is_file()
+    assert sentences.advice(found)[0].endswith("too high: try rates ten times lower.")
+    assert page.write_study(found, tmp_path).page.is_file()
 
 
 def test_the_ranking_says_why_a_pruned_trial_with_a_better_value_stands_below(
@@ -124,8 +124,8 @@ def test_the_ranking_says_why_a_pruned_trial_with_a_better_value_stands_below(
         trials = ledger.trials(study.id)
         curves = {one.number: ledger.curve(one.id) for one in trials}
         table = Console(width=120, record=True, file=io.StringIO())
-        table.print(ranking(study, trials, curves))
-        whole = writing.of_study(gather(ledger, study), tmp_path).page.read_text()
+        table.print(ranking_table(study, trials, curves))
+        whole = page.write_study(gather(ledger, study), tmp_path).page.read_text()
         return " ".join(table.export_text().split()), whole
 
     assert all("A pruned trial ranks below" not in text for text in shown())
@@ -154,15 +154,15 @@ class Seen(HTMLParser):
 @pytest.mark.slow
 def test_peoples_text_stays_text(ledger: Ledger, tmp_path: Path) -> None:
     study = fill(ledger, NASTY[:150])
-    written = writing.of_study(gather(ledger, study), tmp_path / "a")
-    both = writing.of_many([gather(ledger, study)] * 2, tmp_path / "b")
-    compared = comparing.write(
-        comparing.choose(ledger, [f"{study.name}:all"]), "train_loss", "step", tmp_path / "c"
+    written = page.write_study(gather(ledger, study), tmp_path / "a")
+    both = page.write_studies([gather(ledger, study)] * 2, tmp_path / "b")
+    compared = comparison.write(
+        comparison.choose(ledger, [f"{study.name}:all"]), "train_loss", "step", tmp_path / "c"
     )
     for file in (written.page, both.page, compared.page):
         html = file.read_text()
         seen = Seen()
-        seen.feed(html.replace(web.library(), ""))
+        seen.feed(html.replace(plotly_backend.library(), ""))
         assert [tag for tag, _ in seen.elements].count("script") == 3
         assert "img" not in {tag for tag, _ in seen.elements}
         assert not any(name.startswith("on") for _, attrs in seen.elements for name in attrs)
@@ -173,22 +173,22 @@ def test_peoples_text_stays_text(ledger: Ledger, tmp_path: Path) -> None:
 
 @given(st.dictionaries(st.text(), st.lists(st.text(), max_size=3), max_size=3))
 def test_json_in_a_script_ends_no_script(value: Any) -> None:
-    written = page.in_script(value)
+    written = markup.in_script(value)
     assert not set("<>&") & set(written)
     assert json.loads(written) == value
 
 
 @given(st.lists(st.text(min_size=1, max_size=250), min_size=1, max_size=3))
 def test_folders_may_be_named_after_any_study(titles: list[str]) -> None:
-    name = writing.folder_name(titles)
+    name = page.folder_name(titles)
     assert re.fullmatch(r"[A-Za-z0-9_+.-]{1,90}", name)
     assert not name.startswith(".")
 
 
 def test_folders_of_different_studies_differ() -> None:
     names = ["a b", "a/b", "a_b", "é", "🦊", "a" * 200, "a" * 199]
-    assert len({writing.folder_name([one]) for one in names}) == len(names)
-    assert writing.folder_name(["house-prices"]) == "house-prices"
+    assert len({page.folder_name([one]) for one in names}) == len(names)
+    assert page.folder_name(["house-prices"]) == "house-prices"
 
 
 # --- one picture, two backends
@@ -202,7 +202,7 @@ def unpack(value: dict[str, str]) -> np.ndarray:
 def test_numbers_reach_the_page(values: list[float]) -> None:
     array = np.array(values, dtype=float)
     expected = np.where(np.isfinite(array), array, np.nan)
-    assert unpack(web.packed(array)) == pytest.approx(expected, rel=1e-6, nan_ok=True)
+    assert unpack(plotly_backend.packed(array)) == pytest.approx(expected, rel=1e-6, nan_ok=True)
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=400), st.integers(4, 50))
@@ -230,21 +230,21 @@ def curves(many: int) -> list[Line]:
 
 
 PICTURES = {
-    "loss_curves": lambda: figures.loss_curves(curves(5), best=0, by="verdict"),
-    "comparison": lambda: figures.comparison(curves(4)),
-    "rates_as_applied": lambda: figures.rates_as_applied(curves(3)),
-    "value_by_rate": lambda: figures.value_by_rate(
+    "loss_curves": lambda: plot_builders.loss_curves(curves(5), best=0, by="verdict"),
+    "comparison": lambda: plot_builders.comparison(curves(4)),
+    "rates_as_applied": lambda: plot_builders.rates_as_applied(curves(3)),
+    "value_by_rate": lambda: plot_builders.value_by_rate(
         [Points(label="a", rates=np.array([0.1, 1.0]), values=np.array([1.0, 20.0]))],
         marks=[Mark(label="stable", low=0.2, high=0.3)],
     ),
-    "bars": lambda: figures.bars({"a": {"x": 1.0, "y": 2.0}, "b": {"x": 3.0, "y": 0.0}}),
+    "bars": lambda: plot_builders.bars({"a": {"x": 1.0, "y": 2.0}, "b": {"x": 3.0, "y": 0.0}}),
 }
 
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_both_backends_draw_the_same_picture(name: str) -> None:
     picture = PICTURES[name]()
-    drawn, shown = still.draw(picture), web.figure(picture, points=10_000)
+    drawn, shown = matplotlib_backend.draw(picture), plotly_backend.figure(picture, points=10_000)
     (axes,) = drawn.axes
     legend = [text.get_text() for text in drawn.legends[0].get_texts()]
     names = [one["name"] for one in shown["data"] if one["showlegend"]]
@@ -260,7 +260,9 @@ def test_both_backends_draw_the_same_picture(name: str) -> None:
 
 
 def test_an_overview_is_small_however_many_trials() -> None:
-    figure = web.figure(figures.loss_curves(curves(3) * 1000, by="verdict"), points=60_000)
+    figure = plotly_backend.figure(
+        plot_builders.loss_curves(curves(3) * 1000, by="verdict"), points=60_000
+    )
     assert len(figure["data"]) == 2, "one trace for the curves, one for the crosses"
     assert len(json.dumps(figure)) < 2_000_000
     (trace, _) = figure["data"]
@@ -281,10 +283,10 @@ def test_what_decides_matters_and_what_is_fixed_is_left_out(ledger: Ledger) -> N
         lr = float(10 ** rng.uniform(-4, 0))
         loss = np.full(2, (np.log10(lr) + 2) ** 2)
         trial(ledger, study, lr, loss, schedule="cosine" if n % 2 else "constant")
-    found = search.importances(search.in_memory(study, ledger.trials(study.id)))
+    found = optuna_plots.importances(optuna_plots.in_memory(study, ledger.trials(study.id)))
     assert set(found) == {"lr", "schedule"}
     assert found["lr"] > 0.9
-    assert search.importances(search.in_memory(study, [])) == {}
+    assert optuna_plots.importances(optuna_plots.in_memory(study, [])) == {}
 
 
 # --- comparing
@@ -301,7 +303,7 @@ def test_what_decides_matters_and_what_is_fixed_is_left_out(ledger: Ledger) -> N
 )
 def test_trials_are_chosen(ledger: Ledger, wanted: list[str], numbers: list[int]) -> None:
     fill(ledger)
-    assert [one.trial.number for one in comparing.choose(ledger, wanted)] == numbers
+    assert [one.trial.number for one in comparison.choose(ledger, wanted)] == numbers
 
 
 @pytest.mark.parametrize(
@@ -316,7 +318,7 @@ def test_trials_are_chosen(ledger: Ledger, wanted: list[str], numbers: list[int]
 def test_what_cannot_be_chosen(ledger: Ledger, wanted: str, error: Any, says: str) -> None:
     fill(ledger)
     with pytest.raises(error, match=re.escape(says)):
-        comparing.choose(ledger, [wanted])
+        comparison.choose(ledger, [wanted])
 
 
 @pytest.mark.parametrize(
@@ -324,18 +326,18 @@ def test_what_cannot_be_chosen(ledger: Ledger, wanted: str, error: Any, says: st
 )
 def test_curves_are_aligned(ledger: Ledger, by: Any, ends: list[float]) -> None:
     fill(ledger)
-    chosen = comparing.choose(ledger, ["small:0", "small:11"])
-    lines = comparing.lines(chosen, "train_loss", by)
+    chosen = comparison.choose(ledger, ["small:0", "small:11"])
+    lines = comparison.lines(chosen, "train_loss", by)
     assert [one.x[0] for one in lines] == [0, 0]
     assert [one.x[-1] for one in lines] == pytest.approx(ends)
     with pytest.raises(UsageError, match="they have: grad_norm, lr, train_loss, val_loss"):
-        comparing.lines(chosen, "accuracy", by)
+        comparison.lines(chosen, "accuracy", by)
 
 
 @given(st.lists(st.floats(-100, 100), min_size=1), st.sampled_from([1.0, -1.0]))
 def test_the_best_so_far_never_gets_worse(values: list[float], sign: float) -> None:
     line = Line(label="a", x=np.arange(len(values)), y=np.array(values))
-    best = comparing.best_so_far(line, sign).y
+    best = comparison.best_so_far(line, sign).y
     assert (np.diff(sign * best) <= 0).all()
     assert best[-1] == (min(values) if sign > 0 else max(values))
 
@@ -343,8 +345,8 @@ def test_the_best_so_far_never_gets_worse(values: list[float], sign: float) -> N
 @pytest.mark.slow
 def test_a_comparison_has_every_point(ledger: Ledger, tmp_path: Path) -> None:
     fill(ledger)
-    chosen = comparing.choose(ledger, ["small:all"])
-    written = comparing.write(chosen, "train_loss", "step", tmp_path)
+    chosen = comparison.choose(ledger, ["small:all"])
+    written = comparison.write(chosen, "train_loss", "step", tmp_path)
     (figure,) = stored_figures(written.page.read_text()).values()
     measured = [one for one in figure["data"] if one["of"] == "measured" and one["mode"] == "lines"]
     assert sum(len(unpack(one["y"])) for one in measured) == 11 * 100 + 40 + 3
@@ -364,7 +366,7 @@ def test_many_trials_are_read_by_a_few_statements(ledger: Ledger) -> None:
     per_choice = []
     for wanted in (["small:0"], ["small:all"]):
         counted.clear()
-        comparing.choose(ledger, wanted)
+        comparison.choose(ledger, wanted)
         per_choice.append(len(counted))
     assert per_choice[0] == per_choice[1]
 

@@ -12,7 +12,7 @@ from processes import ROOT, prepare, tuner, until
 from test_report import NASTY, falling, fill, trial
 
 from tuner.ledger import Ledger
-from tuner.report import comparing, writing
+from tuner.report import comparison, page
 from tuner.report.findings import gather
 
 pytestmark = pytest.mark.slow
@@ -43,11 +43,11 @@ def pages(
     folder, ledger = tmp_path_factory.mktemp("pages"), new_ledger()
     one, two = fill(ledger, NASTY[:150]), fill(ledger, "plain")
     found = [gather(ledger, study) for study in (one, two)]
-    chosen = comparing.choose(ledger, [f"{one.name}:all", "plain:0-3"])
+    chosen = comparison.choose(ledger, [f"{one.name}:all", "plain:0-3"])
     made = {
-        "report": writing.of_study(found[0], folder / "report"),
-        "beside": writing.of_many(found, folder / "beside"),
-        "compare": comparing.write(chosen, "train_loss", "step", folder / "compare"),
+        "report": page.write_study(found[0], folder / "report"),
+        "beside": page.write_studies(found, folder / "beside"),
+        "compare": comparison.write(chosen, "train_loss", "step", folder / "compare"),
     }
     ledger.engine.dispose()
     return {name: one.page for name, one in made.items()}
@@ -146,8 +146,8 @@ def test_two_hundred_trials_show_every_point_where_one_looks(
         losses = falling(0.5 + n / 30, 1000)
         losses[500] = 30.0 + n  # one point of a thousand, and it is seen
         trial(ledger, study, 0.01, losses)
-    chosen = comparing.choose(ledger, ["small:all"])
-    written = comparing.write(chosen, "train_loss", "step", tmp_path)
+    chosen = comparison.choose(ledger, ["small:all"])
+    written = comparison.write(chosen, "train_loss", "step", tmp_path)
     heights = "document.querySelector('[data-figure]').data.map((one) => Math.max(...one.y))"
     with opened(browser, written.page.as_uri()) as seen:
         drawn(seen)

@@ -26,6 +26,7 @@ from processes import (
     write_study,
 )
 
+from tuner.tracking.mlflow import views
 from tuner.training.trainer import seed_of
 
 pytestmark = pytest.mark.slow
@@ -181,6 +182,17 @@ def test_every_run_says_what_it_is(ran, runs):
         }
         (data,) = run.inputs.dataset_inputs
         assert (data.dataset.name, data.dataset.digest) == ("a curved line", study.workload["data"])
+
+
+def test_the_runs_have_every_tag_that_the_saved_views_name(ran, runs):
+    folder, _ = ran
+    study = reader(folder).study("small")
+    states = [views.state_of(study, view) for view in views.views(study)]
+    named = {name for state in states for name in re.findall(r"tags\.`?([\w.]+)", str(state))}
+    assert {"tuner.outcome", "tuner.verdict", "tuner.reason", "tuner.trial"} <= named
+    for trial, run in runs[1].items():
+        if trial != "study":
+            assert named <= run.data.tags.keys()
 
 
 def test_the_commit_is_noted(tmp_path):

@@ -104,5 +104,5 @@ def test_nothing_is_written_where_nothing_changed(ledger: Ledger) -> None:
         if falls_to is not None:
             train(ledger, study, 0.1, falls_to=falls_to)
         writer.tagged.clear()
-        told.tell(writer, "1", at_rest=at_rest, held=lambda: None)  # type: ignore[arg-type]
+        told.update_tags(writer, "1", at_rest=at_rest, renew_claim=lambda: None)  # type: ignore[arg-type]
         assert writer.tagged == expected

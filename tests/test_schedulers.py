@@ -258,14 +258,14 @@ def test_digits_that_arrive_in_ten_batches_of_which_one_is_broken(by_date: Path)
 
 def test_the_champions_loss_on_the_rows_of_the_last_day_never_rises(by_date: Path) -> None:
     """All champions on one yardstick: the held-out rows of all ten batches."""
-    from tuner.training import choosing, models
+    from tuner.training import models, trainer_choice
 
     places = database.addresses({}, by_date)
     ledger = Ledger(database.open_ledger(places, create=False))
     spec = ledger.study("digits-by-date").spec
     arguments: Mapping[str, Any] = {"day": "2026-03-10"}
     workload = spec.workload.model_copy(update={"arguments": arguments})
-    last = choosing.load(spec.model_copy(update={"workload": workload}), PREFIXES)
+    last = trainer_choice.load(spec.model_copy(update={"workload": workload}), PREFIXES)
     registry = Registry(tracking_client(places), "digits-by-date")
     promoted = [
         one.result["log"]["version"]

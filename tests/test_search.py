@@ -82,7 +82,6 @@ def test_a_draw_that_was_not_committed_is_drawn_again(ledger):
     assert again.params == lost.params
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["random", "tpe", "qmc", "cmaes"])
 @pytest.mark.parametrize("past", [[], PAST])
 def test_trials_drawn_together_are_those_drawn_and_committed_one_by_one(new_ledger, sampler, past):

@@ -82,13 +82,13 @@ def test_a_process_counts_what_it_does(address):
     before = scraped(address)
     metrics.STEPS.inc(40)
     metrics.TRIALS_ENDED.labels("pruned").inc()
-    metrics.reached("mlflow", away=True)
+    metrics.set_outage("mlflow", active=True)
     after = scraped(address)
     assert after[("tuner_steps_total",)] - before[("tuner_steps_total",)] == 40
     pruned = ("tuner_trials_ended_total", "pruned")
     assert after[pruned] - before.get(pruned, 0) == 1
     assert after[("tuner_outage", "mlflow")] == 1
-    metrics.reached("mlflow")
+    metrics.set_outage("mlflow", active=False)
     assert scraped(address)[("tuner_outage", "mlflow")] == 0
 
 
@@ -118,11 +118,11 @@ def test_who_cannot_reach_the_database_is_healthy_and_not_ready(address, places)
 
 
 def test_healthy_is_whose_loops_turn(address, monkeypatch):
-    with metrics.looping("a loop"):
+    with metrics.expect_heartbeats("a loop"):
         assert ask(f"{address}/healthz") == (200, "ok")
         now = time.monotonic()
-        assert metrics.stuck(10.0, lambda: now + 9.0) == []
-        assert metrics.stuck(10.0, lambda: now + 11.0) == ["a loop"]
+        assert metrics.stuck_loops(10.0, lambda: now + 9.0) == []
+        assert metrics.stuck_loops(10.0, lambda: now + 11.0) == ["a loop"]
         monkeypatch.setattr(serving, "STUCK_SECONDS", -1.0)
         assert ask(f"{address}/healthz") == (503, "stuck for -1 s: a loop")
     assert ask(f"{address}/healthz") == (200, "ok"), "a loop that has ended need not turn"
@@ -143,7 +143,9 @@ def test_without_a_port_nothing_is_served(ledger, places):
 def test_a_port_that_is_taken_is_named(address, ledger, places):
     port = int(address.rpartition(":")[2])
     with (
-        pytest.raises(UnavailableError, match=f"127.0.0.1:{port}.*give each service"),
+        pytest.raises(
+            UnavailableError, match=f"127.0.0.1:{port}.*a different port for each service"
+        ),
         serving.serving(port, "127.0.0.1", ledger.engine, places),
     ):
         pass

@@ -9,8 +9,8 @@ from test_bulk import ADAMW, SPACE, WORKLOAD, take
 
 from tuner.ledger import Ledger, StudyRecord, database
 from tuner.ledger.database import tracking_client
+from tuner.ledger.publications import Publications
 from tuner.ledger.tables import SILENT_SECONDS, attempts, trials
-from tuner.tracking.publications import Publications
 from tuner.tracking.recorder import Recorder
 
 

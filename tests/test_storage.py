@@ -20,7 +20,7 @@ from team import free_port
 from tuner.core.errors import SchemaError, UnavailableError, UsageError
 from tuner.ledger import Ledger, Reader
 from tuner.ledger import database as storage
-from tuner.ledger.database import engines, upgrade
+from tuner.ledger.database import engines, migrate
 from tuner.ledger.tables import HEAD, VERSION_TABLE, metadata
 from tuner.operations import ui
 
@@ -298,7 +298,7 @@ def test_a_newer_schema_is_refused(ledger, places, open_it):
 
 
 def test_an_older_schema_is_refused_until_it_is_upgraded(ledger, places, monkeypatch):
-    monkeypatch.setattr(upgrade, "HEAD", "next")
+    monkeypatch.setattr(migrate, "HEAD", "next")
     for create in (False, True):
         with pytest.raises(
             SchemaError, match=f"schema {HEAD}, this version of tuner needs next"
@@ -335,7 +335,7 @@ def test_optunas_older_schema_is_upgraded_with_ours(ledger, places):
 
 
 def test_the_head_is_the_last_migration():
-    assert upgrade._revisions()[0] == HEAD
+    assert migrate._revisions()[0] == HEAD
 
 
 def test_the_migrations_make_the_tables_that_the_code_names(ledger):
@@ -422,8 +422,8 @@ def test_readers_and_a_writer_do_not_wait_for_each_other(ledger, monkeypatch):
 OPEN = """
 import sys
 from pathlib import Path
-from tuner.ledger import database as storage
 from tuner.ledger import Reader
+from tuner.ledger import database as storage
 
 sys.stdin.read()  # all begin when the pipe is closed
 places = storage.addresses({}, Path(sys.argv[1]))

@@ -13,10 +13,10 @@ from tuner.core.environment import identity
 from tuner.core.errors import UnavailableError
 from tuner.ledger import Ledger, database
 from tuner.ledger.database import Addresses
+from tuner.ledger.publications import Publications
 from tuner.operations import doctor
 from tuner.tracking.optuna.bulk_writer import TRIALS, USER
 from tuner.tracking.optuna.storage_writer import TRIAL
-from tuner.tracking.publications import Publications
 from tuner.tracking.recorder import Recorder
 
 pytestmark = pytest.mark.slow
@@ -141,7 +141,7 @@ def test_trials_of_versions_without_the_attribute_are_still_ours(team, in_bulk):
     team.publish(in_bulk)
     team.stranger()
     recorder = Recorder(team.ledger.engine, team.places, in_bulk=in_bulk)
-    recorder.project_again(team.ledger.study("small"))
+    recorder.republish(team.ledger.study("small"))
     recorder.close()
     assert team.values() == {None: [0.5, STRANGE], "small:1": [0.25]}
     assert team.problems() == [("optuna_extra", None)]

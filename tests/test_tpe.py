@@ -21,8 +21,8 @@ from tuner.search.mirror import Mirror
 from tuner.search.pruners import pruner_for
 from tuner.search.samplers import sampler_for
 from tuner.search.space import suggest
+from tuner.search.storage import MirrorStorage
 from tuner.search.tpe import Observations
-from tuner.search.view import View
 
 
 class Known:
@@ -53,7 +53,7 @@ class Known:
         """Let a trial be as the record says."""
         self.records[record.number] = record
         self.mirror.refresh(Searched(revision=self.mirror.revision + 1, attrs={}, trials=[record]))
-        self.observations.take(self.mirror.for_sampler()[record.number])
+        self.observations.update(self.mirror.for_sampler()[record.number])
 
     def end(self, number: int, state: str, value: float, steps: int) -> None:
         """Let a trial end, with a report at every tenth of its steps."""
@@ -64,7 +64,7 @@ class Known:
 
     def drawn(self, number: int, sampler: BaseSampler) -> tuple[dict[str, Any], dict[str, Any]]:
         """Draw a trial's parameters; give them and the attributes that the sampler keeps."""
-        view = View(self.mirror, self.mirror.for_sampler)
+        view = MirrorStorage(self.mirror, self.mirror.for_sampler)
         view.begin(self.mirror.trial(number))
         pruner = pruner_for(self.spec, self.spec.rungs())
         study = optuna.Study(study_name="s", storage=view, sampler=sampler, pruner=pruner)

@@ -1,4 +1,4 @@
-"""The tutorial's commands run, its claims hold, and its numbers are those that they give now."""
+"""The tutorial's commands run, its claims hold, and its numbers are those that they print now."""
 
 from __future__ import annotations
 

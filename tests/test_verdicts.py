@@ -24,12 +24,12 @@ from tuner.analysis.verdicts import (
     TOO_LOW,
     UNCLEAR,
     Evidence,
-    Given,
+    Setting,
     Verdict,
 )
 from tuner.core.curves import Chunk
 from tuner.core.outcome import COMPLETED, DIVERGED, FAILED, PRUNED
-from tuner.report import words
+from tuner.report import sentences
 
 HOUSES = np.array([[13.5, 5.0], [5.0, 2.0]])  # the Hessian; see studies/house_prices.py
 START = np.array([-200.0, 0.0])  # from the optimum, w = 200 and b = 0
@@ -66,8 +66,8 @@ def curve(train: Any, measured: Any, rates: Any, norms: Any) -> Chunk:
     )
 
 
-def given(**changes: Any) -> Given:
-    return Given(
+def setting(**changes: Any) -> Setting:
+    return Setting(
         **{
             "metric": "val_loss",
             "sign": 1.0,
@@ -81,10 +81,10 @@ def given(**changes: Any) -> Given:
     )
 
 
-def seen(number: int, found: Chunk, about: Given, **changes: Any) -> Evidence:
+def seen(number: int, found: Chunk, about: Setting, **changes: Any) -> Evidence:
     told = {"rate": 0.1, "optimizer": "sgd", "schedule": "constant", "outcome": COMPLETED}
-    made = verdicts.evidence(
-        number, **{**told, "reason": "", "curve": found, "given": about, **changes}
+    made = verdicts.summarize(
+        number, **{**told, "reason": "", "curve": found, "setting": about, **changes}
     )
     assert made is not None
     return made
@@ -92,10 +92,10 @@ def seen(number: int, found: Chunk, about: Given, **changes: Any) -> Evidence:
 
 def houses(*rates: float, steps: int = 50) -> dict[float, Verdict]:
     found = [
-        seen(n, descent(HOUSES, START, np.full(steps, rate))[0], given(), rate=rate)
+        seen(n, descent(HOUSES, START, np.full(steps, rate))[0], setting(), rate=rate)
         for n, rate in enumerate(rates)
     ]
-    return dict(zip(rates, verdicts.judge(found, given()).values(), strict=True))
+    return dict(zip(rates, verdicts.judge(found, setting()).values(), strict=True))
 
 
 # --- house prices, as it is and not as it is told
@@ -133,8 +133,10 @@ def test_every_rate_on_house_prices(rate: float, kind: str, labels: tuple[str, .
 def test_divergence_grows_by_the_factor_of_theory(rate: float) -> None:
     found, _ = descent(HOUSES, START, np.full(40, rate))
     factor = (1 - rate * LARGEST) ** 2
-    assert verdicts.growth(found.columns["train_loss"]) == pytest.approx(factor, rel=1e-6)
-    told = verdicts.judge([seen(0, found, given(), outcome=DIVERGED, reason="It ran.")], given())
+    assert verdicts.growth_factor(found.columns["train_loss"]) == pytest.approx(factor, rel=1e-6)
+    told = verdicts.judge(
+        [seen(0, found, setting(), outcome=DIVERGED, reason="It ran.")], setting()
+    )
     assert f"growing by a factor of {factor:.4f} a step" in told[0].reason
     assert told[0].reason.endswith(": it ran.")
 
@@ -145,7 +147,7 @@ def test_divergence_grows_by_the_factor_of_theory(rate: float) -> None:
 )
 def test_a_parabola(rate: float, crossed: int, kind: str) -> None:
     """(x - 2)²: the factor is 1 - 2·lr; it alternates above 0.5, and cycles for ever at 1."""
-    about = given(baseline=None)
+    about = setting(baseline=None)
     found = [
         seen(n, descent(np.array([[2.0]]), np.array([-2.0]), np.full(20, one))[0], about, rate=one)
         for n, one in enumerate((0.3, rate))
@@ -168,7 +170,7 @@ def test_the_cosines_of_gradients_follow_from_losses_and_norms(spectrum, rates, 
     products = (gradients[1:] * gradients[:-1]).sum(axis=1)
     sizes = np.linalg.norm(gradients[1:], axis=1) * np.linalg.norm(gradients[:-1], axis=1)
     clear = np.abs(products) > 1e-6 * sizes
-    told = verdicts.against(found, 0.0)
+    told = verdicts.opposing_gradients(found, 0.0)
     assert (told == (products < 0))[clear].all()
 
 
@@ -177,7 +179,7 @@ def test_the_cosines_of_gradients_follow_from_losses_and_norms(spectrum, rates, 
 
 def minibatch(number: int, rate: float, scores: Any, *, every: int = 5, **changes: Any) -> Evidence:
     """A trial of which only the evaluations can be judged."""
-    about, losses = given(plain=False, baseline=None), np.ones(every * (len(scores) - 1))
+    about, losses = setting(plain=False, baseline=None), np.ones(every * (len(scores) - 1))
     return seen(number, curve(losses, scores, rate, 1.0), about, rate=rate, **changes)
 
 
@@ -190,11 +192,11 @@ FALLING = 2.0 * 0.7 ** np.arange(11) + 0.1
         ({"rate": 0.001}, np.full(11, 2.1), TOO_LOW, "with sgd and constant begin at 0.1"),
         ({"rate": 1.0}, np.full(11, 2.1), TOO_HIGH, "with sgd and constant end at 0.1"),
         ({"rate": 1.0, "schedule": "cosine"}, np.full(11, 2.1), TOO_HIGH, "with sgd end at 0.1"),
-        ({"optimizer": "adam"}, np.linspace(2.1, 1.9, 11), TOO_LOW, "still on its way down"),
+        ({"optimizer": "adam"}, np.linspace(2.1, 1.9, 11), TOO_LOW, "still falling"),
         ({"optimizer": "adam"}, np.linspace(2.1, 4.0, 11), TOO_HIGH, "ended above"),
         ({"optimizer": "adam"}, [2.1, 1.5, *[1.5] * 9], TOO_HIGH, "then stayed high"),
         ({"optimizer": "adam"}, [2.1, *[1.8, 1.2] * 5], TOO_HIGH, "goes up and down"),
-        ({"optimizer": "adam"}, np.full(11, 2.1), TOO_LOW, "stood still"),
+        ({"optimizer": "adam"}, np.full(11, 2.1), TOO_LOW, "did not change"),
         ({}, FALLING + 0.01, GOOD_RATE, "99 %"),
         ({"outcome": PRUNED}, FALLING[:4] + 0.01, GOOD_RATE, "of the best's progress by then"),
         ({"outcome": DIVERGED, "reason": "Nan."}, [2.1, np.nan], DIVERGING, "nan"),
@@ -202,7 +204,7 @@ FALLING = 2.0 * 0.7 ** np.arange(11) + 0.1
 )
 def test_a_trial_beside_a_good_one(changes: Any, scores: Any, kind: str, says: str) -> None:
     other = minibatch(1, **{"rate": 0.1, **changes}, scores=scores)
-    told = verdicts.judge([minibatch(0, 0.1, FALLING), other], given(plain=False, baseline=None))
+    told = verdicts.judge([minibatch(0, 0.1, FALLING), other], setting(plain=False, baseline=None))
     assert (told[0].kind, told[1].kind) == (GOOD_RATE, kind)
     assert says in told[1].reason
 
@@ -218,12 +220,12 @@ def test_a_trial_beside_a_good_one(changes: Any, scores: Any, kind: str, says: s
 )
 def test_labels(scores: Any, labels: tuple[str, ...]) -> None:
     found = [minibatch(0, 0.1, np.append(scores, scores[-1]))]
-    assert verdicts.judge(found, given(plain=False, baseline=None))[0].labels == labels
+    assert verdicts.judge(found, setting(plain=False, baseline=None))[0].labels == labels
 
 
 def test_a_curve_that_dips_and_rises_again_is_no_bar() -> None:
     """Ordinary overfitting: the higher the rate, the sooner and the deeper the dip."""
-    about = given(plain=False, baseline=None)
+    about = setting(plain=False, baseline=None)
     found = [minibatch(0, 0.001, np.linspace(2.0, 0.9, 11))]
     for n, rate in enumerate(np.geomspace(0.01, 0.08, 7), 1):
         dip = np.concatenate([np.linspace(2.0, 0.3, 4), np.linspace(0.32, 0.5 + 0.02 * n, 7)])
@@ -249,7 +251,7 @@ WARMING = np.linspace(0.01, 0.1, 25)
     ],
 )
 def test_a_trial_that_was_stopped_early_is_unclear(scores: Any, rates: Any, says: str) -> None:
-    about, steps = given(plain=False, baseline=None), 5 * (len(scores) - 1)
+    about, steps = setting(plain=False, baseline=None), 5 * (len(scores) - 1)
     stopped = seen(1, curve(np.ones(steps), scores, rates, 1.0), about, rate=0.5, outcome=PRUNED)
     told = verdicts.judge([minibatch(0, 0.1, FALLING), stopped], about)
     assert told[1].kind == UNCLEAR
@@ -260,27 +262,27 @@ def test_what_is_no_further_from_the_best_than_noise_is_unclear() -> None:
     noise = 0.02 * np.array([0, 1, -1, 1, 0, -1, 1, -1, 1, 0, 0])
     best, near, far = (np.linspace(0.15, end, 11) + noise for end in (0.12, 0.135, 0.22))
     found = [minibatch(n, 0.1 * 4.0**n, scores) for n, scores in enumerate((best, near, far))]
-    told = verdicts.judge(found, given(plain=False, baseline=None))
+    told = verdicts.judge(found, setting(plain=False, baseline=None))
     assert [one.kind for one in told.values()] == [GOOD_RATE, UNCLEAR, TOO_HIGH]
-    assert "as evaluations of that one vary" in told[1].reason
+    assert "within the noise of the evaluations" in told[1].reason
 
 
 def test_rates_between_good_ones_are_not_to_blame() -> None:
     found = [minibatch(n, rate, FALLING) for n, rate in enumerate((0.01, 1.0))]
     found.append(minibatch(2, 0.1, np.full(11, 2.1)))
-    told = verdicts.judge(found, given(plain=False, baseline=None))
+    told = verdicts.judge(found, setting(plain=False, baseline=None))
     assert told[2].kind == UNCLEAR
     assert "the rate is not the reason" in told[2].reason
 
 
 def test_before_a_trial_has_completed_nothing_is_compared() -> None:
     found = [minibatch(n, 0.1, FALLING[:5], outcome=PRUNED) for n in range(2)]
-    told = verdicts.judge(found, given(plain=False, baseline=None))
+    told = verdicts.judge(found, setting(plain=False, baseline=None))
     assert {one.kind for one in told.values()} == {UNCLEAR}
 
 
 def test_a_verdict_says_for_which_optimizer() -> None:
-    about = given(plain=False, baseline=None)
+    about = setting(plain=False, baseline=None)
     found = [minibatch(0, 0.1, FALLING), minibatch(1, 0.1, np.full(11, 2.1), optimizer="adamw")]
     told = verdicts.judge(found, about)
     assert str(told[0]) == "good for sgd"
@@ -291,7 +293,7 @@ def test_a_verdict_says_for_which_optimizer() -> None:
 
 def test_earlier_versions_of_a_study_set_the_bar_too() -> None:
     found = [minibatch(0, 0.1, np.linspace(2.0, 1.5, 11))]
-    about = given(plain=False, baseline=None)
+    about = setting(plain=False, baseline=None)
     assert verdicts.judge(found, about)[0].kind == GOOD_RATE
     assert verdicts.judge(found, about, imported=0.1)[0].kind == TOO_LOW
 
@@ -299,7 +301,7 @@ def test_earlier_versions_of_a_study_set_the_bar_too() -> None:
 # --- advice and ranking agree, whatever the curves
 
 
-def assert_advice_and_ranking_agree(found: list[Evidence], about: Given) -> None:
+def assert_advice_and_ranking_agree(found: list[Evidence], about: Setting) -> None:
     told = verdicts.judge(found, about)
     order = sorted(
         (one for one in found if one.outcome == COMPLETED and len(one.scores)),
@@ -321,10 +323,10 @@ def assert_advice_and_ranking_agree(found: list[Evidence], about: Given) -> None
         return
     best = order[0]
     params = {"lr": best.rate, "optimizer": best.optimizer, "schedule": best.schedule}
-    said = words.on_rates(params, found, told)
+    said = sentences.on_rates(params, found, told)
     own = [one for one in order if one.optimizer == best.optimizer]
     for line in said:
-        if line.startswith("Nothing good"):
+        if line.startswith("No good rate"):
             assert GOOD_RATE not in kinds
         if (wanted := re.search(r"ten times (lower|higher)", line)) is not None:
             sign = -1 if wanted[1] == "lower" else 1
@@ -333,7 +335,7 @@ def assert_advice_and_ranking_agree(found: list[Evidence], about: Given) -> None
             sign = 1 if wanted[1] == "above" else -1
             edge = float(wanted[2])
             assert not [one for one in own if sign * one.rate > sign * edge * 1.01**sign]
-        if (wanted := re.search(r"keep to (\S+) to (\S+)\.$", line)) is not None:
+        if (wanted := re.search(r"limited to (\S+) to (\S+)\.$", line)) is not None:
             low, high = float(wanted[1]) * 0.99, float(wanted[2]) * 1.01
             inside = [one.scores[-1] for one in own if low <= one.rate <= high]
             outside = [one.scores[-1] for one in own if not low <= one.rate <= high]
@@ -374,7 +376,7 @@ LOSSES = {
 def test_advice_and_ranking_agree_on_random_curves(
     trials, sign, keeps_best, baseline, plain
 ) -> None:
-    about = given(plain=plain, baseline=baseline, sign=sign, keeps_best=keeps_best)
+    about = setting(plain=plain, baseline=baseline, sign=sign, keeps_best=keeps_best)
     found = []
     for number, (power, optimizer, schedule, outcome, scores, losses) in enumerate(trials):
         own = curve(LOSSES[losses][: 5 * (len(scores) - 1)], scores, 10.0**power, 1.0)
@@ -403,7 +405,7 @@ LONG = [rows for rows in REAL.values() if len(rows) >= 10]
 def test_advice_and_ranking_agree_on_real_curves(rows, metric, stops) -> None:
     """Runs of AlgoPerf, some of them stopped on the way."""
     horizon = min(max(row["step"]) for row in rows)
-    about = given(plain=False, baseline=None, horizon=horizon)
+    about = setting(plain=False, baseline=None, horizon=horizon)
     found = []
     for number, (row, stop) in enumerate(zip(rows, stops, strict=False)):
         values = [(s, float("nan" if v is None else v)) for s, v in zip(row["step"], row[metric],
@@ -430,7 +432,7 @@ def test_advice_and_ranking_agree_on_real_curves(rows, metric, stops) -> None:
     falls=st.lists(st.floats(0.3, 0.99), min_size=2, max_size=5),
 )
 def test_a_verdict_does_not_depend_on_the_unit_of_the_loss(scale, shift, falls) -> None:
-    about = given(plain=False, baseline=None)
+    about = setting(plain=False, baseline=None)
 
     def kinds(scale: float, shift: float) -> list[str]:
         found = [
@@ -443,7 +445,7 @@ def test_a_verdict_does_not_depend_on_the_unit_of_the_loss(scale, shift, falls) 
 
 
 def test_higher_may_be_better() -> None:
-    about = given(plain=False, baseline=None, sign=-1.0)
+    about = setting(plain=False, baseline=None, sign=-1.0)
     rising = 1 - 0.7 ** np.arange(11)
     found = [
         seen(n, curve(np.ones(50), scores, rate, 1.0), about, rate=rate)
@@ -457,12 +459,12 @@ def test_higher_may_be_better() -> None:
 @pytest.mark.parametrize("outcome", [FAILED, "cancelled", "running"])
 def test_what_did_not_end_by_itself_has_no_verdict(outcome: str) -> None:
     empty = curve([1.0], [1.0], 0.1, 1.0)
-    told = verdicts.evidence(
+    told = verdicts.summarize(
         0, rate=0.1, optimizer="sgd", schedule="constant", outcome=outcome, reason="",
-        curve=empty, given=given(),
+        curve=empty, setting=setting(),
     )  # fmt: skip
     assert told is None
-    assert verdicts.judge([], given()) == {}
+    assert verdicts.judge([], setting()) == {}
 
 
 # --- comparisons
@@ -530,25 +532,25 @@ def test_the_winner_is_named_with_its_margin_and_only_when_it_is_sure() -> None:
     rng = np.random.default_rng(0)
     cosine, constant = rng.normal(1.0, 0.1, 20), rng.normal(1.5, 0.1, 20)
     found = finished("cosine", cosine) + finished("constant", constant, 20)
-    (wins,) = comparisons.winner(found, 50, rng)
-    assert (wins.winner, wins.other, wins.sure) == ("cosine", "constant", True)
-    assert 0.3 < wins.by.low < wins.by.mean < wins.by.high < 0.7
+    (wins,) = comparisons.compare(found, 50, rng)
+    assert (wins.winner, wins.other, wins.significant) == ("cosine", "constant", True)
+    assert 0.3 < wins.margin.low < wins.margin.mean < wins.margin.high < 0.7
     equal = finished("cosine", cosine) + finished("constant", rng.permutation(cosine), 20)
-    (tie,) = comparisons.winner(equal, 50, rng)
-    assert not tie.sure
+    (tie,) = comparisons.compare(equal, 50, rng)
+    assert not tie.significant
 
 
 def test_only_trials_at_the_horizon_are_compared() -> None:
     rng, scores = np.random.default_rng(0), np.linspace(1, 2, 10)
     pruned = finished("cosine", scores) + finished("step", scores - 9, 10, outcome=PRUNED)
-    assert comparisons.winner(pruned, 50, rng) == []
-    assert comparisons.winner(finished("cosine", scores), 60, rng) == []
+    assert comparisons.compare(pruned, 50, rng) == []
+    assert comparisons.compare(finished("cosine", scores), 60, rng) == []
 
 
 def test_a_schedule_tried_more_often_gains_nothing_by_that() -> None:
     rng, scores = np.random.default_rng(0), np.linspace(1, 2, 10)
     often = np.repeat(scores, 20)
     found = finished("cosine", scores) + finished("step", often, 10)
-    (tie,) = comparisons.winner(found, 50, rng)
+    (tie,) = comparisons.compare(found, 50, rng)
     assert tie.n == 10
-    assert tie.by.mean == pytest.approx(0, abs=1e-9)
+    assert tie.margin.mean == pytest.approx(0, abs=1e-9)

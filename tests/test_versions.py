@@ -31,7 +31,6 @@ from helpers import (
 from optuna.trial import TrialState
 from rich.console import Console
 
-from tuner import report
 from tuner.analysis import ranking
 from tuner.core import curves
 from tuner.core.errors import UsageError, WorkloadError
@@ -40,7 +39,8 @@ from tuner.ledger import OPEN, STOPPED
 from tuner.operations import best, status
 from tuner.operations import submit as submission
 from tuner.operations.doctor import examine, repair
-from tuner.report.progress import LiveView, Watch
+from tuner.report import tables
+from tuner.report.progress import LiveView, StudyReader
 from tuner.search import Search
 from tuner.search.samplers import sampler_for
 from tuner.tracking.recorder import Recorder
@@ -250,9 +250,9 @@ def test_tables_mark_it_and_counts_leave_it_out(ledger):
     assert state["budget"] == {"trials": 5, "reserved": 1}
     console = Console(record=True, width=200, file=io.StringIO())
     trials = ledger.trials(two.id)
-    console.print(report.ranking(two, trials, {n: curves.empty() for n in range(9)}))
-    console.print(report.stopped(trials))
-    console.print(LiveView(Watch(ledger, two), console).draw())
+    console.print(tables.ranking_table(two, trials, {n: curves.empty() for n in range(9)}))
+    console.print(tables.stopped_trials(trials))
+    console.print(LiveView(StudyReader(ledger, two), console).draw())
     text = console.export_text()
     assert text.count("completed, imported") == 6, "three in each table"
     assert "1 pruned" in text

@@ -63,7 +63,7 @@ if sys.argv[1:2] != ["-m"] or sys.argv[2] not in {programs!r}:
 import array, json, signal, socket
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
-asked = json.dumps([sys.argv[2:], os.getcwd(), dict(os.environ)]).encode()
+asked = json.dumps([sys.argv[2:], os.getcwd(), dict(os.environ), os.getppid()]).encode()
 descriptors = socket.SCM_RIGHTS, array.array("i", [0, 1, 2])
 server.sendmsg([len(asked).to_bytes(4, "big")], [(socket.SOL_SOCKET, *descriptors)])
 os.chdir("/")  # whoever looks for processes in that folder finds the program alone
@@ -133,7 +133,7 @@ class _Server:
         for file in (listener, sys.stdin):
             self._selector.register(file, selectors.EVENT_READ)
 
-    def serve(self) -> tuple[list[str], str, dict[str, str]]:
+    def serve(self) -> tuple[list[str], str, dict[str, str], int]:
         """Serve until standard input ends; return in each fork, with what it is to do."""
         while True:
             for key, _ in self._selector.select():
@@ -150,7 +150,7 @@ class _Server:
                 elif key.data in self._programs:  # else it was reaped a moment ago
                     self._signal(key.data)
 
-    def _fork(self) -> tuple[list[str], str, dict[str, str]] | None:
+    def _fork(self) -> tuple[list[str], str, dict[str, str], int] | None:
         connection, _ = self._listener.accept()
         header, streams, _, _ = socket.recv_fds(connection, 4, 3)
         asked = connection.recv(int.from_bytes(header, "big"), socket.MSG_WAITALL)
@@ -167,8 +167,8 @@ class _Server:
             for other, descriptor in self._programs.values():
                 other.close()
                 os.close(descriptor)
-            arguments, folder, environment = json.loads(asked)
-            return arguments, folder, environment
+            arguments, folder, environment, parent = json.loads(asked)
+            return arguments, folder, environment, parent
         self._programs[pid] = connection, os.pidfd_open(pid)
         for file in self._programs[pid]:
             self._selector.register(file, selectors.EVENT_READ, pid)
@@ -192,9 +192,13 @@ class _Server:
             connection.sendall(status.to_bytes(4, "big"))
 
 
-def _run(arguments: list[str], folder: str, environment: dict[str, str], stand_in: str) -> None:
-    """Be the program, as if the interpreter had just been started for it."""
+def _run(
+    arguments: list[str], folder: str, environment: dict[str, str], parent: int, stand_in: str
+) -> None:
+    """Run the program as if the interpreter had just been started for it by `parent`."""
     os.setsid()
+    # the server is the real parent of every fork; programs watch the process that started them
+    os.getppid = lambda: parent if Path(f"/proc/{parent}").exists() else 1
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)

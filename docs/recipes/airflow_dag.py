@@ -1,6 +1,6 @@
 """Retrain every morning with Airflow (2.6 or later), and deploy only what was promoted.
 
-The logical date is the key, so a task that is tried again, cleared or backfilled retrains once.
+The logical date is the key, so a task that is retried, cleared or backfilled retrains once.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Retrain every morning with Prefect 3; the scheduled start is the key, the same for each retry.
 
-`python prefect_flow.py` serves it.
+Run `python prefect_flow.py` to serve it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ COMMAND = "tuner retrain digits --run-key {key} --json"
 
 @task(retries=3, retry_delay_seconds=300)
 def retrain(key: str) -> dict[str, Any]:
-    """Retrain once a key; give the JSON object that the command prints."""
+    """Retrain once a key; return the JSON object that the command prints."""
     command = COMMAND.format(key=key).split()
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd="/srv/tuning")
     found: dict[str, Any] = json.loads(done.stdout)
@@ -25,7 +25,7 @@ def retrain(key: str) -> dict[str, Any]:
 
 @flow
 def retrain_digits() -> str:
-    """Retrain for the date at which this flow was to start."""
+    """Retrain for the date of the scheduled start."""
     return str(retrain(runtime.flow_run.scheduled_start_time.strftime("%Y-%m-%d"))["outcome"])
 
 

@@ -1,7 +1,7 @@
 """Make the tutorial: run its commands, draw its pictures, and put its numbers into its text.
 
 `python docs/tutorial/make.py` writes README.md and images/ beside text.md; `--into FOLDER` writes
-them elsewhere. It fails when a command fails, or when something that the text claims is not so.
+them elsewhere. It fails if a command fails, or if a claim of the text does not hold.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from paths import path_on_function
 
 from tuner.analysis import ranking
 from tuner.core.curves import Chunk
 from tuner.core.outcome import COMPLETED, DIVERGED
 from tuner.ledger import Ledger, StudyRecord, TrialRecord
 from tuner.ledger.database import addresses, open_ledger
-from tuner.report import charts
-from tuner.report.charts import Line, Points
+from tuner.report.charts import plot_builders as plots
+from tuner.report.charts.matplotlib_backend import draw as drawn
+from tuner.report.charts.matplotlib_backend import save
+from tuner.report.charts.plot import Line, Plot, Points
 from tuner.training import schedules
 
 HERE = Path(__file__).parent
@@ -53,7 +56,7 @@ class Studied:
 
 
 def main() -> None:
-    """Make it all."""
+    """Run the commands, check the claims, write the pictures and the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--into", type=Path, default=HERE, metavar="FOLDER")
     into = parser.parse_args().into
@@ -70,7 +73,7 @@ def main() -> None:
 
 
 def run_commands(text: str, folder: Path) -> None:
-    """Run what the text tells its reader to run, in an empty folder beside the studies."""
+    """Run the text's commands in an empty folder with the studies."""
     shutil.copytree(ROOT / "studies", folder / "studies")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     own = {k: v for k, v in os.environ.items() if not k.startswith(("TUNER_", "MLFLOW_"))}
@@ -98,7 +101,7 @@ def read(folder: Path) -> dict[str, Studied]:
 
 
 def check(studies: Mapping[str, Studied]) -> None:
-    """Stop when the text claims what is not so."""
+    """Raise SystemExit if a claim of the text does not hold."""
     houses, search, text = studies["house-prices"], studies["house-prices-search"], studies["text"]
     losses = {lr: houses.where(lr=lr)[1].metrics["val_loss"] for lr in (1e-4, 0.01, 0.1)}
     ended = {
@@ -118,7 +121,7 @@ def check(studies: Mapping[str, Studied]) -> None:
             rate(trial) > LIMIT for trial in search.trials if trial.state == DIVERGED
         ),
         "the search came close to the grid's best": min(values(search)) < 1.2 * losses[0.1][-1],
-        "momentum's limits are where they are said to be": momentum_limits(studies)
+        "momentum's limits are as stated": momentum_limits(studies)
         == {0.0: (0.95, 1.05), 0.5: (1.45, 1.55), 0.9: (1.85, 1.95)},
         "at 0.003 all are about equal": max(low) - min(low) < 0.2,
         "at 0.003 a decay costs": value[0.003, "cosine", 0.0] > value[0.003, "constant", 0.0],
@@ -133,7 +136,7 @@ def check(studies: Mapping[str, Studied]) -> None:
     }
     wrong = [claim for claim, holds in claims.items() if not holds]
     if wrong:
-        raise SystemExit("The text claims what was not measured: " + "; ".join(wrong))
+        raise SystemExit("These claims of the text do not hold: " + "; ".join(wrong))
 
 
 # --- numbers
@@ -149,15 +152,15 @@ def facts(studies: Mapping[str, Studied]) -> dict[str, str]:
     counts = dict.fromkeys(("completed", "pruned", "diverged"), 0)
     for trial in digits.trials:
         counts[trial.state] = counts.get(trial.state, 0) + 1
-    said = ranking.in_short(best.params)
+    params = ranking.in_short(best.params)
     return found | {
         "digits.counts": f"{ranking.counts_in_words(counts)}, of {len(digits.trials)}",
-        "digits.best": f"val_loss {best.value:.4f} in trial {best.number} with {said}",
+        "digits.best": f"val_loss {best.value:.4f} in trial {best.number} with {params}",
     }
 
 
 def quadratic_facts(quadratic: Studied) -> dict[str, str]:
-    """Tell of (x - 2)²."""
+    """Return the numbers on (x - 2)²."""
     rows = []
     for trial, curve in zip(quadratic.trials, quadratic.curves, strict=True):
         x, loss = curve.metrics["x"][-1], curve.metrics["val_loss"][-1]
@@ -169,7 +172,7 @@ def quadratic_facts(quadratic: Studied) -> dict[str, str]:
 
 
 def sine_facts(sine: Studied) -> dict[str, str]:
-    """Tell of sin x."""
+    """Return the numbers on sin x."""
     found = {}
     for trial, curve in zip(sine.trials, sine.curves, strict=True):
         name = f"{rate(trial):g}.{(trial.params or {})['schedule']}"
@@ -179,17 +182,17 @@ def sine_facts(sine: Studied) -> dict[str, str]:
 
 
 def houses_facts(houses: Studied) -> dict[str, str]:
-    """Tell of the five houses."""
-    told = {1e-4: "too low", 0.01: "just right", 0.1: "too high"}
+    """Return the numbers on the five houses."""
+    claimed = {1e-4: "too low", 0.01: "just right", 0.1: "too high"}
     rows = [
-        [f"{rate(trial):g}", f"{trial.value:,.2f}", told[rate(trial)], str(place)]
+        [f"{rate(trial):g}", f"{trial.value:,.2f}", claimed[rate(trial)], str(place)]
         for place, trial in enumerate(ranking.ranked(houses.study, houses.trials), start=1)
     ]
-    return {"houses.table": table(["lr", "loss after 50 steps", "the story", "place"], rows)}
+    return {"houses.table": table(["lr", "loss after 50 steps", "the claim", "place"], rows)}
 
 
 def momentum_limits(studies: Mapping[str, Studied]) -> dict[float, tuple[float, float]]:
-    """Give for each momentum the highest rate that was stable and the lowest that was not."""
+    """Return for each momentum the highest stable rate and the lowest unstable one."""
     trials = studies["quadratic-momentum"].trials
     limits = {}
     for beta in (0.0, 0.5, 0.9):
@@ -202,7 +205,7 @@ def momentum_limits(studies: Mapping[str, Studied]) -> dict[float, tuple[float, 
 
 
 def momentum_facts(studies: Mapping[str, Studied]) -> dict[str, str]:
-    """Tell of momentum, and what the guard said there."""
+    """Return the numbers on momentum, and the guard's reasons there."""
     momentum = studies["quadratic-momentum"]
     best = {
         beta: min(
@@ -230,7 +233,7 @@ def momentum_facts(studies: Mapping[str, Studied]) -> dict[str, str]:
 
 
 def search_facts(search: Studied) -> dict[str, str]:
-    """Tell of the search over the rate of the five houses."""
+    """Return the numbers on the search over the rate of the five houses."""
     best = ranking.ranked(search.study, search.trials)[0]
     diverged = [trial for trial in search.trials if trial.state == DIVERGED]
     low, high = 1e-5, 1.0
@@ -246,7 +249,7 @@ def search_facts(search: Studied) -> dict[str, str]:
 
 
 def text_facts(text: Studied) -> dict[str, str]:
-    """Tell of the transformer."""
+    """Return the numbers on the transformer."""
     from tuner.examples import text as workload  # noqa: PLC0415
 
     rows = []
@@ -268,22 +271,22 @@ def text_facts(text: Studied) -> dict[str, str]:
 
 
 def rate(trial: TrialRecord) -> float:
-    """Give a trial's learning rate."""
+    """Return a trial's learning rate."""
     return float((trial.params or {})["lr"])
 
 
 def values(studied: Studied) -> list[float]:
-    """Give the values of completed trials."""
+    """Return the values of completed trials."""
     return [one.value for one in studied.trials if one.state == COMPLETED and one.value is not None]
 
 
 def power(number: float) -> str:
-    """Round to a power of ten: below rounding errors, digits mean nothing."""
+    """Format to one digit; below rounding errors, digits mean nothing."""
     return f"{number:.1g}" if number > 1e-12 else "zero but for rounding"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a Markdown table."""
+    """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
@@ -296,40 +299,40 @@ def draw(studies: Mapping[str, Studied], folder: Path) -> None:
     quadratic, sine = studies["quadratic"], studies["sine"]
     houses, text, digits = studies["house-prices"], studies["text"], studies["digits"]
     figures = {
-        "quadratic_paths": charts.path_on_function(
+        "quadratic_paths": path_on_function(
             lambda x: (x - 2) ** 2, paths(quadratic), formula="(x - 2)²", span=(-3, 7)
         ),
-        "quadratic_losses": charts.comparison(losses(quadratic, by_rate)),
-        "sine_paths": charts.path_on_function(
+        "quadratic_losses": plots.comparison(losses(quadratic, by_rate)),
+        "sine_paths": path_on_function(
             np.sin,
             [line for line in paths(sine) if not line.label.startswith("lr 0.1")],
             formula="sin x",
             span=(-9, 9),
         ),
-        "houses": charts.comparison(losses(houses, by_rate)),
-        "momentum": charts.value_by_rate(
+        "houses": plots.comparison(losses(houses, by_rate)),
+        "momentum": plots.value_by_rate(
             by_choice(studies["quadratic-momentum"], "sgd.momentum", "momentum "),
             title="(x - 2)² after 100 steps",
             ylabel="loss",
             joined=True,
         ),
-        "search": charts.value_by_rate(
+        "search": plots.value_by_rate(
             [by_choice(studies["house-prices-search"], "optimizer", "")[0]],
             title="Five houses after 50 steps",
             ylabel="loss",
             limit=LIMIT,
         ),
-        "schedules": charts.rates_as_applied(applied()),
-        "digits": charts.loss_curves(
+        "schedules": plots.rates_as_applied(applied()),
+        "digits": plots.loss_curves(
             losses(digits, lambda one: ranking.in_short(one.params), smooth=10),
             best=ranking.ranked(digits.study, digits.trials)[0].number,
             title="Digits: every trial (means of 10 steps)",
             ylabel="training loss",
         ),
-        "digits_rates": charts.value_by_rate(
+        "digits_rates": plots.value_by_rate(
             by_choice(digits, "optimizer", ""), title="Digits: last report of every trial"
         ),
-        "text": charts.comparison(
+        "text": plots.comparison(
             [
                 line
                 for line, trial in zip(
@@ -342,23 +345,23 @@ def draw(studies: Mapping[str, Studied], folder: Path) -> None:
         ),
     }
     for name, figure in figures.items():
-        charts.save(figure, folder / f"{name}.png")
+        save(drawn(figure) if isinstance(figure, Plot) else figure, folder / f"{name}.png")
 
 
 def by_rate(trial: TrialRecord) -> str:
-    """Call a trial by its rate."""
+    """Return a trial's label by its rate."""
     return f"lr {rate(trial):g}"
 
 
 def by_schedule(trial: TrialRecord) -> str:
-    """Call a trial by its schedule."""
+    """Return a trial's label by its schedule."""
     name = str((trial.params or {})["schedule"])
     warm = (trial.params or {})[f"{name}.warmup"]
     return f"{'warm-up, ' if warm else ''}{name}"
 
 
 def losses(studied: Studied, name: Callable[[TrialRecord], str], smooth: int = 1) -> list[Line]:
-    """Give each trial's training loss, as means of `smooth` steps each."""
+    """Return each trial's training loss, as means of `smooth` steps."""
     lines = []
     for trial, curve in zip(studied.trials, studied.curves, strict=True):
         whole = len(curve.columns["train_loss"]) // smooth * smooth
@@ -369,7 +372,7 @@ def losses(studied: Studied, name: Callable[[TrialRecord], str], smooth: int = 1
 
 
 def paths(studied: Studied) -> list[Line]:
-    """Give where each trial was at each step."""
+    """Return each trial's x at each step."""
     several = len({(trial.params or {})["schedule"] for trial in studied.trials}) > 1
     lines = []
     for trial, curve in zip(studied.trials, studied.curves, strict=True):
@@ -380,7 +383,7 @@ def paths(studied: Studied) -> list[Line]:
 
 
 def by_choice(studied: Studied, key: str, prefix: str) -> list[Points]:
-    """Give values against rates, a series for each value of a parameter."""
+    """Return values against rates, one series for each value of a parameter."""
     series: dict[str, list[tuple[float, float]]] = {}
     for trial in studied.trials:
         diverged = trial.state == DIVERGED or trial.value is None
@@ -394,7 +397,7 @@ def by_choice(studied: Studied, key: str, prefix: str) -> list[Points]:
 
 
 def applied() -> list[Line]:
-    """Give what each kind of schedule makes of lr 0.1 over 100 steps."""
+    """Return the rate of each kind of schedule at lr 0.1 over 100 steps."""
     shapes: dict[str, dict[str, float | str]] = {
         "constant": {"schedule": "constant"},
         "step": {"schedule": "step", "step.gamma": 0.3, "step.drops": 3},

@@ -1,6 +1,6 @@
-"""Comparisons within a study: which rates are good, how sure that is, which schedule wins.
+"""Comparisons within a study: ranges of good rates, and schedules or optimizers with each other.
 
-Pure functions of trials' evidence and verdicts; randomness is passed in.
+Pure functions of trials' evidence and verdicts; the random generator is an argument.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from tuner.analysis.verdicts import GOOD_RATE, UNCLEAR, Evidence, Verdict
 from tuner.core.outcome import COMPLETED
 
 LEVEL = 0.9
-"""Intervals hold the truth in this share of studies, as far as a bootstrap can say so."""
+"""Confidence level of intervals, as far as a bootstrap can estimate it."""
 RESAMPLES = 2000
 ENOUGH = 5
-"""Trials that a schedule needs at the horizon to be compared; fewer say nothing of scatter."""
+"""Least number of completed trials of a schedule to compare it; fewer do not show the scatter."""
 
 Family = Literal["schedule", "optimizer"]
 
@@ -28,54 +28,54 @@ Family = Literal["schedule", "optimizer"]
 class Edge:
     """One end of a range of good rates."""
 
-    rate: float  # the outermost good one
-    beyond: float | None  # the nearest tried one outside that is not good; None: none is known
-    unclear: int  # trials outside of which that is not known
-    inner: float  # as far inside as this in a share `LEVEL` of bootstrap resamples
+    rate: float  # the outermost good rate
+    beyond: float | None  # the nearest rate outside that is not good; None: unknown
+    unclear: int  # number of trials outside whose rates are neither good nor bad
+    inner: float  # the edge is at least as far out in a share `LEVEL` of bootstrap resamples
 
 
 @dataclass(frozen=True, kw_only=True)
 class GoodRates:
-    """The good rates of one schedule or optimiser, or of all."""
+    """The good rates of one schedule or optimizer, or of all trials."""
 
     name: str
-    trials: int  # good ones
-    of: int
+    trials: int  # number of good trials
+    of: int  # number of trials
     low: Edge
     high: Edge
 
     @property
     def factor(self) -> float:
-        """How wide the range is: the highest good rate over the lowest."""
+        """The highest good rate divided by the lowest."""
         return self.high.rate / self.low.rate
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wins:
-    """How the best of some schedules compares with another, among trials that ran to the horizon.
+class Comparison:
+    """The best schedule (or optimizer) compared with another one, by trials run to the horizon.
 
-    Each is represented by the best that is to be expected of `n` of its trials, so that a schedule
-    that was tried more often gains nothing by that (Dodge et al., Show Your Work, 2019).
+    Each is represented by the expected best of `n` of its trials, so that a schedule gains nothing
+    from more trials (Dodge et al., Show Your Work, 2019).
     """
 
     winner: str
     other: str
     n: int
-    by: Interval  # of the expected best score, other - winner: above 0, the winner is better
+    margin: Interval  # of the expected best score, other - winner: above 0, the winner is better
 
     @property
-    def sure(self) -> bool:
-        """Whether the interval leaves out that they are equal."""
-        return self.by.above
+    def significant(self) -> bool:
+        """Whether the interval excludes equality."""
+        return self.margin.above
 
 
 def good_rates(
     found: Sequence[Evidence], verdicts: Mapping[int, Verdict], by: Family | None = None
 ) -> list[GoodRates]:
-    """Give the range of good rates of each schedule or optimiser that has any; or of all trials.
+    """Return the range of good rates of each schedule or optimizer that has any, or of all trials.
 
-    It is of rates that were tried, so the true range is wider; `Edge.beyond` says by how much at
-    most, and `Edge.inner` how far a few trials carry it.
+    The range is of tried rates, so the true one is wider: at most up to `Edge.beyond`. `Edge.inner`
+    shows how much of it depends on a few trials.
     """
     names = sorted({getattr(one, by) for one in found}) if by else ["all"]
     ranges = []
@@ -97,10 +97,10 @@ def good_rates(
 def _edge(
     rates: np.ndarray, good: np.ndarray, bad: np.ndarray, sign: float
 ) -> Edge:  # rates, good, bad: [trial]
-    """Return the lower edge of the good rates, or with sign -1 the upper one.
+    """Return the lower edge of the good rates, or the upper one if `sign` is -1.
 
-    The bootstrap needs no draws here: of N trials resampled, one of the k outermost good ones is
-    there with probability 1 - (1 - k/N)^N.
+    The bootstrap is exact: a resample of N trials contains one of the k outermost good ones with
+    probability 1 - (1 - k/N)^N.
     """
     inward = np.sort(sign * rates[good])
     n, k = len(rates), np.arange(1, len(inward) + 1)
@@ -116,12 +116,13 @@ def _edge(
     )
 
 
-def winner(
+def compare(
     found: Sequence[Evidence], horizon: int, rng: np.random.Generator, by: Family = "schedule"
-) -> list[Wins]:
-    """Compare the best schedule (or optimiser) with each other one; none where fewer than two can.
+) -> list[Comparison]:
+    """Compare the best schedule (or optimizer) with each other one.
 
-    Only trials that completed the horizon count: pruning in the middle favours early decay.
+    Only trials that completed the horizon count: early pruning favors early decay. Empty if fewer
+    than two have `ENOUGH` of them.
     """
     scores: dict[str, list[float]] = {}
     for one in found:
@@ -135,23 +136,23 @@ def winner(
     draws = {name: _resampled(own, n, rng) for name, own in groups.items()}
     first, *others = sorted(groups, key=lambda name: means[name])
     level = simultaneous(LEVEL, len(others))
-    wins = []
+    results = []
     for other in others:
         differences = draws[other] - draws[first]
         low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
-        by_how_much = Interval(
+        margin = Interval(
             mean=float(means[other] - means[first]),
             low=float(low),
             high=float(high),
             level=level,
             n=n,
         )
-        wins.append(Wins(winner=first, other=other, n=n, by=by_how_much))
-    return wins
+        results.append(Comparison(winner=first, other=other, n=n, margin=margin))
+    return results
 
 
 def expected_best(scores: np.ndarray, n: int) -> np.ndarray:  # [sample, trial] -> [sample]
-    """Give the mean of the lowest of `n` scores drawn with replacement, exactly.
+    """Return the exact mean of the lowest of `n` scores drawn with replacement.
 
     The lowest is above the i-th of N sorted scores with probability ((N - i) / N)^n.
     """
@@ -162,8 +163,8 @@ def expected_best(scores: np.ndarray, n: int) -> np.ndarray:  # [sample, trial] 
 
 
 def _resampled(scores: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Give the expected best of `n` for bootstrap resamples of scores [trial]; [resample]."""
-    rows = max(1, 1_000_000 // len(scores))  # at a time: a study may have many trials
+    """Return the expected best of `n` for bootstrap resamples of scores [trial]; [resample]."""
+    rows = max(1, 1_000_000 // len(scores))  # at a time, to limit memory
     return np.concatenate(
         [
             expected_best(scores[rng.integers(len(scores), size=(some, len(scores)))], n)

@@ -1,4 +1,4 @@
-"""Drift: how rate, range and metric moved from one retraining of a study to the next."""
+"""Drift: how rate, range and metric change from one retraining of a study to the next."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from tuner.ledger.retrainings import EVALUATE, FAILED, LOG, PROMOTED, TRAIN
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
-    """One retraining, among those of its study."""
+class RetrainingStep:
+    """One ended retraining of a study."""
 
     run_key: str
     ended_at: float  # seconds since 1970
     outcome: str
     reason: str
     lr: float  # of the challenger
-    lr_range: tuple[float, float]  # in which it was searched
-    champion: float | None  # the gate's metric of whoever is the champion after it
+    lr_range: tuple[float, float]  # the searched range
+    champion: float | None  # the gate's metric of the champion after it
     version: int | None  # of the challenger
 
     def as_json(self) -> dict[str, Any]:
-        """Give what `tuner retrain --history --json` prints."""
+        """Return the object that `tuner retrain --history --json` prints."""
         return vars(self) | {"lr_range": list(self.lr_range)}
 
 
-def steps(history: Sequence[Retraining]) -> list[Step]:
-    """Give the retrainings that have ended, in their order; for tables, plots and reports."""
+def steps(history: Sequence[Retraining]) -> list[RetrainingStep]:
+    """Return the retrainings that have ended, in the order of the history."""
     return [
-        Step(
+        RetrainingStep(
             run_key=one.run_key,
             ended_at=one.ended_at or 0.0,
             outcome=one.outcome or "",
             reason=one.reason or "",
-            **moved(one, one.outcome or ""),
+            **values_after(one, one.outcome or ""),
             version=one.result.get(LOG, {}).get("version"),
         )
         for one in history
@@ -44,8 +44,8 @@ def steps(history: Sequence[Retraining]) -> list[Step]:
     ]
 
 
-def moved(held: Retraining, outcome: str) -> dict[str, Any]:
-    """Give rate, range and the champion's metric after a retraining with that outcome."""
+def values_after(held: Retraining, outcome: str) -> dict[str, Any]:
+    """Return rate, range and the champion's metric after a retraining with that outcome."""
     origin: Mapping[str, Any] = held.result[TRAIN]["origin"]
     low, high = origin["lr_range"]
     champion = None

@@ -1,23 +1,23 @@
-"""A study's trials as verdicts see them: evidence gathered from the ledger, once a trial."""
+"""The evidence for the verdicts of a study's trials, read from the ledger once for each trial."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from tuner.analysis import verdicts
-from tuner.analysis.verdicts import Evidence, Given, Verdict
+from tuner.analysis.verdicts import Evidence, Setting, Verdict
 from tuner.core.outcome import COMPLETED, DIVERGED, PRUNED
 from tuner.ledger import Reader, StudyRecord, TrialRecord
 
 LOSSES = ("train_loss", "val_loss")
-"""The metrics that the baseline, a loss, can be compared with."""
+"""The metrics that can be compared with the baseline, which is a loss."""
 ROUNDING = {"float32": 1.2e-7, "float64": 2.2e-16}
-PORTION = 200
-"""Curves that are held at a time."""
+BATCH = 200
+"""Number of curves in memory at a time."""
 
 
 class Assessor:
-    """Knows the verdicts of one study's trials; a curve is read once, when its trial has ended."""
+    """Judges the trials of one study; reads a curve once, after its trial has ended."""
 
     def __init__(self, ledger: Reader, study: StudyRecord) -> None:
         self._ledger = ledger
@@ -25,28 +25,28 @@ class Assessor:
         self._found: dict[int, Evidence | None] = {}  # by number
 
     def verdicts(self, trials: Sequence[TrialRecord]) -> dict[int, Verdict]:
-        """Return the verdict of each trial of the study that has one by now, by its number."""
-        given = self.given({})
+        """Return the verdict of each trial that has one so far, by trial number."""
+        setting = self.setting({})
         found = self.evidence(trials)
         values = [one.value for one in trials if one.imported and one.state == COMPLETED]
-        scores = [given.sign * value for value in values if value is not None]
-        return verdicts.judge(found, given, imported=min(scores, default=None))
+        scores = [setting.sign * value for value in values if value is not None]
+        return verdicts.judge(found, setting, imported=min(scores, default=None))
 
     def evidence(self, trials: Sequence[TrialRecord]) -> list[Evidence]:
-        """Sum up the trials that have ended by themselves and were trained here.
+        """Return the evidence of completed, pruned and diverged trials of this version.
 
-        Those whose curve the ledger has lost are left out.
+        Trials whose curve is missing from the ledger are left out.
         """
         new = [one for one in trials if one.number not in self._found and _counts(one)]
-        for first in range(0, len(new), PORTION):
-            some = new[first : first + PORTION]
+        for first in range(0, len(new), BATCH):
+            some = new[first : first + BATCH]
             curves = self._ledger.curves([one.id for one in some])
             for trial in some:
                 if trial.id not in curves:
                     self._found[trial.number] = None
                     continue
                 params = trial.params or {}
-                self._found[trial.number] = verdicts.evidence(
+                self._found[trial.number] = verdicts.summarize(
                     trial.number,
                     rate=float(params["lr"]),
                     optimizer=str(params["optimizer"]),
@@ -54,12 +54,12 @@ class Assessor:
                     outcome=trial.state,
                     reason=trial.reason or "",
                     curve=curves[trial.id],
-                    given=self.given(params),
+                    setting=self.setting(params),
                 )
         return [one for one in self._found.values() if one is not None]
 
-    def given(self, params: Mapping[str, object]) -> Given:
-        """Say what the evidence of a trial with these parameters depends on."""
+    def setting(self, params: Mapping[str, object]) -> Setting:
+        """Return the setting of a trial with these parameters."""
         study, training = self._study.spec.study, self._study.spec.training
         rows = self._study.workload.get("training_rows")
         whole = training.batch_size == "full" or (rows is not None and training.batch_size >= rows)
@@ -69,7 +69,7 @@ class Assessor:
         measured_as_used = training.clip_norm is None and training.precision in (None, "float32")
         minimized = study.direction == "minimize"
         baseline = self._study.workload.get("baseline_loss")
-        return Given(
+        return Setting(
             metric=study.metric,
             sign=1.0 if minimized else -1.0,
             keeps_best=study.value == "best",

@@ -1,18 +1,18 @@
-"""What a study found, from its trials: order, best, and short texts about them."""
+"""The ranking of a study's trials, and short texts about the study's results."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from tuner.analysis.verdicts import Verdict, counted
+from tuner.analysis.verdicts import Verdict, count_by_verdict
 from tuner.config import ParameterValue
 from tuner.core.outcome import COMPLETED, DIVERGED, PRUNED
 from tuner.ledger import StudyRecord, TrialRecord, ranges
 
 
 def ranked(study: StudyRecord, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Order trials: completed ones by value, then pruned ones by how far they came, then others."""
+    """Return trials, best first: completed by value, pruned by last step, then the others."""
     sign = 1 if study.spec.study.direction == "minimize" else -1
     order = {COMPLETED: 0, PRUNED: 1, DIVERGED: 2}
 
@@ -25,8 +25,8 @@ def ranked(study: StudyRecord, trials: Sequence[TrialRecord]) -> list[TrialRecor
 
 
 WHY_BELOW = (
-    "A pruned trial ranks below every completed one, even with a better value: its value is of the "
-    "step at which it was stopped, and only values at the horizon can be compared."
+    "A pruned trial ranks below every completed one, even with a better value: its value was "
+    "measured at the step where it stopped, and only values at the horizon can be compared."
 )
 
 
@@ -41,19 +41,19 @@ def has_better_below(study: StudyRecord, ranked: Sequence[TrialRecord]) -> bool:
 
 
 def in_short(params: Mapping[str, ParameterValue] | None) -> str:
-    """Name a trial by what matters: `lr 0.0123, cosine, sgd`."""
+    """Return the main parameters of a trial in short, such as `lr 0.0123, cosine, sgd`."""
     if params is None:
         return "no parameters"
     return f"lr {float(params['lr']):.3g}, {params['schedule']}, {params['optimizer']}"
 
 
 def best_in_words(study: StudyRecord, best: TrialRecord | None, *, whole: bool = True) -> str:
-    """Say what the best trial is, or that there is none; `whole` with all its parameters."""
+    """Return a sentence about the best trial, if any; with all its parameters if `whole`."""
     if best is None or best.params is None:
         return "No trial has completed."
     origin = " (imported)" if best.imported else ""
     own = [
-        f"{key} {shown(value)}"
+        f"{key} {format_value(value)}"
         for key, value in best.params.items()
         if key not in ("lr", "schedule", "optimizer")
     ]
@@ -65,29 +65,29 @@ def best_in_words(study: StudyRecord, best: TrialRecord | None, *, whole: bool =
 
 
 def counts_in_words(counts: Mapping[str, int]) -> str:
-    """Say how many trials ended how: `21 completed, 14 pruned, 5 diverged`."""
-    said = [f"{count} {kind}" for kind, count in counts.items() if count]
-    return ", ".join(said) or "no trials yet"
+    """Return the number of trials by outcome, such as `21 completed, 14 pruned, 5 diverged`."""
+    parts = [f"{count} {kind}" for kind, count in counts.items() if count]
+    return ", ".join(parts) or "no trials yet"
 
 
 def verdicts_in_words(verdicts: Mapping[int, Verdict]) -> str:
-    """Return how many trials had which verdict: `with adamw 1 good; with sgd 2 too low, 3 good`."""
-    said = []
+    """Return the number of trials by verdict: `with adamw 1 good; with sgd 2 too low, 3 good`."""
+    parts = []
     for name in sorted({one.optimizer for one in verdicts.values()}):
         own = {number: one for number, one in verdicts.items() if one.optimizer == name}
-        said.append(f"with {name} {counts_in_words(counted(own))}")
-    return "; ".join(said) or "none yet"
+        parts.append(f"with {name} {counts_in_words(count_by_verdict(own))}")
+    return "; ".join(parts) or "none yet"
 
 
 def ranges_in_words(study: StudyRecord) -> list[str]:
-    """Say which rates are drawn, and what narrowed or extended them, when and why."""
-    said = []
+    """Return a sentence for each active range: which rates are drawn, since when and why."""
+    parts = []
     for one in ranges.history(study.attrs):
         when = datetime.fromtimestamp(one.at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        said.append(f"Rates from {one.low:.3g} to {one.high:.3g} since {when}. {one.why}")
-    return said
+        parts.append(f"Rates from {one.low:.3g} to {one.high:.3g} since {when}. {one.why}")
+    return parts
 
 
-def shown(value: ParameterValue) -> str:
-    """Give a parameter's value in short."""
+def format_value(value: ParameterValue) -> str:
+    """Return a parameter's value in short."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)

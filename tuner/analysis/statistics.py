@@ -1,6 +1,7 @@
-"""Intervals for means and paired differences: Student's t, and the bootstrap.
+"""Confidence intervals for means and paired differences: Student's t and the bootstrap.
 
-Pure functions of samples; randomness is passed in. A sample is a vector of finite numbers.
+Pure functions of samples; the random generator is an argument. A sample is a vector of finite
+numbers.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from scipy.special import stdtrit
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A mean, and an interval that holds the true one in a share `level` of such samples."""
+    """A mean and its confidence interval, which covers the true mean at `level`."""
 
     mean: float
-    low: float  # -inf, like high inf, where the sample is too small to say
+    low: float  # -inf, and high inf, if the sample is too small
     high: float
     level: float
     n: int
@@ -34,16 +35,15 @@ class Interval:
 
 
 def t_interval(sample: ArrayLike, level: float = 0.95) -> Interval:
-    """Give Student's interval for the mean of a normal sample [n].
+    """Return Student's t interval for the mean of a normal sample [n].
 
-    One number says nothing of its scatter, so its interval is the whole line; equal numbers have
-    an interval of no width.
+    The interval of a single number is the whole line; that of equal numbers has no width.
     """
     values = _checked(sample, level)
     mean, n = float(values.mean()), len(values)
     if n == 1:
         return Interval(mean=mean, low=-np.inf, high=np.inf, level=level, n=n)
-    if (values == values[0]).all():  # their mean may differ from them by a rounding
+    if (values == values[0]).all():  # their computed mean may differ by rounding
         mean, half = float(values[0]), 0.0
     else:
         half = float(stdtrit(n - 1, (1 + level) / 2) * values.std(ddof=1) / np.sqrt(n))
@@ -53,10 +53,10 @@ def t_interval(sample: ArrayLike, level: float = 0.95) -> Interval:
 def bootstrap_interval(
     sample: ArrayLike, rng: np.random.Generator, level: float = 0.95, resamples: int = 10_000
 ) -> Interval:
-    """Give the percentile interval of the bootstrap for the mean of a sample [n].
+    """Return the bootstrap percentile interval for the mean of a sample [n].
 
-    It assumes no shape, and is too narrow for few numbers: below ten or so use `t_interval`.
-    Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
+    It assumes no distribution, and is too narrow for small samples: use `t_interval` below about
+    ten. Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
     """
     values = _checked(sample, level)
     mean, n = float(values.mean()), len(values)
@@ -71,7 +71,7 @@ def bootstrap_interval(
 
 
 def simultaneous(level: float, comparisons: int) -> float:
-    """Give the level of each interval so that all hold together with `level` (Bonferroni)."""
+    """Return the level of each interval for which all hold together at `level` (Bonferroni)."""
     return 1 - (1 - level) / max(1, comparisons)
 
 

@@ -65,8 +65,8 @@ def print_results(
 
     If the ends of trials were `reported` already, rank completed trials only.
     """
-    from tuner import report
     from tuner.analysis.evidence import Assessor
+    from tuner.report import tables
 
     trials = ledger.trials(study.id)
     listed = [trial for trial in trials if not reported or trial.state == COMPLETED]
@@ -74,15 +74,15 @@ def print_results(
     curves = {one.number: ledger.curve(one.id) for one in ranked}
     verdicts = Assessor(ledger, study).verdicts(trials)
     if listed:
-        width = report.curve_width(console)
-        table = report.ranking(study, listed, curves, verdicts, width=width)
-        console.print(report.fitted(table, console))
-    console.print(report.stopped(trials, rows=0 if reported else 3), soft_wrap=True)
-    terminal.say(console, f"Verdicts on rates: {ranking.verdicts_in_words(verdicts)}.")
-    terminal.say(console, ranking.best_in_words(study, ledger.best(study)), style="bold")
+        width = tables.curve_width(console)
+        table = tables.ranking_table(study, listed, curves, verdicts, width=width)
+        console.print(tables.fit_to_console(table, console))
+    console.print(tables.stopped_trials(trials, rows=0 if reported else 3), soft_wrap=True)
+    terminal.print_text(console, f"Verdicts on rates: {ranking.verdicts_in_words(verdicts)}.")
+    terminal.print_text(console, ranking.best_in_words(study, ledger.best(study)), style="bold")
     program, name = terminal.program(), shlex.quote(study.name)
-    terminal.say(console, f"Open the curves in MLflow: {program} ui {name}")
-    terminal.say(console, f"All about this study: {program} status {name}")
+    terminal.print_text(console, f"Open the curves in MLflow: {program} ui {name}")
+    terminal.print_text(console, f"All about this study: {program} status {name}")
 
 
 def exit_code(ended: Ended, *, completed: bool = True) -> int:

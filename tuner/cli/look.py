@@ -16,7 +16,7 @@ from tuner.report import terminal
 if TYPE_CHECKING:
     from tuner.ledger import Reader, StudyRecord
     from tuner.operations.confirm import Confirmation
-    from tuner.report.comparing import By
+    from tuner.report.comparison import Alignment
 
 
 @cli.command()
@@ -57,16 +57,16 @@ def status(name: str, trial: int | None, as_json: bool) -> None:
         return
     console = terminal.console()
     counts = ranking.counts_in_words(found["trials"])
-    terminal.say(console, f"{study.title}: {found['state']}, {counts} of {study.limit}")
+    terminal.print_text(console, f"{study.title}: {found['state']}, {counts} of {study.limit}")
     if study.reason:
-        terminal.say(console, study.reason)
+        terminal.print_text(console, study.reason)
     for line in ranking.ranges_in_words(study):
-        terminal.say(console, line)
+        terminal.print_text(console, line)
     for one in found["workers"]:
-        terminal.say(console, f"trial {one['trial']} is trained by {one['worker']}")
+        terminal.print_text(console, f"trial {one['trial']} is trained by {one['worker']}")
     for one in found["silent"]:
         silent = f"trial {one['trial']} has measured nothing for {one['seconds']:.0f} s; "
-        terminal.say(console, f"{silent}{one['worker']} may hang or be dead", style="bold")
+        terminal.print_text(console, f"{silent}{one['worker']} may hang or be dead", style="bold")
     print_results(console, ledger, study)
     _print_pages(ledger, study)
 
@@ -77,23 +77,23 @@ def _print_trial(found: dict[str, Any], *, as_json: bool) -> None:
         return
     console = terminal.console()
     where = f"{found['study']}, trial {found['trial']}"
-    terminal.say(console, f"{where}: {found['state']} after {found['steps']} steps")
+    terminal.print_text(console, f"{where}: {found['state']} after {found['steps']} steps")
     if found["reason"]:
-        terminal.say(console, found["reason"])
+        terminal.print_text(console, found["reason"])
     for name, value in (found["params"] or {}).items():
-        terminal.say(console, f"  {name} = {value}")
+        terminal.print_text(console, f"  {name} = {value}")
     for one in found["attempts"]:
         ended = f"{one['ending']}: {one['reason']}" if one["ending"] else "training"
-        terminal.say(console, f"attempt {one['number']} by {one['worker']}: {ended}")
+        terminal.print_text(console, f"attempt {one['number']} by {one['worker']}: {ended}")
     if found["traceback"]:
-        terminal.say(console, found["traceback"])
+        terminal.print_text(console, found["traceback"])
 
 
 def _print_pages(ledger: Reader, study: StudyRecord) -> None:
     """Print the pages of the UI, if one is running; an unreachable MLflow is no error."""
     from tuner.core.errors import UnavailableError
+    from tuner.ledger.publications import Publications
     from tuner.operations import links, ui
-    from tuner.tracking.publications import Publications
 
     run_id, _ = Publications(ledger.engine, "mlflow").study(study.id)
     places = context.addresses()
@@ -217,7 +217,7 @@ def report(
 def compare(
     trials: tuple[str, ...],
     metric: str,
-    by: By,
+    by: Alignment,
     to: Path | None,
     as_json: bool,
 ) -> None:

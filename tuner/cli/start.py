@@ -103,7 +103,7 @@ def run(
     began = time.monotonic()
     spec = reading.load(file, overrides)
     console = terminal.console(stderr=as_json)
-    announce = partial(terminal.say, console)
+    announce = partial(terminal.print_text, console)
     ran = run.run(spec, prefixes, workers=workers, console=console, announce=announce)
     found = ran.as_json()
     problem = _report(ran, found) if report and not ran.ended.interrupted else None
@@ -112,7 +112,7 @@ def run(
     else:
         print_results(console, ran.ledger, ran.study, reported=not console.is_terminal)
         if found["report"]:
-            terminal.say(console, f"Report: {found['report']}")
+            terminal.print_text(console, f"Report: {found['report']}")
     closed = run.closed_in_words(ran.study)
     if closed:
         click.echo(closed[:1].upper() + closed[1:] + ".", err=True)
@@ -214,8 +214,8 @@ def _print_probe(found: dict[str, Probe]) -> None:
     console.print(table)
     for name, one in found.items():
         settings = [f"{key} {value}" for key, value in one.params.items() if key.startswith(name)]
-        terminal.say(console, f"{name} with {', '.join(settings)}.")
-    terminal.say(
+        terminal.print_text(console, f"{name} with {', '.join(settings)}.")
+    terminal.print_text(
         console,
         "The curvature, and the rate that it allows, are those at the initial weights. They are "
         "an estimate: the curvature changes during training, often up to the edge of stability.",

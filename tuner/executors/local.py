@@ -1,8 +1,4 @@
-"""Executors: where workers are started. Today as processes of this machine; others can follow.
-
-An executor knows nothing of studies. All that is worth keeping of the work is in the database, so
-what it forgets when this process ends is only which workers were its own.
-"""
+"""Workers as processes of this machine."""
 
 from __future__ import annotations
 
@@ -12,30 +8,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
-
-
-class Executor(Protocol):
-    """Starts workers.
-
-    Invariants: a handle names one worker for good; `poll` never blocks; `cancel` asks a worker to
-    save its trials and go, and a second time to go at once.
-    """
-
-    def launch(self, arguments: Sequence[str]) -> str:
-        """Start `tuner worker` with arguments; give its handle."""
-
-    def poll(self, handle: str) -> int | None:
-        """Return the exit code of a worker; None while it runs."""
-
-    def cancel(self, handle: str) -> None:
-        """Ask a worker to stop."""
 
 
 class LocalExecutor:
-    """Starts workers as processes of this machine; an `Executor`.
+    """An `Executor` of processes on this machine.
 
-    Each logs into a file of its own, named after its handle, and ends when this process does.
+    Each worker logs into a file named after its handle, and ends when this process ends.
     """
 
     def __init__(self, logs: Path) -> None:
@@ -43,12 +21,12 @@ class LocalExecutor:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def launch(self, arguments: Sequence[str]) -> str:
-        """Start a worker. Its session is its own: Ctrl-C in the terminal reaches us alone."""
+        """Start a worker in a session of its own, which Ctrl-C in the terminal does not reach."""
         self._logs.mkdir(parents=True, exist_ok=True)
-        ours = ("--parent", str(os.getpid()))
-        command = [sys.executable, "-m", "tuner", "worker", *ours, *arguments]
+        parent = ("--parent", str(os.getpid()))
+        command = [sys.executable, "-m", "tuner", "worker", *parent, *arguments]
         handle = f"worker-{len(self._processes) + 1}"
-        # one port for all of them would be taken by the first
+        # the first worker would take the port from the others
         inherited = {k: v for k, v in os.environ.items() if k != "TUNER_METRICS_PORT"}
         with self.log_of(handle).open("ab") as log:
             self._processes[handle] = subprocess.Popen(  # noqa: S603 - our own program
@@ -62,15 +40,15 @@ class LocalExecutor:
         return handle
 
     def poll(self, handle: str) -> int | None:
-        """Return the exit code of a worker; None while it runs."""
+        """Return a worker's exit code; None while it runs."""
         return self._processes[handle].poll()
 
     def cancel(self, handle: str) -> None:
-        """Send SIGTERM, if the worker still runs."""
+        """Send SIGTERM if the worker runs."""
         process = self._processes[handle]
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
 
     def log_of(self, handle: str) -> Path:
-        """Return the log file of a worker."""
+        """Return the file that a worker logs into."""
         return self._logs / f"{handle}.jsonl"

@@ -1,6 +1,6 @@
-"""The ledger, the truth about studies and trials: `Ledger` and the records that it gives."""
+"""The ledger, the source of truth about studies and trials: `Ledger` and its records."""
 
-from tuner.ledger.leasing import LEASE_SECONDS
+from tuner.ledger.leases import LEASE_SECONDS, Lease
 from tuner.ledger.reading import Reader
 from tuner.ledger.records import (
     ENDED,
@@ -11,6 +11,7 @@ from tuner.ledger.records import (
     RAISED,
     STALE,
     STOPPED,
+    AttemptLease,
     AttemptRecord,
     Changes,
     CheckpointRecord,
@@ -18,7 +19,6 @@ from tuner.ledger.records import (
     Committed,
     Drawn,
     Entry,
-    Lease,
     Report,
     Searched,
     SearchedTrial,
@@ -39,6 +39,7 @@ __all__ = [
     "RAISED",
     "STALE",
     "STOPPED",
+    "AttemptLease",
     "AttemptRecord",
     "Changes",
     "CheckpointRecord",

@@ -17,7 +17,8 @@ from sqlalchemy import (
 )
 
 from tuner.ledger import rows
-from tuner.ledger.records import FINISHED, Drawn, Entry, Lease
+from tuner.ledger.leases import ATTEMPTS
+from tuner.ledger.records import FINISHED, AttemptLease, Drawn, Entry
 from tuner.ledger.tables import (
     attempts,
     checkpoints,
@@ -29,24 +30,24 @@ from tuner.ledger.tables import (
 )
 
 
-def end_attempts(tx: Connection, entries: Sequence[Entry]) -> set[Lease]:
-    """Fence the entries that have an outcome, ending their attempts; give the live leases."""
-    live: set[Lease] = set()
+def end_attempts(tx: Connection, entries: Sequence[Entry]) -> set[AttemptLease]:
+    """Fence the entries that have an outcome, ending their attempts; return the live leases."""
+    live: set[AttemptLease] = set()
     for kind in sorted({entry.outcome.kind for entry in entries if entry.outcome}):
         ending = [entry.lease for entry in entries if entry.outcome and entry.outcome.kind == kind]
-        live |= rows.fence(tx, ending, rows.attempt_ended(FINISHED, kind))
+        live |= ATTEMPTS.fence(tx, ending, rows.attempt_ended(FINISHED, kind))
     return live
 
 
-def came_through(tx: Connection, leases: Collection[Lease]) -> set[Lease]:
-    """Find the leases of attempts that have ended with their trial's outcome.
+def ended_before(tx: Connection, leases: Collection[AttemptLease]) -> set[AttemptLease]:
+    """Return the leases of attempts that have ended with their trial's outcome.
 
-    An attempt is ended so by its holder alone: a call whose connection was lost came through.
+    Only its holder ends an attempt so: the commit was this call's, whose connection was lost.
     """
-    tokens = {(lease.attempt_id, lease.number): lease for lease in leases}
+    tokens = {(lease.row_id, lease.token): lease for lease in leases}
     ended = tx.execute(
         select(attempts.c.id, attempts.c.number).where(
-            attempts.c.id.in_([lease.attempt_id for lease in leases]),
+            attempts.c.id.in_([lease.row_id for lease in leases]),
             attempts.c.ending == FINISHED,
         )
     )
@@ -54,7 +55,7 @@ def came_through(tx: Connection, leases: Collection[Lease]) -> set[Lease]:
 
 
 def put(tx: Connection, entries: Sequence[Entry]) -> list[str]:
-    """Put entries of one study, all of which are fenced; give paths of needless checkpoints."""
+    """Write fenced entries of one study; return the paths of checkpoints no longer needed."""
     found = _before(tx, entries)
     changes = [Change(entry, found[entry.lease.trial_id]) for entry in entries]
     _insert(tx, chunks, [change.chunk for change in changes if change.chunk])
@@ -72,7 +73,7 @@ def put(tx: Connection, entries: Sequence[Entry]) -> list[str]:
     _update(tx, ended, ended_at=database_time())
     if not ended:
         return []
-    raised = {e.lease.attempt_id: e.traceback for e in entries if e.traceback is not None}
+    raised = {e.lease.row_id: e.traceback for e in entries if e.traceback is not None}
     if raised:
         query = update(attempts).where(attempts.c.id == bindparam("attempt"))
         columns = [{"attempt": key, "traceback": text} for key, text in raised.items()]
@@ -82,7 +83,7 @@ def put(tx: Connection, entries: Sequence[Entry]) -> list[str]:
 
 
 class Change:
-    """What an entry changes in the tables; what was committed before is dropped from it."""
+    """The changes of the tables by an entry, without what was committed before."""
 
     def __init__(self, entry: Entry, before: Any) -> None:  # before: its row of `_before`
         lease, self.entry = entry.lease, entry
@@ -96,7 +97,7 @@ class Change:
                 "trial_id": lease.trial_id,
                 "first_step": fresh.first_step,
                 "next_step": fresh.next_step,
-                "attempt_id": lease.attempt_id,
+                "attempt_id": lease.row_id,
                 "data": fresh.to_bytes(),
             }
         self.trial["steps"] = fresh.next_step if self.chunk else before.steps
@@ -156,7 +157,7 @@ def _insert(tx: Connection, table: Any, made: Sequence[dict[str, Any]]) -> None:
 
 
 def _update(tx: Connection, changes: Sequence[Change], **more: Any) -> None:
-    """Change trials' rows alike: each has the columns that the first one has."""
+    """Update rows of trials, all of which set the same columns."""
     if changes:
         query = update(trials).where(trials.c.id == bindparam("trial")).values(**more)
         tx.execute(query, [change.trial for change in changes])

@@ -1,7 +1,7 @@
-"""The rules by which a study ends before its trials are spent; they belong to its budget.
+"""The rules of a budget by which a study ends before its trials are spent.
 
-Whoever is about to take a trial asks. That is one look without a lock, and only for rules that the
-budget has; what it finds is looked at again under the study's lock before the study ends.
+A worker checks them before it claims a trial: once without a lock, only for the rules that the
+budget has, and, where one holds, again under the study's lock before the study ends.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from tuner.core.outcome import COMPLETED, DIVERGED, PRUNED
 from tuner.ledger import managing
 from tuner.ledger.reading import Reader
 from tuner.ledger.records import OPEN, StudyRecord
-from tuner.ledger.retrying import again
+from tuner.ledger.retrying import retry_on_disconnect
 from tuner.ledger.tables import attempts, database_time, trials
 
 
-@again
+@retry_on_disconnect
 def end_when_due(ledger: Reader, study: StudyRecord) -> StudyRecord | None:
-    """End an open study of which a rule holds; None if none does."""
+    """End an open study if a rule holds, and return it; else return None."""
     if not _has_rules(study.spec.budget):
         return None
     with ledger.engine.begin() as tx:
@@ -33,9 +33,9 @@ def end_when_due(ledger: Reader, study: StudyRecord) -> StudyRecord | None:
     return ledger.study(study.name)
 
 
-@again
+@retry_on_disconnect
 def end(ledger: Reader, study: StudyRecord, reason: str) -> StudyRecord | None:
-    """End an open study by a rule that was found to hold; None if it is not open any more."""
+    """End an open study by a rule that holds, and return it; return None if it is not open."""
     with managing.locked(ledger, study) as (tx, row):
         if row.state != OPEN:
             return None
@@ -49,7 +49,7 @@ def _has_rules(budget: BudgetTable) -> bool:
 
 
 def _due(tx: Connection, study: StudyRecord) -> str | None:
-    """Give the sentence of the first rule that holds."""
+    """Return the reason of the first rule that holds; None if none does."""
     budget, own = study.spec.budget, and_(trials.c.study_id == study.id, ~trials.c.imported)
     if budget.wall_seconds is not None:
         began = tx.scalar(select(database_time() - func.min(trials.c.created_at)).where(own))
@@ -70,7 +70,7 @@ def _due(tx: Connection, study: StudyRecord) -> str | None:
 
 
 def _ended_since_best(tx: Connection, study: StudyRecord) -> int:
-    """Count the study's trials that ended by themselves after the best one; 0 without a best."""
+    """Count the study's uncancelled trials that ended after the best one; 0 without a best one."""
     here = trials.c.study_id == study.id
     value = trials.c.value if study.spec.study.direction == "minimize" else -trials.c.value
     best = tx.execute(

@@ -1,7 +1,7 @@
-"""Governing a study: pause, resume, stop, the circuit breaker, and deleting it from the ledger.
+"""Managing a study: pause, resume, stop, the circuit breaker, and deleting it from the ledger.
 
-Each is one transaction under the study's lock, so it holds for every worker at once, and may be
-called again. Why a study is not open is kept among its attributes.
+Each is one idempotent transaction under the study's lock, so it holds for all workers at once. The
+reason why a study is not open is kept among its attributes.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from tuner.ledger.records import (
     STOPPED,
     StudyRecord,
 )
-from tuner.ledger.retrying import again
+from tuner.ledger.retrying import retry_on_disconnect
 from tuner.ledger.tables import IS_RUNNING, attempts, checkpoints, metadata, studies, trials
 
 BEING_DELETED = "It is being deleted; `tuner delete` finishes that."
-"""Why a study is stopped while it is deleted; it is not to be resumed."""
+"""The reason of a study that is stopped to be deleted; it must not be resumed."""
 
 
-@again
+@retry_on_disconnect
 def pause(ledger: Reader, study: StudyRecord) -> StudyRecord:
-    """Let no trial of an open study be taken up; the running ones go on to their end."""
+    """Let no trial of an open study be claimed; running trials go on to their end."""
     with locked(ledger, study) as (tx, row):
         if row.state == OPEN:
             _become(tx, row, PAUSED, "Paused; running trials go on to their end.")
     return ledger.study(study.name)
 
 
-@again
+@retry_on_disconnect
 def resume(ledger: Reader, study: StudyRecord) -> StudyRecord:
     """Open a paused or stopped study again; what was cancelled stays cancelled.
 
-    The circuit breaker looks at the trials from here on.
+    The circuit breaker counts only later trials.
     """
     with locked(ledger, study) as (tx, row):
         if row.state != OPEN:
@@ -54,24 +54,23 @@ def resume(ledger: Reader, study: StudyRecord) -> StudyRecord:
     return ledger.study(study.name)
 
 
-@again
+@retry_on_disconnect
 def stop(ledger: Reader, study: StudyRecord, reason: str) -> StudyRecord:
-    """Cancel the running and the waiting trials, and let none be taken up any more.
+    """Cancel the running and the waiting trials, and let no trial be claimed.
 
-    The next commit of whoever trains one is refused. A study that has been stopped keeps its
-    first reason.
+    The next commit of a worker that trains one is refused. A stopped study keeps its first reason.
     """
     with locked(ledger, study) as (tx, row):
         _stop(tx, row, reason)
     return ledger.study(study.name)
 
 
-@again
+@retry_on_disconnect
 def break_circuit(ledger: Reader, study: StudyRecord) -> StudyRecord | None:
-    """Stop an open study whose first trials to end all failed by one cause; None if it need not.
+    """Stop and return an open study whose first ended trials all failed by one cause; else None.
 
-    How many is `[budget] stop_after_failures`; 0 is never. Trials before the last `resume` do
-    not count.
+    `[budget] stop_after_failures` is how many; 0 disables this. Trials before the last `resume`
+    do not count.
     """
     limit = study.spec.budget.stop_after_failures
     if not limit or not _failed_alike(ledger, study, limit):
@@ -90,7 +89,7 @@ def break_circuit(ledger: Reader, study: StudyRecord) -> StudyRecord | None:
     return ledger.study(study.name)
 
 
-@again
+@retry_on_disconnect
 def delete_study(ledger: Reader, study: StudyRecord) -> None:
     """Delete all that the ledger has of a study, in one transaction."""
     of_study = select(trials.c.id).where(trials.c.study_id == study.id)
@@ -106,7 +105,7 @@ def delete_study(ledger: Reader, study: StudyRecord) -> None:
 
 
 def _failed_alike(ledger: Reader, study: StudyRecord, limit: int) -> bool:
-    """Look without the lock, since this is asked before every trial."""
+    """Check without the lock, since this is called before every trial."""
     with ledger.engine.begin() as tx:
         row = tx.execute(select(studies).where(studies.c.id == study.id)).first()
         found = [] if row is None else _first_ended(tx, row, limit)
@@ -116,7 +115,7 @@ def _failed_alike(ledger: Reader, study: StudyRecord, limit: int) -> bool:
 
 
 def _first_ended(tx: Connection, study: Row[Any], limit: int) -> list[Row[Any]]:
-    """Give the first trials that ended since the study was last resumed."""
+    """Return the first trials that ended since the study was last resumed."""
     since = int(study.attrs.get(COUNTS_FROM, 0))
     query = (
         select(trials.c.number, trials.c.state, trials.c.reason)
@@ -129,7 +128,7 @@ def _first_ended(tx: Connection, study: Row[Any], limit: int) -> list[Row[Any]]:
 
 
 def end(tx: Connection, study: Row[Any], reason: str) -> None:
-    """End a study by a rule of its budget: what waits is cancelled, what runs goes on."""
+    """End a study by a rule of its budget: waiting trials are cancelled, running ones go on."""
     _become(tx, study, ENDED, reason)
     waiting = select(trials.c.id).where(
         trials.c.study_id == study.id, IS_RUNNING, ~has_live_attempt(trials.c.id)
@@ -139,7 +138,7 @@ def end(tx: Connection, study: Row[Any], reason: str) -> None:
 
 
 def reopen(tx: Connection, study: Row[Any]) -> None:
-    """Open a study again that had ended by a rule of its budget."""
+    """Reopen a study that had ended by a rule of its budget."""
     if study.state == ENDED:
         _become(tx, study, OPEN, None)
 
@@ -172,9 +171,9 @@ def _become(
     tx.execute(update(studies).where(studies.c.id == study.id).values(state=state, attrs=attrs))
 
 
-@again
+@retry_on_disconnect
 def forget_checkpoints(ledger: Reader, study: StudyRecord) -> list[str]:
-    """Forget the checkpoints of a study's trials that ended; give their paths, to be removed."""
+    """Delete references to checkpoints of a study's ended trials; return the files' paths."""
     of_study = and_(trials.c.study_id == study.id, trials.c.state != RUNNING)
     ended = select(trials.c.id).where(of_study)
     with locked(ledger, study) as (tx, _):

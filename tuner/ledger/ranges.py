@@ -1,37 +1,35 @@
 """The active range of a study's learning rate: the probe that sets it, and what extends it.
 
 Every change of the range is kept among the study's attributes, which search reads together with the
-trials, as of one revision: so a draw depends on the revision that it saw, and on nothing else. The
-recorded range never changes.
+trials, as of one revision: so a draw depends only on the revision that it saw. The recorded range
+never changes.
 
-One worker probes, under a claim in a row of `tuner_probes`; the first result that is committed
-counts. A claim is not renewed: it ends with its worker, if that is seen to be gone, or when it
-expires. Should two workers probe then, they find the same, and one of them is not heard.
+One worker at a time probes a study, under a lease in a row of `tuner_probes`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Row, insert, select, update
 
 from tuner.config import ParameterValue
+from tuner.core.errors import LeaseLost
 from tuner.ledger import rows
+from tuner.ledger.lease_writer import LeaseWriter
+from tuner.ledger.leases import PROBES, Gone, Lease, State
 from tuner.ledger.managing import locked
 from tuner.ledger.reading import Reader
 from tuner.ledger.records import RANGES, StudyRecord
-from tuner.ledger.retrying import again
+from tuner.ledger.retrying import retry_on_disconnect
 from tuner.ledger.tables import database_time, probes, studies
-
-CLAIM_SECONDS = 120.0
-"""How long others wait for a probe whose worker cannot be seen."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ActiveRange:
-    """The rates that are drawn from a revision on, and why."""
+    """The rates that trials are drawn from, from a revision on, and the reason."""
 
     low: float
     high: float
@@ -43,72 +41,80 @@ class ActiveRange:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Turn:
-    """Whose turn it is to probe."""
+class ProbeClaim:
+    """The answer to a claim on a study's probe."""
 
-    done: bool  # nobody's any more
-    number: int | None = None  # the caller's, under this token; None: another worker's
+    done: bool  # the probe has its result
+    lease: Lease | None = None  # the caller's; None if done, or while another worker probes
 
 
 def history(attrs: Mapping[str, Any], revision: int | None = None) -> list[ActiveRange]:
-    """Give the ranges that were active up to a revision, the last one last."""
+    """Return the ranges that were active up to a revision, in order."""
     every = [ActiveRange(**one) for one in attrs.get(RANGES, [])]
     return [one for one in every if revision is None or one.revision <= revision]
 
 
-@again
-def take_turn(ledger: Reader, study: StudyRecord, worker: str, gone: Callable[[str], bool]) -> Turn:
-    """Claim a study's probe, unless it is done or somebody alive is at it."""
+@retry_on_disconnect
+def claim_probe(
+    ledger: LeaseWriter, study: StudyRecord, worker: str, gone: Gone = lambda _: False
+) -> ProbeClaim:
+    """Claim a study's probe, unless it has a result or another worker holds it."""
     with locked(ledger, study) as (tx, _):
-        row = tx.execute(
-            select(probes, (probes.c.expires_at < database_time()).label("expired")).where(
-                probes.c.study_id == study.id
-            )
-        ).first()
-        if row is not None and row.result is not None:
-            return Turn(done=True)
-        if row is not None and row.worker != worker and not row.expired and not gone(row.worker):
-            return Turn(done=False)
-        number = 1 if row is None else row.number + 1
-        claim = {
-            "number": number,
-            "worker": worker,
-            "expires_at": database_time() + CLAIM_SECONDS,
-        }
+        row = tx.execute(select(probes).where(probes.c.study_id == study.id)).first()
         if row is None:
-            tx.execute(insert(probes).values(study_id=study.id, **claim))
-        else:
-            tx.execute(update(probes).where(probes.c.study_id == study.id).values(**claim))
-    return Turn(done=False, number=number)
+            empty = {"number": 0, "worker": worker, "expires_at": 0.0}
+            tx.execute(insert(probes).values(study_id=study.id, **empty))
+        elif row.result is not None:
+            return ProbeClaim(done=True)
+        elif row.worker != worker:
+            state = PROBES.state(tx, study.id, gone, grace_seconds=ledger.grace_seconds)
+            if state is State.HELD:
+                return ProbeClaim(done=False)
+        lease = PROBES.take(tx, study.id, worker, ledger.lease_seconds)
+    return ProbeClaim(done=False, lease=lease)
 
 
-@again
-def finish(
-    ledger: Reader, study: StudyRecord, result: Mapping[str, Any], found: ActiveRange | None
+@retry_on_disconnect
+def release_probe(ledger: LeaseWriter, study: StudyRecord, lease: Lease) -> None:
+    """Leave a probe without a result to the next worker."""
+    with locked(ledger, study) as (tx, _):
+        PROBES.release(tx, lease)
+
+
+@retry_on_disconnect
+def finish_probe(
+    ledger: LeaseWriter,
+    study: StudyRecord,
+    lease: Lease,
+    result: Mapping[str, Any],
+    found: ActiveRange | None,
 ) -> None:
-    """Commit what the probe found, and the range that follows; the first result stays."""
+    """Commit the result of a probe and the range that follows. Raises `LeaseLost`."""
     with locked(ledger, study) as (tx, row):
-        done = tx.execute(
-            update(probes)
-            .where(probes.c.study_id == study.id, probes.c.result.is_(None))
-            .values(result=dict(result), ended_at=database_time())
-        )
-        if done.rowcount == 1:
+        ended = {"result": dict(result), "ended_at": database_time()}
+        if PROBES.fence(tx, [lease], ended):
             _add(tx, row, found)
+            return
+        probed = PROBES.row(tx, lease)
+        if probed is None or probed.result is None:  # else a call whose connection was lost
+            raise LeaseLost(
+                f"the probe of {study.name!r} was given up for lost and its token is refused; "
+                "another worker probes the study"
+            )
 
 
-@again
+@retry_on_disconnect
 def extend(ledger: Reader, study: StudyRecord, after: int, found: ActiveRange) -> None:
-    """Commit a wider range, unless the range has changed since the one of revision `after`."""
+    """Commit a wider range, unless the range has changed since that of revision `after`."""
     with locked(ledger, study) as (tx, row):
         known = history(row.attrs)
         if known and known[-1].revision == after:
             _add(tx, row, found)
 
 
-@again
+@retry_on_disconnect
 def result(ledger: Reader, study: StudyRecord) -> Mapping[str, Any] | None:
-    """Read what a study's probe found; None while there is none."""
+    """Read the result of a study's probe; return None while there is none."""
     with ledger.engine.begin() as tx:
         found = tx.scalar(select(probes.c.result).where(probes.c.study_id == study.id))
     return None if found is None else dict(found)

@@ -25,7 +25,7 @@ from tuner.ledger.records import (
     TrialRecord,
     specification,
 )
-from tuner.ledger.retrying import PATIENCE_SECONDS, again
+from tuner.ledger.retrying import RETRY_SECONDS, retry_on_disconnect
 from tuner.ledger.tables import (
     IS_LIVE,
     SILENT_FOR,
@@ -45,19 +45,19 @@ SEARCHED = tuple(one.name for one in fields(SearchedTrial) if one.name != "repor
 
 
 class Reader:
-    """What can be asked of the ledger. Thread-safe: every call uses a connection of its own."""
+    """Reads the ledger. Thread-safe: every call uses a connection of its own."""
 
-    def __init__(self, engine: Engine, patience: float = PATIENCE_SECONDS) -> None:
-        """Give up on a lost connection after `patience` seconds."""
+    def __init__(self, engine: Engine, retry_timeout: float = RETRY_SECONDS) -> None:
+        """Retry calls that lose their connection for `retry_timeout` seconds."""
         self.engine = engine
-        self.patience = patience
+        self.retry_timeout = retry_timeout
 
     def versions(self, name: str) -> list[StudyRecord]:
         """Read all versions of a study, oldest first. Raises `NotFoundError`."""
         self.study(name)
         return [study for study in self.studies() if study.name == name]
 
-    @again
+    @retry_on_disconnect
     def study(self, name: str) -> StudyRecord:
         """Read the newest version of a study. Raises `NotFoundError`."""
         newest = select(studies).where(studies.c.name == name).order_by(studies.c.version.desc())
@@ -69,15 +69,15 @@ class Reader:
                 raise NotFoundError(f"there is no study {name!r}; studies here: {known}")
         return _study(row)
 
-    @again
+    @retry_on_disconnect
     def studies(self) -> list[StudyRecord]:
         """Read all studies, oldest first."""
         with self._reading() as tx:
             return [_study(row) for row in tx.execute(select(studies).order_by(studies.c.id))]
 
-    @again
+    @retry_on_disconnect
     def changes(self, study_id: int, since: int, *, with_reports: bool = True) -> Changes:
-        """Read the trials that changed after revision `since`, as of one moment."""
+        """Read the trials that changed after revision `since`, in one snapshot."""
         with self._reading() as tx:
             revision, attrs = _seen(tx, study_id)
             if revision == since:
@@ -85,9 +85,9 @@ class Reader:
             found = read_trials(tx, _changed(study_id, since), with_reports=with_reports)
         return Changes(revision=revision, attrs=attrs, trials=found)
 
-    @again
+    @retry_on_disconnect
     def searched(self, study_id: int, since: int) -> Searched:
-        """Read what search looks at and changed after revision `since`, as of one moment."""
+        """Read for search the trials that changed after revision `since`, in one snapshot."""
         with self._reading() as tx:
             if since > 0:
                 return _searched_since(tx, study_id, since)
@@ -95,20 +95,20 @@ class Reader:
             found = read_searched(tx, trials.c.study_id == study_id)
         return Searched(revision=revision, attrs=attrs, trials=found)
 
-    @again
+    @retry_on_disconnect
     def trials(self, study_id: int) -> list[TrialRecord]:
         """Read all trials of a study in the order of their numbers."""
         with self._reading() as tx:
             return read_trials(tx, trials.c.study_id == study_id)
 
-    @again
+    @retry_on_disconnect
     def trial(self, study_id: int, number: int) -> TrialRecord | None:
-        """Read one trial; None if there is none of that number, or no such study any more."""
+        """Read one trial; return None if there is none of that number or the study was deleted."""
         here = and_(trials.c.study_id == study_id, trials.c.number == number)
         with self._reading() as tx:
             return next(iter(read_trials(tx, here)), None)
 
-    @again
+    @retry_on_disconnect
     def live_attempts(self) -> dict[int, int]:
         """Count the live attempts of each study that has any, by its id."""
         query = (
@@ -120,7 +120,7 @@ class Reader:
         with self._reading() as tx:
             return {row.study_id: row.live for row in tx.execute(query)}
 
-    @again
+    @retry_on_disconnect
     def attempts(self, study_id: int, number: int | None = None) -> list[AttemptRecord]:
         """Read all attempts at a study's trials, or at the one of a number, oldest first."""
         query = (
@@ -134,7 +134,7 @@ class Reader:
         with self._reading() as tx:
             return [AttemptRecord(**row._mapping) for row in tx.execute(query)]
 
-    @again
+    @retry_on_disconnect
     def expired(self, study_id: int) -> list[tuple[AttemptRecord, int]]:
         """Read the live attempts whose lease has expired, each with its trial's number."""
         query = (
@@ -151,9 +151,9 @@ class Reader:
         numbers = [row.pop("trial_number") for row in rows]
         return [(AttemptRecord(**row), n) for row, n in zip(rows, numbers, strict=True)]
 
-    @again
+    @retry_on_disconnect
     def silent(self, study_id: int) -> list[Silence]:
-        """Read the trials that somebody holds and whose last row is older than `SILENT_SECONDS`."""
+        """Read the trials that are held and whose last row is older than `SILENT_SECONDS`."""
         query = (
             select(trials.c.number.label("trial"), attempts.c.worker, SILENT_FOR.label("seconds"))
             .select_from(attempts)
@@ -164,7 +164,7 @@ class Reader:
         with self._reading() as tx:
             return [Silence(**row._mapping) for row in tx.execute(query)]
 
-    @again
+    @retry_on_disconnect
     def checkpoints(self, study_id: int) -> list[tuple[CheckpointRecord, int]]:
         """Read the references to checkpoints, each with its trial's number."""
         query = (
@@ -179,9 +179,9 @@ class Reader:
                 for row in tx.execute(query)
             ]
 
-    @again
+    @retry_on_disconnect
     def curve(self, trial_id: int, since: int = 0) -> Chunk:
-        """Read the committed curve of a trial from the chunk that begins at step `since` on."""
+        """Read the committed curve of a trial, from the chunk that begins at step `since`."""
         query = (
             select(chunks.c.first_step, chunks.c.data)
             .where(chunks.c.trial_id == trial_id, chunks.c.first_step >= since)
@@ -191,11 +191,11 @@ class Reader:
             rows = tx.execute(query).all()
         return curves.join(Chunk.from_bytes(row.first_step, row.data) for row in rows)
 
-    @again
+    @retry_on_disconnect
     def curves(self, trial_ids: Sequence[int]) -> dict[int, Chunk]:
         """Read the committed curves of some trials, by their ids, with one statement.
 
-        A trial whose curve has a gap, as `doctor` says, is left out.
+        A trial whose curve has a gap, which `doctor` reports, is left out.
         """
         query = (
             select(chunks.c.trial_id, chunks.c.first_step, chunks.c.data)
@@ -214,9 +214,9 @@ class Reader:
                     whole[one] = joined
         return whole
 
-    @again
+    @retry_on_disconnect
     def counts(self, study_id: int) -> dict[str, int]:
-        """Count a study's own trials by outcome, and those running and waiting to be taken up."""
+        """Count a study's own trials by outcome, and those that are running or waiting."""
         live = has_live_attempt(trials.c.id).label("live")
         query = (
             select(trials.c.state, live, func.count().label("trials"))
@@ -230,20 +230,20 @@ class Reader:
                 found["waiting" if waiting else row.state] += row.trials
         return found
 
-    @again
+    @retry_on_disconnect
     def imported(self, study_id: int) -> int:
-        """Count the trials that a study has from its earlier versions."""
+        """Count the trials that a study has imported from its earlier versions."""
         here = and_(trials.c.study_id == study_id, trials.c.imported)
         with self._reading() as tx:
             return int(tx.scalar(select(func.count()).select_from(trials).where(here)) or 0)
 
-    @again
+    @retry_on_disconnect
     def best(self, study: StudyRecord) -> TrialRecord | None:
         """Read the completed trial with the best value, imported or not; of equals, the first."""
         numbers = self.ranking(study, 1)
         return self.trial(study.id, numbers[0]) if numbers else None
 
-    @again
+    @retry_on_disconnect
     def ranking(self, study: StudyRecord, most: int) -> list[int]:
         """Read the numbers of the completed trials with the best values, best first."""
         sign = 1 if study.spec.study.direction == "minimize" else -1
@@ -256,7 +256,7 @@ class Reader:
         with self._reading() as tx:
             return list(tx.scalars(query))
 
-    @again
+    @retry_on_disconnect
     def last_end(self, study_id: int) -> float | None:
         """Read when a study's last trial ended."""
         query = select(func.max(trials.c.ended_at)).where(trials.c.study_id == study_id)
@@ -264,7 +264,7 @@ class Reader:
             at = tx.scalar(query)
             return None if at is None else float(at)
 
-    @again
+    @retry_on_disconnect
     def last_stopped(self, study_id: int, most: int) -> list[tuple[int, str, str]]:
         """Read number, outcome and reason of the last trials that did not complete."""
         query = (
@@ -276,7 +276,7 @@ class Reader:
         with self._reading() as tx:
             return [(row.number, row.state, row.reason or "") for row in tx.execute(query)]
 
-    @again
+    @retry_on_disconnect
     def now(self) -> float:
         """Read the database's clock, in seconds since 1970."""
         with self._reading() as tx:
@@ -289,28 +289,28 @@ class Reader:
 
 
 def read_trials(tx: Connection, where: Any, *, with_reports: bool = True) -> list[TrialRecord]:
-    """Read trials in the order of their numbers, and their reports unless nobody wants them."""
+    """Read trials in order of number, with their reports unless `with_reports` is false."""
     rows = tx.execute(select(trials).where(where).order_by(trials.c.number)).all()
     if not with_reports:
         return [TrialRecord(**row._mapping) for row in rows]
-    told: dict[int, list[Report]] = {}
+    by_trial: dict[int, list[Report]] = {}
     query = (
         select(reports)
         .where(reports.c.trial_id.in_(select(trials.c.id).where(where)))
         .order_by(reports.c.trial_id, reports.c.step)
     )
     for row in tx.execute(query):
-        told.setdefault(row.trial_id, []).append(
+        by_trial.setdefault(row.trial_id, []).append(
             Report(step=row.step, value=row.value, pruned=row.pruned, reason=row.reason)
         )
-    return [TrialRecord(**row._mapping, reports=tuple(told.get(row.id, ()))) for row in rows]
+    return [TrialRecord(**row._mapping, reports=tuple(by_trial.get(row.id, ()))) for row in rows]
 
 
 def _searched_since(tx: Connection, study_id: int, since: int) -> Searched:
-    """Read what search looks at and changed, by one statement: this is asked several times a trial.
+    """Read the changes for search in one statement, since this is called several times a trial.
 
-    There is a row for each report, for each trial without one, or one without a trial. They are
-    put in order here: told to do so, SQLite goes by number through all trials.
+    There is a row for each report, for each trial without a report, or one row without a trial.
+    Rows are sorted here: with ORDER BY, SQLite would read all trials by number.
     """
     of_study = and_(trials.c.study_id == studies.c.id, trials.c.revision > since)
     columns = [trials.c[name] for name in SEARCHED]
@@ -320,7 +320,7 @@ def _searched_since(tx: Connection, study_id: int, since: int) -> Searched:
         .where(studies.c.id == study_id)
     )
     found = tx.execute(query).all()
-    told: dict[int, dict[int, float]] = {}
+    by_trial: dict[int, dict[int, float]] = {}
     changed: dict[int, dict[str, Any]] = {}
     for _, _, step, value, *values in found:
         row = dict(zip(SEARCHED, values, strict=True))
@@ -329,45 +329,47 @@ def _searched_since(tx: Connection, study_id: int, since: int) -> Searched:
             continue
         changed.setdefault(number, row)
         if step is not None:
-            told.setdefault(number, {})[step] = value
+            by_trial.setdefault(number, {})[step] = value
     return Searched(
         revision=found[0].revision,
         attrs=found[0].attrs,
         trials=[
-            SearchedTrial(**row, reports=dict(sorted(told.get(number, {}).items())))
+            SearchedTrial(**row, reports=dict(sorted(by_trial.get(number, {}).items())))
             for number, row in sorted(changed.items())
         ],
     )
 
 
 def read_searched(tx: Connection, where: Any) -> list[SearchedTrial]:
-    """Read what search looks at in trials, in the order of their numbers, in portions.
+    """Read what search needs of trials, in order of number, in portions.
 
-    Reports come without their sentences, which are most of a study's bytes.
+    Reports come without their reasons, which are most of a study's bytes.
     """
     streamed = {"yield_per": PORTION}
-    told: dict[int, dict[int, float]] = {}
-    steps: dict[int, int] = {}  # one object a step: there are few of them, and many reports
+    by_trial: dict[int, dict[int, float]] = {}
+    steps: dict[int, int] = {}  # share one int a step among many reports
     query = (
         select(reports.c.trial_id, reports.c.step, reports.c.value)
         .where(reports.c.trial_id.in_(select(trials.c.id).where(where)))
         .order_by(reports.c.trial_id, reports.c.step)
     )
     for trial_id, step, value in tx.execute(query, execution_options=streamed):
-        told.setdefault(trial_id, {})[steps.setdefault(step, step)] = value
+        by_trial.setdefault(trial_id, {})[steps.setdefault(step, step)] = value
     columns = [trials.c[name] for name in SEARCHED]
     rows = tx.execute(
         select(trials.c.id, *columns).where(where).order_by(trials.c.number),
         execution_options=streamed,
     )
     return [
-        SearchedTrial(**dict(zip(SEARCHED, values, strict=True)), reports=told.get(trial_id, {}))
+        SearchedTrial(
+            **dict(zip(SEARCHED, values, strict=True)), reports=by_trial.get(trial_id, {})
+        )
         for trial_id, *values in rows
     ]
 
 
 def _seen(tx: Connection, study_id: int) -> tuple[int, Mapping[str, Any]]:
-    """Read a study's revision, and what samplers keep on it."""
+    """Read a study's revision and the attributes that samplers keep on it."""
     query = select(studies.c.revision, studies.c.attrs).where(studies.c.id == study_id)
     row = tx.execute(query).one()
     return row.revision, row.attrs
@@ -378,7 +380,7 @@ def _changed(study_id: int, since: int) -> Any:
 
 
 def has_live_attempt(trial_id: Any) -> Any:
-    """Tell in SQL whether somebody trains the trial."""
+    """Return the SQL condition that a trial has a live attempt."""
     return exists().where(attempts.c.trial_id == trial_id, attempts.c.live)
 
 

@@ -1,4 +1,4 @@
-"""What is read from the ledger: frozen records, one a table."""
+"""The records that are read from the ledger, one kind a table; all are frozen."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from tuner.config import ParameterValue, StudySpec
 from tuner.core.curves import Chunk
 from tuner.core.outcome import Outcome
+from tuner.ledger.leases import ATTEMPTS, Lease, LeaseTable
 
 OPEN, PAUSED, STOPPED, ENDED = "open", "paused", "stopped", "ended"
 """The states of a study; workers take trials of open ones. `ENDED` is by a rule of its budget."""
@@ -25,8 +26,8 @@ FINISHED, INTERRUPTED, STALE, RAISED, OUT_OF_MEMORY = (
     "failed",
     "out_of_memory",
 )
-"""How attempts end: with the trial's outcome; told to stop; lost with their worker; by an exception
-of the workload's; by one that smaller micro-batches may avoid."""
+"""How attempts end: with the trial's outcome; asked to stop; lost with their worker; by an
+exception of the workload; by an exception that smaller micro-batches may avoid."""
 
 
 @functools.lru_cache(maxsize=256)
@@ -74,7 +75,7 @@ class StudyRecord:
 
 
 def titled(name: str, version: int) -> str:
-    """Give the title of a version of a study."""
+    """Return the title of a version of a study."""
     return name if version == 1 else f"{name} v{version}"
 
 
@@ -111,7 +112,7 @@ class TrialRecord:
     reports: tuple[Report, ...] = ()
 
     def searched(self) -> SearchedTrial:
-        """Give what search looks at."""
+        """Return the part of the record that search reads."""
         return SearchedTrial(
             number=self.number,
             imported=self.imported,
@@ -127,7 +128,7 @@ class TrialRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchedTrial:
-    """What search looks at in a trial: no sentence, no curve. A study may have thousands."""
+    """The part of a trial that search reads: no reasons, no curve. A study may have thousands."""
 
     number: int
     imported: bool
@@ -171,7 +172,7 @@ class CheckpointRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Silence:
-    """A trial that a worker holds and of which nothing has been measured for a while."""
+    """A trial that a worker holds and of which no row was measured for a while."""
 
     trial: int  # its number
     worker: str
@@ -179,11 +180,10 @@ class Silence:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lease:
-    """An attempt's claim on a trial; `number` is the fencing token."""
+class AttemptLease(Lease):
+    """An attempt's lease on a trial; its token is the attempt's number."""
 
-    attempt_id: int
-    number: int
+    table: LeaseTable = field(default=ATTEMPTS, repr=False)
     trial_id: int
     study_id: int
     started_at: float  # seconds since 1970, in the database's clock
@@ -191,9 +191,9 @@ class Lease:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A trial that a worker may now train, and where to take it up."""
+    """A trial that a worker has claimed, and the checkpoint to resume it from."""
 
-    lease: Lease
+    lease: AttemptLease
     trial: TrialRecord
     checkpoint: CheckpointRecord | None
     endings: Mapping[str, int] = field(default_factory=dict)  # earlier attempts, by how they ended
@@ -203,7 +203,7 @@ class Claim:
 class Drawn:
     """The parameters of a trial, as its attempt commits them."""
 
-    lease: Lease
+    lease: AttemptLease
     params: Mapping[str, ParameterValue]  # complete
     attrs: Mapping[str, Any]  # the sampler's, of the trial
 
@@ -212,7 +212,7 @@ class Drawn:
 class Entry:
     """What an attempt commits at once: rows of its curve, and what was decided after them."""
 
-    lease: Lease
+    lease: AttemptLease
     chunk: Chunk
     report: Report | None = None  # after its last row
     attrs: Mapping[str, Any] = field(default_factory=dict)  # the pruner's, with a report
@@ -222,10 +222,10 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Committed:
-    """What became of entries."""
+    """The result of committing entries."""
 
-    lost: frozenset[Lease]  # refused: their attempts are no longer live
-    needless: Sequence[str] = ()  # paths of checkpoints that nobody needs any more
+    lost: frozenset[AttemptLease]  # refused: their attempts are no longer live
+    needless: Sequence[str] = ()  # paths of checkpoints that are no longer needed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +239,7 @@ class Changes:
 
 @dataclass(frozen=True, kw_only=True)
 class Searched:
-    """What search must read again: what it looks at in the trials that changed."""
+    """The part of the trials that changed which search reads."""
 
     revision: int
     attrs: Mapping[str, Any]

@@ -31,8 +31,8 @@ retrainings = Table(
     Column("outcome", String(16)),  # promoted, kept, failed
     Column("reason", Text),
     Column("result", AS_JSON, nullable=False),  # what each stage found, by its name
-    Column("worker", String(250)),  # who was last at it
-    Column("token", Integer, nullable=False),  # counts who took it up; fences the others
+    Column("worker", String(250)),  # that claimed it last
+    Column("token", Integer, nullable=False),  # counts claims: the fencing token
     Column("live", Boolean, nullable=False),
     Column("expires_at", Double, nullable=False),
     Column("created_at", Double, nullable=False),
@@ -97,4 +97,4 @@ timetable_runs = Table(
 )
 
 IS_OPEN = text("tuner_timetable_runs.state IN ('waiting', 'running')")
-"""Word by word as in the index."""
+"""In the same words as in the index."""

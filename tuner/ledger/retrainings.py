@@ -1,25 +1,26 @@
-"""Retrainings in the ledger: once a key, one at a time a model, stage by stage under a lease.
+"""Retrainings in the ledger: one a key, one live a model, stage by stage under a lease.
 
-Invariants, whoever calls and whatever dies:
-- a study has one retraining of a key, and it ends once;
+Invariants, whichever process calls or dies:
+- a study has one retraining a run key, and it ends once;
 - of a model at most one retraining is live;
-- what a stage found is committed under the lease's token, so who has lost the lease writes nothing.
+- the result of a stage is committed under the lease's token, so a stale holder writes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, func, insert, select, update
+from sqlalchemy import Connection, and_, delete, func, insert, select
 
 from tuner.core.errors import LeaseLost
-from tuner.ledger.leasing import LEASE_SECONDS
+from tuner.ledger.lease_writer import LeaseWriter
+from tuner.ledger.leases import RETRAININGS, Gone, Lease, State, renewed
 from tuner.ledger.reading import Reader
 from tuner.ledger.retraining_tables import retrainings
-from tuner.ledger.retrying import again
+from tuner.ledger.retrying import retry_on_disconnect
 from tuner.ledger.tables import database_time
 
 TRAIN, EVALUATE, LOG, PROMOTE, DONE = "train", "evaluate", "log", "promote", "done"
@@ -27,7 +28,7 @@ TRAIN, EVALUATE, LOG, PROMOTE, DONE = "train", "evaluate", "log", "promote", "do
 PROMOTED, KEPT, FAILED = "promoted", "kept", "failed"
 """The outcomes."""
 CLAIMING = 0x72657472
-"""Of PostgreSQL's advisory lock on claiming a retraining."""
+"""Key of PostgreSQL's advisory lock on claiming a retraining."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Retraining:
     stage: str  # what is to be done next
     outcome: str | None
     reason: str | None
-    result: Mapping[str, Any]  # what each stage found, by its name
+    result: Mapping[str, Any]  # by stage
     worker: str | None
     token: int
     live: bool
@@ -49,14 +50,21 @@ class Retraining:
     created_at: float
     ended_at: float | None
 
+    @property
+    def lease(self) -> Lease:
+        """The claim under which it was read."""
+        return Lease(table=RETRAININGS, row_id=self.id, token=self.token)
 
-class Retrainings(Reader):
+
+class Retrainings(LeaseWriter):
     """The retrainings in one database. Thread-safe, as `Reader` is."""
 
-    def __init__(self, ledger: Reader, lease_seconds: float = LEASE_SECONDS) -> None:
-        super().__init__(ledger.engine, ledger.patience)
-        self.lease_seconds = lease_seconds
-        self._writes = ledger.engine.execution_options(writes=True)
+    def __init__(self, ledger: Reader) -> None:
+        """Lease for as long as `ledger` does, or where it only reads, for `LEASE_SECONDS`."""
+        leases = ledger if isinstance(ledger, LeaseWriter) else LeaseWriter(ledger.engine)
+        super().__init__(
+            ledger.engine, leases.lease_seconds, ledger.retry_timeout, leases.grace_seconds
+        )
 
     def claim(
         self,
@@ -64,29 +72,28 @@ class Retrainings(Reader):
         run_key: str,
         model: str,
         worker: str,
-        gone: Callable[[str], bool] = lambda _: False,
+        gone: Gone = lambda _: False,
     ) -> tuple[Retraining, str | None]:
-        """Take up a retraining, a new one or one whose last worker is gone, unless it has ended.
+        """Claim a retraining, a new one or one that is not held, unless it has ended.
 
-        The second thing given is who is in the way: at this one, or at another one of the model,
-        which is then what is given first. None and a live retraining mean that it is the caller's;
-        its `token` is the fence.
+        Return the retraining and None, or, while a process holds this one or another one of the
+        model, that retraining and the identity of its holder.
         """
         return self._claim(study, run_key, model, worker, gone, count())
 
-    @again
+    @retry_on_disconnect
     def _claim(
         self,
         study: str,
         run_key: str,
         model: str,
         worker: str,
-        gone: Callable[[str], bool],
+        gone: Gone,
         calls: Iterator[int],
     ) -> tuple[Retraining, str | None]:
-        """Claim; a call that is repeated may find that it has it."""
+        """Claim; a retried call may find that its first try was committed."""
         repeated = next(calls) > 0
-        with self._writes.begin() as tx:
+        with self._writing() as tx:
             if tx.dialect.name == "postgresql":
                 tx.execute(select(func.pg_advisory_xact_lock(CLAIMING)))
             here = and_(retrainings.c.study == study, retrainings.c.run_key == run_key)
@@ -98,40 +105,30 @@ class Retrainings(Reader):
             at_model = and_(retrainings.c.model == model, retrainings.c.live)
             holder = tx.execute(select(retrainings).where(at_model)).first()
             if holder is not None and not (repeated and holder.worker == worker):
-                if holder.expires_at >= now and not gone(holder.worker):
+                if self._state(tx, RETRAININGS, holder.id, gone) is State.HELD:
                     return _of(row or holder), holder.worker
-                end = update(retrainings).where(retrainings.c.id == holder.id)
-                tx.execute(end.values(live=False))
+                RETRAININGS.release(tx, _of(holder).lease)
             if row is None:
                 new = {"study": study, "run_key": run_key, "model": model, "created_at": now}
                 empty = {"stage": TRAIN, "result": {}, "token": 0, "live": False, "expires_at": 0.0}
                 tx.execute(insert(retrainings).values(**new, **empty))
-            taken = tx.execute(
-                update(retrainings)
-                .where(here)
-                .values(
-                    live=True,
-                    model=model,
-                    worker=worker,
-                    token=retrainings.c.token + 1,
-                    expires_at=now + self.lease_seconds,
-                )
-                .returning(*retrainings.c)
-            ).one()
+            row_id = tx.execute(select(retrainings.c.id).where(here)).scalar_one()
+            lease = RETRAININGS.take(tx, row_id, worker, self.lease_seconds, model=model)
+            taken = RETRAININGS.row(tx, lease)
         return _of(taken), None
 
-    @again
+    @retry_on_disconnect
     def advance(self, held: Retraining, stage: str, found: Mapping[str, Any]) -> Retraining:
-        """Commit what the stage that is being done found, and which one is next.
+        """Commit the result of the present stage, and which one is next.
 
-        Raises `LeaseLost` when another has taken the retraining up.
+        Raises `LeaseLost` when another process has claimed the retraining.
         """
         result = {**held.result, held.stage: dict(found)}
         return self._change(held, stage=stage, result=result)
 
-    @again
+    @retry_on_disconnect
     def end(self, held: Retraining, outcome: str, reason: str) -> Retraining:
-        """Commit how it ended. Raises `LeaseLost`."""
+        """Commit the outcome. Raises `LeaseLost`."""
         return self._change(
             held,
             stage=DONE,
@@ -141,35 +138,28 @@ class Retrainings(Reader):
             ended_at=database_time(),
         )
 
-    @again
+    @retry_on_disconnect
     def release(self, held: Retraining) -> None:
-        """Leave it to whoever takes it up next, where it is."""
-        with self._writes.begin() as tx:
-            tx.execute(update(retrainings).where(_held(held)).values(live=False))
+        """Leave it to the next claim, at its present stage."""
+        with self._writing() as tx:
+            RETRAININGS.release(tx, held.lease)
 
-    def renew(self, held: Retraining) -> bool:
-        """Move the lease's expiry on; tell whether it is still ours."""
-        with self._writes.begin() as tx:
-            renewed = {"expires_at": database_time() + self.lease_seconds}
-            done = tx.execute(update(retrainings).where(_held(held)).values(**renewed))
-        return done.rowcount == 1
-
-    @again
+    @retry_on_disconnect
     def read(self, study: str, run_key: str) -> Retraining | None:
-        """Read a retraining; None if there is none of that key."""
+        """Read a retraining; return None if there is none of that key."""
         here = and_(retrainings.c.study == study, retrainings.c.run_key == run_key)
         with self._reading() as tx:
             row = tx.execute(select(retrainings).where(here)).first()
         return None if row is None else _of(row)
 
-    @again
+    @retry_on_disconnect
     def history(self, study: str) -> list[Retraining]:
         """Read all retrainings of a study, oldest first."""
         query = select(retrainings).where(retrainings.c.study == study).order_by(retrainings.c.id)
         with self._reading() as tx:
             return [_of(row) for row in tx.execute(query)]
 
-    @again
+    @retry_on_disconnect
     def promoted(self, model: str) -> list[Retraining]:
         """Read the retrainings that promoted a version of a model, the newest first."""
         query = (
@@ -180,38 +170,17 @@ class Retrainings(Reader):
         with self._reading() as tx:
             return [_of(row) for row in tx.execute(query)]
 
-    @again
-    def now(self) -> float:
-        """Read the database's clock, in seconds since 1970."""
-        with self._reading() as tx:
-            return float(tx.execute(select(database_time())).scalar_one())
-
     def _change(self, held: Retraining, **values: Any) -> Retraining:
-        """Write under the fence. A call whose connection was lost after its commit goes through."""
-        renewed = {"expires_at": database_time() + self.lease_seconds, **values}
-        with self._writes.begin() as tx:
-            row = tx.execute(
-                update(retrainings).where(_held(held)).values(**renewed).returning(*retrainings.c)
-            ).first()
-            if row is None:
-                row = _committed(tx, held, values)
+        """Write under the fence; a change that was committed before under this token is kept."""
+        with self._writing() as tx:
+            fenced = RETRAININGS.fence(tx, [held.lease], {**renewed(self.lease_seconds), **values})
+            row = RETRAININGS.row(tx, held.lease)
+        if row is None or not (fenced or row.stage == values["stage"]):
+            raise LeaseLost(
+                f"the retraining {held.run_key!r} of {held.study!r} was given up for lost and its "
+                "token is refused; another process has it, and the same call waits for its result"
+            )
         return _of(row)
-
-
-def _committed(tx: Connection, held: Retraining, values: Mapping[str, Any]) -> Any:
-    """Find that a change was committed under this token. Raises `LeaseLost` when it was not."""
-    here = and_(retrainings.c.id == held.id, retrainings.c.token == held.token)
-    row = tx.execute(select(retrainings).where(here)).first()
-    if row is None or row.stage != values["stage"]:
-        raise LeaseLost(
-            f"the retraining {held.run_key!r} of {held.study!r} was given up for lost and its "
-            "token is refused; another process has it, and the same call waits for its result"
-        )
-    return row
-
-
-def _held(held: Retraining) -> Any:
-    return and_(retrainings.c.id == held.id, retrainings.c.token == held.token, retrainings.c.live)
 
 
 def _of(row: Any) -> Retraining:

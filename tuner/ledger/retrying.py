@@ -1,4 +1,4 @@
-"""Trying again where a connection was lost, for calls that may be made twice."""
+"""Retries after a lost connection, for calls that are idempotent."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_r
 
 from tuner.core.errors import ConnectionLostError
 
-PATIENCE_SECONDS = 3.0
-"""How long a call is repeated by default: over a cut connection, not over an outage."""
+RETRY_SECONDS = 3.0
+"""Default retry timeout: it bridges a cut connection, not an outage."""
 FIRST_SECONDS, LONGEST_SECONDS = 0.05, 2.0
-"""The longest random pause before the first repetition, and before any: doubled each time."""
+"""Upper bounds of the random pause before the first retry and before any; doubled each time."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Patient(Protocol):
-    """Who has a patience."""
+class HasRetryTimeout(Protocol):
+    """An object whose methods are retried for `retry_timeout` seconds."""
 
-    patience: float  # seconds
-
-
-S = TypeVar("S", bound=Patient)
+    retry_timeout: float
 
 
-def again(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
-    """Repeat a call while its connection is lost, as long as its first argument is patient.
+S = TypeVar("S", bound=HasRetryTimeout)
 
-    What the lost connection had begun may have been committed, so it must bear to be made
-    twice. Pauses are random, so that many workers do not come back at once.
+
+def retry_on_disconnect(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """Retry a call that lost its connection, until the first argument's `retry_timeout` is over.
+
+    The transaction of the lost connection may have been committed, so the call must be idempotent.
+    Pauses are random, so that many workers do not reconnect at the same moment.
     """
 
     @functools.wraps(method)
@@ -40,7 +40,7 @@ def again(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P],
         retrying = Retrying(
             retry=retry_if_exception_type(ConnectionLostError),
             wait=wait_random_exponential(multiplier=FIRST_SECONDS, max=LONGEST_SECONDS),
-            stop=stop_after_delay(self.patience),
+            stop=stop_after_delay(self.retry_timeout),
             reraise=True,
         )
         return retrying(method, self, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""Steps of a transaction that writes; `tuner.ledger.writing` puts them together."""
+"""Parts of transactions that write; `tuner.ledger.writing` combines them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select, tuple_, update
+from sqlalchemy import Connection, Row, func, insert, select, update
 
 from tuner.core.outcome import CANCELLED, COMPLETED, FAILED, RUNNING, Outcome
 from tuner.ledger.records import (
     ENDED,
     STOPPED,
+    AttemptLease,
     CheckpointRecord,
-    Lease,
     TrialRecord,
     specification,
 )
@@ -35,14 +35,14 @@ def locked_study(study_id: int) -> Any:
     return select(studies).where(studies.c.id == study_id).with_for_update(key_share=True)
 
 
-def one_submits(tx: Connection) -> None:
-    """Let one transaction at a time create studies, since none sees what another is creating."""
+def lock_submission(tx: Connection) -> None:
+    """Serialise the creation of studies, since no transaction sees what another is creating."""
     if tx.dialect.name == "postgresql":
         tx.execute(select(func.pg_advisory_xact_lock(SUBMITTING)))
 
 
 def next_revision(tx: Connection, study_id: int) -> int:
-    """Count a commit that search can see."""
+    """Increment and return the study's revision, for a commit that search can see."""
     return int(
         tx.execute(
             update(studies)
@@ -54,7 +54,7 @@ def next_revision(tx: Connection, study_id: int) -> int:
 
 
 def reserve(tx: Connection, study: Row[Any], count: int) -> list[TrialRecord]:
-    """Make the next trials of a study whose row is locked, in the order of their numbers."""
+    """Insert the next trials of a study whose row is locked; return them in order of number."""
     counted = tx.execute(
         update(studies)
         .where(studies.c.id == study.id)
@@ -90,10 +90,10 @@ def begin_attempts(
     worker: str,
     environment: Mapping[str, Any],
     seconds: float,
-) -> dict[int, Lease]:
-    """Begin attempts under leases of so many seconds; give those by their trials' ids.
+) -> dict[int, AttemptLease]:
+    """Begin attempts under leases of so many seconds; return the leases by trial id.
 
-    What is `taken` is a trial, the number of the attempt, and its first step.
+    `taken` has a trial, the number of the attempt, and its first step.
     """
     made = tx.execute(
         insert(attempts)
@@ -115,8 +115,8 @@ def begin_attempts(
     return {row.trial_id: _lease(row, study_id) for row in made}
 
 
-def claimed(tx: Connection, claim: str) -> list[Lease]:
-    """Find the leases of the live attempts that a claim made."""
+def claimed(tx: Connection, idempotency_key: str) -> list[AttemptLease]:
+    """Return the leases of the live attempts that were claimed with an idempotency key."""
     found = tx.execute(
         select(
             attempts.c.id,
@@ -126,44 +126,24 @@ def claimed(tx: Connection, claim: str) -> list[Lease]:
             trials.c.study_id,
         )
         .join(trials)
-        .where(attempts.c.claim == claim, attempts.c.live)
+        .where(attempts.c.claim == idempotency_key, attempts.c.live)
         .order_by(trials.c.number)
     )
     return [_lease(row, row.study_id) for row in found]
 
 
-def _lease(attempt: Any, study_id: int) -> Lease:  # of a row of attempts
-    return Lease(
-        attempt_id=attempt.id,
-        number=attempt.number,
+def _lease(attempt: Any, study_id: int) -> AttemptLease:  # of a row of attempts
+    return AttemptLease(
+        row_id=attempt.id,
+        token=attempt.number,
         trial_id=attempt.trial_id,
         study_id=study_id,
         started_at=attempt.started_at,
     )
 
 
-def fence(tx: Connection, leases: Collection[Lease], values: Mapping[str, Any]) -> set[Lease]:
-    """Change the attempts of leases that are live; give those leases.
-
-    It is what a fenced transaction begins with, so that nothing can come between.
-    """
-    by_attempt = {lease.attempt_id: lease for lease in leases}
-    tokens = [(lease.attempt_id, lease.number) for lease in leases]
-    live = tx.scalars(
-        update(attempts)
-        .where(
-            attempts.c.id.in_(sorted(by_attempt)),
-            tuple_(attempts.c.id, attempts.c.number).in_(tokens),
-            attempts.c.live,
-        )
-        .values(**values)
-        .returning(attempts.c.id)
-    )
-    return {by_attempt[attempt_id] for attempt_id in live}
-
-
 def last_checkpoints(tx: Connection, trial_ids: Collection[int]) -> dict[int, CheckpointRecord]:
-    """Find the checkpoints to go on from, by trial: the last ones whose rows are committed."""
+    """Return the checkpoints to resume from, by trial: the last ones whose rows are committed."""
     saved = tx.execute(
         select(checkpoints.c.trial_id, checkpoints.c.step, checkpoints.c.path, checkpoints.c.digest)
         .join(trials)
@@ -177,7 +157,7 @@ def last_checkpoints(tx: Connection, trial_ids: Collection[int]) -> dict[int, Ch
 
 
 def endings(tx: Connection, trial_ids: Collection[int]) -> dict[int, dict[str, int]]:
-    """Count the ended attempts at trials by how they ended."""
+    """Count the ended attempts at trials, by how they ended."""
     query = (
         select(attempts.c.trial_id, attempts.c.ending, func.count().label("attempts"))
         .where(attempts.c.trial_id.in_(trial_ids), ~attempts.c.live)
@@ -190,7 +170,7 @@ def endings(tx: Connection, trial_ids: Collection[int]) -> dict[int, dict[str, i
 
 
 def end_trial(tx: Connection, trial_id: int, study_id: int, outcome: Outcome) -> None:
-    """Give a trial its outcome, as of the study's next revision."""
+    """Set the outcome of a trial, as of the study's next revision."""
     tx.execute(
         update(trials)
         .where(trials.c.id == trial_id)
@@ -203,7 +183,7 @@ def end_trial(tx: Connection, trial_id: int, study_id: int, outcome: Outcome) ->
 
 
 def outcome_columns(outcome: Outcome) -> dict[str, Any]:
-    """Give the columns of a trial that has an outcome."""
+    """Return the columns of a trial that has an outcome."""
     value, needed = outcome.value, outcome.kind == COMPLETED
     assert not needed if value is None else math.isfinite(value), "a finite value, or none"
     return {
@@ -221,13 +201,13 @@ def end_attempt(tx: Connection, attempt_id: int, ending: str, reason: str) -> No
 
 
 def attempt_ended(ending: str, reason: str, traceback: str | None = None) -> dict[str, Any]:
-    """Give the columns of an attempt that ends now."""
+    """Return the columns of an attempt that ends now."""
     ended = {"live": False, "ended_at": database_time(), "ending": ending, "reason": reason}
     return ended | {"traceback": traceback}
 
 
 def cancel_if_stopped(tx: Connection, trial_id: int) -> None:
-    """Cancel a trial that nobody trains if its study takes none up any more."""
+    """Cancel a trial without a live attempt if its study is stopped or has ended."""
     trial = tx.execute(
         select(trials.c.study_id, trials.c.state, studies.c.state.label("study"))
         .join(studies)
@@ -243,7 +223,7 @@ def cancel_if_stopped(tx: Connection, trial_id: int) -> None:
 
 
 def fail_if_spent(tx: Connection, trial_id: int, ending: str, reason: str) -> None:
-    """Fail a trial that has had more attempts of one ending than its study's budget allows."""
+    """Fail a trial with more attempts of one ending than its study's budget allows."""
     row = tx.execute(
         select(trials.c.study_id, studies.c.spec).join(studies).where(trials.c.id == trial_id)
     ).one()

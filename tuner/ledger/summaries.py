@@ -11,7 +11,7 @@ from sqlalchemy import Connection, case, func, select
 from tuner.core.outcome import COMPLETED, KINDS, RUNNING
 from tuner.ledger.reading import Reader, has_live_attempt
 from tuner.ledger.records import Silence, StudyRecord
-from tuner.ledger.retrying import again
+from tuner.ledger.retrying import retry_on_disconnect
 from tuner.ledger.tables import (
     IS_LIVE,
     SILENT_FOR,
@@ -48,7 +48,7 @@ class Summary:
     probe: Mapping[str, Any] | None = None  # the result of its probe
 
 
-@again
+@retry_on_disconnect
 def summaries(ledger: Reader, of: Sequence[StudyRecord]) -> dict[int, Summary]:
     """Read the summaries of studies, by their ids, as of one moment."""
     found = {study.id: Summary() for study in of}
@@ -62,7 +62,7 @@ def summaries(ledger: Reader, of: Sequence[StudyRecord]) -> dict[int, Summary]:
     return found
 
 
-@again
+@retry_on_disconnect
 def last_activity(ledger: Reader) -> dict[str, float]:
     """Read when a trial of each study last ended or a version of it was created, by its name."""
     at = func.max(func.coalesce(trials.c.ended_at, studies.c.created_at))

@@ -77,7 +77,7 @@ studies = Table(
     Column("revision", Integer, nullable=False),  # counts commits that search can see
     Column("created_at", Double, nullable=False),
     UniqueConstraint("name", "version"),
-    sqlite_autoincrement=True,  # no id ever comes back: folders of files are named by it
+    sqlite_autoincrement=True,  # ids are never reused: folders are named by them
 )
 
 trials = Table(
@@ -117,11 +117,11 @@ attempts = Table(
     Column("id", Integer, primary_key=True),
     Column("trial_id", ForeignKey(trials.c.id), nullable=False),
     Column("number", Integer, nullable=False),  # the fencing token
-    Column("claim", String(32)),  # a random word, by which a worker knows its claim again
+    Column("claim", String(32)),  # idempotency key: random, the same for a retried claim
     Column("worker", String(250), nullable=False),
     Column("live", Boolean, nullable=False),
     Column("expires_at", Double, nullable=False),
-    Column("first_step", Integer, nullable=False),  # where it took the trial up
+    Column("first_step", Integer, nullable=False),  # at which it began or resumed
     Column("environment", AS_JSON, nullable=False),  # device, packages, commit
     Column("started_at", Double, nullable=False),
     Column("ended_at", Double),
@@ -143,7 +143,7 @@ attempts = Table(
         postgresql_where=text("live"),
     ),
     Index("tuner_attempts_by_claim", "claim"),
-    sqlite_autoincrement=True,  # a lease on a row that was deleted must never fit another one
+    sqlite_autoincrement=True,  # a lease on a deleted row must not fit another row
 )
 
 chunks = Table(
@@ -184,7 +184,7 @@ published_studies = Table(
     Column("target", String(16), primary_key=True),  # optuna, mlflow
     Column("external_id", String(250)),  # MLflow's parent run
     Column("revision", Integer, nullable=False),  # the study's, when it was last published
-    Column("publisher", String(250)),  # who may publish it now
+    Column("publisher", String(250)),  # process that holds the lease; also the fencing token
     Column("expires_at", Double, nullable=False),
 )
 
@@ -202,18 +202,18 @@ probes = Table(
     "tuner_probes",
     metadata,
     Column("study_id", ForeignKey(studies.c.id), primary_key=True),
-    Column("number", Integer, nullable=False),  # of claims so far: the fencing token
-    Column("worker", String(250), nullable=False),  # whose claim it is
+    Column("number", Integer, nullable=False),  # counts claims: the fencing token
+    Column("worker", String(250), nullable=False),  # that claimed it last
     Column("expires_at", Double, nullable=False),
-    Column("result", AS_JSON),  # what was found, or why nothing was; null until it is done
+    Column("result", AS_JSON),  # what was found, or the error; null until it is done
     Column("ended_at", Double),
 )
 
 
 IS_RUNNING = text("tuner_trials.state = 'running'")
 IS_LIVE = text("tuner_attempts.live")
-"""Conditions word by word as in partial indexes: SQLite looks for just these words, and neither
-database for a parameter, so a query that says them otherwise reads all that has ever been."""
+"""Conditions in the same words as in partial indexes. SQLite matches an index by its exact text,
+and neither database matches parameters, so another wording would scan the whole table."""
 
 
 class database_time(GenericFunction[float]):  # noqa: N801 - reads as an SQL function
@@ -234,7 +234,7 @@ def _on_postgresql(_element: database_time, _compiler: SQLCompiler, **_: object)
 
 
 class database_start(GenericFunction[float]):  # noqa: N801 - reads as an SQL function
-    """When the database's server was started, in its own clock; a file has always been there."""
+    """Start of the database's server, in its own clock; 0 on SQLite, which has no server."""
 
     type = Double()
     inherit_cache = True
@@ -251,8 +251,8 @@ def _started(_element: database_start, _compiler: SQLCompiler, **_: object) -> s
 
 
 SILENT_SECONDS = 60.0
-"""Of whom nothing has been measured for so long, people are told."""
+"""A live attempt without a new row for so long is reported as silent."""
 SILENT_FOR = database_time() - case(
     (trials.c.last_time > attempts.c.started_at, trials.c.last_time), else_=attempts.c.started_at
 )
-"""How many seconds ago the last row of a live attempt's trial was measured."""
+"""Seconds since the last row of a live attempt's trial was measured."""

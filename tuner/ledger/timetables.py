@@ -1,15 +1,14 @@
-"""Timetables in the ledger: each tick becomes one run, and each run is one scheduler's at a time.
+"""Timetables in the ledger: each tick becomes one run, which one scheduler at a time holds.
 
-Invariants, however many schedulers run and whichever dies:
+Invariants, however many schedulers run and whichever of them dies:
 - a tick is written once: (timetable, instant) is unique, and ticks are written in the transaction
   that moves the timetable past them;
 - of a timetable at most one run is running;
-- how a run ended is committed under its token, so who has lost it writes nothing.
+- the outcome of a run is committed under its token, so a stale holder writes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +17,10 @@ from sqlalchemy.exc import IntegrityError
 
 from tuner.core import cron as pure
 from tuner.core.errors import LeaseLost, NotFoundError
-from tuner.ledger.leasing import LEASE_SECONDS
-from tuner.ledger.reading import Reader
+from tuner.ledger.lease_writer import LeaseWriter
+from tuner.ledger.leases import TIMETABLE_RUNS, Gone, Lease, State
 from tuner.ledger.retraining_tables import IS_OPEN, timetable_runs, timetables
-from tuner.ledger.retrying import again
+from tuner.ledger.retrying import retry_on_disconnect
 from tuner.ledger.tables import database_time
 
 WAITING, RUNNING, ENDED, SKIPPED, MISSED = "waiting", "running", "ended", "skipped", "missed"
@@ -54,26 +53,32 @@ class RunRecord:
     outcome: str | None
     reason: str | None
     worker: str | None
-    token: int  # how often it was taken up
+    token: int  # counts claims
     expires_at: float
     claimed_at: float | None
     ended_at: float | None
 
+    @property
+    def lease(self) -> Lease:
+        """The claim under which it was read."""
+        return Lease(table=TIMETABLE_RUNS, row_id=self.id, token=self.token)
 
-class Timetables(Reader):
+
+class Timetables(LeaseWriter):
     """The timetables of one database. Thread-safe, as `Reader` is.
 
-    `now`, where it is an argument, stands for the database's clock, which it is by default.
+    An argument `now` replaces the database's clock.
     """
 
-    def __init__(self, ledger: Reader, lease_seconds: float = LEASE_SECONDS) -> None:
-        super().__init__(ledger.engine, ledger.patience)
-        self.lease_seconds = lease_seconds
-        self._writes = ledger.engine.execution_options(writes=True)
+    def __init__(self, ledger: LeaseWriter) -> None:
+        """Lease for as long as `ledger` does."""
+        super().__init__(
+            ledger.engine, ledger.lease_seconds, ledger.retry_timeout, ledger.grace_seconds
+        )
 
     # --- timetables
 
-    @again
+    @retry_on_disconnect
     def add(
         self,
         name: str,
@@ -85,9 +90,9 @@ class Timetables(Reader):
     ) -> TimetableRecord:
         """Make a timetable, or change the one of that name; it begins now, the old one ends now.
 
-        Raises `UsageError` when its expression or zone cannot be.
+        Raises `UsageError` when its expression or time zone is not valid.
         """
-        with self._writes.begin() as tx:
+        with self._writing() as tx:
             at = _now(tx, now)
             values = {
                 "study": study,
@@ -103,23 +108,23 @@ class Timetables(Reader):
             here = timetables.c.name == name
             old = tx.execute(select(timetables).where(here).with_for_update()).first()
             if old is not None and old.enabled and old.next_at <= at:
-                _write_ticks(tx, _timetable(old), at)  # what it still owes
+                _write_ticks(tx, _timetable(old), at)  # ticks that were due before the change
             changed = tx.execute(update(timetables).where(here).values(**values))
             if not changed.rowcount:
                 tx.execute(insert(timetables).values(name=name, created_at=at, **values))
             return _timetable(tx.execute(select(timetables).where(here)).one())
 
-    @again
+    @retry_on_disconnect
     def all(self) -> list[TimetableRecord]:
         """Read all timetables, oldest first."""
         with self._reading() as tx:
             found = tx.execute(select(timetables).order_by(timetables.c.id))
             return [_timetable(row) for row in found]
 
-    @again
+    @retry_on_disconnect
     def remove(self, name: str) -> None:
         """Remove a timetable and its history. Raises `NotFoundError`."""
-        with self._writes.begin() as tx:
+        with self._writing() as tx:
             found = tx.scalar(
                 select(timetables.c.id).where(timetables.c.name == name).with_for_update()
             )
@@ -128,7 +133,7 @@ class Timetables(Reader):
             tx.execute(delete(timetable_runs).where(timetable_runs.c.timetable_id == found))
             tx.execute(delete(timetables).where(timetables.c.id == found))
 
-    @again
+    @retry_on_disconnect
     def history(self, name: str | None = None, limit: int | None = None) -> list[RunRecord]:
         """Read the runs of a timetable, or of all, newest first. Raises `NotFoundError`."""
         query = _runs().order_by(timetable_runs.c.fire_at.desc(), timetable_runs.c.id).limit(limit)
@@ -141,43 +146,42 @@ class Timetables(Reader):
 
     # --- ticks and runs
 
-    @again
+    @retry_on_disconnect
     def tick(self, now: float | None = None) -> int:
-        """Write down what has come due; count the runs that wait for it."""
-        with self._writes.begin() as tx:
+        """Insert a run for each tick that is due; return the number of runs to do."""
+        with self._writing() as tx:
             at = _now(tx, now)
             found = tx.execute(
                 select(timetables)
                 .where(timetables.c.enabled, timetables.c.next_at <= at)
                 .order_by(timetables.c.id)
-                .with_for_update(skip_locked=True)  # another scheduler is at the others
+                .with_for_update(skip_locked=True)  # other schedulers write those
             ).all()
             return sum(_write_ticks(tx, _timetable(row), at) for row in found)
 
-    @again
+    @retry_on_disconnect
     def claim(
         self,
         worker: str,
-        gone: Callable[[str], bool] = lambda _: False,
+        gone: Gone = lambda _: False,
         now: float | None = None,
     ) -> RunRecord | None:
-        """Take the oldest run that waits, or whose scheduler is gone; None if there is none.
+        """Claim a run whose holder has lost it, or else the oldest waiting one; None if none.
 
         A run waits while another one of its timetable is running.
         """
         try:
-            with self._writes.begin() as tx:
+            with self._writing() as tx:
                 return self._claim(tx, worker, gone, _now(tx, now))
-        except IntegrityError:  # another scheduler has just taken one of the same timetable
+        except IntegrityError:  # another scheduler has just claimed one of the same timetable
             return None
 
-    def _claim(
-        self, tx: Connection, worker: str, gone: Callable[[str], bool], at: float
-    ) -> RunRecord | None:
+    def _claim(self, tx: Connection, worker: str, gone: Gone, at: float) -> RunRecord | None:
         running = timetable_runs.c.state == RUNNING
         for row in tx.execute(_runs().where(IS_OPEN, running).order_by(timetable_runs.c.fire_at)):
-            if row.expires_at < at or gone(row.worker):
-                return self._take(tx, row, worker, at)
+            may_be_lost = row.expires_at < at or gone(row.worker)
+            if may_be_lost and self._state(tx, TIMETABLE_RUNS, row.id, gone, at) is State.LOST:
+                return self._take(tx, row.id, worker, at)
         other = timetable_runs.alias()
         busy = exists().where(
             other.c.timetable_id == timetable_runs.c.timetable_id, other.c.state == RUNNING
@@ -190,49 +194,28 @@ class Timetables(Reader):
             .with_for_update(of=timetable_runs, skip_locked=True)
         )
         found = tx.execute(oldest).first()
-        return None if found is None else self._take(tx, found, worker, at)
+        return None if found is None else self._take(tx, found.id, worker, at)
 
-    def _take(self, tx: Connection, row: Any, worker: str, at: float) -> RunRecord | None:
-        """Take a run, unless another scheduler has done so since it was read."""
-        values = {
-            "state": RUNNING,
-            "worker": worker,
-            "token": row.token + 1,
-            "expires_at": at + self.lease_seconds,
-            "claimed_at": at,
-        }
-        as_read = and_(
-            timetable_runs.c.id == row.id,
-            timetable_runs.c.token == row.token,
-            timetable_runs.c.state == row.state,
-        )
-        done = tx.execute(update(timetable_runs).where(as_read).values(**values))
-        return RunRecord(**{**row._mapping, **values}) if done.rowcount else None
+    def _take(self, tx: Connection, row_id: int, worker: str, at: float) -> RunRecord:
+        TIMETABLE_RUNS.take(tx, row_id, worker, self.lease_seconds, now=at, claimed_at=at)
+        return RunRecord(**tx.execute(_runs().where(timetable_runs.c.id == row_id)).one()._mapping)
 
-    def renew(self, held: RunRecord) -> bool:
-        """Move the expiry on; tell whether the run is still ours."""
-        renewed = {"expires_at": database_time() + self.lease_seconds}
-        with self._writes.begin() as tx:
-            return (
-                tx.execute(update(timetable_runs).where(_held(held)).values(renewed)).rowcount == 1
-            )
-
-    @again
+    @retry_on_disconnect
     def end(self, held: RunRecord, outcome: str, reason: str) -> None:
-        """Commit how a run ended. Raises `LeaseLost` when another scheduler has it."""
+        """Commit the outcome of a run. Raises `LeaseLost` when another scheduler has claimed it."""
         ended = {"state": ENDED, "outcome": outcome, "reason": reason, "ended_at": database_time()}
-        with self._writes.begin() as tx:
-            done = tx.execute(update(timetable_runs).where(_held(held)).values(ended))
-            if done.rowcount != 1:
-                here = and_(timetable_runs.c.id == held.id, timetable_runs.c.token == held.token)
-                if tx.scalar(select(timetable_runs.c.state).where(here)) != ENDED:
-                    raise LeaseLost(f"another scheduler has the run of {held.timetable!r}")
+        with self._writing() as tx:
+            if TIMETABLE_RUNS.fence(tx, [held.lease], ended):
+                return
+            row = TIMETABLE_RUNS.row(tx, held.lease)
+            if row is None or row.state != ENDED:  # else a call whose connection was lost
+                raise LeaseLost(f"another scheduler has the run of {held.timetable!r}")
 
-    @again
+    @retry_on_disconnect
     def release(self, held: RunRecord) -> None:
         """Let a run wait again, for any scheduler."""
-        with self._writes.begin() as tx:
-            tx.execute(update(timetable_runs).where(_held(held)).values(state=WAITING))
+        with self._writing() as tx:
+            TIMETABLE_RUNS.release(tx, held.lease)
 
 
 def _write_ticks(tx: Connection, timetable: TimetableRecord, at: float) -> int:
@@ -243,7 +226,9 @@ def _write_ticks(tx: Connection, timetable: TimetableRecord, at: float) -> int:
     open_at = tx.scalar(select(timetable_runs.c.fire_at).where(here).limit(1))
     new = []
     if due.missed is not None:
-        reason = f"nobody was there from {pure.key_of(timetable.seen_at)} on to run it in time"
+        reason = (
+            f"no scheduler was running from {pure.key_of(timetable.seen_at)} on to start it in time"
+        )
         new.append({"fire_at": due.missed, "state": MISSED, "reason": reason, "ended_at": at})
     for index, fire_at in enumerate(due.run):
         if timetable.when.overlap == pure.SKIP and open_at is not None and index >= due.late:
@@ -268,14 +253,6 @@ def _now(tx: Connection, now: float | None) -> float:
     found = tx.scalar(select(database_time())) if now is None else now
     assert found is not None
     return found
-
-
-def _held(held: RunRecord) -> Any:
-    return and_(
-        timetable_runs.c.id == held.id,
-        timetable_runs.c.token == held.token,
-        timetable_runs.c.state == RUNNING,
-    )
 
 
 def _timetable(row: Any) -> TimetableRecord:

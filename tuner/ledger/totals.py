@@ -1,4 +1,4 @@
-"""How many there are of each in the whole ledger, for metrics: a few counts, no records."""
+"""Counts over the whole ledger, for metrics."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class Totals:
     """Counts over all studies, as of one moment."""
 
     studies: Mapping[str, int]  # by state
-    trials: Mapping[str, int]  # trained here, by state; without imported ones
+    trials: Mapping[str, int]  # by state, without imported ones
     leases: int  # attempts that are alive
-    expired: int  # of these, whose worker has been silent for too long
-    unpublished: Mapping[str, int]  # ended trials whose end a target has not got yet
+    expired: int  # live attempts whose lease has expired
+    unpublished: Mapping[str, int]  # ended trials whose outcome is not published, by target
 
 
 def totals(engine: Engine) -> Totals:
-    """Count. Raises `UnavailableError` where the database is away."""
+    """Count all. Raises `UnavailableError` while the database is away."""
     number = func.count().label("number")
     by_study = select(studies.c.state, number).group_by(studies.c.state)
     ours = ~trials.c.imported

@@ -1,4 +1,4 @@
-"""Versions of a study: a changed space makes a new one, which knows what the earlier ones found."""
+"""Versions of a study: a changed space makes a new one, which imports the earlier trials."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from tuner.ledger.tables import database_time, reports, studies, trials
 def create(
     tx: Connection, spec: StudySpec, version: int, *, limit: int, workload: Mapping[str, Any]
 ) -> int:
-    """Make a version of a study, and stop the earlier ones; give its id.
+    """Create a version of a study and stop the earlier ones; return its id.
 
-    Raises `UsageError` when Optuna and MLflow would call another study the same.
+    Raises `UsageError` when another study has the same title in Optuna and MLflow.
     """
     name, title = spec.study.name, titled(spec.study.name, version)
     for row in tx.execute(select(studies.c.name, studies.c.version)):
@@ -60,7 +60,7 @@ def create(
 def refuse_other_workload(
     name: str, function: str, submitted: Mapping[str, Any], here: Mapping[str, Any]
 ) -> None:
-    """Raise `WorkloadError` where code or data are not those that a study was submitted with."""
+    """Raise `WorkloadError` if code or data differ from those that a study was submitted with."""
     changed = [what for what in ("code", "data") if here.get(what) != submitted.get(what)]
     if not changed:
         return
@@ -73,14 +73,14 @@ def refuse_other_workload(
 
 
 def tried(tx: Connection, study_id: int) -> int:
-    """Count the different parameters that a study's imported trials have."""
+    """Count the different parameters of a study's imported trials."""
     here = trials.c.study_id == study_id
     params = tx.scalars(select(trials.c.params).where(here, trials.c.imported)).all()
     return len({json.dumps(one, sort_keys=True) for one in params})
 
 
 def _stop_earlier(tx: Connection, name: str, version: int) -> None:
-    """Stop the earlier versions. What is being trained goes on; what waits is cancelled."""
+    """Stop the earlier versions: running trials go on, waiting ones are cancelled."""
     earlier = select(studies.c.id).where(studies.c.name == name, studies.c.version < version)
     tx.execute(update(studies).where(studies.c.id.in_(earlier)).values(state=STOPPED))
     waiting = select(trials.c.id).where(
@@ -93,10 +93,10 @@ def _stop_earlier(tx: Connection, name: str, version: int) -> None:
 
 
 def _import_earlier(tx: Connection, study_id: int, spec: StudySpec, version: int) -> None:
-    """Copy what the earlier versions found within the new space: the first numbers are theirs.
+    """Import the trials of earlier versions that lie in the new space, under the first numbers.
 
-    Each trial comes from the version that trained it, so none comes twice. Failed and cancelled
-    ones found nothing. Attributes of samplers and pruners are about the version that they are of.
+    Each trial is copied from the version that trained it, so none is copied twice. Failed and
+    cancelled trials are left out, and so are the attributes of samplers and pruners.
     """
     earlier = select(studies.c.id, studies.c.version).where(
         studies.c.name == spec.study.name, studies.c.version < version

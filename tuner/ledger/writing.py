@@ -1,12 +1,12 @@
-"""The ledger: the truth about studies, trials, attempts, curves and outcomes.
+"""The ledger: the source of truth about studies, trials, attempts, curves and outcomes.
 
-Invariants, whoever calls and whatever dies:
+Invariants, whichever process calls or dies:
 - a study never reserves more trials than its limit, and a number belongs to one trial for good;
 - a trial has at most one live attempt, and ends in exactly one outcome;
 - what an attempt commits is refused with `LeaseLost` once the attempt is no longer live: every
   such transaction begins with an UPDATE that must change the attempt's row;
 - rows of a curve are consecutive from step 0, and a committed row is never written again;
-- every commit that search can see gives the study its next revision.
+- every commit that search can see advances the revision of the study.
 
 Optuna's and MLflow's rows are projections of these tables (`tuner.tracking`). No transaction
 here stays open across a call into either.
@@ -25,27 +25,28 @@ from tuner.core.curves import Chunk
 from tuner.core.errors import UsageError
 from tuner.core.outcome import RUNNING, Outcome
 from tuner.ledger import entries, managing, rows, versions
-from tuner.ledger.leasing import Leases, refused
+from tuner.ledger.attempts import Attempts, refused
+from tuner.ledger.leases import ATTEMPTS, renewed
 from tuner.ledger.records import (
+    AttemptLease,
     CheckpointRecord,
     Committed,
     Drawn,
     Entry,
-    Lease,
     Report,
     StudyRecord,
     specification,
 )
-from tuner.ledger.retrying import again
+from tuner.ledger.retrying import retry_on_disconnect
 from tuner.ledger.tables import checkpoints, studies, trials
 
 
-class Ledger(Leases):
+class Ledger(Attempts):
     """The ledger in one database. Thread-safe: every call uses a connection of its own."""
 
     # --- studies
 
-    @again
+    @retry_on_disconnect
     def submit(
         self,
         spec: StudySpec,
@@ -54,7 +55,7 @@ class Ledger(Leases):
         workload: Mapping[str, Any],
         combinations: int | None = None,
     ) -> tuple[StudyRecord, bool]:
-        """Create the study, or set the limit of the one with its name; the flag says which.
+        """Create the study, or set the limit of the one with its name; the flag is true if created.
 
         Where the space has changed, that is a new version of it, with the trials of the earlier
         ones that lie in the new space imported. There are never more trials than `combinations`
@@ -63,7 +64,7 @@ class Ledger(Leases):
         when code or data differ.
         """
         with self._writing() as tx:
-            rows.one_submits(tx)
+            rows.lock_submission(tx)
             row = tx.execute(
                 select(studies)
                 .where(studies.c.name == spec.study.name)
@@ -96,9 +97,9 @@ class Ledger(Leases):
             )
         return self.study(spec.study.name), row is None or row.id != study_id
 
-    @again
+    @retry_on_disconnect
     def settle(self, study_id: int, settled: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Store what the first start settled on, once; give what is stored."""
+        """Store what the first start settled on, once; return what is stored."""
         with self._writing() as tx:
             first = and_(studies.c.id == study_id, studies.c.settled.is_(None))
             tx.execute(update(studies).where(first).values(settled=dict(settled)))
@@ -110,7 +111,7 @@ class Ledger(Leases):
 
     def draw(
         self,
-        lease: Lease,
+        lease: AttemptLease,
         params: Mapping[str, ParameterValue],
         *,
         attrs: Mapping[str, Any],
@@ -122,32 +123,32 @@ class Ledger(Leases):
         if self.draw_together([drawn], study_attrs=study_attrs, asked_revision=asked_revision):
             raise refused(lease)
 
-    @again
+    @retry_on_disconnect
     def draw_together(
         self,
         drawn: Sequence[Drawn],
         *,
         study_attrs: Mapping[str, Any],
         asked_revision: int,
-    ) -> frozenset[Lease]:
-        """Store the parameters of a study's trials; give the leases that are live no more.
+    ) -> frozenset[AttemptLease]:
+        """Store the parameters of a study's trials; return the leases that are lost.
 
         The draws saw the study's revision `asked_revision`, and each of them those before it.
         """
         leases = frozenset(one.lease for one in drawn)
         with self._writing() as tx:
-            live = rows.fence(tx, leases, self._renewed())
+            live = ATTEMPTS.fence(tx, leases, renewed(self.lease_seconds))
             kept = [one for one in drawn if one.lease in live]
             if kept:
                 entries.draw(tx, kept, study_attrs=study_attrs, asked_revision=asked_revision)
         return leases - live
 
-    def append(self, lease: Lease, chunk: Chunk) -> None:
+    def append(self, lease: AttemptLease, chunk: Chunk) -> None:
         """Commit rows of one curve, see `commit`."""
         self._commit_one(Entry(lease=lease, chunk=chunk))
 
     def report(
-        self, lease: Lease, chunk: Chunk, report: Report, *, attrs: Mapping[str, Any]
+        self, lease: AttemptLease, chunk: Chunk, report: Report, *, attrs: Mapping[str, Any]
     ) -> None:
         """Commit rows of one trial up to a rung, the report there, and the decision to go on."""
         assert not report.pruned, "a pruned trial is finished, with its report"
@@ -155,7 +156,7 @@ class Ledger(Leases):
 
     def finish(
         self,
-        lease: Lease,
+        lease: AttemptLease,
         outcome: Outcome,
         *,
         chunk: Chunk | None = None,
@@ -164,7 +165,7 @@ class Ledger(Leases):
     ) -> Sequence[str]:
         """Commit the last rows, the last report and the outcome of one trial.
 
-        Gives the paths of the checkpoints that nobody needs any more.
+        Return the paths of the checkpoints that are no longer needed.
         """
         rows_now = curves.empty() if chunk is None else chunk
         entry = Entry(
@@ -178,31 +179,35 @@ class Ledger(Leases):
             raise refused(entry.lease)
         return done.needless
 
-    @again
+    @retry_on_disconnect
     def commit(self, together: Sequence[Entry]) -> Committed:
+        """Commit entries, see `commit_once`, and retry when the connection is lost."""
+        return self.commit_once(together)
+
+    def commit_once(self, together: Sequence[Entry]) -> Committed:
         """Commit entries of a study's trials, each whole or, where its lease is lost, not at all.
 
         Rows that were committed before are dropped, and so is a report; only with an outcome may
         there be an evaluation at step 0 that no row follows.
         """
         going_on = [entry.lease for entry in together if entry.outcome is None]
-        ended_before: set[Lease] = set()
+        ended_before: set[AttemptLease] = set()
         with self._writing() as tx:
-            live = rows.fence(tx, going_on, self._renewed()) if going_on else set()
+            live = ATTEMPTS.fence(tx, going_on, renewed(self.lease_seconds)) if going_on else set()
             live |= entries.end_attempts(tx, together)
             refused_ends = [e.lease for e in together if e.outcome and e.lease not in live]
             if refused_ends:
-                ended_before = entries.came_through(tx, refused_ends)
+                ended_before = entries.ended_before(tx, refused_ends)
             kept = [entry for entry in together if entry.lease in live]
             needless = entries.put(tx, kept) if kept else []
         lost = frozenset(entry.lease for entry in together) - live - ended_before
         return Committed(lost=lost, needless=needless)
 
-    @again
-    def save_checkpoint(self, lease: Lease, checkpoint: CheckpointRecord) -> list[str]:
-        """Commit the reference to a checkpoint; give the paths that it makes needless.
+    @retry_on_disconnect
+    def save_checkpoint(self, lease: AttemptLease, checkpoint: CheckpointRecord) -> list[str]:
+        """Commit the reference to a checkpoint; return the paths of the checkpoints it replaces.
 
-        The rows up to it are committed already: an attempt could not go on from it otherwise.
+        The rows up to it must be committed already, or no attempt could resume from it.
         """
         with self._fenced(lease) as tx:
             steps = tx.scalar(select(trials.c.steps).where(trials.c.id == lease.trial_id))
@@ -214,7 +219,7 @@ class Ledger(Leases):
             tx.execute(
                 insert(checkpoints).values(
                     trial_id=lease.trial_id,
-                    attempt_id=lease.attempt_id,
+                    attempt_id=lease.row_id,
                     step=checkpoint.step,
                     path=checkpoint.path,
                     digest=checkpoint.digest,
@@ -222,11 +227,11 @@ class Ledger(Leases):
             )
         return [path for path in paths if path != checkpoint.path]
 
-    @again
+    @retry_on_disconnect
     def forget_checkpoints(self) -> list[str]:
-        """Forget the checkpoints of trials that have ended otherwise than by `finish`.
+        """Delete the references to checkpoints of trials that ended otherwise than by `finish`.
 
-        Gives their paths, for whoever calls to remove.
+        Return their paths; the caller removes the files.
         """
         ended = select(trials.c.id).where(trials.c.state != RUNNING)
         with self._writing() as tx:

@@ -1,7 +1,7 @@
-"""The health check of containers: exit with 0 if a service is healthy, else with 1.
+"""Health check of a container: exit with 0 if a service is healthy, else with 1 and the reason.
 
-Run `python -m tuner.observability.health URL`. The request is made with the MLflow account in
-`MLFLOW_TRACKING_USERNAME`, if it is set.
+Run `python -m tuner.observability.health URL`. The request uses the MLflow account in
+`MLFLOW_TRACKING_USERNAME` and `MLFLOW_TRACKING_PASSWORD`, if they are set.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ TIMEOUT_SECONDS = 8.0
 
 
 def main(url: str) -> int:
-    """Request the URL without a proxy. Return the exit code; print a failure to standard error."""
-    request = urllib.request.Request(url)  # noqa: S310 - the URL comes from the command line
+    """Request `url` without a proxy; print any error response to standard error."""
+    request = urllib.request.Request(url)  # noqa: S310 - the URL is given by the caller
     user = os.environ.get("MLFLOW_TRACKING_USERNAME")
     if user:
         account = f"{user}:{os.environ.get('MLFLOW_TRACKING_PASSWORD', '')}".encode()

@@ -1,4 +1,4 @@
-"""Logging: structured events, as JSON lines for services and as plain text for users."""
+"""Logs: a sentence and its fields; one line of JSON an event for services, plain for people."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tuner.ledger.database import without_password
 
 
 def logger(name: str) -> BoundLogger:
-    """Return a logger that accepts fields: `log.info("trial ended", trial=3)`.
+    """Return a logger that takes fields: `log.info("trial ended", trial=3)`.
 
-    It passes events to the logger of this name in Python's logging, which users of this package as
-    a library configure as usual.
+    It forwards to the standard library's logger of that name, so an application that uses this
+    package as a library configures it as usual.
     """
     wrapped: BoundLogger = structlog.wrap_logger(
         logging.getLogger(name),
@@ -32,7 +32,7 @@ def logger(name: str) -> BoundLogger:
 
 
 def plain() -> None:
-    """Log warnings as plain messages, and uncaught exceptions without passwords."""
+    """Print what a person must know, as it is said, and what nobody foresaw, without passwords."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
     sys.excepthook = _print_uncaught
     threading.excepthook = lambda args: _print_uncaught(
@@ -41,7 +41,7 @@ def plain() -> None:
 
 
 def service(kind: str | None) -> None:
-    """Log events from level INFO as "json" or "text"; None: text on a terminal, else JSON."""
+    """Log as a service does, from `info` on: "json", "text", or what suits standard error."""
     as_json = kind == "json" or (kind is None and not sys.stderr.isatty())
     last = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
     formatter = ProcessorFormatter(
@@ -68,19 +68,19 @@ def service(kind: str | None) -> None:
 def without_passwords(
     _logger: object, _method: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
-    """Remove the passwords of addresses from every text of an event."""
+    """Remove the passwords from all URLs in an event."""
     for key, value in event.items():
         if isinstance(value, str):
-            event[key] = _hidden(value)
+            event[key] = _redacted(value)
     return event
 
 
-def _hidden(text: str) -> str:
+def _redacted(text: str) -> str:
     return " ".join(without_password(word) for word in text.split(" "))
 
 
 def _print_uncaught(
     kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
 ) -> None:
-    """Print a traceback as Python does, without passwords."""
-    sys.stderr.write(_hidden("".join(traceback.format_exception(kind, error, trace))))
+    """Print a traceback as Python does, with the passwords of URLs removed."""
+    sys.stderr.write(_redacted("".join(traceback.format_exception(kind, error, trace))))

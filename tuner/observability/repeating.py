@@ -1,4 +1,4 @@
-"""A thread that calls a function periodically and survives its exceptions."""
+"""A background thread that calls a function periodically and survives its exceptions."""
 
 from __future__ import annotations
 
@@ -12,46 +12,48 @@ from tuner.observability import metrics
 from tuner.observability.logs import logger
 
 RETRY_SECONDS = 1.0
-"""The mean time until the next call after an error."""
+"""Delay of the next call after an error, before jitter."""
 
-MOST_SECONDS = 60.0
-"""The longest time between two calls, so that health checks see a heartbeat."""
+MAX_SECONDS = 60.0
+"""Upper limit of the interval, so that health checks see heartbeats."""
 
 log = logger(__name__)
 
 
 @contextmanager
-def repeating(loop: str, turn: Callable[[], None], seconds: float) -> Iterator[None]:
-    """Call a function every `seconds` in a thread while the body runs.
+def repeating(loop: str, call: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Call a function every `seconds` in a background thread while the body runs.
 
-    It is called at least once a minute, and a second after an error. Every exception is logged,
-    but not repeated until a call succeeds or raises something else. An unreachable database counts
-    as a heartbeat; a loop whose calls all raise anything else counts as stuck.
+    The interval is at most a minute, and about a second after an error.
+
+    Exceptions are logged, once until a call succeeds or raises a different one, and the calls
+    continue. An unreachable database (`UnavailableError`) still counts as a heartbeat; a loop
+    whose every call raises something else counts as stuck.
     """
     ended = threading.Event()
 
     def run() -> None:
-        logged, pause = "", min(seconds, MOST_SECONDS)
+        logged, pause = "", min(seconds, MAX_SECONDS)
         while not ended.wait(pause):
             try:
-                turn()
+                call()
             except Exception as error:
-                what = f"{type(error).__name__}: {error}"
-                is_away = isinstance(error, UnavailableError)
-                if is_away:
-                    metrics.turned(loop)
+                message = f"{type(error).__name__}: {error}"
+                is_outage = isinstance(error, UnavailableError)
+                if is_outage:
+                    metrics.heartbeat(loop)
                 else:
                     metrics.LOOP_ERRORS.labels(loop).inc()
-                if what != logged:
-                    log.warning(f"{loop}: {what}; trying again", exc_info=not is_away)
-                logged = what
-                pause = RETRY_SECONDS * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
+                if message != logged:
+                    log.warning(f"{loop}: {message}; retrying", exc_info=not is_outage)
+                logged = message
+                pause = RETRY_SECONDS * random.uniform(0.5, 1.5)  # noqa: S311 - not a secret
             else:
-                metrics.turned(loop)
-                logged, pause = "", min(seconds, MOST_SECONDS)
+                metrics.heartbeat(loop)
+                logged, pause = "", min(seconds, MAX_SECONDS)
 
     thread = threading.Thread(target=run, name=loop, daemon=True)
-    with metrics.looping(loop):
+    with metrics.expect_heartbeats(loop):
         thread.start()
         try:
             yield

@@ -1,10 +1,9 @@
-"""The HTTP endpoints of a service: /metrics, /healthz and /readyz.
+"""HTTP endpoints of a service: /metrics, /healthz and /readyz, on a separate port.
 
-- `/metrics`: the numbers of `tuner.observability.metrics`, and counts over the whole ledger
-  (`tuner_trials` ...).
-- `/healthz`: the process lives and its loops have heartbeats; 503 names those without. It does not
-  depend on the database: a restart during an outage would lose what the service holds.
-- `/readyz`: the database can be reached and has this version's schema; 503 gives the reason.
+- `/metrics`: `tuner.observability.metrics`, and counts over the whole ledger (`tuner_trials` ...).
+- `/healthz`: the process is alive and its loops have heartbeats; 503 names the stuck loops. It
+  does not check the database: restarting a service during an outage would lose what it holds.
+- `/readyz`: the database is reachable and has this version's schema; 503 has the reason.
 """
 
 from __future__ import annotations
@@ -33,39 +32,39 @@ from tuner.observability import metrics
 from tuner.observability.logs import logger
 
 STUCK_SECONDS = 600.0
-"""The longest time between two heartbeats: loading data, a step, a batch of a recorder."""
+"""Longest time between heartbeats: loading data, a training step, a batch of the recorder."""
 POLL_SECONDS = 0.1
-"""How often the server checks whether it should end."""
+"""How often the server checks whether to shut down."""
 
 log = logger(__name__)
 
 
 @contextmanager
 def serving(port: int | None, host: str, engine: Engine, places: Addresses) -> Iterator[str | None]:
-    """Serve while the body runs, unless `port` is None. Yield and log the address.
+    """Serve the endpoints while the body runs; yield their address, or None without a port.
 
-    Raise `UnavailableError` if the port cannot be opened.
+    Raise `UnavailableError` if the port cannot be bound.
     """
     if port is None:
         yield None
         return
     try:
-        server = _Server((host, port), _Answer)
+        server = _Server((host, port), _Handler)
     except OSError as error:
         raise UnavailableError(
             f"metrics cannot be served on {host}:{port}: {error.strerror or error}; use a "
-            "different port for each service of a machine (--metrics-port, TUNER_METRICS_PORT)"
+            "different port for each service on a machine (--metrics-port, TUNER_METRICS_PORT)"
         ) from error
-    keep_from_children(server.socket)  # a surviving child would keep the port in use
+    keep_from_children(server.socket)  # a child that outlives this process would keep the port
     server.ready = partial(check_schema, places, engine)
     thread = threading.Thread(
         target=server.serve_forever, args=(POLL_SECONDS,), name="metrics", daemon=True
     )
-    counts = InLedger(engine)
+    counts = LedgerCollector(engine)
     metrics.REGISTRY.register(counts)
     thread.start()
     address = f"http://{host}:{server.server_address[1]}"
-    log.info("metrics are served", address=address)
+    log.info("serving metrics", address=address)
     try:
         yield address
     finally:
@@ -76,40 +75,42 @@ def serving(port: int | None, host: str, engine: Engine, places: Addresses) -> I
 
 
 class _Server(ThreadingTCPServer):
-    allow_reuse_address = True  # a restarted service gets its port at once
+    allow_reuse_address = True  # a restarted service can bind its port at once
     daemon_threads = True
     ready: Callable[[], None]
-    """Raise `TunerError` unless the service can work."""
+    """Raises `TunerError` unless the service can work."""
 
 
-class InLedger(Collector):
-    """Counts over the whole ledger, read at each scrape; those of one service are enough."""
+class LedgerCollector(Collector):
+    """Counts over the whole ledger, read at each scrape; the same from every service."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def describe(self) -> Iterator[Metric]:
-        """Return no descriptions, so that registering needs no database."""
+        """Return nothing, so that registration does not query the database."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the counts; without a database only that it is down."""
-        yield _gauge("tuner_build_info", "1; which version this is.", "version", {_VERSION: 1})
+        """Yield the counts; without a database only `tuner_database_up`."""
+        yield _gauge(
+            "tuner_build_info", "Always 1; the label is the version.", "version", {_VERSION: 1}
+        )
         try:
             found = totals(self._engine)
         except TunerError:
-            yield _gauge("tuner_database_up", "Whether the ledger could be read.", "", {"": 0})
+            yield _gauge("tuner_database_up", "1 if the ledger could be read.", "", {"": 0})
             return
-        yield _gauge("tuner_database_up", "Whether the ledger could be read.", "", {"": 1})
+        yield _gauge("tuner_database_up", "1 if the ledger could be read.", "", {"": 1})
         yield _gauge("tuner_studies", "Studies.", "state", found.studies)
         yield _gauge("tuner_trials", "Trials.", "state", found.trials)
-        yield _gauge("tuner_leases", "Trials that a worker holds.", "", {"": found.leases})
+        yield _gauge("tuner_leases", "Trials leased by a worker.", "", {"": found.leases})
         yield _gauge(
-            "tuner_leases_expired", "Of these, of silent workers.", "", {"": found.expired}
+            "tuner_leases_expired", "Trials whose lease has expired.", "", {"": found.expired}
         )
         yield _gauge(
             "tuner_trials_unpublished",
-            "Ended trials whose end is not published.",
+            "Ended trials that are not completely published.",
             "target",
             found.unpublished,
         )
@@ -125,23 +126,23 @@ def _gauge(name: str, about: str, label: str, values: Mapping[str, int]) -> Metr
     return family
 
 
-class _Answer(BaseHTTPRequestHandler):
-    """Serve the three paths; log nothing, since requests come every few seconds."""
+class _Handler(BaseHTTPRequestHandler):
+    """Serves the three paths, without a request log."""
 
     server_version = "tuner"
     sys_version = ""
 
     server: _Server
 
-    def do_GET(self) -> None:  # the name that http.server calls
-        """Serve a request."""
+    def do_GET(self) -> None:  # the name is http.server's
+        """Respond to a request."""
         match self.path.partition("?")[0]:
             case "/metrics":
                 self._send(200, generate_latest(metrics.REGISTRY), CONTENT_TYPE_LATEST)
             case "/healthz":
-                stuck = metrics.stuck(STUCK_SECONDS)
-                text = f"stuck for {STUCK_SECONDS:.0f} s: {', '.join(stuck)}" if stuck else "ok"
-                self._send(503 if stuck else 200, text.encode())
+                stuck = metrics.stuck_loops(STUCK_SECONDS)
+                body = f"stuck for {STUCK_SECONDS:.0f} s: {', '.join(stuck)}" if stuck else "ok"
+                self._send(503 if stuck else 200, body.encode())
             case "/readyz":
                 try:
                     self.server.ready()
@@ -159,5 +160,5 @@ class _Answer(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name is http.server's
         """Log nothing."""

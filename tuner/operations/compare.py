@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tuner.ledger import Reader
-from tuner.report import comparing
-from tuner.report.comparing import By
-from tuner.report.writing import Written
+from tuner.report import comparison
+from tuner.report.comparison import Alignment
+from tuner.report.page import Written
 
 
 def compare(
-    ledger: Reader, trials: Sequence[str], metric: str, by: By, to: Path | None = None
+    ledger: Reader, trials: Sequence[str], metric: str, by: Alignment, to: Path | None = None
 ) -> Written:
     """Write the page that compares trials named as STUDY:TRIAL.
 
     Raise `UsageError`, `NotFoundError` or `OutputError`.
     """
-    return comparing.write(comparing.choose(ledger, trials), metric, by, to)
+    return comparison.write(comparison.choose(ledger, trials), metric, by, to)

@@ -18,11 +18,11 @@ from tuner.ledger.database import (
     recreate,
     tracking_client,
 )
-from tuner.tracking.mismatch import Mismatch
 from tuner.tracking.mlflow import bulk_writer as mlflow_rows
-from tuner.tracking.mlflow import check
+from tuner.tracking.mlflow import check as mlflow_check
 from tuner.tracking.optuna import bulk_writer as optuna_rows
-from tuner.tracking.optuna import publisher
+from tuner.tracking.optuna import check as optuna_check
+from tuner.tracking.projection import Mismatch
 from tuner.tracking.recorder import Recorder
 
 DECIDING = ("tuner", "torch", "optuna", "numpy")
@@ -31,9 +31,9 @@ BROKEN = "curve"
 """The kind of problem for rows that the ledger has lost."""
 OURS, OPTUNAS, MLFLOWS = "schema_ledger", "schema_optuna", "schema_mlflow"
 """Kinds of problems for tables that differ from their definitions."""
-LEFT_ALONE = {BROKEN, publisher.TAKEN}
+LEFT_ALONE = {BROKEN, optuna_check.NAME_TAKEN}
 """Kinds of problems that prevent the repair of their study."""
-NOTICES = (check.RENAMED,)
+NOTICES = (mlflow_check.RENAMED,)
 """Kinds that users may cause on purpose; they are reported, but not as errors."""
 _CLEAR = (
     "delete Optuna's study of it (`optuna delete-study --study-name NAME --storage URL`; `tuner db "
@@ -41,12 +41,12 @@ _CLEAR = (
 )
 _BACKUP = "restore the database from a backup, or accept it as it is"
 ADVICE = {
-    publisher.FOREIGN: (
+    optuna_check.FOREIGN_TRIALS: (
         "Another program wrote trials into tuner's study in Optuna, which cannot delete single "
         "trials. They are left unchanged, and tuner's own trials are complete without them. To "
         f"remove them, {_CLEAR}."
     ),
-    publisher.TAKEN: (
+    optuna_check.NAME_TAKEN: (
         "Optuna has a study of this name that is not tuner's, so tuner's is not published there. "
         "Submit tuner's under another name, or delete the other one with `optuna delete-study` "
         "and repair again."
@@ -58,7 +58,7 @@ ADVICE = {
     "experiment_doubled": (
         "Either may have runs that are needed. Delete the one that is not needed in MLflow."
     ),
-    check.RENAMED: "Users may rename an experiment; it is identified by its id and tag.",
+    mlflow_check.RENAMED: "Users may rename an experiment; it is identified by its id and tag.",
     "run_extra": (
         "MLflow has a run tagged with this study whose trial the ledger does not have. It is left "
         "unchanged, since its points may exist nowhere else. If it is not needed, delete it in "
@@ -120,8 +120,8 @@ def examine(engine: Engine, places: Addresses) -> list[Problem]:
         broken = {one.trial for one in inside if one.kind == BROKEN}
         mismatches = [
             *inside,
-            *publisher.mismatches(storage, study, every),
-            *check.mismatches(client, ledger, study, ours, without_curve=broken),
+            *optuna_check.mismatches(storage, study, every),
+            *mlflow_check.mismatches(client, ledger, study, ours, without_curve=broken),
         ]
         found.extend(
             Problem(kind=one.kind, study=study.title, trial=one.trial, detail=one.detail)
@@ -152,11 +152,15 @@ def repair(engine: Engine, places: Addresses) -> list[Problem]:
         kinds = {problem.kind for problem in found}
         if kinds & LEFT_ALONE:
             continue
-        recorder.project_again(
+        recorder.republish(
             by_title[title],
-            without={p.trial for p in found if p.kind in check.ANEW and p.trial is not None},
-            trials_anew=any(kind.startswith("optuna_") for kind in kinds)
-            and publisher.FOREIGN not in kinds,
+            delete_runs_of={
+                p.trial
+                for p in found
+                if p.kind in mlflow_check.NEED_NEW_RUN and p.trial is not None
+            },
+            replace_trials=any(kind.startswith("optuna_") for kind in kinds)
+            and optuna_check.FOREIGN_TRIALS not in kinds,
         )
     recorder.close()
     after = {_which(problem) for problem in examine(engine, places)}
@@ -181,10 +185,10 @@ def _why(problem: Problem, failed: Mapping[str, str]) -> str:
 def notes(places: Addresses) -> list[str]:
     """Return notes that are not mismatches: tables that cannot be written in bulk."""
     storage, client = optuna_storage(places), tracking_client(places)
-    found = [optuna_rows.unknown(storage)]
+    found = [optuna_rows.unsupported_schema(storage)]
     engine = mlflow_rows.tables_engine(client.tracking_uri)
     if engine is not None:
-        found.append(mlflow_rows.unknown(engine))
+        found.append(mlflow_rows.unsupported_schema(engine))
         engine.dispose()
     return [one for one in found if one is not None]
 
@@ -192,13 +196,13 @@ def notes(places: Addresses) -> list[str]:
 def _of_libraries(places: Addresses) -> Iterator[Problem]:
     """Compare Optuna's and MLflow's tables with their definitions, if these are known."""
     storage, client = optuna_storage(places), tracking_client(places)
-    if optuna_rows.unknown(storage) is None:
-        yield from (_of_schema(OPTUNAS, one) for one in optuna_rows.differences(storage))
+    if optuna_rows.unsupported_schema(storage) is None:
+        yield from (_of_schema(OPTUNAS, one) for one in optuna_rows.schema_differences(storage))
     engine = mlflow_rows.tables_engine(client.tracking_uri)
     if engine is None:
         return
-    if mlflow_rows.unknown(engine) is None:
-        yield from (_of_schema(MLFLOWS, one) for one in mlflow_rows.differences(engine))
+    if mlflow_rows.unsupported_schema(engine) is None:
+        yield from (_of_schema(MLFLOWS, one) for one in mlflow_rows.schema_differences(engine))
     engine.dispose()
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from tuner.core.outcome import DIVERGED
 from tuner.ledger import Reader, StudyRecord
 from tuner.ledger.database import Addresses
-from tuner.tracking.mlflow import artifacts
+from tuner.ledger.publications import Publications
+from tuner.tracking.mlflow.links import study_links
 from tuner.tracking.mlflow.study_run import FEW
-from tuner.tracking.publications import Publications
 
 
 def pages(
@@ -17,7 +17,7 @@ def pages(
 
     Raise `UnavailableError` if MLflow cannot be reached.
     """
-    links = artifacts.links(ledger.engine, places, study, ui)
+    links = study_links(ledger.engine, places, study, ui)
     if links is None:
         return {}
     runs = Publications(ledger.engine, "mlflow").external_ids(study.id)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tuner.config import StudySpec
 from tuner.core.errors import UsageError
 from tuner.core.failures import workload_code
-from tuner.training import choosing
+from tuner.training import trainer_choice
 from tuner.training.device import use_threads
 from tuner.training.lr_probe import probe as lr_probe
 from tuner.training.lr_probe.probe import Probe
@@ -20,7 +20,7 @@ def probe(spec: StudySpec, prefixes: Sequence[str]) -> dict[str, Probe]:
     Raise `UsageError` for a train function, and `WorkloadError` if the workload cannot be built.
     """
     use_threads(1 if spec.training.threads == "auto" else spec.training.threads)
-    workload = choosing.load(spec, prefixes)
+    workload = trainer_choice.load(spec, prefixes)
     if not isinstance(workload, Workload):
         raise UsageError(
             f"[workload]: expected a factory, got the train function {spec.workload.function}. A "

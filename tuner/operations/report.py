@@ -1,4 +1,4 @@
-"""Reports of studies: written into a folder and uploaded to MLflow."""
+"""Reports: read findings from the ledger, write the page to a folder, upload it to MLflow."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuner.core.errors import UnavailableError
-from tuner.ledger import Reader, StudyRecord, ranges
+from tuner.ledger import Reader, StudyRecord
 from tuner.ledger.database import Addresses
-from tuner.report import writing
-from tuner.report.charts.picture import Mark
+from tuner.report import page
 from tuner.report.findings import gather
-from tuner.report.writing import Written
+from tuner.report.page import Written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +19,8 @@ class Reported:
     """A report that was written."""
 
     written: Written
-    in_mlflow: bool  # whether it was uploaded to the parent run
-    problem: str | None = None  # why it could not be uploaded
+    in_mlflow: bool  # uploaded as an artifact of the study's parent run
+    problem: str | None = None  # why the upload failed
 
 
 def report(
@@ -33,44 +32,32 @@ def report(
     ui: str | None = None,
     tracked: bool = True,
 ) -> Reported:
-    """Write the report of one study or of several side by side, by default under `reports`.
+    """Write the report of one study, or of several side by side; by default under `reports`.
 
-    With `tracked`, the report links to runs, and the report of one study is uploaded to its parent
-    run. If MLflow cannot be reached or refuses this login, the files are written nevertheless.
-    Raise `OutputError` if they cannot be written.
+    With `tracked`, the report of one study links to its MLflow runs and is uploaded to the parent
+    run. If MLflow is unreachable or refuses the upload, the files are written all the same. Raises
+    `OutputError` if they cannot be written.
     """
-    folder = to or Path(writing.FOLDER) / writing.folder_name([one.title for one in studies])
+    folder = to or Path(page.FOLDER) / page.folder_name([one.title for one in studies])
     if len(studies) > 1:
         found = [gather(ledger, one) for one in studies]
-        return Reported(written=writing.of_many(found, folder), in_mlflow=False)
+        return Reported(written=page.write_studies(found, folder), in_mlflow=False)
     (study,) = studies
-    marks = stable_rates(ledger, study)
     if not tracked:
-        return Reported(
-            written=writing.of_study(gather(ledger, study, marks=marks), folder), in_mlflow=False
-        )
-    from tuner.tracking.mlflow import artifacts  # noqa: PLC0415 - it imports mlflow
+        return Reported(written=page.write_study(gather(ledger, study), folder), in_mlflow=False)
+    from tuner.tracking.mlflow import links as pages  # noqa: PLC0415 - it imports mlflow
+    from tuner.tracking.mlflow.study_run import upload_report  # noqa: PLC0415
 
     links, problem = {}, None
     try:
-        links = artifacts.run_links(ledger.engine, places, study, ui)
+        links = pages.run_addresses(ledger.engine, places, study, ui)
     except UnavailableError as error:
         problem = str(error)
-    written = writing.of_study(gather(ledger, study, marks=marks, links=links), folder)
+    written = page.write_study(gather(ledger, study, links=links), folder)
     if problem is not None:
         return Reported(written=written, in_mlflow=False, problem=problem)
     try:
-        there = artifacts.put_report(ledger.engine, places, study, written.files)
+        there = upload_report(ledger.engine, places, study, written.files)
     except UnavailableError as error:
         return Reported(written=written, in_mlflow=False, problem=str(error))
     return Reported(written=written, in_mlflow=there)
-
-
-def stable_rates(ledger: Reader, study: StudyRecord) -> list[Mark]:
-    """Return a mark for each optimizer at the largest stable rate that the probe found."""
-    found = ranges.result(ledger, study) or {}
-    return [
-        Mark(label=f"probe: {name} breaks here", low=one["stable"][0], high=one["stable"][1])
-        for name, one in found.get("optimizers", {}).items()
-        if None not in one["stable"]
-    ]

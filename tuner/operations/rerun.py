@@ -13,7 +13,7 @@ from tuner.core.environment import describe
 from tuner.core.errors import NotFoundError, UsageError
 from tuner.core.failures import workload_code
 from tuner.ledger import OUT_OF_MEMORY, Reader, StudyRecord, TrialRecord
-from tuner.training import choosing
+from tuner.training import trainer_choice
 from tuner.training.device import use_threads
 from tuner.training.trainer import ENDED, Event, Task, seed_of
 from tuner.worker.loading import load_workload
@@ -127,8 +127,8 @@ def rerun(ledger: Reader, study: StudyRecord, number: int, prefixes: Sequence[st
 def _train(
     study: StudyRecord, trial: TrialRecord, prefixes: Sequence[str], halvings: int
 ) -> list[Event]:
-    choice = choosing.settled(study.settled) if study.settled else None
-    trainer = choosing.trainer_for(load_workload(study, prefixes), study.spec, choice)
+    choice = trainer_choice.settled(study.settled) if study.settled else None
+    trainer = trainer_choice.trainer_for(load_workload(study, prefixes), study.spec, choice)
     assert trial.params is not None
     seed = seed_of(study.spec, trial.number)
     task = Task(number=trial.number, seed=seed, params=trial.params, halvings=halvings)

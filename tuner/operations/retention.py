@@ -10,7 +10,7 @@ from tuner.ledger import Ledger
 from tuner.ledger.database import Addresses
 from tuner.ledger.summaries import last_activity
 from tuner.operations import manage
-from tuner.tracking.mlflow import purge
+from tuner.tracking.mlflow.deletion import purge, with_champions
 
 DAY = 86_400.0
 
@@ -48,7 +48,7 @@ def plan(
     active = last_activity(ledger)
     newest = sorted(active, key=lambda name: active[name], reverse=True)[:keep_newest]
     old = sorted(name for name, at in active.items() if now - at >= older_than * DAY)
-    champions = purge.with_champions(places) if old else set()
+    champions = with_champions(places) if old else set()
     live = ledger.live_attempts()
     busy = {study.name for study in ledger.studies() if study.id in live}
     reasons = {
@@ -71,6 +71,6 @@ def collect(ledger: Ledger, places: Addresses, planned: Plan) -> tuple[list[str]
     for name in planned.remove:
         manage.delete(ledger, places, name)
     try:
-        return purge.purge(places), None
+        return purge(places), None
     except UnavailableError as error:
         return [], str(error)

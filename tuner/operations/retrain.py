@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from tuner.analysis import drift
-from tuner.analysis.drift import Step
+from tuner.analysis.drift import RetrainingStep
 from tuner.config import StudySpec
 from tuner.core.environment import identity, is_gone
 from tuner.core.errors import UnavailableError
@@ -19,6 +19,7 @@ from tuner.operations import run, submit
 from tuner.retraining import notify
 from tuner.retraining.checking import prepare
 from tuner.retraining.stages import Stages
+from tuner.worker.lease_renewer import LeaseRenewer
 
 WAIT_SECONDS = 0.5
 """Time between two looks at another process's retraining."""
@@ -33,6 +34,7 @@ def retrain(
     prefixes: Sequence[str],
     wait: bool = True,
     stop: threading.Event | None = None,
+    renewer: LeaseRenewer | None = None,
 ) -> dict[str, Any]:
     """Train the champion's successor, once a run key. Return what `tuner retrain --json` prints.
 
@@ -42,11 +44,12 @@ def retrain(
     `stop` is set.
     """
     study, stop = ledger.study(name), stop or threading.Event()
-    store = Retrainings(ledger, ledger.lease_seconds)
+    store = Retrainings(ledger)
+    renewer = renewer or LeaseRenewer(ledger, places.checkpoints)
     ended = store.read(name, run_key)
     if ended is not None and ended.stage == DONE:
         return as_json(ended)
-    tune = partial(_tune, ledger, places, prefixes)
+    tune = partial(_tune, ledger, places, prefixes, renewer)
     job = prepare(ledger, places, study, run_key, prefixes, tune)
     while True:
         held, other = store.claim(name, run_key, job.registry.model, identity(), is_gone)
@@ -61,13 +64,18 @@ def retrain(
             )
         if stop.wait(WAIT_SECONDS):
             raise KeyboardInterrupt
-    found = as_json(Stages(job, store, held, stop).run())
-    notify.tell(study.spec.retrain.notify, found)
+    with renewer.running():
+        found = as_json(Stages(job, store, held, renewer, stop).run())
+    notify.send(study.spec.retrain.notify, found)
     return found
 
 
 def _tune(
-    ledger: Ledger, places: Addresses, prefixes: Sequence[str], spec: StudySpec
+    ledger: Ledger,
+    places: Addresses,
+    prefixes: Sequence[str],
+    renewer: LeaseRenewer,
+    spec: StudySpec,
 ) -> tuple[StudyRecord, TrialRecord | None]:
     """Train a study to its end, or continue it. Return it and its best trial.
 
@@ -75,7 +83,9 @@ def _tune(
     """
     prepared = submit.prepare(spec, prefixes)
     study, _ = submit.submit(ledger, spec, prepared.description)
-    if run.train_study(ledger, places, study, prefixes, prepared=prepared).interrupted:
+    if run.train_study(
+        ledger, places, study, prefixes, prepared=prepared, renewer=renewer
+    ).interrupted:
         raise KeyboardInterrupt
     return ledger.study(study.name), ledger.best(study)
 
@@ -97,6 +107,6 @@ def as_json(ended: Retraining) -> dict[str, Any]:
     }
 
 
-def history(ledger: Ledger, name: str) -> list[Step]:
+def history(ledger: Ledger, name: str) -> list[RetrainingStep]:
     """Return the retrainings of a study so far. Raise `NotFoundError`."""
     return drift.steps(Retrainings(ledger).history(ledger.study(name).name))

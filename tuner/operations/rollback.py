@@ -40,6 +40,6 @@ def rollback(ledger: Ledger, places: Addresses, name: str, to: int | None = None
             )
         to = int(before)
     registry.load(registry.version(to))  # refuse a version that cannot be loaded
-    registry.point(CHAMPION, to)
+    registry.set_alias(CHAMPION, to)
     was = None if champion is None else champion.number
     return RolledBack(model=registry.model, was=was, now=to)

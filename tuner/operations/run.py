@@ -17,13 +17,15 @@ from tuner.config import StudySpec
 from tuner.core.errors import NotFoundError, UsageError, WorkloadError
 from tuner.core.outcome import KINDS
 from tuner.core.processes import RecorderProcess, Stop, stop_on_signals
-from tuner.executors.local import Executor, LocalExecutor
+from tuner.executors import Executor
+from tuner.executors.local import LocalExecutor
 from tuner.ledger import ENDED, OPEN, Ledger, StudyRecord
 from tuner.ledger.database import Addresses
 from tuner.ledger.managing import BEING_DELETED
 from tuner.operations import best, context, submit
 from tuner.report import progress
 from tuner.worker import work
+from tuner.worker.lease_renewer import LeaseRenewer
 from tuner.worker.loading import PreparedWorkload
 
 WORKER_STARTS = 3
@@ -120,12 +122,13 @@ def train_study(
     prepared: PreparedWorkload | None = None,
     workers: int = 1,
     console: Console | None = None,
+    renewer: LeaseRenewer | None = None,
 ) -> Ended:
     """Train what is left of one study and publish it; show progress on `console`, if any."""
     todo = Work(names=(study.name,), prefixes=tuple(prefixes), until_idle=True)
-    with nullcontext() if console is None else progress.shown(console, ledger, study):
+    with nullcontext() if console is None else progress.show_progress(console, ledger, study):
         if workers == 1:
-            return train(ledger, places, todo, recorder=True, prepared=prepared)
+            return train(ledger, places, todo, recorder=True, prepared=prepared, renewer=renewer)
         executor = LocalExecutor(places.spill.with_name("logs") / str(study.id))
         return train_with(executor, ledger, todo, workers)
 
@@ -137,6 +140,7 @@ def train(
     *,
     recorder: bool,
     prepared: PreparedWorkload | None = None,
+    renewer: LeaseRenewer | None = None,
 ) -> Ended:
     """Train trials in this process and publish them, until all is done or a signal arrives.
 
@@ -157,6 +161,7 @@ def train(
                 until_idle=todo.until_idle,
                 device=todo.device,
                 spill=places.spill,
+                renewer=renewer,
                 prepared=prepared,
             )
         return _ended(stop, recorder_process, todo.grace_seconds)

@@ -22,7 +22,7 @@ from tuner.ledger.timetables import RunRecord, Timetables
 from tuner.observability.logs import logger
 from tuner.observability.repeating import repeating
 from tuner.operations.retrain import retrain
-from tuner.worker.lease_renewer import Keeper
+from tuner.worker.lease_renewer import LeaseRenewer
 
 POLL_SECONDS = 0.5
 AWAY_SECONDS = 5.0
@@ -47,14 +47,17 @@ def run_scheduler(
     Ticks are recorded and expired leases are reaped in separate threads, so a long retraining
     delays no other scheduler.
     """
-    store = Timetables(ledger, ledger.lease_seconds)
+    store = Timetables(ledger)
+    renewer = LeaseRenewer(ledger, places.checkpoints)
 
     def run(held: RunRecord) -> Mapping[str, Any]:
         key = key_of(held.fire_at)
-        return retrain(ledger, places, held.study, key, prefixes=prefixes, stop=stop)
+        return retrain(
+            ledger, places, held.study, key, prefixes=prefixes, stop=stop, renewer=renewer
+        )
 
     log.info("scheduler started", scheduler=identity())
-    with Keeper(ledger, places.checkpoints).working(), _recording_ticks(store, stop):
+    with renewer.running(), _recording_ticks(store, stop):
         while not stop.is_set():
             try:
                 store.tick()
@@ -68,7 +71,8 @@ def run_scheduler(
                     break
                 stop.wait(POLL_SECONDS)
                 continue
-            _run(store, held, run, stop)
+            with renewer.holding(held.lease):
+                _run(store, held, run, stop)
     log.info("scheduler ended", scheduler=identity())
 
 
@@ -76,26 +80,25 @@ def _run(store: Timetables, held: RunRecord, run: Retrain, stop: threading.Event
     """Retrain for one tick and commit the outcome."""
     at = key_of(held.fire_at)
     reach("scheduler.claimed")
-    with _renewing(store, held):
-        try:
-            found = run(held)
-            outcome, reason = str(found["outcome"]), str(found["reason"])
-        except (UnavailableError, KeyboardInterrupt, LeaseLost) as error:
-            store.release(held)
-            log.warning(f"{held.timetable}, {at}: postponed: {error or 'interrupted'}")
-            stop.wait(AWAY_SECONDS)
-            return
-        except TunerError as error:
-            outcome, reason = FAILED, str(error)
-        except BaseException as error:  # raised by the workload; other timetables continue
-            log.exception("a retraining raised", timetable=held.timetable, at=at)
-            outcome, reason = FAILED, f"{type(error).__name__}: {error}"
-        reach("scheduler.retrained")
-        try:
-            store.end(held, outcome, reason)
-        except LeaseLost as error:  # the new holder finds the same result by its run key
-            log.warning(str(error))
-            return
+    try:
+        found = run(held)
+        outcome, reason = str(found["outcome"]), str(found["reason"])
+    except (UnavailableError, KeyboardInterrupt, LeaseLost) as error:
+        store.release(held)
+        log.warning(f"{held.timetable}, {at}: postponed: {error or 'interrupted'}")
+        stop.wait(AWAY_SECONDS)
+        return
+    except TunerError as error:
+        outcome, reason = FAILED, str(error)
+    except BaseException as error:  # raised by the workload; other timetables continue
+        log.exception("a retraining raised", timetable=held.timetable, at=at)
+        outcome, reason = FAILED, f"{type(error).__name__}: {error}"
+    reach("scheduler.retrained")
+    try:
+        store.end(held, outcome, reason)
+    except LeaseLost as error:  # the new holder finds the same result by its run key
+        log.warning(str(error))
+        return
     log.info("run ended", timetable=held.timetable, at=at, outcome=outcome, reason=reason)
 
 
@@ -107,12 +110,3 @@ def _recording_ticks(store: Timetables, stop: threading.Event) -> AbstractContex
             store.tick()
 
     return repeating("scheduler", tick, POLL_SECONDS)
-
-
-def _renewing(store: Timetables, held: RunRecord) -> AbstractContextManager[None]:
-    """Renew the lease on a run in a thread while the body runs."""
-
-    def renew() -> None:
-        store.renew(held)
-
-    return repeating("run's lease", renew, store.lease_seconds / 3)

@@ -8,8 +8,8 @@ from typing import Any
 
 from tuner.core.errors import NotFoundError
 from tuner.ledger import OPEN, Reader, StudyRecord, ranges
+from tuner.ledger.publications import Publications
 from tuner.ledger.summaries import Summary, summaries
-from tuner.tracking.publications import Publications
 
 
 def status(ledger: Reader, study: StudyRecord) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from tuner.analysis.verdicts import EARLY
 from tuner.config import Grid, Space, StudySpec, options, reading
 from tuner.core.errors import NotFoundError, UsageError
 from tuner.ledger import Ledger, Reader, StudyRecord
-from tuner.training.loop import OWN_NAMES
+from tuner.training.trainer import TRAIN_COLUMNS
 from tuner.training.workloads import Workload
 from tuner.worker.loading import PreparedWorkload, prepare_workload
 
@@ -27,7 +27,7 @@ def prepare(spec: StudySpec, prefixes: Sequence[str]) -> PreparedWorkload:
     prepared = prepare_workload(spec, prefixes)
     workload = prepared.workload
     if not isinstance(workload, Workload):
-        if spec.study.metric in OWN_NAMES:
+        if spec.study.metric in TRAIN_COLUMNS:
             raise UsageError(
                 f"[study] metric: expected a metric that {spec.workload.function} reports at "
                 f"evaluations, such as val_loss, got {spec.study.metric!r}, which is measured on "

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from tuner.core.errors import UnavailableError
 from tuner.core.processes import stop_on_signals
 from tuner.ledger.database import Addresses, pooled, tracking_client, upgrade_tracking
-from tuner.tracking.mlflow.artifacts import served
+from tuner.tracking.mlflow.links import ui_address
 
 PORT = 5000
 """The default port."""
@@ -34,7 +34,7 @@ def serve(places: Addresses, port: int | None, announce: Callable[[str], str | N
     Raise `UnavailableError` if the port is taken, or if that server does not answer.
     """
     if places.tracking.startswith("http"):
-        url = served(places.tracking)
+        url = ui_address(places.tracking)
         _refuse_silent(url)
         page = announce(url)
         if page is not None:

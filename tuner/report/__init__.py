@@ -1,25 +1,6 @@
-"""Reports for people: tables on a terminal (`tables`), and pages with pictures (`writing`)."""
+"""Reports of studies.
 
-from __future__ import annotations
-
-from tuner.report.tables import (
-    STYLES,
-    curve_width,
-    fitted,
-    ranking,
-    sparkline,
-    stopped,
-    trial_row,
-    trial_table,
-)
-
-__all__ = [
-    "STYLES",
-    "curve_width",
-    "fitted",
-    "ranking",
-    "sparkline",
-    "stopped",
-    "trial_row",
-    "trial_table",
-]
+A report page goes one way: `findings` are read from the ledger, `charts` are made from them, and
+`page` renders both with the text of `sentences` as HTML (`markup`) and PNG files. `comparison`
+makes a page of any trials. A terminal shows `tables`, and `progress` while a study runs.
+"""

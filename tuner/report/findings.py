@@ -1,4 +1,4 @@
-"""What a report is about: one study's trials, curves, verdicts and verdicts, read once."""
+"""Findings: trials, curves, verdicts and comparisons of a study, read once from the ledger."""
 
 from __future__ import annotations
 
@@ -8,46 +8,45 @@ from dataclasses import dataclass
 import numpy as np
 
 from tuner.analysis import comparisons
-from tuner.analysis.comparisons import GoodRates, Wins
-from tuner.analysis.drift import Step, steps
+from tuner.analysis.comparisons import Comparison, GoodRates
+from tuner.analysis.drift import RetrainingStep, steps
 from tuner.analysis.evidence import Assessor
-from tuner.analysis.verdicts import Evidence, Given, Verdict
+from tuner.analysis.verdicts import Evidence, Setting, Verdict
 from tuner.config import ParameterValue
 from tuner.core.curves import Chunk
 from tuner.core.outcome import COMPLETED, RUNNING
-from tuner.ledger import Reader, Retrainings, StudyRecord, TrialRecord
-from tuner.report.charts.picture import Mark
+from tuner.ledger import Reader, Retrainings, StudyRecord, TrialRecord, ranges
 
-PORTION = 500
-"""Curves that are read with one statement."""
+BATCH = 500
+"""Number of curves that one statement reads."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Findings:
-    """All that is known of a study when its report is written."""
+    """What is known about a study when its report is written."""
 
     study: StudyRecord
     trials: Sequence[TrialRecord]
     curves: Mapping[int, Chunk]  # by number
-    given: Given
+    setting: Setting
     evidence: Sequence[Evidence]
     verdicts: Mapping[int, Verdict]  # by number
     best: TrialRecord | None
     rates: GoodRates | None  # over all trials
     by_schedule: Sequence[GoodRates]
     by_optimizer: Sequence[GoodRates]
-    schedules: Sequence[Wins]
-    optimizers: Sequence[Wins]
-    marks: Sequence[Mark]  # on the axis of rates, as a probe found them
-    links: Mapping[int, str]  # to the runs of trials, by number
-    drift: Sequence[Step]  # the study's retrainings, oldest first
+    schedules: Sequence[Comparison]
+    optimizers: Sequence[Comparison]
+    stable_limits: Mapping[str, tuple[float, float]]  # brackets found by a probe, by optimizer
+    links: Mapping[int, str]  # URL of each trial's MLflow run, by number
+    drift: Sequence[RetrainingStep]  # the study's retrainings, oldest first
 
     def trial(self, number: int) -> TrialRecord:
-        """Give a trial by its number."""
+        """Return the trial with this number."""
         return next(one for one in self.trials if one.number == number)
 
     def varied(self) -> list[str]:
-        """Name the parameters, beside rate and choices, of which there were several values."""
+        """Return the parameters with several values, without rate, schedule and optimizer."""
         values: dict[str, set[ParameterValue]] = {}
         for trial in self.trials:
             for name, value in (trial.params or {}).items():
@@ -55,8 +54,13 @@ class Findings:
         chosen = ("lr", "schedule", "optimizer")
         return sorted(name for name, own in values.items() if len(own) > 1 and name not in chosen)
 
+    @property
+    def unfinished(self) -> int:
+        """Number of trials that are running or waiting."""
+        return sum(one.state == RUNNING for one in self.trials)
+
     def value(self, trial: TrialRecord) -> float:
-        """Give a trial's value, of one that was stopped its last; nan where there is none."""
+        """Return a trial's value, or its last report if it was stopped; nan if it has none."""
         if trial.state == COMPLETED and trial.value is not None:
             return trial.value
         curve = self.curves.get(trial.number)
@@ -71,10 +75,9 @@ def gather(
     ledger: Reader,
     study: StudyRecord,
     *,
-    marks: Sequence[Mark] = (),
     links: Mapping[int, str] | None = None,
 ) -> Findings:
-    """Read a study and judge it. The same study gives the same findings."""
+    """Read a study and judge its trials. The result depends on the study and `links` alone."""
     trials = ledger.trials(study.id)
     assessor = Assessor(ledger, study)
     evidence = assessor.evidence(trials)
@@ -86,31 +89,36 @@ def gather(
         study=study,
         trials=trials,
         curves=read_curves(ledger, drawn),
-        given=assessor.given({}),
+        setting=assessor.setting({}),
         evidence=evidence,
         verdicts=verdicts,
         best=ledger.best(study),
         rates=next(iter(comparisons.good_rates(evidence, verdicts)), None),
         by_schedule=comparisons.good_rates(evidence, verdicts, "schedule"),
         by_optimizer=comparisons.good_rates(evidence, verdicts, "optimizer"),
-        schedules=comparisons.winner(evidence, horizon, rng, "schedule"),
-        optimizers=comparisons.winner(evidence, horizon, rng, "optimizer"),
-        marks=marks,
+        schedules=comparisons.compare(evidence, horizon, rng, "schedule"),
+        optimizers=comparisons.compare(evidence, horizon, rng, "optimizer"),
+        stable_limits=_stable_limits(ledger, study),
         links=links or {},
         drift=steps(Retrainings(ledger).history(study.name)),
     )
 
 
 def read_curves(ledger: Reader, trials: Sequence[TrialRecord]) -> dict[int, Chunk]:
-    """Read the curves of trials by their numbers, many at a time."""
+    """Return the curves of trials, by trial number; read in batches."""
     found: dict[int, Chunk] = {}
-    for first in range(0, len(trials), PORTION):
-        some = trials[first : first + PORTION]
+    for first in range(0, len(trials), BATCH):
+        some = trials[first : first + BATCH]
         curves = ledger.curves([one.id for one in some])
         found |= {one.number: curves[one.id] for one in some if one.id in curves}
     return found
 
 
-def unfinished(found: Findings) -> int:
-    """Count the trials that still run or wait."""
-    return sum(one.state == RUNNING for one in found.trials)
+def _stable_limits(ledger: Reader, study: StudyRecord) -> dict[str, tuple[float, float]]:
+    """Return the bracket of each optimizer's largest stable rate, if a probe found one."""
+    probe = ranges.result(ledger, study) or {}
+    return {
+        name: (one["stable"][0], one["stable"][1])
+        for name, one in probe.get("optimizers", {}).items()
+        if None not in one["stable"]
+    }

@@ -1,113 +1,225 @@
-"""A page of HTML that needs nothing else: text, tables, figures, style and plotly.js in one file.
-
-Whatever comes from people (names, reasons) is escaped where it is put into HTML; figures are JSON
-in a script element, where no character can end the element. A content security policy forbids the
-page every request.
-"""
+"""The page of a report, made from findings and charts, and written with its PNG files."""
 
 from __future__ import annotations
 
-import json
+import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib.resources import files
-from typing import Any
+from pathlib import Path
 
-from tuner.report.charts import web
+from tuner.analysis import ranking
+from tuner.core.outputs import replacing, writing_into
+from tuner.ledger import TrialRecord
+from tuner.report import markup, sentences
+from tuner.report.charts import matplotlib_backend, report_charts
+from tuner.report.charts.plot import Plot
+from tuner.report.charts.report_charts import Chart
+from tuner.report.findings import Findings
+from tuner.report.markup import Cell
 
-POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
-)
+FOLDER = "reports"
+ROWS = 500
+"""Maximum number of trials in the table of a page."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
-    """A cell of a table."""
+class Written:
+    """The files of a report."""
 
-    text: str
-    number: float | None = None  # to sort by; it stands on the right
-    link: str | None = None
-    kind: str = ""  # of CSS
+    page: Path
+    pictures: tuple[Path, ...]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The page and its pictures."""
+        return (self.page, *self.pictures)
 
 
-def page(title: str, body: Sequence[str], figures: Mapping[str, Mapping[str, Any]]) -> str:
-    """Put a page together; `figures` by the names that `figure` was given."""
-    stored = {"figures": figures, "dark": dict(web.DARK)}
-    return "\n".join(
+def folder_name(titles: Sequence[str]) -> str:
+    """Return a safe folder name for studies with these titles."""
+    whole = "+".join(titles)
+    plain = re.sub(r"[^\w.+-]+", "_", whole, flags=re.ASCII).strip("._")[:80]
+    if plain == whole:
+        return plain
+    return f"{plain}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}".lstrip("-")
+
+
+def write_study(found: Findings, folder: Path) -> Written:
+    """Write the report of one study. Raises `OutputError`."""
+    charts = report_charts.of_study(found)
+    verdicts = f"Verdicts on rates: {sentences.verdicts(found)}."
+    body = [
+        f"<h1>{escape(found.study.title)}</h1>",
+        markup.paragraphs([found.study.spec.study.description]),
+        _answer(found),
+        f'<p class="soft">{escape(f"{verdicts} {sentences.savings(found)}")}</p>',
+        *(_section(one) for one in charts if one.plot is not None),
+        _good_rates(found),
+        *(_section(one) for one in charts if one.plot is None),
+        _trials(found),
+        _retrainings(found),
+    ]
+    return _render(folder, found.study.title, body, charts)
+
+
+def write_studies(studies: Sequence[Findings], folder: Path) -> Written:
+    """Write one report of several studies, side by side. Raises `OutputError`."""
+    shared, own = report_charts.of_studies(studies)
+    columns = [
+        f"<div><h2>{escape(one.study.title)}</h2>{_answer(one)}{''.join(map(_section, charts))}"
+        "</div>"
+        for one, charts in zip(studies, own, strict=True)
+    ]
+    title = " beside ".join(one.study.title for one in studies)
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        _studies(studies),
+        *map(_section, shared),
+        f'<div class="columns">{"".join(columns)}</div>',
+    ]
+    only_in_page = [one for charts in own for one in charts]
+    return _render(folder, title, body, shared, only_in_page)
+
+
+def _render(
+    folder: Path,
+    title: str,
+    body: Sequence[str],
+    charts: Sequence[Chart],
+    only_in_page: Sequence[Chart] = (),
+) -> Written:
+    figures = {one.name: one.in_page() for one in (*charts, *only_in_page)}
+    plots = {one.name: one.plot for one in charts if one.plot is not None}
+    return write(folder / "report.html", markup.page(title, body, figures), plots)
+
+
+def write(file: Path, text: str, plots: Mapping[str, Plot]) -> Written:
+    """Write a page, and each plot as a PNG file beside it. Raises `OutputError`."""
+    pictures = []
+    with writing_into(file.parent):
+        with replacing(file) as partial:
+            partial.write_text(text, encoding="utf-8")
+        for name, plot in plots.items():
+            pictures.append(file.with_name(f"{name}.png"))
+            with replacing(pictures[-1]) as partial:
+                matplotlib_backend.save(matplotlib_backend.draw(plot), partial)
+    return Written(page=file, pictures=tuple(pictures))
+
+
+def _answer(found: Findings) -> str:
+    return markup.answer(sentences.answer(found), sentences.advice(found))
+
+
+def _section(one: Chart) -> str:
+    tools = ""
+    if one.log_switch and one.plot is not None:
+        tools = markup.log_switch(one.name, log=one.plot.y.log)
+    return markup.figure(one.name, one.title, one.text, kind=one.shape, tools=tools)
+
+
+def _good_rates(found: Findings) -> str:
+    """Return the table of good rates by schedule and by optimizer."""
+    rows = [
         [
-            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(title)}</title>",
-            '<link rel="icon" href="data:,">',
-            f"<style>{_own('page.css')}</style>",
-            f"<script>{web.library()}</script></head><body>",
-            *body,
-            f'<script id="figures" type="application/json">{in_script(stored)}</script>',
-            f"<script>{_own('page.js')}</script></body></html>",
+            Cell(text=kind),
+            Cell(text=one.name),
+            Cell(text=f"{one.low.rate:.3g}", number=one.low.rate),
+            Cell(text=f"{one.high.rate:.3g}", number=one.high.rate),
+            Cell(text=f"{one.factor:.3g}", number=one.factor),
+            Cell(text=f"{one.trials} of {one.of}"),
+            Cell(text=_shown(one.low.beyond)),
+            Cell(text=_shown(one.high.beyond)),
         ]
-    )
-
-
-def in_script(value: object) -> str:
-    """Write JSON that can stand in a script element: no `</script>` and no comment begins in it."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def paragraphs(lines: Sequence[str]) -> str:
-    """Give lines of text as paragraphs."""
-    return "".join(f"<p>{escape(line)}</p>" for line in lines)
-
-
-def answer(lines: Sequence[str], advice: Sequence[str]) -> str:
-    """Give the answer that a report begins with."""
-    following = "".join(f"<li>{escape(line)}</li>" for line in advice)
+        for kind, ranges in (("schedule", found.by_schedule), ("optimizer", found.by_optimizer))
+        for one in ranges
+    ]
+    head = ("by", "name", "from", "to", "factor", "good", "not good below", "not good above")
+    text = "The range of good rates, and the nearest tried rates outside that were not good."
     return (
-        f'<section class="answer">{paragraphs(lines)}<h2>What to try next</h2>'
-        f"<ul>{following}</ul></section>"
+        f'<h2>Good rates</h2><p class="soft">{text}</p>{markup.table(head, rows)}' if rows else ""
     )
 
 
-def figure(name: str, title: str, text: str, *, kind: str = "", tools: str = "") -> str:
-    """Give the place of a figure, its title and what to see in it; `kind` is a class of CSS."""
-    return (
-        f'<section><div class="head"><h2>{escape(title)}</h2><div class="tools">{tools}</div></div>'
-        f'<p class="soft">{escape(text)}</p><div class="frame">'
-        f'<div class="figure {kind}" data-figure="{escape(name)}" role="img" '
-        f'aria-label="{escape(f"{title}. {text}")}"></div></div></section>'
-    )
+def _studies(studies: Sequence[Findings]) -> str:
+    """Return the table of several studies: best trial, good rates and verdicts."""
+    rows = []
+    for one in studies:
+        best = one.best.value if one.best is not None else None
+        good = f"{one.rates.low.rate:.3g} to {one.rates.high.rate:.3g}" if one.rates else "none"
+        rows.append(
+            [
+                Cell(text=one.study.title),
+                Cell(text=one.study.spec.study.metric),
+                Cell(text=_shown(best), number=best),
+                Cell(text=ranking.in_short(one.best.params) if one.best else ""),
+                Cell(text=good),
+                Cell(text=str(len(one.trials)), number=len(one.trials)),
+                Cell(text=sentences.verdicts(one)),
+            ]
+        )
+    head = ("study", "metric", "best", "with", "good rates", "trials", "verdicts")
+    return markup.table(head, rows)
 
 
-def log_switch(name: str, *, log: bool) -> str:
-    """Give a button that makes a figure's vertical axis logarithmic or linear."""
-    pressed = str(log).lower()
-    return f'<button data-log="{escape(name)}" aria-pressed="{pressed}">log</button>'
+def _trials(found: Findings) -> str:
+    ranked = ranking.ranked(found.study, found.trials)
+    metric = found.study.spec.study.metric
+    head = ("trial", "lr", "schedule", "optimizer", "steps", metric, "verdict", "outcome", "why")
+    names = found.varied()
+    rows = [_row(found, one, names) for one in ranked[:ROWS]]
+    text = ""
+    if len(ranked) > ROWS:
+        text = f"The best {ROWS} of {len(ranked)}; `tuner export` writes all. "
+    links = "Numbers link to MLflow runs." if found.links else ""
+    if ranking.has_better_below(found.study, ranked[:ROWS]):
+        text += f"{ranking.WHY_BELOW} "
+    whole = markup.table((*head, "other parameters"), rows)
+    return f'<h2>Trials</h2><p class="soft">{escape(text + links)}</p>{whole}'
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """Give a table that is sorted by a click on a column's head."""
-    numeric = [any(row[k].number is not None for row in rows) for k in range(len(head))]
-    heads = "".join(
-        f"<th{' class=number' if right else ''}><button>{escape(name)}</button></th>"
-        for name, right in zip(head, numeric, strict=True)
-    )
-    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
-    return (
-        f'<div class="scroll"><table><thead><tr>{heads}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+def _retrainings(found: Findings) -> str:
+    """Return the table of the study's retrainings; empty if there are none."""
+    if not found.drift:
+        return ""
+    rows = [
+        [
+            Cell(text=one.run_key),
+            Cell(text=one.outcome),
+            Cell(text=f"{one.lr:.3g}", number=one.lr),
+            Cell(text="{:.3g} to {:.3g}".format(*one.lr_range)),
+            Cell(text="" if one.champion is None else f"{one.champion:.4g}", number=one.champion),
+            Cell(text=one.reason),
+        ]
+        for one in found.drift
+    ]
+    head = ("run key", "outcome", "lr", "searched", "the champion's metric", "why")
+    text = "The searched range and the result of each retraining, oldest first."
+    return f'<h2>Retrainings</h2><p class="soft">{text}</p>{markup.table(head, rows)}'
 
 
-def _cell(cell: Cell) -> str:
-    text = escape(cell.text)
-    if cell.link:
-        text = f'<a href="{escape(cell.link)}">{text}</a>'
-    kind = " ".join(filter(None, (cell.kind, "number" if cell.number is not None else "")))
-    key = "" if cell.number is None else f' data-key="{cell.number!r}"'
-    return f"<td{f' class={chr(34)}{escape(kind)}{chr(34)}' if kind else ''}{key}>{text}</td>"
+def _row(found: Findings, trial: TrialRecord, names: Sequence[str]) -> list[Cell]:
+    params, verdict = trial.params or {}, found.verdicts.get(trial.number)
+    rate = float(params["lr"]) if params else None
+    value = found.value(trial)
+    known = value == value  # noqa: PLR0124 - not nan
+    others = ", ".join(f"{name} {_shown(params[name])}" for name in names if name in params)
+    return [
+        Cell(text=str(trial.number), number=trial.number, link=found.links.get(trial.number)),
+        Cell(text=_shown(rate), number=rate),
+        Cell(text=_shown(params.get("schedule"))),
+        Cell(text=_shown(params.get("optimizer"))),
+        Cell(text=str(trial.steps), number=trial.steps),
+        Cell(text=f"{value:.4g}" if known else "", number=value if known else None),
+        Cell(text=str(verdict or "")),
+        Cell(text=f"{trial.state}, imported" if trial.imported else trial.state),
+        Cell(text=(verdict.reason if verdict else trial.reason) or "", kind="why"),
+        Cell(text=others, kind="wide"),
+    ]
 
 
-def _own(name: str) -> str:
-    return files("tuner.report").joinpath(name).read_text(encoding="utf-8")
+def _shown(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""Watching a study from its ledger: a live table in a terminal, plain lines elsewhere."""
+"""Progress of a study, read from the ledger: a live table in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -26,61 +26,61 @@ from tuner.core.curves import Chunk
 from tuner.core.errors import UnavailableError
 from tuner.core.outcome import RUNNING
 from tuner.ledger import Reader, StudyRecord, TrialRecord
-from tuner.report import STYLES, curve_width, fitted, trial_row, trial_table
-from tuner.report.redirection import printed_above
+from tuner.report.redirection import redirect_output
+from tuner.report.tables import STYLES, curve_width, fit_to_console, trial_row, trial_table
 
 LIVE_PER_SECOND = 4
 PLAIN_SECONDS = 0.5
 HEADER_LINES = 6
 SPEED_SECONDS = 600.0
-"""Of how long ago the remaining time still takes the speed."""
+"""Period over which speed is averaged to estimate the remaining time."""
 
 log = logging.getLogger(__name__)
 
 
-class Watch:
-    """A study's trials without their reports, read again only where something changed."""
+class StudyReader:
+    """Reads a study's trials without their reports, and only those that changed."""
 
     def __init__(self, ledger: Reader, study: StudyRecord) -> None:
         self._ledger = ledger
         self.study = study
         self._revision = 0
         self._trials: dict[int, TrialRecord] = {}
-        self._curves: dict[int, Chunk] = {}  # of those that were asked for
-        self._whole: set[int] = set()  # whose curve will not grow
+        self._curves: dict[int, Chunk] = {}  # by number, only requested ones
+        self._complete: set[int] = set()  # numbers of trials whose curve is complete
 
     def refresh(self) -> list[TrialRecord]:
-        """Read what changed; give the trials that ended since the last call."""
+        """Read what changed; return the trials that ended since the last call."""
         changes = self._ledger.changes(self.study.id, self._revision, with_reports=False)
         self._revision = changes.revision
         ended = [
             trial
             for trial in changes.trials
-            if trial.state != RUNNING and self._runs_as_far_as_known(trial.number)
+            if trial.state != RUNNING and self._was_running(trial.number)
         ]
         self._trials.update((trial.number, trial) for trial in changes.trials)
         return ended
 
-    def _runs_as_far_as_known(self, number: int) -> bool:
+    def _was_running(self, number: int) -> bool:
         return number not in self._trials or self._trials[number].state == RUNNING
 
     def trials(self) -> list[TrialRecord]:
-        """Give all trials as last read, by number."""
+        """Return all trials as last read, in the order of their numbers."""
         return [self._trials[number] for number in sorted(self._trials)]
 
     def curve(self, number: int) -> Chunk:
-        """Read a trial's curve: what is new of it, since only the trials on show need theirs."""
+        """Return a trial's curve; read only its new part."""
         known, trial = self._curves.get(number, curves.empty()), self._trials[number]
-        if number not in self._whole:
+        if number not in self._complete:
             fresh = self._ledger.curve(trial.id, known.next_step)
             known = curves.join([known, fresh]) if len(fresh.times) else known
             self._curves[number] = known
         if trial.state != RUNNING:
-            self._whole.add(number)
+            self._complete.add(number)
         return known
 
     def counts(self) -> dict[str, int]:
-        """Count trials by state."""
+        """Return the number of trials by state."""
         counted = dict.fromkeys(STYLES, 0)
         for trial in self._trials.values():
             counted[trial.state] += not trial.imported
@@ -88,10 +88,10 @@ class Watch:
 
 
 class LiveView:
-    """The state of a study in a terminal: how far it is, the best, what runs, the latest ends."""
+    """A live table of a study: progress, best trial, running trials and the latest ended ones."""
 
-    def __init__(self, watch: Watch, console: Console) -> None:
-        self._watch = watch
+    def __init__(self, reader: StudyReader, console: Console) -> None:
+        self._reader = reader
         self._console = console
         self._progress = Progress(
             BarColumn(),
@@ -106,10 +106,10 @@ class LiveView:
         self._task: TaskID | None = None
 
     def draw(self) -> RenderableType:
-        """Read what changed and draw it."""
-        watch, study = self._watch, self._watch.study
-        watch.refresh()
-        trials = watch.trials()
+        """Read what changed and return the table."""
+        reader, study = self._reader, self._reader.study
+        reader.refresh()
+        trials = reader.trials()
         ranked = ranking.ranked(study, trials)
         running = [trial for trial in trials if trial.state == RUNNING]
         latest = sorted(
@@ -122,7 +122,7 @@ class LiveView:
         table = trial_table(study)
         for trial in trials:
             if trial.number in chosen:
-                curve = watch.curve(trial.number)
+                curve = reader.curve(trial.number)
                 *cells, why = trial_row(study, trial, curve, width=curve_width(self._console))
                 table.add_row(*cells, Text(str(why), no_wrap=True, overflow="ellipsis"))
         imported = sum(trial.imported for trial in trials)
@@ -130,7 +130,7 @@ class LiveView:
         header = Text.assemble(
             ("study ", "bold"),
             (study.title, "bold cyan"),
-            f"  {ended} of {study.limit} trials ended: {ranking.counts_in_words(watch.counts())}",
+            f"  {ended} of {study.limit} trials ended: {ranking.counts_in_words(reader.counts())}",
             f"; {imported} imported" if imported else "",
         )
         best = next((trial for trial in ranked if trial.state == "completed"), None)
@@ -138,30 +138,30 @@ class LiveView:
         for line in (header, found):
             line.no_wrap, line.overflow = True, "ellipsis"
         self._advance(ended, [trial for trial in running if trial.number in chosen], len(running))
-        return Group(header, found, self._progress, fitted(table, self._console))
+        return Group(header, found, self._progress, fit_to_console(table, self._console))
 
-    def _advance(self, ended: int, on_show: Sequence[TrialRecord], running: int) -> None:
-        """Count trials; of running ones the part that is trained, as those on show have it."""
-        steps = self._watch.study.spec.training.steps
-        parts = [self._watch.curve(trial.number).next_step / steps for trial in on_show]
+    def _advance(self, ended: int, displayed: Sequence[TrialRecord], running: int) -> None:
+        """Update the progress bar: ended trials plus the estimated share of the running ones."""
+        steps = self._reader.study.spec.training.steps
+        parts = [self._reader.curve(trial.number).next_step / steps for trial in displayed]
         done = ended + (running * sum(parts) / len(parts) if parts else 0.0)
-        if self._task is None:  # what was done earlier says nothing of the speed
-            limit = self._watch.study.limit
+        if self._task is None:  # earlier work does not count for the speed
+            limit = self._reader.study.limit
             self._task = self._progress.add_task("", total=limit, completed=done)  # type: ignore[arg-type]
         self._progress.update(self._task, completed=done)
 
 
 @contextmanager
-def shown(console: Console, ledger: Reader, study: StudyRecord) -> Iterator[None]:
-    """Show the study's progress while the body runs."""
-    watch = Watch(ledger, study)
-    watch.refresh()  # what ended in an earlier run is not news
+def show_progress(console: Console, ledger: Reader, study: StudyRecord) -> Iterator[None]:
+    """Show a study's progress while the body runs."""
+    reader = StudyReader(ledger, study)
+    reader.refresh()  # skip the trials that ended earlier
     if not console.is_terminal:
-        with _repeated(PLAIN_SECONDS, lambda: _print_ended(console, watch)):
+        with _call_periodically(PLAIN_SECONDS, lambda: _print_ended(console, reader)):
             yield
         return
-    view = LiveView(watch, console)
-    # drawn by a thread of ours, as rich's own would read the ledger with the console locked
+    view = LiveView(reader, console)
+    # drawn by our own thread: rich's would lock the console while it reads the ledger
     with (
         Live(
             console=console,
@@ -170,15 +170,15 @@ def shown(console: Console, ledger: Reader, study: StudyRecord) -> Iterator[None
             redirect_stdout=False,
             redirect_stderr=False,
         ) as live,
-        printed_above(console),
-        _repeated(1 / LIVE_PER_SECOND, lambda: live.update(view.draw(), refresh=True)),
+        redirect_output(console),
+        _call_periodically(1 / LIVE_PER_SECOND, lambda: live.update(view.draw(), refresh=True)),
     ):
         yield
 
 
 @contextmanager
-def _repeated(seconds: float, look: Callable[[], None]) -> Iterator[None]:
-    """Call a function again and again in a thread while the body runs, and once after it."""
+def _call_periodically(seconds: float, update: Callable[[], None]) -> Iterator[None]:
+    """Call a function periodically in a thread while the body runs, and once after it."""
     ended = threading.Event()
 
     def repeat() -> None:
@@ -186,8 +186,8 @@ def _repeated(seconds: float, look: Callable[[], None]) -> Iterator[None]:
         while not last:
             last = ended.wait(seconds)
             try:
-                look()
-            except UnavailableError as error:  # training goes on, and so does this
+                update()
+            except UnavailableError as error:  # training continues; try again
                 log.debug("progress cannot be read: %s", error)
 
     thread = threading.Thread(target=repeat, name="progress", daemon=True)
@@ -199,9 +199,9 @@ def _repeated(seconds: float, look: Callable[[], None]) -> Iterator[None]:
         thread.join()
 
 
-def _print_ended(console: Console, watch: Watch) -> None:
-    for trial in watch.refresh():
-        line = _line(watch.study, trial)
+def _print_ended(console: Console, reader: StudyReader) -> None:
+    for trial in reader.refresh():
+        line = _line(reader.study, trial)
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 

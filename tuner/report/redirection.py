@@ -1,4 +1,4 @@
-"""Print whole lines above a live table, whoever prints them: prints, warnings and log handlers."""
+"""Redirection of prints, warnings and log handlers to a console, above its live table."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from rich.console import Console
 from rich.text import Text
 
 
-class LinesAbove(io.TextIOBase):
-    """A stream in place of a terminal's: a console prints its lines above what is live there.
+class ConsoleStream(io.TextIOBase):
+    """A stream that replaces a terminal's; a console prints its lines above the live display.
 
-    An unfinished line waits for its end. What a carriage return would overwrite, as progress bars
-    do, is left out. A forked process writes to the terminal: the console's locks are not its own.
+    An unfinished line is kept until it ends. Text before a carriage return is dropped, as a
+    terminal would overwrite it. A forked process writes to the terminal directly, since it does not
+    share the console's locks.
     """
 
     def __init__(self, console: Console, stream: TextIO) -> None:
-        self.rich_proxied_file = stream  # where rich's consoles write to
+        self.rich_proxied_file = stream  # rich's consoles write to it
         self._console = console
         self._unfinished = ""
         self._process = os.getpid()
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """The terminal's."""
+        """The encoding of the terminal."""
         return self.rich_proxied_file.encoding
 
     def fileno(self) -> int:
@@ -37,7 +38,7 @@ class LinesAbove(io.TextIOBase):
         return self.rich_proxied_file.fileno()
 
     def isatty(self) -> bool:
-        """Return False: nobody else may move the cursor."""
+        """Return False: only the console may move the cursor."""
         return False
 
     def writable(self) -> bool:
@@ -45,7 +46,7 @@ class LinesAbove(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
-        """Print the lines that end in a text."""
+        """Print the finished lines, and keep the last one until it ends."""
         if os.getpid() != self._process:
             return self.rich_proxied_file.write(text)
         *lines, last = (self._unfinished + text).split("\n")
@@ -58,7 +59,7 @@ class LinesAbove(io.TextIOBase):
         """Do nothing: lines are printed as they end."""
 
     def finish(self) -> None:
-        """Print what waits for its end."""
+        """Print an unfinished line, if there is one."""
         if self._unfinished:
             self._print(self._unfinished.rstrip("\r"))
             self._unfinished = ""
@@ -68,33 +69,37 @@ class LinesAbove(io.TextIOBase):
 
 
 def _overwritten(line: str) -> str:
-    """Return what is left of a line on a terminal."""
+    """Return the visible part of a line: the text after its last carriage return."""
     return line.rpartition("\r")[2] or line
 
 
 @contextmanager
-def printed_above(console: Console) -> Iterator[None]:
-    """Let all lines for a terminal, from this process, be printed by a console."""
+def redirect_output(console: Console) -> Iterator[None]:
+    """Print this process's lines for the terminal with a console, while the body runs."""
     before = {"stdout": sys.stdout, "stderr": sys.stderr}
-    ours = {name: LinesAbove(console, stream) for name, stream in before.items() if stream.isatty()}
-    to_ours = {
+    proxies = {
+        name: ConsoleStream(console, stream) for name, stream in before.items() if stream.isatty()
+    }
+    by_stream = {
         id(stream): proxy
-        for name, proxy in ours.items()
+        for name, proxy in proxies.items()
         for stream in (before[name], getattr(sys, f"__{name}__"))
     }
-    vars(sys).update(ours)
-    _exchange(to_ours)
+    vars(sys).update(proxies)
+    _redirect_handlers(by_stream)
     try:
         yield
     finally:
-        vars(sys).update({name: before[name] for name in ours if getattr(sys, name) is ours[name]})
-        _exchange({id(proxy): before[name] for name, proxy in ours.items()})
-        for proxy in ours.values():
+        vars(sys).update(
+            {name: before[name] for name in proxies if getattr(sys, name) is proxies[name]}
+        )
+        _redirect_handlers({id(proxy): before[name] for name, proxy in proxies.items()})
+        for proxy in proxies.values():
             proxy.finish()
 
 
-def _exchange(streams: Mapping[int, TextIO | LinesAbove]) -> None:
-    """Give the handlers of all loggers that write to a stream another one."""
+def _redirect_handlers(streams: Mapping[int, TextIO | ConsoleStream]) -> None:
+    """Set the streams of log handlers that write to one of `streams`, keyed by id."""
     loggers = [logging.root, *logging.root.manager.loggerDict.values()]
     for logger in loggers:
         for handler in getattr(logger, "handlers", ()):

@@ -1,4 +1,4 @@
-"""Tables for people: studies, one study's state, and its ranking."""
+"""Tables of trials for a terminal, and a study's ranking."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
-from tuner.analysis import ranking as results
+from tuner.analysis import ranking
 from tuner.analysis.verdicts import Verdict
 from tuner.core.curves import Chunk
 from tuner.core.outcome import CANCELLED, COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING
@@ -30,18 +30,18 @@ STYLES = {
     RUNNING: "cyan",
 }
 WHY, VERDICT, TRAINING_LOSS = 9, 8, 5
-"""Columns of the tables that a narrow terminal has no room for, in this order."""
+"""Indices of the columns that are dropped in a narrow terminal, in this order."""
 WHY_WIDTH = 30
-"""A narrower column would say nothing of why."""
+"""Minimum width of the column of reasons; a narrower one would be useless."""
 BLOCKS = "▁▂▃▄▅▆▇█"
-WIDTH, NARROW_WIDTH = 24, 13  # of a curve
+WIDTH, NARROW_WIDTH = 24, 13  # characters of a curve
 WIDE = 100
-"""Characters from which on a line has room for the former."""
-BROKEN = "×"  # where a curve is not finite
+"""Width of a terminal from which on curves have `WIDTH` characters."""
+BROKEN = "×"  # a non-finite part of a curve
 
 
 def sparkline(chunk: Chunk, width: int = WIDTH) -> str:
-    """Draw the training loss in one line of text, on a log scale where it is positive."""
+    """Return the training loss as one line of text, on a log scale if it is positive."""
     losses = chunk.columns.get("train_loss", np.empty(0))
     if not len(losses):
         return ""
@@ -74,7 +74,7 @@ def trial_row(
     rate = f"{float(params['lr']):.3g}" if params else ""
     metric = curve.metrics.get(study.spec.study.metric, np.empty(0))
     value = trial.value if trial.value is not None else (metric[-1] if len(metric) else None)
-    # a running trial's record is as old as its last report; its curve is read anew
+    # a running trial's record is as old as its last report; its curve is newer
     steps = f"{max(trial.steps, curve.next_step)}/{study.spec.training.steps}"
     return [
         str(trial.number),
@@ -91,7 +91,7 @@ def trial_row(
 
 
 def trial_table(study: StudyRecord, title: str | None = None) -> Table:
-    """Make an empty table for the cells of `trial_row`."""
+    """Return an empty table for the cells of `trial_row`."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, expand=False)
     fixed: dict[str, Any] = {"no_wrap": True}
     table.add_column("trial", justify="right", style="bold", **fixed)
@@ -103,12 +103,12 @@ def trial_table(study: StudyRecord, title: str | None = None) -> Table:
     table.add_column(escape(study.spec.study.metric), justify="right", **fixed)
     table.add_column("outcome", **fixed)
     table.add_column("verdict", **fixed)
-    table.add_column("why")  # the only one that gives way when the terminal is narrow
+    table.add_column("why")  # the only column that wraps in a narrow terminal
     return table
 
 
-def fitted(table: Table, console: Console) -> Table:
-    """Leave out columns of a trial table, the least important first, until the others fit uncut."""
+def fit_to_console(table: Table, console: Console) -> Table:
+    """Return a trial table without its least important columns, so that the others fit uncut."""
     widths = {index: _width(column, console) for index, column in enumerate(table.columns)}
     widths[WHY] = min(widths[WHY], WHY_WIDTH)
     narrow = sum(widths.values()) + 2 * (len(widths) - 1) > console.width
@@ -133,7 +133,7 @@ def fitted(table: Table, console: Console) -> Table:
 
 
 def curve_width(console: Console) -> int:
-    """Return how many characters of a line the picture of a curve may have."""
+    """Return the number of characters for a curve."""
     return WIDTH if console.width >= WIDE else NARROW_WIDTH
 
 
@@ -143,7 +143,7 @@ def _width(column: Column, console: Console) -> int:
     return max(Measurement.get(console, unlimited, cell).maximum for cell in cells)
 
 
-def ranking(
+def ranking_table(
     study: StudyRecord,
     trials: Sequence[TrialRecord],
     curves: Mapping[int, Chunk],
@@ -151,13 +151,13 @@ def ranking(
     rows: int = 10,
     width: int = WIDTH,
 ) -> Table:
-    """List the best trials, best first; `curves` and `verdicts` by trial number."""
-    order = results.ranked(study, trials)
+    """Return a table of the best trials, best first; `curves` and `verdicts` by trial number."""
+    order = ranking.ranked(study, trials)
     shown = order[:rows]
     more = f", the first {rows} of {len(order)}" if len(order) > rows else ""
     table = trial_table(study, f"Ranking{more}")
-    if results.has_better_below(study, shown):
-        table.caption = results.WHY_BELOW
+    if ranking.has_better_below(study, shown):
+        table.caption = ranking.WHY_BELOW
         table.caption_justify = "left"
     for trial in shown:
         verdict = (verdicts or {}).get(trial.number)
@@ -165,15 +165,15 @@ def ranking(
     return table
 
 
-def stopped(trials: Sequence[TrialRecord], rows: int = 3) -> Group:
-    """Say for each kind of stop how many trials had it, with so many examples."""
+def stopped_trials(trials: Sequence[TrialRecord], rows: int = 3) -> Group:
+    """Return the number of stopped trials by outcome, each with up to `rows` examples."""
     lines: list[RenderableType] = []
     for kind in (PRUNED, DIVERGED, FAILED, CANCELLED):
         found = [trial for trial in trials if trial.state == kind and not trial.imported]
         if found:
             lines.append(Text(f"{len(found)} {kind}", style=STYLES[kind]))
             for trial in found[:rows]:
-                short = results.in_short(trial.params)
+                short = ranking.in_short(trial.params)
                 lines.append(Text(printable(f"  trial {trial.number} ({short}): {trial.reason}")))
             if len(found) > rows > 0:
                 lines.append(Text(f"  … and {len(found) - rows} more"))

@@ -1,4 +1,4 @@
-"""What a person sees of us: a console of the right width, and what to type next."""
+"""Output to a terminal: a console of suitable width, plain lines, and the program's name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PLAIN_WIDTH = 240  # what the widest table needs
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Make a console; where nobody says how wide a line is, tables get what they need."""
+    """Return a console; without a terminal or COLUMNS, it is wide enough for every table."""
     made = Console(stderr=stderr, highlight=False)
     if not made.is_terminal and "COLUMNS" not in os.environ:
         made.width = PLAIN_WIDTH
@@ -23,14 +23,14 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def program() -> str:
-    """Say what to type for this program, which need not be on the path."""
+    """Return the command that starts this program, which may not be on the path."""
     if shutil.which("tuner"):
         return "tuner"
     script = Path(sys.argv[0])
     return os.path.relpath(script) if script.name == "tuner" else f"{sys.executable} -m tuner"
 
 
-def say(console: Console, text: str, style: str = "") -> None:
-    """Print a line as it is: nothing in it is obeyed, and the terminal alone breaks it."""
+def print_text(console: Console, text: str, style: str = "") -> None:
+    """Print text without markup and control characters; only the terminal wraps it."""
     shown = "\n".join(printable(line) for line in text.split("\n"))
     console.print(shown, style=style, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What is checked before anything is trained: data, model, gate and whom to tell."""
+"""Checks before anything is trained: data, model, gate and notifications."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from tuner.ledger.database import Addresses, tracking_client
 from tuner.ledger.retrainings import LOG
 from tuner.retraining import notify
 from tuner.tracking.mlflow.registry import Loaded, Registry, Rows
-from tuner.training import choosing, models
+from tuner.training import models, trainer_choice
 from tuner.training.device import use_threads
 from tuner.training.workloads import Workload
 
 KEY_LIMIT = 200
 
 Tune = Callable[[StudySpec], tuple[StudyRecord, TrialRecord | None]]
-"""Trains a study to its end, or goes on with it; returns it and its best trial."""
+"""Trains a study to its end, or resumes it; returns it and its best trial."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A retraining that can be done: all that its stages need."""
+    """A retraining whose inputs are checked: all that its stages need."""
 
     ledger: Ledger
     places: Addresses
@@ -44,13 +44,13 @@ class Job:
     tune: Tune
 
     def seed(self, index: int) -> int:
-        """Give the seed of a challenger, which is no trial's."""
+        """Return the seed of a challenger, which differs from every trial's."""
         key = int(hashlib.sha256(self.run_key.encode()).hexdigest()[:8], 16)
         sequence = np.random.SeedSequence([self.spec.study.seed, key, index, 2])
         return int(sequence.generate_state(1, np.uint32)[0])
 
     def champions_origin(self) -> Retraining | None:
-        """Give the retraining that the champion comes from; None if it is none of this ledger's."""
+        """Return the retraining that made the champion; None if it is not in this ledger."""
         champion = self.registry.champion()
         if champion is None:
             return None
@@ -69,7 +69,7 @@ class Job:
 
 
 def model_name(study: StudyRecord) -> str:
-    """Give the name of a study's model in the registry. Raises `UsageError` if it cannot be one."""
+    """Return the name of a study's model in the registry. Raises `UsageError` if invalid."""
     name = study.spec.retrain.model or study.name
     if any(one in name for one in "/:%\"'"):
         raise UsageError(
@@ -101,7 +101,7 @@ def prepare(
         )
     spec = _with_fresh_data(study, run_key)
     use_threads(study.threads)
-    workload = choosing.load(spec, prefixes)
+    workload = trainer_choice.load(spec, prefixes)
     if not isinstance(workload, Workload):
         raise UsageError(
             f"study {study.name!r} has a train function, whose model is not known here; expected "
@@ -177,7 +177,7 @@ def _refuse_gate(job: Job) -> None:
 
 
 def _refuse_lost_model(job: Job) -> None:
-    """Refuse where a champion was promoted from here and is there no more."""
+    """Raise `NotFoundError` if a champion was promoted by this ledger and is gone."""
     if job.champion() is not None:
         return
     for earlier in Retrainings(job.ledger).promoted(job.registry.model):
@@ -186,7 +186,7 @@ def _refuse_lost_model(job: Job) -> None:
             f"model {job.registry.model!r} has no champion in the registry, though the retraining "
             f"{earlier.run_key!r} made version {number} of it the champion; restore it, let "
             f"`tuner rollback {job.study.name} --to VERSION` name another, or give [retrain] model "
-            "another name to begin anew"
+            "another name to start over"
         )
 
 
@@ -202,5 +202,5 @@ def _refuse_misfit(champion: Loaded, workload: Workload, spec: StudySpec) -> Non
             raise UsageError(
                 f"the data does not fit the signature of {champion.version.model!r}, version "
                 f"{champion.version.number}: {what}: expected {known}, got {got} from "
-                f"{spec.workload.function}; mend the data, or give [retrain] model another name"
+                f"{spec.workload.function}; fix the data, or give [retrain] model another name"
             )

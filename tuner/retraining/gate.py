@@ -1,4 +1,4 @@
-"""The gate: whether a challenger takes the champion's place. Pure functions of measurements."""
+"""The gate: whether a challenger replaces the champion. Pure functions of measurements."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tuner.analysis.statistics import Interval, bootstrap_interval, t_interval
 from tuner.config import GateTable
 
 FEW = 10
-"""Pairs below which the bootstrap's interval is too narrow; Student's is taken."""
+"""Below so many pairs the bootstrap's interval is too narrow, and Student's is used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What the gate says, and why."""
+    """The gate's decision and its reason."""
 
     promote: bool
     reason: str  # a sentence
@@ -52,8 +52,8 @@ def decide(
     sign = 1.0 if direction == "minimize" else -1.0
     gains = [sign * (champion - one) for one in challengers]  # [seed][row], positive is better
     if not all(np.isfinite(one).all() for one in gains):
-        said = f"{metric} is not finite on every row, so the two cannot be compared."
-        return Decision(promote=False, reason=said, improvement=None, slices={})
+        reason = f"{metric} is not finite on every row, so the two cannot be compared."
+        return Decision(promote=False, reason=reason, improvement=None, slices={})
     rng = np.random.default_rng(seed)
     pairs = gains[0] if len(gains) == 1 else np.array([one.mean() for one in gains])
     whole = _interval(pairs, rng, gate.level)

@@ -1,4 +1,4 @@
-"""Telling somebody how a retraining ended: a webhook, or whatever Apprise knows."""
+"""Notifications of how a retraining ended, by a webhook or through Apprise."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logger(__name__)
 
 
 def check(table: NotifyTable) -> None:
-    """Refuse what could not be told at the end. Raises `UsageError`."""
+    """Check that notifications can be sent. Raises `UsageError`."""
     if not table.apprise:
         return
     notifier = _notifier()
@@ -31,8 +31,8 @@ def check(table: NotifyTable) -> None:
             )
 
 
-def tell(table: NotifyTable, found: Mapping[str, Any]) -> None:
-    """Say how a retraining ended. What cannot be told is logged: it has ended anyway."""
+def send(table: NotifyTable, found: Mapping[str, Any]) -> None:
+    """Send how a retraining ended. A notification that fails is logged, and nothing else."""
     if found["outcome"] not in table.on:
         return
     if table.webhook is not None:
@@ -46,7 +46,7 @@ def tell(table: NotifyTable, found: Mapping[str, Any]) -> None:
             notifier.add(address)
         title = f"{found['model']}: {found['outcome']} ({found['run_key']})"
         if not notifier.notify(title=title, body=found["reason"]):
-            log.warning("not everybody could be told through Apprise")
+            log.warning("not every notification was sent through Apprise")
 
 
 def _post(address: str, found: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from tuner.core.outcome import COMPLETED
 from tuner.ledger import Ledger, StudyRecord
 
 WARM = 3
-"""How many of the best combinations known are tried first."""
+"""How many of the best known combinations are tried first."""
 
 
 def spec_of(
@@ -20,7 +20,7 @@ def spec_of(
     known: Sequence[Mapping[str, ParameterValue]],
     suggested: tuple[float, float] | None = None,
 ) -> StudySpec:
-    """Give the study that searches around the first of the `known` combinations, on `spec`'s data.
+    """Return the study that searches around the first `known` combination, on `spec`'s data.
 
     `suggested` are rates that a probe of the new data found stable and quick, if there was one.
     """
@@ -41,7 +41,7 @@ def spec_of(
 def _around(
     lr: float, spec: StudySpec, suggested: tuple[float, float] | None
 ) -> tuple[float, float]:
-    """Give the range of rates: around the champion's, and what a probe suggests, in the study's."""
+    """Return the range of rates around the champion's and the probe's, in the study's range."""
     assert isinstance(spec.space.lr, Range)
     low, high = lr / spec.retrain.around, lr * spec.retrain.around
     if suggested is not None:
@@ -50,6 +50,6 @@ def _around(
 
 
 def best_known(ledger: Ledger, study: StudyRecord) -> list[Mapping[str, ParameterValue]]:
-    """Give the parameters of a study's completed trials, the best first."""
+    """Return the parameters of a study's completed trials, best first."""
     ranked = ranking.ranked(study, ledger.trials(study.id))
     return [one.params for one in ranked if one.state == COMPLETED and one.params is not None]

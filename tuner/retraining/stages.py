@@ -1,9 +1,9 @@
-"""A retraining, stage by stage: train, evaluate, log, promote; once a key, whatever dies.
+"""A retraining, stage by stage: train, evaluate, log, promote; once a run key, whatever dies.
 
-Each stage can be done again: what it leaves outside of the ledger is found again by the
-retraining's identity, and what it found is committed under the retraining's token. The alias
-`champion` is moved by one write, after all that a reader could ask about the version is there;
-who dies before it leaves the old champion, and who dies after it a new one that is whole.
+Each stage is idempotent: what it leaves outside of the ledger is found again by the retraining's
+identity, and its result is committed under the retraining's token. The alias `champion` is moved by
+one write, after everything about the version has been written: a process that dies before it leaves
+the old champion, and one that dies after it a complete new one.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from tuner.core.failpoints import reach
 from tuner.ledger import Retraining, Retrainings
 from tuner.ledger.database import tracking_client
 from tuner.ledger.retrainings import DONE, EVALUATE, FAILED, KEPT, LOG, PROMOTE, PROMOTED, TRAIN
-from tuner.observability.repeating import repeating
 from tuner.retraining import drift, gate
 from tuner.retraining.checking import Job
 from tuner.retraining.training import Challengers, challengers, known
 from tuner.tracking.mlflow.registry import CHAMPION, REPLACES, RETRAINING
-from tuner.tracking.mlflow.retraining_run import ModelOf, RetrainRuns, RunOf
+from tuner.tracking.mlflow.retraining_run import ModelContent, RetrainingRuns, RunContent
 from tuner.training import models
 from tuner.training.workloads import code_digest
+from tuner.worker.lease_renewer import LeaseRenewer
 
 REASON_LIMIT = 5000
 
@@ -40,26 +40,32 @@ class Stages:
     """The stages of one claimed retraining, in this process."""
 
     def __init__(
-        self, job: Job, store: Retrainings, held: Retraining, stop: threading.Event
+        self,
+        job: Job,
+        store: Retrainings,
+        held: Retraining,
+        renewer: LeaseRenewer,
+        stop: threading.Event,
     ) -> None:
         self._job = job
         self._store = store
         self._held = held
         self._stop = stop
-        self._lost = threading.Event()
+        self._renewer = renewer
+        self._lease = held.lease
         self._folder = job.places.checkpoints / "retrain" / str(held.id)
         self._trained: Challengers | None = None
 
     @functools.cached_property
-    def _runs(self) -> RetrainRuns:
+    def _runs(self) -> RetrainingRuns:
         places = self._job.places
-        return RetrainRuns(tracking_client(places), self._job.study.name, places.artifacts)
+        return RetrainingRuns(tracking_client(places), self._job.study.name, places.artifacts)
 
     def run(self) -> Retraining:
-        """Do what is left to be done; give the retraining as it ended.
+        """Do the stages that are left; return the retraining as it ended.
 
-        Raises `LeaseLost` when another process has it meanwhile, and `KeyboardInterrupt` when this
-        one is told to stop; in both cases, and after any error, the next call goes on. What the
+        Raise `LeaseLost` when another process has claimed it, and `KeyboardInterrupt` when this one
+        is asked to stop; in both cases, and after any error, the next call resumes it. What the
         workload's code raises ends the retraining as failed.
         """
         stages: Mapping[str, Callable[[], None]] = {
@@ -68,7 +74,7 @@ class Stages:
             LOG: self._log,
             PROMOTE: self._promote,
         }
-        with self._kept():
+        with self._holding():
             reach("retrain.claimed")
             while self._held.stage != DONE:
                 try:
@@ -146,9 +152,9 @@ class Stages:
                 self._held = self._store.advance(self._held, EVALUATE, {})
                 return None
             self._still()
-            if not self._store.renew(self._held):
-                raise LeaseLost("another process has the retraining; its result is the one")
-            registry.point(CHAMPION, mine)
+            if self._store.renew([self._lease]):
+                raise LeaseLost("another process has claimed the retraining; its result counts")
+            registry.set_alias(CHAMPION, mine)
         reach("retrain.promoted")
         return self._end(PROMOTED, decision["reason"])
 
@@ -171,7 +177,7 @@ class Stages:
     # --- what they need
 
     def _challengers(self) -> Challengers:
-        """Give the challengers; after the first stage they are read from where they were kept."""
+        """Return the challengers; after the first stage they are read from their files."""
         if self._trained is None:
             self._trained = challengers(self._job, self._folder, self._still)
         return self._trained
@@ -179,7 +185,7 @@ class Stages:
     def _rows(self, model: Any) -> Any:
         return models.row_values(model, self._job.workload, self._job.spec, self._job.metric)
 
-    def _run_of(self, trained: Challengers) -> RunOf:
+    def _run_of(self, trained: Challengers) -> RunContent:
         job, origin, model = self._job, trained.origin, trained.models[0]
         params = {**origin.params, "log10_lr": math.log10(float(origin.params["lr"]))}
         low, high = origin.lr_range
@@ -189,7 +195,7 @@ class Stages:
             for who, value in decision["values"].items():
                 if value is not None and math.isfinite(value):
                     metrics[f"{who}_{job.metric}"] = value
-        return RunOf(
+        return RunContent(
             identity=identity_of(self._held),
             name=f"{job.run_key}: retrain",
             started_at=self._held.created_at,
@@ -203,15 +209,15 @@ class Stages:
             status="KILLED" if self._result(TRAIN)["failed"] else "FINISHED",
         )
 
-    def _model_of(self, trained: Challengers) -> ModelOf:
+    def _model_of(self, trained: Challengers) -> ModelContent:
         job, module = self._job, trained.models[0].model
         example = models.example_of(job.workload, job.spec)
         outputs = models.predict(module, example)
         tags = self._tags(trained) | {"tuner.outputs": models.fingerprint(outputs)}
-        return ModelOf(module=module, example=example, outputs=outputs, tags=tags)
+        return ModelContent(module=module, example=example, outputs=outputs, tags=tags)
 
     def _tags(self, trained: Challengers) -> dict[str, str]:
-        """Give the tags of run and version: where it comes from, and what the gate said."""
+        """Return the tags of run and version: the origin of the model and the gate's decision."""
         job, origin = self._job, trained.origin
         environment = describe(job.spec.training.device)
         tags = {
@@ -256,8 +262,8 @@ class Stages:
         self._held = self._store.end(self._held, outcome, reason)
 
     def _still(self) -> None:
-        """Raise where there is no reason to go on."""
-        if self._lost.is_set():
+        """Raise if the lease is lost or this process is asked to stop."""
+        if not self._renewer.holds(self._lease):
             raise LeaseLost(
                 f"the retraining {self._held.run_key!r} was given up for lost; another has it"
             )
@@ -265,22 +271,17 @@ class Stages:
             raise KeyboardInterrupt
 
     @contextmanager
-    def _kept(self) -> Iterator[None]:
-        """Renew the lease while the body runs; give it up when the body is left by an error."""
-
-        def renew() -> None:
-            if not self._lost.is_set() and not self._store.renew(self._held):
-                self._lost.set()
-
-        try:
-            with repeating("retraining's lease", renew, self._store.lease_seconds / 3):
+    def _holding(self) -> Iterator[None]:
+        """Renew the lease while the body runs; release it when the body raises."""
+        with self._renewer.holding(self._lease):
+            try:
                 yield
-        except BaseException:
-            self._store.release(self._held)
-            raise
+            except BaseException:
+                self._store.release(self._held)
+                raise
 
 
 def identity_of(held: Retraining) -> str:
-    """Name a retraining for MLflow, which may serve several ledgers, by letters and digits."""
+    """Return a name of a retraining that is unique among the ledgers that one MLflow serves."""
     whole = f"{held.id} {held.study} {held.run_key} {held.created_at!r}"
     return hashlib.sha256(whole.encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""The first stage: challengers from the best parameters known, or from a search around them."""
+"""The first stage: challengers from the best known parameters, or from a search around them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tuner.training.trainer import Status, Task
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where parameters come from."""
+    """The origin of parameters."""
 
     params: Mapping[str, ParameterValue]
     study: str
@@ -32,13 +32,13 @@ class Origin:
     best: int  # the study's best trial then
 
     def as_json(self) -> dict[str, Any]:
-        """Give what the ledger keeps."""
+        """Return what the ledger stores."""
         return vars(self) | {"params": dict(self.params), "lr_range": list(self.lr_range)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Challengers:
-    """Models of one origin, each from a seed of its own; the first one is offered."""
+    """Models of one origin, each with its own seed; the first one is offered to the gate."""
 
     origin: Origin
     models: tuple[TrainedModel, ...]
@@ -46,12 +46,12 @@ class Challengers:
 
     @property
     def value(self) -> float | None:
-        """The objective of the one that is offered; None where any of them has none."""
+        """The objective of the first model; None if any model has none."""
         whole = all(one.status is Status.FINISHED for one in self.models)
         return self.models[0].value if whole else None
 
     def found(self) -> dict[str, Any]:
-        """Give what the ledger keeps of the stage."""
+        """Return what the ledger stores of the stage."""
         bad = [one for one in self.models if one.status is not Status.FINISHED]
         return {
             "origin": self.origin.as_json(),
@@ -63,7 +63,7 @@ class Challengers:
 
 
 def challengers(job: Job, folder: Path, still: Callable[[], None]) -> Challengers:
-    """Train them, or go on with what is in the folder."""
+    """Train the challengers, or resume from the files in the folder."""
     base = known(job)
     do = job.spec.retrain.do
     refit = None if do == "retune" else _train(job, base, folder / "refit", still, None)
@@ -73,7 +73,7 @@ def challengers(job: Job, folder: Path, still: Callable[[], None]) -> Challenger
     name = derived(job.study.name, f"retune {job.run_key}")
     spec = retuning.spec_of(job.spec, name, around, _probed(job, base))
     study, best = job.tune(spec)
-    if best is None:  # the parameters known are the last resort, and their failure is said
+    if best is None:  # the known parameters remain, and their failure is reported
         return refit or _train(job, base, folder / "refit", still, study.name)
     assert best.params is not None
     origin = Origin(
@@ -91,14 +91,14 @@ def challengers(job: Job, folder: Path, still: Callable[[], None]) -> Challenger
 
 
 def _probed(job: Job, base: Origin) -> tuple[float, float] | None:
-    """Give the rates that the study's probe suggests for an optimiser; None where it has none."""
+    """Return the rates that the study's probe suggests for the optimizer; None if it has none."""
     found = (ranges.result(job.ledger, job.study) or {}).get("optimizers", {})
     low, high = found.get(base.params["optimizer"], {}).get("suggested") or (None, None)
     return None if low is None or high is None else (low, high)
 
 
 def known(job: Job) -> Origin:
-    """Give the champion's parameters, or the study's best where that has found better since."""
+    """Return the champion's parameters, or the study's best if it has found better since."""
     earlier = job.champions_origin()
     if earlier is not None and earlier.study == job.study.name:
         kept = earlier.result[TRAIN]["origin"]
@@ -116,7 +116,7 @@ def known(job: Job) -> Origin:
 
 
 def _range(entry: Any, params: Mapping[str, ParameterValue]) -> tuple[float, float]:
-    """Give the lowest and the highest rate of a space."""
+    """Return the lowest and the highest rate of a space."""
     if isinstance(entry, Range):
         return entry.low, entry.high
     rates = entry if isinstance(entry, tuple) else (float(params["lr"]),)
@@ -143,14 +143,14 @@ def _train(
 
 
 def _middle_first(made: list[TrainedModel]) -> tuple[TrainedModel, ...]:
-    """Put the model in the middle first: the best of several would be chosen for its luck."""
+    """Return the models with the median one first: choosing the best would reward luck."""
     values = [np.inf if one.value is None else one.value for one in made]
     middle = int(np.argsort(values, kind="stable")[(len(made) - 1) // 2])
     return (made[middle], *(one for index, one in enumerate(made) if index != middle))
 
 
 def _falls_short(job: Job, value: float | None) -> bool:
-    """Tell whether a refit is worse than could be expected: the champion's value, or the best."""
+    """Return whether a refit is worse than expected from the champion's value, or the best one."""
     earlier = job.champions_origin()
     expected = job.best.value if earlier is None else earlier.result[TRAIN]["value"]
     if value is None or expected is None:

@@ -1,6 +1,6 @@
-"""The search: Optuna's samplers and pruners over a mirror of the ledger in memory."""
+"""The search: Optuna's samplers and pruners over an in-memory mirror of the ledger."""
 
-from tuner.search.regret import ENOUGH
+from tuner.search.regret import MIN_TRIALS_FOR_REGRET
 from tuner.search.search import Decision, Draw, Search
 
-__all__ = ["ENOUGH", "Decision", "Draw", "Search"]
+__all__ = ["MIN_TRIALS_FOR_REGRET", "Decision", "Draw", "Search"]

@@ -1,7 +1,7 @@
-"""A mirror of one study's trials in memory, as samplers and as pruners are told of them.
+"""A mirror in memory of one study's trials, as samplers and pruners see them.
 
-The mirror changes only by `refresh`, from the ledger, and each change costs what changed alone: a
-study may have ten thousand trials.
+The mirror changes only by `refresh`, from the ledger. A refresh costs what changed, whatever the
+number of trials: a study may have ten thousand.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import math
 import statistics
-import sys
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,18 +35,19 @@ STATES = {
 
 
 def frozen(record: TrialRecord, spec: StudySpec) -> FrozenTrial:
-    """Give a trial as Optuna has it: with the searched parameters and the reports."""
+    """Return Optuna's form of a trial, with its searched parameters and its reports."""
     return Freezer(spec)(record.searched())
 
 
 LARGEST = 1e100
-"""Samplers that learn from values take their variance, which must not overflow."""
+"""Limit of values for samplers that learn from them: their variance must not overflow."""
 
 
 class Freezer:
-    """Makes Optuna's trials out of ours; those of one schedule and optimiser share distributions.
+    """Converts trials to Optuna's form; those of one schedule and optimizer share distributions.
 
-    What is shared is never written to: Optuna's code gets a copy of the trial that it draws for.
+    Shared distributions are never modified: Optuna's code gets a copy of the trial that it draws
+    parameters for.
     """
 
     def __init__(self, spec: StudySpec) -> None:
@@ -55,7 +55,7 @@ class Freezer:
         self._known: dict[tuple[ParameterValue, ParameterValue], dict[str, Any]] = {}
 
     def __call__(self, record: SearchedTrial) -> FrozenTrial:
-        """Give a trial as Optuna has it: with the searched parameters and the reports."""
+        """Return Optuna's form of a trial, with its searched parameters and its reports."""
         searched, params = {}, record.params or {}
         if params:
             kind = params["schedule"], params["optimizer"]
@@ -87,51 +87,51 @@ def _datetime(seconds: float) -> datetime:
 
 
 @dataclass
-class Numbered:
-    """Trials in the order of their numbers."""
+class TrialsByNumber:
+    """Trials, sorted by number."""
 
     _numbers: list[int] = field(default_factory=list)
     _trials: list[FrozenTrial] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[FrozenTrial]:
-        """Go through the trials."""
+        """Iterate over the trials."""
         return iter(self._trials)
 
-    def place(self, number: int) -> int | None:
-        """Find where a trial is; None where it is not one of them."""
-        place = bisect_left(self._numbers, number)
-        there = place < len(self._numbers) and self._numbers[place] == number
-        return place if there else None
+    def index(self, number: int) -> int | None:
+        """Return the index of a trial, or None if it is not included."""
+        index = bisect_left(self._numbers, number)
+        found = index < len(self._numbers) and self._numbers[index] == number
+        return index if found else None
 
     def __getitem__(self, number: int) -> FrozenTrial:
-        """Give a trial by its number. Raises `KeyError`."""
-        place = self.place(number)
-        if place is None:
-            raise KeyError(f"trial {number} is not one of these")
-        return self._trials[place]
+        """Return a trial by its number. Raises `KeyError`."""
+        index = self.index(number)
+        if index is None:
+            raise KeyError(f"no trial {number}")
+        return self._trials[index]
 
     def get(self, number: int) -> FrozenTrial | None:
-        """Give a trial, if it is one of them."""
-        return None if self.place(number) is None else self[number]
+        """Return a trial by its number, or None if it is not included."""
+        return None if self.index(number) is None else self[number]
 
     def put(self, trial: FrozenTrial) -> None:
-        """Add a trial, or put it in the place of what it was before."""
-        place = bisect_left(self._numbers, trial.number)
-        if place < len(self._numbers) and self._numbers[place] == trial.number:
-            self._trials[place] = trial
+        """Add a trial, or replace the one with its number."""
+        index = bisect_left(self._numbers, trial.number)
+        if index < len(self._numbers) and self._numbers[index] == trial.number:
+            self._trials[index] = trial
         else:
-            self._numbers.insert(place, trial.number)
-            self._trials.insert(place, trial)
+            self._numbers.insert(index, trial.number)
+            self._trials.insert(index, trial)
 
-    def drop(self, number: int) -> None:
-        """Leave a trial out from now on."""
-        place = self.place(number)
-        if place is not None:
-            del self._numbers[place], self._trials[place]
+    def remove(self, number: int) -> None:
+        """Remove a trial; ignore an unknown one."""
+        index = self.index(number)
+        if index is not None:
+            del self._numbers[index], self._trials[index]
 
 
 class Mirror:
-    """All trials of one study, kept up by revision."""
+    """All trials of one study, updated by revision."""
 
     def __init__(self, spec: StudySpec, name: str = "") -> None:
         self.spec = spec
@@ -139,147 +139,147 @@ class Mirror:
         self.revision = 0
         self.attrs: dict[str, Any] = {}
         self._freeze = Freezer(spec)
-        self._all = Numbered()
-        self._told = Numbered()
-        self._rivals = Numbered()
-        self._completed = Numbered()
-        self._valued: Numbered | None = None  # None: to be made anew
-        self._ended: dict[int, str] = {}  # the outcome's kind
+        self._all = TrialsByNumber()
+        self._for_sampler = TrialsByNumber()
+        self._rivals = TrialsByNumber()
+        self._completed = TrialsByNumber()
+        self._for_values: TrialsByNumber | None = None  # None: outdated
+        self._outcomes: dict[int, str] = {}  # the outcome's kind
         self._imported: dict[int, Mapping[str, ParameterValue]] = {}
 
     def refresh(self, changes: Searched) -> None:
-        """Take in what changed since `revision`."""
+        """Apply what changed since `revision`."""
         self.revision = changes.revision
         self.attrs = dict(changes.attrs)
         for record in changes.trials:
-            self._take(record, self._freeze(record))
+            self._update(record, self._freeze(record))
         if changes.trials:
-            self._valued = None
+            self._for_values = None
 
-    def _take(self, record: SearchedTrial, trial: FrozenTrial) -> None:
+    def _update(self, record: SearchedTrial, trial: FrozenTrial) -> None:
         self._all.put(trial)
         if record.state != RUNNING:
-            self._ended[record.number] = record.state
+            self._outcomes[record.number] = record.state
         if record.imported:
             self._imported[record.number] = record.params or {}
         if record.state == DIVERGED:
-            self._told.put(_without_reports(trial))
-            self._rivals.drop(record.number)
+            self._for_sampler.put(_without_reports(trial))
+            self._rivals.remove(record.number)
         else:
-            self._told.put(trial)
+            self._for_sampler.put(trial)
             if not record.imported:
                 self._rivals.put(trial)
                 if record.state == COMPLETED:
                     self._completed.put(trial)
 
     @contextmanager
-    def supposing(self) -> Iterator[Callable[[FrozenTrial, Mapping[str, Any]], None]]:
-        """Give a function by which running trials, and attributes, are other ones for now.
+    def with_draws(self) -> Iterator[Callable[[FrozenTrial, Mapping[str, Any]], None]]:
+        """Yield a function that adds a draw not yet committed: a running trial and attributes.
 
-        What it was given is taken back at the end.
+        All of them are removed at the end.
         """
         before: dict[int, FrozenTrial] = {}
         attrs = self.attrs
 
-        def suppose(trial: FrozenTrial, attrs: Mapping[str, Any]) -> None:
+        def assume(trial: FrozenTrial, attrs: Mapping[str, Any]) -> None:
             before.setdefault(trial.number, self._all[trial.number])
             self._put_running(trial)
             self.attrs = {**self.attrs, **attrs}
 
         try:
-            yield suppose
+            yield assume
         finally:
             for trial in before.values():
                 self._put_running(trial)
             self.attrs = attrs
 
     def _put_running(self, trial: FrozenTrial) -> None:
-        for trials in (self._all, self._told, self._rivals):
+        for trials in (self._all, self._for_sampler, self._rivals):
             trials.put(trial)
-        self._valued = None
+        self._for_values = None
 
     def trial(self, number: int) -> FrozenTrial:
-        """Give one trial."""
+        """Return one trial. Raises `KeyError`."""
         return self._all[number]
 
-    def for_sampler(self) -> Numbered:
-        """Give all trials, diverged ones as pruned before their first report: worse than any other.
+    def for_sampler(self) -> TrialsByNumber:
+        """Return all trials, diverged ones as pruned before their first report: the worst rank.
 
-        A sampler that is not told of divergence asks for it again. It must not be told of a
-        completed trial with a bad value either: TPE ranks every completed trial above every pruned
-        one, so where most are pruned it would count divergence among the good.
+        If a sampler did not see diverged trials, it would draw their rates again. They must not
+        appear as completed trials with a bad value either: TPE ranks every completed trial above
+        every pruned one, so if most trials are pruned, diverged ones would rank among the good.
         """
-        return self._told
+        return self._for_sampler
 
-    def for_values(self) -> Numbered:
-        """Give all trials, each that ended by itself as completed, whatever stopped it.
+    def for_values(self) -> TrialsByNumber:
+        """Return all trials, with completed, pruned and diverged ones as completed.
 
-        That is for samplers that learn from completed trials alone. A pruned trial has its last
-        report, but none better than the median of the completed ones: others were better when it
-        was stopped. A diverged one is a little worse than the worst of all these, so that there
-        is a difference also where all others are equal. Before there is any other they stay
-        pruned: of nothing but equal values a Gaussian process asks for the corners for ever.
+        For samplers that learn from completed trials only. The value of a pruned trial is its last
+        report, but not better than the median of the completed ones: others were better when it
+        was stopped. The value of a diverged trial is a little worse than the worst of these, which
+        makes a difference even if all others are equal. Until there is another value they stay
+        pruned: with equal values only, a Gaussian process would draw corners of the space forever.
         """
-        if self._valued is None:
-            self._valued = self._with_values()
-        return self._valued
+        if self._for_values is None:
+            self._for_values = self._with_values()
+        return self._for_values
 
-    def _with_values(self) -> Numbered:
+    def _with_values(self) -> TrialsByNumber:
         sign = 1.0 if self.spec.study.direction == "minimize" else -1.0
         losses = {  # lower is better
             trial.number: min(max(sign * trial.value, -LARGEST), LARGEST)
             for trial in self._all
             if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and trial.value is not None
-            if self._ended[trial.number] != DIVERGED
+            if self._outcomes[trial.number] != DIVERGED
         }
         if not losses:
-            return self._told
-        completed = [losses[n] for n in losses if self._ended[n] == COMPLETED]
+            return self._for_sampler
+        completed = [losses[n] for n in losses if self._outcomes[n] == COMPLETED]
         best_pruned = statistics.median(completed) if completed else -math.inf
         for number, loss in losses.items():
-            if self._ended[number] == PRUNED:
+            if self._outcomes[number] == PRUNED:
                 losses[number] = max(loss, best_pruned)
         worst = max(losses.values())
         spread = worst - min(losses.values())
-        penalty = min(worst + (0.1 * spread or abs(worst) or 1.0), sys.float_info.max)
-        valued = Numbered()
+        penalty = worst + (0.1 * spread or abs(worst) or 1.0)
+        valued = TrialsByNumber()
         for trial in self._all:
-            told = trial
+            valued_trial = trial
             if trial.state == TrialState.PRUNED or abs(trial.value or 0.0) > LARGEST:
-                told = copy.copy(trial)
-                told.state = TrialState.COMPLETE
-                told.value = sign * losses.get(trial.number, penalty)
-            valued.put(told)
+                valued_trial = copy.copy(trial)
+                valued_trial.state = TrialState.COMPLETE
+                valued_trial.value = sign * losses.get(trial.number, penalty)
+            valued.put(valued_trial)
         return valued
 
-    def for_pruner(self) -> Numbered:
-        """Give what the pruner compares: the trials of this version that have not diverged.
+    def for_pruner(self) -> TrialsByNumber:
+        """Return the trials that the pruner compares: those of this version, without diverged ones.
 
-        Diverged ones would make bad trials look like the median; imported ones were in other
-        brackets, and made their way through other rivals.
+        With diverged trials included, bad trials would look like the median. Imported trials
+        competed in other brackets with other rivals.
         """
         return self._rivals
 
-    def completed_rivals(self) -> Numbered:
-        """Give those of them that have completed; median and percentile look at no others."""
+    def completed_rivals(self) -> TrialsByNumber:
+        """Return the completed trials of `for_pruner`; median and percentile use no others."""
         return self._completed
 
     def own(self) -> list[FrozenTrial]:
-        """Give all trials of this version, as they are."""
+        """Return all trials of this version, unchanged."""
         return [trial for trial in self._all if trial.number not in self._imported]
 
     def imported(self) -> list[Mapping[str, ParameterValue]]:
-        """Give the parameters of the trials that came from earlier versions of the study."""
+        """Return the parameters of the trials imported from earlier versions of the study."""
         return [params for _, params in sorted(self._imported.items())]
 
     def sources(self) -> list[FrozenTrial]:
-        """Give the imported trials that have values, as `for_values` does."""
-        with_values = {n for n in self._imported if self._ended[n] != DIVERGED}
+        """Return the imported trials that have values, in the form of `for_values`."""
+        with_values = {n for n in self._imported if self._outcomes[n] != DIVERGED}
         return [trial for trial in self.for_values() if trial.number in with_values]
 
 
 def _without_reports(trial: FrozenTrial) -> FrozenTrial:
-    told = copy.copy(trial)
-    told.value = None
-    told.intermediate_values = {}
-    return told
+    bare = copy.copy(trial)
+    bare.value = None
+    bare.intermediate_values = {}
+    return bare

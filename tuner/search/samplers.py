@@ -1,4 +1,4 @@
-"""Optuna's samplers, made anew for each draw so that a draw depends on nothing but its history."""
+"""Optuna's samplers, one for each draw, so that a draw depends on its history alone."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tuner.search.space import (
 from tuner.search.tpe import ColumnTPESampler, Observations
 
 LEARN_FROM_VALUES = (GP, CMAES)
-"""Samplers that learn from completed trials alone, by their values; tpe ranks pruned ones too."""
+"""Samplers that learn from the values of completed trials only; tpe also ranks pruned trials."""
 
 
 def sampler_for(  # noqa: PLR0911 - one for each sampler
@@ -43,11 +43,11 @@ def sampler_for(  # noqa: PLR0911 - one for each sampler
     sources: Sequence[FrozenTrial] = (),
     observations: Observations | None = None,
 ) -> BaseSampler:
-    """Make the sampler that draws trial `number`; its seed is the study's and the trial's.
+    """Return the sampler that draws trial `number`, seeded by the study's seed and the number.
 
-    The first numbers are those of the `imported` trials. A grid leaves out what they tried, and
-    cmaes begins where the best of the `sources`, those of them that have values, are. tpe is
-    Optuna's own where there are no `observations`, and draws the same with them.
+    The first numbers belong to the `imported` trials. A grid skips their combinations. cmaes starts
+    at the best of the `sources`, the imported trials with values. Without `observations`, tpe is
+    Optuna's own sampler; with them it draws the same, faster.
     """
     sequence = np.random.SeedSequence([spec.study.seed, number])
     seed = int(sequence.generate_state(2, np.uint32)[1])
@@ -85,11 +85,11 @@ def sampler_for(  # noqa: PLR0911 - one for each sampler
 
 
 class IndexedQMCSampler(QMCSampler):
-    """Gives trial n the n-th point of one sequence over the whole space.
+    """Draws for trial n the n-th point of one sequence over the whole space.
 
-    Optuna's own counts asks on the study and takes the space from the first trial that ended, so
-    its points depend on the order of asks. Here every parameter of every schedule and optimiser
-    has a coordinate, and a trial uses those that it has.
+    Optuna's sampler counts asks on the study and takes the space from the first trial that ended,
+    so its points depend on the order of asks. In this sampler every parameter of every schedule and
+    optimizer has a coordinate, and a trial uses those of its own parameters.
     """
 
     def __init__(self, space: Space, index: int, options: QMC, *, seed: int) -> None:
@@ -105,7 +105,7 @@ class IndexedQMCSampler(QMCSampler):
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """Give the whole space."""
+        """Return the whole space."""
         return self._space
 
     def _find_sample_id(self, study: Study, search_space: dict[str, BaseDistribution]) -> int:
@@ -113,10 +113,10 @@ class IndexedQMCSampler(QMCSampler):
 
 
 class RangeCmaEsSampler(CmaEsSampler):
-    """Evolves the ranges that every trial has; draws the rest at random, as Optuna's own does.
+    """CMA-ES over the ranges that every trial has; other parameters are drawn at random.
 
-    Optuna's own takes the ranges that the trials so far have in common. When they become fewer,
-    since a second schedule is tried, it no longer fits its state and draws at random for good.
+    Optuna's sampler uses the ranges that all trials so far share. When a second schedule is tried,
+    these become fewer, its state no longer fits and it draws at random from then on.
     """
 
     def __init__(
@@ -134,21 +134,21 @@ class RangeCmaEsSampler(CmaEsSampler):
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """Give the ranges that every trial has."""
+        """Return the ranges that every trial has."""
         return self._space
 
     def _init_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """Make the first state, without what happened to be in the memory that it was given.
+        """Return the first state, with its buffer of recent values set to zero.
 
-        The package allocates its record of recent values with `numpy.empty` and pickles all of
-        it, so that pieces of the process's memory would go into the database.
+        The package allocates the buffer with `numpy.empty` and pickles all of it, which would store
+        parts of the process's memory in the database.
         """
         optimizer: Any = super()._init_optimizer(*args, **kwargs)
         optimizer._funhist_values.fill(0.0)
         return optimizer
 
     def _restore_optimizer(self, completed_trials: list[FrozenTrial]) -> Any:
-        """Restore the state that the latest trial carries, if one does; see `StateUnpickler`."""
+        """Return the state stored with the latest trial that has one; see `StateUnpickler`."""
         prefix = f"{self._attr_key_optimizer}:"
         for trial in reversed(completed_trials):
             parts = {
@@ -165,24 +165,24 @@ class RangeCmaEsSampler(CmaEsSampler):
 def _best_tenth(
     sources: Sequence[FrozenTrial], space: Mapping[str, BaseDistribution]
 ) -> list[FrozenTrial]:
-    """Give trials for a warm start, which takes the best tenth of them and no other parameters.
+    """Return trials for a warm start, which takes their best tenth; parameters only from `space`.
 
-    Fewer than ten are given more than once, so that the best tenth is the best one.
+    Fewer than ten are repeated, so that the best tenth is the best trial.
     """
-    given = []
+    copies = []
     for source in sources:
         trial = copy.copy(source)
         trial.params = {key: source.params[key] for key in space}
         trial.distributions = dict(space)
-        given.append(trial)
-    return given * -(-10 // len(given)) if given else []
+        copies.append(trial)
+    return copies * -(-10 // len(copies)) if copies else []
 
 
 class StateUnpickler(pickle.Unpickler):
-    """Reads the state of CMA-ES and nothing else.
+    """An unpickler that accepts the state of CMA-ES only.
 
-    Optuna keeps it as a pickle in the database, and an ordinary unpickler runs whatever code is
-    named there: who may write to the database could run code in every worker.
+    Optuna stores the state as a pickle in the database. An ordinary unpickler would run any code
+    that it names, so a login that may write to the database could run code in every worker.
     """
 
     _known = frozenset(
@@ -196,7 +196,7 @@ class StateUnpickler(pickle.Unpickler):
     )
 
     def find_class(self, module_name: str, global_name: str) -> Any:
-        """Find what the state is made of. Raises `UnpicklingError` for anything else."""
+        """Return a class of the state. Raises `UnpicklingError` for any other class."""
         if (module_name, global_name) not in self._known:
-            raise pickle.UnpicklingError(f"no part of CMA-ES: {module_name}.{global_name}")
+            raise pickle.UnpicklingError(f"not part of CMA-ES: {module_name}.{global_name}")
         return super().find_class(module_name, global_name)

@@ -1,4 +1,4 @@
-"""Asking for parameters and deciding at rungs, on one study."""
+"""The search of one study: draws parameters of trials and decides at rungs."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from optuna.trial import FrozenTrial, Trial
 from tuner.config import CMAES, TPE, ParameterValue
 from tuner.ledger import Reader, StudyRecord
 from tuner.ledger.ranges import ActiveRange, history
-from tuner.search.mirror import Mirror, Numbered
-from tuner.search.pruners import Judge, bracket_of, pruner_for, sentence
-from tuner.search.ranges import extended, trials_within, within
+from tuner.search.active_range import extend, trials_in_range, with_range
+from tuner.search.mirror import Mirror, TrialsByNumber
+from tuner.search.pruners import GroupPruner, bracket_of, pruner_for, reason_of_decision
 from tuner.search.regret import regret_bound
-from tuner.search.rung_rankings import Standings
+from tuner.search.rungs import RungRankings
 from tuner.search.samplers import LEARN_FROM_VALUES, sampler_for
 from tuner.search.space import suggest
+from tuner.search.storage import FIXED, MirrorStorage
 from tuner.search.tpe import Observations
-from tuner.search.view import FIXED, View
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """The parameters of a trial, and what the ledger keeps beside them."""
+    """The parameters of a trial, and what the ledger stores with them."""
 
     params: Mapping[str, ParameterValue]  # complete
     attrs: Mapping[str, Any]  # the sampler's, of the trial
@@ -37,7 +37,7 @@ class Draw:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What the pruner says of a trial at a rung."""
+    """The pruner's decision on a trial at a rung."""
 
     prune: bool
     reason: str
@@ -48,7 +48,7 @@ class Search:
     """The sampler and the pruner of one study.
 
     A draw is a function of the study's seed, the trial's number, the revision that it saw and the
-    draws made with it before it, so neither a restart nor a second worker repeats one.
+    earlier draws of the same call. So neither a restart nor a second worker repeats a draw.
     """
 
     def __init__(self, study: StudyRecord, ledger: Reader) -> None:
@@ -60,13 +60,15 @@ class Search:
         sampler = study.spec.search.sampler
         self._observations = Observations(study.spec) if isinstance(sampler, TPE) else None
         self._pruner = pruner_for(study.spec, study.rungs)
-        self._view = View(self._mirror, self._for_sampler)
-        self._rivals = self._open(View(self._mirror, self._mirror.completed_rivals))
-        self._standings = Standings(
-            maximize=study.spec.study.direction == "maximize",
-            bracket=lambda trial: bracket_of(self._pruner, self._rivals, trial),
+        self._storage = MirrorStorage(self._mirror, self._for_sampler)
+        self._pruner_study = self._optuna_study(
+            MirrorStorage(self._mirror, self._mirror.completed_rivals)
         )
-        self._judge = Judge(study.spec, study.rungs, self._standings)
+        self._rankings = RungRankings(
+            maximize=study.spec.study.direction == "maximize",
+            bracket=lambda trial: bracket_of(self._pruner, self._pruner_study, trial),
+        )
+        self._group_pruner = GroupPruner(study.spec, study.rungs, self._rankings)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
 
     def refresh(self) -> None:
@@ -77,24 +79,24 @@ class Search:
             self._observe(self._mirror.for_sampler()[record.number])
             rival = self._mirror.for_pruner().get(record.number)
             if rival is None:
-                self._standings.drop(record.number)
+                self._rankings.remove(record.number)
             else:
-                self._standings.take(rival)
+                self._rankings.update(rival)
 
     def draw(self, number: int) -> Draw:
-        """Draw the parameters of a trial that has none yet."""
+        """Return the parameters of a trial that has none yet."""
         (draw,) = self.draw_together([number])
         return draw
 
     def draw_together(self, numbers: Sequence[int]) -> list[Draw]:
-        """Draw the parameters of trials that have none yet, each knowing the ones before it."""
+        """Return the parameters of trials that have none yet; each draw sees the ones before it."""
         self.refresh()
         draws = []
-        with self._mirror.supposing() as suppose:
+        with self._mirror.with_draws() as assume:
             for number in numbers:
                 draws.append(self._draw(number))
-                drawn = self._view.get_trial(number)
-                suppose(drawn, self._view.study_attrs)
+                drawn = self._storage.get_trial(number)
+                assume(drawn, self._storage.study_attrs)
                 self._observe(drawn)
         for number in numbers:
             self._observe(self._mirror.trial(number))
@@ -102,104 +104,107 @@ class Search:
 
     def _observe(self, trial: FrozenTrial) -> None:
         if self._observations is not None:
-            self._observations.take(trial)
+            self._observations.update(trial)
 
     def _draw(self, number: int) -> Draw:
-        self._view.begin(self._mirror.trial(number))
+        self._storage.begin(self._mirror.trial(number))
         known, active, spec = self._mirror.imported(), self._active(), self._spec
         if active is not None:
-            spec = within(spec, active)
+            spec = with_range(spec, active)
             if (index := number - len(known)) < len(active.first):
-                self._view.set_trial_system_attr(number, FIXED, dict(active.first[index]))
+                self._storage.set_trial_system_attr(number, FIXED, dict(active.first[index]))
         begins_there = known and isinstance(spec.search.sampler, CMAES)
         sources = self._mirror.sources() if begins_there else []
         sampler = sampler_for(spec, number, known, sources, self._observations)
-        params = suggest(Trial(self._open(self._view, sampler), number), spec.space)
+        params = suggest(Trial(self._optuna_study(self._storage, sampler), number), spec.space)
         return Draw(
             params=params,
-            attrs=self._view.get_trial(number).system_attrs,
-            study_attrs=self._view.study_attrs,
+            attrs=self._storage.get_trial(number).system_attrs,
+            study_attrs=self._storage.study_attrs,
             revision=self._mirror.revision,
         )
 
     def extension(self) -> tuple[int, ActiveRange] | None:
-        """Give a wider active range where the best trial is at its edge; None where it is not.
+        """Return a wider active range if the best trial is at its edge, else None.
 
-        With it comes the revision of the range that it takes the place of.
+        The first item is the revision of the range that it replaces.
         """
         if not self._spec.probe.enabled:
             return None
         self.refresh()
         active = self._active()
-        wider = active and extended(self._spec, active, self._mirror.own())
+        wider = active and extend(self._spec, active, self._mirror.own())
         return (active.revision, wider) if active and wider else None
 
     def _active(self) -> ActiveRange | None:
-        """Give the active range as of the revision that the mirror shows; None: all of it."""
+        """Return the active range at the mirror's revision; None: the whole range."""
         known = history(self._mirror.attrs, self._mirror.revision)
         return known[-1] if known else None
 
-    def _for_sampler(self) -> Numbered:
+    def _for_sampler(self) -> TrialsByNumber:
         by_value = isinstance(self._spec.search.sampler, LEARN_FROM_VALUES)
         trials = self._mirror.for_values() if by_value else self._mirror.for_sampler()
         active = self._active()
-        return trials if active is None else trials_within(self._spec, active, trials)
+        return trials if active is None else trials_in_range(self._spec, active, trials)
 
     def decide(self, number: int, step: int, value: float) -> Decision:
-        """Decide whether a trial goes on from a rung, where its objective is `value`."""
+        """Decide whether a trial continues after a rung, where its objective is `value`."""
         (decision,) = self.decide_together([(number, step, value)])
         return decision
 
     def decide_together(self, reports: Sequence[tuple[int, int, float]]) -> list[Decision]:
-        """Decide on trials that were advanced in the same step; each report is of another trial.
+        """Decide on trials that were advanced in the same step, with one report for each trial.
 
         A report is a trial's number, the step of the rung and its objective there. Every trial is
-        judged beside all the reports, so their order changes nothing.
+        compared with all reports, so their order does not matter.
         """
         assert len({number for number, _, _ in reports}) == len(reports), "one report a trial"
         self.refresh()
         group = [self._reporting(*report) for report in reports]
-        with self._standings.supposing(group):
-            stopped = self._judge.stopped(self._rivals, group)
+        with self._rankings.with_reports(group):
+            stopped = self._group_pruner.stopped(self._pruner_study, group)
             return [
                 self._decision(trial, step, prune=trial.number in stopped)
                 for trial, (_, step, _) in zip(group, reports, strict=True)
             ]
 
     def regret_bound(self) -> float:
-        """Bound how much better than the best completed trial the best there is may be.
+        """Return a bound of how much better than the best completed trial the optimum may be.
 
-        In the metric's unit; inf where there are too few completed trials to say. It takes about a
-        second.
+        In the metric's unit; inf if there are too few completed trials. Takes about a second.
         """
         self.refresh()
         seed = self._spec.study.seed
-        return regret_bound(list(self._mirror.completed_rivals()), self._rivals.direction, seed)
+        return regret_bound(
+            list(self._mirror.completed_rivals()), self._pruner_study.direction, seed
+        )
 
     def _reporting(self, number: int, step: int, value: float) -> FrozenTrial:
-        """Give a copy of a trial with a report, to judge and to write attributes to."""
+        """Return a copy of a trial with one more report; its attributes may be modified."""
         trial = copy.copy(self._mirror.trial(number))
         trial.intermediate_values = {**trial.intermediate_values, step: value}
         trial.system_attrs = dict(trial.system_attrs)
         return trial
 
     def _decision(self, trial: FrozenTrial, step: int, *, prune: bool) -> Decision:
-        ahead, others = self._standings.at_step(trial, step)
-        reason = sentence(
+        ahead, others = self._rankings.at_step(trial, step)
+        reason = reason_of_decision(
             self._spec,
             prune=prune,
             step=step,
             value=trial.intermediate_values[step],
             ahead=ahead,
             others=others,
-            bracket=self._standings.bracket(trial),
+            bracket=self._rankings.bracket(trial),
         )
         return Decision(prune=prune, reason=reason, attrs=trial.system_attrs)
 
-    def _open(self, view: View, sampler: BaseSampler | None = None) -> optuna.Study:
+    def _optuna_study(
+        self, storage: MirrorStorage, sampler: BaseSampler | None = None
+    ) -> optuna.Study:
         return optuna.Study(
             study_name=self._name,
-            storage=view,
+            storage=storage,
             sampler=sampler or RandomSampler(seed=0),
             pruner=self._pruner,
         )

@@ -1,4 +1,4 @@
-"""The search space as Optuna's distributions, and the draws from it."""
+"""The search space as Optuna's distributions, and draws from it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tuner.config import Entry, ParameterValue, Range, Space, WholeRange, option
 
 
 def distribution(entry: Entry) -> BaseDistribution:
-    """Give the distribution of an entry of the space."""
+    """Return the distribution of an entry of the space."""
     if isinstance(entry, WholeRange):
         return IntDistribution(entry.low, entry.high, log=bool(entry.log))
     if isinstance(entry, Range):
@@ -29,9 +29,9 @@ def distribution(entry: Entry) -> BaseDistribution:
 
 
 def distributions(space: Space, params: Mapping[str, ParameterValue]) -> dict[str, Any]:
-    """Give the distributions of a trial's parameters that are searched.
+    """Return the distributions of a trial's searched parameters.
 
-    These are the rate, the schedule and the optimiser, and those of theirs that are not fixed.
+    These are the rate, the schedule, the optimizer, and the parameters of the two that vary.
     """
     found = {
         "lr": distribution(space.lr),
@@ -43,7 +43,7 @@ def distributions(space: Space, params: Mapping[str, ParameterValue]) -> dict[st
 
 
 def all_distributions(space: Space) -> dict[str, BaseDistribution]:
-    """Give the distributions of all that varies, of every schedule and optimiser."""
+    """Return the distributions of all varying parameters, of every schedule and optimizer."""
     found = {
         "lr": distribution(space.lr),
         "schedule": CategoricalDistribution([choice.name for choice in space.schedule]),
@@ -55,13 +55,13 @@ def all_distributions(space: Space) -> dict[str, BaseDistribution]:
 
 
 def shared_distributions(space: Space) -> dict[str, BaseDistribution]:
-    """Give the distributions of the ranges that every trial has."""
+    """Return the distributions of the ranges that every trial has."""
     every = all_distributions(space)
     return {key: every[key] for key in space.shared_ranges()}
 
 
 def suggest(trial: Trial, space: Space) -> dict[str, ParameterValue]:
-    """Draw the complete parameters of a trial, fixed ones included."""
+    """Return the complete parameters of a trial, drawn ones and fixed ones."""
     params: dict[str, ParameterValue] = {
         "lr": _suggest(trial, "lr", space.lr),
         "schedule": _suggest(trial, "schedule", tuple(c.name for c in space.schedule)),
@@ -85,10 +85,10 @@ def _varies(entry: Entry) -> bool:
 
 
 def grid(space: Space) -> list[dict[str, ParameterValue]]:
-    """List every combination of the space's values in the order of the study file.
+    """Return every combination of the space's values, in the order of the study file.
 
-    The rate turns slowest. A parameter that belongs to another schedule or optimiser does not
-    multiply the combinations, which is why this is not Optuna's GridSampler.
+    The rate varies slowest. A parameter of another schedule or optimizer does not multiply the
+    combinations, unlike in Optuna's GridSampler.
     """
     combinations = []
     for lr, schedule, optimizer in product(options(space.lr), space.schedule, space.optimizer):
@@ -100,7 +100,7 @@ def grid(space: Space) -> list[dict[str, ParameterValue]]:
 
 
 class GridSampler(BaseSampler):
-    """Gives a trial the combination at an index."""
+    """Draws one fixed combination of parameters."""
 
     def __init__(self, combinations: Sequence[Mapping[str, ParameterValue]], index: int) -> None:
         self._params = combinations[index]
@@ -114,7 +114,7 @@ class GridSampler(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Draw nothing."""
+        """Return no parameters."""
         return {}
 
     def sample_independent(
@@ -124,5 +124,5 @@ class GridSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """Look the value up."""
+        """Return the parameter's value in the combination."""
         return self._params[param_name]

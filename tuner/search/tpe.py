@@ -1,9 +1,9 @@
-"""TPE over columns: the draws of Optuna's own, without going through every trial at each draw.
+"""TPE over columns: the same draws as Optuna's sampler, without a pass over all trials per draw.
 
-Optuna's TPESampler compares the distributions of all trials, sorts them and translates their
-parameters anew for every parameter that it draws. Here that is done once a trial, when the trial
-changes. What is drawn is Optuna's: its estimators and its random numbers, on the same observations
-in the same order.
+Optuna's TPESampler compares the distributions of all trials, sorts them and converts their
+parameters again for every parameter that it draws. This sampler does that once for each change of a
+trial. The draws are the same: Optuna's estimators and random numbers, on the same observations in
+the same order.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ KINDS = {
     TrialState.RUNNING: RUNNING,
 }
 BEFORE_ANY_REPORT = 1.0
-"""Where Optuna ranks a trial that was pruned without a report; others have minus their step."""
+"""Optuna's rank of a trial pruned without a report; the rank of others is minus their last step."""
 Numbers = NDArray[np.int64]
 
 
 class Observations:
-    """What TPE looks at in the trials of a study, as columns by trial number."""
+    """What TPE reads of a study's trials, as columns by trial number."""
 
     def __init__(self, spec: StudySpec) -> None:
         self._sign = 1.0 if spec.study.direction == "minimize" else -1.0
@@ -47,11 +47,11 @@ class Observations:
             name: np.zeros(0) for name in self._distributions
         }
         self._spaces: list[frozenset[str]] = []  # of the finished trials, each once
-        # gives what a running trial was drawn as, whether or not it has all of its parameters yet
+        # reads the parameters of a running trial, whether or not all of them are drawn
         self._optunas = TPESampler(multivariate=True)
 
-    def take(self, trial: FrozenTrial) -> None:
-        """Take in a trial that is new or has changed, as samplers are told of it."""
+    def update(self, trial: FrozenTrial) -> None:
+        """Add a trial or replace it, in the form of `Mirror.for_sampler`."""
         number, kind = trial.number, KINDS.get(trial.state, NOTHING)
         self._make_room(number)
         self._kinds[number] = kind
@@ -68,7 +68,7 @@ class Observations:
             space = frozenset(trial.distributions)
             if space not in self._spaces:
                 self._spaces.append(space)
-        params = self._optunas._get_params(trial, cast("Study", None))  # asks it for nothing
+        params = self._optunas._get_params(trial, cast("Study", None))  # the study is not used
         for name, distribution in self._distributions.items():
             known = name in params
             value = distribution.to_internal_repr(params[name]) if known else math.nan
@@ -85,29 +85,27 @@ class Observations:
                 self._params[name] = np.append(column, np.full(more, np.nan))
 
     def outside(self, space: Space) -> Numbers:
-        """Give the numbers of the trials whose rate a narrower space has not."""
+        """Return the numbers of the trials whose rate is outside of a narrower space."""
         lr, rates = space.lr, self._params.get("lr")
         if rates is None or not isinstance(lr, Range):
             return np.zeros(0, dtype=np.int64)
-        return np.flatnonzero((rates < lr.low) | (rates > lr.high))  # of nan neither holds
+        return np.flatnonzero((rates < lr.low) | (rates > lr.high))  # nan is not outside
 
     def finished(self, outside: Numbers) -> int:
-        """Count the trials that completed or were pruned, but for those `outside`."""
+        """Return the number of completed and pruned trials, without those `outside`."""
         finished = (self._kinds == COMPLETE) | (self._kinds == PRUNED)
         return int(np.count_nonzero(finished) - np.count_nonzero(finished[outside]))
 
     def shared_space(self) -> frozenset[str]:
-        """Name the parameters that all finished trials have."""
+        """Return the names of the parameters that all finished trials have."""
         return frozenset.intersection(*self._spaces) if self._spaces else frozenset()
 
     def split(self, number: int, outside: Numbers) -> tuple[Numbers, Numbers]:
-        """Give the numbers of the better and of the other trials, in order.
+        """Return the numbers of the better and of the other trials, without `number` and `outside`.
 
-        Left out are `number` and those `outside`.
-
-        The better ones are the best tenth of the finished ones, 25 at most: the completed ones by
-        value, then the pruned ones by how far they came and what they reported there. Of equal
-        ones the earlier is the better. Running trials are among the others.
+        The better ones are the best tenth of the finished trials, at most 25: completed ones by
+        value, then pruned ones by their last step and their report there. Of equal trials the
+        earlier one is better. Running trials are among the others.
         """
         kinds = self._kinds.copy()
         kinds[number] = NOTHING
@@ -117,17 +115,17 @@ class Observations:
         count = default_gamma(len(completed) + len(pruned))
         below = completed[np.argsort(self._losses[completed], kind="stable")[:count]]
         if (missing := count - len(below)) > 0:
-            order = np.lexsort((self._losses[pruned], self._ranks[pruned]))  # it is stable
+            order = np.lexsort((self._losses[pruned], self._ranks[pruned]))  # a stable sort
             below = np.append(below, pruned[order[:missing]])
         kinds[below] = NOTHING
         return np.sort(below), np.flatnonzero(kinds)
 
-    def of(
+    def parameters(
         self, numbers: Numbers, space: Mapping[str, BaseDistribution]
     ) -> dict[str, NDArray[np.float64]]:
-        """Give the parameters of those of the trials that have all of `space`, as Optuna's kernels.
+        """Return the parameters, [trial] each, of those trials that have all of `space`.
 
-        Each is one number a trial, [trial]: of a choice, its place.
+        The values are in Optuna's internal representation: a choice is its index.
         """
         columns = {name: self._params[name][numbers] for name in space}
         whole = np.ones(len(numbers), dtype=bool)
@@ -137,12 +135,12 @@ class Observations:
 
 
 class ColumnTPESampler(TPESampler):
-    """Draws what Optuna's own draws, from observations that are kept as columns."""
+    """Draws the same as Optuna's TPESampler, from observations stored as columns."""
 
     def __init__(
         self, observations: Observations, space: Space, *, seed: int, n_startup_trials: int
     ) -> None:
-        """Draw from `space`, which may have a narrower range of the rate than the observations."""
+        """Draw from `space`, whose range of the rate may be narrower than the observations'."""
         super().__init__(seed=seed, n_startup_trials=n_startup_trials)
         self._observations = observations
         self._space = all_distributions(space)
@@ -152,7 +150,7 @@ class ColumnTPESampler(TPESampler):
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """Give the parameters that all finished trials have, which are drawn together."""
+        """Return the parameters that all finished trials have, which are drawn together."""
         names = self._observations.shared_space()
         return {name: self._space[name] for name in sorted(names & self._space.keys())}
 
@@ -170,7 +168,7 @@ class ColumnTPESampler(TPESampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """Draw a parameter that not all trials have."""
+        """Return a draw of a parameter that not all trials have."""
         if self._observations.finished(self._outside) < self._n_startup_trials:
             return self._random_sampler.sample_independent(
                 study, trial, param_name, param_distribution
@@ -184,7 +182,7 @@ class ColumnTPESampler(TPESampler):
             self._halves = self._observations.split(trial.number, self._outside)
         below, above = (
             self._parzen_estimator_cls(
-                self._observations.of(half, search_space),
+                self._observations.parameters(half, search_space),
                 search_space,
                 self._parzen_estimator_parameters,
             )

@@ -1,4 +1,4 @@
-"""What of the ledger is not published yet, asked so that it is cheap when nothing is new."""
+"""Unpublished parts of the ledger, with queries that are cheap when nothing is new."""
 
 from __future__ import annotations
 
@@ -27,48 +27,50 @@ CHUNKS_AT_ONCE = 1000
 
 
 class Mark(NamedTuple):
-    """Where a study and its publication stand; while it stays the same, nothing is new."""
+    """The progress of a study and of its publication; equal marks mean that nothing is new."""
 
     study_id: int
     name: str
     revision: int
-    external_id: str | None  # of the study, where it is published; None: not yet
-    published: int  # the revision as of which it was last published; 0: never
-    live: int  # the attempts that are live, told by the sum of their ids,
-    steps: int  # and by the rows that their trials have
-    silent: int  # attempts of which nothing has been measured for a while
+    external_id: str | None  # of the study in the target; None: not published
+    published: int  # the revision that was last published; 0: none
+    live: int  # the sum of the ids of live attempts
+    steps: int  # the sum of the steps of their trials
+    silent: int  # live attempts without new measurements for a while
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenTrial:
-    """A trial that is not published to its end, and how far it is."""
+    """A trial that is not completely published, and its progress."""
 
     id: int
     number: int
     running: bool
-    drawn: bool  # it has parameters
+    drawn: bool  # parameters are drawn
     steps: int
-    begun: bool  # its counterpart perhaps exists
+    begun: bool  # its counterpart in the target may exist
     external_id: str | None
     next_step: int  # rows below it are published
 
 
 class Backlog:
-    """What one target ("optuna" or "mlflow") lacks.
+    """Reads what is not published to one target ("optuna" or "mlflow").
 
-    Of each study it remembers the number below which all trials are published to their ends, so
-    that a look at a long study reads its last trials only; a study that is published anew is
-    looked at from its first trial on.
+    For each study it remembers the number below which all trials are completely published, so
+    that a long study costs a read of its last trials only. A republished study is read from its
+    first trial.
     """
 
     def __init__(self, engine: Engine, target: str) -> None:
         self._engine = engine
         self._target = target
-        self._marks = _marks(target)  # made once: making it takes as long as asking it
-        self._lowest: dict[int, tuple[int, int]] = {}  # by study: the number, the mark's revision
+        self._marks = _marks(target)  # built once: building takes as long as executing
+        self._lowest: dict[
+            int, tuple[int, int]
+        ] = {}  # by study: the number, the published revision
 
     def marks(self, names: Sequence[str] = ()) -> list[Mark]:
-        """Read where the studies of these names, or all, stand; one small query."""
+        """Return the marks of the studies with these names, or of all; one small query."""
         query = self._marks
         if names:
             query = query.where(studies.c.name.in_(names))
@@ -76,11 +78,11 @@ class Backlog:
             return [Mark(**row._mapping) for row in tx.execute(query)]
 
     def open(self, mark: Mark) -> list[OpenTrial]:
-        """Read the trials that are not published to their end, in the order of numbers."""
+        """Return the trials that are not completely published, ordered by number."""
         lowest, published = self._lowest.get(mark.study_id, (0, 0))
         if mark.external_id is None or mark.published < published:
             lowest = 0
-        here = and_(
+        publication = and_(
             published_trials.c.trial_id == trials.c.id,
             published_trials.c.target == self._target,
         )
@@ -95,7 +97,7 @@ class Backlog:
                 published_trials.c.external_id,
                 func.coalesce(published_trials.c.next_step, 0).label("next_step"),
             )
-            .outerjoin(published_trials, here)
+            .outerjoin(published_trials, publication)
             .where(
                 trials.c.study_id == mark.study_id,
                 trials.c.number >= lowest,
@@ -103,11 +105,11 @@ class Backlog:
             )
             .order_by(trials.c.number)
         )
-        if self._target == "mlflow":  # imported trials have no run, but a number in Optuna
+        if self._target == "mlflow":  # imported trials have no run
             query = query.where(~trials.c.imported)
-        ever = select(func.max(trials.c.number)).where(trials.c.study_id == mark.study_id)
+        highest = select(func.max(trials.c.number)).where(trials.c.study_id == mark.study_id)
         with self._engine.begin() as tx:
-            last = tx.scalar(ever)
+            last = tx.scalar(highest)
             found = [OpenTrial(**row._mapping) for row in tx.execute(query)]
         after = 0 if last is None else last + 1
         lowest = found[0].number if found else after
@@ -115,12 +117,12 @@ class Backlog:
         return found
 
     def trials(self, ids: Sequence[int]) -> dict[int, TrialRecord]:
-        """Read some trials whole, by their ids."""
+        """Return trials by their ids."""
         with self._engine.begin() as tx:
             return {trial.id: trial for trial in read_trials(tx, trials.c.id.in_(ids))}
 
     def environments(self, ids: Sequence[int]) -> dict[int, Mapping[str, Any]]:
-        """Read the environment of the first attempt at each of some trials, by their ids."""
+        """Return the environment of the first attempt at each trial, by trial id."""
         query = select(attempts.c.trial_id, attempts.c.environment).where(
             attempts.c.trial_id.in_(ids), attempts.c.number == 1
         )
@@ -128,7 +130,7 @@ class Backlog:
             return {row.trial_id: row.environment for row in tx.execute(query)}
 
     def tracebacks(self, ids: Sequence[int]) -> dict[int, str]:
-        """Read the last traceback of each of some trials that has any, by their ids."""
+        """Return the last traceback of each trial that has any, by trial id."""
         query = (
             select(attempts.c.trial_id, attempts.c.traceback)
             .where(attempts.c.trial_id.in_(ids), attempts.c.traceback.is_not(None))
@@ -138,10 +140,10 @@ class Backlog:
             return {row.trial_id: row.traceback for row in tx.execute(query)}
 
     def chunks(self, wanted: Sequence[TrialRecord], rows: int) -> list[tuple[TrialRecord, Chunk]]:
-        """Read the next chunks of trials that are not published, in order, up to so many rows.
+        """Return the next unpublished chunks of trials, in order, limited to about `rows` rows.
 
-        At least one, if there is any. Chunks that were committed after the trial was read are
-        left out: its outcome says which of their points count.
+        At least one chunk is returned if there is any. Chunks committed after the trial was read
+        are omitted: which of their points count depends on the outcome.
         """
         by_id = {trial.id: trial for trial in wanted}
         keys = []
@@ -162,13 +164,13 @@ class Backlog:
         return [(by_id[r.trial_id], Chunk.from_bytes(r.first_step, r.data)) for r in found]
 
     def _unpublished(self, ids: Sequence[int]) -> Any:
-        here = and_(
+        publication = and_(
             published_trials.c.trial_id == chunks.c.trial_id,
             published_trials.c.target == self._target,
         )
         return (
             select(chunks.c.trial_id, chunks.c.first_step, chunks.c.next_step)
-            .join(published_trials, here)
+            .join(published_trials, publication)
             .where(
                 chunks.c.trial_id.in_(ids),
                 chunks.c.first_step >= published_trials.c.next_step,
@@ -179,7 +181,7 @@ class Backlog:
 
 
 def _marks(target: str) -> Any:
-    live = (  # as text: SQLite knows its index of live attempts by the very words
+    live = (  # `live` as literal text, since SQLite matches its partial index textually
         select(
             trials.c.study_id,
             func.sum(attempts.c.id).label("ids"),
@@ -192,7 +194,7 @@ def _marks(target: str) -> Any:
         .group_by(trials.c.study_id)
         .subquery()
     )
-    here = and_(
+    publication = and_(
         published_studies.c.study_id == studies.c.id,
         published_studies.c.target == target,
     )
@@ -207,13 +209,13 @@ def _marks(target: str) -> Any:
             func.coalesce(live.c.steps, 0).label("steps"),
             func.coalesce(live.c.silent, 0).label("silent"),
         )
-        .outerjoin(published_studies, here)
+        .outerjoin(published_studies, publication)
         .outerjoin(live, live.c.study_id == studies.c.id)
         .order_by(studies.c.id)
     )
 
 
-def batches(found: Sequence[OpenTrial], size: int) -> Iterator[Sequence[OpenTrial]]:
-    """Cut what is open into pieces."""
-    for first in range(0, len(found), size):
-        yield found[first : first + size]
+def batches(trials: Sequence[OpenTrial], size: int) -> Iterator[Sequence[OpenTrial]]:
+    """Yield consecutive batches of at most `size` trials."""
+    for first in range(0, len(trials), size):
+        yield trials[first : first + size]

@@ -1,7 +1,6 @@
-"""Whether a target's tables are known, so that rows can be written in bulk; else a warning.
+"""Choose between writing a target's tables in bulk and using its slower API.
 
-Without that everything arrives all the same, through the target's library, but slower by a
-factor: 17 for MLflow's runs (`benchmarks/publishing.py`).
+Bulk writing requires a known schema. MLflow's API is 17 times slower (`benchmarks/publishing.py`).
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ log = logging.getLogger(__name__)
 _logged: set[str] = set()
 
 
-def writes_in_bulk(target: str, unknown: str | None) -> bool:
-    """Return whether to write a target's rows in bulk, given why its tables are not known.
+def writes_in_bulk(target: str, unsupported: str | None) -> bool:
+    """Return whether to write in bulk, given the reason why the target's schema is unsupported.
 
-    The reason is logged once by a process, and what was chosen is among its metrics.
+    A process logs each reason once; the choice is exported as a metric.
     """
-    metrics.BULK_WRITER.labels(target).set(float(unknown is None))
-    if unknown is not None and unknown not in _logged:
-        _logged.add(unknown)
-        log.warning("%s", unknown)
-    return unknown is None
+    metrics.BULK_WRITER.labels(target).set(float(unsupported is None))
+    if unsupported is not None and unsupported not in _logged:
+        _logged.add(unsupported)
+        log.warning("%s", unsupported)
+    return unsupported is None

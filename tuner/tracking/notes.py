@@ -1,4 +1,4 @@
-"""What a study's pages say, as Markdown: the answer, how far it is, who is silent, and links."""
+"""Markdown notes of a study: its best trial, progress, silent workers, and links."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from tuner.analysis import ranking
 from tuner.core.outcome import DIVERGED, RUNNING
 from tuner.ledger import Silence, StudyRecord, TrialRecord
-from tuner.tracking.mlflow.views import Links
+from tuner.tracking.mlflow.links import Links
 
 WAITING = "waiting"
 FOLDER = "report"
@@ -26,52 +26,52 @@ def study_note(
     silent: Sequence[Silence] = (),
     files: Sequence[str] = (),
 ) -> str:
-    """Say what a study's parent run has to say; `best_runs` are ids, best first."""
+    """Return the note of a study's parent run; `best_runs` are run ids, best first."""
     pages = _pages(counts, links, best_runs, files)
-    # the links come early: the page shows the first lines, and more when asked
+    # the links come early, since the page shows only the first lines at first
     short = ranking.best_in_words(study, best, whole=False)
     whole = ranking.best_in_words(study, best)
-    said = [study.reason or "", short, _linked(pages), *(silence(one) for one in silent)]
-    said += [progress(study, counts), whole if whole != short else ""]
+    lines = [study.reason or "", short, _linked(pages), *(silence_line(one) for one in silent)]
+    lines += [progress_line(study, counts), whole if whole != short else ""]
     if PICTURE in files:
-        said.append(f"![Loss curves of all trials]({links.picture(PICTURE)})")
-    said.append(plain(study.spec.study.description))
-    return "\n\n".join(text for text in said if text)
+        lines.append(f"![Loss curves of all trials]({links.picture(PICTURE)})")
+    lines.append(escape_markdown(study.spec.study.description))
+    return "\n\n".join(line for line in lines if line)
 
 
 def experiment_note(
     study: StudyRecord, best: TrialRecord | None, counts: Mapping[str, int], links: Links
 ) -> str:
-    """Say it in the list of experiments, where there is a line of room, and on its page."""
+    """Return the note of an experiment; its first line is shown in the list of experiments."""
     pages = [("summary", links.study()), *_pages(counts, links, (), ())]
-    said = (
+    lines = (
         ranking.best_in_words(study, best, whole=False),
         _linked(pages),
-        progress(study, counts),
+        progress_line(study, counts),
     )
-    return "\n\n".join(said)
+    return "\n\n".join(lines)
 
 
 def _linked(pages: Sequence[tuple[str, str]]) -> str:
     return " · ".join(f"[{text}]({address})" for text, address in pages)
 
 
-def progress(study: StudyRecord, counts: Mapping[str, int]) -> str:
-    """Say how many trials have ended how."""
+def progress_line(study: StudyRecord, counts: Mapping[str, int]) -> str:
+    """Return how many trials have ended, by outcome."""
     done = sum(count for kind, count in counts.items() if kind not in (RUNNING, WAITING))
     return f"{done} of {study.limit} trials have ended: {ranking.counts_in_words(counts)}."
 
 
-def silence(one: Silence) -> str:
-    """Say who has measured nothing for how long."""
+def silence_line(one: Silence) -> str:
+    """Return which worker has measured nothing, and for how long."""
     return (
         f"Trial {one.trial} has measured nothing for {one.seconds:.0f} seconds; its worker "
-        f"{one.worker} may hang, or be gone."
+        f"{one.worker} may hang or have died."
     )
 
 
-def plain(text: str) -> str:
-    """Escape what Markdown would read as more than text."""
+def escape_markdown(text: str) -> str:
+    """Escape the characters that Markdown would interpret."""
     return MARKUP.sub(r"\\\1", text)
 
 

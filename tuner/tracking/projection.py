@@ -1,31 +1,48 @@
-"""One target of the ledger, and publishing to it what is new, study by study."""
+"""Publish the ledger to one target, study by study, and what differs there from the ledger."""
 
 from __future__ import annotations
 
+import enum
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from tuner.core.errors import LeaseLost, NotFoundError, TunerError
 from tuner.ledger import Reader, StudyRecord
+from tuner.ledger.publications import Publications
 from tuner.tracking.backlog import Backlog, Mark
-from tuner.tracking.publications import Publications
 
 log = logging.getLogger(__name__)
 
 
+class Mismatch(NamedTuple):
+    """A difference between the ledger and a projection of it."""
+
+    kind: str
+    trial: int | None  # the trial's number; None for the whole study
+    detail: str
+
+
+class Due(enum.Enum):
+    """Whether a study has anything to publish."""
+
+    NOTHING = enum.auto()
+    LATER = enum.auto()  # only a summary, which is refreshed from time to time
+    NOW = enum.auto()
+
+
 class Publisher(Protocol):
-    """Publishes claimed studies to one target. Raises `UnavailableError` where it is away."""
+    """Publishes claimed studies to one target. Raises `UnavailableError` if it is unreachable."""
 
     target: str
     backlog: Backlog
 
-    def due(self, mark: Mark) -> bool | None:
-        """Tell whether there is anything to publish; None: only what may wait for a while."""
+    def due(self, mark: Mark) -> Due:
+        """Return whether there is anything to publish."""
         ...
 
     def publish(self, study: StudyRecord, mark: Mark, *, waiting: bool) -> None:
-        """Publish what is new, and with `waiting` also what may wait."""
+        """Publish what is new, with `waiting` including what is due later."""
         ...
 
     def close(self) -> None:
@@ -34,30 +51,30 @@ class Publisher(Protocol):
 
 
 class Projection:
-    """Publishes the ledger to one target. A study that has not changed costs part of a query."""
+    """Publishes the ledger to one target. An unchanged study costs one row of a query."""
 
     def __init__(self, ledger: Reader, publications: Publications, publisher: Publisher) -> None:
         self.publications = publications
         self._ledger = ledger
         self._publisher = publisher
-        self._quiet: dict[int, Mark] = {}  # how a study stood when nothing of it was left
+        self._published: dict[int, Mark] = {}  # by study: its mark when nothing was due
 
     def publish(self, names: Sequence[str] = (), *, waiting: bool = True) -> bool:
-        """Publish what is new and no other recorder is publishing; tell whether there was anything.
+        """Publish what is new in studies that no other recorder has claimed.
 
-        Raises the first error after every study had its turn.
+        Return whether there was anything. Raise the first error after trying every study.
         """
-        moved, errors = False, []
-        for mark in self._behind(names, waiting=waiting):
+        published, errors = False, []
+        for mark in self._unpublished(names, waiting=waiting):
             if not self.publications.claim(mark.study_id):
                 continue
             try:
                 study = self._study(mark)
-                self._once(study, waiting=waiting)
-                moved = True
+                self._publish_once(study, waiting=waiting)
+                published = True
             except LeaseLost as lost:
                 log.warning("study %s: %s", mark.name, lost)
-            except NotFoundError:  # it has been deleted meanwhile
+            except NotFoundError:  # it was deleted in the meantime
                 continue
             except TunerError as error:
                 errors.append(error)
@@ -65,36 +82,36 @@ class Projection:
                 self.publications.release(mark.study_id)
         if errors:
             raise errors[0]
-        return moved
+        return published
 
     def behind(self, names: Sequence[str] = ()) -> bool:
-        """Tell whether there is anything to publish, by whomever."""
-        return any(self._behind(names, waiting=True))
+        """Return whether anything is unpublished, also in studies that another recorder claims."""
+        return any(self._unpublished(names, waiting=True))
 
     def finish(self, study: StudyRecord) -> None:
-        """Publish all there is of a claimed study."""
-        while self._publisher.due(self._mark(study)) is not False:
-            self._once(study, waiting=True)
+        """Publish a claimed study completely."""
+        while self._publisher.due(self._mark(study)) is not Due.NOTHING:
+            self._publish_once(study, waiting=True)
 
     def close(self) -> None:
         """Close the connections to the target."""
         self._publisher.close()
 
-    def _once(self, study: StudyRecord, *, waiting: bool) -> None:
+    def _publish_once(self, study: StudyRecord, *, waiting: bool) -> None:
         self._publisher.publish(study, self._mark(study), waiting=waiting)
 
-    def _behind(self, names: Sequence[str], *, waiting: bool) -> Iterator[Mark]:
+    def _unpublished(self, names: Sequence[str], *, waiting: bool) -> Iterator[Mark]:
         for mark in self._publisher.backlog.marks(names):
-            if self._quiet.get(mark.study_id) == mark:
+            if self._published.get(mark.study_id) == mark:
                 continue
             due = self._publisher.due(mark)
-            if due is False:
-                self._quiet[mark.study_id] = mark
-            elif due or waiting:
+            if due is Due.NOTHING:
+                self._published[mark.study_id] = mark
+            elif due is Due.NOW or waiting:
                 yield mark
 
     def _mark(self, study: StudyRecord) -> Mark:
-        """Read anew how a study stands: another may have published it before it was claimed."""
+        """Reread a study's mark: another recorder may have published it before the claim."""
         marks = self._publisher.backlog.marks([study.name])
         return next(mark for mark in marks if mark.study_id == study.id)
 
@@ -102,5 +119,5 @@ class Projection:
         versions = self._ledger.versions(mark.name)
         found = [study for study in versions if study.id == mark.study_id]
         if not found:
-            raise NotFoundError(f"study {mark.name!r} has been deleted")
+            raise NotFoundError(f"study {mark.name!r} was deleted")
         return found[0]

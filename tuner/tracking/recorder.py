@@ -1,9 +1,9 @@
-"""The recorder: publishes the ledger into Optuna's tables and into MLflow, and never gives up.
+"""The recorder publishes the ledger to Optuna's tables and to MLflow, retrying until it succeeds.
 
-It holds nothing that the ledger does not hold, so it may be killed anywhere, and any other
-recorder goes on. A study is published to a target by one recorder at a time; no transaction of
-the ledger is open while Optuna or MLflow is called. Each target has a thread of its own, so that
-one that hangs or is away keeps nothing from the other.
+It keeps no state outside the ledger, so it may be killed at any point and another recorder
+continues. One recorder at a time publishes a study to a target. No ledger transaction is open
+during a call into Optuna or MLflow. Each target has its own thread, so that an unreachable target
+does not delay the other.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from sqlalchemy import Engine
 
@@ -22,39 +23,39 @@ from tuner.core.environment import identity
 from tuner.core.errors import ConnectionLostError, TunerError, UnavailableError
 from tuner.ledger import Reader, StudyRecord
 from tuner.ledger.database import Addresses, optuna_storage, reached, tracking_client
+from tuner.ledger.publications import CLAIM_SECONDS, Publications
 from tuner.observability import metrics
-from tuner.tracking.mlflow.artifacts import served
 from tuner.tracking.mlflow.deletion import erase_runs
+from tuner.tracking.mlflow.links import ui_address
 from tuner.tracking.mlflow.publisher import RunPublisher
 from tuner.tracking.optuna.publisher import TrialPublisher
 from tuner.tracking.projection import Projection, Publisher
-from tuner.tracking.publications import CLAIM_SECONDS, Publications
 
 POLL_SECONDS = 0.5
 RETRY_SECONDS = 1.0, 15.0
-"""How long to wait before what could not be reached is tried again: at first, and at most."""
-LAST_TRIES = 3
-"""How often a connection to a database may be lost while the rest is published."""
+"""Delay before an unreachable target is tried again: initially, and at most."""
+FINAL_RETRIES = 3
+"""How many lost database connections are tolerated while the rest is published."""
 
 log = logging.getLogger(__name__)
 
 
 class Recorder:
-    """Publishes studies from one ledger to Optuna and MLflow, one after the other.
+    """Publishes studies from one ledger to Optuna and MLflow, in this order.
 
-    `in_bulk` lets it write into tables that it knows, instead of through their libraries.
+    Without `in_bulk` it uses their APIs even if it knows their tables.
     """
 
     def __init__(self, engine: Engine, places: Addresses, *, in_bulk: bool = True) -> None:
-        ledger, me = Reader(engine), identity()
-        self._publications = {name: Publications(engine, name, me) for name in ("optuna", "mlflow")}
+        ledger = Reader(engine)
+        self._publications = {name: _publications(engine, name) for name in ("optuna", "mlflow")}
         with reached(places.ledger):
             storage = optuna_storage(places)
         self._trials = TrialPublisher(
             storage,
             self._publications["optuna"],
             engine,
-            ui=served(places.tracking),
+            ui=ui_address(places.tracking),
             in_bulk=in_bulk,
         )
         self._client = tracking_client(places)
@@ -72,36 +73,41 @@ class Recorder:
         }
 
     def publish(self, names: Sequence[str] = ()) -> bool:
-        """Publish what is new and no other recorder is publishing; tell whether there was anything.
+        """Publish what is new in studies that no other recorder has claimed.
 
-        Raises the first error after every study and both targets had their turn.
+        Return whether there was anything. Raise the first error after trying every study and
+        both targets.
         """
-        moved, errors = False, []
+        published, errors = False, []
         for projection in self.projections.values():
             try:
-                moved = projection.publish(names) or moved
+                published = projection.publish(names) or published
             except TunerError as error:
                 errors.append(error)
         if errors:
             raise errors[0]
-        return moved
+        return published
 
     def behind(self, names: Sequence[str] = ()) -> bool:
-        """Tell whether there is anything to publish, by whomever."""
+        """Return whether anything is unpublished, also in studies that another recorder claims."""
         return any(projection.behind(names) for projection in self.projections.values())
 
-    def project_again(
-        self, study: StudyRecord, *, without: Collection[int] = (), trials_anew: bool = False
+    def republish(
+        self,
+        study: StudyRecord,
+        *,
+        delete_runs_of: Collection[int] = (),
+        replace_trials: bool = False,
     ) -> None:
-        """Publish a study as if nothing were published; what is there already stays as it is.
+        """Publish a study as if nothing of it were published; existing records are completed.
 
-        Except the runs of the trials `without`, and second runs of a trial, which are deleted
-        first, and with `trials_anew` all that Optuna has of the study. Raises `UnavailableError`
-        when another recorder does not finish with the study.
+        First delete duplicate runs, the runs of the trials `delete_runs_of` and, with
+        `replace_trials`, the study in Optuna. Raise `UnavailableError` if another recorder does
+        not release the study.
         """
         with self.claimed(study):
-            self._runs.discard(study, without)
-            if trials_anew:
+            self._runs.discard(study, delete_runs_of)
+            if replace_trials:
                 self._trials.discard(study)
             for projection in self.projections.values():
                 projection.publications.forget(study.id)
@@ -113,13 +119,13 @@ class Recorder:
             projection.close()
 
     def erase(self, study: StudyRecord) -> None:
-        """Delete all that Optuna and MLflow have of a claimed study, as far as they have it."""
+        """Delete all records of a claimed study from Optuna and MLflow."""
         erase_runs(self._client, study)
         self._trials.erase(study)
 
     @contextmanager
     def claimed(self, study: StudyRecord) -> Iterator[None]:
-        """Let no other recorder publish a study. Raises `UnavailableError` when one does on."""
+        """Claim a study for both targets. Raise `UnavailableError` if another recorder keeps it."""
         try:
             for publications in self._publications.values():
                 self._claim(study, publications)
@@ -136,18 +142,23 @@ class Recorder:
             time.sleep(POLL_SECONDS)
 
 
+def _publications(engine: Engine, target: str) -> Publications:
+    """Return this process's records of what it publishes to a target."""
+    return Publications(engine, target, identity(), heartbeat=partial(metrics.heartbeat, target))
+
+
 def open_trials(engine: Engine, places: Addresses) -> Projection:
-    """Open Optuna's tables. Raises `UnavailableError`."""
-    publications = Publications(engine, TrialPublisher.target, identity())
+    """Return the projection to Optuna's tables. Raise `UnavailableError` if unreachable."""
+    publications = _publications(engine, TrialPublisher.target)
     with reached(places.ledger):
-        storage, ui = optuna_storage(places), served(places.tracking)
+        storage, ui = optuna_storage(places), ui_address(places.tracking)
         publisher = TrialPublisher(storage, publications, engine, ui=ui)
     return Projection(Reader(engine), publications, publisher)
 
 
 def open_runs(engine: Engine, places: Addresses) -> Projection:
-    """Open MLflow. Raises `UnavailableError`."""
-    publications, ledger = Publications(engine, RunPublisher.target, identity()), Reader(engine)
+    """Return the projection to MLflow. Raise `UnavailableError` if unreachable."""
+    publications, ledger = _publications(engine, RunPublisher.target), Reader(engine)
     publisher = RunPublisher(tracking_client(places), publications, ledger, places.artifacts)
     return Projection(ledger, publications, publisher)
 
@@ -157,8 +168,8 @@ def record(
 ) -> None:
     """Publish until `closing` is set and nothing is left to publish.
 
-    What cannot be reached is tried again until then, and `UnavailableError` raised only after it;
-    `NotFoundError` likewise where there is no study of a name.
+    Errors are retried until then. Afterwards raise `UnavailableError` for an unreachable target
+    and `NotFoundError` for a study that does not exist.
     """
     ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
     outages = Outages()
@@ -170,7 +181,7 @@ def record(
             return opens(engine, places)
 
         try:
-            with metrics.looping(target):
+            with metrics.expect_heartbeats(target):
                 _serve(target, opened, names, closing, outages)
         except BaseException as error:
             ended.put(error)
@@ -199,34 +210,34 @@ def _serve(
     closing: threading.Event,
     outages: Outages,
 ) -> None:
-    """Publish to one target, opened when it can be, until `closing` is set and nothing is left."""
+    """Open a target and publish to it until `closing` is set and nothing is left."""
     projection: Projection | None = None
-    tries = last_tries = 0
+    tries = final_tries = 0
     while True:
-        metrics.turned(target)
-        last = closing.is_set()  # looked at before publishing, so that nothing slips through
+        metrics.heartbeat(target)
+        last = closing.is_set()  # read before publishing, so that the last pass sees everything
         wait = POLL_SECONDS
         try:
             projection = projection or opens()
-            moved = projection.publish(names, waiting=last)
-            outages.over()
-            metrics.reached(target)
+            published = projection.publish(names, waiting=last)
+            outages.clear()
+            metrics.set_outage(target, active=False)
             tries = 0
-            if moved and last:
+            if published and last:
                 continue
             if last and not projection.behind(names):
                 projection.close()
                 return
         except TunerError as error:
             if last:
-                last_tries += 1
-                if last_tries > LAST_TRIES or not isinstance(error, ConnectionLostError):
+                final_tries += 1
+                if final_tries > FINAL_RETRIES or not isinstance(error, ConnectionLostError):
                     raise
-            outages.say(str(error))
-            metrics.reached(target, away=True)
-            first, most = RETRY_SECONDS
-            # with jitter, so that many recorders do not come back at the same moment
-            wait = min(first * 2**tries, most) * random.uniform(0.5, 1.0)  # noqa: S311
+            outages.report(str(error))
+            metrics.set_outage(target, active=True)
+            first, limit = RETRY_SECONDS
+            # with jitter, so that many recorders do not reconnect at the same moment
+            wait = min(first * 2**tries, limit) * random.uniform(0.5, 1.0)  # noqa: S311
             tries = min(tries + 1, 10)
         if last:  # another recorder is publishing the rest
             time.sleep(wait)
@@ -235,21 +246,21 @@ def _serve(
 
 
 class Outages:
-    """Says each outage once in the log, not at each try, whichever thread meets it."""
+    """Logs each outage once, not at each attempt, across the targets' threads."""
 
     def __init__(self) -> None:
-        self._said: dict[str, str] = {}  # by thread, since it last got through
+        self._messages: dict[str, str] = {}  # by thread, while its outage lasts
         self._lock = threading.Lock()
 
-    def say(self, what: str) -> None:
-        """Say it, unless this thread has said something already, or another one the same."""
-        me = threading.current_thread().name
+    def report(self, message: str) -> None:
+        """Log an outage unless this thread has logged one, or another thread the same."""
+        thread = threading.current_thread().name
         with self._lock:
-            if me not in self._said and what not in self._said.values():
-                log.warning("%s; trying on", what)
-            self._said[me] = what
+            if thread not in self._messages and message not in self._messages.values():
+                log.warning("%s; retrying", message)
+            self._messages[thread] = message
 
-    def over(self) -> None:
-        """This thread has got through."""
+    def clear(self) -> None:
+        """End the outage of this thread."""
         with self._lock:
-            self._said.pop(threading.current_thread().name, None)
+            self._messages.pop(threading.current_thread().name, None)

@@ -1,4 +1,4 @@
-"""Checkpoints: a state as bytes, and bytes as a file that is whole or not there at all."""
+"""Checkpoints: states as bytes, written to files atomically and verified by digest."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from tuner.core import failpoints
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged or not one of ours; its trial must start again."""
+    """A checkpoint that is missing, damaged or of another kind; its trial must start again."""
 
 
 def to_bytes(state: dict[str, Any]) -> bytes:
-    """Serialise nested dicts and lists of tensors, numbers, strings, booleans and None."""
+    """Serialize nested dicts and lists of tensors, numbers, strings, booleans and None."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
 
 
 def from_bytes(content: bytes) -> dict[str, Any]:
-    """Restore a state, its tensors on the CPU. Runs no code of the content's.
+    """Return the state in `content`, tensors on the CPU, without running code from it.
 
-    Raises `CheckpointError` when the bytes are not such a state.
+    Raises `CheckpointError` if the bytes are not a state.
     """
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds, depending on where the damage is
+    except Exception as error:  # the type depends on where the damage is
         raise CheckpointError(
             f"expected a checkpoint, got {len(content)} bytes that torch cannot load "
             f"({type(error).__name__}); start the trial from an older checkpoint or from step 0"
@@ -44,9 +44,9 @@ def from_bytes(content: bytes) -> dict[str, Any]:
 
 
 def matching(content: bytes, expected: Mapping[str, Any], trial: int) -> dict[str, Any]:
-    """Restore a trainer's snapshot, if it was made under the same conditions.
+    """Return the state of a trainer's snapshot.
 
-    `expected` is compared with the snapshot's `fingerprint`. Raises `ValueError`.
+    Raises `ValueError` if its `fingerprint` differs from `expected`.
     """
     state = from_bytes(content)
     found = state.get("fingerprint", {})
@@ -58,18 +58,18 @@ def matching(content: bytes, expected: Mapping[str, Any], trial: int) -> dict[st
     if differences:
         raise ValueError(
             f"the snapshot does not fit trial {trial} ({'; '.join(differences)}); start the trial "
-            "from step 0, or where the snapshot was made"
+            "from step 0, or resume it under the conditions of the snapshot"
         )
     return state
 
 
 def write(path: Path, content: bytes) -> str:
-    """Write a file at once or not at all, durably, and give the SHA-256 that `read` wants.
+    """Write a file atomically and durably, and return its SHA-256 for `read`.
 
-    A crash at any point leaves the old file, if there was one, or the new one.
+    A crash at any point leaves either the old file, if any, or the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # same folder, since a rename is atomic only within a file system
+    # in the same folder, since a rename is atomic only within a file system
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         with partial.open("xb") as file:
@@ -85,7 +85,7 @@ def write(path: Path, content: bytes) -> str:
 
 
 def read(path: Path, digest: str) -> bytes:
-    """Read a file that `write` wrote. Raises `CheckpointError` unless it has this digest."""
+    """Return the content of a file. Raises `CheckpointError` unless it has this SHA-256."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -104,7 +104,7 @@ def read(path: Path, digest: str) -> bytes:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable, where the system can open folders."""
+    """Make the rename durable, on systems that can sync folders."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

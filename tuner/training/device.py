@@ -1,4 +1,4 @@
-"""Process-wide settings of PyTorch."""
+"""Devices and process-wide settings of PyTorch."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from contextlib import contextmanager
 import torch
 
 SUBNORMAL = 1e-310
-"""In double precision; half of it is above 0, unless such numbers are flushed to it."""
+"""A number in double precision whose half is 0 exactly if subnormal numbers are flushed."""
 
 
-def is_here(device: str) -> bool:
-    """Tell whether this machine has a device, such as "cpu" or "cuda:1"."""
+def is_available(device: str) -> bool:
+    """Return whether this machine has a device, such as "cpu" or "cuda:1"."""
     if device == "cpu":
         return True
     index = torch.device(device).index or 0
@@ -20,17 +20,17 @@ def is_here(device: str) -> bool:
 
 
 def use_threads(threads: int) -> None:
-    """Let each operator use so many threads."""
+    """Set the number of CPU threads of each operator."""
     torch.set_num_threads(threads)
 
 
 @contextmanager
 def without_subnormals() -> Iterator[None]:
-    """Take numbers below the normal range (1e-38 in single precision) as 0, in this thread.
+    """Flush subnormal numbers (below 1e-38 in single precision) to 0 in this thread.
 
-    A processor computes with them a hundred times slower, and a model that is sure of its answers
-    is full of them: probabilities, and the gradients that come from them. With more threads than
-    one it does nothing: a number would depend on the thread that computed it.
+    Processors compute with them a hundred times slower, and confident models produce many of
+    them, as probabilities and their gradients. With more than one thread it does nothing: a result
+    would depend on the thread that computed it.
     """
     if torch.get_num_threads() > 1:
         yield

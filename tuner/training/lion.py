@@ -1,4 +1,4 @@
-"""Lion, which torch does not have: the sign of an interpolation of momentum and gradient."""
+"""The Lion optimizer, which torch lacks: the sign of an interpolated momentum and gradient."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch.optim import Optimizer
 class Lion(Optimizer):
     """Evolved sign momentum (arXiv 2302.06675, algorithm 2).
 
-    With gradient g, momentum m (zero at first), rate η and weight decay λ, a step is
+    With gradient g, momentum m (initially zero), rate η and weight decay λ, a step is
 
         c = β₁ m + (1 - β₁) g
         p ← p - η (sign(c) + λ p)
         m ← β₂ m + (1 - β₂) g
 
-    Every entry of a parameter moves by η at each step, or not at all where c is 0. So its rates
-    are lower than AdamW's, three to ten times according to its authors, and its weight decays
-    higher by as much.
+    Every entry of a parameter moves by η per step, or not at all where c is 0. According to its
+    authors, good rates are three to ten times lower than AdamW's, and weight decays higher by the
+    same factor.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Lion(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Make one step from the gradients that are there; a closure is of no use here."""
+        """Make one update from the current gradients; closures are not supported."""
         assert closure is None
         for group in self.param_groups:
             beta1, beta2 = group["betas"]

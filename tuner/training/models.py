@@ -1,4 +1,4 @@
-"""Trained models: training one to its end, what it is worth row by row, and what it predicts."""
+"""Models for the registry: train one to its end, measure it row by row, and predict with it."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from tuner.training.trainer import ENDED, Event, Status, Task
 from tuner.training.workloads import Workload
 
 BLOCK = 200
-"""How many steps are trained between two looks at the clock; it changes no curve."""
+"""Steps between two checks of the clock; it does not affect the curve."""
 EXAMPLE_ROWS = 2
-"""How many rows an input example has; the exported graph takes any number."""
+"""Rows of an input example; the exported graph accepts any number."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel:
-    """What came of training."""
+    """A trained model with its outcome and curve."""
 
     model: nn.Module  # in evaluation mode, on the CPU
     status: Status  # FINISHED or DIVERGED
-    reason: str  # why it ended, unless that was at the horizon
+    reason: str  # why it ended before the horizon, or empty
     value: float | None  # the objective
     curve: Chunk
 
@@ -52,11 +52,11 @@ def train(
     still: Callable[[], None],
     clock: Callable[[], float],
 ) -> TrainedModel:
-    """Train to the end, keeping in `file` all that a next call needs to go on, or to be done.
+    """Train to the end, and save the progress in `file`, from which a later call resumes.
 
-    `still` is called between blocks of steps and may raise; `clock` gives seconds since 1970. A
-    file that is damaged, or of other data or parameters, is as good as none. Raises
-    `WorkloadCodeError` when the workload's code raises.
+    `still` is called between blocks of steps and may raise to abort; `clock` returns Unix time in
+    seconds. A file that is damaged, or of other data or parameters, is ignored. Raises
+    `WorkloadCodeError` if the workload's code raises.
     """
     trainer = ReferenceTrainer(workload, spec)
     curve, status, reason, value = curves.empty(), Status.TRAINING, "", None
@@ -95,7 +95,7 @@ def train(
 
 
 def _saved(file: Path, workload: Workload, task: Task) -> dict[str, Any] | None:
-    """Read what an earlier call has kept, if it was of the same data and parameters."""
+    """Return the progress of an earlier call with the same data and parameters, or None."""
     try:
         saved = checkpoint.from_bytes(file.read_bytes())
         snapshot = checkpoint.from_bytes(saved["snapshot"])
@@ -112,7 +112,7 @@ def _from_snapshot(task: Task, snapshot: bytes) -> Task:
 
 
 def _chunk(event: Event, offset: float) -> Chunk:
-    """Give an event as a piece of a curve; `offset` leads from its clock to the time of day."""
+    """Return an event as a chunk of a curve; `offset` converts its times to Unix time."""
     names = list(dict.fromkeys(name for one in event.evaluations for name in one.metrics))
     return Chunk(
         first_step=event.first_step,
@@ -131,16 +131,16 @@ def _dtype(spec: StudySpec) -> torch.dtype:
     return dtype
 
 
-# --- what a model is worth
+# --- measuring
 
 
 def row_values(
     model: nn.Module, workload: Workload, spec: StudySpec, metric: str
 ) -> np.ndarray:  # float64 [row]
-    """Measure a model on each of the rows held out.
+    """Return the metric of a model on each held-out row.
 
-    Raises `UsageError` when the metric of all of them is not the mean of those of each, and
-    `WorkloadCodeError` when the workload's code raises.
+    Raises `UsageError` if the metric over all rows is not the mean over rows, and
+    `WorkloadCodeError` if the workload's code raises.
     """
     measure = {"val_loss": workload.loss, **workload.metrics}[metric]
     inputs, targets = (_cast(part, spec) for part in workload.held_out)
@@ -162,34 +162,34 @@ def row_values(
 
 
 def fresh_model(workload: Workload, spec: StudySpec) -> nn.Module:
-    """Build a model that nobody has trained. Raises `WorkloadCodeError`."""
+    """Return an untrained model. Raises `WorkloadCodeError`."""
     with workload_code():
         return workload.model(0, _dtype(spec)).eval()
 
 
 def slices(workload: Workload) -> Mapping[str, np.ndarray]:  # bool [row]
-    """Give the named parts of the rows held out."""
+    """Return masks of the named slices of the held-out rows."""
     return {name: mask.numpy() for name, mask in workload.slices.items()}
 
 
-# --- what it predicts
+# --- predicting
 
 
 def example_of(workload: Workload, spec: StudySpec) -> np.ndarray:  # [row, ...]
-    """Give a few rows as the model takes them."""
+    """Return an input example of a few rows."""
     rows: np.ndarray = _cast(workload.train_inputs[:EXAMPLE_ROWS], spec).numpy()
     return rows
 
 
 def predict(model: nn.Module, inputs: np.ndarray) -> np.ndarray:  # [row, ...] both
-    """Return a model's outputs. Raises `WorkloadCodeError` when its code raises."""
+    """Return a model's outputs. Raises `WorkloadCodeError` if its code raises."""
     with torch.no_grad(), workload_code():
         outputs: np.ndarray = model(torch.from_numpy(inputs)).numpy()
     return outputs
 
 
 def fingerprint(outputs: np.ndarray) -> str:
-    """Name outputs by 16 hexadecimal digits of a SHA-256 over type, shape and bytes."""
+    """Return 16 hexadecimal digits of a SHA-256 over dtype, shape and bytes of outputs."""
     content = (
         f"{outputs.dtype} {outputs.shape}\n".encode() + np.ascontiguousarray(outputs).tobytes()
     )

@@ -1,4 +1,4 @@
-"""What a trial is judged by: the metric's last value or its best, and when it stopped improving."""
+"""The objective of a trial: the last or best value of the metric, and early stopping."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from tuner.training.workloads import Workload
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """What the evaluations of a trial have shown so far; every value is finite."""
+    """Summary of a trial's evaluations so far; every value is finite."""
 
     last: float | None = None
     last_step: int = -1
     best: float | None = None
     best_step: int = -1
-    since: int = 0  # evaluations after the best one
+    since: int = 0  # evaluations since the best one
 
 
-NOTHING_YET = Progress()
+NO_EVALUATIONS = Progress()
 
 TIME_HINT = "raise seconds in [training] or lower steps to train all of them"
-"""What to change where a trial's time was up."""
+"""Hint for a trial that ran out of time."""
 
 
-def refuse_unmeasured(spec: StudySpec, workload: Workload) -> None:
-    """Refuse a workload that does not measure the study's metric: `WorkloadError`."""
+def check_metric(spec: StudySpec, workload: Workload) -> None:
+    """Raise `WorkloadError` if the workload does not measure the study's metric."""
     if spec.study.metric not in workload.metric_names:
         raise WorkloadError(
             f"[study] metric: expected one of {', '.join(workload.metric_names)}, which "
@@ -37,8 +37,8 @@ def refuse_unmeasured(spec: StudySpec, workload: Workload) -> None:
         )
 
 
-def observed(spec: StudySpec, progress: Progress, step: int, value: float) -> Progress:
-    """Take in the metric of the next evaluation."""
+def with_evaluation(spec: StudySpec, progress: Progress, step: int, value: float) -> Progress:
+    """Return the summary after the next evaluation, with `value` of the study's metric."""
     sign = 1 if spec.study.direction == "minimize" else -1
     new = replace(progress, last=value, last_step=step)
     if progress.best is None or sign * value < sign * progress.best:
@@ -47,12 +47,12 @@ def observed(spec: StudySpec, progress: Progress, step: int, value: float) -> Pr
 
 
 def value_of(spec: StudySpec, progress: Progress) -> float | None:
-    """Give the objective: `[study] value` says whether it is the last value or the best."""
+    """Return the objective: the best value or the last, as `[study] value` says."""
     return progress.best if spec.study.value == "best" else progress.last
 
 
-def out_of_patience(spec: StudySpec, progress: Progress) -> str:
-    """Give the reason to stop early, if `[training] patience` is spent before the horizon."""
+def early_stop_reason(spec: StudySpec, progress: Progress) -> str:
+    """Return the reason to stop early if `[training] patience` is exceeded, else an empty text."""
     patience, steps = spec.training.patience, spec.training.steps
     if patience is None or progress.since < patience or progress.last_step >= steps:
         return ""
@@ -63,8 +63,8 @@ def out_of_patience(spec: StudySpec, progress: Progress) -> str:
     )
 
 
-def not_finite(spec: StudySpec, metrics: Mapping[str, float]) -> list[str]:
-    """Name what must be finite and is not; other metrics are only numbers."""
+def non_finite(spec: StudySpec, metrics: Mapping[str, float]) -> list[str]:
+    """Describe non-finite values of the loss and the study's metric; others may be non-finite."""
     names = dict.fromkeys(("val_loss", spec.study.metric))
     return [
         f"{name} was {metrics[name]}"

@@ -1,8 +1,7 @@
-"""The optimisers of a study: each a function from parameters, a rate and its own settings.
+"""Constructors of the optimizers of a study: torch's, and Lion.
 
-They are torch's, and Lion. torch's defaults for `foreach` stand: its kernels go element by element,
-so they repeat to the bit. `fused` is never asked for: it rounds differently from one build of torch
-to the next.
+torch's default for `foreach` is kept: its kernels are elementwise, hence bitwise reproducible.
+`fused` is never used: its rounding differs between builds of torch.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from tuner.training.lion import Lion
 def sgd(
     parameters: Iterable[Tensor], lr: float, *, momentum: float, nesterov: bool, weight_decay: float
 ) -> Optimizer:
-    """Make torch's SGD."""
-    # without momentum there is nothing to look ahead along, and torch refuses
+    """Return torch's SGD."""
+    # torch refuses Nesterov's momentum without momentum
     nesterov = nesterov and momentum > 0
     return optim.SGD(
         parameters, lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay
@@ -37,7 +36,7 @@ def adam(
     eps: float,
     weight_decay: float,
 ) -> Optimizer:
-    """Make torch's Adam."""
+    """Return torch's Adam."""
     return optim.Adam(parameters, lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay)
 
 
@@ -50,7 +49,7 @@ def adamw(
     eps: float,
     weight_decay: float,
 ) -> Optimizer:
-    """Make torch's AdamW."""
+    """Return torch's AdamW."""
     return optim.AdamW(parameters, lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay)
 
 
@@ -65,7 +64,7 @@ def nadam(
     momentum_decay: float,
     decoupled_weight_decay: bool,
 ) -> Optimizer:
-    """Make torch's NAdam."""
+    """Return torch's NAdam."""
     return optim.NAdam(
         parameters,
         lr,
@@ -87,7 +86,7 @@ def rmsprop(
     momentum: float,
     centered: bool,
 ) -> Optimizer:
-    """Make torch's RMSprop."""
+    """Return torch's RMSprop."""
     return optim.RMSprop(
         parameters,
         lr,
@@ -107,7 +106,7 @@ def adagrad(
     weight_decay: float,
     initial_accumulator_value: float,
 ) -> Optimizer:
-    """Make torch's Adagrad."""
+    """Return torch's Adagrad."""
     return optim.Adagrad(
         parameters,
         lr,
@@ -120,7 +119,7 @@ def adagrad(
 def lion(
     parameters: Iterable[Tensor], lr: float, *, beta1: float, beta2: float, weight_decay: float
 ) -> Optimizer:
-    """Make our Lion."""
+    """Return Lion."""
     return Lion(parameters, lr, betas=(beta1, beta2), weight_decay=weight_decay)
 
 
@@ -133,24 +132,24 @@ OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {
     "adagrad": adagrad,
     "lion": lion,
 }
-"""Every optimiser by its name in a study file; its keywords are the parameters of that name."""
+"""Optimizers by their names in study files; keywords are the names of their parameters."""
 
 
 def make(params: Mapping[str, ParameterValue], parameters: Iterable[Tensor]) -> Optimizer:
-    """Build the optimiser of a trial from its flat parameters.
+    """Return the optimizer of a trial from its flat parameters.
 
-    `params` has `lr`, `optimizer`, and that optimiser's own, as in {"lr": 0.1, "optimizer": "sgd",
-    "sgd.momentum": 0.9, "sgd.nesterov": False, "sgd.weight_decay": 0.0}; others are passed over.
+    `params` has `lr`, `optimizer`, and that optimizer's own, as in {"lr": 0.1, "optimizer": "sgd",
+    "sgd.momentum": 0.9, "sgd.nesterov": False, "sgd.weight_decay": 0.0}; others are ignored.
     """
     name = str(params["optimizer"])
     return OPTIMIZERS[name](parameters, float(params["lr"]), **own(params, name))
 
 
 def restore(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Load what `state_dict` gave, to the bit.
+    """Load a state dict exactly.
 
-    torch casts to the parameter's dtype on the way, also what was never of it: NAdam keeps its
-    product of momenta in single precision, and would go on in another one.
+    `load_state_dict` casts tensors to the parameter's dtype, also those that had another: NAdam
+    keeps its product of momenta in single precision. Undo those casts.
     """
     optimizer.load_state_dict(state)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,4 +1,4 @@
-"""Mixed precision: forward passes in fewer bits, with a scaled loss where gradients need it."""
+"""Mixed precision: autocast forward passes, and loss scaling for float16."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch.optim import Optimizer
 
 
 class Precision:
-    """How one trial computes; `None` and "float32" leave everything as it is.
+    """Precision of one trial; `None` and "float32" change nothing.
 
-    Parameters and the optimiser's state keep the study's dtype. float16 has so small a range that
-    gradients vanish, so the loss is scaled up (torch's GradScaler); where that makes a gradient
-    overflow, the update is left out and the scale is halved. Such a *skipped* step is a step all
-    the same: it has its row, the schedule moves on, and it counts towards the horizon.
+    Parameters and optimizer state keep the study's dtype. Gradients underflow in float16, so the
+    loss is scaled up (torch's `GradScaler`); if a gradient overflows, the update is skipped and
+    the scale is halved. A *skipped* step still has its row, advances the schedule, and counts
+    towards the horizon.
     """
 
     def __init__(self, name: str | None, device: torch.device) -> None:
@@ -27,27 +27,27 @@ class Precision:
 
     @property
     def may_skip(self) -> bool:
-        """Tell whether a gradient that is not finite only says that the scale was too high."""
+        """Whether a non-finite gradient may only mean that the scale was too high."""
         return self._scaler is not None
 
     def forward(self) -> AbstractContextManager[Any]:
-        """Compute a forward pass and its loss in this precision."""
+        """Return the context for a forward pass and its loss."""
         if self._dtype is None:
             return nullcontext()
         return torch.autocast(self._device, dtype=self._dtype)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss, scaled, to those that are there."""
+        """Accumulate the (scaled) gradients of a scalar loss."""
         scaled = loss if self._scaler is None else self._scaler.scale(loss)
         scaled.backward()  # type: ignore[no-untyped-call]
 
     def unscale(self, optimizer: Optimizer) -> None:
-        """Divide the gradients by the scale, once all of a step's are there."""
+        """Divide the accumulated gradients of a step by the scale."""
         if self._scaler is not None:
             self._scaler.unscale_(optimizer)
 
     def step(self, optimizer: Optimizer) -> None:
-        """Make the update, or skip it where a gradient is not finite and the scale may be why."""
+        """Make the update; with a scaler, skip it if a gradient is not finite."""
         if self._scaler is None:
             optimizer.step()
         else:
@@ -55,10 +55,10 @@ class Precision:
             self._scaler.update()
 
     def state(self) -> dict[str, Any]:
-        """Give what a checkpoint must hold: the scale, and how long it has held."""
+        """Return the state of the scaler, for a checkpoint."""
         return {} if self._scaler is None else self._scaler.state_dict()
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Continue from a state that `state` returned."""
         if self._scaler is not None:
             self._scaler.load_state_dict(state)

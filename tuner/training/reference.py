@@ -1,6 +1,6 @@
-"""The reference trainer: one trial, torch's own optimiser, a plain loop; slow, obviously right.
+"""The reference trainer: one trial, torch's optimizer, a plain loop; slow and obviously correct.
 
-What faster trainers do is tested against this one.
+Faster trainers are tested against it.
 """
 
 from __future__ import annotations
@@ -16,15 +16,13 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
 from tuner.config import StudySpec
-from tuner.training import checkpoint, objective, optimizers, randomness
-from tuner.training.batches import BatchOrder, micro_batches
-from tuner.training.guard.monitor import Watch
-from tuner.training.objective import NOTHING_YET, Progress
-from tuner.training.pace import Pace, pace
+from tuner.training import checkpoint, objective, optimizers, random_state
+from tuner.training.batches import BatchOrder, micro_batches, open_stream
+from tuner.training.guard.monitor import GuardMonitor
+from tuner.training.objective import NO_EVALUATIONS, Progress
 from tuner.training.precision import Precision
-from tuner.training.segment import Segment
-from tuner.training.streams import stream
-from tuner.training.trainer import ENDED, Evaluation, Event, Status, Task
+from tuner.training.rate_source import RateSource, rate_source
+from tuner.training.trainer import ENDED, Evaluation, Event, Segment, Status, Task
 from tuner.training.workloads import Batch, Workload
 
 
@@ -34,28 +32,27 @@ class _Member:
 
     task: Task
     model: nn.Module
-    parameters: list[nn.Parameter]  # the model's
+    parameters: list[nn.Parameter]  # of the model
     optimizer: torch.optim.Optimizer
     order: BatchOrder
-    pace: Pace
-    watch: Watch
+    rate_source: RateSource
+    monitor: GuardMonitor
     precision: Precision
     random: dict[str, Any]  # the trial's own global random state
-    accumulate: int  # micro-batches that the gradient of a batch is added up from
-    progress: Progress = NOTHING_YET
-    skipped: int = 0  # steps in a row that mixed precision left out
+    accumulate: int  # micro-batches per batch, whose gradients are added
+    progress: Progress = NO_EVALUATIONS
+    skipped: int = 0  # consecutive steps skipped by mixed precision
     seconds: float = 0.0  # in training, before this call of `advance`
-    step: int = 0  # updates so far; everything measured before and at it has been given out
+    step: int = 0  # updates so far; everything up to here has been reported in events
     status: Status = Status.TRAINING
     raised: BaseException | None = None  # by the workload, in the last call of `advance`
 
 
 class ReferenceTrainer:
-    """Trains one trial at a time; a `Trainer`.
+    """A `Trainer` of one trial at a time.
 
-    The trial's global random state (torch's, for dropout and the like) is swapped in for each
-    call and out after it. A workload that draws from Python's or numpy's global state would not
-    be reproducible.
+    During each call torch's global random state (for dropout and the like) is the trial's own. A
+    workload that draws from Python's or numpy's global state is not reproducible.
     """
 
     capacity = 1
@@ -63,28 +60,31 @@ class ReferenceTrainer:
     def __init__(
         self, workload: Workload, spec: StudySpec, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Put the data where it is trained on; `clock` gives seconds.
+        """Move the data to the training device; `clock` returns seconds.
 
-        Raises `WorkloadError` when the workload does not measure the study's metric.
+        Raises `WorkloadError` if the workload does not measure the study's metric.
         """
-        objective.refuse_unmeasured(spec, workload)
+        objective.check_metric(spec, workload)
         self._workload = workload
         self._spec = spec
         self._clock = clock
         self._device = torch.device(spec.training.device)
         self._dtype: torch.dtype = getattr(torch, spec.training.dtype)
-        self._train = self._placed(workload.train_inputs), self._placed(workload.train_targets)
-        self._validation = (
-            self._placed(workload.validation_inputs),
-            self._placed(workload.validation_targets),
+        self._train = (
+            self._on_device(workload.train_inputs),
+            self._on_device(workload.train_targets),
         )
-        self._stream = stream(workload, spec, self._placed)
+        self._validation = (
+            self._on_device(workload.validation_inputs),
+            self._on_device(workload.validation_targets),
+        )
+        self._stream = open_stream(workload, spec, self._on_device)
         self._rungs = frozenset(spec.rungs())
         self._evaluation_steps = frozenset(spec.evaluation_steps())
         self._member: _Member | None = None
 
     def admit(self, task: Task) -> None:
-        """Give a trial the slot. Raises `ValueError` when a snapshot does not fit the task."""
+        """Put a trial in the slot. Raises `ValueError` if its snapshot does not match the task."""
         if self._member is not None:
             raise ValueError(
                 f"expected a free slot for trial {task.number}, got trial "
@@ -94,12 +94,12 @@ class ReferenceTrainer:
         if task.snapshot is not None:
             fingerprint = self._fingerprint(task)
             state = checkpoint.matching(task.snapshot, fingerprint, task.number)
-        member = self._built(task)
+        member = self._new_member(task)
         if state is not None:
             member.model.load_state_dict(state["model"])
             optimizers.restore(member.optimizer, state["optimizer"])
-            member.pace.restore(state["pace"])
-            member.watch.restore(state["guard"])
+            member.rate_source.restore(state["pace"])
+            member.monitor.restore(state["guard"])
             member.precision.restore(state["precision"])
             member.progress = Progress(**state["progress"])
             member.skipped, member.seconds = state["skipped"], state["seconds"]
@@ -109,10 +109,10 @@ class ReferenceTrainer:
         self._member = member
 
     def advance(self, max_steps: int) -> list[Event]:
-        """Train by up to `max_steps` updates, and not past a rung, divergence or the horizon.
+        """Train by up to `max_steps` updates, but not past a rung, divergence or the horizon.
 
-        A trial that has ended makes no event. What the workload raises is raised from the next call
-        where there is something measured to be given out before.
+        A trial that has ended produces no event. An exception of the workload is raised at once if
+        nothing was measured in this call, else from the next call.
         """
         member = self._member
         if member is None or member.status in ENDED:
@@ -129,8 +129,8 @@ class ReferenceTrainer:
         except BaseException as error:
             if not segment.measured:
                 raise
-            member.raised = error  # what was measured before it is given out first
-        member.watch.catch_up()
+            member.raised = error  # report what was measured before it first
+        member.monitor.absorb_calm()
         member.seconds += self._clock() - began
         if member.raised is None and member.status is Status.TRAINING:
             if member.step == self._spec.training.steps:
@@ -142,12 +142,12 @@ class ReferenceTrainer:
 
     def evict(self, number: int) -> None:
         """Free the slot, whatever the trial's status."""
-        self._of(number)
+        self._member_of(number)
         self._member = None
 
     def snapshot(self, number: int) -> bytes:
-        """Give all that is needed to go on exactly, at the step where the trial is now."""
-        member = self._of(number)
+        """Return the state needed to resume exactly at the current step."""
+        member = self._member_of(number)
         return checkpoint.to_bytes(
             {
                 "fingerprint": self._fingerprint(member.task),
@@ -155,8 +155,8 @@ class ReferenceTrainer:
                 "status": member.status.value,
                 "model": member.model.state_dict(),
                 "optimizer": member.optimizer.state_dict(),
-                "pace": member.pace.state(),
-                "guard": member.watch.state(),
+                "pace": member.rate_source.state(),
+                "guard": member.monitor.state(),
                 "precision": member.precision.state(),
                 "progress": asdict(member.progress),
                 "skipped": member.skipped,
@@ -168,8 +168,8 @@ class ReferenceTrainer:
     # --- one trial --------------------------------------------------------------------------
 
     def _train_to(self, member: _Member, last: int, segment: Segment, began: float) -> None:
-        """Make updates, and the evaluations that belong to them, until step `last` or an end."""
-        with randomness.swapped(member.random):
+        """Make updates and evaluations until step `last` or the end of the trial."""
+        with random_state.swapped(member.random):
             if member.step == 0:
                 self._evaluate(member, segment)
             while member.step < last and member.status is Status.TRAINING:
@@ -177,20 +177,20 @@ class ReferenceTrainer:
                 if member.status is Status.TRAINING and member.step in self._evaluation_steps:
                     self._evaluate(member, segment)
                 if member.status is Status.TRAINING:
-                    self._watch_time(member, segment, began)
+                    self._check_time(member, segment, began)
 
     def _update(self, member: _Member, segment: Segment) -> None:
         """Make the update from `member.step` to the next, unless the guard stops the trial."""
         step = member.step
         inputs, targets = self._batch(member)
-        rate = member.pace.rate(step)
+        rate = member.rate_source.rate(step)
         for group in member.optimizer.param_groups:
             group["lr"] = rate
         member.optimizer.zero_grad()
-        loss = self._add_gradients(member, inputs, targets)
+        loss = self._accumulate_gradients(member, inputs, targets)
         member.precision.unscale(member.optimizer)
         gradients = [p.grad.reshape(-1) for p in member.parameters if p.grad is not None]
-        # one norm of one vector: for the few layers of a small model, a copy is the least work
+        # one norm of one concatenated vector: fastest for the few layers of a small model
         norm = torch.linalg.vector_norm(torch.cat(gradients))
         grad_norm = norm.item()
         segment.losses.append(loss)
@@ -199,7 +199,7 @@ class ReferenceTrainer:
         segment.times.append(self._clock())
         skips = member.precision.may_skip and math.isfinite(loss) and not math.isfinite(grad_norm)
         member.skipped = member.skipped + 1 if skips else 0
-        reason = member.watch.see(loss, 0.0 if skips else grad_norm)
+        reason = member.monitor.observe(loss, 0.0 if skips else grad_norm)
         if member.skipped >= self._spec.guard.skipped_steps:
             reason = (
                 f"{member.skipped} steps in a row up to step {step} were skipped, as gradients "
@@ -215,33 +215,33 @@ class ReferenceTrainer:
         member.step += 1
 
     def _batch(self, member: _Member) -> Batch:
-        """Give what a trial trains on in its next step."""
+        """Return inputs [row, ...] and targets [row, ...] of the next step."""
         if self._stream is not None:
             began = self._clock()
             batch = self._stream.batch(member.step)
-            member.seconds -= self._clock() - began  # that is no training
+            member.seconds -= self._clock() - began  # loading does not count as training time
             return batch
         rows = member.order.rows(member.step)
         inputs, targets = self._train
         return (inputs, targets) if rows is None else (inputs[rows], targets[rows])
 
-    def _add_gradients(self, member: _Member, inputs: Tensor, targets: Tensor) -> float:
-        """Compute the gradients of a batch, whole or in parts, and give its loss."""
+    def _accumulate_gradients(self, member: _Member, inputs: Tensor, targets: Tensor) -> float:
+        """Accumulate the gradients of a batch, in micro-batches if asked, and return its loss."""
         if member.accumulate == 1:
             with member.precision.forward():
                 loss = self._workload.loss(member.model(inputs), targets)
             member.precision.backward(loss)
             return loss.item()
         total = 0.0
-        for some, theirs, share in micro_batches(inputs, targets, member.accumulate):
+        for part_inputs, part_targets, share in micro_batches(inputs, targets, member.accumulate):
             with member.precision.forward():
-                part = self._workload.loss(member.model(some), theirs) * share
+                part = self._workload.loss(member.model(part_inputs), part_targets) * share
             member.precision.backward(part)
             total += part.item()
         return total
 
-    def _watch_time(self, member: _Member, segment: Segment, began: float) -> None:
-        """End the trial where it is, evaluated, when its time is up."""
+    def _check_time(self, member: _Member, segment: Segment, began: float) -> None:
+        """Evaluate and finish the trial once its time limit is reached."""
         limit, steps = self._spec.training.seconds, self._spec.training.steps
         if limit is None or member.step >= steps:
             return
@@ -257,7 +257,7 @@ class ReferenceTrainer:
             )
 
     def _evaluate(self, member: _Member, segment: Segment) -> None:
-        """Measure at the parameters of now; numbers that are not finite end the trial."""
+        """Evaluate at the current parameters; non-finite values end the trial as diverged."""
         inputs, targets = self._validation
         member.model.eval()
         with torch.no_grad(), member.precision.forward():
@@ -268,7 +268,7 @@ class ReferenceTrainer:
         segment.evaluations.append(
             Evaluation(step=member.step, time=self._clock(), metrics=metrics)
         )
-        wrong = objective.not_finite(self._spec, metrics)
+        wrong = objective.non_finite(self._spec, metrics)
         if not all(bool(torch.isfinite(p).all()) for p in member.parameters):
             wrong.append("a parameter was not finite")
         if wrong:
@@ -277,59 +277,59 @@ class ReferenceTrainer:
             segment.reason = f"{' and '.join(wrong)} at step {member.step}"
             return
         if member.step == 0:
-            member.watch.began(metrics["val_loss"])
+            member.monitor.set_initial_loss(metrics["val_loss"])
         value = metrics[self._spec.study.metric]
-        member.pace.evaluated(member.step, value)
-        member.progress = objective.observed(self._spec, member.progress, member.step, value)
-        segment.reason = objective.out_of_patience(self._spec, member.progress)
+        member.rate_source.evaluated(member.step, value)
+        member.progress = objective.with_evaluation(self._spec, member.progress, member.step, value)
+        segment.reason = objective.early_stop_reason(self._spec, member.progress)
         if segment.reason:
             member.status = Status.FINISHED
 
-    def _built(self, task: Task) -> _Member:
-        """Build a trial at step 0."""
+    def _new_member(self, task: Task) -> _Member:
+        """Return a new member at step 0."""
         training = self._spec.training
-        random = randomness.of_torch(task.seed, self._device)
-        with randomness.swapped(random):
+        random = random_state.seeded_torch(task.seed, self._device)
+        with random_state.swapped(random):
             model = self._workload.model(task.seed, self._dtype).to(self._device, self._dtype)
         model.train()
         parameters = list(model.parameters())
-        planned = pace(task.params, training.steps, self._spec.study.direction)
+        rates = rate_source(task.params, training.steps, self._spec.study.direction)
         return _Member(
             task=task,
             model=model,
             parameters=parameters,
             optimizer=optimizers.make(task.params, parameters),
             order=BatchOrder(task.seed, len(self._train[0]), training.batch_size),
-            pace=planned,
-            watch=Watch(self._spec, task.params, planned, self._workload.baseline_loss),
+            rate_source=rates,
+            monitor=GuardMonitor(self._spec, task.params, rates, self._workload.baseline_loss),
             precision=Precision(training.precision, self._device),
             random=random,
             accumulate=training.accumulate * 2**task.halvings,
         )
 
-    # --- what belongs to the trainer ----------------------------------------------------------
+    # --- helpers ----------------------------------------------------------
 
     def _next_stop(self, step: int, max_steps: int) -> int:
-        """Give the step where `advance` returns, if nothing stops it earlier."""
+        """Return the step where `advance` returns unless the trial ends earlier."""
         assert max_steps >= 1, max_steps
         last = min(step + max_steps, self._spec.training.steps)
         return min((rung for rung in self._rungs if step < rung < last), default=last)
 
-    def _of(self, number: int) -> _Member:
-        """Give the member with a trial's number."""
+    def _member_of(self, number: int) -> _Member:
+        """Return the member of a trial. Raises `ValueError` if it has no slot."""
         if self._member is None or self._member.task.number != number:
-            raise ValueError(f"trial {number} has no slot here; admit it first")
+            raise ValueError(f"trial {number} has no slot; admit it first")
         return self._member
 
-    def _placed(self, data: Tensor) -> Tensor:
-        """Put data on the device, floating-point numbers in the study's dtype."""
+    def _on_device(self, data: Tensor) -> Tensor:
+        """Return data [row, ...] on the device, floating-point data in the study's dtype."""
         dtype = self._dtype if data.is_floating_point() else data.dtype
         return data.to(self._device, dtype)
 
     def _fingerprint(self, task: Task) -> dict[str, Any]:
-        """Tell what a snapshot depends on; another trainer or device would round differently.
+        """Return what a snapshot depends on; another trainer or device would round differently.
 
-        Micro-batches are no part of it: a trial that ran out of memory goes on with smaller ones.
+        Micro-batches are not included: a trial that ran out of memory continues with smaller ones.
         """
         return {
             "trainer": "reference",

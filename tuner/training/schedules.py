@@ -1,16 +1,16 @@
 """Schedules of the learning rate: pure functions from a step and a horizon to a multiplier.
 
-Each function takes whole numbers or tensors that broadcast against each other (`step` [step] and
-a whole `horizon`; or both [trial]) and gives float64 multipliers of the trial's rate, between 0
-and 1, in the broadcast shape. A schedule is shaped by fractions of its horizon, so that a
-shortened trial keeps its shape; where torch has the same schedule, it is equal to torch's.
+Each function takes integers or tensors that broadcast against each other (`step` [step] and a
+scalar `horizon`; or both [trial]) and returns float64 multipliers of the trial's rate, between 0
+and 1, in the broadcast shape. The shape of a schedule is given in fractions of its horizon, so a
+shortened trial keeps it. Where torch has the same schedule, the values equal torch's.
 
-All of them share a linear warm-up over w = round(warmup · horizon) steps, which leaves at least
-one step: at step t < w the multiplier is (t + 1)/(w + 1) of the schedule's first one, which is
-torch's `LinearLR(start_factor=1 / (w + 1), total_iters=w)`; then the schedule runs over the
-horizon - w steps that are left, which are the horizon of the formulas below.
+All schedules share a linear warm-up over w = round(warmup · horizon) steps, which leaves at least
+one step: at step t < w the multiplier is (t + 1)/(w + 1) times the schedule's first one, which is
+torch's `LinearLR(start_factor=1 / (w + 1), total_iters=w)`. The schedule then runs over the
+remaining horizon - w steps, which are the horizon in the formulas below.
 
-The one schedule that needs more than the step, plateau, is in `tuner.training.pace`.
+The one schedule that depends on more than the step, plateau, is in `tuner.training.rate_source`.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ Number: TypeAlias = float | Tensor
 
 
 def constant(step: Number, horizon: Number, *, warmup: Number = 0.0) -> Tensor:
-    """Give the same multiplier, 1, at every step."""
+    """Return 1 at every step."""
     _, _, risen = _after_warmup(step, horizon, warmup)
     return risen
 
 
 def linear(step: Number, horizon: Number, *, final: Number, warmup: Number = 0.0) -> Tensor:
-    """Follow a line from 1 to `final`, which would be reached at the horizon itself.
+    """Decay linearly from 1 to `final`, which would be reached at the horizon itself.
 
     Equal to torch's `LinearLR(start_factor=1, end_factor=final, total_iters=horizon)`.
     """
@@ -45,7 +45,7 @@ def linear(step: Number, horizon: Number, *, final: Number, warmup: Number = 0.0
 def polynomial(
     step: Number, horizon: Number, *, power: Number, final: Number, warmup: Number = 0.0
 ) -> Tensor:
-    """Fall to `final` by a power of the share of the horizon that is left.
+    """Decay to `final` with a power of the remaining share of the horizon.
 
     Equal to torch's `PolynomialLR(total_iters=horizon, power=power)` where `final` is 0.
     """
@@ -54,7 +54,7 @@ def polynomial(
 
 
 def exponential(step: Number, horizon: Number, *, final: Number, warmup: Number = 0.0) -> Tensor:
-    """Shrink by the same factor at every step, to `final` at the horizon itself.
+    """Decay by the same factor at every step, to `final` at the horizon itself.
 
     Equal to torch's `ExponentialLR(gamma=final ** (1 / horizon))`.
     """
@@ -65,10 +65,10 @@ def exponential(step: Number, horizon: Number, *, final: Number, warmup: Number 
 def step(
     step: Number, horizon: Number, *, gamma: Number, drops: Number, warmup: Number = 0.0
 ) -> Tensor:
-    """Multiply by `gamma` at `drops` steps that part the horizon evenly (torch's `MultiStepLR`).
+    """Multiply by `gamma` at `drops` evenly spaced steps (torch's `MultiStepLR`).
 
-    The drops are counted in whole numbers: k of them have happened once step · (drops + 1) ≥
-    k · horizon. A floor of a fraction of the horizon would be off by a whole drop at some horizons.
+    Drops are counted in integers: k have happened once step · (drops + 1) ≥ k · horizon. The floor
+    of a floating-point fraction would be off by one drop at some horizons.
     """
     done, total, risen = _after_warmup(step, horizon, warmup)
     happened = (done * (_whole(drops) + 1)) // total
@@ -78,9 +78,9 @@ def step(
 def multistep(
     step: Number, horizon: Number, *, milestones: str, gamma: Number, warmup: Number = 0.0
 ) -> Tensor:
-    """Multiply by `gamma` at each of some fractions of the horizon (torch's `MultiStepLR`).
+    """Multiply by `gamma` at given fractions of the horizon (torch's `MultiStepLR`).
 
-    A milestone is rounded to a whole step, and never to the first one.
+    A milestone is rounded to a step, but never to the first one.
     """
     done, total, risen = _after_warmup(step, horizon, warmup)
     shares = _real(fractions(milestones))  # [milestone]
@@ -90,7 +90,7 @@ def multistep(
 
 
 def cosine(step: Number, horizon: Number, *, final: Number, warmup: Number = 0.0) -> Tensor:
-    """Follow half a cosine from 1 to `final`, which would be reached at the horizon itself.
+    """Decay along half a cosine from 1 to `final`, which would be reached at the horizon itself.
 
     Equal to torch's `CosineAnnealingLR(T_max=horizon, eta_min=final · lr)`: SGDR, equation 5
     (arXiv 1608.03983), without its restarts.
@@ -108,12 +108,12 @@ def cosine_restarts(
     final: Number,
     warmup: Number = 0.0,
 ) -> Tensor:
-    """Follow half a cosine from 1 to `final`, `cycles` times, each `growth` times as long.
+    """Decay along half a cosine from 1 to `final` in `cycles` cycles, each `growth` times as long.
 
     Equal to torch's `CosineAnnealingWarmRestarts(T_0, T_mult=growth, eta_min=final · lr)` where
-    T_0 = horizon / (1 + growth + ... + growth^(cycles - 1)) is whole (SGDR, arXiv 1608.03983).
-    Elsewhere a cycle begins at the first whole step at or after its share of the horizon, counted
-    in whole numbers, and ends where the next one begins.
+    T_0 = horizon / (1 + growth + ... + growth^(cycles - 1)) is an integer (SGDR, arXiv 1608.03983).
+    Otherwise a cycle begins at the first step at or after its share of the horizon, counted in
+    integers, and ends where the next one begins.
     """
     done, total, risen = _after_warmup(step, horizon, warmup)
     count, factor = _whole(cycles), _whole(growth)
@@ -143,9 +143,9 @@ def one_cycle(
     """Rise from 1/`div_factor` to 1, then fall to 1/(`div_factor` · `final_div_factor`).
 
     Equal to torch's two-phase `OneCycleLR(total_steps=horizon, anneal_strategy="cos")` relative to
-    its `max_lr` (arXiv 1708.07120); the peak is at step pct_start · horizon - 1. Where that is
-    step 0, torch divides by zero, and we begin at the peak. At horizon 1 the only step is the
-    last one, and has the last multiplier.
+    its `max_lr` (arXiv 1708.07120); the peak is at step pct_start · horizon - 1. If that is
+    step 0, torch divides by zero; here the schedule starts at the peak. At horizon 1 the only step
+    is the last one, and has the last multiplier.
     """
     done, total, risen = _after_warmup(step, horizon, warmup)
     at = done.double()
@@ -166,13 +166,13 @@ def cyclic(
     final: Number,
     warmup: Number = 0.0,
 ) -> Tensor:
-    """Rise in a line from `base` to 1 and fall back, `cycles` times in equal lengths.
+    """Rise linearly from `base` to 1 and fall back, in `cycles` cycles of equal length.
 
-    From cycle to cycle, or from step to step, the height above `base` goes as `mode` says (see
-    `HEIGHTS`). Equal to torch's `CyclicLR(base_lr=base · lr, max_lr=lr, step_size_up=s, mode=mode,
-    gamma=final ** (1 / horizon))` where the horizon is 2 · s · cycles (arXiv 1506.01186). Elsewhere
-    cycles begin as in `cosine_restarts`, and one of an odd length falls for a step more than it
-    rises; one of a single step is at its top.
+    The height above `base` changes by cycle or by step according to `mode` (see `HEIGHTS`). Equal
+    to torch's `CyclicLR(base_lr=base · lr, max_lr=lr, step_size_up=s, mode=mode,
+    gamma=final ** (1 / horizon))` where the horizon is 2 · s · cycles (arXiv 1506.01186). Otherwise
+    cycles begin as in `cosine_restarts`; one of odd length falls for one step more than it rises,
+    and one of a single step is at its top.
     """
     done, total, risen = _after_warmup(step, horizon, warmup)
     count = _whole(cycles)
@@ -191,16 +191,16 @@ HEIGHTS: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "triangular2": lambda cycle, _share, _final: 0.5**cycle,
     "exp_range": lambda _cycle, share, final: final**share,
 }
-"""The height of `cyclic` by its mode: of the cycle's number, the share that is over, `final`."""
+"""The height of `cyclic` by mode, from the cycle's number, the elapsed share, and `final`."""
 
 
 def inverse_sqrt(
     step: Number, horizon: Number, *, timescale: Number, warmup: Number = 0.0
 ) -> Tensor:
-    """Fall as one over the square root of 1 + step / (timescale · horizon).
+    """Decay as 1 / sqrt(1 + step / (timescale · horizon)).
 
-    With w steps of warm-up and a timescale of w + 1 steps it is the transformer's, relative to its
-    highest: min(s / (w + 1), sqrt((w + 1) / s)) at step s = t + 1 (arXiv 1706.03762, equation 3).
+    With w steps of warm-up and a timescale of w + 1 steps it is the transformer's schedule relative
+    to its peak: min(s / (w + 1), sqrt((w + 1) / s)) at s = t + 1 (arXiv 1706.03762, equation 3).
     """
     done, total, risen = _after_warmup(step, horizon, warmup)
     return risen / torch.sqrt(1.0 + _share(done, total) / _real(timescale))
@@ -209,7 +209,7 @@ def inverse_sqrt(
 def wsd(
     step: Number, horizon: Number, *, decay: Number, shape: str, final: Number, warmup: Number = 0.0
 ) -> Tensor:
-    """Stay at 1, then fall to `final` over the last round(decay · horizon) steps (warm-up aside).
+    """Stay at 1, then decay to `final` over the last round(decay · horizon) steps.
 
     Warm-up, stable, decay (MiniCPM, arXiv 2404.06395); the shapes of the decay are those of
     arXiv 2405.18392, and would reach `final` at the horizon itself.
@@ -225,7 +225,7 @@ DECAYS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "cosine": lambda share: _anneal(1.0, 0.0, share),
     "1-sqrt": lambda share: 1.0 - torch.sqrt(share),
 }
-"""What is left of the rate in the decay of `wsd`, by its shape, from the share that is over."""
+"""The decay of `wsd` by shape, from the elapsed share of the decay to the remaining multiplier."""
 
 
 SCHEDULES: Mapping[str, Callable[..., Tensor]] = {
@@ -242,37 +242,37 @@ SCHEDULES: Mapping[str, Callable[..., Tensor]] = {
     "inverse_sqrt": inverse_sqrt,
     "wsd": wsd,
 }
-"""Every schedule by its name in a study file; its keywords are the parameters of that name."""
+"""Schedules by their names in study files; keywords are the names of their parameters."""
 
 
 def multipliers(params: Mapping[str, ParameterValue], horizon: int) -> Tensor:
-    """Give a trial's multipliers, float64 [step], from its flat parameters.
+    """Return a trial's multipliers, float64 [step], from its flat parameters.
 
     `params` has `schedule` and that schedule's own, as in {"schedule": "step", "step.gamma": 0.1,
-    "step.drops": 3, "step.warmup": 0.0}; others are passed over.
+    "step.drops": 3, "step.warmup": 0.0}; others are ignored.
     """
     name = str(params["schedule"])
     return SCHEDULES[name](torch.arange(horizon), horizon, **own(params, name))
 
 
 def warmup_steps(params: Mapping[str, ParameterValue], horizon: int) -> int:
-    """Count a trial's steps before its rate is at its highest, for the first time.
+    """Return the number of a trial's steps before its rate first peaks.
 
-    They are the linear warm-up and, for one_cycle and cyclic, the first rise too: until its end,
-    every step is at a rate that the trial has not had yet. Later rises lead where it has been.
+    This includes the linear warm-up and, for one_cycle and cyclic, the first rise: until then
+    every step is at a rate that the trial has not had before. Later rises repeat earlier rates.
     """
     return first_highest(multipliers(params, horizon))
 
 
 def first_highest(multipliers: Tensor) -> int:  # multipliers: float64 [step]
-    """Give the first step at which the rate is at its highest."""
+    """Return the first step at which the rate peaks."""
     return int(multipliers.argmax())
 
 
 def _after_warmup(step: Number, horizon: Number, warmup: Number) -> tuple[Tensor, Tensor, Tensor]:
-    """Give the steps done after the warm-up, all there are, and how far the warm-up has risen.
+    """Return steps since the warm-up, their total number, and the multiplier of the warm-up.
 
-    During the warm-up, no step is done yet, so a schedule's own multiplier stays at its first.
+    During the warm-up the first is 0, so a schedule's own multiplier stays at its first value.
     """
     at, total = _whole(step), _whole(horizon)
     length = _warmup_length(total, warmup)
@@ -281,18 +281,18 @@ def _after_warmup(step: Number, horizon: Number, warmup: Number) -> tuple[Tensor
 
 
 def _warmup_length(horizon: Number, warmup: Number) -> Tensor:
-    """Round a fraction of the horizon to whole steps, and leave at least one."""
+    """Return a fraction of the horizon rounded to steps, leaving at least one step."""
     total = _whole(horizon)
     return torch.minimum(torch.round(_real(warmup) * total.double()).long(), total - 1)
 
 
 def _anneal(start: Number, end: Number, fraction: Tensor) -> Tensor:
-    """Follow half a cosine from `start` to `end`."""
+    """Interpolate along half a cosine from `start` to `end`."""
     return end + (start - end) * (torch.cos(math.pi * fraction) + 1.0) / 2.0
 
 
 def _above(low: Number, height: Tensor) -> Tensor:
-    """Go from `low` at a height of 0 to 1 at a height of 1."""
+    """Interpolate linearly from `low` at height 0 to 1 at height 1."""
     return _real(low) + (1.0 - _real(low)) * height
 
 
@@ -301,7 +301,7 @@ def _share(part: Tensor, whole: Tensor) -> Tensor:
 
 
 def _ceil(part: Tensor, whole: Tensor) -> Tensor:
-    """Divide whole numbers, rounding up."""
+    """Divide integers, rounding up."""
     return -((-part) // whole)
 
 

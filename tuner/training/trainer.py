@@ -1,18 +1,18 @@
 """The contract of every trainer: admit trials, advance them, evict them, snapshot them.
 
-A trainer knows neither Optuna nor MLflow nor the ledger. It trains until something happens that
-others decide about, and says what happened in events.
+A trainer knows neither Optuna nor MLflow nor the ledger. It trains until a decision is needed, and
+reports what happened in events.
 
-Steps count updates. What is measured *at step t* is measured at the parameters after t updates:
-row t of a curve has the loss of batch t, its gradient's norm, and the rate of the update that
-leads from t to t + 1; an evaluation at step t has the metrics at the same parameters. A trial of
-`steps` updates has rows 0 to steps - 1, and a last evaluation at step `steps`.
+Steps count updates. A value *at step t* is measured at the parameters after t updates: row t of a
+curve has the loss of batch t, its gradient norm, and the rate of the update from t to t + 1; an
+evaluation at step t has the metrics at the same parameters. A trial of `steps` updates has rows
+0 to steps - 1, and a last evaluation at step `steps`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
@@ -26,27 +26,27 @@ TRAIN_COLUMNS = ("train_loss", "lr", "grad_norm")
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a trainer must know of a trial."""
+    """A trial to train."""
 
-    number: int  # of the trial in its study, to tell events apart
+    number: int  # of the trial in its study; identifies its events
     seed: int  # of the initial parameters, the order of the data and the random state
-    params: Mapping[str, ParameterValue]  # complete: lr, schedule, optimizer, and theirs
-    snapshot: bytes | None = None  # go on from here instead of from step 0
-    halvings: int = 0  # of its micro-batches, as often as it ran out of memory
+    params: Mapping[str, ParameterValue]  # complete: lr, schedule, optimizer, and their own
+    snapshot: bytes | None = None  # resume from here instead of from step 0
+    halvings: int = 0  # of the micro-batch size, one each time it ran out of memory
 
 
 class Status(Enum):
-    """Where a member stands after it was advanced."""
+    """State of a member after it was advanced."""
 
-    TRAINING = "training"  # advance it again
-    AT_RUNG = "at rung"  # it was just evaluated at a rung; decide, then advance or evict
-    FINISHED = "finished"  # at the horizon; or before it, and the reason says why
-    DIVERGED = "diverged"  # the guard stopped it; the last row of the segment says where
-    FAILED = "failed"  # it cannot go on, and has no value; the reason says why
+    TRAINING = "training"  # advance it further
+    AT_RUNG = "at rung"  # just evaluated at a rung; decide, then advance or evict it
+    FINISHED = "finished"  # at the horizon, or before it for the reason given
+    DIVERGED = "diverged"  # stopped by the guard or a non-finite evaluation; see `stopped_step`
+    FAILED = "failed"  # cannot continue and has no value, for the reason given
 
 
 ENDED = frozenset({Status.FINISHED, Status.DIVERGED, Status.FAILED})
-"""Where a member makes no more events."""
+"""Statuses after which a member produces no more events."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """What one member did in one call of `advance`."""
+    """Steps and outcome of one member in one call of `advance`."""
 
     number: int  # the task's
     first_step: int
@@ -68,17 +68,56 @@ class Event:
     times: np.ndarray  # float64 [step], seconds of a monotonic clock
     evaluations: tuple[Evaluation, ...]  # at steps in (first_step, next_step], and at 0
     status: Status
-    value: float | None = None  # the objective as of now, where it is at a rung or finished
-    reason: str = ""  # why it ended, unless that was at the horizon; without capital and full stop
-    stopped_step: int | None = None  # the guard's: first non-finite step, or where it stopped
-    error: BaseException | None = (
-        None  # what the workload raised, where it is not raised to the caller
+    value: float | None = None  # the objective so far
+    reason: str = ""  # why it ended before the horizon; a clause without full stop
+    stopped_step: int | None = (
+        None  # of a diverged trial: first non-finite step, or where it was stopped
     )
+    error: BaseException | None = None  # raised by the workload, if not raised to the caller
 
     @property
     def next_step(self) -> int:
-        """The number of updates that the member has had so far."""
+        """The number of updates of the member so far."""
         return self.first_step + len(self.times)
+
+
+@dataclass(eq=False)
+class Segment:
+    """Consecutive rows and evaluations under construction: one call of `advance` for one member."""
+
+    first_step: int
+    losses: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    grad_norms: list[float] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
+    reason: str = ""
+    stopped_step: int | None = None
+    error: BaseException | None = None
+
+    @property
+    def measured(self) -> bool:
+        """Whether there are rows or evaluations."""
+        return bool(self.times or self.evaluations)
+
+    def event(self, number: int, status: Status, value: float | None) -> Event:
+        """Return the event of these rows and evaluations."""
+        columns = (self.losses, self.rates, self.grad_norms)
+        return Event(
+            number=number,
+            first_step=self.first_step,
+            columns={
+                name: np.array(column, dtype=np.float64)
+                for name, column in zip(TRAIN_COLUMNS, columns, strict=True)
+            },
+            times=np.array(self.times, dtype=np.float64),
+            evaluations=tuple(self.evaluations),
+            status=status,
+            value=value,
+            reason=self.reason,
+            stopped_step=self.stopped_step,
+            error=self.error,
+        )
 
 
 class Trainer(Protocol):
@@ -87,9 +126,9 @@ class Trainer(Protocol):
     Invariants, for every implementation:
     - a member's curve depends on its task and the study alone: not on other members, not on how
       many steps each `advance` was asked for, not on being snapshotted and admitted again;
-    - what the workload raises comes out of `advance`, of one trial after what it measured before;
-      beside others it is in the event of the member that it is about, and they go on. That memory
-      is short is about all of them, and raised;
+    - an exception of the workload is raised by `advance`. A trainer of one trial first returns what
+      was measured before it. A trainer of several puts it in the event of the member concerned,
+      and the others continue; running out of memory concerns all members and is raised;
     - the global random state of the process is the same after each call as before it;
     - not thread-safe: one thread calls it.
     """
@@ -97,22 +136,22 @@ class Trainer(Protocol):
     capacity: int
 
     def admit(self, task: Task) -> None:
-        """Give a trial a free slot. Raises `ValueError` when a snapshot does not fit the task."""
+        """Put a trial in a free slot. Raises `ValueError` if its snapshot does not match."""
 
     def advance(self, max_steps: int) -> list[Event]:
-        """Train every member by up to `max_steps` updates, and not past its next decision."""
+        """Train every member by up to `max_steps` updates, but not past its next decision."""
 
     def evict(self, number: int) -> None:
         """Free the slot of a trial, whatever its status."""
 
     def snapshot(self, number: int) -> bytes:
-        """Give all that is needed to go on exactly, at the step where the member is now."""
+        """Return the state needed to resume exactly at the member's current step."""
 
 
 def seed_of(spec: StudySpec, number: int) -> int:
     """Derive the seed of a trial from the study's seed and the trial's number.
 
-    Trials of one round of a list share theirs, and it is none of another study's trials.
+    Trials of one round of a listed design share a seed.
     """
     sampler = spec.search.sampler
     entropy = [sampler.round(number), 1] if isinstance(sampler, Listed) else [number]

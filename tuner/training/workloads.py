@@ -1,4 +1,4 @@
-"""Workloads: what is trained, and how one is found by its name `module:function`."""
+"""Workloads: what is trained, and how to find one by its name, `module:function`."""
 
 from __future__ import annotations
 
@@ -21,65 +21,67 @@ from tuner.core.errors import WorkloadCodeError, WorkloadError
 from tuner.core.text import is_metric_name
 
 Measure: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""From outputs [row, ...] and targets [row, ...] to a scalar tensor."""
+"""Map outputs [row, ...] and targets [row, ...] to a scalar tensor."""
 
 Batch: TypeAlias = tuple[Tensor, Tensor]
 """Inputs [row, ...] and targets [row, ...]."""
 
 Batches: TypeAlias = Callable[[int], Iterable[Batch]]
-"""From the number of an epoch to its batches: same epoch, same batches, at every call."""
+"""Map the number of an epoch to its batches; the same epoch has the same batches at every call."""
 
 ALLOWED_PREFIXES = ("tuner.", "studies.")
-"""Where workloads may be imported from unless a worker is started with other prefixes."""
+"""Default prefixes of modules from which workloads may be imported."""
 
 RESERVED = ("train_loss", "lr", "grad_norm", "val_loss")
-"""The names of metrics that every trial has, so a workload's own may not be called so."""
+"""Metrics that every trial has; a workload's own metrics need other names."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Workload:
-    """A model, its data and its loss; everything that a trial trains except its parameters.
+    """A model, its data and its loss: everything that trials of a study have in common.
 
     Rows are examples. Floating-point tensors are converted to the study's dtype by the trainer;
-    whole-number targets (classes) stay as they are.
+    integer targets (classes) stay as they are.
 
-    Training data that do not fit in memory come from `batches`, such as a `DataLoader`'s. Trials
-    then do not shuffle: the batch of a step is the same for all of them, whatever their seeds.
-    `train_inputs` and `train_targets` are an example of it: its first batch, say.
+    Training data that do not fit in memory come from `batches`, such as those of a `DataLoader`.
+    The batch of a step is then the same for all trials, whatever their seeds, and `train_inputs`
+    and `train_targets` are an example, such as the first batch.
     """
 
-    model: Callable[[int, torch.dtype], nn.Module]  # from a seed: same seed, same parameters
+    model: Callable[[int, torch.dtype], nn.Module]  # of seed and dtype; same seed, same parameters
     train_inputs: Tensor  # [row, ...]
     train_targets: Tensor  # [row, ...]
     validation_inputs: Tensor  # [row, ...]
     validation_targets: Tensor  # [row, ...]
-    loss: Measure  # its mean over rows; also what val_loss is
-    data_name: str  # for people
+    loss: Measure  # mean over rows; also computes val_loss
+    data_name: str  # for display
     data_digest: str  # of the data alone, by `digest_of`
     metrics: Mapping[str, Measure] = field(default_factory=lambda: MappingProxyType({}))
     baseline_loss: float | None = None  # the training loss of the best constant predictor
-    batches: Batches | None = None  # of `[training] batch_size` rows; a ragged last one is left out
-    # for retraining: rows that neither training nor search sees, [row, ...] inputs and targets, by
-    # which champion and challenger are compared; the validation rows where there are none
+    batches: Batches | None = (
+        None  # of `[training] batch_size` rows; an incomplete last one is left out
+    )
+    # for retraining: inputs and targets [row, ...] unseen by training and search, on which champion
+    # and challenger are compared; default: the validation rows
     holdout: tuple[Tensor, Tensor] | None = None
     slices: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
-    # ... and named parts of those rows: bool [row]
+    # named subsets of those rows, as masks: bool [row]
 
     @property
     def held_out(self) -> tuple[Tensor, Tensor]:
-        """The rows by which champion and challenger are compared: inputs and targets."""
+        """Inputs and targets [row, ...] on which champion and challenger are compared."""
         return self.holdout or (self.validation_inputs, self.validation_targets)
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """Name the metrics of an evaluation; a study is judged by one of them."""
+        """The names of the metrics of an evaluation; one of them is the study's metric."""
         return ("val_loss", *self.metrics)
 
 
 def digest_of(*tensors: Tensor) -> str:
-    """Name data by 16 hexadecimal digits of a SHA-256 over its types, shapes and bytes.
+    """Return 16 hexadecimal digits of a SHA-256 over dtypes, shapes and bytes of tensors.
 
-    Give it the data before any arithmetic that may round differently on another machine.
+    Pass the data before any arithmetic that may round differently on another machine.
     """
     digest = hashlib.sha256()
     for tensor in tensors:
@@ -91,7 +93,7 @@ def digest_of(*tensors: Tensor) -> str:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Make torch's random numbers on the CPU follow from a seed, and put their state back after.
+    """Seed torch's random numbers on the CPU within the context, and restore their state after.
 
     For the `model` of a workload, since torch's layers draw their parameters from global state.
     """
@@ -108,10 +110,10 @@ def load(
     arguments: Mapping[str, Any],
     allowed_prefixes: Sequence[str] = ALLOWED_PREFIXES,
 ) -> Workload:
-    """Import and call a factory `module:function`, and check what it returns.
+    """Import and call a factory `module:function`, and check the workload that it returns.
 
-    Modules of the current folder can be imported too. Raises `WorkloadError` when the module is
-    not allowed, the factory cannot be found or called, or its workload cannot be trained.
+    Modules of the current folder can be imported too. Raises `WorkloadError` if the module is not
+    allowed, the factory cannot be found or called, or its workload cannot be trained.
     """
     function = find(factory, allowed_prefixes)
     check_arguments(factory, function, (), arguments)
@@ -121,8 +123,8 @@ def load(
         raise
     except BaseException as error:
         raise WorkloadCodeError(
-            f"workload {factory} raised {_said(error)}; call it by itself with the same arguments "
-            f"to see where{_lists(arguments)}"
+            f"workload {factory} raised {_described(error)}; call it by itself with the same "
+            f"arguments to see where{_list_hint(arguments)}"
         ) from error
     if not isinstance(workload, Workload):
         raise WorkloadError(
@@ -132,7 +134,7 @@ def load(
     lines = [f"workload {factory} cannot be trained:"]
     try:
         for problem in _problems(workload):
-            lines.append(problem)  # noqa: PERF402 - those before the one that is raised are kept
+            lines.append(problem)  # noqa: PERF402 - keep the lines before an exception
     except KeyboardInterrupt:
         raise
     except BaseException as error:
@@ -142,19 +144,21 @@ def load(
     return workload
 
 
-def _lists(arguments: Mapping[str, Any]) -> str:
-    """Say that lists are no choices, to whoever may have meant them so."""
+def _list_hint(arguments: Mapping[str, Any]) -> str:
+    """Return a hint that a list argument is not a choice to search, if there is one."""
     names = [key for key, value in arguments.items() if isinstance(value, list | tuple)]
     if not names:
         return ""
-    said = f"{names[0]} in [workload] arguments is a list, which the function gets as one"
-    return f". {said}; only [space] holds choices to search"
+    return (
+        f". {names[0]} in [workload] arguments is a list, and is passed as a list; put choices to "
+        "search in [space]"
+    )
 
 
 def code_digest(factory: str, allowed_prefixes: Sequence[str] = ALLOWED_PREFIXES) -> str:
-    """Name a factory's module by 16 hexadecimal digits of a SHA-256 of its source file.
+    """Return 16 hexadecimal digits of a SHA-256 of the source file of a factory's module.
 
-    It is the source as it was when this process imported the workload, which is what runs here.
+    It is the source as of when this process imported the workload, which is the code that runs.
     """
     find(factory, allowed_prefixes)
     return _source_digest(factory.partition(":")[0])
@@ -174,24 +178,24 @@ def check_arguments(
     before: Sequence[object],
     arguments: Mapping[str, Any],
 ) -> None:
-    """Check that a function takes what a study gives it. Raises `WorkloadError`."""
+    """Raise `WorkloadError` unless a function accepts the arguments of a study."""
     try:
         inspect.signature(function).bind(*before, **arguments)
     except TypeError as error:
         given = ", ".join(f"{key} = {value!r}" for key, value in arguments.items()) or "none"
         raise WorkloadError(
             f"workload {name}: {error}; expected arguments {inspect.signature(function)}, "
-            f"got {given}; mend [workload] arguments in the study file"
+            f"got {given}; fix the arguments in [workload] of the study file"
         ) from error
 
 
 def find(factory: str, allowed_prefixes: Sequence[str]) -> Callable[..., object]:
-    """Import the module of a factory, if that is allowed, and get the function."""
+    """Return a factory, importing its module if that is allowed. Raises `WorkloadError`."""
     module_name, _, function_name = factory.partition(":")
     if module_name == "__main__":
         raise WorkloadError(
             f"workload {factory}: expected a module that workers can import, got __main__, which "
-            "is the notebook or script that runs here, and another one in each worker; move "
+            "is this notebook or script, and a different module in each worker; move "
             f"{function_name} into a file, such as studies/mine.py, and name it as "
             f"studies.mine:{function_name}"
         )
@@ -202,10 +206,10 @@ def find(factory: str, allowed_prefixes: Sequence[str]) -> Callable[..., object]
             f"{' or '.join(repr(package) for package in packages)}, got {module_name!r}; if you "
             f"trust its code, allow it with --allow {module_name.partition('.')[0]}."
         )
-    here = str(Path.cwd())
-    # as for `python -m`: an installed module of the same name must not be trained instead
-    if sys.path[:1] not in ([here], [""]):
-        sys.path.insert(0, here)
+    folder = str(Path.cwd())
+    # first, as for `python -m`, so that no installed module of the same name is used instead
+    if sys.path[:1] not in ([folder], [""]):
+        sys.path.insert(0, folder)
         importlib.invalidate_caches()
     try:
         module = importlib.import_module(module_name)
@@ -216,10 +220,10 @@ def find(factory: str, allowed_prefixes: Sequence[str]) -> Callable[..., object]
         if missing is not None and f"{module_name}.".startswith(f"{missing}."):
             raise WorkloadError(
                 f"workload {factory}: there is no module {missing}; expected it to be installed "
-                f"or in the current folder, {here}"
+                f"or in the current folder, {folder}"
             ) from error
         raise WorkloadCodeError(
-            f"workload {factory}: importing {module_name} raised {_said(error)}; "
+            f"workload {factory}: importing {module_name} raised {_described(error)}; "
             f"`python -c 'import {module_name}'` shows where"
         ) from error
     if getattr(module, "__file__", None) is None:
@@ -233,12 +237,12 @@ def find(factory: str, allowed_prefixes: Sequence[str]) -> Callable[..., object]
             f"workload {factory}: expected a function {function_name} in {module.__file__}, got "
             + ("no such name" if function is None else f"a {type(function).__name__}")
         )
-    _source_digest(module_name)  # of the source as it is now, when it is imported
+    _source_digest(module_name)  # cache the digest of the source at the time of the import
     return function  # type: ignore[no-any-return]
 
 
 def _problems(workload: Workload) -> Iterator[str]:
-    """Yield a line for each thing that would break or spoil training."""
+    """Yield a line for each mistake that would make training fail or its results wrong."""
     fine = True
     parts = {
         "train": (workload.train_inputs, workload.train_targets),
@@ -292,9 +296,9 @@ def _problems_of_slices(workload: Workload) -> Iterator[str]:
 
 
 def _problems_between(workload: Workload) -> Iterator[str]:
-    """Yield what is wrong between data, model and measures, by trying them on two rows.
+    """Yield mistakes found by running model, loss and metrics on two rows.
 
-    What their code raises is described, and then raised.
+    An exception of their code is described in a line, and then raised.
     """
     for part in ("inputs", "targets"):
         train = getattr(workload, f"train_{part}").shape[1:]
@@ -331,10 +335,11 @@ def _problems_between(workload: Workload) -> Iterator[str]:
     except BaseException as error:
         yield (
             f"{doing}: expected to work on two rows of the training data, inputs of shape "
-            f"{tuple(inputs.shape)} and targets of shape {tuple(targets.shape)}, got {_said(error)}"
+            f"{tuple(inputs.shape)} and targets of shape {tuple(targets.shape)}, got "
+            f"{_described(error)}"
         )
         raise
 
 
-def _said(error: BaseException) -> str:
+def _described(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"

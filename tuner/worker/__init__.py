@@ -1,4 +1,4 @@
-"""Workers: ask, train, commit, tell, under leases."""
+"""Workers: claim trials, train them and commit what they measure, under leases."""
 
 from tuner.worker.loop import work
 

@@ -1,7 +1,7 @@
-"""One try at one trial: what its trainer measures and what must be committed of it, under a lease.
+"""One attempt at a trial: what its trainer measures and what is committed of it, under a lease.
 
-The clock decides only when rows are committed and when a checkpoint is saved; neither changes a
-curve. While the database is away, rows go into a spill file.
+The clock decides only when rows are committed and checkpoints are saved; neither changes a curve.
+While the database is away, rows go into a spill file.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tuner.observability import metrics
 from tuner.observability.logs import logger
 from tuner.search import Decision
 from tuner.training import checkpoint as checkpoint_files
-from tuner.training import memory
+from tuner.training import out_of_memory
 from tuner.training.trainer import Event, Status, Task, Trainer, seed_of
 from tuner.worker.checkpoints import folder_of
 from tuner.worker.commits import Commits
@@ -44,8 +44,8 @@ from tuner.worker.spill import Spill
 
 
 @dataclass(frozen=True, kw_only=True)
-class Surroundings:
-    """What all attempts of a worker at one study have in common."""
+class AttemptContext:
+    """What all attempts of a worker at one study share."""
 
     ledger: Ledger
     commits: Commits
@@ -56,13 +56,13 @@ class Surroundings:
 
 
 class Attempt:
-    """One try at one trial, from its admission to its end."""
+    """One attempt at a trial, from its admission to its end."""
 
-    def __init__(self, here: Surroundings, trainer: Trainer, claim: Claim) -> None:
-        self._here = here
+    def __init__(self, context: AttemptContext, trainer: Trainer, claim: Claim) -> None:
+        self._context = context
         self._trainer = trainer
-        self._ledger = here.ledger
-        self._study = here.study
+        self._ledger = context.ledger
+        self._study = context.study
         self.lease = claim.lease
         self.number = claim.trial.number
         self.admitted = False  # it has a slot
@@ -75,17 +75,17 @@ class Attempt:
         self._checkpointed_at = now
         self._step = claim.checkpoint.step if claim.checkpoint else 0  # where the member is
         self._measured: list[Chunk] = []  # not yet committed
-        self._spill = Spill(here.spill)
+        self._spill = Spill(context.spill)
         self._reported = {report.step for report in claim.trial.reports}
         self.log = logger(__name__).bind(
-            study=here.study.name,
+            study=context.study.name,
             trial=self.number,
-            attempt=claim.lease.number,
-            worker=here.worker,
+            attempt=claim.lease.token,
+            worker=context.worker,
         )
 
     def admit(self, params: Mapping[str, Any]) -> None:
-        """Give the trial a slot, from its checkpoint if it has one."""
+        """Put the trial into a slot, from its checkpoint if it has one."""
         task = Task(
             number=self.number,
             seed=seed_of(self._study.spec, self.number),
@@ -100,31 +100,33 @@ class Attempt:
     def _admit_saved(self, task: Task) -> bool:
         if self._saved is None:
             return False
-        path = self._here.checkpoints / self._saved.path
+        path = self._context.checkpoints / self._saved.path
         try:
             snapshot = checkpoint_files.read(path, self._saved.digest)
             self._trainer.admit(replace(task, snapshot=snapshot))
         except (OSError, ValueError) as error:
             self.log.warning(
-                f"trial {self.number} begins anew, its checkpoint is unusable: {error}"
+                f"trial {self.number} begins at step 0, its checkpoint is unusable: {error}"
             )
             self._step, self._saved = 0, None
-            self._here.commits.waiting(lambda: self._ledger.begin_anew(self.lease))
+            self._context.commits.retry_until_stopped(
+                lambda: self._ledger.begin_at_first_step(self.lease)
+            )
             return False
         return True
 
     def take(self, event: Event) -> None:
-        """Take in what was measured."""
+        """Add what was measured to the rows to be committed."""
         metrics.STEPS.inc(len(event.times))
         self._step = event.next_step
         self._measured.append(self._chunk(event))
 
     def undecided(self, event: Event) -> bool:
-        """Tell whether a decision is due; not where a resumed attempt comes by a rung again."""
+        """Return whether a decision is due: not at a rung that an earlier attempt reported."""
         return event.status is Status.AT_RUNG and event.next_step not in self._reported
 
     def entry(self, event: Event, decision: Decision | None = None) -> Entry:
-        """Give what is to be committed after an event: rows, a report, an outcome."""
+        """Return what is to be committed after an event: rows, a report, an outcome."""
         if decision is None:
             return self._entry(outcome=self._outcome_of(event))
         assert event.value is not None
@@ -160,7 +162,7 @@ class Attempt:
         outcome: Outcome | None = None,
         traceback: str | None = None,
     ) -> Entry:
-        """Give all that is not committed, also what was spilled."""
+        """Return all that is not committed, including what was spilled."""
         spilled = self._spill.read()
         return Entry(
             lease=self.lease,
@@ -172,7 +174,7 @@ class Attempt:
         )
 
     def rows(self) -> Entry | None:
-        """Give the rows that are not committed; None if there are none.
+        """Return the rows that are not committed; None if there are none.
 
         An evaluation that no row follows waits for its row, or for the outcome.
         """
@@ -180,7 +182,7 @@ class Attempt:
         return self._entry() if fresh or self._spill else None
 
     def committed(self, entry: Entry) -> None:
-        """Know that an entry is committed."""
+        """Drop what is committed from what is to be committed."""
         self._measured = []
         self._spill.clear()
         if entry.report:
@@ -199,10 +201,10 @@ class Attempt:
             step=self._step,
         )
         # all of it: attempts that were killed may have left files that the ledger does not know
-        shutil.rmtree(folder_of(self._here.checkpoints, self._study, self.number), True)
+        shutil.rmtree(folder_of(self._context.checkpoints, self._study, self.number), True)
 
-    def put_aside(self) -> bool:
-        """Keep rows in a file, as the database is away; False if there is no room for them."""
+    def spill(self) -> bool:
+        """Spill rows into a file; return False if there is no space for them."""
         spilled, fresh = self._spill.read(), curves.join(self._measured)
         if self._spill.add(fresh.after(spilled.next_step) if spilled else fresh):
             metrics.CHUNKS_SPILLED.inc()
@@ -210,30 +212,30 @@ class Attempt:
             return True
         return False
 
-    def leave(self) -> None:
-        """Save a checkpoint and give the lease back: the worker was told to stop."""
+    def save_and_release(self) -> None:
+        """Save a checkpoint and release the lease, since the worker was asked to stop."""
         if self.rows() is None:
             self.save_checkpoint()
         reach("leave.before_release")
-        self._ledger.release(self.lease, INTERRUPTED, "the worker was told to stop")
+        self._ledger.release(self.lease, INTERRUPTED, "the worker was asked to stop")
         self.log.info("trial left to the next worker", step=self._step)
 
-    def give_back(self) -> None:
-        """Give the lease back as the trial is, from its last checkpoint on."""
+    def release(self) -> None:
+        """Release the lease; the next attempt resumes from the last checkpoint."""
         reason = "memory was too short for so many trials at a time"
         self._release(INTERRUPTED, reason)
 
     def fail(self, error: BaseException) -> Entry | None:
-        """Take an exception: give the trial's end, or give it back where it may be tried again."""
+        """Return the trial's end after an exception, or None if it was released to be retried."""
         traceback = failures.full_traceback(error)
-        if memory.ran_out(error):
+        if out_of_memory.is_out_of_memory(error):
             return self._run_out_of_memory(traceback)
         self.log.debug("the workload raised", exc_info=error)
         sentence = failures.sentence(error, self._study.spec.workload.function)
         if self._endings.get(RAISED, 0) < self._study.spec.budget.retries.failed:
             self.log.warning(f"trial {self.number} will be tried again: {sentence}")
             if rows := self.rows():
-                self._here.commits.decided([rows])
+                self._context.commits.commit_decisions([rows])
             self._release(RAISED, sentence, traceback)
             return None
         return self._failed(sentence, traceback)
@@ -242,12 +244,12 @@ class Attempt:
         return self._entry(outcome=Outcome(kind=FAILED, reason=reason), traceback=traceback)
 
     def _release(self, ending: str, reason: str, traceback: str | None = None) -> None:
-        self._here.commits.waiting(
+        self._context.commits.retry_until_stopped(
             lambda: self._ledger.release(self.lease, ending, reason, traceback)
         )
 
     def _run_out_of_memory(self, traceback: str) -> Entry | None:
-        """Leave the trial to an attempt with half the micro-batch, or give its end."""
+        """Release the trial to an attempt with half the micro-batch, or return its end."""
         spec, rows = self._study.spec, self._study.workload["training_rows"]
         if rows is None:
             reason = "The train function ran out of memory."
@@ -258,10 +260,10 @@ class Attempt:
         if largest == 1 or halvings >= spec.budget.retries.out_of_memory:
             reason = f"Out of memory, even with micro-batches of {largest}."
             return self._failed(reason, traceback)
-        memory.make_room()
-        said = f"out of memory with micro-batches of {largest}; the next attempt halves them"
-        self.log.warning(f"trial {self.number}: {said}")
-        self._release(OUT_OF_MEMORY, said, traceback)
+        out_of_memory.release_memory()
+        reason = f"out of memory with micro-batches of {largest}; the next attempt halves them"
+        self.log.warning(f"trial {self.number}: {reason}")
+        self._release(OUT_OF_MEMORY, reason, traceback)
         return None
 
     def _chunk(self, event: Event) -> Chunk:
@@ -277,7 +279,7 @@ class Attempt:
         )
 
     def checkpoint_due(self) -> bool:
-        """Tell whether it is time for a checkpoint."""
+        """Return whether it is time for a checkpoint."""
         age = time.monotonic() - self._checkpointed_at
         return age >= self._study.spec.training.checkpoint_seconds
 
@@ -285,8 +287,8 @@ class Attempt:
         """Save the trainer's state; the rows up to it are committed already."""
         if self._measured or self._step == (self._saved.step if self._saved else 0):
             return  # an evaluation waits for its row, or nothing was trained since
-        folder = folder_of(self._here.checkpoints, self._study, self.number)
-        file = folder / f"{self._step}-{self.lease.number}.pt"
+        folder = folder_of(self._context.checkpoints, self._study, self.number)
+        file = folder / f"{self._step}-{self.lease.token}.pt"
         try:
             with workload_code():
                 snapshot = self._trainer.snapshot(self.number)
@@ -298,15 +300,15 @@ class Attempt:
         finally:
             self._checkpointed_at = time.monotonic()
         reach("checkpoint.renamed")
-        path = file.relative_to(self._here.checkpoints).as_posix()
+        path = file.relative_to(self._context.checkpoints).as_posix()
         record = CheckpointRecord(step=self._step, path=path, digest=digest)
         try:
             needless = self._ledger.save_checkpoint(self.lease, record)
-        except ConnectionLostError as error:  # the last one, and the next one, will do
-            self.log.warning(f"a checkpoint is not noted: {error}", step=self._step)
+        except ConnectionLostError as error:  # the last and the next checkpoint suffice
+            self.log.warning(f"a checkpoint is not recorded: {error}", step=self._step)
             return
         for old in needless:
-            (self._here.checkpoints / old).unlink(missing_ok=True)
+            (self._context.checkpoints / old).unlink(missing_ok=True)
         self._saved = record
 
 

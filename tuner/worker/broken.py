@@ -15,11 +15,11 @@ log = logger(__name__)
 
 
 class BrokenStudy:
-    """Takes the place of a `StudyWorker` that cannot be made.
+    """Replaces a `StudyWorker` whose workload cannot be built.
 
-    Failed trials count for `[budget] stop_after_failures`, so a study that nobody can train is
-    stopped with its reason. Where others have trained it, the fault is this machine's, and the
-    trials are left to them.
+    Failed trials count for `[budget] stop_after_failures`, so a study that no worker can train is
+    stopped with its reason. Where other workers have trained it, the fault is this machine's, and
+    the trials are left to them.
     """
 
     def __init__(
@@ -32,11 +32,11 @@ class BrokenStudy:
         self._stop = stop
 
     def others_train(self) -> bool:
-        """Tell whether any trial has a live attempt."""
+        """Return whether any trial has a live attempt."""
         return self._ledger.counts(self._id)["running"] > 0
 
     def train(self, study: StudyRecord, _goes_on: object) -> bool:
-        """Let one trial fail; tell whether there was any.
+        """Fail one trial; return whether there was any.
 
         Raises `WorkloadCodeError` when others have trained the study.
         """

@@ -1,4 +1,4 @@
-"""Where the checkpoints of a trial are, and removing those that nobody needs."""
+"""The folders of checkpoints, and removing those that are no longer needed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tuner.ledger import Reader, StudyRecord
 
 
 def folder_of(checkpoints: Path, study: StudyRecord, number: int) -> Path:
-    """Give the folder of a trial's checkpoints."""
+    """Return the folder of a trial's checkpoints."""
     return checkpoints / str(study.id) / str(number)
 
 

@@ -1,6 +1,6 @@
-"""Committing what a worker's attempts have measured and what was decided: many of them as one.
+"""Commits of a worker's attempts, many attempts in one transaction.
 
-While the database is away, decisions and outcomes wait for it; rows need not.
+While the database is away, decisions and outcomes wait for it; measured rows do not.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from tenacity import Retrying, retry_if_exception_type, stop_when_event_set, wai
 
 from tuner.core.errors import ConnectionLostError
 from tuner.core.failpoints import reach
-from tuner.ledger import Entry, Lease, Ledger
+from tuner.ledger import AttemptLease, Entry, Ledger
 from tuner.observability import metrics
 from tuner.observability.logs import logger
 
 LONGEST_SECONDS = 5.0
-"""The longest pause between two tries of what must wait for the database."""
+"""The longest pause between two tries of a call that waits for the database."""
 
 R = TypeVar("R")
 
@@ -30,44 +30,43 @@ class Commits:
 
     def __init__(self, ledger: Ledger, study: str, stop: threading.Event) -> None:
         self._ledger = ledger
-        self._impatient = Ledger(ledger.engine, ledger.lease_seconds, patience=0.0)
         self._study = study
         self._stop = stop
 
-    def waiting(self, call: Callable[[], R]) -> R:
-        """Make a call that must wait for the database; until the worker is told to stop."""
+    def retry_until_stopped(self, call: Callable[[], R]) -> R:
+        """Retry a call while the database is away, until the worker is asked to stop."""
 
-        def say(_: object) -> None:
-            metrics.turned("worker")
+        def before_sleep(_: object) -> None:
+            metrics.heartbeat("worker")
             log.warning(f"study {self._study} waits for the database")
 
         retrying = Retrying(
             retry=retry_if_exception_type(ConnectionLostError),
             wait=wait_random_exponential(multiplier=0.1, max=LONGEST_SECONDS),
             stop=stop_when_event_set(self._stop),
-            before_sleep=say,
+            before_sleep=before_sleep,
             reraise=True,
         )
         return retrying(call)
 
-    def decided(self, entries: Sequence[Entry]) -> frozenset[Lease]:
-        """Commit entries, some of which hold decisions; give the leases that are refused."""
+    def commit_decisions(self, entries: Sequence[Entry]) -> frozenset[AttemptLease]:
+        """Commit entries with decisions or outcomes; return the leases that are refused."""
         if any(entry.report for entry in entries):
             reach("report.before_commit")
         ends = any(entry.outcome for entry in entries)
         if ends:
             reach("outcome.before_commit")
-        lost = self.waiting(lambda: self._ledger.commit(entries)).lost
+        lost = self.retry_until_stopped(lambda: self._ledger.commit(entries)).lost
         if ends:
             reach("outcome.committed")
         return lost
 
-    def measured(self, entries: Sequence[Entry]) -> frozenset[Lease]:
-        """Commit rows alone; give the leases that are refused.
+    def commit_rows(self, entries: Sequence[Entry]) -> frozenset[AttemptLease]:
+        """Commit rows alone; return the leases that are refused.
 
         Raises `ConnectionLostError` at once where the database is away.
         """
         reach("chunk.before_commit")
-        lost = self._impatient.commit(entries).lost
+        lost = self._ledger.commit_once(entries).lost
         reach("chunk.committed")
         return lost

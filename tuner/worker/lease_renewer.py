@@ -1,10 +1,11 @@
-"""Keeping leases alive while trials train, and reaping those that others have lost."""
+"""Renewing the leases that this process holds, and reaping the attempts that others have lost."""
 
 from __future__ import annotations
 
 import threading
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tuner.core.environment import is_gone
@@ -17,12 +18,12 @@ from tuner.observability.repeating import repeating
 log = logger(__name__)
 
 
-class Keeper:
-    """Renews the leases that this process holds, in a thread of its own.
+class LeaseRenewer:
+    """Renews leases of any kind in one thread of this process, and reaps attempts there.
 
-    Renewing survives lost connections: what counts is whether an attempt was reaped, not whether
-    its lease had run out. So after an outage everybody renews before anybody reaps: who was out of
-    touch with the database reaps again only after the time that a lease lasts.
+    Renewal survives lost connections: an expired lease that was not taken over can be renewed.
+    After an outage all leases have expired, so every process renews before any process reaps: a
+    process that could not reach the database reaps again only after as long as a lease lasts.
     """
 
     def __init__(self, ledger: Ledger, checkpoints: Path) -> None:
@@ -31,23 +32,47 @@ class Keeper:
         self._held: set[Lease] = set()
         self._lock = threading.Lock()
         self._in_touch_since = -float("inf")
+        self._is_running = False
 
-    def working(self) -> AbstractContextManager[None]:
-        """Renew and reap while the body runs."""
-        return repeating("leases", self._keep, self._ledger.lease_seconds / 3)
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Renew and reap while the body runs; nested calls share the thread of the outer one."""
+        if self._is_running:
+            yield
+            return
+        self._is_running = True
+        try:
+            with repeating("leases", self._renew_and_reap, self._ledger.lease_seconds / 3):
+                yield
+        finally:
+            self._is_running = False
 
     def hold(self, lease: Lease) -> None:
         """Renew a lease from now on."""
         with self._lock:
             self._held.add(lease)
 
-    def let_go(self, lease: Lease) -> None:
-        """Renew a lease no more."""
+    def drop(self, lease: Lease) -> None:
+        """Stop renewing a lease."""
         with self._lock:
             self._held.discard(lease)
 
+    def holds(self, lease: Lease) -> bool:
+        """Return whether a lease is being renewed: False once it is let go or known to be lost."""
+        with self._lock:
+            return lease in self._held
+
+    @contextmanager
+    def holding(self, lease: Lease) -> Iterator[None]:
+        """Renew a lease while the body runs."""
+        self.hold(lease)
+        try:
+            yield
+        finally:
+            self.drop(lease)
+
     def reap(self) -> int:
-        """Reap what others have lost, and remove checkpoints that nobody needs; count attempts."""
+        """End lost attempts and remove checkpoints no longer needed; return the attempts ended."""
         if time.monotonic() - self._in_touch_since < self._ledger.lease_seconds:
             return 0
         reaped = self._ledger.reap(is_gone)
@@ -59,28 +84,28 @@ class Keeper:
         return reaped
 
     def _remove(self, path: str) -> None:
-        """Remove a checkpoint; one that stays takes room and does no other harm."""
+        """Remove a checkpoint's file; if that fails, it takes space and does no other harm."""
         try:
             (self._checkpoints / path).unlink(missing_ok=True)
         except OSError as error:
-            log.warning(f"a checkpoint that nobody needs cannot be removed: {error}")
+            log.warning(f"a checkpoint that is no longer needed cannot be removed: {error}")
 
-    def _keep(self) -> None:
+    def _renew_and_reap(self) -> None:
         try:
             self._renew()
             self.reap()
         except Exception as error:
             self._in_touch_since = float("inf")  # until a renewal succeeds
             if isinstance(error, UnavailableError):
-                metrics.reached("ledger", away=True)
+                metrics.set_outage("ledger", active=True)
             raise
-        metrics.reached("ledger")
+        metrics.set_outage("ledger", active=False)
 
     def _renew(self) -> None:
         with self._lock:
             held = frozenset(self._held)
         lost = self._ledger.renew(held) if held else frozenset()
-        for lease in lost:  # its next commit finds out, in the thread that can act on it
-            self.let_go(lease)
+        for lease in lost:  # the next commit of its holder is refused, in the holder's thread
+            self.drop(lease)
         if self._in_touch_since == float("inf"):
             self._in_touch_since = time.monotonic()

@@ -10,8 +10,8 @@ from tuner.config import StudySpec
 from tuner.config.study import WorkloadTable
 from tuner.ledger import StudyRecord
 from tuner.ledger.versions import refuse_other_workload
-from tuner.training import choosing, workloads
-from tuner.training.choosing import Trained
+from tuner.training import trainer_choice, workloads
+from tuner.training.trainer_choice import Trained
 from tuner.training.workloads import Workload
 
 
@@ -27,7 +27,7 @@ class PreparedWorkload:
 
 def prepare_workload(spec: StudySpec, prefixes: Sequence[str]) -> PreparedWorkload:
     """Build the workload of a study. Raise `WorkloadError`."""
-    workload = choosing.load(spec, prefixes)
+    workload = trainer_choice.load(spec, prefixes)
     return PreparedWorkload(
         table=spec.workload,
         prefixes=tuple(prefixes),

@@ -1,4 +1,4 @@
-"""The worker: which study next, and what to do when there is nothing to train."""
+"""The worker: which study to train next, and when to end."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from tuner.core.errors import NotFoundError, WorkloadCodeError, WorkloadError
 from tuner.ledger import Ledger, StudyRecord
 from tuner.observability import metrics
 from tuner.observability.logs import logger
-from tuner.training.device import is_here
+from tuner.training.device import is_available
 from tuner.worker.broken import BrokenStudy
-from tuner.worker.lease_renewer import Keeper
+from tuner.worker.lease_renewer import LeaseRenewer
 from tuner.worker.loading import PreparedWorkload
 from tuner.worker.study import StudyWorker
 
 IDLE_SECONDS = 0.5
 REAP_SECONDS = 1.0
-"""How long what others have lost may lie while there is something to train."""
+"""How often lost attempts are reaped between trials."""
 STUDIES_SECONDS = 0.5
-"""How old a study's record may be when a trial of it is taken; whether it is open is asked then."""
+"""How old a study's record may be when a trial of it is claimed; the claim checks its state."""
 
 log = logger(__name__)
 
@@ -39,21 +39,23 @@ def work(
     until_idle: bool,
     device: str | None = None,
     spill: Path | None = None,
+    renewer: LeaseRenewer | None = None,
     prepared: PreparedWorkload | None = None,
 ) -> None:
-    """Train trials of the open studies (of `names`, if there are any) until told to stop.
+    """Train trials of the open studies (of `names`, if there are any) until `stop` is set.
 
-    With `until_idle`, return once there is no trial to take and nobody trains one. A study that
-    cannot be trained here is left to others, as are those for another device than `device`, or
-    than this machine has. If it was named, `WorkloadError` is raised once there is nothing else
-    to train. Whatever a study's code raises ends its trials, and the other studies go on.
-    `prepared` is the workload of one of the studies, if this process has built it already.
+    With `until_idle`, return once no trial can be claimed and no worker trains one. A study that
+    cannot be trained in this process is left to other workers, as are studies for another device
+    than `device`, or than this machine has; if it was named, raise `WorkloadError` once there is
+    nothing else to train. Whatever a study's code raises ends its trials, and other studies go on.
+    A caller that holds leases itself passes its `renewer`; `prepared` is the workload of one of the
+    studies, if this process has built it already.
     """
-    keeper = Keeper(ledger, checkpoints)
+    renewer = renewer or LeaseRenewer(ledger, checkpoints)
 
     def join(study: StudyRecord) -> StudyWorker | BrokenStudy:
         where = study.spec.training.device
-        if device not in (None, where) or not is_here(where):
+        if device not in (None, where) or not is_available(where):
             raise WorkloadError(
                 f"study {study.name!r} is for the device {where!r}, which "
                 + ("this machine does not have" if device in (None, where) else "is not asked for")
@@ -62,7 +64,7 @@ def work(
             return StudyWorker(
                 ledger,
                 study,
-                keeper,
+                renewer,
                 checkpoints=checkpoints,
                 spill=spill or checkpoints.with_name("spill"),
                 prefixes=prefixes,
@@ -75,16 +77,16 @@ def work(
 
     worker = Worker(ledger, names, join)
     reaped_at = -float("inf")
-    with keeper.working(), metrics.looping("worker"):
+    with renewer.running(), metrics.expect_heartbeats("worker"):
         log.info("worker started", worker=identity(), studies=list(names) or "all that are open")
         while not stop.is_set():
-            metrics.turned("worker")
+            metrics.heartbeat("worker")
             if time.monotonic() - reaped_at >= REAP_SECONDS:
-                keeper.reap()
+                renewer.reap()
                 reaped_at = time.monotonic()
             if worker.train_one_turn():
                 continue
-            reaped_at = -float("inf")  # there is time, and what was lost may be all there is
+            reaped_at = -float("inf")  # lost attempts may be all that is left to train
             idle = until_idle and not worker.others_train()
             if worker.refused and (idle or worker.refuses_all()):
                 raise worker.refused[0]
@@ -95,7 +97,7 @@ def work(
 
 
 class Worker:
-    """Shares this process fairly among studies: each gets workers in proportion to its weight."""
+    """Shares this process among studies: each gets workers in proportion to its weight."""
 
     def __init__(
         self,
@@ -114,7 +116,7 @@ class Worker:
         self._known_at = -float("inf")
 
     def train_one_turn(self) -> bool:
-        """Train at the study that has the least for its weight; tell whether there was any."""
+        """Train the study with the least for its weight; return whether there was any trial."""
         for study in self._by_need():
             worker = self._worker_for(study)
             if worker is None:
@@ -132,20 +134,20 @@ class Worker:
         return False
 
     def others_train(self) -> bool:
-        """Tell whether any trial of a study that can be trained here has a live attempt."""
+        """Return whether any trial of a study that can be trained here has a live attempt."""
         return any(worker is not None and worker.others_train() for worker in self._joined.values())
 
     def refuses_all(self) -> bool:
-        """Tell whether every study that is known is left to others."""
+        """Return whether every known study is left to other workers."""
         return all(self._joined.get(study.id, study) is None for study in self._studies())
 
     def _is_next(self, study: StudyRecord) -> bool:
-        """Tell whether a free slot should take another trial of the study that is trained now."""
+        """Return whether a free slot should take another trial of the study that is trained now."""
         others = [other for other in self._by_need() if self._joined.get(other.id) is not None]
         return not others or others[0].id == study.id
 
     def _by_need(self) -> list[StudyRecord]:
-        """Order the studies: who has the fewest workers for its weight, then who had least here."""
+        """Order studies by workers for their weight, then by time trained here for their weight."""
         studies = self._studies()
         if len(studies) == 1:
             return studies
@@ -162,7 +164,7 @@ class Worker:
         return sorted(studies, key=need)
 
     def _studies(self) -> list[StudyRecord]:
-        """Read the studies, unless that was a moment ago and there was something to train."""
+        """Return the studies, read again once they are older than `STUDIES_SECONDS`."""
         if time.monotonic() - self._known_at >= STUDIES_SECONDS:
             self._known = self._read_studies()
             self._known_at = time.monotonic()

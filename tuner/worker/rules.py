@@ -1,11 +1,11 @@
-"""Asking, before trials are taken, whether their study is over: by its budget, or broken."""
+"""Checks before a trial is claimed whether its study is over, by its budget or by failures."""
 
 from __future__ import annotations
 
 from tuner.core.outcome import COMPLETED
 from tuner.ledger import Ledger, StudyRecord, limits, managing
 from tuner.observability.logs import logger
-from tuner.search import ENOUGH, Search
+from tuner.search import MIN_TRIALS_FOR_REGRET, Search
 
 REGRET_EVERY = 5
 """Completed trials between two bounds of the regret, each of which takes about a second."""
@@ -14,20 +14,20 @@ log = logger(__name__)
 
 
 class Rules:
-    """The rules by which one study ends or stops by itself, as one worker asks for them."""
+    """The rules by which one study ends or stops by itself, as one worker checks them."""
 
     def __init__(self, ledger: Ledger, search: Search) -> None:
         self._ledger = ledger
         self._search = search
-        self._asked_of_failures: int | None = None  # the limit that the failures were held against
-        self._regret_at = ENOUGH  # completed trials at which the regret is bounded again
+        self._asked_of_failures: int | None = None  # the limit that failures were last checked for
+        self._regret_at = MIN_TRIALS_FOR_REGRET  # completed trials when regret is bounded again
 
-    def look_again(self) -> None:
-        """Look at failures anew: a trial has failed here."""
+    def check_failures_again(self) -> None:
+        """Check failures again, since a trial has failed in this process."""
         self._asked_of_failures = None
 
     def is_over(self, study: StudyRecord) -> bool:
-        """End or stop the study where a rule of its budget says so."""
+        """End or stop the study if a rule of its budget holds; return whether it is over."""
         ended = limits.end_when_due(self._ledger, study) or self._end_by_regret(study)
         if ended is not None:
             log.info("study ended", study=study.name, reason=ended.reason)
@@ -35,9 +35,10 @@ class Rules:
         return self._is_broken(study)
 
     def _is_broken(self, study: StudyRecord) -> bool:
-        """Stop the study if its trials fail alike: asked at first, and after a failure here.
+        """Stop the study if its trials fail by one cause; return whether it was stopped.
 
-        Whoever had a trial that failed looks at those of all, which is too dear before each trial.
+        Checked at first and after each failure in this process: before each trial it would cost
+        too much.
         """
         limit = study.spec.budget.stop_after_failures
         if limit == self._asked_of_failures:
@@ -49,7 +50,7 @@ class Rules:
         return stopped is not None
 
     def _end_by_regret(self, study: StudyRecord) -> StudyRecord | None:
-        """End the study if hardly anything better is to be found; asked every few trials."""
+        """End the study if its regret bound is low enough; checked every few trials."""
         bound = study.spec.budget.regret_below
         if bound is None:
             return None

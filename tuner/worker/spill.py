@@ -1,7 +1,7 @@
-"""Rows of a curve that the ledger cannot take now, in a file that goes with the process.
+"""Rows of a curve that wait for the database, in a temporary file of the process.
 
-Nothing is lost with it but time: whoever takes the trial up goes on from a checkpoint, whose rows
-are in the ledger.
+If the process dies, only time is lost: the next attempt resumes from a checkpoint, whose rows are
+in the ledger.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Spill:
         return self._file is not None
 
     def add(self, chunk: Chunk) -> bool:
-        """Append a chunk; False if there is no room for it, in the limit or on the disk."""
+        """Append a chunk; return False if there is no space for it, in the limit or on the disk."""
         content = chunk.to_bytes()
         file = self._opened()
         end = 0 if file is None else file.seek(0, 2)
@@ -48,7 +48,7 @@ class Spill:
         return whole
 
     def read(self) -> Chunk | None:
-        """Give all that was added as one chunk; None if nothing was."""
+        """Return all that was added as one chunk; None if nothing was."""
         if self._file is None:
             return None
         self._file.seek(0)
@@ -59,7 +59,7 @@ class Spill:
         return curves.join(found) if found else None
 
     def clear(self) -> None:
-        """Forget all."""
+        """Delete all."""
         if self._file is not None:
             self._file.close()
             self._file = None

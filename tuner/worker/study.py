@@ -1,4 +1,4 @@
-"""A worker's part in one study: trials are asked for, trained in slots, decided, and told."""
+"""A worker's part in one study: it claims trials, trains them in slots, decides and commits."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from tuner.core.errors import ConnectionLostError, LeaseLost, UnavailableError
 from tuner.core.failpoints import reach
 from tuner.core.failures import workload_code
 from tuner.core.outcome import RUNNING
-from tuner.ledger import Claim, Drawn, Entry, Lease, Ledger, StudyRecord, ranges
-from tuner.ledger.leasing import refused
+from tuner.ledger import AttemptLease, Claim, Drawn, Entry, Ledger, StudyRecord, ranges
+from tuner.ledger.attempts import refused
 from tuner.observability import metrics
 from tuner.observability.logs import logger
 from tuner.search import Decision, Search
-from tuner.training import choosing, memory
-from tuner.training.choosing import Choice, Trained
+from tuner.training import out_of_memory, trainer_choice
 from tuner.training.device import use_threads
 from tuner.training.trainer import ENDED, Event
-from tuner.worker.attempt import Attempt, Surroundings
+from tuner.training.trainer_choice import Choice, Trained
+from tuner.worker.attempt import Attempt, AttemptContext
 from tuner.worker.checkpoints import folder_of, sweep
 from tuner.worker.commits import Commits
-from tuner.worker.lease_renewer import Keeper
+from tuner.worker.lease_renewer import LeaseRenewer
 from tuner.worker.loading import PreparedWorkload, load_workload
 from tuner.worker.probing import probed
 from tuner.worker.rules import Rules
@@ -36,9 +36,9 @@ from tuner.worker.rules import Rules
 COMMIT_SECONDS = 1.0
 """How long measured rows may wait for their commit."""
 AWAY_SECONDS = 2.0
-"""How long until a database that is away is asked again whether it takes rows."""
+"""How long until rows are committed again after the database was away."""
 LOOK_SECONDS = 0.2
-"""How long a trainer trains before the worker looks around."""
+"""How long a trainer trains before the worker looks at its results."""
 
 log = logger(__name__)
 
@@ -50,7 +50,7 @@ class StudyWorker:
         self,
         ledger: Ledger,
         study: StudyRecord,
-        keeper: Keeper,
+        renewer: LeaseRenewer,
         *,
         checkpoints: Path,
         spill: Path,
@@ -61,7 +61,7 @@ class StudyWorker:
         """Build the workload and its trainer. Raises `WorkloadError` when that cannot be done."""
         self._ledger = ledger
         self._id, self._name = study.id, study.name
-        self._keeper = keeper
+        self._renewer = renewer
         self._stop = stop
         self._worker = identity()
         use_threads(study.threads)
@@ -71,11 +71,11 @@ class StudyWorker:
             use_threads(settled["threads"])
             self._environment = describe(study.spec.training.device) | {"settled": settled}
             self._trained, self._spec = trained, study.spec
-            self._build(choosing.settled(settled))
+            self._build(trainer_choice.settled(settled))
         self._search = Search(study, ledger)
         self._rules = Rules(ledger, self._search)
         self._commits = Commits(ledger, study.name, stop)
-        self._here = Surroundings(
+        self._context = AttemptContext(
             ledger=ledger,
             commits=self._commits,
             study=study,
@@ -85,25 +85,25 @@ class StudyWorker:
         )
         self._attempts: dict[int, Attempt] = {}  # by the trial's number
         self._rows_due = time.monotonic() + COMMIT_SECONDS
-        self._away_until = -float("inf")  # the database; rows are kept until it is asked again
+        self._away_until = -float("inf")  # the database; rows are spilled until then
         self._block = 1  # steps that take about LOOK_SECONDS
-        self._probed = not study.spec.probe.enabled  # or nobody is to wait for it
+        self._probed = not study.spec.probe.enabled  # False: no trial is taken before
         sweep(checkpoints, ledger, study)
         log.info("study joined", study=study.name, **settled)
 
     def _build(self, choice: Choice) -> None:
         self._choice = choice
-        self._trainer = choosing.trainer_for(self._trained, self._spec, choice)
+        self._trainer = trainer_choice.trainer_for(self._trained, self._spec, choice)
 
     def others_train(self) -> bool:
-        """Tell whether any trial has a live attempt, or will when a probe is done."""
+        """Return whether any trial has a live attempt, or will have once a probe is done."""
         return not self._probed or self._ledger.counts(self._id)["running"] > 0
 
     def train(self, study: StudyRecord, goes_on: Callable[[], bool]) -> bool:
-        """Take trials and train them to their ends; tell whether there was any.
+        """Claim trials and train them to their ends; return whether there was any.
 
-        Slots that become free take the next trial while `goes_on`. When the worker is told to
-        stop, trials are left to the next worker.
+        Free slots take the next trial while `goes_on`. When the worker is asked to stop, trials are
+        released to the next worker.
         """
         trained = self._take(study)
         while self._attempts:
@@ -119,20 +119,22 @@ class StudyWorker:
         return len(self._attempts) < self._trainer.capacity and not self._stop.is_set()
 
     def _take(self, study: StudyRecord) -> bool:
-        """Fill the free slots; tell whether there was any trial to take.
+        """Fill the free slots; return whether there was any trial to claim.
 
         Trials are claimed together, and their parameters are drawn and committed together.
         """
         if self._stop.is_set() or self._rules.is_over(study):
             return False
-        self._probed = self._probed or probed(self._ledger, study, self._trained, self._worker)
-        if not self._probed:  # another worker is at it
+        self._probed = self._probed or probed(
+            self._ledger, study, self._trained, self._worker, self._renewer
+        )
+        if not self._probed:  # another worker holds the probe
             return False
         free = self._trainer.capacity - len(self._attempts)
         claims = self._ledger.claim_together(self._id, self._worker, self._environment, free)
         for claim in claims:
-            self._attempts[claim.trial.number] = Attempt(self._here, self._trainer, claim)
-            self._keeper.hold(claim.lease)
+            self._attempts[claim.trial.number] = Attempt(self._context, self._trainer, claim)
+            self._renewer.hold(claim.lease)
         reach("ask.reserved")
         drawn = {one.trial.number: one.trial.params for one in claims if one.trial.params}
         drawn |= self._draw([one for one in claims if not one.trial.params])
@@ -149,14 +151,14 @@ class StudyWorker:
         return bool(claims)
 
     def _draw(self, claims: Sequence[Claim]) -> dict[int, Mapping[str, ParameterValue]]:
-        """Draw the parameters of trials that have none; of those, by number, that are ours on."""
+        """Draw and commit the parameters of new trials; return those still held, by number."""
         if not claims:
             return {}
         wider = self._search.extension()
         if wider is not None:
             log.info("range extended", study=self._name, why=wider[1].why)
-            ranges.extend(self._ledger, self._here.study, *wider)
-        draws = self._commits.waiting(
+            ranges.extend(self._ledger, self._context.study, *wider)
+        draws = self._commits.retry_until_stopped(
             lambda: self._search.draw_together([claim.trial.number for claim in claims])
         )
         reach("ask.drawn")
@@ -165,7 +167,7 @@ class StudyWorker:
             for claim, draw in zip(claims, draws, strict=True)
         ]
         of_study = {key: value for draw in draws for key, value in draw.study_attrs.items()}
-        lost = self._commits.waiting(
+        lost = self._commits.retry_until_stopped(
             lambda: self._ledger.draw_together(
                 drawn, study_attrs=of_study, asked_revision=draws[0].revision
             )
@@ -178,14 +180,14 @@ class StudyWorker:
         }
 
     def _advance(self) -> None:
-        metrics.turned("worker")
+        metrics.heartbeat("worker")
         began = time.monotonic()
         try:
             events = self._trainer.advance(self._block)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            if memory.ran_out(error) and self._choice.trainer == "cohort":
+            if out_of_memory.is_out_of_memory(error) and self._choice.trainer == "cohort":
                 self._shrink()
                 return
             for attempt in tuple(self._attempts.values()):
@@ -201,7 +203,7 @@ class StudyWorker:
         self._pace(max((len(event.times) for event in events), default=0), seconds)
 
     def _commit(self, events: Sequence[Event]) -> None:
-        """Commit what is due after events: decisions and ends at once, rows from time to time."""
+        """Commit decisions and outcomes after events at once, and rows when they are due."""
         decisions = self._decide(
             [one for one in events if self._attempts[one.number].undecided(one)]
         )
@@ -211,47 +213,47 @@ class StudyWorker:
             if event.number in decisions or event.status in ENDED
         ]
         if entries:
-            self._settle(entries, self._commits.decided(entries))
+            self._settle(entries, self._commits.commit_decisions(entries))
         saving = any(one.checkpoint_due() for one in self._attempts.values())
         if (saving or time.monotonic() >= self._rows_due) and self._commit_rows():
             for attempt in [one for one in self._attempts.values() if one.checkpoint_due()]:
                 self._unless_lost(attempt, attempt.save_checkpoint)
 
     def _decide(self, events: Sequence[Event]) -> dict[int, Decision]:
-        """Decide on members that reached rungs in the same step, each beside all the others."""
+        """Decide together on members that reached rungs in the same step."""
         if not events:
             return {}
         reports = [(event.number, event.next_step, _value(event)) for event in events]
-        decisions = self._commits.waiting(lambda: self._search.decide_together(reports))
+        decisions = self._commits.retry_until_stopped(lambda: self._search.decide_together(reports))
         return {event.number: one for event, one in zip(events, decisions, strict=True)}
 
     def _commit_rows(self) -> bool:
-        """Commit what all have measured; False while that is kept here, as the database is away."""
+        """Commit the rows of all attempts; return False while the database is away."""
         if time.monotonic() < self._away_until:
             return False
         entries = [entry for one in self._attempts.values() if (entry := one.rows())]
         try:
-            lost = self._commits.measured(entries) if entries else frozenset()
+            lost = self._commits.commit_rows(entries) if entries else frozenset()
         except ConnectionLostError as error:
-            self._put_aside(error)
+            self._spill_rows(error)
             return False
         self._settle(entries, lost)
         self._rows_due = time.monotonic() + COMMIT_SECONDS
         return True
 
-    def _put_aside(self, error: ConnectionLostError) -> None:
-        """Keep rows in files; those for which there is no room wait until the ledger takes them."""
+    def _spill_rows(self, error: ConnectionLostError) -> None:
+        """Spill rows into files; where there is no space, wait until the ledger takes them."""
         self._away_until = time.monotonic() + AWAY_SECONDS
         log.warning(f"study {self._name}: rows are kept in a file: {error}")
-        left = [one for one in self._attempts.values() if one.rows() and not one.put_aside()]
+        left = [one for one in self._attempts.values() if one.rows() and not one.spill()]
         reach("spill.written")
         entries = [entry for attempt in left if (entry := attempt.rows())]
         if entries:
             log.warning(f"study {self._name}: no room to keep rows; training waits")
-            self._settle(entries, self._commits.decided(entries))
+            self._settle(entries, self._commits.commit_decisions(entries))
 
-    def _settle(self, entries: Sequence[Entry], lost: frozenset[Lease]) -> None:
-        """Go on after a commit: free the slots of trials that have ended or are lost."""
+    def _settle(self, entries: Sequence[Entry], lost: frozenset[AttemptLease]) -> None:
+        """After a commit, free the slots of trials that have ended or are lost."""
         self._give_up(lost)
         by_lease = {attempt.lease: attempt for attempt in self._attempts.values()}
         for entry in entries:
@@ -263,7 +265,7 @@ class StudyWorker:
                 self._forget(attempt)
 
     def _fail(self, attempt: Attempt, error: BaseException) -> None:
-        """Let a trial fail, or be tried again, after what its workload raised."""
+        """Fail a trial, or release it for another attempt, after its workload raised."""
         try:
             end = attempt.fail(error)
         except LeaseLost:
@@ -272,38 +274,38 @@ class StudyWorker:
         if end is None:
             self._forget(attempt)
         else:
-            self._settle([end], self._commits.decided([end]))
+            self._settle([end], self._commits.commit_decisions([end]))
 
     def _leave(self) -> None:
         self._commit_rows()
         for attempt in tuple(self._attempts.values()):
-            self._end(attempt, attempt.leave)
+            self._end(attempt, attempt.save_and_release)
 
     def _shrink(self) -> None:
-        """Go on with half the slots: memory was too short for so many trials at a time.
+        """Halve the slots after the cohort ran out of memory.
 
-        Below one slot there is the plain trainer, which can cut a batch into parts.
+        Below one slot, use the reference trainer, which can split a batch.
         """
         slots = self._trainer.capacity // 2
         choice = replace(self._choice, slots=slots)
         if slots == 0:
             choice = replace(choice, trainer="reference", slots=1)
-        said = f"{choice.slots} slot{'s' * (choice.slots > 1)} of the {choice.trainer} trainer"
-        log.warning(f"study {self._name}: out of memory; from now on {said}", slots=choice.slots)
+        now = f"{choice.slots} slot{'s' * (choice.slots > 1)} of the {choice.trainer} trainer"
+        log.warning(f"study {self._name}: out of memory; from now on {now}", slots=choice.slots)
         for attempt in tuple(self._attempts.values()):
-            self._end(attempt, attempt.give_back)
-        memory.make_room()
+            self._end(attempt, attempt.release)
+        out_of_memory.release_memory()
         with workload_code():
             self._build(choice)
 
     def _end(self, attempt: Attempt, how: Callable[[], None]) -> None:
-        """Let an attempt end, and free its slot."""
+        """End an attempt and free its slot."""
         self._unless_lost(attempt, how)
         if attempt.number in self._attempts:
             self._forget(attempt)
 
     def _unless_lost(self, attempt: Attempt, step: Callable[[], None]) -> None:
-        """Make a step of an attempt; free its slot when its lease is lost."""
+        """Make a step of an attempt; free its slot if its lease is lost."""
         try:
             step()
         except LeaseLost:
@@ -312,24 +314,24 @@ class StudyWorker:
     def _forget(self, attempt: Attempt) -> None:
         if attempt.admitted:
             self._trainer.evict(attempt.number)
-        self._keeper.let_go(attempt.lease)
+        self._renewer.drop(attempt.lease)
         del self._attempts[attempt.number]
         if attempt.failed:
-            self._rules.look_again()
+            self._rules.check_failures_again()
 
-    def _give_up(self, lost: Collection[Lease]) -> None:
-        """Leave trials that are another's now, or have been cancelled."""
+    def _give_up(self, lost: Collection[AttemptLease]) -> None:
+        """Drop trials that another worker has claimed or that were cancelled."""
         for attempt in [one for one in self._attempts.values() if one.lease in lost]:
             self._forget(attempt)
-            self._say_why(attempt)
+            self._log_loss(attempt)
 
-    def _say_why(self, attempt: Attempt) -> None:
+    def _log_loss(self, attempt: Attempt) -> None:
         trial = self._ledger.trial(self._id, attempt.number)
         if trial is not None and trial.state == RUNNING:
             metrics.LEASES_LOST.inc()
             attempt.log.warning(f"trial {attempt.number} of {self._name}: {refused(attempt.lease)}")
             return
-        folder = folder_of(self._here.checkpoints, self._here.study, attempt.number)
+        folder = folder_of(self._context.checkpoints, self._context.study, attempt.number)
         shutil.rmtree(folder, ignore_errors=True)
         why = "its study was deleted" if trial is None else str(trial.reason)
         attempt.log.warning(f"trial {attempt.number} of {self._name} is over: {why}")
@@ -343,8 +345,8 @@ class StudyWorker:
 
 def _settled(trained: Trained, spec: StudySpec) -> dict[str, Any]:
     """Choose trainer and threads, in that order: threads are measured with the trainer."""
-    choice = choosing.settle(trained, spec)
-    threads = choosing.choose_threads(trained, spec, choice)
+    choice = trainer_choice.settle(trained, spec)
+    threads = trainer_choice.choose_threads(trained, spec, choice)
     return asdict(choice) | {"threads": threads.count, "threads_reason": threads.reason}
 
 

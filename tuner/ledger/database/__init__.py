@@ -1,6 +1,6 @@
-"""Where things are kept: addresses, engines with the right options, migrations and roles.
+"""The databases: addresses, engines, migrations and roles.
 
-Everything follows from variables of the environment, all optional:
+Environment variables, all optional, set the addresses:
 - `TUNER_DATABASE_URL`: the ledger's and Optuna's database; `tuner.db` in the working directory. On
   PostgreSQL MLflow's tables are in it too, each of the three in a schema of its own.
 - `MLFLOW_TRACKING_URI`: where runs go instead; without it `mlflow.db` beside the ledger's file.
@@ -13,6 +13,7 @@ Everything follows from variables of the environment, all optional:
 from tuner.ledger.database.addresses import Addresses, addresses, without_password
 from tuner.ledger.database.engines import ledger_engine, reached
 from tuner.ledger.database.locks import migration_lock
+from tuner.ledger.database.migrate import check_schema, open_ledger, upgrade, upgrade_ledger
 from tuner.ledger.database.mlflow import (
     is_database,
     is_served,
@@ -24,7 +25,6 @@ from tuner.ledger.database.mlflow import (
 from tuner.ledger.database.optuna import optuna_storage
 from tuner.ledger.database.pooling import pooled
 from tuner.ledger.database.schema_check import Difference, differences, ledger_differences, recreate
-from tuner.ledger.database.upgrade import check_schema, open_ledger, upgrade, upgrade_ledger
 
 __all__ = [
     "Addresses",

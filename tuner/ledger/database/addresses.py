@@ -15,7 +15,7 @@ from tuner.core.errors import UsageError
 
 POSTGRESQL = "postgresql+psycopg"
 LEDGER_SCHEMA, OPTUNA_SCHEMA, TRACKING_SCHEMA = "tuner", "public", "mlflow"
-"""Who has which schema of a PostgreSQL database; on SQLite MLflow has a file of its own."""
+"""The schemas of a PostgreSQL database; on SQLite MLflow has a file of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +38,11 @@ class Addresses:
 
     @property
     def owns_tracking(self) -> bool:
-        """Tell whether MLflow's tables are in a database that we reach, and not a server's."""
+        """Return whether MLflow's tables are in a database that we open, not behind a server."""
         return not self.tracking.startswith(("http:", "https:"))
 
     def shown(self) -> dict[str, str]:
-        """Give the addresses as they may be shown: passwords as `***`."""
+        """Return the addresses with `***` for passwords."""
         return {
             "ledger": without_password(self.ledger),
             "optuna": without_password(self.optuna),
@@ -52,7 +52,7 @@ class Addresses:
 
 
 def without_password(url: str) -> str:
-    """Show a URL with `***` for its password; of one that cannot be parsed rather too little."""
+    """Return a URL with `***` for its password; hide more where it cannot be parsed."""
     hidden = re.sub(r"(://[^:/@]*):(?!\d+/).*@", r"\1:***@", url, count=1)
     return re.sub(r"([?&][^=&]*password=)[^&]*", r"\1***", hidden, flags=re.IGNORECASE)
 
@@ -111,7 +111,7 @@ def _on_postgresql(url: URL, environment: Mapping[str, str], folder: Path) -> Ad
 
 
 def _tracking(environment: Mapping[str, str]) -> str | None:
-    """Read the address of MLflow. Raises `UsageError` for a database that is no other process's."""
+    """Return the address of MLflow. Raises `UsageError` for a database in memory."""
     given = environment.get("MLFLOW_TRACKING_URI")
     if given and given.startswith("sqlite"):
         try:
@@ -130,9 +130,10 @@ def _tracking(environment: Mapping[str, str]) -> str | None:
 
 
 def in_schema(url: URL, schema: str) -> str:
-    """Give the URL of a PostgreSQL database in which unqualified names mean a schema's tables.
+    """Return the URL of a PostgreSQL database in which unqualified names mean a schema's tables.
 
-    It is the connection's own option, so whoever opens the URL has it, also MLflow's migrations.
+    It is an option of the connection, so it holds for all users of the URL, such as MLflow's
+    migrations.
     """
     options = " ".join([*_as_list(url.query.get("options")), f"-csearch_path={schema}"])
     return url.update_query_dict({"options": options}).render_as_string(hide_password=False)
@@ -166,7 +167,7 @@ def _sqlite_url(file: Path) -> str:
 
 
 def _is_uri(url: URL) -> bool:
-    """Tell whether SQLite reads the path as a URI, as in sqlite:///file:PATH?mode=ro&uri=true."""
+    """Return whether SQLite reads the path as a URI, as in sqlite:///file:PATH?mode=ro&uri=true."""
     return (url.database or "").startswith("file:")
 
 

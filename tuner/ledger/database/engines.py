@@ -1,4 +1,4 @@
-"""Engines for the ledger, with the right options, and its errors as ours."""
+"""Engines for the ledger: their options, and the translation of their errors."""
 
 from __future__ import annotations
 
@@ -30,24 +30,23 @@ CONNECTION = {
     "keepalives_count": 3,
     "tcp_user_timeout": 30_000,  # milliseconds
 }
-"""What libpq is told of every connection, unless the URL says otherwise."""
+"""Options of libpq for every connection, unless the URL sets them."""
 
 DENIED = frozenset({"42501", "42P01", "3F000", "25006"})
 """Codes of PostgreSQL: no privilege, no table, no schema, read-only."""
 REFUSES_OPTIONS = "unsupported startup parameter: options"
-"""What pgbouncer says unless it is configured to ignore them."""
+"""The error of a pgbouncer that is not configured to ignore them."""
 PASSING = frozenset({"40001", "40P01", "55P03", "53300"})
-"""Codes of PostgreSQL for what may work at once again: conflicts, deadlocks, full house."""
+"""Codes of PostgreSQL for transient errors: conflicts, deadlocks, too many connections."""
 
 
 def ledger_engine(url: str) -> Engine:
-    """Make an engine for the ledger; it never makes tables.
+    """Return an engine for the ledger; it never makes tables.
 
-    Under the execution option `writes=True` a transaction on SQLite begins with BEGIN IMMEDIATE,
-    so that a writer never finds its snapshot stale when it comes to write; without it, one on
-    PostgreSQL reads as of one moment. A database that cannot be used (away, locked for good,
-    read-only, full, broken) is `UnavailableError`, and `ConnectionLostError` where it is worth
-    trying again.
+    With the execution option `writes=True`, a transaction on SQLite begins with BEGIN IMMEDIATE, so
+    that a writer's snapshot is never stale; without it, a transaction on PostgreSQL reads one
+    snapshot. A database that cannot be used (away, locked, read-only, full, broken) raises
+    `UnavailableError`, and `ConnectionLostError` where a retry may succeed.
     """
     engine = _sqlite(url) if url.startswith("sqlite") else _postgresql(url)
 
@@ -81,10 +80,10 @@ def _postgresql(url: str) -> Engine:
 
     @event.listens_for(engine, "connect")
     def keep(connection: Any, _record: object) -> None:
-        keep_from_children(connection)  # or the server would think that a dead process is there
+        keep_from_children(connection)  # or the server would keep the connection of a dead process
 
     @event.listens_for(engine, "engine_connect")
-    def read_as_of_one_moment(connection: Connection) -> None:
+    def read_one_snapshot(connection: Connection) -> None:
         if not connection.get_execution_options().get("writes", False):
             connection.execution_options(isolation_level="REPEATABLE READ")
 
@@ -92,7 +91,7 @@ def _postgresql(url: str) -> Engine:
 
 
 def connect_args(url: str) -> dict[str, Any]:
-    """Give what a database's driver is told beside its URL."""
+    """Return the arguments of a database's driver beside its URL."""
     if url.startswith("sqlite"):
         return {"timeout": BUSY_SECONDS}
     return {key: value for key, value in CONNECTION.items() if f"{key}=" not in url}
@@ -118,10 +117,10 @@ def _translated(
 def _unavailable(
     url: str, error: BaseException | None, kind: type[UnavailableError] = UnavailableError
 ) -> UnavailableError:
-    said = " ".join(str(error).split())
-    if REFUSES_OPTIONS in said:
-        said += "; let the connection pooler ignore it: ignore_startup_parameters = options"
-    return kind(f"the database {without_password(url)} cannot be used: {without_password(said)}")
+    message = " ".join(str(error).split())
+    if REFUSES_OPTIONS in message:
+        message += "; let the connection pooler ignore it: ignore_startup_parameters = options"
+    return kind(f"the database {without_password(url)} cannot be used: {without_password(message)}")
 
 
 @contextmanager
@@ -136,7 +135,7 @@ def reached(url: str) -> Iterator[None]:
 
 
 def is_lost(error: DBAPIError) -> bool:
-    """Tell whether an error of PostgreSQL's says that there is no connection just now."""
+    """Return whether an error of PostgreSQL means a lost connection or another transient fault."""
     code = getattr(error.orig, "sqlstate", None) or ""
     passing = code in PASSING or code.startswith(("08", "57P"))
     never = isinstance(error, OperationalError) and not code  # or none was made

@@ -1,4 +1,4 @@
-"""One at a time: the lock under which tables are made and changed."""
+"""The lock under which tables are made and changed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tuner.ledger.database.addresses import Addresses
 from tuner.ledger.database.engines import ledger_engine
 
 KEY = 0x74756E6572  # "tuner"
-"""Of PostgreSQL's advisory lock."""
+"""Key of PostgreSQL's advisory lock."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""MLflow: opening it, making its tables where they are ours to make, and its errors as ours."""
+"""MLflow: opening it, making its tables where it has no server, and translating its errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 REFUSED = re.compile(r"(?:^|error code )40[13]\b")
-"""What MLflow's client and requests say when a server refuses a login."""
+"""Errors of MLflow's client and of requests when a server refuses a login."""
 SERVED = "mlflow-artifacts"
 """The scheme of files that an MLflow server keeps."""
 _alone = threading.Lock()
@@ -47,10 +47,10 @@ def tracking_client(places: Addresses) -> MlflowClient:
 
 @contextmanager
 def sent_once() -> Iterator[None]:
-    """Let MLflow's client send the requests of the body once each.
+    """Let MLflow's client send each request of the body once.
 
-    It repeats what got no answer or a 500, unseen, and also what makes a run: the first one may
-    be there all the same. Who makes something looks for it before the next try.
+    It would retry requests without an answer or with a 500, and so might create a run twice. The
+    caller looks for what it creates before it retries.
     """
     with _alone:
         before = os.environ.get(RETRIES)  # MLflow has no other setting
@@ -67,7 +67,7 @@ def sent_once() -> Iterator[None]:
 def upgrade_tracking(places: Addresses) -> None:
     """Make MLflow's tables, or bring them to the installed version's schema, and hold the lock.
 
-    A server looks after its own.
+    A server upgrades its own tables.
     """
     if not places.owns_tracking:
         return
@@ -76,7 +76,7 @@ def upgrade_tracking(places: Addresses) -> None:
 
 
 def make_tracking(places: Addresses) -> None:
-    """Do what `upgrade_tracking` does, for whoever holds the lock."""
+    """Do what `upgrade_tracking` does; the caller holds the lock."""
     from mlflow import MlflowClient  # noqa: PLC0415
     from mlflow.store.db import utils  # noqa: PLC0415
 
@@ -87,13 +87,11 @@ def make_tracking(places: Addresses) -> None:
         else:
             utils._initialize_tables(engine)
         engine.dispose()
-        MlflowClient(
-            tracking_uri=pooled(places.tracking)
-        )  # makes the experiment that is always there
+        MlflowClient(tracking_uri=pooled(places.tracking))  # makes the default experiment
 
 
 def _refuse_without_tables(places: Addresses) -> None:
-    """Find out quickly whether the database is there: MLflow would try for minutes."""
+    """Raise at once if database or tables are missing, since MLflow would retry for minutes."""
     engine = ledger_engine(places.tracking)
     try:
         with engine.connect() as connection:
@@ -115,37 +113,37 @@ def tracking_reached(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:  # requests' are OSErrors
-        said = (str(error).splitlines() or [""])[0]
-        if REFUSED.search(said):
+        message = (str(error).splitlines() or [""])[0]
+        if REFUSED.search(message):
             raise UnavailableError(
                 f"MLflow at {without_password(uri)} does not let this login do that; use one that "
-                f"may write. It said: {without_password(said)}"
+                f"may write. Its error: {without_password(message)}"
             ) from error
-        if is_database(uri) and SERVED in said:
+        if is_database(uri) and SERVED in message:
             raise UnavailableError(
                 "the study's files are kept by an MLflow server; set MLFLOW_TRACKING_URI to its "
                 f"address, which is now that of a database, {without_password(uri)}"
             ) from error
-        lost = uri.startswith("postgresql") and _says_lost(error)
+        lost = uri.startswith("postgresql") and _is_connection_lost(error)
         kind = ConnectionLostError if lost else UnavailableError
         raise kind(
-            f"MLflow at {without_password(uri)} cannot be used; start or mend it, or let "
-            f"MLFLOW_TRACKING_URI say where another one is. It said: {without_password(said)}"
+            f"MLflow at {without_password(uri)} cannot be used; start or repair it, or "
+            f"set MLFLOW_TRACKING_URI to another one. Its error: {without_password(message)}"
         ) from error
 
 
 def is_served(artifacts: str) -> bool:
-    """Tell whether a run's files are kept by an MLflow server."""
+    """Return whether a run's files are kept by an MLflow server."""
     return artifacts.startswith(SERVED)
 
 
 def is_database(tracking: str) -> bool:
-    """Tell whether a tracking URI is a database's, and not a server's."""
+    """Return whether a tracking URI is a database's, and not a server's."""
     return not tracking.startswith(("http:", "https:"))
 
 
-def _says_lost(error: Exception) -> bool:
-    """Tell whether the connection to MLflow's database was lost; MLflow has a code for that."""
+def _is_connection_lost(error: Exception) -> bool:
+    """Return whether the connection to MLflow's database was lost."""
     if isinstance(error, DBAPIError):
         return is_lost(error)
     return getattr(error, "error_code", "") == "TEMPORARILY_UNAVAILABLE"

@@ -20,7 +20,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 PLUGIN = "tuner_search_path"
 """The name of `SearchPath` among SQLAlchemy's plugins, in pyproject.toml."""
 POOLED = "tuner_pooled"
-"""The key in a connection's `info` that says that it goes through a pooler."""
+"""The key in a connection's `info` that marks it as going through a pooler."""
 
 
 def follow_search_path(engine: Engine) -> None:
@@ -32,7 +32,7 @@ def follow_search_path(engine: Engine) -> None:
         query = "SELECT pg_backend_pid(), current_setting('search_path')"
         process, effective = connection.execute(query).fetchone()
         connection.rollback()
-        # a pooler tells its clients a process id of its own
+        # a pooler reports a process id of its own
         if process != connection.info.backend_pid or path not in (None, effective):
             connection.prepare_threshold = None
             record.info[POOLED] = True

@@ -1,7 +1,7 @@
-"""Who may do what in a PostgreSQL database: two roles to which people and workers are added.
+"""Privileges in a PostgreSQL database: two roles to which people and workers are added.
 
-A *worker* reads and writes rows and can neither make, change nor drop a table, nor change what a
-schema's version is; a *reader* looks. Whoever runs the migrations owns the tables. An administrator
+A *worker* reads and writes rows and cannot create, change or drop a table, nor change a schema's
+version; a *reader* only reads. The role that runs the migrations owns the tables. An administrator
 adds logins: `CREATE ROLE anna LOGIN PASSWORD '...' IN ROLE tuner_worker`, or `tuner db upgrade
 --worker` does.
 """
@@ -22,7 +22,7 @@ VERSION_TABLES = (VERSION_TABLE, "alembic_version", "version_info")
 
 
 def refuse_diverted(tx: Connection) -> None:
-    """Refuse a role that has a schema's name: PostgreSQL looks there first, whatever is meant."""
+    """Refuse a role with a schema's name: PostgreSQL searches a schema of the role's name first."""
     _refuse_name(str(tx.scalar(text("SELECT current_user"))))
 
 
@@ -37,7 +37,7 @@ def _refuse_name(role: str) -> None:
 def grant(tx: Connection, optuna_tables: Collection[str]) -> str | None:
     """Make the roles where they are missing, and grant them what they need.
 
-    Gives what an administrator has to do where this role may not make roles; else None.
+    Return what an administrator must do where this role may not make roles; else None.
     """
     missing = [role for role in (WORKER, READER) if not _exists(tx, role)]
     if missing and not _may_make_roles(tx):
@@ -54,9 +54,9 @@ def grant(tx: Connection, optuna_tables: Collection[str]) -> str | None:
 
 
 def let_work(tx: Connection, login: str, password: str) -> None:
-    """Make a login in the role of workers, or give the one that there is this password.
+    """Create a login in the role of workers, or set the password of an existing one.
 
-    The server gets a hash of it, so that neither its log nor its statistics can have the password.
+    The server gets a hash of it, so that the password is in neither its log nor its statistics.
     """
     from psycopg import sql  # noqa: PLC0415 - late, as everywhere
 

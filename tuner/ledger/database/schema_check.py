@@ -31,10 +31,10 @@ from tuner.ledger.tables import metadata
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Something that a table lacks, or has otherwise than its definition."""
+    """A difference between a table and its definition."""
 
     what: str  # "the index X of the table T is missing"
-    statements: tuple[str, ...] = ()  # SQL that brings it back, if any does
+    statements: tuple[str, ...] = ()  # SQL that restores it, if any does
     has_rows: bool = False  # and its rows are missing with it
 
 
@@ -72,8 +72,8 @@ def recreate(places: Addresses) -> dict[str, str]:
                         for statement in one.statements:
                             tx.execute(text(statement))
                 except (DBAPIError, UnavailableError) as error:
-                    said = error.orig if isinstance(error, DBAPIError) else error
-                    failed[one.what] = " ".join(str(said).split())
+                    cause = error.orig if isinstance(error, DBAPIError) else error
+                    failed[one.what] = " ".join(str(cause).split())
     finally:
         engine.dispose()
     return failed

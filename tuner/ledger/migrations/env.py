@@ -1,4 +1,4 @@
-"""Run migrations on the connection that `tuner.ledger.database` gives."""
+"""Run migrations on the connection that `tuner.ledger.database` opens."""
 
 from alembic import context
 

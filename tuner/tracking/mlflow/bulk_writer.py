@@ -1,7 +1,7 @@
-"""Runs written into MLflow's own tables, many at once: the same rows that its client writes.
+"""Write many runs at once into MLflow's tables: the same rows that its client writes.
 
-Only tables of some revisions are known, those of the MLflow which this version is made for. Their
-definitions are MLflow's own. Which rows the client writes is compared table by table in a test.
+Only the schema revisions of the supported MLflow versions are known. The table definitions are
+MLflow's. A test compares the rows with the client's, table by table.
 """
 
 from __future__ import annotations
@@ -42,29 +42,28 @@ from sqlalchemy.exc import ArgumentError
 
 from tuner.core.failpoints import reach
 from tuner.ledger import StudyRecord
-from tuner.ledger.database import Difference
-from tuner.ledger.database import differences as compared
+from tuner.ledger.database import Difference, differences
+from tuner.ledger.database.upserts import insert, insert_columns, insert_new
 from tuner.tracking.mlflow.client_writer import RunEnd
 from tuner.tracking.mlflow.run_content import NewRun, Points
-from tuner.tracking.upserts import insert, insert_columns, insert_new
 
 REVISIONS = ("dc11669786a5", "e7d1f4b2a9c6", "8b6ad64cb8f5", "f4a9b2c7d1e6")
-"""The revisions of MLflow's tables that are known here: the last migration's of MLflow 3.17, and
-those of 3.18, which add tables of skills, columns of issues, and on other databases collations."""
+"""The known schema revisions of MLflow: the last one of 3.17, and those of 3.18, which change only
+tables of skills and issues, and collations on other databases."""
 DRIVERS = ("sqlite", "postgresql+psycopg")
 BUSY_SECONDS = 20
-"""How long to wait for another's transaction on SQLite, as MLflow does."""
+"""How long SQLite waits for another transaction, the same as in MLflow."""
 
 RUNS, TAGS, PARAMS = SqlRun.__table__, SqlTag.__table__, SqlParam.__table__
 METRICS, LATEST = SqlMetric.__table__, SqlLatestMetric.__table__
 DATASETS, INPUTS, INPUT_TAGS = SqlDataset.__table__, SqlInput.__table__, SqlInputTag.__table__
 EXPERIMENTS = SqlExperiment.__table__
 RELIED_ON = (EXPERIMENTS, RUNS, TAGS, PARAMS, METRICS, LATEST, DATASETS, INPUTS, INPUT_TAGS)
-"""Without the keys and indexes of these publishing is wrong or slow."""
+"""Tables whose keys and indexes publishing relies on."""
 
 
 def tables_engine(uri: str) -> Engine | None:
-    """Make an engine for a tracking URI that is a database's; None for any other."""
+    """Return an engine for a tracking URI that is a supported database, else None."""
     try:
         url = make_url(uri)
     except ArgumentError:
@@ -77,7 +76,7 @@ def tables_engine(uri: str) -> Engine | None:
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # the driver's own BEGIN comes too late
+        connection.isolation_level = None  # the driver would begin the transaction too late
         connection.execute("PRAGMA foreign_keys=ON")
 
     @event.listens_for(engine, "begin")
@@ -87,11 +86,11 @@ def tables_engine(uri: str) -> Engine | None:
     return engine
 
 
-def unknown(engine: Engine) -> str | None:
-    """Return why MLflow's tables, which its client has looked for, are not known; else None."""
+def unsupported_schema(engine: Engine) -> str | None:
+    """Return why the schema of MLflow's tables is not supported, or None if it is."""
     with engine.begin() as tx:
-        here: Any = select(column("version_num")).select_from(table("alembic_version"))
-        found = [row.version_num for row in tx.execute(here)]
+        query: Any = select(column("version_num")).select_from(table("alembic_version"))
+        found = [row.version_num for row in tx.execute(query)]
     if len(found) == 1 and found[0] in REVISIONS:
         return None
     return (
@@ -101,17 +100,17 @@ def unknown(engine: Engine) -> str | None:
     )
 
 
-def differences(engine: Engine) -> list[Difference]:
+def schema_differences(engine: Engine) -> list[Difference]:
     """Return how tables of a known revision differ from MLflow's definitions."""
     with engine.begin() as tx:
-        return compared(tx, RELIED_ON)
+        return differences(tx, RELIED_ON)
 
 
-class TableWriter:
-    """Writes many runs in one transaction each for what they begin with, their points, their end.
+class BulkRunWriter:
+    """Writes many runs in one transaction each for their creation, points and end.
 
-    What MLflow refuses (a run that was deleted, a name of a metric) is refused here by its own
-    exception; a param that is there is left as it is.
+    Raises MLflow's exceptions for what MLflow refuses (deleted runs, invalid metric names).
+    Existing params are not changed.
     """
 
     runs_at_once = 50
@@ -121,7 +120,7 @@ class TableWriter:
         self._engine = engine
 
     def find(self, study: StudyRecord, experiment: str, keys: Collection[str]) -> Mapping[str, str]:
-        """Look for the tags of these runs alone."""
+        """Search by tag, for these runs only."""
         if not keys:
             return {}
         trial, name = TAGS.alias(), TAGS.alias()
@@ -146,7 +145,7 @@ class TableWriter:
         return found
 
     def create(self, experiment: str, runs: Sequence[NewRun]) -> list[str]:
-        """Insert what is not there yet of runs, tags, params and inputs."""
+        """Insert missing runs, tags, params and inputs."""
         ids = [run.run_id or uuid.uuid4().hex for run in runs]
         pairs = list(zip(ids, runs, strict=True))
         with self._engine.begin() as tx:
@@ -195,7 +194,7 @@ class TableWriter:
         _set_tags(tx, names)
 
     def append(self, points: Sequence[tuple[str, Points]]) -> None:
-        """Insert the points that are not there, and bring the latest ones up to date."""
+        """Insert missing points and update the latest ones."""
         runs = {run_id for run_id, _ in points}
         with self._active(runs) as tx:
             _insert_points(tx, points)
@@ -203,7 +202,7 @@ class TableWriter:
             reach("recorder.batch_logged")
 
     def prepare_end(self, runs: Mapping[str, tuple[Mapping[str, str], Sequence[Points]]]) -> None:
-        """Set the last tags and add the last points."""
+        """Set the final tags and add the final points."""
         with self._active(set(runs)) as tx:
             _insert_points(tx, [(key, some) for key, (_, last) in runs.items() for some in last])
             _set_tags(tx, {run_id: tags for run_id, (tags, _) in runs.items()})
@@ -211,7 +210,7 @@ class TableWriter:
             reach("recorder.before_final")
 
     def end(self, ends: Sequence[RunEnd]) -> None:
-        """Set status and end of runs."""
+        """Set the final status and end time of runs."""
         statement = (
             update(RUNS)
             .where(RUNS.c.run_uuid == bindparam("of_run"))
@@ -221,30 +220,25 @@ class TableWriter:
         with self._active({one.run_id for one in ends}) as tx:
             tx.execute(statement, rows)
 
-    def tag(self, runs: Mapping[str, Mapping[str, str]], held: Callable[[], None]) -> None:
-        """Set the tags of all of them."""
+    def tag(self, runs: Mapping[str, Mapping[str, str]], renew_claim: Callable[[], None]) -> None:
+        """Set the tags of all runs in one transaction."""
         with self._engine.begin() as tx:
             _set_tags(tx, runs)
 
     @contextmanager
     def _active(self, run_ids: Collection[str]) -> Iterator[Connection]:
-        """Begin a transaction on runs that nobody has deleted."""
+        """Begin a transaction; raise `MlflowException` if any of the runs is deleted."""
         with self._engine.begin() as tx:
-            alive = _alive(run_ids)
-            gone = set(run_ids) - set(tx.scalars(alive))
-            if gone:
+            active = select(RUNS.c.run_uuid).where(
+                RUNS.c.run_uuid.in_(run_ids), RUNS.c.lifecycle_stage == "active"
+            )
+            deleted = set(run_ids) - set(tx.scalars(active))
+            if deleted:
                 raise MlflowException(
-                    f"The runs {', '.join(sorted(gone))} are deleted; restore them in MLflow, or "
-                    "let `tuner doctor --repair` write others"
+                    f"The runs {', '.join(sorted(deleted))} are deleted; restore them in MLflow "
+                    "or create new ones with `tuner doctor --repair`"
                 )
             yield tx
-
-
-def _alive(run_ids: Collection[str]) -> Any:
-    """Select which of these runs are there and not deleted."""
-    return select(RUNS.c.run_uuid).where(
-        RUNS.c.run_uuid.in_(run_ids), RUNS.c.lifecycle_stage == "active"
-    )
 
 
 def _set_tags(tx: Connection, tags: Mapping[str, Mapping[str, str]]) -> None:
@@ -262,15 +256,15 @@ def _set_tags(tx: Connection, tags: Mapping[str, Mapping[str, str]]) -> None:
 
 
 def _insert_inputs(tx: Connection, experiment: int, pairs: Sequence[tuple[str, NewRun]]) -> None:
-    """Insert each data set once, what links it to its runs, and the links' tags."""
+    """Insert each data set once, its links to runs, and the tags of the links."""
     used = {(one.dataset.dataset.name, one.dataset.dataset.digest): one.dataset
             for _, one in pairs if one.dataset is not None}  # fmt: skip
     known: dict[tuple[str, str], str] = {}
     for key, one in used.items():
         validation._validate_dataset_inputs([one])
         insert_new(tx, DATASETS, [_dataset_row(experiment, one.dataset)])
-        here = (DATASETS.c.experiment_id == experiment, DATASETS.c.name == key[0])
-        query = select(DATASETS.c.dataset_uuid).where(*here, DATASETS.c.digest == key[1])
+        same = (DATASETS.c.experiment_id == experiment, DATASETS.c.name == key[0])
+        query = select(DATASETS.c.dataset_uuid).where(*same, DATASETS.c.digest == key[1])
         known[key] = tx.scalars(query).one()
     ids = [run_id for run_id, _ in pairs]
     linked = set(tx.scalars(select(INPUTS.c.destination_id).where(

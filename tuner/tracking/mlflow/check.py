@@ -1,4 +1,4 @@
-"""Comparing MLflow's runs of a study with the ledger's trials."""
+"""Compare MLflow's runs of a study with the ledger's trials."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tuner.analysis.verdicts import Verdict
 from tuner.core.outcome import RUNNING
 from tuner.ledger import Reader, StudyRecord, TrialRecord
 from tuner.ledger.database import tracking_reached
-from tuner.tracking.mismatch import Mismatch
+from tuner.ledger.publications import Publications
 from tuner.tracking.mlflow import experiments
 from tuner.tracking.mlflow.client_writer import all_runs
 from tuner.tracking.mlflow.run_content import (
@@ -27,12 +27,12 @@ from tuner.tracking.mlflow.run_content import (
     points_of,
     tags_of,
 )
-from tuner.tracking.publications import Publications
+from tuner.tracking.projection import Mismatch
 
 RENAMED = "experiment_renamed"
-"""The kind that says that people have renamed the experiment, which they may."""
-ANEW = ("run_params", "run_points")
-"""Kinds that MLflow cannot mend in place: it never changes a param, and never drops a point."""
+"""The kind of mismatch of a renamed experiment, which is allowed."""
+NEED_NEW_RUN = ("run_params", "run_points")
+"""Kinds that need a new run, since MLflow never changes a param nor deletes a point."""
 
 
 def mismatches(
@@ -43,9 +43,9 @@ def mismatches(
     *,
     without_curve: Collection[int | None],
 ) -> list[Mismatch]:
-    """Find what MLflow has otherwise than the ledger; not the points of trials `without_curve`.
+    """Return how MLflow differs from the ledger, ignoring the points of trials `without_curve`.
 
-    Raises `UnavailableError`.
+    Raise `UnavailableError` if MLflow is unreachable.
     """
     with tracking_reached(client.tracking_uri):
         return list(_mismatches(client, ledger, study, ours, without_curve))
@@ -80,7 +80,7 @@ def _mismatches(
     verdicts = {} if without_curve else _verdicts(ledger, study, ours)
     for trial in drawn:
         run = by_key.get(str(trial.number))
-        if run is None or keys[str(trial.number)] > 1:  # which of them is meant?
+        if run is None or keys[str(trial.number)] > 1:  # it is unclear which one to compare
             continue
         parent = by_key[PARENT].info.run_id if PARENT in by_key else ""
         tags = tags_of(study, trial, parent, environments[trial.id]) | outcome_tags(trial)
@@ -99,21 +99,23 @@ def _mismatches(
 def _wrong_experiments(
     client: MlflowClient, study: StudyRecord, experiment: Experiment
 ) -> Iterator[Mismatch]:
-    here = experiment.experiment_id
+    expected = experiment.experiment_id
     if experiment.name != study.title:
         yield Mismatch(
-            RENAMED, None, f"MLflow's experiment {here} is now named {experiment.name!r}"
+            RENAMED, None, f"MLflow's experiment {expected} is now named {experiment.name!r}"
         )
     for other in experiments.tagged(client, experiments.TITLE, study.title):
-        if other.experiment_id != here:
-            detail = f"experiment {other.experiment_id}, named {other.name!r}, is of it too"
-            yield Mismatch("experiment_doubled", None, f"{detail}, beside experiment {here}")
+        if other.experiment_id != expected:
+            detail = f"experiment {other.experiment_id}, named {other.name!r}, is of this study too"
+            yield Mismatch(
+                "experiment_doubled", None, f"{detail}, in addition to experiment {expected}"
+            )
 
 
 def _verdicts(
     ledger: Reader, study: StudyRecord, ours: Sequence[TrialRecord]
 ) -> Mapping[int, Verdict]:
-    """Tell the verdicts of a study at rest: while trials run, runs are told from time to time."""
+    """Return the verdicts of a study without running trials; while trials run, tags may lag."""
     if any(trial.state == RUNNING for trial in ours):
         return {}
     return Assessor(ledger, study).verdicts(ours)
@@ -132,7 +134,7 @@ def _differences(trial: TrialRecord, run: Run, tags: Mapping[str, str]) -> Itera
 
 
 def _wrong_dataset(study: StudyRecord, trial: TrialRecord, run: Run) -> Iterator[Mismatch]:
-    """Compare the data set of a run, where the study's data have a digest to be known by."""
+    """Compare the data set of a run, if the study's data have a digest."""
     expected = dataset_of(study)
     recorded = {one.dataset.digest for one in run.inputs.dataset_inputs}
     if expected is not None and expected.dataset.digest not in recorded:
@@ -142,15 +144,15 @@ def _wrong_dataset(study: StudyRecord, trial: TrialRecord, run: Run) -> Iterator
 def _wrong_points(
     client: MlflowClient, ledger: Reader, trial: TrialRecord, run: Run
 ) -> Iterator[Mismatch]:
-    """Compare each metric's history, as far as it is ours, with the ledger's curve."""
+    """Compare the history of each published metric with the ledger's curve."""
     expected: dict[str, Counter[tuple[int, float, int]]] = {}
     for point in (*points_of(ledger.curve(trial.id), trial), *last_points(trial)):
         columns = (point.steps.tolist(), point.values.tolist(), point.times.tolist())
         expected.setdefault(point.key, Counter()).update(zip(*columns, strict=True))
     for name, points in expected.items():
         history = client.get_metric_history(run.info.run_id, name)
-        told = Counter((point.step, point.value, point.timestamp) for point in history)
-        missing, extra = (points - told).total(), (told - points).total()
+        recorded = Counter((point.step, point.value, point.timestamp) for point in history)
+        missing, extra = (points - recorded).total(), (recorded - points).total()
         if missing or extra:
             detail = f"{name}: {missing} points missing, {extra} too many"
             yield Mismatch("run_points", trial.number, detail)

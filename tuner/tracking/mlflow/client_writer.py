@@ -1,8 +1,8 @@
-"""How runs get into MLflow: what a writer does, and the one that uses MLflow's client.
+"""The contract of writers of runs, and the writer that uses MLflow's client.
 
-Everything that a writer does is idempotent: a run is found again by its tags, a parameter or a
-tag may be written twice with the same value, and MLflow drops a metric's point that it has
-already, since the point's time was fixed when it was measured.
+Writes are idempotent: a run is found again by its tags, a param or tag may be written twice with
+the same value, and MLflow ignores an existing point of a metric, since its key contains the time
+and that was fixed at measurement.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from tuner.ledger.database import sent_once
 from tuner.tracking.mlflow.run_content import NewRun, Points
 
 BATCH = 1000
-"""How many points MLflow takes in one call."""
+"""The most points that MLflow accepts in one call."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunEnd:
-    """How a run ends."""
+    """The end of a run."""
 
     run_id: str
     status: str
@@ -33,44 +33,44 @@ class RunEnd:
 
 
 class RunWriter(Protocol):
-    """Writes what many runs of one study have, for one round.
+    """Writes many runs of one study; created for each publication.
 
-    Errors are MLflow's and SQLAlchemy's own.
-    `create`, `append` and `prepare_end` reach their failpoint once a run.
+    Raises MLflow's and SQLAlchemy's errors. `create`, `append` and `prepare_end` reach their
+    failpoint once per run.
     """
 
     runs_at_once: int
-    """How many runs to hand over at once: what is killed in between is written again."""
+    """How many runs to write at once; after an interruption they are written again."""
     rows_at_once: int
-    """How many rows of curves to hand over at once; short enough for the claim to hold."""
+    """How many rows of curves to write at once; few enough not to lose the claim."""
 
     def find(self, study: StudyRecord, experiment: str, keys: Collection[str]) -> Mapping[str, str]:
-        """Find the active runs whose tag `tuner.trial` is one of the keys; of two the oldest."""
+        """Return the ids of active runs by their tag `tuner.trial`; the oldest of duplicates."""
         ...
 
     def create(self, experiment: str, runs: Sequence[NewRun]) -> list[str]:
-        """Create the runs that do not exist, complete the others; give the ids of all."""
+        """Create the runs that do not exist and complete the others; return all ids."""
         ...
 
     def append(self, points: Sequence[tuple[str, Points]]) -> None:
-        """Add points to the runs of these ids."""
+        """Add points to runs, given with their ids."""
         ...
 
     def prepare_end(self, runs: Mapping[str, tuple[Mapping[str, str], Sequence[Points]]]) -> None:
-        """Set the last tags and add the last points of runs, by their ids."""
+        """Set the final tags and add the final points of runs, by id."""
         ...
 
     def end(self, ends: Sequence[RunEnd]) -> None:
-        """Give runs their final status."""
+        """Set the final status and end time of runs."""
         ...
 
-    def tag(self, runs: Mapping[str, Mapping[str, str]], held: Callable[[], None]) -> None:
-        """Set tags of active runs, by their ids; call `held` now and then where it takes long."""
+    def tag(self, runs: Mapping[str, Mapping[str, str]], renew_claim: Callable[[], None]) -> None:
+        """Set tags of active runs, by id; call `renew_claim` regularly if it takes long."""
         ...
 
 
 class ClientWriter:
-    """Writes through MLflow's client, one run after the other; to whatever MLflow knows."""
+    """Writes through MLflow's client, one run after the other; works with any backend."""
 
     runs_at_once = 1
     rows_at_once = 5000
@@ -80,7 +80,7 @@ class ClientWriter:
         self._found: dict[str, str] | None = None
 
     def find(self, study: StudyRecord, experiment: str, keys: Collection[str]) -> Mapping[str, str]:
-        """Look through all runs of the experiment, once: a writer is of one study."""
+        """Search all runs of the experiment once; the result is cached."""
         if keys and self._found is None:
             self._found = {}
             for run in all_runs(self._client, study, experiment):
@@ -88,7 +88,7 @@ class ClientWriter:
         return {key: run_id for key, run_id in (self._found or {}).items() if key in keys}
 
     def create(self, experiment: str, runs: Sequence[NewRun]) -> list[str]:
-        """Create and fill one after the other."""
+        """Create or complete one run after the other."""
         return [self._create(experiment, run) for run in runs]
 
     def _create(self, experiment: str, new: NewRun) -> str:
@@ -107,7 +107,7 @@ class ClientWriter:
         return run_id
 
     def append(self, points: Sequence[tuple[str, Points]]) -> None:
-        """Log the points of each run in as few batches as MLflow takes."""
+        """Log the points of each run in as few batches as MLflow accepts."""
         by_run: dict[str, list[Metric]] = {}
         for run_id, some in points:
             by_run.setdefault(run_id, []).extend(as_metrics(some))
@@ -117,38 +117,38 @@ class ClientWriter:
             reach("recorder.batch_logged")
 
     def prepare_end(self, runs: Mapping[str, tuple[Mapping[str, str], Sequence[Points]]]) -> None:
-        """Log tags and points of each run in one batch."""
+        """Log the tags and points of each run in one batch."""
         for run_id, (tags, points) in runs.items():
             metrics = [metric for some in points for metric in as_metrics(some)]
             self._client.log_batch(run_id, metrics=metrics, tags=as_tags(tags))
             reach("recorder.before_final")
 
     def end(self, ends: Sequence[RunEnd]) -> None:
-        """Terminate one after the other."""
+        """Terminate one run after the other."""
         for one in ends:
             self._client.set_terminated(one.run_id, one.status, one.time)
 
-    def tag(self, runs: Mapping[str, Mapping[str, str]], held: Callable[[], None]) -> None:
-        """Tag one after the other."""
+    def tag(self, runs: Mapping[str, Mapping[str, str]], renew_claim: Callable[[], None]) -> None:
+        """Tag one run after the other."""
         for index, (run_id, tags) in enumerate(runs.items()):
             if index % 50 == 49:
-                held()
+                renew_claim()
             self._client.log_batch(run_id, tags=as_tags(tags))
 
 
 def as_metrics(points: Points) -> list[Metric]:
-    """Give points as MLflow's client takes them."""
+    """Convert points to the entities of MLflow's client."""
     columns = (points.values.tolist(), points.times.tolist(), points.steps.tolist())
     return [Metric(points.key, value, at, step) for value, at, step in zip(*columns, strict=True)]
 
 
 def as_tags(tags: Mapping[str, str]) -> list[RunTag]:
-    """Give tags as MLflow's client takes them."""
+    """Convert tags to the entities of MLflow's client."""
     return [RunTag(key, value) for key, value in tags.items()]
 
 
 def all_runs(client: MlflowClient, study: StudyRecord, experiment: str) -> list[Run]:
-    """Read all runs of a study, oldest first; runs that others made in its experiment are not."""
+    """Return all active runs of a study, oldest first, without foreign runs in its experiment."""
     runs: list[Run] = []
     token = None
     while True:
@@ -158,7 +158,7 @@ def all_runs(client: MlflowClient, study: StudyRecord, experiment: str) -> list[
             order_by=["attributes.start_time ASC"],
             page_token=token,
         )
-        # by the tag, and not by a filter: in a filter of MLflow's no quote can be escaped
+        # compared here, since MLflow's filters cannot escape quotes
         runs.extend(run for run in page if run.data.tags.get("tuner.study") == study.name)
         token = page.token
         if not token:

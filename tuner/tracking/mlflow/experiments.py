@@ -1,25 +1,31 @@
-"""Finding experiments in MLflow by what they are; people may rename them in its UI."""
+"""Find experiments in MLflow by tags, since users may rename them in the UI, and create them."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, ViewType
 from mlflow.exceptions import MlflowException
 
+from tuner.core.errors import UnavailableError
 from tuner.core.text import shortened
 from tuner.ledger import StudyRecord
+from tuner.tracking.mlflow.views import is_known, view_tags, views
 
 TITLE = "tuner.title"
-"""The tag by which a study's experiment is known."""
+"""The tag that identifies a study's experiment."""
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Opens the UI on training runs instead of generative AI."""
 NAME_LIMIT = 256
-"""How many characters the name of an experiment has in MLflow's tables."""
+"""The longest name of an experiment in MLflow's tables."""
 
 
 def find(client: MlflowClient, study: StudyRecord, parent: str | None) -> Experiment | None:
-    """Return the study's experiment, active or deleted; None if there is none.
+    """Return the study's experiment, active or deleted, or None.
 
-    It is the one with the parent run, where that has been published, else the one with our tag,
-    else one that merely has the name: MLflow allows no other of that name.
+    It is the experiment of the published parent run, else the one with the tag of the title, else
+    the one with that name, since MLflow's names are unique.
     """
     if parent is not None:
         try:
@@ -30,8 +36,34 @@ def find(client: MlflowClient, study: StudyRecord, parent: str | None) -> Experi
     return named_or_tagged(client, study.title, TITLE, study.title)
 
 
+def find_or_create(
+    client: MlflowClient, study: StudyRecord, artifacts: Path | None, parent: str | None
+) -> str:
+    """Return the id of the study's experiment, created if missing, with its saved views.
+
+    `parent` is the id of the parent run if it is published. Raise `UnavailableError` if the
+    experiment is deleted.
+    """
+    saved = view_tags(study, views(study)) if is_known() else {}
+    found = find(client, study, parent)
+    if found is None:
+        location = None if artifacts is None else (artifacts / f"study-{study.id}").as_uri()
+        tags = {"tuner.study": study.name, TITLE: study.title, **KIND, **saved}
+        return str(client.create_experiment(study.title, artifact_location=location, tags=tags))
+    if found.lifecycle_stage != "active":
+        raise UnavailableError(
+            f"the experiment {found.name!r} is deleted in MLflow; restore it (`mlflow experiments "
+            f"restore --experiment-id {found.experiment_id}`) or remove it for good (`mlflow gc`)"
+        )
+    where = str(found.experiment_id)
+    for key, value in saved.items():
+        if found.tags.get(key) != value:  # written by another version of tuner
+            client.set_experiment_tag(where, key, value)
+    return where
+
+
 def named_or_tagged(client: MlflowClient, name: str, key: str, value: str) -> Experiment | None:
-    """Return the experiment with a tag, looked for by its name first; else one of that name."""
+    """Return the experiment with a tag, else the experiment with that name, or None."""
     named = client.get_experiment_by_name(name)
     if named is not None and named.tags.get(key) == value:
         return named
@@ -41,10 +73,10 @@ def named_or_tagged(client: MlflowClient, name: str, key: str, value: str) -> Ex
 def tagged(
     client: MlflowClient, key: str, value: str, view: int = ViewType.ACTIVE_ONLY
 ) -> list[Experiment]:
-    """Return the experiments with a tag, active ones first; not those of deleted studies."""
+    """Return the experiments with a tag, active ones first, without those of deleted studies."""
     found: list[Experiment] = []
     token = None
-    while True:  # all of them: in a filter of MLflow's no quote can be escaped
+    while True:  # read all of them, since MLflow's filters cannot escape quotes
         page = client.search_experiments(view_type=view, max_results=1000, page_token=token)
         found.extend(
             one

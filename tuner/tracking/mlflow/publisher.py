@@ -1,7 +1,7 @@
-"""From the ledger into MLflow: one parent run a study, one child run a trial, every finite point.
+"""Publish the ledger to MLflow: a parent run per study, a child run per trial, all finite points.
 
-What a run has is worked out in `run_content`, how it gets there is a writer's (`run_writers`,
-`run_tables`). Here is the order: a note in the ledger, then the thing, then how far it is.
+`run_content` computes the content of runs; `bulk_writer` or `client_writer` writes it. The order
+is always: record the intention in the ledger, write to MLflow, record the progress.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from tuner.core.failpoints import reach
 from tuner.core.outcome import FAILED, RUNNING
 from tuner.ledger import Reader, StudyRecord, TrialRecord
 from tuner.ledger.database import tracking_reached
+from tuner.ledger.publications import Note, Publications
 from tuner.observability import metrics
 from tuner.tracking.backlog import Backlog, Mark, OpenTrial, batches
 from tuner.tracking.bulk import writes_in_bulk
-from tuner.tracking.mlflow import study_run as parents
-from tuner.tracking.mlflow.bulk_writer import TableWriter, tables_engine, unknown
+from tuner.tracking.mlflow import experiments, study_run
+from tuner.tracking.mlflow.bulk_writer import BulkRunWriter, tables_engine, unsupported_schema
 from tuner.tracking.mlflow.client_writer import ClientWriter, RunEnd, RunWriter, all_runs
 from tuner.tracking.mlflow.run_content import (
     PARENT,
@@ -38,24 +39,24 @@ from tuner.tracking.mlflow.run_content import (
     shown_tags,
 )
 from tuner.tracking.mlflow.run_verdicts import RunVerdicts
-from tuner.tracking.publications import Note, Publications
+from tuner.tracking.projection import Due
 
 log = logging.getLogger(__name__)
 
-DESCRIBE_SECONDS = 5.0
-"""How often a study's parent run is described anew while its trials run."""
+UPDATE_SECONDS = 5.0
+"""How often a study's parent run is updated while its trials run."""
 
 
-class Told(NamedTuple):
-    """What a study's parent run has been told."""
+class ParentState(NamedTuple):
+    """What a study's parent run shows."""
 
-    at: float = -DESCRIBE_SECONDS  # on this process's clock
+    at: float = -UPDATE_SECONDS  # the last update, on the monotonic clock
     improvements: int = 0
     silent: int = 0
 
 
 class RunPublisher:
-    """Writes runs to wherever MLflow keeps them, into its tables where they are known."""
+    """Publishes runs, in bulk if MLflow's tables are accessible and their schema is known."""
 
     target = "mlflow"
 
@@ -72,54 +73,55 @@ class RunPublisher:
         self._client = client
         self._publications = publications
         self._ledger = ledger
-        self._artifacts = artifacts  # None: the server says where
+        self._artifacts = artifacts  # None: where the server decides
         self._tables: Engine | None = tables_engine(client.tracking_uri) if in_bulk else None
         self._experiments: dict[int, str] = {}
-        self._described: dict[int, Told] = {}
+        self._parents: dict[int, ParentState] = {}
         self._verdicts: dict[int, RunVerdicts] = {}
-        self._doubtful: set[int] = set()  # studies that may have second runs
+        self._uncertain: set[int] = set()  # studies that may have duplicate runs
 
-    def due(self, mark: Mark) -> bool | None:
-        """Tell whether there is anything to publish; None: only what may wait for a while."""
-        if mark.external_id is None or mark.study_id in self._doubtful:
-            return True
-        if any(map(_due, self.backlog.open(mark))):
-            return True
-        told = self._described.get(mark.study_id, Told())
-        if mark.published == mark.revision and mark.silent == told.silent:
-            return False
-        # a study at rest is described at once, one in motion from time to time
-        return True if not mark.live or time.monotonic() >= told.at + DESCRIBE_SECONDS else None
+    def due(self, mark: Mark) -> Due:
+        """Return whether there is anything to publish; the parent run's update may wait."""
+        if mark.external_id is None or mark.study_id in self._uncertain:
+            return Due.NOW
+        if any(map(_is_due, self.backlog.open(mark))):
+            return Due.NOW
+        shown = self._parents.get(mark.study_id, ParentState())
+        if mark.published == mark.revision and mark.silent == shown.silent:
+            return Due.NOTHING
+        # update at once when no trial runs, else from time to time
+        is_due = not mark.live or time.monotonic() >= shown.at + UPDATE_SECONDS
+        return Due.NOW if is_due else Due.LATER
 
     def publish(self, study: StudyRecord, mark: Mark, *, waiting: bool) -> None:
-        """Publish what is new of a claimed study, and with `waiting` also what may wait.
+        """Publish what is new of a claimed study, with `waiting` including the parent's update.
 
-        Raises `UnavailableError`.
+        Raise `UnavailableError` if MLflow is unreachable.
         """
         with tracking_reached(self._client.tracking_uri):
             try:
                 self._publish(study, mark, waiting=waiting)
             except Exception:
-                self._experiments.pop(study.id, None)  # perhaps it is there no more
+                self._experiments.pop(study.id, None)  # it may have been deleted
                 raise
 
     def _publish(self, study: StudyRecord, mark: Mark, *, waiting: bool) -> None:
         experiment = self._experiments.get(study.id)
         if experiment is None:
-            experiment = parents.experiment_id(
+            experiment = experiments.find_or_create(
                 self._client, study, self._artifacts, mark.external_id
             )
             self._experiments[study.id] = experiment
         writer = self._writer()
         run_id = mark.external_id
         if run_id is None:
-            with self._making(study):
+            with self._uncertain_on_error(study):
                 found = writer.find(study, experiment, [PARENT])
-                run_id = found.get(PARENT) or parents.create(self._client, study, experiment)
+                run_id = found.get(PARENT) or study_run.create(self._client, study, experiment)
                 self._publications.note_study(study.id, run_id, 0)
-            self._described.pop(study.id, None)
+            self._parents.pop(study.id, None)
             self._verdicts.pop(study.id, None)
-        due = [one for one in self.backlog.open(mark) if _due(one)]
+        due = [one for one in self.backlog.open(mark) if _is_due(one)]
         for batch in batches(due, writer.runs_at_once):
             trials = self.backlog.trials([one.id for one in batch])
             run_ids = {one.id: one.external_id for one in batch if one.external_id is not None}
@@ -129,40 +131,46 @@ class RunPublisher:
             run_ids |= self._create(writer, study, experiment, run_id, new, trials, existing)
             self._append(writer, study, batch, trials, run_ids)
             self._finish(writer, study, trials, run_ids)
-        if study.id in self._doubtful:
+        if study.id in self._uncertain:
             self.discard(study, ())
-            self._doubtful.remove(study.id)
-        if waiting or self.due(mark._replace(external_id=run_id)):
-            improvements = parents.describe(
-                self._client,
-                self._ledger,
-                study,
-                experiment,
-                run_id,
-                known=self._described.get(study.id, Told()).improvements,
-                at_rest=not mark.live,
-            )
-            self._described[study.id] = Told(time.monotonic(), improvements, mark.silent)
-            verdicts = self._verdicts.setdefault(study.id, RunVerdicts(self._ledger, study))
-            verdicts.tell(
-                self._writer(),  # another one: this one may remember runs as they were before
-                experiment,
-                at_rest=waiting or not mark.live,
-                held=lambda: self._publications.note(study.id, []),
-            )
-            self._publications.note_study(study.id, run_id, study.revision)
+            self._uncertain.remove(study.id)
+        if waiting or self.due(mark._replace(external_id=run_id)) is not Due.NOTHING:
+            self._update_summary(study, mark, experiment, run_id, waiting=waiting)
+
+    def _update_summary(
+        self, study: StudyRecord, mark: Mark, experiment: str, run_id: str, *, waiting: bool
+    ) -> None:
+        """Update the parent run and the tags with verdicts, and record the study's revision."""
+        improvements = study_run.update(
+            self._client,
+            self._ledger,
+            study,
+            experiment,
+            run_id,
+            known=self._parents.get(study.id, ParentState()).improvements,
+            at_rest=not mark.live,
+        )
+        self._parents[study.id] = ParentState(time.monotonic(), improvements, mark.silent)
+        verdicts = self._verdicts.setdefault(study.id, RunVerdicts(self._ledger, study))
+        verdicts.update_tags(
+            self._writer(),  # a new one, since a writer may cache the runs found earlier
+            experiment,
+            at_rest=waiting or not mark.live,
+            renew_claim=lambda: self._publications.note(study.id, []),
+        )
+        self._publications.note_study(study.id, run_id, study.revision)
 
     def close(self) -> None:
-        """Close the connections to MLflow's tables; those of its client are its own."""
+        """Close the connections to MLflow's tables; the client manages its own."""
         if self._tables is not None:
             self._tables.dispose()
 
     def _writer(self) -> RunWriter:
-        """Choose anew each time: MLflow's tables may have been upgraded since."""
-        if self._tables is None:  # a server's, which has no other way
+        """Return a writer, chosen at each call since MLflow's tables may have been upgraded."""
+        if self._tables is None:  # on a server, which is reachable through its API only
             metrics.BULK_WRITER.labels(self.target).set(0.0)
-        elif writes_in_bulk(self.target, unknown(self._tables)):
-            return TableWriter(self._tables)
+        elif writes_in_bulk(self.target, unsupported_schema(self._tables)):
+            return BulkRunWriter(self._tables)
         return ClientWriter(self._client)
 
     def _create(
@@ -175,7 +183,7 @@ class RunPublisher:
         trials: Mapping[int, TrialRecord],
         existing: Mapping[str, str],
     ) -> dict[int, str]:
-        """Create trials' runs, or finish creating those that exist; give their ids by trial."""
+        """Create the runs of trials, or complete existing ones; return their ids by trial id."""
         if not new:
             return {}
         environments = self.backlog.environments([one.id for one in new])
@@ -187,7 +195,7 @@ class RunPublisher:
         ]
         self._publications.begin(study.id, [one.id for one in new if not one.begun])
         reach("recorder.begun")
-        with self._making(study):
+        with self._uncertain_on_error(study):
             made = writer.create(experiment, runs)
             run_ids = {one.id: run_id for one, run_id in zip(new, made, strict=True)}
             notes = [Note(trial_id=key, external_id=run_id) for key, run_id in run_ids.items()]
@@ -195,16 +203,16 @@ class RunPublisher:
         return run_ids
 
     @contextmanager
-    def _making(self, study: StudyRecord) -> Iterator[None]:
-        """Doubt a study in which a run was perhaps made and not noted.
+    def _uncertain_on_error(self, study: StudyRecord) -> Iterator[None]:
+        """Mark the study as uncertain on an error, since an unrecorded run may exist.
 
-        Another recorder may have made that run too: the claim can be lost between the last look
-        at it and MLflow's commit. Second runs are cleared away under the next claim.
+        Another recorder may create the same run: the claim can be lost between its last check and
+        MLflow's commit. Duplicates are deleted under the next claim.
         """
         try:
             yield
         except Exception:
-            self._doubtful.add(study.id)
+            self._uncertain.add(study.id)
             raise
 
     def _append(
@@ -215,17 +223,17 @@ class RunPublisher:
         trials: Mapping[int, TrialRecord],
         run_ids: Mapping[int, str],
     ) -> None:
-        """Publish rows, so many at once that the claim holds meanwhile."""
+        """Publish curves, in pages small enough to keep the claim."""
         reached = {one.id: one.next_step for one in batch}
-        left = [one for one in trials.values() if one.steps > reached[one.id]]
-        # of no step there may be an evaluation nevertheless
-        left += [one for one in trials.values() if one.steps == 0 and one.state != RUNNING]
-        while left:
-            page = self.backlog.chunks(left, writer.rows_at_once)
+        unfinished = [one for one in trials.values() if one.steps > reached[one.id]]
+        # a trial without steps may have an evaluation
+        unfinished += [one for one in trials.values() if one.steps == 0 and one.state != RUNNING]
+        while unfinished:
+            page = self.backlog.chunks(unfinished, writer.rows_at_once)
             for trial, chunk in page:
                 reached[trial.id] = chunk.next_step
-            if not page:  # what is lacking is lost to the ledger too
-                reached |= {trial.id: trial.steps for trial in left}
+            if not page:  # the ledger has lost the rest
+                reached |= {trial.id: trial.steps for trial in unfinished}
             points = [
                 (run_ids[trial.id], points)
                 for trial, chunk in page
@@ -233,10 +241,10 @@ class RunPublisher:
             ]
             if points:
                 writer.append(points)
-            told = {trial.id for trial, _ in page} or {trial.id for trial in left}
-            notes = [Note(trial_id=key, next_step=reached[key]) for key in sorted(told)]
+            changed = {trial.id for trial, _ in page} or {trial.id for trial in unfinished}
+            notes = [Note(trial_id=key, next_step=reached[key]) for key in sorted(changed)]
             self._publications.note(study.id, notes)
-            left = [trial for trial in left if reached[trial.id] < trial.steps]
+            unfinished = [trial for trial in unfinished if reached[trial.id] < trial.steps]
 
     def _finish(
         self,
@@ -270,28 +278,28 @@ class RunPublisher:
         self._publications.note(study.id, [Note(trial_id=one.id, final=True) for one in ended])
 
     def _put_traceback(self, run_id: str, text: str) -> None:
-        """Put a traceback beside a run. Where that fails nothing waits for it: the ledger has it.
+        """Upload a traceback to a run. A failure is only logged, since the ledger has the text.
 
-        Each kind of artifact store has errors of its own; that a server is away, what follows says.
+        Artifact stores raise many kinds of errors; an unreachable server fails at the next call.
         """
         try:
             self._client.log_text(run_id, text, TRACEBACK)
         except Exception as error:
-            log.warning("the traceback of run %s is not among its artifacts: %s", run_id, error)
+            log.warning("the traceback of run %s could not be uploaded: %s", run_id, error)
 
     def discard(self, study: StudyRecord, numbers: Collection[int]) -> None:
-        """Delete the runs of some trials, and of others all but one, so that they can be anew.
+        """Delete the runs of some trials, and duplicate runs of the others.
 
-        MLflow keeps what is deleted until its own garbage collection.
+        Deleted runs stay in MLflow's tables until `mlflow gc`.
         """
         with tracking_reached(self._client.tracking_uri):
             parent, _ = self._publications.study(study.id)
             known = {parent, *self._publications.external_ids(study.id).values()}
-            experiment = parents.experiment_id(self._client, study, self._artifacts, parent)
-            # kept for publishing again, when the parent run is no longer noted
+            experiment = experiments.find_or_create(self._client, study, self._artifacts, parent)
+            # for republishing, when the parent run is no longer recorded
             self._experiments[study.id] = experiment
             kept: set[str] = set()
-            # published ones first, so that of two runs of a trial the other one goes
+            # recorded runs first, so that the unrecorded duplicates are deleted
             runs = all_runs(self._client, study, experiment)
             for run in sorted(runs, key=lambda run: run.info.run_id not in known):
                 key = run.data.tags["tuner.trial"]
@@ -300,8 +308,8 @@ class RunPublisher:
                 kept.add(key)
 
 
-def _due(trial: OpenTrial) -> bool:
-    """Tell whether there is something to publish of a trial."""
+def _is_due(trial: OpenTrial) -> bool:
+    """Return whether a trial has anything to publish."""
     if not trial.running:
         return True
     return trial.drawn and (trial.external_id is None or trial.steps > trial.next_step)

@@ -1,7 +1,7 @@
 """MLflow's model registry: the versions of one model, and the aliases champion and challenger.
 
-Whoever reads `models:/NAME@champion` gets a whole version: its files and its tags, with the reason
-and the metrics, are there before the one write that moves the alias. Versions are kept.
+A reader of `models:/NAME@champion` gets a complete version: its files and tags are written before
+the single write that moves the alias. Versions are never deleted.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from tuner.ledger.database import sent_once, tracking_reached
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 RETRAINING = "tuner.retraining"
-"""The tag of runs, models and versions that says which retraining they are of."""
+"""The tag of runs, models and versions that identifies their retraining."""
 REPLACES = "tuner.replaces"
-"""The tag of a version that was promoted: the champion before it."""
+"""The tag of a promoted version with the previous champion."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Version:
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """What rows are like that go into a model or come out of it."""
+    """The type and shape of a model's input or output rows."""
 
     dtype: str  # numpy's name
     shape: tuple[int, ...]  # of one row
@@ -53,7 +53,7 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A version of a model, ready to predict."""
+    """A loaded version of a model."""
 
     version: Version
     module: Any  # a torch module
@@ -63,14 +63,14 @@ class Loaded:
 
 
 class Registry:
-    """The versions of one model in one MLflow. Errors of MLflow's are `UnavailableError`."""
+    """The versions of one model. Raises `UnavailableError` for errors of MLflow."""
 
     def __init__(self, client: MlflowClient, model: str) -> None:
         self._client = client
         self.model = model
 
     def champion(self) -> Version | None:
-        """Read the version that is the champion; None if there is none."""
+        """Return the champion, or None if there is none."""
         with self._reached():
             try:
                 found = self._client.get_model_version_by_alias(self.model, CHAMPION)
@@ -81,7 +81,7 @@ class Registry:
         return _version(found)
 
     def version(self, number: int) -> Version:
-        """Read a version. Raises `NotFoundError`."""
+        """Return a version. Raise `NotFoundError` if it does not exist."""
         with self._reached():
             try:
                 return _version(self._client.get_model_version(self.model, str(number)))
@@ -90,14 +90,14 @@ class Registry:
                     raise
         raise NotFoundError(f"model {self.model!r} has no version {number} in the registry")
 
-    def of_run(self, run_id: str) -> Version | None:
-        """Find the version that a run has made."""
+    def find_by_run(self, run_id: str) -> Version | None:
+        """Return the version created from a run, or None."""
         with self._reached():
             found = self._client.search_model_versions(f"run_id = '{run_id}'")
         return next((_version(one) for one in found if one.name == self.model), None)
 
     def add(self, source: str, run_id: str, model_id: str, tags: Mapping[str, str]) -> Version:
-        """Make a version of a logged model, and the model if it is the first one."""
+        """Create a version of a logged model, and the registered model if missing."""
         with self._reached():
             try:
                 self._client.create_registered_model(self.model)
@@ -110,8 +110,8 @@ class Registry:
                 )
         return _version(made)
 
-    def point(self, alias: str, number: int) -> None:
-        """Let an alias lead to a version: one write, which readers see or do not."""
+    def set_alias(self, alias: str, number: int) -> None:
+        """Move an alias to a version, atomically."""
         with self._reached():
             self._client.set_registered_model_alias(self.model, alias, str(number))
 
@@ -122,7 +122,7 @@ class Registry:
                 self._client.set_model_version_tag(self.model, str(number), key, value)
 
     def load(self, version: Version) -> Loaded:
-        """Read a version's files, and run no code of theirs. Raises `NotFoundError`."""
+        """Load a version, executing no code from its files. Raise `NotFoundError` if unreadable."""
         what = f"version {version.number} of model {version.model!r}"
         try:
             folder = Path(
@@ -134,8 +134,8 @@ class Registry:
             module = mlflow.pytorch.load_model(str(folder))
         except (MlflowException, OSError) as error:
             raise NotFoundError(
-                f"{what} cannot be read at {version.source}; restore its files, or let "
-                f"`tuner rollback` make another version the champion. MLflow said: "
+                f"{what} cannot be read at {version.source}; restore its files, or make another "
+                f"version the champion with `tuner rollback`. MLflow reported: "
                 f"{(str(error).splitlines() or [''])[0]}"
             ) from error
         example = about.load_input_example(str(folder))
@@ -168,5 +168,5 @@ def _version(found: ModelVersion) -> Version:
 
 
 def _is_missing(error: MlflowException) -> bool:
-    # an alias that is not set is said to be an invalid parameter
+    # MLflow reports a missing alias as an invalid parameter
     return error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}

@@ -1,8 +1,8 @@
-"""A retraining's run in MLflow: its curve, its model, and the version that comes of it.
+"""A retraining's run in MLflow: its curve, its model, and the registered version.
 
-All of a study's retrainings are in the experiment `NAME retrain`, as children of one parent run,
-which shows how rate and metric moved from one to the next. Everything is found again by the
-retraining's identity, so a call that was interrupted anywhere is finished by the next one.
+All retrainings of a study are in the experiment `NAME retrain`, as children of one parent run that
+shows the drift of rate and metric. Records are found again by the retraining's identity, so that
+the next call completes an interrupted one.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ from tuner.core.failpoints import reach
 from tuner.core.text import NAME_LIMIT, derived
 from tuner.ledger.database import sent_once, tracking_reached
 from tuner.tracking.mlflow.client_writer import BATCH, as_metrics, as_tags
-from tuner.tracking.mlflow.experiments import named_or_tagged
+from tuner.tracking.mlflow.experiments import KIND, named_or_tagged
 from tuner.tracking.mlflow.registry import CHALLENGER, RETRAINING, Registry, Version
 from tuner.tracking.mlflow.run_content import all_points, milliseconds
 
 PARENT = "parent"
 OF = "tuner.retrains"
-"""The tag by which the experiment of a study's retrainings is known."""
+"""The tag that identifies the experiment of a study's retrainings."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOf:
-    """What the run of a retraining has."""
+class RunContent:
+    """The content of a retraining's run."""
 
-    identity: str  # letters and digits, the retraining's own
+    identity: str  # of the retraining; letters and digits
     name: str
     started_at: float
     ended_at: float
@@ -66,7 +66,7 @@ class RunOf:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOf:
+class ModelContent:
     """The model of a retraining."""
 
     module: Any  # a torch module
@@ -75,18 +75,18 @@ class ModelOf:
     tags: Mapping[str, str]  # of its version
 
 
-class RetrainRuns:
-    """The runs of one study's retrainings. Errors of MLflow's are `UnavailableError`."""
+class RetrainingRuns:
+    """The runs of one study's retrainings. Raises `UnavailableError` for errors of MLflow."""
 
     def __init__(self, client: MlflowClient, study: str, artifacts: Path | None) -> None:
-        """Keep models below `artifacts`; None: the server says where."""
+        """Store models below `artifacts`; None: where the server decides."""
         self._client = client
         self._study = study
         with tracking_reached(client.tracking_uri):
             self._experiment = self._find_experiment(artifacts)
 
-    def log(self, content: RunOf) -> str:
-        """Create or complete the run; give its id."""
+    def log(self, content: RunContent) -> str:
+        """Create or complete the run; return its id."""
         with tracking_reached(self._client.tracking_uri):
             run = self._find(content.identity)
             if run is None:
@@ -111,9 +111,11 @@ class RetrainRuns:
             self._client.set_terminated(run_id, content.status, at)
         return run_id
 
-    def register(self, registry: Registry, run_id: str, run: RunOf, content: ModelOf) -> Version:
-        """Log the model of a run and make a version of it, the challenger."""
-        found = registry.of_run(run_id)
+    def register(
+        self, registry: Registry, run_id: str, run: RunContent, content: ModelContent
+    ) -> Version:
+        """Log the model of a run and register it as the challenger."""
+        found = registry.find_by_run(run_id)
         if found is None:
             with tracking_reached(self._client.tracking_uri):
                 logged = self._logged(run_id, run, content)
@@ -121,34 +123,34 @@ class RetrainRuns:
             reach("retrain.model_logged")
             found = registry.add(logged.artifact_location, run_id, logged.model_id, content.tags)
             reach("retrain.version_created")
-        registry.point(CHALLENGER, found.number)
+        registry.set_alias(CHALLENGER, found.number)
         return found
 
-    def show_drift(self, metrics: Mapping[str, float], step: int, at: float) -> None:
-        """Add what a retraining ended with to the curves of the parent run."""
+    def log_drift(self, metrics: Mapping[str, float], step: int, at: float) -> None:
+        """Log a retraining's results to the parent run's curves."""
         points = [Metric(key, value, milliseconds(at), step) for key, value in metrics.items()]
         with tracking_reached(self._client.tracking_uri):
             self._client.log_batch(self._parent(), metrics=points)
 
-    def _link(self, run_id: str, run: RunOf, model_id: str) -> None:
-        """Let the run's page name its model, and the model's page what it was measured to be."""
+    def _link(self, run_id: str, run: RunContent, model_id: str) -> None:
+        """Link the model to the run, and log the run's metrics for the model."""
         at = milliseconds(run.ended_at)
-        # without their data, by whose digest the page would give each retraining its own columns
+        # without the data set: its digest would give each retraining separate columns on the page
         points = [Metric(key, value, at, 0, model_id) for key, value in run.metrics.items()]
         self._client.log_batch(run_id, metrics=points)
         outputs = self._client.get_run(run_id).outputs
         if not any(one.model_id == model_id for one in outputs.model_outputs):
             self._client.log_outputs(run_id, [LoggedModelOutput(model_id, 0)])
 
-    def _logged(self, run_id: str, run: RunOf, content: ModelOf) -> LoggedModel:
-        """Find the model that this run has logged, or log it."""
+    def _logged(self, run_id: str, run: RunContent, content: ModelContent) -> LoggedModel:
+        """Return the model logged by this run, logging it if missing."""
         found = self._client.search_logged_models(
             [self._experiment], filter_string=f"source_run_id = '{run_id}'"
         )
         for one in found:
             if one.status == LoggedModelStatus.READY:
                 return one
-            self._client.delete_logged_model(one.model_id)  # somebody died while logging it
+            self._client.delete_logged_model(one.model_id)  # an interrupted call left it incomplete
         made = self._client.create_logged_model(
             self._experiment,
             name=model_title(content.tags["tuner.study"]),
@@ -169,7 +171,7 @@ class RetrainRuns:
                     inputs=_schema(content.example), outputs=_schema(content.outputs)
                 ),
                 input_example=content.example,
-                # given, since to infer them takes ten seconds; no local build's suffix
+                # explicit, since inferring them takes ten seconds; without a local build's suffix
                 pip_requirements=[
                     f"{name}=={version(name).partition('+')[0]}"
                     for name in ("torch", "numpy", "mlflow")
@@ -180,7 +182,7 @@ class RetrainRuns:
         return self._client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
 
     def _parent(self) -> str:
-        """Find or create the run that all retrainings are children of."""
+        """Return the id of the parent run of all retrainings, created if missing."""
         found = self._find(PARENT)
         if found is None:
             tags = {
@@ -204,23 +206,20 @@ class RetrainRuns:
         name = derived(self._study, "retrain")
         found = named_or_tagged(self._client, name, OF, self._study)
         if found is None:
-            # not the name: a folder's may have 255 bytes, and a run's address 200 characters
+            # a digest, since folder names are limited to 255 bytes and artifact URIs to 200
             digest = hashlib.sha256(self._study.encode()).hexdigest()[:16]
             location = None if artifacts is None else (artifacts / f"retrain-{digest}").as_uri()
-            tags = {
-                OF: self._study,
-                "mlflow.experimentKind": "custom_model_development",
-            }
+            tags = {OF: self._study, **KIND}
             return str(self._client.create_experiment(name, location, tags=tags))
         return str(found.experiment_id)
 
 
 def model_title(study: str) -> str:
-    """Call a logged model by its study, without what MLflow refuses there."""
+    """Return the name of a study's logged model, without characters that MLflow rejects."""
     return re.sub(r"""[/:.%"']""", "_", study)
 
 
-def _dataset(content: RunOf) -> Dataset:
+def _dataset(content: RunContent) -> Dataset:
     name, digest = content.data
     source = json.dumps({"tags": {"mlflow.source.name": content.factory}})
     return Dataset(name=name, digest=digest, source_type="code", source=source)

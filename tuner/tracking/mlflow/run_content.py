@@ -1,4 +1,4 @@
-"""What a trial's run in MLflow has, worked out from the ledger: pure functions."""
+"""The content of a trial's run in MLflow, computed from the ledger by pure functions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tuner.core.outcome import CANCELLED, COMPLETED, DIVERGED, FAILED, PRUNED, R
 from tuner.core.text import NAME_LIMIT
 from tuner.ledger import StudyRecord, TrialRecord
 from tuner.tracking.mlflow.views import COLOUR, COLOURS, VALUE
-from tuner.tracking.notes import plain
+from tuner.tracking.notes import escape_markdown
 from tuner.training.trainer import seed_of
 
 STATUS = {
@@ -30,16 +30,16 @@ STATUS = {
 """MLflow's status of a run, by our state of its trial."""
 
 TRACEBACK = "traceback.txt"
-"""The artifact of a failed trial's run."""
+"""The artifact of a failed trial's run with the traceback."""
 REASON_LIMIT = 5000
-PARENT = "study"  # what the tag tuner.trial says on a parent run
+PARENT = "study"  # the value of the tag tuner.trial of a parent run
 
 
 @dataclass(frozen=True, kw_only=True)
 class NewRun:
-    """A run as it begins."""
+    """The initial content of a run."""
 
-    run_id: str | None  # of the one that exists, perhaps without all that is below
+    run_id: str | None  # of an existing run, which may be incomplete
     name: str
     start_time: int  # milliseconds since 1970
     tags: Mapping[str, str]
@@ -64,7 +64,7 @@ def new_run(
     environment: Mapping[str, Any],
     run_id: str | None,
 ) -> NewRun:
-    """Give what a trial's run begins with."""
+    """Return the initial content of a trial's run."""
     return NewRun(
         run_id=run_id,
         name=f"{trial.number}: {ranking.in_short(trial.params)} ({study.title})"[:NAME_LIMIT],
@@ -76,9 +76,9 @@ def new_run(
 
 
 def points_of(chunk: Chunk, trial: TrialRecord) -> Iterator[Points]:
-    """Give the points that MLflow gets: finite ones, before the step where the guard stopped.
+    """Yield the points for MLflow: the finite ones before the step where the guard stopped.
 
-    Rows that were committed after the trial was read are left out: they may be past that step.
+    Rows committed after the trial was read are omitted, since they may be past that step.
     """
     limit = math.inf if trial.stopped_step is None else trial.stopped_step
     steps = np.arange(chunk.first_step, chunk.next_step)
@@ -90,7 +90,7 @@ def points_of(chunk: Chunk, trial: TrialRecord) -> Iterator[Points]:
 
 
 def all_points(chunk: Chunk) -> Iterator[Points]:
-    """Give the finite points of a whole curve."""
+    """Yield the finite points of a whole curve."""
     steps = np.arange(chunk.first_step, chunk.next_step)
     for name, values in chunk.columns.items():
         yield from _finite(name, values, steps, chunk.times, math.inf)
@@ -108,7 +108,7 @@ def _finite(
 
 
 def last_points(trial: TrialRecord) -> Iterator[Points]:
-    """Give the points that say how a trial ended: where the guard stopped it, or its value."""
+    """Yield the points that record a trial's end: the guard's `stopped_step`, or the value."""
     if trial.stopped_step is not None:
         yield _last(trial, "stopped_step", trial.stopped_step, float(trial.stopped_step))
     if trial.state == COMPLETED and trial.value is not None:
@@ -121,31 +121,35 @@ def _last(trial: TrialRecord, key: str, step: int, value: float) -> Points:
 
 
 def params_of(trial: TrialRecord) -> dict[str, str]:
-    """Give the params of a trial's run; none if it failed before they were drawn."""
+    """Return the params of a trial's run; none if the trial failed before they were drawn."""
     if trial.params is None:
         return {}
-    # beside the rate its logarithm, since the axes of MLflow's charts are linear
+    # the logarithm of the rate too, since the axes of MLflow's charts are linear
     params = dict(trial.params) | {"log10_lr": math.log10(float(trial.params["lr"]))}
     return {key: str(value) for key, value in params.items()}
 
 
 def outcome_tags(trial: TrialRecord) -> dict[str, str]:
-    """Give the tags of a run that say how its trial stands."""
+    """Return the tags of a run that hold its trial's outcome."""
     if trial.state == RUNNING:
         return {"tuner.outcome": RUNNING}
     return {"tuner.outcome": trial.state, "tuner.reason": (trial.reason or "")[:REASON_LIMIT]}
 
 
 def shown_tags(trial: TrialRecord) -> dict[str, str]:
-    """Give the tags that the UI shows in ways of its own, and that people may change."""
-    why = {"mlflow.note.content": plain(trial.reason[:REASON_LIMIT])} if trial.reason else {}
-    return {COLOUR: COLOURS[trial.state], **why}
+    """Return the tags that the UI displays specially and users may change."""
+    note = (
+        {"mlflow.note.content": escape_markdown(trial.reason[:REASON_LIMIT])}
+        if trial.reason
+        else {}
+    )
+    return {COLOUR: COLOURS[trial.state], **note}
 
 
 def tags_of(
     study: StudyRecord, trial: TrialRecord, parent: str, environment: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Give the tags that a run has from the beginning."""
+    """Return the initial tags of a run."""
     tags = {
         "mlflow.parentRunId": parent,
         "mlflow.source.name": study.spec.workload.function,
@@ -170,7 +174,7 @@ def tags_of(
 
 
 def dataset_of(study: StudyRecord) -> DatasetInput | None:
-    """Return what a run's training data are recorded as, or None where they have no digest."""
+    """Return the record of a run's training data, or None if they have no digest."""
     workload = study.workload
     if not workload["data"]:
         return None
@@ -187,5 +191,5 @@ def dataset_of(study: StudyRecord) -> DatasetInput | None:
 
 
 def milliseconds(seconds: float) -> int:
-    """Give a time as MLflow has it."""
+    """Return a time in milliseconds, as MLflow stores it."""
     return round(seconds * 1000)

@@ -1,4 +1,4 @@
-"""The verdicts of a study's trials, as tags of their runs: told when new or changed."""
+"""Tags of runs with the verdicts of their trials, updated when a verdict is new or changed."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from tuner.tracking.mlflow.client_writer import RunWriter
 from tuner.tracking.mlflow.run_content import REASON_LIMIT
 
 REFRESH_SECONDS = 30.0
-"""How often verdicts are renewed while trials run; and never for more than a tenth of the time."""
-AT_ONCE = 500
-"""Runs that are tagged between two notes that the claim is still held."""
+"""How often verdicts are updated while trials run; less often if it takes over a tenth of that."""
+BATCH = 500
+"""Runs that are tagged between two renewals of the claim."""
 
 
 def verdict_tags(verdict: Verdict) -> dict[str, str]:
-    """Return the tags of a run that say what its trial's rate was like.
+    """Return the tags of a run with the verdict on its trial's rate.
 
-    `tuner.regime` is what the first version called the verdict; it stays for saved searches.
+    `tuner.regime` is the first version's name of the verdict, kept for saved searches.
     """
     return {
         "tuner.verdict": verdict.kind,
@@ -31,11 +31,11 @@ def verdict_tags(verdict: Verdict) -> dict[str, str]:
 
 
 class RunVerdicts:
-    """Knows one study's verdicts and what its runs have been told of them.
+    """Computes one study's verdicts and remembers which tags were written.
 
-    A verdict is relative to the best trial, so a better one changes what is true of the others.
-    While trials run only a changed kind is told, at rest every changed sentence too. What was told
-    is remembered by this process alone: another one tells everything once more.
+    Verdicts are relative to the best trial, so a new best trial changes those of others. While
+    trials run only changed kinds are written; at rest, changed reasons too. What was written is
+    remembered by this process only; another process writes all tags again.
     """
 
     def __init__(self, ledger: Reader, study: StudyRecord) -> None:
@@ -44,27 +44,27 @@ class RunVerdicts:
         self._study = study
         self._revision = 0
         self._trials: dict[int, TrialRecord] = {}
-        self._told: dict[str, Mapping[str, str]] = {}  # by number, as text
+        self._written: dict[str, Mapping[str, str]] = {}  # by trial number, as text
         self._next = 0.0
 
-    def tell(
-        self, writer: RunWriter, experiment: str, *, at_rest: bool, held: Callable[[], None]
+    def update_tags(
+        self, writer: RunWriter, experiment: str, *, at_rest: bool, renew_claim: Callable[[], None]
     ) -> None:
-        """Tag the active runs of trials that have ended; `held` says that the claim is needed on.
+        """Tag the active runs of ended trials, renewing the claim after each batch.
 
-        Between two looks while trials run it does nothing.
+        While trials run, do nothing until the next refresh.
         """
         began = time.monotonic()
         if not at_rest and began < self._next:
             return
         due = {key: tags for key, tags in self._tags().items() if self._is_due(key, tags, at_rest)}
         keys = list(due)
-        for first in range(0, len(keys), AT_ONCE):
-            some = keys[first : first + AT_ONCE]
-            run_ids = writer.find(self._study, experiment, some)
-            writer.tag({run_id: due[key] for key, run_id in run_ids.items()}, held)
-            self._told.update({key: due[key] for key in run_ids})
-            held()
+        for first in range(0, len(keys), BATCH):
+            batch = keys[first : first + BATCH]
+            run_ids = writer.find(self._study, experiment, batch)
+            writer.tag({run_id: due[key] for key, run_id in run_ids.items()}, renew_claim)
+            self._written.update({key: due[key] for key in run_ids})
+            renew_claim()
         took = time.monotonic() - began
         self._next = began + max(REFRESH_SECONDS, 10 * took)
 
@@ -76,7 +76,7 @@ class RunVerdicts:
         return {str(number): verdict_tags(verdict) for number, verdict in verdicts.items()}
 
     def _is_due(self, key: str, tags: Mapping[str, str], at_rest: bool) -> bool:
-        told = self._told.get(key)
-        if told is None:
+        written = self._written.get(key)
+        if written is None:
             return True
-        return told != tags if at_rest else told["tuner.verdict"] != tags["tuner.verdict"]
+        return written != tags if at_rest else written["tuner.verdict"] != tags["tuner.verdict"]

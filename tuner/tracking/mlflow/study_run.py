@@ -1,4 +1,4 @@
-"""The parent run of a study in MLflow: its experiment, its summary, and who was ever the best."""
+"""The parent run of a study in MLflow: its notes, status, report and history of best values."""
 
 from __future__ import annotations
 
@@ -7,70 +7,36 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric
-from sqlalchemy import func, or_, select
+from sqlalchemy import Engine, func, or_, select
 
 from tuner.analysis import ranking
-from tuner.core.errors import UnavailableError
 from tuner.core.outcome import COMPLETED, RUNNING
 from tuner.core.text import NAME_LIMIT
 from tuner.ledger import STOPPED, Reader, StudyRecord
-from tuner.ledger.database import is_database, is_served, sent_once
+from tuner.ledger.database import (
+    Addresses,
+    is_database,
+    is_served,
+    sent_once,
+    tracking_client,
+    tracking_reached,
+)
+from tuner.ledger.publications import Publications
 from tuner.ledger.tables import trials
 from tuner.tracking.mlflow.client_writer import BATCH, as_tags
-from tuner.tracking.mlflow.experiments import TITLE, find
+from tuner.tracking.mlflow.links import Links, experiment_of
 from tuner.tracking.mlflow.run_content import PARENT, milliseconds
-from tuner.tracking.mlflow.views import (
-    BEST,
-    COLOUR,
-    COLOURS,
-    Links,
-    best_view,
-    is_known,
-    view_tags,
-    views,
-)
+from tuner.tracking.mlflow.views import BEST, COLOUR, COLOURS, best_view, is_known, view_tags
 from tuner.tracking.notes import FOLDER, PICTURE, REPORT, experiment_note, study_note
-from tuner.tracking.publications import Publications
 
 FEW = 5
-"""So many of the best trials are compared by a link."""
+"""How many of the best trials a link compares."""
 NOTE_LIMIT = 5000
-"""What MLflow takes as the value of an experiment's tag; of a run's it takes more."""
-
-
-def experiment_id(
-    client: MlflowClient, study: StudyRecord, artifacts: Path | None, parent: str | None
-) -> str:
-    """Find or create the study's experiment; `parent` is its parent run, if it is published.
-
-    Raise `UnavailableError` when it was deleted.
-    """
-    found = find(client, study, parent)
-    if found is not None and found.lifecycle_stage != "active":
-        raise UnavailableError(
-            f"the experiment {found.name!r} is deleted in MLflow; restore it there (`mlflow "
-            f"experiments restore --experiment-id {found.experiment_id}`), or clear it away for "
-            "good (`mlflow gc`)"
-        )
-    if found is not None:
-        where = str(found.experiment_id)
-        for key, value in view_tags(study, views(study)).items() if is_known() else ():
-            if found.tags.get(key) != value:  # of another version of ours
-                client.set_experiment_tag(where, key, value)
-        return where
-    location = None if artifacts is None else (artifacts / f"study-{study.id}").as_uri()
-    # the UI then opens on training runs, not on generative AI
-    tags = {
-        "tuner.study": study.name,
-        TITLE: study.title,
-        "mlflow.experimentKind": "custom_model_development",
-        **(view_tags(study, views(study)) if is_known() else {}),
-    }
-    return str(client.create_experiment(study.title, artifact_location=location, tags=tags))
+"""MLflow's limit of the value of an experiment's tag; that of a run's tag is higher."""
 
 
 def create(client: MlflowClient, study: StudyRecord, experiment: str) -> str:
-    """Create the parent run; give its id."""
+    """Create the parent run; return its id."""
     tags = {
         "tuner.study": study.name,
         "tuner.trial": PARENT,
@@ -83,7 +49,7 @@ def create(client: MlflowClient, study: StudyRecord, experiment: str) -> str:
     return str(run.info.run_id)
 
 
-def describe(
+def update(
     client: MlflowClient,
     ledger: Reader,
     study: StudyRecord,
@@ -93,11 +59,11 @@ def describe(
     known: int,
     at_rest: bool,
 ) -> int:
-    """Bring the summary of a study up to date; give how many improvements the parent run has now.
+    """Update the parent run and the experiment's note; return the number of improvements logged.
 
-    The first `known` of them are there already.
+    The first `known` improvements are already logged.
     """
-    counts = tell(client, ledger, study, experiment, parent, at_rest=at_rest)
+    counts = update_notes(client, ledger, study, experiment, parent, at_rest=at_rest)
     improvements = _improvements(ledger, study)
     client.log_batch(parent, metrics=improvements[known:][-BATCH:])
     done = sum(count for kind, count in counts.items() if kind not in (RUNNING, "waiting"))
@@ -111,7 +77,7 @@ def describe(
     return len(improvements)
 
 
-def tell(
+def update_notes(
     client: MlflowClient,
     ledger: Reader,
     study: StudyRecord,
@@ -120,9 +86,9 @@ def tell(
     *,
     at_rest: bool,
 ) -> dict[str, int]:
-    """Write the notes of the experiment and of the parent run; give the counts they tell of.
+    """Write the notes of the experiment and the parent run; return the counts of trials in them.
 
-    `at_rest`: also what is among the parent run's files, which is slow to ask of some stores.
+    With `at_rest` include links to the parent run's files, which some stores list slowly.
     """
     counts, best = ledger.counts(study.id), ledger.best(study)
     links = Links(experiment=experiment, parent=parent)
@@ -141,12 +107,12 @@ def tell(
     if best is not None:
         tags["tuner.best_trial"] = str(best.number)
         _colour_best(client, parent, runs, best.number)
-    if said := ranking.ranges_in_words(study):
-        tags["tuner.range"] = said[-1]
-        tags["tuner.range_history"] = "\n".join(said)
+    if ranges := ranking.ranges_in_words(study):
+        tags["tuner.range"] = ranges[-1]
+        tags["tuner.range_history"] = "\n".join(ranges)
     client.log_batch(parent, tags=as_tags(tags))
-    about = experiment_note(study, best, counts, links)
-    changed = {"mlflow.note.content": about[:NOTE_LIMIT]}
+    summary = experiment_note(study, best, counts, links)
+    changed = {"mlflow.note.content": summary[:NOTE_LIMIT]}
     if best_runs and is_known():
         changed |= view_tags(study, [best_view(study, best_runs)])
     for key, value in changed.items():
@@ -155,10 +121,10 @@ def tell(
 
 
 def _files(client: MlflowClient, parent: str) -> Sequence[str]:
-    """List the parent run's files.
+    """Return the paths of the parent run's files.
 
-    A server keeps them where only it can look; without its address they are those that the note
-    of the run links to.
+    Files that a server stores cannot be listed through the database alone; then return those that
+    the run's note already links to.
     """
     run = client.get_run(parent)
     if is_served(str(run.info.artifact_uri)) and is_database(client.tracking_uri):
@@ -168,18 +134,18 @@ def _files(client: MlflowClient, parent: str) -> Sequence[str]:
 
 
 def _colour_best(client: MlflowClient, parent: str, runs: Mapping[int, str], best: int) -> None:
-    """Let the best run stand out, and the one that was the best before no more."""
+    """Highlight the best run and reset the colour of the previous one."""
     before = client.get_run(parent).data.tags.get("tuner.best_trial")
     if before is not None and before != str(best) and int(before) in runs:
         client.set_tag(runs[int(before)], COLOUR, COLOURS[COMPLETED])
-    if best in runs:  # an imported one has no run
+    if best in runs:  # an imported trial has no run
         client.set_tag(runs[best], COLOUR, BEST)
 
 
 def _improvements(ledger: Reader, study: StudyRecord) -> list[Metric]:
-    """Give a point for each trial that was the best when it completed.
+    """Return a point for each trial that was the best when it completed.
 
-    The database compares: of ten thousand trials a few dozen are read.
+    The database compares the values, so that only these few trials are read.
     """
     value, order = trials.c.value, (trials.c.ended_at, trials.c.number)
     lower = study.spec.study.direction == "minimize"
@@ -202,3 +168,22 @@ def _improvements(ledger: Reader, study: StudyRecord) -> list[Metric]:
             Metric(name, row.value, milliseconds(row.ended_at), row.number)
             for row in tx.execute(query)
         ]
+
+
+def upload_report(
+    engine: Engine, places: Addresses, study: StudyRecord, files: Sequence[Path]
+) -> bool:
+    """Upload files to the parent run, replacing earlier ones, and link them in its note.
+
+    Return False if there is no parent run yet. Raise `UnavailableError` if MLflow is unreachable.
+    """
+    run_id, _ = Publications(engine, "mlflow").study(study.id)
+    if run_id is None:
+        return False
+    client = tracking_client(places)
+    with tracking_reached(places.tracking):
+        for file in files:
+            client.log_artifact(run_id, str(file), FOLDER)
+        experiment = experiment_of(client, run_id)
+        update_notes(client, Reader(engine), study, experiment, run_id, at_rest=True)
+    return True

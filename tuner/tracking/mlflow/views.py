@@ -1,9 +1,9 @@
-"""Views of a study that MLflow's UI opens: its saved views, and links to them, runs, comparisons.
+"""Saved views of a study in MLflow's UI.
 
-MLflow's UI keeps a saved view as a tag of the experiment: JSON around the state of its page,
-deflated. That format is internal to the UI, so it is written where the installed MLflow is of the
-version that it was read from, and a test opens each view in a browser. Elsewhere there are no
-views, and links name the page without one.
+MLflow's UI stores a saved view as a tag of the experiment: JSON around the deflated state of its
+page. The format is internal to the UI, so views are written only for the MLflow version whose
+format is known; a test opens each view in a browser. With other versions there are no views, and
+links open the page without one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, urlencode
 
 import mlflow
 
@@ -22,10 +21,10 @@ from tuner.core.outcome import CANCELLED, COMPLETED, DIVERGED, FAILED, PRUNED, R
 from tuner.ledger import StudyRecord
 
 VERSION = "3.17."
-"""The MLflow whose saved views these are."""
+"""The MLflow version whose format is known."""
 TAG = "mlflow.sharedViewState."
 VALUE = "trial_value"
-"""The metric that says what a trial's value in its study is; of completed trials only."""
+"""The metric with a trial's value in its study; completed trials only."""
 
 COLOURS: Mapping[str, str] = {
     COMPLETED: "#0072b2",
@@ -35,35 +34,33 @@ COLOURS: Mapping[str, str] = {
     CANCELLED: "#cc79a7",
     RUNNING: "#56b4e9",
 }
-"""The colours of outcomes in every plot of ours, as the UI draws runs."""
+"""The colours of runs in the UI by outcome, the same as in the report's plots."""
 
 BEST = "#009e73"
 """The colour of the best trial."""
 COLOUR = "mlflow.runColor"
 
 TRIALS = "tags.tuner.trial != 'study'"
-"""All runs of a study but its parent run, as the UI filters them."""
-SIDE = "workflowType=machine_learning"
-"""What makes the UI open on training runs whatever the browser showed last."""
+"""The UI's filter for all runs of a study except its parent run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """A saved view: which runs, in which order, with which columns or charts."""
+    """A saved view: a filter of runs, and either charts or a table."""
 
     key: str
     name: str
     filter: str = TRIALS
-    charts: Sequence[Mapping[str, Any]] = ()  # none: it is a table
+    charts: Sequence[Mapping[str, Any]] = ()  # empty for a table
 
 
 def is_known() -> bool:
-    """Tell whether the installed MLflow is one whose UI reads these views."""
+    """Return whether the UI of the installed MLflow supports these views."""
     return str(mlflow.__version__).startswith(VERSION)
 
 
 def views(study: StudyRecord) -> list[View]:
-    """Give the views that every study has."""
+    """Return the views that every study has."""
     losses, training, applied = _lines(study)
     parallel = _chart(
         "PARALLEL",
@@ -91,7 +88,7 @@ def views(study: StudyRecord) -> list[View]:
 
 
 def best_view(study: StudyRecord, run_ids: Sequence[str]) -> View:
-    """Give the view of some runs, which are the best so far."""
+    """Return the view of the best runs so far."""
     chosen = ", ".join(f"'{run_id}'" for run_id in run_ids)
     losses, training, applied = _lines(study)
     return View(
@@ -103,7 +100,7 @@ def best_view(study: StudyRecord, run_ids: Sequence[str]) -> View:
 
 
 def view_tags(study: StudyRecord, shown: Sequence[View]) -> dict[str, str]:
-    """Give the tags of an experiment that are views of a study; the same for the same ones."""
+    """Return the experiment's tags that store views; deterministic."""
     at = round(study.created_at * 1000)
     return {
         TAG + view.key: json.dumps({
@@ -126,12 +123,12 @@ def _lines(study: StudyRecord) -> tuple[dict[str, Any], dict[str, Any], dict[str
 
 
 def packed(state: Mapping[str, Any]) -> str:
-    """Give a state as the UI stores it."""
+    """Return a page state in the format in which the UI stores it."""
     return "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
 
 
 def state_of(study: StudyRecord, view: View) -> dict[str, Any]:
-    """Give the state of the UI's page that shows a view."""
+    """Return the state of the UI's page that shows a view."""
     section = {"uuid": view.key, "name": view.name, "display": True, "isReordered": True,
                "deleted": False, "isGenerated": False}  # fmt: skip
     charts = [
@@ -184,53 +181,3 @@ def _line(name: str, metric: str, **more: Any) -> dict[str, Any]:
 def _chart(kind: str, name: str, **more: Any) -> dict[str, Any]:
     fixed = {"runsCountToCompare": 100, "deleted": False, "isGenerated": False}
     return {"type": kind, "displayName": name, **fixed, **more}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Links:
-    """The pages of one study in MLflow's UI.
-
-    `ui` is the address of a server, or nothing: from one page of the UI to another.
-    """
-
-    experiment: str
-    parent: str  # the id of the study's parent run
-    ui: str = ""
-
-    def view(self, key: str) -> str:
-        """Open a saved view; without views the runs, sorted."""
-        mode = "TABLE" if key in ("tuner-table", "tuner-diverged") else "CHART"
-        shown = f"&viewStateShareKey={key}" if is_known() else ""
-        return f"{self._page()}/runs?{SIDE}{shown}&compareRunsMode={mode}"
-
-    def run(self, run_id: str) -> str:
-        """Open a run."""
-        return f"{self._page()}/runs/{run_id}?{SIDE}"
-
-    def study(self) -> str:
-        """Open the parent run, which has the summary."""
-        return self.run(self.parent)
-
-    def file(self, path: str) -> str:
-        """Open an artifact of the parent run."""
-        return f"{self._page()}/runs/{self.parent}/artifacts/{quote(path)}?{SIDE}"
-
-    def picture(self, path: str) -> str:
-        """Give the address of an artifact's bytes."""
-        asked = urlencode({"path": path, "run_uuid": self.parent})
-        return f"{self._root()}get-artifact?{asked}"
-
-    def compare(self, run_ids: Sequence[str]) -> str:
-        """Open a comparison of runs."""
-        asked = {"runs": _asked(run_ids), "experiments": _asked([self.experiment])}
-        return f"{self._root()}#/compare-runs?{urlencode(asked, quote_via=quote)}&{SIDE}"
-
-    def _page(self) -> str:
-        return f"{self._root()}#/experiments/{self.experiment}"
-
-    def _root(self) -> str:
-        return f"{self.ui}/" if self.ui else ""
-
-
-def _asked(values: Sequence[str]) -> str:
-    return json.dumps(list(values), separators=(",", ":"))

@@ -1,8 +1,8 @@
-"""Trials written into Optuna's own tables, many at once: the same rows that its API writes.
+"""Write many trials at once into Optuna's tables: the same rows that its API writes.
 
-Only tables of one version are known. Their definitions are Optuna's own. Which rows the API
-writes is compared table by table in a test. One thing differs: a trial that was RUNNING here gets
-the time when it ended, not the time when that was written.
+Only one schema version is known. The table definitions are Optuna's. A test compares the rows with
+the API's, table by table. One value differs: a trial that was RUNNING gets the time when it ended,
+not the time of writing.
 """
 
 from __future__ import annotations
@@ -41,13 +41,12 @@ from sqlalchemy import (
 )
 
 from tuner.core.failpoints import reach
-from tuner.ledger.database import Difference
-from tuner.ledger.database import differences as compared
-from tuner.tracking.optuna.storage_writer import TRIAL, Found, lost
-from tuner.tracking.upserts import insert as insert_or
+from tuner.ledger.database import Difference, differences
+from tuner.ledger.database.upserts import insert as insert_or
+from tuner.tracking.optuna.storage_writer import TRIAL, Found, deleted_error
 
 VERSION = 12
-"""The version of Optuna's tables that is known here."""
+"""The known schema version of Optuna's tables."""
 
 
 def _table(model: Any) -> Table:
@@ -61,8 +60,8 @@ PARAMS, REPORTS = _table(TrialParamModel), _table(TrialIntermediateValueModel)
 USER, SYSTEM = _table(TrialUserAttributeModel), _table(TrialSystemAttributeModel)
 
 
-def unknown(storage: RDBStorage) -> str | None:
-    """Return why a storage's tables, or the definitions of its Optuna, are not known; else None."""
+def unsupported_schema(storage: RDBStorage) -> str | None:
+    """Return why the schema of the tables or of the installed Optuna is unsupported, or None."""
     info = _table(VersionInfoModel)
     with storage.engine.begin() as tx:
         versions = set(tx.scalars(select(info.c.schema_version)))
@@ -76,13 +75,13 @@ def unknown(storage: RDBStorage) -> str | None:
     )
 
 
-def differences(storage: RDBStorage) -> list[Difference]:
+def schema_differences(storage: RDBStorage) -> list[Difference]:
     """Return how tables of the known version differ from Optuna's definitions."""
     with storage.engine.begin() as tx:
-        return compared(tx, BaseModel.metadata.sorted_tables)
+        return differences(tx, BaseModel.metadata.sorted_tables)
 
 
-class TrialTables:
+class BulkTrialWriter:
     """Writes many trials in one transaction."""
 
     trials_at_once = 200
@@ -91,38 +90,38 @@ class TrialTables:
         self._engine = storage.engine
 
     def find(self, study_id: int, templates: Sequence[FrozenTrial]) -> dict[int, Found]:
-        """Look for these trials alone."""
+        """Search for these trials only."""
         if not templates:
             return {}
         with self._engine.begin() as tx:
             return _find(tx, TRIALS.c.study_id == study_id, templates)
 
     def create(self, study_id: int, templates: Sequence[FrozenTrial]) -> dict[int, Found]:
-        """Insert the trials and all that they have."""
+        """Insert missing trials with their params, attributes, reports and values."""
         with self._engine.begin() as tx:
             _lock(tx, study_id)
             in_study = TRIALS.c.study_id == study_id
             count = tx.scalar(select(func.count()).select_from(TRIALS).where(in_study)) or 0
-            # another count: somebody else's trials are there, or another recorder wrote these
+            # the count differs if there are foreign trials, or another recorder wrote these
             there = {} if count == templates[0].number else _find(tx, in_study, templates)
-            lacking = [one for one in templates if one.number not in there]
-            made = _insert_trials(tx, study_id, count, lacking) if lacking else []
-        for _ in lacking:
+            missing = [one for one in templates if one.number not in there]
+            created = _insert_trials(tx, study_id, count, missing) if missing else []
+        for _ in missing:
             reach("recorder.row_created")
         return there | {
             one.number: Found(trial_id, one.state.is_finished())
-            for trial_id, one in zip(made, lacking, strict=True)
+            for trial_id, one in zip(created, missing, strict=True)
         }
 
     def finish(self, templates: Mapping[int, FrozenTrial]) -> None:
-        """Add what running trials lack; values and final states are one commit, the last."""
+        """Complete running trials; values and final states are committed together, last."""
         if not templates:
             return
         with self._engine.begin() as tx:
             known = _find(tx, TRIALS.c.trial_id.in_(list(templates)), list(templates.values()))
             for trial_id, one in templates.items():
                 if one.number not in known or known[one.number].id != trial_id:
-                    raise lost(one)
+                    raise deleted_error(one)
             running = _running(tx, templates)
             _fill(tx, running, new=False)
         for _ in running:
@@ -146,7 +145,7 @@ class TrialTables:
 def _find(
     tx: Connection, where: ColumnElement[bool], templates: Sequence[FrozenTrial]
 ) -> dict[int, Found]:
-    """Find the trials that were written from templates, see `is_written_from`."""
+    """Return the trials written from templates, as `is_written_from` defines it."""
     by_name = {json.dumps(one.user_attrs[TRIAL]): one for one in templates}
     by_start = {(one.number, _utc(one.datetime_start)): one for one in templates}
     name = USER.c.value_json
@@ -189,23 +188,23 @@ def _insert_trials(
 
 
 def _lock(tx: Connection, study_id: int) -> None:
-    """Hold the row that Optuna holds while it numbers trials.
+    """Lock the row that Optuna locks while it numbers trials.
 
-    By an UPDATE, since SQLite's driver begins no transaction before one.
+    This is an UPDATE, since SQLite's driver begins a transaction only then.
     """
     here = STUDIES.c.study_id == study_id
     tx.execute(update(STUDIES).where(here).values(study_name=STUDIES.c.study_name))
 
 
 def _running(tx: Connection, templates: Mapping[int, FrozenTrial]) -> dict[int, FrozenTrial]:
-    """Leave out trials that are finished, which nobody may change; the others are locked."""
+    """Return the trials that are not finished, and lock them."""
     here = (TRIALS.c.trial_id.in_(list(templates)), TRIALS.c.state == TrialState.RUNNING)
     locked = update(TRIALS).where(*here).values(state=TRIALS.c.state).returning(TRIALS.c.trial_id)
     return {key: templates[key] for key in sorted(tx.scalars(locked))}
 
 
 def _fill(tx: Connection, trials: Mapping[int, FrozenTrial], *, new: bool) -> None:
-    """Write what trials have besides their states and values; params never change."""
+    """Write params (of new trials only), attributes and reports."""
     if new:
         _insert(tx, PARAMS, _params(trials))
     _insert(tx, USER, _attributes(trials, "user_attrs"), key="key", value="value_json")
@@ -216,7 +215,7 @@ def _fill(tx: Connection, trials: Mapping[int, FrozenTrial], *, new: bool) -> No
 def _insert(
     tx: Connection, into: Table, rows: Iterator[dict[str, Any]], *, key: str = "", value: str = ""
 ) -> None:
-    """Insert rows; what is there stays, or gets the new `value` where it has the same `key`."""
+    """Insert rows; keep existing ones, or with `key` update their `value`."""
     made = insert_or(tx, into)
     given = list(rows)
     if key:

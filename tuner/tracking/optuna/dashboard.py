@@ -1,7 +1,7 @@
-"""A study's note in optuna-dashboard: system attributes of the study, as the dashboard has them.
+"""A study's note in optuna-dashboard, stored in system attributes in the dashboard's format.
 
-The dashboard is not needed to write them. The version counts edits, which people make there too:
-theirs stands until something about the study changes.
+The dashboard need not be installed. The version counts edits; a user's edit of the note is kept
+until the note changes here.
 """
 
 from __future__ import annotations
@@ -10,40 +10,42 @@ from optuna.storages import BaseStorage
 
 from tuner.analysis import ranking
 from tuner.ledger import Reader, StudyRecord
-from tuner.tracking.notes import plain, progress, silence
+from tuner.tracking.notes import escape_markdown, progress_line, silence_line
 
 VERSION, PART = "dashboard:note_ver", "dashboard:note_str:"
 LIMIT = 2045
-"""Characters of a note that one attribute holds."""
+"""How many characters of a note fit in one attribute."""
 EXAMPLES = 3
 
 
 def study_note(ledger: Reader, study: StudyRecord, pages: str | None) -> str:
-    """Say the answer, how far the study is, why its last trials stopped, and where its curves are.
+    """Return the note: best trial, progress, reasons of the last stops, and a link to MLflow.
 
-    Why each trial ended is among its own attributes, which the dashboard shows beside it.
+    The reason of each trial's end is also in its attributes.
     """
     counts = ledger.counts(study.id)
-    said = [study.reason or "", ranking.best_in_words(study, ledger.best(study))]
-    said += [progress(study, counts), *(silence(one) for one in ledger.silent(study.id))]
+    lines = [study.reason or "", ranking.best_in_words(study, ledger.best(study))]
+    lines += [progress_line(study, counts), *(silence_line(one) for one in ledger.silent(study.id))]
     stopped = ledger.last_stopped(study.id, EXAMPLES)
     if stopped:
-        said.append("\n".join(f"- Trial {n}, {kind}: {plain(why)}" for n, kind, why in stopped))
+        lines.append(
+            "\n".join(f"- Trial {n}, {kind}: {escape_markdown(why)}" for n, kind, why in stopped)
+        )
     if pages is not None:
-        said.append(f"[Every curve, in MLflow]({pages})")
+        lines.append(f"[Every curve, in MLflow]({pages})")
     else:
-        said.append(f"Every curve is in MLflow: `tuner ui {study.name}`.")
-    said.append(plain(study.spec.study.description))
-    return "\n\n".join(text for text in said if text)
+        lines.append(f"Every curve is in MLflow: `tuner ui {study.name}`.")
+    lines.append(escape_markdown(study.spec.study.description))
+    return "\n\n".join(line for line in lines if line)
 
 
 def write(storage: BaseStorage, study_id: int, note: str) -> None:
-    """Write a study's note, unless it is there already."""
+    """Write a study's note, unless it is unchanged."""
     attrs = storage.get_study_system_attrs(study_id)
     parts = [note[first : first + LIMIT] for first in range(0, len(note), LIMIT)]
-    there = [key for key in attrs if key.startswith(PART)]
+    existing = [key for key in attrs if key.startswith(PART)]
     changed = {f"{PART}{index}": part for index, part in enumerate(parts)}
-    changed |= {key: "" for key in there if key not in changed}
+    changed |= {key: "" for key in existing if key not in changed}
     if all(attrs.get(key) == part for key, part in changed.items()):
         return
     for key, part in changed.items():

@@ -1,4 +1,4 @@
-"""How trials get into Optuna's tables: what a writer does, and the one that uses its public API."""
+"""The contract of writers of trials, and the writer that uses Optuna's public API."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tuner.ledger import StudyRecord, TrialRecord
 from tuner.search.mirror import frozen
 
 TRIAL = "tuner.trial"
-"""The user attribute by which a trial is known in Optuna: the study's title and our number.
+"""The user attribute that identifies a trial in Optuna: the study's title and our number.
 
-Optuna's own number of it is another one where somebody else has added trials to the study.
+Optuna's number differs from ours if other programs have added trials to the study.
 """
 
 
@@ -30,26 +30,26 @@ class Found(NamedTuple):
 
 
 class TrialWriter(Protocol):
-    """Writes many trials of one study. Errors are Optuna's and SQLAlchemy's own.
+    """Writes many trials of one study. Raises Optuna's and SQLAlchemy's errors.
 
-    A template is a trial as Optuna shall have it, with our number. `create` and `finish` reach
-    their failpoint once a trial.
+    A template is a trial as it should be in Optuna, with our number. `create` and `finish` reach
+    their failpoint once per trial.
     """
 
     trials_at_once: int
 
     def find(self, study_id: int, templates: Sequence[FrozenTrial]) -> dict[int, Found]:
-        """Find the trials that have been written from these templates, by our numbers."""
+        """Return the existing trials written from these templates, by our numbers."""
         ...
 
     def create(self, study_id: int, templates: Sequence[FrozenTrial]) -> dict[int, Found]:
-        """Create the trials that are not there; return all of them by our numbers."""
+        """Create missing trials; return all of them by our numbers."""
         ...
 
     def finish(self, templates: Mapping[int, FrozenTrial]) -> None:
-        """Complete running trials, by their ids; their final state is written last.
+        """Complete running trials, given by id, writing their final states last.
 
-        Raise `UnavailableError` where one of the ids is not, or no longer, the template's trial.
+        Raise `UnavailableError` if an id is not, or no longer, that of the template's trial.
         """
         ...
 
@@ -64,35 +64,35 @@ class StorageWriter:
         self._known: Sequence[FrozenTrial] | None = None
 
     def find(self, study_id: int, templates: Sequence[FrozenTrial]) -> dict[int, Found]:
-        """Look through all trials of the study, once: a writer is of one round."""
+        """Search all trials of the study once; the result is cached."""
         if templates and self._known is None:
             self._known = self._storage.get_all_trials(study_id, deepcopy=False)
         return _found(self._known or (), templates)
 
     def create(self, study_id: int, templates: Sequence[FrozenTrial]) -> dict[int, Found]:
-        """Create one after the other; Optuna numbers by counting."""
-        made: dict[int, Found] = {}
+        """Create one trial after the other, since Optuna numbers them consecutively."""
+        created: dict[int, Found] = {}
         for wanted in templates:
-            # another count: somebody else's trials are there, or another recorder wrote this one
+            # the count differs if there are foreign trials, or another recorder wrote this one
             if self._storage.get_n_trials(study_id) != wanted.number:
                 there = _found(self._storage.get_all_trials(study_id, deepcopy=False), [wanted])
                 if there:
-                    made |= there
+                    created |= there
                     continue
             trial_id = self._storage.create_new_trial(study_id, wanted)
             reach("recorder.row_created")
-            made[wanted.number] = Found(trial_id, wanted.state.is_finished())
-        return made
+            created[wanted.number] = Found(trial_id, wanted.state.is_finished())
+        return created
 
     def finish(self, templates: Mapping[int, FrozenTrial]) -> None:
-        """Write the final state last: it makes a trial's row unchangeable."""
+        """Write the final state last, since Optuna then forbids changes of the trial."""
         for trial_id, wanted in templates.items():
             try:
                 there = self._storage.get_trial(trial_id)
             except KeyError:
-                raise lost(wanted) from None
+                raise deleted_error(wanted) from None
             if not is_written_from(there, wanted):
-                raise lost(wanted)
+                raise deleted_error(wanted)
             if there.state.is_finished():
                 continue
             for key, value in wanted.system_attrs.items():
@@ -115,7 +115,7 @@ def _found(theirs: Iterable[FrozenTrial], templates: Sequence[FrozenTrial]) -> d
 def written_from(
     theirs: Iterable[FrozenTrial], templates: Iterable[FrozenTrial]
 ) -> dict[int, list[FrozenTrial]]:
-    """Return the trials that were written from templates, by our numbers, the oldest first."""
+    """Return the trials written from templates, by our numbers, the oldest first."""
     by_name = {one.user_attrs[TRIAL]: one for one in templates}
     by_number = {one.number: one for one in by_name.values()}
     found: dict[int, list[FrozenTrial]] = {}
@@ -129,8 +129,8 @@ def written_from(
 def is_written_from(theirs: FrozenTrial, template: FrozenTrial) -> bool:
     """Return whether a trial in Optuna's tables was written from a template.
 
-    Earlier versions wrote no attribute. Their trials have the same number and began at the same
-    microsecond, which is the ledger's.
+    Earlier versions wrote no attribute. Their trials are identified by the number and the start
+    time in microseconds, which equal the ledger's.
     """
     if TRIAL in theirs.user_attrs:
         return bool(theirs.user_attrs[TRIAL] == template.user_attrs[TRIAL])
@@ -138,16 +138,16 @@ def is_written_from(theirs: FrozenTrial, template: FrozenTrial) -> bool:
     return began == (template.number, template.datetime_start)
 
 
-def lost(template: FrozenTrial) -> UnavailableError:
-    """Return the error that a published trial is no longer in Optuna's tables."""
+def deleted_error(template: FrozenTrial) -> UnavailableError:
+    """Return the error for a published trial that is no longer in Optuna's tables."""
     return UnavailableError(
         f"trial {template.user_attrs[TRIAL]} was deleted from Optuna's tables while it ran; "
-        "`tuner doctor --repair` writes it again"
+        "`tuner doctor --repair` republishes it"
     )
 
 
 def template(trial: TrialRecord, study: StudyRecord) -> FrozenTrial:
-    """Return a trial as Optuna shall have it, with our number."""
+    """Return a trial as it should be in Optuna, with our number."""
     made = frozen(trial, study.spec)
     made.datetime_start = datetime.fromtimestamp(trial.created_at)
     if trial.ended_at is not None:

@@ -1,4 +1,4 @@
-"""What each member of a block trains on: its own rows of data in memory, or a loader's batch."""
+"""The training data of each member of a block: rows of data in memory, or batches of a loader."""
 
 from __future__ import annotations
 
@@ -8,54 +8,56 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from tuner.training.batches import BatchStream
 from tuner.training.cohort.members import Member
-from tuner.training.streams import Stream
 
 Feed: TypeAlias = Callable[[int], tuple[Tensor, Tensor, Tensor | None]]
-"""From the index of a step to data [row, ...], and rows int64 [place, batch]; None: all rows."""
+"""Map the index of a step to inputs and targets [row, ...] and rows int64 [place, batch].
+
+No rows means all rows for every member."""
 
 
 class Source(Protocol):
-    """Where members' batches come from."""
+    """A source of batches for members."""
 
-    in_turn: bool
-    """Whether blocks may train some steps one after the other, or must go step by step."""
+    block_by_block: bool
+    """Whether one block may make several steps before the next block, or blocks go in lockstep."""
 
     def feed(self, members: Sequence[Member], places: int, count: int) -> Feed:
-        """Prepare so many steps of members of one block, from where they are now."""
+        """Return the batches of the next `count` steps of the members of one block."""
 
 
-class Held:
-    """Data in memory; a `Source`. Each member goes through them in its own order."""
+class InMemory:
+    """A `Source` of data in memory; each member has its own order of rows."""
 
-    in_turn = True
+    block_by_block = True
 
     def __init__(self, inputs: Tensor, targets: Tensor) -> None:
         self._inputs, self._targets = inputs, targets
 
     def feed(self, members: Sequence[Member], places: int, count: int) -> Feed:
-        """Draw the rows of all steps at once."""
+        """Return rows drawn for all steps at once."""
         drawn = [_rows(member, count) for member in members]
         if any(rows is None for rows in drawn):
             return lambda _: (self._inputs, self._targets, None)
         found = [rows for rows in drawn if rows is not None]
-        nobody = torch.zeros_like(found[0])  # at a place that is free, any rows will do
-        at = {member.place: rows for member, rows in zip(members, found, strict=True)}
-        every = torch.stack([at.get(place, nobody) for place in range(places)], dim=1)
-        every = every.to(self._inputs.device)  # [step, place, batch]
-        return lambda index: (self._inputs, self._targets, every[index])
+        unused = torch.zeros_like(found[0])  # any rows serve for a free place
+        by_place = {member.place: rows for member, rows in zip(members, found, strict=True)}
+        stacked = torch.stack([by_place.get(place, unused) for place in range(places)], dim=1)
+        stacked = stacked.to(self._inputs.device)  # int64 [step, place, batch]
+        return lambda index: (self._inputs, self._targets, stacked[index])
 
 
-class Streamed:
-    """A loader's batches; a `Source`. Members at the same step train on the same batch."""
+class FromLoader:
+    """A `Source` of a loader's batches; members at the same step train on the same batch."""
 
-    in_turn = False  # one that runs ahead would take the batches away from the others
+    block_by_block = False  # a block running ahead would consume the batches of the others
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: BatchStream) -> None:
         self._stream = stream
 
     def feed(self, members: Sequence[Member], places: int, count: int) -> Feed:
-        """Put the batches of all steps that members are at below each other."""
+        """Concatenate the batches of all the steps at which members are."""
 
         def feed(index: int) -> tuple[Tensor, Tensor, Tensor]:
             steps = sorted({member.step + index for member in members})
@@ -72,7 +74,7 @@ class Streamed:
 
 
 def _rows(member: Member, count: int) -> Tensor | None:  # int64 [step, batch]
-    """Give the rows that a member trains on; nothing where they are all of them."""
+    """Return the rows of a member's next `count` steps, or None for all rows."""
     parts, done = [], 0
     while done < count:
         ahead = member.order.ahead(member.step + done, count - done)

@@ -1,8 +1,8 @@
-"""Dropout of stacked members: each one's mask is drawn from its own stream of random numbers.
+"""Dropout of stacked members: each member's mask is drawn from its own random stream.
 
-Under `vmap`, torch draws for all members at once, so that a mask would depend on the member's place
-and on how many there are. Here a mask is drawn before the step, with the call that `nn.Dropout`
-makes and in the order in which the model uses its layers: the masks are the reference trainer's.
+Under `vmap`, torch draws for all members at once, so a mask would depend on the member's place and
+on their number. Here masks are drawn before the step, with the same call as `nn.Dropout` and in the
+order in which the model uses its layers, so they equal the reference trainer's.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from tuner.training.workloads import seeded
 
 @dataclass(frozen=True, kw_only=True)
 class Dropout:
-    """A layer of dropout, as one member uses it in one step."""
+    """One use of a dropout layer in a forward pass."""
 
     path: str  # of the layer in the model
-    kept: float  # probability
+    kept: float  # probability of keeping a value
     shape: torch.Size  # of its input, rows first
 
 
-def found(model: nn.Module, inputs: Tensor) -> tuple[Dropout, ...]:
-    """List the layers of dropout in the order in which a forward pass of `inputs` uses them."""
+def find_layers(model: nn.Module, inputs: Tensor) -> tuple[Dropout, ...]:
+    """Return the dropout layers in the order of use in a forward pass of `inputs` [row, ...]."""
     probe = copy.deepcopy(model).train()
     uses: list[Dropout] = []
     for path, layer in probe.named_modules():
@@ -47,18 +47,18 @@ def found(model: nn.Module, inputs: Tensor) -> tuple[Dropout, ...]:
 def masks(
     layers: tuple[Dropout, ...], members: int, dtype: torch.dtype, device: torch.device
 ) -> list[Tensor]:
-    """Allocate the masks of each layer, [member, row, ...]."""
+    """Return zero masks for each layer, [member, row, ...]."""
     return [torch.zeros(members, *layer.shape, dtype=dtype, device=device) for layer in layers]
 
 
 def draw(layers: tuple[Dropout, ...], masks: list[Tensor], member: int, own: Generator) -> None:
-    """Draw a member's masks for a step."""
+    """Draw a member's masks of a step into `masks`, each [member, row, ...]."""
     for layer, mask in zip(layers, masks, strict=True):
         mask[member].bernoulli_(layer.kept, generator=own).div_(layer.kept)
 
 
-class Masked(nn.Module):
-    """Stands for a layer of dropout, with a mask that is given to it as a buffer."""
+class MaskLayer(nn.Module):
+    """Replacement of a dropout layer; its mask is a buffer."""
 
     mask: Tensor
 
@@ -67,14 +67,14 @@ class Masked(nn.Module):
         self.register_buffer("mask", torch.zeros(()))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Drop what the mask says."""
+        """Return `inputs` [row, ...] times the mask."""
         return inputs * self.mask
 
 
-def masked(model: nn.Module, layers: tuple[Dropout, ...]) -> nn.Module:
-    """Copy a model, with masks for its layers of dropout; mask of "a.b" is buffer "a.b.mask"."""
+def with_mask_layers(model: nn.Module, layers: tuple[Dropout, ...]) -> nn.Module:
+    """Return a copy of a model with mask layers for dropout; layer "a.b" has buffer "a.b.mask"."""
     made = copy.deepcopy(model)
     for layer in layers:
         parent, _, name = layer.path.rpartition(".")
-        setattr(made.get_submodule(parent), name, Masked())
+        setattr(made.get_submodule(parent), name, MaskLayer())
     return made

@@ -1,4 +1,4 @@
-"""Whether trials of a study can be trained together, found out by trying; and how."""
+"""Whether and how the trials of a study can be trained together, found by experiment."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ import torch
 from torch import Tensor, nn
 
 from tuner.config import StudySpec
-from tuner.training import memory, randomness
+from tuner.training import out_of_memory, random_state
 from tuner.training.cohort import dropout
-from tuner.training.cohort.layers import Layers, chain_of
+from tuner.training.cohort.layers import DenseStack, chain_of
 from tuner.training.cohort.layout import Block, Layout, Stack
 from tuner.training.cohort.losses import loss_of
-from tuner.training.cohort.mapped import Mapped
+from tuner.training.cohort.vmapped import VmapStack
 from tuner.training.workloads import Workload, seeded
 
 SMALL = 20_000
-"""Parameters of a model whose step costs more in calls than in arithmetic."""
+"""Up to this many parameters, a step costs more in calls than in arithmetic."""
 
 FILLED = 32
-"""A multiple of so many numbers fills whole vector registers, unrolled twice."""
+"""A multiple of this many numbers fills whole vector registers, unrolled twice."""
 
 WIDE = 32
-"""Members of a block, where there are so many and models are small."""
+"""Maximum places of a block of small models."""
 
 WORTH_FILLING = 5 / 8
-"""A block with this share of its places taken costs no more than several that are full."""
+"""A block with this share of its places taken costs no more than several smaller full ones."""
 
 CLOSE = 1e-7
-"""Stacked and alone, in double precision, losses and gradients differ by rounding alone."""
+"""Relative tolerance between stacked and single results in double precision."""
 
 
 class NotStackableError(ValueError):
-    """A study whose trials cannot be trained together; the message says why, in a sentence."""
+    """The trials of a study cannot be trained together; the message is the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How trials of a study are trained together."""
+    """How to train the trials of a study together."""
 
     stack: Stack
-    sizes: tuple[int, ...]  # that a block may have, in places, ascending
+    sizes: tuple[int, ...]  # possible block sizes in places, ascending
 
     def sizes_for(self, members: int) -> list[int]:
-        """Choose blocks for so many members; none but the last is to be half empty."""
+        """Return block sizes for `members` members; only the last block may be partly empty."""
         chosen = []
         while members > 0:
             above = [size for size in self.sizes if size >= members]
@@ -58,21 +58,21 @@ class Plan:
         return chosen
 
 
-def obstacle(workload: Workload, spec: StudySpec) -> str:
-    """Say in a sentence why trials of a study cannot be trained together; nothing if they can."""
+def reason_not_stackable(workload: Workload, spec: StudySpec) -> str:
+    """Return why trials of a study cannot be trained together; an empty string if they can."""
     try:
         plan(workload, spec)
     except NotStackableError as error:
         return str(error)
     except Exception as error:
-        if memory.ran_out(error):
-            return "memory is too short to train any trials together"
+        if out_of_memory.is_out_of_memory(error):
+            return "there is not enough memory to train trials together"
         raise
     return ""
 
 
 def plan(workload: Workload, spec: StudySpec) -> Plan:
-    """Find a way to train trials of a study together. Raises `NotStackableError`."""
+    """Return how to train trials of a study together. Raises `NotStackableError`."""
     refused = _refused(spec)
     if refused:
         raise NotStackableError(f"trials cannot be trained together with {refused}")
@@ -81,7 +81,7 @@ def plan(workload: Workload, spec: StudySpec) -> Plan:
     rows = rows if batch == "full" else min(batch, rows)
     try:
         with seeded(0), warnings.catch_warnings():
-            # an operation that vmap only loops over, member by member
+            # vmap falls back to a loop over members
             warnings.filterwarnings("error", "There is a performance drop", UserWarning)
             stack = _stack(workload, rows, spec.training.precision)
             _compare(stack, workload, rows)
@@ -89,19 +89,19 @@ def plan(workload: Workload, spec: StudySpec) -> Plan:
             return Plan(stack=stack, sizes=_sizes(stack, workload, rows, spec))
     except (NotStackableError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # whatever the model's code makes of stacked tensors
-        if memory.ran_out(error):
+    except BaseException as error:  # user code may raise anything on stacked tensors
+        if out_of_memory.is_out_of_memory(error):
             raise
-        said = str(error).strip().split("\n")[0][:200]
+        message = str(error).strip().split("\n")[0][:200]
         raise NotStackableError(
             f"trials cannot be trained together: the model or the loss of "
             f"{spec.workload.function} cannot be mapped over members ({type(error).__name__}: "
-            f"{said})"
+            f"{message})"
         ) from error
 
 
 def _refused(spec: StudySpec) -> str:
-    """Name the setting that only the reference trainer has."""
+    """Return a setting of the study that only the reference trainer supports, or empty."""
     training = spec.training
     refused = {
         f"a train function ({spec.workload.train}), whose loop is its own": spec.workload.train,
@@ -115,7 +115,7 @@ def _refused(spec: StudySpec) -> str:
 
 
 def _stack(workload: Workload, rows: int, precision: str | None) -> Stack:
-    """Choose how a workload is stacked."""
+    """Return the stack for a workload: dense layers if possible, else `vmap`."""
     model = _model(workload, 0)
     inputs = _double(workload.train_inputs[:rows])
     frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
@@ -124,7 +124,7 @@ def _stack(workload: Workload, rows: int, precision: str | None) -> Stack:
             f"trials cannot be trained together: the parameter {frozen[0]} is frozen; make it a "
             "buffer"
         )
-    dropouts = dropout.found(model, inputs)
+    dropouts = dropout.find_layers(model, inputs)
     twice = {use.path for use in dropouts if [d.path for d in dropouts].count(use.path) > 1}
     if twice:
         raise NotStackableError(
@@ -134,23 +134,26 @@ def _stack(workload: Workload, rows: int, precision: str | None) -> Stack:
     layers = chain_of(model, inputs)
     mixed = precision not in {None, "float32"}  # autocast is autograd's
     if layers is None or mixed:
-        return Mapped(model, workload.loss, dropouts, precision)
+        return VmapStack(model, workload.loss, dropouts, precision)
     with torch.no_grad():
         outputs = copy.deepcopy(model).eval()(inputs[:2])
     loss = loss_of(workload.loss, _double(workload.train_targets), outputs)
-    return Layers(model, layers, loss, dropouts)
+    return DenseStack(model, layers, loss, dropouts)
 
 
 def _compare(stack: Stack, workload: Workload, rows: int) -> None:
-    """Take one step with two members, together and each alone, in double precision."""
+    """Compare one step of two members, stacked and alone, in double precision.
+
+    Raises `NotStackableError` if losses, gradients or buffers differ.
+    """
     block = stack.block(2, torch.float64, torch.device("cpu"))
     generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
     models = [_model(workload, seed) for seed in (0, 1)]
     for place, (model, generator) in enumerate(zip(models, generators, strict=True)):
-        put(block, place, model, stack.layout)
+        write_model(block, place, model, stack.layout)
         block.draw(place, generator)
     inputs, targets = _double(workload.train_inputs), _double(workload.train_targets)
-    # not the same rows for both, where there are more than in a batch
+    # different rows for each, if there are enough
     later = min(7, len(inputs) - rows)
     chosen = torch.stack([torch.arange(rows), torch.arange(later, later + rows)])
     alone = [
@@ -172,8 +175,8 @@ def _compare(stack: Stack, workload: Workload, rows: int) -> None:
 def _alone(
     workload: Workload, model: nn.Module, seed: int, inputs: Tensor, targets: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Compute the loss and the gradient [parameter] of one member as anybody would."""
-    with randomness.swapped({"cpu": torch.Generator().manual_seed(seed).get_state()}):
+    """Return the loss and the gradient [parameter] of one member by plain autograd."""
+    with random_state.swapped({"cpu": torch.Generator().manual_seed(seed).get_state()}):
         loss = workload.loss(model.train()(inputs), targets)
     loss.backward()  # type: ignore[no-untyped-call]
     for name, parameter in model.named_parameters():
@@ -186,7 +189,7 @@ def _alone(
 
 
 def _check_metrics(workload: Workload) -> None:
-    """Refuse metrics that are random: members share the process's random state."""
+    """Raise `NotStackableError` for random metrics: members share the global random state."""
     model = _model(workload, 0).eval()
     with torch.no_grad():
         outputs = model(_double(workload.validation_inputs[:2]))
@@ -206,12 +209,11 @@ def _close(found: Tensor, expected: Tensor) -> bool:
 
 
 def _sizes(stack: Stack, workload: Workload, rows: int, spec: StudySpec) -> tuple[int, ...]:
-    """Choose how many members a block may have: a largest number, and halves of it for fewer.
+    """Return the possible sizes of a block: a largest one, and halves of it.
 
-    The numbers of a block should fit into a cache, which for larger models means fewer members; for
-    small ones each call costs more than what it computes. No member may be rounded in another way
-    than one elsewhere: a block's numbers, of any shape, should fill whole vector registers, and
-    whether they do is tried.
+    A block should fit into the CPU cache, so larger models get fewer places; for small models the
+    overhead of calls favors more. All places must round alike: the numbers of a block should fill
+    whole vector registers. Sizes for which equal members differ bitwise are rejected.
     """
 
     def fills(size: int) -> bool:
@@ -241,12 +243,12 @@ def _sizes(stack: Stack, workload: Workload, rows: int, spec: StudySpec) -> tupl
 def _copies(
     stack: Stack, workload: Workload, rows: int, size: int, spec: StudySpec
 ) -> list[Tensor]:  # each [place, ...]
-    """Make a step of a block of equal members, in the study's precision; all that comes out."""
+    """Return all results of a step of a block of equal members, in the study's precision."""
     dtype, device = getattr(torch, spec.training.dtype), torch.device(spec.training.device)
     block = stack.block(size, dtype, device)
     model = _model(workload, 0).to(dtype)
     for place in range(size):
-        put(block, place, model, stack.layout)
+        write_model(block, place, model, stack.layout)
         block.draw(place, torch.Generator(device).manual_seed(0))
     inputs, targets, *validation = (
         data.to(device, dtype if data.is_floating_point() else data.dtype)
@@ -266,15 +268,15 @@ def _copies(
 
 
 def _alike(found: list[Tensor], expected: list[Tensor]) -> bool:
-    """Tell whether all members have, bit by bit, what the first one is expected to have."""
+    """Return whether all members are bitwise equal to the first expected one."""
     return all(
         torch.equal(ours.nan_to_num(), theirs[:1].expand(ours.shape).nan_to_num())
         for ours, theirs in zip(found, expected, strict=True)
     )
 
 
-def put(block: Block, place: int, model: nn.Module, layout: Layout) -> None:
-    """Put a model's parameters and buffers at a place of a block."""
+def write_model(block: Block, place: int, model: nn.Module, layout: Layout) -> None:
+    """Write a model's parameters and buffers to a place of a block."""
     block.rows[place] = layout.row(model).to(block.rows.device)
     buffers: dict[str, Any] = dict(model.named_buffers())
     assert buffers.keys() == block.buffers.keys(), (list(buffers), list(block.buffers))

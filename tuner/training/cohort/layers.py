@@ -1,13 +1,12 @@
-"""Chains of dense layers, stacked, with their backward pass by hand: many times quicker.
+"""Stacked chains of dense layers with a hand-written backward pass, many times faster than `vmap`.
 
 A model that is an `nn.Sequential` of `nn.Linear` and the activations below needs neither `vmap` nor
-autograd. Numbers are kept as [place, feature, row], so that a layer is one matrix product for all
-members, W x, a bias is added to whole rows of memory, and a softmax over features goes along
-neighbours of the same kind: over the last dimension it costs more than all the matrix products of a
-small model.
+autograd. Values are laid out as [place, feature, row]: a layer is one batched matrix product W x, a
+bias is added to contiguous rows, and a softmax over features vectorizes along rows. Over the last
+dimension it would cost more than all the matrix products of a small model.
 
-A training step is a *program*: a list of calls whose tensors are settled once, results included.
-For a small model, half the time of a step would else be Python's and the allocator's.
+A training step is a *program*: a list of calls whose tensors, results included, are allocated in
+advance. In a small model, Python and the allocator would otherwise take half of the time of a step.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from tuner.training.cohort.losses import Loss, Program
 
 _aten = torch.ops.aten
 Backward: TypeAlias = Callable[[Any, Tensor, Tensor], Callable[[], object]]
-"""From layer, output (or input, see below) and the gradient of the output to a call that puts the
-gradient of the input into its place."""
+"""Map a layer, its output (or input, see below) and the gradient of the output to a call that
+overwrites that gradient with the gradient of the input."""
 
 IN_PLACE: Mapping[type[nn.Module], tuple[Callable[[Tensor], Tensor], Backward]] = {
     nn.ReLU: (
@@ -43,7 +42,7 @@ IN_PLACE: Mapping[type[nn.Module], tuple[Callable[[Tensor], Tensor], Backward]] 
         lambda _, after, g: partial(_aten.sigmoid_backward.grad_input, g, after, grad_input=g),
     ),
 }
-"""Activations whose derivatives, autograd's own, go by their output."""
+"""Activations whose derivatives (autograd's kernels) take the output."""
 
 BY_INPUT: Mapping[type[nn.Module], Backward] = {
     nn.SiLU: lambda _, before, g: partial(_aten.silu_backward.grad_input, g, before, grad_input=g),
@@ -55,19 +54,20 @@ BY_INPUT: Mapping[type[nn.Module], Backward] = {
         grad_input=g,
     ),
 }
-"""Activations whose derivatives, autograd's own, go by their input."""
+"""Activations whose derivatives (autograd's kernels) take the input."""
 
 LARGE = 1 << 14
-"""Products of so many numbers are written where they belong, smaller ones are copied there.
+"""Products of at least this many numbers are written into the gradient rows directly.
 
-A product into rows goes member by member, which costs more than a copy where it is small."""
+Such a product is computed member by member; for smaller ones a batched product and a copy are
+faster."""
 
 PART = 128
-"""Rows of the validation data that a block takes at once: of so many, they fit in a cache."""
+"""Validation rows per forward pass, few enough for the CPU cache."""
 
 
 def chain_of(model: nn.Module, inputs: Tensor) -> list[nn.Module] | None:
-    """List the layers of a model, if it is such a chain for these inputs [row, ...]."""
+    """Return the layers of a model if it is such a chain for inputs [row, ...], else None."""
     layers = _flat(model)
     if layers is None or len({id(layer) for layer in layers}) < len(layers):
         return None
@@ -75,14 +75,14 @@ def chain_of(model: nn.Module, inputs: Tensor) -> list[nn.Module] | None:
         layers = layers[1:]
     elif inputs.ndim != 2:
         return None
-    # of two dimensions, nothing is to be flattened
+    # inputs have two dimensions here, so flattening does nothing
     layers = [layer for layer in layers if type(layer) not in {nn.Flatten, nn.Identity}]
     known = {nn.Linear, nn.Dropout, *IN_PLACE, *BY_INPUT}
     return layers if layers and all(type(layer) in known for layer in layers) else None
 
 
 def _flat(model: nn.Module) -> list[nn.Module] | None:
-    """Unpack sequences of sequences; nothing where a hook would have to be called."""
+    """Return the layers of nested `nn.Sequential`s; None if a module has hooks."""
     hooks = (model._forward_hooks, model._forward_pre_hooks)
     if any(hooks) or any((model._backward_hooks, model._backward_pre_hooks)):
         return None
@@ -96,8 +96,8 @@ def _flat(model: nn.Module) -> list[nn.Module] | None:
     )
 
 
-class Layers:
-    """A chain of dense layers; a `Stack`."""
+class DenseStack:
+    """A `Stack` of chains of dense layers."""
 
     name = "layers"
 
@@ -117,21 +117,23 @@ class Layers:
     def scratch(
         self, use: object, shape: Sequence[int], dtype: torch.dtype, device: torch.device
     ) -> Tensor:
-        """Give memory for a use; blocks take turns, and what one of them left is in the cache."""
+        """Return scratch memory for a use; blocks run in turn and share it, so it stays cached."""
         key = (use, tuple(shape), dtype, device)
         if key not in self._scratch:
             self._scratch[key] = torch.empty(*shape, dtype=dtype, device=device)
         return self._scratch[key]
 
-    def block(self, size: int, dtype: torch.dtype, device: torch.device) -> LayersBlock:
-        """Allocate a block."""
-        return LayersBlock(self, size, dtype, device)
+    def block(self, size: int, dtype: torch.dtype, device: torch.device) -> DenseBlock:
+        """Return a block of `size` places, all zeros."""
+        return DenseBlock(self, size, dtype, device)
 
 
-class LayersBlock:
-    """Members of a chain of dense layers; a `Block`."""
+class DenseBlock:
+    """A `Block` of members with dense layers."""
 
-    def __init__(self, stack: Layers, size: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, stack: DenseStack, size: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         layout = stack.layout
         self._stack = stack
         self.rows, self.gradients = (layout.rows(size, dtype, device) for _ in range(2))
@@ -146,12 +148,12 @@ class LayersBlock:
         self._evaluation: tuple[Program, list[Tensor]] | None = None
 
     def draw(self, place: int, generator: Generator) -> None:
-        """Draw a member's masks."""
+        """Draw a member's dropout masks."""
         dropout.draw(self._stack.dropouts, self._masks, place, generator)
 
     @torch.no_grad()
     def train(self, inputs: Tensor, targets: Tensor, rows: Tensor | None) -> Tensor:
-        """Compute losses and gradients."""
+        """Compute `gradients` and return losses [place]; see `Block.train`."""
         if self._step is None:
             self._step = self._program(inputs, targets, rows)
         some, theirs, program, losses = self._step
@@ -165,7 +167,7 @@ class LayersBlock:
 
     @torch.no_grad()
     def evaluate(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute losses and outputs."""
+        """Return losses [place] and outputs [place, row, feature]."""
         every = len(self.rows)
         if self._evaluation is None:
             program: Program = []
@@ -173,7 +175,9 @@ class LayersBlock:
             for part in torch.split(inputs, PART):
                 shared = part.flatten(1).t().contiguous().expand(every, -1, -1)
                 calls, values, _ = self._forward(shared, training=False)
-                outputs.append(torch.empty_like(values))  # the next part takes its memory
+                outputs.append(
+                    torch.empty_like(values)
+                )  # the next part reuses the memory of `values`
                 program += [*calls, partial(outputs[-1].copy_, values)]
             self._evaluation = program, outputs
         program, outputs = self._evaluation
@@ -186,7 +190,7 @@ class LayersBlock:
     def _program(
         self, inputs: Tensor, targets: Tensor, rows: Tensor | None
     ) -> tuple[Tensor, Tensor, Program, Tensor]:
-        """Settle where a batch of this size lies, and what is called in a step."""
+        """Return memory for a batch of this size, the program of a step, and its losses [place]."""
         every = len(self.rows)
         if rows is None:
             some, theirs = inputs, targets
@@ -210,9 +214,10 @@ class LayersBlock:
     def _forward(
         self, values: Tensor, *, training: bool
     ) -> tuple[Program, Tensor, list[Callable[[Program, Tensor], Tensor]]]:
-        """Settle a forward pass; give its output, and what adds the way back, layer by layer.
+        """Return the program of a forward pass, its output, and builders of the backward program.
 
-        All numbers are [place, feature, row].
+        All values are [place, feature, row]. There is one builder per layer: it appends the
+        layer's backward calls and returns the gradient of the layer's input.
         """
         masks = dict(zip((use.path for use in self._stack.dropouts), self._masks, strict=True))
         calls: Program = []
@@ -226,7 +231,7 @@ class LayersBlock:
                 dense = True
             elif kind in IN_PLACE:
                 function, derivative = IN_PLACE[kind]
-                if index == 0:  # the data's own place is not ours
+                if index == 0:  # do not overwrite the data
                     values = self._scratch("after", index, before.shape)
                     calls.append(partial(values.copy_, before))
                 calls.append(partial(function, values))
@@ -242,7 +247,7 @@ class LayersBlock:
         return calls, values, undo
 
     def _dense(self, forward: Program, path: str, before: Tensor, index: int) -> Tensor:
-        """Add a dense layer's calls to a program; give its output."""
+        """Append a dense layer's calls to a program; return its output [place, feature, row]."""
         weight, bias = self._of(self._parameters, path)
         after = self._scratch("after", index, (*weight.shape[:2], before.shape[2]))
         forward.append(partial(torch.bmm, weight, before, out=after))
@@ -259,7 +264,7 @@ class LayersBlock:
         backward: Program,
         gradient: Tensor,
     ) -> Tensor:
-        """Add a dense layer's calls on the way back; of the first one, nobody asks for more."""
+        """Append a dense layer's backward calls; the first layer's input needs no gradient."""
         weight, _ = self._of(self._parameters, path)
         theirs, of_bias = self._of(self._theirs, path)
         if weight[0].numel() >= LARGE:
@@ -277,7 +282,7 @@ class LayersBlock:
         return made
 
     def _of(self, named: Mapping[str, Tensor], path: str) -> tuple[Tensor, Tensor | None]:
-        """Find a layer's weight and bias."""
+        """Return a layer's weight [place, out, in] and bias [place, out], if any."""
         return named[f"{path}.weight".lstrip(".")], named.get(f"{path}.bias".lstrip("."))
 
     def _scratch(self, use: str, index: int, shape: Sequence[int]) -> Tensor:
@@ -287,7 +292,7 @@ class LayersBlock:
 def _undo(
     derivative: Callable[[Tensor], Callable[[], object]], backward: Program, gradient: Tensor
 ) -> Tensor:
-    """Add a call that changes a gradient in its place."""
+    """Append a call that changes a gradient in place."""
     backward.append(derivative(gradient))
     return gradient
 

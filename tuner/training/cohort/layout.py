@@ -1,4 +1,4 @@
-"""Parameters of one model as one flat row, and rows of many members as stacked parameters."""
+"""The stacking contract: a model's parameters as a flat row, and blocks of rows of many members."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from torch import Generator, Tensor, nn
 from tuner.core.errors import WorkloadError
 
 ALIGNED = 64
-"""Rows begin at multiples of so many numbers: every member's lie alike to vector instructions."""
+"""Rows start at multiples of this many numbers, so all have the same alignment."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where each parameter of a model lies in a row."""
+    """Positions of a model's parameters in a row."""
 
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
 
     @classmethod
     def of(cls, model: nn.Module) -> Layout:
-        """Lay the parameters out in the model's own order."""
+        """Return the layout of a model's parameters, in the model's order."""
         named = dict(model.named_parameters())
         return cls(names=tuple(named), shapes=tuple(p.shape for p in named.values()))
 
     @property
     def size(self) -> int:
-        """Count the numbers of a row."""
+        """Return the length of a row."""
         return sum(math.prod(shape) for shape in self.shapes)
 
     def rows(self, members: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Allocate rows of zeros, [member, parameter]."""
+        """Return rows of zeros, [member, parameter]."""
         stride = math.ceil(self.size / ALIGNED) * ALIGNED
         return torch.zeros(members, stride, dtype=dtype, device=device)[:, : self.size]
 
     def views(self, rows: Tensor) -> list[Tensor]:  # rows: [member, parameter]
-        """See rows as stacked parameters, each [member, *shape] and of the rows' memory."""
+        """Return views of rows as stacked parameters, each [member, *shape]."""
         sizes = [math.prod(shape) for shape in self.shapes]
         parts = torch.split(rows, sizes, dim=1)
         return [
@@ -47,55 +47,56 @@ class Layout:
         ]
 
     def row(self, model: nn.Module) -> Tensor:  # [parameter]
-        """Copy a model's parameters into a row."""
+        """Return a copy of a model's parameters. Raises `WorkloadError` if shapes differ."""
         found = Layout.of(model)
         if found != self:
             raise WorkloadError(
-                f"expected a model with parameters {self.said()}, as of other seeds, got "
-                f'{found.said()}; set trainer = "reference"'
+                f"expected the same parameters for every seed, {self.describe()}, got "
+                f'{found.describe()}; set trainer = "reference"'
             )
         return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
 
-    def said(self) -> str:
-        """List the parameters for people."""
+    def describe(self) -> str:
+        """Return names and shapes of the parameters, for messages."""
         pairs = zip(self.names, self.shapes, strict=True)
         return ", ".join(f"{name} {tuple(shape)}" for name, shape in pairs)
 
 
 class Block(Protocol):
-    """A fixed number of members whose parameters are stacked: what is computed in one go.
+    """A fixed number of places for members whose parameters are stacked and computed together.
 
     Invariants, for every implementation:
-    - a block's size follows from the workload and the study alone, so that every kernel is called
-      with the same shapes however many members there are: none of them rounds another way;
-    - what a member gets depends on its row, its buffers, its masks and its data alone, not on its
-      place in the block nor on what is at the other places, non-finite numbers included.
+    - a block's size depends on the workload and the study alone, so kernels are called with the
+      same shapes, and round in the same way, however many members there are;
+    - a member's result depends on its row, its buffers, its masks and its data alone, not on its
+      place in the block nor on the contents of other places, non-finite numbers included.
     """
 
-    rows: Tensor  # [place, parameter], the members' parameters
-    gradients: Tensor  # [place, parameter], as of the last call of `train`
-    buffers: dict[str, Tensor]  # each [place, ...], the members' buffers
-    random: bool  # whether there is anything to draw
+    rows: Tensor  # [place, parameter]
+    gradients: Tensor  # [place, parameter], from the last call of `train`
+    buffers: dict[str, Tensor]  # of the model, each [place, ...]
+    random: bool  # whether training steps draw random numbers
 
     def draw(self, place: int, generator: Generator) -> None:
-        """Draw what is random in a member's next training step."""
+        """Draw the random numbers of a member's next training step."""
 
     def train(self, inputs: Tensor, targets: Tensor, rows: Tensor | None) -> Tensor:
-        """Compute losses [place] and `gradients` at rows int64 [place, row] of the data, or at all.
+        """Compute `gradients` and return losses [place], at rows int64 [place, batch] of the data.
 
-        The number of rows is the same at every call, and without rows, so is the data [row, ...].
-        The losses hold until the next call.
+        `inputs` and `targets` are [row, ...]; without `rows` every member trains on all of them.
+        The batch size is the same at every call, and without rows the data are too. The losses are
+        overwritten by the next call.
         """
 
     def evaluate(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Give losses [place] and outputs [place, row, ...] for data [row, ...], all of it."""
+        """Return losses [place] and outputs [place, row, ...] on all of the data [row, ...]."""
 
 
 class Stack(Protocol):
-    """A way to compute blocks of one workload's model."""
+    """A method to compute blocks of one workload's model."""
 
-    name: str  # for the fingerprint of snapshots
+    name: str  # in the fingerprint of snapshots
     layout: Layout
 
     def block(self, size: int, dtype: torch.dtype, device: torch.device) -> Block:
-        """Allocate a block of so many members, all zeros."""
+        """Return a block of `size` places, all zeros."""

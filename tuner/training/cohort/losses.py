@@ -1,4 +1,4 @@
-"""Losses of stacked outputs, [place, feature, row], with their gradients."""
+"""Losses of stacked outputs [place, feature, row], with their gradients."""
 
 from __future__ import annotations
 
@@ -14,55 +14,58 @@ from torch.func import vmap
 from tuner.training.workloads import Measure
 
 Program: TypeAlias = list[Callable[[], object]]
-"""Calls, one after the other, whose tensors are settled, results included."""
+"""Calls to make in order; their tensors, results included, are allocated in advance."""
 
 
 class Loss(Protocol):
-    """The mean loss of each member."""
+    """The mean loss over rows of each member."""
 
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Give losses [place] of outputs [place, feature, row] and targets [place, row, ...]."""
+        """Return losses [place] of outputs [place, feature, row] and targets [place, row, ...]."""
 
     def program(self, outputs: Tensor, targets: Tensor) -> tuple[Program, Tensor, Tensor]:
-        """Give calls that compute losses, and the gradient of their sum; and these two."""
+        """Return a program, and its results: losses [place] and their gradient.
+
+        Shapes are those of `forward`; the gradient of the summed losses is shaped as the outputs.
+        """
 
 
 def loss_of(measure: Measure, targets: Tensor, outputs: Tensor) -> Loss:
-    """Choose how to compute a loss, given the targets [row, ...] and outputs [row, feature]."""
+    """Return the fastest implementation for targets [row, ...] and outputs [row, feature]."""
     functional = nn.functional
     classes = targets.dtype == torch.int64 and targets.ndim == 1 and int(targets.min()) >= 0
     if measure is functional.cross_entropy and classes:
         return CrossEntropy()
     if measure is functional.mse_loss and targets.shape[1:] == outputs.shape[1:]:
         return SquaredError()
-    return Mapped(measure)
+    return VmapLoss(measure)
 
 
 class CrossEntropy:
-    """`torch.nn.functional.cross_entropy` of classes."""
+    """`torch.nn.functional.cross_entropy` of class indices."""
 
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Give losses."""
+        """Return losses."""
         logs = torch.log_softmax(outputs, 1)
         return logs.gather(1, targets.unsqueeze(1)).squeeze(1).mean(1).neg_()
 
     def program(self, outputs: Tensor, targets: Tensor) -> tuple[Program, Tensor, Tensor]:
-        """Compute probabilities, less one where the class is right; all as shares of the mean.
+        """Compute the gradient (softmax - one-hot target) / rows in place.
 
-        Calls are few and of few kinds: in a small model, one whose code has left the cache takes
-        longer to begin than to compute.
+        Few calls of few kinds: for small models, loading an uncached kernel takes longer than
+        running it.
         """
-        right, rows = targets.unsqueeze(1), outputs.shape[2]  # [place, 1, row]
+        classes, rows = targets.unsqueeze(1), outputs.shape[2]  # [place, 1, row]
         logs, losses = torch.empty_like(outputs), outputs.new_empty(len(outputs))
-        chosen = outputs.new_empty(right.shape)
+        chosen = outputs.new_empty(classes.shape)
         less = torch.full_like(chosen, -1.0 / rows)
         calls: Program = [
             partial(torch.log_softmax, outputs, 1, out=logs),
-            partial(torch.gather, logs, 1, right, out=chosen),
+            partial(torch.gather, logs, 1, classes, out=chosen),
             partial(torch.bmm, chosen, less.transpose(1, 2), out=losses.view(-1, 1, 1)),
             partial(logs.sub_, math.log(rows)),
             logs.exp_,
-            partial(logs.scatter_add_, 1, right, less),
+            partial(logs.scatter_add_, 1, classes, less),
         ]
         return calls, losses, logs
 
@@ -71,11 +74,11 @@ class SquaredError:
     """`torch.nn.functional.mse_loss`."""
 
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Give losses."""
+        """Return losses."""
         return outputs.sub(targets.transpose(1, 2)).square_().mean((1, 2))
 
     def program(self, outputs: Tensor, targets: Tensor) -> tuple[Program, Tensor, Tensor]:
-        """Compute differences."""
+        """Compute the gradient 2 (output - target) / numbers in place."""
         apart, losses = torch.empty_like(outputs), outputs.new_empty(len(outputs))
         squares = torch.empty_like(outputs)
         calls: Program = [
@@ -87,19 +90,19 @@ class SquaredError:
         return calls, losses, apart
 
 
-class Mapped:
+class VmapLoss:
     """Any loss, by `vmap` and autograd."""
 
     def __init__(self, measure: Measure) -> None:
         self._measure = measure
 
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Give losses; one by one, so that it may do then what `vmap` cannot."""
+        """Return losses, one member at a time: operations that `vmap` lacks may occur here."""
         pairs = zip(outputs.transpose(1, 2), targets, strict=True)
         return torch.stack([self._measure(own, theirs).reshape(()) for own, theirs in pairs])
 
     def program(self, outputs: Tensor, targets: Tensor) -> tuple[Program, Tensor, Tensor]:
-        """Go by autograd."""
+        """Compute losses and gradient by `vmap` and autograd."""
         gradient, losses = torch.empty_like(outputs), outputs.new_empty(len(outputs))
 
         def one(own: Tensor, theirs: Tensor) -> Tensor:

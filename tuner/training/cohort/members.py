@@ -1,4 +1,4 @@
-"""The members of a cohort, and those of one block as they move together for some steps."""
+"""The members of a cohort, and groups of members of one block during some steps."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from torch import Generator, Tensor
 
 from tuner.training.batches import BatchOrder
 from tuner.training.cohort.layout import Block
-from tuner.training.cohort.optimizers import Update
-from tuner.training.guard.monitor import Watch
-from tuner.training.objective import NOTHING_YET, Progress
-from tuner.training.pace import Pace
-from tuner.training.segment import Segment
-from tuner.training.trainer import Status, Task
+from tuner.training.cohort.optimizers import RowOptimizer
+from tuner.training.guard.monitor import GuardMonitor
+from tuner.training.objective import NO_EVALUATIONS, Progress
+from tuner.training.rate_source import RateSource
+from tuner.training.trainer import Segment, Status, Task
 
 
 @dataclass(eq=False)
@@ -24,43 +23,43 @@ class Member:
     task: Task
     block: Block
     place: int  # in the block
-    update: Update
+    optimizer: RowOptimizer
     order: BatchOrder
-    pace: Pace
-    watch: Watch
+    rate_source: RateSource
+    monitor: GuardMonitor
     random: Generator  # for dropout
-    progress: Progress = NOTHING_YET
+    progress: Progress = NO_EVALUATIONS
     step: int = 0
     status: Status = Status.TRAINING
     segment: Segment = field(default_factory=lambda: Segment(0))
-    buffers: dict[str, Tensor] | None = None  # as they were when it ended: its block goes on
+    buffers: dict[str, Tensor] | None = None  # at its end, since its block continues
 
 
 def buffers_of(member: Member) -> dict[str, Tensor]:
-    """Copy a member's buffers."""
+    """Return copies of a member's buffers."""
     return {name: stacked[member.place].clone() for name, stacked in member.block.buffers.items()}
 
 
 class Group:
-    """The members of one block that are in training, for `count` steps."""
+    """The members of one block that are in training, during `count` steps."""
 
     def __init__(
         self, block: Block, members: list[Member], count: int, clip_norm: float | None
     ) -> None:
         self.members = members
         self._block, self._clip_norm = block, clip_norm
-        self.times: list[float] = []  # of the steps that were made
-        self.error: BaseException | None = None  # that the next one raised
+        self.times: list[float] = []  # of the completed steps
+        self.error: BaseException | None = None  # raised by the step after them
         self.losses = block.rows.new_empty(count, len(block.rows))  # [step, place]
         self.norms = torch.empty_like(self.losses)  # [step, place], of gradients before clipping
-        self._kept = list(zip(self.losses, self.norms, strict=True))
-        rates = [member.pace.rates(member.step, count) for member in members]
+        self._measured = list(zip(self.losses, self.norms, strict=True))
+        rates = [member.rate_source.rates(member.step, count) for member in members]
         self._rates = list(zip(*rates, strict=True))  # [step][member]
-        self._steps = [member.update.step for member in members]
+        self._steps = [member.optimizer.step for member in members]
 
     def update(self, index: int, inputs: Tensor, targets: Tensor, rows: Tensor | None) -> None:
-        """Make the update of a step, for all members, on rows [place, batch] of data [row, ...]."""
-        block, (losses, norms) = self._block, self._kept[index]
+        """Make an update of all members, on rows int64 [place, batch] of data [row, ...]."""
+        block, (losses, norms) = self._block, self._measured[index]
         if block.random:
             for member in self.members:
                 block.draw(member.place, member.random)

@@ -1,11 +1,9 @@
-"""The optimisers of `tuner.training.optimizers`, each on one flat row of parameters.
+"""The optimizers of `tuner.training.optimizers`, each on one flat row of parameters.
 
-The formulas are torch's, in torch's order, so a row goes where torch's own optimiser would take the
-same numbers; `torch.optim` itself needs ten times as long for a small model, as it looks at its
-settings anew at each step. Where torch has a kernel for a whole update (`torch.optim` with
-`fused=True`), it is the one that is called.
-
-A row is updated by itself, whatever its neighbours are; so it goes the same way beside any of them.
+The formulas are torch's, in torch's order of operations, so a row gets the same values as from
+torch's own optimizer. `torch.optim` itself takes ten times as long for a small model, because it
+inspects its settings at each step. Where torch has a kernel for a whole update (`torch.optim` with
+`fused=True`), that kernel is called. Rows are updated one by one, independently of their neighbors.
 """
 
 from __future__ import annotations
@@ -20,17 +18,17 @@ from torch import Tensor
 from tuner.config import ParameterValue, own
 
 
-class Update(Protocol):
-    """The optimiser of one trial, its state included.
+class RowOptimizer(Protocol):
+    """The optimizer of one trial, with its state.
 
-    It is made from `row` and `gradient`, both [parameter], which it reads and writes in place.
+    It is constructed with `row` and `gradient`, both [parameter], and updates `row` in place.
     """
 
     def step(self, rate: float) -> None:
-        """Move the row by one update at a learning rate."""
+        """Update the row at a learning rate."""
 
     def state(self) -> dict[str, Tensor]:
-        """Give the tensors that it remembers; to change one in place is to restore it."""
+        """Return the state tensors themselves; writing into them restores a state."""
 
 
 class Sgd:
@@ -45,7 +43,7 @@ class Sgd:
         nesterov: bool,
         weight_decay: float,
     ) -> None:
-        # a first step from zero is torch's first step, which copies the gradient: m · 0 + g
+        # a zero velocity makes the first step equal to torch's, which copies the gradient
         self._velocity = [torch.zeros_like(row)] if momentum > 0 else []
         self._move = partial(
             torch._fused_sgd_,
@@ -61,16 +59,16 @@ class Sgd:
         )
 
     def step(self, rate: float) -> None:
-        """Move the row by one update."""
+        """Update the row at a learning rate."""
         self._move(lr=rate)
 
     def state(self) -> dict[str, Tensor]:
-        """Give the velocity, where there is momentum."""
+        """Return the velocity, if there is momentum."""
         return {"velocity": self._velocity[0]} if self._velocity else {}
 
 
 class Adam:
-    """torch's Adam, and AdamW where the weight decay is decoupled."""
+    """torch's Adam, or AdamW if the weight decay is decoupled."""
 
     def __init__(
         self,
@@ -85,7 +83,7 @@ class Adam:
     ) -> None:
         self._lists = [row], [gradient], [torch.zeros_like(row)], [torch.zeros_like(row)]
         self._steps = torch.zeros((), dtype=torch.float32, device=row.device)
-        # the same memory: to add to a number in an array takes a fifth of adding to the array
+        # shares its memory: incrementing an element takes a fifth of the time of a tensor addition
         flat = self._steps.view(1)
         self._count = flat.numpy() if row.device.type == "cpu" else flat
         self._move = partial(
@@ -102,12 +100,12 @@ class Adam:
         )
 
     def step(self, rate: float) -> None:
-        """Move the row by one update."""
+        """Update the row at a learning rate."""
         self._count[0] += 1.0
         self._move(lr=rate)
 
     def state(self) -> dict[str, Tensor]:
-        """Give both moments, and the steps that correct their bias."""
+        """Return both moments, and the step count for bias correction."""
         (_, _, (first,), (second,)) = self._lists
         return {"first": first, "second": second, "steps": self._steps}
 
@@ -130,14 +128,14 @@ class Nadam:
         self._row, self._gradient = row, gradient
         self._first, self._second = torch.zeros_like(row), torch.zeros_like(row)
         self._steps = torch.zeros((), dtype=torch.float64)
-        # of the momenta; in single precision, whatever the row's, because torch's is
+        # of the momenta; in single precision as in torch, whatever the row's dtype
         self._product = torch.ones((), dtype=torch.float32)
         self._beta1, self._beta2, self._eps = beta1, beta2, eps
         self._weight_decay, self._decoupled = weight_decay, decoupled_weight_decay
         self._momentum_decay = momentum_decay
 
     def step(self, rate: float) -> None:
-        """Move the row by one update."""
+        """Update the row at a learning rate."""
         step = self._steps.add_(1.0).item()
         gradient = _decayed(self, rate)
         now, following = self._momentum(step), self._momentum(step + 1)
@@ -154,7 +152,7 @@ class Nadam:
         return self._beta1 * (1.0 - 0.5 * decayed)
 
     def state(self) -> dict[str, Tensor]:
-        """Give both moments, the steps and the product of the momenta so far."""
+        """Return both moments, the step count and the product of the momenta so far."""
         moments = {"first": self._first, "second": self._second}
         return {**moments, "steps": self._steps, "product": self._product}
 
@@ -180,7 +178,7 @@ class Rmsprop:
         self._weight_decay, self._decoupled = weight_decay, False
 
     def step(self, rate: float) -> None:
-        """Move the row by one update."""
+        """Update the row at a learning rate."""
         gradient = _decayed(self, rate)
         self._square.mul_(self._alpha).addcmul_(gradient, gradient, value=1 - self._alpha)
         if self._mean is None:
@@ -196,7 +194,7 @@ class Rmsprop:
             self._row.add_(self._velocity, alpha=-rate)
 
     def state(self) -> dict[str, Tensor]:
-        """Give the mean square; the mean where it is centred, the velocity with momentum."""
+        """Return the mean square; the mean if centered, the velocity if there is momentum."""
         state = {"square": self._square, "mean": self._mean, "velocity": self._velocity}
         return {name: tensor for name, tensor in state.items() if tensor is not None}
 
@@ -219,18 +217,18 @@ class Adagrad:
         self._weight_decay, self._decoupled = weight_decay, False
 
     def step(self, rate: float) -> None:
-        """Move the row by one update."""
+        """Update the row at a learning rate."""
         gradient = _decayed(self, rate)
         self._sum.addcmul_(gradient, gradient)
         self._row.addcdiv_(gradient, self._sum.sqrt().add_(self._eps), value=-rate)
 
     def state(self) -> dict[str, Tensor]:
-        """Give the sum of squares."""
+        """Return the sum of squared gradients."""
         return {"sum": self._sum}
 
 
 class Lion:
-    """Our Lion, of `tuner.training.lion`."""
+    """Lion, as in `tuner.training.lion`."""
 
     def __init__(
         self, row: Tensor, gradient: Tensor, *, beta1: float, beta2: float, weight_decay: float
@@ -240,7 +238,7 @@ class Lion:
         self._weight_decay, self._decoupled = weight_decay, True
 
     def step(self, rate: float) -> None:
-        """Move the row by one update."""
+        """Update the row at a learning rate."""
         gradient = _decayed(self, rate)
         direction = self._average * self._beta1
         direction.add_(gradient, alpha=1 - self._beta1).sign_()
@@ -248,12 +246,12 @@ class Lion:
         self._average.mul_(self._beta2).add_(gradient, alpha=1 - self._beta2)
 
     def state(self) -> dict[str, Tensor]:
-        """Give the average."""
+        """Return the averaged gradient."""
         return {"average": self._average}
 
 
 def _decayed(update: Nadam | Rmsprop | Adagrad | Lion, rate: float) -> Tensor:
-    """Let weights decay; give the gradient that the update goes by."""
+    """Apply weight decay, and return the gradient [parameter] for the update."""
     if update._weight_decay == 0:
         return update._gradient
     if update._decoupled:
@@ -262,11 +260,11 @@ def _decayed(update: Nadam | Rmsprop | Adagrad | Lion, rate: float) -> Tensor:
     return update._gradient.add(update._row, alpha=update._weight_decay)
 
 
-def _adamw(row: Tensor, gradient: Tensor, **settings: float) -> Update:
+def _adamw(row: Tensor, gradient: Tensor, **settings: float) -> RowOptimizer:
     return Adam(row, gradient, decoupled=True, **settings)
 
 
-UPDATES: Mapping[str, Callable[..., Update]] = {
+ROW_OPTIMIZERS: Mapping[str, Callable[..., RowOptimizer]] = {
     "sgd": Sgd,
     "adam": Adam,
     "adamw": _adamw,
@@ -275,18 +273,18 @@ UPDATES: Mapping[str, Callable[..., Update]] = {
     "adagrad": Adagrad,
     "lion": Lion,
 }
-"""Every optimiser of `optimizers.OPTIMIZERS`, by the same name and with the same settings."""
+"""Row optimizers by name, with the names and settings of `optimizers.OPTIMIZERS`."""
 
 
-def make(params: Mapping[str, ParameterValue], row: Tensor, gradient: Tensor) -> Update:
-    """Build the optimiser of a trial from its flat parameters, as `optimizers.make` does."""
+def make(params: Mapping[str, ParameterValue], row: Tensor, gradient: Tensor) -> RowOptimizer:
+    """Return the row optimizer of a trial from its flat parameters; see `optimizers.make`."""
     name = str(params["optimizer"])
-    return UPDATES[name](row, gradient, **own(params, name))
+    return ROW_OPTIMIZERS[name](row, gradient, **own(params, name))
 
 
-def restore(update: Update, saved: Mapping[str, Tensor]) -> None:
-    """Go on from what `state` gave."""
-    state = update.state()
+def restore(optimizer: RowOptimizer, saved: Mapping[str, Tensor]) -> None:
+    """Restore a state that `state` returned."""
+    state = optimizer.state()
     assert state.keys() == saved.keys(), (list(state), list(saved))
     for name, tensor in state.items():
         tensor.copy_(saved[name])

@@ -1,8 +1,8 @@
-"""Where the members of a cohort sit: in blocks that are as few and as small as may be.
+"""The places of a cohort's members: in blocks that are as few and as small as possible.
 
-A block takes as long for one member as for all of its places. As a member is bitwise the same in a
-block of any size, it may be moved: at the end of a study, when no trial is left for a free slot,
-those that still train sit closer together.
+A block takes as long for one member as for all of its places. A member is bitwise the same in a
+block of any size, so it may be moved: at the end of a study, when no trial is left for a free slot,
+the remaining members are compacted into fewer blocks.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from tuner.training.cohort.layout import Block
 from tuner.training.cohort.members import Member
 
 
-class Seats:
-    """The blocks of a cohort, and who sits where."""
+class SlotAllocator:
+    """Allocate blocks and assign their places to members."""
 
     def __init__(self, plan: Plan, slots: int, dtype: torch.dtype, device: torch.device) -> None:
-        """Allocate places for all slots: if memory is short, it is now."""
+        """Allocate blocks for all slots, so that a lack of memory shows at once."""
         self._plan, self._slots, self._dtype, self._device = plan, slots, dtype, device
         self._unused: list[Block] = []
         self.blocks = [self._block(size) for size in plan.sizes_for(slots)]
 
     def free(self, members: Sequence[Member]) -> tuple[Block, int]:
-        """Find a place where none of the members sits."""
+        """Return a place that none of the members occupies."""
         taken = {(id(member.block), member.place) for member in members}
         for block in self.blocks:
             for place in range(len(block.rows)):
                 if (id(block), place) not in taken:
                     return block, place
-        # places were given up when there were fewer members
+        # earlier compaction has dropped blocks
         missing = self._slots - sum(len(block.rows) for block in self.blocks)
         self.blocks.append(self._block(self._plan.sizes_for(max(1, missing))[0]))
         return self.blocks[-1], 0
 
-    def gather(self, members: Sequence[Member]) -> None:
-        """Let the members sit closer together, if that frees places that would be computed."""
+    def compact(self, members: Sequence[Member]) -> None:
+        """Move members into fewer or smaller blocks if possible."""
         wanted = self._plan.sizes_for(len(members))
         if sum(len(block.rows) for block in self.blocks) <= sum(wanted):
             return
@@ -48,14 +48,14 @@ class Seats:
         self.blocks = []
         for size in wanted:
             self.blocks.append(self._block(size))
-        sitting = [member for member in members if member.block in self.blocks]
+        placed = [member for member in members if member.block in self.blocks]
         for member in members:
-            if member not in sitting:
-                _move(member, *self.free(sitting))
-                sitting.append(member)
+            if member not in placed:
+                _move(member, *self.free(placed))
+                placed.append(member)
 
     def _block(self, size: int) -> Block:
-        """Take a block that is not used, those with most members first, or allocate one."""
+        """Return an unused block of this size, fullest first, or allocate one."""
         for block in self._unused:
             if len(block.rows) == size:
                 self._unused.remove(block)
@@ -64,12 +64,14 @@ class Seats:
 
 
 def _move(member: Member, block: Block, place: int) -> None:
-    """Let a member sit elsewhere."""
+    """Move a member to another place, with parameters, buffers and optimizer state."""
     block.rows[place] = member.block.rows[member.place]
     for name, buffer in block.buffers.items():
         buffer[place] = member.block.buffers[name][member.place]
     member.block.rows[member.place] = 0.0
-    state = member.update.state()
+    state = member.optimizer.state()
     member.block, member.place = block, place
-    member.update = optimizers.make(member.task.params, block.rows[place], block.gradients[place])
-    optimizers.restore(member.update, state)
+    member.optimizer = optimizers.make(
+        member.task.params, block.rows[place], block.gradients[place]
+    )
+    optimizers.restore(member.optimizer, state)

@@ -1,11 +1,11 @@
-"""The cohort trainer: many trials of one study in one step, each with its own rate and optimiser.
+"""The cohort trainer: many trials of one study in one step, each with its own rate and optimizer.
 
-Members are computed in *blocks* of a fixed size: their parameters lie in rows, and one forward and
-backward pass goes through all of a block (`tuner.training.cohort`). What it must agree with is the
-reference trainer: in double precision to 1e-9 wherever training is stable.
+Members are computed in *blocks* of a fixed size: their parameters are stacked as rows, and one
+forward and backward pass computes a whole block. In double precision it agrees with the reference
+trainer to 1e-9 wherever training is stable.
 
-Losses are read and judged not at each step but at the next evaluation. A member that the guard
-stops has gone on until then, beside the others; what it measured after its stop is cut off.
+Losses are read and judged at the next evaluation, not at each step. A member that the guard stops
+has trained until then with the others; what it measured after its stop is discarded.
 """
 
 from __future__ import annotations
@@ -21,36 +21,34 @@ from torch import Tensor
 
 from tuner.config import StudySpec
 from tuner.core.errors import WorkloadError
-from tuner.training import checkpoint, memory, objective, randomness
-from tuner.training.batches import BatchOrder
+from tuner.training import checkpoint, objective, out_of_memory, random_state
+from tuner.training.batches import BatchOrder, open_stream
 from tuner.training.cohort import eligibility, optimizers
-from tuner.training.cohort.data import Held, Source, Streamed
+from tuner.training.cohort.data import FromLoader, InMemory, Source
 from tuner.training.cohort.eligibility import NotStackableError
 from tuner.training.cohort.members import Group, Member, buffers_of
-from tuner.training.cohort.slots import Seats
+from tuner.training.cohort.slots import SlotAllocator
 from tuner.training.device import without_subnormals
-from tuner.training.guard.monitor import Watch
+from tuner.training.guard.monitor import GuardMonitor
 from tuner.training.objective import Progress
-from tuner.training.pace import pace
 from tuner.training.precision import Precision
-from tuner.training.segment import Segment
-from tuner.training.streams import stream
-from tuner.training.trainer import ENDED, Evaluation, Event, Status, Task
+from tuner.training.rate_source import rate_source
+from tuner.training.trainer import ENDED, Evaluation, Event, Segment, Status, Task
 from tuner.training.workloads import Workload
 
 TOGETHER = 64
-"""Steps before losses are judged, at most: a member that diverged is soon found."""
+"""Maximum number of steps before losses are judged, to find diverged members soon."""
 
 
 class CohortTrainer:
-    """Trains up to `slots` trials at a time; a `Trainer`.
+    """A `Trainer` of up to `slots` trials at a time.
 
-    A call of `advance` moves every member by the same number of steps, but for those that end, and
+    A call of `advance` moves every member that does not end by the same number of steps, and
     returns as soon as one of them needs a decision. Invariant, beyond the contract: a member's
     curve is bitwise the same in any slot of a cohort of any size.
 
-    A `Task`'s halvings are passed over: a cohort has no micro-batches, and where memory is short it
-    is built anew with fewer slots.
+    A `Task`'s halvings are ignored: a cohort has no micro-batches, and is rebuilt with fewer slots
+    if memory is short.
     """
 
     def __init__(
@@ -60,12 +58,12 @@ class CohortTrainer:
         slots: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Place the data, and find out how to stack the model; `clock` gives seconds.
+        """Move the data to the device and plan how to stack the model; `clock` returns seconds.
 
-        Raises `WorkloadError` when the workload does not measure the study's metric, or cannot be
-        trained like this: `fitness.obstacle` says so beforehand.
+        Raises `WorkloadError` if the workload does not measure the study's metric or cannot be
+        stacked; `eligibility.reason_not_stackable` checks the latter in advance.
         """
-        objective.refuse_unmeasured(spec, workload)
+        objective.check_metric(spec, workload)
         try:
             self._plan = eligibility.plan(workload, spec)
         except NotStackableError as error:
@@ -78,26 +76,26 @@ class CohortTrainer:
         self._device = torch.device(spec.training.device)
         self._dtype: torch.dtype = getattr(torch, spec.training.dtype)
         self._precision = Precision(spec.training.precision, self._device)
-        self._stream = stream(workload, spec, self._placed)
+        self._stream = open_stream(workload, spec, self._on_device)
         self._source: Source
         if self._stream is None:
             data = workload.train_inputs, workload.train_targets
-            self._source = Held(*(self._placed(part) for part in data))
+            self._source = InMemory(*(self._on_device(part) for part in data))
         else:
-            self._source = Streamed(self._stream)
+            self._source = FromLoader(self._stream)
         self._validation = (
-            self._placed(workload.validation_inputs),
-            self._placed(workload.validation_targets),
+            self._on_device(workload.validation_inputs),
+            self._on_device(workload.validation_targets),
         )
         self._rungs = frozenset(spec.rungs())
         self._evaluation_steps = spec.evaluation_steps()
-        self._seats = Seats(self._plan, slots, self._dtype, self._device)
+        self._allocator = SlotAllocator(self._plan, slots, self._dtype, self._device)
         self._slots: list[Member | None] = [None] * slots
 
     def admit(self, task: Task) -> None:
-        """Give a trial a free slot. Raises `ValueError` when a snapshot does not fit the task."""
+        """Put a trial in a free slot. Raises `ValueError` if its snapshot does not match."""
         if any(member.task.number == task.number for member in self._members()):
-            raise ValueError(f"trial {task.number} has a slot here already; evict it first")
+            raise ValueError(f"trial {task.number} has a slot already; evict it first")
         if None not in self._slots:
             raise ValueError(
                 f"expected a free slot for trial {task.number}, got {self.capacity} taken ones; "
@@ -106,7 +104,7 @@ class CohortTrainer:
         state = None
         if task.snapshot is not None:
             state = checkpoint.matching(task.snapshot, self._fingerprint(task), task.number)
-        member = self._built(task, state is None)
+        member = self._new_member(task, state is None)
         if state is not None:
             self._restore(member, state)
         self._slots[self._slots.index(None)] = member
@@ -114,13 +112,13 @@ class CohortTrainer:
     def advance(self, max_steps: int) -> list[Event]:
         """Train by up to `max_steps` updates, until a rung, the horizon or the end of a member.
 
-        Members that have ended make no events.
+        Members that have ended produce no events.
         """
         assert max_steps >= 1, max_steps
         members = [member for member in self._members() if member.status not in ENDED]
         for member in members:
             member.status, member.segment = Status.TRAINING, Segment(member.step)
-        self._seats.gather(self._members())
+        self._allocator.compact(self._members())
         if self._stream is not None:
             self._stream.keep({member.step for member in members})
         with without_subnormals():
@@ -131,24 +129,23 @@ class CohortTrainer:
                 self._update(running, count)
                 left -= count
                 self._evaluate(m for m in _training(running) if m.step in self._evaluation_steps)
-                self._mark(running)
+                self._set_statuses(running)
                 if any(member.status is not Status.TRAINING for member in members):
                     break
         return [self._event(member) for member in members]
 
     def evict(self, number: int) -> None:
         """Free the slot of a trial, whatever its status."""
-        member = self._of(number)
+        member = self._member_of(number)
         member.block.rows[member.place] = 0.0
         self._slots[self._slots.index(member)] = None
 
     def snapshot(self, number: int) -> bytes:
-        """Give all that is needed to go on exactly, at the step where the trial is now.
+        """Return the state needed to resume exactly at the current step.
 
-        Of a trial that diverged or failed there is nothing to go on with: it may have moved after
-        its stop.
+        A diverged or failed trial has no parameters in it: they may have changed after its stop.
         """
-        member = self._of(number)
+        member = self._member_of(number)
         moved = member.status in {Status.DIVERGED, Status.FAILED}
         trained = (
             None
@@ -156,8 +153,8 @@ class CohortTrainer:
             else {
                 "parameters": member.block.rows[member.place].clone(),
                 "buffers": member.buffers or buffers_of(member),
-                "optimizer": {key: t.clone() for key, t in member.update.state().items()},
-                "pace": member.pace.state(),
+                "optimizer": {key: t.clone() for key, t in member.optimizer.state().items()},
+                "pace": member.rate_source.state(),
             }
         )
         return checkpoint.to_bytes(
@@ -166,7 +163,7 @@ class CohortTrainer:
                 "step": member.step,
                 "status": member.status.value,
                 "trained": trained,
-                "guard": member.watch.state(),
+                "guard": member.monitor.state(),
                 "progress": asdict(member.progress),
                 "random": member.random.get_state(),
             }
@@ -175,16 +172,16 @@ class CohortTrainer:
     # --- all members ------------------------------------------------------------------------
 
     def _update(self, members: list[Member], count: int) -> None:
-        """Make some updates of members that are in training, then judge what they measured."""
+        """Make `count` updates of members in training, then judge the losses."""
         groups = [
             Group(block, own, count, self._spec.training.clip_norm)
-            for block in self._seats.blocks
+            for block in self._allocator.blocks
             if (own := [member for member in members if member.block is block])
         ]
         feeds = [self._source.feed(g.members, len(g.losses[0]), count) for g in groups]
         turns = list(zip(groups, feeds, strict=True))
-        # all steps of one block before the next, if that may be: its rows stay in the cache
-        if self._source.in_turn:
+        # if possible, all steps of one block before the next, so that its rows stay cached
+        if self._source.block_by_block:
             order = ((turn, index) for turn in turns for index in range(count))
         else:
             order = ((turn, index) for index in range(count) for turn in turns)
@@ -195,7 +192,7 @@ class CohortTrainer:
                 except KeyboardInterrupt:
                     raise
                 except BaseException as error:
-                    if memory.ran_out(error):
+                    if out_of_memory.is_out_of_memory(error):
                         raise
                     group.error = error
                 else:
@@ -209,9 +206,9 @@ class CohortTrainer:
                     _fail(member, group.error)
 
     def _evaluate(self, due: Iterable[Member]) -> None:
-        """Measure members at their parameters of now; numbers that are not finite end them."""
+        """Evaluate members at their current parameters; non-finite values end them as diverged."""
         waiting = list(due)
-        for block in self._seats.blocks:
+        for block in self._allocator.blocks:
             members = [member for member in waiting if member.block is block]
             if not members:
                 continue
@@ -220,7 +217,7 @@ class CohortTrainer:
             except KeyboardInterrupt:
                 raise
             except BaseException as error:
-                if memory.ran_out(error):
+                if out_of_memory.is_out_of_memory(error):
                     raise
                 for member in members:
                     _fail(member, error)
@@ -232,15 +229,15 @@ class CohortTrainer:
                 except KeyboardInterrupt:
                     raise
                 except BaseException as error:
-                    if memory.ran_out(error):
+                    if out_of_memory.is_out_of_memory(error):
                         raise
                     _fail(member, error)
                 else:
                     metrics = {"val_loss": values[member.place], **metrics}
-                    self._take_in(member, metrics, finite[member.place])
+                    self._record_evaluation(member, metrics, finite[member.place])
 
     def _measured(self, outputs: Tensor) -> dict[str, float]:  # outputs: [row, ...]
-        """Compute the metrics of one member."""
+        """Return the metrics of one member."""
         targets = self._validation[1]
         with torch.no_grad(), self._precision.forward():
             measures = self._workload.metrics.items()
@@ -251,29 +248,29 @@ class CohortTrainer:
     def _judge(
         self, member: Member, losses: list[float], norms: list[float], times: list[float]
     ) -> None:
-        """Take in rows, up to the one where the guard stops the member."""
+        """Record rows up to the one at which the guard stops the member."""
         if not losses:
             return
         seen, segment = len(losses), member.segment
-        if not member.watch.pass_over(losses, norms):
+        if not member.monitor.observe_if_calm(losses, norms):
             for seen, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=1):
-                segment.reason = member.watch.see(loss, norm)
+                segment.reason = member.monitor.observe(loss, norm)
                 if segment.reason:
                     segment.stopped_step = member.step + seen - 1
                     member.status = Status.DIVERGED
                     break
         segment.losses += losses[:seen]
         segment.grad_norms += norms[:seen]
-        segment.rates += member.pace.rates(member.step, seen)
+        segment.rates += member.rate_source.rates(member.step, seen)
         segment.times += times[:seen]
-        # the update of a row where the guard stops does not count
+        # the update after the row at which the guard stops does not count
         member.step += seen - 1 if segment.reason else seen
 
-    def _take_in(self, member: Member, metrics: dict[str, float], finite: bool) -> None:
-        """Record an evaluation, and end the member where it says so."""
+    def _record_evaluation(self, member: Member, metrics: dict[str, float], finite: bool) -> None:
+        """Record an evaluation, and end the member if it requires that."""
         segment, step = member.segment, member.step
         segment.evaluations.append(Evaluation(step=step, time=self._clock(), metrics=metrics))
-        wrong = objective.not_finite(self._spec, metrics)
+        wrong = objective.non_finite(self._spec, metrics)
         if not finite:
             wrong.append("a parameter was not finite")
         if wrong:
@@ -282,16 +279,16 @@ class CohortTrainer:
             segment.reason = f"{' and '.join(wrong)} at step {step}"
             return
         if step == 0:
-            member.watch.began(metrics["val_loss"])
+            member.monitor.set_initial_loss(metrics["val_loss"])
         value = metrics[self._spec.study.metric]
-        member.pace.evaluated(step, value)
-        member.progress = objective.observed(self._spec, member.progress, step, value)
-        segment.reason = objective.out_of_patience(self._spec, member.progress)
+        member.rate_source.evaluated(step, value)
+        member.progress = objective.with_evaluation(self._spec, member.progress, step, value)
+        segment.reason = objective.early_stop_reason(self._spec, member.progress)
         if segment.reason:
             member.status = Status.FINISHED
 
-    def _mark(self, members: list[Member]) -> None:
-        """Say who is at the horizon or at a rung, and keep what is lost when a block goes on."""
+    def _set_statuses(self, members: list[Member]) -> None:
+        """Set the status of members at the horizon or a rung; copy the buffers of ended members."""
         for member in members:
             if member.status is Status.TRAINING and member.step == self._spec.training.steps:
                 member.status = Status.FINISHED
@@ -301,71 +298,71 @@ class CohortTrainer:
                 member.buffers = buffers_of(member)
 
     def _event(self, member: Member) -> Event:
-        member.watch.catch_up()
+        member.monitor.absorb_calm()
         value = objective.value_of(self._spec, member.progress)
         return member.segment.event(member.task.number, member.status, value)
 
     def _until_evaluation(self, member: Member) -> int:
-        """Count the steps to a member's next evaluation; the horizon and rungs have one."""
+        """Return the steps to a member's next evaluation; the horizon and rungs have one."""
         steps = self._evaluation_steps
         return steps[bisect_right(steps, member.step)] - member.step
 
-    def _built(self, task: Task, fresh: bool) -> Member:
-        """Build a trial at step 0; without parameters unless it is to start afresh."""
-        training, (own, place) = self._spec.training, self._seats.free(self._members())
+    def _new_member(self, task: Task, fresh: bool) -> Member:
+        """Return a new member at step 0, with initial parameters if `fresh`."""
+        training, (own, place) = self._spec.training, self._allocator.free(self._members())
         generator = torch.Generator(self._device)
         if fresh:
-            random = randomness.of_torch(task.seed, self._device)
-            with randomness.swapped(random):
+            random = random_state.seeded_torch(task.seed, self._device)
+            with random_state.swapped(random):
                 model = self._workload.model(task.seed, self._dtype).to(self._dtype)
             generator.set_state(random[str(self._device)])
-            eligibility.put(own, place, model, self._plan.stack.layout)
-        planned = pace(task.params, training.steps, self._spec.study.direction)
+            eligibility.write_model(own, place, model, self._plan.stack.layout)
+        rates = rate_source(task.params, training.steps, self._spec.study.direction)
         return Member(
             task=task,
             block=own,
             place=place,
-            update=optimizers.make(task.params, own.rows[place], own.gradients[place]),
+            optimizer=optimizers.make(task.params, own.rows[place], own.gradients[place]),
             order=BatchOrder(task.seed, len(self._workload.train_inputs), training.batch_size),
-            pace=planned,
-            watch=Watch(self._spec, task.params, planned, self._workload.baseline_loss),
+            rate_source=rates,
+            monitor=GuardMonitor(self._spec, task.params, rates, self._workload.baseline_loss),
             random=generator,
         )
 
     def _restore(self, member: Member, state: dict[str, Any]) -> None:
-        """Go on from a snapshot."""
+        """Set a member to the state of a snapshot."""
         trained = state["trained"]
         if trained is not None:
             member.block.rows[member.place] = trained["parameters"]
             for name, buffer in trained["buffers"].items():
                 member.block.buffers[name][member.place] = buffer
-            optimizers.restore(member.update, trained["optimizer"])
-            member.pace.restore(trained["pace"])
-        member.watch.restore(state["guard"])
+            optimizers.restore(member.optimizer, trained["optimizer"])
+            member.rate_source.restore(trained["pace"])
+        member.monitor.restore(state["guard"])
         member.random.set_state(state["random"])
         member.progress = Progress(**state["progress"])
         member.step, member.status = state["step"], Status(state["status"])
         if member.status is Status.FINISHED:
             member.buffers = buffers_of(member)
 
-    # --- what belongs to the trainer ----------------------------------------------------------
+    # --- helpers ----------------------------------------------------------
 
     def _members(self) -> list[Member]:
         return [member for member in self._slots if member is not None]
 
-    def _of(self, number: int) -> Member:
-        """Give the member with a trial's number."""
+    def _member_of(self, number: int) -> Member:
+        """Return the member of a trial. Raises `ValueError` if it has no slot."""
         for member in self._members():
             if member.task.number == number:
                 return member
-        raise ValueError(f"trial {number} has no slot here; admit it first")
+        raise ValueError(f"trial {number} has no slot; admit it first")
 
-    def _placed(self, data: Tensor) -> Tensor:
-        """Put data on the device, floating-point numbers in the study's dtype."""
+    def _on_device(self, data: Tensor) -> Tensor:
+        """Return data [row, ...] on the device, floating-point data in the study's dtype."""
         return data.to(self._device, self._dtype if data.is_floating_point() else data.dtype)
 
     def _fingerprint(self, task: Task) -> dict[str, Any]:
-        """Tell what a snapshot depends on; another way to stack would round differently."""
+        """Return what a snapshot depends on; another kind of stack would round differently."""
         return {
             "trainer": "cohort",
             "stack": self._plan.stack.name,
@@ -379,13 +376,13 @@ class CohortTrainer:
 
 
 def _fail(member: Member, error: BaseException) -> None:
-    """End a member with what the workload raised."""
+    """Mark a member as failed by an exception of the workload."""
     member.status = Status.FAILED
     member.segment.error, member.segment.reason = error, f"{type(error).__name__}: {error}"
 
 
 def _finite(rows: Tensor) -> list[bool]:  # rows: [place, parameter]
-    """Tell which rows have no number that is nan or infinite."""
+    """Return which rows are finite, bool [place]."""
     finite = torch.isfinite(rows.sum(dim=1))
     if not finite.all():  # or finite numbers whose sum is not
         finite = torch.isfinite(rows).all(dim=1)

@@ -1,12 +1,13 @@
-"""What momentum makes of steps along one curvature: how they grow or shrink at which rate.
+"""How momentum turns a learning rate into growth or decay along a direction of curvature.
 
-Near a minimum of curvature λ the distance to it follows a linear recursion of two steps. With
+Near a minimum with curvature λ the distance to it follows a linear recursion of order two. With
 h = lr·λ its characteristic polynomial is z² - (1 + β - h)·z + β for heavy ball and
-z² - (1 + β)·(1 - h)·z + β·(1 - h) for Nesterov's momentum; both are z·(z - 1 + h) at β = 0. The
-distance changes by its largest root a step. Above the stable limit that root is real and below -1:
-the steps alternate in sign and grow. Adam with its preconditioner frozen is heavy ball, NAdam is
-Nesterov's, both at (1 - β₁) times their rate, since their momentum is an average and not a sum
-(Cohen et al., "Adaptive Gradient Methods at the Edge of Stability", arXiv 2207.14484).
+z² - (1 + β)·(1 - h)·z + β·(1 - h) for Nesterov's momentum; both are z·(z - 1 + h) at β = 0. Per
+step the distance changes by the factor |z| of the largest root. Above the stable limit that root is
+real and below -1: the steps alternate in sign and grow. Adam with a frozen preconditioner is heavy
+ball and NAdam is Nesterov's momentum, both at (1 - β₁) times their rate, since their momentum is an
+average, not a sum (Cohen et al., "Adaptive Gradient Methods at the Edge of Stability",
+arXiv 2207.14484).
 """
 
 from __future__ import annotations
@@ -21,24 +22,25 @@ from tuner.config import ParameterValue, own
 
 @dataclass(frozen=True, kw_only=True)
 class Momentum:
-    """How an optimiser remembers its gradients."""
+    """Momentum of an optimizer."""
 
     beta: float = 0.0
     nesterov: bool = False
 
-    def steepness(self, growth: float) -> float:
-        """Give the rate times curvature at which a distance grows by so much a step, 1 or more.
+    def rate_times_curvature(self, growth: float) -> float:
+        """Return the lr·λ at which the distance grows by a factor `growth` >= 1 per step.
 
-        At 1 it is the stable limit: 2 + 2β for heavy ball, (2 + 2β)/(1 + 2β) for Nesterov's.
+        At `growth` 1 it is the stable limit: 2 + 2β for heavy ball, (2 + 2β)/(1 + 2β) for
+        Nesterov's momentum.
         """
-        beta = self.beta  # a root of -growth in the polynomials above
+        beta = self.beta  # solve the polynomials above for h at the root z = -growth
         if self.nesterov:
             return 1 + growth / (1 + beta + beta / growth)
         return (1 + growth) * (1 + beta / growth)
 
-    def factors(self, steepness: np.ndarray) -> np.ndarray:  # both [step]
-        """Give by how much the distance changes a step, at a rate times curvature: the root."""
-        left = 1 - steepness
+    def growth_factors(self, products: np.ndarray) -> np.ndarray:  # float64 [...], both
+        """Return the factor by which the distance changes per step at each lr·λ in `products`."""
+        left = 1 - products
         trace = (1 + self.beta) * left if self.nesterov else left + self.beta
         product = self.beta * left if self.nesterov else np.full_like(left, self.beta)
         inside = trace**2 - 4 * product
@@ -48,7 +50,10 @@ class Momentum:
 
 
 def momentum_of(params: Mapping[str, ParameterValue]) -> Momentum:
-    """Give the momentum of a trial's optimiser from its flat parameters; none of these for Lion."""
+    """Return the momentum of a trial's optimizer from its flat parameters.
+
+    Lion has none in this sense: its steps have a fixed length.
+    """
     name = str(params["optimizer"])
     if name == "lion":
         return Momentum()

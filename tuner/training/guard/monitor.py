@@ -1,4 +1,4 @@
-"""The divergence guard at work on one trial: calm losses in bulk, the others one by one."""
+"""The divergence guard on one trial: calm losses are absorbed in bulk, others judged one by one."""
 
 from __future__ import annotations
 
@@ -13,61 +13,61 @@ from torch import Tensor
 from tuner.config import ParameterValue, StudySpec
 from tuner.training.guard import rules
 from tuner.training.guard.momentum import Momentum, momentum_of
-from tuner.training.guard.recovery import back_in
-from tuner.training.guard.rules import GuardState, Verdict
-from tuner.training.pace import Pace
+from tuner.training.guard.recovery import steps_to_recovery
+from tuner.training.guard.rules import GuardState, Rule
+from tuner.training.rate_source import RateSource
 
 
-class Watch:
-    """Sees every loss of a trial and says when to stop it."""
+class GuardMonitor:
+    """Observe the losses of one trial and decide when to stop it."""
 
     def __init__(
         self,
         spec: StudySpec,
-        params: Mapping[str, ParameterValue],  # the trial's, flat
-        pace: Pace,
-        baseline: float | None,
+        params: Mapping[str, ParameterValue],  # of the trial, flat
+        rate_source: RateSource,
+        baseline: float | None,  # training loss of the best constant predictor
     ) -> None:
         self._evaluations = spec.evaluation_steps()
-        # the others divide by what their gradients were, so their steps grow with no distance
+        # other optimizers normalize the gradient, so their steps do not grow with the distance
         self._momentum = momentum_of(params) if params["optimizer"] == "sgd" else Momentum()
         self._horizon = spec.training.steps
         self._settings = spec.guard
-        self._pace = pace
+        self._rate_source = rate_source
         self._baseline = baseline
         self._state = rules.start(1, spec.guard)
-        self._calm = -math.inf  # losses from 0 to here need no judging
-        self._unseen: list[float] = []  # [step], calm losses that the guard has not seen
+        self._calm = -math.inf  # losses from 0 up to this cannot stop the trial
+        self._pending: list[float] = []  # [step], calm losses not yet in the state
 
-    def began(self, val_loss: float) -> None:
-        """Take in the workload's loss of all validation data, finite, before the first step.
+    def set_initial_loss(self, val_loss: float) -> None:
+        """Set the validation loss before the first step; it must be finite.
 
-        It tells how high a trial began, however lucky its first batch and far its first step.
+        It shows the level at which the trial began, whatever its first batch and first step.
         """
         self._state = replace(self._state, initial=np.array([val_loss]))
 
-    def see(self, loss: float, grad_norm: float) -> str:
-        """Take in a step; give the reason to stop the trial there, or nothing."""
+    def observe(self, loss: float, grad_norm: float) -> str:
+        """Observe a step and return the reason to stop the trial there, or an empty string."""
         if 0.0 <= loss <= self._calm and math.isfinite(grad_norm):
-            self._unseen.append(loss)
+            self._pending.append(loss)
             return ""
-        self.catch_up()
-        self._state, verdicts = rules.observe(
+        self.absorb_calm()
+        self._state, stopped_by = rules.observe(
             self._state,
             np.array([loss]),
             np.array([grad_norm]),
             horizon=self._horizon,
-            warmup=self._pace.warmup,
+            warmup=self._rate_source.warmup,
             baseline=self._baseline,
             settings=self._settings,
-            rate=self._pace.rate(int(self._state.step[0])),
+            rate=self._rate_source.rate(int(self._state.step[0])),
         )
         self._calm = float(rules.calm_below(self._state, self._settings, self._baseline)[0])
-        verdict = int(verdicts[0])
-        if verdict == Verdict.GO or self._may_return(verdict):
+        rule = int(stopped_by[0])
+        if rule == Rule.NONE or self._may_recover(rule):
             return ""
-        return rules.sentence(
-            verdict,
+        return rules.explain(
+            rule,
             self._state,
             loss=loss,
             grad_norm=grad_norm,
@@ -76,45 +76,45 @@ class Watch:
             settings=self._settings,
         )
 
-    def _may_return(self, verdict: int) -> bool:
-        """Ask the rates that are still to come, and note by when what exploded is to be back."""
+    def _may_recover(self, rule: int) -> bool:
+        """Return whether the rates ahead may bring the trial back; record by which step."""
         step = int(self._state.step[0]) - 1
         window = range(max(step + 1 - self._settings.window, 0), step + 1)
-        steps = back_in(
-            verdict,
+        steps = steps_to_recovery(
+            rule,
             self._state,
-            np.array([self._pace.rate(seen) for seen in window]),
-            np.array(self._pace.ahead(step + 1, self._evaluations)),
+            np.array([self._rate_source.rate(seen) for seen in window]),
+            np.array(self._rate_source.ahead(step + 1, self._evaluations)),
             self._momentum,
             baseline=self._baseline,
             settings=self._settings,
         )
         if steps is None:
             return False
-        if verdict != Verdict.LOST:
+        if rule != Rule.LOST:
             self._state = replace(self._state, awaited=np.array([step + steps]))
         return True
 
-    def pass_over(self, losses: Sequence[float], grad_norms: Sequence[float]) -> bool:
-        """Take in steps if none of them needs judging; tell whether that is so."""
-        # a sum is not finite where one of its numbers is not; and no minimum is to be had of nan
+    def observe_if_calm(self, losses: Sequence[float], grad_norms: Sequence[float]) -> bool:
+        """Observe steps if no rule can apply to any; return whether they were observed."""
+        # a sum is non-finite if a term is, which also keeps nan away from min()
         calm = math.isfinite(sum(losses) + sum(grad_norms))
         if not calm or min(losses) < 0.0 or max(losses) > self._calm:
             return False
-        self._unseen += losses
+        self._pending += losses
         return True
 
-    def catch_up(self) -> None:
-        """Let the guard see the calm losses that it has not seen."""
-        self._state = rules.absorb(self._state, np.array([self._unseen]))
-        self._unseen = []
+    def absorb_calm(self) -> None:
+        """Absorb the pending calm losses into the state."""
+        self._state = rules.absorb(self._state, np.array([self._pending]))
+        self._pending = []
 
     def state(self) -> dict[str, Tensor]:
-        """Give the guard's state, for a checkpoint."""
-        self.catch_up()
+        """Return the state of the guard, for a checkpoint."""
+        self.absorb_calm()
         return {key: torch.from_numpy(array) for key, array in self._state.arrays().items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` gave."""
+        """Continue from a state that `state` returned."""
         self._state = GuardState.of({key: tensor.numpy() for key, tensor in state.items()})
-        self._calm, self._unseen = -math.inf, []
+        self._calm, self._pending = -math.inf, []

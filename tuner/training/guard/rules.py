@@ -1,57 +1,56 @@
-"""The divergence guard: which trials can no longer be saved, and why, from their losses alone.
+"""The divergence guard: stop trials that cannot recover, judging from their losses alone.
 
-It is pure and goes by [trial], elementwise, so a trial is judged alike in any company. Pruning is
-another matter: too slow, oscillating or stuck trials are never stopped here. The words, then the
-rules; bold names are settings (`[guard]` in a study file) with their defaults.
+The functions are pure and elementwise over [trial], so the judgment of a trial does not depend on
+the trials beside it. Pruning is separate: the guard never stops a trial for being slow, oscillating
+or stuck. Terms first, then the rules. Bold names are settings (`[guard]` in a study file) with
+their defaults.
 
-- *excess*: how far a loss is above floor = min(0, lowest loss so far). So it is the loss itself
-  until a loss is negative, and a level can be compared with another by their ratio.
-- *start*: the highest of the first **window**/4 losses that are not zero, of those before the one
-  that is judged; so one lucky batch sets no standard for long. Its level is its excess, or its
-  size |start| where that is more: a first loss of -5 is its own floor, and still says that
-  losses here come in fives.
+- *excess*: loss - floor, where floor = min(0, lowest loss so far). It equals the loss until a loss
+  is negative, and makes ratios between levels meaningful.
+- *start*: the highest of the first **window**/4 losses that are not zero, the current loss
+  excluded, so that one lucky batch does not set the standard for long. Its level is its excess, or
+  |start| if that is larger: a first loss of -5 is its own floor, but shows the scale of the losses.
 - *standard*: the level of the start, or of the baseline (the loss of the best constant predictor)
-  where there is one and it is higher. A trial that begins far above its baseline has not diverged
-  by beginning there.
+  if that is known and higher. A trial that starts far above its baseline has not diverged yet.
+- *lasting standard*: the level at which the trial began; the start may already be after a jump. It
+  is the highest of the levels of the validation loss before the first step, the first loss and the
+  baseline. If the validation loss was not measured, it is the higher of the baseline's level and
+  the first loss's level, provided that the latter is within **far** baselines. A first loss higher
+  than that, or without a baseline, may be an outlier, so the level of the start is used instead.
 
-- *lasting standard*: how high the trial began; the start itself may be after a jump already. It is
-  the level of the loss of all validation data before the first step, or of the first loss or the
-  baseline where that is more. Where that was not measured, it is the standard, but with the level
-  of the first loss for that of the start, if it is within **far** baselines: farther up, or without
-  a baseline, it may have been luck, and the start's level stays.
+1. **Non-finite**: the loss or the gradient norm is nan or infinite. Stops at once, during the
+   warm-up too.
 
-1. **Non-finite**: the loss or the gradient's norm is nan or infinite. At once, in warm-up too.
+The other rules do not stop a trial during its warm-up, and rules 3 to 5 only consider windows that
+begin after it. Rules 2, 3 and 5 are necessary but not sufficient: the trial continues if falling
+rates may bring it back (`tuner.training.guard.recovery`).
 
-Nothing else stops a trial within its warm-up; rules 3 to 5 look at windows after it. Rules 2, 3 and
-5 are half of the answer: falling rates may bring a trial back (`tuner.training.guard.recovery`).
+2. **Runaway**: an excess above **runaway** (1e6) standards that is a new peak and that grew
+   steadily by a factor of **growth** or more from quarter to quarter over the last three; or a
+   single excess above 10,000 times that. A single smaller jump proves nothing: optimizers with
+   bounded steps recover from it.
+3. **Exploding**: exponential growth far above the standard. Take the geometric mean of the excesses
+   (each at least the standard) in each quarter of the last **window** (16) losses. It rose by a
+   factor of **growth** (1.05) or more from quarter to quarter three times in a row; it rose
+   steadily; the total rise is at least three times the scatter within quarters (in logarithms);
+   the last loss and the last quarter's mean are above **far** (10) standards; and the last quarter
+   holds a new peak.
+4. **Late**: past **late** (0.5) of the horizon, each of the last **window**/2 losses has an excess
+   above **late_margin** (1.5) times the level of the start and is above each of the window/2 losses
+   before; the mean excess rose by a factor of **growth** or more; the quarter means rose steadily;
+   and the last quarter holds a new peak. This finds explosions too slow for rule 3. Noise alone
+   meets the second condition once in 12,870 windows, and almost never all of them.
+5. **Lost**: past **late** of the horizon, in each of the last four complete eighths of the horizon
+   more than half of the losses had an excess above **far** lasting standards, and so has the
+   current one; and the geometric mean of the excesses, divided by the squared rate, fell by less
+   than a factor of e per quarter of the horizon. A faster fall is a recovery, if a slow one; a loss
+   that only follows the rate is not recovering. This finds jumps to a height where nothing grows.
 
-2. **Runaway**: an excess above **runaway** (1e6) standards, at a new height, that grew steadily and
-   by **growth** or more from quarter to quarter of the last three; or, at once, an excess above
-   10,000 times that. Below it a single jump proves nothing: optimisers whose steps are bounded come
-   back from it.
-3. **Exploding**: exponential growth, far up. In each quarter of the last **window** (16) losses
-   take the geometric mean of the excesses, where those below the standard count as the standard.
-   It rose by a factor of **growth** (1.05) or more from quarter to quarter, three times in a row;
-   it rose steadily; all three rises together are three times the scatter within quarters or more
-   (in logarithms); the last loss and the last quarter's mean are above **far** (10) standards;
-   and the last quarter holds a new height.
-4. **Late**: past **late** (0.5) of the horizon, every one of the last **window**/2 losses has an
-   excess above **late_margin** (1.5) levels of the start, and is above every one of the window/2
-   before; their mean excess rose by **growth** or more; the means of the quarters rose steadily;
-   and the last quarter holds a new height. This is for explosions too slow for rule 3. Noise
-   alone passes the second condition once in 12,870 windows, and hardly ever all of them.
-
-5. **Lost**: past **late** of the horizon, in each of the last four whole eighths of the horizon
-   more than half of the losses had an excess above **far** lasting standards, and so has this one;
-   and their geometric means, over the square of the rate, fell by less than a factor of e in a
-   quarter of the horizon. What falls faster is on its way back, if too slow; what only follows its
-   rate is not. This is for jumps to a height where nothing grows.
-
-*Steadily*: the smallest of the three rises is at least a third of the greatest, so that neither a
-spike nor a jump to a higher level counts: they rise once or twice. *A new height*: an excess
-**growth** times that of any loss before the window, so a steady oscillation does not count,
-however slow. One whose envelope grows does, by rule 3 or, if it is wild, by rule 2. (Gradient
-descent and heavy ball just above their stable limit grow smoothly: the dominant root is real.)
+*Steadily*: the smallest of the three rises is at least a third of the largest. A spike or a jump to
+a higher level rises only once or twice, so it does not count. *A new peak*: an excess of **growth**
+times that of any loss before the window, so a steady oscillation does not count, however slow. An
+oscillation with a growing envelope is found by rule 3 or, if irregular, by rule 2. (Just above the
+stable limit of gradient descent and heavy ball, losses grow smoothly: the dominant root is real.)
 """
 
 from __future__ import annotations
@@ -63,22 +62,27 @@ from enum import IntEnum
 import numpy as np
 
 from tuner.config import GuardTable
-from tuner.training.guard import horizons
 
 STEADY = 1 / 3
-"""The smallest of three rises is at least this share of the greatest, if they are steady."""
+"""Rises are steady if the smallest is at least this fraction of the largest."""
 
 SCATTERS = 3.0
-"""A rise over the window is at least so many times the scatter within its quarters."""
+"""Rule 3: minimum ratio of the rise over the window to the scatter within its quarters."""
 
 JUMP = 1e4
-"""A single loss is believed to have run away at so many times what growth needs to."""
+"""Rule 2: a single loss this many times above the threshold of steady growth stops the trial."""
+
+EIGHTHS = 8
+"""Rule 5: number of equal parts of the horizon; the last half of them is judged."""
+
+FALL = 0.5
+"""Rule 5: the mean log excess of a lost trial falls by less than this per eighth."""
 
 
-class Verdict(IntEnum):
-    """What the guard says of a trial after a step; anything but `GO` stops it."""
+class Rule(IntEnum):
+    """The rule that stops a trial; `NONE` if none does."""
 
-    GO = 0
+    NONE = 0
     NON_FINITE = 1
     RUNAWAY = 2
     EXPLODING = 3
@@ -88,36 +92,36 @@ class Verdict(IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class GuardState:
-    """What the guard remembers of each trial."""
+    """State of the guard, one entry per trial."""
 
-    step: np.ndarray  # int64 [trial], losses seen so far
-    counted: np.ndarray  # int64 [trial], those that made `first`, up to a quarter window
-    first: np.ndarray  # float64 [trial], the start as of the step before; -inf: none yet
-    lowest: np.ndarray  # float64 [trial], loss so far
-    highest: np.ndarray  # float64 [trial], loss before those in `recent`
-    recent: np.ndarray  # float64 [trial, window], losses, the last one last; -inf before the first
-    begun: np.ndarray  # float64 [trial], the first loss that is not zero; -inf: none yet
-    initial: np.ndarray  # float64 [trial], loss on all validation data at step 0; -inf: not known
-    far_count: np.ndarray  # int64 [trial, eighth], losses above `far` lasting standards
-    far_logs: np.ndarray  # float64 [trial, eighth], sum of their log(excess / standard / rate²)
-    awaited: np.ndarray  # int64 [trial], the step by which what exploded is expected back; or 0
+    step: np.ndarray  # int64 [trial], losses observed so far
+    counted: np.ndarray  # int64 [trial], losses that `first` is the maximum of, up to window/4
+    first: np.ndarray  # float64 [trial], the start, current loss excluded; -inf if unknown
+    lowest: np.ndarray  # float64 [trial], lowest loss so far
+    highest: np.ndarray  # float64 [trial], highest loss before those in `recent`
+    recent: np.ndarray  # float64 [trial, window], last losses in order; -inf before the first
+    begun: np.ndarray  # float64 [trial], the first loss that is not zero; -inf if none yet
+    initial: np.ndarray  # float64 [trial], validation loss at step 0; -inf if not measured
+    far_count: np.ndarray  # int64 [trial, eighth], number of losses above `far` lasting standards
+    far_logs: np.ndarray  # float64 [trial, eighth], their sum of log(excess / standard / rate²)
+    awaited: np.ndarray  # int64 [trial], step by which recovery is expected (rule 5 waits), or 0
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Give the state as a dict, for a checkpoint."""
+        """Return the fields by name, for a checkpoint."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray]) -> GuardState:
-        """Restore what `arrays` gave; version 0.1.0 had no long memory, so it begins there."""
+        """Restore a state from `arrays`; fields missing in checkpoints of 0.1.0 get defaults."""
         blank = start(len(arrays["step"]), GuardTable()).arrays()
         return cls(**{**blank, "begun": arrays["first"], **arrays})
 
     def take(self, trials: np.ndarray | list[int]) -> GuardState:
-        """Give the state of some trials, in that order."""
+        """Return the state of the given trials, in that order."""
         return GuardState(**{name: array[trials] for name, array in self.arrays().items()})
 
     def put(self, trial: int, state: GuardState) -> GuardState:
-        """Replace the state of one trial by that of the only one in `state`."""
+        """Return a copy with one trial's state replaced by `state`, which holds one trial."""
         arrays = {name: array.copy() for name, array in self.arrays().items()}
         for name, array in state.arrays().items():
             arrays[name][trial] = array[0]
@@ -125,7 +129,7 @@ class GuardState:
 
 
 def start(trials: int, settings: GuardTable) -> GuardState:
-    """Give the state of trials that have not made a step."""
+    """Return the state of trials before their first step."""
     return GuardState(
         step=np.zeros(trials, np.int64),
         counted=np.zeros(trials, np.int64),
@@ -135,13 +139,13 @@ def start(trials: int, settings: GuardTable) -> GuardState:
         recent=np.full((trials, settings.window), -np.inf),
         begun=np.full(trials, -np.inf),
         initial=np.full(trials, -np.inf),
-        far_count=np.zeros((trials, horizons.EIGHTHS), np.int64),
-        far_logs=np.zeros((trials, horizons.EIGHTHS)),
+        far_count=np.zeros((trials, EIGHTHS), np.int64),
+        far_logs=np.zeros((trials, EIGHTHS)),
         awaited=np.zeros(trials, np.int64),
     )
 
 
-@np.errstate(all="ignore")  # losses may be anything at all, and overflow is an answer here
+@np.errstate(all="ignore")  # losses may be any float, and overflow to infinity is meaningful
 def observe(
     state: GuardState,
     loss: np.ndarray,  # float64 [trial]
@@ -152,17 +156,17 @@ def observe(
     baseline: float | None,  # training loss of the best constant predictor
     settings: GuardTable,
     rate: float | np.ndarray = 1.0,  # learning rate, in any unit; one for all, or [trial]
-) -> tuple[GuardState, np.ndarray]:  # and verdicts, int64 [trial]
-    """Take in the next step of every trial, and judge it."""
+) -> tuple[GuardState, np.ndarray]:  # new state; int64 [trial], a `Rule` each
+    """Return the state after the next step of every trial, and the rule that stops each."""
     finite = np.isfinite(loss) & np.isfinite(grad_norm)
-    # count_nonzero, since any() and all() cost thrice as much, and every step comes through here
+    # count_nonzero costs a third of any() and all(), and this runs at every step
     all_finite = np.count_nonzero(finite) == len(finite)
     if not all_finite:
-        loss = np.where(finite, loss, 0.0)  # those stop below; a number that warns of nothing
+        loss = np.where(finite, loss, 0.0)  # a harmless value; rule 1 stops these trials below
     first, counted = state.first, state.counted
     counting = counted < settings.window // 4
     if np.count_nonzero(counting):
-        previous = state.recent[:, -1]  # not this loss: it would be measured by itself
+        previous = state.recent[:, -1]  # not the current loss, which would be compared with itself
         counting &= (previous != 0.0) & (state.step > 0)
         first = np.where(counting, np.maximum(first, previous), first)
         counted = counted + counting
@@ -188,47 +192,43 @@ def observe(
     )
     floor = np.minimum(new.lowest, 0.0)
     level = _level(first, floor)
-    # no rule below can speak under these lines, and hardly any step of a healthy trial is above
-    line = min(settings.far, settings.late_margin, settings.runaway)
-    suspect = loss - floor > line * level
-    lasting = _lasting(new, floor, baseline, settings)
+    # no rule applies below this threshold, and few steps of a healthy trial are above it
+    threshold = min(settings.far, settings.late_margin, settings.runaway)
+    suspect = loss - floor > threshold * level
+    lasting = _lasting_standard(new, floor, baseline, settings)
     far = loss - floor > settings.far * lasting
     if np.count_nonzero(far):
         heights = np.log((loss - floor) / lasting / rate**2)
-        count, logs = horizons.remember(
-            new.far_count, new.far_logs, new.step - 1, far, heights, horizon
-        )
-        new = replace(new, far_count=count, far_logs=logs)
+        new = _with_far_losses(new, far, heights, horizon)
     elif all_finite and not np.count_nonzero(suspect):
         return new, np.zeros(len(loss), np.int64)
-    verdict = _judge(new, level, suspect, horizon, warmup, baseline, settings)
-    may_be = far & (verdict == Verdict.GO)
-    may_be &= (new.step > settings.late * horizon) & (new.step > new.awaited)
-    if np.count_nonzero(may_be):
-        at, fewest = new.step - 1, settings.window // 4
-        gone = horizons.lost(new.far_count, new.far_logs, at, horizon, warmup, fewest)
-        verdict[may_be & gone] = Verdict.LOST
-    return new, np.where(finite, verdict, Verdict.NON_FINITE)
+    rule = _rules_2_to_4(new, level, suspect, horizon, warmup, baseline, settings)
+    candidates = far & (rule == Rule.NONE)
+    candidates &= (new.step > settings.late * horizon) & (new.step > new.awaited)
+    if np.count_nonzero(candidates):
+        lost = _stayed_far(new, horizon, warmup, min_losses=settings.window // 4)
+        rule[candidates & lost] = Rule.LOST
+    return new, np.where(finite, rule, Rule.NON_FINITE)
 
 
 @np.errstate(all="ignore")
 def calm_below(
     state: GuardState, settings: GuardTable, baseline: float | None = None
 ) -> np.ndarray:  # float64 [trial]
-    """Give the level under which losses need no judging: `absorb` takes them in, many at a time.
+    """Return the level below which no rule can stop a trial, so that `absorb` may take the losses.
 
-    It holds for losses of 0 or more with a finite gradient, until `observe` is called again;
-    minus infinity where nothing is known yet.
+    It holds for non-negative losses with finite gradient norms until the next call of `observe`,
+    and is minus infinity while the standards are unknown.
     """
     known = (state.counted >= settings.window // 4) & (state.lowest >= 0)
-    line = min(settings.far, settings.late_margin, settings.runaway)
-    lasting = _lasting(state, np.zeros(len(known)), baseline, settings)
-    bound = np.minimum(line * np.abs(state.first), settings.far * lasting)
+    threshold = min(settings.far, settings.late_margin, settings.runaway)
+    lasting = _lasting_standard(state, np.zeros(len(known)), baseline, settings)
+    bound = np.minimum(threshold * np.abs(state.first), settings.far * lasting)
     return np.where(known, bound, -np.inf)
 
 
 def absorb(state: GuardState, losses: np.ndarray) -> GuardState:  # losses: float64 [trial, step]
-    """Take in calm losses; the same as to `observe` them one by one."""
+    """Return the state after losses below `calm_below`, as if each had been observed."""
     window = state.recent.shape[1]
     seen = np.concatenate([state.recent, losses], axis=1)
     return replace(
@@ -241,9 +241,9 @@ def absorb(state: GuardState, losses: np.ndarray) -> GuardState:  # losses: floa
 
 
 @np.errstate(all="ignore")
-def sentence(
-    verdict: int,
-    state: GuardState,  # after the step, of one trial
+def explain(
+    rule: int,
+    state: GuardState,  # of one trial, after the step
     *,
     loss: float,
     grad_norm: float,
@@ -251,7 +251,7 @@ def sentence(
     baseline: float | None,
     settings: GuardTable,
 ) -> str:
-    """Say to a person why a trial was stopped, with the numbers."""
+    """Return the reason why a rule stopped a trial, with its numbers, as a clause of text."""
     step = int(state.step[0]) - 1
     floor = np.minimum(state.lowest, 0.0)
     started = _level(state.first, floor)
@@ -260,17 +260,17 @@ def sentence(
         standard = f"{above[0]:.4g}, the level of the best constant predictor"
     else:
         standard = f"{started[0]:.4g}, the level of its first steps"
-    match verdict:
-        case Verdict.NON_FINITE if np.isfinite(loss):
+    match rule:
+        case Rule.NON_FINITE if np.isfinite(loss):
             return f"the gradient's norm was {grad_norm} at step {step} (loss {loss:.4g})"
-        case Verdict.NON_FINITE:
+        case Rule.NON_FINITE:
             return f"the loss was {loss} at step {step}"
-        case Verdict.RUNAWAY:
+        case Rule.RUNAWAY:
             return (
                 f"the loss ran away: {loss:.4g} at step {step}, more than {settings.runaway:g} "
                 f"times {standard}"
             )
-        case Verdict.EXPLODING:
+        case Rule.EXPLODING:
             logs = _logs(state, np.maximum(started, above), floor)
             means = ", ".join(f"{mean:.4g}" for mean in np.exp(logs.reshape(4, -1).mean(axis=1)))
             return (
@@ -278,8 +278,8 @@ def sentence(
                 f"{standard}, and growing (means of the last 4 times {settings.window // 4} "
                 f"steps: {means})"
             )
-        case Verdict.LOST:
-            lasting = _lasting(state, floor, baseline, settings)[0]
+        case Rule.LOST:
+            lasting = _lasting_standard(state, floor, baseline, settings)[0]
             return (
                 f"the loss jumped and did not come back: {loss:.4g} at step {step} of {horizon}, "
                 f"and for half of the horizon mostly more than {settings.far:g} times "
@@ -295,7 +295,7 @@ def sentence(
             )
 
 
-def _judge(
+def _rules_2_to_4(
     state: GuardState,
     started: np.ndarray,  # float64 [trial], level of the start
     suspect: np.ndarray,  # bool [trial]
@@ -304,13 +304,13 @@ def _judge(
     baseline: float | None,
     settings: GuardTable,
 ) -> np.ndarray:  # int64 [trial]
-    """Apply rules 2 to 4."""
+    """Return the rule among 2 to 4 that stops each trial, or `Rule.NONE`."""
     at = state.step - 1
     loss = state.recent[:, -1]
     floor = np.minimum(state.lowest, 0.0)
     excess = loss - floor
     standard = _standard(state, floor, baseline)
-    verdict = np.zeros(len(loss), np.int64)
+    rule = np.zeros(len(loss), np.int64)
 
     warm = suspect & (at >= warmup)
     quarter = settings.window // 4
@@ -330,7 +330,7 @@ def _judge(
         late &= last.min(axis=1) > before.max(axis=1)
         late &= last.mean(axis=1) - floor >= settings.growth * (before.mean(axis=1) - floor)
         late &= _steady(_rises(state.recent))
-        verdict[late] = Verdict.LATE
+        rule[late] = Rule.LATE
 
     exploding = whole & (excess > settings.far * standard)
     if exploding.any():
@@ -340,55 +340,102 @@ def _judge(
         quarters = logs.reshape(len(logs), 4, -1)
         exploding &= rises.sum(axis=1) >= SCATTERS * quarters.std(axis=2).mean(axis=1)
         exploding &= quarters[:, -1].mean(axis=1) > np.log(settings.far * standard)
-        verdict[exploding] = Verdict.EXPLODING
+        rule[exploding] = Rule.EXPLODING
 
-    verdict[runaway] = Verdict.RUNAWAY
-    return verdict
+    rule[runaway] = Rule.RUNAWAY
+    return rule
 
 
-def heights(
+# --- rule 5: losses that stay far above the lasting standard. Only such losses are recorded, so
+# most steps of a healthy trial need no work.
+
+
+def _with_far_losses(
+    state: GuardState,
+    far: np.ndarray,  # bool [trial], whether the current loss is above `far` lasting standards
+    height: np.ndarray,  # float64 [trial], log(excess / standard / rate²)
+    horizon: int,
+) -> GuardState:
+    """Return the state with the far losses of this step counted in their eighth of the horizon."""
+    count, logs = state.far_count.copy(), state.far_logs.copy()
+    trials = np.flatnonzero(far)
+    eighth = np.minimum((state.step - 1)[trials] * EIGHTHS // horizon, EIGHTHS - 1)
+    count[trials, eighth] += 1
+    logs[trials, eighth] += height[trials]
+    return replace(state, far_count=count, far_logs=logs)
+
+
+def _stayed_far(
+    state: GuardState,
+    horizon: int,
+    warmup: int | np.ndarray,  # steps; one for all, or [trial]
+    *,
+    min_losses: int,  # in an eighth, for it to be judged
+) -> np.ndarray:  # bool [trial]
+    """Return which trials were far up without recovering in the last four complete eighths."""
+    edges = -(-np.arange(EIGHTHS + 1) * horizon // EIGHTHS)  # [9], first step of each eighth
+    lengths = np.diff(edges)
+    if lengths.min() < min_losses:
+        return np.zeros(len(state.step), bool)
+    half = EIGHTHS // 2
+    current = np.minimum((state.step - 1) * EIGHTHS // horizon, EIGHTHS - 1)
+    eighths = np.maximum(current, half)[:, None] - half + np.arange(half)  # [trial, 4]
+    counts = np.take_along_axis(state.far_count, eighths, axis=1)
+    means = np.take_along_axis(state.far_logs, eighths, axis=1) / counts
+    stayed: np.ndarray = (current >= half) & (edges[eighths[:, 0]] >= warmup)
+    stayed &= (2 * counts > lengths[eighths]).all(axis=1)
+    stayed &= means[:, 0] - means[:, -1] < FALL * (half - 1)
+    return stayed
+
+
+# --- levels, standards and rises
+
+
+def log_heights(
     state: GuardState, baseline: float | None, settings: GuardTable, *, lasting: bool
 ) -> np.ndarray:  # float64 [trial, window]
-    """Give the logs of how many standards the window's excesses are, at least one."""
+    """Return log(excess / standard) of the losses in the window, at least 0."""
     floor = np.minimum(state.lowest, 0.0)
     standard = (
-        _lasting(state, floor, baseline, settings) if lasting else _standard(state, floor, baseline)
+        _lasting_standard(state, floor, baseline, settings)
+        if lasting
+        else _standard(state, floor, baseline)
     )
     logs: np.ndarray = _logs(state, standard, floor) - np.log(standard)[:, None]
     return logs
 
 
 def _logs(state: GuardState, standard: np.ndarray, floor: np.ndarray) -> np.ndarray:
-    """Give the logs of the window's excesses, at least the standard's; [trial, window]."""
+    """Return the logs of the window's excesses, each at least the standard; [trial, window]."""
     logs: np.ndarray = np.log(np.maximum(state.recent - floor[:, None], standard[:, None]))
     return logs
 
 
 def _rises(window: np.ndarray) -> np.ndarray:
-    """Tell by how much the mean rose from each quarter of a window to the next; [trial, 3]."""
+    """Return the rise of the mean from each quarter of a window to the next; [trial, 3]."""
     return np.diff(window.reshape(len(window), 4, -1).mean(axis=2), axis=1)
 
 
 def _steady(rises: np.ndarray) -> np.ndarray:
-    """Tell whether rises [trial, 3] are all of one kind; bool [trial]."""
+    """Return whether rises [trial, 3] are steady; bool [trial]."""
     steady: np.ndarray = rises.min(axis=1) >= STEADY * np.abs(rises).max(axis=1)
     return steady
 
 
 def _standard(state: GuardState, floor: np.ndarray, baseline: float | None) -> np.ndarray:
-    """Give the standard; [trial]."""
+    """Return the standard; [trial]."""
     started = _level(state.first, floor)
     return started if baseline is None else np.maximum(started, _level(baseline, floor))
 
 
-def _lasting(
+def _lasting_standard(
     state: GuardState, floor: np.ndarray, baseline: float | None, settings: GuardTable
 ) -> np.ndarray:
-    """Give the lasting standard; [trial]."""
+    """Return the lasting standard; [trial]."""
     known = 0.0 if baseline is None else _level(baseline, floor)
     begun = _level(state.begun, floor)
-    may_be_luck = begun > settings.far * known
-    own = np.where(may_be_luck, _level(state.first, floor), begun)
+    outlier = begun > settings.far * known
+    own = np.where(outlier, _level(state.first, floor), begun)
     measured = np.maximum(begun, _level(state.initial, floor))
     own = np.where(state.initial > -np.inf, measured, own)
     lasting: np.ndarray = np.maximum(own, known)
@@ -396,5 +443,5 @@ def _lasting(
 
 
 def _level(loss: float | np.ndarray, floor: np.ndarray) -> np.ndarray:
-    """Tell how high a loss that serves as a standard is: its excess, or its size if more."""
+    """Return the level of a loss: its excess, or its absolute value if larger; [trial]."""
     return np.maximum(np.abs(loss), loss - floor)

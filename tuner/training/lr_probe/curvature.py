@@ -1,16 +1,15 @@
-"""The largest curvature of a loss, and the largest learning rate that it allows each optimiser.
+"""The largest curvature of a loss, and the largest stable learning rate that follows from it.
 
-The largest eigenvalue of the Hessian is found by the Lanczos method on products of the Hessian
-with vectors (Pearlmutter, "Fast Exact Multiplication by the Hessian", 1994), on a fixed batch, in
-double precision and with full reorthogonalisation. For optimisers that divide by a running root
-mean square, it is that of P^-1/2 H P^-1/2, where P is what they divide by after some batches at
-these weights.
+The largest eigenvalue of the Hessian is found by the Lanczos method with Hessian-vector products
+(Pearlmutter, "Fast Exact Multiplication by the Hessian", 1994), on a fixed batch, in double
+precision, with full reorthogonalization. For optimizers that divide by a running root mean square
+it is the eigenvalue of P^-1/2 H P^-1/2, where P is the divisor after some batches at these weights.
 
-On a quadratic, the bounds are exact: above them the direction of largest curvature grows, its sign
-alternating (`tuner.training.guard.momentum`): lr·λ is 2 + 2β for heavy ball, (2 + 2β)/(1 + 2β) for
-Nesterov's momentum, and 38 for Adam at β₁ = 0.9. In anything else the curvature moves while
-training goes on, often up to the bound and along it (the edge of stability), so a bound from the
-first weights is an estimate.
+On a quadratic the bounds are exact: above them the direction of largest curvature grows, with
+alternating sign (`tuner.training.guard.momentum`): lr·λ is 2 + 2β for heavy ball,
+(2 + 2β)/(1 + 2β) for Nesterov's momentum, and 38 for Adam at β₁ = 0.9. Elsewhere the curvature
+changes during training, often up to the bound and along it (the edge of stability), so a bound at
+the initial weights is an estimate.
 """
 
 from __future__ import annotations
@@ -27,30 +26,30 @@ from tuner.config import ParameterValue, own
 from tuner.training.guard.momentum import momentum_of
 
 ITERATIONS = 60
-"""Products with the Hessian, at most."""
+"""Maximum number of Hessian-vector products."""
 
 CLOSE = 1e-3
-"""The iteration ends where the error is below this share of the eigenvalue."""
+"""The iteration ends once the relative error of the eigenvalue is below this."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curvature:
-    """The largest curvature, and what follows from it."""
+    """The largest curvature and the stable limit that follows from it."""
 
-    lambda_max: float  # of the Hessian, preconditioned where the optimiser does that
-    relative_error: float  # an eigenvalue is within this share of it: the residual's norm
-    bound: float | None  # largest stable rate on a quadratic; None where it is not curved upwards
+    lambda_max: float  # largest eigenvalue of the (preconditioned) Hessian
+    relative_error: float  # residual norm relative to lambda_max
+    bound: float | None  # largest stable rate on a quadratic; None if there is no bound
 
 
 Product = Callable[[Tensor], Tensor]
-"""From a vector [parameter] to a matrix times it, [parameter]."""
+"""Map a vector [parameter] to its product with a matrix, [parameter]."""
 
 
 def largest(product: Product, size: int, generator: torch.Generator) -> tuple[float, float]:
-    """Find the largest eigenvalue of a symmetric matrix, and the residual's norm.
+    """Return the largest eigenvalue of a symmetric [size, size] matrix, and the residual norm.
 
-    Some eigenvalue is within the residual's norm; that it is the largest is what the Lanczos
-    method makes all but certain for a random start.
+    Some eigenvalue is within the residual norm of the result; with a random start, the Lanczos
+    method makes it almost certainly the largest.
     """
     start = torch.randn(size, generator=generator, dtype=torch.float64)
     basis = (start / start.norm()).unsqueeze(0)  # [iteration, parameter]
@@ -79,9 +78,9 @@ def largest(product: Product, size: int, generator: torch.Generator) -> tuple[fl
 def hessian(
     model: nn.Module, loss: Callable[[nn.Module], Tensor]
 ) -> tuple[Product, int]:  # and the number of parameters
-    """Give products with the Hessian of a loss, at the parameters of a model that is left alone.
+    """Return Hessian-vector products of a loss at a model's parameters, without changing the model.
 
-    The loss is computed once, so what is random in it, such as dropout, is the same throughout.
+    The loss is computed once, so randomness in it, such as dropout, is the same for all products.
     """
     own_model = copy.deepcopy(model).double()
     parameters = [p for p in own_model.parameters() if p.requires_grad]
@@ -91,7 +90,7 @@ def hessian(
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
 
     def product(vector: Tensor) -> Tensor:
-        if not flat.requires_grad:  # a loss that is linear in its parameters
+        if not flat.requires_grad:  # the loss is linear in its parameters
             return torch.zeros_like(vector)
         images = torch.autograd.grad(
             flat, parameters, vector, retain_graph=True, materialize_grads=True
@@ -102,7 +101,7 @@ def hessian(
 
 
 def gradient(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> Tensor:  # [parameter]
-    """Give the gradient of a loss, in double precision, at the parameters of a model."""
+    """Return the gradient of a loss at a model's parameters, in double precision."""
     own_model = copy.deepcopy(model).double()
     parameters = [p for p in own_model.parameters() if p.requires_grad]
     found = torch.autograd.grad(loss(own_model), parameters, materialize_grads=True)
@@ -112,9 +111,9 @@ def gradient(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> Tensor:  
 def preconditioner(
     params: Mapping[str, ParameterValue], gradients: Sequence[Tensor]
 ) -> Tensor | None:  # [parameter]
-    """Give what an optimiser divides by after these gradients; None where it does not divide.
+    """Return the divisor of an adaptive optimizer after these gradients; None for other optimizers.
 
-    `gradients` are of batches, [parameter] each, all at the same weights.
+    `gradients` are those of batches at the same weights, [parameter] each.
     """
     name = str(params["optimizer"])
     settings = own(params, name)
@@ -143,32 +142,32 @@ def _average(values: Sequence[Tensor], decay: float) -> Tensor:
 
 
 def bound(params: Mapping[str, ParameterValue], curvature: float) -> float | None:
-    """Give the largest stable rate on a quadratic of this (preconditioned) largest curvature.
+    """Return the largest stable rate on a quadratic with this (preconditioned) largest curvature.
 
-    None where there is no such bound: the curvature is not above 0, or the optimiser is Lion,
-    whose steps have a length of their own.
+    None if there is no bound: the curvature is not positive, or the optimizer is Lion, whose steps
+    have a fixed length.
     """
     name = str(params["optimizer"])
     if curvature <= 0 or name == "lion":
         return None
     momentum = momentum_of(params)
-    limit = momentum.steepness(1.0)
+    limit = momentum.rate_times_curvature(1.0)
     if name in {"adam", "adamw", "nadam"}:
-        limit /= 1 - momentum.beta  # theirs is an average, not a sum
+        limit /= 1 - momentum.beta  # their momentum is an average, not a sum
     return limit / curvature
 
 
 def measure(
     params: Mapping[str, ParameterValue],
     model: nn.Module,
-    loss: Callable[[nn.Module], Tensor],  # on a fixed batch, of a copy of the model in double
-    batches: Sequence[Callable[[nn.Module], Tensor]],  # losses on the batches that P comes from
+    loss: Callable[[nn.Module], Tensor],  # on a fixed batch, given a copy of the model in double
+    batches: Sequence[Callable[[nn.Module], Tensor]],  # losses on the batches for P
     seed: int = 0,
 ) -> Curvature:
-    """Measure the largest curvature as an optimiser sees it, at the model's parameters.
+    """Return the largest curvature for an optimizer at the model's parameters.
 
-    Weight decay counts where it is added to the gradient. Decoupled weight decay is left out: it
-    shrinks the weights beside the update, and by far less than stability is about.
+    Weight decay that is added to the gradient adds to the curvature. Decoupled weight decay is
+    ignored: it acts outside the update, and its effect on stability is negligible.
     """
     product, size = hessian(model, loss)
     settings = own(params, str(params["optimizer"]))

@@ -1,4 +1,4 @@
-"""Curves at several rates from the same weights, of a workload or of a model that there is."""
+"""Measure curves at several learning rates from the same initial weights of a workload."""
 
 from __future__ import annotations
 
@@ -6,32 +6,31 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from tuner.config import ParameterValue, StudySpec
 from tuner.training.cohort import eligibility
 from tuner.training.cohort.trainer import CohortTrainer
 from tuner.training.lr_probe.stability import Curves
-from tuner.training.lr_probe.untouched import untouched
 from tuner.training.reference import ReferenceTrainer
 from tuner.training.trainer import ENDED, Event, Task, Trainer, seed_of
 from tuner.training.workloads import Workload
 
-Try: TypeAlias = Callable[[Mapping[str, Sequence[float]]], Mapping[str, Curves]]
-"""Trains each optimiser at some rates, rising and above 0, and gives the curves."""
+MeasureCurves: TypeAlias = Callable[[Mapping[str, Sequence[float]]], Mapping[str, Curves]]
+"""Map ascending positive rates of each optimizer, by its name, to its curves."""
 
 
-def of_workload(
+def curves_of_workload(
     workload: Workload, spec: StudySpec, params: Mapping[str, Mapping[str, ParameterValue]]
-) -> Try:
-    """Train on a workload: all optimisers and rates in one cohort where that is possible."""
-    short = probing(spec)
-    seed = seed_of(spec, 0)
-    alone = eligibility.obstacle(workload, short)
+) -> MeasureCurves:
+    """Return a function that trains a workload at given rates, in one cohort if possible.
 
-    def attempt(todo: Mapping[str, Sequence[float]]) -> Mapping[str, Curves]:
+    `params` has the parameters of each optimizer, by its name, without a rate.
+    """
+    short = probe_spec(spec)
+    seed = seed_of(spec, 0)
+    not_stackable = eligibility.reason_not_stackable(workload, short)
+
+    def measure(todo: Mapping[str, Sequence[float]]) -> Mapping[str, Curves]:
         tasks = [
             Task(number=number, seed=seed, params={**params[name], "lr": rate})
             for number, (name, rate) in enumerate(
@@ -39,8 +38,12 @@ def of_workload(
             )
         ]
         slots = len(tasks)
-        made = ReferenceTrainer(workload, short) if alone else CohortTrainer(workload, short, slots)
-        rows = trained(made, tasks, short.training.steps)  # [task, column, step]
+        trainer = (
+            ReferenceTrainer(workload, short)
+            if not_stackable
+            else CohortTrainer(workload, short, slots)
+        )
+        rows = train_to_end(trainer, tasks, short.training.steps)  # [task, column, step]
         curves, done = {}, 0
         for name, rates in todo.items():
             own = rows[done : done + 1 + len(rates)]
@@ -50,13 +53,13 @@ def of_workload(
             )
         return curves
 
-    return attempt
+    return measure
 
 
-def trained(trainer: Trainer, tasks: Sequence[Task], steps: int) -> np.ndarray:
-    """Train trials to their ends; give losses and gradients' norms, float64 [trial, 2, step].
+def train_to_end(trainer: Trainer, tasks: Sequence[Task], steps: int) -> np.ndarray:
+    """Train trials to the end; return losses and gradient norms, float64 [task, 2, step].
 
-    They are nan from where a trial was stopped.
+    Values are nan from the step at which a trial was stopped.
     """
     rows = np.full((len(tasks), 2, steps), np.nan)
     waiting, running = list(tasks), 0
@@ -77,51 +80,12 @@ def _write(row: np.ndarray, event: Event) -> None:  # row: [2, step]
     row[0, place], row[1, place] = event.columns["train_loss"], event.columns["grad_norm"]
     if event.stopped_step is not None:
         row[:, event.stopped_step :] = np.nan
-        row[:, -1] = np.nan  # also where it stopped after the last row
+        row[:, -1] = np.nan  # also if it stopped after the last row
 
 
-def of_model(
-    model: nn.Module, optimizer: Optimizer, loss: Callable[[int], Tensor], steps: int
-) -> Try:
-    """Train a model that there is, with its optimiser, for `steps` steps a rate, one after another.
-
-    `loss` gives the loss of a step's batch, from the model as it is then. Model, optimiser and
-    random states are the same to the bit after each call as before it.
-    """
-
-    def curve(rate: float) -> tuple[list[float], list[float]]:
-        losses, norms = [], []
-        with untouched(model, optimizer):
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            for step in range(steps):
-                optimizer.zero_grad()
-                value = loss(step)
-                value.backward()  # type: ignore[no-untyped-call]
-                gradients = [p.grad.reshape(-1) for p in model.parameters() if p.grad is not None]
-                losses.append(value.item())
-                norms.append(torch.cat(gradients).norm().item())
-                optimizer.step()
-        return losses, norms
-
-    def attempt(todo: Mapping[str, Sequence[float]]) -> Mapping[str, Curves]:
-        found = {}
-        for name, rates in todo.items():
-            still, *rows = [curve(rate) for rate in (0.0, *rates)]
-            found[name] = Curves(
-                rates=np.array(rates),
-                losses=np.array([losses for losses, _ in rows]),
-                norms=np.array([norms for _, norms in rows]),
-                still=np.array(still[0]),
-            )
-        return found
-
-    return attempt
-
-
-def probing(spec: StudySpec) -> StudySpec:
-    """Give a study's training, cut to the probe's steps, without schedule and pruner."""
-    steps = steps_of(spec)
+def probe_spec(spec: StudySpec) -> StudySpec:
+    """Return a study with the probe's number of steps, a constant rate and no pruner."""
+    steps = probe_steps(spec)
     space = spec.space.model_validate({"lr": 1.0, "schedule": "constant", "optimizer": "sgd"})
     return spec.model_copy(
         update={
@@ -134,6 +98,6 @@ def probing(spec: StudySpec) -> StudySpec:
     )
 
 
-def steps_of(spec: StudySpec) -> int:
-    """Give the steps of a rate."""
+def probe_steps(spec: StudySpec) -> int:
+    """Return the number of steps at each rate."""
     return min(spec.probe.steps, spec.training.steps)

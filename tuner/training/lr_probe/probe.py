@@ -1,12 +1,11 @@
-"""The learning-rate probe: many rates from the same weights, side by side, before any search.
+"""The learning-rate probe: many rates from the same weights, in parallel, before any search.
 
-Each rate trains for a few steps from the same initial weights on the same batches;
-`tuner.training.lr_probe.stability` reads the curves. The first round has rates evenly on a log
-scale; where none breaks, or all do, more are tried above or below. The second round refines what
-the first one found: half of it between the highest rate that does not break and the lowest that
-does, half around the fastest one. A single sweep with an increasing rate
-(`tuner.training.lr_probe.sweep`) cannot do this: by the time a rate is too high to be stable, the
-sweep has gone on to a higher one.
+Each rate trains for a few steps from the same initial weights on the same batches, and
+`tuner.training.lr_probe.stability` classifies the curves. The first round has rates evenly spaced
+on a log scale; if none is unstable, or all are, higher or lower ones follow. The last round
+refines the result: half of its rates lie between the highest stable rate and the lowest unstable
+one, half around the fastest one. A single sweep with a rising rate cannot do this: by the time a
+rate proves unstable, the sweep has moved on to a higher one.
 """
 
 from __future__ import annotations
@@ -22,44 +21,44 @@ from tuner.config import Choice, Entry, ParameterValue, Range, StudySpec, WholeR
 from tuner.training.batches import BatchOrder
 from tuner.training.lr_probe import curvature, stability
 from tuner.training.lr_probe.curvature import Curvature
-from tuner.training.lr_probe.curves_by_rate import Try, of_workload, steps_of
-from tuner.training.lr_probe.stability import Curves, Reading, Verdict
+from tuner.training.lr_probe.curves_by_rate import MeasureCurves, curves_of_workload, probe_steps
+from tuner.training.lr_probe.stability import Behavior, Curves, Reading
 from tuner.training.trainer import seed_of
 from tuner.training.workloads import Workload, seeded
 
-MORE = 4
-"""Rounds that look above or below the first rates, at most: each as wide as they are."""
+MAX_EXTENSIONS = 4
+"""Maximum number of rounds above or below the first range, each as wide as that."""
 
-ASIDE = 1.05
-"""The lower end of the bracket is below the rate that breaks by this factor or more: a rate that is
-hardly too high may not show it in the steps that there are."""
+LOW_MARGIN = 1.05
+"""Minimum ratio of the lowest unstable rate to the lower end of the bracket: a slightly unstable
+rate may not show it within the steps of the probe."""
 
-BEYOND = 1.005
-"""The upper end is above the rate that breaks by this factor: a rate that is hardly stable falls so
-slowly that it seems to stay where it is."""
+HIGH_MARGIN = 1.005
+"""Ratio of the upper end of the bracket to the lowest unstable rate: at a rate just below the limit
+the loss falls so slowly that it seems constant."""
 
-ROWS = 1024
-"""Rows of the fixed batch of the curvature, at most."""
+CURVATURE_ROWS = 1024
+"""Maximum number of rows in the fixed batch for the curvature."""
 
-BATCHES = 20
-"""Batches that a preconditioner comes from, at most."""
+PRECONDITIONER_BATCHES = 20
+"""Maximum number of batches for the preconditioner."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """What was found of one optimiser."""
+    """Result for one optimizer."""
 
-    low: float | None  # the largest stable rate is above it; None: every rate that was tried breaks
-    high: float | None  # and at or below it; None: none breaks
-    fastest: float | None  # None: nothing learns
-    suggested: tuple[float, float] | None  # stable rates that make most of the best progress
-    nothing: float | None  # up to this rate hardly anything is learnt; None: every rate learns
-    reading: Reading  # all rates that were tried
-    params: Mapping[str, ParameterValue]  # the optimiser's, without a rate
+    low: float | None  # lower bound of the stable limit; None if every rate was unstable
+    high: float | None  # upper bound of the stable limit; None if no rate was unstable
+    fastest: float | None  # None if no rate learns
+    suggested: tuple[float, float] | None  # range of stable rates with nearly the best progress
+    nothing: float | None  # no learning up to this rate; None if every rate learns
+    reading: Reading  # of all rates tried
+    params: Mapping[str, ParameterValue]  # of the optimizer, without a rate
     curvature: Curvature | None
 
     def as_json(self) -> dict[str, object]:
-        """Give what `tuner probe --json` prints of it."""
+        """Return the fields that `tuner probe --json` prints."""
         found = self.curvature
         return {
             "stable": [self.low, self.high],
@@ -76,55 +75,64 @@ class Probe:
 
 
 def probe(workload: Workload, spec: StudySpec) -> dict[str, Probe]:
-    """Probe every optimiser of a study, by its name.
+    """Return the result for every optimizer of a study, by its name, without side effects.
 
-    Nothing outside is changed. Raises `WorkloadError` when the workload cannot be trained.
+    Raises `WorkloadError` if the workload cannot be trained.
     """
     params: dict[str, Mapping[str, ParameterValue]] = {
         choice.name: representative(choice) for choice in spec.space.optimizer
     }
-    attempt = of_workload(workload, spec, params)
+    measure = curves_of_workload(workload, spec, params)
     low, high = first_range(spec)
-    found = find(attempt, dict.fromkeys(params, (low, high)), spec.probe.rates)
+    found = measure_curves(measure, dict.fromkeys(params, (low, high)), spec.probe.rates)
     model = first_model(workload, spec)
     fixed, batches = losses(workload, spec)
     return {
-        name: conclude(curves, params[name], curvature.measure(params[name], model, fixed, batches))
+        name: summarize(
+            curves, params[name], curvature.measure(params[name], model, fixed, batches)
+        )
         for name, curves in found.items()
     }
 
 
-def find(attempt: Try, ranges: Mapping[str, tuple[float, float]], rates: int) -> dict[str, Curves]:
-    """Try rates of every optimiser until each one's limits are found; give all curves."""
+def measure_curves(
+    measure: MeasureCurves, ranges: Mapping[str, tuple[float, float]], rates: int
+) -> dict[str, Curves]:
+    """Measure rates of every optimizer until its stable limit is bracketed; return all curves.
+
+    `ranges` has the first range of rates of each optimizer, by its name.
+    """
     todo: dict[str, Sequence[float]] = {
-        name: _spread(low, high, rates) for name, (low, high) in ranges.items()
+        name: _log_spaced(low, high, rates) for name, (low, high) in ranges.items()
     }
-    found = dict(attempt(todo))
-    for _ in range(MORE):
-        todo = {name: _beyond(curves, *ranges[name], rates) for name, curves in found.items()}
+    found = dict(measure(todo))
+    for _ in range(MAX_EXTENSIONS):
+        todo = {
+            name: _rates_outside(curves, *ranges[name], rates) for name, curves in found.items()
+        }
         todo = {name: some for name, some in todo.items() if some}
         if not todo:
             break
-        for name, curves in attempt(todo).items():
+        for name, curves in measure(todo).items():
             found[name] = found[name].joined(curves)
-    for name, curves in attempt({n: _inside(c, rates) for n, c in found.items()}).items():
+    for name, curves in measure({n: _rates_between(c, rates) for n, c in found.items()}).items():
         found[name] = found[name].joined(curves)
     return found
 
 
-def conclude(
+def summarize(
     curves: Curves, params: Mapping[str, ParameterValue], measured: Curvature | None = None
 ) -> Probe:
-    """Say what all curves of one optimiser mean."""
-    reading = stability.read(curves)
-    rates, breaks, fastest = reading.rates, reading.breaks, reading.fastest
-    last = len(rates) - 1 if breaks is None else _aside(rates, breaks)
-    learns = np.flatnonzero(reading.verdicts[: last + 1] == Verdict.LEARNS)
-    good = learns[reading.progress[learns] >= stability.MOST * _most(reading, learns)]
-    nothing = np.flatnonzero(reading.verdicts[:fastest] == Verdict.NOTHING)
+    """Return the result for one optimizer from all its curves."""
+    reading = stability.assess(curves)
+    rates, unstable, fastest = reading.rates, reading.lowest_unstable, reading.fastest
+    last = len(rates) - 1 if unstable is None else _last_stable(rates, unstable)
+    learns = np.flatnonzero(reading.behaviors[: last + 1] == Behavior.LEARNS)
+    good = learns[reading.progress[learns] >= stability.NEAR_BEST * _best_progress(reading, learns)]
+    nothing = np.flatnonzero(reading.behaviors[:fastest] == Behavior.NO_LEARNING)
     return Probe(
         low=float(rates[last]) if last >= 0 else None,
-        high=None if breaks is None else float(rates[breaks]) * BEYOND,
+        high=None if unstable is None else float(rates[unstable]) * HIGH_MARGIN,
         fastest=None if fastest is None else float(rates[fastest]),
         suggested=(float(rates[good[0]]), float(rates[good[-1]])) if len(good) else None,
         nothing=float(rates[nothing[-1]]) if len(nothing) else None,
@@ -134,51 +142,51 @@ def conclude(
     )
 
 
-def _aside(rates: np.ndarray, breaks: int) -> int:
-    """Give the place of the lower end of the bracket; below 0: none of the rates is low enough."""
-    return int(np.searchsorted(rates, rates[breaks] / ASIDE, side="right")) - 1
+def _last_stable(rates: np.ndarray, unstable: int) -> int:
+    """Return the index of the bracket's lower end among the rates; -1 if none is low enough."""
+    return int(np.searchsorted(rates, rates[unstable] / LOW_MARGIN, side="right")) - 1
 
 
-def _most(reading: Reading, places: np.ndarray) -> float:
+def _best_progress(reading: Reading, places: np.ndarray) -> float:
     return float(reading.progress[places].max(initial=0.0))
 
 
-def _beyond(curves: Curves, low: float, high: float, rates: int) -> list[float]:
-    """Choose rates above those that were tried, or below, while their limits are not among them."""
-    reading, width = stability.read(curves), high / low
-    if reading.breaks is None:
+def _rates_outside(curves: Curves, low: float, high: float, rates: int) -> list[float]:
+    """Return rates above or below the measured ones while these do not include the limits."""
+    reading, width = stability.assess(curves), high / low
+    if reading.lowest_unstable is None:
         start = float(curves.rates[-1])
-        return _spread(start, start * width, rates + 1)[1:]
-    if reading.breaks < 2 or reading.fastest in {None, 0}:
+        return _log_spaced(start, start * width, rates + 1)[1:]
+    if reading.lowest_unstable < 2 or reading.fastest in {None, 0}:
         start = float(curves.rates[0])
-        return _spread(start / width, start, rates + 1)[:-1]
+        return _log_spaced(start / width, start, rates + 1)[:-1]
     return []
 
 
-def _inside(curves: Curves, rates: int) -> list[float]:
-    """Choose rates within the bracket, and around the fastest."""
-    reading = stability.read(curves)
+def _rates_between(curves: Curves, rates: int) -> list[float]:
+    """Return rates within the bracket and around the fastest one."""
+    reading = stability.assess(curves)
     tried, half = reading.rates, rates // 2
     chosen: list[float] = []
-    if reading.breaks is not None and reading.breaks > 0:
-        below, broken = tried[reading.breaks - 1], tried[reading.breaks]
-        chosen += _spread(float(below) / ASIDE**2, float(broken), half + 2)[1:-1]
+    if reading.lowest_unstable is not None and reading.lowest_unstable > 0:
+        below, broken = tried[reading.lowest_unstable - 1], tried[reading.lowest_unstable]
+        chosen += _log_spaced(float(below) / LOW_MARGIN**2, float(broken), half + 2)[1:-1]
     if reading.fastest is not None:
         low, high = max(0, reading.fastest - 1), min(len(tried) - 1, reading.fastest + 1)
-        chosen += _spread(float(tried[low]), float(tried[high]), half + 2)[1:-1]
+        chosen += _log_spaced(float(tried[low]), float(tried[high]), half + 2)[1:-1]
     return sorted(set(chosen) - set(tried.tolist())) or [float(tried[-1]) * 2.0]
 
 
-def _spread(low: float, high: float, count: int) -> list[float]:
-    """Give rates from `low` to `high`, evenly on a log scale."""
+def _log_spaced(low: float, high: float, count: int) -> list[float]:
+    """Return `count` rates from `low` to `high`, evenly spaced on a log scale."""
     return [float(rate) for rate in np.geomspace(low, high, count)]
 
 
-# --- of a study -----------------------------------------------------------------------------
+# --- what a study's probe trains ----------------------------------------------------------------
 
 
 def representative(choice: Choice) -> dict[str, ParameterValue]:
-    """Give an optimiser's parameters for the probe: the first of a list, the middle of a range."""
+    """Return an optimizer's parameters: the first of a list, the middle of a range."""
     own = {key: _middle(entry) for key, entry in choice.entries()}
     return {"optimizer": choice.name, "schedule": "constant", "constant.warmup": 0.0, **own}
 
@@ -191,7 +199,7 @@ def _middle(entry: Entry) -> ParameterValue:
 
 
 def first_range(spec: StudySpec) -> tuple[float, float]:
-    """Give the range of the first rates: the study's, or around the rates that it lists."""
+    """Return the first range of rates: the study's, or one around the rates that it lists."""
     lr = spec.space.lr
     if isinstance(lr, Range):
         return lr.low, lr.high
@@ -200,7 +208,7 @@ def first_range(spec: StudySpec) -> tuple[float, float]:
 
 
 def first_model(workload: Workload, spec: StudySpec) -> nn.Module:
-    """Build the model as its trials begin."""
+    """Return the model with the initial weights of the probe's trials."""
     seed = seed_of(spec, 0)
     dtype: torch.dtype = getattr(torch, spec.training.dtype)
     with seeded(seed):
@@ -210,7 +218,7 @@ def first_model(workload: Workload, spec: StudySpec) -> nn.Module:
 def losses(
     workload: Workload, spec: StudySpec
 ) -> tuple[Callable[[nn.Module], Tensor], list[Callable[[nn.Module], Tensor]]]:
-    """Give the loss of the fixed batch, and of the first batches of the training."""
+    """Return the loss function of a fixed batch, and those of the first training batches."""
     inputs, targets = (
         data.double() if data.is_floating_point() else data
         for data in (workload.train_inputs, workload.train_targets)
@@ -220,12 +228,12 @@ def losses(
 
     def on(rows: Tensor | slice) -> Callable[[nn.Module], Tensor]:
         def loss(model: nn.Module) -> Tensor:
-            with seeded(seed):  # the same dropout for all
+            with seeded(seed):  # the same dropout masks at every call
                 return workload.loss(model(inputs[rows]), targets[rows])
 
         return loss
 
     order = BatchOrder(seed, len(inputs), spec.training.batch_size)
-    drawn = [order.rows(step) for step in range(min(BATCHES, steps_of(spec)))]
+    drawn = [order.rows(step) for step in range(min(PRECONDITIONER_BATCHES, probe_steps(spec)))]
     batches = [on(slice(None) if rows is None else rows) for rows in drawn]
-    return on(slice(ROWS)), batches
+    return on(slice(CURVATURE_ROWS)), batches

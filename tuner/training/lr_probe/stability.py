@@ -1,21 +1,22 @@
-"""What curves at many rates say: which rates break, which learn nothing, and which is the fastest.
+"""Classify the curves of many rates: which are unstable, which learn nothing, which is the fastest.
 
-The curves of one optimiser begin at the same weights and go through the same batches, and one of
-them is at rate 0: it shows what each batch's loss is when nothing is learnt. All that is looked at
-is differences from that curve, measured in the best rate's progress, so neither adding a number to
-the loss nor multiplying it changes an answer, and the noise of batches cancels.
+The curves of one optimizer start at the same weights and use the same batches. One of them is at
+rate 0 and shows each batch's loss without learning. Only differences from that curve are used,
+relative to the best rate's progress, so results do not depend on the offset and scale of the loss,
+and the noise of batches cancels.
 
-- *progress* of a rate: how far the loss of the last quarter of the steps is below rate 0's.
-- It **breaks** where the loss or the gradient is not finite or the guard stopped it; where it makes
-  less than `LITTLE` of the best progress although a lower rate makes more (it jumped away, or its
-  units died); or, where nothing is random, where it stays above the level of a lower rate without
-  coming nearer, although the gradient is there: the last quarter's mean is hardly lower than that
-  of the quarter before, or higher. So a step that jumps across the minimum for ever breaks, also
-  where no loss can explode.
-- It learns **nothing** where it makes less than `LITTLE` of the best progress, as do lower ones.
-- The **fastest** of the stable ones: with random batches, where the logarithm of what is left to
-  the lowest loss of all falls by most a step, until that is lost in noise; without, of those that
-  have come as low as any, where the logarithm of the distance that is left has.
+- *progress* of a rate: how far the mean loss of the last quarter of the steps is below rate 0's.
+- A rate is **unstable** if its loss or gradient is not finite or the guard stopped it; if its
+  progress is less than `LITTLE` of the best although a lower rate makes more (the weights jumped
+  away, or units died); or, without random batches, if its loss stays above the level of a lower
+  rate without approaching it although the gradient is not small: the last quarter's mean is hardly
+  lower, or higher, than the quarter before. So a step that jumps across the minimum for ever is
+  unstable, also where no loss can explode.
+- A rate shows **no learning** if its progress is less than `LITTLE` of the best, as is that of
+  lower ones.
+- The **fastest** of the stable rates: with random batches, the one whose log distance to the lowest
+  loss of all falls fastest per step, until it is lost in noise; without, among the rates that have
+  come as low as any, the one whose log distance to the minimum has fallen fastest.
 """
 
 from __future__ import annotations
@@ -27,47 +28,47 @@ from enum import IntEnum
 import numpy as np
 
 LITTLE = 0.05
-"""A rate that makes less than this share of the best progress has learnt nothing."""
+"""Progress below this share of the best counts as no learning."""
 
-MOST = 0.9
-"""Rates that make this share of the best progress, and are stable, are suggested."""
+NEAR_BEST = 0.9
+"""Stable rates with this share of the best progress are suggested."""
 
-OFF = 0.01
-"""Within this share of the best progress a loss has arrived, and may stay where it is."""
+CONVERGED = 0.01
+"""A loss within this share of the best progress has converged, and may stay constant."""
 
 STALLED = 0.02
-"""A loss stays where it falls by less than this share of what is left in a quarter of the steps."""
+"""A loss has stalled if it falls by less than this share of the rest in a quarter of the steps."""
 
-ALIKE = 0.05
-"""Rates whose paces differ by this share are as fast as each other."""
+SIMILAR = 0.05
+"""Rates whose speeds differ by no more than this share are equally fast."""
 
-RETURNING = 0.3
-"""A loss that was thrown up comes back where this share of it, or less, is left after a quarter."""
+RECOVERING = 0.3
+"""A raised loss is recovering if at most this share of it is left after a quarter of the steps."""
 
 NOISY, EXACT = 0.02, 1e-10
-"""What is left when a run has arrived: of the loss with random batches, of the gradient without."""
+"""Remaining share at convergence: of the loss with random batches, of the gradient norm without."""
 
 
-class Verdict(IntEnum):
-    """What a rate did in the steps of the probe."""
+class Behavior(IntEnum):
+    """Behavior of a rate within the steps of the probe."""
 
-    NOTHING = 0  # learnt nothing
+    NO_LEARNING = 0
     LEARNS = 1
-    RETURNS = 2  # thrown above where it began, and coming back
-    BREAKS = 3
+    RECOVERS = 2  # rose above its initial loss, and is falling again
+    UNSTABLE = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
-    """Losses at several rates, from the same weights on the same batches, rising in rate."""
+    """Losses at several ascending rates, from the same weights on the same batches."""
 
     rates: np.ndarray  # float64 [rate], above 0
-    losses: np.ndarray  # float64 [rate, step]; nan from where the guard stopped it
+    losses: np.ndarray  # float64 [rate, step]; nan from the step at which the guard stopped
     norms: np.ndarray  # float64 [rate, step], of gradients
     still: np.ndarray  # float64 [step], losses at rate 0
 
     def joined(self, other: Curves) -> Curves:
-        """Add curves at other rates."""
+        """Return these curves together with curves at other rates."""
         rates, places = np.unique(np.append(self.rates, other.rates), return_index=True)
         return Curves(
             rates=rates,
@@ -79,23 +80,23 @@ class Curves:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What the curves of one optimiser say."""
+    """Classification of the rates of one optimizer."""
 
     rates: np.ndarray  # float64 [rate]
-    verdicts: np.ndarray  # int64 [rate]
-    progress: np.ndarray  # float64 [rate], in the best one's; nan where it broke at once
-    fastest: int | None  # its place among the rates; None: nothing learns
+    behaviors: np.ndarray  # int64 [rate], a `Behavior` each
+    progress: np.ndarray  # float64 [rate], relative to the best; nan where not finite
+    fastest: int | None  # index among the rates; None if no rate learns
 
     @property
-    def breaks(self) -> int | None:
-        """Give the place of the lowest rate that breaks."""
-        broken = np.flatnonzero(self.verdicts == Verdict.BREAKS)
-        return int(broken[0]) if len(broken) else None
+    def lowest_unstable(self) -> int | None:
+        """The index of the lowest unstable rate."""
+        unstable = np.flatnonzero(self.behaviors == Behavior.UNSTABLE)
+        return int(unstable[0]) if len(unstable) else None
 
 
-@np.errstate(all="ignore")  # losses may be anything at all
-def read(curves: Curves) -> Reading:
-    """Judge every rate."""
+@np.errstate(all="ignore")  # losses may be any float
+def assess(curves: Curves) -> Reading:
+    """Classify every rate."""
     below = curves.losses - curves.still  # [rate, step]
     finite = np.isfinite(below).all(axis=1) & np.isfinite(curves.norms).all(axis=1)
     third, last = _quarters(below)
@@ -103,91 +104,99 @@ def read(curves: Curves) -> Reading:
     most = float(np.nanmax(progress, initial=0.0))
     share = progress / most if most > 0 else np.where(finite, 0.0, np.nan)
     learns = finite & (share >= LITTLE)
-    returns = np.zeros_like(learns)
-    if np.ptp(curves.still) == 0:  # nothing is random
+    recovers = np.zeros_like(learns)
+    if np.ptp(curves.still) == 0:  # no random batches
         quarter = max(1, below.shape[1] // 4)
         moving = curves.norms[:, -quarter:].max(axis=1) > 1e-3 * curves.norms.max(axis=1)
-        lower = np.fmax.accumulate(np.append(-np.inf, share))[:-1]  # the best of lower rates
-        left = last + most  # [rate], to the lowest level
-        learns &= ~(moving & (share < lower - OFF) & (last - third > -STALLED * left))
-        returns = finite & ~learns & (left < RETURNING * (third + most))
+        lower = np.fmax.accumulate(np.append(-np.inf, share))[:-1]  # best progress of lower rates
+        left = last + most  # [rate], distance to the lowest level
+        learns &= ~(moving & (share < lower - CONVERGED) & (last - third > -STALLED * left))
+        recovers = finite & ~learns & (left < RECOVERING * (third + most))
     first = int(np.argmax(learns)) if learns.any() else len(learns)
     above = np.arange(len(learns)) > first
-    breaks = ~finite | (~returns & ((above & ~learns) | (share < -LITTLE)))
-    verdicts = np.select(
-        [breaks, learns, returns & above], [Verdict.BREAKS, Verdict.LEARNS, Verdict.RETURNS]
+    unstable = ~finite | (~recovers & ((above & ~learns) | (share < -LITTLE)))
+    behaviors = np.select(
+        [unstable, learns, recovers & above],
+        [Behavior.UNSTABLE, Behavior.LEARNS, Behavior.RECOVERS],
     )
     return Reading(
         rates=curves.rates,
-        verdicts=verdicts,
+        behaviors=behaviors,
         progress=share,
-        fastest=_fastest(curves, share, verdicts),
+        fastest=_fastest(curves, share, behaviors),
     )
 
 
-def _fastest(curves: Curves, share: np.ndarray, verdicts: np.ndarray) -> int | None:
-    """Find the fastest of the rates that learn, below the lowest that breaks."""
-    broken = np.flatnonzero(verdicts == Verdict.BREAKS)
-    stable = np.arange(len(verdicts)) < (broken[0] if len(broken) else len(verdicts))
-    able = np.flatnonzero(stable & (verdicts == Verdict.LEARNS))
+def _fastest(curves: Curves, share: np.ndarray, behaviors: np.ndarray) -> int | None:
+    """Return the index of the fastest learning rate below the lowest unstable one."""
+    unstable = np.flatnonzero(behaviors == Behavior.UNSTABLE)
+    stable = np.arange(len(behaviors)) < (unstable[0] if len(unstable) else len(behaviors))
+    able = np.flatnonzero(stable & (behaviors == Behavior.LEARNS))
     if not len(able):
         return None
     if np.ptp(curves.still) > 0:
-        paces = _paces(_means((curves.losses - curves.still)[able]))
+        speeds = _speeds(_means((curves.losses - curves.still)[able]))
     else:
-        able = able[share[able] >= share[able].max() - OFF]
-        paces = _exact_paces(curves.losses[able], curves.norms[able])
-    return int(able[_middle(curves.rates[able], paces)])
+        able = able[share[able] >= share[able].max() - CONVERGED]
+        speeds = _exact_speeds(curves.losses[able], curves.norms[able])
+    return int(able[_middle(curves.rates[able], speeds)])
 
 
-def _middle(rates: np.ndarray, paces: np.ndarray) -> int:
-    """Find the place in the middle of the rates, side by side, that are as fast as any."""
-    best = int(np.argmin(paces))
-    slower = np.flatnonzero(paces > (1 - ALIKE) * paces[best])
+def _middle(rates: np.ndarray, speeds: np.ndarray) -> int:
+    """Return the index of the middle of the contiguous rates that are about as fast as the best.
+
+    Both arguments are [rate].
+    """
+    best = int(np.argmin(speeds))
+    slower = np.flatnonzero(speeds > (1 - SIMILAR) * speeds[best])
     low = int(slower[slower < best].max(initial=-1)) + 1
-    high = int(slower[slower > best].min(initial=len(paces))) - 1
+    high = int(slower[slower > best].min(initial=len(speeds))) - 1
     return int(np.argmin(np.abs(np.log(rates) - np.log(rates[[low, high]]).mean())))
 
 
-def _paces(below: np.ndarray) -> np.ndarray:
-    """Give the mean fall a step of the logarithm of what is left, until it is lost in noise."""
+def _speeds(below: np.ndarray) -> np.ndarray:
+    """Return the mean change per step of the log distance to the lowest loss, until lost in noise.
+
+    `below` is [rate, step]; the result is [rate], more negative if faster.
+    """
     lowest, start = below.min(), below[:, 0].max()
     least = NOISY * (start - lowest)
     arrived = (below - lowest > least).argmin(axis=1)
     arrived[(below - lowest > least).all(axis=1)] = below.shape[1] - 1
     left = np.maximum(below[np.arange(len(below)), arrived] - lowest, least)
-    paces: np.ndarray = np.log(left / (start - lowest)) / np.maximum(arrived, 1)
-    return paces
+    speeds: np.ndarray = np.log(left / (start - lowest)) / np.maximum(arrived, 1)
+    return speeds
 
 
-def _exact_paces(losses: np.ndarray, norms: np.ndarray) -> np.ndarray:
-    """Give the mean change a step of the logarithm of the distance that is left, [rate].
+def _exact_speeds(losses: np.ndarray, norms: np.ndarray) -> np.ndarray:
+    """Return the mean change per step of the log distance to the minimum, [rate].
 
-    The distance is told by the gradient's norm, which shows what is steep, and by the root of what
-    is left of the loss, which shows what is flat: the slower of the two counts. Momentum makes them
-    swing, so the highest of the last quarter is what is left. A run whose gradient arrives at
-    `EXACT` of its highest has the mean over the steps until then.
+    The distance is estimated by the gradient norm, which is dominated by steep directions, and by
+    the square root of the excess loss, dominated by flat ones; the slower of the two counts.
+    Momentum makes them oscillate, so the highest value of the last quarter is used. A run whose
+    gradient norm falls to `EXACT` of its highest has the mean over the steps until then. Both
+    arguments are [rate, step].
     """
     steps, quarter = norms.shape[1], max(1, norms.shape[1] // 4)
     steep = norms[:, -quarter:].max(axis=1) / norms.max(axis=1)
     start, lowest = losses[:, 0].max(), losses.min()
     flat = np.sqrt((losses[:, -quarter:].max(axis=1) - lowest) / (start - lowest))
-    paces: np.ndarray = np.log(np.maximum(np.maximum(steep, flat), EXACT)) / steps
+    speeds: np.ndarray = np.log(np.maximum(np.maximum(steep, flat), EXACT)) / steps
     gone = norms > EXACT * norms.max(axis=1, keepdims=True)
-    until = steps - gone[:, ::-1].argmax(axis=1)  # the first step after which it stays below
+    until = steps - gone[:, ::-1].argmax(axis=1)  # the first step from which it stays below
     arrived = until < steps
-    paces[arrived] = math.log(EXACT) / until[arrived]
-    return paces
+    speeds[arrived] = math.log(EXACT) / until[arrived]
+    return speeds
 
 
 def _quarters(below: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Give the means of the third and of the last quarter of the steps, [rate] each."""
+    """Return the means over the third and the last quarter of the steps, [rate] each."""
     quarter = max(1, below.shape[1] // 4)
     return below[:, -2 * quarter : -quarter].mean(axis=1), below[:, -quarter:].mean(axis=1)
 
 
 def _means(below: np.ndarray) -> np.ndarray:
-    """Give running means over a tenth of the steps, [rate, step]."""
+    """Return running means over a tenth of the steps, [rate, step]."""
     width = max(1, below.shape[1] // 10)
     sums = np.cumsum(np.pad(below, ((0, 0), (1, 0))), axis=1)
     means: np.ndarray = (sums[:, width:] - sums[:, :-width]) / width

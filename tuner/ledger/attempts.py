@@ -1,0 +1,230 @@
+"""Attempts at trials: claiming a trial under a lease, releasing it, and reaping lost attempts."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+from sqlalchemy import Connection, and_, select, update
+
+from tuner.core.errors import LeaseLost
+from tuner.ledger import rows
+from tuner.ledger.lease_writer import LeaseWriter
+from tuner.ledger.leases import ATTEMPTS, Gone, renewed
+from tuner.ledger.reading import has_live_attempt, read_trials
+from tuner.ledger.records import (
+    OPEN,
+    STALE,
+    AttemptLease,
+    CheckpointRecord,
+    Claim,
+    StudyRecord,
+    TrialRecord,
+)
+from tuner.ledger.retrying import retry_on_disconnect
+from tuner.ledger.tables import (
+    IS_LIVE,
+    IS_RUNNING,
+    attempts,
+    trials,
+)
+
+
+class Attempts(LeaseWriter):
+    """Attempts at trials, each under a lease. Thread-safe, as `Reader` is."""
+
+    @retry_on_disconnect
+    def trainable(self) -> list[StudyRecord]:
+        """Read the open studies that have budget for a new trial or a trial that has not ended."""
+        with self._reading() as tx:
+            busy = set(tx.scalars(select(trials.c.study_id).where(IS_RUNNING).distinct()))
+        return [
+            study
+            for study in self.studies()
+            if study.state == OPEN and (study.reserved < study.limit or study.id in busy)
+        ]
+
+    def claim(self, study_id: int, worker: str, environment: Mapping[str, Any]) -> Claim | None:
+        """Claim one trial, see `claim_together`; return None if there is none."""
+        return next(iter(self.claim_together(study_id, worker, environment, 1)), None)
+
+    def claim_together(
+        self, study_id: int, worker: str, environment: Mapping[str, Any], most: int
+    ) -> list[Claim]:
+        """Claim the oldest waiting trials, then reserve new ones, as the budget allows.
+
+        Budget, numbers and leases are one commit. A new trial has no parameters yet.
+        """
+        return self._claim(study_id, worker, environment, most, uuid.uuid4().hex, count())
+
+    @retry_on_disconnect
+    def _claim(
+        self,
+        study_id: int,
+        worker: str,
+        environment: Mapping[str, Any],
+        most: int,
+        idempotency_key: str,
+        calls: Iterator[int],
+    ) -> list[Claim]:
+        """Claim with an idempotency key, by which a retried call finds what it claimed before."""
+        repeated = next(calls) > 0
+        with self._writing() as tx:
+            study = tx.execute(rows.locked_study(study_id)).first()
+            held = rows.claimed(tx, idempotency_key) if repeated else []
+            if held:
+                found = read_trials(tx, trials.c.id.in_([lease.trial_id for lease in held]))
+                leases = {lease.trial_id: lease for lease in held}
+                return _claims(leases, found, _history(tx, found))
+            if study is None or study.state != OPEN:  # it may have been deleted just now
+                return []
+            waiting = tx.scalars(
+                select(trials.c.id)
+                .where(
+                    trials.c.study_id == study_id,
+                    IS_RUNNING,
+                    ~has_live_attempt(trials.c.id),
+                )
+                .order_by(trials.c.number)
+                .limit(most)
+            ).all()
+            old = read_trials(tx, trials.c.id.in_(waiting)) if waiting else []
+            room = min(most - len(old), study.limit - study.reserved)
+            new = rows.reserve(tx, study, room) if room > 0 else []
+            if not old and not new:
+                return []
+            history = _history(tx, old)
+            taken = [(trial, *_next_attempt(trial, history)) for trial in (*old, *new)]
+            leases = rows.begin_attempts(
+                tx,
+                taken,
+                claim=idempotency_key,
+                worker=worker,
+                environment=environment,
+                seconds=self.lease_seconds,
+            )
+            return _claims(leases, (*old, *new), history)
+
+    @retry_on_disconnect
+    def release(
+        self, lease: AttemptLease, ending: str, reason: str, traceback: str | None = None
+    ) -> None:
+        """End the attempt and leave the trial to the next worker, unless its study is stopped."""
+        with self._ending(lease, rows.attempt_ended(ending, reason, traceback)) as tx:
+            if tx is not None:
+                rows.cancel_if_stopped(tx, lease.trial_id)
+
+    @retry_on_disconnect
+    def begin_at_first_step(self, lease: AttemptLease) -> None:
+        """Record that an attempt begins at step 0, not at its checkpoint. Raises `LeaseLost`."""
+        with self._fenced(lease, {"first_step": 0, **renewed(self.lease_seconds)}):
+            pass
+
+    @retry_on_disconnect
+    def reap(self, gone: Gone = lambda _: False) -> int:
+        """End the attempts whose lease is lost, and return how many.
+
+        A trial that has lost more attempts than its study's budget allows fails.
+        """
+        with self._reading() as tx:
+            expired = ATTEMPTS.expired(self.grace_seconds).label("expired")
+            query = select(attempts.c.id, attempts.c.worker, expired).where(IS_LIVE)
+            live = tx.execute(query).all()
+        lost = [(row.id, row.expired) for row in live if row.expired or gone(row.worker)]
+        return sum(self._reap(attempt_id, expired=expired) for attempt_id, expired in lost)
+
+    @retry_on_disconnect
+    def _reap(self, attempt_id: int, *, expired: bool) -> bool:
+        with self._writing() as tx:
+            still = and_(attempts.c.id == attempt_id, attempts.c.live)
+            if expired:
+                still = and_(still, ATTEMPTS.expired(self.grace_seconds))
+            reason = "its lease expired" if expired else "its worker's process is gone"
+            done = tx.execute(
+                update(attempts)
+                .where(still)
+                .values(**rows.attempt_ended(STALE, reason))
+                .returning(attempts.c.trial_id)
+            ).first()
+            if done is None:
+                return False
+            rows.fail_if_spent(tx, done.trial_id, STALE, reason)
+            rows.cancel_if_stopped(tx, done.trial_id)
+        return True
+
+    # --- transactions
+
+    @contextmanager
+    def _fenced(
+        self, lease: AttemptLease, ended: Mapping[str, Any] | None = None
+    ) -> Iterator[Connection]:
+        """Begin a transaction that renews the lease, or ends the attempt. Raises `LeaseLost`."""
+        with self._writing() as tx:
+            if not ATTEMPTS.fence(tx, [lease], ended or renewed(self.lease_seconds)):
+                raise refused(lease)
+            yield tx
+
+    @contextmanager
+    def _ending(self, lease: AttemptLease, ended: Mapping[str, Any]) -> Iterator[Connection | None]:
+        """Begin the last transaction of an attempt, which ends it; None if it was committed before.
+
+        Only its holder ends an attempt in such a way, so that commit was this call's, and its
+        connection was lost.
+        """
+        try:
+            with self._fenced(lease, ended) as tx:
+                yield tx
+        except LeaseLost:
+            with self._reading() as tx:
+                row = ATTEMPTS.row(tx, lease)
+            if row is None or row.ending != ended["ending"]:
+                raise
+            yield None
+
+
+def refused(lease: AttemptLease) -> LeaseLost:
+    """Return the error for a refused fencing token."""
+    return LeaseLost(
+        f"attempt {lease.token} at the trial was given up for lost and its token is "
+        "refused; another attempt has the trial"
+    )
+
+
+@dataclass(frozen=True)
+class _History:
+    """Earlier attempts at trials, by the trials' ids; new trials have none."""
+
+    endings: Mapping[int, Mapping[str, int]]  # attempts by how they ended
+    saved: Mapping[int, CheckpointRecord]  # checkpoints to resume from
+
+
+def _history(tx: Connection, found: Sequence[TrialRecord]) -> _History:
+    ids = [trial.id for trial in found]
+    if not ids:
+        return _History({}, {})
+    return _History(rows.endings(tx, ids), rows.last_checkpoints(tx, ids))
+
+
+def _next_attempt(trial: TrialRecord, history: _History) -> tuple[int, int]:
+    """Return the number of the next attempt at a trial, and its first step."""
+    saved = history.saved.get(trial.id)
+    before = sum(history.endings.get(trial.id, {}).values())
+    return 1 + before, saved.step if saved else 0
+
+
+def _claims(
+    leases: Mapping[int, AttemptLease], found: Sequence[TrialRecord], history: _History
+) -> list[Claim]:
+    return [
+        Claim(
+            lease=leases[trial.id],
+            trial=trial,
+            checkpoint=history.saved.get(trial.id),
+            endings=history.endings.get(trial.id, {}),
+        )
+        for trial in found
+    ]

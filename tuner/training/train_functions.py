@@ -1,0 +1,65 @@
+"""Train functions: user-written training loops, found by name, `module:function`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tuner.core.errors import WorkloadCodeError, WorkloadError
+from tuner.training import workloads
+from tuner.training.trial import Trial
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainFunction:
+    """A train function with its arguments and data."""
+
+    name: str  # module:function
+    call: Callable[..., object]
+    arguments: Mapping[str, Any]
+    data_name: str  # for display
+    data_digest: str  # empty if the function does not declare one
+    baseline_loss: float | None = None  # the training loss of the best constant predictor
+
+    def __call__(self, trial: Trial) -> None:
+        """Call the function for a trial."""
+        self.call(trial, **self.arguments)
+
+
+def load(
+    name: str,
+    arguments: Mapping[str, Any],
+    allowed_prefixes: Sequence[str] = workloads.ALLOWED_PREFIXES,
+) -> TrainFunction:
+    """Import a train function and check that it accepts the arguments.
+
+    Its optional attributes `data_digest` (a string, or a function that returns one) and
+    `data_name` identify its data; a worker with other data refuses the study. The attribute
+    `baseline_loss`, the training loss of the best constant predictor, is for the guard. Raises
+    `WorkloadError`.
+    """
+    function = workloads.find(name, allowed_prefixes)
+    workloads.check_arguments(name, function, (None,), arguments)
+    digest = getattr(function, "data_digest", "")
+    try:
+        digest = digest() if callable(digest) else digest
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise WorkloadCodeError(
+            f"train function {name}: its data_digest raised {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(digest, str):
+        raise WorkloadError(
+            f"train function {name}: expected a string, or a function that returns one, as "
+            f"its data_digest, got {type(digest).__name__}"
+        )
+    return TrainFunction(
+        name=name,
+        call=function,
+        arguments=dict(arguments),
+        data_name=str(getattr(function, "data_name", f"data of {name}")),
+        data_digest=digest,
+        baseline_loss=getattr(function, "baseline_loss", None),
+    )
