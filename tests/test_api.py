@@ -152,7 +152,9 @@ def test_a_workload_is_built_once(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     log = tmp_path / "calls"
     factory = f'"tests.training_here:counted"\narguments = {{ log = "{log}" }}'
-    (tmp_path / "line.toml").write_text(STUDY.replace('"studies.house_prices:line"', factory))
+    (tmp_path / "line.toml").write_text(
+        STUDY.replace('"tuner.examples.house_prices:line"', factory)
+    )
     study = tuner.run("line.toml", overrides=FEW_STEPS, allow=PREFIXES, progress=False)
     study.close()
     assert study.status()["trials"]["completed"] == 2

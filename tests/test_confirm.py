@@ -79,10 +79,14 @@ def test_the_same_question_finds_the_same_study_and_more_seeds_extend_it(ledger)
         ([[1, 2, 3], [1.1, 2.2, 3.1], [0.9, 1.9, 2.8]], CONFIRMED, "Yes: trial 0"),
         ([[1, 2, 0.5], [1.1, 2.2, 0.6], [0.9, 1.9, 0.4]], REFUTED, "No: trial 2 is better than"),
         ([[1, 1.1, 3], [1.1, 1.0, 3], [1.0, 1.0, 3]], UNDECIDED, "trial 1: "),
-        ([[1, 2, 3]], UNDECIDED, "says nothing of scatter"),
+        ([[1, 2, 3]], UNDECIDED, "too few to estimate the spread"),
         ([[1, 1, 1]] * 3, UNDECIDED, "0 worse"),
         ([[None, 2, 3]] * 3, REFUTED, "completed under none of 3 new seeds"),
-        ([[1, 2, None], [1.1, 2.1, None], [1, 2.05, None]], CONFIRMED, "completed under no seed"),
+        (
+            [[1, 2, None], [1.1, 2.1, None], [1, 2.05, None]],
+            CONFIRMED,
+            "no seed was completed by both",
+        ),
         ([[1, 2, 3], [None, 2, 3], [1.9, 2.0, 3]], UNDECIDED, "1 of 3 seeds did not complete"),
     ],
 )

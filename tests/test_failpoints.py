@@ -161,7 +161,12 @@ def test_without_failpoints_a_place_costs_nothing(arm):
     assert time.perf_counter() - began < 0.1  # 10 microseconds each is a hundred times too much
 
 
-SCRIPT = "from tuner.core.failpoints import reach; reach('ask.drawn'); print('went on')"
+SCRIPT = """
+from tuner.core import failpoints, startup
+startup.configure_program()
+failpoints.reach('ask.drawn')
+print('went on')
+"""
 
 
 def start(action, log):
@@ -198,7 +203,7 @@ def test_stop_stops_until_it_is_continued(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_import_refuses_what_it_cannot_understand(tmp_path):
+def test_the_start_of_a_program_refuses_what_it_cannot_understand(tmp_path):
     process = start("explode", tmp_path / "log")
     printed, error = process.communicate()
     assert process.returncode == 1

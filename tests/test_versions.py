@@ -36,7 +36,7 @@ from tuner.core import curves
 from tuner.core.errors import UsageError, WorkloadError
 from tuner.core.outcome import CANCELLED, FAILED, Outcome
 from tuner.ledger import OPEN, STOPPED
-from tuner.operations import status
+from tuner.operations import best, status
 from tuner.operations import submit as submission
 from tuner.operations.doctor import examine, repair
 from tuner.report import tables
@@ -228,9 +228,9 @@ def test_each_trial_comes_from_where_it_was_trained(ledger):
 def test_the_best_one_may_be_imported_and_is_said_to_be(ledger):
     first(ledger)
     two = submit(ledger, space=NARROW)
-    best = ledger.best(two)
-    assert (best.number, best.params["lr"], best.value) == (1, 0.05, 0.0)
-    assert "0 in trial 1 (imported) with lr 0.05" in ranking.best_in_words(two, best)
+    found = ledger.best(two)
+    assert (found.number, found.params["lr"], found.value) == (1, 0.05, 0.0)
+    assert "0 in trial 1 (imported) with lr 0.05" in ranking.best_in_words(two, found)
     ended(ledger, two, completed(-1.0), lr=0.06)
     assert ledger.best(two).number == 3
     assert best.best(ledger, two) | {"params": None} == {

@@ -103,15 +103,6 @@ def export(
     return files
 
 
-def read(folder: Path, name: str, what: str, file_format: str = "csv") -> pd.DataFrame:
-    """Read the table of `trials` or of `curves` that `export` wrote of a study."""
-    file = folder / f"{file_name(name)}.{what}.{file_format}"
-    if file_format == "parquet":
-        return pd.read_parquet(file)
-    types = CURVE_TYPES if what == "curves" else TRIAL_TYPES
-    return pd.read_csv(file, dtype=types)
-
-
 def file_name(study: str) -> str:
     """Return a file name for a study: its own name if every file system accepts that."""
     plain = re.sub(r"[^A-Za-z0-9_. -]", "_", study).strip(". ")[:100] or "study"
