@@ -204,13 +204,13 @@ def test_slots():
     assert trainer.advance(5) == []
     first, second, third = rates(0.1, 0.2, 0.3)
     trainer.admit(first)
-    with pytest.raises(ValueError, match="trial 0 has a slot here already"):
+    with pytest.raises(ValueError, match="trial 0 has a slot already"):
         trainer.admit(first)
     trainer.admit(second)
     with pytest.raises(ValueError, match="expected a free slot for trial 2, got 2 taken ones"):
         trainer.admit(third)
     for call in (trainer.evict, trainer.snapshot):
-        with pytest.raises(ValueError, match="trial 2 has no slot here"):
+        with pytest.raises(ValueError, match="trial 2 has no slot"):
             call(2)
     trainer.evict(0)
     trainer.admit(third)

@@ -400,11 +400,11 @@ MISUSES = {
     "a name": (lambda trial: trial.report(0, **{"hits@1": 1}), "named by letters, .* 'hits@1'"),
     "a state": (
         lambda trial: trial.checkpoint.save({"model": [nn.Linear(1, 1)]}),
-        r"state\['model'\]\[0\]: expected tensors, .* got Linear; save what it consists of",
+        r"state\['model'\]\[0\]: expected tensors, .* got Linear; save its contents",
     ),
     "loading late": (
         lambda trial: (trial.report(0, train_loss=1), trial.checkpoint.load()),
-        "expected before the first report",
+        "expected a call before the first report",
     ),
     "past the end": (
         lambda trial: [trial.report(s, train_loss=1, val_loss=1) for s in range(51)],
@@ -854,7 +854,7 @@ def test_what_is_wrong_with_a_train_function_is_said():
     spec = own_spec(study={"name": "own", "metric": "train_loss"})
     with pytest.raises(UsageError, match=r"\[study\] metric: expected one that studies\.wine"):
         submit.prepare(spec, ("studies.",))
-    with pytest.raises(WorkloadError, match="which is of batches"):
+    with pytest.raises(WorkloadError, match="a column of every row"):
         FunctionTrainer(function(plain), spec)
 
 

@@ -195,7 +195,7 @@ def find(factory: str, allowed_prefixes: Sequence[str]) -> Callable[..., object]
     if module_name == "__main__":
         raise WorkloadError(
             f"workload {factory}: expected a module that workers can import, got __main__, which "
-            "is this notebook or script, and a different module in each worker; move "
+            "is the notebook or script of this process, and another module in a worker; move "
             f"{function_name} into a file, such as studies/mine.py, and name it as "
             f"studies.mine:{function_name}"
         )
