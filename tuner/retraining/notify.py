@@ -65,7 +65,7 @@ def _notifier() -> Any:
         import apprise  # noqa: PLC0415 - optional
     except ImportError:
         raise UsageError(
-            "[retrain.notify] apprise: expected the extra to be installed; "
-            "`pip install tuner-lr[notify]`"
+            "[retrain.notify] apprise: expected the extra `notify` to be installed; in a clone of "
+            "tuner: `pip install -c constraints.txt -e '.[notify]'`"
         ) from None
     return apprise.Apprise()
