@@ -104,7 +104,7 @@ def test_last_time_is_of_rows_and_evaluations():
     "parts", [[(0, 5), (6, 9)], [(0, 5), (4, 9)], [(0, 5), (0, 5)], [(5, 9), (0, 5)]]
 )
 def test_join_refuses_gaps_and_overlaps(parts):
-    with pytest.raises(ValueError, match="the curve breaks: a chunk ends before step"):
+    with pytest.raises(ValueError, match="gap or an overlap: a chunk ends before step"):
         curves.join(rows(*part) for part in parts)
 
 

@@ -29,13 +29,20 @@ def study(ledger, places):
 def falsify(ledger, trial, step, column, change):
     """Change one stored value."""
     with ledger.engine.execution_options(writes=True).begin() as tx:
-        row = tx.execute(select(chunks).where(chunks.c.trial_id == trial.id)).one()
-        chunk = Chunk.from_bytes(row.first_step, row.data)
-        table = chunk.columns if column in chunk.columns else chunk.metrics
-        at = step if column in chunk.columns else list(chunk.eval_steps).index(step)
-        table[column][at] = change(table[column][at])
-        here = chunks.c.trial_id == trial.id
-        tx.execute(update(chunks).where(here).values(data=chunk.to_bytes()))
+        for row in tx.execute(select(chunks).where(chunks.c.trial_id == trial.id)).all():
+            chunk = Chunk.from_bytes(row.first_step, row.data)
+            if column in chunk.columns:
+                steps, values = list(range(chunk.first_step, chunk.next_step)), chunk.columns
+            else:
+                steps, values = list(chunk.eval_steps), chunk.metrics
+            if step not in steps:
+                continue
+            at = steps.index(step)
+            values[column][at] = change(values[column][at])
+            this = (chunks.c.trial_id == trial.id) & (chunks.c.first_step == row.first_step)
+            tx.execute(update(chunks).where(this).values(data=chunk.to_bytes()))
+            return
+    raise AssertionError(f"no value of {column} at step {step}")
 
 
 @pytest.mark.parametrize("number", range(4))  # the last one diverges

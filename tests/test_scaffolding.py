@@ -69,7 +69,7 @@ def test_a_new_study_has_its_name_everywhere(tmp_path: Path) -> None:
 def test_a_name_that_cannot_be_or_is_taken_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "studies").mkdir()
     (tmp_path / "studies" / "mine.py").touch()
-    with pytest.raises(UsageError, match=r"expected a name|exists; choose another name"):
+    with pytest.raises(UsageError, match=r"expected a module name|exists; choose another name"):
         examples.start(name, tmp_path)
     assert names_in(tmp_path) == {"mine.py"}
 
