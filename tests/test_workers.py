@@ -39,7 +39,7 @@ class Taking:
         self._taken.append(self._study.name)
         return True
 
-    def others_train(self) -> bool:
+    def has_running_trials(self) -> bool:
         return False
 
 

@@ -229,7 +229,7 @@ class Ledger(Attempts):
 
     @retry_on_disconnect
     def forget_checkpoints(self) -> list[str]:
-        """Delete the references to checkpoints of trials that ended otherwise than by `finish`.
+        """Delete references to checkpoints of ended trials; `finish` has already deleted its own.
 
         Return their paths; the caller removes the files.
         """

@@ -38,7 +38,7 @@ class Publisher(Protocol):
     backlog: Backlog
 
     def due(self, mark: Mark) -> Due:
-        """Return whether there is anything to publish."""
+        """Return when the study must be published."""
         ...
 
     def publish(self, study: StudyRecord, mark: Mark, *, waiting: bool) -> None:

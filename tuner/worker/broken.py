@@ -31,7 +31,7 @@ class BrokenStudy:
         self._reason = sentence(error.__cause__ or error)
         self._stop = stop
 
-    def others_train(self) -> bool:
+    def has_running_trials(self) -> bool:
         """Return whether any trial has a live attempt."""
         return self._ledger.counts(self._id)["running"] > 0
 

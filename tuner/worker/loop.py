@@ -87,7 +87,7 @@ def work(
             if worker.train_one_turn():
                 continue
             reaped_at = -float("inf")  # lost attempts may be all that is left to train
-            idle = until_idle and not worker.others_train()
+            idle = until_idle and not worker.has_running_trials()
             if worker.refused and (idle or worker.refuses_all()):
                 raise worker.refused[0]
             if idle:
@@ -133,9 +133,11 @@ class Worker:
         self._known_at = -float("inf")
         return False
 
-    def others_train(self) -> bool:
+    def has_running_trials(self) -> bool:
         """Return whether any trial of a study that can be trained here has a live attempt."""
-        return any(worker is not None and worker.others_train() for worker in self._joined.values())
+        return any(
+            worker is not None and worker.has_running_trials() for worker in self._joined.values()
+        )
 
     def refuses_all(self) -> bool:
         """Return whether every known study is left to other workers."""

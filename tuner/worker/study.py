@@ -95,7 +95,7 @@ class StudyWorker:
         self._choice = choice
         self._trainer = trainer_choice.trainer_for(self._trained, self._spec, choice)
 
-    def others_train(self) -> bool:
+    def has_running_trials(self) -> bool:
         """Return whether any trial has a live attempt, or will have once a probe is done."""
         return not self._probed or self._ledger.counts(self._id)["running"] > 0
 
