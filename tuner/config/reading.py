@@ -87,7 +87,8 @@ def json_schema() -> dict[str, Any]:
 def changed(old: StudySpec, new: StudySpec) -> list[str]:
     """Return the changed values; a key that only one of them has counts only in [workload].
 
-    Each is text such as `[training] steps: was 300, is now 400`. Budget and retraining are left out, since they may change.
+    Each is text such as `[training] steps: was 300, is now 400`. Budget and retraining are left
+    out, since they may change.
     """
     before, after = dict(_leaves(old)), dict(_leaves(new))
     return [

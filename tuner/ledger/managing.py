@@ -187,7 +187,7 @@ def forget_checkpoints(ledger: Reader, study: StudyRecord) -> list[str]:
 
 @contextmanager
 def locked(ledger: Reader, study: StudyRecord) -> Iterator[tuple[Connection, Row[Any]]]:
-    """Begin a transaction that has the study's row locked. Raises `NotFoundError`."""
+    """Begin a transaction that has the study's row locked. Raise `NotFoundError`."""
     with ledger.engine.execution_options(writes=True).begin() as tx:
         row = tx.execute(rows.locked_study(study.id)).first()
         if row is None:

@@ -22,7 +22,7 @@ def create(
 ) -> int:
     """Create a version of a study and stop the earlier ones; return its id.
 
-    Raises `UsageError` when another study has the same title in Optuna and MLflow.
+    Raise `UsageError` when another study has the same title in Optuna and MLflow.
     """
     name, title = spec.study.name, titled(spec.study.name, version)
     for row in tx.execute(select(studies.c.name, studies.c.version)):
