@@ -32,7 +32,7 @@ class Due(enum.Enum):
 
 
 class Publisher(Protocol):
-    """Publishes claimed studies to one target. Raise `UnavailableError` if it is unreachable."""
+    """Publishes claimed studies to one target; raises `UnavailableError` if it is unreachable."""
 
     target: str
     backlog: Backlog

@@ -191,7 +191,7 @@ class Trial:
     ) -> None:
         """Report a step's training loss, or metrics at a step, or both; see the module's rules.
 
-        `lr` defaults to the schedule's rate; `grad_norm` is for the curves and the guard. Raises
+        `lr` defaults to the schedule's rate; `grad_norm` is for the curves and the guard. Raise
         `StopTrial` when the trial is over, and `ValueError` for a report against the rules, with
         the trial, the argument and its value. A non-finite loss is valid: the guard stops the
         trial.
