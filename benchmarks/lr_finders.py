@@ -145,7 +145,7 @@ def curves_of_model(
                 rates=np.array(rates),
                 losses=np.array([losses for losses, _ in rows]),
                 norms=np.array([norms for _, norms in rows]),
-                still=np.array(still[0]),
+                baseline_losses=np.array(still[0]),
             )
         return found
 

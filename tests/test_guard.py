@@ -19,7 +19,7 @@ NAN, INF = float("nan"), float("inf")
 def run(losses, warmup=0, baseline=None, horizon=None, norms=None, table=GUARD, initial=-INF):
     """Feed one trial its losses: the step where it is stopped, by which rule, and the sentence."""
     horizon = horizon or len(losses)
-    state = replace(rules.start(1, table), initial=np.array([initial]))
+    state = replace(rules.start(1, table), initial_val_loss=np.array([initial]))
     for step, loss in enumerate(losses):
         norm = 1.0 if norms is None else norms[step]
         state, verdict = rules.observe(
@@ -350,6 +350,14 @@ def test_a_state_goes_through_arrays_and_slots(losses, cut):
         )
         verdicts.append(verdict[0])
     assert verdicts == whole[0].tolist()
+
+
+def test_names_in_checkpoints_stay():
+    """Checkpoints of earlier versions hold these names."""
+    assert set(rules.start(1, GUARD).arrays()) == {
+        *("step", "counted", "first", "lowest", "highest", "recent"),
+        *("begun", "initial", "far_count", "far_logs", "awaited"),
+    }
 
 
 def test_it_is_pure():

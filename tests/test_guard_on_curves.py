@@ -214,7 +214,7 @@ def test_what_exploded_is_expected_back_when_theory_says(rate: float) -> None:
 
 @pytest.mark.parametrize(("awaited", "stops"), [(0, 100), (120, 120), (199, 199), (200, None)])
 def test_what_is_awaited_is_not_lost_before_its_time(awaited: int, stops: int | None) -> None:
-    state = replace(rules.start(1, GuardTable()), awaited=np.array([awaited]))
+    state = replace(rules.start(1, GuardTable()), recovery_deadline=np.array([awaited]))
     losses = np.concatenate([[1.0], 50.0 * np.exp(0.1 * np.sin(np.arange(199)))])
     found = None
     for step, loss in enumerate(losses):

@@ -170,7 +170,7 @@ def curves(draw, **elements):
         place = draw(st.integers(0, count - 1)), draw(st.integers(1, steps - 1))
         losses[place] = draw(st.sampled_from([math.nan, math.inf, -math.inf]))
     rates = np.geomspace(1e-3, 1.0, count)
-    return Curves(rates=rates, losses=losses, norms=np.abs(norms), still=still)
+    return Curves(rates=rates, losses=losses, norms=np.abs(norms), baseline_losses=still)
 
 
 @settings(max_examples=60)
@@ -178,7 +178,11 @@ def curves(draw, **elements):
 def test_a_reading_does_not_depend_on_the_losses_scale_or_zero(found, scale, shift):
     plain = stability.assess(found)
     other = stability.assess(
-        replace(found, losses=found.losses * scale + shift, still=found.still * scale + shift)
+        replace(
+            found,
+            losses=found.losses * scale + shift,
+            baseline_losses=found.baseline_losses * scale + shift,
+        )
     )
     np.testing.assert_array_equal(plain.behaviors, other.behaviors)
     np.testing.assert_allclose(plain.progress, other.progress)
@@ -199,7 +203,7 @@ def test_a_reading_survives_whatever_losses_are(found):
 
 def test_where_nothing_learns_nothing_is_suggested():
     flat = np.zeros((4, 12))
-    found = Curves(rates=np.geomspace(1e-3, 1, 4), losses=flat, norms=flat, still=flat[0])
+    found = Curves(rates=np.geomspace(1e-3, 1, 4), losses=flat, norms=flat, baseline_losses=flat[0])
     said = probe.summarize(found, {})
     assert (said.fastest, said.suggested, said.high) == (None, None, None)
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tuner.core.cron import ALL, AT_ONCE, LATEST, QUEUE, SKIP, Timetable, checked, due, key_of
+from tuner.core.cron import ALL, AT_ONCE, LATEST, QUEUE, SKIP, Timetable, checked, due, run_key
 from tuner.core.errors import UsageError
 from tuner.ledger import Ledger
 from tuner.ledger.timetables import ENDED, MISSED, RUNNING, SKIPPED, WAITING, Timetables
@@ -141,7 +141,7 @@ def test_looking_twice_finds_each_tick_once(
     end = start + 3600 * hours
     middle = start + share * (end - start)
     first = due(timetable, start, middle)
-    second = due(timetable, first.seen, end)
+    second = due(timetable, first.handled_until, end)
     whole = due(timetable, start, end)
     assert first.run + second.run == whole.run
     assert len(set(whole.run)) == len(whole.run)
@@ -172,16 +172,16 @@ def test_missed_ticks_are_caught_up_as_the_timetable_says(
 ) -> None:
     timetable = Timetable(expression=HOURLY, zone="UTC", grace=grace, catch_up=catch_up)
     found = due(timetable, at("2026-01-01T00:30"), at("2026-01-01T03:50"))
-    assert [key_of(one)[11:13] for one in found.run] == expected
-    assert (found.missed and key_of(found.missed)[11:13]) == missed
-    assert key_of(found.next) == "2026-01-01T04:00:00Z"
+    assert [run_key(one)[11:13] for one in found.run] == expected
+    assert (found.missed and run_key(found.missed)[11:13]) == missed
+    assert run_key(found.next) == "2026-01-01T04:00:00Z"
 
 
 def test_years_of_missed_seconds_are_found_at_once() -> None:
     timetable = Timetable(expression="* * * * * *", zone="UTC", catch_up=LATEST)
     found = due(timetable, at("2016-01-01"), at("2026-01-01T12:00"))
     assert found.run[0] > at("2026-01-01T11:58:59")
-    assert found.seen >= at("2026-01-01T11:59")
+    assert found.handled_until >= at("2026-01-01T11:59")
 
 
 def test_more_missed_ticks_than_are_done_at_once_are_all_caught_up() -> None:
@@ -191,7 +191,7 @@ def test_more_missed_ticks_than_are_done_at_once_are_all_caught_up() -> None:
     while found.run:
         assert len(found.run) <= 2 * AT_ONCE
         ticks += found.run
-        found = due(timetable, found.seen, end)
+        found = due(timetable, found.handled_until, end)
     assert ticks == [at("2026-01-01") + MINUTE * (count + 1) for count in range(36 * 60)]
 
 
@@ -299,5 +299,5 @@ def test_a_timetable_that_is_changed_still_owes_what_was_due(either: Ledger) -> 
 
 
 def test_utc_is_an_instants_key() -> None:
-    assert key_of(at("2026-10-25T02:30", "Europe/Berlin")) == "2026-10-25T00:30:00Z"
-    assert datetime.fromisoformat(key_of(NOON)) == datetime.fromtimestamp(NOON, UTC)
+    assert run_key(at("2026-10-25T02:30", "Europe/Berlin")) == "2026-10-25T00:30:00Z"
+    assert datetime.fromisoformat(run_key(NOON)) == datetime.fromtimestamp(NOON, UTC)

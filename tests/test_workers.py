@@ -22,7 +22,7 @@ from tuner.ledger import Ledger, StudyRecord, managing
 from tuner.ledger.database import Addresses
 from tuner.ledger.tables import attempts
 from tuner.worker import work
-from tuner.worker.loop import Worker
+from tuner.worker.loop import StudySelector
 
 # --- which study
 
@@ -33,13 +33,13 @@ class Taking:
     def __init__(self, ledger: Ledger, study: StudyRecord, taken: list[str]) -> None:
         self._ledger, self._study, self._taken = ledger, study, taken
 
-    def train(self, study, goes_on) -> bool:
+    def train(self, study, may_continue) -> bool:
         if self._ledger.claim(self._study.id, "a:1:1", {}) is None:
             return False
         self._taken.append(self._study.name)
         return True
 
-    def others_train(self) -> bool:
+    def has_running_trials(self) -> bool:
         return False
 
 
@@ -56,7 +56,7 @@ def test_studies_have_workers_in_proportion_to_their_weights(ledger, weights, sh
         submit(ledger, study={"name": name}, budget={"trials": 100, "weight": weight})
     taken: list[str] = []
     for _ in range(12):  # as many workers, one after the other, each busy for good
-        worker = Worker(ledger, (), lambda study: Taking(ledger, study, taken))
+        worker = StudySelector(ledger, (), lambda study: Taking(ledger, study, taken))
         assert worker.train_one_turn()
     assert Counter(taken) == shares
 
@@ -65,7 +65,7 @@ def test_a_study_that_has_no_more_trials_leaves_its_share_to_others(ledger):
     submit(ledger, study={"name": "a"}, budget={"trials": 1, "weight": 9.0})
     submit(ledger, study={"name": "b"}, budget={"trials": 5})
     taken: list[str] = []
-    worker = Worker(ledger, (), lambda study: Taking(ledger, study, taken))
+    worker = StudySelector(ledger, (), lambda study: Taking(ledger, study, taken))
     while worker.train_one_turn():
         pass
     assert taken == ["a", *"bbbbb"]
@@ -80,7 +80,7 @@ def test_a_study_that_is_over_is_forgotten_with_all_that_was_kept_for_it(ledger)
         kept.append(weakref.ref(made))
         return made
 
-    worker = Worker(ledger, (), join)
+    worker = StudySelector(ledger, (), join)
     assert worker.train_one_turn()
     managing.stop(ledger, study, "enough")
     while worker.train_one_turn():
@@ -102,7 +102,7 @@ def test_only_studies_that_have_something_to_train_are_joined(ledger):
         joined.append(study.name)
         return Taking(ledger, study, [])
 
-    worker = Worker(ledger, (), join)
+    worker = StudySelector(ledger, (), join)
     while worker.train_one_turn():
         pass
     assert sorted(joined) == ["held by another", "open"]
@@ -115,7 +115,7 @@ def test_paused_studies_have_no_turn(ledger):
     from tuner.ledger import managing
 
     managing.pause(ledger, submit(ledger, study={"name": "a"}))
-    worker = Worker(ledger, (), lambda study: Taking(ledger, study, []))
+    worker = StudySelector(ledger, (), lambda study: Taking(ledger, study, []))
     assert not worker.train_one_turn()
 
 

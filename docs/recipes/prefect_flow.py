@@ -16,7 +16,7 @@ COMMAND = "tuner retrain digits --run-key {key} --json"
 
 @task(retries=3, retry_delay_seconds=300)
 def retrain(key: str) -> dict[str, Any]:
-    """Retrain once a key; return the JSON object that the command prints."""
+    """Retrain at most once per run key; return the JSON object that the command prints."""
     command = COMMAND.format(key=key).split()
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd="/srv/tuning")
     found: dict[str, Any] = json.loads(done.stdout)

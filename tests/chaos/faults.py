@@ -44,7 +44,7 @@ class Fault:
 
 
 def fired(seen: object, what: str) -> str:
-    """Give what was seen of a fault. Raises `NotFiredError` if that is nothing."""
+    """Give what was seen of a fault. Raise `NotFiredError` if that is nothing."""
     if not seen:
         raise NotFiredError(f"the fault did not fire: {what}")
     return f"{seen} {what}"

@@ -6,7 +6,9 @@ numbers.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -32,6 +34,12 @@ class Interval:
     def below(self) -> bool:
         """Whether all of it lies below zero."""
         return self.high < 0
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the interval for JSON; an infinite end is None."""
+        ends = {"low": self.low, "high": self.high}
+        finite = {key: end if math.isfinite(end) else None for key, end in ends.items()}
+        return {"mean": self.mean, **finite, "level": self.level, "pairs": self.n}
 
 
 def t_interval(sample: ArrayLike, level: float = 0.95) -> Interval:

@@ -49,7 +49,7 @@ GOOD = 0.9
 """Least progress of a good rate."""
 FAR = 10.0
 """A trial whose last loss is this many times its first one has diverged, stopped or not."""
-STILL = 0.01
+PLATEAU_TOLERANCE = 0.01
 """A score that improves by less than this share in the last third is on a plateau."""
 SWING = 0.05
 """Swings of at least this share are an oscillation; smaller ones are noise."""
@@ -382,8 +382,8 @@ def _labels(one: _Standing) -> tuple[str, ...]:
 
     *oscillating*: most pairs of consecutive gradients have a negative cosine; or the curve turns at
     every second point or more, about as far up as down, by `SWING` of its score or of its progress.
-    *plateau*: the trial made some progress, and improved by less than `STILL` of its score and of
-    its progress in the last third of its evaluations.
+    *plateau*: the trial made some progress, and improved by less than `PLATEAU_TOLERANCE`
+    of its score and of its progress in the last third of its evaluations.
     """
     evidence, labels = one.evidence, []
     way = one.start - one.score
@@ -393,7 +393,7 @@ def _labels(one: _Standing) -> tuple[str, ...]:
         labels.append(OSCILLATING)
     if len(evidence.scores) >= 6 and one.progress > 1 - GOOD:
         before = evidence.scores[: -(len(evidence.scores) // 3)].min()
-        if before - evidence.scores.min() <= STILL * scale and not swings:
+        if before - evidence.scores.min() <= PLATEAU_TOLERANCE * scale and not swings:
             labels.append(PLATEAU)
     return tuple(labels)
 

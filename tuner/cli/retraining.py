@@ -48,11 +48,11 @@ def retrain(
     prefixes: tuple[str, ...],
     as_json: bool,
 ) -> int:
-    """Train the successor of the study NAME's champion once a key; promote it if it wins.
+    """Train the successor of the study NAME's champion and promote it if it wins.
 
-    Call it again with the same key to resume after a crash.
+    It is trained at most once per run key. Call it again with the same key to resume after a crash.
     """
-    from tuner.core.cron import key_of
+    from tuner.core import cron
     from tuner.core.processes import stop_on_signals
     from tuner.ledger import Retrainings
     from tuner.ledger.retrainings import FAILED, KEPT
@@ -67,7 +67,7 @@ def retrain(
             ledger,
             context.addresses(),
             name,
-            run_key or key_of(Retrainings(ledger).now()),
+            run_key or cron.run_key(Retrainings(ledger).now()),
             prefixes=prefixes,
             wait=wait,
             stop=stop,
@@ -83,7 +83,7 @@ def retrain(
 
 
 def _show_history(ledger: Ledger, name: str, as_json: bool) -> None:
-    from tuner.core.cron import key_of
+    from tuner.core import cron
     from tuner.operations import retrain
 
     steps = retrain.history(ledger, name)
@@ -94,8 +94,8 @@ def _show_history(ledger: Ledger, name: str, as_json: bool) -> None:
         champion = "no champion" if one.champion is None else f"champion at {one.champion:.4g}"
         low, high = one.lr_range
         click.echo(
-            f"{key_of(one.ended_at)} {one.run_key}: {one.outcome}, {champion}, lr {one.lr:.3g} of "
-            f"{low:.3g} to {high:.3g}. {one.reason}"
+            f"{cron.run_key(one.ended_at)} {one.run_key}: {one.outcome}, {champion}, "
+            f"lr {one.lr:.3g} of {low:.3g} to {high:.3g}. {one.reason}"
         )
     if not steps:
         click.echo(f"No retrainings yet; `tuner retrain {name}` starts one.")

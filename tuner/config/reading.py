@@ -85,9 +85,10 @@ def json_schema() -> dict[str, Any]:
 
 
 def changed(old: StudySpec, new: StudySpec) -> list[str]:
-    """Return the differences, such as `[training] steps: was 300, is now 400`.
+    """Return the changed values; a key that only one of them has counts only in [workload].
 
-    Budget and retraining are left out, since they may change.
+    Each is text such as `[training] steps: was 300, is now 400`. Budget and retraining are left
+    out, since they may change.
     """
     before, after = dict(_leaves(old)), dict(_leaves(new))
     return [

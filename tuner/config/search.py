@@ -61,7 +61,7 @@ class Grid(Table):
 
 
 class Listed(Table):
-    """The listed combinations of parameters, each once a round; each round has its own seed.
+    """The listed combinations of parameters, each once per round; each round has its own seed.
 
     Trials of one round differ in their parameters only, so they can be compared in pairs.
     """

@@ -103,7 +103,7 @@ class Space(Table):
         return not self.missing(params)
 
     def missing(self, params: Mapping[str, ParameterValue]) -> dict[str, str]:
-        """Return what is expected of each parameter that is missing, unknown or not allowed."""
+        """Return, by parameter, what is expected where one is missing, unknown or not allowed."""
         groups: dict[str, Entry] = {
             "lr": self.lr,
             "schedule": tuple(choice.name for choice in self.schedule),

@@ -1,4 +1,4 @@
-"""Timetables: when a cron expression in a time zone fires, and what of it is due. Pure functions.
+"""Cron expressions with time zones: next fire times, due and missed ticks.
 
 Instants are seconds since 1970. An expression has five fields, or six with seconds first. One at
 fixed times follows Debian's cron over clock changes: what is due in the hour that is left out in
@@ -57,7 +57,7 @@ class Due:
     run: tuple[float, ...]  # ticks to run, in ascending order
     late: int  # how many of them, the first ones, were missed and are caught up
     missed: float | None  # the last missed tick that is not run
-    seen: float  # all ticks up to this instant are handled
+    handled_until: float  # all ticks up to this instant are handled
     next: float  # the first tick after that
 
 
@@ -85,24 +85,24 @@ def checked(timetable: Timetable, now: float) -> Timetable:
     return timetable
 
 
-def due(timetable: Timetable, seen: float, now: float) -> Due:
-    """Return what to do with the ticks above `seen` and up to `now`.
+def due(timetable: Timetable, handled_until: float, now: float) -> Due:
+    """Return what to do with the ticks above `handled_until` and up to `now`.
 
     A tick is missed if it is handled later than the grace after it. All missed ticks are run, or
     the latest one unless a tick in time follows it, or none.
     """
-    in_time = max(seen, now - timetable.grace)
+    in_time = max(handled_until, now - timetable.grace)
     if timetable.catch_up == ALL:
-        missed = _until(timetable, seen, in_time)
+        missed = _until(timetable, handled_until, in_time)
     else:
-        latest = _last(timetable, seen, in_time)
+        latest = _last(timetable, handled_until, in_time)
         missed = [] if latest is None else [latest]
     if len(missed) == AT_ONCE:  # more missed ticks may follow, before those in time
         return Due(
             run=tuple(missed),
             late=len(missed),
             missed=None,
-            seen=missed[-1],
+            handled_until=missed[-1],
             next=timetable.next(missed[-1]),
         )
     fresh = _until(timetable, in_time, now)
@@ -114,12 +114,12 @@ def due(timetable: Timetable, seen: float, now: float) -> Due:
         run=(*caught, *fresh),
         late=len(caught),
         missed=missed[-1] if missed and not caught else None,
-        seen=reached,
+        handled_until=reached,
         next=timetable.next(reached),
     )
 
 
-def key_of(at: float) -> str:
+def run_key(at: float) -> str:
     """Return the run key of an instant: its time in UTC, such as 2026-11-22T06:00:00Z."""
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 

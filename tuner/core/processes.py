@@ -85,7 +85,7 @@ class RecorderProcess:
             with suppress(OSError), pipe:
                 pipe.write(b"\n")
 
-    def leave(self) -> None:
+    def finish_in_background(self) -> None:
         """Ask the recorder to finish, and do not wait for it."""
         self._closing.set()
         self._watcher.join()
@@ -96,7 +96,7 @@ class RecorderProcess:
 
         After a timeout the recorder continues until it has finished.
         """
-        self.leave()
+        self.finish_in_background()
         has_tried = (
             self._process.poll() is None
         )  # a live recorder publishes the rest before it ends

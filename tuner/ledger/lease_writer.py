@@ -23,7 +23,10 @@ class LeaseWriter(Reader):
         retry_timeout: float = RETRY_SECONDS,
         grace_seconds: float | None = None,
     ) -> None:
-        """Let no lease expire within `grace_seconds` of the server's start, by default a lease."""
+        """Treat no lease as expired within `grace_seconds` after the server started.
+
+        The default is `lease_seconds`.
+        """
         super().__init__(engine, retry_timeout)
         self.lease_seconds = lease_seconds
         self.grace_seconds = lease_seconds if grace_seconds is None else grace_seconds

@@ -35,7 +35,7 @@ def end_when_due(ledger: Reader, study: StudyRecord) -> StudyRecord | None:
 
 @retry_on_disconnect
 def end(ledger: Reader, study: StudyRecord, reason: str) -> StudyRecord | None:
-    """End an open study by a rule that holds, and return it; return None if it is not open."""
+    """End a study that is open, with this reason; return None if it is not open."""
     with managing.locked(ledger, study) as (tx, row):
         if row.state != OPEN:
             return None

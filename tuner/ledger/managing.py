@@ -35,7 +35,7 @@ BEING_DELETED = "It is being deleted; `tuner delete` finishes that."
 
 @retry_on_disconnect
 def pause(ledger: Reader, study: StudyRecord) -> StudyRecord:
-    """Let no trial of an open study be claimed; running trials go on to their end."""
+    """Pause an open study: no trial can be claimed, running trials continue."""
     with locked(ledger, study) as (tx, row):
         if row.state == OPEN:
             _become(tx, row, PAUSED, "Paused; running trials go on to their end.")
@@ -44,7 +44,7 @@ def pause(ledger: Reader, study: StudyRecord) -> StudyRecord:
 
 @retry_on_disconnect
 def resume(ledger: Reader, study: StudyRecord) -> StudyRecord:
-    """Open a paused or stopped study again; what was cancelled stays cancelled.
+    """Reopen a study that is not open; cancelled trials stay cancelled.
 
     The circuit breaker counts only later trials.
     """
@@ -187,7 +187,7 @@ def forget_checkpoints(ledger: Reader, study: StudyRecord) -> list[str]:
 
 @contextmanager
 def locked(ledger: Reader, study: StudyRecord) -> Iterator[tuple[Connection, Row[Any]]]:
-    """Begin a transaction that has the study's row locked. Raises `NotFoundError`."""
+    """Begin a transaction that has the study's row locked. Raise `NotFoundError`."""
     with ledger.engine.execution_options(writes=True).begin() as tx:
         row = tx.execute(rows.locked_study(study.id)).first()
         if row is None:

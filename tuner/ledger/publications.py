@@ -1,4 +1,4 @@
-"""What of the ledger has been published where, and who may publish it now."""
+"""Publication state per target, and the publishers' leases."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Note:
 class Publications:
     """What of the ledger is published to one target, "optuna" or "mlflow".
 
-    Invariants: a record exists before the thing that it is about does, so where a record has no
-    external id, look whether the thing exists before creating it; rows count as published only
-    after they are; and a publisher that has lost its lease records nothing (`LeaseLost`).
+    Invariants: the intent is recorded before the external object is created; so without an external
+    id, search for it before creating it. Rows count as published only after they are. A publisher
+    that has lost its lease records nothing (`LeaseLost`).
 
     The lease on a study is renewed by every record, not in the background: a publisher that hangs
     in a call to its target loses the study to another one.
@@ -88,7 +88,7 @@ class Publications:
         return Lease(table=self._leases, row_id=study_id, token=self._publisher)
 
     def release(self, study_id: int) -> None:
-        """Let others publish a study at once."""
+        """Release this publisher's lease on a study."""
         with self._writing() as tx:
             self._leases.release(tx, self.lease(study_id))
 
@@ -172,7 +172,7 @@ class Publications:
 
     @contextmanager
     def _claimed(self, study_id: int) -> Iterator[Connection]:
-        """Begin a transaction that renews the lease on a study. Raises `LeaseLost`."""
+        """Begin a transaction that renews the lease on a study. Raise `LeaseLost`."""
         self._heartbeat()  # publishing a long study is many of these
         with self._writing() as tx:
             if not self._leases.renew(tx, [self.lease(study_id)], CLAIM_SECONDS):

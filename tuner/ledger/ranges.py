@@ -89,7 +89,7 @@ def finish_probe(
     result: Mapping[str, Any],
     found: ActiveRange | None,
 ) -> None:
-    """Commit the result of a probe and the range that follows. Raises `LeaseLost`."""
+    """Commit the result of a probe and the range that follows. Raise `LeaseLost`."""
     with locked(ledger, study) as (tx, row):
         ended = {"result": dict(result), "ended_at": database_time()}
         if PROBES.fence(tx, [lease], ended):

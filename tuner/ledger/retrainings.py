@@ -1,8 +1,8 @@
-"""Retrainings in the ledger: one a key, one live a model, stage by stage under a lease.
+"""Retrainings in the ledger: at most one per study and run key, and at most one running per model.
 
 Invariants, whichever process calls or dies:
-- a study has one retraining a run key, and it ends once;
-- of a model at most one retraining is live;
+- a study has at most one retraining per run key, and it ends once;
+- a model has at most one running retraining;
 - the result of a stage is committed under the lease's token, so a stale holder writes nothing.
 """
 
@@ -121,14 +121,14 @@ class Retrainings(LeaseWriter):
     def advance(self, held: Retraining, stage: str, found: Mapping[str, Any]) -> Retraining:
         """Commit the result of the present stage, and which one is next.
 
-        Raises `LeaseLost` when another process has claimed the retraining.
+        Raise `LeaseLost` when another process has claimed the retraining.
         """
         result = {**held.result, held.stage: dict(found)}
         return self._change(held, stage=stage, result=result)
 
     @retry_on_disconnect
     def end(self, held: Retraining, outcome: str, reason: str) -> Retraining:
-        """Commit the outcome. Raises `LeaseLost`."""
+        """Commit the outcome. Raise `LeaseLost`."""
         return self._change(
             held,
             stage=DONE,

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, delete, exists, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from tuner.core import cron as pure
+from tuner.core import cron
 from tuner.core.errors import LeaseLost, NotFoundError
 from tuner.ledger.lease_writer import LeaseWriter
 from tuner.ledger.leases import TIMETABLE_RUNS, Gone, Lease, State
@@ -34,7 +34,7 @@ class TimetableRecord:
     id: int
     name: str
     study: str
-    when: pure.Timetable
+    when: cron.Timetable
     enabled: bool
     seen_at: float
     next_at: float
@@ -83,14 +83,14 @@ class Timetables(LeaseWriter):
         self,
         name: str,
         study: str,
-        when: pure.Timetable,
+        when: cron.Timetable,
         *,
         enabled: bool = True,
         now: float | None = None,
     ) -> TimetableRecord:
         """Make a timetable, or change the one of that name; it begins now, the old one ends now.
 
-        Raises `UsageError` when its expression or time zone is not valid.
+        Raise `UsageError` when its expression or time zone is not valid.
         """
         with self._writing() as tx:
             at = _now(tx, now)
@@ -103,7 +103,7 @@ class Timetables(LeaseWriter):
                 "overlap": when.overlap,
                 "enabled": enabled,
                 "seen_at": at,
-                "next_at": pure.checked(when, at).next(at),
+                "next_at": cron.checked(when, at).next(at),
             }
             here = timetables.c.name == name
             old = tx.execute(select(timetables).where(here).with_for_update()).first()
@@ -123,7 +123,7 @@ class Timetables(LeaseWriter):
 
     @retry_on_disconnect
     def remove(self, name: str) -> None:
-        """Remove a timetable and its history. Raises `NotFoundError`."""
+        """Remove a timetable and its history. Raise `NotFoundError`."""
         with self._writing() as tx:
             found = tx.scalar(
                 select(timetables.c.id).where(timetables.c.name == name).with_for_update()
@@ -135,7 +135,7 @@ class Timetables(LeaseWriter):
 
     @retry_on_disconnect
     def history(self, name: str | None = None, limit: int | None = None) -> list[RunRecord]:
-        """Read the runs of a timetable, or of all, newest first. Raises `NotFoundError`."""
+        """Read the runs of a timetable, or of all, newest first. Raise `NotFoundError`."""
         query = _runs().order_by(timetable_runs.c.fire_at.desc(), timetable_runs.c.id).limit(limit)
         with self._reading() as tx:
             if name is not None:
@@ -202,7 +202,7 @@ class Timetables(LeaseWriter):
 
     @retry_on_disconnect
     def end(self, held: RunRecord, outcome: str, reason: str) -> None:
-        """Commit the outcome of a run. Raises `LeaseLost` when another scheduler has claimed it."""
+        """Commit the outcome of a run. Raise `LeaseLost` when another scheduler has claimed it."""
         ended = {"state": ENDED, "outcome": outcome, "reason": reason, "ended_at": database_time()}
         with self._writing() as tx:
             if TIMETABLE_RUNS.fence(tx, [held.lease], ended):
@@ -213,26 +213,25 @@ class Timetables(LeaseWriter):
 
     @retry_on_disconnect
     def release(self, held: RunRecord) -> None:
-        """Let a run wait again, for any scheduler."""
+        """Return a run to waiting."""
         with self._writing() as tx:
             TIMETABLE_RUNS.release(tx, held.lease)
 
 
 def _write_ticks(tx: Connection, timetable: TimetableRecord, at: float) -> int:
-    due = pure.due(timetable.when, timetable.seen_at, at)
+    due = cron.due(timetable.when, timetable.seen_at, at)
     moved = update(timetables).where(timetables.c.id == timetable.id)
-    tx.execute(moved.values(seen_at=due.seen, next_at=due.next))
+    tx.execute(moved.values(seen_at=due.handled_until, next_at=due.next))
     here = and_(timetable_runs.c.timetable_id == timetable.id, IS_OPEN)
     open_at = tx.scalar(select(timetable_runs.c.fire_at).where(here).limit(1))
     new = []
     if due.missed is not None:
-        reason = (
-            f"no scheduler was running from {pure.key_of(timetable.seen_at)} on to start it in time"
-        )
+        since = cron.run_key(timetable.seen_at)
+        reason = f"no scheduler was running from {since} on to start it in time"
         new.append({"fire_at": due.missed, "state": MISSED, "reason": reason, "ended_at": at})
     for index, fire_at in enumerate(due.run):
-        if timetable.when.overlap == pure.SKIP and open_at is not None and index >= due.late:
-            reason = f"the run of {pure.key_of(open_at)} had not ended"
+        if timetable.when.overlap == cron.SKIP and open_at is not None and index >= due.late:
+            reason = f"the run of {cron.run_key(open_at)} had not ended"
             new.append({"fire_at": fire_at, "state": SKIPPED, "reason": reason, "ended_at": at})
         else:
             new.append({"fire_at": fire_at, "state": WAITING, "reason": None, "ended_at": None})
@@ -260,7 +259,7 @@ def _timetable(row: Any) -> TimetableRecord:
         id=row.id,
         name=row.name,
         study=row.study,
-        when=pure.Timetable(
+        when=cron.Timetable(
             expression=row.expression,
             zone=row.zone,
             grace=row.grace,

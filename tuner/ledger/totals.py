@@ -26,13 +26,13 @@ class Totals:
 
     studies: Mapping[str, int]  # by state
     trials: Mapping[str, int]  # by state, without imported ones
-    leases: int  # attempts that are alive
+    leases: int  # live attempts
     expired: int  # live attempts whose lease has expired
     unpublished: Mapping[str, int]  # ended trials whose outcome is not published, by target
 
 
 def totals(engine: Engine) -> Totals:
-    """Count all. Raises `UnavailableError` while the database is away."""
+    """Count all. Raise `UnavailableError` while the database is unreachable."""
     number = func.count().label("number")
     by_study = select(studies.c.state, number).group_by(studies.c.state)
     ours = ~trials.c.imported

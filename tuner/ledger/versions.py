@@ -22,7 +22,7 @@ def create(
 ) -> int:
     """Create a version of a study and stop the earlier ones; return its id.
 
-    Raises `UsageError` when another study has the same title in Optuna and MLflow.
+    Raise `UsageError` when another study has the same title in Optuna and MLflow.
     """
     name, title = spec.study.name, titled(spec.study.name, version)
     for row in tx.execute(select(studies.c.name, studies.c.version)):
@@ -52,7 +52,7 @@ def create(
         .returning(studies.c.id)
     ).scalar_one()
     if version > 1:
-        _stop_earlier(tx, name, version)
+        _close_earlier(tx, name, version)
         _import_earlier(tx, int(study_id), spec, version)
     return int(study_id)
 
@@ -79,8 +79,8 @@ def tried(tx: Connection, study_id: int) -> int:
     return len({json.dumps(one, sort_keys=True) for one in params})
 
 
-def _stop_earlier(tx: Connection, name: str, version: int) -> None:
-    """Stop the earlier versions: running trials go on, waiting ones are cancelled."""
+def _close_earlier(tx: Connection, name: str, version: int) -> None:
+    """Set earlier versions to stopped: waiting trials are cancelled, running ones are not."""
     earlier = select(studies.c.id).where(studies.c.name == name, studies.c.version < version)
     tx.execute(update(studies).where(studies.c.id.in_(earlier)).values(state=STOPPED))
     waiting = select(trials.c.id).where(

@@ -59,7 +59,7 @@ class Ledger(Attempts):
 
         Where the space has changed, that is a new version of it, with the trials of the earlier
         ones that lie in the new space imported. There are never more trials than `combinations`
-        less what those have tried. Raises `UsageError` when anything else but the budget differs
+        less what those have tried. Raise `UsageError` when anything else but the budget differs
         from the existing study, or when another one would have its title, and `WorkloadError`
         when code or data differ.
         """
@@ -229,7 +229,7 @@ class Ledger(Attempts):
 
     @retry_on_disconnect
     def forget_checkpoints(self) -> list[str]:
-        """Delete the references to checkpoints of trials that ended otherwise than by `finish`.
+        """Delete references to checkpoints of ended trials; `finish` has already deleted its own.
 
         Return their paths; the caller removes the files.
         """

@@ -9,7 +9,6 @@ seeds, so the effect of a seed on all of them cancels in the paired differences.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,8 +81,8 @@ class Confirmation:
                     "found": one.found,
                     "values": list(one.values),
                     "mean": one.mean,
-                    "worse_by": _as_json(one.worse),
-                    "bootstrap": _as_json(one.bootstrap),
+                    "worse_by": one.worse.as_json() if one.worse else None,
+                    "bootstrap": one.bootstrap.as_json() if one.bootstrap else None,
                 }
                 for one in self.candidates
             ],
@@ -160,7 +159,7 @@ def submit(ledger: Ledger, study: StudyRecord, *, top: int, seeds: int) -> Study
 def _spec(
     study: StudyRecord, name: str, params: Sequence[Mapping[str, ParameterValue]], trials: int
 ) -> StudySpec:
-    """Return the study that trains each of `params` once a round, to the horizon."""
+    """Return the study that trains each of `params` once per round, to the horizon."""
     tables = study.spec.model_dump(mode="json")
     tables["training"] |= {"threads": study.threads}
     tables["study"] |= {
@@ -275,13 +274,3 @@ def _in_words(candidate: Candidate) -> str:
 
 def _signed(worse: float) -> str:
     return f"{abs(worse):.3g} {'worse' if worse >= 0 else 'better'}"
-
-
-def _as_json(interval: Interval | None) -> dict[str, Any] | None:
-    if interval is None:
-        return None
-    ends = {
-        key: end if math.isfinite(end) else None
-        for key, end in (("low", interval.low), ("high", interval.high))
-    }
-    return {"mean": interval.mean, **ends, "level": interval.level, "pairs": interval.n}

@@ -35,7 +35,7 @@ def report(
     """Write the report of one study, or of several side by side; by default under `reports`.
 
     With `tracked`, the report of one study links to its MLflow runs and is uploaded to the parent
-    run. If MLflow is unreachable or refuses the upload, the files are written all the same. Raises
+    run. If MLflow is unreachable or refuses the upload, the files are written all the same. Raise
     `OutputError` if they cannot be written.
     """
     folder = to or Path(page.FOLDER) / page.folder_name([one.title for one in studies])

@@ -221,7 +221,7 @@ def _left_on_error(recorder_process: RecorderProcess | None) -> Iterator[None]:
         yield
     except BaseException:
         if recorder_process is not None:
-            recorder_process.leave()
+            recorder_process.finish_in_background()
         raise
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from tuner.core.cron import key_of
+from tuner.core.cron import run_key
 from tuner.core.environment import identity, is_gone
 from tuner.core.errors import LeaseLost, TunerError, UnavailableError
 from tuner.core.failpoints import reach
@@ -25,7 +25,7 @@ from tuner.operations.retrain import retrain
 from tuner.worker.lease_renewer import LeaseRenewer
 
 POLL_SECONDS = 0.5
-AWAY_SECONDS = 5.0
+OUTAGE_RETRY_SECONDS = 5.0
 """Time until a run that could not reach MLflow is tried again."""
 
 log = logger(__name__)
@@ -51,7 +51,7 @@ def run_scheduler(
     renewer = LeaseRenewer(ledger, places.checkpoints)
 
     def run(held: RunRecord) -> Mapping[str, Any]:
-        key = key_of(held.fire_at)
+        key = run_key(held.fire_at)
         return retrain(
             ledger, places, held.study, key, prefixes=prefixes, stop=stop, renewer=renewer
         )
@@ -64,7 +64,7 @@ def run_scheduler(
                 held = store.claim(identity(), is_gone)
             except UnavailableError as error:
                 log.warning(f"timetables cannot be read for now: {error}")
-                stop.wait(AWAY_SECONDS)
+                stop.wait(OUTAGE_RETRY_SECONDS)
                 continue
             if held is None:
                 if once:
@@ -78,7 +78,7 @@ def run_scheduler(
 
 def _run(store: Timetables, held: RunRecord, run: Retrain, stop: threading.Event) -> None:
     """Retrain for one tick and commit the outcome."""
-    at = key_of(held.fire_at)
+    at = run_key(held.fire_at)
     reach("scheduler.claimed")
     try:
         found = run(held)
@@ -86,7 +86,7 @@ def _run(store: Timetables, held: RunRecord, run: Retrain, stop: threading.Event
     except (UnavailableError, KeyboardInterrupt, LeaseLost) as error:
         store.release(held)
         log.warning(f"{held.timetable}, {at}: postponed: {error or 'interrupted'}")
-        stop.wait(AWAY_SECONDS)
+        stop.wait(OUTAGE_RETRY_SECONDS)
         return
     except TunerError as error:
         outcome, reason = FAILED, str(error)

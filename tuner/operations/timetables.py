@@ -1,10 +1,10 @@
-"""Timetables of retrainings: add, list, remove, and what came of their ticks."""
+"""Timetables of retrainings: add, list, remove, and the results of their ticks."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from tuner.core.cron import Timetable, key_of
+from tuner.core.cron import Timetable, run_key
 from tuner.ledger import Ledger
 from tuner.ledger.timetables import TimetableRecord, Timetables
 
@@ -33,10 +33,10 @@ def remove(ledger: Ledger, name: str) -> None:
 def history(ledger: Ledger, name: str | None = None, limit: int = 50) -> list[dict[str, Any]]:
     """Return the ticks of one timetable or of all, newest first, and the outcomes of their runs."""
     found = Timetables(ledger).history(name, limit)
-    return [vars(one) | {"run_key": key_of(one.fire_at)} for one in found]
+    return [vars(one) | {"run_key": run_key(one.fire_at)} for one in found]
 
 
 def as_json(one: TimetableRecord) -> dict[str, Any]:
     """Return what `--json` prints of a timetable."""
     about = {"name": one.name, "study": one.study, "enabled": one.enabled}
-    return about | vars(one.when) | {"next": key_of(one.next_at)}
+    return about | vars(one.when) | {"next": run_key(one.next_at)}

@@ -35,7 +35,7 @@ def serve(places: Addresses, port: int | None, announce: Callable[[str], str | N
     """
     if places.tracking.startswith("http"):
         url = ui_address(places.tracking)
-        _refuse_silent(url)
+        _require_server(url)
         page = announce(url)
         if page is not None:
             webbrowser.open(page)
@@ -79,8 +79,8 @@ def shows(places: Addresses, run_id: str, port: int = PORT) -> bool:
     return _answers(port, f"/api/2.0/mlflow/runs/get?run_id={run_id}")
 
 
-def _refuse_silent(url: str) -> None:
-    """Raise `UnavailableError` unless a server answers, be it with a refused login."""
+def _require_server(url: str) -> None:
+    """Raise `UnavailableError` unless a server responds; a 401 or 403 counts as a response."""
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=ANSWER_SECONDS):  # noqa: S310
             pass

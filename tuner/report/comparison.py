@@ -50,7 +50,7 @@ class Chosen:
 def choose(ledger: Reader, wanted: Sequence[str]) -> list[Chosen]:
     """Return the trials named as STUDY:TRIAL, where TRIAL is a number, a range, `best` or `all`.
 
-    Each study and each curve is read once. Raises `UsageError` if a name has another form, and
+    Each study and each curve is read once. Raise `UsageError` if a name has another form, and
     `NotFoundError` if there is no such study or trial.
     """
     names: dict[str, list[str]] = {}
@@ -91,7 +91,7 @@ def _of_study(ledger: Reader, name: str, wanted: Sequence[str]) -> list[Chosen]:
 
 
 def lines(chosen: Sequence[Chosen], metric: str, by: Alignment) -> list[Line]:
-    """Return each trial's aligned values of a metric. Raises `UsageError` if no trial has it."""
+    """Return each trial's aligned values of a metric. Raise `UsageError` if no trial has it."""
     found = []
     for one in chosen:
         curve = one.curve
@@ -123,7 +123,7 @@ def best_so_far(line: Line, sign: float) -> Line:
 
 
 def write(chosen: Sequence[Chosen], metric: str, by: Alignment, folder: Path | None) -> Written:
-    """Write the page of a comparison, with every point, and its PNG files. Raises `OutputError`."""
+    """Write the page of a comparison, with every point, and its PNG files. Raise `OutputError`."""
     measured = lines(chosen, metric, by)
     signs = {one.label: _sign(one, metric) for one in chosen}
     best = [best_so_far(line, signs[line.label]) for line in measured]

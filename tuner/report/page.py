@@ -47,7 +47,7 @@ def folder_name(titles: Sequence[str]) -> str:
 
 
 def write_study(found: Findings, folder: Path) -> Written:
-    """Write the report of one study. Raises `OutputError`."""
+    """Write the report of one study. Raise `OutputError`."""
     charts = report_charts.of_study(found)
     verdicts = f"Verdicts on rates: {sentences.verdicts(found)}."
     body = [
@@ -65,7 +65,7 @@ def write_study(found: Findings, folder: Path) -> Written:
 
 
 def write_studies(studies: Sequence[Findings], folder: Path) -> Written:
-    """Write one report of several studies, side by side. Raises `OutputError`."""
+    """Write one report of several studies, side by side. Raise `OutputError`."""
     shared, own = report_charts.of_studies(studies)
     columns = [
         f"<div><h2>{escape(one.study.title)}</h2>{_answer(one)}{''.join(map(_section, charts))}"
@@ -96,7 +96,7 @@ def _render(
 
 
 def write(file: Path, text: str, plots: Mapping[str, Plot]) -> Written:
-    """Write a page, and each plot as a PNG file beside it. Raises `OutputError`."""
+    """Write a page, and each plot as a PNG file beside it. Raise `OutputError`."""
     pictures = []
     with writing_into(file.parent):
         with replacing(file) as partial:

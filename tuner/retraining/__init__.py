@@ -1,1 +1,1 @@
-"""Retraining: a champion's successor, once a key; going back to an earlier one; using it."""
+"""Retraining: train a successor of the champion model and promote it if the gate allows."""

@@ -25,9 +25,5 @@ def show(
 
 
 def interval_as_json(interval: Interval | None) -> dict[str, Any] | None:
-    """Return an interval as the ledger stores it; an infinite end is None."""
-    if interval is None:
-        return None
-    ends = {"low": interval.low, "high": interval.high}
-    found = {key: end if math.isfinite(end) else None for key, end in ends.items()}
-    return {"mean": interval.mean, **found, "level": interval.level, "pairs": interval.n}
+    """Return `Interval.as_json` of an interval, None for none."""
+    return interval.as_json() if interval else None

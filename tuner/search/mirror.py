@@ -104,7 +104,7 @@ class TrialsByNumber:
         return index if found else None
 
     def __getitem__(self, number: int) -> FrozenTrial:
-        """Return a trial by its number. Raises `KeyError`."""
+        """Return a trial by its number. Raise `KeyError`."""
         index = self.index(number)
         if index is None:
             raise KeyError(f"no trial {number}")
@@ -141,7 +141,7 @@ class Mirror:
         self._freeze = Freezer(spec)
         self._all = TrialsByNumber()
         self._for_sampler = TrialsByNumber()
-        self._rivals = TrialsByNumber()
+        self._competitors = TrialsByNumber()
         self._completed = TrialsByNumber()
         self._for_values: TrialsByNumber | None = None  # None: outdated
         self._outcomes: dict[int, str] = {}  # the outcome's kind
@@ -164,11 +164,11 @@ class Mirror:
             self._imported[record.number] = record.params or {}
         if record.state == DIVERGED:
             self._for_sampler.put(_without_reports(trial))
-            self._rivals.remove(record.number)
+            self._competitors.remove(record.number)
         else:
             self._for_sampler.put(trial)
             if not record.imported:
-                self._rivals.put(trial)
+                self._competitors.put(trial)
                 if record.state == COMPLETED:
                     self._completed.put(trial)
 
@@ -194,12 +194,12 @@ class Mirror:
             self.attrs = attrs
 
     def _put_running(self, trial: FrozenTrial) -> None:
-        for trials in (self._all, self._for_sampler, self._rivals):
+        for trials in (self._all, self._for_sampler, self._competitors):
             trials.put(trial)
         self._for_values = None
 
     def trial(self, number: int) -> FrozenTrial:
-        """Return one trial. Raises `KeyError`."""
+        """Return one trial. Raise `KeyError`."""
         return self._all[number]
 
     def for_sampler(self) -> TrialsByNumber:
@@ -256,11 +256,11 @@ class Mirror:
         """Return the trials that the pruner compares: those of this version, without diverged ones.
 
         With diverged trials included, bad trials would look like the median. Imported trials
-        competed in other brackets with other rivals.
+        competed in other brackets with other competitors.
         """
-        return self._rivals
+        return self._competitors
 
-    def completed_rivals(self) -> TrialsByNumber:
+    def completed_competitors(self) -> TrialsByNumber:
         """Return the completed trials of `for_pruner`; median and percentile use no others."""
         return self._completed
 

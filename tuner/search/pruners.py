@@ -154,9 +154,9 @@ def reason_of_decision(
         better, worse = "higher", "lower"
     pruner = spec.search.pruner
     wrapped = pruner.wraps if isinstance(pruner, Patient) else pruner
-    rivals = "other trials" if bracket is None else f"other trials of bracket {bracket}"
+    competitors = "other trials" if bracket is None else f"other trials of bracket {bracket}"
     reason = f"{spec.study.metric} was {value:.4g} at step {step}"
-    reason += f", where {ahead} of the {others} {rivals} there were {better}"
+    reason += f", where {ahead} of the {others} {competitors} there were {better}"
     if isinstance(wrapped, Percentile) and prune:
         reason += f" and only the best {wrapped.percentile:g} percent go on"
     if isinstance(wrapped, Hyperband) and bracket is not None:

@@ -1,4 +1,4 @@
-"""Rungs: how a trial ranks among its rivals, and successive halving by that rank.
+"""Rungs: how a trial ranks among its competitors, and successive halving by that rank.
 
 The algorithm is asynchronous successive halving (Li et al., "A System for Massively Parallel
 Hyperparameter Tuning", MLSys 2020, algorithm 2), as Optuna's SuccessiveHalvingPruner implements it:
@@ -72,7 +72,7 @@ ByBracket = defaultdict[tuple[int | None, int], SortedValues]
 
 
 class RungRankings:
-    """The reports of all rivals in a study and their values at rungs, kept for each bracket."""
+    """The reports of all competitors in a study and their values at rungs, by bracket."""
 
     def __init__(self, *, maximize: bool, bracket: Callable[[FrozenTrial], int | None]) -> None:
         self._maximize = maximize
@@ -87,12 +87,12 @@ class RungRankings:
         return self._bracket(trial) if known is None else known.bracket
 
     def update(self, trial: FrozenTrial) -> None:
-        """Add a rival, or replace its earlier reports."""
+        """Add a competitor, or replace its earlier reports."""
         bracket = self.bracket(trial)
         self._put(trial.number, _Known(bracket, trial.intermediate_values, rungs(trial)))
 
     def remove(self, number: int) -> None:
-        """Remove a trial that is no longer a rival; ignore an unknown one."""
+        """Remove a trial that is no longer a competitor; ignore an unknown one."""
         known = self._known.get(number)
         if known is not None:
             self._put(number, _Known(known.bracket, {}, {}))
@@ -114,12 +114,12 @@ class RungRankings:
                     self._put(trial.number, known)
 
     def at_step(self, trial: FrozenTrial, step: int) -> tuple[int, int]:
-        """Return how many rivals reported better at a step, and how many others reported there."""
+        """Return how many competitors reported better at a step, and how many others reported."""
         value = trial.intermediate_values[step]
         return self._rank(self._at_steps[self.bracket(trial), step], value)
 
     def at_rung(self, trial: FrozenTrial, rung: int, value: float) -> tuple[int, int]:
-        """Return how many rivals completed a rung better, and how many others completed it."""
+        """Return how many competitors completed a rung better, and how many others completed it."""
         return self._rank(self._at_rungs[self.bracket(trial), rung], value)
 
     def _rank(self, values: SortedValues, value: float) -> tuple[int, int]:

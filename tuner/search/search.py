@@ -62,7 +62,7 @@ class Search:
         self._pruner = pruner_for(study.spec, study.rungs)
         self._storage = MirrorStorage(self._mirror, self._for_sampler)
         self._pruner_study = self._optuna_study(
-            MirrorStorage(self._mirror, self._mirror.completed_rivals)
+            MirrorStorage(self._mirror, self._mirror.completed_competitors)
         )
         self._rankings = RungRankings(
             maximize=study.spec.study.direction == "maximize",
@@ -77,11 +77,11 @@ class Search:
         self._mirror.refresh(changes)
         for record in changes.trials:
             self._observe(self._mirror.for_sampler()[record.number])
-            rival = self._mirror.for_pruner().get(record.number)
-            if rival is None:
+            competitor = self._mirror.for_pruner().get(record.number)
+            if competitor is None:
                 self._rankings.remove(record.number)
             else:
-                self._rankings.update(rival)
+                self._rankings.update(competitor)
 
     def draw(self, number: int) -> Draw:
         """Return the parameters of a trial that has none yet."""
@@ -158,7 +158,7 @@ class Search:
         A report is a trial's number, the step of the rung and its objective there. Every trial is
         compared with all reports, so their order does not matter.
         """
-        assert len({number for number, _, _ in reports}) == len(reports), "one report a trial"
+        assert len({number for number, _, _ in reports}) == len(reports), "one report per trial"
         self.refresh()
         group = [self._reporting(*report) for report in reports]
         with self._rankings.with_reports(group):
@@ -176,7 +176,7 @@ class Search:
         self.refresh()
         seed = self._spec.study.seed
         return regret_bound(
-            list(self._mirror.completed_rivals()), self._pruner_study.direction, seed
+            list(self._mirror.completed_competitors()), self._pruner_study.direction, seed
         )
 
     def _reporting(self, number: int, step: int, value: float) -> FrozenTrial:

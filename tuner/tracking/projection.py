@@ -1,4 +1,4 @@
-"""Publish the ledger to one target, study by study, and what differs there from the ledger."""
+"""Publish the ledger to one target; report differences between the target and the ledger."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class Due(enum.Enum):
 
 
 class Publisher(Protocol):
-    """Publishes claimed studies to one target. Raises `UnavailableError` if it is unreachable."""
+    """Publishes claimed studies to one target; raises `UnavailableError` if it is unreachable."""
 
     target: str
     backlog: Backlog
 
     def due(self, mark: Mark) -> Due:
-        """Return whether there is anything to publish."""
+        """Return when the study must be published."""
         ...
 
     def publish(self, study: StudyRecord, mark: Mark, *, waiting: bool) -> None:

@@ -88,7 +88,7 @@ class BatchStream:
         self._readers: list[_Reader] = []
 
     def batch(self, step: int) -> Batch:
-        """Return the batch of a step. Raises `WorkloadError` if its size is wrong."""
+        """Return the batch of a step. Raise `WorkloadError` if its size is wrong."""
         for reader in self._readers:
             if reader.step == step:
                 return reader.batch
@@ -150,7 +150,7 @@ def open_stream(
 ) -> BatchStream | None:
     """Return the stream of a workload with its own batches; None for data in memory.
 
-    `placed` moves a tensor to the training device. Raises `WorkloadError` if the study does not
+    `placed` moves a tensor to the training device. Raise `WorkloadError` if the study does not
     set the batch size.
     """
     if workload.batches is None:

@@ -29,7 +29,7 @@ def to_bytes(state: dict[str, Any]) -> bytes:
 def from_bytes(content: bytes) -> dict[str, Any]:
     """Return the state in `content`, tensors on the CPU, without running code from it.
 
-    Raises `CheckpointError` if the bytes are not a state.
+    Raise `CheckpointError` if the bytes are not a state.
     """
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -46,7 +46,7 @@ def from_bytes(content: bytes) -> dict[str, Any]:
 def matching(content: bytes, expected: Mapping[str, Any], trial: int) -> dict[str, Any]:
     """Return the state of a trainer's snapshot.
 
-    Raises `ValueError` if its `fingerprint` differs from `expected`.
+    Raise `ValueError` if its `fingerprint` differs from `expected`.
     """
     state = from_bytes(content)
     found = state.get("fingerprint", {})
@@ -85,7 +85,7 @@ def write(path: Path, content: bytes) -> str:
 
 
 def read(path: Path, digest: str) -> bytes:
-    """Return the content of a file. Raises `CheckpointError` unless it has this SHA-256."""
+    """Return the content of a file. Raise `CheckpointError` unless it has this SHA-256."""
     try:
         content = path.read_bytes()
     except OSError as error:

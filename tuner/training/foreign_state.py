@@ -15,7 +15,7 @@ ARRAY = "tuner: a numpy array"
 def encode(value: Any, where: str = "state") -> Any:
     """Return a copy of a state with tensors on the CPU and numpy arrays as tensors.
 
-    Raises `TypeError`, with the location `where`, for a value that a checkpoint cannot hold.
+    Raise `TypeError`, with the location `where`, for a value that a checkpoint cannot hold.
     """
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)

@@ -339,7 +339,7 @@ class FunctionTrainer:
         self._member: _Member | None = None
 
     def admit(self, task: Task) -> None:
-        """Put a trial in the slot. Raises `ValueError` if its snapshot does not match the task."""
+        """Put a trial in the slot. Raise `ValueError` if its snapshot does not match the task."""
         if self._member is not None:
             raise ValueError(
                 f"expected a free slot for trial {task.number}, got trial "
@@ -378,7 +378,7 @@ class FunctionTrainer:
         )
 
     def _member_of(self, number: int) -> _Member:
-        """Return the member of a trial. Raises `ValueError` if it has no slot."""
+        """Return the member of a trial. Raise `ValueError` if it has no slot."""
         if self._member is None or self._member.task.number != number:
             raise ValueError(f"trial {number} has no slot; admit it first")
         return self._member

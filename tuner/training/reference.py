@@ -1,6 +1,6 @@
-"""The reference trainer: one trial, torch's optimizer, a plain loop; slow and obviously correct.
+"""The reference trainer: one trial at a time, in a plain loop with torch's optimizer.
 
-Faster trainers are tested against it.
+It is the baseline that faster trainers are tested against.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class ReferenceTrainer:
     ) -> None:
         """Move the data to the training device; `clock` returns seconds.
 
-        Raises `WorkloadError` if the workload does not measure the study's metric.
+        Raise `WorkloadError` if the workload does not measure the study's metric.
         """
         objective.check_metric(spec, workload)
         self._workload = workload
@@ -84,7 +84,7 @@ class ReferenceTrainer:
         self._member: _Member | None = None
 
     def admit(self, task: Task) -> None:
-        """Put a trial in the slot. Raises `ValueError` if its snapshot does not match the task."""
+        """Put a trial in the slot. Raise `ValueError` if its snapshot does not match the task."""
         if self._member is not None:
             raise ValueError(
                 f"expected a free slot for trial {task.number}, got trial "
@@ -316,7 +316,7 @@ class ReferenceTrainer:
         return min((rung for rung in self._rungs if step < rung < last), default=last)
 
     def _member_of(self, number: int) -> _Member:
-        """Return the member of a trial. Raises `ValueError` if it has no slot."""
+        """Return the member of a trial. Raise `ValueError` if it has no slot."""
         if self._member is None or self._member.task.number != number:
             raise ValueError(f"trial {number} has no slot; admit it first")
         return self._member

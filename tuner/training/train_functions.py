@@ -36,7 +36,7 @@ def load(
 
     Its optional attributes `data_digest` (a string, or a function that returns one) and
     `data_name` identify its data; a worker with other data refuses the study. The attribute
-    `baseline_loss`, the training loss of the best constant predictor, is for the guard. Raises
+    `baseline_loss`, the training loss of the best constant predictor, is for the guard. Raise
     `WorkloadError`.
     """
     function = workloads.find(name, allowed_prefixes)

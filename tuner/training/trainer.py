@@ -136,7 +136,7 @@ class Trainer(Protocol):
     capacity: int
 
     def admit(self, task: Task) -> None:
-        """Put a trial in a free slot. Raises `ValueError` if its snapshot does not match."""
+        """Put a trial in a free slot. Raise `ValueError` if its snapshot does not match."""
 
     def advance(self, max_steps: int) -> list[Event]:
         """Train every member by up to `max_steps` updates, but not past its next decision."""

@@ -49,7 +49,7 @@ class Choice:
 
 
 def load(spec: StudySpec, prefixes: Sequence[str]) -> Trained:
-    """Import the workload or train function of a study. Raises `WorkloadError`."""
+    """Import the workload or train function of a study. Raise `WorkloadError`."""
     if spec.workload.train is not None:
         return train_functions.load(spec.workload.train, spec.workload.arguments, prefixes)
     return workloads.load(spec.workload.function, spec.workload.arguments, prefixes)
@@ -58,7 +58,7 @@ def load(spec: StudySpec, prefixes: Sequence[str]) -> Trained:
 def trainer_for(trained: Trained, spec: StudySpec, choice: Choice | None = None) -> Trainer:
     """Return the chosen trainer, by default the reference trainer.
 
-    Raises `WorkloadError` if the study's metric is not measured, or if a cohort was chosen and the
+    Raise `WorkloadError` if the study's metric is not measured, or if a cohort was chosen and the
     trials cannot be trained together.
     """
     if isinstance(trained, TrainFunction):
@@ -82,7 +82,7 @@ def automatic_slots(spec: StudySpec) -> int:
 def settle(trained: Trained, spec: StudySpec) -> Choice:
     """Return the trainer that the study file names, if possible, or measure which is faster.
 
-    Raises `WorkloadError` if the study's metric is not measured.
+    Raise `WorkloadError` if the study's metric is not measured.
     """
     training = spec.training
     slots = None if training.slots == "auto" else training.slots
@@ -109,7 +109,7 @@ def choose(
 
     The result depends on the machine, so it is measured once per study and stored. If the
     workload's code raises, it is the reference trainer, so that each trial fails with its own
-    reason. Raises `WorkloadError` if the study's metric is not measured.
+    reason. Raise `WorkloadError` if the study's metric is not measured.
     """
     if isinstance(trained, TrainFunction):
         return Choice(trainer="own", slots=1, reason="a train function has its own loop")

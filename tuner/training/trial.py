@@ -76,10 +76,10 @@ class ReportSink(Protocol):
     rate_source: RateSource
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record metrics at a step. Raises `StopTrial`."""
+        """Record metrics at a step. Raise `StopTrial`."""
 
     def trained(self, step: int, loss: float, rate: float, grad_norm: float) -> None:
-        """Record a row, after the metrics of its step. Raises `StopTrial`."""
+        """Record a row, after the metrics of its step. Raise `StopTrial`."""
 
     def due(self) -> bool:
         """Return whether a checkpoint is due."""
@@ -108,7 +108,7 @@ class Checkpoint:
 
         A state consists of tensors, numpy arrays, numbers, strings, booleans, None, and dicts,
         lists and tuples of them. The random states and the guard's state are saved with it.
-        Raises `TypeError` for anything else.
+        Raise `TypeError` for anything else.
         """
         self._sink.save(state)
 
@@ -156,7 +156,7 @@ class Trial:
         """Return the study's schedule for an optimizer, over the horizon or `total_steps` updates.
 
         It multiplies the initial rate of each parameter group, so groups keep their ratios. With
-        `total_steps` (a loop with several updates a reported step), pass `lr=schedule.rate` to
+        `total_steps` (a loop with several updates per reported step), pass `lr=schedule.rate` to
         `report`, and keep the schedule's `state_dict` in the checkpoint.
         """
         source = self._sink.rate_source
@@ -191,7 +191,7 @@ class Trial:
     ) -> None:
         """Report a step's training loss, or metrics at a step, or both; see the module's rules.
 
-        `lr` defaults to the schedule's rate; `grad_norm` is for the curves and the guard. Raises
+        `lr` defaults to the schedule's rate; `grad_norm` is for the curves and the guard. Raise
         `StopTrial` when the trial is over, and `ValueError` for a report against the rules, with
         the trial, the argument and its value. A non-finite loss is valid: the guard stops the
         trial.

@@ -31,14 +31,14 @@ class BrokenStudy:
         self._reason = sentence(error.__cause__ or error)
         self._stop = stop
 
-    def others_train(self) -> bool:
+    def has_running_trials(self) -> bool:
         """Return whether any trial has a live attempt."""
         return self._ledger.counts(self._id)["running"] > 0
 
-    def train(self, study: StudyRecord, _goes_on: object) -> bool:
+    def train(self, study: StudyRecord, _may_continue: object) -> bool:
         """Fail one trial; return whether there was any.
 
-        Raises `WorkloadCodeError` when others have trained the study.
+        Raise `WorkloadCodeError` when others have trained the study.
         """
         if any(one.steps for one in self._ledger.trials(study.id) if not one.imported):
             raise self._error

@@ -1,6 +1,6 @@
 """Commits of a worker's attempts, many attempts in one transaction.
 
-While the database is away, decisions and outcomes wait for it; measured rows do not.
+While the database is unreachable, decisions and outcomes wait for it; measured rows do not.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Commits:
         self._stop = stop
 
     def retry_until_stopped(self, call: Callable[[], R]) -> R:
-        """Retry a call while the database is away, until the worker is asked to stop."""
+        """Retry a call while the database is unreachable, until the worker is asked to stop."""
 
         def before_sleep(_: object) -> None:
             metrics.heartbeat("worker")
@@ -64,7 +64,7 @@ class Commits:
     def commit_rows(self, entries: Sequence[Entry]) -> frozenset[AttemptLease]:
         """Commit rows alone; return the leases that are refused.
 
-        Raises `ConnectionLostError` at once where the database is away.
+        Raise `ConnectionLostError` at once where the database is unreachable.
         """
         reach("chunk.before_commit")
         lost = self._ledger.commit_once(entries).lost

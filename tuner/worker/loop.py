@@ -75,7 +75,7 @@ def work(
             log.warning(f"study {study.name}: {error}")
             return BrokenStudy(ledger, study, error, stop)
 
-    worker = Worker(ledger, names, join)
+    selector = StudySelector(ledger, names, join)
     reaped_at = -float("inf")
     with renewer.running(), metrics.expect_heartbeats("worker"):
         log.info("worker started", worker=identity(), studies=list(names) or "all that are open")
@@ -84,20 +84,20 @@ def work(
             if time.monotonic() - reaped_at >= REAP_SECONDS:
                 renewer.reap()
                 reaped_at = time.monotonic()
-            if worker.train_one_turn():
+            if selector.train_one_turn():
                 continue
             reaped_at = -float("inf")  # lost attempts may be all that is left to train
-            idle = until_idle and not worker.others_train()
-            if worker.refused and (idle or worker.refuses_all()):
-                raise worker.refused[0]
+            idle = until_idle and not selector.has_running_trials()
+            if selector.refused and (idle or selector.refuses_all()):
+                raise selector.refused[0]
             if idle:
                 break
             stop.wait(IDLE_SECONDS)
         log.info("worker ended", worker=identity(), stopped=stop.is_set())
 
 
-class Worker:
-    """Shares this process among studies: each gets workers in proportion to its weight."""
+class StudySelector:
+    """Chooses which study this process trains next, by weighted fair share."""
 
     def __init__(
         self,
@@ -116,8 +116,8 @@ class Worker:
         self._known_at = -float("inf")
 
     def train_one_turn(self) -> bool:
-        """Train the study with the least for its weight; return whether there was any trial."""
-        for study in self._by_need():
+        """Train the study furthest below its share; return whether there was any trial."""
+        for study in self._by_fair_share():
             worker = self._worker_for(study)
             if worker is None:
                 continue
@@ -125,7 +125,7 @@ class Worker:
             try:
                 trained = worker.train(study, partial(self._is_next, study))
             except WorkloadError as error:
-                self._leave(study, error)
+                self._mark_untrainable(study, error)
                 continue
             self._seconds[study.id] += time.monotonic() - began
             if trained:
@@ -133,9 +133,11 @@ class Worker:
         self._known_at = -float("inf")
         return False
 
-    def others_train(self) -> bool:
+    def has_running_trials(self) -> bool:
         """Return whether any trial of a study that can be trained here has a live attempt."""
-        return any(worker is not None and worker.others_train() for worker in self._joined.values())
+        return any(
+            worker is not None and worker.has_running_trials() for worker in self._joined.values()
+        )
 
     def refuses_all(self) -> bool:
         """Return whether every known study is left to other workers."""
@@ -143,17 +145,19 @@ class Worker:
 
     def _is_next(self, study: StudyRecord) -> bool:
         """Return whether a free slot should take another trial of the study that is trained now."""
-        others = [other for other in self._by_need() if self._joined.get(other.id) is not None]
+        others = [
+            other for other in self._by_fair_share() if self._joined.get(other.id) is not None
+        ]
         return not others or others[0].id == study.id
 
-    def _by_need(self) -> list[StudyRecord]:
-        """Order studies by workers for their weight, then by time trained here for their weight."""
+    def _by_fair_share(self) -> list[StudyRecord]:
+        """Order studies by live attempts per weight, then by time trained here per weight."""
         studies = self._studies()
         if len(studies) == 1:
             return studies
         live = self._ledger.live_attempts()
 
-        def need(study: StudyRecord) -> tuple[float, float, int]:
+        def share(study: StudyRecord) -> tuple[float, float, int]:
             weight = study.spec.budget.weight
             return (
                 (live.get(study.id, 0) + 1) / weight,
@@ -161,7 +165,7 @@ class Worker:
                 study.id,
             )
 
-        return sorted(studies, key=need)
+        return sorted(studies, key=share)
 
     def _studies(self) -> list[StudyRecord]:
         """Return the studies, read again once they are older than `STUDIES_SECONDS`."""
@@ -191,12 +195,12 @@ class Worker:
             try:
                 self._joined[study.id] = self._join(study)
             except WorkloadError as error:
-                self._leave(study, error)
+                self._mark_untrainable(study, error)
             except NotFoundError:  # it was deleted just now
                 return None
         return self._joined[study.id]
 
-    def _leave(self, study: StudyRecord, error: WorkloadError) -> None:
+    def _mark_untrainable(self, study: StudyRecord, error: WorkloadError) -> None:
         log.warning(f"study {study.name} is left to other workers: {error}")
         self._joined[study.id] = None
         if self._names:

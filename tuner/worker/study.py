@@ -35,8 +35,8 @@ from tuner.worker.rules import Rules
 
 COMMIT_SECONDS = 1.0
 """How long measured rows may wait for their commit."""
-AWAY_SECONDS = 2.0
-"""How long until rows are committed again after the database was away."""
+OUTAGE_RETRY_SECONDS = 2.0
+"""How long until rows are committed again after the database was unreachable."""
 LOOK_SECONDS = 0.2
 """How long a trainer trains before the worker looks at its results."""
 
@@ -58,7 +58,7 @@ class StudyWorker:
         stop: threading.Event,
         prepared: PreparedWorkload | None = None,
     ) -> None:
-        """Build the workload and its trainer. Raises `WorkloadError` when that cannot be done."""
+        """Build the workload and its trainer. Raise `WorkloadError` when that cannot be done."""
         self._ledger = ledger
         self._id, self._name = study.id, study.name
         self._renewer = renewer
@@ -85,7 +85,7 @@ class StudyWorker:
         )
         self._attempts: dict[int, Attempt] = {}  # by the trial's number
         self._rows_due = time.monotonic() + COMMIT_SECONDS
-        self._away_until = -float("inf")  # the database; rows are spilled until then
+        self._unreachable_until = -float("inf")  # the database; rows are spilled until then
         self._block = 1  # steps that take about LOOK_SECONDS
         self._probed = not study.spec.probe.enabled  # False: no trial is taken before
         sweep(checkpoints, ledger, study)
@@ -95,19 +95,19 @@ class StudyWorker:
         self._choice = choice
         self._trainer = trainer_choice.trainer_for(self._trained, self._spec, choice)
 
-    def others_train(self) -> bool:
+    def has_running_trials(self) -> bool:
         """Return whether any trial has a live attempt, or will have once a probe is done."""
         return not self._probed or self._ledger.counts(self._id)["running"] > 0
 
-    def train(self, study: StudyRecord, goes_on: Callable[[], bool]) -> bool:
+    def train(self, study: StudyRecord, may_continue: Callable[[], bool]) -> bool:
         """Claim trials and train them to their ends; return whether there was any.
 
-        Free slots take the next trial while `goes_on`. When the worker is asked to stop, trials are
-        released to the next worker.
+        Free slots take the next trial while `may_continue`. When the worker is asked to stop,
+        trials are released to the next worker.
         """
         trained = self._take(study)
         while self._attempts:
-            while self._may_take_more() and goes_on() and self._take(study):
+            while self._may_take_more() and may_continue() and self._take(study):
                 pass
             if self._stop.is_set():
                 self._leave()
@@ -143,7 +143,7 @@ class StudyWorker:
             try:
                 attempt.admit(params)
             except LeaseLost:
-                self._give_up([attempt.lease])
+                self._drop_lost([attempt.lease])
             except (KeyboardInterrupt, UnavailableError):
                 raise
             except BaseException as error:
@@ -172,7 +172,7 @@ class StudyWorker:
                 drawn, study_attrs=of_study, asked_revision=draws[0].revision
             )
         )
-        self._give_up(lost)
+        self._drop_lost(lost)
         return {
             claim.trial.number: draw.params
             for claim, draw in zip(claims, draws, strict=True)
@@ -200,7 +200,7 @@ class StudyWorker:
             if event.error is not None:
                 self._fail(self._attempts[event.number], event.error)
         self._commit([event for event in events if event.error is None])
-        self._pace(max((len(event.times) for event in events), default=0), seconds)
+        self._update_block_size(max((len(event.times) for event in events), default=0), seconds)
 
     def _commit(self, events: Sequence[Event]) -> None:
         """Commit decisions and outcomes after events at once, and rows when they are due."""
@@ -217,7 +217,7 @@ class StudyWorker:
         saving = any(one.checkpoint_due() for one in self._attempts.values())
         if (saving or time.monotonic() >= self._rows_due) and self._commit_rows():
             for attempt in [one for one in self._attempts.values() if one.checkpoint_due()]:
-                self._unless_lost(attempt, attempt.save_checkpoint)
+                self._handle_lost_lease(attempt, attempt.save_checkpoint)
 
     def _decide(self, events: Sequence[Event]) -> dict[int, Decision]:
         """Decide together on members that reached rungs in the same step."""
@@ -228,8 +228,8 @@ class StudyWorker:
         return {event.number: one for event, one in zip(events, decisions, strict=True)}
 
     def _commit_rows(self) -> bool:
-        """Commit the rows of all attempts; return False while the database is away."""
-        if time.monotonic() < self._away_until:
+        """Commit the rows of all attempts; return False while the database is unreachable."""
+        if time.monotonic() < self._unreachable_until:
             return False
         entries = [entry for one in self._attempts.values() if (entry := one.rows())]
         try:
@@ -243,7 +243,7 @@ class StudyWorker:
 
     def _spill_rows(self, error: ConnectionLostError) -> None:
         """Spill rows into files; where there is no space, wait until the ledger takes them."""
-        self._away_until = time.monotonic() + AWAY_SECONDS
+        self._unreachable_until = time.monotonic() + OUTAGE_RETRY_SECONDS
         log.warning(f"study {self._name}: rows are kept in a file: {error}")
         left = [one for one in self._attempts.values() if one.rows() and not one.spill()]
         reach("spill.written")
@@ -254,7 +254,7 @@ class StudyWorker:
 
     def _settle(self, entries: Sequence[Entry], lost: frozenset[AttemptLease]) -> None:
         """After a commit, free the slots of trials that have ended or are lost."""
-        self._give_up(lost)
+        self._drop_lost(lost)
         by_lease = {attempt.lease: attempt for attempt in self._attempts.values()}
         for entry in entries:
             if entry.lease in lost:
@@ -269,7 +269,7 @@ class StudyWorker:
         try:
             end = attempt.fail(error)
         except LeaseLost:
-            self._give_up([attempt.lease])
+            self._drop_lost([attempt.lease])
             return
         if end is None:
             self._forget(attempt)
@@ -300,16 +300,16 @@ class StudyWorker:
 
     def _end(self, attempt: Attempt, how: Callable[[], None]) -> None:
         """End an attempt and free its slot."""
-        self._unless_lost(attempt, how)
+        self._handle_lost_lease(attempt, how)
         if attempt.number in self._attempts:
             self._forget(attempt)
 
-    def _unless_lost(self, attempt: Attempt, step: Callable[[], None]) -> None:
-        """Make a step of an attempt; free its slot if its lease is lost."""
+    def _handle_lost_lease(self, attempt: Attempt, step: Callable[[], None]) -> None:
+        """Do a step of an attempt; free its slot if its lease is lost."""
         try:
             step()
         except LeaseLost:
-            self._give_up([attempt.lease])
+            self._drop_lost([attempt.lease])
 
     def _forget(self, attempt: Attempt) -> None:
         if attempt.admitted:
@@ -319,7 +319,7 @@ class StudyWorker:
         if attempt.failed:
             self._rules.check_failures_again()
 
-    def _give_up(self, lost: Collection[AttemptLease]) -> None:
+    def _drop_lost(self, lost: Collection[AttemptLease]) -> None:
         """Drop trials that another worker has claimed or that were cancelled."""
         for attempt in [one for one in self._attempts.values() if one.lease in lost]:
             self._forget(attempt)
@@ -336,7 +336,7 @@ class StudyWorker:
         why = "its study was deleted" if trial is None else str(trial.reason)
         attempt.log.warning(f"trial {attempt.number} of {self._name} is over: {why}")
 
-    def _pace(self, steps: int, seconds: float) -> None:
+    def _update_block_size(self, steps: int, seconds: float) -> None:
         """Choose how many steps to ask for next."""
         if steps == self._block:
             faster = max(1, round(steps * LOOK_SECONDS / max(seconds, 1e-6)))

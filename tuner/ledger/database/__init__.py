@@ -1,13 +1,16 @@
 """The databases: addresses, engines, migrations and roles.
 
 Environment variables, all optional, set the addresses:
-- `TUNER_DATABASE_URL`: the ledger's and Optuna's database; `tuner.db` in the working directory. On
-  PostgreSQL MLflow's tables are in it too, each of the three in a schema of its own.
-- `MLFLOW_TRACKING_URI`: where runs go instead; without it `mlflow.db` beside the ledger's file.
-- `TUNER_CHECKPOINTS`: the folder of checkpoints, shared by all workers; else `.tuner/checkpoints`.
-- `TUNER_SPILL`: a folder of this machine for curves while the database is away; `.tuner/spill`.
-- `TUNER_ARTIFACTS`: MLflow's artifacts where its tables are in PostgreSQL with no server before
-  them; else `mlartifacts`.
+- `TUNER_DATABASE_URL`: the database of the ledger and Optuna. Default: `tuner.db` in the working
+  directory.
+- `MLFLOW_TRACKING_URI`: the address of MLflow. Default: `mlflow.db` beside the ledger's file; on
+  PostgreSQL the ledger's database, in which each of the three has its own schema.
+- `TUNER_CHECKPOINTS`: the folder of checkpoints, shared by all workers. Default:
+  `.tuner/checkpoints`.
+- `TUNER_SPILL`: a local folder for curves while the database is unreachable. Default:
+  `.tuner/spill`.
+- `TUNER_ARTIFACTS`: the folder of MLflow's artifacts if its tables are in PostgreSQL and no MLflow
+  server is used. Default: `mlartifacts`.
 """
 
 from tuner.ledger.database.addresses import Addresses, addresses, without_password

@@ -27,7 +27,7 @@ class Addresses:
     tracking: str  # what MLflow calls a tracking URI
     checkpoints: Path
     artifacts: Path | None  # of runs; None: a server has its own
-    spill: Path  # a folder of this machine's, for curves while the database is away
+    spill: Path  # a local folder for curves while the database is unreachable
     file: Path | None  # the ledger's, on SQLite
 
     @property
@@ -58,7 +58,7 @@ def without_password(url: str) -> str:
 
 
 def addresses(environment: Mapping[str, str], folder: Path) -> Addresses:
-    """Find the addresses for a process in `folder`. Raises `UsageError` for a malformed URL."""
+    """Find the addresses for a process in `folder`. Raise `UsageError` for a malformed URL."""
     given = environment.get("TUNER_DATABASE_URL") or "sqlite:///tuner.db"
     try:
         url = make_url(given)
@@ -111,7 +111,7 @@ def _on_postgresql(url: URL, environment: Mapping[str, str], folder: Path) -> Ad
 
 
 def _tracking(environment: Mapping[str, str]) -> str | None:
-    """Return the address of MLflow. Raises `UsageError` for a database in memory."""
+    """Return the address of MLflow. Raise `UsageError` for a database in memory."""
     given = environment.get("MLFLOW_TRACKING_URI")
     if given and given.startswith("sqlite"):
         try:

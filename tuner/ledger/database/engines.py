@@ -32,11 +32,11 @@ CONNECTION = {
 }
 """Options of libpq for every connection, unless the URL sets them."""
 
-DENIED = frozenset({"42501", "42P01", "3F000", "25006"})
+UNUSABLE_CODES = frozenset({"42501", "42P01", "3F000", "25006"})
 """Codes of PostgreSQL: no privilege, no table, no schema, read-only."""
 REFUSES_OPTIONS = "unsupported startup parameter: options"
 """The error of a pgbouncer that is not configured to ignore them."""
-PASSING = frozenset({"40001", "40P01", "55P03", "53300"})
+TRANSIENT_CODES = frozenset({"40001", "40P01", "55P03", "53300"})
 """Codes of PostgreSQL for transient errors: conflicts, deadlocks, too many connections."""
 
 
@@ -45,7 +45,7 @@ def ledger_engine(url: str) -> Engine:
 
     With the execution option `writes=True`, a transaction on SQLite begins with BEGIN IMMEDIATE, so
     that a writer's snapshot is never stale; without it, a transaction on PostgreSQL reads one
-    snapshot. A database that cannot be used (away, locked, read-only, full, broken) raises
+    snapshot. A database that cannot be used (unreachable, locked, read-only, full, broken) raises
     `UnavailableError`, and `ConnectionLostError` where a retry may succeed.
     """
     engine = _sqlite(url) if url.startswith("sqlite") else _postgresql(url)
@@ -109,7 +109,7 @@ def _translated(
         return _unavailable(url, error.orig, ConnectionLostError)
     code = getattr(error.orig, "sqlstate", None)
     broken = isinstance(error, OperationalError | InternalError | InterfaceError)
-    if broken or code in DENIED:
+    if broken or code in UNUSABLE_CODES:
         return _unavailable(url, error.orig)
     return None
 
@@ -137,8 +137,8 @@ def reached(url: str) -> Iterator[None]:
 def is_lost(error: DBAPIError) -> bool:
     """Return whether an error of PostgreSQL means a lost connection or another transient fault."""
     code = getattr(error.orig, "sqlstate", None) or ""
-    passing = code in PASSING or code.startswith(("08", "57P"))
+    transient = code in TRANSIENT_CODES or code.startswith(("08", "57P"))
     never = isinstance(error, OperationalError) and not code  # or none was made
     if REFUSES_OPTIONS in str(error.orig):
         return False
-    return error.connection_invalidated or passing or never
+    return error.connection_invalidated or transient or never

@@ -34,7 +34,7 @@ from tuner.ledger.tables import HEAD, VERSION_TABLE
 def open_ledger(places: Addresses, *, create: bool) -> Engine:
     """Open the ledger's database; where `create` allows it, make a new one in a file first.
 
-    Raises `UnavailableError` when there is none or it cannot be used, and `SchemaError` when its
+    Raise `UnavailableError` when there is none or it cannot be used, and `SchemaError` when its
     schema is another version's. A PostgreSQL database gets its tables from `upgrade` alone.
     """
     engine = ledger_engine(places.ledger)
@@ -51,7 +51,7 @@ def open_ledger(places: Addresses, *, create: bool) -> Engine:
 def check_schema(places: Addresses, engine: Engine) -> None:
     """Check once that the database exists and has this version's schema.
 
-    Raises `UnavailableError` or `SchemaError` like `open_ledger`.
+    Raise `UnavailableError` or `SchemaError` like `open_ledger`.
     """
     with reached(places.ledger):
         _check(places, _revision(engine))
@@ -65,7 +65,7 @@ def _check(places: Addresses, revision: str | None) -> None:
 
 
 def upgrade(places: Addresses, workers: Mapping[str, str] | None = None) -> str | None:
-    """Bring our tables, Optuna's and MLflow's to this version's schemas, from any earlier ones.
+    """Upgrade all schemas (the ledger's, Optuna's and MLflow's) from any earlier version.
 
     On PostgreSQL also the schemas, and roles with what they may do, and logins of `workers` with
     their passwords; return what an administrator must do for these, or None.
@@ -77,9 +77,9 @@ def upgrade(places: Addresses, workers: Mapping[str, str] | None = None) -> str 
 
 
 def upgrade_ledger(places: Addresses, *, tracking: bool = False) -> None:
-    """Bring our tables and Optuna's to this version's schema, and MLflow's if they are here.
+    """Upgrade all schemas in the ledger's database; MLflow's only with `tracking`.
 
-    Ours come last, so a database with our revision is whole.
+    The ledger's are upgraded last, so its revision proves that all are complete.
     """
     from alembic import command  # noqa: PLC0415
 

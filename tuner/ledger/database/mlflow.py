@@ -31,7 +31,7 @@ _alone = threading.Lock()
 def tracking_client(places: Addresses) -> MlflowClient:
     """Open MLflow, which makes its tables if they are in a file that is new.
 
-    Raises `UnavailableError` when it cannot; a server is not asked anything yet.
+    Raise `UnavailableError` when it cannot; a server is not asked anything yet.
     """
     from mlflow import MlflowClient  # noqa: PLC0415
 

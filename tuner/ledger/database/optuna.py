@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def optuna_storage(places: Addresses) -> RDBStorage:
-    """Open Optuna's tables. Raises `SchemaError` when they are another version's."""
+    """Open Optuna's tables. Raise `SchemaError` when they are another version's."""
     try:
         return _storage(places)
     except RuntimeError as error:

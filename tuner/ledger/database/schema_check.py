@@ -1,7 +1,7 @@
 """Comparing tables in a database with their definitions, and creating what keeps them in order.
 
-Migrations make a schema once; indexes and constraints can be dropped behind everybody's back, and
-nothing fails until two workers hold one lease.
+Migrations make a schema once; indexes and constraints can be dropped later by hand; without them
+two workers could hold the same lease, with no error.
 """
 
 from __future__ import annotations

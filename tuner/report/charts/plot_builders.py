@@ -111,7 +111,7 @@ def value_by_rate(
     joined: bool = False,
     marks: Sequence[Mark] = (),
 ) -> Plot:
-    """Return a plot of values by learning rate on a log axis, one series a schedule or optimizer.
+    """Return a plot of values by learning rate on a log axis, one series per schedule or optimizer.
 
     Trials without a finite value are crosses at the upper edge, which show the rates at which
     training breaks. `limit` marks the largest stable rate, and `marks` other rates or ranges.

@@ -109,7 +109,7 @@ def schema_differences(engine: Engine) -> list[Difference]:
 class BulkRunWriter:
     """Writes many runs in one transaction each for their creation, points and end.
 
-    Raises MLflow's exceptions for what MLflow refuses (deleted runs, invalid metric names).
+    Raise MLflow's exceptions for what MLflow refuses (deleted runs, invalid metric names).
     Existing params are not changed.
     """
 

@@ -35,7 +35,7 @@ class RunEnd:
 class RunWriter(Protocol):
     """Writes many runs of one study; created for each publication.
 
-    Raises MLflow's and SQLAlchemy's errors. `create`, `append` and `prepare_end` reach their
+    Raise MLflow's and SQLAlchemy's errors. `create`, `append` and `prepare_end` reach their
     failpoint once per run.
     """
 

@@ -81,7 +81,7 @@ class RunPublisher:
         self._uncertain: set[int] = set()  # studies that may have duplicate runs
 
     def due(self, mark: Mark) -> Due:
-        """Return whether there is anything to publish; the parent run's update may wait."""
+        """Return when the study must be published; the parent run's update may wait."""
         if mark.external_id is None or mark.study_id in self._uncertain:
             return Due.NOW
         if any(map(_is_due, self.backlog.open(mark))):

@@ -67,7 +67,7 @@ class TrialPublisher:
         self._in_bulk = in_bulk
 
     def due(self, mark: Mark) -> Due:
-        """Return whether there is anything to publish."""
+        """Return when the study must be published."""
         return Due.NOW if _due(self.backlog.open(mark)) else Due.NOTHING
 
     def publish(self, study: StudyRecord, mark: Mark, *, waiting: bool) -> None:

@@ -30,7 +30,7 @@ class Found(NamedTuple):
 
 
 class TrialWriter(Protocol):
-    """Writes many trials of one study. Raises Optuna's and SQLAlchemy's errors.
+    """Writes many trials of one study; raises Optuna's and SQLAlchemy's errors.
 
     A template is a trial as it should be in Optuna, with our number. `create` and `finish` reach
     their failpoint once per trial.

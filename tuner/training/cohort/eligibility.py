@@ -72,7 +72,7 @@ def reason_not_stackable(workload: Workload, spec: StudySpec) -> str:
 
 
 def plan(workload: Workload, spec: StudySpec) -> Plan:
-    """Return how to train trials of a study together. Raises `NotStackableError`."""
+    """Return how to train trials of a study together. Raise `NotStackableError`."""
     refused = _refused(spec)
     if refused:
         raise NotStackableError(f"trials cannot be trained together with {refused}")
@@ -144,7 +144,7 @@ def _stack(workload: Workload, rows: int, precision: str | None) -> Stack:
 def _compare(stack: Stack, workload: Workload, rows: int) -> None:
     """Compare one step of two members, stacked and alone, in double precision.
 
-    Raises `NotStackableError` if losses, gradients or buffers differ.
+    Raise `NotStackableError` if losses, gradients or buffers differ.
     """
     block = stack.block(2, torch.float64, torch.device("cpu"))
     generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]

@@ -47,7 +47,7 @@ class Layout:
         ]
 
     def row(self, model: nn.Module) -> Tensor:  # [parameter]
-        """Return a copy of a model's parameters. Raises `WorkloadError` if shapes differ."""
+        """Return a copy of a model's parameters. Raise `WorkloadError` if shapes differ."""
         found = Layout.of(model)
         if found != self:
             raise WorkloadError(

@@ -60,7 +60,7 @@ class CohortTrainer:
     ) -> None:
         """Move the data to the device and plan how to stack the model; `clock` returns seconds.
 
-        Raises `WorkloadError` if the workload does not measure the study's metric or cannot be
+        Raise `WorkloadError` if the workload does not measure the study's metric or cannot be
         stacked; `eligibility.reason_not_stackable` checks the latter in advance.
         """
         objective.check_metric(spec, workload)
@@ -93,7 +93,7 @@ class CohortTrainer:
         self._slots: list[Member | None] = [None] * slots
 
     def admit(self, task: Task) -> None:
-        """Put a trial in a free slot. Raises `ValueError` if its snapshot does not match."""
+        """Put a trial in a free slot. Raise `ValueError` if its snapshot does not match."""
         if any(member.task.number == task.number for member in self._members()):
             raise ValueError(f"trial {task.number} has a slot already; evict it first")
         if None not in self._slots:
@@ -351,7 +351,7 @@ class CohortTrainer:
         return [member for member in self._slots if member is not None]
 
     def _member_of(self, number: int) -> Member:
-        """Return the member of a trial. Raises `ValueError` if it has no slot."""
+        """Return the member of a trial. Raise `ValueError` if it has no slot."""
         for member in self._members():
             if member.task.number == number:
                 return member

@@ -44,7 +44,7 @@ class GuardMonitor:
 
         It shows the level at which the trial began, whatever its first batch and first step.
         """
-        self._state = replace(self._state, initial=np.array([val_loss]))
+        self._state = replace(self._state, initial_val_loss=np.array([val_loss]))
 
     def observe(self, loss: float, grad_norm: float) -> str:
         """Observe a step and return the reason to stop the trial there, or an empty string."""
@@ -92,7 +92,7 @@ class GuardMonitor:
         if steps is None:
             return False
         if rule != Rule.LOST:
-            self._state = replace(self._state, awaited=np.array([step + steps]))
+            self._state = replace(self._state, recovery_deadline=np.array([step + steps]))
         return True
 
     def observe_if_calm(self, losses: Sequence[float], grad_norms: Sequence[float]) -> bool:

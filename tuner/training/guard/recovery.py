@@ -42,7 +42,7 @@ def steps_to_recovery(
     baseline: float | None,
     settings: GuardTable,
 ) -> int | None:
-    """Return the number of steps until the loss stays below **far** standards; None if never.
+    """Return the steps until the loss stays below **far** reference levels; None if never.
 
     For rule 5 the forecast is only made for the horizon, so it is the steps left or None.
     """

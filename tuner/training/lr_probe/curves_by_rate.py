@@ -49,7 +49,10 @@ def curves_of_workload(
             own = rows[done : done + 1 + len(rates)]
             done += 1 + len(rates)
             curves[name] = Curves(
-                rates=np.array(rates), losses=own[1:, 0], norms=own[1:, 1], still=own[0, 0]
+                rates=np.array(rates),
+                losses=own[1:, 0],
+                norms=own[1:, 1],
+                baseline_losses=own[0, 0],
             )
         return curves
 

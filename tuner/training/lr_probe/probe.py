@@ -22,7 +22,7 @@ from tuner.training.batches import BatchOrder
 from tuner.training.lr_probe import curvature, stability
 from tuner.training.lr_probe.curvature import Curvature
 from tuner.training.lr_probe.curves_by_rate import MeasureCurves, curves_of_workload, probe_steps
-from tuner.training.lr_probe.stability import Behavior, Curves, Reading
+from tuner.training.lr_probe.stability import Behavior, Curves, RateClassification
 from tuner.training.trainer import seed_of
 from tuner.training.workloads import Workload, seeded
 
@@ -53,7 +53,7 @@ class Probe:
     fastest: float | None  # None if no rate learns
     suggested: tuple[float, float] | None  # range of stable rates with nearly the best progress
     nothing: float | None  # no learning up to this rate; None if every rate learns
-    reading: Reading  # of all rates tried
+    reading: RateClassification  # of all rates tried
     params: Mapping[str, ParameterValue]  # of the optimizer, without a rate
     curvature: Curvature | None
 
@@ -77,7 +77,7 @@ class Probe:
 def probe(workload: Workload, spec: StudySpec) -> dict[str, Probe]:
     """Return the result for every optimizer of a study, by its name, without side effects.
 
-    Raises `WorkloadError` if the workload cannot be trained.
+    Raise `WorkloadError` if the workload cannot be trained.
     """
     params: dict[str, Mapping[str, ParameterValue]] = {
         choice.name: representative(choice) for choice in spec.space.optimizer
@@ -147,7 +147,7 @@ def _last_stable(rates: np.ndarray, unstable: int) -> int:
     return int(np.searchsorted(rates, rates[unstable] / LOW_MARGIN, side="right")) - 1
 
 
-def _best_progress(reading: Reading, places: np.ndarray) -> float:
+def _best_progress(reading: RateClassification, places: np.ndarray) -> float:
     return float(reading.progress[places].max(initial=0.0))
 
 

@@ -65,7 +65,7 @@ class Curves:
     rates: np.ndarray  # float64 [rate], above 0
     losses: np.ndarray  # float64 [rate, step]; nan from the step at which the guard stopped
     norms: np.ndarray  # float64 [rate, step], of gradients
-    still: np.ndarray  # float64 [step], losses at rate 0
+    baseline_losses: np.ndarray  # float64 [step], losses at rate 0
 
     def joined(self, other: Curves) -> Curves:
         """Return these curves together with curves at other rates."""
@@ -74,12 +74,12 @@ class Curves:
             rates=rates,
             losses=np.concatenate([self.losses, other.losses])[places],
             norms=np.concatenate([self.norms, other.norms])[places],
-            still=self.still,
+            baseline_losses=self.baseline_losses,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class RateClassification:
     """Classification of the rates of one optimizer."""
 
     rates: np.ndarray  # float64 [rate]
@@ -95,9 +95,9 @@ class Reading:
 
 
 @np.errstate(all="ignore")  # losses may be any float
-def assess(curves: Curves) -> Reading:
+def assess(curves: Curves) -> RateClassification:
     """Classify every rate."""
-    below = curves.losses - curves.still  # [rate, step]
+    below = curves.losses - curves.baseline_losses  # [rate, step]
     finite = np.isfinite(below).all(axis=1) & np.isfinite(curves.norms).all(axis=1)
     third, last = _quarters(below)
     progress = np.where(finite, -last, np.nan)
@@ -105,7 +105,7 @@ def assess(curves: Curves) -> Reading:
     share = progress / most if most > 0 else np.where(finite, 0.0, np.nan)
     learns = finite & (share >= LITTLE)
     recovers = np.zeros_like(learns)
-    if np.ptp(curves.still) == 0:  # no random batches
+    if np.ptp(curves.baseline_losses) == 0:  # no random batches
         quarter = max(1, below.shape[1] // 4)
         moving = curves.norms[:, -quarter:].max(axis=1) > 1e-3 * curves.norms.max(axis=1)
         lower = np.fmax.accumulate(np.append(-np.inf, share))[:-1]  # best progress of lower rates
@@ -119,7 +119,7 @@ def assess(curves: Curves) -> Reading:
         [unstable, learns, recovers & above],
         [Behavior.UNSTABLE, Behavior.LEARNS, Behavior.RECOVERS],
     )
-    return Reading(
+    return RateClassification(
         rates=curves.rates,
         behaviors=behaviors,
         progress=share,
@@ -134,8 +134,8 @@ def _fastest(curves: Curves, share: np.ndarray, behaviors: np.ndarray) -> int | 
     able = np.flatnonzero(stable & (behaviors == Behavior.LEARNS))
     if not len(able):
         return None
-    if np.ptp(curves.still) > 0:
-        speeds = _speeds(_means((curves.losses - curves.still)[able]))
+    if np.ptp(curves.baseline_losses) > 0:
+        speeds = _speeds(_means((curves.losses - curves.baseline_losses)[able]))
     else:
         able = able[share[able] >= share[able].max() - CONVERGED]
         speeds = _exact_speeds(curves.losses[able], curves.norms[able])

@@ -1,4 +1,4 @@
-"""What many workers need: claims that are known again, and indexes on what is alive."""
+"""Idempotency keys of claims, and indexes on live attempts."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Probes; retrainings, once a key; timetables, and each of their ticks; longer names of studies."""
+"""Tables of probes, retrainings (unique per study and key), timetables and their runs."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -11,7 +11,7 @@ AS_JSON = sa.JSON().with_variant(sa.Text(), "postgresql")
 
 
 def upgrade() -> None:
-    if op.get_bind().dialect.name == "postgresql":  # SQLite heeds no length
+    if op.get_bind().dialect.name == "postgresql":  # SQLite ignores lengths
         op.alter_column("tuner_studies", "name", type_=sa.String(length=250))
     op.create_table(
         "tuner_probes",
