@@ -7,6 +7,7 @@ that need them, so that `tuner --help` answers at once.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from typing import NoReturn
@@ -30,8 +31,9 @@ from tuner.cli import (
     tuning,
 )
 from tuner.cli.base import EXIT_INTERRUPTED, cli
-from tuner.core.errors import OutputError, TunerError
+from tuner.core.errors import NotFoundError, OutputError, TunerError, UsageError
 from tuner.observability import logs
+from tuner.report import terminal
 
 __all__ = [
     "checking",
@@ -61,19 +63,26 @@ def main() -> NoReturn:
         code = cli.main(prog_name="tuner", standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
-        error.show()
+        said = io.StringIO()
+        error.show(said)
+        terminal.echo(said.getvalue().rstrip(), err=True, lines=True)
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
+        terminal.echo("interrupted", err=True)
         code = EXIT_INTERRUPTED
     except TunerError as error:
-        click.echo(f"Error: {error}", err=True)
+        terminal.echo(f"Error: {error}", err=True, lines=_has_lines(error))
         code = error.exit_code
     except OSError as error:
         if error.errno not in CANNOT_WRITE:
             raise
         code = _cannot_write(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _has_lines(error: TunerError) -> bool:
+    """Return whether the line ends in an error's message are ours: mistakes in a list."""
+    return isinstance(error, UsageError) and not isinstance(error, NotFoundError)
 
 
 def _cannot_write(error: OSError) -> int:
@@ -83,7 +92,7 @@ def _cannot_write(error: OSError) -> int:
     if error.errno == errno.EPIPE:  # whoever read it, such as `head`, has seen enough
         return OutputError.exit_code
     where = error.filename or "the output"
-    click.echo(
+    terminal.echo(
         f"Error: cannot write {where}: {error.strerror}; make room and run the command again. What "
         "is committed of the trials is safe in the ledger.",
         err=True,

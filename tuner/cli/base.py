@@ -13,6 +13,7 @@ from rich.console import Console
 from tuner.analysis import ranking
 from tuner.core.environment import DISTRIBUTION
 from tuner.core.outcome import COMPLETED
+from tuner.core.redaction import redacted_values
 from tuner.operations.context import PREFIXES
 from tuner.report import terminal
 
@@ -129,8 +130,8 @@ def cli() -> None:
 
 
 def print_json(content: dict[str, Any]) -> None:
-    """Print the one JSON object of a command."""
-    click.echo(json.dumps(content))
+    """Print the one JSON object of a command, without secrets; JSON escapes all but DEL."""
+    click.echo(json.dumps(redacted_values(content)).replace("\x7f", "\\u007f"))
 
 
 def print_results(

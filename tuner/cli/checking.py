@@ -50,7 +50,7 @@ def confirm(name: str, top: int, seeds: int, prefixes: tuple[str, ...], as_json:
     else:
         _print(found)
         if left:
-            click.echo(f"{left} trials are not done yet; the same command goes on.", err=True)
+            terminal.echo(f"{left} trials are not done yet; the same command goes on.", err=True)
     return exit_code(ended, completed=any(one.completed for one in found.candidates))
 
 
@@ -67,10 +67,10 @@ def _print(found: Confirmation) -> None:
         seeds = f"{len(one.completed)}/{len(one.values)}"
         short = ranking.in_short(one.params)
         row = (str(one.trial), short, f"{one.found:.4g}", mean, seeds, said)
-        table.add_row(*(cell.replace("[", r"\[") for cell in row))
+        table.add_row(*row)
     console = terminal.console()
     console.print(table)
-    console.print(found.sentence, style="bold", markup=False, soft_wrap=True)
+    terminal.say(console, found.sentence, style="bold")
 
 
 @cli.command()
@@ -90,7 +90,7 @@ def rerun(name: str, trial: int, prefixes: tuple[str, ...], as_json: bool) -> in
     if as_json:
         print_json(found.as_json())
     else:
-        click.echo(found.sentence)
+        terminal.echo(found.sentence)
     return 0 if found.equal else 1
 
 
@@ -125,4 +125,4 @@ def export(name: str, folder: Path, file_format: str, as_json: bool) -> None:
         print_json({"study": name, "files": {what: str(file) for what, file in files.items()}})
     else:
         for file in files.values():
-            click.echo(str(file))
+            terminal.echo(str(file))

@@ -8,6 +8,7 @@ import click
 
 from tuner.cli.base import cli, print_json, with_json
 from tuner.operations import context
+from tuner.report import terminal
 
 
 @cli.command()
@@ -41,10 +42,10 @@ def gc(
         print_json({**asdict(made), "removed": yes, "purged": purged, "problem": problem})
         return
     for name in made.remove:
-        click.echo(f"{'removed' if yes else 'would be removed'}: {name}")
+        terminal.echo(f"{'removed' if yes else 'would be removed'}: {name}")
     for one in made.kept:
-        click.echo(f"kept: {one.study}, since {one.reason}")
+        terminal.echo(f"kept: {one.study}, since {one.reason}")
     if made.remove and not yes:
-        click.echo("Nothing has been removed; --yes does.")
+        terminal.echo("Nothing has been removed; --yes does.")
     if problem:
-        click.echo(problem, err=True)
+        terminal.echo(problem, err=True)

@@ -16,6 +16,7 @@ from tuner.config import reading
 from tuner.core.errors import UsageError
 from tuner.ledger import database
 from tuner.operations import context
+from tuner.report import terminal
 
 
 @cli.group()
@@ -37,11 +38,11 @@ def upgrade(workers: tuple[str, ...], as_json: bool) -> None:
     places = context.places()
     left = database.upgrade(places, dict(_login(worker) for worker in workers))
     if left:
-        click.echo(f"The tables are there, but {left}.", err=True)
+        terminal.echo(f"The tables are there, but {left}.", err=True)
     if as_json:
         print_json({"upgraded": places.shown(), "left": left})
     else:
-        click.echo(f"{places.shown()['optuna']} is up to date.")
+        terminal.echo(f"{places.shown()['optuna']} is up to date.")
 
 
 def _login(given: str) -> tuple[str, str]:
@@ -67,7 +68,7 @@ def urls(as_json: bool) -> None:
         print_json(shown)
         return
     for tool, url in shown.items():
-        click.echo(f"{tool:12}{url}")
+        terminal.echo(f"{tool:12}{url}")
 
 
 @cli.command()
@@ -75,4 +76,4 @@ def urls(as_json: bool) -> None:
 def schema(as_json: bool) -> None:
     """Print the JSON Schema of study files."""
     indent = None if as_json else 2
-    click.echo(json.dumps(reading.json_schema(), indent=indent))
+    terminal.echo(json.dumps(reading.json_schema(), indent=indent), lines=True)

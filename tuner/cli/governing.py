@@ -6,6 +6,7 @@ import click
 
 from tuner.cli.base import cli, print_json, with_json
 from tuner.operations import context
+from tuner.report import terminal
 
 
 @cli.command()
@@ -59,7 +60,7 @@ def delete(name: str, yes: bool, force: bool, as_json: bool) -> None:
     if as_json:
         print_json({"study": name, "deleted": True, "trials": trials})
     else:
-        click.echo(f"Study {name!r} and its {trials} trials are deleted.")
+        terminal.echo(f"Study {name!r} and its {trials} trials are deleted.")
 
 
 def _tell(status: dict[str, object], as_json: bool) -> None:
@@ -67,4 +68,4 @@ def _tell(status: dict[str, object], as_json: bool) -> None:
         print_json(status)
     else:
         reason = f": {status['reason']}" if status["reason"] else "."
-        click.echo(f"Study {status['study']!r} is {status['state']}{reason}")
+        terminal.echo(f"Study {status['study']!r} is {status['state']}{reason}")

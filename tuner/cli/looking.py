@@ -33,10 +33,10 @@ def studies(as_json: bool) -> None:
         print_json({"studies": found})
         return
     if not found:
-        click.echo("No studies yet; `tuner run FILE` makes one.")
+        terminal.echo("No studies yet; `tuner run FILE` makes one.")
     for status in found:
         counts = ranking.counts_in_words(status["trials"])
-        click.echo(
+        terminal.echo(
             f"{status['title']}: {status['state']}, {counts} of {status['budget']['trials']}"
         )
 
@@ -89,7 +89,8 @@ def _print_trial(found: dict[str, Any], *, as_json: bool) -> None:
         ended = f"{one['ending']}: {one['reason']}" if one["ending"] else "training"
         terminal.say(console, f"attempt {one['number']} by {one['worker']}: {ended}")
     if found["traceback"]:
-        terminal.say(console, found["traceback"])
+        for line in found["traceback"].split("\n"):
+            terminal.say(console, f"  {line}")
 
 
 def _print_pages(ledger: Reader, study: StudyRecord) -> None:
@@ -104,10 +105,10 @@ def _print_pages(ledger: Reader, study: StudyRecord) -> None:
     try:
         found = links.of_study(ledger, study, context.places())
     except UnavailableError as error:
-        click.echo(f"no pages: {error}", err=True)
+        terminal.echo(f"no pages: {error}", err=True)
         return
     for what, address in found.items():
-        click.echo(f"{what}: {address}")
+        terminal.echo(f"{what}: {address}")
 
 
 @cli.command()
@@ -123,7 +124,7 @@ def best(name: str, opened: bool, as_json: bool) -> int:
     if as_json:
         print_json({"study": name, "best": summary.of_best(ledger, study)})
     else:
-        click.echo(ranking.best_in_words(study, ledger.best(study)))
+        terminal.echo(ranking.best_in_words(study, ledger.best(study)))
     if ledger.best(study) is None:
         return EXIT_NOTHING_COMPLETED
     return _serve(study, None, "best trial", as_json=None) if opened else 0
@@ -151,17 +152,19 @@ def doctor(repair: bool, as_json: bool) -> int:
         for one in problems:
             place = one.study or "database"
             where = place if one.trial is None else f"{place}, trial {one.trial}"
-            click.echo(f"{one.kind}: {where}: {one.detail}{' (repaired)' if one.repaired else ''}")
+            terminal.echo(
+                f"{one.kind}: {where}: {one.detail}{' (repaired)' if one.repaired else ''}"
+            )
         for note in notes:
-            click.echo(f"note: {note}")
+            terminal.echo(f"note: {note}")
         if ok:
-            click.echo("Everything matches.")
+            terminal.echo("Everything matches.")
         elif repair:
-            click.echo("Not everything could be repaired:")
+            terminal.echo("Not everything could be repaired:")
             for line in checks.advice(problems):
-                click.echo(line)
+                terminal.echo(line)
         else:
-            click.echo("Not everything matches; `tuner doctor --repair` repairs what it can.")
+            terminal.echo("Not everything matches; `tuner doctor --repair` repairs what it can.")
     return 0 if ok else 1
 
 
@@ -190,7 +193,7 @@ def _serve(study: StudyRecord | None, port: int | None, what: str, *, as_json: b
             print_json({"url": url} | ({"page": page} if page else {}))
         else:
             said = page or f"{url}/#/experiments?workflowType=machine_learning"
-            click.echo(f"MLflow UI: {said}", err=as_json is None)
+            terminal.echo(f"MLflow UI: {said}", err=as_json is None)
         return page
 
     return server.serve(context.places(), port, say)

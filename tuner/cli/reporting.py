@@ -9,6 +9,7 @@ import click
 
 from tuner.cli.base import cli, print_json, with_json
 from tuner.operations import context
+from tuner.report import terminal
 
 
 @cli.command()
@@ -38,9 +39,9 @@ def report(
         found = {"studies": list(names), "report": str(done.written.page), "pictures": pictures}
         print_json(found | {"in_mlflow": done.in_mlflow})
     else:
-        click.echo(f"Report: {done.written.page}")
+        terminal.echo(f"Report: {done.written.page}")
     if done.problem:
-        click.echo(f"The report was not uploaded to MLflow: {done.problem}", err=True)
+        terminal.echo(f"The report was not uploaded to MLflow: {done.problem}", err=True)
 
 
 @cli.command()
@@ -73,4 +74,4 @@ def compare(
         pictures = [str(path) for path in written.pictures]
         print_json({"page": str(written.page), "pictures": pictures})
     else:
-        click.echo(f"Comparison: {written.page}")
+        terminal.echo(f"Comparison: {written.page}")

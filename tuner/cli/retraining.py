@@ -9,6 +9,7 @@ import click
 
 from tuner.cli.base import EXIT_NOTHING_COMPLETED, cli, print_json, with_allow, with_json
 from tuner.operations import context
+from tuner.report import terminal
 
 EXIT_KEPT = 10
 
@@ -69,7 +70,7 @@ def retrain(
         print_json(found)
     else:
         version = "" if found["version"] is None else f", version {found['version']}"
-        click.echo(f"{found['model']}{version}: {found['outcome']}. {found['reason']}")
+        terminal.echo(f"{found['model']}{version}: {found['outcome']}. {found['reason']}")
     if found["outcome"] == FAILED:
         return EXIT_NOTHING_COMPLETED
     return EXIT_KEPT if tells and found["outcome"] == KEPT else 0
@@ -88,12 +89,12 @@ def _show_history(name: str, as_json: bool) -> None:
     for one in steps:
         champion = "no champion" if one.champion is None else f"champion at {one.champion:.4g}"
         low, high = one.lr_range
-        click.echo(
+        terminal.echo(
             f"{key_of(one.ended_at)} {one.run_key}: {one.outcome}, {champion}, lr {one.lr:.3g} of "
             f"{low:.3g} to {high:.3g}. {one.reason}"
         )
     if not steps:
-        click.echo(f"No retrainings yet; `tuner retrain {name}` makes one.")
+        terminal.echo(f"No retrainings yet; `tuner retrain {name}` makes one.")
 
 
 @cli.command()
@@ -108,7 +109,7 @@ def rollback(name: str, to: int | None, as_json: bool) -> None:
     if as_json:
         print_json({"study": name, **vars(done)})
     else:
-        click.echo(f"{done.model}: version {done.now} is the champion again.")
+        terminal.echo(f"{done.model}: version {done.now} is the champion again.")
 
 
 @cli.command()
@@ -127,7 +128,7 @@ def predict(name: str, inputs: Path, as_json: bool) -> None:
 
     found = retraining.predict(context.ledger(), context.places(), name, inputs)
     if not found.exact:
-        click.echo(
+        terminal.echo(
             "The model does not predict to the last bit what it did when it was trained; this "
             "machine or its libraries round differently.",
             err=True,
@@ -138,4 +139,4 @@ def predict(name: str, inputs: Path, as_json: bool) -> None:
         print_json({"study": name, **about, "outputs": outputs})
     else:
         for row in found.outputs.reshape(len(found.outputs), -1).tolist():
-            click.echo(",".join(map(repr, row)))
+            terminal.echo(",".join(map(repr, row)))

@@ -39,8 +39,8 @@ def examples(names: tuple[str, ...], everything: bool, as_json: bool) -> None:
     else:
         width = max(map(len, found))
         for name, description in found.items():
-            click.echo(f"{name:{width}}  {description}")
-        click.echo(f"Copy one: {terminal.program()} examples NAME")
+            terminal.echo(f"{name:{width}}  {description}")
+        terminal.echo(f"Copy one: {terminal.program()} examples NAME")
 
 
 def _print(copied: Copied, names: list[str], as_json: bool) -> None:
@@ -48,8 +48,8 @@ def _print(copied: Copied, names: list[str], as_json: bool) -> None:
         print_json(asdict(copied))
         return
     for path in copied.written:
-        click.echo(f"written: {path}")
+        terminal.echo(f"written: {path}")
     for path in copied.present:
-        click.echo(f"already there: {path}")
+        terminal.echo(f"already there: {path}")
     if len(names) == 1:
-        click.echo(f"Run it: {terminal.program()} run {scaffolding.FOLDER}/{names[0]}.toml")
+        terminal.echo(f"Run it: {terminal.program()} run {scaffolding.FOLDER}/{names[0]}.toml")

@@ -9,6 +9,7 @@ import click
 from tuner.cli.base import cli, print_json, with_allow, with_json, with_log, with_metrics
 from tuner.observability import logs
 from tuner.operations import context
+from tuner.report import terminal
 
 if TYPE_CHECKING:
     from tuner.ledger.timetables import TimetableRecord
@@ -74,7 +75,7 @@ def add(
     if as_json:
         print_json(_as_json(made))
     else:
-        click.echo(_in_words(made))
+        terminal.echo(_in_words(made))
 
 
 @timetable.command("list")
@@ -88,9 +89,11 @@ def list_(as_json: bool) -> None:
         print_json({"timetables": [_as_json(one) for one in found]})
         return
     for one in found:
-        click.echo(_in_words(one))
+        terminal.echo(_in_words(one))
     if not found:
-        click.echo("No timetables yet; `tuner timetable add STUDY --cron '0 6 * * *'` makes one.")
+        terminal.echo(
+            "No timetables yet; `tuner timetable add STUDY --cron '0 6 * * *'` makes one."
+        )
 
 
 @timetable.command()
@@ -104,7 +107,7 @@ def remove(name: str, as_json: bool) -> None:
     if as_json:
         print_json({"removed": name})
     else:
-        click.echo(f"Timetable {name!r} is removed.")
+        terminal.echo(f"Timetable {name!r} is removed.")
 
 
 @timetable.command()
@@ -124,9 +127,11 @@ def history(name: str | None, limit: int, as_json: bool) -> None:
         return
     for one in found:
         outcome = one.outcome or one.state
-        click.echo(f"{key_of(one.fire_at)} {one.timetable}: {outcome}. {one.reason or ''}".rstrip())
+        terminal.echo(
+            f"{key_of(one.fire_at)} {one.timetable}: {outcome}. {one.reason or ''}".rstrip()
+        )
     if not found:
-        click.echo("Nothing has come due yet.")
+        terminal.echo("Nothing has come due yet.")
 
 
 @cli.command()

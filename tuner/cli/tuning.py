@@ -94,7 +94,7 @@ def run(
             done = reporting.report(ledger, [study], places, tracked=ended.published)
             found["report"] = str(done.written.page)
             if done.problem:
-                click.echo(f"The report was not uploaded to MLflow: {done.problem}", err=True)
+                terminal.echo(f"The report was not uploaded to MLflow: {done.problem}", err=True)
         except OutputError as error:
             problem = error
     if as_json:
@@ -105,12 +105,14 @@ def run(
             terminal.say(console, f"Report: {found['report']}")
     said = running.closed_in_words(study)
     if said:
-        click.echo(said[:1].upper() + said[1:] + ".", err=True)
+        terminal.echo(said[:1].upper() + said[1:] + ".", err=True)
     if ended.interrupted:
-        click.echo(f"Interrupted; `tuner run {file}` goes on from the last checkpoint.", err=True)
+        terminal.echo(
+            f"Interrupted; `tuner run {file}` goes on from the last checkpoint.", err=True
+        )
     code = exit_code(ended, completed=found["best"] is not None)
     if problem is not None:
-        click.echo(
+        terminal.echo(
             f"Error: {problem}; `tuner report {shlex.quote(study.name)}` writes it", err=True
         )
     return code if problem is None else code or problem.exit_code
@@ -127,7 +129,7 @@ def _after(ledger: Ledger, study: StudyRecord) -> StudyRecord:
 def exit_code(ended: Ended, *, completed: bool = True) -> int:
     """Give the exit code of a command that trained, and say what is left to publish."""
     if not ended.published:
-        click.echo(
+        terminal.echo(
             "The trials are safe in the ledger, but not all of them are published: see above. "
             "`tuner recorder --once` publishes the rest, once that can be reached.",
             err=True,
@@ -158,9 +160,9 @@ def submit(
         about = {"version": study.version, "created": created, "budget": study.limit}
         print_json({"study": study.name, **about})
     else:
-        click.echo(submission.in_words(ledger, study, created=created))
+        terminal.echo(submission.in_words(ledger, study, created=created))
         name = shlex.quote(study.name)
-        click.echo(f"Train it: {terminal.program()} worker --study {name} --until-idle")
+        terminal.echo(f"Train it: {terminal.program()} worker --study {name} --until-idle")
 
 
 @cli.command()

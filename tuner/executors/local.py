@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
+
+from tuner.core import importing
 
 
 class Executor(Protocol):
@@ -46,7 +47,7 @@ class LocalExecutor:
         """Start a worker. Its session is its own: Ctrl-C in the terminal reaches us alone."""
         self._logs.mkdir(parents=True, exist_ok=True)
         ours = ("--parent", str(os.getpid()))
-        command = [sys.executable, "-m", "tuner", "worker", *ours, *arguments]
+        command = importing.command("tuner", "worker", *ours, *arguments)
         handle = f"worker-{len(self._processes) + 1}"
         # one port for all of them would be taken by the first
         inherited = {k: v for k, v in os.environ.items() if k != "TUNER_METRICS_PORT"}

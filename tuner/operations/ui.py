@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import http.client
 import os
+import shlex
 import socket
 import subprocess
 import sys
+import sysconfig
 import urllib.error
 import urllib.request
 import webbrowser
 from collections.abc import Callable
 
+from tuner.core import importing
 from tuner.core.errors import UnavailableError
 from tuner.core.processes import told_to_stop
 from tuner.ledger.database import Addresses, pooled, tracking_client, upgrade_tracking
@@ -20,6 +23,7 @@ from tuner.tracking.mlflow.artifacts import served
 PORT = 5000
 """Where the UI is looked for, unless it is taken."""
 LOOK_SECONDS = 0.2
+LIBRARIES = sysconfig.get_path("purelib")
 ANSWER_SECONDS = 10.0
 """How long somebody else's server may take to answer."""
 
@@ -47,13 +51,17 @@ def serve(places: Addresses, port: int | None, say: Callable[[str], str | None])
         tracking_client(places)  # only `tuner db upgrade` makes tables there
     else:
         upgrade_tracking(places)
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+    command = importing.command("mlflow", "server", "--host", "127.0.0.1")
     command += ["--port", str(port), "--workers", "1"]
-    environment = os.environ | {
+    environment = importing.safe_environment() | {
         # not as an argument: a password would stand in the list of processes
         "MLFLOW_BACKEND_STORE_URI": pooled(places.tracking),
         # without its job runners, eight processes that people who look at curves do not need
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        # uvicorn puts the current folder before the libraries, unless it is given another one
+        "MLFLOW_UVICORN_OPTS": " ".join(
+            [os.environ.get("MLFLOW_UVICORN_OPTS", ""), "--app-dir", shlex.quote(LIBRARIES)]
+        ),
     }
     process = subprocess.Popen(  # noqa: S603 - MLflow's own program
         command,

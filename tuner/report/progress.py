@@ -26,7 +26,7 @@ from tuner.core.curves import Chunk
 from tuner.core.errors import UnavailableError
 from tuner.core.outcome import RUNNING
 from tuner.ledger import Reader, StudyRecord, TrialRecord
-from tuner.report import STYLES, curve_width, fitted, trial_row, trial_table
+from tuner.report import STYLES, curve_width, fitted, terminal, trial_row, trial_table
 from tuner.report.redirection import printed_above
 
 LIVE_PER_SECOND = 4
@@ -201,8 +201,7 @@ def _repeated(seconds: float, look: Callable[[], None]) -> Iterator[None]:
 
 def _print_ended(console: Console, watch: Watch) -> None:
     for trial in watch.refresh():
-        line = _line(watch.study, trial)
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        terminal.say(console, _line(watch.study, trial))
 
 
 def _line(study: StudyRecord, trial: TrialRecord) -> str:

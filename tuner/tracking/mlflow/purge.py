@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
 
+from tuner.core import importing
 from tuner.core.errors import UnavailableError
 from tuner.ledger.database import Addresses, pooled, tracking_client, tracking_reached
 from tuner.tracking.mlflow.experiments import erased_name
@@ -72,14 +71,14 @@ def purge(places: Addresses) -> list[str]:
         ]
     if not gone:
         return []
-    command = [sys.executable, "-m", "mlflow", "gc", "--experiment-ids", ",".join(gone)]
+    command = importing.command("mlflow", "gc", "--experiment-ids", ",".join(gone))
     if not places.owns_tracking:
         raise UnavailableError(
             "MLflow's tables are its server's; for good they are removed there, by `mlflow gc "
             f"--experiment-ids {','.join(gone)}`"
         )
     addresses = ("MLFLOW_TRACKING_URI", "MLFLOW_BACKEND_STORE_URI")
-    environment = os.environ | dict.fromkeys(addresses, pooled(places.tracking))
+    environment = importing.safe_environment() | dict.fromkeys(addresses, pooled(places.tracking))
     done = subprocess.run(  # noqa: S603 - MLflow's own program
         command, env=environment, capture_output=True, text=True, check=False
     )
