@@ -30,6 +30,9 @@ from tuner.config.mistakes import (
 )
 from tuner.core.errors import StudyFileError
 
+LARGEST = 1_000_000
+"""The bytes of the largest study file that is read."""
+
 
 def load(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
     """Read a study file; `overrides` such as `budget.trials=20` change it first.
@@ -38,7 +41,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
     """
     source = str(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise _unreadable(source, f"at most {LARGEST} bytes", "more")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         byte = error.object[error.start]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
@@ -40,23 +41,51 @@ class GateTable(Table):
     tolerance: Annotated[float, Field(ge=0)] = 0.0
 
 
-class NotifyTable(Table):
-    """Who is told how a retraining ended.
+VARIABLE = r"^TUNER_NOTIFY_[A-Z0-9_]{1,100}$"
+"""The names of environment variables that hold addresses for notifications."""
 
-    - `webhook`: this address gets what `tuner retrain --json` prints, by POST.
-    - `apprise`: addresses of Apprise's kind, such as `mailto://...`; needs the extra `notify`.
+
+def is_variable(text: str) -> bool:
+    """Return whether a text names a variable; others are addresses, which hold secrets."""
+    return re.fullmatch(VARIABLE, text) is not None and text != "TUNER_NOTIFY_ALLOW"
+
+
+# a row that an earlier version stored may have an address, so only study files are refused one
+Variable: TypeAlias = Annotated[str, Field(json_schema_extra={"pattern": VARIABLE})]
+
+
+class NotifyTable(Table):
+    """Notifications of how a retraining ended.
+
+    Addresses hold secrets and are not stored. An environment variable of the process that retrains
+    holds one, or the variable with `_FILE` at its end names a file that does.
+
+    - `webhook`: the variable with the address that gets, by POST, what `tuner retrain --json`
+      prints, such as "TUNER_NOTIFY_WEBHOOK".
+    - `apprise`: variables with addresses of Apprise's kind; needs the extra `notify`.
     - `on`: of which outcomes.
     """
 
-    webhook: Annotated[
-        str | None, Field(pattern=r"^https?://\S+$", description="an address, http or https")
-    ] = None
-    apprise: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    webhook: Variable | None = None
+    apprise: Annotated[tuple[Variable, ...], Field(strict=False)] = ()
     on: Annotated[tuple[Literal["promoted", "kept", "failed"], ...], Field(strict=False)] = (
         "promoted",
         "kept",
         "failed",
     )
+
+    @property
+    def literals(self) -> list[str]:
+        """The keys that hold something else than the name of a variable."""
+        names = {"webhook": [self.webhook] if self.webhook is not None else []}
+        names["apprise"] = list(self.apprise)
+        return [key for key, found in names.items() if not all(map(is_variable, found))]
+
+
+NOT_STORED = (
+    "the name of an environment variable that holds the address, such as "
+    '"TUNER_NOTIFY_WEBHOOK", as addresses hold secrets'
+)
 
 
 class RetrainTable(Table):

@@ -9,6 +9,7 @@ from typing import Any
 
 from tuner.analysis.verdicts import EARLY
 from tuner.config import Grid, Space, StudySpec, options, reading
+from tuner.config.retrain import NOT_STORED
 from tuner.core.errors import NotFoundError, UsageError
 from tuner.ledger import Ledger, Reader, StudyRecord
 from tuner.training import choosing
@@ -25,6 +26,8 @@ def prepare(spec: StudySpec, prefixes: Sequence[str]) -> dict[str, Any]:
     Raises `WorkloadError` when it cannot be trained here and `UsageError` when it does not
     measure what the study is judged by.
     """
+    for key in spec.retrain.notify.literals:
+        raise UsageError(f"[retrain.notify] {key}: expected {NOT_STORED}, got something else")
     workload = choosing.load(spec, prefixes)
     if not isinstance(workload, Workload):
         if spec.study.metric in OWN_NAMES:
