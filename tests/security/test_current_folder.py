@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from processes import environment, prepare
 
 from tuner.core import environment as own_environment
-from tuner.operations.ui import LIBRARIES
+from tuner.operations import ui
 
 NAMES = ("optuna", "mlflow", "torch", "pandas", "uvicorn", "click", "json", "apprise", "tensorflow")
 WORKLOAD = "from tests.workloads import noisy\n"
@@ -45,7 +46,7 @@ def start(folder: Path, *arguments: str, **popen) -> subprocess.Popen[str]:
 @pytest.mark.slow
 def test_a_run_and_its_recorder_import_no_library_from_the_folder(trapped):
     """The workload is imported from there, after which a library would be too."""
-    done = start(trapped, "run", "study.toml", "--workers", "1", stderr=subprocess.PIPE)
+    done = start(trapped, "run", "study.toml", "--no-report", stderr=subprocess.PIPE)
     _, said = done.communicate()
     assert marks(trapped) == [], said
     assert done.returncode == 0, said
@@ -53,7 +54,9 @@ def test_a_run_and_its_recorder_import_no_library_from_the_folder(trapped):
 
 @pytest.mark.slow
 def test_workers_of_a_run_import_no_library_from_the_folder(trapped):
-    done = start(trapped, "run", "study.toml", "--workers", "2", stderr=subprocess.PIPE)
+    done = start(
+        trapped, "run", "study.toml", "--no-report", "--workers", "2", stderr=subprocess.PIPE
+    )
     _, said = done.communicate()
     assert marks(trapped) == [], said
     assert done.returncode == 0, said
@@ -61,18 +64,17 @@ def test_workers_of_a_run_import_no_library_from_the_folder(trapped):
 
 @pytest.mark.slow
 def test_mlflows_server_imports_no_library_from_the_folder(trapped):
-    with start(trapped, "ui", stderr=subprocess.PIPE) as server:
-        assert server.stderr is not None
-        said = []
-        for line in server.stderr:
-            said.append(line)
-            if "startup complete" in line or "Uvicorn running" in line:
-                break
-        server.send_signal(signal.SIGTERM)
-        server.stderr.read()
-    assert marks(trapped) == [], said
-    assert server.returncode == 0, said
-    assert Path(LIBRARIES, "mlflow").is_dir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with start(trapped, "ui", "--port", str(port)) as server:
+        try:
+            until(lambda: ui._answers(port) or server.poll() is not None)
+        finally:
+            server.send_signal(signal.SIGTERM)
+    assert marks(trapped) == []
+    assert server.returncode == 0
+    assert Path(ui.LIBRARIES, "mlflow").is_dir()
 
 
 SPAWN = """

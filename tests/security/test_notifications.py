@@ -127,7 +127,8 @@ def test_a_listed_host_is_reached_once_and_redirects_are_not_followed(server):
 @pytest.mark.parametrize(
     "url",
     ["ftp://example.org/", "file:///etc/passwd", "https://", "https://a b/",
-     "https://x\r\nHost: y/", "https://me:pass@example.org/", "https://[/", "https://example.org:99999/", "no address"],
+     "https://x\r\nHost: y/", "https://me:pass@example.org/", "https://[/",
+     "https://example.org:99999/", "no address"],
 )  # fmt: skip
 def test_what_is_no_webhook_is_refused(url):
     with pytest.raises(RefusedError) as error:

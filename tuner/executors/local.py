@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tuner.core import importing
+from tuner.core.outputs import private_folder
 
 
 class Executor(Protocol):
@@ -45,7 +46,7 @@ class LocalExecutor:
 
     def launch(self, arguments: Sequence[str]) -> str:
         """Start a worker. Its session is its own: Ctrl-C in the terminal reaches us alone."""
-        self._logs.mkdir(parents=True, exist_ok=True)
+        private_folder(self._logs)
         ours = ("--parent", str(os.getpid()))
         command = importing.command("tuner", "worker", *ours, *arguments)
         handle = f"worker-{len(self._processes) + 1}"

@@ -136,7 +136,7 @@ class _Pinned(http.client.HTTPConnection):
 
     def __init__(self, ip: str, host: str, port: int, encrypted: bool) -> None:
         super().__init__(host, port, timeout=SECONDS)
-        self.default_port = 443 if encrypted else 80  # type: ignore[misc]
+        self.default_port = 443 if encrypted else 80
         self._ip = ip
         self._encrypted = encrypted
 

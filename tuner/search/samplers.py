@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
-import pickle
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,6 +22,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from tuner.config import CMAES, GP, QMC, TPE, Grid, Listed, ParameterValue, Random, Space, StudySpec
+from tuner.search.cma_state import restored
 from tuner.search.space import (
     GridSampler,
     all_distributions,
@@ -148,7 +147,7 @@ class RangeCmaEsSampler(CmaEsSampler):
         return optimizer
 
     def _restore_optimizer(self, completed_trials: list[FrozenTrial]) -> Any:
-        """Restore the state that the latest trial carries, if one does; see `StateUnpickler`."""
+        """Restore the state that the latest trial carries, if one does; see `cma_state`."""
         prefix = f"{self._attr_key_optimizer}:"
         for trial in reversed(completed_trials):
             parts = {
@@ -158,7 +157,7 @@ class RangeCmaEsSampler(CmaEsSampler):
             }
             if parts:
                 text = "".join(parts[index] for index in sorted(parts))
-                return StateUnpickler(io.BytesIO(bytes.fromhex(text))).load()
+                return restored(bytes.fromhex(text))
         return None
 
 
@@ -176,27 +175,3 @@ def _best_tenth(
         trial.distributions = dict(space)
         given.append(trial)
     return given * -(-10 // len(given)) if given else []
-
-
-class StateUnpickler(pickle.Unpickler):
-    """Reads the state of CMA-ES and nothing else.
-
-    Optuna keeps it as a pickle in the database, and an ordinary unpickler runs whatever code is
-    named there: who may write to the database could run code in every worker.
-    """
-
-    _known = frozenset(
-        {
-            ("cmaes._cma", "CMA"),
-            ("numpy", "dtype"),
-            ("numpy", "ndarray"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "scalar"),
-        }
-    )
-
-    def find_class(self, module_name: str, global_name: str) -> Any:
-        """Find what the state is made of. Raises `UnpicklingError` for anything else."""
-        if (module_name, global_name) not in self._known:
-            raise pickle.UnpicklingError(f"no part of CMA-ES: {module_name}.{global_name}")
-        return super().find_class(module_name, global_name)
