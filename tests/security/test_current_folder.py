@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import environment, prepare
+from processes import environment, prepare, until
 
 from tuner.core import environment as own_environment
 from tuner.operations import ui
@@ -69,7 +69,7 @@ def test_mlflows_server_imports_no_library_from_the_folder(trapped):
         port = free.getsockname()[1]
     with start(trapped, "ui", "--port", str(port)) as server:
         try:
-            until(lambda: ui._answers(port) or server.poll() is not None)
+            until(lambda: ui._answers(port) or server.poll() is not None, "the server", 200)
         finally:
             server.send_signal(signal.SIGTERM)
     assert marks(trapped) == []
