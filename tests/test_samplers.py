@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 import math
@@ -40,8 +39,8 @@ from tuner.core import curves
 from tuner.core.errors import StudyFileError
 from tuner.ledger import Ledger, StudyRecord
 from tuner.search import Search
-from tuner.search.mirror import LARGEST
 from tuner.search.cma_state import restored
+from tuner.search.mirror import LARGEST
 from tuner.search.samplers import sampler_for
 from tuner.search.space import shared_distributions
 
