@@ -280,7 +280,7 @@ def test_who_does_not_want_to_wait_is_told_who_is_at_it(pipeline: Pipeline) -> N
         (["retrain.do=retune"], "1", "expected a holdout of tests.retrained:moving"),
         (["retrain.factory=tests.retrained:nothing"], "1", "expected a function nothing"),
         (["retrain.key_argument=day"], "1", "got an unexpected keyword argument 'day'"),
-        (["retrain.notify.apprise=['no address']"], "1", "expected an address that Apprise"),
+        (["retrain.notify.apprise=['TUNER_NOTIFY_UNSET']"], "1", "neither TUNER_NOTIFY_UNSET nor"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_trained(
@@ -359,10 +359,14 @@ def test_a_challenger_that_diverges_fails_and_the_champion_stays(pipeline: Pipel
 
 
 def test_a_webhook_gets_what_the_command_prints(
-    pipeline: Pipeline, webhook: tuple[str, list[dict[str, Any]]]
+    pipeline: Pipeline,
+    webhook: tuple[str, list[dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     address, heard = webhook
-    pipeline.change(f"retrain.notify.webhook={address}", "retrain.notify.on=['kept']")
+    monkeypatch.setenv("TUNER_NOTIFY_WEBHOOK", address)
+    monkeypatch.setenv("TUNER_NOTIFY_ALLOW", "127.0.0.1")
+    pipeline.change("retrain.notify.webhook=TUNER_NOTIFY_WEBHOOK", "retrain.notify.on=['kept']")
     pipeline.retrain("0")
     assert heard == []
     found = pipeline.retrain("0 again")
@@ -371,8 +375,11 @@ def test_a_webhook_gets_what_the_command_prints(
     assert heard == [found]  # once a key
 
 
-def test_a_webhook_that_is_away_changes_nothing(pipeline: Pipeline) -> None:
-    pipeline.change("retrain.notify.webhook=http://127.0.0.1:9/nobody")
+def test_a_webhook_that_is_away_changes_nothing(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNER_NOTIFY_WEBHOOK", "http://127.0.0.1:9/nobody")
+    pipeline.change("retrain.notify.webhook=TUNER_NOTIFY_WEBHOOK")
     assert pipeline.retrain("0")["outcome"] == "promoted"
 
 

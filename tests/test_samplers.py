@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 import math
@@ -40,8 +39,9 @@ from tuner.core import curves
 from tuner.core.errors import StudyFileError
 from tuner.ledger import Ledger, StudyRecord
 from tuner.search import Search
+from tuner.search.cma_state import restored
 from tuner.search.mirror import LARGEST
-from tuner.search.samplers import StateUnpickler, sampler_for
+from tuner.search.samplers import sampler_for
 from tuner.search.space import shared_distributions
 
 SAMPLERS: dict[str, dict[str, Any]] = {  # with so few trials at random that the rest are not
@@ -337,7 +337,7 @@ def test_a_state_that_is_not_of_cmaes_is_not_run(tmp_path):
             return os.mkdir, (str(tmp_path / "trapped"),)
 
     with pytest.raises(pickle.UnpicklingError, match="not part of CMA-ES"):
-        StateUnpickler(io.BytesIO(pickle.dumps(Trap()))).load()
+        restored(pickle.dumps(Trap()))
     assert not (tmp_path / "trapped").exists()
 
 

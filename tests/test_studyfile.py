@@ -414,7 +414,8 @@ retrain.gate.metric = "accuracy"
     metric, got nothing
 
 retrain.notify.webhook = "ftp://example.com"
-    [retrain.notify] webhook: expected an address, http or https, got "ftp://example.com"
+    [retrain.notify] webhook: expected the name of an environment variable that holds the address,
+    such as "TUNER_NOTIFY_WEBHOOK", because addresses contain secrets, got something else
 
 retrain.key_argument = "the day"
     [retrain] key_argument: expected the name of an argument, got "the day"

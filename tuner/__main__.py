@@ -1,5 +1,10 @@
 """Run the command line by `python -m tuner`."""
 
-from tuner.cli import main
+from tuner.core.importing import leave_current_folder
 
-main()
+if __name__ == "__main__":
+    leave_current_folder()  # before any library is imported
+
+    from tuner.cli import main
+
+    main()

@@ -12,6 +12,7 @@ from tuner.cli.options import with_json
 from tuner.core.errors import UsageError
 from tuner.ledger import database
 from tuner.operations import context
+from tuner.report import terminal
 
 
 @cli.command()
@@ -34,17 +35,19 @@ def doctor(repair: bool, as_json: bool) -> int:
         for one in problems:
             place = one.study or "database"
             where = place if one.trial is None else f"{place}, trial {one.trial}"
-            click.echo(f"{one.kind}: {where}: {one.detail}{' (repaired)' if one.repaired else ''}")
+            terminal.echo(
+                f"{one.kind}: {where}: {one.detail}{' (repaired)' if one.repaired else ''}"
+            )
         for note in notes:
-            click.echo(f"note: {note}")
+            terminal.echo(f"note: {note}")
         if ok:
-            click.echo("Everything matches.")
+            terminal.echo("Everything matches.")
         elif repair:
-            click.echo("Not everything could be repaired:")
+            terminal.echo("Not everything could be repaired:")
             for line in doctor.advice(problems):
-                click.echo(line)
+                terminal.echo(line)
         else:
-            click.echo(
+            terminal.echo(
                 "Not everything matches; `tuner doctor --repair` repairs what can be repaired."
             )
     return 0 if ok else 1
@@ -69,11 +72,11 @@ def upgrade(workers: tuple[str, ...], as_json: bool) -> None:
     places = context.addresses()
     left = database.upgrade(places, dict(_login(worker) for worker in workers))
     if left:
-        click.echo(f"The tables are up to date, but {left}.", err=True)
+        terminal.echo(f"The tables are up to date, but {left}.", err=True)
     if as_json:
         print_json({"upgraded": places.shown(), "left": left})
     else:
-        click.echo(f"{places.shown()['optuna']} is up to date.")
+        terminal.echo(f"{places.shown()['optuna']} is up to date.")
 
 
 def _login(argument: str) -> tuple[str, str]:
@@ -99,7 +102,7 @@ def urls(as_json: bool) -> None:
         print_json(shown)
         return
     for tool, url in shown.items():
-        click.echo(f"{tool:12}{url}")
+        terminal.echo(f"{tool:12}{url}")
 
 
 @cli.command()
@@ -135,13 +138,13 @@ def gc(
         print_json({**asdict(planned), "removed": yes, "purged": purged, "problem": problem})
         return
     for name in planned.remove:
-        click.echo(f"{'removed' if yes else 'would be removed'}: {name}")
+        terminal.echo(f"{'removed' if yes else 'would be removed'}: {name}")
     for one in planned.kept:
-        click.echo(f"kept: {one.study}, because {one.reason}")
+        terminal.echo(f"kept: {one.study}, because {one.reason}")
     if planned.remove and not yes:
-        click.echo("Nothing was removed; use --yes to remove them.")
+        terminal.echo("Nothing was removed; use --yes to remove them.")
     if problem:
-        click.echo(problem, err=True)
+        terminal.echo(problem, err=True)
 
 
 @cli.command()
@@ -164,4 +167,4 @@ def delete(name: str, yes: bool, force: bool, as_json: bool) -> None:
     if as_json:
         print_json({"study": name, "deleted": True, "trials": trials})
     else:
-        click.echo(f"Study {name!r} and its {trials} trials are deleted.")
+        terminal.echo(f"Study {name!r} and its {trials} trials are deleted.")

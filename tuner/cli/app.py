@@ -7,6 +7,7 @@ that need them, so that `tuner --help` answers at once.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from typing import NoReturn
@@ -15,8 +16,9 @@ import click
 
 from tuner.cli import administration, look, retraining, start, team
 from tuner.cli.base import EXIT_INTERRUPTED, cli
-from tuner.core.errors import OutputError, TunerError
+from tuner.core.errors import NotFoundError, OutputError, TunerError, UsageError
 from tuner.observability import logs
+from tuner.report import terminal
 
 __all__ = ["administration", "cli", "look", "retraining", "run", "start", "team"]
 
@@ -31,19 +33,26 @@ def run() -> NoReturn:
         code = cli.main(prog_name="tuner", standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
-        error.show()
+        message = io.StringIO()
+        error.show(message)
+        terminal.echo(message.getvalue().rstrip(), err=True, lines=True)
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
+        terminal.echo("interrupted", err=True)
         code = EXIT_INTERRUPTED
     except TunerError as error:
-        click.echo(f"Error: {error}", err=True)
+        terminal.echo(f"Error: {error}", err=True, lines=_has_lines(error))
         code = error.exit_code
     except OSError as error:
         if error.errno not in CANNOT_WRITE:
             raise
         code = _cannot_write(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _has_lines(error: TunerError) -> bool:
+    """Return whether the line ends in an error's message are our own: a list of mistakes."""
+    return isinstance(error, UsageError) and not isinstance(error, NotFoundError)
 
 
 def _cannot_write(error: OSError) -> int:
@@ -53,7 +62,7 @@ def _cannot_write(error: OSError) -> int:
     if error.errno == errno.EPIPE:  # the reader, such as `head`, has ended
         return OutputError.exit_code
     where = error.filename or "the output"
-    click.echo(
+    terminal.echo(
         f"Error: cannot write {where}: {error.strerror}; free some space and run the command "
         "again. Committed trials are safe in the ledger.",
         err=True,

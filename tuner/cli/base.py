@@ -13,6 +13,7 @@ from tuner.analysis import ranking
 from tuner.core.environment import DISTRIBUTION
 from tuner.core.errors import UnavailableError
 from tuner.core.outcome import COMPLETED
+from tuner.core.redaction import redacted_values
 from tuner.report import terminal
 
 if TYPE_CHECKING:
@@ -54,8 +55,8 @@ def cli() -> None:
 
 
 def print_json(content: dict[str, Any]) -> None:
-    """Print the one JSON object of a command."""
-    click.echo(json.dumps(content))
+    """Print the one JSON object of a command, without secrets; JSON escapes all but DEL."""
+    click.echo(json.dumps(redacted_values(content)).replace("\x7f", "\\u007f"))
 
 
 def print_results(
@@ -88,7 +89,7 @@ def print_results(
 def exit_code(ended: Ended, *, completed: bool = True) -> int:
     """Return the exit code of a command that trained; print what is left to publish."""
     if not ended.published:
-        click.echo(
+        terminal.echo(
             "The trials are safe in the ledger, but not all of them are published; see above. Run "
             "`tuner recorder --once` to publish the rest when the server can be reached.",
             err=True,

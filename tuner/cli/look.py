@@ -30,10 +30,10 @@ def studies(as_json: bool) -> None:
         print_json({"studies": found})
         return
     if not found:
-        click.echo("No studies yet; `tuner run FILE` creates one.")
+        terminal.echo("No studies yet; `tuner run FILE` creates one.")
     for status in found:
         counts = ranking.counts_in_words(status["trials"])
-        click.echo(
+        terminal.echo(
             f"{status['title']}: {status['state']}, {counts} of {status['budget']['trials']}"
         )
 
@@ -86,7 +86,8 @@ def _print_trial(found: dict[str, Any], *, as_json: bool) -> None:
         ended = f"{one['ending']}: {one['reason']}" if one["ending"] else "training"
         terminal.print_text(console, f"attempt {one['number']} by {one['worker']}: {ended}")
     if found["traceback"]:
-        terminal.print_text(console, found["traceback"])
+        for line in found["traceback"].split("\n"):
+            terminal.print_text(console, f"  {line}")
 
 
 def _print_pages(ledger: Reader, study: StudyRecord) -> None:
@@ -102,10 +103,10 @@ def _print_pages(ledger: Reader, study: StudyRecord) -> None:
     try:
         found = links.pages(ledger, study, places)
     except UnavailableError as error:
-        click.echo(f"no links to pages: {error}", err=True)
+        terminal.echo(f"no links to pages: {error}", err=True)
         return
     for what, address in found.items():
-        click.echo(f"{what}: {address}")
+        terminal.echo(f"{what}: {address}")
 
 
 @cli.command()
@@ -121,7 +122,7 @@ def best(name: str, opened: bool, as_json: bool) -> int:
     if as_json:
         print_json({"study": name, "best": best.best(ledger, study)})
     else:
-        click.echo(ranking.best_in_words(study, ledger.best(study)))
+        terminal.echo(ranking.best_in_words(study, ledger.best(study)))
     if ledger.best(study) is None:
         return EXIT_NOTHING_COMPLETED
     return _serve(ledger, study, None, "best trial", as_json=None) if opened else 0
@@ -154,7 +155,7 @@ def _serve(
             print_json({"url": url} | ({"page": page} if page else {}))
         else:
             shown = page or f"{url}/#/experiments?workflowType=machine_learning"
-            click.echo(f"MLflow UI: {shown}", err=as_json is None)
+            terminal.echo(f"MLflow UI: {shown}", err=as_json is None)
         return page
 
     return ui.serve(places, port, announce)
@@ -192,9 +193,9 @@ def report(
         found = {"studies": list(names), "report": str(done.written.page), "pictures": pictures}
         print_json(found | {"in_mlflow": done.in_mlflow})
     else:
-        click.echo(f"Report: {done.written.page}")
+        terminal.echo(f"Report: {done.written.page}")
     if done.problem:
-        click.echo(f"The report was not uploaded to MLflow: {done.problem}", err=True)
+        terminal.echo(f"The report was not uploaded to MLflow: {done.problem}", err=True)
 
 
 @cli.command()
@@ -232,7 +233,7 @@ def compare(
         pictures = [str(path) for path in written.pictures]
         print_json({"page": str(written.page), "pictures": pictures})
     else:
-        click.echo(f"Comparison: {written.page}")
+        terminal.echo(f"Comparison: {written.page}")
 
 
 @cli.command()
@@ -266,7 +267,7 @@ def export(name: str, folder: Path, file_format: str, as_json: bool) -> None:
         print_json({"study": name, "files": {what: str(file) for what, file in files.items()}})
     else:
         for file in files.values():
-            click.echo(str(file))
+            terminal.echo(str(file))
 
 
 @cli.command()
@@ -310,7 +311,7 @@ def confirm(name: str, top: int, seeds: int, prefixes: tuple[str, ...], as_json:
     else:
         _print_confirmation(found)
         if done.unfinished:
-            click.echo(
+            terminal.echo(
                 f"{done.unfinished} trials have not ended; run the same command to resume.",
                 err=True,
             )
@@ -332,10 +333,10 @@ def _print_confirmation(found: Confirmation) -> None:
         seeds = f"{len(one.completed)}/{len(one.values)}"
         short = ranking.in_short(one.params)
         row = (str(one.trial), short, f"{one.found:.4g}", mean, seeds, difference)
-        table.add_row(*(cell.replace("[", r"\[") for cell in row))
+        table.add_row(*row)
     console = terminal.console()
     console.print(table)
-    console.print(found.sentence, style="bold", markup=False, soft_wrap=True)
+    terminal.print_text(console, found.sentence, style="bold")
 
 
 @cli.command()
@@ -355,5 +356,5 @@ def rerun(name: str, trial: int, prefixes: tuple[str, ...], as_json: bool) -> in
     if as_json:
         print_json(found.as_json())
     else:
-        click.echo(found.sentence)
+        terminal.echo(found.sentence)
     return 0 if found.equal else 1

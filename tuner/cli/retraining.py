@@ -11,6 +11,7 @@ from tuner.cli.base import EXIT_NOTHING_COMPLETED, cli, print_json
 from tuner.cli.options import with_allow, with_json, with_log, with_metrics
 from tuner.observability import logs
 from tuner.operations import context
+from tuner.report import terminal
 
 if TYPE_CHECKING:
     from tuner.ledger import Ledger
@@ -76,7 +77,7 @@ def retrain(
         print_json(found)
     else:
         version = "" if found["version"] is None else f", version {found['version']}"
-        click.echo(f"{found['model']}{version}: {found['outcome']}. {found['reason']}")
+        terminal.echo(f"{found['model']}{version}: {found['outcome']}. {found['reason']}")
     if found["outcome"] == FAILED:
         return EXIT_NOTHING_COMPLETED
     return EXIT_KEPT if exit_kept and found["outcome"] == KEPT else 0
@@ -93,12 +94,12 @@ def _show_history(ledger: Ledger, name: str, as_json: bool) -> None:
     for one in steps:
         champion = "no champion" if one.champion is None else f"champion at {one.champion:.4g}"
         low, high = one.lr_range
-        click.echo(
+        terminal.echo(
             f"{cron.run_key(one.ended_at)} {one.run_key}: {one.outcome}, {champion}, "
             f"lr {one.lr:.3g} of {low:.3g} to {high:.3g}. {one.reason}"
         )
     if not steps:
-        click.echo(f"No retrainings yet; `tuner retrain {name}` starts one.")
+        terminal.echo(f"No retrainings yet; `tuner retrain {name}` starts one.")
 
 
 @cli.command()
@@ -113,7 +114,7 @@ def rollback(name: str, to: int | None, as_json: bool) -> None:
     if as_json:
         print_json({"study": name, **vars(done)})
     else:
-        click.echo(f"{done.model}: version {done.now} is the champion again.")
+        terminal.echo(f"{done.model}: version {done.now} is the champion again.")
 
 
 @cli.command()
@@ -132,7 +133,7 @@ def predict(name: str, inputs: Path, as_json: bool) -> None:
 
     found = predict.predict(context.open_ledger(), context.addresses(), name, inputs)
     if not found.exact:
-        click.echo(
+        terminal.echo(
             "The predictions differ in their last bits from those at training; this machine or "
             "its libraries round differently.",
             err=True,
@@ -143,7 +144,7 @@ def predict(name: str, inputs: Path, as_json: bool) -> None:
         print_json({"study": name, **about, "outputs": outputs})
     else:
         for row in found.outputs.reshape(len(found.outputs), -1).tolist():
-            click.echo(",".join(map(repr, row)))
+            terminal.echo(",".join(map(repr, row)))
 
 
 @cli.group()
@@ -206,7 +207,7 @@ def add(
     if as_json:
         print_json(timetables.as_json(added))
     else:
-        click.echo(_in_words(timetables.as_json(added)))
+        terminal.echo(_in_words(timetables.as_json(added)))
 
 
 @timetable.command("list")
@@ -220,9 +221,9 @@ def list_(as_json: bool) -> None:
         print_json({"timetables": found})
         return
     for one in found:
-        click.echo(_in_words(one))
+        terminal.echo(_in_words(one))
     if not found:
-        click.echo("No timetables yet; `tuner timetable add STUDY --cron '0 6 * * *'` adds one.")
+        terminal.echo("No timetables yet; `tuner timetable add STUDY --cron '0 6 * * *'` adds one.")
 
 
 @timetable.command()
@@ -236,7 +237,7 @@ def remove(name: str, as_json: bool) -> None:
     if as_json:
         print_json({"removed": name})
     else:
-        click.echo(f"Timetable {name!r} is removed.")
+        terminal.echo(f"Timetable {name!r} is removed.")
 
 
 @timetable.command()
@@ -259,9 +260,9 @@ def history(name: str | None, limit: int, as_json: bool) -> None:
         return
     for one in found:
         outcome, reason = one["outcome"] or one["state"], one["reason"] or ""
-        click.echo(f"{one['run_key']} {one['timetable']}: {outcome}. {reason}".rstrip())
+        terminal.echo(f"{one['run_key']} {one['timetable']}: {outcome}. {reason}".rstrip())
     if not found:
-        click.echo("No tick was due yet.")
+        terminal.echo("No tick was due yet.")
 
 
 @cli.command()

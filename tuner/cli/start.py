@@ -55,8 +55,8 @@ def examples(names: tuple[str, ...], everything: bool, as_json: bool) -> None:
     else:
         width = max(map(len, found))
         for name, description in found.items():
-            click.echo(f"{name:{width}}  {description}")
-        click.echo(f"Copy one: {terminal.program()} examples NAME")
+            terminal.echo(f"{name:{width}}  {description}")
+        terminal.echo(f"Copy one: {terminal.program()} examples NAME")
 
 
 def _print_copied(copied: Copied, names: list[str], as_json: bool) -> None:
@@ -66,11 +66,11 @@ def _print_copied(copied: Copied, names: list[str], as_json: bool) -> None:
         print_json(asdict(copied))
         return
     for path in copied.written:
-        click.echo(f"written: {path}")
+        terminal.echo(f"written: {path}")
     for path in copied.present:
-        click.echo(f"exists already: {path}")
+        terminal.echo(f"exists already: {path}")
     if len(names) == 1:
-        click.echo(f"Run it: {terminal.program()} run {FOLDER}/{names[0]}.toml")
+        terminal.echo(f"Run it: {terminal.program()} run {FOLDER}/{names[0]}.toml")
 
 
 @cli.command()
@@ -115,14 +115,14 @@ def run(
             terminal.print_text(console, f"Report: {found['report']}")
     closed = run.closed_in_words(ran.study)
     if closed:
-        click.echo(closed[:1].upper() + closed[1:] + ".", err=True)
+        terminal.echo(closed[:1].upper() + closed[1:] + ".", err=True)
     if ran.ended.interrupted:
-        click.echo(f"Interrupted; `tuner run {file}` resumes at the last checkpoint.", err=True)
+        terminal.echo(f"Interrupted; `tuner run {file}` resumes at the last checkpoint.", err=True)
     code = exit_code(ran.ended, completed=found["best"] is not None)
     if problem is None:
         return code
     name = shlex.quote(ran.study.name)
-    click.echo(f"Error: {problem}; `tuner report {name}` writes the report", err=True)
+    terminal.echo(f"Error: {problem}; `tuner report {name}` writes the report", err=True)
     return code or problem.exit_code
 
 
@@ -136,7 +136,7 @@ def _report(ran: Ran, found: dict[str, Any]) -> OutputError | None:
         return error
     found["report"] = str(done.written.page)
     if done.problem:
-        click.echo(f"The report was not uploaded to MLflow: {done.problem}", err=True)
+        terminal.echo(f"The report was not uploaded to MLflow: {done.problem}", err=True)
     return None
 
 
@@ -159,9 +159,9 @@ def submit(
         about = {"version": study.version, "created": created, "budget": study.limit}
         print_json({"study": study.name, **about})
     else:
-        click.echo(submit.in_words(ledger, study, created=created))
+        terminal.echo(submit.in_words(ledger, study, created=created))
         name = shlex.quote(study.name)
-        click.echo(f"Train it: {terminal.program()} worker --study {name} --until-idle")
+        terminal.echo(f"Train it: {terminal.program()} worker --study {name} --until-idle")
 
 
 @cli.command()
@@ -231,4 +231,4 @@ def _short(number: float | None) -> str:
 def schema(as_json: bool) -> None:
     """Print the JSON Schema of study files."""
     indent = None if as_json else 2
-    click.echo(json.dumps(reading.json_schema(), indent=indent))
+    terminal.echo(json.dumps(reading.json_schema(), indent=indent), lines=True)

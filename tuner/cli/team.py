@@ -10,6 +10,7 @@ from tuner.cli.base import EXIT_INTERRUPTED, cli, exit_code, print_json
 from tuner.cli.options import with_allow, with_json, with_log, with_metrics, with_parent
 from tuner.observability import logs
 from tuner.operations import context
+from tuner.report import terminal
 
 GRACE_SECONDS = 5.0
 """How long an interrupted worker waits for its recorder, which continues by itself."""
@@ -151,4 +152,4 @@ def _print_status(status: dict[str, Any], as_json: bool) -> None:
         print_json(status)
     else:
         reason = f": {status['reason']}" if status["reason"] else "."
-        click.echo(f"Study {status['study']!r} is {status['state']}{reason}")
+        terminal.echo(f"Study {status['study']!r} is {status['state']}{reason}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from tuner.config.mistakes import Mistake, Place, shown
-from tuner.config.retrain import RetrainTable
+from tuner.config.retrain import NOT_STORED, RetrainTable
 from tuner.config.search import (
     CMAES,
     GP,
@@ -31,6 +31,7 @@ def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
         yield from _incompatible(training, tables.get("workload"))
     yield from _gate_without_direction(tables.get("study"), tables.get("retrain"))
     yield from _not_probed(tables)
+    yield from _stored_addresses(tables.get("retrain"))
     if not isinstance(search, SearchTable):
         return
     if isinstance(search.sampler, Grid) and isinstance(space, Space):
@@ -50,6 +51,13 @@ def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
         yield Mistake(("space", "lr"), expected, shown(space.lr))
     if isinstance(training, TrainingTable):
         yield from _rungs_too_late(("search", "pruner"), search.pruner, training)
+
+
+def _stored_addresses(retrain: Table | None) -> Iterator[Mistake]:
+    """Find addresses of notifications; the messages do not show them."""
+    if isinstance(retrain, RetrainTable):
+        for key in retrain.notify.literals:
+            yield Mistake(("retrain", "notify", key), NOT_STORED, "something else")
 
 
 def _not_probed(tables: Mapping[str, Table]) -> Iterator[Mistake]:

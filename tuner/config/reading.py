@@ -29,6 +29,9 @@ from tuner.config.mistakes import (
 )
 from tuner.core.errors import StudyFileError
 
+LARGEST = 1_000_000
+"""The maximum size of a study file, in bytes."""
+
 
 def load(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
     """Read a study file after applying `overrides` such as `budget.trials=20`.
@@ -37,7 +40,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
     """
     source = str(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise _unreadable(source, f"at most {LARGEST} bytes", "more")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         byte = error.object[error.start]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
@@ -41,23 +42,51 @@ class GateTable(Table):
     tolerance: Annotated[float, Field(ge=0)] = 0.0
 
 
+VARIABLE = r"^TUNER_NOTIFY_[A-Z0-9_]{1,100}$"
+"""The names of environment variables that hold addresses for notifications."""
+
+
+def is_variable(text: str) -> bool:
+    """Return whether a text names a variable; others are addresses, which contain secrets."""
+    return re.fullmatch(VARIABLE, text) is not None and text != "TUNER_NOTIFY_ALLOW"
+
+
+# studies stored by an earlier version may have addresses, so only study files are checked
+Variable: TypeAlias = Annotated[str, Field(json_schema_extra={"pattern": VARIABLE})]
+
+
 class NotifyTable(Table):
     """Notifications about ended retrainings.
 
-    - `webhook`: address to which the output of `tuner retrain --json` is sent by POST.
-    - `apprise`: Apprise URLs such as `mailto://...`; they need the extra `notify`.
+    Addresses contain secrets and are not stored. An environment variable of the process that
+    retrains holds one, or the same variable with the suffix `_FILE` names a file that does.
+
+    - `webhook`: variable with the address to which the output of `tuner retrain --json` is sent by
+      POST, such as "TUNER_NOTIFY_WEBHOOK".
+    - `apprise`: variables with Apprise URLs; they need the extra `notify`.
     - `on`: the outcomes to notify about.
     """
 
-    webhook: Annotated[
-        str | None, Field(pattern=r"^https?://\S+$", description="an address, http or https")
-    ] = None
-    apprise: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    webhook: Variable | None = None
+    apprise: Annotated[tuple[Variable, ...], Field(strict=False)] = ()
     on: Annotated[tuple[Literal["promoted", "kept", "failed"], ...], Field(strict=False)] = (
         "promoted",
         "kept",
         "failed",
     )
+
+    @property
+    def literals(self) -> list[str]:
+        """The keys with a value that is not the name of a variable."""
+        names = {"webhook": [self.webhook] if self.webhook is not None else []}
+        names["apprise"] = list(self.apprise)
+        return [key for key, found in names.items() if not all(map(is_variable, found))]
+
+
+NOT_STORED = (
+    "the name of an environment variable that holds the address, such as "
+    '"TUNER_NOTIFY_WEBHOOK", because addresses contain secrets'
+)
 
 
 class RetrainTable(Table):

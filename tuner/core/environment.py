@@ -6,6 +6,8 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,8 @@ def is_gone(worker: str) -> bool:
 
     Return False for processes of other machines and containers, about which nothing is known.
     """
-    machine, pid, birth = worker.rsplit(":", 2)
-    if machine != _machine():
+    machine, pid, birth = ["", "", "", *worker.rsplit(":", 2)][-3:]
+    if machine != _machine() or not pid.isdecimal():
         return False
     try:
         dead = (
@@ -72,18 +74,47 @@ def describe(device: str) -> dict[str, Any]:
 
 
 def _commit() -> tuple[str | None, bool | None]:
-    """Return the commit of the working directory, and whether files differ from it."""
+    """Return the commit of the working directory, and whether files differ from it.
+
+    A repository's configuration can name programs that git runs: monitors, hooks, filters, remote
+    helpers. Looking up the commit runs none. The files are compared in a temporary git directory,
+    which has that repository's objects and index, and no configuration.
+    """
+    asked = _git("rev-parse", "HEAD", "--show-toplevel", "--show-object-format")
+    places = _git("rev-parse", "--git-path", "objects", "--git-path", "index")
+    if asked is None or places is None or asked.count("\n") != 2 or places.count("\n") != 1:
+        return None, None
+    commit, top, kind = asked.split("\n")
+    objects, index = (str(Path(place).resolve()) for place in places.split("\n"))
+    with tempfile.TemporaryDirectory(prefix="tuner-git-") as folder:
+        bare = Path(folder)
+        (bare / "refs").mkdir()
+        (bare / "HEAD").write_text(f"{commit}\n")
+        version = "0" if kind == "sha1" else "1\n[extensions]\nobjectformat = " + kind
+        (bare / "config").write_text(f"[core]\nbare = false\nrepositoryformatversion = {version}\n")
+        own = {"GIT_DIR": folder, "GIT_WORK_TREE": top, "GIT_INDEX_FILE": index}
+        own |= {"GIT_OBJECT_DIRECTORY": objects, "GIT_CONFIG_NOSYSTEM": "1"}
+        own |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_OPTIONAL_LOCKS": "0"}
+        compare = ("status", "--porcelain", "--untracked-files=no", "--ignore-submodules=dirty")
+        differs = _git("-c", "core.fileMode=false", *compare, environment=own)
+    return commit, None if differs is None else bool(differs)
+
+
+def _git(*arguments: str, environment: Mapping[str, str] | None = None) -> str | None:
+    """Return the output of git, or None if it fails or is not installed."""
     git = shutil.which("git")
     if git is None:
-        return None, None
-
-    def ask(*arguments: str) -> str | None:
+        return None
+    inherited = {k: v for k, v in os.environ.items() if not environment or k[:4] != "GIT_"}
+    try:
         done = subprocess.run(  # noqa: S603 - fixed arguments
-            [git, *arguments], capture_output=True, text=True, check=False, timeout=10
+            [git, *arguments],
+            env=inherited | dict(environment or {}),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=10,
         )
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = ask("rev-parse", "HEAD")
-    if commit is None:
-        return None, None
-    return commit, bool(ask("status", "--porcelain", "--untracked-files=no"))
+    except subprocess.TimeoutExpired:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import NamedTuple
 
 from tuner.core.errors import TunerError, WorkloadCodeError
+from tuner.core.redaction import redacted
 from tuner.core.text import printable
 
 _SENTENCE = re.compile(r"The training code raised (\w+)(?:: .*)? \(([^()]*:\d+)\)\.", re.DOTALL)
@@ -44,7 +45,8 @@ def sentence(error: BaseException, workload: str = "") -> str:
     traceback has no line of the user's code.
     """
     try:
-        message = printable((str(error).splitlines() or [""])[0])[:LONGEST]
+        first = (str(error)[: 10 * LONGEST].splitlines() or [""])[0]
+        message = printable(redacted(first))[:LONGEST]
     except Exception:  # raised by its __str__
         message = ""
     what = f"{type(error).__name__}: {message}" if message else type(error).__name__
@@ -53,7 +55,8 @@ def sentence(error: BaseException, workload: str = "") -> str:
 
 def full_traceback(error: BaseException) -> str:
     """Return the printable traceback with its causes; if it is too long, its end."""
-    lines = "".join(traceback.format_exception(error)).rstrip().split("\n")
+    text = "".join(traceback.format_exception(error)).rstrip()
+    lines = redacted(text[-10 * LONGEST_TRACEBACK :]).split("\n")
     return "\n".join(map(printable, lines))[-LONGEST_TRACEBACK:]
 
 

@@ -9,11 +9,24 @@ from pathlib import Path
 from tuner.core.errors import OutputError
 
 
+def private_folder(folder: Path) -> None:
+    """Create a folder, and its missing parents, that only this user may read."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    for one in reversed(missing):
+        one.mkdir(mode=0o700, exist_ok=True)
+    folder.mkdir(exist_ok=True)  # raises where it is a file
+
+
+def private_file(file: Path) -> None:
+    """Create an empty file that only this user may read, unless it exists."""
+    file.touch(mode=0o600)
+
+
 @contextmanager
 def writing_into(folder: Path) -> Iterator[None]:
     """Create a folder; raise `OutputError` if that or the body cannot write."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        private_folder(folder)
         yield
     except OSError as error:
         raise OutputError(
@@ -29,7 +42,9 @@ def replacing(file: Path) -> Iterator[Path]:
     If the body raises, an existing file is kept.
     """
     partial = file.with_name(f".partial-{file.name}")
+    partial.unlink(missing_ok=True)
     try:
+        private_file(partial)
         yield partial
         partial.replace(file)
     except BaseException:

@@ -6,13 +6,13 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from tuner.core import importing
 from tuner.core.errors import UnavailableError
 from tuner.core.forking import keep_from_children
 
@@ -41,7 +41,7 @@ class RecorderProcess:
     def __init__(self, names: Sequence[str]) -> None:
         studies = [argument for name in names for argument in ("--study", name)]
         parent = ("--parent", str(os.getpid()))
-        self._command = [sys.executable, "-m", "tuner", "recorder", "--until-closed", *parent]
+        self._command = importing.command("tuner", "recorder", "--until-closed", *parent)
         self._command += studies
         self._process = self._start()
         self._closing = threading.Event()

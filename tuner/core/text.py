@@ -27,6 +27,13 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def printable_lines(text: str) -> str:
+    """Escape as `printable` does, but keep line ends and tabs."""
+    if is_readable(text):
+        return text
+    return "".join(c if c in "\n\t" else printable(c) for c in text)
+
+
 def is_readable(text: str) -> bool:
     """Return whether a text has only printable characters, line ends and tabs."""
     return all(c.isprintable() or c in "\n\t" for c in text)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from tuner.core import importing
+from tuner.core.outputs import private_folder
 
 
 class LocalExecutor:
@@ -22,9 +24,9 @@ class LocalExecutor:
 
     def launch(self, arguments: Sequence[str]) -> str:
         """Start a worker in a session of its own, which Ctrl-C in the terminal does not reach."""
-        self._logs.mkdir(parents=True, exist_ok=True)
+        private_folder(self._logs)
         parent = ("--parent", str(os.getpid()))
-        command = [sys.executable, "-m", "tuner", "worker", *parent, *arguments]
+        command = importing.command("tuner", "worker", *parent, *arguments)
         handle = f"worker-{len(self._processes) + 1}"
         # the first worker would take the port from the others
         inherited = {k: v for k, v in os.environ.items() if k != "TUNER_METRICS_PORT"}

@@ -12,6 +12,9 @@ import sys
 import urllib.error
 import urllib.request
 
+from tuner.core.redaction import redacted
+from tuner.core.text import printable
+
 TIMEOUT_SECONDS = 8.0
 
 
@@ -28,9 +31,9 @@ def main(url: str) -> int:
             return 0
     except urllib.error.HTTPError as error:
         body = error.read(200).decode(errors="replace")
-        print(f"{url}: {error.code} {body}", file=sys.stderr)  # noqa: T201
+        print(printable(redacted(f"{url}: {error.code} {body}")), file=sys.stderr)  # noqa: T201
     except OSError as error:
-        print(f"{url}: {error}", file=sys.stderr)  # noqa: T201
+        print(printable(redacted(f"{url}: {error}")), file=sys.stderr)  # noqa: T201
     return 1
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import structlog
 from structlog.stdlib import BoundLogger, ExtraAdder, ProcessorFormatter
 
-from tuner.ledger.database import without_password
+from tuner.core.redaction import redacted
+from tuner.core.text import printable, printable_lines
 
 
 def logger(name: str) -> BoundLogger:
@@ -31,9 +32,22 @@ def logger(name: str) -> BoundLogger:
     return wrapped
 
 
+class Plain(logging.Formatter):
+    """A formatter for people: a printable line without secrets, and the traceback below it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the message on one line, then the traceback, if any."""
+        lines = [printable(redacted(record.getMessage()))]
+        if record.exc_info:
+            lines.append(printable_lines(redacted(self.formatException(record.exc_info))))
+        return "\n".join(lines)
+
+
 def plain() -> None:
-    """Print what a person must know, as it is said, and what nobody foresaw, without passwords."""
-    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
+    """Print warnings as plain lines, and uncaught exceptions, without secrets."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(Plain())
     sys.excepthook = _print_uncaught
     threading.excepthook = lambda args: _print_uncaught(
         args.exc_type, args.exc_value, args.exc_traceback
@@ -43,7 +57,11 @@ def plain() -> None:
 def service(kind: str | None) -> None:
     """Log as a service does, from `info` on: "json", "text", or what suits standard error."""
     as_json = kind == "json" or (kind is None and not sys.stderr.isatty())
-    last = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
+    last = (
+        structlog.processors.JSONRenderer()
+        if as_json
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
     formatter = ProcessorFormatter(
         foreign_pre_chain=[
             ExtraAdder(),
@@ -53,7 +71,8 @@ def service(kind: str | None) -> None:
         processors=[
             ProcessorFormatter.remove_processors_meta,
             structlog.processors.format_exc_info,
-            without_passwords,
+            without_secrets,
+            *([] if as_json else [on_one_line]),
             last,
         ],
     )
@@ -65,22 +84,30 @@ def service(kind: str | None) -> None:
     logging.getLogger("tuner").setLevel(logging.INFO)
 
 
-def without_passwords(
+def without_secrets(
     _logger: object, _method: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
-    """Remove the passwords from all URLs in an event."""
+    """Redact every text of an event."""
     for key, value in event.items():
         if isinstance(value, str):
-            event[key] = _redacted(value)
+            event[key] = redacted(value)
     return event
 
 
-def _redacted(text: str) -> str:
-    return " ".join(without_password(word) for word in text.split(" "))
+def on_one_line(
+    _logger: object, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Escape control characters; only a traceback keeps its line ends."""
+    for key, value in event.items():
+        if isinstance(value, str):
+            escape = printable_lines if key in {"exception", "stack"} else printable
+            event[key] = escape(value)
+    return event
 
 
 def _print_uncaught(
     kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
 ) -> None:
-    """Print a traceback as Python does, with the passwords of URLs removed."""
-    sys.stderr.write(_redacted("".join(traceback.format_exception(kind, error, trace))))
+    """Print a traceback as Python does, printable and without secrets."""
+    text = "".join(traceback.format_exception(kind, error, trace))
+    sys.stderr.write(printable_lines(redacted(text)))

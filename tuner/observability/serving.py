@@ -8,13 +8,16 @@
 
 from __future__ import annotations
 
+import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler
 from importlib.metadata import version
 from socketserver import ThreadingTCPServer
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -33,6 +36,10 @@ from tuner.observability.logs import logger
 
 STUCK_SECONDS = 600.0
 """Longest time between heartbeats: loading data, a training step, a batch of the recorder."""
+CLIENT_SECONDS = 10.0
+"""Timeout of a client, for its request and for reading the answer."""
+CLIENTS = 32
+"""Maximum number of clients that are served at a time."""
 POLL_SECONDS = 0.1
 """How often the server checks whether to shut down."""
 
@@ -77,8 +84,38 @@ def serving(port: int | None, host: str, engine: Engine, places: Addresses) -> I
 class _Server(ThreadingTCPServer):
     allow_reuse_address = True  # a restarted service can bind its port at once
     daemon_threads = True
+    request_queue_size = CLIENTS
     ready: Callable[[], None]
     """Raises `TunerError` unless the service can work."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._free = threading.BoundedSemaphore(CLIENTS)
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Return whether another client can be served; else its connection is closed."""
+        return self._free.acquire(blocking=False)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve a client in its thread, and close the connection after the timeout."""
+        cut = threading.Timer(CLIENT_SECONDS, _cut, (request,))
+        cut.daemon = True
+        cut.start()
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            cut.cancel()
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log an exception, unless the client closed the connection."""
+        if not isinstance(sys.exception(), OSError):
+            log.exception("a request for metrics failed")
+
+
+def _cut(request: socket.socket) -> None:
+    with suppress(OSError):  # it is closed
+        request.shutdown(socket.SHUT_RDWR)
 
 
 class LedgerCollector(Collector):

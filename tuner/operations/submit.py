@@ -9,6 +9,7 @@ from typing import Any
 
 from tuner.analysis.verdicts import EARLY
 from tuner.config import Grid, Space, StudySpec, options, reading
+from tuner.config.retrain import NOT_STORED
 from tuner.core.errors import NotFoundError, UsageError
 from tuner.ledger import Ledger, Reader, StudyRecord
 from tuner.training.trainer import TRAIN_COLUMNS
@@ -24,6 +25,8 @@ def prepare(spec: StudySpec, prefixes: Sequence[str]) -> PreparedWorkload:
     Raise `WorkloadError` if it cannot be trained on this machine, and `UsageError` if it does not
     measure the study's metric.
     """
+    for key in spec.retrain.notify.literals:
+        raise UsageError(f"[retrain.notify] {key}: expected {NOT_STORED}, got something else")
     prepared = prepare_workload(spec, prefixes)
     workload = prepared.workload
     if not isinstance(workload, Workload):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import http.client
 import os
+import shlex
 import socket
 import subprocess
 import sys
+import sysconfig
 import urllib.error
 import urllib.request
 import webbrowser
 from collections.abc import Callable
 
+from tuner.core import importing
 from tuner.core.errors import UnavailableError
 from tuner.core.processes import stop_on_signals
 from tuner.ledger.database import Addresses, pooled, tracking_client, upgrade_tracking
@@ -20,6 +23,7 @@ from tuner.tracking.mlflow.links import ui_address
 PORT = 5000
 """The default port."""
 LOOK_SECONDS = 0.2
+LIBRARIES = sysconfig.get_path("purelib")
 ANSWER_SECONDS = 10.0
 """Timeout of a request to an MLflow server."""
 
@@ -47,13 +51,17 @@ def serve(places: Addresses, port: int | None, announce: Callable[[str], str | N
         tracking_client(places)  # only `tuner db upgrade` creates tables there
     else:
         upgrade_tracking(places)
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+    command = importing.command("mlflow", "server", "--host", "127.0.0.1")
     command += ["--port", str(port), "--workers", "1"]
-    environment = os.environ | {
+    environment = importing.safe_environment() | {
         # not as an argument: the list of processes would show a password
         "MLFLOW_BACKEND_STORE_URI": pooled(places.tracking),
         # without its eight job runner processes, which viewing curves does not need
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        # uvicorn puts the current folder before the libraries, unless another folder is given
+        "MLFLOW_UVICORN_OPTS": " ".join(
+            [os.environ.get("MLFLOW_UVICORN_OPTS", ""), "--app-dir", shlex.quote(LIBRARIES)]
+        ),
     }
     process = subprocess.Popen(  # noqa: S603 - MLflow's own program
         command,

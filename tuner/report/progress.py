@@ -26,6 +26,7 @@ from tuner.core.curves import Chunk
 from tuner.core.errors import UnavailableError
 from tuner.core.outcome import RUNNING
 from tuner.ledger import Reader, StudyRecord, TrialRecord
+from tuner.report import terminal
 from tuner.report.redirection import redirect_output
 from tuner.report.tables import STYLES, curve_width, fit_to_console, trial_row, trial_table
 
@@ -201,8 +202,7 @@ def _call_periodically(seconds: float, update: Callable[[], None]) -> Iterator[N
 
 def _print_ended(console: Console, reader: StudyReader) -> None:
     for trial in reader.refresh():
-        line = _line(reader.study, trial)
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        terminal.print_text(console, _line(reader.study, trial))
 
 
 def _line(study: StudyRecord, trial: TrialRecord) -> str:

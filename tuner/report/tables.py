@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console, Group, RenderableType
-from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
@@ -79,8 +78,8 @@ def trial_row(
     return [
         str(trial.number),
         rate,
-        str(params.get("schedule", "")),
-        str(params.get("optimizer", "")),
+        Text(printable(str(params.get("schedule", "")))),
+        Text(printable(str(params.get("optimizer", "")))),
         steps,
         sparkline(curve, width),
         "" if value is None else f"{value:.4g}",
@@ -100,7 +99,7 @@ def trial_table(study: StudyRecord, title: str | None = None) -> Table:
     table.add_column("optimizer", **fixed)
     table.add_column("steps", justify="right", **fixed)
     table.add_column("training loss", **fixed)
-    table.add_column(escape(study.spec.study.metric), justify="right", **fixed)
+    table.add_column(Text(printable(study.spec.study.metric)), justify="right", **fixed)
     table.add_column("outcome", **fixed)
     table.add_column("verdict", **fixed)
     table.add_column("why")  # the only column that wraps in a narrow terminal

@@ -5,21 +5,51 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
+import click
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 
-from tuner.core.text import printable
+from tuner.core.redaction import redacted
+from tuner.core.text import is_readable, printable, printable_lines
 
 PLAIN_WIDTH = 240  # what the widest table needs
 
 
+class SafeConsole(Console):
+    """A console that escapes control characters in any text, however it is rendered.
+
+    Markup and emoji codes in strings are not interpreted.
+    """
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        """Yield printable segments, and the console's own movements of the cursor."""
+        for segment in super().render(renderable, options):
+            if segment.control or is_readable(segment.text):
+                yield segment
+            else:
+                yield Segment(printable_lines(segment.text), segment.style)
+
+
 def console(*, stderr: bool = False) -> Console:
     """Return a console; without a terminal or COLUMNS, it is wide enough for every table."""
-    made = Console(stderr=stderr, highlight=False)
+    made = SafeConsole(stderr=stderr, highlight=False, markup=False, emoji=False)
     if not made.is_terminal and "COLUMNS" not in os.environ:
         made.width = PLAIN_WIDTH
     return made
+
+
+def echo(text: str, *, err: bool = False, lines: bool = False) -> None:
+    """Print a line on standard output or standard error, printable and without secrets.
+
+    Line ends are escaped too, since they may come from a name, unless `lines` is true.
+    """
+    escape = printable_lines if lines else printable
+    click.echo(escape(redacted(text)), err=err)
 
 
 def program() -> str:
@@ -31,6 +61,5 @@ def program() -> str:
 
 
 def print_text(console: Console, text: str, style: str = "") -> None:
-    """Print text without markup and control characters; only the terminal wraps it."""
-    shown = "\n".join(printable(line) for line in text.split("\n"))
-    console.print(shown, style=style, markup=False, soft_wrap=True)
+    """Print a line as `echo` does, with a style; only the terminal wraps it."""
+    console.print(printable(redacted(text)), style=style, markup=False, soft_wrap=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
-import pickle
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,6 +22,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from tuner.config import CMAES, GP, QMC, TPE, Grid, Listed, ParameterValue, Random, Space, StudySpec
+from tuner.search.cma_state import restored
 from tuner.search.space import (
     GridSampler,
     all_distributions,
@@ -148,7 +147,7 @@ class RangeCmaEsSampler(CmaEsSampler):
         return optimizer
 
     def _restore_optimizer(self, completed_trials: list[FrozenTrial]) -> Any:
-        """Return the state stored with the latest trial that has one; see `StateUnpickler`."""
+        """Return the state stored with the latest trial that has one; see `cma_state`."""
         prefix = f"{self._attr_key_optimizer}:"
         for trial in reversed(completed_trials):
             parts = {
@@ -158,7 +157,7 @@ class RangeCmaEsSampler(CmaEsSampler):
             }
             if parts:
                 text = "".join(parts[index] for index in sorted(parts))
-                return StateUnpickler(io.BytesIO(bytes.fromhex(text))).load()
+                return restored(bytes.fromhex(text))
         return None
 
 
@@ -176,27 +175,3 @@ def _best_tenth(
         trial.distributions = dict(space)
         copies.append(trial)
     return copies * -(-10 // len(copies)) if copies else []
-
-
-class StateUnpickler(pickle.Unpickler):
-    """An unpickler that accepts the state of CMA-ES only.
-
-    Optuna stores the state as a pickle in the database. An ordinary unpickler would run any code
-    that it names, so a login that may write to the database could run code in every worker.
-    """
-
-    _known = frozenset(
-        {
-            ("cmaes._cma", "CMA"),
-            ("numpy", "dtype"),
-            ("numpy", "ndarray"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "scalar"),
-        }
-    )
-
-    def find_class(self, module_name: str, global_name: str) -> Any:
-        """Return a class of the state. Raises `UnpicklingError` for any other class."""
-        if (module_name, global_name) not in self._known:
-            raise pickle.UnpicklingError(f"not part of CMA-ES: {module_name}.{global_name}")
-        return super().find_class(module_name, global_name)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tuner.core import failpoints
+from tuner.core.outputs import private_file, private_folder
 
 
 class CheckpointError(ValueError):
@@ -68,11 +69,12 @@ def write(path: Path, content: bytes) -> str:
 
     A crash at any point leaves either the old file, if any, or the new one.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(path.parent)
     # in the same folder, since a rename is atomic only within a file system
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        with partial.open("xb") as file:
+        private_file(partial)
+        with partial.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tuner.core.errors import WorkloadCodeError, WorkloadError
+from tuner.core.importing import allow_from_current_folder
 from tuner.core.text import is_metric_name
 
 Measure: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -206,11 +207,7 @@ def find(factory: str, allowed_prefixes: Sequence[str]) -> Callable[..., object]
             f"{' or '.join(repr(package) for package in packages)}, got {module_name!r}; if you "
             f"trust its code, allow it with --allow {module_name.partition('.')[0]}."
         )
-    folder = str(Path.cwd())
-    # first, as for `python -m`, so that no installed module of the same name is used instead
-    if sys.path[:1] not in ([folder], [""]):
-        sys.path.insert(0, folder)
-        importlib.invalidate_caches()
+    allow_from_current_folder(allowed_prefixes)
     try:
         module = importlib.import_module(module_name)
     except KeyboardInterrupt:
@@ -220,7 +217,7 @@ def find(factory: str, allowed_prefixes: Sequence[str]) -> Callable[..., object]
         if missing is not None and f"{module_name}.".startswith(f"{missing}."):
             raise WorkloadError(
                 f"workload {factory}: there is no module {missing}; expected it to be installed "
-                f"or in the current folder, {folder}"
+                f"or in the current folder, {Path.cwd()}"
             ) from error
         raise WorkloadCodeError(
             f"workload {factory}: importing {module_name} raised {_described(error)}; "

@@ -14,6 +14,7 @@ from pathlib import Path
 from tuner.core import curves
 from tuner.core.curves import Chunk
 from tuner.core.forking import keep_from_children
+from tuner.core.outputs import private_folder
 
 LIMIT = 256 * 2**20
 """How many bytes one attempt may spill."""
@@ -67,7 +68,7 @@ class Spill:
     def _opened(self) -> FileIO | None:
         if self._file is None:
             try:
-                self._folder.mkdir(parents=True, exist_ok=True)
+                private_folder(self._folder)
                 # unbuffered: what a full disk did not take must not be written later
                 self._file = tempfile.TemporaryFile(buffering=0, dir=self._folder)  # noqa: SIM115
                 keep_from_children(self._file)

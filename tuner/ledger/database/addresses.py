@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from tuner.core.errors import UsageError
+from tuner.core.redaction import redacted_url
 
 POSTGRESQL = "postgresql+psycopg"
 LEDGER_SCHEMA, OPTUNA_SCHEMA, TRACKING_SCHEMA = "tuner", "public", "mlflow"
@@ -53,8 +53,7 @@ class Addresses:
 
 def without_password(url: str) -> str:
     """Return a URL with `***` for its password; hide more where it cannot be parsed."""
-    hidden = re.sub(r"(://[^:/@]*):(?!\d+/).*@", r"\1:***@", url, count=1)
-    return re.sub(r"([?&][^=&]*password=)[^&]*", r"\1***", hidden, flags=re.IGNORECASE)
+    return redacted_url(url)
 
 
 def addresses(environment: Mapping[str, str], folder: Path) -> Addresses:

@@ -6,6 +6,7 @@ Optuna's and MLflow's tables are made here too, since concurrent first starts wo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_r
 
 from tuner.core.errors import ConnectionLostError, SchemaError, UnavailableError, UsageError
 from tuner.core.failpoints import reach
+from tuner.core.outputs import private_file
 from tuner.ledger.database import roles
 from tuner.ledger.database.addresses import (
     LEDGER_SCHEMA,
@@ -84,6 +86,9 @@ def upgrade_ledger(places: Addresses, *, tracking: bool = False) -> None:
     from alembic import command  # noqa: PLC0415
 
     with migration_lock(places), reached(places.ledger):
+        if places.file is not None:
+            with suppress(OSError):  # SQLite's own message is better
+                private_file(places.file)
         engine = ledger_engine(places.ledger)
         revision = _revision(engine)
         if revision is not None and revision not in _revisions():

@@ -6,12 +6,15 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from tuner.core.errors import ConnectionLostError, SchemaError, UnavailableError
+from tuner.core.outputs import private_file
 from tuner.ledger.database.addresses import Addresses, without_password
 from tuner.ledger.database.engines import is_lost, ledger_engine
 from tuner.ledger.database.locks import migration_lock
@@ -80,6 +83,10 @@ def make_tracking(places: Addresses) -> None:
     from mlflow import MlflowClient  # noqa: PLC0415
     from mlflow.store.db import utils  # noqa: PLC0415
 
+    file = make_url(places.tracking).database if places.tracking.startswith("sqlite") else None
+    if file and not file.startswith("file:"):
+        with suppress(OSError):  # SQLite's own message is better
+            private_file(Path(file))
     with tracking_reached(places.tracking):
         engine = utils.create_sqlalchemy_engine_with_retry(pooled(places.tracking))
         if utils._all_tables_exist(engine):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
 
+from tuner.core import importing
 from tuner.core.errors import UnavailableError
 from tuner.ledger import StudyRecord
 from tuner.ledger.database import Addresses, pooled, tracking_client, tracking_reached
@@ -89,14 +88,14 @@ def purge(places: Addresses) -> list[str]:
         ]
     if not deleted:
         return []
-    command = [sys.executable, "-m", "mlflow", "gc", "--experiment-ids", ",".join(deleted)]
+    command = importing.command("mlflow", "gc", "--experiment-ids", ",".join(deleted))
     if not places.owns_tracking:
         raise UnavailableError(
             "MLflow's tables belong to its server; to remove the experiments permanently, run "
             f"there `mlflow gc --experiment-ids {','.join(deleted)}`"
         )
     addresses = ("MLFLOW_TRACKING_URI", "MLFLOW_BACKEND_STORE_URI")
-    environment = os.environ | dict.fromkeys(addresses, pooled(places.tracking))
+    environment = importing.safe_environment() | dict.fromkeys(addresses, pooled(places.tracking))
     done = subprocess.run(  # noqa: S603 - MLflow's own program
         command, env=environment, capture_output=True, text=True, check=False
     )
