@@ -84,7 +84,7 @@ def function_of(name: str, module: ModuleType, kind: Kind) -> Callable[..., obje
     by its annotation.
     """
     function_name = name.partition(":")[2]
-    function = vars(module).get(function_name)
+    function: object = vars(module).get(function_name)
     # a cached or decorated function is judged by what it wraps
     inner = inspect.unwrap(function) if callable(function) else None
     homes = {getattr(one, "__module__", None) for one in (function, inner)}
