@@ -852,7 +852,7 @@ def test_what_is_wrong_with_a_train_function_is_said():
     with pytest.raises(WorkloadError, match=r"with 'tuner\.examples\.' or 'studies\.', got"):
         train_functions.load("tests.test_own_loops:misfit", {"width": 3})
     spec = own_spec(study={"name": "own", "metric": "train_loss"})
-    with pytest.raises(UsageError, match=r"\[study\] metric: expected one that studies\.wine"):
+    with pytest.raises(UsageError, match=r"\[study\] metric: expected a metric that studies\.wine"):
         submit.prepare(spec, ("studies.",))
     with pytest.raises(WorkloadError, match="which is of batches"):
         FunctionTrainer(function(plain), spec)
