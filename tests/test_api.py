@@ -73,6 +73,8 @@ def test_the_public_names_are_these():
         "load",
         "run",
         "studies",
+        "train_function",
+        "workload",
     ]
     assert set(tuner.__all__) <= set(dir(tuner))
     for name in tuner.__all__:
@@ -152,9 +154,8 @@ def test_a_workload_is_built_once(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     log = tmp_path / "calls"
     factory = f'"tests.training_here:counted"\narguments = {{ log = "{log}" }}'
-    (tmp_path / "line.toml").write_text(
-        STUDY.replace('"tuner.examples.house_prices:line"', factory)
-    )
+    changed = STUDY.replace('"tuner.examples.house_prices:line"', factory)
+    (tmp_path / "line.toml").write_text(changed)
     study = tuner.run("line.toml", overrides=FEW_STEPS, allow=PREFIXES, progress=False)
     study.close()
     assert study.status()["trials"]["completed"] == 2

@@ -394,7 +394,10 @@ def test_a_port_that_is_taken_is_named(folder):
 @pytest.mark.slow
 def test_a_worker_refuses_a_study_whose_code_is_not_its_own(tmp_path):
     folder = prepare(tmp_path, factory='"mine:line"')
-    source = "from tests.workloads import line\n"
+    source = (
+        "from tests import workloads\n"
+        "def line() -> workloads.Workload:\n    return workloads.line()\n"
+    )
     (folder / "mine.py").write_text(source)
     assert tuner(folder, "submit", "study.toml", "--allow", "mine").code == 0
     (folder / "mine.py").write_text(source + "# another version\n")

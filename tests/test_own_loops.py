@@ -849,7 +849,7 @@ def test_an_error_in_the_function_fails_its_trial(ledger: Ledger, tmp_path):
 def test_what_is_wrong_with_a_train_function_is_said():
     with pytest.raises(WorkloadError, match=r"missing a required argument: 'width'; expected"):
         train_functions.load("tests.test_own_loops:misfit", {}, ("tests.",))
-    with pytest.raises(WorkloadError, match=r"begins with 'tuner\.' or 'studies\.', got"):
+    with pytest.raises(WorkloadError, match=r"with 'tuner\.examples\.' or 'studies\.', got"):
         train_functions.load("tests.test_own_loops:misfit", {"width": 3})
     spec = own_spec(study={"name": "own", "metric": "train_loss"})
     with pytest.raises(UsageError, match=r"\[study\] metric: expected a metric that studies\.wine"):
@@ -862,7 +862,7 @@ def test_what_is_wrong_with_a_train_function_is_said():
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("__main__:mine", r"got __main__, which is the notebook .* as studies\.mine:mine"),
+        ("__main__:mine", r"got __main__, which is this notebook .* as studies\.mine:mine"),
         ("sys:exit", "expected a module with a source file, got sys, which has none"),
     ],
 )

@@ -135,8 +135,8 @@ def not_buildable() -> Workload:
     raise OSError("no such data")
 
 
-def not_a_workload() -> str:
-    return "a model"
+def not_a_workload() -> Workload:
+    return "a model"  # type: ignore[return-value]
 
 
 def _workload(model: object, loss: object) -> Workload:

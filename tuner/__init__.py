@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         UnavailableError,
         UsageError,
     )
+    from tuner.training.registration import train_function, workload
 
 _HOMES = {
     "NotFoundError": "tuner.core.errors",
@@ -34,6 +35,8 @@ _HOMES = {
     "load": "tuner.api",
     "run": "tuner.api",
     "studies": "tuner.api",
+    "train_function": "tuner.training.registration",
+    "workload": "tuner.training.registration",
 }
 
 __all__ = [
@@ -46,6 +49,8 @@ __all__ = [
     "load",
     "run",
     "studies",
+    "train_function",
+    "workload",
 ]
 
 

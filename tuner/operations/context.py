@@ -7,8 +7,9 @@ from pathlib import Path
 
 from tuner.ledger import LEASE_SECONDS, Ledger, database
 from tuner.ledger.database import Addresses
+from tuner.training.registration import ALLOWED_PREFIXES
 
-PREFIXES = ("tuner.", "studies.")
+PREFIXES = ALLOWED_PREFIXES
 """Prefixes of the modules that may be imported as workloads, unless others are named."""
 
 

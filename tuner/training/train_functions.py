@@ -8,6 +8,7 @@ from typing import Any
 
 from tuner.core.errors import WorkloadCodeError, WorkloadError
 from tuner.training import workloads
+from tuner.training.registration import ALLOWED_PREFIXES
 from tuner.training.trial import Trial
 
 
@@ -30,7 +31,7 @@ class TrainFunction:
 def load(
     name: str,
     arguments: Mapping[str, Any],
-    allowed_prefixes: Sequence[str] = workloads.ALLOWED_PREFIXES,
+    allowed_prefixes: Sequence[str] = ALLOWED_PREFIXES,
 ) -> TrainFunction:
     """Import a train function and check that it accepts the arguments.
 
@@ -39,7 +40,7 @@ def load(
     `baseline_loss`, the training loss of the best constant predictor, is for the guard. Raise
     `WorkloadError`.
     """
-    function = workloads.find(name, allowed_prefixes)
+    function = workloads.find(name, allowed_prefixes, "train_function")
     workloads.check_arguments(name, function, (None,), arguments)
     digest = getattr(function, "data_digest", "")
     try:

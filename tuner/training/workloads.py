@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib
+import importlib.util
 import inspect
+import itertools
+import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -20,6 +23,8 @@ from torch import Tensor, nn
 from tuner.core.errors import WorkloadCodeError, WorkloadError
 from tuner.core.importing import allow_from_current_folder
 from tuner.core.text import is_metric_name
+from tuner.training import registration
+from tuner.training.registration import ALLOWED_PREFIXES, Kind
 
 Measure: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Map outputs [row, ...] and targets [row, ...] to a scalar tensor."""
@@ -30,11 +35,11 @@ Batch: TypeAlias = tuple[Tensor, Tensor]
 Batches: TypeAlias = Callable[[int], Iterable[Batch]]
 """Map the number of an epoch to its batches; the same epoch has the same batches at every call."""
 
-ALLOWED_PREFIXES = ("tuner.", "studies.")
-"""Default prefixes of modules from which workloads may be imported."""
-
 RESERVED = ("train_loss", "lr", "grad_norm", "val_loss")
 """Metrics that every trial has; a workload's own metrics need other names."""
+
+_DIGESTS: dict[str, str] = {}
+"""Of the source of each module at the time of its import, by its name."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -116,7 +121,7 @@ def load(
     Modules of the current folder can be imported too. Raises `WorkloadError` if the module is not
     allowed, the factory cannot be found or called, or its workload cannot be trained.
     """
-    function = find(factory, allowed_prefixes)
+    function = find(factory, allowed_prefixes, "workload")
     check_arguments(factory, function, (), arguments)
     try:
         workload = function(**arguments)
@@ -156,21 +161,21 @@ def _list_hint(arguments: Mapping[str, Any]) -> str:
     )
 
 
-def code_digest(factory: str, allowed_prefixes: Sequence[str] = ALLOWED_PREFIXES) -> str:
-    """Return 16 hexadecimal digits of a SHA-256 of the source file of a factory's module.
+def code_digest(name: str, allowed_prefixes: Sequence[str] = ALLOWED_PREFIXES) -> str:
+    """Return 16 hexadecimal digits of a SHA-256 of the source file of a function's module.
 
-    It is the source as of when this process imported the workload, which is the code that runs.
+    It is the source as of when this process imported the module, which is the code that runs.
+    Nothing is imported here: a module that was not imported yet is found by its path.
     """
-    find(factory, allowed_prefixes)
-    return _source_digest(factory.partition(":")[0])
+    module = registration.module_of(name, allowed_prefixes)
+    if module in sys.modules and module in _DIGESTS:
+        return _DIGESTS[module]
+    allow_from_current_folder(allowed_prefixes)
+    return _digest(_source(name, module))
 
 
-@functools.cache
-def _source_digest(module: str) -> str:
-    source = sys.modules[module].__file__
-    if source is None:  # a namespace package
-        raise WorkloadError(f"workload module {module} has no source file; name a module in it")
-    return hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16]
+def _digest(source: Path) -> str:
+    return hashlib.sha256(source.read_bytes()).hexdigest()[:16]
 
 
 def check_arguments(
@@ -190,52 +195,70 @@ def check_arguments(
         ) from error
 
 
-def find(factory: str, allowed_prefixes: Sequence[str]) -> Callable[..., object]:
-    """Return a factory, importing its module if that is allowed. Raises `WorkloadError`."""
-    module_name, _, function_name = factory.partition(":")
-    if module_name == "__main__":
-        raise WorkloadError(
-            f"workload {factory}: expected a module that workers can import, got __main__, which "
-            "is the notebook or script of this process, and another module in a worker; move "
-            f"{function_name} into a file, such as studies/mine.py, and name it as "
-            f"studies.mine:{function_name}"
-        )
-    packages = [f"{prefix.removesuffix('.')}." for prefix in allowed_prefixes]
-    if not f"{module_name}.".startswith(tuple(packages)):
-        raise WorkloadError(
-            f"workload {factory}: expected a module whose name begins with "
-            f"{' or '.join(repr(package) for package in packages)}, got {module_name!r}; if you "
-            f"trust its code, allow it with --allow {module_name.partition('.')[0]}."
-        )
-    allow_from_current_folder(allowed_prefixes)
+def find(name: str, allowed_prefixes: Sequence[str], kind: Kind) -> Callable[..., object]:
+    """Return a function, importing its module if that is allowed. Raise `WorkloadError`."""
+    module_name = registration.module_of(name, allowed_prefixes)
+    digest = code_digest(name, allowed_prefixes)
+    source = _source(name, module_name)
     try:
         module = importlib.import_module(module_name)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        if missing is not None and f"{module_name}.".startswith(f"{missing}."):
-            raise WorkloadError(
-                f"workload {factory}: there is no module {missing}; expected it to be installed "
-                f"or in the current folder, {Path.cwd()}"
-            ) from error
         raise WorkloadCodeError(
-            f"workload {factory}: importing {module_name} raised {_described(error)}; "
+            f"workload {name}: importing {module_name} raised {_described(error)}; "
             f"`python -c 'import {module_name}'` shows where"
         ) from error
-    if getattr(module, "__file__", None) is None:
+    if module.__file__ is None or Path(module.__file__).resolve() != source.resolve():
         raise WorkloadError(
-            f"workload {factory}: expected a module with a source file, got {module_name}, which "
-            "has none"
+            f"workload {name}: expected {module_name} to be {source}, but its import loaded "
+            f"{module.__file__}; a package of a workload must not change where its modules are"
         )
-    function = getattr(module, function_name, None)
-    if not callable(function):
+    _DIGESTS[module_name] = digest
+    return registration.function_of(name, module, kind)
+
+
+def _source(name: str, module: str) -> Path:
+    """Return the source file of a module; nothing is imported. Raise `WorkloadError`."""
+    places: Sequence[str] | None = None  # None: the current folder, if allowed, then sys.path
+    file = None
+    for package in itertools.accumulate(module.split("."), lambda above, part: f"{above}.{part}"):
+        loaded = sys.modules.get(package)
+        if loaded is not None:
+            file, places = getattr(loaded, "__file__", None), getattr(loaded, "__path__", ())
+            continue
+        # of a name without dots, `importlib.util.find_spec` imports nothing
+        spec = importlib.util.find_spec(package) if places is None else _spec(package, places)
+        if spec is None:
+            raise WorkloadError(
+                f"workload {name}: there is no module {package}; expected it to be installed or in "
+                f"the current folder, {Path.cwd()}"
+            )
+        file = spec.origin if spec.has_location else None
+        places = spec.submodule_search_locations or ()
+    if file is None:  # a namespace package, or a part of the interpreter
         raise WorkloadError(
-            f"workload {factory}: expected a function {function_name} in {module.__file__}, got "
-            + ("no such name" if function is None else f"a {type(function).__name__}")
+            f"workload {name}: expected a module with a source file, got {module}, which has none"
         )
-    _source_digest(module_name)  # cache the digest of the source at the time of the import
-    return function  # type: ignore[no-any-return]
+    return Path(file)
+
+
+def _spec(module: str, places: Sequence[str]) -> ModuleSpec | None:
+    """Return where a module of a package is, whose folders are `places`, without importing it.
+
+    `importlib.util.find_spec` would import the package.
+    """
+    portions = ModuleSpec(module, None, is_package=True)  # of a namespace package
+    found = portions.submodule_search_locations
+    assert found is not None
+    for place in places:
+        finder = pkgutil.get_importer(place)
+        spec = finder.find_spec(module) if finder is not None else None
+        if spec is not None and spec.loader is not None:
+            return spec
+        if spec is not None:
+            found.extend(spec.submodule_search_locations or ())
+    return portions if found else None
 
 
 def _problems(workload: Workload) -> Iterator[str]:

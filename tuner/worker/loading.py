@@ -41,10 +41,14 @@ def load_workload(
 ) -> Trained:
     """Return the workload of a study: `prepared` if it is this one, else a new one.
 
-    Raise `WorkloadError` if its digests are not those that were submitted.
+    Raise `WorkloadError` if its digests are not those that were submitted; that of the code is
+    compared before anything is imported.
     """
     table = study.spec.workload
     if prepared is None or (prepared.table, prepared.prefixes) != (table, tuple(prefixes)):
+        code = workloads.code_digest(table.function, prefixes)
+        here = {**study.workload, "code": code}
+        refuse_other_workload(study.name, table.function, study.workload, here)
         prepared = prepare_workload(study.spec, prefixes)
     refuse_other_workload(study.name, table.function, study.workload, prepared.description)
     return prepared.workload
