@@ -15,6 +15,7 @@ from tuner.ledger.database import Addresses, tracking_client
 from tuner.operations import submit
 from tuner.operations.predict import predict
 from tuner.operations.retrain import retrain
+from tuner.retraining import versions
 from tuner.tracking.mlflow.registry import Registry
 
 
@@ -49,7 +50,7 @@ class Pipeline:
     def predictions(self) -> np.ndarray:
         file = self.folder / "rows.npy"
         np.save(file, np.linspace(0, 1, 14).reshape(7, 2))
-        found = predict(self.ledger, self.places, "moving", file)
+        found = predict(self.ledger, self.places, "moving", file, prefixes=PREFIXES)
         assert found.exact
         return found.outputs
 
@@ -67,13 +68,14 @@ class Pipeline:
         champion = self.registry.champion()
         if champion is None:
             return
-        loaded = self.registry.load(champion)
+        stored = versions.read(self.ledger, self.registry, champion)
         assert {
             "tuner.reason",
             "tuner.outputs",
+            "tuner.weights",
             "tuner.challenger",
             "tuner.data_digest",
         } <= set(champion.tags)
         assert champion.tags["tuner.gate"] == "promoted"
-        assert loaded.inputs.shape == (2,)
+        assert stored.inputs.shape == (2,)
         self.predictions()

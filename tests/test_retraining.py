@@ -304,7 +304,8 @@ def champion(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Pipelin
 
 def test_a_model_that_is_gone_is_refused(pipeline: Pipeline) -> None:
     pipeline.retrain("0")
-    source = Path(pipeline.registry.champion().source.removeprefix("file://"))
+    run = tracking_client(pipeline.places).get_run(pipeline.registry.champion().run_id)
+    source = Path(run.info.artifact_uri.removeprefix("file://"))
     kept = source.rename(source.with_name("elsewhere"))
     with pytest.raises(NotFoundError, match="version 1 of model 'moving' cannot be read"):
         pipeline.retrain("5")
@@ -321,9 +322,9 @@ def test_a_model_that_is_gone_is_refused(pipeline: Pipeline) -> None:
     ("name", "content", "said"),
     [
         ("a.csv", "1,2,3\n", "expected rows of shape (2,) of float64, got rows of shape (3,)"),
-        ("a.csv", "x,y\n1,2\n1,two\n", "expected rows of numbers, as .npy or as .csv"),
+        ("a.csv", "x,y\n1,2\n1,two\n", "expected rows of numbers in a .npy or .csv file"),
         ("a.csv", "x,y\n", "expected at least one row, got none"),
-        ("a.npy", "1,2\n", "expected rows of numbers, as .npy or as .csv"),
+        ("a.npy", "1,2\n", "expected rows of numbers in a .npy or .csv file"),
         ("gone.csv", None, "expected rows of numbers"),
     ],
 )
@@ -333,7 +334,7 @@ def test_rows_that_do_not_fit_are_refused(
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(UsageError) as error:
-        predict(champion.ledger, champion.places, "moving", tmp_path / name)
+        predict(champion.ledger, champion.places, "moving", tmp_path / name, prefixes=PREFIXES)
     assert said in str(error.value)
 
 
@@ -341,7 +342,8 @@ def test_a_table_of_text_is_predicted_as_arrays_are(champion: Pipeline, tmp_path
     rows = np.linspace(0, 1, 14).reshape(7, 2)
     lines = [",".join(map(repr, row)) for row in rows.tolist()]
     (tmp_path / "a.csv").write_text("x,y\n" + "\n".join(lines) + "\n")
-    found = predict(champion.ledger, champion.places, "moving", tmp_path / "a.csv")
+    rows_file = tmp_path / "a.csv"
+    found = predict(champion.ledger, champion.places, "moving", rows_file, prefixes=PREFIXES)
     assert np.array_equal(found.outputs, champion.predictions())
 
 

@@ -234,7 +234,7 @@ def test_digits_that_arrive_in_ten_batches_of_which_one_is_broken(by_date: Path)
     for day in range(1, 11):
         key = f"2026-03-{day:02}"
         found[key] = one = retrain(ledger, places, name, key, prefixes=PREFIXES)
-        predicted = predict(ledger, places, name, rows)
+        predicted = predict(ledger, places, name, rows, prefixes=PREFIXES)
         assert predicted.exact
         seen.setdefault(one["champion_version"], predicted.outputs)
         # whoever is the champion predicts what it always did
@@ -252,12 +252,15 @@ def test_digits_that_arrive_in_ten_batches_of_which_one_is_broken(by_date: Path)
     champion = later[-1]["champion_version"]
     back = rollback(ledger, places, name)
     assert back.was == champion
-    assert np.array_equal(predict(ledger, places, name, rows).outputs, seen[back.now])
+    assert np.array_equal(
+        predict(ledger, places, name, rows, prefixes=PREFIXES).outputs, seen[back.now]
+    )
     ledger.engine.dispose()
 
 
 def test_the_champions_loss_on_the_rows_of_the_last_day_never_rises(by_date: Path) -> None:
     """All champions on one yardstick: the held-out rows of all ten batches."""
+    from tuner.retraining import versions
     from tuner.training import models, trainer_choice
 
     places = database.addresses({}, by_date)
@@ -272,12 +275,9 @@ def test_the_champions_loss_on_the_rows_of_the_last_day_never_rises(by_date: Pat
         for one in Retrainings(ledger).history("digits-by-date")
         if one.outcome == "promoted"
     ]
-    losses = [
-        models.row_values(
-            registry.load(registry.version(number)).module, last, spec, "val_loss"
-        ).mean()
-        for number in promoted
-    ]
+    stored = [versions.read(ledger, registry, registry.version(number)) for number in promoted]
+    champions = [versions.build(one, PREFIXES).module for one in stored]
+    losses = [models.row_values(one, last, spec, "val_loss").mean() for one in champions]
     assert len(losses) >= 3
     assert losses == sorted(losses, reverse=True), json.dumps(losses)
     ledger.engine.dispose()

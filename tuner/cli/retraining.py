@@ -126,12 +126,15 @@ def rollback(name: str, to: int | None, as_json: bool) -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Rows of numbers, as .npy or .csv.",
 )
+@with_allow
 @with_json
-def predict(name: str, inputs: Path, as_json: bool) -> None:
+def predict(name: str, inputs: Path, prefixes: tuple[str, ...], as_json: bool) -> None:
     """Predict the rows of a file with the champion of the study NAME's model."""
     from tuner.operations import predict
 
-    found = predict.predict(context.open_ledger(), context.addresses(), name, inputs)
+    found = predict.predict(
+        context.open_ledger(), context.addresses(), name, inputs, prefixes=prefixes
+    )
     if not found.exact:
         terminal.echo(
             "The predictions differ in their last bits from those at training; this machine or "

@@ -160,6 +160,17 @@ class Retrainings(LeaseWriter):
             return [_of(row) for row in tx.execute(query)]
 
     @retry_on_disconnect
+    def of_model(self, model: str) -> list[Retraining]:
+        """Read all retrainings of a model, of whatever study, newest first."""
+        query = (
+            select(retrainings)
+            .where(retrainings.c.model == model)
+            .order_by(retrainings.c.id.desc())
+        )
+        with self._reading() as tx:
+            return [_of(row) for row in tx.execute(query)]
+
+    @retry_on_disconnect
     def promoted(self, model: str) -> list[Retraining]:
         """Read the retrainings that promoted a version of a model, the newest first."""
         query = (

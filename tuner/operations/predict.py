@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import numpy as np
 from tuner.core.errors import NotFoundError, UsageError
 from tuner.ledger import Ledger
 from tuner.ledger.database import Addresses
+from tuner.retraining import versions
 from tuner.retraining.checking import model_name, registry_of
-from tuner.tracking.mlflow.registry import Loaded
+from tuner.retraining.versions import StoredVersion
 from tuner.training import models
 from tuner.training.device import use_threads
 
@@ -26,10 +28,13 @@ class Predicted:
     exact: bool  # whether it repeats its predictions of when it was trained to the last bit
 
 
-def predict(ledger: Ledger, places: Addresses, name: str, inputs: Path) -> Predicted:
+def predict(
+    ledger: Ledger, places: Addresses, name: str, inputs: Path, *, prefixes: Sequence[str]
+) -> Predicted:
     """Return the champion's predictions for the rows of a file, .npy or .csv.
 
-    Raise `NotFoundError` if there is no champion and `UsageError` if the rows do not fit it.
+    Raise `NotFoundError` if there is no champion, or its weights are not those that the ledger
+    knows, and `UsageError` if the rows do not fit it or its code is not here.
     """
     study = ledger.study(name)
     registry = registry_of(places, study)
@@ -38,21 +43,21 @@ def predict(ledger: Ledger, places: Addresses, name: str, inputs: Path) -> Predi
         raise NotFoundError(
             f"model {model_name(study)!r} has no champion yet; `tuner retrain {name}` trains one"
         )
-    loaded = registry.load(champion)
-    rows = _read_rows(inputs, loaded)
+    stored = versions.read(ledger, registry, champion)
+    rows = _read_rows(inputs, stored)
     use_threads(study.threads)
-    example = models.predict(loaded.module, loaded.example)
+    rebuilt = versions.build(stored, prefixes)
     return Predicted(
         model=registry.model,
         version=champion.number,
-        outputs=models.predict(loaded.module, rows),
-        exact=models.fingerprint(example) == champion.tags.get("tuner.outputs"),
+        outputs=models.predict(rebuilt.module, rows),
+        exact=rebuilt.exact,
     )
 
 
-def _read_rows(file: Path, loaded: Loaded) -> np.ndarray:  # [row, ...]
+def _read_rows(file: Path, stored: StoredVersion) -> np.ndarray:  # [row, ...]
     """Read rows with the shape and type of a model's inputs. Raise `UsageError`."""
-    wanted = loaded.inputs
+    wanted = stored.inputs
     try:
         if file.suffix == ".npy":
             rows = np.load(file, allow_pickle=False)
@@ -70,8 +75,8 @@ def _read_rows(file: Path, loaded: Loaded) -> np.ndarray:  # [row, ...]
         rows = rows.reshape(-1, *wanted.shape)
     if rows.shape[1:] != wanted.shape or rows.dtype.kind not in "iuf":
         raise UsageError(
-            f"{file}: the data does not fit the signature of {loaded.version.model!r}, version "
-            f"{loaded.version.number}: expected {wanted}, got rows of shape {rows.shape[1:]} of "
+            f"{file}: the data does not fit the signature of {stored.version.model!r}, version "
+            f"{stored.version.number}: expected {wanted}, got rows of shape {rows.shape[1:]} of "
             f"{rows.dtype}"
         )
     if rows.dtype.kind == "f" and np.dtype(wanted.dtype).kind in "iu" and (rows % 1).any():

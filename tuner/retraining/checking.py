@@ -15,8 +15,9 @@ from tuner.core.errors import NotFoundError, UsageError
 from tuner.ledger import Ledger, Retraining, Retrainings, StudyRecord, TrialRecord
 from tuner.ledger.database import Addresses, tracking_client
 from tuner.ledger.retrainings import LOG
-from tuner.retraining import notify
-from tuner.tracking.mlflow.registry import Loaded, Registry, Rows
+from tuner.retraining import notify, versions
+from tuner.retraining.versions import StoredVersion
+from tuner.tracking.mlflow.registry import Registry, Rows, Version
 from tuner.training import models, trainer_choice
 from tuner.training.device import use_threads
 from tuner.training.workloads import Workload
@@ -25,6 +26,14 @@ KEY_LIMIT = 200
 
 Tune = Callable[[StudySpec], tuple[StudyRecord, TrialRecord | None]]
 """Trains a study to its end, or resumes it; returns it and its best trial."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Champion:
+    """The champion, which challengers are compared with."""
+
+    version: Version
+    module: Any  # a torch module; None: the ledger has no digest of its weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +67,21 @@ class Job:
         mine = (one for one in known if one.result[LOG]["version"] == champion.number)
         return next(mine, None)
 
-    def champion(self) -> Loaded | None:
-        """Load the champion; None if there is none. Raises `UsageError` when it does not fit."""
+    def champion(self) -> Champion | None:
+        """Load the champion; None if there is none. Raises `UsageError` when it does not fit.
+
+        It is built by the fresh workload, so the data that it was trained on may be gone.
+        """
         found = self.registry.champion()
         if found is None:
             return None
-        loaded = self.registry.load(found)
-        _refuse_misfit(loaded, self.workload, self.spec)
-        return loaded
+        known = versions.find(self.ledger, found)
+        if known is None:
+            return Champion(version=found, module=None)
+        stored = versions.read_known(self.registry, found, known)
+        _refuse_misfit(stored, self.workload, self.spec)
+        rebuilt = versions.build_with(stored, self.workload, self.spec.workload.function)
+        return Champion(version=found, module=rebuilt.module)
 
 
 def model_name(study: StudyRecord) -> str:
@@ -171,9 +187,9 @@ def _refuse_gate(job: Job) -> None:
             f"and challenger need others to be compared by; expected a holdout of "
             f'{job.spec.workload.function}, or do = "refit"'
         )
-    models.row_values(
-        models.fresh_model(workload, job.spec), workload, job.spec, job.metric
-    )  # refuses what is no mean over rows
+    fresh = models.fresh_model(workload, job.spec)
+    models.refuse_unstorable(fresh)
+    models.row_values(fresh, workload, job.spec, job.metric)  # refuses what is no mean over rows
 
 
 def _refuse_lost_model(job: Job) -> None:
@@ -190,7 +206,7 @@ def _refuse_lost_model(job: Job) -> None:
         )
 
 
-def _refuse_misfit(champion: Loaded, workload: Workload, spec: StudySpec) -> None:
+def _refuse_misfit(champion: StoredVersion, workload: Workload, spec: StudySpec) -> None:
     example = models.example_of(workload, spec)
     outputs = models.predict(models.fresh_model(workload, spec), example)
     for what, known, here in (

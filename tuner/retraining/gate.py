@@ -24,12 +24,19 @@ class Decision:
     slices: Mapping[str, Interval]  # the same on named parts
 
 
-def first(metric: str, value: float) -> Decision:
-    """Decide where there is no champion."""
+def first(metric: str, value: float, unknown: int | None = None) -> Decision:
+    """Decide where there is no champion, or `unknown`, a version without known weights."""
     if not np.isfinite(value):
         reason = f"There is no champion, but the challenger's {metric} is {value}."
+        if unknown is not None:
+            reason = f"The challenger's {metric} is {value}."
         return Decision(promote=False, reason=reason, improvement=None, slices={})
     reason = f"The first champion: {metric} {value:.4g}, and nothing to compare it with."
+    if unknown is not None:
+        reason = (
+            f"{metric} {value:.4g}, and nothing to compare it with: the ledger has no digest of "
+            f"the weights of the champion, version {unknown}."
+        )
     return Decision(promote=True, reason=reason, improvement=None, slices={})
 
 

@@ -24,10 +24,11 @@ from tuner.core.failpoints import reach
 from tuner.ledger import Retraining, Retrainings
 from tuner.ledger.database import tracking_client
 from tuner.ledger.retrainings import DONE, EVALUATE, FAILED, KEPT, LOG, PROMOTE, PROMOTED, TRAIN
-from tuner.retraining import drift, gate
+from tuner.retraining import drift, gate, versions
 from tuner.retraining.checking import Job
 from tuner.retraining.training import Challengers, challengers, known
-from tuner.tracking.mlflow.registry import CHAMPION, REPLACES, RETRAINING
+from tuner.retraining.versions import EXAMPLE, WEIGHTS, BuildRecord
+from tuner.tracking.mlflow.registry import CHAMPION, REPLACES, RETRAINING, StoredFile
 from tuner.tracking.mlflow.retraining_run import ModelContent, RetrainingRuns, RunContent
 from tuner.training import models
 from tuner.training.workloads import code_digest
@@ -98,6 +99,9 @@ class Stages:
         value = float(made[0].mean())
         if champion is None:
             decision, number, theirs = gate.first(job.metric, value), None, None
+        elif champion.module is None:
+            number, theirs = champion.version.number, None
+            decision = gate.first(job.metric, value, unknown=number)
         else:
             rows = self._rows(champion.module)
             parts = models.slices(job.workload)
@@ -136,7 +140,14 @@ class Stages:
         content = self._model_of(trained)
         version = self._runs.register(self._job.registry, run_id, run, content)
         self._job.registry.tag(version.number, content.tags)  # of a second evaluation, if need be
-        self._advance(PROMOTE, {"run_id": run_id, "version": version.number})
+        built = BuildRecord(
+            factory=self._job.spec.workload.function,
+            arguments=dict(self._job.spec.workload.arguments),
+            dtype=self._job.spec.training.dtype,
+            code=code_digest(self._job.spec.workload.function, self._job.prefixes),
+        )
+        stored = versions.as_json(content.files, built)
+        self._advance(PROMOTE, {"run_id": run_id, "version": version.number, **stored})
         reach("retrain.logged")
         return None
 
@@ -213,8 +224,15 @@ class Stages:
         job, module = self._job, trained.models[0].model
         example = models.example_of(job.workload, job.spec)
         outputs = models.predict(module, example)
-        tags = self._tags(trained) | {"tuner.outputs": models.fingerprint(outputs)}
-        return ModelContent(module=module, example=example, outputs=outputs, tags=tags)
+        files = {
+            WEIGHTS: models.weights_to_bytes(module),
+            EXAMPLE: models.example_to_bytes(example, outputs),
+        }
+        tags = self._tags(trained) | {
+            "tuner.outputs": models.fingerprint(outputs),
+            "tuner.weights": StoredFile.of(WEIGHTS, files[WEIGHTS]).sha256,
+        }
+        return ModelContent(module=module, example=example, outputs=outputs, files=files, tags=tags)
 
     def _tags(self, trained: Challengers) -> dict[str, str]:
         """Return the tags of run and version: the origin of the model and the gate's decision."""

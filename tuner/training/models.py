@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from tuner.config import StudySpec
@@ -170,6 +173,71 @@ def fresh_model(workload: Workload, spec: StudySpec) -> nn.Module:
 def slices(workload: Workload) -> Mapping[str, np.ndarray]:  # bool [row]
     """Return masks of the named slices of the held-out rows."""
     return {name: mask.numpy() for name, mask in workload.slices.items()}
+
+
+# --- storing
+
+
+class ModelMismatchError(ValueError):
+    """Stored weights or a stored example that cannot be used; the message is a part of one."""
+
+
+def refuse_unstorable(model: nn.Module) -> None:
+    """Raise `UsageError` if a model's state is not tensors alone."""
+    others = [name for name, one in model.state_dict().items() if not isinstance(one, Tensor)]
+    if others:
+        raise UsageError(
+            f"the model's state_dict has {', '.join(others)}, which is not a tensor; expected "
+            "tensors alone, since versions are stored as safetensors"
+        )
+
+
+def weights_to_bytes(model: nn.Module) -> bytes:
+    """Return a model's state_dict as safetensors; equal weights are equal bytes."""
+    # a copy each, since the format has no shared memory
+    state = {
+        name: one.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, one in model.state_dict().items()
+    }
+    return safetensors.torch.save(state)
+
+
+def rebuild(workload: Workload, dtype: str, weights: bytes) -> nn.Module:
+    """Return a workload's model with stored weights, in evaluation mode.
+
+    Raises `ModelMismatchError` if they do not fit, and `WorkloadCodeError`.
+    """
+    with workload_code():
+        model = workload.model(0, getattr(torch, dtype))
+    try:
+        model.load_state_dict(safetensors.torch.load(weights), strict=True)
+    except (SafetensorError, RuntimeError) as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise ModelMismatchError(" ".join(line.strip() for line in lines)) from error
+    return model.eval()
+
+
+def example_to_bytes(inputs: np.ndarray, outputs: np.ndarray) -> bytes:  # [row, ...] both
+    """Return an example and a model's outputs on it as safetensors."""
+    arrays = {"inputs": inputs, "outputs": outputs}
+    return safetensors.numpy.save({name: np.ascontiguousarray(one) for name, one in arrays.items()})
+
+
+def example_from_bytes(content: bytes) -> tuple[np.ndarray, np.ndarray]:  # [row, ...] both
+    """Return a stored example and the outputs on it. Raises `ModelMismatchError`."""
+    try:
+        arrays = safetensors.numpy.load(content)
+        return arrays["inputs"], arrays["outputs"]
+    except (SafetensorError, KeyError) as error:
+        raise ModelMismatchError(f"expected an example, got {error}") from error
+
+
+def close(outputs: np.ndarray, expected: np.ndarray) -> bool:  # [row, ...] both
+    """Return whether outputs are the expected ones but for rounding."""
+    if outputs.shape != expected.shape or outputs.dtype != expected.dtype:
+        return False
+    scale = float(np.abs(expected).max(initial=0.0))
+    return np.allclose(outputs, expected, rtol=1e-3, atol=1e-4 * scale, equal_nan=True)
 
 
 # --- predicting

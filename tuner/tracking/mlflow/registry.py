@@ -6,18 +6,16 @@ the single write that moves the alias. Versions are never deleted.
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mlflow.pytorch
-import numpy as np
 from mlflow import MlflowClient
-from mlflow.artifacts import download_artifacts
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model
 
 from tuner.core.errors import NotFoundError
 from tuner.ledger.database import sent_once, tracking_reached
@@ -52,14 +50,22 @@ class Rows:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loaded:
-    """A loaded version of a model."""
+class StoredFile:
+    """A safetensors file of a version, among the artifacts of its run."""
 
-    version: Version
-    module: Any  # a torch module
-    example: np.ndarray  # [row, ...]
-    inputs: Rows
-    outputs: Rows
+    name: str
+    sha256: str
+    size: int  # bytes
+
+    @property
+    def artifact(self) -> str:
+        """Its path in the run, which has the digest: other content never replaces it."""
+        return f"{self.name}-{self.sha256[:16]}.safetensors"
+
+    @classmethod
+    def of(cls, name: str, content: bytes) -> StoredFile:
+        """Return the digest and the size of content."""
+        return cls(name=name, sha256=hashlib.sha256(content).hexdigest(), size=len(content))
 
 
 class Registry:
@@ -121,40 +127,46 @@ class Registry:
             for key, value in tags.items():
                 self._client.set_model_version_tag(self.model, str(number), key, value)
 
-    def load(self, version: Version) -> Loaded:
-        """Load a version, executing no code from its files. Raise `NotFoundError` if unreadable."""
-        what = f"version {version.number} of model {version.model!r}"
+    def read(self, version: Version, file: StoredFile) -> bytes:
+        """Return the content of a file. Raise `NotFoundError` unless it has this size and digest.
+
+        Nothing larger is downloaded. The content is bytes: no code of MLflow interprets it.
+        """
         try:
-            folder = Path(
-                download_artifacts(
-                    artifact_uri=version.source, tracking_uri=self._client.tracking_uri
+            listed = self._client.list_artifacts(version.run_id)
+            sizes = {one.path: one.file_size for one in listed if not one.is_dir}
+            if sizes.get(file.artifact) != file.size:
+                got = "none" if file.artifact not in sizes else f"{sizes[file.artifact]} bytes"
+                raise _unreadable(
+                    version,
+                    f"expected {file.artifact} of {file.size} bytes in run "
+                    f"{version.run_id}, got {got}",
                 )
-            )
-            about = Model.load(str(folder))
-            module = mlflow.pytorch.load_model(str(folder))
+            with tempfile.TemporaryDirectory() as folder:
+                path = self._client.download_artifacts(version.run_id, file.artifact, folder)
+                with Path(path).open("rb") as stream:
+                    content = stream.read(file.size + 1)
         except (MlflowException, OSError) as error:
-            raise NotFoundError(
-                f"{what} cannot be read at {version.source}; restore its files, or make another "
-                f"version the champion with `tuner rollback`. MLflow reported: "
-                f"{(str(error).splitlines() or [''])[0]}"
-            ) from error
-        example = about.load_input_example(str(folder))
-        inputs, outputs = _rows(about.get_input_schema()), _rows(about.get_output_schema())
-        return Loaded(
-            version=version,
-            module=module,
-            example=np.asarray(example, dtype=inputs.dtype),
-            inputs=inputs,
-            outputs=outputs,
-        )
+            why = (str(error).splitlines() or [""])[0]
+            raise _unreadable(version, f"MLflow reported: {why}") from error
+        got = hashlib.sha256(content).hexdigest()
+        if got != file.sha256:
+            raise _unreadable(
+                version,
+                f"expected {file.artifact} with the SHA-256 {file.sha256} "
+                f"that the ledger has, got {got}",
+            )
+        return content
 
     def _reached(self) -> Any:
         return tracking_reached(self._client.tracking_uri)
 
 
-def _rows(schema: Any) -> Rows:
-    (only,) = schema.inputs
-    return Rows(dtype=str(only.type), shape=tuple(only.shape[1:]))
+def _unreadable(version: Version, why: str) -> NotFoundError:
+    return NotFoundError(
+        f"version {version.number} of model {version.model!r} cannot be read: {why}; restore its "
+        "files, or make another version the champion with `tuner rollback`"
+    )
 
 
 def _version(found: ModelVersion) -> Version:

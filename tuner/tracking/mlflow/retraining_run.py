@@ -40,7 +40,7 @@ from tuner.core.text import NAME_LIMIT, derived
 from tuner.ledger.database import sent_once, tracking_reached
 from tuner.tracking.mlflow.client_writer import BATCH, as_metrics, as_tags
 from tuner.tracking.mlflow.experiments import KIND, named_or_tagged
-from tuner.tracking.mlflow.registry import CHALLENGER, RETRAINING, Registry, Version
+from tuner.tracking.mlflow.registry import CHALLENGER, RETRAINING, Registry, StoredFile, Version
 from tuner.tracking.mlflow.run_content import all_points, milliseconds
 
 PARENT = "parent"
@@ -72,6 +72,7 @@ class ModelContent:
     module: Any  # a torch module
     example: np.ndarray  # [row, ...]
     outputs: np.ndarray  # [row, ...], the module's on the example
+    files: Mapping[str, bytes]  # safetensors, from which the version is loaded
     tags: Mapping[str, str]  # of its version
 
 
@@ -114,7 +115,12 @@ class RetrainingRuns:
     def register(
         self, registry: Registry, run_id: str, run: RunContent, content: ModelContent
     ) -> Version:
-        """Log the model of a run and register it as the challenger."""
+        """Log the model of a run and register it as the challenger.
+
+        The logged model is for MLflow and its other users; only the run's `files` are read back.
+        """
+        with tracking_reached(self._client.tracking_uri):
+            self._log_files(run_id, content.files)
         found = registry.find_by_run(run_id)
         if found is None:
             with tracking_reached(self._client.tracking_uri):
@@ -131,6 +137,13 @@ class RetrainingRuns:
         points = [Metric(key, value, milliseconds(at), step) for key, value in metrics.items()]
         with tracking_reached(self._client.tracking_uri):
             self._client.log_batch(self._parent(), metrics=points)
+
+    def _log_files(self, run_id: str, files: Mapping[str, bytes]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, some in files.items():
+                path = Path(folder) / StoredFile.of(name, some).artifact
+                path.write_bytes(some)
+                self._client.log_artifact(run_id, str(path))
 
     def _link(self, run_id: str, run: RunContent, model_id: str) -> None:
         """Link the model to the run, and log the run's metrics for the model."""
