@@ -155,7 +155,7 @@ def test_a_run_waits_for_no_child_of_its_workload(tmp_path, workload, method, st
 @pytest.mark.slow
 def test_ctrl_c_says_what_a_run_waits_for_at_its_end(tmp_path):
     folder = prepare(tmp_path, sampler='"random"', pruner='"none"')
-    run = start(folder, "run", "study.toml", "--no-report")
+    run = start(folder, "run", "study.toml", "--no-report", cold=True)
     assert run.stderr is not None
     until(lambda: psutil.Process(run.pid).children(), "the recorder")
     (recorder,) = psutil.Process(run.pid).children()
@@ -163,7 +163,7 @@ def test_ctrl_c_says_what_a_run_waits_for_at_its_end(tmp_path):
     waits = f"waiting for the recorder (process {recorder.pid}) to publish what is left"
     assert waits in next(line for line in run.stderr if "recorder" in line)
     os.kill(run.pid, signal.SIGINT)
-    assert f"SIGINT: {waits}; again to leave at once" in run.stderr.readline()
+    assert f"SIGINT: {waits}; repeat to end at once" in run.stderr.readline()
     recorder.resume()
     assert end(run).code == 0
     assert_whole(folder)

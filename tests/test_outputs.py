@@ -74,7 +74,7 @@ def test_a_run_whose_report_cannot_be_written_keeps_its_trials(tmp_path: Path) -
     assert done.code == OutputError.exit_code
     assert done.json["report"] is None
     assert "Error: cannot write into reports" in done.err
-    assert "The trials are safe in the ledger; `tuner report small` writes it" in done.err
+    assert "The trials are safe in the ledger; `tuner report small` writes the report" in done.err
     assert "Traceback" not in done.err
     ledger = reader(tmp_path)
     assert ledger.counts(ledger.study("small").id)["completed"] == 1
