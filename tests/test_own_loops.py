@@ -49,6 +49,7 @@ from tuner.training.reference import ReferenceTrainer
 from tuner.training.train_functions import TrainFunction
 from tuner.training.trainer import Status
 from tuner.training.trial import StopTrial
+from tuner.training.workloads import Workload
 
 
 def function(call, **arguments) -> TrainFunction:
@@ -875,7 +876,7 @@ def test_a_module_that_has_no_file_is_refused_in_words(load, name, said):
 # --- out of memory ------------------------------------------------------------------------------
 
 
-def hungry(limit: int, kind: str = "device"):
+def hungry(limit: int, kind: str = "device") -> Workload:
     """Make a workload that has memory for so many rows at once."""
 
     def loss(outputs, targets):
@@ -888,7 +889,7 @@ def hungry(limit: int, kind: str = "device"):
     return regression(loss=loss)
 
 
-def roomy():
+def roomy() -> Workload:
     return regression()
 
 

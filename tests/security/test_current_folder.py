@@ -16,7 +16,14 @@ from tuner.core import environment as own_environment
 from tuner.operations import ui
 
 NAMES = ("optuna", "mlflow", "torch", "pandas", "uvicorn", "click", "json", "apprise", "tensorflow")
-WORKLOAD = "from tests.workloads import noisy\n"
+WORKLOAD = """
+from tests import workloads
+from tuner.training.workloads import Workload
+
+
+def noisy(**arguments: object) -> Workload:
+    return workloads.noisy(**arguments)
+"""
 
 
 @pytest.fixture
