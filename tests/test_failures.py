@@ -127,7 +127,7 @@ def test_mlflow_and_status_have_the_traceback(published, tracked, places, monkey
     monkeypatch.chdir(places.checkpoints.parent.parent)
     shown = CliRunner().invoke(cli, ["status", "broken", "--trial", "0"]).output
     assert shown.startswith(f"broken, trial 0: failed after 5 steps\n{SAID}\n")
-    assert attempt.traceback in shown
+    assert all(line in shown for line in attempt.traceback.splitlines())
     told = json.loads(
         CliRunner().invoke(cli, ["status", "broken", "--trial", "0", "--json"]).output
     )
@@ -146,7 +146,7 @@ def test_what_an_artifact_store_refuses_holds_nothing_up(tracked, places, caplog
         recorder.publish()
     assert not recorder.behind()
     recorder.close()
-    assert "is not among its artifacts" in caplog.text
+    assert "the traceback of run" in caplog.text
     (run_id,) = Publications(tracked.engine, "mlflow").external_ids(study.id).values()
     assert tracking_client(places).get_run(run_id).info.status == "FAILED"
 

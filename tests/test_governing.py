@@ -138,7 +138,7 @@ def test_a_run_whose_study_is_deleted_says_so(tmp_path):
     assert done.code in {2, 3}  # while it is being deleted there is no completed trial
     assert "delete" in done.err.splitlines()[-1]
     for hint in ("tuner resume", "makes one", "Traceback"):
-        assert hint not in done.err
+        assert hint not in done.err, done.err
     assert processes_in(tmp_path) == []
 
 

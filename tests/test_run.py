@@ -249,7 +249,10 @@ def test_when_all_diverge_the_exit_code_says_so(tmp_path):
 
 
 def test_a_loss_that_raises_fails_its_trial_with_what_it_said(tmp_path):
-    folder = prepare(tmp_path, trials="2", factory='"tests.workloads:raising"')
+    study = STUDY.replace(
+        "\nsteps = 40", "\nthreads = 1  # nothing is measured before the trials\nsteps = 40"
+    )
+    folder = prepare(tmp_path, study, trials="2", factory='"tests.workloads:raising"')
     done = tuner(folder, "run", "study.toml")
     assert done.code == 3
     said = "The training code raised RuntimeError: the data server said [bold]no[/bold] "
