@@ -369,9 +369,14 @@ def read_searched(tx: Connection, where: Any) -> list[SearchedTrial]:
 
 
 def _seen(tx: Connection, study_id: int) -> tuple[int, Mapping[str, Any]]:
-    """Read a study's revision and the attributes that samplers keep on it."""
+    """Read a study's revision and the attributes that samplers keep on it.
+
+    Raise `NotFoundError` if the study was deleted.
+    """
     query = select(studies.c.revision, studies.c.attrs).where(studies.c.id == study_id)
-    row = tx.execute(query).one()
+    row = tx.execute(query).first()
+    if row is None:
+        raise NotFoundError("the study was deleted")
     return row.revision, row.attrs
 
 

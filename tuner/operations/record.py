@@ -37,7 +37,10 @@ def record(
         if until_closed:
             threading.Thread(target=_set_when_closed, args=(closing,), daemon=True).start()
         with serving.serving(metrics_port, metrics_host, ledger.engine, places):
-            recorder.record(ledger.engine, places, names=names, closing=closing)
+            # a study may be deleted while the process that started this recorder trains it
+            recorder.record(
+                ledger.engine, places, names=names, closing=closing, may_be_deleted=until_closed
+            )
 
 
 def _set_when_closed(closing: threading.Event) -> None:

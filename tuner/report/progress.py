@@ -23,7 +23,7 @@ from rich.text import Text
 from tuner.analysis import ranking
 from tuner.core import curves
 from tuner.core.curves import Chunk
-from tuner.core.errors import UnavailableError
+from tuner.core.errors import NotFoundError, UnavailableError
 from tuner.core.outcome import RUNNING
 from tuner.ledger import Reader, StudyRecord, TrialRecord
 from tuner.report import terminal
@@ -51,8 +51,14 @@ class StudyReader:
         self._complete: set[int] = set()  # numbers of trials whose curve is complete
 
     def refresh(self) -> list[TrialRecord]:
-        """Read what changed; return the trials that ended since the last call."""
-        changes = self._ledger.changes(self.study.id, self._revision, with_reports=False)
+        """Read what changed; return the trials that ended since the last call.
+
+        A study that was deleted does not change.
+        """
+        try:
+            changes = self._ledger.changes(self.study.id, self._revision, with_reports=False)
+        except NotFoundError:
+            return []
         self._revision = changes.revision
         ended = [
             trial

@@ -164,19 +164,24 @@ def open_runs(engine: Engine, places: Addresses) -> Projection:
 
 
 def record(
-    engine: Engine, places: Addresses, *, names: Sequence[str], closing: threading.Event
+    engine: Engine,
+    places: Addresses,
+    *,
+    names: Sequence[str],
+    closing: threading.Event,
+    may_be_deleted: bool = False,
 ) -> None:
     """Publish until `closing` is set and nothing is left to publish.
 
     Errors are retried until then. Afterwards raise `UnavailableError` for an unreachable target
-    and `NotFoundError` for a study that does not exist.
+    and `NotFoundError` for a study that does not exist, unless it `may_be_deleted` meanwhile.
     """
     ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
     outages = Outages()
 
     def serve(target: str, opens: Callable[[Engine, Addresses], Projection]) -> None:
         def opened() -> Projection:
-            for name in names:
+            for name in () if may_be_deleted else names:
                 Reader(engine).study(name)
             return opens(engine, places)
 
