@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from tuner.cli.app import cli
 from tuner.config import reading
+from tuner.core import importing
 from tuner.core.errors import UsageError
 from tuner.operations import examples
 
@@ -36,6 +37,9 @@ def test_an_example_is_copied_with_the_modules_that_it_needs(
     module, _, function = spec.workload.function.partition(":")
     for imported in [known for known in sys.modules if known.split(".")[0] == "studies"]:
         monkeypatch.delitem(sys.modules, imported)
+    # as a new process: others of this one may have allowed `studies` from their folder
+    finders = [one for one in sys.meta_path if one is not importing._FIRST]
+    monkeypatch.setattr(sys, "meta_path", finders)
     monkeypatch.syspath_prepend(str(tmp_path))
     found = importlib.import_module(module)
     assert Path(found.__file__ or "").parent == tmp_path / "studies"
