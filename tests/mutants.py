@@ -57,10 +57,9 @@ class Mutant:
 MUTANTS = [
     Mutant("ledger", "room = min(most - len(old), study.limit - study.reserved)",
            "room = min(most - len(old), study.limit - study.reserved + 1)"),
-    Mutant("ledger", "tuple_(attempts.c.id, attempts.c.number).in_(tokens),", ""),
-    Mutant("ledger", "            tuple_(attempts.c.id, attempts.c.number).in_(tokens),\n"
-                     "            attempts.c.live,\n",
-           "            tuple_(attempts.c.id, attempts.c.number).in_(tokens),\n"),
+    Mutant("ledger", "tuple_(self.id, self.token).in_(list(by_token)),", ""),
+    Mutant("ledger", "tuple_(self.id, self.token).in_(list(by_token)),\n                self.live,\n",
+           "tuple_(self.id, self.token).in_(list(by_token)),\n"),
     Mutant("ledger", "fresh = entry.chunk.after(before.steps)", "fresh = entry.chunk.after(0)"),
     Mutant("ledger", "values(revision=studies.c.revision + 1)", "values(revision=studies.c.revision)"),
     Mutant("ledger", "if lost > getattr(allowed, ending):", "if lost >= getattr(allowed, ending):"),
@@ -68,8 +67,8 @@ MUTANTS = [
            "checkpoints.c.trial_id.in_(trial_ids)"),
     Mutant("ledger", "if trial.study in reasons and trial.state == RUNNING:",
            "if trial.study in reasons:"),
-    Mutant("ledger", "return and_(attempts.c.expires_at < database_time(), in_touch)",
-           "return and_(attempts.c.expires_at < database_time() + 60, in_touch)"),
+    Mutant("ledger", "return and_(self.expires_at < at, database_start()",
+           "return and_(self.expires_at < at + 60, database_start()"),
     Mutant("search", "if ahead < max((others + 1) // self._factor, 1):",
            "if ahead <= max((others + 1) // self._factor, 1):"),
     Mutant("search", "ahead = values.above(value) if self._maximize else values.below(value)",
@@ -110,8 +109,6 @@ MUTANTS = [
     Mutant("recorder", "if self._published.get(mark.study_id) == mark:",
            "if mark.study_id in self._published:"),
     Mutant("recorder", "elif due is Due.NOW or waiting:", "elif due is Due.NOW:"),
-    Mutant("recorder", "free = row.publisher is None or row.expired or row.publisher == self._publisher",
-           "free = True"),
     Mutant("recorder", ".values(external_id=external_id, revision=revision)",
            ".values(external_id=external_id)"),
 ]  # fmt: skip
