@@ -18,8 +18,7 @@ from tuner.config.search import Auto
 from tuner.ledger.records import specification
 from tuner.operations import submit as submission
 from tuner.search import Search, gp
-from tuner.search.encoding import ABSENT, Dimension, Encoding
-from tuner.search.own import encoding
+from tuner.search.encoding import ABSENT, Dimension, Encoding, encoding_of
 from tuner.search.textbook import RATES, textbook
 
 MIXED = Encoding(
@@ -274,7 +273,7 @@ def test_auto_goes_by_the_number_of_the_trial_and_by_the_space():
     assert isinstance(auto.at(0, 10), GP)
     assert isinstance(auto.at(1000, 10), TPE)
     assert isinstance(auto.at(0, 60), TPE)
-    assert len(encoding(spec(space=WIDE).space)) == 9
+    assert len(encoding_of(spec(space=WIDE).space)) == 9
 
 
 @pytest.mark.parametrize(

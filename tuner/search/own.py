@@ -15,56 +15,10 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from tuner.config import Entry, ParameterValue, Range, Space, WholeRange, options
+from tuner.config import ParameterValue
 from tuner.search import gp
-from tuner.search.encoding import Dimension, Encoding, Rows
+from tuner.search.encoding import Encoding, Rows
 from tuner.search.storage import FIXED
-
-
-def encoding(space: Space) -> Encoding:
-    """Return the encoding of all that varies in a space."""
-    always: dict[str, Entry] = {
-        "lr": space.lr,
-        "schedule": tuple(choice.name for choice in space.schedule),
-        "optimizer": tuple(choice.name for choice in space.optimizer),
-    }
-    found: list[Dimension] = []
-    for name, entry in always.items():
-        found += _dimensions(name, entry)
-    places = {dimension.name: place for place, dimension in enumerate(found)}
-    for group, choices in (("schedule", space.schedule), ("optimizer", space.optimizer)):
-        for index, choice in enumerate(choices):
-            when = ((places[group], frozenset({index})),) if group in places else ()
-            for key, entry in choice.entries():
-                found += _dimensions(key, entry, when)
-    return Encoding(found)
-
-
-def _dimensions(
-    name: str, entry: Entry, when: tuple[tuple[int, frozenset[int]], ...] = ()
-) -> list[Dimension]:
-    """Return the dimension of an entry, or none where it has one value."""
-    if isinstance(entry, Range):
-        whole = isinstance(entry, WholeRange)
-        log = bool(entry.log)
-        return [
-            Dimension(
-                name=name,
-                kind="int" if whole else "log" if log else "float",
-                low=entry.low,
-                high=entry.high,
-                log=log,
-                when=when,
-            )
-        ]
-    values = options(entry)
-    if len(values) == 1:
-        return []
-    if all(type(value) in {int, float} for value in values):
-        ordered = tuple(sorted(values, key=float))
-        return [Dimension(name=name, kind="ordered", values=ordered, when=when)]
-    return [Dimension(name=name, kind="choice", values=values, when=when)]
-
 
 MOST_AWAITED = 16
 """Values that are waited for because of running trials, at most."""

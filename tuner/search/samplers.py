@@ -37,7 +37,8 @@ from tuner.config import (
 )
 from tuner.config.search import AnySampler
 from tuner.search.cma_state import restored
-from tuner.search.own import GPSampler, SobolSampler, encoding
+from tuner.search.encoding import encoding_of
+from tuner.search.own import GPSampler, SobolSampler
 from tuner.search.space import (
     GridSampler,
     all_distributions,
@@ -80,7 +81,7 @@ def sampler_for(  # noqa: PLR0911 - one for each sampler
     sampler = sampler_of(spec, number)
     if (first := _first_params(spec, sampler, number, index)) is not None:
         return GridSampler([first], 0)
-    whole = encoding(spec.space)
+    whole = encoding_of(spec.space)
     sobol = SobolSampler(whole, index, seed=spec.study.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
