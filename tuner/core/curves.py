@@ -15,6 +15,8 @@ from safetensors.numpy import load, save
 class Chunk:
     """Consecutive rows of a trial's curve, and the evaluations that belong to them.
 
+    There is a row for every step, also for those that a program did not report (see `reported`).
+
     Rows are those of steps first_step to next_step - 1. An evaluation at step s belongs to the
     chunk with first_step < s <= next_step; the one at step 0 to the chunk that begins there.
     """
@@ -56,6 +58,15 @@ class Chunk:
             eval_times=np.maximum(self.eval_times, earliest),
             metrics=self.metrics,
         )
+
+    @property
+    def reported(self) -> np.ndarray:  # bool [step]
+        """Whether the row of each step was reported.
+
+        The rows of other steps are there so that steps can be counted, with all columns nan. A row
+        that was reported has a finite rate, and may have a loss or a gradient norm that is nan.
+        """
+        return ~np.isnan(self.columns.get("lr", np.zeros(len(self.times))))
 
     @property
     def last_time(self) -> float:

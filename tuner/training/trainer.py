@@ -74,6 +74,12 @@ class Event:
         None  # of a diverged trial: first non-finite step, or where it was stopped
     )
     error: BaseException | None = None  # raised by the workload, if not raised to the caller
+    rung: int | None = None  # that a member at a rung has reached; None: `next_step`
+
+    @property
+    def rung_step(self) -> int:
+        """The step of the rung at which a decision is due; `value` may be of a later step."""
+        return self.next_step if self.rung is None else self.rung
 
     @property
     def next_step(self) -> int:
@@ -94,6 +100,7 @@ class Segment:
     reason: str = ""
     stopped_step: int | None = None
     error: BaseException | None = None
+    rung: int | None = None
 
     @property
     def measured(self) -> bool:
@@ -117,6 +124,7 @@ class Segment:
             reason=self.reason,
             stopped_step=self.stopped_step,
             error=self.error,
+            rung=self.rung,
         )
 
 

@@ -123,7 +123,7 @@ class Attempt:
 
     def undecided(self, event: Event) -> bool:
         """Return whether a decision is due: not at a rung that an earlier attempt reported."""
-        return event.status is Status.AT_RUNG and event.next_step not in self._reported
+        return event.status is Status.AT_RUNG and event.rung_step not in self._reported
 
     def entry(self, event: Event, decision: Decision | None = None) -> Entry:
         """Return what is to be committed after an event: rows, a report, an outcome."""
@@ -131,7 +131,7 @@ class Attempt:
             return self._entry(outcome=self._outcome_of(event))
         assert event.value is not None
         report = Report(
-            step=event.next_step,
+            step=event.rung_step,
             value=event.value,
             pruned=decision.prune,
             reason=decision.reason,

@@ -223,7 +223,7 @@ class StudyWorker:
         """Decide together on members that reached rungs in the same step."""
         if not events:
             return {}
-        reports = [(event.number, event.next_step, _value(event)) for event in events]
+        reports = [(event.number, event.rung_step, _value(event)) for event in events]
         decisions = self._commits.retry_until_stopped(lambda: self._search.decide_together(reports))
         return {event.number: one for event, one in zip(events, decisions, strict=True)}
 
