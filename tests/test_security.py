@@ -164,7 +164,8 @@ def test_a_login_is_made_and_its_password_changed(tmp_path):
         database = places.optuna.rpartition("/")[2]
         server.require_passwords()
         for password, before in ((first, None), (second, first)):
-            assert storage.upgrade(places, {name: password}) is None
+            login = storage.Login(name=name, role="tuner_worker", password=password)
+            assert storage.upgrade(places, [login]) is None
             url = server.url(database, name, password)
             assert postgres.rows(url, "SELECT count(*) FROM tuner.tuner_trials") == [(0,)]
             if before:

@@ -20,6 +20,7 @@ from tuner.ledger.database.migrate import check_schema, open_ledger, upgrade, up
 from tuner.ledger.database.mlflow import (
     is_database,
     is_served,
+    require_tracking,
     sent_once,
     tracking_client,
     tracking_reached,
@@ -27,11 +28,13 @@ from tuner.ledger.database.mlflow import (
 )
 from tuner.ledger.database.optuna import optuna_storage
 from tuner.ledger.database.pooling import pooled
+from tuner.ledger.database.roles import Login, require_deletion
 from tuner.ledger.database.schema_check import Difference, differences, ledger_differences, recreate
 
 __all__ = [
     "Addresses",
     "Difference",
+    "Login",
     "addresses",
     "check_schema",
     "differences",
@@ -45,6 +48,8 @@ __all__ = [
     "pooled",
     "reached",
     "recreate",
+    "require_deletion",
+    "require_tracking",
     "sent_once",
     "tracking_client",
     "tracking_reached",
