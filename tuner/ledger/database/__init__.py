@@ -19,6 +19,7 @@ from tuner.ledger.database.locks import migration_lock
 from tuner.ledger.database.migrate import check_schema, open_ledger, upgrade, upgrade_ledger
 from tuner.ledger.database.mlflow import (
     is_database,
+    is_refused,
     is_served,
     require_tracking,
     sent_once,
@@ -39,6 +40,7 @@ __all__ = [
     "check_schema",
     "differences",
     "is_database",
+    "is_refused",
     "is_served",
     "ledger_differences",
     "ledger_engine",

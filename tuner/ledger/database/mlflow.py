@@ -136,7 +136,7 @@ def tracking_reached(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:  # requests' are OSErrors
         message = (str(error).splitlines() or [""])[0]
-        if REFUSED.search(message):
+        if is_refused(error):
             raise UnavailableError(
                 f"MLflow at {without_password(uri)} does not let this login do that; use one that "
                 f"may write. Its error: {without_password(message)}"
@@ -152,6 +152,11 @@ def tracking_reached(uri: str) -> Iterator[None]:
             f"MLflow at {without_password(uri)} cannot be used; start or repair it, or "
             f"set MLFLOW_TRACKING_URI to another one. Its error: {without_password(message)}"
         ) from error
+
+
+def is_refused(error: Exception) -> bool:
+    """Return whether a server refuses the login, as an error of MLflow's client or of requests."""
+    return REFUSED.search((str(error).splitlines() or [""])[0]) is not None
 
 
 def is_served(artifacts: str) -> bool:
