@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         UnavailableError,
         UsageError,
     )
+    from tuner.training.programs.current import current_trial
     from tuner.training.registration import train_function, workload
 
 _HOMES = {
@@ -32,6 +33,7 @@ _HOMES = {
     "TunerError": "tuner.core.errors",
     "UnavailableError": "tuner.core.errors",
     "UsageError": "tuner.core.errors",
+    "current_trial": "tuner.training.programs.current",
     "load": "tuner.api",
     "run": "tuner.api",
     "studies": "tuner.api",
@@ -46,6 +48,7 @@ __all__ = [
     "TunerError",
     "UnavailableError",
     "UsageError",
+    "current_trial",
     "load",
     "run",
     "studies",

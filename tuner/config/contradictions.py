@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 
 from tuner.config.mistakes import Mistake, Place, shown
@@ -22,7 +23,15 @@ from tuner.config.search import (
     Random,
 )
 from tuner.config.space import Space
-from tuner.config.study import ProbeTable, SearchTable, StudyTable, TrainingTable, WorkloadTable
+from tuner.config.study import (
+    PLACEHOLDER,
+    PROGRAM_VALUES,
+    ProbeTable,
+    SearchTable,
+    StudyTable,
+    TrainingTable,
+    WorkloadTable,
+)
 from tuner.config.values import Entry, Range, Table
 
 
@@ -31,6 +40,7 @@ def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
     space, search, training = (tables.get(name) for name in ("space", "search", "training"))
     if isinstance(training, TrainingTable):
         yield from _incompatible(training, tables.get("workload"))
+    yield from _command(tables.get("workload"), space, tables.get("study"))
     yield from _gate_without_direction(tables.get("study"), tables.get("retrain"))
     yield from _not_probed(tables)
     yield from _stored_addresses(tables.get("retrain"))
@@ -68,8 +78,9 @@ def _not_probed(tables: Mapping[str, Table]) -> Iterator[Mistake]:
     if not isinstance(probe, ProbeTable) or not probe.enabled:
         return
     place = ("probe", "enabled")
-    if isinstance(workload, WorkloadTable) and workload.train is not None:
-        expected = "false, since a train function cannot train many rates at a time"
+    if isinstance(workload, WorkloadTable) and workload.factory is None:
+        what = "a train function" if workload.train is not None else "a command"
+        expected = f"false, since {what} cannot train many rates at a time"
         yield Mistake(place, expected, "true")
     if isinstance(space, Space) and not isinstance(space.lr, Range):
         yield Mistake(("space", "lr"), "a range, as [probe] is enabled", shown(space.lr))
@@ -90,9 +101,11 @@ def _gate_without_direction(study: Table | None, retrain: Table | None) -> Itera
 
 def _incompatible(training: TrainingTable, workload: Table | None) -> Iterator[Mistake]:
     """Yield settings of [training] that exclude each other or have no effect."""
-    if isinstance(workload, WorkloadTable) and workload.train is not None:
+    if isinstance(workload, WorkloadTable) and workload.factory is None:
+        what = "a train function" if workload.train is not None else "a command"
+        uses_size = "batch_size" in _placeholders(workload)
         for key in (
-            "batch_size",
+            *(() if uses_size else ("batch_size",)),
             "dtype",
             "clip_norm",
             "accumulate",
@@ -102,7 +115,9 @@ def _incompatible(training: TrainingTable, workload: Table | None) -> Iterator[M
         ):
             if key in training.model_fields_set:
                 hint = "; pass it in [workload.arguments]"
-                expected = "nothing, since a train function has its own training loop"
+                if workload.command is not None:
+                    hint = "; pass it in [workload] command"
+                expected = f"nothing, since {what} has its own training loop"
                 yield Mistake(("training", key), expected, shown(getattr(training, key)), hint)
         return
     if training.precision and training.dtype != "float32":
@@ -112,6 +127,43 @@ def _incompatible(training: TrainingTable, workload: Table | None) -> Iterator[M
     if isinstance(size, int) and training.accumulate > size:
         expected = f"at most the {size} rows of [training] batch_size"
         yield Mistake(("training", "accumulate"), expected, shown(training.accumulate))
+
+
+def _placeholders(workload: WorkloadTable) -> set[str]:
+    words = " ".join(workload.command or ())
+    return {match[1] for match in PLACEHOLDER.finditer(words) if match[1]}
+
+
+def _command(workload: Table | None, space: Table | None, study: Table | None) -> Iterator[Mistake]:
+    """Yield placeholders without a value, and schedules and metrics that do not reach a program."""
+    if not isinstance(workload, WorkloadTable) or workload.command is None:
+        return
+    used = _placeholders(workload)
+    if isinstance(space, Space):
+        pairs = itertools.product(space.schedule, space.optimizer)
+        each = [{*space.entries(one.name, other.name)} for one, other in pairs]
+        known = {"lr", "schedule", "optimizer", *set.intersection(*each), *PROGRAM_VALUES}
+        for name in sorted(used - known):
+            expected = f"placeholders for what every trial has: {', '.join(sorted(known))}"
+            if name in set.union(*each):
+                expected += "; with several schedules or optimizers it is in TUNER_TRIAL alone"
+            yield Mistake(("workload", "command"), expected, f"{{{name}}}")
+    if not workload.patterns:
+        return
+    if isinstance(study, StudyTable) and study.metric not in workload.patterns:
+        expected = f"a pattern for the study's metric {study.metric}"
+        yield Mistake(("workload", "patterns"), expected, ", ".join(workload.patterns))
+    if isinstance(space, Space) and "rates" not in used:
+        names = [one.name for one in space.schedule]
+        if names != ["constant"] or space.longest_warmup(100):
+            expected = (
+                '"constant", since a program that reports by patterns gets one rate, {lr}; pass it '
+                "the file {rates}, or report with tuner.current_trial()"
+            )
+            yield Mistake(("space", "schedule"), expected, ", ".join(names))
+    elif isinstance(space, Space) and any(one.name == "plateau" for one in space.schedule):
+        expected = "a schedule that is known in advance, since {rates} is written at the start"
+        yield Mistake(("space", "schedule"), expected, "plateau")
 
 
 def _entries(space: Space) -> Iterator[tuple[Place, Entry]]:

@@ -66,7 +66,7 @@ class Chunk:
         The rows of other steps are there so that steps can be counted, with all columns nan. A row
         that was reported has a finite rate, and may have a loss or a gradient norm that is nan.
         """
-        return ~np.isnan(self.columns.get("lr", np.zeros(len(self.times))))
+        return np.asarray(np.isfinite(self.columns.get("lr", np.zeros(len(self.times)))))
 
     @property
     def last_time(self) -> float:

@@ -320,6 +320,11 @@ class _Member:
         }
         self._saved_at = self._clock()
 
+    def yield_to_trainer(self) -> None:
+        """Let `advance` return without a row or an evaluation."""
+        self._check_running()
+        self._pause()
+
     def load(self) -> dict[str, Any] | None:
         """Return the saved state, or None, and continue from its step."""
         self._check_running()

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from tuner.config import Entry, ParameterValue, Range, StudySpec, options
+from tuner.config.study import WorkloadTable
 from tuner.core.failures import sentence
 from tuner.training import objective, out_of_memory, train_functions, workloads
 from tuner.training.cohort import eligibility
 from tuner.training.cohort.trainer import CohortTrainer
 from tuner.training.device import use_threads
 from tuner.training.function_trainer import FunctionTrainer
+from tuner.training.programs import command, permission
 from tuner.training.reference import ReferenceTrainer
 from tuner.training.train_functions import TrainFunction
 from tuner.training.trainer import Task, Trainer
@@ -49,10 +51,25 @@ class Choice:
 
 
 def load(spec: StudySpec, prefixes: Sequence[str]) -> Trained:
-    """Import the workload or train function of a study. Raise `WorkloadError`."""
+    """Import the workload or train function of a study, or check its command.
+
+    Raise `WorkloadError`.
+    """
+    if spec.workload.command is not None:
+        return command.load(spec, prefixes)
     if spec.workload.train is not None:
         return train_functions.load(spec.workload.train, spec.workload.arguments, prefixes)
     return workloads.load(spec.workload.function, spec.workload.arguments, prefixes)
+
+
+def code_digest(table: WorkloadTable, prefixes: Sequence[str]) -> str:
+    """Return the digest of what a study runs; nothing is imported or run.
+
+    Raise `WorkloadError` if it is not allowed.
+    """
+    if table.command is not None:
+        return permission.code_digest(table.command, prefixes)
+    return workloads.code_digest(table.function, prefixes)
 
 
 def trainer_for(trained: Trained, spec: StudySpec, choice: Choice | None = None) -> Trainer:

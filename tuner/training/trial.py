@@ -87,6 +87,9 @@ class ReportSink(Protocol):
     def save(self, state: Mapping[str, Any]) -> None:
         """Save a state as of the current step."""
 
+    def yield_to_trainer(self) -> None:
+        """Let the trainer look for a stop, between reports. Raise `StopTrial`."""
+
     def load(self) -> dict[str, Any] | None:
         """Return the saved state, or None."""
 
@@ -218,6 +221,13 @@ class Trial:
                 schedule.refresh()
         if loss is not None:
             self._sink.trained(step, loss, self.rate(step) if rate is None else rate, norm)
+
+    def yield_to_trainer(self) -> None:
+        """Let the worker look for a stop, in a loop that waits long for the next report.
+
+        Raise `StopTrial` when the trial is over.
+        """
+        self._sink.yield_to_trainer()
 
     def _after_load(self) -> None:
         for schedule in self._schedules:

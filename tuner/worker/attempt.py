@@ -119,7 +119,8 @@ class Attempt:
         """Add what was measured to the rows to be committed."""
         metrics.STEPS.inc(len(event.times))
         self._step = event.next_step
-        self._measured.append(self._chunk(event))
+        if len(event.times) or event.evaluations:  # a slow program measures nothing for a while
+            self._measured.append(self._chunk(event))
 
     def undecided(self, event: Event) -> bool:
         """Return whether a decision is due: not at a rung that an earlier attempt reported."""
