@@ -72,7 +72,7 @@ def with_set(command: Command) -> Command:
     )(command)
 
 
-class _Words(click.ParamType):
+class _Words(click.ParamType[str]):
     """The first words of a command; several in a variable are separated by semicolons."""
 
     name = "words"
