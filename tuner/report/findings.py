@@ -84,7 +84,6 @@ def gather(
     verdicts = assessor.verdicts(trials)
     drawn = [one for one in trials if one.params is not None and not one.imported]
     rng = np.random.default_rng(study.spec.study.seed)
-    horizon = study.spec.training.steps
     return Findings(
         study=study,
         trials=trials,
@@ -96,8 +95,8 @@ def gather(
         rates=next(iter(comparisons.good_rates(evidence, verdicts)), None),
         by_schedule=comparisons.good_rates(evidence, verdicts, "schedule"),
         by_optimizer=comparisons.good_rates(evidence, verdicts, "optimizer"),
-        schedules=comparisons.compare(evidence, horizon, rng, "schedule"),
-        optimizers=comparisons.compare(evidence, horizon, rng, "optimizer"),
+        schedules=comparisons.compare(evidence, rng, "schedule"),
+        optimizers=comparisons.compare(evidence, rng, "optimizer"),
         stable_limits=_stable_limits(ledger, study),
         links=links or {},
         drift=steps(Retrainings(ledger).history(study.name)),

@@ -120,14 +120,14 @@ def _comparison(one: Comparison, found: Findings, by: str) -> str:
 
 def savings(found: Findings) -> str:
     """Return a sentence about the steps saved by stopping trials."""
-    horizon = found.study.spec.training.steps
     ended = [one for one in found.trials if one.state in KINDS and not one.imported]
-    whole = horizon * len(ended)
+    horizons = {one.number: found.study.horizon(one.params) for one in ended}
+    whole = sum(horizons.values())
     if not whole:
         return "No trial has ended."
     lines = []
     for kind, verb in ((PRUNED, "Pruning"), (DIVERGED, "The divergence guard")):
-        saved = sum(horizon - one.steps for one in ended if one.state == kind)
+        saved = sum(horizons[one.number] - one.steps for one in ended if one.state == kind)
         count = sum(one.state == kind for one in ended)
         if count:
             share = 100 * saved / whole

@@ -74,7 +74,7 @@ def trial_row(
     metric = curve.metrics.get(study.spec.study.metric, np.empty(0))
     value = trial.value if trial.value is not None else (metric[-1] if len(metric) else None)
     # a running trial's record is as old as its last report; its curve is newer
-    steps = f"{max(trial.steps, curve.next_step)}/{study.spec.training.steps}"
+    steps = f"{max(trial.steps, curve.next_step)}/{study.horizon(trial.params)}"
     return [
         str(trial.number),
         rate,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,17 +23,16 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from tuner.config import CMAES, GP, QMC, TPE, Grid, Listed, ParameterValue, Random, Space, StudySpec
+from tuner.config.grid import Grid as CellsOf
 from tuner.search.cma_state import restored
-from tuner.search.space import (
-    GridSampler,
-    all_distributions,
-    grid,
-    shared_distributions,
-)
+from tuner.search.space import FixedSampler, all_distributions, shared_distributions
 from tuner.search.tpe import ColumnTPESampler, Observations
 
 LEARN_FROM_VALUES = (GP, CMAES)
 """Samplers that learn from the values of completed trials only; tpe also ranks pruned trials."""
+
+REDRAWN = 2**16
+"""Distance in the sequence of qmc from a point that violates the constraints to the next one."""
 
 
 def sampler_for(  # noqa: PLR0911 - one for each sampler
@@ -41,19 +41,22 @@ def sampler_for(  # noqa: PLR0911 - one for each sampler
     imported: Sequence[Mapping[str, ParameterValue]] = (),
     sources: Sequence[FrozenTrial] = (),
     observations: Observations | None = None,
+    attempt: int = 0,
 ) -> BaseSampler:
     """Return the sampler that draws trial `number`, seeded by the study's seed and the number.
 
     The first numbers belong to the `imported` trials. A grid skips their combinations. cmaes starts
     at the best of the `sources`, the imported trials with values. Without `observations`, tpe is
-    Optuna's own sampler; with them it draws the same, faster.
+    Optuna's own sampler; with them it draws the same, faster. Each `attempt` at parameters that
+    satisfy the constraints has its own seed.
     """
-    sequence = np.random.SeedSequence([spec.study.seed, number])
+    again = [attempt] if attempt else []
+    sequence = np.random.SeedSequence([spec.study.seed, number, *again])
     seed = int(sequence.generate_state(2, np.uint32)[1])
     index = number - len(imported)
     sampler = spec.search.sampler
     if index < len(spec.search.first):
-        return GridSampler([spec.search.first[index]], 0)
+        return FixedSampler(spec.space, spec.search.first[index])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         match sampler:
@@ -67,10 +70,11 @@ def sampler_for(  # noqa: PLR0911 - one for each sampler
             case Random():
                 return RandomSampler(seed=seed)
             case Grid():
-                untried = [params for params in grid(spec.space) if params not in imported]
-                return GridSampler(untried, index)
+                cells = _cells(spec.space.model_dump_json())
+                tried = [cell for one in imported if (cell := cells.index(one)) is not None]
+                return FixedSampler(spec.space, cells.cell(cells.untried(index, tried)))
             case Listed():
-                return GridSampler([sampler.combination(index)], 0)
+                return FixedSampler(spec.space, sampler.combination(index))
             case GP():
                 return GPSampler(
                     seed=seed,
@@ -78,9 +82,17 @@ def sampler_for(  # noqa: PLR0911 - one for each sampler
                     warn_independent_sampling=False,
                 )
             case QMC():
-                return IndexedQMCSampler(spec.space, index, sampler, seed=spec.study.seed)
+                return IndexedQMCSampler(
+                    spec.space, index + attempt * REDRAWN, sampler, seed=spec.study.seed
+                )
             case CMAES():
                 return RangeCmaEsSampler(spec.space, sampler, sources, seed=seed)
+
+
+@functools.lru_cache(maxsize=16)
+def _cells(space: str) -> CellsOf:
+    """Return the grid of a space, from its JSON."""
+    return CellsOf(Space.model_validate_json(space))
 
 
 class IndexedQMCSampler(QMCSampler):
@@ -112,7 +124,7 @@ class IndexedQMCSampler(QMCSampler):
 
 
 class RangeCmaEsSampler(CmaEsSampler):
-    """CMA-ES over the ranges that every trial has; other parameters are drawn at random.
+    """CMA-ES over the numbers that every trial has; other parameters are drawn at random.
 
     Optuna's sampler uses the ranges that all trials so far share. When a second schedule is tried,
     these become fewer, its state no longer fits and it draws at random from then on.
@@ -133,7 +145,7 @@ class RangeCmaEsSampler(CmaEsSampler):
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """Return the ranges that every trial has."""
+        """Return the numbers that every trial has."""
         return self._space
 
     def _init_optimizer(self, *args: Any, **kwargs: Any) -> Any:
