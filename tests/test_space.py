@@ -6,6 +6,7 @@ import json
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers import claim, completed, diverged, drawn, spec, submit
 from hypothesis import given, settings
@@ -14,12 +15,14 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 from pydantic import ValidationError
 
+from tuner.analysis.effects import effects
 from tuner.config import Space, StudySpec, settings_of
 from tuner.config.constraints import Constraint
 from tuner.config.grid import Grid
 from tuner.config.parameters import has
 from tuner.config.reading import parse
 from tuner.core.errors import StudyFileError
+from tuner.report import sentences
 from tuner.search import Search
 from tuner.search.mirror import frozen
 
@@ -104,13 +107,13 @@ def assert_allowed(space: Space, params: Any) -> None:
     assert space.satisfies(params)
 
 
-@settings(max_examples=15, deadline=None)
-@given(raw=spaces(), sampler=st.sampled_from(["random", "tpe", "qmc", "cmaes"]))
+@settings(max_examples=10, deadline=None)
+@given(raw=spaces(), sampler=st.sampled_from(["random", "tpe", "gp", "optuna_gp", "qmc", "cmaes"]))
 def test_any_space_is_drawn_stored_resumed_and_read_by_plain_optuna(
     new_ledger: Any, raw: dict[str, Any], sampler: str
 ) -> None:
     ledger = new_ledger()
-    startup = {"startup_trials": 2} if sampler in ("tpe", "cmaes") else {}
+    startup = {"startup_trials": 2} if sampler not in ("random", "qmc") else {}
     study = submit(
         ledger, space=raw, training=BY_EPOCHS, search={"sampler": {"name": sampler, **startup}}
     )
@@ -133,7 +136,7 @@ def test_any_space_is_drawn_stored_resumed_and_read_by_plain_optuna(
                 assert value in distribution.choices
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(raw=spaces(finite=True))
 def test_a_grid_of_any_space_has_each_combination_once(raw: dict[str, Any]) -> None:
     space = Space.model_validate(raw)
@@ -152,7 +155,7 @@ def test_the_order_of_a_list_of_numbers_does_not_matter_to_samplers(new_ledger: 
     found = []
     for sizes in ([64, 16, 32], [16, 32, 64]):
         ledger = new_ledger()
-        study = submit(ledger, space={**BASE, "arguments": {"width": sizes}})
+        study = submit(ledger, space={**BASE, "arguments": {"width": sizes}}, budget={"trials": 20})
         params = []
         for value in range(14):
             held, made = drawn(ledger, study, Search(study, ledger))
@@ -223,7 +226,7 @@ def test_a_constraint_has_only_what_is_calculated_here(text: str) -> None:
     ("override", "line"),
     [
         ("space.constraints=['widht > 1']", "expected parameters of the space"),
-        ("space.constraints=['lr > 1']", 'none of 2000 satisfies this one, got "lr > 1"'),
+        ("space.constraints=['lr > 1']", "none of 2000 satisfies this one, got lr > 1"),
         ("space.constraints=['lr > schedule']", "a comparison of like with like"),
         ("training.steps=5", "[training] epochs: expected nothing, as steps is the budget"),
         ("space.rates.head_lr=0.1", "a factory has one rate"),
@@ -292,3 +295,25 @@ def test_a_trial_is_claimed_before_it_is_drawn(ledger: Any) -> None:
         held = claim(ledger, study)
         params = Search(study, ledger).draw(held.trial.number).params
         assert sum(params[name] for name in "abc") <= 4
+
+
+def test_what_mattered_is_told_from_what_did_not(ledger: Any) -> None:
+    arguments = {"width": [1, 2, 3, 4], "kind": ["a", "b"], "noise": {"low": 0.0, "high": 1.0}}
+    study = submit(
+        ledger, space={**BASE, "arguments": arguments}, search={"sampler": "random"},
+        budget={"trials": 40},
+    )  # fmt: skip
+    search = Search(study, ledger)
+    for _ in range(40):
+        held, made = drawn(ledger, study, search)
+        value = float(made.params["width"]) + 10.0 * (made.params["kind"] == "b")
+        ledger.finish(held.lease, completed(value))
+    found = effects(study, ledger.trials(study.id), np.random.default_rng(0))
+    width, kind, noise = (
+        next(one for one in found if one.name == name) for name in ("width", "kind", "noise")
+    )
+    assert (kind.label, kind.significant) == ("a", True)
+    assert width.significant
+    assert width.high < 0, "smaller was better"
+    assert not noise.significant
+    assert sentences.effect(kind).startswith("kind mattered: a was better (")

@@ -370,10 +370,11 @@ def _why_early(evidence: Evidence) -> str:
     if evidence.steps >= evidence.horizon or evidence.outcome == DIVERGED:
         return ""
     after = int((evidence.at > 0).sum())
+    ended = f"it ended after {evidence.steps} of {evidence.horizon} steps"
     if evidence.rising:
-        return f"it ended after {evidence.steps} of {evidence.horizon} steps, while its rate still rose"
+        return f"{ended}, while its rate still rose"
     if after < FEW or evidence.steps * EARLY < evidence.horizon:
-        return f"it ended after {evidence.steps} of {evidence.horizon} steps, too early to tell"
+        return f"{ended}, too early to tell"
     return ""
 
 

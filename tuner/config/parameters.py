@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -42,6 +43,16 @@ class Parameter:
         if isinstance(self.entry, Range):
             return self.entry.low
         return self.ordered[0] if self.ordered else options(self.entry)[0]
+
+    @property
+    def middle(self) -> ParameterValue:
+        """The middle of a range or an ordered list; the first of other values."""
+        if isinstance(self.entry, Range):
+            low, high = self.entry.low, self.entry.high
+            middle = math.sqrt(low * high) if self.entry.log else (low + high) / 2
+            return round(middle) if isinstance(self.entry, WholeRange) else middle
+        values = self.ordered
+        return values[len(values) // 2] if values else options(self.entry)[0]
 
     @property
     def ordered(self) -> tuple[float, ...] | None:
@@ -112,8 +123,8 @@ def mistakes_of_conditions(parameters: Sequence[Parameter]) -> Iterator[tuple[Pa
     if not fine:
         return
     for one in parameters:
-        for name, values in _needed(one, known).items():
-            if not values:
+        for name, left in _needed(one, known).items():
+            if not left:
                 expected = f"a condition that can hold, with one value of {name}"
                 yield one, expected, f"conditions that need different values of {name}"
 
@@ -153,7 +164,11 @@ def _needed(one: Parameter, known: Mapping[str, Parameter]) -> dict[str, list[Pa
     waiting = [one]
     while waiting:
         for name, values in waiting.pop().when.items():
-            left = needed.get(name, list(options(known[name].entry)))
-            needed[name] = [o for o in left if any(equal(o, value) for value in values)]
+            every = list(options(known[name].entry))
+            needed[name] = [
+                option
+                for option in needed.get(name, every)
+                if any(equal(option, value) for value in values)
+            ]
             waiting.append(known[name])
     return needed

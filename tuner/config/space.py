@@ -255,6 +255,11 @@ class Space(Table):
         """The names of the arguments that differ between trials."""
         return (*self.rates, *self.arguments)
 
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The names of the settings, rates and arguments that differ between trials."""
+        return tuple(one.name for one in self._others() if one.varies)
+
     def satisfies(self, params: Mapping[str, ParameterValue]) -> bool:
         """Return whether parameters satisfy the constraints."""
         return not self.violated(params)

@@ -71,6 +71,12 @@ def to_sampler(one: Parameter, value: ParameterValue) -> Any:
     return value
 
 
+def for_sampler(space: Space, params: Mapping[str, ParameterValue]) -> dict[str, Any]:
+    """Return some parameters of a trial as samplers see them."""
+    known = {one.name: one for one in space.parameters()}
+    return {name: to_sampler(known[name], value) for name, value in params.items()}
+
+
 def from_sampler(one: Parameter, value: Any) -> ParameterValue:
     """Return a parameter's value from what a sampler drew."""
     values = one.ordered
@@ -105,6 +111,17 @@ def suggest(trial: Trial, space: Space) -> dict[str, ParameterValue]:
     return params
 
 
+def completed(space: Space, drawn: Mapping[str, Any]) -> dict[str, ParameterValue]:
+    """Return the complete parameters of a trial from those that a sampler drew."""
+    params: dict[str, ParameterValue] = {}
+    for one in space.parameters():
+        if one.exists(params):
+            found = one.name in drawn
+            value = from_sampler(one, drawn[one.name]) if found else options(one.entry)[0]
+            params[one.name] = value
+    return params
+
+
 def _suggest(trial: Trial, name: str, of: BaseDistribution) -> Any:
     if isinstance(of, IntDistribution):
         return trial.suggest_int(name, of.low, of.high, log=of.log)
@@ -118,8 +135,7 @@ class FixedSampler(BaseSampler):
     """Draws one fixed combination of parameters."""
 
     def __init__(self, space: Space, params: Mapping[str, ParameterValue]) -> None:
-        known = {one.name: one for one in space.parameters()}
-        self._params = {name: to_sampler(known[name], value) for name, value in params.items()}
+        self._params = for_sampler(space, params)
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
