@@ -41,18 +41,25 @@ def sampler_for(  # noqa: PLR0911 - one for each sampler
     imported: Sequence[Mapping[str, ParameterValue]] = (),
     sources: Sequence[FrozenTrial] = (),
     observations: Observations | None = None,
+    *,
+    added_before: int = 0,
+    is_added: bool = False,
 ) -> BaseSampler:
     """Return the sampler that draws trial `number`, seeded by the study's seed and the number.
 
-    The first numbers belong to the `imported` trials. A grid skips their combinations. cmaes starts
+    The first numbers belong to the `imported` trials. A person added this trial if it `is_added`,
+    and as many as `added_before` with lower numbers: they are no trials of `first`, of a list or of
+    a sequence. A grid skips the combinations of imported trials. cmaes starts
     at the best of the `sources`, the imported trials with values. Without `observations`, tpe is
     Optuna's own sampler; with them it draws the same, faster.
     """
     sequence = np.random.SeedSequence([spec.study.seed, number])
     seed = int(sequence.generate_state(2, np.uint32)[1])
-    index = number - len(imported)
+    index = number - len(imported) - added_before
     sampler = spec.search.sampler
-    if index < len(spec.search.first):
+    if is_added and isinstance(sampler, Grid | Listed | QMC):
+        return RandomSampler(seed=seed)  # of what is not fixed
+    if not is_added and index < len(spec.search.first):
         return GridSampler([spec.search.first[index]], 0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)

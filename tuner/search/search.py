@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, Trial
 from tuner.config import CMAES, TPE, ParameterValue
 from tuner.ledger import Reader, StudyRecord
 from tuner.ledger.ranges import ActiveRange, history
+from tuner.ledger.records import ADDED, FIXED
 from tuner.search.active_range import extend, trials_in_range, with_range
 from tuner.search.mirror import Mirror, TrialsByNumber
 from tuner.search.pruners import GroupPruner, bracket_of, pruner_for, reason_of_decision
@@ -21,7 +22,7 @@ from tuner.search.regret import regret_bound
 from tuner.search.rungs import RungRankings
 from tuner.search.samplers import LEARN_FROM_VALUES, sampler_for
 from tuner.search.space import suggest
-from tuner.search.storage import FIXED, MirrorStorage
+from tuner.search.storage import MirrorStorage
 from tuner.search.tpe import Observations
 
 
@@ -107,15 +108,28 @@ class Search:
             self._observations.update(trial)
 
     def _draw(self, number: int) -> Draw:
-        self._storage.begin(self._mirror.trial(number))
+        trial = self._mirror.trial(number)
+        self._storage.begin(trial)
         known, active, spec = self._mirror.imported(), self._active(), self._spec
-        if active is not None:
+        is_added = ADDED in trial.system_attrs
+        added_before = self._mirror.added_before(number)
+        index = number - len(known) - added_before
+        rate = trial.system_attrs.get(FIXED, {}).get("lr")
+        if active is not None and (rate is None or active.low <= rate <= active.high):
             spec = with_range(spec, active)
-            if (index := number - len(known)) < len(active.first):
+            if not is_added and index < len(active.first):
                 self._storage.set_trial_system_attr(number, FIXED, dict(active.first[index]))
         begins_there = known and isinstance(spec.search.sampler, CMAES)
         sources = self._mirror.sources() if begins_there else []
-        sampler = sampler_for(spec, number, known, sources, self._observations)
+        sampler = sampler_for(
+            spec,
+            number,
+            known,
+            sources,
+            self._observations,
+            added_before=added_before,
+            is_added=is_added,
+        )
         params = suggest(Trial(self._optuna_study(self._storage, sampler), number), spec.space)
         return Draw(
             params=params,
