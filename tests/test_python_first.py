@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 import types
@@ -17,6 +18,7 @@ from tuner.core.errors import StudyFileError, UsageError, WorkloadError
 from tuner.training import capture
 
 STUDIES = Path(__file__).parents[1] / "studies"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "python.md"
 FILE = """
 [study]
 name = "mine"
@@ -216,35 +218,24 @@ def test_a_function_in_a_function_is_captured_with_its_constants():
 
 
 @pytest.mark.slow
-def test_a_script_trains_its_own_function_with_workers(tmp_path):
+def test_the_documented_script_trains_its_own_function(tmp_path):
     script = tmp_path / "script.py"
+    code = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), flags=re.DOTALL)[0]
     script.write_text(
-        "import tuner\n"
-        "SCALE = 2.0\n"
-        "def loss_at(x):\n"
-        "    return SCALE * (x - 3.0) ** 2\n"
-        "def train(trial):\n"
-        "    x = 0.0\n"
-        "    for step in range(trial.steps):\n"
-        "        trial.report(step, train_loss=loss_at(x))\n"
-        "        x -= trial.rate(step) * 2.0 * SCALE * (x - 3.0)\n"
-        "        if trial.evaluates(step + 1):\n"
-        "            trial.report(step + 1, val_loss=loss_at(x))\n"
-        "space = {'lr': tuner.log(1e-3, 0.4), 'schedule': 'constant', 'optimizer': 'sgd'}\n"
-        "def study(trials):\n"
-        "    budget = tuner.Budget(trials=trials, steps=20)\n"
-        "    return tuner.Study('own', train=train, space=space, budget=budget)\n"
-        "study(4).run(progress=False)\n"
-        "one = study(8)\n"
-        "one.run(workers=2, progress=False)\n"
-        "one.to_toml('own.toml')\n"
-        "print(one.status()['trials']['running'], len(one.trials()), one.rerun(0).equal)\n"
+        f"{code}\n"
+        "study.to_toml('mine.toml')\n"
+        "study.run(progress=False)  # nothing is left\n"
+        "print(study.status()['trials']['running'], len(study.trials()), study.rerun(0).equal)\n"
     )
     done = subprocess.run(
         [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "0 8 True"
-    spec = reading.load(tmp_path / "own.toml")
+    assert done.stdout.splitlines()[-1] == "0 12 True"
+    spec = reading.load(tmp_path / "mine.toml")
     assert spec.workload.train is not None
-    assert (tmp_path / "studies").joinpath(spec.workload.train[8:].split(":")[0] + ".py").exists()
+    assert (
+        (tmp_path / spec.workload.train.partition(":")[0].replace(".", "/"))
+        .with_suffix(".py")
+        .exists()
+    )

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
+    from tuner.operations.ask import AskedTrial, Asker
     from tuner.operations.confirm import Confirmation
     from tuner.operations.rerun import Rerun
     from tuner.operations.run import Ended
@@ -127,7 +128,8 @@ class Study:
         or its name as in a file. One that lives in a script or a notebook is written with what it
         uses into a module in the folder `studies` when the study is submitted, so that workers
         have it too. In `space`, a value is a fixed value, a list of choices, or a range
-        (`tuner.log`, `tuner.floats`, `tuner.ints`).
+        (`tuner.log`, `tuner.floats`, `tuner.ints`). Without a function, `ask` returns the trials,
+        and you train them.
 
         Raise `StudyFileError` with every mistake, and `WorkloadError` if a function uses what no
         worker could get.
@@ -139,6 +141,7 @@ class Study:
         self._document: dict[str, Any] = {}
         self._captured: Captured | None = None
         self._allowed: tuple[str, ...] = ()  # the module of its function
+        self._asker: Asker | None = None
         written = (
             train, factory, arguments, space, budget, metric, direction, seed, description,
             training, search, guard, probe, retrain,
@@ -151,6 +154,11 @@ class Study:
             "factory": self._named(factory),
             "arguments": dict(arguments or {}),
         }
+        of_trial = {**of_budget.get("training", {}), **(training or {})}
+        if train is None and factory is None:
+            named["ask_and_tell"] = True
+            if not of_trial:  # nothing is reported on the way, so nothing is pruned
+                of_trial, search = {"steps": 1}, {"pruner": "none", **(search or {})}
         about = {
             "name": name,
             "description": description,
@@ -161,7 +169,7 @@ class Study:
         tables: dict[str, Mapping[str, Any] | None] = {
             "study": about,
             "workload": named,
-            "training": {**of_budget.get("training", {}), **(training or {})},
+            "training": of_trial,
             "space": building.space_table(space or {}),
             "search": search,
             "guard": guard,
@@ -182,7 +190,13 @@ class Study:
         return study
 
     def close(self) -> None:
-        """Close the connections to the database."""
+        """Close the connections to the database.
+
+        Trials that were asked for and not told are left to the next ask, and the rest is published.
+        """
+        asker, self._asker = self._asker, None
+        if asker is not None:
+            self._close_asker()
         with self._opening:
             if self._opened is not None:
                 self._opened = None
@@ -290,6 +304,46 @@ class Study:
             ended = ran.ended
         _raise_unless_done(ended, self.name)
         return self
+
+    def ask(self) -> AskedTrial | None:
+        """Return the next trial of a study without a function, or None if its budget is spent.
+
+        The trial is yours under a lease, which is renewed while you keep the object. If you drop it
+        or the process dies, the lease expires and the next `ask`, in any process, returns the
+        trial again. Report to it as you train, and `tell` its value:
+
+            study = tuner.Study("mine", space=space, budget=tuner.Budget(trials=40))
+            while trial := study.ask():
+                study.tell(trial, evaluate(**trial.params))
+        """
+        return self._asking().ask()
+
+    def tell(
+        self,
+        trial: AskedTrial,
+        value: float | None = None,
+        *,
+        failed: str | BaseException | None = None,
+    ) -> str:
+        """End a trial with its value, or as failed; return how it ended, see `AskedTrial.tell`."""
+        return trial.tell(value, failed=failed)
+
+    def _asking(self) -> Asker:
+        """Return what asks for trials; submit a study that is written in Python at first."""
+        if self._asker is None:
+            from tuner.operations import ask  # noqa: PLC0415 - it imports torch
+
+            startup.configure_libraries()
+            if self._spec is not None:
+                with self._opening:
+                    if self._opened is None:
+                        self._keep(context.open_ledger(create=True), context.addresses())
+                study = ask.submitted(self._ledger(), self._spec)
+            else:
+                study = self._read()[1]
+            self._asker = ask.Asker(self._ledger(), self._places(), study)
+            self._close_asker = weakref.finalize(self, self._asker.close)
+        return self._asker
 
     def confirm(
         self,

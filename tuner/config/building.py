@@ -55,10 +55,15 @@ def _range(low: float, high: float, *, log: bool, when: Mapping[str, Any] | None
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """The budget of a study, and with `steps` that of a trial; see `[budget]` in the study file."""
+    """The budget of a study, and of a trial: `steps`, or else `epochs` or `examples`.
+
+    See `[budget]` and `[training]` of the study file.
+    """
 
     trials: int
     steps: int | None = None
+    epochs: int | None = None
+    examples: int | None = None
     wall_seconds: float | None = None
     compute_seconds: float | None = None
     no_improvement: int | None = None
@@ -70,8 +75,9 @@ class Budget:
     def tables(self) -> dict[str, dict[str, Any]]:
         """Return its parts of the tables `budget` and `training`."""
         budget = {key: value for key, value in asdict(self).items() if value is not None}
-        steps = budget.pop("steps", None)
-        return {"budget": budget, "training": {} if steps is None else {"steps": steps}}
+        of_trial = ("steps", "epochs", "examples")
+        training = {key: budget.pop(key) for key in of_trial if key in budget}
+        return {"budget": budget, "training": training}
 
 
 def space_table(space: Mapping[str, Any]) -> dict[str, Any]:

@@ -66,8 +66,9 @@ def _not_probed(tables: Mapping[str, Table]) -> Iterator[Mistake]:
     if not isinstance(probe, ProbeTable) or not probe.enabled:
         return
     place = ("probe", "enabled")
-    if isinstance(workload, WorkloadTable) and workload.train is not None:
-        expected = "false, since a train function cannot train many rates at a time"
+    if isinstance(workload, WorkloadTable) and workload.factory is None:
+        who = "a caller" if workload.ask_and_tell else "a train function"
+        expected = f"false, since {who} cannot train many rates at a time"
         yield Mistake(place, expected, "true")
     if isinstance(space, Space) and not isinstance(space.lr, Range):
         yield Mistake(("space", "lr"), "a range, as [probe] is enabled", shown(space.lr))
@@ -88,7 +89,9 @@ def _gate_without_direction(study: Table | None, retrain: Table | None) -> Itera
 
 def _incompatible(training: TrainingTable, workload: Table | None) -> Iterator[Mistake]:
     """Yield settings of [training] that exclude each other or have no effect."""
-    if isinstance(workload, WorkloadTable) and workload.train is not None:
+    if isinstance(workload, WorkloadTable) and workload.factory is None:
+        who = "the caller" if workload.ask_and_tell else "a train function"
+        where = "" if workload.ask_and_tell else "; pass it in [workload.arguments]"
         for key in (
             "batch_size",
             "dtype",
@@ -99,9 +102,8 @@ def _incompatible(training: TrainingTable, workload: Table | None) -> Iterator[M
             "slots",
         ):
             if key in training.model_fields_set:
-                hint = "; pass it in [workload.arguments]"
-                expected = "nothing, since a train function has its own training loop"
-                yield Mistake(("training", key), expected, shown(getattr(training, key)), hint)
+                expected = f"nothing, since {who} has its own training loop"
+                yield Mistake(("training", key), expected, shown(getattr(training, key)), where)
         return
     if training.precision and training.dtype != "float32":
         expected = 'nothing, or dtype = "float32", the type of the parameters in mixed precision'

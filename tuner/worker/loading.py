@@ -44,6 +44,7 @@ def load_workload(
     Raise `WorkloadError` if its digests are not those that were submitted; that of the code is
     compared before anything is imported.
     """
+    trainer_choice.refuse_asked(study.spec)
     table = study.spec.workload
     if prepared is None or (prepared.table, prepared.prefixes) != (table, tuple(prefixes)):
         code = workloads.code_digest(table.function, prefixes)
