@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from tuner.operations.ask import AskedTrial, Asker
     from tuner.operations.confirm import Confirmation
+    from tuner.operations.extend import Extension
     from tuner.operations.rerun import Rerun
     from tuner.operations.run import Ended
     from tuner.training.capture import Captured
@@ -368,6 +369,30 @@ class Study:
         )
         _raise_unless_done(done.ended, done.confirmation.trials.name)
         return done.confirmation
+
+    def extend(
+        self,
+        numbers: int | Sequence[int],
+        steps: int,
+        *,
+        allow: Sequence[str] | None = None,
+        progress: bool = True,
+    ) -> Extension:
+        """Train trials by `steps` more steps, as trials of a study with a longer horizon."""
+        from tuner.operations import extend  # noqa: PLC0415 - it imports torch
+
+        ledger, study = self._read()
+        done = extend.extend(
+            ledger,
+            self._places(),
+            study,
+            [numbers] if isinstance(numbers, int) else numbers,
+            steps=steps,
+            prefixes=self._prefixes(allow),
+            console=_console(progress),
+        )
+        _raise_unless_done(done.ended, done.study.name)
+        return done
 
     def rerun(self, number: int, *, allow: Sequence[str] | None = None) -> Rerun:
         """Train one trial again and compare its curve, bit by bit. Write nothing."""

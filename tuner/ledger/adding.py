@@ -23,13 +23,17 @@ from tuner.ledger.reading import Reader
 from tuner.ledger.records import (
     ADDED,
     ENQUEUED,
+    EXTENSION,
     FIXED,
     OPEN,
+    PARENT,
     PAUSED,
     REASON,
     RETRIED,
     RETRY,
+    SEED,
     StudyRecord,
+    TrialRecord,
     specification,
 )
 from tuner.ledger.retrying import retry_on_disconnect
@@ -94,6 +98,36 @@ def retry(
     return {old: number for old, number in retries(ledger, study).items() if number in new}
 
 
+def extend(
+    ledger: Reader,
+    study: StudyRecord,
+    parent: StudyRecord,
+    parents: Sequence[tuple[TrialRecord, int]],
+) -> dict[int, int]:
+    """Add to a study with a longer horizon a trial for each of these trials of its parent.
+
+    `parents` are trials with their seeds, which the new ones share. The budget is raised by as many
+    as were not added before. Return the new trials' numbers by those of all extended ones.
+    """
+
+    def wanted(tx: Connection) -> list[Attrs]:
+        known = _extensions(tx, study.id)
+        return [
+            {
+                FIXED: dict(trial.params or {}),
+                ADDED: EXTENSION,
+                PARENT: {"study": parent.title, "trial": trial.number},
+                SEED: seed,
+            }
+            for trial, seed in parents
+            if trial.number not in known
+        ]
+
+    _add(ledger, study, wanted, True, uuid.uuid4().hex, count())
+    with ledger.engine.begin() as tx:
+        return _extensions(tx, study.id)
+
+
 @retry_on_disconnect
 def retries(ledger: Reader, study: StudyRecord) -> dict[int, int]:
     """Read the numbers of all retries, by those of the failed trials."""
@@ -134,6 +168,12 @@ def _with_key(tx: Connection, study_id: int, key: str, value: str) -> list[int]:
     query = select(trials.c.number, trials.c.attrs).where(trials.c.study_id == study_id)
     found = tx.execute(query.order_by(trials.c.number)).all()
     return [row.number for row in found if row.attrs.get(key) == value]
+
+
+def _extensions(tx: Connection, study_id: int) -> dict[int, int]:
+    query = select(trials.c.number, trials.c.attrs).where(trials.c.study_id == study_id)
+    found = [(row.attrs.get(PARENT), row.number) for row in tx.execute(query).all()]
+    return {int(parent["trial"]): number for parent, number in found if parent is not None}
 
 
 def _retries(tx: Connection, study_id: int) -> dict[int, int]:

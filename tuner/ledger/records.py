@@ -21,8 +21,10 @@ RANGES = "tuner:ranges"
 FIXED, RETRIED = "fixed_params", "failed_trial"
 """Optuna's attributes of a trial that was enqueued, some or all of whose parameters are fixed, and
 of one that repeats a failed trial, with its number."""
-ADDED, ENQUEUED, RETRY = "tuner:added", "enqueued", "retry"
+ADDED, ENQUEUED, RETRY, EXTENSION = "tuner:added", "enqueued", "retry", "extension"
 """An attribute of a trial that a person added, see `tuner.ledger.adding`, and its values."""
+PARENT, SEED = "tuner:parent", "tuner:seed"
+"""Attributes of a trial that extends another one: that one's study and number, and its seed."""
 
 FINISHED, INTERRUPTED, STALE, RAISED, OUT_OF_MEMORY = (
     "finished",

@@ -12,7 +12,6 @@ import dis
 import hashlib
 import inspect
 import linecache
-import pickle
 import re
 import sys
 import textwrap
@@ -148,10 +147,25 @@ def _import_line(name: str, value: Any) -> str | None:
     own = getattr(value, "__name__", None)
     if not isinstance(own, str) or not own.isidentifier():
         return None
-    module = pickle.whichmodule(value, own)  # builtin functions do not know theirs
-    if module == "__main__" or getattr(sys.modules.get(module), own, None) is not value:
+    module = getattr(value, "__module__", None) or _home(value, own)
+    if (
+        not isinstance(module, str)
+        or module == "__main__"
+        or getattr(sys.modules.get(module), own, None) is not value
+    ):
         return None
     return f"from {module} import {own}" + ("" if own == name else f" as {name}")
+
+
+def _home(value: object, name: str) -> str | None:
+    """Return a module that has a function which does not know its module, as builtin ones."""
+    owner = getattr(value, "__self__", None)  # of a method of a module
+    if isinstance(owner, ModuleType):
+        return owner.__name__
+    for module_name, module in list(sys.modules.items()):
+        if module_name != "__main__" and getattr(module, "__dict__", {}).get(name) is value:
+            return module_name
+    return None
 
 
 def _is_constant(value: object) -> bool:

@@ -13,7 +13,7 @@ from tuner.core.errors import UnavailableError
 from tuner.core.failpoints import reach
 from tuner.core.outcome import RUNNING
 from tuner.ledger import StudyRecord, TrialRecord
-from tuner.ledger.records import ADDED
+from tuner.ledger.records import ADDED, PARENT
 from tuner.search.mirror import frozen
 
 TRIAL = "tuner.trial"
@@ -160,4 +160,6 @@ def template(trial: TrialRecord, study: StudyRecord) -> FrozenTrial:
         made.user_attrs["tuner.imported"] = True
     if ADDED in trial.attrs:
         made.user_attrs["tuner.added"] = trial.attrs[ADDED]
+    if PARENT in trial.attrs:
+        made.user_attrs["tuner.parent"] = trial.attrs[PARENT]
     return made
