@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from optuna.distributions import BaseDistribution
@@ -13,29 +13,58 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import (
     BaseSampler,
     CmaEsSampler,
-    GPSampler,
     QMCSampler,
     RandomSampler,
     TPESampler,
 )
+from optuna.samplers import GPSampler as OptunaGPSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from tuner.config import CMAES, GP, QMC, TPE, Grid, Listed, ParameterValue, Random, Space, StudySpec
+from tuner.config import (
+    CMAES,
+    GP,
+    QMC,
+    TPE,
+    Auto,
+    Grid,
+    Listed,
+    OptunaGP,
+    ParameterValue,
+    Random,
+    Space,
+    StudySpec,
+)
+from tuner.config.search import AnySampler
 from tuner.search.cma_state import restored
+from tuner.search.encoding import encoding_of
+from tuner.search.own import GPSampler, SobolSampler
 from tuner.search.space import (
     GridSampler,
     all_distributions,
     grid,
     shared_distributions,
 )
+from tuner.search.textbook import textbook
 from tuner.search.tpe import ColumnTPESampler, Observations
 
-LEARN_FROM_VALUES = (GP, CMAES)
+LEARN_FROM_VALUES = (GP, OptunaGP, CMAES)
 """Samplers that learn from the values of completed trials only; tpe also ranks pruned trials."""
+ADDED_FROM = 2**20
+"""Point of a sequence from which trials that a person added draw what is not fixed."""
 
 
-def sampler_for(  # noqa: PLR0911 - one for each sampler
+def sampler_of(spec: StudySpec, number: int) -> AnySampler:
+    """Return the settings of the sampler that draws trial `number`; auto chooses by the number."""
+    sampler = spec.search.sampler
+    return (
+        sampler.at(number, len(all_distributions(spec.space)))
+        if isinstance(sampler, Auto)
+        else sampler
+    )
+
+
+def sampler_for(  # noqa: PLR0911, PLR0912 - one for each sampler
     spec: StudySpec,
     number: int,
     imported: Sequence[Mapping[str, ParameterValue]] = (),
@@ -49,28 +78,37 @@ def sampler_for(  # noqa: PLR0911 - one for each sampler
 
     The first numbers belong to the `imported` trials. A person added this trial if it `is_added`,
     and as many as `added_before` with lower numbers: they are no trials of `first`, of a list or of
-    a sequence. A grid skips the combinations of imported trials. cmaes starts
-    at the best of the `sources`, the imported trials with values. Without `observations`, tpe is
-    Optuna's own sampler; with them it draws the same, faster.
+    a sequence. A grid skips the combinations of imported trials. cmaes starts at the best of the
+    `sources`, the imported trials with values. Without `observations`, tpe is Optuna's own sampler;
+    with them it draws the same, faster.
     """
     sequence = np.random.SeedSequence([spec.study.seed, number])
     seed = int(sequence.generate_state(2, np.uint32)[1])
     index = number - len(imported) - added_before
-    sampler = spec.search.sampler
-    if is_added and isinstance(sampler, Grid | Listed | QMC):
-        return RandomSampler(seed=seed)  # of what is not fixed
-    if not is_added and index < len(spec.search.first):
-        return GridSampler([spec.search.first[index]], 0)
+    sampler = sampler_of(spec, number)
+    if is_added:
+        if isinstance(sampler, Grid | Listed | QMC):
+            return RandomSampler(seed=seed)  # of what is not fixed
+        index = ADDED_FROM + number
+    elif (first := _first_params(spec, sampler, number, index)) is not None:
+        return GridSampler([first], 0)
+    whole = encoding_of(spec.space)
+    sobol = SobolSampler(whole, index, seed=spec.study.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         match sampler:
             case TPE():
                 startup = sampler.startup_trials
-                if observations is None:
-                    return TPESampler(seed=seed, n_startup_trials=startup)
-                return ColumnTPESampler(
-                    observations, spec.space, seed=seed, n_startup_trials=startup
+                tpe = (
+                    TPESampler(seed=seed, n_startup_trials=startup)
+                    if observations is None
+                    else ColumnTPESampler(
+                        observations, spec.space, seed=seed, n_startup_trials=startup
+                    )
                 )
+                if sampler.start != "random":
+                    tpe._random_sampler = cast("RandomSampler", sobol)  # draws until the start-up
+                return tpe
             case Random():
                 return RandomSampler(seed=seed)
             case Grid():
@@ -80,6 +118,14 @@ def sampler_for(  # noqa: PLR0911 - one for each sampler
                 return GridSampler([sampler.combination(index)], 0)
             case GP():
                 return GPSampler(
+                    whole,
+                    sobol,
+                    maximize=spec.study.direction == "maximize",
+                    seed=[spec.study.seed, number],
+                    startup_trials=sampler.startup_trials,
+                )
+            case OptunaGP():
+                return OptunaGPSampler(
                     seed=seed,
                     n_startup_trials=sampler.startup_trials,
                     warn_independent_sampling=False,
@@ -88,6 +134,19 @@ def sampler_for(  # noqa: PLR0911 - one for each sampler
                 return IndexedQMCSampler(spec.space, index, sampler, seed=spec.study.seed)
             case CMAES():
                 return RangeCmaEsSampler(spec.space, sampler, sources, seed=seed)
+            case Auto():
+                raise AssertionError("sampler_of returns the chosen sampler")
+
+
+def _first_params(
+    spec: StudySpec, sampler: AnySampler, number: int, index: int
+) -> Mapping[str, ParameterValue] | None:
+    """Return the parameters of a first trial that the sampler does not draw, else None."""
+    if index < len(spec.search.first):
+        return spec.search.first[index]
+    if number == 0 and isinstance(sampler, TPE | GP) and sampler.start == "textbook":
+        return None if spec.probe.enabled else textbook(spec.space)  # a probe suggests rates
+    return None
 
 
 class IndexedQMCSampler(QMCSampler):

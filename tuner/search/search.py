@@ -11,7 +11,7 @@ import optuna
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, Trial
 
-from tuner.config import CMAES, TPE, ParameterValue
+from tuner.config import CMAES, TPE, Auto, ParameterValue
 from tuner.ledger import Reader, StudyRecord
 from tuner.ledger.ranges import ActiveRange, history
 from tuner.ledger.records import ADDED, FIXED
@@ -20,7 +20,7 @@ from tuner.search.mirror import Mirror, TrialsByNumber
 from tuner.search.pruners import GroupPruner, bracket_of, pruner_for, reason_of_decision
 from tuner.search.regret import regret_bound
 from tuner.search.rungs import RungRankings
-from tuner.search.samplers import LEARN_FROM_VALUES, sampler_for
+from tuner.search.samplers import LEARN_FROM_VALUES, sampler_for, sampler_of
 from tuner.search.space import suggest
 from tuner.search.storage import MirrorStorage
 from tuner.search.tpe import Observations
@@ -59,7 +59,8 @@ class Search:
         self._name = study.title
         self._mirror = Mirror(study.spec, study.title)
         sampler = study.spec.search.sampler
-        self._observations = Observations(study.spec) if isinstance(sampler, TPE) else None
+        self._observations = Observations(study.spec) if isinstance(sampler, TPE | Auto) else None
+        self._drawing = 0  # number of the trial being drawn
         self._pruner = pruner_for(study.spec, study.rungs)
         self._storage = MirrorStorage(self._mirror, self._for_sampler)
         self._pruner_study = self._optuna_study(
@@ -110,6 +111,7 @@ class Search:
     def _draw(self, number: int) -> Draw:
         trial = self._mirror.trial(number)
         self._storage.begin(trial)
+        self._drawing = number
         known, active, spec = self._mirror.imported(), self._active(), self._spec
         is_added = ADDED in trial.system_attrs
         added_before = self._mirror.added_before(number)
@@ -156,7 +158,7 @@ class Search:
         return known[-1] if known else None
 
     def _for_sampler(self) -> TrialsByNumber:
-        by_value = isinstance(self._spec.search.sampler, LEARN_FROM_VALUES)
+        by_value = isinstance(sampler_of(self._spec, self._drawing), LEARN_FROM_VALUES)
         trials = self._mirror.for_values() if by_value else self._mirror.for_sampler()
         active = self._active()
         return trials if active is None else trials_in_range(self._spec, active, trials)
