@@ -150,7 +150,7 @@ class Study:
         if all(one is None for one in written):
             return
         of_budget = {} if budget is None else budget.tables()
-        named = {
+        named: dict[str, Any] = {
             "train": self._named(train),
             "factory": self._named(factory),
             "arguments": dict(arguments or {}),

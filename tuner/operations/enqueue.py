@@ -71,8 +71,8 @@ def checked(
     fixed, wrong = {}, []
     for key, value in params.items():
         if key not in known:
-            expected = conditions.get(key, f"one of the parameters {', '.join(known)}")
-            wrong.append(f"{printable(key)}: expected {expected}")
+            condition = conditions.get(key, f"one of the parameters {', '.join(known)}")
+            wrong.append(f"{printable(key)}: expected {condition}")
             continue
         fixed[key] = _typed(known[key], value)
         if expected := space.missing({**fixed, key: fixed[key]}).get(key):
