@@ -120,6 +120,32 @@ def test_a_conditional_parameter_needs_its_choice(ledger):
     assert isinstance(made.params["cosine.final"], float)
 
 
+def test_arguments_conditions_and_constraints(ledger):
+    space = {
+        "optimizer": ["sgd", "adamw"],
+        "arguments": {
+            "hidden": [16, 64, 256],
+            "depth": {"low": 1, "high": 8},
+            "gate": {"values": [0.1, 0.2], "when": {"optimizer": "adamw"}},
+        },
+        "constraints": ["hidden * depth <= 512"],
+    }
+    study = submit(ledger, space=space)
+    for wrong, message in (
+        ({"hidden": 32}, "hidden: expected one of 16, 64, 256"),
+        ({"gate": 0.1}, "gate: expected optimizer=adamw with it"),
+        ({"hidden": 256, "depth": 5}, "satisfy the constraints of the space: hidden * depth"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(message)):
+            enqueue(ledger, "small", wrong)
+    for fixed in ({"hidden": 256}, {"depth": 8, "lr": 1}, {"optimizer": "adamw", "gate": 0.2}):
+        enqueue(ledger, "small", fixed)
+        ((one, made),) = _draws(ledger, study, 1)
+        assert {key: made.params[key] for key in fixed} == fixed
+        assert made.params["hidden"] * made.params["depth"] <= 512
+        assert ledger.trial(study.id, one.trial.number).attrs["fixed_params"] == fixed
+
+
 def test_arguments_of_the_command_are_read_as_toml():
     assert parsed(["lr=1e-3", "schedule=cosine", "sgd.nesterov=true"]) == {
         "lr": 1e-3,

@@ -28,7 +28,7 @@ SPACE = {"lr": tuner.log(1e-4, 1), "schedule": "constant", "optimizer": "sgd"}
 
 def study(trials=4, steps=None, **tables):
     budget = tuner.Budget(trials=trials, steps=steps)
-    return tuner.Study("asked", space=SPACE, budget=budget, **tables)
+    return tuner.Study("asked", budget=budget, **{"space": SPACE, **tables})
 
 
 @pytest.fixture
@@ -216,6 +216,13 @@ def test_a_study_with_a_function_is_not_asked(ledger):
     made = study(1, 5, train="studies.mine:train")
     with pytest.raises(UsageError, match=r"trains studies\.mine:train, so its workers take"):
         ask.submitted(ledger, made.spec)
+
+
+def test_any_parameter_may_be_asked_for(asking):
+    space = {**SPACE, "hidden": tuner.ints(8, 64), "batch_size": [16, 32]}
+    trial = asking(1, space=space).ask()
+    assert 8 <= trial.params["hidden"] <= 64
+    assert trial.params["batch_size"] in (16, 32)
 
 
 def test_a_file_says_so_too():

@@ -99,6 +99,27 @@ def test_ranges_are_the_tables_of_a_file():
 def test_names_that_the_space_does_not_know_are_arguments():
     found = building.space_table({"lr": 0.1, "width": tuner.ints(8, 64)})
     assert found == {"lr": 0.1, "arguments": {"width": {"low": 8, "high": 64}}}
+    sizes = {"batch_size": [16, 32]}
+    assert building.space_table(sizes) == sizes
+    assert building.space_table(sizes, own_loop=True) == {"arguments": sizes}
+
+
+def test_any_argument_is_searched():
+    study = tuner.Study(
+        "mine",
+        train="studies.mine:train",
+        space={
+            "lr": tuner.log(1e-5, 1),
+            "hidden": tuner.ints(32, 512, log=True),
+            "dropout": [0.0, 0.1, 0.5],
+            "nesterov": {"values": [True, False], "when": {"optimizer": "sgd"}},
+            "schedule": ["cosine", "wsd"],
+        },
+        budget=tuner.Budget(trials=40, steps=500),
+    )
+    names = [one.name for one in study.spec.space.parameters() if "." not in one.name]
+    assert set(names) == {"lr", "schedule", "optimizer", "hidden", "dropout", "nesterov"}
+    assert reading.parse(study.to_toml(), "mine.toml") == study.spec
 
 
 def test_what_toml_does_not_have_is_refused():

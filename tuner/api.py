@@ -171,7 +171,7 @@ class Study:
             "study": about,
             "workload": named,
             "training": of_trial,
-            "space": building.space_table(space or {}),
+            "space": building.space_table(space or {}, own_loop=factory is None),
             "search": search,
             "guard": guard,
             "probe": probe,

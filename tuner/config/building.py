@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
-from tuner.config.space import Space
+from tuner.config.space import SETTINGS, Space
 from tuner.core.errors import UsageError
 
 RangeTable: TypeAlias = dict[str, Any]
@@ -80,12 +80,15 @@ class Budget:
         return {"budget": budget, "training": training}
 
 
-def space_table(space: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the table `space`; names that it does not know are arguments of the workload."""
+def space_table(space: Mapping[str, Any], *, own_loop: bool = False) -> dict[str, Any]:
+    """Return the table `space`; names that it does not know are arguments of the workload.
+
+    So are settings of `[training]`, such as `batch_size`, if what trains has its `own_loop`.
+    """
     table: dict[str, Any] = {}
     arguments = dict(space.get("arguments", {}))
     for name, entry in space.items():
-        if name in Space.model_fields:
+        if name in Space.model_fields and not (own_loop and name in SETTINGS):
             table[name] = entry
         elif name != "arguments":
             arguments[name] = entry

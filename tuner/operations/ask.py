@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tuner.config import ParameterValue, StudySpec
+from tuner.config import ParameterValue, StudySpec, settings_of
 from tuner.core import curves, failures
 from tuner.core.curves import Chunk
 from tuner.core.environment import describe, identity
@@ -168,8 +168,9 @@ class AskedTrial:
         self.reason: str | None = None
         """Why it ended, as a sentence."""
         task = Task(number=number, seed=seed_of(spec, number), params=params)
-        self._sink = _Sink(self, spec, params)
-        self._trial = Trial(task, spec, self._sink)
+        settings = settings_of(spec, params, None)
+        self._sink = _Sink(self, spec, params, settings.steps)
+        self._trial = Trial(task, spec, settings, self._sink)
         self.number = number
         self.params = self._trial.params
         """All parameters by name."""
@@ -244,7 +245,11 @@ class _Sink:
     first_step = 0
 
     def __init__(
-        self, trial: AskedTrial, spec: StudySpec, params: Mapping[str, ParameterValue]
+        self,
+        trial: AskedTrial,
+        spec: StudySpec,
+        params: Mapping[str, ParameterValue],
+        steps: int,
     ) -> None:
         claim = trial.claim
         self._trial = weakref.ref(trial)  # the trial is dropped when its caller drops it
@@ -254,7 +259,8 @@ class _Sink:
         self._spec = spec
         self._rungs = frozenset(trial.asker.study.rungs)
         self._reported = {report.step for report in claim.trial.reports}
-        self.rate_source = rate_source(params, spec.training.steps, spec.study.direction)
+        self._steps = steps
+        self.rate_source = rate_source(params, steps, spec.study.direction)
         self._epoch = claim.lease.started_at - time.monotonic()
         self._committed_at = time.monotonic()
         self._progress = NO_EVALUATIONS
@@ -270,10 +276,10 @@ class _Sink:
     def trained(self, step: int, loss: float, rate: float, grad_norm: float) -> None:
         """Add a row; rows of steps that were left out have no loss."""
         self._expect(step)
-        if step >= self._spec.training.steps:
+        if step >= self._steps:
             raise ValueError(
                 f"trial {self._number}: expected train_loss at steps below "
-                f"{self._spec.training.steps}, the budget of a trial, got step {step}"
+                f"{self._steps}, the budget of a trial, got step {step}"
             )
         self._fill(step)
         if time.monotonic() - self._committed_at >= COMMIT_SECONDS:
@@ -293,9 +299,9 @@ class _Sink:
                 f"trial {self._number}: report of step {step}: expected the metrics {expected} in "
                 f"each report of metrics, got {', '.join(metrics)}"
             )
-        if step > spec.training.steps:
+        if step > self._steps:
             raise ValueError(
-                f"trial {self._number}: expected metrics at steps up to {spec.training.steps}, the "
+                f"trial {self._number}: expected metrics at steps up to {self._steps}, the "
                 f"budget of a trial, got step {step}"
             )
         if self._progress.last_step >= step:
@@ -311,7 +317,7 @@ class _Sink:
         self._progress = objective.with_evaluation(spec, self._progress, step, metrics[metric])
         value = objective.value_of(spec, self._progress)
         assert value is not None
-        if early := objective.early_stop_reason(spec, self._progress):
+        if early := objective.early_stop_reason(spec, self._progress, self._steps):
             reason = f"{early[:1].upper()}{early[1:]}."
             self._stop(Outcome(kind=COMPLETED, reason=reason, value=value))
         if step in self._rungs and step not in self._reported:

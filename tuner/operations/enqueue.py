@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tuner.config import Entry, Listed, ParameterValue, Range, Space, WholeRange, options, reading
+from tuner.config import (
+    Entry,
+    Listed,
+    Parameter,
+    ParameterValue,
+    Range,
+    Space,
+    WholeRange,
+    options,
+    reading,
+)
+from tuner.config.parameters import equal, has, in_words
 from tuner.core.errors import UsageError
 from tuner.core.text import printable
 from tuner.ledger import Ledger, adding
@@ -54,34 +66,50 @@ def checked(
     name: str, space: Space, params: Mapping[str, ParameterValue]
 ) -> dict[str, ParameterValue]:
     """Return parameters with the types of the space. Raise `UsageError` with every mistake."""
-    known: dict[str, Entry] = {
-        "lr": space.lr,
-        "schedule": tuple(choice.name for choice in space.schedule),
-        "optimizer": tuple(choice.name for choice in space.optimizer),
-    }
-    conditions: dict[str, str] = {}
-    for group, choices in (("schedule", space.schedule), ("optimizer", space.optimizer)):
-        chosen = params.get(group, choices[0].name if len(choices) == 1 else None)
-        for choice in choices:
-            for key, entry in choice.entries():
-                if choice.name == chosen:
-                    known[key] = entry
-                else:
-                    conditions[key] = f"{group}={choice.name} with it, as it applies to that alone"
-    fixed, wrong = {}, []
+    known = {one.name: one for one in space.parameters()}
+    fixed = {key: _typed(known[key].entry, params[key]) for key in params if key in known}
+    wrong = []
     for key, value in params.items():
         if key not in known:
-            condition = conditions.get(key, f"one of the parameters {', '.join(known)}")
-            wrong.append(f"{printable(key)}: expected {condition}")
-            continue
-        fixed[key] = _typed(known[key], value)
-        if expected := space.missing({**fixed, key: fixed[key]}).get(key):
+            names = ", ".join(one for one in known if "." not in one)
+            wrong.append(f"{printable(key)}: expected one of the parameters {names}")
+        elif not has(known[key].entry, fixed[key]):
+            expected = in_words(known[key].entry)
             wrong.append(f"{key}: expected {expected}, got {printable(str(value))}")
+        else:
+            wrong += [
+                f"{key}: expected {needed} with it, as it applies to that alone"
+                for needed in _needed(known[key], fixed, known)
+            ]
     if not params:
         wrong.append("expected at least one parameter, such as lr=0.01")
+    if not wrong:
+        try:
+            space.draw(random.Random(0), fixed)  # noqa: S311 - whether there is any
+        except ValueError:
+            listed = "; ".join(space.constraints)
+            wrong.append(f"expected values that satisfy the constraints of the space: {listed}")
     if wrong:
         raise UsageError(f"study {name!r}: no trial was added:\n  " + "\n  ".join(wrong))
     return fixed
+
+
+def _needed(
+    one: Parameter, fixed: Mapping[str, ParameterValue], known: Mapping[str, Parameter]
+) -> Iterator[str]:
+    """Yield what must be fixed too, so that a parameter certainly exists."""
+    for name, values in one.when.items():
+        if name in fixed:
+            holds = any(equal(fixed[name], value) for value in values)
+        else:
+            entry = known[name].entry
+            holds = not isinstance(entry, Range) and all(
+                any(equal(option, value) for value in values) for option in options(entry)
+            )
+        if not holds:
+            yield f"{name}={' or '.join(map(str, values))}"
+        elif name not in fixed:
+            yield from _needed(known[name], fixed, known)
 
 
 def _typed(entry: Entry, value: Any) -> Any:

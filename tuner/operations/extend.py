@@ -104,6 +104,11 @@ def extend(
     chosen = [_chosen(ledger, study, number) for number in dict.fromkeys(numbers)]
     if not chosen:
         raise UsageError("expected the number of at least one trial")
+    if study.spec.unit != "steps":
+        raise UsageError(
+            f"study {study.name!r} counts in {study.spec.unit}, expected steps; run a study with "
+            f"more {study.spec.unit} instead"
+        )
     longer, added = submit(ledger, study, chosen, steps=steps)
     ended = run.train_study(ledger, places, longer, prefixes, console=console)
     horizon = study.spec.training.steps
