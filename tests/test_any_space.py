@@ -17,7 +17,7 @@ from tuner.config.reading import parse
 from tuner.core.errors import WorkloadError
 from tuner.ledger import Ledger
 from tuner.ledger.database import Addresses
-from tuner.operations import confirm, export, rerun
+from tuner.operations import confirm, export, rerun, submit
 from tuner.training import trainer_choice
 
 pytestmark = pytest.mark.slow
@@ -170,7 +170,7 @@ def test_a_train_function_has_further_rates_and_a_batch_size(
     ("arguments", "line"),
     [
         ({"depth": [1, 2]}, "got an unexpected keyword argument 'depth'"),
-        ({"kind": "network", "width": "no number"}, "raised TypeError"),
+        ({"kind": "network", "width": "no number"}, "cannot be trained"),
     ],
 )
 def test_arguments_that_the_function_does_not_take_are_refused(
@@ -182,3 +182,33 @@ def test_arguments_that_the_function_does_not_take_are_refused(
     space = spec.space.model_validate({**spec.space.model_dump(), "arguments": arguments})
     with pytest.raises(WorkloadError, match=line):
         trainer_choice.load(spec.model_copy(update={"space": space}), PREFIXES)
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "gp", "optuna_gp", "qmc", "cmaes", "grid"])
+def test_every_sampler_searches_a_tabulated_benchmark(
+    ledger: Ledger, places: Addresses, sampler: str
+) -> None:
+    """Four ordered lists of numbers, labels, a schedule and a rate, as in FCNet."""
+    text = f"""
+    study = {{ name = "tabulated" }}
+    workload = {{ train = "tests.workloads:looked_up" }}
+    training = {{ examples = 640, evaluate_every = 320 }}
+    search = {{ sampler = "{sampler}" }}
+    budget = {{ trials = 12 }}
+    [space]
+    lr = [0.0005, 0.001, 0.005, 0.01, 0.05, 0.1]
+    schedule = ["constant", "cosine"]
+    optimizer = {{ name = "adamw", weight_decay = 0.01 }}
+    arguments.batch_size = [8, 16, 32, 64]
+    arguments.units = [16, 32, 64, 128, 256, 512]
+    arguments.second = [512, 256, 128, 64, 32, 16]
+    arguments.drop = [0, 0.3, 0.6]
+    arguments.activation = ["tanh", "relu"]
+    """
+    spec = parse(text, "x.toml")
+    study, _ = ledger.submit(spec, limit=12, workload=submit.prepare(spec, PREFIXES).description)
+    trials = ledger.trials(train(ledger, places, study).id)
+    assert len(trials) == 12
+    assert {one.state for one in trials} <= {"completed", "pruned"}
+    assert len({str(one.params) for one in trials}) == 12
+    assert all(study.spec.space.contains(one.params or {}) for one in trials)

@@ -20,7 +20,7 @@ from tuner.config import Space, StudySpec, settings_of
 from tuner.config.constraints import Constraint
 from tuner.config.grid import Grid
 from tuner.config.parameters import has
-from tuner.config.reading import parse
+from tuner.config.reading import changed, parse
 from tuner.core.errors import StudyFileError
 from tuner.report import sentences
 from tuner.search import Search
@@ -246,6 +246,24 @@ def test_steps_are_refused_where_the_batch_size_is_searched() -> None:
         "[training] steps: expected epochs or examples instead, as the batch size is searched: "
         "with equal steps, a larger batch sees more data, and would win by that alone, got 3"
     )
+
+
+def test_a_train_function_needs_whole_batch_sizes_for_epochs() -> None:
+    text = FILE.replace("factory", "train")
+    assert "or an argument batch_size, from which" in problem(text=text)
+    text = text.replace("lr =", "arguments = { batch_size = { low = 0.5, high = 2.0 } }, lr =")
+    with pytest.raises(StudyFileError) as caught:
+        parse(text, "x.toml")
+    assert len(caught.value.problems) == 2
+    assert "whole numbers of at least 1, as the budget of a trial is epochs" in str(caught.value)
+
+
+def test_another_unit_of_the_budget_is_a_change() -> None:
+    by_steps = parse(FILE, "x.toml", ["training={ steps = 30 }"])
+    assert changed(by_steps, parse(FILE, "x.toml")) == [
+        "[training] steps: was 30, is now nothing",
+        "[training] epochs: was nothing, is now 3",
+    ]
 
 
 def test_a_grid_is_counted_before_it_is_built() -> None:

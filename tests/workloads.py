@@ -202,3 +202,17 @@ def two_rates(trial: Trial, batch_size: int, head_lr: float, extra: str = "none"
 
 
 two_rates.training_rows = len(INPUTS)  # type: ignore[attr-defined]
+
+
+def looked_up(
+    trial: Trial, batch_size: int, units: int, second: int, drop: float, activation: str
+) -> None:
+    """Report the result of a table, as benchmarks of searches do, at each step of the budget."""
+    rate = abs(torch.log10(torch.tensor(trial.lr)).item() + 2)
+    worst = rate + abs(units - 128) / 512 + abs(second - 64) / 512 + drop + 8 / batch_size
+    worst += {"relu": 0.0, "tanh": 0.3}[activation]
+    for step in range(trial.steps):
+        loss = worst + 1 / (step + 1)
+        trial.report(step, train_loss=loss)
+        if trial.evaluates(step + 1):
+            trial.report(step + 1, val_loss=loss)

@@ -26,7 +26,7 @@ from tuner.config.search import (
 )
 from tuner.config.space import CHOSEN, Space
 from tuner.config.study import BudgetTable, GuardTable, StudySpec
-from tuner.config.trial_settings import TrialSettings, settings_of
+from tuner.config.trial_settings import TrialSettings, batch_size, horizon_of, settings_of
 from tuner.config.values import Entry, ParameterValue, Range, Table, WholeRange, fractions, options
 
 __all__ = [
@@ -65,7 +65,9 @@ __all__ = [
     "Table",
     "TrialSettings",
     "WholeRange",
+    "batch_size",
     "fractions",
+    "horizon_of",
     "options",
     "own",
     "settings_of",

@@ -169,20 +169,46 @@ def _unmatched(
             expected = f"nothing, as [space.{table}] has it"
             got = shown(workload.arguments[name])
             yield Mistake(("workload", "arguments", name), expected, got)
+    yield from _budget_of_a_trial(space, training, workload)
+
+
+def _budget_of_a_trial(
+    space: Space, training: TrainingTable, workload: WorkloadTable | None
+) -> Iterator[Mistake]:
+    """Yield contradictions between the budget of a trial and its batch size."""
+    if workload is not None and workload.ask_and_tell:
+        if training.unit != "steps":
+            expected = "steps, which the caller counts and reports"
+            yield Mistake(("training", training.unit), expected, shown(training.length))
+        return
+    own = workload is not None and workload.train is not None
     sizes = [one for one in space.parameters() if one.name == "batch_size" and one.varies]
-    if sizes and training.unit == "steps" and not asks:
+    if sizes and training.unit == "steps":
         expected = "epochs or examples instead, as the batch size is searched: with equal steps, a "
         expected += "larger batch sees more data, and would win by that alone"
         yield Mistake(("training", "steps"), expected, shown(training.steps))
     known = own and (
         "batch_size" in space.arguments or (workload and "batch_size" in workload.arguments)
     )
-    if asks and training.unit != "steps":
-        expected = "steps, which the caller counts and reports"
-        yield Mistake(("training", training.unit), expected, shown(training.length))
-    elif own and training.unit != "steps" and not known:
+    if own and training.unit != "steps":
+        fixed = workload.arguments.get("batch_size", 1) if workload else 1
+        for one in _wrong_sizes(space, fixed):
+            expected = f"whole numbers of at least 1, as the budget of a trial is {training.unit}"
+            yield Mistake(("space", "arguments", "batch_size"), expected, shown(one))
+    if own and training.unit != "steps" and not known:
         expected = "steps, or an argument batch_size, from which the steps of a trial follow"
         yield Mistake(("training", training.unit), expected, shown(training.length))
+
+
+def _wrong_sizes(space: Space, fixed: object) -> list[object]:
+    """Return the batch sizes of a train function that are no whole numbers above 0."""
+    found = [one.entry for one in space.parameters() if one.name == "batch_size"]
+    entry: object = found[0] if found else fixed
+    if isinstance(entry, Range):
+        values: tuple[object, ...] = (entry.low, entry.high)
+    else:
+        values = entry if isinstance(entry, tuple) else (entry,)
+    return [one for one in values if type(one) is not int or one < 1]
 
 
 def _chosen(space: Space) -> set[str]:

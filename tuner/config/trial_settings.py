@@ -55,6 +55,11 @@ def settings_of(
     )
 
 
+def horizon_of(spec: StudySpec, params: Mapping[str, ParameterValue], rows: int | None) -> int:
+    """Return the steps of a trial; see `settings_of`, which takes longer."""
+    return _Steps(spec, batch_size(spec, params), rows)(spec.length)
+
+
 def batch_size(spec: StudySpec, params: Mapping[str, ParameterValue]) -> int | Literal["full"]:
     """Return the rows of a trial's batch: a parameter, an argument of the function, or the study's.
 

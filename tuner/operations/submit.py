@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuner.analysis.verdicts import EARLY
-from tuner.config import Grid, StudySpec, Table, reading
+from tuner.config import Grid, StudySpec, Table, reading, settings_of
 from tuner.config.grid import Grid as CellsOf
 from tuner.config.retrain import NOT_STORED
 from tuner.core.errors import NotFoundError, UsageError
@@ -29,6 +29,14 @@ def prepare(spec: StudySpec, prefixes: Sequence[str]) -> PreparedWorkload:
         raise UsageError(f"[retrain.notify] {key}: expected {NOT_STORED}, got something else")
     prepared = prepare_workload(spec, prefixes)
     workload = prepared.workload
+    rows = workload.rows if isinstance(workload, Workload) else workload.training_rows
+    settings_of(spec, {}, rows)  # raises where the budget needs the number of rows
+    batches = workload.batches if isinstance(workload, Workload) else None
+    if batches is not None and spec.space.batch_size is not None:
+        raise UsageError(
+            "[space] batch_size: expected nothing, as the batches of "
+            f"{spec.workload.function} come from a loader with its own size"
+        )
     if not isinstance(workload, Workload):
         if spec.study.metric in TRAIN_COLUMNS:
             raise UsageError(
