@@ -323,7 +323,7 @@ def test_the_first_evaluation_after_a_rung_settles_it():
     events = train(sparse, spec, make_task(lr=0.01))
     stops = [event for event in events if event.status is Status.AT_RUNG]
     assert spec.rungs() == (6, 18)
-    assert [(one.rung_step, one.next_step) for one in stops] == [(6, 7), (18, 21)]
+    assert [(one.rung, one.next_step) for one in stops] == [(6, 7), (18, 21)]
     assert [one.value for one in stops] == [
         one.evaluations[-1].metrics["val_loss"] for one in stops
     ]
@@ -332,7 +332,7 @@ def test_the_first_evaluation_after_a_rung_settles_it():
 def test_several_rungs_passed_at_once_are_settled_once_and_none_at_the_end():
     spec = make_spec(steps=50, pruner=ASHA, evaluate_every=5)
     events = train(lambda trial: sparse(trial, 20), spec, make_task(lr=0.01))
-    assert [e.rung_step for e in events if e.status is Status.AT_RUNG] == [18]
+    assert [e.rung for e in events if e.status is Status.AT_RUNG] == [18]
     events = train(lambda trial: trial.report(50, val_loss=1.0), spec, make_task())
     assert [(event.status, event.next_step) for event in events] == [(Status.FINISHED, 50)]
 

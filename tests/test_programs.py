@@ -143,7 +143,7 @@ PATTERN = "patterns = { val_loss = 'loss (?P<value>.*)' }"
         ('{ command = ["a"], arguments = { b = 1 } }', {}, "has its arguments in command"),
         ('{ train = "b:c", folder = "trial" }', {}, "nothing, since it is for a command"),
         ('{ command = ["a", "{nothing}"] }', {}, "placeholders for what every trial has"),
-        ('{ command = ["a", "{sgd.momentum}"] }', {}, "it is in TUNER_TRIAL alone"),
+        ('{ command = ["a", "{sgd.momentum}"] }', {}, "only some trials have is in"),
         ('{ command = ["a", "{{nothing}}"] }', {}, ""),
         ("{ command = ['a'], patterns = { val_loss = '(' } }", {}, "a regular expression, got"),
         ("{ command = ['a'], patterns = { val_loss = 'x' } }", {}, "with a group value"),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tuner.api import Study, load, run, studies
+    from tuner.config.building import Budget, floats, ints, log
     from tuner.core.errors import (
         NotFoundError,
         StudyFileError,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from tuner.training.registration import train_function, workload
 
 _HOMES = {
+    "Budget": "tuner.config.building",
     "NotFoundError": "tuner.core.errors",
     "Study": "tuner.api",
     "StudyFileError": "tuner.core.errors",
@@ -34,7 +36,10 @@ _HOMES = {
     "UnavailableError": "tuner.core.errors",
     "UsageError": "tuner.core.errors",
     "current_trial": "tuner.training.programs.current",
+    "floats": "tuner.config.building",
+    "ints": "tuner.config.building",
     "load": "tuner.api",
+    "log": "tuner.config.building",
     "run": "tuner.api",
     "studies": "tuner.api",
     "train_function": "tuner.training.registration",
@@ -42,6 +47,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Budget",
     "NotFoundError",
     "Study",
     "StudyFileError",
@@ -49,7 +55,10 @@ __all__ = [
     "UnavailableError",
     "UsageError",
     "current_trial",
+    "floats",
+    "ints",
     "load",
+    "log",
     "run",
     "studies",
     "train_function",

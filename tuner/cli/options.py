@@ -112,3 +112,12 @@ def with_allow(command: Command) -> Command:
         help="Prefix of modules that may be imported as workloads; repeatable.",
     )(commands)
     return cast(Command, modules)
+
+
+def with_raise_budget(command: Command) -> Command:
+    """Add the option --raise-budget."""
+    return click.option(
+        "--raise-budget",
+        is_flag=True,
+        help="Allow so many more trials if the budget is spent.",
+    )(command)

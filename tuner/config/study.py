@@ -87,6 +87,10 @@ PROGRAM_VALUES = (
 FunctionName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 
 
+ASK_AND_TELL = "ask and tell"
+"""In place of a function's name, if the caller trains."""
+
+
 class WorkloadTable(Table):
     """What to train: a `factory` of model, data and loss, a `train` function, or a `command`.
 
@@ -100,6 +104,8 @@ class WorkloadTable(Table):
       with a group `value`. `step` is the number of the step.
     - `counts_from`: the number of the program's first step, as patterns read it: 0 or 1.
     - `folder`: where the program runs, "trial" for a folder of its own, "worker" for the worker's.
+    - `ask_and_tell`: no worker trains the study. A program asks for its trials (`Study.ask`),
+      trains them, and tells their values.
     """
 
     factory: Annotated[
@@ -108,6 +114,8 @@ class WorkloadTable(Table):
     train: Annotated[
         FunctionName | None, Field(description='a train function named as "module:function"')
     ] = None
+    # omitted if false, so that earlier digests stay valid
+    ask_and_tell: Annotated[bool, Field(exclude_if=lambda asks: not asks)] = False
     arguments: dict[str, Argument] = Field(default_factory=dict)
     # the next four are omitted from what is stored, so that earlier digests stay valid
     command: Annotated[
@@ -151,7 +159,11 @@ class WorkloadTable(Table):
         if self.command is not None:
             self._refuse_beside_command()
             return self
-        if self.factory is None and self.train is None:
+        if self.ask_and_tell:
+            error = mistake("nothing, as ask_and_tell leaves the training to its caller", "a value")
+            own = {"factory": self.factory, "train": self.train, "arguments": self.arguments}
+            mistakes("WorkloadTable", {(key,): error for key, value in own.items() if value})
+        elif self.factory is None and self.train is None:
             error = mistake('this key or train, named as "module:function"', "neither")
             mistakes("WorkloadTable", {("factory",): error})
         for key in ("patterns", "counts_from", "folder"):
@@ -166,7 +178,7 @@ class WorkloadTable(Table):
     def _refuse_beside_command(self) -> None:
         assert self.command is not None
         expected = "nothing, since command is set and a study trains one of them"
-        both = [key for key in ("factory", "train") if getattr(self, key) is not None]
+        both = [key for key in ("factory", "train", "ask_and_tell") if getattr(self, key)]
         found: dict[tuple[str | int, ...], PydanticCustomError] = {
             (key,): mistake(expected, "both") for key in both
         }
@@ -180,16 +192,23 @@ class WorkloadTable(Table):
 
     @property
     def function(self) -> str:
-        """The name of the factory or train function, or the command as in a shell."""
+        """The factory or train function, the command as in a shell, or `ask and tell`."""
         if self.command is not None:
             return shlex.join(self.command)
-        name = self.factory or self.train
-        assert name is not None
-        return name
+        return self.factory or self.train or ASK_AND_TELL
+
+
+Unit: TypeAlias = Literal["steps", "epochs", "examples"]
+UNITS: tuple[Unit, ...] = ("steps", "epochs", "examples")
+"""The units of the budget of a trial."""
 
 
 class TrainingTable(Table):
     """How a trial is trained; a step is one update of the parameters.
+
+    The budget of a trial is one of `steps`, `epochs` (passes over the training data, without an
+    incomplete last batch) and `examples`. `evaluate_every`, the rungs of the pruner and its
+    `min_steps` and `warmup_steps` are in the same unit.
 
     A train function has its own loop, so batches, dtype, clipping, accumulation and precision do
     not apply to it.
@@ -218,7 +237,19 @@ class TrainingTable(Table):
       results depend on it by rounding.
     """
 
-    steps: Annotated[int, Field(ge=1, le=10_000_000, description="a whole number")]
+    # 0: of each trial's own, from epochs or examples
+    steps: Annotated[
+        int,
+        Field(
+            ge=1, le=10_000_000, description="a whole number", exclude_if=lambda steps: steps == 0
+        ),
+    ] = 0
+    epochs: Annotated[
+        int | None, Field(ge=1, le=1_000_000, exclude_if=lambda epochs: epochs is None)
+    ] = None
+    examples: Annotated[
+        int | None, Field(ge=1, le=2**40, exclude_if=lambda examples: examples is None)
+    ] = None
     batch_size: Annotated[int, Field(ge=1)] | Literal["full"] = 64
     evaluate_every: Annotated[int, Field(ge=1)] | None = None
     dtype: Literal["float32", "float64"] = "float32"
@@ -239,10 +270,31 @@ class TrainingTable(Table):
         Field(exclude_if=lambda threads: threads == "auto"),
     ] = "auto"
 
+    @model_validator(mode="after")
+    def _has_one_budget(self) -> TrainingTable:
+        given = [unit for unit in UNITS if getattr(self, unit)]
+        if not given:
+            error = mistake("a whole number of steps, or epochs or examples instead", "nothing")
+            mistakes("TrainingTable", {("steps",): error})
+        expected = f"nothing, as {given[0]} is the budget of a trial"
+        for unit in given[1:]:
+            mistakes("TrainingTable", {(unit,): mistake(expected, str(getattr(self, unit)))})
+        return self
+
+    @property
+    def unit(self) -> Unit:
+        """The unit of a trial's budget."""
+        return next(unit for unit in UNITS if getattr(self, unit))
+
+    @property
+    def length(self) -> int:
+        """The budget of a trial, in its unit."""
+        return int(getattr(self, self.unit))
+
     @property
     def evaluation_interval(self) -> int:
-        """Steps between two evaluations; by default a tenth of the horizon."""
-        return self.evaluate_every or max(1, self.steps // 10)
+        """Units between two evaluations; by default a tenth of the budget."""
+        return self.evaluate_every or max(1, self.length // 10)
 
 
 class SearchTable(Table):
@@ -343,24 +395,43 @@ class StudySpec(Table):
     budget: BudgetTable
     retrain: RetrainTable = RetrainTable()
 
+    @property
+    def unit(self) -> Unit:
+        """The unit of the budget of a trial, its rungs and its evaluations."""
+        return self.training.unit
+
+    @property
+    def length(self) -> int:
+        """The budget of a trial, in its unit."""
+        return self.training.length
+
+    @property
+    def evaluation_interval(self) -> int:
+        """Units between two evaluations."""
+        return self.training.evaluation_interval
+
     def rungs(self) -> tuple[int, ...]:
-        """Return the steps at which every trial reports to the pruner; they never change."""
-        training = self.training
-        warmup = self.space.longest_warmup(training.steps)
-        return self.search.pruner.rungs(training.steps, training.evaluation_interval, warmup)
+        """Return the positions, in the study's unit, at which every trial reports to the pruner.
+
+        They never change.
+        """
+        warmup = self.space.longest_warmup(self.length)
+        return self.search.pruner.rungs(self.length, self.evaluation_interval, warmup)
 
     def first_stop(self) -> int | None:
-        """Return the first step at which the pruner may stop a trial; None if it never does."""
-        training, pruner = self.training, self.search.pruner
+        """Return the first position at which the pruner may stop a trial; None if it never does."""
+        pruner = self.search.pruner
         if isinstance(pruner, Patient):
-            return pruner.first_stop(training.steps, training.evaluation_interval)
+            return pruner.first_stop(self.length, self.evaluation_interval)
         return min(self.rungs(), default=None)
 
     def evaluation_steps(self) -> tuple[int, ...]:
-        """Return the steps at which every trial is evaluated: regular ones, rungs, and the last."""
-        steps = self.training.steps
-        regular = range(0, steps, self.training.evaluation_interval)
-        return tuple(sorted({*regular, *self.rungs(), steps}))
+        """Return the positions, in the study's unit, at which every trial is evaluated.
+
+        These are regular ones, rungs, and the last.
+        """
+        regular = range(0, self.length, self.evaluation_interval)
+        return tuple(sorted({*regular, *self.rungs(), self.length}))
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits of the SHA-256 of all tables but budget and retrain."""

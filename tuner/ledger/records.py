@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tuner.config import GP, TPE, OptunaGP, ParameterValue, StudySpec
+from tuner.config import GP, TPE, OptunaGP, ParameterValue, StudySpec, horizon_of
 from tuner.core.curves import Chunk
 from tuner.core.outcome import Outcome
 from tuner.ledger.leases import ATTEMPTS, Lease, LeaseTable
@@ -18,6 +18,13 @@ REASON, COUNTS_FROM = "tuner:reason", "tuner:counts_from"
 """Attributes of a study: why it is not open; the first trial that the circuit breaker counts."""
 RANGES = "tuner:ranges"
 """Another one: the active ranges of its learning rate, see `tuner.ledger.ranges`."""
+FIXED, RETRIED = "fixed_params", "failed_trial"
+"""Optuna's attributes of a trial that was enqueued, some or all of whose parameters are fixed, and
+of one that repeats a failed trial, with its number."""
+ADDED, ENQUEUED, RETRY, EXTENSION = "tuner:added", "enqueued", "retry", "extension"
+"""An attribute of a trial that a person added, see `tuner.ledger.adding`, and its values."""
+PARENT, SEED = "tuner:parent", "tuner:seed"
+"""Attributes of a trial that extends another one: that one's study and number, and its seed."""
 
 FINISHED, INTERRUPTED, STALE, RAISED, OUT_OF_MEMORY = (
     "finished",
@@ -81,6 +88,10 @@ class StudyRecord:
             return int(self.settled["threads"])
         asked = self.spec.training.threads
         return 1 if asked == "auto" else asked
+
+    def horizon(self, params: Mapping[str, ParameterValue] | None) -> int:
+        """Return the steps of a trial; None: of one whose parameters are not drawn yet."""
+        return horizon_of(self.spec, params or {}, self.workload.get("training_rows"))
 
     @property
     def title(self) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from tuner.config import StudySpec
+from tuner.config import StudySpec, settings_of
 from tuner.core.errors import WorkloadError
 from tuner.training import checkpoint, foreign_state, objective, random_state
 from tuner.training.guard.monitor import GuardMonitor
@@ -65,9 +65,12 @@ class _Member:
         self._spec = spec
         self._clock = clock
         self._grace = grace
-        self._rungs = spec.rungs()
-        self.rate_source = rate_source(task.params, spec.training.steps, spec.study.direction)
-        self._monitor = GuardMonitor(spec, task.params, self.rate_source, function.baseline_loss)
+        self._settings = settings_of(spec, task.params, function.training_rows)
+        self._rungs = self._settings.rungs
+        self.rate_source = rate_source(task.params, self._settings.steps, spec.study.direction)
+        self._monitor = GuardMonitor(
+            spec, self._settings, task.params, self.rate_source, function.baseline_loss
+        )
         self._progress = NO_EVALUATIONS
         self._step = 0  # rows so far
         self._loss = math.nan  # the last one reported; nan: none yet
@@ -105,7 +108,7 @@ class _Member:
         if self.status is Status.TRAINING and self._returned and self._error is None:
             self._conclude()
         value = objective.value_of(self._spec, self._progress)
-        return self._segment.event(self.task.number, self.status, value)
+        return self._segment.event(self.task.number, self.status, value, self._rungs)
 
     def _raise_error(self) -> None:
         """Raise the exception of the function, if any."""
@@ -137,7 +140,7 @@ class _Member:
 
     def _conclude(self) -> None:
         """Set the status of a trial whose function returned."""
-        steps, step = self._spec.training.steps, self._step
+        steps, step = self._settings.steps, self._step
         last = self._progress.last_step  # `step`, or the one before if it had a loss and metrics
         if last > 0 and last >= step - 1:
             self.status = Status.FINISHED
@@ -154,7 +157,7 @@ class _Member:
 
     def _run(self) -> None:
         try:
-            self._function(Trial(self.task, self._spec, self))
+            self._function(Trial(self.task, self._spec, self._settings, self))
         except StopTrial:
             pass
         except Exception as error:  # raised by the trainer's thread
@@ -191,7 +194,7 @@ class _Member:
         self._check_running()
         if not self._reporting:  # the time before is startup: imports, data, a model
             self._reporting, self._began = True, self._clock()
-        steps = self._spec.training.steps
+        steps = self._settings.steps
         if not self._step <= step <= steps:
             what = f"one of steps {self._step} to {steps} next"
             hint = "steps increase, and metrics come before or with the train_loss of their step"
@@ -232,7 +235,7 @@ class _Member:
     def _rung_settled_by(self, step: int) -> int | None:
         """Return the rung that an evaluation settles: the last one since the evaluation before."""
         passed = [rung for rung in self._rungs if self._progress.last_step < rung <= step]
-        return passed[-1] if passed and step < self._spec.training.steps else None
+        return max(passed) if passed and step < self._settings.steps else None
 
     def _error_of(self, message: str) -> ValueError:
         return ValueError(f"trial {self.task.number}: {message}")
@@ -267,17 +270,17 @@ class _Member:
         self._progress = objective.with_evaluation(
             self._spec, self._progress, step, metrics[metric]
         )
-        reason = objective.early_stop_reason(self._spec, self._progress)
+        reason = objective.early_stop_reason(self._spec, self._progress, self._settings.steps)
         if reason:
             self._stop(Status.FINISHED, reason)
         if rung is not None:
-            self.status, self._segment.rung = Status.AT_RUNG, rung
+            self.status, self._segment.passed_rung = Status.AT_RUNG, rung
             self._pause()
 
     def trained(self, step: int, loss: float, rate: float, grad_norm: float) -> None:
         """Record a row."""
         self._expect_step(step)
-        steps, metric = self._spec.training.steps, self._spec.study.metric
+        steps, metric = self._settings.steps, self._spec.study.metric
         if step >= steps:
             raise self._error_of(
                 f"report: expected train_loss at steps 0 to {steps - 1}, got step {step}"
@@ -427,10 +430,13 @@ class FunctionTrainer:
             "trainer": "own",
             "function": self._function.name,
             "device": _device(self._spec).type,
-            "steps": self._spec.training.steps,
+            "steps": self._steps(task),
             "seed": task.seed,
             **{f"params {key}": value for key, value in sorted(task.params.items())},
         }
+
+    def _steps(self, task: Task) -> int:
+        return settings_of(self._spec, task.params, self._function.training_rows).steps
 
 
 def _device(spec: StudySpec) -> torch.device:

@@ -30,7 +30,7 @@ class Task:
 
     number: int  # of the trial in its study; identifies its events
     seed: int  # of the initial parameters, the order of the data and the random state
-    params: Mapping[str, ParameterValue]  # complete: lr, schedule, optimizer, and their own
+    params: Mapping[str, ParameterValue]  # complete
     snapshot: bytes | None = None  # resume from here instead of from step 0
     halvings: int = 0  # of the micro-batch size, one each time it ran out of memory
 
@@ -74,12 +74,7 @@ class Event:
         None  # of a diverged trial: first non-finite step, or where it was stopped
     )
     error: BaseException | None = None  # raised by the workload, if not raised to the caller
-    rung: int | None = None  # that a member at a rung has reached; None: `next_step`
-
-    @property
-    def rung_step(self) -> int:
-        """The step of the rung at which a decision is due; `value` may be of a later step."""
-        return self.next_step if self.rung is None else self.rung
+    rung: int | None = None  # its position in the unit of the study; `value` may be of a later step
 
     @property
     def next_step(self) -> int:
@@ -100,15 +95,23 @@ class Segment:
     reason: str = ""
     stopped_step: int | None = None
     error: BaseException | None = None
-    rung: int | None = None
+    passed_rung: int | None = None  # the step of the rung that is settled, if not the last step
+
+    @property
+    def at_rung(self) -> int:
+        """The step of the rung at which a decision is due."""
+        last = self.first_step + len(self.times)
+        return last if self.passed_rung is None else self.passed_rung
 
     @property
     def measured(self) -> bool:
         """Whether there are rows or evaluations."""
         return bool(self.times or self.evaluations)
 
-    def event(self, number: int, status: Status, value: float | None) -> Event:
-        """Return the event of these rows and evaluations."""
+    def event(
+        self, number: int, status: Status, value: float | None, rungs: Mapping[int, int]
+    ) -> Event:
+        """Return the event of these rows and evaluations; `rungs` are positions by step."""
         columns = (self.losses, self.rates, self.grad_norms)
         return Event(
             number=number,
@@ -124,7 +127,7 @@ class Segment:
             reason=self.reason,
             stopped_step=self.stopped_step,
             error=self.error,
-            rung=self.rung,
+            rung=rungs[self.at_rung] if status is Status.AT_RUNG else None,
         )
 
 
@@ -156,11 +159,14 @@ class Trainer(Protocol):
         """Return the state needed to resume exactly at the member's current step."""
 
 
-def seed_of(spec: StudySpec, number: int) -> int:
+def seed_of(spec: StudySpec, number: int, own: object = None) -> int:
     """Derive the seed of a trial from the study's seed and the trial's number.
 
-    Trials of one round of a listed design share a seed.
+    Trials of one round of a listed design share a seed. A trial that extends another one has that
+    one's seed as its `own`.
     """
+    if isinstance(own, int) and 0 <= own < 2**32:
+        return own
     sampler = spec.search.sampler
     entropy = [sampler.round(number), 1] if isinstance(sampler, Listed) else [number]
     sequence = np.random.SeedSequence([spec.study.seed, *entropy])

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from tuner.config import ParameterValue, StudySpec
+from tuner.config import ParameterValue, StudySpec, settings_of
 from tuner.training import checkpoint, foreign_state, random_state
 from tuner.training.rate_source import rate_source
 from tuner.training.trainer import Task
@@ -52,18 +52,26 @@ def _connected(file: Path) -> Trial:
     task = Task(number=about["number"], seed=about["seed"], params=about["params"])
     states = random_state.seeded_all(task.seed, torch.device(spec.training.device))
     random_state.set_states(states)
-    sink = _Worker(spec, task, states, Path(about["checkpoint_dir"]), about["socket"])
-    return Trial(task, spec, sink)
+    settings = settings_of(spec, task.params, None)
+    folder = Path(about["checkpoint_dir"])
+    sink = _Worker(spec, task, settings.steps, states, folder, about["socket"])
+    return Trial(task, spec, settings, sink)
 
 
 class _Worker:
     """A `ReportSink` in the worker, through its socket."""
 
     def __init__(
-        self, spec: StudySpec, task: Task, states: dict[str, Any], folder: Path, address: str
+        self,
+        spec: StudySpec,
+        task: Task,
+        steps: int,
+        states: dict[str, Any],
+        folder: Path,
+        address: str,
     ) -> None:
         self.first_step = 0
-        self.rate_source = rate_source(task.params, spec.training.steps, spec.study.direction)
+        self.rate_source = rate_source(task.params, steps, spec.study.direction)
         self._spec, self._states, self._file = spec, states, folder / FILE
         self._saved_at = time.monotonic()
         self._socket = socket.socket(socket.AF_UNIX)
@@ -163,7 +171,6 @@ def _alone(lr: float, steps: int, seed: int) -> Trial:
             }
         )
     )
-    own = spec.space.entries("constant", "adamw")
-    values = {key: entry for key, entry in own.items() if isinstance(entry, bool | int | float)}
-    params = {**values, "lr": lr, "schedule": "constant", "optimizer": "adamw"}
-    return Trial(Task(number=0, seed=seed, params=params), spec, _Nobody(params, steps))
+    params = {one.name: one.lowest for one in spec.space.parameters()}
+    task = Task(number=0, seed=seed, params=params)
+    return Trial(task, spec, settings_of(spec, params, None), _Nobody(params, steps))
