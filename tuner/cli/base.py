@@ -26,7 +26,18 @@ EXIT_INTERRUPTED = 130
 
 SECTIONS = {
     "Start": ("init", "examples", "run", "submit", "probe", "schema"),
-    "Look": ("studies", "status", "best", "ui", "report", "compare", "export", "confirm", "rerun"),
+    "Look": (
+        "studies",
+        "status",
+        "similar",
+        "best",
+        "ui",
+        "report",
+        "compare",
+        "export",
+        "confirm",
+        "rerun",
+    ),
     "Team": ("worker", "recorder", "pause", "resume", "stop"),
     "Retraining": ("retrain", "predict", "rollback", "timetable", "scheduler"),
     "Administration": ("doctor", "db", "gc", "delete"),

@@ -1,4 +1,4 @@
-"""The section Look: studies, status, best, ui, report, compare, export, confirm, rerun."""
+"""The section Look: studies, status, similar, best, ui, report, compare, export, confirm, rerun."""
 
 from __future__ import annotations
 
@@ -69,6 +69,28 @@ def status(name: str, trial: int | None, as_json: bool) -> None:
         terminal.print_text(console, f"{silent}{one['worker']} may hang or be dead", style="bold")
     print_results(console, ledger, study)
     _print_pages(ledger, study)
+
+
+@cli.command()
+@click.argument("name")
+@with_json
+def similar(name: str, as_json: bool) -> None:
+    """List the studies that the study NAME could learn from.
+
+    They are listed with how well they predict its trials; `[search] learn_from` names them.
+    """
+    from tuner.operations import similar
+
+    ledger = context.open_ledger()
+    study = ledger.study(name)
+    found = similar.similar(ledger, study)
+    if as_json:
+        print_json({"study": name, "similar": [one.as_json() for one in found]})
+        return
+    if not found:
+        terminal.echo(f"No other study has trials in the space of {name!r}.")
+    for one in found:
+        terminal.echo(f"{one.source.name}: {one.sentence}")
 
 
 def _print_trial(found: dict[str, Any], *, as_json: bool) -> None:

@@ -56,6 +56,7 @@ def submit(
     """
     spec = _with_known_search(ledger, spec)
     _refuse_changes(ledger, spec)
+    _refuse_unknown_sources(ledger, spec)
     combinations = grid_size(spec.space) if isinstance(spec.search.sampler, Grid) else None
     limit = spec.budget.trials
     study, created = ledger.submit(
@@ -127,6 +128,19 @@ def grid_size(space: Space) -> int:
         return sum(math.prod(len(options(entry)) for _, entry in group) for group in entries)
 
     return len(options(space.lr)) * size(space.schedule) * size(space.optimizer)
+
+
+def _refuse_unknown_sources(ledger: Reader, spec: StudySpec) -> None:
+    """Raise `UsageError` if a new study names a source that does not exist, or itself."""
+    names = {one.name for one in ledger.studies()} if spec.search.learn_from else set[str]()
+    if spec.study.name in names:
+        return
+    for name in spec.search.learn_from:
+        if "*" not in name and name not in names:
+            raise UsageError(
+                f"[search] learn_from: expected an earlier study of this database, got {name!r}; "
+                "`tuner studies` lists them"
+            )
 
 
 def _refuse_changes(ledger: Reader, spec: StudySpec) -> None:

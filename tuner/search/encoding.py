@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -97,8 +97,12 @@ class Dimension:
 class Encoding:
     """A space of dimensions."""
 
-    def __init__(self, dimensions: Sequence[Dimension]) -> None:
+    def __init__(
+        self, dimensions: Sequence[Dimension], constants: Mapping[str, Any] | None = None
+    ) -> None:
+        """Describe the parameters that vary, and name the `constants` of the space."""
         self.dimensions = tuple(dimensions)
+        self.constants = dict(constants or {})
         self.names = [dimension.name for dimension in self.dimensions]
         cells = np.array([dimension.cells for dimension in self.dimensions], dtype=float)
         self._cells = np.where(cells > 0, cells, np.nan)  # [dimension]
@@ -224,15 +228,23 @@ def encoding_of(space: Space) -> Encoding:
         "optimizer": tuple(choice.name for choice in space.optimizer),
     }
     found: list[Dimension] = []
+    constants: dict[str, Any] = {}
     for name, entry in always.items():
         found += _dimensions(name, entry)
+        constants |= _constant(name, entry)
     places = {dimension.name: place for place, dimension in enumerate(found)}
     for group, choices in (("schedule", space.schedule), ("optimizer", space.optimizer)):
         for index, choice in enumerate(choices):
             when = ((places[group], frozenset({index})),) if group in places else ()
             for key, entry in choice.entries():
                 found += _dimensions(key, entry, when)
-    return Encoding(found)
+                constants |= _constant(key, entry)
+    return Encoding(found, constants)
+
+
+def _constant(name: str, entry: Entry) -> dict[str, Any]:
+    """Return the value of an entry that has one, by its name."""
+    return {name: options(entry)[0]} if not _dimensions(name, entry) else {}
 
 
 def _dimensions(

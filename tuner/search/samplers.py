@@ -47,6 +47,7 @@ from tuner.search.space import (
 )
 from tuner.search.textbook import textbook
 from tuner.search.tpe import ColumnTPESampler, Observations
+from tuner.search.transfer import Source
 
 LEARN_FROM_VALUES = (GP, OptunaGP, CMAES)
 """Samplers that learn from the values of completed trials only; tpe also ranks pruned trials."""
@@ -68,18 +69,21 @@ def sampler_for(  # noqa: PLR0911 - one for each sampler
     imported: Sequence[Mapping[str, ParameterValue]] = (),
     sources: Sequence[FrozenTrial] = (),
     observations: Observations | None = None,
+    learned: Sequence[Source] = (),
 ) -> BaseSampler:
     """Return the sampler that draws trial `number`, seeded by the study's seed and the number.
 
     The first numbers belong to the `imported` trials. A grid skips their combinations. cmaes starts
-    at the best of the `sources`, the imported trials with values. Without `observations`, tpe is
-    Optuna's own sampler; with them it draws the same, faster.
+    at the best of the `sources`, the imported trials with values. gp also uses what earlier studies
+    predict, `learned`. Without `observations`, tpe is Optuna's own sampler; with them it draws the
+    same, faster.
     """
     sequence = np.random.SeedSequence([spec.study.seed, number])
     seed = int(sequence.generate_state(2, np.uint32)[1])
     index = number - len(imported)
     sampler = sampler_of(spec, number)
-    if (first := _first_params(spec, sampler, number, index)) is not None:
+    first = _first_params(spec, sampler, number, index, learned=bool(learned))
+    if first is not None:
         return GridSampler([first], 0)
     whole = encoding_of(spec.space)
     sobol = SobolSampler(whole, index, seed=spec.study.seed)
@@ -112,6 +116,7 @@ def sampler_for(  # noqa: PLR0911 - one for each sampler
                     maximize=spec.study.direction == "maximize",
                     seed=[spec.study.seed, number],
                     startup_trials=sampler.startup_trials,
+                    sources=learned,
                 )
             case OptunaGP():
                 return OptunaGPSampler(
@@ -128,13 +133,14 @@ def sampler_for(  # noqa: PLR0911 - one for each sampler
 
 
 def _first_params(
-    spec: StudySpec, sampler: AnySampler, number: int, index: int
+    spec: StudySpec, sampler: AnySampler, number: int, index: int, *, learned: bool
 ) -> Mapping[str, ParameterValue] | None:
     """Return the parameters of a first trial that the sampler does not draw, else None."""
     if index < len(spec.search.first):
         return spec.search.first[index]
     if number == 0 and isinstance(sampler, TPE | GP) and sampler.start == "textbook":
-        return None if spec.probe.enabled else textbook(spec.space)  # a probe suggests rates
+        better = spec.probe.enabled or learned  # a probe suggests rates
+        return None if better else textbook(spec.space)
     return None
 
 

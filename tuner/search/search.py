@@ -11,10 +11,11 @@ import optuna
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, Trial
 
-from tuner.config import CMAES, TPE, Auto, ParameterValue
+from tuner.config import CMAES, TPE, Auto, ParameterValue, Space
 from tuner.ledger import Reader, StudyRecord
 from tuner.ledger.ranges import ActiveRange, history
 from tuner.search.active_range import extend, trials_in_range, with_range
+from tuner.search.encoding import encoding_of
 from tuner.search.mirror import Mirror, TrialsByNumber
 from tuner.search.pruners import GroupPruner, bracket_of, pruner_for, reason_of_decision
 from tuner.search.regret import regret_bound
@@ -23,6 +24,7 @@ from tuner.search.samplers import LEARN_FROM_VALUES, sampler_for, sampler_of
 from tuner.search.space import suggest
 from tuner.search.storage import FIXED, MirrorStorage
 from tuner.search.tpe import Observations
+from tuner.search.transfer import Source, sources_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +55,14 @@ class Search:
 
     def __init__(self, study: StudyRecord, ledger: Reader) -> None:
         self._id = study.id
+        self._study = study
         self._ledger = ledger
         self._spec = study.spec
         self._name = study.title
         self._mirror = Mirror(study.spec, study.title)
         sampler = study.spec.search.sampler
         self._observations = Observations(study.spec) if isinstance(sampler, TPE | Auto) else None
+        self._sources: tuple[Space, list[Source]] | None = None
         self._drawing = 0  # number of the trial being drawn
         self._pruner = pruner_for(study.spec, study.rungs)
         self._storage = MirrorStorage(self._mirror, self._for_sampler)
@@ -117,7 +121,8 @@ class Search:
                 self._storage.set_trial_system_attr(number, FIXED, dict(active.first[index]))
         begins_there = known and isinstance(spec.search.sampler, CMAES)
         sources = self._mirror.sources() if begins_there else []
-        sampler = sampler_for(spec, number, known, sources, self._observations)
+        learned = self._learned(spec.space)
+        sampler = sampler_for(spec, number, known, sources, self._observations, learned)
         params = suggest(Trial(self._optuna_study(self._storage, sampler), number), spec.space)
         return Draw(
             params=params,
@@ -125,6 +130,14 @@ class Search:
             study_attrs=self._storage.study_attrs,
             revision=self._mirror.revision,
         )
+
+    def _learned(self, space: Space) -> list[Source]:
+        """Return the sources of `learn_from` for a space, which an active range may change."""
+        if not self._spec.search.learn_from:
+            return []
+        if self._sources is None or self._sources[0] != space:
+            self._sources = space, sources_of(self._study, encoding_of(space), self._ledger)
+        return self._sources[1]
 
     def extension(self) -> tuple[int, ActiveRange] | None:
         """Return a wider active range if the best trial is at its edge, else None.

@@ -1,0 +1,169 @@
+"""What earlier studies predict for the points of a study's space.
+
+The losses of a source are replaced by the normal scores of their ranks, so its unit and its scale
+do not matter, and fitted by a Gaussian process over the parameters that both studies have. How much
+a study trusts each of its sources is in `gp.trend`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+import numpy as np
+from optuna.trial import TrialState
+from scipy.stats import norm, rankdata
+
+from tuner.config import ParameterValue
+from tuner.ledger import Reader, Searched, StudyRecord
+from tuner.search import gp
+from tuner.search.encoding import Dimension, Encoding, Rows
+from tuner.search.mirror import Mirror
+
+LEAST = 5
+"""Trials that a source needs within the space of the study that learns from it."""
+MOST = 16
+"""Sources of a study; of more the newest."""
+
+
+class Source:
+    """The losses that an earlier study predicts."""
+
+    def __init__(
+        self,
+        space: Encoding,
+        name: str,
+        params: Sequence[Mapping[str, ParameterValue]],
+        losses: Sequence[float],
+    ) -> None:
+        """Learn from the trials that lie in `space` as far as their parameters overlap with it."""
+        named = {key for one in params for key in one}
+        self.name = name
+        self._places, self._space = _shared(space, named)
+        pairs = list(zip(params, losses, strict=True))
+        found = [(_row(self._space, space.constants, one), loss) for one, loss in pairs]
+        inside = [(row, loss) for row, loss in found if row is not None]
+        self.trials = len(inside)
+        self.parameters = tuple(self._space.names)
+        if not self.usable:
+            return
+        rows = np.array([row for row, _ in inside])
+        scores = normal_scores(np.array([loss for _, loss in inside]))
+        kept = gp.informative(scores, gp.FITTED)
+        features, groups = self._space.features(rows[kept]), self._space.groups
+        theta = gp.fitted(features, groups, len(self._space), scores[kept])
+        self._posterior = gp.Posterior(theta, groups, features, scores[kept])
+
+    @property
+    def usable(self) -> bool:
+        """Whether there are trials and parameters enough to predict anything."""
+        return self.trials >= LEAST and len(self._space) > 0
+
+    def predict(self, rows: Rows) -> gp.Vector:
+        """Return the predicted scores of rows of the study's space, [row]; lower is better."""
+        mean, _ = self._posterior.predict(self._space.features(rows[:, self._places]))
+        return mean
+
+
+def sources_of(study: StudyRecord, space: Encoding, ledger: Reader) -> list[Source]:
+    """Return the usable sources of a study's `learn_from`, in order of their names.
+
+    A source is made of all versions of an earlier study, and of the trials that had ended when this
+    study was submitted, so that what is learned from them never changes.
+    """
+    return earlier(study, space, ledger, study.spec.search.learn_from)
+
+
+def earlier(
+    study: StudyRecord, space: Encoding, ledger: Reader, patterns: Sequence[str]
+) -> list[Source]:
+    """Return the newest `MOST` usable sources whose names match a pattern, in order of names."""
+    named: dict[str, list[StudyRecord]] = {}
+    for one in ledger.studies():
+        matches = any(fnmatchcase(one.name, pattern) for pattern in patterns)
+        if matches and one.name != study.name and one.created_at <= study.created_at:
+            named.setdefault(one.name, []).append(one)
+    newest = sorted(named, key=lambda name: named[name][-1].created_at)[-MOST:]
+    sources = [
+        Source(space, name, *valued(ledger, named[name], study.created_at))
+        for name in sorted(newest)
+    ]
+    return [one for one in sources if one.usable]
+
+
+def valued(
+    ledger: Reader, versions: Sequence[StudyRecord], until: float
+) -> tuple[list[Mapping[str, ParameterValue]], list[float]]:
+    """Return parameters and losses of the trials that versions of a study had ended by a time.
+
+    Pruned and diverged trials have losses as in `Mirror.for_values`.
+    """
+    params: list[Mapping[str, ParameterValue]] = []
+    losses: list[float] = []
+    for version in versions:
+        sign = 1.0 if version.spec.study.direction == "minimize" else -1.0
+        ended = [
+            one
+            for one in ledger.searched(version.id, 0).trials
+            if not one.imported and one.ended_at is not None and one.ended_at <= until
+        ]
+        mirror = Mirror(version.spec)
+        mirror.refresh(Searched(revision=version.revision, attrs={}, trials=ended))
+        complete = {one.number: one.params or {} for one in ended}
+        for trial in mirror.for_values():
+            if trial.state == TrialState.COMPLETE and trial.value is not None:
+                params.append(complete[trial.number])
+                losses.append(sign * trial.value)
+    return params, losses
+
+
+def columns(sources: Sequence[Source], rows: Rows) -> Rows:
+    """Return what each source predicts for rows of the study's space, [row, source]."""
+    return np.stack([source.predict(rows) for source in sources], axis=1)
+
+
+def normal_scores(losses: gp.Vector) -> gp.Vector:
+    """Return the standard normal quantiles of the ranks of losses; equal ones share theirs."""
+    scores: gp.Vector = norm.ppf((rankdata(losses) - 0.5) / len(losses))
+    return scores
+
+
+def _shared(space: Encoding, named: set[str]) -> tuple[list[int], Encoding]:
+    """Return the places of the dimensions that are `named`, and the encoding of these alone."""
+    places: list[int] = []
+    dimensions: list[Dimension] = []
+    for place, dimension in enumerate(space.dimensions):
+        if dimension.name in named and all(parent in places for parent, _ in dimension.when):
+            when = tuple((places.index(parent), allowed) for parent, allowed in dimension.when)
+            dimensions.append(replace(dimension, when=when))
+            places.append(place)
+    return places, Encoding(dimensions)
+
+
+def _row(
+    space: Encoding, constants: Mapping[str, ParameterValue], params: Mapping[str, ParameterValue]
+) -> gp.Vector | None:
+    """Return the row of a source's trial, or None if it is not a point of the space.
+
+    Another choice where the study has a single one, such as another optimizer, is not; another
+    number is.
+    """
+    for key, constant in constants.items():
+        value = params.get(key, constant)
+        if isinstance(constant, str) and value != constant:
+            return None
+    try:
+        return space.encode({key: _listed(space, key, value) for key, value in params.items()})
+    except ValueError:
+        return None
+
+
+def _listed(space: Encoding, name: str, value: ParameterValue) -> ParameterValue:
+    """Return the value of an ordered list that is nearest to a number between its ends."""
+    ordered = [one for one in space.dimensions if one.name == name and one.kind == "ordered"]
+    for values in (one.values for one in ordered if type(value) in {int, float}):
+        if values[0] <= value <= values[-1]:
+            nearest: ParameterValue = min(values, key=lambda one: abs(one - value))
+            return nearest
+    return value
