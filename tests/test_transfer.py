@@ -96,21 +96,23 @@ def test_too_few_trials_are_no_source(trials):
     assert not source(bowl, count=trials).usable
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_source_that_does_not_predict_its_own_trials_is_none(seed):
+    rng = np.random.default_rng(seed)
+    assert source(bowl, seed=seed).usable
+    assert not source(lambda at: rng.permutation(bowl(at)), seed=seed).usable
+
+
 # --- trust
 
 
 def test_a_source_that_predicts_the_trials_is_trusted_and_others_are_not():
     rows = np.random.default_rng(5).random((12, 2))
-    sources = [
-        source(bowl, seed=1),
-        source(lambda at: -bowl(at), seed=2),
-        source(lambda at: np.random.default_rng(0).permutation(bowl(at)), seed=3),
-    ]
+    sources = [source(bowl, seed=1), source(lambda at: -bowl(at), seed=2)]
     model = gp.Model(SQUARE, rows, bowl(rows), partial(columns, sources))
-    good, opposite, shuffled = model.weights[1:]
+    good, opposite = model.weights[1:]
     assert good > 0.3
     assert opposite < good / 5
-    assert shuffled < good / 2
 
 
 def test_without_trials_of_its_own_a_study_tries_what_its_sources_predict():

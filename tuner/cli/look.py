@@ -308,12 +308,16 @@ def export(name: str, folder: Path, file_format: str, as_json: bool) -> None:
     show_default=True,
     help="Number of new seeds for each.",
 )
+@click.option("--each", help="Compare the best trial of each value of this, such as schedule.")
 @with_allow
 @with_json
-def confirm(name: str, top: int, seeds: int, prefixes: tuple[str, ...], as_json: bool) -> int:
+def confirm(
+    name: str, top: int, seeds: int, each: str | None, prefixes: tuple[str, ...], as_json: bool
+) -> int:
     """Train the best trials of the study NAME again, to decide whether the best one is best.
 
-    They get new seeds, as trials of the study "NAME confirm". Run it again after an interruption.
+    With --each schedule, decide which schedule is best. New seeds are used, for trials of the study
+    "NAME confirm". Run it again after an interruption.
     """
     from tuner.operations import confirm
 
@@ -326,6 +330,7 @@ def confirm(name: str, top: int, seeds: int, prefixes: tuple[str, ...], as_json:
         seeds=seeds,
         prefixes=prefixes,
         console=terminal.console(stderr=as_json),
+        each=each,
     )
     found = done.confirmation
     if as_json:
@@ -359,6 +364,8 @@ def _print_confirmation(found: Confirmation) -> None:
     console = terminal.console()
     console.print(table)
     terminal.print_text(console, found.sentence, style="bold")
+    if found.answer is not None:
+        terminal.print_text(console, found.answer, style="bold")
 
 
 @cli.command()

@@ -116,6 +116,13 @@ def _fitted(features: bytes, width: int, groups: bytes, dimensions: int, losses:
     return theta
 
 
+def usual(dimensions: int, noise: float) -> Vector:
+    """Return log hyperparameters that are fitted to nothing: the prior's medians, and a noise."""
+    theta, _ = _prior(dimensions)
+    theta[-1] = np.log(noise)
+    return theta
+
+
 class Posterior:
     """What is known of the losses at other points."""
 
@@ -149,6 +156,12 @@ class Posterior:
         """Return columns whose noise is that of independent standard normals, [point, column]."""
         found: Rows = solve_triangular(self._lower, columns, lower=True, check_finite=False)
         return found
+
+    def left_out(self) -> Vector:
+        """Return the mean at each point given all others (section 5.4.2, equation 5.12)."""
+        inverse = self.whitened(np.eye(len(self.losses)))
+        predicted: Vector = self.losses - self._alpha / (inverse * inverse).sum(0)
+        return predicted
 
     def joint(self, features: Rows) -> tuple[Vector, Rows]:
         """Return mean and covariance of noisy losses at other points, [point], [point, point]."""

@@ -7,6 +7,7 @@ a study trusts each of its sources is in `gp.trend`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -23,6 +24,8 @@ from tuner.search.mirror import Mirror
 
 LEAST = 5
 """Trials that a source needs within the space of the study that learns from it."""
+NOISE = 0.1
+"""Variance of the noise of scores, where a source predicts its own trials."""
 MOST = 16
 """Sources of a study; of more the newest."""
 
@@ -46,7 +49,8 @@ class Source:
         inside = [(row, loss) for row, loss in found if row is not None]
         self.trials = len(inside)
         self.parameters = tuple(self._space.names)
-        if not self.usable:
+        self.skill = 0.0
+        if self.trials < LEAST or not len(self._space):
             return
         rows = np.array([row for row, _ in inside])
         scores = normal_scores(np.array([loss for _, loss in inside]))
@@ -54,11 +58,19 @@ class Source:
         features, groups = self._space.features(rows[kept]), self._space.groups
         theta = gp.fitted(features, groups, len(self._space), scores[kept])
         self._posterior = gp.Posterior(theta, groups, features, scores[kept])
+        # with hyperparameters that know nothing of the losses, or chance would look like skill
+        theta = gp.usual(len(self._space), NOISE)
+        predicted = gp.Posterior(theta, groups, features, scores[kept]).left_out()
+        if np.ptp(predicted) > 0 and np.ptp(scores[kept]) > 0:
+            self.skill = float(np.corrcoef(predicted, scores[kept])[0, 1])
 
     @property
     def usable(self) -> bool:
-        """Whether there are trials and parameters enough to predict anything."""
-        return self.trials >= LEAST and len(self._space) > 0
+        """Whether it predicts its own trials, each from all others, better than chance would.
+
+        By chance, correlations have a standard deviation of about one over the root of the trials.
+        """
+        return self.trials >= LEAST and self.skill > 2 / math.sqrt(min(self.trials, gp.FITTED))
 
     def predict(self, rows: Rows) -> gp.Vector:
         """Return the predicted scores of rows of the study's space, [row]; lower is better."""
