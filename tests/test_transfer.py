@@ -14,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuner.cli.app import cli
+from tuner.config import Space
 from tuner.core.errors import UsageError
 from tuner.operations import submit as submission
 from tuner.operations.similar import similar
 from tuner.search import Search, gp
 from tuner.search.encoding import Dimension, Encoding
-from tuner.search.transfer import Source, columns, normal_scores
+from tuner.search.transfer import Source, as_seen, columns, normal_scores
 
 SQUARE = Encoding([Dimension(name="a", kind="float"), Dimension(name="b", kind="float")])
 SPACE = {"lr": {"low": 1e-5, "high": 10.0}, "schedule": "constant", "optimizer": ["sgd", "adamw"]}
@@ -76,19 +77,22 @@ def test_a_source_predicts_the_points_between_its_trials():
 
 def test_spaces_need_only_overlap():
     """The study has neither `b` nor `c`, and its `a` is a list within the source's range."""
-    space = Encoding([Dimension(name="a", kind="ordered", values=(0.25, 0.5, 0.75))])
-    params = [{"a": at / 20, "b": 0.5, "c": "x"} for at in range(21)]
-    found = Source(space, "s", params, [abs(at / 20 - 0.5) for at in range(21)])
+    space = Encoding([Dimension(name="a", kind="ordered", values=(0, 1, 2))])
+    params = [{"a": round(at / 10), "b": 0.5, "c": "x"} for at in range(31)]
+    found = Source(space, "s", params, [abs(at / 10 - 1) for at in range(31)])
     assert found.parameters == ("a",)
-    assert found.trials == 11  # from 0.25 to 0.75
+    assert found.trials == 26  # up to 2.5, which is rounded to 2
     assert found.predict(space.snapped(np.array([[0.1], [0.5], [0.9]]))).argmin() == 1
 
 
-def test_trials_of_another_optimizer_are_no_use_where_there_is_one():
-    space = Encoding([Dimension(name="lr", kind="float")], {"optimizer": "sgd", "momentum": 0.9})
-    params = [{"lr": at / 10, "optimizer": name, "momentum": 0.5}
-              for name in ("sgd", "adamw") for at in range(8)]  # fmt: skip
-    assert Source(space, "s", params, list(range(16))).trials == 8
+def test_trials_are_seen_as_the_space_has_them():
+    space = Space.model_validate(
+        {"lr": [0.01, 0.1, 0.03], "schedule": ["constant", "cosine"], "optimizer": "sgd"}
+    )
+    other = {"lr": 0.04, "schedule": "cosine", "optimizer": "sgd", "cosine.warmup": 0.3, "x": 1}
+    assert as_seen(space, other) == {"lr": 1, "schedule": "cosine"}
+    assert as_seen(space, {**other, "optimizer": "adamw"}) is None
+    assert as_seen(space, {**other, "lr": 0.2}) is None
 
 
 @pytest.mark.parametrize("trials", [0, 4])

@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 from tuner.ledger import Reader, StudyRecord
 from tuner.search import gp, transfer
 from tuner.search.encoding import Encoding, encoding_of
+from tuner.search.space import for_sampler
 from tuner.search.transfer import Source
 
 
@@ -49,9 +50,9 @@ def similar(ledger: Reader, study: StudyRecord) -> list[Similar]:
     """Return the studies that share parameters with a study, the most useful first."""
     space = encoding_of(study.spec.space)
     now = replace(study, created_at=ledger.now())
-    sources = transfer.earlier(now, space, ledger, ["*"])
+    sources = transfer.earlier(now, study.spec.space, ledger, ["*"])
     params, losses = transfer.valued(ledger, [study], now.created_at)
-    rows = _rows(space, params)
+    rows = _rows(space, [for_sampler(study.spec.space, one) for one in params])
     if len(losses) < 3 or not sources:
         found = [
             Similar(source=one, compared=len(losses), correlation=None, weight=0.0)

@@ -319,11 +319,13 @@ def proposed(
     rng: np.random.Generator,
     fixed: Mapping[str, Any] | None = None,
     columns: Callable[[Rows], Rows] | None = None,
+    allowed: Callable[[Rows], NDArray[np.bool_]] | None = None,
 ) -> Vector:
     """Return the row to try next, [dimension].
 
     `rows` have `losses`, in the order of their trials; `running` ones have none yet. `fixed`
-    parameters are given. `columns` returns what other studies predict for rows, [row, source].
+    parameters are given. The row is among the `allowed` ones, [row], if any is found. `columns`
+    returns what other studies predict for rows, [row, source].
     """
     given = dict(fixed or {})
     model = Model(encoding, rows, losses, columns)
@@ -337,6 +339,9 @@ def proposed(
         found = np.unique(encoding.snapped(encoding.fixed(points, given)), axis=0)
         fresh = np.array([row.tobytes() not in tried for row in found])
         found = found[fresh] if fresh.any() else found
+        if allowed is not None:
+            may = allowed(found)
+            found = found[may] if may.any() else found
         mean, variance = posterior.predict(encoding.features(found))
         mean = mean.reshape(len(found), -1) + model.trend(found)[:, None]  # [row, fantasy]
         gains = log_expected_improvement(mean, variance[:, None], best)

@@ -6,11 +6,12 @@ number.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import Study
@@ -100,6 +101,7 @@ class GPSampler(WholeSampler):
         seed: Sequence[int],
         startup_trials: int,
         sources: Sequence[Source] = (),
+        allowed: Callable[[Rows], NDArray[np.bool_]] | None = None,
     ) -> None:
         super().__init__()
         self._space = space
@@ -108,6 +110,7 @@ class GPSampler(WholeSampler):
         self._seed = seed
         self._startup_trials = startup_trials
         self._sources = sources
+        self._allowed = allowed
 
     def whole(
         self, study: Study, trial: FrozenTrial, fixed: dict[str, Any]
@@ -132,6 +135,7 @@ class GPSampler(WholeSampler):
             rng=np.random.default_rng(self._seed),
             fixed=fixed,
             columns=partial(columns, self._sources) if self._sources else None,
+            allowed=self._allowed,
         )
         return space.decode(row)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import (
@@ -35,22 +37,21 @@ from tuner.config import (
     Space,
     StudySpec,
 )
+from tuner.config.grid import Grid as CellsOf
 from tuner.config.search import AnySampler
 from tuner.search.cma_state import restored
-from tuner.search.encoding import encoding_of
+from tuner.search.encoding import Encoding, Rows, encoding_of
 from tuner.search.own import GPSampler, SobolSampler
-from tuner.search.space import (
-    GridSampler,
-    all_distributions,
-    grid,
-    shared_distributions,
-)
+from tuner.search.space import FixedSampler, all_distributions, completed, shared_distributions
 from tuner.search.textbook import textbook
 from tuner.search.tpe import ColumnTPESampler, Observations
 from tuner.search.transfer import Source
 
 LEARN_FROM_VALUES = (GP, OptunaGP, CMAES)
 """Samplers that learn from the values of completed trials only; tpe also ranks pruned trials."""
+
+REDRAWN = 2**16
+"""Distance in the sequence from a point that violates the constraints to the next one."""
 
 
 def sampler_of(spec: StudySpec, number: int) -> AnySampler:
@@ -69,6 +70,7 @@ def sampler_for(  # noqa: PLR0911 - one for each sampler
     imported: Sequence[Mapping[str, ParameterValue]] = (),
     sources: Sequence[FrozenTrial] = (),
     observations: Observations | None = None,
+    attempt: int = 0,
     learned: Sequence[Source] = (),
 ) -> BaseSampler:
     """Return the sampler that draws trial `number`, seeded by the study's seed and the number.
@@ -76,17 +78,18 @@ def sampler_for(  # noqa: PLR0911 - one for each sampler
     The first numbers belong to the `imported` trials. A grid skips their combinations. cmaes starts
     at the best of the `sources`, the imported trials with values. gp also uses what earlier studies
     predict, `learned`. Without `observations`, tpe is Optuna's own sampler; with them it draws the
-    same, faster.
+    same, faster. Each `attempt` at parameters that satisfy the constraints has its own seed.
     """
-    sequence = np.random.SeedSequence([spec.study.seed, number])
+    again = [attempt] if attempt else []
+    sequence = np.random.SeedSequence([spec.study.seed, number, *again])
     seed = int(sequence.generate_state(2, np.uint32)[1])
     index = number - len(imported)
     sampler = sampler_of(spec, number)
     first = _first_params(spec, sampler, number, index, learned=bool(learned))
-    if first is not None:
-        return GridSampler([first], 0)
+    if first is not None and attempt == 0:
+        return FixedSampler(spec.space, first)
     whole = encoding_of(spec.space)
-    sobol = SobolSampler(whole, index, seed=spec.study.seed)
+    sobol = SobolSampler(whole, index + attempt * REDRAWN, seed=spec.study.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         match sampler:
@@ -105,18 +108,20 @@ def sampler_for(  # noqa: PLR0911 - one for each sampler
             case Random():
                 return RandomSampler(seed=seed)
             case Grid():
-                untried = [params for params in grid(spec.space) if params not in imported]
-                return GridSampler(untried, index)
+                cells = _cells(spec.space.model_dump_json())
+                tried = [cell for one in imported if (cell := cells.index(one)) is not None]
+                return FixedSampler(spec.space, cells.cell(cells.untried(index, tried)))
             case Listed():
-                return GridSampler([sampler.combination(index)], 0)
+                return FixedSampler(spec.space, sampler.combination(index))
             case GP():
                 return GPSampler(
                     whole,
                     sobol,
                     maximize=spec.study.direction == "maximize",
-                    seed=[spec.study.seed, number],
+                    seed=[spec.study.seed, number, *again],
                     startup_trials=sampler.startup_trials,
                     sources=learned,
+                    allowed=_allowed(spec.space, whole) if spec.space.constraints else None,
                 )
             case OptunaGP():
                 return OptunaGPSampler(
@@ -125,7 +130,9 @@ def sampler_for(  # noqa: PLR0911 - one for each sampler
                     warn_independent_sampling=False,
                 )
             case QMC():
-                return IndexedQMCSampler(spec.space, index, sampler, seed=spec.study.seed)
+                return IndexedQMCSampler(
+                    spec.space, index + attempt * REDRAWN, sampler, seed=spec.study.seed
+                )
             case CMAES():
                 return RangeCmaEsSampler(spec.space, sampler, sources, seed=seed)
             case Auto():
@@ -142,6 +149,21 @@ def _first_params(
         better = spec.probe.enabled or learned  # a probe suggests rates
         return None if better else textbook(spec.space)
     return None
+
+
+def _allowed(space: Space, whole: Encoding) -> Callable[[Rows], NDArray[np.bool_]]:
+    """Return which rows of an encoding satisfy the constraints, [row]."""
+
+    def allowed(rows: Rows) -> NDArray[np.bool_]:
+        return np.array([space.satisfies(completed(space, whole.decode(row))) for row in rows])
+
+    return allowed
+
+
+@functools.lru_cache(maxsize=16)
+def _cells(space: str) -> CellsOf:
+    """Return the grid of a space, from its JSON."""
+    return CellsOf(Space.model_validate_json(space))
 
 
 class IndexedQMCSampler(QMCSampler):
@@ -173,7 +195,7 @@ class IndexedQMCSampler(QMCSampler):
 
 
 class RangeCmaEsSampler(CmaEsSampler):
-    """CMA-ES over the ranges that every trial has; other parameters are drawn at random.
+    """CMA-ES over the numbers that every trial has; other parameters are drawn at random.
 
     Optuna's sampler uses the ranges that all trials so far share. When a second schedule is tried,
     these become fewer, its state no longer fits and it draws at random from then on.
@@ -194,7 +216,7 @@ class RangeCmaEsSampler(CmaEsSampler):
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """Return the ranges that every trial has."""
+        """Return the numbers that every trial has."""
         return self._space
 
     def _init_optimizer(self, *args: Any, **kwargs: Any) -> Any:

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 import numpy as np
 from optuna.trial import TrialState
 from scipy.stats import norm, rankdata
 
-from tuner.config import ParameterValue
+from tuner.config import ParameterValue, Range, Space, options
 from tuner.ledger import Reader, Searched, StudyRecord
 from tuner.search import gp
-from tuner.search.encoding import Dimension, Encoding, Rows
+from tuner.search.encoding import Dimension, Encoding, Rows, encoding_of
 from tuner.search.mirror import Mirror
 
 LEAST = 5
@@ -37,16 +39,17 @@ class Source:
         self,
         space: Encoding,
         name: str,
-        params: Sequence[Mapping[str, ParameterValue]],
+        params: Sequence[Mapping[str, Any]],
         losses: Sequence[float],
     ) -> None:
-        """Learn from the trials that lie in `space` as far as their parameters overlap with it."""
+        """Learn from the trials that lie in `space`; `params` are as samplers see them."""
         named = {key for one in params for key in one}
         self.name = name
         self._places, self._space = _shared(space, named)
-        pairs = list(zip(params, losses, strict=True))
-        found = [(_row(self._space, space.constants, one), loss) for one, loss in pairs]
-        inside = [(row, loss) for row, loss in found if row is not None]
+        inside: list[tuple[gp.Vector, float]] = []
+        for one, loss in zip(params, losses, strict=True):
+            with suppress(ValueError):  # beyond the ends of a range, or another choice
+                inside.append((self._space.encode(dict(one)), loss))
         self.trials = len(inside)
         self.parameters = tuple(self._space.names)
         self.skill = 0.0
@@ -78,7 +81,7 @@ class Source:
         return mean
 
 
-def sources_of(study: StudyRecord, space: Encoding, ledger: Reader) -> list[Source]:
+def sources_of(study: StudyRecord, space: Space, ledger: Reader) -> list[Source]:
     """Return the usable sources of a study's `learn_from`, in order of their names.
 
     A source is made of all versions of an earlier study, and of the trials that had ended when this
@@ -88,7 +91,7 @@ def sources_of(study: StudyRecord, space: Encoding, ledger: Reader) -> list[Sour
 
 
 def earlier(
-    study: StudyRecord, space: Encoding, ledger: Reader, patterns: Sequence[str]
+    study: StudyRecord, space: Space, ledger: Reader, patterns: Sequence[str]
 ) -> list[Source]:
     """Return the newest `MOST` usable sources whose names match a pattern, in order of names."""
     named: dict[str, list[StudyRecord]] = {}
@@ -97,10 +100,12 @@ def earlier(
         if matches and one.name != study.name and one.created_at <= study.created_at:
             named.setdefault(one.name, []).append(one)
     newest = sorted(named, key=lambda name: named[name][-1].created_at)[-MOST:]
-    sources = [
-        Source(space, name, *valued(ledger, named[name], study.created_at))
-        for name in sorted(newest)
-    ]
+    encoding, sources = encoding_of(space), list[Source]()
+    for name in sorted(newest):
+        params, losses = valued(ledger, named[name], study.created_at)
+        seen = [as_seen(space, one) for one in params]
+        inside = [(one, loss) for one, loss in zip(seen, losses, strict=True) if one is not None]
+        sources.append(Source(encoding, name, [one for one, _ in inside], [x for _, x in inside]))
     return [one for one in sources if one.usable]
 
 
@@ -153,29 +158,27 @@ def _shared(space: Encoding, named: set[str]) -> tuple[list[int], Encoding]:
     return places, Encoding(dimensions)
 
 
-def _row(
-    space: Encoding, constants: Mapping[str, ParameterValue], params: Mapping[str, ParameterValue]
-) -> gp.Vector | None:
-    """Return the row of a source's trial, or None if it is not a point of the space.
+def as_seen(space: Space, params: Mapping[str, ParameterValue]) -> dict[str, Any] | None:
+    """Return a trial's parameters that vary in a space, as samplers see them.
 
-    Another choice where the study has a single one, such as another optimizer, is not; another
-    number is.
+    A number is moved to the nearest of a list. Return None for a trial outside of the space: beyond
+    the ends of a list, or with another choice where the space has a single one, such as another
+    optimizer.
     """
-    for key, constant in constants.items():
-        value = params.get(key, constant)
-        if isinstance(constant, str) and value != constant:
+    found: dict[str, Any] = {}
+    for one in space.parameters():
+        if one.name not in params:
+            continue
+        value = params[one.name]
+        if not one.varies:
+            constant = None if isinstance(one.entry, Range) else options(one.entry)[0]
+            if isinstance(constant, str) and value != constant:
+                return None
+        elif one.ordered is None:
+            found[one.name] = value
+        elif isinstance(value, str | bool) or not one.ordered[0] <= value <= one.ordered[-1]:
             return None
-    try:
-        return space.encode({key: _listed(space, key, value) for key, value in params.items()})
-    except ValueError:
-        return None
-
-
-def _listed(space: Encoding, name: str, value: ParameterValue) -> ParameterValue:
-    """Return the value of an ordered list that is nearest to a number between its ends."""
-    ordered = [one for one in space.dimensions if one.name == name and one.kind == "ordered"]
-    for values in (one.values for one in ordered if type(value) in {int, float}):
-        if values[0] <= value <= values[-1]:
-            nearest: ParameterValue = min(values, key=lambda one: abs(one - value))
-            return nearest
-    return value
+        else:
+            distances = [abs(option - value) for option in one.ordered]
+            found[one.name] = distances.index(min(distances))
+    return found
