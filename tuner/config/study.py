@@ -76,11 +76,18 @@ Argument: TypeAlias = Annotated[
 FunctionName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 
 
+ASK_AND_TELL = "ask and tell"
+"""In place of a function's name, if the caller trains."""
+
+
 class WorkloadTable(Table):
     """What to train: a `factory` of model, data and loss for our trainers, or a `train` function.
 
     Either is named `module:function` and gets the arguments by name. A train function has its own
     training loop and gets a `tuner.training.loop.Trial` as first argument.
+
+    - `ask_and_tell`: no worker trains the study. A program asks for its trials (`Study.ask`),
+      trains them, and tells their values.
     """
 
     factory: Annotated[
@@ -89,6 +96,8 @@ class WorkloadTable(Table):
     train: Annotated[
         FunctionName | None, Field(description='a train function named as "module:function"')
     ] = None
+    # omitted if false, so that earlier digests stay valid
+    ask_and_tell: Annotated[bool, Field(exclude_if=lambda asks: not asks)] = False
     arguments: dict[str, Argument] = Field(default_factory=dict)
 
     @field_validator("arguments")
@@ -101,7 +110,11 @@ class WorkloadTable(Table):
 
     @model_validator(mode="after")
     def _is_one_of_two(self) -> WorkloadTable:
-        if self.factory is None and self.train is None:
+        if self.ask_and_tell:
+            error = mistake("nothing, as ask_and_tell leaves the training to its caller", "a value")
+            own = {"factory": self.factory, "train": self.train, "arguments": self.arguments}
+            mistakes("WorkloadTable", {(key,): error for key, value in own.items() if value})
+        elif self.factory is None and self.train is None:
             error = mistake('this key or train, named as "module:function"', "neither")
             mistakes("WorkloadTable", {("factory",): error})
         if self.factory is not None and self.train is not None:
@@ -111,10 +124,8 @@ class WorkloadTable(Table):
 
     @property
     def function(self) -> str:
-        """The name of the factory or train function."""
-        name = self.factory or self.train
-        assert name is not None
-        return name
+        """The name of the factory or train function; `ask and tell` if there is none."""
+        return self.factory or self.train or ASK_AND_TELL
 
 
 Unit: TypeAlias = Literal["steps", "epochs", "examples"]

@@ -18,9 +18,9 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from tuner.config import ParameterValue
+from tuner.ledger.records import FIXED
 from tuner.search import gp
 from tuner.search.encoding import Encoding, Rows
-from tuner.search.storage import FIXED
 from tuner.search.transfer import Source, columns
 
 MOST_AWAITED = 16
