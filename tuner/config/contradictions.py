@@ -51,6 +51,9 @@ def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
                 for key, expected in space.missing(params).items():
                     got = shown(params.get(key))
                     yield Mistake(("search", *place, key, index), expected, got)
+    if search.learn_from and not isinstance(search.sampler, Auto | GP):
+        expected = "auto or gp, as [search] learn_from is given"
+        yield Mistake(("search", "sampler"), expected, shown(search.sampler.name))
     if (
         isinstance(search.sampler, CMAES)
         and isinstance(space, Space)

@@ -231,6 +231,8 @@ class SearchTable(Table):
     """The sampler and the pruner.
 
     - `first`: parameters of the first trials, before the sampler draws any.
+    - `learn_from`: names of earlier studies of this database whose trials the sampler learns from;
+      `*` stands for any characters.
     """
 
     sampler: Sampler = Auto(name="auto")
@@ -239,6 +241,10 @@ class SearchTable(Table):
     first: Annotated[
         tuple[dict[str, ParameterValue], ...],
         Field(strict=False, exclude_if=lambda first: not first),
+    ] = ()
+    learn_from: Annotated[
+        tuple[Annotated[str, Field(min_length=1)], ...],
+        Field(strict=False, exclude_if=lambda names: not names),
     ] = ()
 
 

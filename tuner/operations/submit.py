@@ -64,6 +64,7 @@ def submit(
     """
     spec = _with_known_search(ledger, spec)
     _refuse_changes(ledger, spec)
+    _refuse_unknown_sources(ledger, spec)
     combinations = len(CellsOf(spec.space)) if isinstance(spec.search.sampler, Grid) else None
     limit = spec.budget.trials
     study, created = ledger.submit(
@@ -126,6 +127,19 @@ def in_words(ledger: Reader, study: StudyRecord, *, created: bool) -> str:
         f"{study.limit} trials, and {ledger.imported(study.id)} of earlier versions imported. "
         f"Optuna and MLflow call it {study.title!r}."
     )
+
+
+def _refuse_unknown_sources(ledger: Reader, spec: StudySpec) -> None:
+    """Raise `UsageError` if a new study names a source that does not exist, or itself."""
+    names = {one.name for one in ledger.studies()} if spec.search.learn_from else set[str]()
+    if spec.study.name in names:
+        return
+    for name in spec.search.learn_from:
+        if "*" not in name and name not in names:
+            raise UsageError(
+                f"[search] learn_from: expected an earlier study of this database, got {name!r}; "
+                "`tuner studies` lists them"
+            )
 
 
 def _refuse_changes(ledger: Reader, spec: StudySpec) -> None:

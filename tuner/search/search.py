@@ -25,6 +25,7 @@ from tuner.search.samplers import LEARN_FROM_VALUES, sampler_for, sampler_of
 from tuner.search.space import FixedSampler, for_sampler, suggest
 from tuner.search.storage import MirrorStorage
 from tuner.search.tpe import Observations
+from tuner.search.transfer import Source, sources_of
 
 REDRAWS = 20
 """Draws of a sampler that may violate the constraints before a trial is drawn at random."""
@@ -58,12 +59,14 @@ class Search:
 
     def __init__(self, study: StudyRecord, ledger: Reader) -> None:
         self._id = study.id
+        self._study = study
         self._ledger = ledger
         self._spec = study.spec
         self._name = study.title
         self._mirror = Mirror(study.spec, study.title)
         sampler = study.spec.search.sampler
         self._observations = Observations(study.spec) if isinstance(sampler, TPE | Auto) else None
+        self._sources: tuple[Space, list[Source]] | None = None
         self._drawing = 0  # number of the trial being drawn
         self._pruner = pruner_for(study.spec, study.rungs)
         self._storage = MirrorStorage(self._mirror, self._for_sampler)
@@ -133,6 +136,14 @@ class Search:
             revision=self._mirror.revision,
         )
 
+    def _learned(self, space: Space) -> list[Source]:
+        """Return the sources of `learn_from` for a space, which an active range may change."""
+        if not self._spec.search.learn_from:
+            return []
+        if self._sources is None or self._sources[0] != space:
+            self._sources = space, sources_of(self._study, space, self._ledger)
+        return self._sources[1]
+
     def _begin(self, number: int) -> Mapping[str, ParameterValue]:
         """Begin a draw; return the parameters that a person fixed, and fix them for the sampler."""
         trial = self._mirror.trial(number)
@@ -169,6 +180,7 @@ class Search:
             attempt,
             added_before=added_before,
             is_added=is_added,
+            learned=self._learned(spec.space),
         )
         study = self._optuna_study(self._storage, sampler)
         return spec.space, suggest(Trial(study, number), spec.space)
