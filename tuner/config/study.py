@@ -23,7 +23,19 @@ from pydantic import (
 )
 
 from tuner.config.retrain import MetricName, RetrainTable
-from tuner.config.search import TPE, OneRung, Patient, Pruner, Sampler
+from tuner.config.search import (
+    TPE,
+    AnyJudge,
+    FastForward,
+    Halving,
+    Judge,
+    OneRung,
+    Patient,
+    Pruner,
+    Raw,
+    Sampler,
+    SingleRung,
+)
 from tuner.config.space import Space
 from tuner.config.values import ParameterValue, Table, mistake, mistakes
 from tuner.core.text import NAME_LIMIT, is_readable
@@ -177,11 +189,15 @@ class TrainingTable(Table):
 class SearchTable(Table):
     """The sampler and the pruner.
 
+    - `judge`: what the pruner compares at a rung. By default one_rung compares "fast_forward" where
+      our trainers run, and everything else "raw" values.
     - `first`: parameters of the first trials, before the sampler draws any.
     """
 
     sampler: Sampler = TPE(name="tpe")
-    pruner: Pruner = OneRung(name="halving")
+    pruner: Pruner = OneRung(name="one_rung")
+    # omitted if not set, so that earlier digests stay valid
+    judge: Annotated[Judge | None, Field(exclude_if=lambda judge: judge is None)] = None
     # omitted if empty, so that earlier digests stay valid
     first: Annotated[
         tuple[dict[str, ParameterValue], ...],
@@ -274,9 +290,20 @@ class StudySpec(Table):
 
     def rungs(self) -> tuple[int, ...]:
         """Return the steps at which every trial reports to the pruner; they never change."""
-        training = self.training
+        training, pruner = self.training, self.search.pruner
         warmup = self.space.longest_warmup(training.steps)
-        return self.search.pruner.rungs(training.steps, training.evaluation_interval, warmup)
+        if isinstance(pruner, OneRung) and isinstance(self.judge, Raw):
+            return pruner.rungs(training.steps, training.evaluation_interval, warmup, share=2)
+        return pruner.rungs(training.steps, training.evaluation_interval, warmup)
+
+    @property
+    def judge(self) -> AnyJudge:
+        """How trials are judged at rungs; a train function cannot be copied."""
+        pruner, raw = self.search.pruner, Raw(name="raw")
+        if self.workload.train is not None or not isinstance(pruner, SingleRung | Halving):
+            return raw
+        default = FastForward(name="fast_forward") if isinstance(pruner, OneRung) else raw
+        return self.search.judge or default
 
     def first_stop(self) -> int | None:
         """Return the first step at which the pruner may stop a trial; None if it never does."""

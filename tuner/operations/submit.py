@@ -8,7 +8,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuner.analysis.verdicts import EARLY
-from tuner.config import Grid, Space, StudySpec, options, reading
+from tuner.config import (
+    AnyPruner,
+    Branching,
+    Grid,
+    Halving,
+    Patient,
+    Space,
+    StudySpec,
+    options,
+    reading,
+)
 from tuner.config.retrain import NOT_STORED
 from tuner.core.errors import NotFoundError, UsageError
 from tuner.ledger import Ledger, Reader, StudyRecord
@@ -54,7 +64,7 @@ def submit(
     its code or data differ. A study whose file names no pruner keeps the pruner that it was first
     submitted with.
     """
-    spec = _with_known_pruner(ledger, spec)
+    spec = _with_settled_pruner(ledger, spec)
     _refuse_changes(ledger, spec)
     combinations = grid_size(spec.space) if isinstance(spec.search.sampler, Grid) else None
     limit = spec.budget.trials
@@ -69,25 +79,57 @@ def submit(
 def early_pruning(spec: StudySpec) -> str | None:
     """Return a warning if the pruner judges trials too early, else None."""
     pruner, steps, first = spec.search.pruner.name, spec.training.steps, spec.first_stop()
-    if first is None or first * EARLY >= steps:
+    if first is None or isinstance(spec.judge, Branching):
+        return None
+    schedules = len(spec.space.schedule)
+    if first * EARLY < steps:
+        why = (
+            "Before a ninth of the horizon, values hardly predict which trial will be best: on "
+            "real curves their rank correlation with the final ones was 0.16 to 0.28 at a 27th, "
+            "and asha from there lost the best trial in four of five studies."
+        )
+    elif first * 3 < steps and schedules > 1:
+        why = (
+            f"Its {schedules} schedules differ in the middle, where late decays look bad: the rank "
+            "correlation of raw values with the final ones was 0.21 at a ninth of the horizon, and "
+            "0.60 at a third."
+        )
+    else:
         return None
     return (
-        f"[search] pruner: {pruner} first stops trials at step {first} of {steps}. Before a ninth "
-        "of the horizon, values hardly predict which trial will be best, so good trials are lost. "
-        'Start it later, or omit the pruner to use the default, "halving" (docs/search.md).'
+        f"[search] pruner: {pruner} first stops trials at step {first} of {steps}. {why} "
+        'Start it later, or omit the pruner to use the default, "one_rung" (docs/search.md).'
     )
 
 
-def _with_known_pruner(ledger: Reader, spec: StudySpec) -> StudySpec:
-    """Return the study with its stored pruner if its file names none, since defaults may change."""
-    if "pruner" in spec.search.model_fields_set:
-        return spec
+def _with_settled_pruner(ledger: Reader, spec: StudySpec) -> StudySpec:
+    """Return the study with the pruner that it is trained with, since defaults may change.
+
+    A file that names none gets its study's stored one. The first rung of asha and hyperband is
+    stored with a new study; earlier versions began before a ninth of the horizon.
+    """
     try:
         known = ledger.study(spec.study.name).spec.search.pruner
     except NotFoundError:
+        known = None
+    pruner = _from_a_ninth(spec.search.pruner, spec.training.steps)
+    if known is not None and "pruner" not in spec.search.model_fields_set:
+        pruner = known
+    elif known is not None and pruner != known:
         return spec
-    search = spec.search.model_copy(update={"pruner": known})
+    search = spec.search.model_copy(update={"pruner": pruner})
     return spec.model_copy(update={"search": search})
+
+
+def _from_a_ninth(pruner: AnyPruner, steps: int) -> AnyPruner:
+    """Return the pruner with its first rung set, at a ninth of the horizon or later."""
+    if isinstance(pruner, Patient):
+        wraps = _from_a_ninth(pruner.wraps, steps)
+        return pruner.model_copy(update={"wraps": wraps})
+    if not isinstance(pruner, Halving) or pruner.min_steps is not None:
+        return pruner
+    first = max(pruner.first_rung(steps), -(-steps // EARLY))
+    return pruner.model_copy(update={"min_steps": first})
 
 
 def in_words(ledger: Reader, study: StudyRecord, *, created: bool) -> str:
