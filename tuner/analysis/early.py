@@ -16,7 +16,8 @@ from scipy.stats import kendalltau
 
 ENOUGH = 8
 """Completed trials with an early value from which anything is said."""
-DRAWS = 1000
+RESAMPLES = 200
+DRAWS = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ def judge(
     early, final = completed.T if n else (np.empty(0), np.empty(0))
     if n < ENOUGH or np.ptp(early) == 0 or np.ptp(final) == 0:
         return None
-    resamples = rng.integers(n, size=(DRAWS, n))
+    resamples = rng.integers(n, size=(RESAMPLES, n))
     taus = np.array([kendalltau(early[rows], final[rows]).statistic for rows in resamples])
     taus = taus[np.isfinite(taus)]
     pruned = np.array([value for value in stopped if math.isfinite(value)])
