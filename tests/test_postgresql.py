@@ -14,7 +14,8 @@ from postgres import Server, rows
 
 from tuner.core.errors import ConnectionLostError, SchemaError, UnavailableError, UsageError
 from tuner.ledger import Ledger, database
-from tuner.ledger.database import Addresses
+from tuner.ledger.database import Addresses, engines
+from tuner.ledger.rows import locked_study
 from tuner.ledger.tables import metadata
 
 pytestmark = pytest.mark.slow
@@ -38,7 +39,7 @@ def login(postgres: Server, url: str, name: str, group: str) -> str:
 def test_each_of_the_three_has_a_schema_of_its_own(shared):
     found = rows(shared, "SELECT schemaname, tablename FROM pg_tables")
     of_tuner = {table for schema, table in found if schema == "tuner"}
-    assert of_tuner == {*metadata.tables, "tuner_alembic_version"}
+    assert of_tuner == {*metadata.tables, "tuner_alembic_version", "tuner_migration_lock"}
     assert {("public", "trials"), ("public", "studies"), ("public", "alembic_version")} <= {*found}
     assert {("mlflow", "runs"), ("mlflow", "metrics"), ("mlflow", "alembic_version")} <= {*found}
     assert not of_tuner & {table for schema, table in found if schema == "public"}
@@ -72,7 +73,6 @@ def test_a_worker_works_and_can_neither_make_nor_drop_a_table(postgres, shared, 
     held = claim(ledger, submit(ledger))
     ledger.release(held.lease, "interrupted", "Ctrl-C")
     database.optuna_storage(places).create_new_study([1], "theirs")
-    database.tracking_client(places).create_experiment("theirs")
     for statement in (
         "CREATE TABLE tuner.mine (id int)",
         "CREATE TABLE public.mine (id int)",
@@ -159,6 +159,18 @@ def test_connections_that_were_cut_are_made_again(postgres, shared, tmp_path):
     study = submit(ledger)
     postgres.cut(name_of(shared))
     assert ledger.study(study.name) == study
+
+
+def test_a_suspended_process_does_not_keep_its_locks(shared, tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "IDLE_SECONDS", 1)
+    suspended = Ledger(database.ledger_engine(at(shared, tmp_path).ledger))
+    study = submit(suspended)
+    with suspended.engine.execution_options(writes=True).connect() as tx:
+        tx.execute(locked_study(study.id))  # and it is suspended here
+        other = Ledger(database.ledger_engine(at(shared, tmp_path).ledger))
+        assert claim(other, study).trial.number == 0
+        with pytest.raises(ConnectionLostError):
+            tx.execute(locked_study(study.id))
 
 
 @pytest.mark.parametrize("when", ["before the commit", "after the commit"])

@@ -210,7 +210,7 @@ def test_a_server_that_was_away_gets_the_same_runs_as_a_file(trained, tmp_path):
     assert sum(away.json["trials"].values()) == 8
     assert away.json["best"]["run_id"] is None
     assert away.json["tracking_uri"] == f"http://user:***@127.0.0.1:{port}"
-    assert "`tuner recorder --once` publishes the rest" in away.err
+    assert "Run `tuner recorder --once` to publish the rest" in away.err
     assert f"MLflow at http://user:***@127.0.0.1:{port} cannot be used" in away.err
     assert "secret" not in away.err + away.out
     assert "Traceback" not in away.err
@@ -239,7 +239,7 @@ def test_a_server_that_was_away_gets_the_same_runs_as_a_file(trained, tmp_path):
             done = end(worker)
             assert done.code == 0, done.err
             doctor = tuner(folder, "doctor", "--json", env=url)
-            assert (doctor.code, doctor.json) == (0, {"ok": True, "problems": []})
+            assert (doctor.code, doctor.json["problems"]) == (0, [])
     finally:
         worker.kill()
     assert done.err.count("retrying") == 1, "said once, not at each try"
@@ -255,7 +255,7 @@ def test_a_long_curve_and_one_that_is_not_finite(how, tmp_path):
     """More points than MLflow takes at once; nothing that is not finite reaches it."""
     factory = f'"tests.workloads:breaking"\narguments = {{ how = "{how}" }}'
     study = STUDY.replace("lr = { low = 1e-3, high = 10.0 }", "lr = [1e-5, 0.011]")
-    study = study.replace('{ name = "tpe", startup_trials = 3 }', '"grid"')
+    study = study.replace('{ name = "tpe", startup_trials = 3, start = "random" }', '"grid"')
     plain = {"schedule": '"constant"', "optimizer": '"sgd"', "pruner": '"none"'}
     folder = prepare(tmp_path, study, factory=factory, steps="1100", **plain)
     train_here(folder)

@@ -1,6 +1,7 @@
 """The specification of a study: the validated, frozen tables of its file."""
 
 from tuner.config.choice import Choice, own
+from tuner.config.parameters import Parameter
 from tuner.config.retrain import GateTable, NotifyTable, RetrainTable
 from tuner.config.search import (
     ASHA,
@@ -10,6 +11,7 @@ from tuner.config.search import (
     TPE,
     AnyJudge,
     AnyPruner,
+    Auto,
     Average,
     Branching,
     Comparing,
@@ -22,24 +24,28 @@ from tuner.config.search import (
     Median,
     NoPruner,
     OneRung,
+    OptunaGP,
     Patient,
     Percentile,
     Random,
     Raw,
     SingleRung,
 )
-from tuner.config.space import Space
+from tuner.config.space import CHOSEN, Space
 from tuner.config.study import BudgetTable, GuardTable, StudySpec
+from tuner.config.trial_settings import TrialSettings, batch_size, horizon_of, settings_of
 from tuner.config.values import Entry, ParameterValue, Range, Table, WholeRange, fractions, options
 
 __all__ = [
     "ASHA",
+    "CHOSEN",
     "CMAES",
     "GP",
     "QMC",
     "TPE",
     "AnyJudge",
     "AnyPruner",
+    "Auto",
     "Average",
     "Branching",
     "BudgetTable",
@@ -58,6 +64,8 @@ __all__ = [
     "NoPruner",
     "NotifyTable",
     "OneRung",
+    "OptunaGP",
+    "Parameter",
     "ParameterValue",
     "Patient",
     "Percentile",
@@ -69,8 +77,12 @@ __all__ = [
     "Space",
     "StudySpec",
     "Table",
+    "TrialSettings",
     "WholeRange",
+    "batch_size",
     "fractions",
+    "horizon_of",
     "options",
     "own",
+    "settings_of",
 ]

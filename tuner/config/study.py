@@ -24,8 +24,8 @@ from pydantic import (
 
 from tuner.config.retrain import MetricName, RetrainTable
 from tuner.config.search import (
-    TPE,
     AnyJudge,
+    Auto,
     FastForward,
     Halving,
     Judge,
@@ -129,8 +129,17 @@ class WorkloadTable(Table):
         return name
 
 
+Unit: TypeAlias = Literal["steps", "epochs", "examples"]
+UNITS: tuple[Unit, ...] = ("steps", "epochs", "examples")
+"""The units of the budget of a trial."""
+
+
 class TrainingTable(Table):
     """How a trial is trained; a step is one update of the parameters.
+
+    The budget of a trial is one of `steps`, `epochs` (passes over the training data, without an
+    incomplete last batch) and `examples`. `evaluate_every`, the rungs of the pruner and its
+    `min_steps` and `warmup_steps` are in the same unit.
 
     A train function has its own loop, so batches, dtype, clipping, accumulation and precision do
     not apply to it.
@@ -159,7 +168,19 @@ class TrainingTable(Table):
       results depend on it by rounding.
     """
 
-    steps: Annotated[int, Field(ge=1, le=10_000_000, description="a whole number")]
+    # 0: of each trial's own, from epochs or examples
+    steps: Annotated[
+        int,
+        Field(
+            ge=1, le=10_000_000, description="a whole number", exclude_if=lambda steps: steps == 0
+        ),
+    ] = 0
+    epochs: Annotated[
+        int | None, Field(ge=1, le=1_000_000, exclude_if=lambda epochs: epochs is None)
+    ] = None
+    examples: Annotated[
+        int | None, Field(ge=1, le=2**40, exclude_if=lambda examples: examples is None)
+    ] = None
     batch_size: Annotated[int, Field(ge=1)] | Literal["full"] = 64
     evaluate_every: Annotated[int, Field(ge=1)] | None = None
     dtype: Literal["float32", "float64"] = "float32"
@@ -180,10 +201,31 @@ class TrainingTable(Table):
         Field(exclude_if=lambda threads: threads == "auto"),
     ] = "auto"
 
+    @model_validator(mode="after")
+    def _has_one_budget(self) -> TrainingTable:
+        given = [unit for unit in UNITS if getattr(self, unit)]
+        if not given:
+            error = mistake("a whole number of steps, or epochs or examples instead", "nothing")
+            mistakes("TrainingTable", {("steps",): error})
+        expected = f"nothing, as {given[0]} is the budget of a trial"
+        for unit in given[1:]:
+            mistakes("TrainingTable", {(unit,): mistake(expected, str(getattr(self, unit)))})
+        return self
+
+    @property
+    def unit(self) -> Unit:
+        """The unit of a trial's budget."""
+        return next(unit for unit in UNITS if getattr(self, unit))
+
+    @property
+    def length(self) -> int:
+        """The budget of a trial, in its unit."""
+        return int(getattr(self, self.unit))
+
     @property
     def evaluation_interval(self) -> int:
-        """Steps between two evaluations; by default a tenth of the horizon."""
-        return self.evaluate_every or max(1, self.steps // 10)
+        """Units between two evaluations; by default a tenth of the budget."""
+        return self.evaluate_every or max(1, self.length // 10)
 
 
 class SearchTable(Table):
@@ -194,7 +236,7 @@ class SearchTable(Table):
     - `first`: parameters of the first trials, before the sampler draws any.
     """
 
-    sampler: Sampler = TPE(name="tpe")
+    sampler: Sampler = Auto(name="auto")
     pruner: Pruner = OneRung(name="one_rung")
     # omitted if not set, so that earlier digests stay valid
     judge: Annotated[Judge | None, Field(exclude_if=lambda judge: judge is None)] = None
@@ -288,13 +330,30 @@ class StudySpec(Table):
     budget: BudgetTable
     retrain: RetrainTable = RetrainTable()
 
+    @property
+    def unit(self) -> Unit:
+        """The unit of the budget of a trial, its rungs and its evaluations."""
+        return self.training.unit
+
+    @property
+    def length(self) -> int:
+        """The budget of a trial, in its unit."""
+        return self.training.length
+
+    @property
+    def evaluation_interval(self) -> int:
+        """Units between two evaluations."""
+        return self.training.evaluation_interval
+
     def rungs(self) -> tuple[int, ...]:
-        """Return the steps at which every trial reports to the pruner; they never change."""
-        training, pruner = self.training, self.search.pruner
-        warmup = self.space.longest_warmup(training.steps)
+        """Return the positions, in the study's unit, at which every trial reports to the pruner.
+
+        They never change.
+        """
+        pruner, warmup = self.search.pruner, self.space.longest_warmup(self.length)
         if isinstance(pruner, OneRung) and isinstance(self.judge, Raw):
-            return pruner.rungs(training.steps, training.evaluation_interval, warmup, share=2)
-        return pruner.rungs(training.steps, training.evaluation_interval, warmup)
+            return pruner.rungs(self.length, self.evaluation_interval, warmup, share=2)
+        return pruner.rungs(self.length, self.evaluation_interval, warmup)
 
     @property
     def judge(self) -> AnyJudge:
@@ -306,17 +365,19 @@ class StudySpec(Table):
         return self.search.judge or default
 
     def first_stop(self) -> int | None:
-        """Return the first step at which the pruner may stop a trial; None if it never does."""
-        training, pruner = self.training, self.search.pruner
+        """Return the first position at which the pruner may stop a trial; None if it never does."""
+        pruner = self.search.pruner
         if isinstance(pruner, Patient):
-            return pruner.first_stop(training.steps, training.evaluation_interval)
+            return pruner.first_stop(self.length, self.evaluation_interval)
         return min(self.rungs(), default=None)
 
     def evaluation_steps(self) -> tuple[int, ...]:
-        """Return the steps at which every trial is evaluated: regular ones, rungs, and the last."""
-        steps = self.training.steps
-        regular = range(0, steps, self.training.evaluation_interval)
-        return tuple(sorted({*regular, *self.rungs(), steps}))
+        """Return the positions, in the study's unit, at which every trial is evaluated.
+
+        These are regular ones, rungs, and the last.
+        """
+        regular = range(0, self.length, self.evaluation_interval)
+        return tuple(sorted({*regular, *self.rungs(), self.length}))
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits of the SHA-256 of all tables but budget and retrain."""

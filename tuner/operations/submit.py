@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,11 +13,12 @@ from tuner.config import (
     Grid,
     Halving,
     Patient,
-    Space,
     StudySpec,
-    options,
+    Table,
     reading,
+    settings_of,
 )
+from tuner.config.grid import Grid as CellsOf
 from tuner.config.retrain import NOT_STORED
 from tuner.core.errors import NotFoundError, UsageError
 from tuner.ledger import Ledger, Reader, StudyRecord
@@ -39,6 +39,14 @@ def prepare(spec: StudySpec, prefixes: Sequence[str]) -> PreparedWorkload:
         raise UsageError(f"[retrain.notify] {key}: expected {NOT_STORED}, got something else")
     prepared = prepare_workload(spec, prefixes)
     workload = prepared.workload
+    rows = workload.rows if isinstance(workload, Workload) else workload.training_rows
+    settings_of(spec, {}, rows)  # raises where the budget needs the number of rows
+    batches = workload.batches if isinstance(workload, Workload) else None
+    if batches is not None and spec.space.batch_size is not None:
+        raise UsageError(
+            "[space] batch_size: expected nothing, as the batches of "
+            f"{spec.workload.function} come from a loader with its own size"
+        )
     if not isinstance(workload, Workload):
         if spec.study.metric in TRAIN_COLUMNS:
             raise UsageError(
@@ -61,12 +69,12 @@ def submit(
 
     `description` is that of its prepared workload. A study of that name with another space gets a
     new version. Raise `UsageError` if anything else but its budget differs, and `WorkloadError` if
-    its code or data differ. A study whose file names no pruner keeps the pruner that it was first
-    submitted with.
+    its code or data differ. A sampler or pruner that the file leaves open stays the one that the
+    study was first submitted with.
     """
-    spec = _with_settled_pruner(ledger, spec)
+    spec = _with_known_search(ledger, spec)
     _refuse_changes(ledger, spec)
-    combinations = grid_size(spec.space) if isinstance(spec.search.sampler, Grid) else None
+    combinations = len(CellsOf(spec.space)) if isinstance(spec.search.sampler, Grid) else None
     limit = spec.budget.trials
     study, created = ledger.submit(
         spec, limit=limit, workload=description, combinations=combinations
@@ -78,17 +86,17 @@ def submit(
 
 def early_pruning(spec: StudySpec) -> str | None:
     """Return a warning if the pruner judges trials too early, else None."""
-    pruner, steps, first = spec.search.pruner.name, spec.training.steps, spec.first_stop()
+    pruner, length, first = spec.search.pruner.name, spec.length, spec.first_stop()
     if first is None or isinstance(spec.judge, Branching):
         return None
     schedules = len(spec.space.schedule)
-    if first * EARLY < steps:
+    if first * EARLY < length:
         why = (
             "Before a ninth of the horizon, values hardly predict which trial will be best: on "
             "real curves their rank correlation with the final ones was 0.16 to 0.28 at a 27th, "
             "and asha from there lost the best trial in four of five studies."
         )
-    elif first * 3 < steps and schedules > 1:
+    elif first * 3 < length and schedules > 1:
         why = (
             f"Its {schedules} schedules differ in the middle, where late decays look bad: the rank "
             "correlation of raw values with the final ones was 0.21 at a ninth of the horizon, and "
@@ -96,29 +104,44 @@ def early_pruning(spec: StudySpec) -> str | None:
         )
     else:
         return None
+    unit = spec.unit.removesuffix("s")
     return (
-        f"[search] pruner: {pruner} first stops trials at step {first} of {steps}. {why} "
+        f"[search] pruner: {pruner} first stops trials at {unit} {first} of {length}. {why} "
         'Start it later, or omit the pruner to use the default, "one_rung" (docs/search.md).'
     )
 
 
-def _with_settled_pruner(ledger: Reader, spec: StudySpec) -> StudySpec:
-    """Return the study with the pruner that it is trained with, since defaults may change.
+def _with_known_search(ledger: Reader, spec: StudySpec) -> StudySpec:
+    """Return the study with its stored sampler and pruner if its file leaves them open.
 
-    A file that names none gets its study's stored one. The first rung of asha and hyperband is
-    stored with a new study; earlier versions began before a ninth of the horizon.
+    Defaults may change: those of both, and those of their options. The first rung of asha and
+    hyperband is stored with a new study; earlier versions began before a ninth of the horizon.
     """
+    pruner, update = _from_a_ninth(spec.search.pruner, spec.length), dict[str, Any]()
     try:
-        known = ledger.study(spec.study.name).spec.search.pruner
+        known = ledger.study(spec.study.name).spec.search
     except NotFoundError:
-        known = None
-    pruner = _from_a_ninth(spec.search.pruner, spec.training.steps)
-    if known is not None and "pruner" not in spec.search.model_fields_set:
-        pruner = known
-    elif known is not None and pruner != known:
-        return spec
-    search = spec.search.model_copy(update={"pruner": pruner})
-    return spec.model_copy(update={"search": search})
+        update["pruner"] = pruner
+        return spec.model_copy(update={"search": spec.search.model_copy(update=update)})
+    named = spec.search.model_fields_set
+    if "pruner" not in named:
+        update["pruner"] = known.pruner
+    elif pruner == known.pruner:
+        update["pruner"] = pruner
+    if "sampler" not in named or _leaves_open(spec.search.sampler, known.sampler):
+        update["sampler"] = known.sampler
+    return spec.model_copy(update={"search": spec.search.model_copy(update=update)})
+
+
+def _leaves_open(sampler: Table, known: Table) -> bool:
+    """Return whether a file's sampler contradicts no option of the stored one.
+
+    Version 0.1.0 called Optuna's Gaussian process "gp".
+    """
+    named, stored = sampler.model_dump(exclude_unset=True), known.model_dump()
+    if stored["name"] == "optuna_gp" and named["name"] == "gp":
+        stored["name"] = "gp"
+    return named.items() <= stored.items()
 
 
 def _from_a_ninth(pruner: AnyPruner, steps: int) -> AnyPruner:
@@ -143,16 +166,6 @@ def in_words(ledger: Reader, study: StudyRecord, *, created: bool) -> str:
         f"{study.limit} trials, and {ledger.imported(study.id)} of earlier versions imported. "
         f"Optuna and MLflow call it {study.title!r}."
     )
-
-
-def grid_size(space: Space) -> int:
-    """Return the number of combinations of a space of values and lists."""
-
-    def size(choices: Sequence[Any]) -> int:
-        entries = [choice.entries() for choice in choices]
-        return sum(math.prod(len(options(entry)) for _, entry in group) for group in entries)
-
-    return len(options(space.lr)) * size(space.schedule) * size(space.optimizer)
 
 
 def _refuse_changes(ledger: Reader, spec: StudySpec) -> None:

@@ -29,22 +29,23 @@ def measured(found: Findings) -> EarlyJudging | None:
         if one.state == COMPLETED and one.value is not None
     ]
     trained = sum(one.steps for one in ended) + branch_steps(found)
+    horizons = sum(found.study.horizon(one.params) for one in ended)
     return early.judge(
         np.array(both, dtype=float).reshape(-1, 2),
         [sign * value for one, value in known if one.state == PRUNED],
-        whole=trained // spec.training.steps,
+        whole=int(len(ended) * trained / max(horizons, 1)),
         rng=np.random.default_rng(spec.study.seed),
     )
 
 
 def _early(found: Findings, trial: TrialRecord) -> float | None:
     """Return the value by which a trial was compared at its study's first rung."""
-    first = next(iter(found.study.rungs), None)
-    for branch in found.curves[trial.number].branches if trial.number in found.curves else ():
-        if branch.step == first:
-            return float(branch.metrics[found.study.spec.study.metric])
+    curve = found.curves.get(trial.number)
+    for branch in curve.branches if curve is not None else ():
+        return float(branch.metrics[found.study.spec.study.metric])
     if isinstance(found.study.spec.judge, Branching):
         return None
+    first = next(iter(found.study.rungs), None)
     return next((one.value for one in trial.reports if one.step == first), None)
 
 
@@ -54,9 +55,10 @@ def sentence(found: Findings) -> str:
     if one is None:
         return ""
     metric, first = found.study.spec.study.metric, found.study.rungs[0]
+    unit = found.study.spec.unit.removesuffix("s")
     text = (
         f"Of the {one.trials} trials that ran to the end, the rank correlation (Kendall) of the "
-        f"value at step {first} with the final one is {one.correlation:.2f} ({one.low:.2f} to "
+        f"value at {unit} {first} with the final one is {one.correlation:.2f} ({one.low:.2f} to "
         f"{one.high:.2f})."
     )
     if not one.stopped:

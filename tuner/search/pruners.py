@@ -50,7 +50,7 @@ class Judged:
 
 def pruner_for(spec: StudySpec, rungs: tuple[int, ...]) -> BasePruner:
     """Return Optuna's pruner for a study whose `rungs` were fixed when it was submitted."""
-    steps = spec.training.steps
+    steps = spec.length
     pruner = spec.search.pruner
     return _build(pruner, rungs[0] if rungs else steps, steps)
 
@@ -59,7 +59,7 @@ class GroupPruner:
     """Decides which trials of a group are stopped, as Optuna's pruners would one by one."""
 
     def __init__(self, spec: StudySpec, rungs: tuple[int, ...], rankings: RungRankings) -> None:
-        steps, table = spec.training.steps, spec.search.pruner
+        steps, table = spec.length, spec.search.pruner
         first_rung = rungs[0] if rungs else steps
         self._patient: BasePruner | None = None
         if isinstance(table, Patient):
@@ -75,7 +75,6 @@ class GroupPruner:
                 fewest=FEWEST if isinstance(table, OneRung) else 1,
             )
         self._spares_leaders = isinstance(table, OneRung)
-        self._defaults = len(spec.search.first[:1])
         self._maximize = spec.study.direction == "maximize"
         self._patient_only = self._patient is not None and isinstance(table, NoPruner)
         self._pruner = _build(table, first_rung, steps)
@@ -86,13 +85,13 @@ class GroupPruner:
         group: Sequence[FrozenTrial],
         judged: Mapping[int, Judged],
         completed: Sequence[float],
-        imported: int,
+        default: int | None,
     ) -> set[int]:
         """Return the numbers of the trials to stop, each at its last report.
 
         Trials are compared by their last reports, or by the `judged` values of those in it.
-        `completed` are the values of completed trials, and the first `imported` trials are of
-        earlier versions of the study.
+        `completed` are the values of completed trials, and `default` is the trial with the declared
+        default, if there is one.
 
         The whole group has reported before any trial is judged. Successive halving compares its
         trials with each other and writes to their attributes, see `SuccessiveHalving.stopped`. The
@@ -106,9 +105,7 @@ class GroupPruner:
             known = [t for t in candidates if t.number not in judged or t.number in values]
             stopped = self._halving.stopped(known, values)
             if self._spares_leaders:
-                declared = range(imported, imported + self._defaults)
-                leading = {t.number for t in known if self._leads(t, completed)}
-                stopped -= {*declared, *leading}
+                stopped -= {t.number for t in known if self._leads(t, completed)} | {default}
             return stopped
         if self._patient_only:
             return {trial.number for trial in candidates}
@@ -199,23 +196,23 @@ def reason_of_decision(
     pruner = spec.search.pruner
     wrapped = pruner.wraps if isinstance(pruner, Patient) else pruner
     competitors = "other trials" if bracket is None else f"other trials of bracket {bracket}"
-    reason = f"{spec.study.metric} was {value:.4g} at step {step}"
+    unit = spec.unit.removesuffix("s")
+    reason = f"{spec.study.metric} was {value:.4g} at {unit} {step}"
     if judged is not None and judged.value is None:
         return f"Went on: {reason}, and there was no memory for a branch of it."
     if judged is not None:
         assert isinstance(spec.judge, Branching)
-        how = (
-            "the rest of its schedule" if spec.judge.name == "fast_forward" else "averaged weights"
-        )
-        reason += f" and {judged.value:.4g} after a branch of {judged.steps} steps with {how}"
+        rest = spec.judge.name == "fast_forward"
+        how = "through the rest of its schedule" if rest else "with averaged weights"
+        reason += f" and {judged.value:.4g} after a branch of {judged.steps} steps {how}"
     reason += f", where {ahead} of the {others} {competitors} there were {better}"
     if isinstance(wrapped, Percentile) and prune:
         reason += f" and only the best {wrapped.percentile:g} percent go on"
     if isinstance(wrapped, Hyperband) and bracket is not None:
-        first = wrapped.first_rung(spec.training.steps) * wrapped.reduction_factor**bracket
+        first = wrapped.first_rung(spec.length) * wrapped.reduction_factor**bracket
         if step < first:
-            reason = f"{spec.study.metric} was {value:.4g} at step {step}"
-            reason += f", and bracket {bracket} prunes from step {first} on"
+            reason = f"{spec.study.metric} was {value:.4g} at {unit} {step}"
+            reason += f", and bracket {bracket} prunes from {unit} {first} on"
     if not prune:
         return f"Went on: {reason}."
     if not isinstance(pruner, Patient):

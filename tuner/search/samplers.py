@@ -3,36 +3,64 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import (
     BaseSampler,
     CmaEsSampler,
-    GPSampler,
     QMCSampler,
     RandomSampler,
     TPESampler,
 )
+from optuna.samplers import GPSampler as OptunaGPSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from tuner.config import CMAES, GP, QMC, TPE, Grid, Listed, ParameterValue, Random, Space, StudySpec
-from tuner.search.cma_state import restored
-from tuner.search.space import (
-    GridSampler,
-    all_distributions,
-    grid,
-    shared_distributions,
+from tuner.config import (
+    CMAES,
+    GP,
+    QMC,
+    TPE,
+    Auto,
+    Grid,
+    Listed,
+    OptunaGP,
+    ParameterValue,
+    Random,
+    Space,
+    StudySpec,
 )
+from tuner.config.grid import Grid as CellsOf
+from tuner.config.search import AnySampler
+from tuner.search.cma_state import restored
+from tuner.search.encoding import Encoding, Rows, encoding_of
+from tuner.search.own import GPSampler, SobolSampler
+from tuner.search.space import FixedSampler, all_distributions, completed, shared_distributions
+from tuner.search.textbook import textbook
 from tuner.search.tpe import ColumnTPESampler, Observations
 
-LEARN_FROM_VALUES = (GP, CMAES)
+LEARN_FROM_VALUES = (GP, OptunaGP, CMAES)
 """Samplers that learn from the values of completed trials only; tpe also ranks pruned trials."""
+
+REDRAWN = 2**16
+"""Distance in the sequence from a point that violates the constraints to the next one."""
+
+
+def sampler_of(spec: StudySpec, number: int) -> AnySampler:
+    """Return the settings of the sampler that draws trial `number`; auto chooses by the number."""
+    sampler = spec.search.sampler
+    return (
+        sampler.at(number, len(all_distributions(spec.space)))
+        if isinstance(sampler, Auto)
+        else sampler
+    )
 
 
 def sampler_for(  # noqa: PLR0911 - one for each sampler
@@ -41,46 +69,97 @@ def sampler_for(  # noqa: PLR0911 - one for each sampler
     imported: Sequence[Mapping[str, ParameterValue]] = (),
     sources: Sequence[FrozenTrial] = (),
     observations: Observations | None = None,
+    attempt: int = 0,
 ) -> BaseSampler:
     """Return the sampler that draws trial `number`, seeded by the study's seed and the number.
 
     The first numbers belong to the `imported` trials. A grid skips their combinations. cmaes starts
     at the best of the `sources`, the imported trials with values. Without `observations`, tpe is
-    Optuna's own sampler; with them it draws the same, faster.
+    Optuna's own sampler; with them it draws the same, faster. Each `attempt` at parameters that
+    satisfy the constraints has its own seed.
     """
-    sequence = np.random.SeedSequence([spec.study.seed, number])
+    again = [attempt] if attempt else []
+    sequence = np.random.SeedSequence([spec.study.seed, number, *again])
     seed = int(sequence.generate_state(2, np.uint32)[1])
     index = number - len(imported)
-    sampler = spec.search.sampler
-    if index < len(spec.search.first):
-        return GridSampler([spec.search.first[index]], 0)
+    sampler = sampler_of(spec, number)
+    first = first_params(spec, sampler, number, index)
+    if first is not None and attempt == 0:
+        return FixedSampler(spec.space, first)
+    whole = encoding_of(spec.space)
+    sobol = SobolSampler(whole, index + attempt * REDRAWN, seed=spec.study.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         match sampler:
             case TPE():
                 startup = sampler.startup_trials
-                if observations is None:
-                    return TPESampler(seed=seed, n_startup_trials=startup)
-                return ColumnTPESampler(
-                    observations, spec.space, seed=seed, n_startup_trials=startup
+                tpe = (
+                    TPESampler(seed=seed, n_startup_trials=startup)
+                    if observations is None
+                    else ColumnTPESampler(
+                        observations, spec.space, seed=seed, n_startup_trials=startup
+                    )
                 )
+                if sampler.start != "random":
+                    tpe._random_sampler = cast("RandomSampler", sobol)  # draws until the start-up
+                return tpe
             case Random():
                 return RandomSampler(seed=seed)
             case Grid():
-                untried = [params for params in grid(spec.space) if params not in imported]
-                return GridSampler(untried, index)
+                cells = _cells(spec.space.model_dump_json())
+                tried = [cell for one in imported if (cell := cells.index(one)) is not None]
+                return FixedSampler(spec.space, cells.cell(cells.untried(index, tried)))
             case Listed():
-                return GridSampler([sampler.combination(index)], 0)
+                return FixedSampler(spec.space, sampler.combination(index))
             case GP():
                 return GPSampler(
+                    whole,
+                    sobol,
+                    maximize=spec.study.direction == "maximize",
+                    seed=[spec.study.seed, number, *again],
+                    startup_trials=sampler.startup_trials,
+                    allowed=_allowed(spec.space, whole) if spec.space.constraints else None,
+                )
+            case OptunaGP():
+                return OptunaGPSampler(
                     seed=seed,
                     n_startup_trials=sampler.startup_trials,
                     warn_independent_sampling=False,
                 )
             case QMC():
-                return IndexedQMCSampler(spec.space, index, sampler, seed=spec.study.seed)
+                return IndexedQMCSampler(
+                    spec.space, index + attempt * REDRAWN, sampler, seed=spec.study.seed
+                )
             case CMAES():
                 return RangeCmaEsSampler(spec.space, sampler, sources, seed=seed)
+            case Auto():
+                raise AssertionError("sampler_of returns the chosen sampler")
+
+
+def first_params(
+    spec: StudySpec, sampler: AnySampler, number: int, index: int
+) -> Mapping[str, ParameterValue] | None:
+    """Return the parameters of a first trial that the sampler does not draw, else None."""
+    if index < len(spec.search.first):
+        return spec.search.first[index]
+    if number == 0 and isinstance(sampler, TPE | GP) and sampler.start == "textbook":
+        return None if spec.probe.enabled else textbook(spec.space)  # a probe suggests rates
+    return None
+
+
+def _allowed(space: Space, whole: Encoding) -> Callable[[Rows], NDArray[np.bool_]]:
+    """Return which rows of an encoding satisfy the constraints, [row]."""
+
+    def allowed(rows: Rows) -> NDArray[np.bool_]:
+        return np.array([space.satisfies(completed(space, whole.decode(row))) for row in rows])
+
+    return allowed
+
+
+@functools.lru_cache(maxsize=16)
+def _cells(space: str) -> CellsOf:
+    """Return the grid of a space, from its JSON."""
+    return CellsOf(Space.model_validate_json(space))
 
 
 class IndexedQMCSampler(QMCSampler):
@@ -112,7 +191,7 @@ class IndexedQMCSampler(QMCSampler):
 
 
 class RangeCmaEsSampler(CmaEsSampler):
-    """CMA-ES over the ranges that every trial has; other parameters are drawn at random.
+    """CMA-ES over the numbers that every trial has; other parameters are drawn at random.
 
     Optuna's sampler uses the ranges that all trials so far share. When a second schedule is tried,
     these become fewer, its state no longer fits and it draws at random from then on.
@@ -133,7 +212,7 @@ class RangeCmaEsSampler(CmaEsSampler):
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """Return the ranges that every trial has."""
+        """Return the numbers that every trial has."""
         return self._space
 
     def _init_optimizer(self, *args: Any, **kwargs: Any) -> Any:

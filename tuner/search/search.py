@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import optuna
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, Trial
 
-from tuner.config import CMAES, TPE, ParameterValue
+from tuner.config import CMAES, TPE, Auto, ParameterValue, Space
 from tuner.ledger import Reader, StudyRecord
 from tuner.ledger.ranges import ActiveRange, history
 from tuner.search.active_range import extend, trials_in_range, with_range
@@ -25,10 +26,18 @@ from tuner.search.pruners import (
 )
 from tuner.search.regret import regret_bound
 from tuner.search.rungs import RungRankings, rungs
-from tuner.search.samplers import LEARN_FROM_VALUES, sampler_for
-from tuner.search.space import suggest
+from tuner.search.samplers import (
+    LEARN_FROM_VALUES,
+    first_params,
+    sampler_for,
+    sampler_of,
+)
+from tuner.search.space import FixedSampler, for_sampler, suggest
 from tuner.search.storage import FIXED, MirrorStorage
 from tuner.search.tpe import Observations
+
+REDRAWS = 20
+"""Draws of a sampler that may violate the constraints before a trial is drawn at random."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +73,8 @@ class Search:
         self._name = study.title
         self._mirror = Mirror(study.spec, study.title)
         sampler = study.spec.search.sampler
-        self._observations = Observations(study.spec) if isinstance(sampler, TPE) else None
+        self._observations = Observations(study.spec) if isinstance(sampler, TPE | Auto) else None
+        self._drawing = 0  # number of the trial being drawn
         self._pruner = pruner_for(study.spec, study.rungs)
         self._storage = MirrorStorage(self._mirror, self._for_sampler)
         self._pruner_study = self._optuna_study(
@@ -113,22 +123,39 @@ class Search:
             self._observations.update(trial)
 
     def _draw(self, number: int) -> Draw:
-        self._storage.begin(self._mirror.trial(number))
-        known, active, spec = self._mirror.imported(), self._active(), self._spec
-        if active is not None:
-            spec = with_range(spec, active)
-            if (index := number - len(known)) < len(active.first):
-                self._storage.set_trial_system_attr(number, FIXED, dict(active.first[index]))
-        begins_there = known and isinstance(spec.search.sampler, CMAES)
-        sources = self._mirror.sources() if begins_there else []
-        sampler = sampler_for(spec, number, known, sources, self._observations)
-        params = suggest(Trial(self._optuna_study(self._storage, sampler), number), spec.space)
+        """Draw until the constraints hold, from a random combination if the sampler finds none."""
+        for attempt in range(REDRAWS):
+            space, params = self._suggest(number, attempt)
+            if space.satisfies(params):
+                break
+        else:
+            seed = f"{self._spec.study.seed} {number}"
+            allowed = space.draw(random.Random(seed))  # noqa: S311 - not for secrets
+            self._storage.begin(self._mirror.trial(number))
+            study = self._optuna_study(self._storage, FixedSampler(space, allowed))
+            params = suggest(Trial(study, number), space)
         return Draw(
             params=params,
             attrs=self._storage.get_trial(number).system_attrs,
             study_attrs=self._storage.study_attrs,
             revision=self._mirror.revision,
         )
+
+    def _suggest(self, number: int, attempt: int) -> tuple[Space, dict[str, ParameterValue]]:
+        """Return the space and parameters that the sampler draws from it."""
+        self._storage.begin(self._mirror.trial(number))
+        self._drawing = number
+        known, active, spec = self._mirror.imported(), self._active(), self._spec
+        if active is not None:
+            spec = with_range(spec, active)
+            if (index := number - len(known)) < len(active.first):
+                first = for_sampler(spec.space, active.first[index])
+                self._storage.set_trial_system_attr(number, FIXED, first)
+        begins_there = known and isinstance(spec.search.sampler, CMAES)
+        sources = self._mirror.sources() if begins_there else []
+        sampler = sampler_for(spec, number, known, sources, self._observations, attempt)
+        study = self._optuna_study(self._storage, sampler)
+        return spec.space, suggest(Trial(study, number), spec.space)
 
     def extension(self) -> tuple[int, ActiveRange] | None:
         """Return a wider active range if the best trial is at its edge, else None.
@@ -148,7 +175,7 @@ class Search:
         return known[-1] if known else None
 
     def _for_sampler(self) -> TrialsByNumber:
-        by_value = isinstance(self._spec.search.sampler, LEARN_FROM_VALUES)
+        by_value = isinstance(sampler_of(self._spec, self._drawing), LEARN_FROM_VALUES)
         trials = self._mirror.for_values() if by_value else self._mirror.for_sampler()
         active = self._active()
         return trials if active is None else trials_in_range(self._spec, active, trials)
@@ -180,7 +207,7 @@ class Search:
                 group,
                 judged,
                 completed=[value for value in completed if value is not None],
-                imported=len(self._mirror.imported()),
+                default=self._declared_default(),
             )
             return [
                 self._decision(
@@ -188,6 +215,12 @@ class Search:
                 )
                 for trial, (_, step, _) in zip(group, reports, strict=True)
             ]
+
+    def _declared_default(self) -> int | None:
+        """Return the first trial of this version if it has declared values, else None."""
+        number = len(self._mirror.imported())
+        params = first_params(self._spec, sampler_of(self._spec, number), number, 0)
+        return None if params is None else number
 
     def regret_bound(self) -> float:
         """Return a bound of how much better than the best completed trial the optimum may be.

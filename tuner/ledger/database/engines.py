@@ -14,11 +14,12 @@ from sqlalchemy.exc import (
     InternalError,
     OperationalError,
 )
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from tuner.core.errors import ConnectionLostError, UnavailableError
 from tuner.core.forking import keep_from_children
 from tuner.ledger.database.addresses import without_password
-from tuner.ledger.database.pooling import follow_search_path
+from tuner.ledger.database.pooling import POOLED, follow_search_path
 
 BUSY_SECONDS = 60
 """How long a SQLite connection waits for another's transaction."""
@@ -32,12 +33,16 @@ CONNECTION = {
 }
 """Options of libpq for every connection, unless the URL sets them."""
 
-UNUSABLE_CODES = frozenset({"42501", "42P01", "3F000", "25006"})
+IDLE_SECONDS = 30
+"""How long PostgreSQL lets a transaction wait for a process that was suspended with locks held."""
+
+NO_PRIVILEGE = "42501"
+UNUSABLE_CODES = frozenset({NO_PRIVILEGE, "42P01", "3F000", "25006"})
 """Codes of PostgreSQL: no privilege, no table, no schema, read-only."""
 REFUSES_OPTIONS = "unsupported startup parameter: options"
 """The error of a pgbouncer that is not configured to ignore them."""
-TRANSIENT_CODES = frozenset({"40001", "40P01", "55P03", "53300"})
-"""Codes of PostgreSQL for transient errors: conflicts, deadlocks, too many connections."""
+TRANSIENT_CODES = frozenset({"25P03", "40001", "40P01", "55P03", "53300"})
+"""Codes of PostgreSQL for transient errors: idle, conflicts, deadlocks, too many connections."""
 
 
 def ledger_engine(url: str) -> Engine:
@@ -79,8 +84,11 @@ def _postgresql(url: str) -> Engine:
     follow_search_path(engine)
 
     @event.listens_for(engine, "connect")
-    def keep(connection: Any, _record: object) -> None:
+    def configure(connection: Any, record: ConnectionPoolEntry) -> None:
         keep_from_children(connection)  # or the server would keep the connection of a dead process
+        if POOLED not in record.info:
+            connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
+            connection.commit()
 
     @event.listens_for(engine, "engine_connect")
     def read_one_snapshot(connection: Connection) -> None:
@@ -120,6 +128,8 @@ def _unavailable(
     message = " ".join(str(error).split())
     if REFUSES_OPTIONS in message:
         message += "; let the connection pooler ignore it: ignore_startup_parameters = options"
+    if getattr(error, "sqlstate", None) == NO_PRIVILEGE:
+        message += "; use a login that may do that, such as the owner of the tables"
     return kind(f"the database {without_password(url)} cannot be used: {without_password(message)}")
 
 
