@@ -410,13 +410,14 @@ RULES: Mapping[str, Rule] = {
     "one_rung, safe": rungs((FORWARD, 2), fewest=6),
     "one_rung, balanced": rungs((FORWARD, 3), fewest=6),
     "one_rung, fast": rungs((FORWARD, 6), fewest=6),
-    "the same, raw at 0.52 H: keep 1/2": rungs(("raw 14", 2), fewest=6),
-    "keep 1/3": rungs(("raw 14", 3), fewest=6),
+    "raw: keep 1/2 at 0.52 H": rungs(("raw 14", 2), fewest=6),
+    "raw: keep 1/3 at 0.52 H": rungs(("raw 14", 3), fewest=6),
     "halving (keep 1/2 at H/3, raw)": rungs(("raw 9", 2)),
     "average: keep 1/2 at H/3": rungs(("average at H/3", 2), fewest=6),
     "forward 0.1: keep 1/2 at H/3": rungs(("forward 0.1 at H/3", 2), fewest=6),
     "one_rung, safe, one after the other": rungs((FORWARD, 2), fewest=6, group=1),
-    "one_rung, safe, without the first six": rungs((FORWARD, 2)),
+    "forward 0.2: keep 1/2 at 0.52 H": rungs((LATE, 2), fewest=6),
+    "forward 0.2: keep 1/3 at 0.52 H": rungs((LATE, 3), fewest=6),
     "two rungs: 1/2 at H/3, 1/2 at 0.52 H": rungs((FORWARD, 2), (LATE, 2), fewest=6),
     "two rungs: 1/2 at H/9, 1/3 at H/3": rungs((EARLY, 2), (FORWARD, 3), fewest=6),
     "unlikely to win: below 5 %": unlikely(FORWARD, 0.05),
@@ -536,6 +537,11 @@ def replay(folder: Path, count: int, size: int) -> dict[str, Any]:
                 "fewer regret": interval(each[:, 4]),
                 "regret less fewer's": interval(each[:, 1] - each[:, 4]),
                 "pools worse than fewer": int((each[:, 1] > each[:, 4] + 1e-9).sum()),
+                "regret by problem": {
+                    problem: each[[one.startswith(problem) for one in pools], 1].mean().round(4)
+                    for problem in PROBLEMS
+                    if any(one.startswith(problem) for one in pools)
+                },
                 "worst pool": list(pools)[int((each[:, 1] - each[:, 4]).argmax())],
             }
     return found

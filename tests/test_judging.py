@@ -16,6 +16,8 @@ from tuner.config.reading import parse
 from tuner.core.errors import UsageError
 from tuner.core.outcome import PRUNED
 from tuner.ledger import Ledger, StudyRecord
+from tuner.report.findings import gather
+from tuner.report.sentences import savings
 from tuner.tracking.mlflow.run_content import points_of
 from tuner.training.cohort.trainer import CohortTrainer
 from tuner.training.reference import ReferenceTrainer
@@ -72,6 +74,18 @@ def test_every_trial_at_the_rung_has_one_branch(ledger, places, training):
         shown = {one.key: one for one in points_of(ledger.curve(trial.id), trial)}
         assert shown["branch/val_loss"].steps.tolist() == [RUNG]
         assert shown["branch/val_loss"].values.tolist() == [branch.metrics["val_loss"]]
+
+
+def test_the_report_says_what_early_values_were_worth(ledger, places):
+    """Its own rank correlation, what branches took, and what was likely lost."""
+    study = train(ledger, places, put(ledger, "told", trainer="cohort", slots=16))
+    counts, said = ledger.counts(study.id), savings(gather(ledger, study))
+    judged = counts["completed"] + counts[PRUNED]
+    assert f"Branches, by which trials were judged, took {BRANCH_STEPS * judged} steps" in said
+    assert f"Of the {counts['completed']} trials that ran to the end" in said
+    assert "the rank correlation (Kendall) of the value at step 12 with the final one is" in said
+    assert f"one of the {counts[PRUNED]} pruned trials would have been the best" in said
+    assert "whole trials, whose best val_loss is expected to be" in said
 
 
 def test_the_better_half_goes_on(ledger, places):
