@@ -1,4 +1,4 @@
-"""The section Look: studies, status, best, ui, report, compare, export, confirm, rerun."""
+"""The section Look: studies, status, best, ui, report, compare, export, confirm, extend, rerun."""
 
 from __future__ import annotations
 
@@ -316,6 +316,45 @@ def confirm(name: str, top: int, seeds: int, prefixes: tuple[str, ...], as_json:
                 err=True,
             )
     return exit_code(done.ended, completed=any(one.completed for one in found.candidates))
+
+
+@cli.command()
+@click.argument("name")
+@click.argument("trials", nargs=-1, required=True, type=click.IntRange(0), metavar="TRIAL...")
+@click.option(
+    "--steps", type=click.IntRange(1), required=True, help="Steps to train beyond the horizon."
+)
+@with_allow
+@with_json
+def extend(
+    name: str, trials: tuple[int, ...], steps: int, prefixes: tuple[str, ...], as_json: bool
+) -> int:
+    """Train trials of the study NAME further, as trials of a study with a longer horizon.
+
+    They have the same parameters and seeds. With a schedule that does not depend on the horizon
+    they go on where the trials ended, else they start anew. Run it again after an interruption.
+    """
+    from tuner.operations import extend
+
+    ledger = context.open_ledger()
+    done = extend.extend(
+        ledger,
+        context.addresses(),
+        ledger.study(name),
+        trials,
+        steps=steps,
+        prefixes=prefixes,
+        console=terminal.console(stderr=as_json),
+    )
+    if as_json:
+        print_json(done.as_json())
+    else:
+        for one in done.trials:
+            terminal.echo(one.sentence)
+        terminal.echo(f"They are trials of {done.study.name!r}.")
+    return exit_code(
+        done.ended, completed=any(one.trial.state == "completed" for one in done.trials)
+    )
 
 
 def _print_confirmation(found: Confirmation) -> None:

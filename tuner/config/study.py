@@ -88,11 +88,18 @@ Argument: TypeAlias = Annotated[
 FunctionName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 
 
+ASK_AND_TELL = "ask and tell"
+"""In place of a function's name, if the caller trains."""
+
+
 class WorkloadTable(Table):
     """What to train: a `factory` of model, data and loss for our trainers, or a `train` function.
 
     Either is named `module:function` and gets the arguments by name. A train function has its own
     training loop and gets a `tuner.training.loop.Trial` as first argument.
+
+    - `ask_and_tell`: no worker trains the study. A program asks for its trials (`Study.ask`),
+      trains them, and tells their values.
     """
 
     factory: Annotated[
@@ -101,6 +108,8 @@ class WorkloadTable(Table):
     train: Annotated[
         FunctionName | None, Field(description='a train function named as "module:function"')
     ] = None
+    # omitted if false, so that earlier digests stay valid
+    ask_and_tell: Annotated[bool, Field(exclude_if=lambda asks: not asks)] = False
     arguments: dict[str, Argument] = Field(default_factory=dict)
 
     @field_validator("arguments")
@@ -113,7 +122,11 @@ class WorkloadTable(Table):
 
     @model_validator(mode="after")
     def _is_one_of_two(self) -> WorkloadTable:
-        if self.factory is None and self.train is None:
+        if self.ask_and_tell:
+            error = mistake("nothing, as ask_and_tell leaves the training to its caller", "a value")
+            own = {"factory": self.factory, "train": self.train, "arguments": self.arguments}
+            mistakes("WorkloadTable", {(key,): error for key, value in own.items() if value})
+        elif self.factory is None and self.train is None:
             error = mistake('this key or train, named as "module:function"', "neither")
             mistakes("WorkloadTable", {("factory",): error})
         if self.factory is not None and self.train is not None:
@@ -123,10 +136,8 @@ class WorkloadTable(Table):
 
     @property
     def function(self) -> str:
-        """The name of the factory or train function."""
-        name = self.factory or self.train
-        assert name is not None
-        return name
+        """The name of the factory or train function; `ask and tell` if there is none."""
+        return self.factory or self.train or ASK_AND_TELL
 
 
 Unit: TypeAlias = Literal["steps", "epochs", "examples"]
@@ -357,9 +368,9 @@ class StudySpec(Table):
 
     @property
     def judge(self) -> AnyJudge:
-        """How trials are judged at rungs; a train function cannot be copied."""
+        """How trials are judged at rungs; only our own trainers can copy one."""
         pruner, raw = self.search.pruner, Raw(name="raw")
-        if self.workload.train is not None or not isinstance(pruner, SingleRung | Halving):
+        if self.workload.factory is None or not isinstance(pruner, SingleRung | Halving):
             return raw
         default = FastForward(name="fast_forward") if isinstance(pruner, OneRung) else raw
         return self.search.judge or default

@@ -17,9 +17,9 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from tuner.config import ParameterValue
+from tuner.ledger.records import FIXED
 from tuner.search import gp
 from tuner.search.encoding import Encoding, Rows
-from tuner.search.storage import FIXED
 
 MOST_AWAITED = 16
 """Values that are waited for because of running trials, at most."""

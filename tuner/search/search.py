@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, Trial
 from tuner.config import CMAES, TPE, Auto, ParameterValue, Space
 from tuner.ledger import Reader, StudyRecord
 from tuner.ledger.ranges import ActiveRange, history
+from tuner.ledger.records import ADDED, FIXED
 from tuner.search.active_range import extend, trials_in_range, with_range
 from tuner.search.mirror import Mirror, TrialsByNumber
 from tuner.search.pruners import (
@@ -33,7 +34,7 @@ from tuner.search.samplers import (
     sampler_of,
 )
 from tuner.search.space import FixedSampler, for_sampler, suggest
-from tuner.search.storage import FIXED, MirrorStorage
+from tuner.search.storage import MirrorStorage
 from tuner.search.tpe import Observations
 
 REDRAWS = 20
@@ -124,36 +125,62 @@ class Search:
 
     def _draw(self, number: int) -> Draw:
         """Draw until the constraints hold, from a random combination if the sampler finds none."""
+        fixed = self._begin(number)
         for attempt in range(REDRAWS):
-            space, params = self._suggest(number, attempt)
+            space, params = self._suggest(number, attempt, fixed)
             if space.satisfies(params):
                 break
         else:
             seed = f"{self._spec.study.seed} {number}"
-            allowed = space.draw(random.Random(seed))  # noqa: S311 - not for secrets
-            self._storage.begin(self._mirror.trial(number))
+            allowed = space.draw(random.Random(seed), fixed)  # noqa: S311 - not for secrets
+            self._begin(number)
             study = self._optuna_study(self._storage, FixedSampler(space, allowed))
             params = suggest(Trial(study, number), space)
+        attrs = self._storage.get_trial(number).system_attrs
         return Draw(
             params=params,
-            attrs=self._storage.get_trial(number).system_attrs,
+            attrs={**attrs, FIXED: dict(fixed)} if fixed else attrs,
             study_attrs=self._storage.study_attrs,
             revision=self._mirror.revision,
         )
 
-    def _suggest(self, number: int, attempt: int) -> tuple[Space, dict[str, ParameterValue]]:
-        """Return the space and parameters that the sampler draws from it."""
-        self._storage.begin(self._mirror.trial(number))
+    def _begin(self, number: int) -> Mapping[str, ParameterValue]:
+        """Begin a draw; return the parameters that a person fixed, and fix them for the sampler."""
+        trial = self._mirror.trial(number)
+        self._storage.begin(trial)
         self._drawing = number
+        fixed: Mapping[str, ParameterValue] = trial.system_attrs.get(FIXED, {})
+        if fixed:
+            shown = for_sampler(self._spec.space, fixed)
+            self._storage.set_trial_system_attr(number, FIXED, shown)
+        return fixed
+
+    def _suggest(
+        self, number: int, attempt: int, fixed: Mapping[str, ParameterValue]
+    ) -> tuple[Space, dict[str, ParameterValue]]:
+        """Return the space and parameters that the sampler draws from it."""
+        self._begin(number)
         known, active, spec = self._mirror.imported(), self._active(), self._spec
-        if active is not None:
+        is_added = ADDED in self._mirror.trial(number).system_attrs
+        added_before = self._mirror.added_before(number)
+        if active is not None and _is_within(active, fixed):
             spec = with_range(spec, active)
-            if (index := number - len(known)) < len(active.first):
+            index = number - len(known) - added_before
+            if not is_added and index < len(active.first):
                 first = for_sampler(spec.space, active.first[index])
                 self._storage.set_trial_system_attr(number, FIXED, first)
         begins_there = known and isinstance(spec.search.sampler, CMAES)
         sources = self._mirror.sources() if begins_there else []
-        sampler = sampler_for(spec, number, known, sources, self._observations, attempt)
+        sampler = sampler_for(
+            spec,
+            number,
+            known,
+            sources,
+            self._observations,
+            attempt,
+            added_before=added_before,
+            is_added=is_added,
+        )
         study = self._optuna_study(self._storage, sampler)
         return spec.space, suggest(Trial(study, number), spec.space)
 
@@ -269,3 +296,9 @@ class Search:
             sampler=sampler or RandomSampler(seed=0),
             pruner=self._pruner,
         )
+
+
+def _is_within(active: ActiveRange, fixed: Mapping[str, ParameterValue]) -> bool:
+    """Return whether fixed parameters do not lie outside of the active range."""
+    rate = fixed.get("lr")
+    return rate is None or active.low <= float(rate) <= active.high

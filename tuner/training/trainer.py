@@ -162,11 +162,14 @@ class Trainer(Protocol):
         """
 
 
-def seed_of(spec: StudySpec, number: int) -> int:
+def seed_of(spec: StudySpec, number: int, own: object = None) -> int:
     """Derive the seed of a trial from the study's seed and the trial's number.
 
-    Trials of one round of a listed design share a seed.
+    Trials of one round of a listed design share a seed. A trial that extends another one has that
+    one's seed as its `own`.
     """
+    if isinstance(own, int) and 0 <= own < 2**32:
+        return own
     sampler = spec.search.sampler
     entropy = [sampler.round(number), 1] if isinstance(sampler, Listed) else [number]
     sequence = np.random.SeedSequence([spec.study.seed, *entropy])

@@ -33,6 +33,7 @@ from tuner.ledger import (
     Report,
     StudyRecord,
 )
+from tuner.ledger.records import SEED
 from tuner.observability import metrics
 from tuner.observability.logs import logger
 from tuner.search import Decision
@@ -70,6 +71,7 @@ class Attempt:
         self.admitted = False  # it has a slot
         self.failed = False  # the trial, by this attempt
         self._params = claim.trial.params
+        self._own_seed = claim.trial.attrs.get(SEED)
         self._saved = claim.checkpoint
         self._endings = claim.endings
         now = time.monotonic()
@@ -92,7 +94,7 @@ class Attempt:
         self._params = params
         task = Task(
             number=self.number,
-            seed=seed_of(self._study.spec, self.number),
+            seed=seed_of(self._study.spec, self.number, self._own_seed),
             params=params,
             halvings=self._endings.get(OUT_OF_MEMORY, 0),
         )

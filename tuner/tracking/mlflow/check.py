@@ -83,7 +83,7 @@ def _mismatches(
         if run is None or keys[str(trial.number)] > 1:  # it is unclear which one to compare
             continue
         parent = by_key[PARENT].info.run_id if PARENT in by_key else ""
-        tags = tags_of(study, trial, parent, environments[trial.id]) | outcome_tags(trial)
+        tags = tags_of(study, trial, parent, environments.get(trial.id, {})) | outcome_tags(trial)
         by_earlier_version = {"tuner.regime"} == run.data.tags.keys() & {
             "tuner.regime",
             "tuner.verdict",

@@ -190,7 +190,11 @@ class RunPublisher:
         environments = self.backlog.environments([one.id for one in new])
         runs = [
             new_run(
-                study, trials[one.id], parent, environments[one.id], existing.get(str(one.number))
+                study,
+                trials[one.id],
+                parent,
+                environments.get(one.id, {}),
+                existing.get(str(one.number)),
             )
             for one in new
         ]

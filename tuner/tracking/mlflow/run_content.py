@@ -15,6 +15,8 @@ from tuner.core.curves import Chunk
 from tuner.core.outcome import CANCELLED, COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING
 from tuner.core.text import NAME_LIMIT
 from tuner.ledger import StudyRecord, TrialRecord
+from tuner.ledger.records import ADDED, RETRIED, SEED
+from tuner.ledger.records import PARENT as PARENT_TRIAL
 from tuner.tracking.mlflow.views import COLOUR, COLOURS, VALUE
 from tuner.tracking.notes import escape_markdown
 from tuner.training.trainer import seed_of
@@ -159,16 +161,26 @@ def shown_tags(trial: TrialRecord) -> dict[str, str]:
 def tags_of(
     study: StudyRecord, trial: TrialRecord, parent: str, environment: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Return the initial tags of a run."""
+    """Return the initial tags of a run; `environment` is empty if the trial had no attempt."""
     tags = {
         "mlflow.parentRunId": parent,
         "mlflow.source.name": study.spec.workload.function,
         "mlflow.source.type": "LOCAL",
         "tuner.study": study.name,
         "tuner.trial": str(trial.number),
-        "tuner.seed": str(seed_of(study.spec, trial.number)),
+        "tuner.seed": str(seed_of(study.spec, trial.number, trial.attrs.get(SEED))),
         "tuner.outcome": RUNNING,
         "tuner.code_digest": study.workload["code"],
+    }
+    if ADDED in trial.attrs:
+        tags["tuner.added"] = str(trial.attrs[ADDED])
+    if RETRIED in trial.attrs:
+        tags["tuner.retry_of"] = str(trial.attrs[RETRIED])
+    if parent_trial := trial.attrs.get(PARENT_TRIAL):
+        tags["tuner.parent"] = f"{parent_trial['study']}:{parent_trial['trial']}"
+    if not environment:  # it was added and cancelled before any attempt
+        return tags
+    tags |= {
         "tuner.device": environment["device"],
         "tuner.host": environment["host"],
         "tuner.python": environment["python"],

@@ -1,0 +1,215 @@
+"""Trials that a person adds to a study, beside those that its sampler draws.
+
+An added trial is reserved within the budget, as every trial is, and waits for the next claim, which
+takes waiting trials before new ones. Its fixed parameters are an attribute of Optuna's own, so its
+attempt draws only what is not fixed, and Optuna's tools show it as enqueued or as a retry.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
+from typing import Any, TypeAlias
+
+from sqlalchemy import Connection, Row, select, update
+
+from tuner.config import ParameterValue
+from tuner.core.errors import UsageError
+from tuner.core.outcome import FAILED
+from tuner.ledger import rows
+from tuner.ledger.managing import locked
+from tuner.ledger.reading import Reader
+from tuner.ledger.records import (
+    ADDED,
+    ENQUEUED,
+    EXTENSION,
+    FIXED,
+    OPEN,
+    PARENT,
+    PAUSED,
+    REASON,
+    RETRIED,
+    RETRY,
+    SEED,
+    StudyRecord,
+    TrialRecord,
+    specification,
+)
+from tuner.ledger.retrying import retry_on_disconnect
+from tuner.ledger.tables import studies, trials
+
+HISTORY = "retry_history"
+"""Optuna's attribute of a retry: the failed trials before it, the oldest first."""
+
+Attrs: TypeAlias = Mapping[str, Any]
+"""Attributes of one new trial."""
+
+
+def enqueue(
+    ledger: Reader,
+    study: StudyRecord,
+    params: Mapping[str, ParameterValue],
+    *,
+    raise_budget: bool = False,
+) -> int:
+    """Add a trial with these parameters; those that are left out are drawn. Return its number.
+
+    Raise `UsageError` if the study is stopped or has ended, or if its budget is spent and is not to
+    be raised.
+    """
+    attrs = {FIXED: dict(params), ADDED: ENQUEUED}
+    (number,) = _add(ledger, study, lambda _: [attrs], raise_budget, uuid.uuid4().hex, count())
+    return number
+
+
+def retry(
+    ledger: Reader,
+    study: StudyRecord,
+    numbers: Sequence[int] | None = None,
+    *,
+    raise_budget: bool = False,
+) -> dict[int, int]:
+    """Add a trial with the parameters of each failed trial that was not retried yet.
+
+    A failed trial keeps its outcome, its run and its curve. `numbers` are the failed trials to
+    retry, by default all. Return the numbers of the new trials by those of the failed ones. Raise
+    `UsageError` as `enqueue` does.
+    """
+
+    def wanted(tx: Connection) -> list[Attrs]:
+        failed = (trials.c.study_id == study.id) & ~trials.c.imported & (trials.c.state == FAILED)
+        query = select(trials.c.number, trials.c.params, trials.c.attrs).where(failed)
+        retried = set(_retries(tx, study.id))
+        return [
+            {
+                FIXED: dict(row.params),
+                ADDED: RETRY,
+                RETRIED: row.number,
+                HISTORY: [*row.attrs.get(HISTORY, ()), row.number],
+            }
+            for row in tx.execute(query.order_by(trials.c.number)).all()
+            if row.params is not None
+            and row.number not in retried
+            and (numbers is None or row.number in numbers)
+        ]
+
+    new = _add(ledger, study, wanted, raise_budget, uuid.uuid4().hex, count())
+    return {old: number for old, number in retries(ledger, study).items() if number in new}
+
+
+def extend(
+    ledger: Reader,
+    study: StudyRecord,
+    parent: StudyRecord,
+    parents: Sequence[tuple[TrialRecord, int]],
+) -> dict[int, int]:
+    """Add to a study with a longer horizon a trial for each of these trials of its parent.
+
+    `parents` are trials with their seeds, which the new ones share. The budget is raised by as many
+    as were not added before. Return the new trials' numbers by those of all extended ones.
+    """
+
+    def wanted(tx: Connection) -> list[Attrs]:
+        known = _extensions(tx, study.id)
+        return [
+            {
+                FIXED: dict(trial.params or {}),
+                ADDED: EXTENSION,
+                PARENT: {"study": parent.title, "trial": trial.number},
+                SEED: seed,
+            }
+            for trial, seed in parents
+            if trial.number not in known
+        ]
+
+    _add(ledger, study, wanted, True, uuid.uuid4().hex, count())
+    with ledger.engine.begin() as tx:
+        return _extensions(tx, study.id)
+
+
+@retry_on_disconnect
+def retries(ledger: Reader, study: StudyRecord) -> dict[int, int]:
+    """Read the numbers of all retries, by those of the failed trials."""
+    with ledger.engine.begin() as tx:
+        return _retries(tx, study.id)
+
+
+def added(tx: Connection, study_id: int) -> int:
+    """Count the added trials of a study; they are not combinations of its grid."""
+    found = tx.scalars(select(trials.c.attrs).where(trials.c.study_id == study_id))
+    return sum(ADDED in attrs for attrs in found)
+
+
+@retry_on_disconnect
+def _add(
+    ledger: Reader,
+    study: StudyRecord,
+    wanted: Callable[[Connection], Sequence[Attrs]],
+    raise_budget: bool,
+    idempotency_key: str,
+    calls: Iterator[int],
+) -> list[int]:
+    """Add trials with the `wanted` attributes; a retried call finds those that it added before."""
+    key = f"{ADDED}:key"
+    repeated = next(calls) > 0
+    with locked(ledger, study) as (tx, row):
+        if repeated and (before := _with_key(tx, study.id, key, idempotency_key)):
+            return before
+        _refuse_closed(row)
+        new = [{**attrs, key: idempotency_key} for attrs in wanted(tx)]
+        if not new:
+            return []
+        _make_room(tx, row, len(new), raise_budget=raise_budget)
+        return [trial.number for trial in rows.reserve(tx, row, len(new), new)]
+
+
+def _with_key(tx: Connection, study_id: int, key: str, value: str) -> list[int]:
+    query = select(trials.c.number, trials.c.attrs).where(trials.c.study_id == study_id)
+    found = tx.execute(query.order_by(trials.c.number)).all()
+    return [row.number for row in found if row.attrs.get(key) == value]
+
+
+def _extensions(tx: Connection, study_id: int) -> dict[int, int]:
+    query = select(trials.c.number, trials.c.attrs).where(trials.c.study_id == study_id)
+    found = [(row.attrs.get(PARENT), row.number) for row in tx.execute(query).all()]
+    return {int(parent["trial"]): number for parent, number in found if parent is not None}
+
+
+def _retries(tx: Connection, study_id: int) -> dict[int, int]:
+    query = select(trials.c.number, trials.c.attrs).where(trials.c.study_id == study_id)
+    found = [(row.attrs.get(RETRIED), row.number) for row in tx.execute(query).all()]
+    return {old: number for old, number in found if old is not None}
+
+
+def _refuse_closed(study: Row[Any]) -> None:
+    if study.state in (OPEN, PAUSED):
+        return
+    raise UsageError(
+        f"study {study.name!r} is {study.state}, so no trial can be added: "
+        f"{study.attrs.get(REASON, 'a newer version of it took its place.')} "
+        + (
+            "A larger budget continues it"
+            if study.state == "ended"
+            else "`tuner resume` reopens a stopped study"
+        )
+    )
+
+
+def _make_room(tx: Connection, study: Row[Any], wanted: int, *, raise_budget: bool) -> None:
+    """Raise the budget of trials if it is too small for so many more. Raise `UsageError`."""
+    needed = study.reserved + wanted
+    if needed <= study.limit:
+        return
+    if not raise_budget:
+        left = max(study.limit - study.reserved, 0)
+        raise UsageError(
+            f"study {study.name!r} has {left or 'no'} trial{'s' * (left != 1)} left in its budget "
+            f"of {study.limit}, expected {wanted}; add --raise-budget to allow {needed} trials, or "
+            f"set budget.trials={needed} in its file"
+        )
+    spec = specification(study.spec)
+    budget = spec.budget.model_copy(update={"trials": max(needed, spec.budget.trials)})
+    text = spec.model_copy(update={"budget": budget}).model_dump_json()
+    changed = update(studies).where(studies.c.id == study.id).values(limit=needed, spec=text)
+    tx.execute(changed)
