@@ -15,6 +15,7 @@ from tuner.config.search import (
     TPE,
     AnyPruner,
     Auto,
+    Branching,
     Comparing,
     Grid,
     Halving,
@@ -22,6 +23,7 @@ from tuner.config.search import (
     OptunaGP,
     Patient,
     Random,
+    SingleRung,
 )
 from tuner.config.space import SETTINGS, Space
 from tuner.config.study import ProbeTable, SearchTable, StudyTable, TrainingTable, WorkloadTable
@@ -42,6 +44,7 @@ def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
     yield from _stored_addresses(tables.get("retrain"))
     if not isinstance(search, SearchTable):
         return
+    yield from _not_branched(search, tables.get("workload"))
     if isinstance(search.sampler, Grid) and isinstance(space, Space):
         yield from _too_large(space)
     listed = search.sampler.params if isinstance(search.sampler, Listed) else ()
@@ -124,6 +127,20 @@ def _incompatible(training: TrainingTable, workload: Table | None) -> Iterator[M
     if isinstance(size, int) and training.accumulate > size:
         expected = f"at most the {size} rows of [training] batch_size"
         yield Mistake(("training", "accumulate"), expected, shown(training.accumulate))
+
+
+def _not_branched(search: SearchTable, workload: Table | None) -> Iterator[Mistake]:
+    """Yield a judge by branches where there cannot be any."""
+    if not isinstance(search.judge, Branching):
+        return
+    place, got = ("search", "judge"), shown(search.judge.name)
+    if isinstance(workload, WorkloadTable) and workload.factory is None:
+        expected = '"raw", since the state of a train function cannot be copied'
+        yield Mistake(place, expected, got)
+    if not isinstance(search.pruner, SingleRung | Halving):
+        expected = f'"raw", as the pruner is "{search.pruner.name}", which has no few rungs'
+        hint = "; the others are for one_rung, halving, asha and hyperband"
+        yield Mistake(place, expected, got, hint)
 
 
 def _too_large(space: Space) -> Iterator[Mistake]:

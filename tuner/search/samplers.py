@@ -92,7 +92,7 @@ def sampler_for(  # noqa: PLR0911, PLR0912 - one for each sampler
     seed = int(sequence.generate_state(2, np.uint32)[1])
     index = number - len(imported) - added_before
     sampler = sampler_of(spec, number)
-    first = _first_params(spec, sampler, number, index, learned=bool(learned))
+    first = first_params(spec, sampler, number, index, learned=bool(learned))
     if is_added:
         if isinstance(sampler, Grid | Listed | QMC):
             return RandomSampler(seed=seed)  # of what is not fixed
@@ -150,7 +150,7 @@ def sampler_for(  # noqa: PLR0911, PLR0912 - one for each sampler
                 raise AssertionError("sampler_of returns the chosen sampler")
 
 
-def _first_params(
+def first_params(
     spec: StudySpec, sampler: AnySampler, number: int, index: int, *, learned: bool
 ) -> Mapping[str, ParameterValue] | None:
     """Return the parameters of a first trial that the sampler does not draw, else None."""
