@@ -351,10 +351,14 @@ class Study:
         top: int = 3,
         seeds: int = 5,
         *,
+        each: str | None = None,
         allow: Sequence[str] | None = None,
         progress: bool = True,
     ) -> Confirmation:
-        """Train the best trials again under shared new seeds, and compare them in pairs."""
+        """Train the best trials again under shared new seeds, and compare them in pairs.
+
+        With `each="schedule"`, train the best trial of each schedule, to decide between them.
+        """
         from tuner.operations import confirm  # noqa: PLC0415 - it imports scipy
 
         ledger, study = self._read()
@@ -366,6 +370,7 @@ class Study:
             seeds=seeds,
             prefixes=self._prefixes(allow),
             console=_console(progress),
+            each=each,
         )
         _raise_unless_done(done.ended, done.confirmation.trials.name)
         return done.confirmation

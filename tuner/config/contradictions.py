@@ -15,6 +15,7 @@ from tuner.config.search import (
     TPE,
     AnyPruner,
     Auto,
+    Branching,
     Comparing,
     Grid,
     Halving,
@@ -22,6 +23,7 @@ from tuner.config.search import (
     OptunaGP,
     Patient,
     Random,
+    SingleRung,
 )
 from tuner.config.space import SETTINGS, Space
 from tuner.config.study import (
@@ -51,6 +53,7 @@ def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
     yield from _stored_addresses(tables.get("retrain"))
     if not isinstance(search, SearchTable):
         return
+    yield from _not_branched(search, tables.get("workload"))
     if isinstance(search.sampler, Grid) and isinstance(space, Space):
         yield from _too_large(space)
     listed = search.sampler.params if isinstance(search.sampler, Listed) else ()
@@ -60,6 +63,9 @@ def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
                 for key, expected in space.missing(params).items():
                     got = shown(params.get(key))
                     yield Mistake(("search", *place, key, index), expected, got)
+    if search.learn_from and not isinstance(search.sampler, Auto | GP):
+        expected = "auto or gp, as [search] learn_from is given"
+        yield Mistake(("search", "sampler"), expected, shown(search.sampler.name))
     if (
         isinstance(search.sampler, CMAES)
         and isinstance(space, Space)
@@ -177,6 +183,20 @@ def _command(workload: Table | None, space: Table | None, study: Table | None) -
     elif isinstance(space, Space) and any(one.name == "plateau" for one in space.schedule):
         expected = "a schedule that is known in advance, since {rates} is written at the start"
         yield Mistake(("space", "schedule"), expected, "plateau")
+
+
+def _not_branched(search: SearchTable, workload: Table | None) -> Iterator[Mistake]:
+    """Yield a judge by branches where there cannot be any."""
+    if not isinstance(search.judge, Branching):
+        return
+    place, got = ("search", "judge"), shown(search.judge.name)
+    if isinstance(workload, WorkloadTable) and workload.factory is None:
+        expected = f'"raw", since the state of {_trainer(workload)} cannot be copied'
+        yield Mistake(place, expected, got)
+    if not isinstance(search.pruner, SingleRung | Halving):
+        expected = f'"raw", as the pruner is "{search.pruner.name}", which has no few rungs'
+        hint = "; the others are for one_rung, halving, asha and hyperband"
+        yield Mistake(place, expected, got, hint)
 
 
 def _too_large(space: Space) -> Iterator[Mistake]:

@@ -26,7 +26,19 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from tuner.config.retrain import MetricName, RetrainTable
-from tuner.config.search import Auto, OneRung, Patient, Pruner, Sampler
+from tuner.config.search import (
+    AnyJudge,
+    Auto,
+    FastForward,
+    Halving,
+    Judge,
+    OneRung,
+    Patient,
+    Pruner,
+    Raw,
+    Sampler,
+    SingleRung,
+)
 from tuner.config.space import Space
 from tuner.config.values import ParameterValue, Table, mistake, mistakes
 from tuner.core.text import NAME_LIMIT, is_readable
@@ -300,15 +312,25 @@ class TrainingTable(Table):
 class SearchTable(Table):
     """The sampler and the pruner.
 
+    - `judge`: what the pruner compares at a rung. By default one_rung compares "fast_forward" where
+      our trainers run, and everything else "raw" values.
     - `first`: parameters of the first trials, before the sampler draws any.
+    - `learn_from`: names of earlier studies of this database whose trials the sampler learns from;
+      `*` stands for any characters.
     """
 
     sampler: Sampler = Auto(name="auto")
-    pruner: Pruner = OneRung(name="halving")
+    pruner: Pruner = OneRung(name="one_rung")
+    # omitted if not set, so that earlier digests stay valid
+    judge: Annotated[Judge | None, Field(exclude_if=lambda judge: judge is None)] = None
     # omitted if empty, so that earlier digests stay valid
     first: Annotated[
         tuple[dict[str, ParameterValue], ...],
         Field(strict=False, exclude_if=lambda first: not first),
+    ] = ()
+    learn_from: Annotated[
+        tuple[Annotated[str, Field(min_length=1)], ...],
+        Field(strict=False, exclude_if=lambda names: not names),
     ] = ()
 
 
@@ -415,8 +437,19 @@ class StudySpec(Table):
 
         They never change.
         """
-        warmup = self.space.longest_warmup(self.length)
-        return self.search.pruner.rungs(self.length, self.evaluation_interval, warmup)
+        pruner, warmup = self.search.pruner, self.space.longest_warmup(self.length)
+        if isinstance(pruner, OneRung) and isinstance(self.judge, Raw):
+            return pruner.rungs(self.length, self.evaluation_interval, warmup, share=2)
+        return pruner.rungs(self.length, self.evaluation_interval, warmup)
+
+    @property
+    def judge(self) -> AnyJudge:
+        """How trials are judged at rungs; only our own trainers can copy one."""
+        pruner, raw = self.search.pruner, Raw(name="raw")
+        if self.workload.factory is None or not isinstance(pruner, SingleRung | Halving):
+            return raw
+        default = FastForward(name="fast_forward") if isinstance(pruner, OneRung) else raw
+        return self.search.judge or default
 
     def first_stop(self) -> int | None:
         """Return the first position at which the pruner may stop a trial; None if it never does."""

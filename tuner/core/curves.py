@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
+
+
+@dataclass(frozen=True, kw_only=True)
+class BranchCurve:
+    """A branch of a trial: a copy that was trained on under another schedule and evaluated."""
+
+    step: int  # of the trial, at which it began; the branch is after the evaluation there
+    losses: np.ndarray  # float64 [step]
+    rates: np.ndarray  # float64 [step]
+    time: float  # of its evaluation, in seconds since 1970
+    metrics: Mapping[str, float]  # at its end; nan if it diverged before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +29,8 @@ class Chunk:
     There is a row for every step, also for those that a program did not report (see `reported`).
 
     Rows are those of steps first_step to next_step - 1. An evaluation at step s belongs to the
-    chunk with first_step < s <= next_step; the one at step 0 to the chunk that begins there.
+    chunk with first_step < s <= next_step; the one at step 0 to the chunk that begins there. So
+    does a branch that began at step s.
     """
 
     first_step: int
@@ -27,6 +39,7 @@ class Chunk:
     eval_steps: np.ndarray  # int64 [evaluation]
     eval_times: np.ndarray  # float64 [evaluation], seconds since 1970
     metrics: Mapping[str, np.ndarray]  # val_loss and the workload's own: float64 [evaluation]
+    branches: tuple[BranchCurve, ...] = ()
 
     @property
     def next_step(self) -> int:
@@ -46,6 +59,7 @@ class Chunk:
             eval_steps=self.eval_steps[kept],
             eval_times=self.eval_times[kept],
             metrics={name: values[kept] for name, values in self.metrics.items()},
+            branches=tuple(branch for branch in self.branches if branch.step > step),
         )
 
     def delayed(self, earliest: float) -> Chunk:
@@ -57,6 +71,9 @@ class Chunk:
             eval_steps=self.eval_steps,
             eval_times=np.maximum(self.eval_times, earliest),
             metrics=self.metrics,
+            branches=tuple(
+                replace(branch, time=max(branch.time, earliest)) for branch in self.branches
+            ),
         )
 
     @property
@@ -78,6 +95,12 @@ class Chunk:
         arrays = {f"train/{name}": values for name, values in self.columns.items()}
         arrays |= {f"eval/{name}": values for name, values in self.metrics.items()}
         arrays |= {"time": self.times, "eval_step": self.eval_steps, "eval_time": self.eval_times}
+        for branch in self.branches:
+            at = f"branch/{branch.step}"
+            arrays |= {f"{at}/train_loss": branch.losses, f"{at}/lr": branch.rates}
+            arrays[f"{at}/time"] = np.array([branch.time])
+            for name, value in branch.metrics.items():
+                arrays[f"{at}/eval/{name}"] = np.array([value])
         return save({name: np.ascontiguousarray(values) for name, values in arrays.items()})
 
     @staticmethod
@@ -94,7 +117,27 @@ class Chunk:
             eval_steps=arrays["eval_step"],
             eval_times=arrays["eval_time"],
             metrics={n[5:]: values for n, values in arrays.items() if n.startswith("eval/")},
+            branches=_branches(arrays),
         )
+
+
+def _branches(arrays: Mapping[str, np.ndarray]) -> tuple[BranchCurve, ...]:
+    """Read the branches of a chunk's arrays."""
+    found: dict[int, dict[str, np.ndarray]] = {}
+    for name, values in arrays.items():
+        if name.startswith("branch/"):
+            _, step, part = name.split("/", 2)
+            found.setdefault(int(step), {})[part] = values
+    return tuple(
+        BranchCurve(
+            step=step,
+            losses=parts["train_loss"],
+            rates=parts["lr"],
+            time=float(parts["time"][0]),
+            metrics={n[5:]: float(v[0]) for n, v in parts.items() if n.startswith("eval/")},
+        )
+        for step, parts in sorted(found.items())
+    )
 
 
 def join(chunks: Iterable[Chunk]) -> Chunk:
@@ -115,6 +158,7 @@ def join(chunks: Iterable[Chunk]) -> Chunk:
         eval_steps=np.concatenate([part.eval_steps for part in parts]),
         eval_times=np.concatenate([part.eval_times for part in parts]),
         metrics=_concatenated([part.metrics for part in parts]),
+        branches=tuple(branch for part in parts for branch in part.branches),
     )
 
 

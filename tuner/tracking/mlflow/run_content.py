@@ -89,6 +89,7 @@ def points_of(chunk: Chunk, trial: TrialRecord) -> Iterator[Points]:
     for name, values in chunk.metrics.items():
         ends = min(limit, trial.steps + 1)
         yield from _finite(name, values, chunk.eval_steps, chunk.eval_times, ends)
+    yield from _branch_points(chunk, min(limit, trial.steps + 1))
 
 
 def all_points(chunk: Chunk) -> Iterator[Points]:
@@ -98,6 +99,15 @@ def all_points(chunk: Chunk) -> Iterator[Points]:
         yield from _finite(name, values, steps, chunk.times, math.inf)
     for name, values in chunk.metrics.items():
         yield from _finite(name, values, chunk.eval_steps, chunk.eval_times, math.inf)
+    yield from _branch_points(chunk, math.inf)
+
+
+def _branch_points(chunk: Chunk, limit: float) -> Iterator[Points]:
+    """Yield the values of branches at the steps where they began, as metrics of their own."""
+    for branch in chunk.branches:
+        steps, times = np.array([branch.step]), np.array([branch.time])
+        for name, value in branch.metrics.items():
+            yield from _finite(f"branch/{name}", np.array([value]), steps, times, limit)
 
 
 def _finite(
