@@ -27,9 +27,11 @@ def is_gone(worker: str) -> bool:
 
     Return False for processes of other machines and containers, about which nothing is known.
     """
-    machine, pid, birth = worker.rsplit(":", 2)
-    if machine != _machine():
-        return False
+    match worker.rsplit(":", 2):
+        case [machine, pid, birth] if machine == _machine() and pid.isdecimal():
+            pass
+        case _:  # a row may have any text
+            return False
     try:
         dead = (
             psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
