@@ -543,11 +543,11 @@ def test_a_checkpoint_replaces_the_one_before(ledger):
     study = submit(ledger)
     held = claim(ledger, study)
     ledger.append(held.lease, rows(0, 20))
-    assert ledger.save_checkpoint(held.lease, checkpoint(10, "10.pt")) == []
-    assert ledger.save_checkpoint(held.lease, checkpoint(20, "20.pt")) == ["10.pt"]
-    assert ledger.save_checkpoint(held.lease, checkpoint(20, "20.pt")) == []
-    assert ledger.checkpoints(study.id) == [(checkpoint(20, "20.pt"), 0)]
-    assert ledger.finish(held.lease, completed(1.0)) == ["20.pt"]
+    assert ledger.save_checkpoint(held.lease, checkpoint(10)) == []
+    assert ledger.save_checkpoint(held.lease, checkpoint(20)) == [checkpoint(10)]
+    assert ledger.save_checkpoint(held.lease, checkpoint(20)) == []
+    assert ledger.checkpoints(study.id) == [checkpoint(20)]
+    ledger.finish(held.lease, completed(1.0))
     assert ledger.checkpoints(study.id) == []
 
 
@@ -555,10 +555,10 @@ def test_a_checkpoint_whose_rows_are_not_committed_is_refused(ledger):
     study = submit(ledger)
     held = claim(ledger, study)
     ledger.append(held.lease, rows(0, 20))
-    ledger.save_checkpoint(held.lease, checkpoint(20, "20.pt"))
+    ledger.save_checkpoint(held.lease, checkpoint(20))
     with pytest.raises(AssertionError, match="the rows up to the checkpoint are not committed"):
-        ledger.save_checkpoint(held.lease, checkpoint(21, "21.pt"))
-    assert ledger.checkpoints(study.id) == [(checkpoint(20, "20.pt"), 0)]
+        ledger.save_checkpoint(held.lease, checkpoint(21))
+    assert ledger.checkpoints(study.id) == [checkpoint(20)]
 
 
 def test_a_trial_is_taken_up_at_its_last_checkpoint_whose_rows_are_committed(ledger):
@@ -571,7 +571,7 @@ def test_a_trial_is_taken_up_at_its_last_checkpoint_whose_rows_are_committed(led
             tx.execute(insert(checkpoints).values(**row, path=f"{step}.pt", digest="d1935"))
     ledger.release(held.lease, "interrupted", "Ctrl-C")
     again = claim(ledger, study)
-    assert again.checkpoint == checkpoint(30, "30.pt")
+    assert again.checkpoint == checkpoint(30)
     assert [attempt.first_step for attempt in ledger.attempts(study.id)] == [0, 30]
 
 

@@ -30,7 +30,7 @@ from tuner.core.errors import LeaseLost
 from tuner.core.outcome import DIVERGED
 from tuner.search import Search
 from tuner.search.mirror import Mirror
-from tuner.search.space import grid
+from tuner.search.space import GridCells
 
 TPE = {"sampler": {"name": "tpe", "startup_trials": 5}}
 
@@ -210,7 +210,9 @@ def test_draws_lie_in_the_space(new_ledger, space, sampler, seed):
 @given(space=spaces(finite=True))
 def test_a_grid_has_every_combination_once(space):
     made = spec(space=space).space
-    combinations = grid(made)
+    cells = GridCells(made)
+    combinations = [cells.at(index) for index in range(cells.size)]
+    assert [cells.index(params) for params in combinations] == list(range(cells.size))
     for params in combinations:
         assert_in(made, params)
     assert len({tuple(params.items()) for params in combinations}) == len(combinations)

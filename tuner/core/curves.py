@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -74,16 +75,33 @@ class Chunk:
         """Read the bytes of `to_bytes`; no code is run. Raise `ValueError` for other bytes."""
         try:
             arrays = load(data)
-        except SafetensorError as error:
+            found = Chunk(
+                first_step=operator.index(first_step),
+                columns={n[6:]: values for n, values in arrays.items() if n.startswith("train/")},
+                times=arrays["time"],
+                eval_steps=arrays["eval_step"],
+                eval_times=arrays["eval_time"],
+                metrics={n[5:]: values for n, values in arrays.items() if n.startswith("eval/")},
+            )
+            found._check()
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"rows from step {first_step} on cannot be read: {error}") from error
-        return Chunk(
-            first_step=first_step,
-            columns={n[6:]: values for n, values in arrays.items() if n.startswith("train/")},
-            times=arrays["time"],
-            eval_steps=arrays["eval_step"],
-            eval_times=arrays["eval_time"],
-            metrics={n[5:]: values for n, values in arrays.items() if n.startswith("eval/")},
-        )
+        return found
+
+    def _check(self) -> None:
+        """Raise `ValueError` where arrays do not have the shapes and types of a chunk."""
+        rows, evaluations = self.times.shape, self.eval_steps.shape
+        training = [self.times, *self.columns.values()]
+        evaluated = [self.eval_times, *self.metrics.values()]
+        if (
+            len(rows) != 1
+            or len(evaluations) != 1
+            or self.eval_steps.dtype != np.int64
+            or any(one.shape != rows for one in training)
+            or any(one.shape != evaluations for one in evaluated)
+            or any(one.dtype != np.float64 for one in (*training, *evaluated))
+        ):
+            raise ValueError("the columns do not fit together")
 
 
 def join(chunks: Iterable[Chunk]) -> Chunk:

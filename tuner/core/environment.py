@@ -29,9 +29,11 @@ def is_gone(worker: str) -> bool:
 
     Return False for processes of other machines and containers, about which nothing is known.
     """
-    machine, pid, birth = ["", "", "", *worker.rsplit(":", 2)][-3:]
-    if machine != _machine() or not pid.isdecimal():
-        return False
+    match worker.rsplit(":", 2):
+        case [machine, pid, birth] if machine == _machine() and pid.isdecimal():
+            pass
+        case _:  # a row may have any text
+            return False
     try:
         dead = (
             psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE

@@ -9,6 +9,7 @@
     ├── UnavailableError           start or repair the database or the tracking server (exit code 4)
     │   ├── ConnectionLostError    try again: the connection was lost or refused
     │   └── SchemaError            migrate the database, or upgrade tuner (exit code 4)
+    ├── UnreadableError            repair or delete the row that cannot be read (exit code 1)
     ├── OutputError                free some space, or name another output folder (exit code 1)
     └── LeaseLost                  stop working on the attempt: another worker has it (exit code 1)
 
@@ -17,6 +18,8 @@ with a kind and a reason.
 """
 
 from __future__ import annotations
+
+from pickle import UnpicklingError
 
 
 class TunerError(Exception):
@@ -67,9 +70,26 @@ class SchemaError(UnavailableError):
     """The database has a schema that this version does not know."""
 
 
+class UnreadableError(TunerError, ValueError):
+    """A row of the ledger has content that tuner never writes."""
+
+
 class OutputError(TunerError):
     """A report or another output cannot be written; the data is safe in the ledger."""
 
 
 class LeaseLost(TunerError):  # noqa: N818 - an event, not an error of the caller
     """The fencing token was refused: the lease expired and another worker has the trial."""
+
+
+DATA_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    UnpicklingError,
+)
+"""What code raises for content that it does not expect. Whoever serves many studies leaves out the
+study for which one of these is raised, and goes on with the others."""

@@ -82,7 +82,7 @@ class Attempts(LeaseWriter):
                 return _claims(leases, found, _history(tx, found))
             if study is None or study.state != OPEN:  # it may have been deleted just now
                 return []
-            waiting = tx.scalars(
+            waiting = tx.scalars(  # all of them: some may be unreadable
                 select(trials.c.id)
                 .where(
                     trials.c.study_id == study_id,
@@ -90,9 +90,8 @@ class Attempts(LeaseWriter):
                     ~has_live_attempt(trials.c.id),
                 )
                 .order_by(trials.c.number)
-                .limit(most)
             ).all()
-            old = read_trials(tx, trials.c.id.in_(waiting)) if waiting else []
+            old = read_trials(tx, trials.c.id.in_(waiting))[:most] if waiting else []
             room = min(most - len(old), study.limit - study.reserved)
             new = rows.reserve(tx, study, room) if room > 0 else []
             if not old and not new:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from typing import Any
@@ -11,8 +11,18 @@ from sqlalchemy import Connection, Engine, Row, and_, exists, func, literal, sel
 
 from tuner.core import curves
 from tuner.core.curves import Chunk
-from tuner.core.errors import NotFoundError
+from tuner.core.errors import NotFoundError, UnreadableError
 from tuner.core.outcome import COMPLETED, KINDS, RUNNING
+from tuner.ledger.decoding import (
+    attempt_of,
+    is_number,
+    log_once,
+    searched_trial_of,
+    studies_of,
+    study_of,
+    trial_of,
+    unreadable_study_of,
+)
 from tuner.ledger.records import (
     AttemptRecord,
     Changes,
@@ -21,17 +31,20 @@ from tuner.ledger.records import (
     Searched,
     SearchedTrial,
     Silence,
+    StudyIdentity,
     StudyRecord,
     TrialRecord,
-    specification,
+    UnreadableStudy,
+    is_count,
 )
 from tuner.ledger.retrying import RETRY_SECONDS, retry_on_disconnect
+from tuner.ledger.rows import read_checkpoints
 from tuner.ledger.tables import (
     IS_LIVE,
+    IS_VALUED,
     SILENT_FOR,
     SILENT_SECONDS,
     attempts,
-    checkpoints,
     chunks,
     database_time,
     reports,
@@ -41,6 +54,8 @@ from tuner.ledger.tables import (
 
 PORTION = 5000
 """Rows that are held at a time of a result that may be large."""
+CANDIDATES = 10
+"""Best trials that are read until one can be read."""
 SEARCHED = tuple(one.name for one in fields(SearchedTrial) if one.name != "reports")
 
 
@@ -57,9 +72,24 @@ class Reader:
         self.study(name)
         return [study for study in self.studies() if study.name == name]
 
-    @retry_on_disconnect
     def study(self, name: str) -> StudyRecord:
-        """Read the newest version of a study. Raises `NotFoundError`."""
+        """Read the newest version of a study. Raises `NotFoundError` and `UnreadableError`."""
+        return study_of(self._newest(name))
+
+    def identity(self, name: str) -> StudyIdentity:
+        """Read what names the newest version of a study. Raises `NotFoundError`."""
+        row = self._newest(name)
+        return unreadable_study_of(row) or study_of(row)
+
+    @retry_on_disconnect
+    def study_by_id(self, study_id: int) -> StudyRecord | None:
+        """Read a study; return None if it was deleted. Raises `UnreadableError`."""
+        with self._reading() as tx:
+            row = tx.execute(select(studies).where(studies.c.id == study_id)).first()
+        return None if row is None else study_of(row)
+
+    @retry_on_disconnect
+    def _newest(self, name: str) -> Row[Any]:
         newest = select(studies).where(studies.c.name == name).order_by(studies.c.version.desc())
         with self._reading() as tx:
             row = tx.execute(newest).first()
@@ -67,13 +97,43 @@ class Reader:
                 names = tx.scalars(select(studies.c.name).order_by(studies.c.id)).all()
                 known = ", ".join(dict.fromkeys(names)) or "none yet; `tuner run FILE` makes one"
                 raise NotFoundError(f"there is no study {name!r}; studies here: {known}")
-        return _study(row)
+        return row
 
     @retry_on_disconnect
     def studies(self) -> list[StudyRecord]:
-        """Read all studies, oldest first."""
+        """Read all studies that can be read, oldest first."""
         with self._reading() as tx:
-            return [_study(row) for row in tx.execute(select(studies).order_by(studies.c.id))]
+            return studies_of(tx.execute(select(studies).order_by(studies.c.id)))
+
+    @retry_on_disconnect
+    def unreadable_studies(self) -> list[UnreadableStudy]:
+        """Read why studies cannot be read, oldest first."""
+        with self._reading() as tx:
+            found = map(unreadable_study_of, tx.execute(select(studies).order_by(studies.c.id)))
+            return [one for one in found if one is not None]
+
+    @retry_on_disconnect
+    def unreadable_trials(self, study_id: int) -> list[tuple[int | None, str]]:
+        """Read why trials of a study cannot be read, each with its number if it has one."""
+        found: list[tuple[int | None, str]] = []
+        with self._reading() as tx:
+            rows = tx.execute(select(trials).where(trials.c.study_id == study_id))
+            reported = _reports(tx, trials.c.study_id == study_id)
+            for row in rows.all():
+                try:
+                    trial_of(row._asdict(), reports=_checked(row, reported.get(row.id, [])))
+                except UnreadableError as error:
+                    found.append((row.number if is_count(row.number) else None, str(error)))
+        return found
+
+    @retry_on_disconnect
+    def ended(self, study_id: int) -> list[int]:
+        """Read the numbers of the trials that have ended."""
+        query = select(trials.c.number).where(
+            trials.c.study_id == study_id, trials.c.state != RUNNING
+        )
+        with self._reading() as tx:
+            return [number for number in tx.scalars(query) if is_count(number)]
 
     @retry_on_disconnect
     def changes(self, study_id: int, since: int, *, with_reports: bool = True) -> Changes:
@@ -132,7 +192,7 @@ class Reader:
         if number is not None:
             query = query.where(trials.c.number == number)
         with self._reading() as tx:
-            return [AttemptRecord(**row._mapping) for row in tx.execute(query)]
+            return [attempt_of(row._asdict()) for row in tx.execute(query)]
 
     @retry_on_disconnect
     def expired(self, study_id: int) -> list[tuple[AttemptRecord, int]]:
@@ -149,7 +209,7 @@ class Reader:
         with self._reading() as tx:
             rows = [dict(row._mapping) for row in tx.execute(query)]
         numbers = [row.pop("trial_number") for row in rows]
-        return [(AttemptRecord(**row), n) for row, n in zip(rows, numbers, strict=True)]
+        return [(attempt_of(row), n) for row, n in zip(rows, numbers, strict=True)]
 
     @retry_on_disconnect
     def silent(self, study_id: int) -> list[Silence]:
@@ -165,23 +225,18 @@ class Reader:
             return [Silence(**row._mapping) for row in tx.execute(query)]
 
     @retry_on_disconnect
-    def checkpoints(self, study_id: int) -> list[tuple[CheckpointRecord, int]]:
-        """Read the references to checkpoints, each with its trial's number."""
-        query = (
-            select(checkpoints.c.step, checkpoints.c.path, checkpoints.c.digest, trials.c.number)
-            .join(trials)
-            .where(trials.c.study_id == study_id)
-            .order_by(trials.c.number, checkpoints.c.step)
-        )
+    def checkpoints(self, study_id: int) -> list[CheckpointRecord]:
+        """Read the references to checkpoints, in order of trials and steps."""
         with self._reading() as tx:
-            return [
-                (CheckpointRecord(step=row.step, path=row.path, digest=row.digest), row.number)
-                for row in tx.execute(query)
-            ]
+            found = read_checkpoints(tx, trials.c.study_id == study_id)
+        return sorted((record for _, _, record in found), key=lambda one: (one.trial, one.step))
 
     @retry_on_disconnect
     def curve(self, trial_id: int, since: int = 0) -> Chunk:
-        """Read the committed curve of a trial, from the chunk that begins at step `since`."""
+        """Read the committed curve of a trial, from the chunk that begins at step `since`.
+
+        Raises `UnreadableError` if there is a gap or a chunk that cannot be read.
+        """
         query = (
             select(chunks.c.first_step, chunks.c.data)
             .where(chunks.c.trial_id == trial_id, chunks.c.first_step >= since)
@@ -189,27 +244,30 @@ class Reader:
         )
         with self._reading() as tx:
             rows = tx.execute(query).all()
-        return curves.join(Chunk.from_bytes(row.first_step, row.data) for row in rows)
+        try:
+            return curves.join(Chunk.from_bytes(row.first_step, row.data) for row in rows)
+        except ValueError as error:
+            raise UnreadableError(str(error)) from error
 
     @retry_on_disconnect
     def curves(self, trial_ids: Sequence[int]) -> dict[int, Chunk]:
         """Read the committed curves of some trials, by their ids, with one statement.
 
-        A trial whose curve has a gap, which `doctor` reports, is left out.
+        A trial whose curve has a gap or cannot be read, which `doctor` reports, is left out.
         """
         query = (
             select(chunks.c.trial_id, chunks.c.first_step, chunks.c.data)
             .where(chunks.c.trial_id.in_(trial_ids))
             .order_by(chunks.c.trial_id, chunks.c.first_step)
         )
-        parts: dict[int, list[Chunk]] = {one: [] for one in trial_ids}
+        parts: dict[int, list[tuple[int, bytes]]] = {one: [] for one in trial_ids}
         with self._reading() as tx:
             for row in tx.execute(query):
-                parts[row.trial_id].append(Chunk.from_bytes(row.first_step, row.data))
+                parts[row.trial_id].append((row.first_step, row.data))
         whole = {}
         for one, found in parts.items():
             with suppress(ValueError):
-                joined = curves.join(found)
+                joined = curves.join(Chunk.from_bytes(*part) for part in found)
                 if joined.first_step == 0:
                     whole[one] = joined
         return whole
@@ -226,8 +284,9 @@ class Reader:
         found = dict.fromkeys((*KINDS, RUNNING, "waiting"), 0)
         with self._reading() as tx:
             for row in tx.execute(query):
-                waiting = row.state == RUNNING and not row.live
-                found["waiting" if waiting else row.state] += row.trials
+                state = "waiting" if row.state == RUNNING and not row.live else row.state
+                if state in found:  # else the row cannot be read
+                    found[state] += row.trials
         return found
 
     @retry_on_disconnect
@@ -240,8 +299,11 @@ class Reader:
     @retry_on_disconnect
     def best(self, study: StudyRecord) -> TrialRecord | None:
         """Read the completed trial with the best value, imported or not; of equals, the first."""
-        numbers = self.ranking(study, 1)
-        return self.trial(study.id, numbers[0]) if numbers else None
+        for number in self.ranking(study, CANDIDATES):
+            trial = self.trial(study.id, number)
+            if trial is not None:  # else it cannot be read
+                return trial
+        return None
 
     @retry_on_disconnect
     def ranking(self, study: StudyRecord, most: int) -> list[int]:
@@ -249,7 +311,7 @@ class Reader:
         sign = 1 if study.spec.study.direction == "minimize" else -1
         query = (
             select(trials.c.number)
-            .where(trials.c.study_id == study.id, trials.c.state == COMPLETED)
+            .where(trials.c.study_id == study.id, trials.c.state == COMPLETED, IS_VALUED)
             .order_by(literal(sign) * trials.c.value, trials.c.number)
             .limit(most)
         )
@@ -291,8 +353,18 @@ class Reader:
 def read_trials(tx: Connection, where: Any, *, with_reports: bool = True) -> list[TrialRecord]:
     """Read trials in order of number, with their reports unless `with_reports` is false."""
     rows = tx.execute(select(trials).where(where).order_by(trials.c.number)).all()
-    if not with_reports:
-        return [TrialRecord(**row._mapping) for row in rows]
+    reported = _reports(tx, where) if with_reports else {}
+    found = []
+    for row in rows:
+        try:
+            found.append(trial_of(row._asdict(), reports=_checked(row, reported.get(row.id, []))))
+        except UnreadableError as error:
+            log_once(f"{error}; it is left out")
+    return found
+
+
+def _reports(tx: Connection, where: Any) -> dict[int, list[Report]]:
+    """Read the reports of trials, by the trials' ids."""
     by_trial: dict[int, list[Report]] = {}
     query = (
         select(reports)
@@ -303,7 +375,16 @@ def read_trials(tx: Connection, where: Any, *, with_reports: bool = True) -> lis
         by_trial.setdefault(row.trial_id, []).append(
             Report(step=row.step, value=row.value, pruned=row.pruned, reason=row.reason)
         )
-    return [TrialRecord(**row._mapping, reports=tuple(by_trial.get(row.id, ()))) for row in rows]
+    return by_trial
+
+
+def _checked(trial: Row[Any], found: Sequence[Report]) -> tuple[Report, ...]:
+    """Return the reports of a trial. Raise `UnreadableError`."""
+    if not all(is_count(one.step) and is_number(one.value) for one in found):
+        raise UnreadableError(
+            f"trial {trial.number!r} of study {trial.study_id} cannot be read: its reports"
+        )
+    return tuple(found)
 
 
 def _searched_since(tx: Connection, study_id: int, since: int) -> Searched:
@@ -333,11 +414,21 @@ def _searched_since(tx: Connection, study_id: int, since: int) -> Searched:
     return Searched(
         revision=found[0].revision,
         attrs=found[0].attrs,
-        trials=[
-            SearchedTrial(**row, reports=dict(sorted(by_trial.get(number, {}).items())))
-            for number, row in sorted(changed.items())
-        ],
+        trials=_searched((row, by_trial.get(number, {})) for number, row in changed.items()),
     )
+
+
+def _searched(
+    found: Iterable[tuple[Mapping[str, Any], Mapping[int, float]]],
+) -> list[SearchedTrial]:
+    """Return what search reads of the trials that can be read, in order of number."""
+    read = []
+    for row, reported in found:
+        try:
+            read.append(searched_trial_of(row, reported))
+        except UnreadableError as error:
+            log_once(f"{error}; it is left out of the search")
+    return sorted(read, key=lambda trial: trial.number)
 
 
 def read_searched(tx: Connection, where: Any) -> list[SearchedTrial]:
@@ -360,12 +451,10 @@ def read_searched(tx: Connection, where: Any) -> list[SearchedTrial]:
         select(trials.c.id, *columns).where(where).order_by(trials.c.number),
         execution_options=streamed,
     )
-    return [
-        SearchedTrial(
-            **dict(zip(SEARCHED, values, strict=True)), reports=by_trial.get(trial_id, {})
-        )
+    return _searched(
+        (dict(zip(SEARCHED, values, strict=True)), by_trial.get(trial_id, {}))
         for trial_id, *values in rows
-    ]
+    )
 
 
 def _seen(tx: Connection, study_id: int) -> tuple[int, Mapping[str, Any]]:
@@ -387,22 +476,3 @@ def _changed(study_id: int, since: int) -> Any:
 def has_live_attempt(trial_id: Any) -> Any:
     """Return the SQL condition that a trial has a live attempt."""
     return exists().where(attempts.c.trial_id == trial_id, attempts.c.live)
-
-
-def _study(row: Row[Any]) -> StudyRecord:
-    return StudyRecord(
-        id=row.id,
-        name=row.name,
-        version=row.version,
-        digest=row.digest,
-        spec=specification(row.spec),
-        state=row.state,
-        rungs=tuple(row.rungs),
-        workload=row.workload,
-        settled=row.settled,
-        attrs=row.attrs,
-        limit=row.limit,
-        reserved=row.reserved,
-        revision=row.revision,
-        created_at=row.created_at,
-    )

@@ -36,13 +36,36 @@ def specification(text: str) -> StudySpec:
     return StudySpec.model_validate_json(text)
 
 
+def is_count(value: object) -> bool:
+    """Return whether a value is a whole number of at least 0; SQLite stores any type."""
+    return type(value) is int and value >= 0
+
+
 @dataclass(frozen=True, kw_only=True)
-class StudyRecord:
-    """One row of `tuner_studies`."""
+class StudyIdentity:
+    """What names a study, also one that cannot be read."""
 
     id: int
     name: str
     version: int
+
+    @property
+    def title(self) -> str:
+        """What Optuna's study and MLflow's experiment are called; no two studies share one."""
+        return titled(self.name, self.version)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnreadableStudy(StudyIdentity):
+    """A study whose row cannot be read."""
+
+    why: str  # a clause without full stop
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRecord(StudyIdentity):
+    """One row of `tuner_studies`."""
+
     digest: str  # of the specification without its budget
     spec: StudySpec
     state: str
@@ -67,11 +90,6 @@ class StudyRecord:
             return int(self.settled["threads"])
         asked = self.spec.training.threads
         return 1 if asked == "auto" else asked
-
-    @property
-    def title(self) -> str:
-        """What Optuna's study and MLflow's experiment are called; no two studies share one."""
-        return titled(self.name, self.version)
 
 
 def titled(name: str, version: int) -> str:
@@ -163,11 +181,21 @@ class AttemptRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointRecord:
-    """One row of `tuner_checkpoints`."""
+    """A checkpoint: the numbers that its file is named by, and the digest of its content.
 
+    The path is derived from the numbers. A path in a row could lead anywhere.
+    """
+
+    study_id: int
+    trial: int  # its number
     step: int
-    path: str
+    attempt: int  # the number of the attempt that saved it
     digest: str
+
+    @property
+    def path(self) -> str:
+        """Path of the file below the folder of checkpoints."""
+        return f"{self.study_id}/{self.trial}/{self.step}-{self.attempt}.pt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +253,6 @@ class Committed:
     """The result of committing entries."""
 
     lost: frozenset[AttemptLease]  # refused: their attempts are no longer live
-    needless: Sequence[str] = ()  # paths of checkpoints that are no longer needed
 
 
 @dataclass(frozen=True, kw_only=True)

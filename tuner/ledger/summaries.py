@@ -9,11 +9,13 @@ from typing import Any
 from sqlalchemy import Connection, case, func, select
 
 from tuner.core.outcome import COMPLETED, KINDS, RUNNING
+from tuner.ledger.decoding import is_number
 from tuner.ledger.reading import Reader, has_live_attempt
-from tuner.ledger.records import Silence, StudyRecord
+from tuner.ledger.records import Silence, StudyRecord, is_count
 from tuner.ledger.retrying import retry_on_disconnect
 from tuner.ledger.tables import (
     IS_LIVE,
+    IS_VALUED,
     SILENT_FOR,
     SILENT_SECONDS,
     attempts,
@@ -58,7 +60,7 @@ def summaries(ledger: Reader, of: Sequence[StudyRecord]) -> dict[int, Summary]:
         _find_workers(tx, found)
         query = select(probes.c.study_id, probes.c.result).where(probes.c.study_id.in_(found))
         for row in tx.execute(query):
-            found[row.study_id].probe = row.result
+            found[row.study_id].probe = row.result if isinstance(row.result, dict) else None
     return found
 
 
@@ -72,7 +74,11 @@ def last_activity(ledger: Reader) -> dict[str, float]:
         .group_by(studies.c.name)
     )
     with ledger.engine.begin() as tx:
-        return {row.name: max(row.at, row.created) for row in tx.execute(query)}
+        return {
+            row.name: max(row.at, row.created)
+            for row in tx.execute(query)
+            if is_number(row.at) and is_number(row.created)  # else it cannot be read
+        }
 
 
 def _count(tx: Connection, found: Mapping[int, Summary]) -> None:
@@ -89,8 +95,9 @@ def _count(tx: Connection, found: Mapping[int, Summary]) -> None:
         if row.imported:
             summary.imported += row.trials
         else:
-            waiting = row.state == RUNNING and not row.live
-            summary.counts["waiting" if waiting else row.state] += row.trials
+            state = "waiting" if row.state == RUNNING and not row.live else row.state
+            if state in summary.counts:  # else the row cannot be read
+                summary.counts[state] += row.trials
 
 
 def _find_best(tx: Connection, found: Mapping[int, Summary], of: Sequence[StudyRecord]) -> None:
@@ -100,7 +107,7 @@ def _find_best(tx: Connection, found: Mapping[int, Summary], of: Sequence[StudyR
     rank = func.row_number().over(partition_by=trials.c.study_id, order_by=(loss, trials.c.number))
     ranked = (
         select(trials, rank.label("rank"))
-        .where(trials.c.study_id.in_(found), trials.c.state == COMPLETED)
+        .where(trials.c.study_id.in_(found), trials.c.state == COMPLETED, IS_VALUED)
         .subquery()
     )
     is_its_run = (published_trials.c.trial_id == ranked.c.id) & (
@@ -118,6 +125,8 @@ def _find_best(tx: Connection, found: Mapping[int, Summary], of: Sequence[StudyR
         .where(ranked.c.rank == 1)
     )
     for row in tx.execute(query):
+        if not (is_count(row.number) and isinstance(row.params, dict)):
+            continue
         found[row.study_id].best = BestTrial(
             number=row.number, value=row.value, params=row.params, run_id=row.external_id
         )

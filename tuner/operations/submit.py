@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuner.analysis.verdicts import EARLY
-from tuner.config import Grid, Space, StudySpec, options, reading
+from tuner.config import Grid, StudySpec, reading
 from tuner.config.retrain import NOT_STORED
 from tuner.core.errors import NotFoundError, UsageError
 from tuner.ledger import Ledger, Reader, StudyRecord
+from tuner.search.space import GridCells
 from tuner.training.trainer import TRAIN_COLUMNS
 from tuner.training.workloads import Workload
 from tuner.worker.loading import PreparedWorkload, prepare_workload
@@ -56,7 +56,7 @@ def submit(
     """
     spec = _with_known_pruner(ledger, spec)
     _refuse_changes(ledger, spec)
-    combinations = grid_size(spec.space) if isinstance(spec.search.sampler, Grid) else None
+    combinations = GridCells(spec.space).size if isinstance(spec.search.sampler, Grid) else None
     limit = spec.budget.trials
     study, created = ledger.submit(
         spec, limit=limit, workload=description, combinations=combinations
@@ -101,16 +101,6 @@ def in_words(ledger: Reader, study: StudyRecord, *, created: bool) -> str:
         f"{study.limit} trials, and {ledger.imported(study.id)} of earlier versions imported. "
         f"Optuna and MLflow call it {study.title!r}."
     )
-
-
-def grid_size(space: Space) -> int:
-    """Return the number of combinations of a space of values and lists."""
-
-    def size(choices: Sequence[Any]) -> int:
-        entries = [choice.entries() for choice in choices]
-        return sum(math.prod(len(options(entry)) for _, entry in group) for group in entries)
-
-    return len(options(space.lr)) * size(space.schedule) * size(space.optimizer)
 
 
 def _refuse_changes(ledger: Reader, spec: StudySpec) -> None:

@@ -16,11 +16,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from tuner.config import ParameterValue, StudySpec
+from tuner.core.errors import DATA_ERRORS
 from tuner.core.outcome import CANCELLED, COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING
 from tuner.ledger import Searched, SearchedTrial, TrialRecord
+from tuner.ledger.decoding import log_once
 from tuner.search.space import distributions
 
 STATES = {
@@ -62,6 +65,7 @@ class Freezer:
             if kind not in self._known:
                 self._known[kind] = distributions(self._space, params)
             searched = self._known[kind]
+            _refuse_unfit(params, searched)
         reports = dict(record.reports)
         state = STATES[record.state]
         value = record.value
@@ -80,6 +84,17 @@ class Freezer:
             system_attrs=dict(record.attrs),
             intermediate_values=reports,
         )
+
+
+def _refuse_unfit(params: Mapping[str, Any], searched: Mapping[str, BaseDistribution]) -> None:
+    """Raise `ValueError` if a parameter has a value that its distribution never has."""
+    for name, distribution in searched.items():
+        value = params[name]
+        if isinstance(distribution, CategoricalDistribution):
+            if value not in distribution.choices:
+                raise ValueError(f"{name} = {value!r} is not in the space")
+        elif type(value) not in (int, float):
+            raise ValueError(f"{name} = {value!r} is no number")
 
 
 def _datetime(seconds: float) -> datetime:
@@ -152,7 +167,15 @@ class Mirror:
         self.revision = changes.revision
         self.attrs = dict(changes.attrs)
         for record in changes.trials:
-            self._update(record, self._freeze(record))
+            try:
+                trial = self._freeze(record)
+            except DATA_ERRORS as error:
+                log_once(
+                    f"trial {record.number} of study {self.name} is left out of the search: "
+                    f"{error!r}"
+                )
+                continue
+            self._update(record, trial)
         if changes.trials:
             self._for_values = None
 

@@ -24,9 +24,9 @@ from optuna.trial import FrozenTrial
 from tuner.config import CMAES, GP, QMC, TPE, Grid, Listed, ParameterValue, Random, Space, StudySpec
 from tuner.search.cma_state import restored
 from tuner.search.space import (
-    GridSampler,
+    FixedSampler,
+    GridCells,
     all_distributions,
-    grid,
     shared_distributions,
 )
 from tuner.search.tpe import ColumnTPESampler, Observations
@@ -53,7 +53,7 @@ def sampler_for(  # noqa: PLR0911 - one for each sampler
     index = number - len(imported)
     sampler = spec.search.sampler
     if index < len(spec.search.first):
-        return GridSampler([spec.search.first[index]], 0)
+        return FixedSampler(spec.search.first[index])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         match sampler:
@@ -67,10 +67,10 @@ def sampler_for(  # noqa: PLR0911 - one for each sampler
             case Random():
                 return RandomSampler(seed=seed)
             case Grid():
-                untried = [params for params in grid(spec.space) if params not in imported]
-                return GridSampler(untried, index)
+                cells = GridCells(spec.space)
+                return FixedSampler(cells.at(cells.untried(index, imported)))
             case Listed():
-                return GridSampler([sampler.combination(index)], 0)
+                return FixedSampler(sampler.combination(index))
             case GP():
                 return GPSampler(
                     seed=seed,

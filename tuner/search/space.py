@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping
 from itertools import product
 from typing import Any, cast
 
@@ -84,26 +85,75 @@ def _varies(entry: Entry) -> bool:
     return isinstance(entry, Range) or len(options(entry)) > 1
 
 
-def grid(space: Space) -> list[dict[str, ParameterValue]]:
-    """Return every combination of the space's values, in the order of the study file.
+class GridCells:
+    """Every combination of a space's values, in the order of the study file.
 
     The rate varies slowest. A parameter of another schedule or optimizer does not multiply the
-    combinations, unlike in Optuna's GridSampler.
+    combinations, unlike in Optuna's GridSampler. A combination is computed from its index: a grid
+    may have more of them than fit in memory.
     """
-    combinations = []
-    for lr, schedule, optimizer in product(options(space.lr), space.schedule, space.optimizer):
-        entries = space.entries(schedule.name, optimizer.name)
-        for values in product(*(options(entry) for entry in entries.values())):
-            chosen = {"lr": lr, "schedule": schedule.name, "optimizer": optimizer.name}
-            combinations.append(chosen | dict(zip(entries, values, strict=True)))
-    return combinations
+
+    def __init__(self, space: Space) -> None:
+        self._rates = options(space.lr)
+        self._blocks = [  # the combinations of one schedule and one optimizer
+            {
+                "schedule": (schedule.name,),
+                "optimizer": (optimizer.name,),
+                **{
+                    name: options(entry)
+                    for name, entry in space.entries(schedule.name, optimizer.name).items()
+                },
+            }
+            for schedule, optimizer in product(space.schedule, space.optimizer)
+        ]
+        self._sizes = [math.prod(map(len, block.values())) for block in self._blocks]
+        self.size = len(self._rates) * sum(self._sizes)
+
+    def at(self, index: int) -> dict[str, ParameterValue]:
+        """Return one combination. Raise `IndexError`."""
+        if not 0 <= index < self.size:
+            raise IndexError(f"combination {index} of a grid of {self.size}")
+        rate, rest = divmod(index, sum(self._sizes))
+        block = 0
+        while rest >= self._sizes[block]:
+            rest -= self._sizes[block]
+            block += 1
+        chosen: dict[str, ParameterValue] = {}
+        for name, values in reversed(self._blocks[block].items()):  # the last one varies fastest
+            rest, digit = divmod(rest, len(values))
+            chosen[name] = values[digit]
+        return {"lr": self._rates[rate], **dict(reversed(chosen.items()))}
+
+    def index(self, params: Mapping[str, ParameterValue]) -> int | None:
+        """Return the index of a combination, or None if the grid does not have it."""
+        if params.get("lr") not in self._rates:
+            return None
+        before = self._rates.index(params["lr"]) * sum(self._sizes)
+        for block, size in zip(self._blocks, self._sizes, strict=True):
+            if params.keys() == {"lr", *block} and all(
+                params[name] in values for name, values in block.items()
+            ):
+                within = 0
+                for name, values in block.items():
+                    within = within * len(values) + values.index(params[name])
+                return before + within
+            before += size
+        return None
+
+    def untried(self, index: int, tried: Iterable[Mapping[str, ParameterValue]]) -> int:
+        """Return the index in the grid of the combination `index` among those not tried."""
+        known = {found for params in tried if (found := self.index(params)) is not None}
+        for found in sorted(known):
+            if found <= index:
+                index += 1
+        return index
 
 
-class GridSampler(BaseSampler):
+class FixedSampler(BaseSampler):
     """Draws one fixed combination of parameters."""
 
-    def __init__(self, combinations: Sequence[Mapping[str, ParameterValue]], index: int) -> None:
-        self._params = combinations[index]
+    def __init__(self, params: Mapping[str, ParameterValue]) -> None:
+        self._params = params
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial

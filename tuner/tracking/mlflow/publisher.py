@@ -122,8 +122,9 @@ class RunPublisher:
             self._parents.pop(study.id, None)
             self._verdicts.pop(study.id, None)
         due = [one for one in self.backlog.open(mark) if _is_due(one)]
-        for batch in batches(due, writer.runs_at_once):
-            trials = self.backlog.trials([one.id for one in batch])
+        for some in batches(due, writer.runs_at_once):
+            trials = self.backlog.trials([one.id for one in some])
+            batch = [one for one in some if one.id in trials]
             run_ids = {one.id: one.external_id for one in batch if one.external_id is not None}
             new = [one for one in batch if one.external_id is None]
             known = new if mark.external_id is None else [one for one in new if one.begun]

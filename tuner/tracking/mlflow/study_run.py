@@ -22,7 +22,7 @@ from tuner.ledger.database import (
     tracking_reached,
 )
 from tuner.ledger.publications import Publications
-from tuner.ledger.tables import trials
+from tuner.ledger.tables import IS_VALUED, LARGEST, trials
 from tuner.tracking.mlflow.client_writer import BATCH, as_tags
 from tuner.tracking.mlflow.links import Links, experiment_of
 from tuner.tracking.mlflow.run_content import PARENT, milliseconds
@@ -153,7 +153,13 @@ def _improvements(ledger: Reader, study: StudyRecord) -> list[Metric]:
     before = best.over(order_by=order, rows=(None, -1)).label("before")
     completed = (
         select(*order, value, before)
-        .where(trials.c.study_id == study.id, trials.c.state == COMPLETED)
+        .where(
+            trials.c.study_id == study.id,
+            trials.c.state == COMPLETED,
+            IS_VALUED,
+            trials.c.number <= LARGEST,
+            trials.c.ended_at <= 2.0 * LARGEST,
+        )
         .subquery()
     )
     own, earlier = completed.c.value, completed.c.before
