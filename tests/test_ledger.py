@@ -161,14 +161,14 @@ def test_trials_are_claimed_together_as_one_by_one(ledger):
     held = ledger.claim_together(study.id, "worker", {}, 3)
     draw(ledger, held[1])
     ledger.append(held[1].lease, rows(0, 20))
-    ledger.save_checkpoint(held[1].lease, checkpoint(10))
+    ledger.save_checkpoint(held[1].lease, checkpoint(10, trial=1))
     for one in (held[2], held[1]):
         ledger.release(one.lease, "interrupted", "Ctrl-C")
     again = ledger.claim_together(study.id, "worker", {}, 4)
     assert [one.trial.number for one in again] == [1, 2, 3, 4]
     assert [one.lease.token for one in again] == [2, 2, 1, 1]
     assert [one.trial.params for one in again] == [PARAMS, None, None, None]
-    assert [one.checkpoint for one in again] == [checkpoint(10), None, None, None]
+    assert [one.checkpoint for one in again] == [checkpoint(10, trial=1), None, None, None]
     assert [one.endings for one in again] == [{"interrupted": 1}] * 2 + [{}] * 2
     assert {one.lease.trial_id for one in again} == {one.trial.id for one in again}
     assert [one.trial.number for one in ledger.claim_together(study.id, "other", {}, 9)] == [5]
@@ -742,13 +742,21 @@ def test_what_a_sampler_keeps_on_the_study_is_merged(ledger):
 def test_what_is_drawn_is_read_back_as_it_was(ledger):
     study = submit(ledger)
     held = claim(ledger, study)
-    params = {"lr": 0.1 + 0.2, "n": 3, "one": 1.0, "flag": True, "name": "é"}
+    params = {**PARAMS, "lr": 0.1 + 0.2, "n": 3, "one": 1.0, "flag": True, "name": "é"}
     ledger.draw(
         held.lease, params, attrs={"rung": INF, "x": [1, None]}, study_attrs={}, asked_revision=7
     )
     (trial,) = ledger.trials(study.id)
     assert trial.params == params
-    assert [type(value) for value in trial.params.values()] == [float, int, float, bool, str]
+    assert [type(value) for value in trial.params.values()] == [
+        float,
+        str,
+        str,
+        int,
+        float,
+        bool,
+        str,
+    ]
     assert (trial.attrs, trial.asked_revision) == ({"rung": INF, "x": [1, None]}, 7)
 
 

@@ -102,14 +102,34 @@ class Space(Table):
         """Return whether these are complete parameters of a trial within this space."""
         return not self.missing(params)
 
-    def missing(self, params: Mapping[str, ParameterValue]) -> dict[str, str]:
-        """Return, by parameter, what is expected where one is missing, unknown or not allowed."""
+    def misfits(self, params: Mapping[str, ParameterValue]) -> dict[str, str]:
+        """Return, by parameter, what is expected where a searched one is missing or no option.
+
+        Unlike `missing`, allow numbers outside of a range, and ignore parameters that do not vary:
+        another version may have had others.
+        """
+        wrong = {}
+        for key, entry in self._known(params).items():
+            if isinstance(entry, Range):
+                fits = type(params.get(key)) in (int, float)
+            else:
+                fits = params.get(key) in options(entry)
+                fits = fits or (key not in params and len(options(entry)) == 1)
+            if not fits:
+                wrong[key] = _in_words(entry)
+        return wrong
+
+    def _known(self, params: Mapping[str, ParameterValue]) -> dict[str, Entry]:
         groups: dict[str, Entry] = {
             "lr": self.lr,
             "schedule": tuple(choice.name for choice in self.schedule),
             "optimizer": tuple(choice.name for choice in self.optimizer),
         }
-        known = groups | self.entries(str(params.get("schedule")), str(params.get("optimizer")))
+        return groups | self.entries(str(params.get("schedule")), str(params.get("optimizer")))
+
+    def missing(self, params: Mapping[str, ParameterValue]) -> dict[str, str]:
+        """Return, by parameter, what is expected where one is missing, unknown or not allowed."""
+        known = self._known(params)
         wrong = {key: _in_words(entry) for key, entry in known.items() if key not in params}
         wrong |= {key: "no such parameter" for key in params if key not in known}
         for key in params.keys() & known.keys():

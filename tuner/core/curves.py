@@ -11,6 +11,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+LATEST = 253_402_300_799.0
+"""The end of the year 9999, in seconds since 1970."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
@@ -102,6 +105,10 @@ class Chunk:
             or any(one.dtype != np.float64 for one in (*training, *evaluated))
         ):
             raise ValueError("the columns do not fit together")
+        if not all((np.abs(one) < LATEST).all() for one in (self.times, self.eval_times)):
+            raise ValueError("the times are none")
+        if self.first_step < 0 or (self.eval_steps < 0).any():
+            raise ValueError("steps are below 0")
 
 
 def join(chunks: Iterable[Chunk]) -> Chunk:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -24,15 +25,15 @@ def identity() -> str:
     return f"{_machine()}:{os.getpid()}:{_birth(os.getpid())}"
 
 
-def is_gone(worker: str) -> bool:
+def is_gone(worker: object) -> bool:
     """Return whether a worker was a process of this machine that has ended.
 
     Return False for processes of other machines and containers, about which nothing is known.
     """
-    match worker.rsplit(":", 2):
-        case [machine, pid, birth] if machine == _machine() and pid.isdecimal():
+    match str(worker).rsplit(":", 2):
+        case [machine, pid, birth] if machine == _machine() and re.fullmatch("[0-9]{1,10}", pid):
             pass
-        case _:  # a row may have any text
+        case _:  # a row may have any content
             return False
     try:
         dead = (

@@ -19,8 +19,6 @@ with a kind and a reason.
 
 from __future__ import annotations
 
-from pickle import UnpicklingError
-
 
 class TunerError(Exception):
     """Base of all errors that tuner raises on purpose; `str(error)` is a message for users."""
@@ -70,7 +68,7 @@ class SchemaError(UnavailableError):
     """The database has a schema that this version does not know."""
 
 
-class UnreadableError(TunerError, ValueError):
+class UnreadableError(TunerError):
     """A row of the ledger has content that tuner never writes."""
 
 
@@ -80,16 +78,3 @@ class OutputError(TunerError):
 
 class LeaseLost(TunerError):  # noqa: N818 - an event, not an error of the caller
     """The fencing token was refused: the lease expired and another worker has the trial."""
-
-
-DATA_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    TypeError,
-    ValueError,
-    UnpicklingError,
-)
-"""What code raises for content that it does not expect. Whoever serves many studies leaves out the
-study for which one of these is raised, and goes on with the others."""

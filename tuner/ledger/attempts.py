@@ -6,16 +6,19 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import Any
 
 from sqlalchemy import Connection, and_, select, update
 
+from tuner.config import Space
 from tuner.core.errors import LeaseLost
 from tuner.ledger import rows
+from tuner.ledger.decoding import readable, study_of
 from tuner.ledger.lease_writer import LeaseWriter
 from tuner.ledger.leases import ATTEMPTS, Gone, renewed
-from tuner.ledger.reading import has_live_attempt, read_trials
+from tuner.ledger.reading import has_live_attempt, read_trials, refuse_misfit
 from tuner.ledger.records import (
     OPEN,
     STALE,
@@ -57,6 +60,7 @@ class Attempts(LeaseWriter):
     ) -> list[Claim]:
         """Claim the oldest waiting trials, then reserve new ones, as the budget allows.
 
+        Trials that cannot be read are left out. Raise `UnreadableError` if the study cannot be.
         Budget, numbers and leases are one commit. A new trial has no parameters yet.
         """
         return self._claim(study_id, worker, environment, most, uuid.uuid4().hex, count())
@@ -74,13 +78,16 @@ class Attempts(LeaseWriter):
         """Claim with an idempotency key, by which a retried call finds what it claimed before."""
         repeated = next(calls) > 0
         with self._writing() as tx:
-            study = tx.execute(rows.locked_study(study_id)).first()
+            row = tx.execute(rows.locked_study(study_id)).first()
+            study = None if row is None else study_of(row)
             held = rows.claimed(tx, idempotency_key) if repeated else []
             if held:
                 found = read_trials(tx, trials.c.id.in_([lease.trial_id for lease in held]))
                 leases = {lease.trial_id: lease for lease in held}
                 return _claims(leases, found, _history(tx, found))
-            if study is None or study.state != OPEN:  # it may have been deleted just now
+            if (
+                row is None or study is None or study.state != OPEN
+            ):  # it may have been deleted just now
                 return []
             waiting = tx.scalars(  # all of them: some may be unreadable
                 select(trials.c.id)
@@ -91,9 +98,10 @@ class Attempts(LeaseWriter):
                 )
                 .order_by(trials.c.number)
             ).all()
-            old = read_trials(tx, trials.c.id.in_(waiting))[:most] if waiting else []
+            found = read_trials(tx, trials.c.id.in_(waiting)) if waiting else []
+            old = list(readable(partial(_fitting, study.spec.space), found))[:most]
             room = min(most - len(old), study.limit - study.reserved)
-            new = rows.reserve(tx, study, room) if room > 0 else []
+            new = rows.reserve(tx, row, room) if room > 0 else []
             if not old and not new:
                 return []
             history = _history(tx, old)
@@ -191,6 +199,12 @@ def refused(lease: AttemptLease) -> LeaseLost:
         f"attempt {lease.token} at the trial was given up for lost and its token is "
         "refused; another attempt has the trial"
     )
+
+
+def _fitting(space: Space, trial: TrialRecord) -> TrialRecord:
+    """Return a trial whose parameters are in the space. Raise `UnreadableError`."""
+    refuse_misfit(trial, space)
+    return trial
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,27 @@
-"""Turn rows into records.
+"""Turn rows into records: the one place where the content of rows is checked.
 
 A row is data that anybody with a login of the database may have written, and SQLite stores any type
-in any column. Where many rows are read, one that cannot be read is left out and logged, so that it
-stops nobody else; `tuner doctor` and `tuner studies` list it with the reason.
+in any column. What is not checked here is not in a record. A row that cannot be read raises
+`UnreadableError` and nothing else does. Where many rows are read, it is left out and logged, so
+that it stops nobody else; `tuner doctor` and `tuner status` list it with the reason.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
-from sqlalchemy import Row
+from sqlalchemy import JSON, Boolean, Column, Double, Integer, LargeBinary, Row, String, Table
 
+from tuner.config import Range, StudySpec
+from tuner.core import cron
+from tuner.core.curves import LATEST
 from tuner.core.errors import UnreadableError
 from tuner.core.outcome import COMPLETED, KINDS, RUNNING
+from tuner.core.text import NAME_LIMIT
+from tuner.ledger import retraining_tables, tables
 from tuner.ledger.records import (
     COUNTS_FROM,
     ENDED,
@@ -25,6 +31,7 @@ from tuner.ledger.records import (
     REASON,
     STOPPED,
     AttemptRecord,
+    Report,
     SearchedTrial,
     StudyRecord,
     TrialRecord,
@@ -33,26 +40,41 @@ from tuner.ledger.records import (
     specification,
 )
 
-LATEST = 253_402_300_799.0
-"""The end of the year 9999, in seconds since 1970."""
+RUNG = "completed_rung_"
+"""Prefix of the attributes that hold the value with which a trial completed a rung."""
+MOST_THREADS = 4096
+"""More threads than any machine has, and more slots than a study file may ask for."""
 
 log = logging.getLogger(__name__)
 _logged: set[str] = set()
 
 Check = Callable[[Any], bool]
+R = TypeVar("R")
 
 
 def is_number(value: object) -> bool:
     """Return whether a value is a finite number."""
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    try:
+        return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    except OverflowError:  # an integer larger than any float
+        return False
 
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
+def _is_label(value: object) -> bool:
+    """Return whether a value is a text that MLflow takes as a tag."""
+    return isinstance(value, str) and len(value) <= NAME_LIMIT
+
+
+def _is_no_longer_than(length: int) -> Check:
+    return lambda value: isinstance(value, str) and len(value) <= length
+
+
 def _is_time(value: object) -> bool:
-    return type(value) in (int, float) and -LATEST < value < LATEST  # type: ignore[operator]
+    return type(value) in (int, float) and 0.0 <= value <= LATEST  # type: ignore[operator]
 
 
 def _is_table(value: object) -> bool:
@@ -61,6 +83,10 @@ def _is_table(value: object) -> bool:
 
 def _or_none(check: Check) -> Check:
     return lambda value: value is None or check(value)
+
+
+def _one_of(*options: str) -> tuple[str, Check]:
+    return f"one of {', '.join(options)}", lambda value: isinstance(value, str) and value in options
 
 
 def _are_params(value: object) -> bool:
@@ -75,15 +101,27 @@ def _are_params(value: object) -> bool:
 
 
 def _is_workload(value: object) -> bool:
+    if not isinstance(value, dict) or not _is_label(value.get("code")):
+        return False
+    texts, counts = ("data", "data_name"), ("training_rows", "validation_rows")
     return (
-        isinstance(value, dict)
-        and isinstance(value.get("code"), str)
-        and isinstance(value.get("data", ""), str | None)
+        all(value.get(one) is None or _is_label(value[one]) for one in texts)
+        and all(value.get(one) is None or is_count(value[one]) for one in counts)
+        and (value.get("baseline_loss") is None or is_number(value["baseline_loss"]))
     )
 
 
 def _is_settled(value: object) -> bool:
-    return isinstance(value, dict) and is_count(value.get("threads")) and "trainer" in value
+    return (
+        isinstance(value, dict)
+        and value.get("trainer", "reference") in ("reference", "cohort", "own")
+        and all(
+            is_count(value.get(one, 1)) and 1 <= value.get(one, 1) <= MOST_THREADS
+            for one in ("slots", "threads")
+        )
+        and "threads" in value
+        and isinstance(value.get("reason", ""), str)
+    )
 
 
 def _are_study_attrs(value: object) -> bool:
@@ -104,61 +142,117 @@ def _is_range(value: object) -> bool:
         and {"low", "high", "why"} <= value.keys() <= RANGE_KEYS
         and is_number(value["low"])
         and is_number(value["high"])
+        and 0 < value["low"] < value["high"]
         and isinstance(value["why"], str)
         and is_count(value.get("revision", 0))
+        and is_count(value.get("trials", 0))
+        and _is_time(value.get("at", 0.0))
         and isinstance(value.get("first", []), list)
+        and all(map(_is_first, value.get("first", [])))
+    )
+
+
+def _is_first(value: object) -> bool:
+    """Return whether a value is what a probe found for one of the first trials."""
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"lr", "optimizer"}
+        and is_number(value["lr"])
+        and isinstance(value["optimizer"], str)
+    )
+
+
+def _are_trial_attrs(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        key.removeprefix(RUNG).isdecimal() and len(key) < 30 and is_number(one)
+        for key, one in value.items()
+        if key.startswith(RUNG)
+    )
+
+
+def _are_rungs(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and all(is_count(one) and one > 0 for one in value)
+        and value == sorted(set(value))
     )
 
 
 RANGE_KEYS = {"low", "high", "why", "trials", "first", "revision", "at"}
-STUDY: Mapping[str, tuple[str, Check]] = {
-    "id": ("a whole number", is_count),
-    "name": ("text", _is_text),
-    "version": ("a whole number", is_count),
-    "digest": ("text", _is_text),
-    "spec": ("text", _is_text),
-    "state": ("a state of a study", {OPEN, PAUSED, STOPPED, ENDED}.__contains__),
-    "rungs": ("steps", lambda value: isinstance(value, list) and all(map(is_count, value))),
-    "workload": ("the digests of code and data", _is_workload),
-    "settled": ("what was settled", _or_none(_is_settled)),
-    "attrs": ("attributes", _are_study_attrs),
-    "limit": ("a whole number", lambda value: type(value) is int),
-    "reserved": ("a whole number", is_count),
-    "next_number": ("a whole number", is_count),
-    "revision": ("a whole number", is_count),
-    "created_at": ("a time", _is_time),
+_STUDIES, _TRIALS = tables.studies.c, tables.trials.c
+_TIMETABLES, _RUNS = retraining_tables.timetables.c, retraining_tables.timetable_runs.c
+RULES: Mapping[Column[Any], tuple[str, Check]] = {
+    _STUDIES.state: _one_of(OPEN, PAUSED, STOPPED, ENDED),
+    _STUDIES.rungs: ("ascending steps", _are_rungs),
+    _STUDIES.workload: ("the digests of code and data", _is_workload),
+    _STUDIES.settled: ("what was settled", _is_settled),
+    _STUDIES.attrs: ("attributes", _are_study_attrs),
+    _STUDIES.limit: ("a whole number", lambda value: type(value) is int),
+    _TRIALS.params: ("parameters", _are_params),
+    _TRIALS.attrs: ("attributes", _are_trial_attrs),
+    _TRIALS.state: _one_of(RUNNING, *KINDS),
+    retraining_tables.retrainings.c.stage: _one_of("train", "evaluate", "log", "promote", "done"),
+    retraining_tables.retrainings.c.outcome: _one_of("promoted", "kept", "failed"),
+    _TIMETABLES.catch_up: _one_of(cron.LATEST, cron.ALL, cron.SKIP),
+    _TIMETABLES.overlap: _one_of(cron.SKIP, cron.QUEUE),
+    _RUNS.state: _one_of("waiting", "running", "ended", "skipped", "missed"),
 }
-TRIAL: Mapping[str, tuple[str, Check]] = {
-    "number": ("a whole number", is_count),
-    "imported": ("true or false", lambda value: isinstance(value, bool)),
-    "params": ("parameters", _or_none(_are_params)),
-    "attrs": ("attributes", _is_table),
-    "state": ("a state of a trial", {RUNNING, *KINDS}.__contains__),
-    "value": ("a number", _or_none(is_number)),
-    "created_at": ("a time", _is_time),
-    "ended_at": ("a time", _or_none(_is_time)),
+"""What columns hold whose type alone does not say it."""
+TIMES = ("_at",)
+"""Endings of the names of columns that hold a time."""
+BY_TYPE: Sequence[tuple[type, tuple[str, Check]]] = (
+    (Boolean, ("true or false", lambda value: isinstance(value, bool))),
+    (Integer, ("a whole number", is_count)),
+    (Double, ("a number", is_number)),
+    (JSON, ("a table", _is_table)),
+    (LargeBinary, ("bytes", lambda value: isinstance(value, bytes))),
+    (String, ("text", _is_text)),
+)
+
+Rules = Sequence[tuple[str, str, Check]]
+
+
+def rules_of(table: Table) -> Rules:
+    """Return the rule of each column: its name, what is expected, and the check."""
+    return [(column.name, *_rule(column)) for column in table.columns]
+
+
+def _rule(column: Column[Any]) -> tuple[str, Check]:
+    expected, check = next(rule for kind, rule in BY_TYPE if isinstance(column.type, kind))
+    if isinstance(column.type, Double) and column.name.endswith(TIMES):
+        expected, check = "a time", _is_time
+    if isinstance(column.type, String) and column.type.length is not None:
+        expected = f"text of at most {column.type.length} characters"
+        check = _is_no_longer_than(column.type.length)
+    expected, check = RULES.get(column, (expected, check))
+    return (expected, _or_none(check)) if column.nullable else (expected, check)
+
+
+ALL_RULES: Mapping[str, Rules] = {
+    table.name: rules_of(table) for table in tables.metadata.sorted_tables
 }
-"""What search reads; the rest of the columns follows."""
-WHOLE_TRIAL: Mapping[str, tuple[str, Check]] = {
-    **TRIAL,
-    "asked_revision": ("a whole number", _or_none(is_count)),
-    "reason": ("text", _or_none(_is_text)),
-    "stopped_step": ("a whole number", _or_none(is_count)),
-    "steps": ("a whole number", is_count),
-    "last_time": ("a number", lambda value: isinstance(value, int | float)),
-    "revision": ("a whole number", is_count),
-}
+STUDY = ALL_RULES["tuner_studies"]
+TRIAL = ALL_RULES["tuner_trials"]
+_SEARCHED = {"number", "imported", "params", "attrs", "state", "value", "created_at", "ended_at"}
+SEARCHED_TRIAL: Rules = [rule for rule in TRIAL if rule[0] in _SEARCHED]
 
 
 def study_of(row: Row[Any]) -> StudyRecord:
     """Return the record of a row of `tuner_studies`. Raise `UnreadableError`."""
-    title = f"study {row.name!r}" if isinstance(row.name, str) else f"study {row.id}"
+    title = f"study {row.name!r}" if isinstance(row.name, str) else f"study {row.id!r}"
     _check(title, row._asdict(), STUDY)
     try:
         spec = specification(row.spec)
-    except ValueError as error:
-        first = str(error).partition("\n")[2].replace("\n", " ")[:200] or str(error)
+    except (ValueError, RecursionError) as error:
+        first = str(error).partition("\n")[2].replace("\n", " ")[:200] or str(error)[:200]
         raise UnreadableError(f"{title} cannot be read: its specification: {first}") from error
+    if row.version < 1:
+        raise UnreadableError(f"{title} cannot be read: version: expected at least 1, got 0")
+    if row.rungs and row.rungs[-1] > spec.training.steps:
+        raise UnreadableError(
+            f"{title} cannot be read: rungs: expected up to {spec.training.steps}, "
+            f"got {row.rungs[-1]}"
+        )
     return StudyRecord(
         id=row.id,
         name=row.name,
@@ -169,7 +263,7 @@ def study_of(row: Row[Any]) -> StudyRecord:
         rungs=tuple(row.rungs),
         workload=row.workload,
         settled=row.settled,
-        attrs=row.attrs,
+        attrs=study_attrs_of(title, row.attrs, spec),
         limit=row.limit,
         reserved=row.reserved,
         revision=row.revision,
@@ -177,15 +271,42 @@ def study_of(row: Row[Any]) -> StudyRecord:
     )
 
 
+def study_attrs_of(title: str, value: Any, spec: StudySpec) -> Mapping[str, Any]:
+    """Return the attributes of a study. Raise `UnreadableError`."""
+    if not _are_study_attrs(value):
+        raise UnreadableError(
+            f"{title} cannot be read: attrs: expected attributes, got {value!r:.60}"
+        )
+    lr = spec.space.lr
+    for one in value.get(RANGES, []):
+        inside = isinstance(lr, Range) and lr.low <= one["low"] and one["high"] <= lr.high
+        if not (spec.probe.enabled and inside):
+            raise UnreadableError(
+                f"{title} cannot be read: attrs: expected ranges within that of the rate, got "
+                f"{one['low']:g} to {one['high']:g}"
+            )
+    return dict(value)
+
+
+def settled_of(title: str, value: Any) -> Mapping[str, Any]:
+    """Return what the first start of a study settled on. Raise `UnreadableError`."""
+    if not _is_settled(value):
+        raise UnreadableError(f"{title} cannot be read: settled: got {value!r:.60}")
+    return dict(value)
+
+
 def studies_of(rows: Iterable[Row[Any]]) -> list[StudyRecord]:
     """Return the records of the rows that can be read."""
-    found = []
+    return list(readable(study_of, rows))
+
+
+def readable(read: Callable[..., R], rows: Iterable[Any], where: str = "") -> Iterator[R]:
+    """Yield what `read` makes of the rows that can be read; log the others."""
     for row in rows:
         try:
-            found.append(study_of(row))
+            yield read(row)
         except UnreadableError as error:
-            log_once(f"{error}; it is left out")
-    return found
+            log_once(f"{error}; it is left out{where}")
 
 
 def unreadable_study_of(row: Row[Any]) -> UnreadableStudy | None:
@@ -198,30 +319,74 @@ def unreadable_study_of(row: Row[Any]) -> UnreadableStudy | None:
     return None
 
 
-def trial_of(values: Mapping[str, Any], **more: Any) -> TrialRecord:
+def trial_of(values: Mapping[str, Any], reports: Sequence[Report] = ()) -> TrialRecord:
     """Return the record of a row of `tuner_trials`. Raise `UnreadableError`."""
-    _check(_title(values), values, WHOLE_TRIAL)
-    _check_outcome(values)
-    return TrialRecord(**values, **more)
+    title = f"trial {values['number']!r} of study {values['study_id']!r}"
+    _check(title, values, TRIAL)
+    _check_trial(title, values)
+    _check_reports(title, [(one.step, one.value) for one in reports])
+    if not all(isinstance(one.reason, str) for one in reports):
+        raise UnreadableError(f"{title} cannot be read: the reason of a report")
+    return TrialRecord(**values, reports=tuple(reports))
 
 
-def searched_trial_of(values: Mapping[str, Any], reports: Mapping[Any, Any]) -> SearchedTrial:
-    """Return what search reads of a row of `tuner_trials`. Raise `UnreadableError`."""
-    _check(f"trial {values['number']!r}", values, TRIAL)
-    _check_outcome(values)
-    if not (all(map(is_count, reports)) and all(map(is_number, reports.values()))):
-        raise UnreadableError(f"trial {values['number']} cannot be read: its reports")
+def searched_trial_of(found: tuple[Mapping[str, Any], Mapping[Any, Any]]) -> SearchedTrial:
+    """Return what search reads of a row of `tuner_trials` and its reports.
+
+    Raise `UnreadableError`.
+    """
+    values, reports = found
+    title = f"trial {values['number']!r}"
+    _check(title, values, SEARCHED_TRIAL)
+    _check_trial(title, values)
+    _check_reports(title, reports.items())
     return SearchedTrial(**values, reports=dict(sorted(reports.items())))
 
 
+def _check_trial(title: str, values: Mapping[str, Any]) -> None:
+    if values["state"] == COMPLETED and (values["value"] is None or values["params"] is None):
+        raise UnreadableError(f"{title} cannot be read: it is completed and has no value")
+    if values["params"] is None and values["attrs"]:  # they are stored together
+        raise UnreadableError(f"{title} cannot be read: it has attributes and no parameters")
+    if values["state"] != RUNNING and values["ended_at"] is None:
+        raise UnreadableError(f"{title} cannot be read: it has ended at no time")
+
+
+def _check_reports(title: str, reports: Iterable[tuple[Any, Any]]) -> None:
+    if not all(is_count(step) and is_number(value) for step, value in reports):
+        raise UnreadableError(f"{title} cannot be read: its reports")
+
+
 def attempt_of(values: Mapping[str, Any]) -> AttemptRecord:
-    """Return the record of a row of `tuner_attempts`; an unreadable environment is empty."""
-    environment = values["environment"]
-    if not isinstance(environment, dict):
-        environment = {}
-    elif not isinstance(environment.get("packages", {}), dict):
-        environment = {**environment, "packages": {}}
-    return AttemptRecord(**{**values, "environment": environment})
+    """Return the record of a row of `tuner_attempts`. Raise `UnreadableError`."""
+    _check(f"attempt {values['id']!r}", values, ALL_RULES["tuner_attempts"])
+    return AttemptRecord(**values)
+
+
+def environment_of(trial: int, value: Any) -> Mapping[str, Any]:
+    """Return the environment of an attempt at a trial. Raise `UnreadableError`."""
+    texts = ("device", "host", "python")
+    if not (
+        isinstance(value, dict)
+        and all(_is_label(value.get(one)) for one in texts)
+        and (value.get("git_commit") is None or _is_label(value["git_commit"]))
+        and isinstance(value.get("git_dirty"), bool | None)
+        and isinstance(value.get("packages"), dict)
+        and all(map(_is_label, value["packages"]))
+        and all(map(_is_label, value["packages"].values()))
+        and _is_settled(value.get("settled"))
+    ):
+        raise UnreadableError(
+            f"trial {trial} cannot be read: the environment of an attempt at it: got {value!r:.60}"
+        )
+    return value
+
+
+def checked(title: str, table: Table, row: Row[Any]) -> Mapping[str, Any]:
+    """Return the values of a row by the names of its columns. Raise `UnreadableError`."""
+    values = row._asdict()
+    _check(title, values, [rule for rule in ALL_RULES[table.name] if rule[0] in values])
+    return values
 
 
 def log_once(message: str) -> None:
@@ -231,24 +396,11 @@ def log_once(message: str) -> None:
         log.warning("%s", message)
 
 
-def _title(values: Mapping[str, Any]) -> str:
-    return f"trial {values['number']!r} of study {values['study_id']}"
-
-
-def _check(title: str, values: Mapping[str, Any], columns: Mapping[str, tuple[str, Check]]) -> None:
-    for name, (expected, check) in columns.items():
+def _check(title: str, values: Mapping[str, Any], rules: Rules) -> None:
+    for name, expected, check in rules:
         value = values[name]
-        try:
-            right = check(value)
-        except TypeError:  # such as an unhashable value
-            right = False
-        if not right:
+        if not check(value):
             shown = f"{value!r:.60}"
             raise UnreadableError(
                 f"{title} cannot be read: {name}: expected {expected}, got {shown}"
             )
-
-
-def _check_outcome(values: Mapping[str, Any]) -> None:
-    if values["state"] == COMPLETED and values["value"] is None:
-        raise UnreadableError(f"trial {values['number']} cannot be read: it has no value")

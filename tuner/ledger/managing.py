@@ -16,6 +16,7 @@ from tuner.core.errors import NotFoundError
 from tuner.core.failures import cause
 from tuner.core.outcome import CANCELLED, FAILED, RUNNING, Outcome
 from tuner.ledger import retrainings, rows
+from tuner.ledger.decoding import study_of
 from tuner.ledger.reading import Reader, has_live_attempt
 from tuner.ledger.records import (
     COUNTS_FROM,
@@ -123,7 +124,7 @@ def _failed_alike(ledger: Reader, study: StudyRecord, limit: int) -> bool:
 
 def _first_ended(tx: Connection, study: Row[Any], limit: int) -> list[Row[Any]]:
     """Return the first trials that ended since the study was last resumed."""
-    since = int(study.attrs.get(COUNTS_FROM, 0))
+    since = study_of(study).attrs.get(COUNTS_FROM, 0)
     query = (
         select(trials.c.number, trials.c.state, trials.c.reason)
         .where(trials.c.study_id == study.id, trials.c.number >= since)

@@ -7,16 +7,29 @@ from contextlib import contextmanager, suppress
 from dataclasses import fields
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, and_, exists, func, literal, select
+from sqlalchemy import (
+    Connection,
+    Engine,
+    LargeBinary,
+    Row,
+    and_,
+    exists,
+    func,
+    literal,
+    null,
+    select,
+)
 
+from tuner.config import Space, StudySpec
 from tuner.core import curves
 from tuner.core.curves import Chunk
 from tuner.core.errors import NotFoundError, UnreadableError
 from tuner.core.outcome import COMPLETED, KINDS, RUNNING
 from tuner.ledger.decoding import (
     attempt_of,
+    checked,
     is_number,
-    log_once,
+    readable,
     searched_trial_of,
     studies_of,
     study_of,
@@ -45,8 +58,12 @@ from tuner.ledger.tables import (
     SILENT_FOR,
     SILENT_SECONDS,
     attempts,
+    checkpoints,
     chunks,
     database_time,
+    probes,
+    published_studies,
+    published_trials,
     reports,
     studies,
     trials,
@@ -117,13 +134,45 @@ class Reader:
         """Read why trials of a study cannot be read, each with its number if it has one."""
         found: list[tuple[int | None, str]] = []
         with self._reading() as tx:
+            spec = _spec(tx, study_id)
             rows = tx.execute(select(trials).where(trials.c.study_id == study_id))
             reported = _reports(tx, trials.c.study_id == study_id)
             for row in rows.all():
+                number = row.number if is_count(row.number) else None
                 try:
-                    trial_of(row._asdict(), reports=_checked(row, reported.get(row.id, [])))
+                    trial = trial_of(row._asdict(), reported.get(row.id, []))
+                    if spec is not None:
+                        refuse_misfit(trial, spec.space)
                 except UnreadableError as error:
-                    found.append((row.number if is_count(row.number) else None, str(error)))
+                    found.append((number, str(error)))
+        return found
+
+    @retry_on_disconnect
+    def unreadable_rows(self, study_id: int) -> list[tuple[int | None, str]]:
+        """Read why other rows of a study's trials cannot be read, each with its trial's number.
+
+        The content of curves is not read.
+        """
+        of_study = trials.c.study_id == study_id
+        queries = {
+            table: select(*[c for c in table.c if not isinstance(c.type, LargeBinary)],
+                          trials.c.number.label("trial"))
+            .join(trials, trials.c.id == table.c.trial_id).where(of_study)
+            for table in (attempts, chunks, reports, checkpoints, published_trials)
+        } | {
+            table: select(*table.c, null().label("trial")).where(table.c.study_id == study_id)
+            for table in (probes, published_studies)
+        }  # fmt: skip
+        found: list[tuple[int | None, str]] = []
+        with self._reading() as tx:
+            for table, query in queries.items():
+                for row in tx.execute(query):
+                    number = row.trial if is_count(row.trial) else None
+                    where = "" if number is None else f" of trial {number}"
+                    try:
+                        checked(f"a row{where} in {table.name}", table, row)
+                    except UnreadableError as error:
+                        found.append((number, str(error)))
         return found
 
     @retry_on_disconnect
@@ -192,7 +241,8 @@ class Reader:
         if number is not None:
             query = query.where(trials.c.number == number)
         with self._reading() as tx:
-            return [attempt_of(row._asdict()) for row in tx.execute(query)]
+            rows = [row._asdict() for row in tx.execute(query)]
+        return list(readable(attempt_of, rows))
 
     @retry_on_disconnect
     def expired(self, study_id: int) -> list[tuple[AttemptRecord, int]]:
@@ -208,21 +258,25 @@ class Reader:
         )
         with self._reading() as tx:
             rows = [dict(row._mapping) for row in tx.execute(query)]
-        numbers = [row.pop("trial_number") for row in rows]
-        return [(attempt_of(row), n) for row, n in zip(rows, numbers, strict=True)]
+        numbers = {row["id"]: row.pop("trial_number") for row in rows}
+        return [
+            (one, numbers[one.id])
+            for one in readable(attempt_of, rows)
+            if is_count(numbers[one.id])
+        ]
 
     @retry_on_disconnect
     def silent(self, study_id: int) -> list[Silence]:
         """Read the trials that are held and whose last row is older than `SILENT_SECONDS`."""
         query = (
-            select(trials.c.number.label("trial"), attempts.c.worker, SILENT_FOR.label("seconds"))
+            select(trials.c.number, attempts.c.worker, SILENT_FOR.label("seconds"))
             .select_from(attempts)
             .join(trials, trials.c.id == attempts.c.trial_id)
             .where(trials.c.study_id == study_id, IS_LIVE, SILENT_FOR > SILENT_SECONDS)
             .order_by(trials.c.number)
         )
         with self._reading() as tx:
-            return [Silence(**row._mapping) for row in tx.execute(query)]
+            return silences(tx.execute(query))
 
     @retry_on_disconnect
     def checkpoints(self, study_id: int) -> list[CheckpointRecord]:
@@ -316,7 +370,7 @@ class Reader:
             .limit(most)
         )
         with self._reading() as tx:
-            return list(tx.scalars(query))
+            return [number for number in tx.scalars(query) if is_count(number)]
 
     @retry_on_disconnect
     def last_end(self, study_id: int) -> float | None:
@@ -324,7 +378,7 @@ class Reader:
         query = select(func.max(trials.c.ended_at)).where(trials.c.study_id == study_id)
         with self._reading() as tx:
             at = tx.scalar(query)
-            return None if at is None else float(at)
+            return float(at) if is_number(at) else None
 
     @retry_on_disconnect
     def last_stopped(self, study_id: int, most: int) -> list[tuple[int, str, str]]:
@@ -336,7 +390,10 @@ class Reader:
             .limit(most)
         )
         with self._reading() as tx:
-            return [(row.number, row.state, row.reason or "") for row in tx.execute(query)]
+            rows = tx.execute(query).all()
+        return [
+            (row.number, row.state, str(row.reason or "")) for row in rows if row.state in KINDS
+        ]
 
     @retry_on_disconnect
     def now(self) -> float:
@@ -354,13 +411,7 @@ def read_trials(tx: Connection, where: Any, *, with_reports: bool = True) -> lis
     """Read trials in order of number, with their reports unless `with_reports` is false."""
     rows = tx.execute(select(trials).where(where).order_by(trials.c.number)).all()
     reported = _reports(tx, where) if with_reports else {}
-    found = []
-    for row in rows:
-        try:
-            found.append(trial_of(row._asdict(), reports=_checked(row, reported.get(row.id, []))))
-        except UnreadableError as error:
-            log_once(f"{error}; it is left out")
-    return found
+    return list(readable(lambda row: trial_of(row._asdict(), reported.get(row.id, ())), rows))
 
 
 def _reports(tx: Connection, where: Any) -> dict[int, list[Report]]:
@@ -378,13 +429,29 @@ def _reports(tx: Connection, where: Any) -> dict[int, list[Report]]:
     return by_trial
 
 
-def _checked(trial: Row[Any], found: Sequence[Report]) -> tuple[Report, ...]:
-    """Return the reports of a trial. Raise `UnreadableError`."""
-    if not all(is_count(one.step) and is_number(one.value) for one in found):
+def refuse_misfit(trial: TrialRecord | SearchedTrial, space: Space) -> None:
+    """Raise `UnreadableError` if a trial's parameters are none of its study's space."""
+    wrong = space.misfits(trial.params) if trial.params is not None else {}
+    for name, expected in wrong.items():
+        got = repr((trial.params or {}).get(name))[:60]
         raise UnreadableError(
-            f"trial {trial.number!r} of study {trial.study_id} cannot be read: its reports"
+            f"trial {trial.number} cannot be read: {name}: expected {expected:.200}, got {got}"
         )
-    return tuple(found)
+
+
+def silences(rows: Iterable[Row[Any]]) -> list[Silence]:
+    """Return the silent trials of rows that can be read."""
+    return [
+        Silence(trial=row.number, worker=row.worker, seconds=float(row.seconds))
+        for row in rows
+        if is_count(row.number) and isinstance(row.worker, str) and is_number(row.seconds)
+    ]
+
+
+def _spec(tx: Connection, study_id: int) -> StudySpec | None:
+    """Read the specification of a study; None if there is none that can be read."""
+    row = tx.execute(select(studies).where(studies.c.id == study_id)).first()
+    return None if row is None or unreadable_study_of(row) else study_of(row).spec
 
 
 def _searched_since(tx: Connection, study_id: int, since: int) -> Searched:
@@ -422,12 +489,7 @@ def _searched(
     found: Iterable[tuple[Mapping[str, Any], Mapping[int, float]]],
 ) -> list[SearchedTrial]:
     """Return what search reads of the trials that can be read, in order of number."""
-    read = []
-    for row, reported in found:
-        try:
-            read.append(searched_trial_of(row, reported))
-        except UnreadableError as error:
-            log_once(f"{error}; it is left out of the search")
+    read = readable(searched_trial_of, found, " of the search")
     return sorted(read, key=lambda trial: trial.number)
 
 

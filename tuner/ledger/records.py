@@ -36,9 +36,13 @@ def specification(text: str) -> StudySpec:
     return StudySpec.model_validate_json(text)
 
 
+LARGEST = 2**31 - 1
+"""Of the whole numbers in the ledger: the limit of PostgreSQL's integers."""
+
+
 def is_count(value: object) -> bool:
-    """Return whether a value is a whole number of at least 0; SQLite stores any type."""
-    return type(value) is int and value >= 0
+    """Return whether a value is a whole number from 0 to `LARGEST`; SQLite stores any type."""
+    return type(value) is int and 0 <= value <= LARGEST
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -271,7 +271,7 @@ def fail_if_spent(tx: Connection, trial_id: int, ending: str, reason: str) -> No
     lost = endings(tx, [trial_id])[trial_id].get(ending, 0)
     try:
         allowed = specification(row.spec).budget.retries
-    except ValueError:  # nobody trains a study that cannot be read
+    except (ValueError, RecursionError):  # nobody trains a study that cannot be read
         return
     if lost > getattr(allowed, ending):
         sentence = f"Its worker was lost {lost} times; the last time, {reason}."

@@ -9,8 +9,8 @@ from typing import Any
 from sqlalchemy import Connection, case, func, select
 
 from tuner.core.outcome import COMPLETED, KINDS, RUNNING
-from tuner.ledger.decoding import is_number
-from tuner.ledger.reading import Reader, has_live_attempt
+from tuner.ledger.decoding import is_number, readable, trial_of
+from tuner.ledger.reading import CANDIDATES, Reader, has_live_attempt, silences
 from tuner.ledger.records import Silence, StudyRecord, is_count
 from tuner.ledger.retrying import retry_on_disconnect
 from tuner.ledger.tables import (
@@ -114,22 +114,22 @@ def _find_best(tx: Connection, found: Mapping[int, Summary], of: Sequence[StudyR
         published_trials.c.target == "mlflow"
     )
     query = (
-        select(
-            ranked.c.study_id,
-            ranked.c.number,
-            ranked.c.value,
-            ranked.c.params,
-            published_trials.c.external_id,
-        )
+        select(*(ranked.c[column.name] for column in trials.c), published_trials.c.external_id)
         .select_from(ranked.outerjoin(published_trials, is_its_run))
-        .where(ranked.c.rank == 1)
+        .where(ranked.c.rank <= CANDIDATES)
+        .order_by(ranked.c.study_id, ranked.c.rank)
     )
-    for row in tx.execute(query):
-        if not (is_count(row.number) and isinstance(row.params, dict)):
-            continue
-        found[row.study_id].best = BestTrial(
-            number=row.number, value=row.value, params=row.params, run_id=row.external_id
-        )
+    rows = [row._asdict() for row in tx.execute(query)]
+    runs = {row["id"]: row.pop("external_id") for row in rows}
+    for trial in readable(trial_of, rows):
+        summary, run_id = found[trial.study_id], runs[trial.id]
+        if summary.best is None and trial.value is not None:
+            summary.best = BestTrial(
+                number=trial.number,
+                value=trial.value,
+                params=trial.params or {},
+                run_id=run_id if isinstance(run_id, str) else None,
+            )
 
 
 def _find_workers(tx: Connection, found: Mapping[int, Summary]) -> None:
@@ -141,7 +141,8 @@ def _find_workers(tx: Connection, found: Mapping[int, Summary]) -> None:
         .order_by(attempts.c.id)
     )
     for row in tx.execute(held):
-        found[row.study_id].workers.append((row.worker, row.number))
+        if isinstance(row.worker, str) and is_count(row.number):  # else it cannot be read
+            found[row.study_id].workers.append((row.worker, row.number))
     silent = (
         select(trials.c.study_id, trials.c.number, attempts.c.worker, SILENT_FOR.label("seconds"))
         .join(attempts, attempts.c.trial_id == trials.c.id)
@@ -149,6 +150,4 @@ def _find_workers(tx: Connection, found: Mapping[int, Summary]) -> None:
         .order_by(trials.c.number)
     )
     for row in tx.execute(silent):
-        found[row.study_id].silent.append(
-            Silence(trial=row.number, worker=row.worker, seconds=row.seconds)
-        )
+        found[row.study_id].silent += silences([row])

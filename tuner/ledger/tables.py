@@ -223,10 +223,9 @@ probes = Table(
 )
 
 
-LARGEST = 2**31 - 1
-"""Of whole numbers. On SQLite a text is larger than any number, so a comparison leaves it out."""
 IS_VALUED = trials.c.value.between(-sys.float_info.max, sys.float_info.max)
-"""The condition that a trial's value is a finite number; SQLite stores any type."""
+"""The condition that a trial's value is a finite number. SQLite stores any type, and there a text
+is larger than any number, so that a comparison leaves it out."""
 IS_RUNNING = text("tuner_trials.state = 'running'")
 IS_LIVE = text("tuner_attempts.live")
 """Conditions in the same words as in partial indexes. SQLite matches an index by its exact text,

@@ -26,7 +26,7 @@ from tuner.core.errors import UsageError
 from tuner.core.outcome import Outcome
 from tuner.ledger import entries, managing, rows, versions
 from tuner.ledger.attempts import Attempts, refused
-from tuner.ledger.decoding import study_of
+from tuner.ledger.decoding import settled_of, study_of
 from tuner.ledger.leases import ATTEMPTS, renewed
 from tuner.ledger.records import (
     AttemptLease,
@@ -104,8 +104,7 @@ class Ledger(Attempts):
             first = and_(studies.c.id == study_id, studies.c.settled.is_(None))
             tx.execute(update(studies).where(first).values(settled=dict(settled)))
             stored = tx.scalar(select(studies.c.settled).where(studies.c.id == study_id))
-        assert stored is not None
-        return dict(stored)
+        return settled_of(f"study {study_id}", stored)
 
     # --- training
 

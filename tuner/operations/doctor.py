@@ -10,8 +10,16 @@ from typing import Any
 from sqlalchemy import Engine
 
 from tuner.core.environment import is_gone
-from tuner.core.errors import DATA_ERRORS
-from tuner.ledger import AttemptRecord, Ledger, Reader, StudyRecord, TrialRecord
+from tuner.core.errors import UnreadableError
+from tuner.ledger import (
+    AttemptRecord,
+    Ledger,
+    Reader,
+    StudyRecord,
+    TrialRecord,
+    retrainings,
+    timetables,
+)
 from tuner.ledger.checkpoint_files import file_of
 from tuner.ledger.database import (
     Addresses,
@@ -25,7 +33,7 @@ from tuner.tracking.mlflow import bulk_writer as mlflow_rows
 from tuner.tracking.mlflow import check as mlflow_check
 from tuner.tracking.optuna import bulk_writer as optuna_rows
 from tuner.tracking.optuna import check as optuna_check
-from tuner.tracking.projection import Mismatch
+from tuner.tracking.projection import UNREADABLE, Mismatch
 from tuner.tracking.recorder import Recorder
 
 DECIDING = ("tuner", "torch", "optuna", "numpy")
@@ -34,8 +42,6 @@ BROKEN = "curve"
 """The kind of problem for rows that the ledger has lost."""
 OURS, OPTUNAS, MLFLOWS = "schema_ledger", "schema_optuna", "schema_mlflow"
 """Kinds of problems for tables that differ from their definitions."""
-UNREADABLE = "unreadable"
-"""The kind of problem for rows with content that tuner never writes."""
 LEFT_ALONE = {BROKEN, UNREADABLE, optuna_check.NAME_TAKEN}
 """Kinds of problems that prevent the repair of their study."""
 NOTICES = (mlflow_check.RENAMED,)
@@ -127,11 +133,15 @@ def examine(engine: Engine, places: Addresses) -> list[Problem]:
         found.append(
             Problem(kind=UNREADABLE, study=unreadable.title, trial=None, detail=unreadable.why)
         )
+    for name, why in retrainings.unreadable(ledger):
+        found.append(Problem(kind=UNREADABLE, study=name, trial=None, detail=why))
+    for why in timetables.unreadable(ledger):
+        found.append(Problem(kind=UNREADABLE, study=None, trial=None, detail=why))
     for study in ledger.studies():
         try:
             mismatches = _of_study(ledger, study, places, storage, client)
-        except DATA_ERRORS as error:
-            mismatches = [Mismatch(UNREADABLE, None, f"its rows cannot be used: {error!r}")]
+        except UnreadableError as error:
+            mismatches = [Mismatch(UNREADABLE, None, str(error))]
         found.extend(
             Problem(kind=one.kind, study=study.title, trial=one.trial, detail=one.detail)
             for one in mismatches
@@ -143,7 +153,7 @@ def _of_study(
     ledger: Reader, study: StudyRecord, places: Addresses, storage: Any, client: Any
 ) -> list[Mismatch]:
     """Return all mismatches of a study; where trials cannot be read, only that."""
-    if broken := ledger.unreadable_trials(study.id):
+    if broken := ledger.unreadable_trials(study.id) + ledger.unreadable_rows(study.id):
         return [Mismatch(UNREADABLE, number, why) for number, why in broken]
     every = ledger.trials(study.id)
     ours = [trial for trial in every if not trial.imported]
@@ -270,7 +280,7 @@ def _in_ledger(
     for trial in ours:
         try:
             curve = ledger.curve(trial.id)
-        except ValueError as error:
+        except UnreadableError as error:
             yield Mismatch(BROKEN, trial.number, str(error))
             continue
         if curve.first_step != 0 or curve.next_step != trial.steps:

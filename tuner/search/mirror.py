@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from tuner.config import ParameterValue, StudySpec
-from tuner.core.errors import DATA_ERRORS
+from tuner.core.errors import UnreadableError
 from tuner.core.outcome import CANCELLED, COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING
 from tuner.ledger import Searched, SearchedTrial, TrialRecord
-from tuner.ledger.decoding import log_once
+from tuner.ledger.decoding import log_once, study_attrs_of
+from tuner.ledger.reading import refuse_misfit
 from tuner.search.space import distributions
 
 STATES = {
@@ -58,14 +58,17 @@ class Freezer:
         self._known: dict[tuple[ParameterValue, ParameterValue], dict[str, Any]] = {}
 
     def __call__(self, record: SearchedTrial) -> FrozenTrial:
-        """Return Optuna's form of a trial, with its searched parameters and its reports."""
+        """Return Optuna's form of a trial, with its searched parameters and its reports.
+
+        Raise `UnreadableError` if the parameters are not in the study's space.
+        """
         searched, params = {}, record.params or {}
         if params:
+            refuse_misfit(record, self._space)
             kind = params["schedule"], params["optimizer"]
             if kind not in self._known:
                 self._known[kind] = distributions(self._space, params)
             searched = self._known[kind]
-            _refuse_unfit(params, searched)
         reports = dict(record.reports)
         state = STATES[record.state]
         value = record.value
@@ -84,17 +87,6 @@ class Freezer:
             system_attrs=dict(record.attrs),
             intermediate_values=reports,
         )
-
-
-def _refuse_unfit(params: Mapping[str, Any], searched: Mapping[str, BaseDistribution]) -> None:
-    """Raise `ValueError` if a parameter has a value that its distribution never has."""
-    for name, distribution in searched.items():
-        value = params[name]
-        if isinstance(distribution, CategoricalDistribution):
-            if value not in distribution.choices:
-                raise ValueError(f"{name} = {value!r} is not in the space")
-        elif type(value) not in (int, float):
-            raise ValueError(f"{name} = {value!r} is no number")
 
 
 def _datetime(seconds: float) -> datetime:
@@ -165,15 +157,12 @@ class Mirror:
     def refresh(self, changes: Searched) -> None:
         """Apply what changed since `revision`."""
         self.revision = changes.revision
-        self.attrs = dict(changes.attrs)
+        self.attrs = dict(study_attrs_of(f"study {self.name!r}", changes.attrs, self.spec))
         for record in changes.trials:
             try:
                 trial = self._freeze(record)
-            except DATA_ERRORS as error:
-                log_once(
-                    f"trial {record.number} of study {self.name} is left out of the search: "
-                    f"{error!r}"
-                )
+            except UnreadableError as error:
+                log_once(f"study {self.name}: {error}; it is left out of the search")
                 continue
             self._update(record, trial)
         if changes.trials:
@@ -222,8 +211,11 @@ class Mirror:
         self._for_values = None
 
     def trial(self, number: int) -> FrozenTrial:
-        """Return one trial. Raise `KeyError`."""
-        return self._all[number]
+        """Return one trial. Raise `UnreadableError` if its row cannot be read."""
+        found = self._all.get(number)
+        if found is None:
+            raise UnreadableError(f"trial {number} of study {self.name!r} cannot be read")
+        return found
 
     def for_sampler(self) -> TrialsByNumber:
         """Return all trials, diverged ones as pruned before their first report: the worst rank.

@@ -10,12 +10,12 @@ from sqlalchemy import Engine, and_, case, func, literal_column, null, or_, sele
 
 from tuner.core import curves
 from tuner.core.curves import Chunk
+from tuner.core.errors import UnreadableError
 from tuner.core.outcome import RUNNING
-from tuner.ledger.decoding import log_once
+from tuner.ledger.decoding import checked, environment_of, log_once, readable
 from tuner.ledger.reading import read_trials
-from tuner.ledger.records import TrialRecord, is_count
+from tuner.ledger.records import LARGEST, TrialRecord, is_count
 from tuner.ledger.tables import (
-    LARGEST,
     SILENT_FOR,
     SILENT_SECONDS,
     attempts,
@@ -79,7 +79,7 @@ class Backlog:
         if names:
             query = query.where(studies.c.name.in_(names))
         with self._engine.begin() as tx:
-            return [Mark(**row._mapping) for row in tx.execute(query)]
+            return list(readable(_mark, tx.execute(query)))
 
     def open(self, mark: Mark) -> list[OpenTrial]:
         """Return the trials that are not completely published, ordered by number."""
@@ -117,11 +117,8 @@ class Backlog:
         )
         with self._engine.begin() as tx:
             last = tx.scalar(highest)
-            found = [
-                OpenTrial(**row._mapping)
-                for row in tx.execute(query)
-                if row.id not in self._unreadable
-            ]
+            rows = [row for row in tx.execute(query) if row.id not in self._unreadable]
+        found = list(readable(_open_trial, rows))
         after = 0 if last is None else last + 1
         lowest = found[0].number if found else after
         self._lowest[mark.study_id] = (lowest, mark.published)
@@ -134,21 +131,28 @@ class Backlog:
         self._unreadable |= set(ids) - found.keys()
         return found
 
-    def leave_out(self, trial: TrialRecord, error: Exception) -> None:
+    def leave_out(self, trial: TrialRecord, error: UnreadableError) -> None:
         """Publish a trial that cannot be published no more in this process."""
-        log_once(f"trial {trial.number} of study {trial.study_id} is not published: {error!r}")
+        log_once(f"trial {trial.number} of study {trial.study_id} is not published: {error}")
         self._unreadable.add(trial.id)
 
-    def environments(self, ids: Sequence[int]) -> dict[int, Mapping[str, Any]]:
-        """Return the environment of the first attempt at each trial, by trial id."""
+    def environments(self, wanted: Sequence[TrialRecord]) -> dict[int, Mapping[str, Any]]:
+        """Return the environment of the first attempt at each trial, by trial id.
+
+        A trial whose environment cannot be read is left out.
+        """
         query = select(attempts.c.trial_id, attempts.c.environment).where(
-            attempts.c.trial_id.in_(ids), attempts.c.number == 1
+            attempts.c.trial_id.in_([one.id for one in wanted]), attempts.c.number == 1
         )
         with self._engine.begin() as tx:
-            return {
-                row.trial_id: row.environment if isinstance(row.environment, dict) else {}
-                for row in tx.execute(query)
-            }
+            stored = {row.trial_id: row.environment for row in tx.execute(query)}
+        found = {}
+        for trial in wanted:
+            try:
+                found[trial.id] = environment_of(trial.number, stored.get(trial.id))
+            except UnreadableError as error:
+                self.leave_out(trial, error)
+        return found
 
     def tracebacks(self, ids: Sequence[int]) -> dict[int, str]:
         """Return the last traceback of each trial that has any, by trial id."""
@@ -158,7 +162,7 @@ class Backlog:
             .order_by(attempts.c.number)
         )
         with self._engine.begin() as tx:
-            return {row.trial_id: row.traceback for row in tx.execute(query)}
+            return {row.trial_id: str(row.traceback) for row in tx.execute(query)}
 
     def chunks(self, wanted: Sequence[TrialRecord], rows: int) -> list[tuple[TrialRecord, Chunk]]:
         """Return the next unpublished chunks of trials, in order, limited to about `rows` rows.
@@ -215,6 +219,24 @@ def _chunk(row: Any, trial: TrialRecord) -> Chunk:
         error = found
     log_once(f"trial {trial.number} of study {trial.study_id}: {error}; they are not published")
     return curves.empty(trial.steps)
+
+
+def _mark(row: Any) -> Mark:
+    """Return a mark. Raise `UnreadableError`."""
+    checked(f"study {row.name!r:.60}", studies, row)
+    counts = (row.published, row.live, row.steps, row.silent)
+    if not (
+        isinstance(row.external_id, str | None) and all(isinstance(one, int) for one in counts)
+    ):
+        raise UnreadableError(f"the publication of study {row.name!r:.60} cannot be read")
+    return Mark(**row._mapping)
+
+
+def _open_trial(row: Any) -> OpenTrial:
+    """Return a trial that is not completely published. Raise `UnreadableError`."""
+    if not (isinstance(row.external_id, str | None) and is_count(row.next_step)):
+        raise UnreadableError(f"the publication of trial {row.number} cannot be read")
+    return OpenTrial(**row._mapping)
 
 
 def _marks(target: str) -> Any:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from tuner.core.errors import (
-    DATA_ERRORS,
     LeaseLost,
     NotFoundError,
     TunerError,
@@ -19,8 +18,10 @@ from tuner.ledger import Reader, StudyRecord
 from tuner.ledger.publications import Publications
 from tuner.tracking.backlog import Backlog, Mark
 
+UNREADABLE = "unreadable"
+"""The kind of mismatch for rows with content that tuner never writes."""
 LEFT_OUT_SECONDS = 60.0
-"""How long until a study whose rows have unexpected content is read again."""
+"""How long until a study with a row that cannot be read is tried again."""
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class Projection:
                 study = self._study(mark)
                 self._publish_once(study, waiting=waiting)
                 published = True
-            except DATA_ERRORS as error:
+            except UnreadableError as error:
                 self._leave_out(mark, error)
             except LeaseLost as lost:
                 log.warning("study %s: %s", mark.name, lost)
@@ -121,7 +122,7 @@ class Projection:
                 continue
             try:
                 due = self._publisher.due(mark)
-            except DATA_ERRORS as error:
+            except UnreadableError as error:
                 self._leave_out(mark, error)
                 continue
             if due is Due.NOTHING:
@@ -140,11 +141,7 @@ class Projection:
             raise NotFoundError(f"study {mark.name!r} was deleted")
         return found
 
-    def _leave_out(self, mark: Mark, error: Exception) -> None:
-        """Leave a study out for a while, since its rows have unexpected content."""
-        reason = str(error) if isinstance(error, UnreadableError) else repr(error)
-        log.warning(
-            "study %s is not published to %s: %s", mark.name, self._publisher.target, reason
-        )
-        log.debug("the study's rows have unexpected content", exc_info=error)
+    def _leave_out(self, mark: Mark, error: UnreadableError) -> None:
+        """Leave a study out for a while, since a row of it cannot be read."""
+        log.warning("study %s is not published to %s: %s", mark.name, self._publisher.target, error)
         self._left_out[mark.study_id] = time.monotonic() + LEFT_OUT_SECONDS

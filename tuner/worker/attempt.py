@@ -253,7 +253,7 @@ class Attempt:
 
     def _run_out_of_memory(self, traceback: str) -> Entry | None:
         """Release the trial to an attempt with half the micro-batch, or return its end."""
-        spec, rows = self._study.spec, self._study.workload["training_rows"]
+        spec, rows = self._study.spec, self._study.workload.get("training_rows")
         if rows is None:
             reason = "The train function ran out of memory."
             return self._failed(reason, traceback)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from tuner.core.environment import identity
 from tuner.core.errors import (
-    DATA_ERRORS,
     NotFoundError,
     TunerError,
     UnreadableError,
@@ -135,9 +134,9 @@ class StudySelector:
             except WorkloadError as error:
                 self._mark_untrainable(study, error)
                 continue
-            except DATA_ERRORS as error:
+            except UnreadableError as error:
                 worker.abandon()
-                self._mark_untrainable(study, _unexpected(study, error))
+                self._mark_untrainable(study, error)
                 continue
             self._seconds[study.id] += time.monotonic() - began
             if trained:
@@ -211,10 +210,8 @@ class StudySelector:
         if study.id not in self._joined:
             try:
                 self._joined[study.id] = self._join(study)
-            except WorkloadError as error:
+            except (WorkloadError, UnreadableError) as error:
                 self._mark_untrainable(study, error)
-            except DATA_ERRORS as error:
-                self._mark_untrainable(study, _unexpected(study, error))
             except NotFoundError:  # it was deleted just now
                 return None
         return self._joined[study.id]
@@ -224,11 +221,3 @@ class StudySelector:
         self._joined[study.id] = None
         if self._names:
             self.refused.append(error)
-
-
-def _unexpected(study: StudyRecord, error: Exception) -> UnreadableError:
-    """Return the error of a study whose rows have unexpected content."""
-    if isinstance(error, UnreadableError):
-        return error
-    log.debug("the study's rows have unexpected content", exc_info=error)
-    return UnreadableError(f"the rows of study {study.name!r} cannot be used: {error!r}")

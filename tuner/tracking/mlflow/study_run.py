@@ -22,7 +22,8 @@ from tuner.ledger.database import (
     tracking_reached,
 )
 from tuner.ledger.publications import Publications
-from tuner.ledger.tables import IS_VALUED, LARGEST, trials
+from tuner.ledger.records import LARGEST
+from tuner.ledger.tables import IS_VALUED, trials
 from tuner.tracking.mlflow.client_writer import BATCH, as_tags
 from tuner.tracking.mlflow.links import Links, experiment_of
 from tuner.tracking.mlflow.run_content import PARENT, milliseconds

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from tuner.core.errors import DATA_ERRORS, UnavailableError
+from tuner.core.errors import UnavailableError, UnreadableError
 from tuner.ledger import Reader, StudyIdentity, StudyRecord, TrialRecord
 from tuner.ledger.publications import Note, Publications
 from tuner.observability import metrics
@@ -85,7 +85,11 @@ class TrialPublisher:
         writer = self._writer()
         for batch in batches(_due(self.backlog.open(mark)), writer.trials_at_once):
             wanted = self._templates(study, self.backlog.trials([one.id for one in batch]))
-            readable = [one for one in batch if one.id in wanted]
+            readable = [
+                one
+                for one in batch
+                if one.id in wanted and (one.external_id is None or one.external_id.isdecimal())
+            ]
             new = [one for one in readable if one.external_id is None]
             self._create(writer, study, study_id, new, wanted, may_exist=mark.external_id is None)
             ended = {
@@ -104,7 +108,7 @@ class TrialPublisher:
         for key, trial in trials.items():
             try:
                 found[key] = template(trial, study)
-            except DATA_ERRORS as error:
+            except UnreadableError as error:
                 self.backlog.leave_out(trial, error)
         return found
 
