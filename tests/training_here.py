@@ -82,7 +82,7 @@ def line_spec(**tables: dict[str, Any]) -> StudySpec:
         "budget": {"trials": 4},
     }
     for name, table in tables.items():
-        content[name] = {**content[name], **table}
+        content[name] = {**content.get(name, {}), **table}
     return StudySpec.model_validate(content)
 
 

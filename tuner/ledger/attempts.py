@@ -147,7 +147,7 @@ class Attempts(LeaseWriter):
     @retry_on_disconnect
     def _reap(self, attempt_id: int, *, expired: bool) -> bool:
         with self._writing() as tx:
-            still = and_(attempts.c.id == attempt_id, attempts.c.live)
+            still = and_(attempts.c.id == attempt_id, IS_LIVE)
             if expired:
                 still = and_(still, ATTEMPTS.expired(self.grace_seconds))
             reason = "its lease expired" if expired else "its worker's process is gone"

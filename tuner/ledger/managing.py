@@ -30,7 +30,7 @@ from tuner.ledger.records import (
     StudyRecord,
 )
 from tuner.ledger.retrying import retry_on_disconnect
-from tuner.ledger.tables import IS_RUNNING, attempts, metadata, studies, trials
+from tuner.ledger.tables import IS_LIVE, IS_RUNNING, attempts, metadata, studies, trials
 
 BEING_DELETED = "It is being deleted; `tuner delete` finishes that."
 """The reason of a study that is stopped to be deleted; it must not be resumed."""
@@ -154,9 +154,7 @@ def reopen(tx: Connection, study: Row[Any]) -> None:
 def _stop(tx: Connection, study: Row[Any], reason: str) -> None:
     running = and_(trials.c.study_id == study.id, IS_RUNNING)
     for trial_id in tx.scalars(select(trials.c.id).where(running)).all():
-        live = tx.scalar(
-            select(attempts.c.id).where(attempts.c.trial_id == trial_id, attempts.c.live)
-        )
+        live = tx.scalar(select(attempts.c.id).where(attempts.c.trial_id == trial_id, IS_LIVE))
         if live is not None:
             rows.end_attempt(tx, live, "stopped", "its study was stopped")
         outcome = Outcome(kind=CANCELLED, reason=f"Cancelled with its study. {reason}")

@@ -537,4 +537,4 @@ def _changed(study_id: int, since: int) -> Any:
 
 def has_live_attempt(trial_id: Any) -> Any:
     """Return the SQL condition that a trial has a live attempt."""
-    return exists().where(attempts.c.trial_id == trial_id, attempts.c.live)
+    return exists(attempts.c.id).where(attempts.c.trial_id == trial_id, IS_LIVE)

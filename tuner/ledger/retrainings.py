@@ -14,6 +14,7 @@ from itertools import count
 from typing import Any
 
 from sqlalchemy import Connection, and_, delete, func, insert, select
+from sqlalchemy.exc import IntegrityError
 
 from tuner.core.errors import LeaseLost, UnreadableError
 from tuner.ledger.decoding import checked, readable
@@ -80,7 +81,12 @@ class Retrainings(LeaseWriter):
         Return the retraining and None, or, while a process holds this one or another one of the
         model, that retraining and the identity of its holder.
         """
-        return self._claim(study, run_key, model, worker, gone, count())
+        try:
+            return self._claim(study, run_key, model, worker, gone, count())
+        except IntegrityError as error:  # rows that the indexes see otherwise than our conditions
+            raise UnreadableError(
+                f"a retraining of model {model!r} cannot be read: live: {error.orig}"
+            ) from error
 
     @retry_on_disconnect
     def _claim(
