@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import psutil
 import warm
 from postgres import Cluster, free_port, rows
 from processes import Done, bits, end, environment, start, until
@@ -186,6 +187,18 @@ def _server(
         finally:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            for pid in _listening(port):  # a child of a warm process is in another group
+                os.kill(pid, signal.SIGKILL)
+            until(lambda: not _listening(port), f"the end of {command[0]}")
+
+
+def _listening(port: int) -> set[int]:
+    """Return the ids of the processes that listen on a port of this machine."""
+    return {
+        one.pid
+        for one in psutil.net_connections("tcp")
+        if one.status == psutil.CONN_LISTEN and one.laddr.port == port and one.pid
+    }
 
 
 ACCOUNTS = """

@@ -51,7 +51,7 @@ def test_many_small_trials_train_together():
         "optimizer": ["sgd", {"name": "adamw", "weight_decay": {"low": 1e-4, "high": 0.1}}],
     }
     workload, spec = digits.mlp(), spec_of(128, space, batch_size=64, dtype="float32")
-    choice = choose(workload, spec, clock=clock(alone=1000.0, together=1.0))
+    choice = choose(workload, spec, clock=clock(alone=1.0, together=0.001))
     assert (choice.trainer, choice.slots) == ("cohort", 16)
     assert choice.reason.startswith("a step of a trial takes ")
     trainer = trainer_for(workload, spec, choice)
@@ -145,7 +145,7 @@ def threads(busy, *seconds, most=8, **training):
     before = torch.get_num_threads()
     try:
         return choose_threads(
-            regression(), spec, ALONE, most=most, clock=rounds(*seconds), busy_clock=times(busy)
+            regression(), spec, ALONE, most=most, clock=rounds(*seconds), busy_clock=times(0, busy)
         )
     finally:
         use_threads(before)
@@ -168,6 +168,21 @@ def test_threads_are_doubled_while_that_is_clearly_quicker(seconds, most, count)
 
 def test_small_steps_have_one_thread_and_nothing_more_is_measured():
     assert threads(0.001) == Threads(count=1, reason="a step computes for 1 ms with one thread")
+
+
+def test_long_steps_are_measured_once_with_each_number_of_threads():
+    clock = times(60.0, 60.0, 40.0, 39.0)
+    busy = times(60.0)
+    choice = choose_threads(
+        regression(), spec_of(1, steps=1), ALONE, most=8, clock=clock, busy_clock=busy
+    )
+    assert choice.count == 2
+
+
+def test_a_long_step_is_not_repeated_in_a_cohort():
+    choice = choose(regression(), spec_of(64), clock=times(70.0, 60.0))
+    assert choice.trainer == "reference"
+    assert choice.reason == "a step takes 60 s, too long to gain from a cohort"
 
 
 def test_a_number_that_was_asked_for_is_taken():

@@ -210,7 +210,7 @@ def test_the_command_says_what_it_found_and_whether_it_helped(folder):
     )
     assert "budget: small: 8 trials, 7 reserved\n" in half.out
     assert "Not everything could be repaired:" in half.out
-    assert "budget: The ledger's count of trials is not that of its trials" in half.out
+    assert "budget: The ledger's count of trials differs from its trials" in half.out
     assert "--repair" not in half.out
     assert "Traceback" not in half.err
 

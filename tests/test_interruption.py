@@ -43,9 +43,9 @@ def uninterrupted() -> Left:
     return reference()
 
 
-def slow(folder: Path, seconds: float = 0.01) -> Path:
+def slow(folder: Path, seconds: float = 0.01, training: str = "") -> Path:
     """Prepare the same study with steps that take their time; its numbers are the same."""
-    arguments = f"arguments = {{ step_seconds = {seconds} }}\n\n[training]"
+    arguments = f"arguments = {{ step_seconds = {seconds} }}\n\n[training]\n{training}"
     return prepare(folder, STUDY.replace("\n[training]", arguments, 1))
 
 
@@ -127,7 +127,7 @@ def test_a_signal_saves_the_trial_and_the_next_run_goes_on(number, tmp_path, who
 
 
 def test_a_second_signal_leaves_at_once(tmp_path, whole):
-    folder = slow(tmp_path, 60.0)
+    folder = slow(tmp_path, 60.0, "threads = 1  # not measured first, with steps of a minute")
     process = start(folder, "run", "study.toml")
     until(lambda: rows(folder, "SELECT id FROM tuner_trials WHERE params NOT NULL"), "training")
     os.killpg(process.pid, signal.SIGINT)

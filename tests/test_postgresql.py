@@ -14,7 +14,8 @@ from postgres import Server, rows
 
 from tuner.core.errors import ConnectionLostError, SchemaError, UnavailableError, UsageError
 from tuner.ledger import Ledger, database
-from tuner.ledger.database import Addresses
+from tuner.ledger.database import Addresses, engines
+from tuner.ledger.rows import locked_study
 from tuner.ledger.tables import metadata
 
 pytestmark = pytest.mark.slow
@@ -159,6 +160,18 @@ def test_connections_that_were_cut_are_made_again(postgres, shared, tmp_path):
     study = submit(ledger)
     postgres.cut(name_of(shared))
     assert ledger.study(study.name) == study
+
+
+def test_a_suspended_process_does_not_keep_its_locks(shared, tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "IDLE_SECONDS", 1)
+    suspended = Ledger(database.ledger_engine(at(shared, tmp_path).ledger))
+    study = submit(suspended)
+    with suspended.engine.execution_options(writes=True).connect() as tx:
+        tx.execute(locked_study(study.id))  # and it is suspended here
+        other = Ledger(database.ledger_engine(at(shared, tmp_path).ledger))
+        assert claim(other, study).trial.number == 0
+        with pytest.raises(ConnectionLostError):
+            tx.execute(locked_study(study.id))
 
 
 @pytest.mark.parametrize("when", ["before the commit", "after the commit"])

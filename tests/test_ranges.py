@@ -333,7 +333,7 @@ def test_tuner_probe_says_what_pipelines_read_and_creates_nothing(tmp_path):
         ("space.lr=0.1", "[space] lr: expected a range, as [probe] is enabled, got 0.1"),
         (
             "search.sampler=cmaes",
-            "[search] sampler: expected one of tpe, random, gp, qmc, as [probe] is enabled",
+            "[search] sampler: expected one of auto, tpe, random, gp, optuna_gp, qmc, as [probe]",
         ),
         (
             "workload={ train = 'tests.workloads:loop' }",

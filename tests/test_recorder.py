@@ -210,7 +210,7 @@ def test_a_server_that_was_away_gets_the_same_runs_as_a_file(trained, tmp_path):
     assert sum(away.json["trials"].values()) == 8
     assert away.json["best"]["run_id"] is None
     assert away.json["tracking_uri"] == f"http://user:***@127.0.0.1:{port}"
-    assert "`tuner recorder --once` publishes the rest" in away.err
+    assert "Run `tuner recorder --once` to publish the rest" in away.err
     assert f"MLflow at http://user:***@127.0.0.1:{port} cannot be used" in away.err
     assert "secret" not in away.err + away.out
     assert "Traceback" not in away.err
@@ -239,7 +239,7 @@ def test_a_server_that_was_away_gets_the_same_runs_as_a_file(trained, tmp_path):
             done = end(worker)
             assert done.code == 0, done.err
             doctor = tuner(folder, "doctor", "--json", env=url)
-            assert (doctor.code, doctor.json) == (0, {"ok": True, "problems": []})
+            assert (doctor.code, doctor.json["problems"]) == (0, [])
     finally:
         worker.kill()
     assert done.err.count("retrying") == 1, "said once, not at each try"

@@ -146,7 +146,7 @@ def test_a_quiet_ledger_costs_a_query_a_target(ledger, places):
 
 
 def test_a_study_in_motion_is_described_now_and_then_and_at_its_end(ledger, places, monkeypatch):
-    monkeypatch.setattr(tracking_runs, "DESCRIBE_SECONDS", 1e9)
+    monkeypatch.setattr(tracking_runs, "UPDATE_SECONDS", 1e9)
     study = begin(ledger)
     train(ledger, study, 1)
     running = take(ledger, study, **ADAMW)

@@ -67,6 +67,7 @@ def test_another_seed_draws_otherwise(new_ledger, sampler):
         ledger = new_ledger()
         search = {"sampler": sampler}
         study = submit(ledger, study={"name": "s", "seed": seed}, space=WIDE, search=search)
+        drawn(ledger, study, Search(study, ledger))  # of tpe the default of the space
         params.append(drawn(ledger, study, Search(study, ledger))[1].params)
     assert params[0] != params[1]
 

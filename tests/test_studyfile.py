@@ -367,8 +367,8 @@ search.sampler=3
     [search] sampler: expected a name or a table, got 3
 
 search.sampler=tpee
-    [search] sampler: expected one of tpe, random, grid, gp, qmc, cmaes, listed, got
-    "tpee"; did you mean tpe?
+    [search] sampler: expected one of auto, tpe, random, grid, gp, optuna_gp, qmc, cmaes,
+    listed, got "tpee"; did you mean tpe?
 
 search.pruner.min_steps=0
     [search.pruner] min_steps: expected a number of at least 1, got 0

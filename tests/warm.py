@@ -28,6 +28,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -58,12 +59,18 @@ LIBRARIES = [
 STAND_IN = """\
 #!{real} -IS
 import os, sys
-if sys.argv[1:2] != ["-m"] or sys.argv[2] not in {programs!r}:
+arguments = sys.argv[1:]
+is_safe = arguments[:1] == ["-P"]
+if is_safe:
+    del arguments[0]
+if arguments[:1] != ["-m"] or arguments[1] not in {programs!r}:
     os.execv({real!r}, [{real!r}, *sys.argv[1:]])
 import array, json, signal, socket
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
-asked = json.dumps([sys.argv[2:], os.getcwd(), dict(os.environ), os.getppid()]).encode()
+is_safe = is_safe or bool(os.environ.get("PYTHONSAFEPATH"))
+asked = [arguments[1:], os.getcwd(), dict(os.environ), os.getppid(), is_safe]
+asked = json.dumps(asked).encode()
 descriptors = socket.SCM_RIGHTS, array.array("i", [0, 1, 2])
 server.sendmsg([len(asked).to_bytes(4, "big")], [(socket.SOL_SOCKET, *descriptors)])
 os.chdir("/")  # whoever looks for processes in that folder finds the program alone
@@ -123,6 +130,16 @@ def _import() -> None:
     logging.root.setLevel(logging.WARNING)
 
 
+class Asked(NamedTuple):
+    """What a stand-in is to run."""
+
+    arguments: list[str]
+    folder: str
+    environment: dict[str, str]
+    parent: int  # the id of the process that started it
+    is_safe: bool  # as by `python -P`: modules are not looked for in the current folder
+
+
 class _Server:
     """Forks a process for each stand-in, and passes signals there and exit statuses back."""
 
@@ -133,7 +150,7 @@ class _Server:
         for file in (listener, sys.stdin):
             self._selector.register(file, selectors.EVENT_READ)
 
-    def serve(self) -> tuple[list[str], str, dict[str, str], int]:
+    def serve(self) -> Asked:
         """Serve until standard input ends; return in each fork, with what it is to do."""
         while True:
             for key, _ in self._selector.select():
@@ -150,7 +167,7 @@ class _Server:
                 elif key.data in self._programs:  # else it was reaped a moment ago
                     self._signal(key.data)
 
-    def _fork(self) -> tuple[list[str], str, dict[str, str], int] | None:
+    def _fork(self) -> Asked | None:
         connection, _ = self._listener.accept()
         header, streams, _, _ = socket.recv_fds(connection, 4, 3)
         asked = connection.recv(int.from_bytes(header, "big"), socket.MSG_WAITALL)
@@ -167,8 +184,7 @@ class _Server:
             for other, descriptor in self._programs.values():
                 other.close()
                 os.close(descriptor)
-            arguments, folder, environment, parent = json.loads(asked)
-            return arguments, folder, environment, parent
+            return Asked(*json.loads(asked))
         self._programs[pid] = connection, os.pidfd_open(pid)
         for file in self._programs[pid]:
             self._selector.register(file, selectors.EVENT_READ, pid)
@@ -192,10 +208,9 @@ class _Server:
             connection.sendall(status.to_bytes(4, "big"))
 
 
-def _run(
-    arguments: list[str], folder: str, environment: dict[str, str], parent: int, stand_in: str
-) -> None:
+def _run(asked: Asked, stand_in: str) -> None:
     """Run the program as if the interpreter had just been started for it by `parent`."""
+    arguments, folder, environment, parent, is_safe = asked
     os.setsid()
     # the server is the real parent of every fork; programs watch the process that started them
     os.getppid = lambda: parent if Path(f"/proc/{parent}").exists() else 1
@@ -203,7 +218,9 @@ def _run(
     os.environ.clear()
     os.environ.update(environment)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    sys.path[:0] = [folder, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+    sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
+    if not is_safe:
+        sys.path.insert(0, folder)
     sys.executable = stand_in
     sys.argv[:] = arguments
     from tuner.core import failpoints
@@ -231,7 +248,7 @@ def _main() -> None:
     sys.path.remove(str(Path(__file__).parent))
     _import()
     gc.freeze()  # collections would touch, and so copy, the memory that forks share
-    _run(*_Server(socket.socket(fileno=int(descriptor))).serve(), stand_in)
+    _run(_Server(socket.socket(fileno=int(descriptor))).serve(), stand_in)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,8 @@ def _fill(ledger: Ledger, places: Addresses) -> None:
     _publish(ledger, places)
     with ledger.engine.execution_options(writes=True).begin() as tx:
         tx.execute(update(studies).values(limit=4))
-    claim = ledger.claim(good.id, "elsewhere:1:1", {})  # one that waits, and has parameters
+    environment = ledger.attempts(good.id)[0].environment
+    claim = ledger.claim(good.id, "elsewhere:1:1", environment)  # one that waits, and has parameters
     assert claim is not None
     params = dict(ledger.trials(good.id)[0].params or {})
     ledger.draw(claim.lease, params, attrs={}, study_attrs={}, asked_revision=1)

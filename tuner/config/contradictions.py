@@ -12,10 +12,12 @@ from tuner.config.search import (
     QMC,
     TPE,
     AnyPruner,
+    Auto,
     Comparing,
     Grid,
     Halving,
     Listed,
+    OptunaGP,
     Patient,
     Random,
 )
@@ -71,9 +73,9 @@ def _not_probed(tables: Mapping[str, Table]) -> Iterator[Mistake]:
         yield Mistake(place, expected, "true")
     if isinstance(space, Space) and not isinstance(space.lr, Range):
         yield Mistake(("space", "lr"), "a range, as [probe] is enabled", shown(space.lr))
-    known = (TPE, Random, GP, QMC)
+    known = (Auto, TPE, Random, GP, OptunaGP, QMC)
     if isinstance(search, SearchTable) and not isinstance(search.sampler, known):
-        expected = "one of tpe, random, gp, qmc, as [probe] is enabled"
+        expected = "one of auto, tpe, random, gp, optuna_gp, qmc, as [probe] is enabled"
         yield Mistake(("search", "sampler"), expected, shown(search.sampler.name))
 
 

@@ -13,10 +13,15 @@ from tuner.config.values import LIST, ParameterValue, Table, as_choice
 
 
 class TPE(Table):
-    """Tree-structured Parzen estimator; the first `startup_trials` are drawn at random."""
+    """Tree-structured Parzen estimator, once `startup_trials` have ended.
+
+    `start` is what trials before that get: "random" draws, or the points of a scrambled Sobol
+    sequence, by "textbook" after the usual values of the space as trial 0.
+    """
 
     name: Literal["tpe"]
     startup_trials: Annotated[int, Field(ge=1)] = 10
+    start: Literal["textbook", "sobol", "random"] = "textbook"
 
 
 class Random(Table):
@@ -25,13 +30,37 @@ class Random(Table):
     name: Literal["random"]
 
 
+class Auto(Table):
+    """gp while trials are few and the space is of moderate size, tpe from there on."""
+
+    name: Literal["auto"]
+
+    def at(self, number: int, dimensions: int) -> TPE | GP:
+        """Return the sampler of trial `number`, in a space where so many parameters vary."""
+        small = number < GP_TRIALS and dimensions <= GP_DIMENSIONS
+        return GP(name="gp") if small else TPE(name="tpe")
+
+
+GP_TRIALS, GP_DIMENSIONS = 400, 24
+"""Up to here `auto` is gp, whose ask takes longer the more trials and parameters there are."""
+
+
 class GP(Table):
     """A Gaussian process; the next trial has the largest expected improvement.
 
-    The first `startup_trials` are drawn at random.
+    The first `startup_trials` get the points of a scrambled Sobol sequence, where `start` is
+    "textbook" after the usual values of the space as trial 0.
     """
 
     name: Literal["gp"]
+    startup_trials: Annotated[int, Field(ge=1)] = 4
+    start: Literal["textbook", "sobol"] = "textbook"
+
+
+class OptunaGP(Table):
+    """Optuna's Gaussian process; the first `startup_trials` are drawn at random."""
+
+    name: Literal["optuna_gp"]
     startup_trials: Annotated[int, Field(ge=1)] = 10
 
 
@@ -210,13 +239,15 @@ class Patient(Table):
 
 
 AnySampler: TypeAlias = Annotated[
-    TPE | Random | Grid | GP | QMC | CMAES | Listed, Field(discriminator="name")
+    Auto | TPE | Random | Grid | GP | OptunaGP | QMC | CMAES | Listed, Field(discriminator="name")
 ]
 AnyPruner: TypeAlias = Annotated[
     ASHA | Median | NoPruner | Percentile | Hyperband | Patient | OneRung,
     Field(discriminator="name"),
 ]
-SamplerName: TypeAlias = Literal["tpe", "random", "grid", "gp", "qmc", "cmaes", "listed"]
+SamplerName: TypeAlias = Literal[
+    "auto", "tpe", "random", "grid", "gp", "optuna_gp", "qmc", "cmaes", "listed"
+]
 PrunerName: TypeAlias = Literal[
     "asha", "median", "none", "percentile", "hyperband", "patient", "halving"
 ]

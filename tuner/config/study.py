@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from tuner.config.retrain import MetricName, RetrainTable
-from tuner.config.search import TPE, OneRung, Patient, Pruner, Sampler
+from tuner.config.search import Auto, OneRung, Patient, Pruner, Sampler
 from tuner.config.space import Space
 from tuner.config.values import ParameterValue, Table, mistake, mistakes
 from tuner.core.text import NAME_LIMIT, is_readable
@@ -180,7 +180,7 @@ class SearchTable(Table):
     - `first`: parameters of the first trials, before the sampler draws any.
     """
 
-    sampler: Sampler = TPE(name="tpe")
+    sampler: Sampler = Auto(name="auto")
     pruner: Pruner = OneRung(name="halving")
     # omitted if empty, so that earlier digests stay valid
     first: Annotated[

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -140,7 +141,8 @@ def _fire(place: str) -> None:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         case "stop":
-            os.kill(os.getpid(), signal.SIGSTOP)
+            # to this thread: it would run on until another one has received a process's signal
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
         case "delay":
             time.sleep(armed.seconds)
         case "raise":

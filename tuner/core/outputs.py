@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
+import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tuner.core.errors import OutputError
+
+ABANDONED_SECONDS = 3600.0
+"""Age at which a temporary file belongs to a process that no longer exists."""
 
 
 def private_folder(folder: Path) -> None:
@@ -39,10 +46,14 @@ def writing_into(folder: Path) -> Iterator[None]:
 def replacing(file: Path) -> Iterator[Path]:
     """Yield a temporary path, which replaces `file` after the body.
 
-    If the body raises, an existing file is kept.
+    If the body raises, an existing file is kept. Several processes may replace the same file: the
+    last one wins. Temporary files of processes that were killed are removed after an hour.
     """
-    partial = file.with_name(f".partial-{file.name}")
-    partial.unlink(missing_ok=True)
+    for left in file.parent.glob(f".partial-*-{glob.escape(file.name)}"):
+        with contextlib.suppress(FileNotFoundError):
+            if left.stat().st_mtime < time.time() - ABANDONED_SECONDS:
+                left.unlink()
+    partial = file.with_name(f".partial-{secrets.token_hex(4)}-{file.name}")
     try:
         private_file(partial)
         yield partial

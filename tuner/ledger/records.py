@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tuner.config import ParameterValue, StudySpec
+from tuner.config import GP, TPE, OptunaGP, ParameterValue, StudySpec
 from tuner.core.curves import Chunk
 from tuner.core.outcome import Outcome
 from tuner.ledger.leases import ATTEMPTS, Lease, LeaseTable
@@ -32,8 +32,22 @@ exception of the workload; by an exception that smaller micro-batches may avoid.
 
 @functools.lru_cache(maxsize=256)
 def specification(text: str) -> StudySpec:
-    """Validate a specification as it is stored, once: it is read before every trial."""
-    return StudySpec.model_validate_json(text)
+    """Validate a specification as it is stored, once: it is read before every trial.
+
+    Version 0.1.0 stored no `start` of tpe and of gp, which were Optuna's with a random start; its
+    studies keep them.
+    """
+    spec = StudySpec.model_validate_json(text)
+    sampler = spec.search.sampler
+    if not isinstance(sampler, TPE | GP) or "start" in sampler.model_fields_set:
+        return spec
+    known: TPE | OptunaGP
+    if isinstance(sampler, TPE):
+        known = sampler.model_copy(update={"start": "random"})
+    else:
+        known = OptunaGP(name="optuna_gp", startup_trials=sampler.startup_trials)
+    search = spec.search.model_copy(update={"sampler": known})
+    return spec.model_copy(update={"search": search})
 
 
 LARGEST = 2**31 - 1

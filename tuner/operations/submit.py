@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuner.analysis.verdicts import EARLY
-from tuner.config import Grid, StudySpec, reading
+from tuner.config import Grid, StudySpec, Table, reading
 from tuner.config.retrain import NOT_STORED
 from tuner.core.errors import NotFoundError, UsageError
 from tuner.ledger import Ledger, Reader, StudyRecord
@@ -51,10 +51,10 @@ def submit(
 
     `description` is that of its prepared workload. A study of that name with another space gets a
     new version. Raise `UsageError` if anything else but its budget differs, and `WorkloadError` if
-    its code or data differ. A study whose file names no pruner keeps the pruner that it was first
-    submitted with.
+    its code or data differ. A sampler or pruner that the file leaves open stays the one that the
+    study was first submitted with.
     """
-    spec = _with_known_pruner(ledger, spec)
+    spec = _with_known_search(ledger, spec)
     _refuse_changes(ledger, spec)
     combinations = GridCells(spec.space).size if isinstance(spec.search.sampler, Grid) else None
     limit = spec.budget.trials
@@ -78,16 +78,32 @@ def early_pruning(spec: StudySpec) -> str | None:
     )
 
 
-def _with_known_pruner(ledger: Reader, spec: StudySpec) -> StudySpec:
-    """Return the study with its stored pruner if its file names none, since defaults may change."""
-    if "pruner" in spec.search.model_fields_set:
-        return spec
+def _with_known_search(ledger: Reader, spec: StudySpec) -> StudySpec:
+    """Return the study with its stored sampler and pruner if its file leaves them open.
+
+    Defaults may change: those of both, and those of a sampler's options.
+    """
     try:
-        known = ledger.study(spec.study.name).spec.search.pruner
+        known = ledger.study(spec.study.name).spec.search
     except NotFoundError:
         return spec
-    search = spec.search.model_copy(update={"pruner": known})
-    return spec.model_copy(update={"search": search})
+    named, update = spec.search.model_fields_set, dict[str, Any]()
+    if "pruner" not in named:
+        update["pruner"] = known.pruner
+    if "sampler" not in named or _leaves_open(spec.search.sampler, known.sampler):
+        update["sampler"] = known.sampler
+    return spec.model_copy(update={"search": spec.search.model_copy(update=update)})
+
+
+def _leaves_open(sampler: Table, known: Table) -> bool:
+    """Return whether a file's sampler contradicts no option of the stored one.
+
+    Version 0.1.0 called Optuna's Gaussian process "gp".
+    """
+    named, stored = sampler.model_dump(exclude_unset=True), known.model_dump()
+    if stored["name"] == "optuna_gp" and named["name"] == "gp":
+        stored["name"] = "gp"
+    return named.items() <= stored.items()
 
 
 def in_words(ledger: Reader, study: StudyRecord, *, created: bool) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from optuna.distributions import BaseDistribution
@@ -13,26 +13,53 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import (
     BaseSampler,
     CmaEsSampler,
-    GPSampler,
     QMCSampler,
     RandomSampler,
     TPESampler,
 )
+from optuna.samplers import GPSampler as OptunaGPSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from tuner.config import CMAES, GP, QMC, TPE, Grid, Listed, ParameterValue, Random, Space, StudySpec
+from tuner.config import (
+    CMAES,
+    GP,
+    QMC,
+    TPE,
+    Auto,
+    Grid,
+    Listed,
+    OptunaGP,
+    ParameterValue,
+    Random,
+    Space,
+    StudySpec,
+)
+from tuner.config.search import AnySampler
 from tuner.search.cma_state import restored
+from tuner.search.encoding import encoding_of
+from tuner.search.own import GPSampler, SobolSampler
 from tuner.search.space import (
     FixedSampler,
     GridCells,
     all_distributions,
     shared_distributions,
 )
+from tuner.search.textbook import textbook
 from tuner.search.tpe import ColumnTPESampler, Observations
 
-LEARN_FROM_VALUES = (GP, CMAES)
+LEARN_FROM_VALUES = (GP, OptunaGP, CMAES)
 """Samplers that learn from the values of completed trials only; tpe also ranks pruned trials."""
+
+
+def sampler_of(spec: StudySpec, number: int) -> AnySampler:
+    """Return the settings of the sampler that draws trial `number`; auto chooses by the number."""
+    sampler = spec.search.sampler
+    return (
+        sampler.at(number, len(all_distributions(spec.space)))
+        if isinstance(sampler, Auto)
+        else sampler
+    )
 
 
 def sampler_for(  # noqa: PLR0911 - one for each sampler
@@ -51,19 +78,26 @@ def sampler_for(  # noqa: PLR0911 - one for each sampler
     sequence = np.random.SeedSequence([spec.study.seed, number])
     seed = int(sequence.generate_state(2, np.uint32)[1])
     index = number - len(imported)
-    sampler = spec.search.sampler
-    if index < len(spec.search.first):
-        return FixedSampler(spec.search.first[index])
+    sampler = sampler_of(spec, number)
+    if (first := _first_params(spec, sampler, number, index)) is not None:
+        return FixedSampler(first)
+    whole = encoding_of(spec.space)
+    sobol = SobolSampler(whole, index, seed=spec.study.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         match sampler:
             case TPE():
                 startup = sampler.startup_trials
-                if observations is None:
-                    return TPESampler(seed=seed, n_startup_trials=startup)
-                return ColumnTPESampler(
-                    observations, spec.space, seed=seed, n_startup_trials=startup
+                tpe = (
+                    TPESampler(seed=seed, n_startup_trials=startup)
+                    if observations is None
+                    else ColumnTPESampler(
+                        observations, spec.space, seed=seed, n_startup_trials=startup
+                    )
                 )
+                if sampler.start != "random":
+                    tpe._random_sampler = cast("RandomSampler", sobol)  # draws until the start-up
+                return tpe
             case Random():
                 return RandomSampler(seed=seed)
             case Grid():
@@ -73,6 +107,14 @@ def sampler_for(  # noqa: PLR0911 - one for each sampler
                 return FixedSampler(sampler.combination(index))
             case GP():
                 return GPSampler(
+                    whole,
+                    sobol,
+                    maximize=spec.study.direction == "maximize",
+                    seed=[spec.study.seed, number],
+                    startup_trials=sampler.startup_trials,
+                )
+            case OptunaGP():
+                return OptunaGPSampler(
                     seed=seed,
                     n_startup_trials=sampler.startup_trials,
                     warn_independent_sampling=False,
@@ -81,6 +123,19 @@ def sampler_for(  # noqa: PLR0911 - one for each sampler
                 return IndexedQMCSampler(spec.space, index, sampler, seed=spec.study.seed)
             case CMAES():
                 return RangeCmaEsSampler(spec.space, sampler, sources, seed=seed)
+            case Auto():
+                raise AssertionError("sampler_of returns the chosen sampler")
+
+
+def _first_params(
+    spec: StudySpec, sampler: AnySampler, number: int, index: int
+) -> Mapping[str, ParameterValue] | None:
+    """Return the parameters of a first trial that the sampler does not draw, else None."""
+    if index < len(spec.search.first):
+        return spec.search.first[index]
+    if number == 0 and isinstance(sampler, TPE | GP) and sampler.start == "textbook":
+        return None if spec.probe.enabled else textbook(spec.space)  # a probe suggests rates
+    return None
 
 
 class IndexedQMCSampler(QMCSampler):

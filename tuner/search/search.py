@@ -11,7 +11,7 @@ import optuna
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, Trial
 
-from tuner.config import CMAES, TPE, ParameterValue
+from tuner.config import CMAES, TPE, Auto, ParameterValue
 from tuner.ledger import Reader, StudyRecord
 from tuner.ledger.ranges import ActiveRange, history
 from tuner.search.active_range import extend, trials_in_range, with_range
@@ -19,7 +19,7 @@ from tuner.search.mirror import Mirror, TrialsByNumber
 from tuner.search.pruners import GroupPruner, bracket_of, pruner_for, reason_of_decision
 from tuner.search.regret import regret_bound
 from tuner.search.rungs import RungRankings
-from tuner.search.samplers import LEARN_FROM_VALUES, sampler_for
+from tuner.search.samplers import LEARN_FROM_VALUES, sampler_for, sampler_of
 from tuner.search.space import suggest
 from tuner.search.storage import FIXED, MirrorStorage
 from tuner.search.tpe import Observations
@@ -58,7 +58,8 @@ class Search:
         self._name = study.title
         self._mirror = Mirror(study.spec, study.title)
         sampler = study.spec.search.sampler
-        self._observations = Observations(study.spec) if isinstance(sampler, TPE) else None
+        self._observations = Observations(study.spec) if isinstance(sampler, TPE | Auto) else None
+        self._drawing = 0  # number of the trial being drawn
         self._pruner = pruner_for(study.spec, study.rungs)
         self._storage = MirrorStorage(self._mirror, self._for_sampler)
         self._pruner_study = self._optuna_study(
@@ -110,6 +111,7 @@ class Search:
 
     def _draw(self, number: int) -> Draw:
         self._storage.begin(self._mirror.trial(number))
+        self._drawing = number
         known, active, spec = self._mirror.imported(), self._active(), self._spec
         if active is not None:
             spec = with_range(spec, active)
@@ -144,7 +146,7 @@ class Search:
         return known[-1] if known else None
 
     def _for_sampler(self) -> TrialsByNumber:
-        by_value = isinstance(self._spec.search.sampler, LEARN_FROM_VALUES)
+        by_value = isinstance(sampler_of(self._spec, self._drawing), LEARN_FROM_VALUES)
         trials = self._mirror.for_values() if by_value else self._mirror.for_sampler()
         active = self._active()
         return trials if active is None else trials_in_range(self._spec, active, trials)

@@ -136,13 +136,16 @@ def choose(
         wanted //= 2
     else:
         return Choice(trainer="reference", slots=1, reason=reason)
-    numbers = (
-        f"a step of a trial takes {1e6 * together:.3g} µs in a cohort of {wanted} and "
-        f"{1e6 * alone:.3g} µs by itself"
-    )
-    if together * MIN_COHORT_SPEEDUP <= alone:
-        return Choice(trainer="cohort", slots=wanted, reason=numbers)
-    return Choice(trainer="reference", slots=1, reason=numbers)
+    if together is None:
+        reason = f"a step takes {alone:.2g} s, too long to gain from a cohort"
+    else:
+        reason = (
+            f"a step of a trial takes {1e6 * together:.3g} µs in a cohort of {wanted} and "
+            f"{1e6 * alone:.3g} µs by itself"
+        )
+        if together * MIN_COHORT_SPEEDUP <= alone:
+            return Choice(trainer="cohort", slots=wanted, reason=reason)
+    return Choice(trainer="reference", slots=1, reason=reason)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,11 +201,14 @@ def _quickest(
         use_threads(threads)
         return _seconds(trainer, tasks, steps, clock) / steps
 
-    a_step(1, 1, clock)  # warm-up: exclude one-time costs
-    busy = a_step(1, min(2, spec.training.steps), busy_clock)
+    began = clock()
+    busy = a_step(1, 1, busy_clock)
+    is_long = clock() - began > seconds
+    if not is_long:  # measure without the one-time costs of the first step
+        busy = a_step(1, min(2, spec.training.steps), busy_clock)
     if most < 2 or busy < MIN_STEP_SECONDS:
         return Threads(count=1, reason=f"a step computes for {1e3 * busy:.2g} ms with one thread")
-    rounds, few = 3, 20
+    rounds, few = 1 if is_long else 3, 20
     steps = max(1, min(int(seconds / rounds / busy), few, spec.training.steps))
 
     def median(threads: int) -> float:
@@ -234,11 +240,18 @@ def _clause(error: BaseException) -> str:
 
 def _measured(
     workload: Workload, spec: StudySpec, slots: int, seconds: float, clock: Callable[[], float]
-) -> tuple[float, float]:
-    """Return the median seconds per step of one trial, alone and in a cohort."""
+) -> tuple[float, float | None]:
+    """Return the median seconds per step of one trial, alone and in a cohort.
+
+    A step that takes longer than `seconds` alone is not measured in a cohort.
+    """
     plain, cohort = ReferenceTrainer(workload, spec), CohortTrainer(workload, spec, slots)
     tasks = _tasks(spec, slots)
     first = _seconds(plain, tasks[:1], 1, clock)  # one step, with one-time costs
+    if first > seconds:
+        first = _seconds(plain, tasks[:1], 1, clock)
+        if first > seconds:
+            return first, None
     rounds, most = 3, 20
     steps = int(seconds / rounds / 2 / max(first * slots, 1e-9))
     steps = max(1, min(steps, most, spec.training.steps))

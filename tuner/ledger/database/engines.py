@@ -14,11 +14,12 @@ from sqlalchemy.exc import (
     InternalError,
     OperationalError,
 )
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from tuner.core.errors import ConnectionLostError, UnavailableError
 from tuner.core.forking import keep_from_children
 from tuner.ledger.database.addresses import without_password
-from tuner.ledger.database.pooling import follow_search_path
+from tuner.ledger.database.pooling import POOLED, follow_search_path
 from tuner.ledger.tables import read_json
 
 BUSY_SECONDS = 60
@@ -33,12 +34,15 @@ CONNECTION = {
 }
 """Options of libpq for every connection, unless the URL sets them."""
 
+IDLE_SECONDS = 30
+"""How long PostgreSQL lets a transaction wait for a process that was suspended with locks held."""
+
 UNUSABLE_CODES = frozenset({"42501", "42P01", "3F000", "25006"})
 """Codes of PostgreSQL: no privilege, no table, no schema, read-only."""
 REFUSES_OPTIONS = "unsupported startup parameter: options"
 """The error of a pgbouncer that is not configured to ignore them."""
-TRANSIENT_CODES = frozenset({"40001", "40P01", "55P03", "53300"})
-"""Codes of PostgreSQL for transient errors: conflicts, deadlocks, too many connections."""
+TRANSIENT_CODES = frozenset({"25P03", "40001", "40P01", "55P03", "53300"})
+"""Codes of PostgreSQL for transient errors: idle, conflicts, deadlocks, too many connections."""
 
 
 def ledger_engine(url: str) -> Engine:
@@ -86,8 +90,11 @@ def _postgresql(url: str) -> Engine:
     follow_search_path(engine)
 
     @event.listens_for(engine, "connect")
-    def keep(connection: Any, _record: object) -> None:
+    def configure(connection: Any, record: ConnectionPoolEntry) -> None:
         keep_from_children(connection)  # or the server would keep the connection of a dead process
+        if POOLED not in record.info:
+            connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
+            connection.commit()
 
     @event.listens_for(engine, "engine_connect")
     def read_one_snapshot(connection: Connection) -> None:

@@ -7,6 +7,7 @@ is always: record the intention in the ledger, write to MLflow, record the progr
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,7 +51,7 @@ UPDATE_SECONDS = 5.0
 class ParentState(NamedTuple):
     """What a study's parent run shows."""
 
-    at: float = -UPDATE_SECONDS  # the last update, on the monotonic clock
+    at: float = -math.inf  # the last update, on the monotonic clock
     improvements: int = 0
     silent: int = 0
 
@@ -145,7 +146,7 @@ class RunPublisher:
         if study.id in self._uncertain:
             self.discard(study, ())
             self._uncertain.remove(study.id)
-        if waiting or self.due(mark._replace(external_id=run_id)) is not Due.NOTHING:
+        if waiting or self.due(mark._replace(external_id=run_id)) is Due.NOW:
             self._update_summary(study, mark, experiment, run_id, waiting=waiting)
 
     def _update_summary(

@@ -1,0 +1,287 @@
+"""A Gaussian process over an encoded space, and the next point to try.
+
+Matern 5/2 with a length scale for each dimension (Rasmussen and Williams, "Gaussian Processes for
+Machine Learning", 2006, chapters 2, 4 and 5), hyperparameters by maximum a posteriori, and the
+logarithm of expected improvement (Ament et al., arXiv 2310.20708) over sampled candidates. Losses
+are minimised.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_solve, cholesky, solve_triangular
+from scipy.optimize import minimize
+from scipy.special import erfcx, logsumexp, ndtr
+
+from tuner.search.encoding import Encoding, Rows
+
+Vector = NDArray[np.float64]
+SQRT5 = 5.0**0.5
+JITTER = 1e-8
+
+LENGTH, SIGNAL, NOISE = (1.0, 1.0), (1.0, 1.0), (0.01, 1.5)
+"""Log-normal priors: median and standard deviation of the logarithm."""
+BOUNDS = (0.05, 20.0), (0.05, 20.0), (1e-6, 1.0)
+FITTED = 120
+"""Points that hyperparameters are fitted to, at most; the best of them and an even choice."""
+CONDITIONED = 256
+"""Points that predictions rest on, at most."""
+CANDIDATES, NEIGHBOURS, REFINED = 512, 512, 256
+STEPS = (0.2, 0.05, 0.02)
+"""Standard deviations of neighbours' steps: of the best trials', then of the best candidates'."""
+FANTASIES = 16
+"""Joint draws of the values of running trials, over which expected improvement is averaged."""
+
+
+def _prior(dimensions: int) -> tuple[Vector, Vector]:
+    """Return mean and standard deviation of log hyperparameters, [length scales, signal, noise]."""
+    medians = np.r_[np.full(dimensions, LENGTH[0]), SIGNAL[0], NOISE[0]]
+    return np.log(medians), np.r_[np.full(dimensions, LENGTH[1]), SIGNAL[1], NOISE[1]]
+
+
+def squared_distances(features: Rows, groups: NDArray[np.int64], dimensions: int) -> Vector:
+    """Return squared distances by dimension, [dimension, point, point]."""
+    squares = np.zeros((dimensions, len(features), len(features)))
+    for column, group in zip(features.T, groups, strict=True):
+        squares[group] += (column[:, None] - column[None, :]) ** 2
+    return squares
+
+
+def objective(theta: Vector, squares: Vector, losses: Vector) -> tuple[float, Vector]:
+    """Return the negative log posterior of log hyperparameters, up to a constant, and gradient.
+
+    `squares` are those of `squared_distances`; `theta` is as in `_prior`. (Rasmussen and Williams,
+    equations 5.8 and 5.9.)
+    """
+    dimensions = len(squares)
+    signal, noise = np.exp(theta[dimensions:])
+    weighted = squares * np.exp(-2 * theta[:dimensions])[:, None, None]
+    r = np.sqrt(weighted.sum(0))
+    decay = np.exp(-SQRT5 * r)
+    shape = (1 + SQRT5 * r + 5 / 3 * r * r) * decay
+    k = signal * shape
+    k[np.diag_indices(len(losses))] += noise + JITTER
+    lower = cholesky(k, lower=True, check_finite=False)
+    alpha = cho_solve((lower, True), losses, check_finite=False)
+    inverse = cho_solve((lower, True), np.eye(len(losses)), check_finite=False)
+    mean, deviation = _prior(dimensions)
+    z = (theta - mean) / deviation
+    value = 0.5 * losses @ alpha + np.log(np.diag(lower)).sum() + 0.5 * z @ z
+    outer = 0.5 * (inverse - np.outer(alpha, alpha))
+    slope = outer * (signal * 5 / 3 * (1 + SQRT5 * r) * decay)  # by half of r squared
+    gradient = np.r_[
+        weighted.reshape(dimensions, -1) @ slope.ravel(),
+        signal * (outer * shape).sum(),
+        noise * np.trace(outer),
+    ]
+    return float(value), gradient + z / deviation
+
+
+def fitted(features: Rows, groups: NDArray[np.int64], dimensions: int, losses: Vector) -> Vector:
+    """Return log hyperparameters that maximise the posterior, from the prior's medians on."""
+    return _fitted(
+        features.tobytes(), features.shape[1], groups.tobytes(), dimensions, losses.tobytes()
+    )
+
+
+@lru_cache(maxsize=64)
+def _fitted(features: bytes, width: int, groups: bytes, dimensions: int, losses: bytes) -> Vector:
+    """Fit, once for the same data: trials that are drawn together, or again, share it."""
+    squares = squared_distances(
+        np.frombuffer(features).reshape(-1, width),
+        np.frombuffer(groups, dtype=np.int64),
+        dimensions,
+    )
+    limits = np.log([BOUNDS[0]] * dimensions + list(BOUNDS[1:]))
+    start, _ = _prior(dimensions)
+    found = minimize(
+        objective,
+        start,
+        args=(squares, np.frombuffer(losses)),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=limits,
+        options={"maxiter": 50},
+    )
+    theta: Vector = found.x
+    theta.flags.writeable = False
+    return theta
+
+
+class Posterior:
+    """What is known of the losses at other points."""
+
+    def __init__(
+        self, theta: Vector, groups: NDArray[np.int64], features: Rows, losses: Vector
+    ) -> None:
+        self._theta = theta
+        self._scale = np.exp(-theta[:-2])[groups]  # [feature]
+        self._signal, self._noise = np.exp(theta[-2:])
+        self.losses = losses  # [point]
+        self._points = features * self._scale  # [point, feature]
+        k = self._kernel(self._points, self._points)
+        k[np.diag_indices(len(losses))] += self._noise + JITTER
+        self._lower = cholesky(k, lower=True, check_finite=False)
+        self._alpha = cho_solve((self._lower, True), losses, check_finite=False)
+
+    def _kernel(self, one: Rows, other: Rows) -> Rows:
+        squares = (one * one).sum(1)[:, None] + (other * other).sum(1) - 2 * one @ other.T
+        r = np.sqrt(np.maximum(squares, 0.0))
+        shape: Rows = (1 + SQRT5 * r + 5 / 3 * r * r) * np.exp(-SQRT5 * r)
+        return float(self._signal) * shape
+
+    def predict(self, features: Rows) -> tuple[Vector, Vector]:
+        """Return mean and variance, without noise, at other points, each [point]."""
+        cross = self._kernel(features * self._scale, self._points)
+        whitened = solve_triangular(self._lower, cross.T, lower=True, check_finite=False)
+        variance = np.maximum(self._signal - (whitened * whitened).sum(0), 1e-12)
+        return cross @ self._alpha, variance
+
+    def joint(self, features: Rows) -> tuple[Vector, Rows]:
+        """Return mean and covariance of noisy losses at other points, [point], [point, point]."""
+        points = features * self._scale
+        cross = self._kernel(points, self._points)
+        whitened = solve_triangular(self._lower, cross.T, lower=True, check_finite=False)
+        covariance = self._kernel(points, points) - whitened.T @ whitened
+        covariance[np.diag_indices(len(points))] += self._noise + JITTER
+        return cross @ self._alpha, covariance
+
+    def extended(self, features: Rows, losses: Rows) -> Posterior:
+        """Return the posterior given more points with draws of their losses, [point, draw].
+
+        Its means are [point, draw]. The Cholesky factor grows by the new points' rows.
+        """
+        more = features * self._scale
+        cross = self._kernel(more, self._points)  # [more, point]
+        side = solve_triangular(self._lower, cross.T, lower=True, check_finite=False).T
+        corner = self._kernel(more, more) - side @ side.T
+        corner[np.diag_indices(len(more))] += self._noise + JITTER
+        known = len(self.losses)
+        grown = copy.copy(self)
+        grown._lower = np.zeros((known + len(more),) * 2)
+        grown._lower[:known, :known] = self._lower
+        grown._lower[known:, :known] = side
+        grown._lower[known:, known:] = cholesky(corner, lower=True, check_finite=False)
+        grown._points = np.r_[self._points, more]
+        before = self.losses.reshape(known, -1)  # [point, draw]
+        grown.losses = np.r_[np.broadcast_to(before, (known, losses.shape[1])), losses]
+        grown._alpha = cho_solve((grown._lower, True), grown.losses, check_finite=False)
+        return grown
+
+
+def log_expected_improvement(mean: Vector, variance: Vector, best: Vector) -> Vector:
+    """Return the logarithm of the expected improvement on `best`, which never underflows."""
+    deviation = np.sqrt(variance)
+    z = (best - mean) / deviation
+    tail = z < -1
+    near, far = np.where(tail, 0.0, z), np.where(tail, z, -1.0)
+    density = np.exp(-near * near / 2) / np.sqrt(2 * np.pi)
+    # density + z * distribution = density * (1 + z * Mills' ratio), about density / z**2 far out
+    ratio = 1 + far * np.sqrt(np.pi / 2) * erfcx(-far / np.sqrt(2))
+    ratio = np.where(far < -1e4, 1 / (far * far), ratio)
+    log_tail = np.log(ratio) - far * far / 2 - 0.5 * np.log(2 * np.pi)
+    found: Vector = np.where(tail, log_tail, np.log(density + near * ndtr(near)))
+    return found + np.log(deviation)
+
+
+def standardised(losses: Vector) -> Vector:
+    """Return losses on a scale that a Gaussian process can use: mean 0, variance 1.
+
+    Their logarithms where all are positive and span more than a factor of three. What is worse than
+    the median is compressed, ever more: what matters is that it is worse, not by how much.
+    """
+    if losses.min() > 0 and losses.max() > 3 * losses.min():
+        losses = np.log(losses)
+    middle = float(np.median(losses))
+    scale = middle - float(losses.min())
+    if scale > 0 and len(losses) >= 4:
+        above = np.maximum(losses - middle, 0.0)
+        losses = np.minimum(losses, middle) + 0.5 * scale * np.log1p(above / scale)
+    deviation = float(losses.std())
+    centred: Vector = losses - losses.mean()
+    return centred / deviation if deviation > 0 else centred
+
+
+def informative(losses: Vector, most: int) -> NDArray[np.int64]:
+    """Return the places of at most `most` points: half the best, half evenly from the others."""
+    order = np.argsort(losses, kind="stable")
+    if len(order) > most:
+        best, others = order[: most // 2], order[most // 2 :]
+        even = np.linspace(0, len(others) - 1, most - most // 2).round().astype(int)
+        order = np.r_[best, others[even]]
+    return np.sort(order)
+
+
+def settled(count: int) -> int:
+    """Return how many of `count` points hyperparameters are fitted to: fits are costly."""
+    return count - count % max(1, count // 10)
+
+
+def proposed(
+    encoding: Encoding,
+    rows: Rows,
+    losses: Vector,
+    running: Rows,
+    *,
+    rng: np.random.Generator,
+    fixed: Mapping[str, Any] | None = None,
+) -> Vector:
+    """Return the row to try next, [dimension].
+
+    `rows` have `losses`, in the order of their trials; `running` ones have none yet. `fixed`
+    parameters are given.
+    """
+    groups, dimensions, given = encoding.groups, len(encoding), dict(fixed or {})
+    first = settled(len(losses))
+    chosen = informative(losses[:first], FITTED)
+    theta = fitted(
+        encoding.features(rows[:first][chosen]),
+        groups,
+        dimensions,
+        standardised(losses[:first])[chosen],
+    )
+    values = standardised(losses)
+    kept = informative(losses, CONDITIONED)
+    posterior = Posterior(theta, groups, encoding.features(rows[kept]), values[kept])
+    best = posterior.losses.min(keepdims=True)  # [fantasy]
+    if len(running):
+        posterior, best = _fantasised(posterior, encoding.features(running), best, rng)
+    tried = {row.tobytes() for row in np.r_[rows, running]}
+
+    def score(points: Rows) -> tuple[Rows, Vector]:
+        found = np.unique(encoding.snapped(encoding.fixed(points, given)), axis=0)
+        fresh = np.array([row.tobytes() not in tried for row in found])
+        found = found[fresh] if fresh.any() else found
+        mean, variance = posterior.predict(encoding.features(found))
+        mean = mean.reshape(len(found), -1)  # [row, fantasy]
+        gains = log_expected_improvement(mean, variance[:, None], best)
+        return found, logsumexp(gains, axis=1)
+
+    good = rows[np.argsort(losses, kind="stable")[:5]]
+    points = np.r_[
+        encoding.sobol(0, CANDIDATES, int(rng.integers(2**31))),
+        encoding.neighbours(good, NEIGHBOURS, STEPS[0], rng),
+    ]
+    candidates, gains = score(points)
+    for step in STEPS[1:]:
+        top = candidates[np.argsort(-gains, kind="stable")[:10]]
+        candidates, gains = score(np.r_[top, encoding.neighbours(top, REFINED, step, rng)])
+    row: Vector = candidates[gains.argmax()]
+    return row
+
+
+def _fantasised(
+    posterior: Posterior, running: Rows, best: Vector, rng: np.random.Generator
+) -> tuple[Posterior, Vector]:
+    """Return the posterior given draws of the running trials' values, and the best of each draw."""
+    mean, covariance = posterior.joint(running)  # of their losses, noise included
+    factor = cholesky(covariance, lower=True, check_finite=False)
+    half = rng.standard_normal((len(running), FANTASIES // 2))
+    draws = mean[:, None] + factor @ np.c_[half, -half]  # [running, fantasy]
+    return posterior.extended(running, draws), np.minimum(best, draws.min(axis=0))

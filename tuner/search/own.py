@@ -1,0 +1,134 @@
+"""Own samplers with Optuna's interface: a Sobol sequence and a Gaussian process.
+
+A new one is created for each draw; its randomness depends only on the study's seed and the trial's
+number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from tuner.config import ParameterValue
+from tuner.search import gp
+from tuner.search.encoding import Encoding, Rows
+from tuner.search.storage import FIXED
+
+MOST_AWAITED = 16
+"""Values that are waited for because of running trials, at most."""
+
+
+class WholeSampler(BaseSampler):
+    """Draws all parameters of a trial at once, when the first is asked for."""
+
+    def __init__(self) -> None:
+        self._params: dict[str, ParameterValue] | None = None
+
+    def whole(
+        self, study: Study, trial: FrozenTrial, fixed: dict[str, Any]
+    ) -> dict[str, ParameterValue]:
+        """Draw the parameters that vary; `fixed` ones are given."""
+        raise NotImplementedError
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Leave every parameter to `sample_independent`."""
+        return {}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Draw nothing."""
+        return {}
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Return a parameter of the draw."""
+        if self._params is None:
+            self._params = self.whole(study, trial, dict(trial.system_attrs.get(FIXED, {})))
+        return self._params[param_name]
+
+
+class SobolSampler(WholeSampler):
+    """Draws for trial n the n-th point of a scrambled Sobol sequence over the whole space.
+
+    Parameters of every schedule and optimizer have a coordinate; a trial uses those that it has.
+    """
+
+    def __init__(self, space: Encoding, index: int, *, seed: int) -> None:
+        super().__init__()
+        self._space = space
+        self._index = index
+        self._seed = seed
+
+    def whole(
+        self, study: Study, trial: FrozenTrial, fixed: dict[str, Any]
+    ) -> dict[str, ParameterValue]:
+        """Return the point of this trial's index."""
+        space = self._space
+        (row,) = space.snapped(space.fixed(space.sobol(self._index, 1, self._seed), fixed))
+        return space.decode(row)
+
+
+class GPSampler(WholeSampler):
+    """Draws what `gp.proposed` proposes, from the trials with values and those that run.
+
+    Until `startup_trials` have values, and as many as run, draws come from `start`.
+    """
+
+    def __init__(
+        self,
+        space: Encoding,
+        start: SobolSampler,
+        *,
+        maximize: bool,
+        seed: Sequence[int],
+        startup_trials: int,
+    ) -> None:
+        super().__init__()
+        self._space = space
+        self._start = start
+        self._sign = -1.0 if maximize else 1.0
+        self._seed = seed
+        self._startup_trials = startup_trials
+
+    def whole(
+        self, study: Study, trial: FrozenTrial, fixed: dict[str, Any]
+    ) -> dict[str, ParameterValue]:
+        """Return the most promising point."""
+        space = self._space
+        trials = study.get_trials(deepcopy=False)
+        others = [one for one in trials if one.number != trial.number]
+        known = [one for one in others if one.state == TrialState.COMPLETE]
+        running = [one for one in others if one.state == TrialState.RUNNING and one.params]
+        # beside many others, values of a few would decide what all of them try
+        enough = max(self._startup_trials, min(len(running), MOST_AWAITED))
+        if len(known) < enough or not len(space):
+            return self._start.whole(study, trial, fixed)
+        losses = np.array([self._sign * float(one.value or 0.0) for one in known])
+        row = gp.proposed(
+            space,
+            _rows(space, known),
+            losses,
+            _rows(space, running),
+            rng=np.random.default_rng(self._seed),
+            fixed=fixed,
+        )
+        return space.decode(row)
+
+
+def _rows(space: Encoding, trials: Sequence[FrozenTrial]) -> Rows:
+    rows = np.array([space.encode(trial.params) for trial in trials])
+    return rows.reshape(len(trials), len(space))
