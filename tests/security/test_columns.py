@@ -27,7 +27,7 @@ from training_here import PREFIXES, line_spec
 from tuner.cli.app import cli
 from tuner.core.environment import is_gone
 from tuner.core.errors import TunerError
-from tuner.ledger import Ledger, database
+from tuner.ledger import Ledger, StudyRecord, database, managing
 from tuner.ledger.database import Addresses
 from tuner.ledger.retraining_tables import retrainings, timetable_runs, timetables
 from tuner.ledger.retrainings import Retrainings
@@ -45,6 +45,7 @@ from tuner.ledger.tables import (
 )
 from tuner.ledger.timetables import Timetables
 from tuner.operations import doctor, export, manage
+from tuner.operations import studies as listing
 from tuner.operations import submit as submission
 from tuner.tracking.recorder import record
 from tuner.worker import work
@@ -97,7 +98,9 @@ def _fill(ledger: Ledger, places: Addresses) -> None:
     with ledger.engine.execution_options(writes=True).begin() as tx:
         tx.execute(update(studies).values(limit=4))
     environment = ledger.attempts(good.id)[0].environment
-    claim = ledger.claim(good.id, "elsewhere:1:1", environment)  # one that waits, and has parameters
+    claim = ledger.claim(
+        good.id, "elsewhere:1:1", environment
+    )  # one that waits, and has parameters
     assert claim is not None
     params = dict(ledger.trials(good.id)[0].params or {})
     ledger.draw(claim.lease, params, attrs={}, study_attrs={}, asked_revision=1)
@@ -249,49 +252,68 @@ def _leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 
 
 ROUNDS = [
-    pytest.param(turn, marks=[] if turn < 1 else [pytest.mark.slow])
+    pytest.param(turn, marks=pytest.mark.slow if turn < 1 else pytest.mark.nightly)
     for turn in range(len(CONTENTS))
 ]
 
 
-@pytest.mark.parametrize("turn", ROUNDS)
-@pytest.mark.parametrize("table", metadata.sorted_tables, ids=str)
-def test_no_content_of_any_column_stops_anything_else(template, tmp_path, monkeypatch, table, turn):
-    here, outside = copy(template, tmp_path), tmp_path.parent / "outside"
+@pytest.fixture
+def ledger(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
+    """The healthy study, in a working folder of its own."""
+    here = copy(template, tmp_path)
     monkeypatch.chdir(here)
-    places = database.addresses({}, here)
-    ledger = Ledger(database.open_ledger(places, create=False))
+    found = Ledger(database.open_ledger(database.addresses({}, here), create=False))
+    yield found
+    found.engine.dispose()
+    assert not (tmp_path.parent / "outside").exists()
+
+
+def _damage(ledger: Ledger, table: Table, turn: int) -> None:
+    """Write into each column of a table, in a copy of the healthy study, what is never there."""
     _copy_good(ledger, table)
-    with closing(sqlite3.connect(here / "tuner.db")) as connection, connection:
-        connection.execute("PRAGMA ignore_check_constraints = ON")
-        for (name,) in connection.execute(
-            "SELECT name FROM sqlite_master WHERE type = 'trigger'"
-        ).fetchall():
-            connection.execute(f"DROP TRIGGER {name}")
+    with closing(sqlite3.connect("tuner.db")) as connection, connection:
         for statement, content, study in _damages(connection, table, turn):
             with suppress(sqlite3.IntegrityError, OverflowError):  # the schema refuses it
                 connection.execute(statement, {"content": content, "name": study})
 
+
+def _train_the_good_one(ledger: Ledger, places: Addresses) -> StudyRecord:
+    """Let a worker train all studies; the healthy one has all its trials then."""
     _train(ledger, places)
     good = ledger.study(GOOD)
-    assert [trial.state for trial in ledger.trials(good.id)].count("completed") >= 2
+    assert len(ledger.trials(good.id)) == good.limit
     assert ledger.counts(good.id)["running"] == ledger.counts(good.id)["waiting"] == 0
+    return good
+
+
+@pytest.mark.parametrize("table", metadata.sorted_tables, ids=str)
+def test_no_content_of_any_column_stops_a_worker_or_a_scheduler(ledger, places, table):
+    _damage(ledger, table, 0)
+    good = _train_the_good_one(ledger, places)
+    assert GOOD in [one["study"] for one in listing.studies(ledger)]
+    _retrain(ledger)
+    for name in set(_names(ledger)) - {GOOD}:
+        managing.cancel(ledger, ledger.identity(name), "for this test")
+        managing.delete_study(ledger, ledger.identity(name))
+    assert _names(ledger) == [GOOD]
+    assert len(ledger.trials(good.id)) == good.limit
+
+
+@pytest.mark.parametrize("turn", ROUNDS)
+@pytest.mark.parametrize("table", metadata.sorted_tables, ids=str)
+def test_no_content_of_any_column_stops_anything_else(ledger, places, table, turn):
+    _damage(ledger, table, turn)
+    good = _train_the_good_one(ledger, places)
     _publish(ledger, places)
     assert len(optuna.load_study(study_name=GOOD, storage=places.optuna).trials) == good.limit
-    _look(ledger, places)
+    _look(ledger)
     _retrain(ledger)
-    problems = doctor.examine(ledger.engine, places)
-    assert [one for one in problems if one.study == GOOD] == []
+    assert [one for one in doctor.examine(ledger.engine, places) if one.study == GOOD] == []
     doctor.repair(ledger.engine, places)
-
-    names = [name for name in _names(ledger) if name != GOOD]
-    for name in names:
-        with suppress(TunerError):
-            manage.delete(ledger, places, name, force=True)
-    assert not {*_names(ledger)} & {*map(str, table.columns)}
+    for name in set(_names(ledger)) - {GOOD}:
+        manage.delete(ledger, places, name, force=True)
+    assert _names(ledger) == [GOOD]
     assert len(ledger.trials(good.id)) == good.limit
-    assert not outside.exists()
-    ledger.engine.dispose()
 
 
 def _names(ledger: Ledger) -> list[str]:
@@ -299,7 +321,7 @@ def _names(ledger: Ledger) -> list[str]:
         return [str(name) for name in tx.scalars(select(studies.c.name))]
 
 
-def _look(ledger: Ledger, places: Addresses) -> None:
+def _look(ledger: Ledger) -> None:
     """Let every command look at every study."""
     command = CliRunner()
     listed = command.invoke(cli, ["studies"], catch_exceptions=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, select, update
 
 from tuner.config import Space
-from tuner.core.errors import LeaseLost
+from tuner.core.errors import LeaseLost, UnreadableError
 from tuner.ledger import rows
 from tuner.ledger.decoding import readable, study_of
 from tuner.ledger.lease_writer import LeaseWriter
@@ -99,7 +99,9 @@ class Attempts(LeaseWriter):
                 .order_by(trials.c.number)
             ).all()
             found = read_trials(tx, trials.c.id.in_(waiting)) if waiting else []
-            old = list(readable(partial(_fitting, study.spec.space), found))[:most]
+            orderly = rows.with_orderly_attempts(tx, [trial.id for trial in found])
+            takeable = partial(_takeable, study.spec.space, orderly)
+            old = list(readable(takeable, found))[:most]
             room = min(most - len(old), study.limit - study.reserved)
             new = rows.reserve(tx, row, room) if room > 0 else []
             if not old and not new:
@@ -201,9 +203,13 @@ def refused(lease: AttemptLease) -> LeaseLost:
     )
 
 
-def _fitting(space: Space, trial: TrialRecord) -> TrialRecord:
-    """Return a trial whose parameters are in the space. Raise `UnreadableError`."""
+def _takeable(space: Space, orderly: Collection[int], trial: TrialRecord) -> TrialRecord:
+    """Return a trial that another attempt can be made at. Raise `UnreadableError`."""
     refuse_misfit(trial, space)
+    if trial.id not in orderly:
+        raise UnreadableError(
+            f"trial {trial.number} of study {trial.study_id} cannot be read: its attempts"
+        )
     return trial
 
 

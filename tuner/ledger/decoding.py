@@ -73,7 +73,8 @@ def _is_no_longer_than(length: int) -> Check:
     return lambda value: isinstance(value, str) and len(value) <= length
 
 
-def _is_time(value: object) -> bool:
+def is_time(value: object) -> bool:
+    """Return whether a value is a time in seconds since 1970, up to the year 9999."""
     return type(value) in (int, float) and 0.0 <= value <= LATEST  # type: ignore[operator]
 
 
@@ -146,7 +147,7 @@ def _is_range(value: object) -> bool:
         and isinstance(value["why"], str)
         and is_count(value.get("revision", 0))
         and is_count(value.get("trials", 0))
-        and _is_time(value.get("at", 0.0))
+        and is_time(value.get("at", 0.0))
         and isinstance(value.get("first", []), list)
         and all(map(_is_first, value.get("first", [])))
     )
@@ -220,7 +221,7 @@ def rules_of(table: Table) -> Rules:
 def _rule(column: Column[Any]) -> tuple[str, Check]:
     expected, check = next(rule for kind, rule in BY_TYPE if isinstance(column.type, kind))
     if isinstance(column.type, Double) and column.name.endswith(TIMES):
-        expected, check = "a time", _is_time
+        expected, check = "a time", is_time
     if isinstance(column.type, String) and column.type.length is not None:
         expected = f"text of at most {column.type.length} characters"
         check = _is_no_longer_than(column.type.length)

@@ -101,8 +101,11 @@ def break_circuit(ledger: Reader, study: StudyRecord) -> StudyRecord | None:
 def delete_study(ledger: Reader, study: StudyIdentity) -> None:
     """Delete all that the ledger has of a study, in one transaction."""
     of_study = select(trials.c.id).where(trials.c.study_id == study.id)
+    held = select(attempts.c.id).where(attempts.c.trial_id.in_(of_study))
     with locked(ledger, study) as (tx, _):
         for table in reversed(metadata.sorted_tables):
+            if "attempt_id" in table.c:  # a row may refer to another study's trial
+                tx.execute(delete(table).where(table.c.attempt_id.in_(held)))
             if "trial_id" in table.c:
                 tx.execute(delete(table).where(table.c.trial_id.in_(of_study)))
             elif "study_id" in table.c:

@@ -22,13 +22,14 @@ from sqlalchemy import (
 
 from tuner.config import Space, StudySpec
 from tuner.core import curves
-from tuner.core.curves import Chunk
+from tuner.core.curves import LATEST, Chunk
 from tuner.core.errors import NotFoundError, UnreadableError
 from tuner.core.outcome import COMPLETED, KINDS, RUNNING
 from tuner.ledger.decoding import (
     attempt_of,
     checked,
     is_number,
+    is_time,
     readable,
     searched_trial_of,
     studies_of,
@@ -375,10 +376,12 @@ class Reader:
     @retry_on_disconnect
     def last_end(self, study_id: int) -> float | None:
         """Read when a study's last trial ended."""
-        query = select(func.max(trials.c.ended_at)).where(trials.c.study_id == study_id)
+        query = select(func.max(trials.c.ended_at)).where(
+            trials.c.study_id == study_id, trials.c.ended_at <= LATEST
+        )
         with self._reading() as tx:
             at = tx.scalar(query)
-            return float(at) if is_number(at) else None
+            return float(at) if is_time(at) else None
 
     @retry_on_disconnect
     def last_stopped(self, study_id: int, most: int) -> list[tuple[int, str, str]]:

@@ -197,6 +197,17 @@ def forget_checkpoints(tx: Connection, where: ColumnElement[bool]) -> list[Check
     return [record for _, _, record in found]
 
 
+def with_orderly_attempts(tx: Connection, trial_ids: Collection[int]) -> set[int]:
+    """Return the waiting trials whose attempts have ended and are numbered from 1 on."""
+    query = select(attempts.c.trial_id, attempts.c.number, attempts.c.live).where(
+        attempts.c.trial_id.in_(trial_ids)
+    )
+    numbers: dict[int, set[object]] = {trial_id: set() for trial_id in trial_ids}
+    for row in tx.execute(query):
+        numbers[row.trial_id].add("live" if row.live else row.number)
+    return {key for key, found in numbers.items() if found == {*range(1, len(found) + 1)}}
+
+
 def endings(tx: Connection, trial_ids: Collection[int]) -> dict[int, dict[str, int]]:
     """Count the ended attempts at trials, by how they ended."""
     query = (

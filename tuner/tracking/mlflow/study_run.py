@@ -10,6 +10,7 @@ from mlflow.entities import Metric
 from sqlalchemy import Engine, func, or_, select
 
 from tuner.analysis import ranking
+from tuner.core.curves import LATEST
 from tuner.core.outcome import COMPLETED, RUNNING
 from tuner.core.text import NAME_LIMIT
 from tuner.ledger import STOPPED, Reader, StudyRecord
@@ -159,7 +160,7 @@ def _improvements(ledger: Reader, study: StudyRecord) -> list[Metric]:
             trials.c.state == COMPLETED,
             IS_VALUED,
             trials.c.number <= LARGEST,
-            trials.c.ended_at <= 2.0 * LARGEST,
+            trials.c.ended_at.between(0.0, LATEST),
         )
         .subquery()
     )
