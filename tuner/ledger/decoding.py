@@ -345,10 +345,10 @@ def searched_trial_of(found: tuple[Mapping[str, Any], Mapping[Any, Any]]) -> Sea
 
 
 def _check_trial(title: str, values: Mapping[str, Any]) -> None:
-    if values["state"] == COMPLETED and (values["value"] is None or values["params"] is None):
+    if values["state"] == COMPLETED and values["value"] is None:
         raise UnreadableError(f"{title} cannot be read: it is completed and has no value")
-    if values["params"] is None and values["attrs"]:  # they are stored together
-        raise UnreadableError(f"{title} cannot be read: it has attributes and no parameters")
+    if values["params"] is None and "fixed_params" in values["attrs"]:  # Optuna would use them
+        raise UnreadableError(f"{title} cannot be read: it has fixed parameters before its draw")
     if values["state"] != RUNNING and values["ended_at"] is None:
         raise UnreadableError(f"{title} cannot be read: it has ended at no time")
 
