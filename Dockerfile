@@ -24,6 +24,7 @@ RUN /opt/tuner/bin/pip install -c constraints.txt '.[server,dashboard]'
 FROM ${PYTHON}
 COPY --from=build /opt/tuner /opt/tuner
 COPY deploy/entrypoint /usr/local/bin/entrypoint
+COPY deploy/make-accounts /usr/local/bin/make-accounts
 COPY deploy/basic_auth.ini /etc/tuner/basic_auth.ini
 # volumes take their owner from here
 RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin tuner \

@@ -53,7 +53,7 @@ from benchmarks.unguarded import (
     stable_limit,
     trained,
 )
-from tuner.config import ParameterValue
+from tuner.config import ParameterValue, settings_of
 from tuner.examples import wine
 from tuner.training.device import use_threads
 from tuner.training.guard.monitor import GuardMonitor
@@ -97,7 +97,8 @@ def watched(
     """Return the step at which the guard would have stopped a recorded trial, and why."""
     steps, metrics = len(losses), dict(values)
     paced = rate_source(params, steps, "minimize")
-    monitor = GuardMonitor(spec_of(steps), params, paced, baseline)
+    spec = spec_of(steps)
+    monitor = GuardMonitor(spec, settings_of(spec, {}, None), params, paced, baseline)
     if initial is not None:
         monitor.set_initial_loss(initial)
     for step, (loss, norm) in enumerate(zip(losses, norms, strict=True)):

@@ -23,6 +23,7 @@ FILE = ROOT / "docker-compose.yml"
 VARIABLE = re.compile(r"\$\{(?P<name>\w+):-(?P<default>[^}]*)\}")
 PROGRAMS = {
     "entrypoint": [str(ROOT / "deploy" / "entrypoint")],
+    "make-accounts": [sys.executable, str(ROOT / "deploy" / "make-accounts")],
     "python": [sys.executable],
     "tuner": [sys.executable, "-m", "tuner"],
     "mlflow": [sys.executable, "-m", "mlflow"],

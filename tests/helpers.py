@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import and_, select, update
 
-from tuner.config import ParameterValue, Space, StudySpec, options
+from tuner.config import ParameterValue, Space, StudySpec
 from tuner.core import curves
 from tuner.core.curves import Chunk
 from tuner.core.outcome import COMPLETED, DIVERGED, PRUNED, Outcome
@@ -18,7 +18,7 @@ from tuner.search import Search
 from tuner.search.mirror import Mirror
 from tuner.search.search import Draw
 
-WORKLOAD: Mapping[str, Any] = {"code": "c0de", "data": "da7a"}
+WORKLOAD: Mapping[str, Any] = {"code": "c0de", "data": "da7a", "training_rows": 100}
 WIDE = {
     "lr": {"low": 1e-4, "high": 1.0},
     "schedule": [
@@ -45,7 +45,8 @@ def spec(**overrides: Mapping[str, Any]) -> StudySpec:
         "budget": {"trials": 10},
     }
     for name, table in overrides.items():
-        tables[name] = {**tables.get(name, {}), **table}
+        merged = {**tables.get(name, {}), **table}
+        tables[name] = {key: value for key, value in merged.items() if value is not None}
     return StudySpec.model_validate(tables)
 
 
@@ -54,9 +55,7 @@ def complete(
 ) -> dict[str, ParameterValue]:
     """Give a trial's flat parameters; what is not said has its default."""
     space = Space.model_validate({"lr": lr, "schedule": schedule, "optimizer": optimizer})
-    names = {"schedule": space.schedule[0].name, "optimizer": space.optimizer[0].name}
-    entries = space.entries(**names)
-    return {"lr": lr, **names, **{key: options(entry)[0] for key, entry in entries.items()}}
+    return space.example()
 
 
 def submit(ledger: Ledger, **overrides: Mapping[str, Any]) -> StudyRecord:

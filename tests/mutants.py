@@ -78,8 +78,7 @@ MUTANTS = [
     Mutant("search", "                assume(drawn, self._storage.study_attrs)\n", ""),
     Mutant("search", "known is not None:\n            self._put(number, _Known(known.bracket, {}, {}))",
            "known is not None:\n            self._put(number, known)"),
-    Mutant("search", "cells.at(cells.untried(index, imported))",
-           "cells.at(index)"),
+    Mutant("search", "cells.cell(cells.untried(index, tried))", "cells.cell(index)"),
     Mutant("samplers", "    def _find_sample_id(self, study: Study, search_space: dict[str, "
                        "BaseDistribution]) -> int:\n        return self._index",
            "    def _find_sample_id(self, study: Study, search_space: dict[str, "

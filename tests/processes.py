@@ -55,7 +55,7 @@ schedule = ["constant", "cosine"]
 optimizer = [{ name = "sgd", momentum = 0.9 }, "adamw"]
 
 [search]
-sampler = { name = "tpe", startup_trials = 3 }
+sampler = { name = "tpe", startup_trials = 3, start = "random" }
 pruner = { name = "asha", min_steps = 5, reduction_factor = 2 }
 
 [budget]

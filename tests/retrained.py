@@ -71,6 +71,16 @@ def moving(key: str = "0", columns: int = 2, holdout: bool = False) -> Workload:
     )
 
 
+def moving_network(key: str = "0", width: int = 1) -> Workload:
+    """Train a network of some width on those data."""
+
+    def model(seed: int, dtype: torch.dtype) -> nn.Module:
+        with seeded(seed):
+            return nn.Sequential(nn.Linear(2, width), nn.Linear(width, 1)).to(dtype)
+
+    return replace(moving(key), model=model)
+
+
 def breaking_in_training(key: str = "0") -> Workload:
     """Train that line, with a loss that ends the process at a training step."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -11,12 +13,15 @@ from pathlib import Path
 
 import pytest
 from browser import opened
+from mlflow import MlflowClient
 from playwright.sync_api import expect
-from processes import prepare, reader, train_here
+from processes import ROOT, environment, prepare, reader, train_here
 from team import WITH_ACCOUNTS, accounts, mlflow_server
 
+from tuner.core.errors import NotFoundError
 from tuner.ledger import database
 from tuner.operations import links
+from tuner.tracking.mlflow.registry import Registry
 
 pytestmark = pytest.mark.slow
 
@@ -76,6 +81,42 @@ def test_a_reader_reads_and_cannot_write(address):
     assert ask(address, "GET", READS[1], login=READER) == 200
     assert ask(address, "POST", WRITE, tag, READER) == 403
     assert ask(address, "POST", WRITE, tag, ADMIN) == 200
+
+
+def test_a_model_that_does_not_exist_has_no_champion_for_any_account(address, monkeypatch):
+    """The server refuses it to those that are no administrators, as if it existed."""
+    for name, word in (READER, ADMIN):
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", name)
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", word)
+        registry = Registry(MlflowClient(address), "nothing")
+        assert registry.champion() is None
+        with pytest.raises(NotFoundError, match="has no version 1"):
+            registry.version(1)
+
+
+def test_services_get_accounts_that_write_and_administer_nothing(address, folder, tmp_path):
+    """Another run of the script sets the passwords to what the files hold."""
+    for password in ("an old password", "a new password"):
+        (tmp_path / "file").write_text(password)
+        accounts_of = [f"{name}={tmp_path / 'file'}" for name in ("recorder", "scheduler")]
+        env = dict(
+            zip(("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"), ADMIN, strict=True)
+        )
+        subprocess.run(
+            [sys.executable, ROOT / "deploy" / "make-accounts", *accounts_of],
+            env=environment(folder, {**env, "MLFLOW_TRACKING_URI": address}),
+            check=True,
+        )
+    assert ask(address, "GET", READS[1], login=("recorder", "an old password")) == 401
+    tag = {"experiment_id": "1", "key": "a", "value": "b"}
+    made = {"username": "x", "password": "a long password"}
+    for name in ("recorder", "scheduler"):
+        account = (name, "a new password")
+        assert ask(address, "POST", WRITE, tag, account) == 200
+        assert ask(address, "POST", "api/2.0/mlflow/users/create", made, account) == 403
+        for path in ("experiments/delete", "webhooks"):
+            body = {"experiment_id": "1", "name": "x", "url": "https://x.example"}
+            assert ask(address, "POST", f"api/2.0/mlflow/{path}", body, account) == 403
 
 
 @pytest.mark.nightly

@@ -25,6 +25,7 @@ from tuner.cli.app import cli
 FILE = compose.read()
 SERVICES = FILE["services"]
 OURS = {name: one for name, one in SERVICES.items() if one["image"].startswith("tuner:")}
+ONE_SHOT = {"migrate", "accounts", "administrator"}
 TEXT = compose.FILE.read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -63,6 +64,29 @@ def test_a_service_waits_for_services_in_a_way_that_they_can_fulfil(name):
 def test_a_service_has_the_secrets_that_it_reads_and_no_other(name):
     said = json.dumps([SERVICES[name].get("command"), environment(name)])
     assert set(re.findall(r"/run/secrets/(\w+)", said)) == set(SERVICES[name].get("secrets", ()))
+
+
+def test_a_secret_is_known_to_one_service_and_to_those_that_set_it():
+    """The owner's and the administrator's only to what runs no code of studies."""
+    holders: dict[str, set[str]] = {}
+    for name, service in SERVICES.items():
+        for secret in service.get("secrets", ()):
+            holders.setdefault(secret, set()).add(name)
+    one = {secret: sorted(names - ONE_SHOT) for secret, names in holders.items()}
+    assert one == {
+        "database_owner": ["postgres"],
+        "database_worker": ["worker", "worker-gpu"],
+        "database_scheduler": ["scheduler"],
+        "database_recorder": ["recorder"],
+        "database_mlflow": ["mlflow"],
+        "database_dashboard": ["dashboard"],
+        "mlflow_admin": ["mlflow"],
+        "mlflow_recorder": ["recorder"],
+        "mlflow_scheduler": ["scheduler"],
+        "mlflow_session": ["mlflow"],
+    }
+    for name in ONE_SHOT:
+        assert not any("studies" in one for one in SERVICES[name].get("volumes", ()))
 
 
 def test_secrets_are_what_the_script_makes_and_only_we_can_read_them(tmp_path):
@@ -108,7 +132,7 @@ def test_a_command_is_one_that_its_program_understands(name):
             command = command.commands[words.pop(0)]
         command.make_context(name, words)
     else:
-        assert program in {"tuner", "mlflow", "optuna-dashboard"}  # started below
+        assert program in {"tuner", "mlflow", "optuna-dashboard", "make-accounts"}  # started below
 
 
 def test_files_that_the_image_copies_are_there_and_in_its_context():
@@ -120,7 +144,8 @@ def test_files_that_the_image_copies_are_there_and_in_its_context():
         assert f"!{path}" in ignored
     (extras,) = re.findall(r"'\.\[(.+)\]'", said)
     assert set(extras.split(",")) <= set(PROJECT["optional-dependencies"])
-    assert os.access(ROOT / "deploy" / "entrypoint", os.X_OK)
+    for script in ("entrypoint", "make-accounts"):
+        assert os.access(ROOT / "deploy" / script, os.X_OK)
 
 
 # --- what it must not be
@@ -136,7 +161,7 @@ def test_a_service_may_do_no_more_than_it_must(name):
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert "privileged" not in service
     assert "stop_grace_period" in service
-    assert ("healthcheck" in service) == (name != "migrate")
+    assert ("healthcheck" in service) == (name not in ONE_SHOT)
     for port in service.get("ports", ()):
         assert port.startswith("127.0.0.1:")
     if name not in {"mlflow", "dashboard"}:
@@ -202,10 +227,10 @@ def published(stack: Stack) -> int:
 def what_runs_is_what_the_file_says(stack: Stack) -> None:
     """Commands and environments as the system has them, with nothing but places exchanged."""
     assert sorted(one.name for one in stack.running) == [
-        "migrate", "mlflow", "recorder", "scheduler", "worker", "worker",
+        "accounts", "migrate", "mlflow", "recorder", "scheduler", "worker", "worker",
     ]  # fmt: skip
     for service in stack.running:
-        if service.name == "migrate":
+        if service.name in ONE_SHOT:
             continue
         said = SERVICES[service.name]
         assert service.cmdline == here(said["command"], service.places)
@@ -312,7 +337,48 @@ def artifacts_go_through_the_server_and_stay_in_its_volume(stack: Stack) -> None
     assert not list(stack.folder.rglob("out.txt"))
 
 
-def the_dashboard_shows_the_study_to_a_worker(stack: Stack) -> None:
+def services_have_accounts_that_administer_nothing(stack: Stack) -> None:
+    """Each may write experiments, and the scheduler models too; neither makes an account."""
+    for name, model in (("recorder", 403), ("scheduler", 200)):
+        account = f"{name}:{stack.secrets[f'mlflow_{name}']}"
+        for path, body, expected in (
+            ("users/create", {"username": "x", "password": "a long password"}, 403),
+            ("users/update-admin", {"username": name, "is_admin": True}, 403),
+            ("experiments/delete", {"experiment_id": "0"}, 403),
+            ("experiments/set-experiment-tag",
+             {"experiment_id": "0", "key": "x", "value": name}, 200),
+            ("registered-models/update", {"name": "digits", "description": name}, model),
+        ):  # fmt: skip
+            assert sent(stack, path, body, account) == expected, (name, path)
+
+
+def sent(stack: Stack, path: str, body: dict[str, object], account: str) -> int:
+    method = {"update": "PATCH", "update-admin": "PATCH"}.get(path.rpartition("/")[2], "POST")
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{stack.port}/api/2.0/mlflow/{path}",
+        data=json.dumps(body).encode(),
+        method=method,
+        headers={"Content-Type": "application/json"},
+    )
+    request.add_header("Authorization", f"Basic {base64.b64encode(account.encode()).decode()}")
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+def only_the_administrator_deletes(stack: Stack) -> None:
+    for name in ("worker", "scheduler", "recorder"):
+        code, said = stack.tuner(name, "delete", "digits", "--yes")
+        assert code == 4
+        assert "may not delete studies" in said
+    code, said = stack.tuner("administrator", "delete", "digits", "--yes")
+    assert code == 0, said
+
+
+def the_dashboard_shows_the_study_to_a_reader(stack: Stack) -> None:
     stack.up("dashboard")
     until(lambda: stack.healthy("dashboard"), "the dashboard")
     stack.look()
@@ -367,9 +433,11 @@ def test_the_stack_works_as_the_file_says(tmp_path):
             the_study_is_whole(stack)
             mlflow_lets_in_who_has_an_account_and_names_a_host_of_its_own(stack)
             artifacts_go_through_the_server_and_stay_in_its_volume(stack)
-            the_dashboard_shows_the_study_to_a_worker(stack)
+            the_dashboard_shows_the_study_to_a_reader(stack)
             its_retraining_is_the_champion(stack)
+            services_have_accounts_that_administer_nothing(stack)
             no_secret_is_where_it_can_be_read(stack)
+            only_the_administrator_deletes(stack)
             a_stop_is_heeded(stack)
         finally:
             stack.kill()

@@ -26,6 +26,7 @@ SHORT = (
     "search.pruner='none'",
     "budget.trials=1",
 )
+BY_EPOCHS = ("training.epochs=1", "training.evaluate_every=1", *SHORT[2:])
 """What makes an example quick; what it trains, and on which data, stays as documented."""
 
 
@@ -47,9 +48,11 @@ def test_doctor_finds_every_example_whole(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.syspath_prepend(str(tmp_path))
     examples = sorted((ROOT / "studies").glob("*.toml"))
     for file in (*examples, loop_of_the_document(tmp_path)):
-        spec = reading.load(file, SHORT)
-        if spec.workload.factory:  # one trial needs no measurement of what many would gain
-            spec = reading.load(file, (*SHORT, "training.trainer='reference'"))
+        by_epochs = reading.load(file).unit == "epochs"
+        short = BY_EPOCHS if by_epochs else SHORT
+        if reading.load(file).workload.factory:  # one trial needs no measurement of what many gain
+            short = (*short, "training.trainer='reference'")
+        spec = reading.load(file, short)
         submit.submit(ledger, spec, submit.prepare(spec, PREFIXES).description)
     stop = threading.Event()
     work(ledger, places.checkpoints, names=[], prefixes=PREFIXES, stop=stop, until_idle=True)

@@ -22,6 +22,10 @@ from tuner.ledger.database.pooling import is_pooled
 
 pytestmark = pytest.mark.slow
 
+LOCKS = (
+    "SELECT count(*) FROM pg_locks JOIN pg_class ON oid = relation "
+    "WHERE relname = 'tuner_migration_lock'"
+)
 MADE = "SELECT schemaname, tablename FROM pg_tables WHERE schemaname !~ '^(pg_|information_)'"
 
 
@@ -97,12 +101,11 @@ def test_one_at_a_time_holds_the_migration_lock_through_it(url, tmp_path):
     with storage.migration_lock(places):
         other.start()
         entered.wait()
-        waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-        until(lambda: rows(url, waiting) == [(1,)], "the second to wait for the lock")
+        until(lambda: rows(url, f"{LOCKS} AND NOT granted") == [(1,)], "the second to wait")
         order.append("first")
     other.join()
     assert order == ["first", "second"]
-    assert rows(url, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == [(0,)]
+    assert rows(url, LOCKS) == [(0,)]
 
 
 def test_one_that_does_not_ignore_options_is_named(cluster, direct, tmp_path):

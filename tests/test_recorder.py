@@ -255,7 +255,7 @@ def test_a_long_curve_and_one_that_is_not_finite(how, tmp_path):
     """More points than MLflow takes at once; nothing that is not finite reaches it."""
     factory = f'"tests.workloads:breaking"\narguments = {{ how = "{how}" }}'
     study = STUDY.replace("lr = { low = 1e-3, high = 10.0 }", "lr = [1e-5, 0.011]")
-    study = study.replace('{ name = "tpe", startup_trials = 3 }', '"grid"')
+    study = study.replace('{ name = "tpe", startup_trials = 3, start = "random" }', '"grid"')
     plain = {"schedule": '"constant"', "optimizer": '"sgd"', "pruner": '"none"'}
     folder = prepare(tmp_path, study, factory=factory, steps="1100", **plain)
     train_here(folder)

@@ -70,6 +70,21 @@ def test_the_champion_improves_or_stays_and_rollback_restores_it(pipeline: Pipel
     pipeline.assert_whole()
 
 
+def test_a_champion_keeps_the_arguments_that_it_was_trained_with(tmp_path: Path) -> None:
+    study = STUDY.replace("retrained:moving", "retrained:moving_network")
+    searched = "[space]\narguments = { width = [2, 5] }\nbatch_size = [24]\n"
+    study = study.replace("[space]\n", searched).replace('batch_size = "full"\n', "")
+    study = study.replace("lr = [0.2, 0.3]", "lr = [0.02, 0.05]")  # on moved data, others diverge
+    folder = prepare(tmp_path / "moving", study.replace("trials = 2", "trials = 4"))
+    train_here(folder)
+    pipeline = Pipeline(folder)
+    assert pipeline.retrain("0")["outcome"] == "promoted"
+    was = pipeline.predictions()
+    assert pipeline.retrain("5")["outcome"] == "promoted", "the champion is rebuilt, and compared"
+    assert not np.array_equal(pipeline.predictions(), was)
+    pipeline.assert_whole()
+
+
 def test_a_key_that_has_ended_gives_its_result_and_trains_nothing(pipeline: Pipeline) -> None:
     found = pipeline.retrain("0")
     pipeline.change("retrain.gate.metric=no_such", "retrain.gate.direction=minimize")

@@ -271,7 +271,7 @@ def test_a_grid_ends_when_it_is_done(tmp_path):
         STUDY.replace('schedule = ["constant", "cosine"]', 'schedule = "constant"')
         .replace('optimizer = [{ name = "sgd", momentum = 0.9 }, "adamw"]', 'optimizer = "sgd"')
         .replace("lr = { low = 1e-3, high = 10.0 }", "lr = [0.01, 0.1, 0.02]")
-        .replace('{ name = "tpe", startup_trials = 3 }', '"grid"')
+        .replace('{ name = "tpe", startup_trials = 3, start = "random" }', '"grid"')
     )
     folder = prepare(tmp_path, study)
     done = tuner(folder, "run", "study.toml", "--json")

@@ -315,7 +315,7 @@ def test_cmaes_searches_what_every_trial_has(ledger):
             "optimizer": ["sgd", {"name": "adamw", "beta1": {"low": 0.8, "high": 0.9}}],
         },
     )
-    assert list(shared_distributions(one.spec.space)) == ["cosine.final"]
+    assert list(shared_distributions(one.spec.space)) == ["lr", "cosine.final"]
 
 
 def test_cmaes_keeps_going_when_schedules_come_and_go(ledger):
@@ -403,11 +403,11 @@ def test_a_mistake_in_a_sampler_is_named(override, line):
 
 def test_cmaes_needs_a_range():
     with pytest.raises(StudyFileError) as caught:
-        parse(FILE, "x.toml", ["search.sampler=cmaes", "space.lr=[0.1, 0.2]"])
+        parse(FILE, "x.toml", ["search.sampler=cmaes", "space.lr=0.1"])
     (line,) = caught.value.problems
     assert line == (
-        'x.toml: [space] lr: expected a range, as the sampler is "cmaes", which searches ranges '
-        "alone, got [0.1, 0.2]"
+        'x.toml: [space] lr: expected a range, as the sampler is "cmaes", which searches numbers '
+        "alone, got 0.1"
     )
 
 

@@ -26,11 +26,11 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from tuner.config import Range, options
+from tuner.config.grid import Grid
 from tuner.core.errors import LeaseLost
 from tuner.core.outcome import DIVERGED
 from tuner.search import Search
 from tuner.search.mirror import Mirror
-from tuner.search.space import GridCells
 
 TPE = {"sampler": {"name": "tpe", "startup_trials": 5}}
 
@@ -184,11 +184,13 @@ def allows(entry, value):
 
 
 def assert_in(space, params):
-    assert allows(space.lr, params["lr"])
-    expected = space.entries(params["schedule"], params["optimizer"])
-    assert params.keys() == {"lr", "schedule", "optimizer"} | expected.keys()
-    for key, entry in expected.items():
-        assert allows(entry, params[key]), key
+    chosen = {params["schedule"], params["optimizer"]}
+    expected = [
+        one for one in space.parameters() if "." not in one.name or one.name.split(".")[0] in chosen
+    ]
+    assert list(params) == [one.name for one in expected]
+    for one in expected:
+        assert allows(one.entry, params[one.name]), one.name
 
 
 @pytest.mark.slow
@@ -211,14 +213,14 @@ def test_draws_lie_in_the_space(new_ledger, space, sampler, seed):
 @given(space=spaces(finite=True))
 def test_a_grid_has_every_combination_once(space):
     made = spec(space=space).space
-    cells = GridCells(made)
-    combinations = [cells.at(index) for index in range(cells.size)]
-    assert [cells.index(params) for params in combinations] == list(range(cells.size))
+    cells = Grid(made)
+    combinations = [cells.cell(index) for index in range(len(cells))]
+    assert [cells.index(params) for params in combinations] == list(range(len(cells)))
     for params in combinations:
         assert_in(made, params)
     assert len({tuple(params.items()) for params in combinations}) == len(combinations)
     expected = len(options(made.lr)) * sum(
-        math.prod(len(options(entry)) for entry in made.entries(one.name, other.name).values())
+        math.prod(len(options(entry)) for choice in (one, other) for _, entry in choice.entries())
         for one, other in itertools.product(made.schedule, made.optimizer)
     )
     assert len(combinations) == expected

@@ -1,4 +1,4 @@
-"""The threat model of docs/security.md: each of its lines names the tests that hold it."""
+"""The threat model of docs/security.md: its lines name tests that there are."""
 
 from __future__ import annotations
 
@@ -45,14 +45,28 @@ PLANTED = "pl4nt3d"
 TRAP = "trapped"
 
 
-def test_every_line_of_the_threat_model_names_tests_that_there_are():
-    lines = [line for line in PAGE.read_text().splitlines() if line.startswith("| ")][1:]
-    for line in lines:
-        named = re.findall(r"`((?:security/)?test_\w+\.py)::(test_\w+)`", line.rpartition(" | ")[2])
-        assert named, line
-        for file, name in named:
-            tree = ast.parse((ROOT / "tests" / file).read_text())
-            assert name in {one.name for one in tree.body if isinstance(one, ast.FunctionDef)}
+ASSETS = ["code", "studies", "records", "secrets", "files", "service", "readers"]
+
+
+def test_the_threat_model_has_every_asset_for_every_attacker():
+    """A line names tests, or says what does not hold, and nothing else."""
+    sections = PAGE.read_text().split("\n## ")[1:]
+    attackers = [one for one in sections if "| asset |" in one]
+    assert len(attackers) >= 6
+    for section in attackers:
+        lines = [line.strip("| ").split(" | ") for line in section.splitlines() if "|" in line][2:]
+        found = [asset for asset, *_ in lines]
+        assert list(dict.fromkeys(found)) == ASSETS, section.partition("\n")[0]
+        for asset, says, *tests in lines:
+            assert bool(tests) != says.startswith("Does not hold: "), (asset, says)
+
+
+def test_every_test_that_the_threat_model_names_is_there():
+    named = re.findall(r"`((?:\w+/)?test_\w+\.py)::(test_\w+)`", PAGE.read_text())
+    assert len(named) == PAGE.read_text().count("::")
+    for file, name in sorted(set(named)):
+        tree = ast.parse((ROOT / "tests" / file).read_text())
+        assert name in {one.name for one in tree.body if isinstance(one, ast.FunctionDef)}, file
 
 
 # --- passwords
@@ -164,7 +178,8 @@ def test_a_login_is_made_and_its_password_changed(tmp_path):
         database = places.optuna.rpartition("/")[2]
         server.require_passwords()
         for password, before in ((first, None), (second, first)):
-            assert storage.upgrade(places, {name: password}) is None
+            login = storage.Login(name=name, role="tuner_worker", password=password)
+            assert storage.upgrade(places, [login]) is None
             url = server.url(database, name, password)
             assert postgres.rows(url, "SELECT count(*) FROM tuner.tuner_trials") == [(0,)]
             if before:

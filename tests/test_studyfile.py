@@ -333,24 +333,30 @@ space.schedule.1.gama=0.5
     did you mean gamma?
 
 space.gamma=0.5
-    [space] gamma: expected one of lr, schedule, optimizer, got an unknown key; gamma is a
-    parameter of step and multistep: schedule = { name = "step", gamma = ... } searches it
+    [space] gamma: expected one of lr, schedule, optimizer, batch_size, clip_norm, accumulate,
+    precision, rates, arguments, constraints, got an unknown key; gamma is a parameter of
+    step and multistep: schedule = { name = "step", gamma = ... } searches it
 
 space.momentum=[0.5, 0.9]
-    [space] momentum: expected one of lr, schedule, optimizer, got an unknown key; momentum is a
-    parameter of sgd and rmsprop: optimizer = { name = "sgd", momentum = ... } searches it
+    [space] momentum: expected one of lr, schedule, optimizer, batch_size, clip_norm, accumulate,
+    precision, rates, arguments, constraints, got an unknown key; momentum is a parameter of
+    sgd and rmsprop: optimizer = { name = "sgd", momentum = ... } searches it
 
-space.batch_size=[16, 32]
-    [space] batch_size: expected one of lr, schedule, optimizer, got an unknown key; it can be
-    fixed in [training] batch_size, but only the learning rate, the schedule, the optimizer and
-    their parameters can be searched: by a number, a list of choices, or a range { low = ...,
-    high = ... }
+space.dtype=["float32"]
+    [space] dtype: expected one of lr, schedule, optimizer, batch_size, clip_norm, accumulate,
+    precision, rates, arguments, constraints, got an unknown key; it can be fixed in [training]
+    dtype
 
 space.hidden=[16, 32]
-    [space] hidden: expected one of lr, schedule, optimizer, got an unknown key; it can be fixed
-    in [workload.arguments], if it is one of the function's, but only the learning rate, the
-    schedule, the optimizer and their parameters can be searched: by a number, a list of choices,
-    or a range { low = ..., high = ... }
+    [space] hidden: expected one of lr, schedule, optimizer, batch_size, clip_norm, accumulate,
+    precision, rates, arguments, constraints, got an unknown key; if it is an argument of the
+    function, put it in [space.arguments] hidden
+
+# what else is searched
+
+space.arguments.lr=[16, 32]
+    [space.arguments] lr: expected a name that tuner does not use itself (accumulate, batch_size,
+    clip_norm, log10_lr, lr, optimizer, precision, schedule, self, trial), got nothing
 
 space.optimizer.weight_decay={low=0, high=1}
     [space.optimizer.sgd.weight_decay] low: expected a number above 0, unless log = false, got 0
@@ -608,7 +614,7 @@ def test_what_the_space_does_not_say_is_searched_by_default() -> None:
     assert (space.lr.low, space.lr.high, space.lr.log) == (1e-5, 10.0, True)
     assert [choice.name for choice in space.schedule] == ["linear", "cosine"]
     assert [choice.name for choice in space.optimizer] == ["sgd", "adamw"]
-    decay = space.entries("linear", "adamw")["adamw.weight_decay"]
+    decay = dict(space.optimizer[1].entries())["adamw.weight_decay"]
     assert isinstance(decay, Range)
     assert decay.log, "a default is validated like what a file says"
 

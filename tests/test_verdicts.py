@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -532,25 +533,26 @@ def test_the_winner_is_named_with_its_margin_and_only_when_it_is_sure() -> None:
     rng = np.random.default_rng(0)
     cosine, constant = rng.normal(1.0, 0.1, 20), rng.normal(1.5, 0.1, 20)
     found = finished("cosine", cosine) + finished("constant", constant, 20)
-    (wins,) = comparisons.compare(found, 50, rng)
+    (wins,) = comparisons.compare(found, rng)
     assert (wins.winner, wins.other, wins.significant) == ("cosine", "constant", True)
     assert 0.3 < wins.margin.low < wins.margin.mean < wins.margin.high < 0.7
     equal = finished("cosine", cosine) + finished("constant", rng.permutation(cosine), 20)
-    (tie,) = comparisons.compare(equal, 50, rng)
+    (tie,) = comparisons.compare(equal, rng)
     assert not tie.significant
 
 
 def test_only_trials_at_the_horizon_are_compared() -> None:
     rng, scores = np.random.default_rng(0), np.linspace(1, 2, 10)
     pruned = finished("cosine", scores) + finished("step", scores - 9, 10, outcome=PRUNED)
-    assert comparisons.compare(pruned, 50, rng) == []
-    assert comparisons.compare(finished("cosine", scores), 60, rng) == []
+    assert comparisons.compare(pruned, rng) == []
+    longer = [replace(one, horizon=60) for one in finished("cosine", scores)]
+    assert comparisons.compare(longer, rng) == []
 
 
 def test_a_schedule_tried_more_often_gains_nothing_by_that() -> None:
     rng, scores = np.random.default_rng(0), np.linspace(1, 2, 10)
     often = np.repeat(scores, 20)
     found = finished("cosine", scores) + finished("step", often, 10)
-    (tie,) = comparisons.compare(found, 50, rng)
+    (tie,) = comparisons.compare(found, rng)
     assert tie.n == 10
     assert tie.margin.mean == pytest.approx(0, abs=1e-9)

@@ -82,7 +82,8 @@ def line_spec(**tables: dict[str, Any]) -> StudySpec:
         "budget": {"trials": 4},
     }
     for name, table in tables.items():
-        content[name] = {**content.get(name, {}), **table}
+        merged = {**content.get(name, {}), **table}
+        content[name] = {key: value for key, value in merged.items() if value is not None}
     return StudySpec.model_validate(content)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tuner.training.trial import Trial
 from tuner.training.workloads import Workload, digest_of, seeded
 
 INPUTS = torch.linspace(-1.0, 1.0, 48, dtype=torch.float64).reshape(24, 2)
@@ -160,3 +161,58 @@ def _network(seed: int, dtype: torch.dtype) -> nn.Module:
 def _line(seed: int, dtype: torch.dtype) -> nn.Module:
     with seeded(seed):
         return nn.Linear(2, 1).to(dtype)
+
+
+SEEN: list[dict[str, Any]] = []
+"""The arguments of each call of `of_any_kind` and `two_rates` in this process."""
+
+
+def of_any_kind(kind: str = "line", width: int = 3, drop: float = 0.0, bias: int = 1) -> Workload:
+    """Train a line or a network, whose arguments are searched."""
+    SEEN.append({"kind": kind, "width": width, "drop": drop, "bias": bias})
+
+    def model(seed: int, dtype: torch.dtype) -> nn.Module:
+        with seeded(seed):
+            if kind == "line":
+                return nn.Linear(2, 1, bias=bias > 1).to(dtype)
+            layers = (nn.Linear(2, width), nn.Tanh(), nn.Dropout(drop), nn.Linear(width, 1))
+            return nn.Sequential(*layers).to(dtype)
+
+    return _workload(model, nn.functional.mse_loss)
+
+
+def two_rates(trial: Trial, batch_size: int, head_lr: float, extra: str = "none") -> None:
+    """Train a line in a loop of its own, whose bias has another rate."""
+    SEEN.append({"batch_size": batch_size, "head_lr": head_lr, "extra": extra})
+    model = nn.Linear(2, 1).double()
+    groups = [{"params": [model.weight]}, {"params": [model.bias], "lr": head_lr}]
+    optimizer = torch.optim.SGD(groups, lr=trial.lr)
+    schedule = trial.schedule(optimizer)
+    for step in range(trial.first_step, trial.steps):
+        rows = torch.arange(step * batch_size, (step + 1) * batch_size) % len(INPUTS)
+        loss = nn.functional.mse_loss(model(INPUTS[rows]), TARGETS[rows])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        trial.report(step, train_loss=loss)
+        optimizer.step()
+        schedule.step()
+        if trial.evaluates(step + 1):
+            whole = nn.functional.mse_loss(model(INPUTS), TARGETS)
+            trial.report(step + 1, val_loss=whole)
+
+
+two_rates.training_rows = len(INPUTS)  # type: ignore[attr-defined]
+
+
+def looked_up(
+    trial: Trial, batch_size: int, units: int, second: int, drop: float, activation: str
+) -> None:
+    """Report the result of a table, as benchmarks of searches do, at each step of the budget."""
+    rate = abs(torch.log10(torch.tensor(trial.lr)).item() + 2)
+    worst = rate + abs(units - 128) / 512 + abs(second - 64) / 512 + drop + 8 / batch_size
+    worst += {"relu": 0.0, "tanh": 0.3}[activation]
+    for step in range(trial.steps):
+        loss = worst + 1 / (step + 1)
+        trial.report(step, train_loss=loss)
+        if trial.evaluates(step + 1):
+            trial.report(step + 1, val_loss=loss)

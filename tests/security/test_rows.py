@@ -23,13 +23,13 @@ from training_here import PREFIXES, line_spec
 
 from tuner.cli.app import cli
 from tuner.config import StudySpec
+from tuner.config.grid import Grid
 from tuner.core.errors import NotFoundError, UnreadableError
 from tuner.ledger import CheckpointRecord, Ledger, database
 from tuner.ledger.checkpoint_files import file_of, remove_file, remove_folder
 from tuner.ledger.database import Addresses
 from tuner.operations import doctor, manage
 from tuner.operations import submit as submission
-from tuner.search.space import GridCells
 from tuner.tracking.recorder import record
 from tuner.worker import work
 from tuner.worker.lease_renewer import LeaseRenewer
@@ -246,9 +246,9 @@ def test_a_grid_larger_than_memory_is_indexed():
             "optimizer": {"name": "sgd", "momentum": values, "weight_decay": values},
         }
     ).space
-    cells = GridCells(space)
-    assert cells.size == 2000**3
-    last = cells.at(cells.size - 1)
+    cells = Grid(space)
+    assert cells.cells == 2000**3
+    last = cells.cell(cells.cells - 1)
     assert (last["lr"], last["sgd.momentum"], last["sgd.weight_decay"]) == (values[-1],) * 3
-    assert cells.index(last) == cells.size - 1
-    assert cells.untried(0, [cells.at(0), cells.at(1), cells.at(5)]) == 2
+    assert cells.index(last) == cells.cells - 1
+    assert cells.untried(0, [0, 1, 5]) == 2

@@ -117,7 +117,7 @@ def _edge(
 
 
 def compare(
-    found: Sequence[Evidence], horizon: int, rng: np.random.Generator, by: Family = "schedule"
+    found: Sequence[Evidence], rng: np.random.Generator, by: Family = "schedule"
 ) -> list[Comparison]:
     """Compare the best schedule (or optimizer) with each other one.
 
@@ -126,7 +126,7 @@ def compare(
     """
     scores: dict[str, list[float]] = {}
     for one in found:
-        if one.outcome == COMPLETED and one.steps == horizon and len(one.scores):
+        if one.outcome == COMPLETED and one.steps == one.horizon and len(one.scores):
             scores.setdefault(getattr(one, by), []).append(float(one.scores[-1]))
     groups = {name: np.array(own) for name, own in scores.items() if len(own) >= ENOUGH}
     if len(groups) < 2:

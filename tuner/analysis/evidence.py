@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tuner.analysis import verdicts
 from tuner.analysis.verdicts import Evidence, Setting, Verdict
+from tuner.config import batch_size
 from tuner.core.outcome import COMPLETED, DIVERGED, PRUNED
 from tuner.ledger import Reader, StudyRecord, TrialRecord
 
@@ -62,18 +64,23 @@ class Assessor:
         """Return the setting of a trial with these parameters."""
         study, training = self._study.spec.study, self._study.spec.training
         rows = self._study.workload.get("training_rows")
-        whole = training.batch_size == "full" or (rows is not None and training.batch_size >= rows)
+        drawn: dict[str, Any] = dict(params)
+        size = batch_size(self._study.spec, drawn)
+        clip, precision = (
+            drawn.get(name, getattr(training, name)) for name in ("clip_norm", "precision")
+        )
+        whole = size == "full" or (rows is not None and size >= rows)
         plain = params.get("optimizer") == "sgd" and not (
             params.get("sgd.momentum") or params.get("sgd.weight_decay")
         )
-        measured_as_used = training.clip_norm is None and training.precision in (None, "float32")
+        measured_as_used = clip is None and precision in (None, "float32")
         minimized = study.direction == "minimize"
         baseline = self._study.workload.get("baseline_loss")
         return Setting(
             metric=study.metric,
             sign=1.0 if minimized else -1.0,
             keeps_best=study.value == "best",
-            horizon=training.steps,
+            horizon=self._study.horizon(drawn),
             baseline=baseline if minimized and study.metric in LOSSES else None,
             plain=bool(whole and plain and measured_as_used and rows is not None),
             rounding=ROUNDING[training.dtype],

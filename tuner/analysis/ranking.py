@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from tuner.analysis.verdicts import Verdict, count_by_verdict
-from tuner.config import ParameterValue
+from tuner.config import CHOSEN, ParameterValue
 from tuner.core.outcome import COMPLETED, DIVERGED, PRUNED
 from tuner.ledger import StudyRecord, TrialRecord, ranges
 
@@ -41,10 +41,20 @@ def has_better_below(study: StudyRecord, ranked: Sequence[TrialRecord]) -> bool:
 
 
 def in_short(params: Mapping[str, ParameterValue] | None) -> str:
-    """Return the main parameters of a trial in short, such as `lr 0.0123, cosine, sgd`."""
+    """Return the main parameters of a trial in short, such as `lr 0.0123, cosine, sgd, hidden 64`.
+
+    Parameters of schedule and optimizer are left out.
+    """
     if params is None:
         return "no parameters"
-    return f"lr {float(params['lr']):.3g}, {params['schedule']}, {params['optimizer']}"
+    main = f"lr {float(params['lr']):.3g}, {params['schedule']}, {params['optimizer']}"
+    return ", ".join([main, *others_in_short(params)])
+
+
+def others_in_short(params: Mapping[str, ParameterValue]) -> list[str]:
+    """Return settings, rates and arguments of a trial, each such as `hidden 64`."""
+    names = [name for name in params if name not in CHOSEN and "." not in name]
+    return [f"{name} {format_value(params[name])}" for name in names]
 
 
 def best_in_words(study: StudyRecord, best: TrialRecord | None, *, whole: bool = True) -> str:
@@ -52,11 +62,7 @@ def best_in_words(study: StudyRecord, best: TrialRecord | None, *, whole: bool =
     if best is None or best.params is None:
         return "No trial has completed."
     origin = " (imported)" if best.imported else ""
-    own = [
-        f"{key} {format_value(value)}"
-        for key, value in best.params.items()
-        if key not in ("lr", "schedule", "optimizer")
-    ]
+    own = [f"{key} {format_value(value)}" for key, value in best.params.items() if "." in key]
     more = f" ({', '.join(own)})" if own and whole else ""
     return (
         f"Best: {study.spec.study.metric} {best.value:.4g} in trial {best.number}{origin} with "

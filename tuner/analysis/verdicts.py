@@ -87,6 +87,7 @@ class Evidence:
     outcome: str
     reason: str
     steps: int  # trained
+    horizon: int  # steps
     at: np.ndarray  # int64 [evaluation]
     scores: np.ndarray  # float64 [evaluation], finite; the best so far if `keeps_best`
     noise: float  # standard deviation of the evaluations in the second half
@@ -144,6 +145,7 @@ def summarize(
         outcome=outcome,
         reason=reason,
         steps=len(curve.times),
+        horizon=setting.horizon,
         at=at,
         scores=np.minimum.accumulate(scores) if setting.keeps_best else scores,
         noise=_noise(scores),
@@ -256,7 +258,7 @@ def judge(
     """
     reference = _reference(found, setting, imported)
     standings = [_standing(one, reference) for one in found]
-    early = {one.evidence.number for one in standings if _why_early(one.evidence, setting)}
+    early = {one.evidence.number for one in standings if _why_early(one.evidence)}
     ranges: dict[tuple[str, ...], tuple[float, float]] = {}
     for one in standings:
         evidence = one.evidence
@@ -322,7 +324,7 @@ def _standing(evidence: Evidence, reference: _Reference) -> _Standing:
 
 def _judged(one: _Standing, context: _Comparison) -> Verdict:
     evidence, setting = one.evidence, context.setting
-    early = _why_early(evidence, setting)
+    early = _why_early(evidence)
     labels = _labels(one)
     if evidence.outcome == DIVERGED or (evidence.exploded and not one.good):
         kind, labels, reason = DIVERGING, (), _diverged(evidence)
@@ -363,17 +365,16 @@ def _is_contradicted(one: _Standing, kind: str, others: Sequence[_Standing]) -> 
     return bool(there) and all(other.score >= score for other in there)
 
 
-def _why_early(evidence: Evidence, setting: Setting) -> str:
+def _why_early(evidence: Evidence) -> str:
     """Return why a trial ended too early to judge its rate; empty if it did not."""
-    if evidence.steps >= setting.horizon or evidence.outcome == DIVERGED:
+    if evidence.steps >= evidence.horizon or evidence.outcome == DIVERGED:
         return ""
     after = int((evidence.at > 0).sum())
+    ended = f"it ended after {evidence.steps} of {evidence.horizon} steps"
     if evidence.rising:
-        return (
-            f"it ended after {evidence.steps} of {setting.horizon} steps, while its rate still rose"
-        )
-    if after < FEW or evidence.steps * EARLY < setting.horizon:
-        return f"it ended after {evidence.steps} of {setting.horizon} steps, too early to tell"
+        return f"{ended}, while its rate still rose"
+    if after < FEW or evidence.steps * EARLY < evidence.horizon:
+        return f"{ended}, too early to tell"
     return ""
 
 

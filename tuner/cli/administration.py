@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
@@ -13,6 +15,8 @@ from tuner.core.errors import UsageError
 from tuner.ledger import database
 from tuner.operations import context
 from tuner.report import terminal
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 @cli.command()
@@ -58,19 +62,28 @@ def db() -> None:
     """Manage the database."""
 
 
+def _logins(kind: str, role: str, of: str) -> Callable[[Command], Command]:
+    """Add an option that makes logins in a role."""
+    return click.option(
+        f"--{kind}",
+        role,
+        multiple=True,
+        metavar="NAME=FILE",
+        help=f"Set up the login NAME of {of}, with the password in FILE; repeatable, PostgreSQL.",
+    )
+
+
 @db.command()
-@click.option(
-    "--worker",
-    "workers",
-    multiple=True,
-    metavar="NAME=FILE",
-    help="Set up the worker login NAME, with the password in FILE; repeatable, PostgreSQL only.",
-)
+@_logins("worker", "tuner_worker", "a worker, or of a scheduler")
+@_logins("recorder", "tuner_recorder", "a recorder")
+@_logins("mlflow", "tuner_mlflow", "an MLflow server")
+@_logins("reader", "tuner_reader", "somebody who only reads")
 @with_json
-def upgrade(workers: tuple[str, ...], as_json: bool) -> None:
+def upgrade(as_json: bool, **roles: tuple[str, ...]) -> None:
     """Create or upgrade the tables of tuner, Optuna and MLflow to this version's schema."""
     places = context.addresses()
-    left = database.upgrade(places, dict(_login(worker) for worker in workers))
+    logins = [_login(role, argument) for role, given in roles.items() for argument in given]
+    left = database.upgrade(places, logins)
     if left:
         terminal.echo(f"The tables are up to date, but {left}.", err=True)
     if as_json:
@@ -79,18 +92,19 @@ def upgrade(workers: tuple[str, ...], as_json: bool) -> None:
         terminal.echo(f"{places.shown()['optuna']} is up to date.")
 
 
-def _login(argument: str) -> tuple[str, str]:
-    """Return the name and the password of NAME=FILE."""
+def _login(role: str, argument: str) -> database.Login:
+    """Read the login NAME=FILE."""
+    option = f"--{role.removeprefix('tuner_')}"
     name, _, file = argument.partition("=")
     if not (name and file):
-        raise UsageError(f"--worker: expected NAME=FILE, got {argument!r}")
+        raise UsageError(f"{option}: expected NAME=FILE, got {argument!r}")
     try:
         password = Path(file).read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--worker: cannot read a password from {file}: {error}") from error
+        raise UsageError(f"{option}: cannot read a password from {file}: {error}") from error
     if not password:
-        raise UsageError(f"--worker: expected a password in {file}, got nothing")
-    return name, password
+        raise UsageError(f"{option}: expected a password in {file}, got nothing")
+    return database.Login(name=name, role=role, password=password)
 
 
 @db.command()

@@ -1,6 +1,7 @@
 """The specification of a study: the validated, frozen tables of its file."""
 
 from tuner.config.choice import Choice, own
+from tuner.config.parameters import Parameter
 from tuner.config.retrain import GateTable, NotifyTable, RetrainTable
 from tuner.config.search import (
     ASHA,
@@ -23,12 +24,14 @@ from tuner.config.search import (
     Percentile,
     Random,
 )
-from tuner.config.space import Space
+from tuner.config.space import CHOSEN, Space
 from tuner.config.study import BudgetTable, GuardTable, StudySpec
+from tuner.config.trial_settings import TrialSettings, batch_size, horizon_of, settings_of
 from tuner.config.values import Entry, ParameterValue, Range, Table, WholeRange, fractions, options
 
 __all__ = [
     "ASHA",
+    "CHOSEN",
     "CMAES",
     "GP",
     "QMC",
@@ -50,6 +53,7 @@ __all__ = [
     "NotifyTable",
     "OneRung",
     "OptunaGP",
+    "Parameter",
     "ParameterValue",
     "Patient",
     "Percentile",
@@ -59,8 +63,12 @@ __all__ = [
     "Space",
     "StudySpec",
     "Table",
+    "TrialSettings",
     "WholeRange",
+    "batch_size",
     "fractions",
+    "horizon_of",
     "options",
     "own",
+    "settings_of",
 ]

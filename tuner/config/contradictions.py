@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from tuner.config.grid import CHECKED_LIMIT, LIMIT
+from tuner.config.grid import Grid as CellsOf
 from tuner.config.mistakes import Mistake, Place, shown
 from tuner.config.retrain import NOT_STORED, RetrainTable
 from tuner.config.search import (
@@ -21,9 +23,9 @@ from tuner.config.search import (
     Patient,
     Random,
 )
-from tuner.config.space import Space
+from tuner.config.space import SETTINGS, Space
 from tuner.config.study import ProbeTable, SearchTable, StudyTable, TrainingTable, WorkloadTable
-from tuner.config.values import Entry, Range, Table
+from tuner.config.values import Range, Table
 
 
 def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
@@ -31,16 +33,17 @@ def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
     space, search, training = (tables.get(name) for name in ("space", "search", "training"))
     if isinstance(training, TrainingTable):
         yield from _incompatible(training, tables.get("workload"))
+        if isinstance(space, Space):
+            workload = tables.get("workload")
+            known = workload if isinstance(workload, WorkloadTable) else None
+            yield from _unmatched(space, training, known)
     yield from _gate_without_direction(tables.get("study"), tables.get("retrain"))
     yield from _not_probed(tables)
     yield from _stored_addresses(tables.get("retrain"))
     if not isinstance(search, SearchTable):
         return
     if isinstance(search.sampler, Grid) and isinstance(space, Space):
-        for place, entry in _entries(space):
-            if isinstance(entry, Range):
-                got = shown(entry.model_dump(exclude={"log"}))
-                yield Mistake(place, 'a value or a list, as the sampler is "grid"', got)
+        yield from _too_large(space)
     listed = search.sampler.params if isinstance(search.sampler, Listed) else ()
     for place, combinations in ((("sampler", "params"), listed), (("first",), search.first)):
         for index, params in enumerate(combinations):
@@ -48,8 +51,12 @@ def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
                 for key, expected in space.missing(params).items():
                     got = shown(params.get(key))
                     yield Mistake(("search", *place, key, index), expected, got)
-    if isinstance(search.sampler, CMAES) and isinstance(space, Space) and not space.shared_ranges():
-        expected = 'a range, as the sampler is "cmaes", which searches ranges alone'
+    if (
+        isinstance(search.sampler, CMAES)
+        and isinstance(space, Space)
+        and not space.shared_numbers()
+    ):
+        expected = 'a range, as the sampler is "cmaes", which searches numbers alone'
         yield Mistake(("space", "lr"), expected, shown(space.lr))
     if isinstance(training, TrainingTable):
         yield from _rungs_too_late(("search", "pruner"), search.pruner, training)
@@ -114,17 +121,96 @@ def _incompatible(training: TrainingTable, workload: Table | None) -> Iterator[M
         yield Mistake(("training", "accumulate"), expected, shown(training.accumulate))
 
 
-def _entries(space: Space) -> Iterator[tuple[Place, Entry]]:
-    yield ("space", "lr"), space.lr
-    for group, choices in (("schedule", space.schedule), ("optimizer", space.optimizer)):
-        for choice in choices:
-            for key, entry in choice.entries():
-                yield ("space", group, *key.split(".")), entry
+def _too_large(space: Space) -> Iterator[Mistake]:
+    """Yield ranges, of which a grid has none, or the number of cells if there are too many."""
+    ranges = [one for one in space.parameters() if isinstance(one.entry, Range)]
+    for one in ranges:
+        assert isinstance(one.entry, Range)
+        got = shown(one.entry.model_dump(exclude={"log"}))
+        yield Mistake(one.place, 'a value or a list, as the sampler is "grid"', got)
+    if ranges:
+        return
+    limit = CHECKED_LIMIT if space.constraints else LIMIT
+    cells = CellsOf(space).cells
+    if cells > limit:
+        expected = f'a grid of at most {limit:,} combinations, as the sampler is "grid"'
+        yield Mistake(("search", "sampler"), expected, f"{cells:,}")
+
+
+def _unmatched(
+    space: Space, training: TrainingTable, workload: WorkloadTable | None
+) -> Iterator[Mistake]:
+    """Yield contradictions between what is searched and what is fixed."""
+    own = workload is not None and workload.train is not None
+    for name in SETTINGS:
+        if getattr(space, name) is None:
+            continue
+        if own:
+            expected = "nothing, since a train function has its own training loop"
+            hint = f"; search it in [space.arguments] {name}" if name == "batch_size" else ""
+            yield Mistake(("space", name), expected, "an entry", hint)
+        elif name in training.model_fields_set and name in _chosen(space):
+            expected = f"nothing, as [space] {name} is searched"
+            yield Mistake(("training", name), expected, shown(getattr(training, name)))
+    if not own:
+        for name in space.rates:
+            expected = "nothing, since a factory has one rate; further rates need a train function"
+            yield Mistake(("space", "rates", name), expected, "an entry")
+    if space.precision is not None and training.dtype != "float32":
+        expected = 'dtype = "float32", the type of the parameters, as precision is searched'
+        yield Mistake(("training", "dtype"), expected, shown(training.dtype))
+    for name in space.function_arguments:
+        if workload is not None and name in workload.arguments:
+            table = "rates" if name in space.rates else "arguments"
+            expected = f"nothing, as [space.{table}] has it"
+            got = shown(workload.arguments[name])
+            yield Mistake(("workload", "arguments", name), expected, got)
+    yield from _budget_of_a_trial(space, training, workload)
+
+
+def _budget_of_a_trial(
+    space: Space, training: TrainingTable, workload: WorkloadTable | None
+) -> Iterator[Mistake]:
+    """Yield contradictions between the budget of a trial and its batch size."""
+    own = workload is not None and workload.train is not None
+    sizes = [one for one in space.parameters() if one.name == "batch_size" and one.varies]
+    if sizes and training.unit == "steps":
+        expected = "epochs or examples instead, as the batch size is searched: with equal steps, a "
+        expected += "larger batch sees more data, and would win by that alone"
+        yield Mistake(("training", "steps"), expected, shown(training.steps))
+    known = own and (
+        "batch_size" in space.arguments or (workload and "batch_size" in workload.arguments)
+    )
+    if own and training.unit != "steps":
+        fixed = workload.arguments.get("batch_size", 1) if workload else 1
+        for one in _wrong_sizes(space, fixed):
+            expected = f"whole numbers of at least 1, as the budget of a trial is {training.unit}"
+            yield Mistake(("space", "arguments", "batch_size"), expected, shown(one))
+    if own and training.unit != "steps" and not known:
+        expected = "steps, or an argument batch_size, from which the steps of a trial follow"
+        yield Mistake(("training", training.unit), expected, shown(training.length))
+
+
+def _wrong_sizes(space: Space, fixed: object) -> list[object]:
+    """Return the batch sizes of a train function that are no whole numbers above 0."""
+    found = [one.entry for one in space.parameters() if one.name == "batch_size"]
+    entry: object = found[0] if found else fixed
+    if isinstance(entry, Range):
+        values: tuple[object, ...] = (entry.low, entry.high)
+    else:
+        values = entry if isinstance(entry, tuple) else (entry,)
+    return [one for one in values if type(one) is not int or one < 1]
+
+
+def _chosen(space: Space) -> set[str]:
+    """Return the names of the parameters that every trial has."""
+    return {one.name for one in space.parameters() if not one.when}
 
 
 def _rungs_too_late(place: Place, pruner: AnyPruner, training: TrainingTable) -> Iterator[Mistake]:
     """Yield settings that leave no rung, so that the pruner would never prune."""
-    below = f"a number below the {training.steps} of [training] steps, so that there is a rung"
+    unit, length = training.unit, training.length
+    below = f"a number below the {length} of [training] {unit}, so that there is a rung"
     settings: list[tuple[Place, int | None]] = []
     if isinstance(pruner, Halving):
         settings.append(((*place, "min_steps"), pruner.min_steps))
@@ -132,7 +218,7 @@ def _rungs_too_late(place: Place, pruner: AnyPruner, training: TrainingTable) ->
         settings.append(((*place, "warmup_steps"), pruner.warmup_steps))
     if isinstance(pruner, Comparing | Patient):
         settings.append((("training", "evaluate_every"), training.evaluate_every))
-    late = [(at, steps) for at, steps in settings if steps is not None and steps >= training.steps]
+    late = [(at, steps) for at, steps in settings if steps is not None and steps >= length]
     for at, steps in late:
         yield Mistake(at, below, str(steps))
     if isinstance(pruner, Patient):
@@ -143,10 +229,12 @@ def _rungs_too_late(place: Place, pruner: AnyPruner, training: TrainingTable) ->
 
 def _impatient(place: Place, pruner: Patient, training: TrainingTable) -> Iterator[Mistake]:
     """Yield a patience that no trial can exhaust."""
-    reports = len(pruner.rungs(training.steps, training.evaluation_interval))
+    reports = len(pruner.rungs(training.length, training.evaluation_interval))
     if reports < 2:
-        expected = 'enough steps for two reports before the end, as the pruner is "patient"'
-        yield Mistake(("training", "steps"), expected, str(training.steps))
+        expected = (
+            f'enough {training.unit} for two reports before the end, as the pruner is "patient"'
+        )
+        yield Mistake(("training", training.unit), expected, str(training.length))
     elif pruner.patience > reports - 2:
         expected = f"a number of at most {reports - 2}, as a trial reports {reports} times"
         yield Mistake((*place, "patience"), expected, str(pruner.patience))

@@ -175,13 +175,9 @@ def unknown(place: Place, known: Iterable[str]) -> Mistake:
 
 def _not_searched(key: str) -> str:
     """Return a hint where a key of [space] belongs, and what can be searched."""
-    own = key in TABLES["training"].model_fields
-    where = f"[training] {key}" if own else "[workload.arguments], if it is one of the function's"
-    return (
-        f"; it can be fixed in {where}, but only the learning rate, the schedule, the optimizer "
-        "and their parameters can be searched: by a number, a list of choices, or a range "
-        "{ low = ..., high = ... }"
-    )
+    if key in TABLES["training"].model_fields:
+        return f"; it can be fixed in [training] {key}"
+    return f"; if it is an argument of the function, put it in [space.arguments] {_shown_key(key)}"
 
 
 def _did_you_mean(word: object, known: Iterable[str]) -> str:

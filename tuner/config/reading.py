@@ -27,6 +27,7 @@ from tuner.config.mistakes import (
     shown,
     unknown,
 )
+from tuner.config.study import UNITS
 from tuner.core.errors import StudyFileError
 
 LARGEST = 1_000_000
@@ -94,6 +95,7 @@ def json_schema() -> dict[str, Any]:
 def changed(old: StudySpec, new: StudySpec) -> list[str]:
     """Return the changed values; a key that only one of them has counts only in [workload].
 
+    So does the budget of a trial, whose key is its unit.
     Each is text such as `[training] steps: was 300, is now 400`. Budget and retraining are left
     out, since they may change.
     """
@@ -102,9 +104,13 @@ def changed(old: StudySpec, new: StudySpec) -> list[str]:
         f"{named(place)}: was {shown(before.get(place))}, is now {shown(after.get(place))}"
         for place in {**before, **after}
         # parameters of an alternative appear with its name, which has its own line
-        if (place[0] == "workload" or (place in before and place in after))
+        if (place[0] == "workload" or place in UNIT_PLACES or (place in before and place in after))
         and repr(before.get(place)) != repr(after.get(place))
     ]
+
+
+UNIT_PLACES = {("training", unit) for unit in UNITS}
+"""The budget of a trial, which is in one of them."""
 
 
 def _leaves(study: StudySpec) -> Iterator[tuple[Place, object]]:

@@ -1,15 +1,36 @@
-"""The search space of a study: the learning rate, the schedule and the optimizer."""
+"""The search space of a study: the rate, schedule and optimizer, and whatever else is searched."""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
+import random
+from collections.abc import Iterator, Mapping
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
+from tuner.config.arguments import (
+    Argument,
+    Count,
+    Positive,
+    Precision,
+    Searched,
+    condition_of,
+    entry_of,
+)
 from tuner.config.choice import Choice
+from tuner.config.constraints import Constraint
 from tuner.config.optimizers import SGD, AdamW, OptimizerChoice, OptimizerName
+from tuner.config.parameters import (
+    Parameter,
+    equal,
+    has,
+    in_words,
+    mistakes_of_conditions,
+    sorted_by_condition,
+)
 from tuner.config.schedules import Cosine, Linear, ScheduleChoice, ScheduleName
 from tuner.config.values import (
     Entry,
@@ -22,6 +43,7 @@ from tuner.config.values import (
     Within,
     as_choices,
     mistake,
+    mistakes,
     options,
 )
 
@@ -34,11 +56,29 @@ OPTIMIZERS = (
     AdamW(name="adamw", weight_decay=Range(low=5e-3, high=1.0)),
 )
 
+CHOSEN = ("lr", "schedule", "optimizer")
+"""The parameters that every trial has."""
+SETTINGS = ("batch_size", "clip_norm", "accumulate", "precision")
+"""The settings of `[training]` that may be searched, under the same names."""
+TAKEN = frozenset({*CHOSEN, *SETTINGS, "log10_lr", "trial", "self"})
+"""Names that an argument or a further rate may not have."""
+DRAWS = 2000
+"""Random draws that look for a combination that satisfies the constraints."""
+
 
 class Space(Table):
-    """The search space: the learning rate, and schedules and optimizers with their parameters.
+    """The search space: the learning rate, schedules and optimizers, and any other parameter.
 
-    Omitted entries have the defaults of the catalogue.
+    Omitted entries of the rate, the schedule and the optimizer have the defaults of the catalogue.
+
+    - `batch_size`, `clip_norm`, `accumulate`, `precision`: settings of `[training]`, searched.
+    - `rates`: further learning rates, or multipliers of parameter groups, for a train function,
+      which gets them as arguments. Their ranges are sampled on a log scale.
+    - `arguments`: arguments of the factory or train function.
+    - `constraints`: expressions that the parameters of every trial satisfy.
+
+    An entry of the last four kinds may have a condition, `when = { optimizer = "sgd" }`. It does
+    not exist in a trial where the condition does not hold.
     """
 
     lr: Annotated[
@@ -71,6 +111,19 @@ class Space(Table):
         ),
     ] = OPTIMIZERS
 
+    batch_size: Annotated[Count | None, Field(exclude_if=lambda x: x is None)] = None
+    clip_norm: Annotated[Positive | None, Field(exclude_if=lambda x: x is None)] = None
+    accumulate: Annotated[Count | None, Field(exclude_if=lambda x: x is None)] = None
+    precision: Annotated[Precision | None, Field(exclude_if=lambda x: x is None)] = None
+    # omitted if empty, so that earlier digests stay valid
+    rates: Annotated[dict[str, Positive], Field(exclude_if=lambda x: not x)] = Field(
+        default_factory=dict
+    )
+    arguments: Annotated[dict[str, Argument], Field(exclude_if=lambda x: not x)] = Field(
+        default_factory=dict
+    )
+    constraints: Annotated[tuple[str, ...], Field(strict=False, exclude_if=lambda x: not x)] = ()
+
     @field_validator("schedule", "optimizer")
     @classmethod
     def _names_are_unique(cls, choices: tuple[Choice, ...]) -> tuple[Choice, ...]:
@@ -80,73 +133,228 @@ class Space(Table):
             raise mistake("each name once", f"{', '.join(twice)} more than once")
         return choices
 
+    @field_validator("rates", "arguments")
+    @classmethod
+    def _names_are_free(cls, entries: dict[str, Searched]) -> dict[str, Searched]:
+        found: dict[tuple[str | int, ...], PydanticCustomError] = {}
+        for name in entries:
+            if not name.isidentifier() or len(name) > 100:
+                found[name,] = mistake("the name of an argument of the function", "this name")
+            elif name in TAKEN and name != "batch_size":
+                found[name,] = mistake(f"a name that tuner does not use itself ({TAKEN_IN_WORDS})")
+        mistakes("Space", found)
+        return entries
+
+    @model_validator(mode="after")
+    def _can_be_drawn(self) -> Space:
+        found: dict[tuple[str | int, ...], PydanticCustomError] = {}
+        both = [name for name in self.arguments if name in self.rates]
+        for name in both:
+            found["arguments", name] = mistake("a name that [space.rates] does not have", "both")
+        if self.batch_size is not None and "batch_size" in self.arguments:
+            expected = "nothing, as [space] batch_size is searched"
+            found["arguments", "batch_size"] = mistake(expected, "both")
+        parameters = self.parameters()
+        if not found:
+            for one, expected, got in mistakes_of_conditions(parameters):
+                found[(*one.place[1:], "when")] = mistake(expected, got)
+        known = {one.name for one in parameters}
+        for index, text in enumerate(self.constraints):
+            try:
+                unknown = sorted(Constraint(text).names - known)
+            except ValueError as error:
+                found["constraints", index] = mistake(str(error), text)
+                continue
+            if unknown:
+                expected = f"parameters of the space ({', '.join(sorted(known))})"
+                found["constraints", index] = mistake(expected, ", ".join(unknown))
+        if not found and self.constraints:
+            found |= self._unsatisfiable()
+        mistakes("Space", found)
+        return self
+
+    def _unsatisfiable(self) -> dict[tuple[str | int, ...], PydanticCustomError]:
+        """Return the mistakes of constraints that cannot be calculated, or that never hold."""
+        numbers = random.Random(0)  # noqa: S311 - not for secrets
+        constraints = [Constraint(text) for text in self.constraints]
+        held, together = [False] * len(constraints), False
+        for _ in range(DRAWS):
+            params = self._draw(numbers)
+            for index, constraint in enumerate(constraints):
+                try:
+                    holds = constraint.holds(params)
+                except TypeError as error:
+                    expected = "a calculation with numbers and a comparison of like with like"
+                    return {("constraints", index): mistake(expected, str(error))}
+                held[index] = held[index] or holds
+            together = together or all(one.holds(params) for one in constraints)
+            if together:
+                return {}
+        never = [index for index, one in enumerate(held) if not one]
+        index = never[0] if never else 0
+        what = "this one" if never else "all constraints together"
+        expected = f"constraints that some combination satisfies; none of {DRAWS} satisfies {what}"
+        return {("constraints", index): mistake(expected, self.constraints[index])}
+
+    def parameters(self) -> list[Parameter]:
+        """Return all parameters; each follows those that its condition names."""
+        found = [
+            Parameter(name="lr", entry=self.lr, place=("space", "lr")),
+            *(
+                Parameter(name=group, entry=tuple(c.name for c in of), place=("space", group))
+                for group, of in (("schedule", self.schedule), ("optimizer", self.optimizer))
+            ),
+        ]
+        for group, choices in (("schedule", self.schedule), ("optimizer", self.optimizer)):
+            for choice in choices:
+                found += [
+                    Parameter(
+                        name=key,
+                        entry=entry,
+                        when={group: (choice.name,)},
+                        place=("space", group, *key.split(".")),
+                    )
+                    for key, entry in choice.entries()
+                ]
+        return sorted_by_condition([*found, *self._others()])
+
+    def _others(self) -> Iterator[Parameter]:
+        for name in SETTINGS:
+            entry = getattr(self, name)
+            if entry is not None:
+                yield _parameter(name, entry, ("space", name))
+        for table, entries in (("rates", self.rates), ("arguments", self.arguments)):
+            for name, entry in entries.items():
+                yield _parameter(name, entry, ("space", table, name))
+
     def longest_warmup(self, horizon: int) -> int:
-        """Return the most steps until the rate of any trial has its maximum."""
+        """Return the longest time, in the horizon's unit, until a trial's rate has its maximum."""
         return max(math.ceil(choice.longest_rise() * horizon) for choice in self.schedule)
 
-    def entries(self, schedule: str, optimizer: str) -> dict[str, Entry]:
-        """Return the conditional parameters of a schedule and an optimizer."""
-        chosen = [choice for choice in self.schedule if choice.name == schedule]
-        chosen_too = [choice for choice in self.optimizer if choice.name == optimizer]
-        return {key: entry for choice in chosen + chosen_too for key, entry in choice.entries()}
+    def shared_numbers(self) -> list[str]:
+        """Return the names of the ranges and ordered lists that every trial has."""
+        certain = {one.name: one for one in self.parameters() if self.always(one)}
+        return [
+            name
+            for name, one in certain.items()
+            if isinstance(one.entry, Range) or (one.varies and one.ordered is not None)
+        ]
 
-    def shared_ranges(self) -> list[str]:
-        """Return the names of the ranges that every trial has."""
-        found: dict[str, Entry] = {"lr": self.lr}
-        for choices in (self.schedule, self.optimizer):
-            if len(choices) == 1:
-                found |= dict(choices[0].entries())
-        return [key for key, entry in found.items() if isinstance(entry, Range)]
+    def always(self, one: Parameter) -> bool:
+        """Return whether every trial has a parameter."""
+        known = {other.name: other for other in self.parameters()}
+        return all(
+            self.always(known[name])
+            and all(
+                any(option == value for value in values) for option in options(known[name].entry)
+            )
+            for name, values in one.when.items()
+        )
+
+    @property
+    def function_arguments(self) -> tuple[str, ...]:
+        """The names of the arguments that differ between trials."""
+        return (*self.rates, *self.arguments)
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The names of the settings, rates and arguments that differ between trials."""
+        return tuple(one.name for one in self._others() if one.varies)
+
+    def satisfies(self, params: Mapping[str, ParameterValue]) -> bool:
+        """Return whether parameters satisfy the constraints."""
+        return not self.violated(params)
+
+    def violated(self, params: Mapping[str, ParameterValue]) -> list[str]:
+        """Return the constraints that parameters do not satisfy."""
+        return [text for text in self.constraints if not _constraint(text).holds(params)]
+
+    def draw(self, numbers: random.Random) -> dict[str, ParameterValue]:
+        """Return random parameters that satisfy the constraints. Raise `ValueError` if none do."""
+        for _ in range(10 * DRAWS):
+            params = self._draw(numbers)
+            if self.satisfies(params):
+                return params
+        raise ValueError(f"none of {10 * DRAWS} combinations satisfies the constraints")
+
+    def example(self) -> dict[str, ParameterValue]:
+        """Return parameters of a trial: the lowest or first values, if the constraints allow it."""
+        params: dict[str, ParameterValue] = {}
+        for one in self.parameters():
+            if one.exists(params):
+                params[one.name] = one.lowest
+        return params if self.satisfies(params) else self.draw(random.Random(0))  # noqa: S311
+
+    def _draw(self, numbers: random.Random) -> dict[str, ParameterValue]:
+        params: dict[str, ParameterValue] = {}
+        for one in self.parameters():
+            if one.exists(params):
+                params[one.name] = _random_value(one.entry, numbers)
+        return params
 
     def contains(self, params: Mapping[str, ParameterValue]) -> bool:
         """Return whether these are complete parameters of a trial within this space."""
         return not self.missing(params)
 
     def misfits(self, params: Mapping[str, ParameterValue]) -> dict[str, str]:
-        """Return, by parameter, what is expected where a searched one is missing or no option.
+        """Return, by parameter, what is expected where a searched one is missing or not allowed.
 
-        Unlike `missing`, allow numbers outside of a range, and ignore parameters that do not vary:
-        another version may have had others.
+        Unlike `missing`, ignore constraints, and parameters that do not vary or are unknown: an
+        earlier release may have had others.
         """
-        wrong = {}
-        for key, entry in self._known(params).items():
-            if isinstance(entry, Range):
-                fits = type(params.get(key)) in (int, float)
-            else:
-                fits = params.get(key) in options(entry)
-                fits = fits or (key not in params and len(options(entry)) == 1)
-            if not fits:
-                wrong[key] = _in_words(entry)
-        return wrong
-
-    def _known(self, params: Mapping[str, ParameterValue]) -> dict[str, Entry]:
-        groups: dict[str, Entry] = {
-            "lr": self.lr,
-            "schedule": tuple(choice.name for choice in self.schedule),
-            "optimizer": tuple(choice.name for choice in self.optimizer),
+        return {
+            one.name: in_words(one.entry)
+            for one in self.parameters()
+            if (one.varies or one.name in CHOSEN) and one.exists(params)
+            if one.name not in params or not _fits(one.entry, params[one.name])
         }
-        return groups | self.entries(str(params.get("schedule")), str(params.get("optimizer")))
 
     def missing(self, params: Mapping[str, ParameterValue]) -> dict[str, str]:
-        """Return, by parameter, what is expected where one is missing, unknown or not allowed."""
-        known = self._known(params)
-        wrong = {key: _in_words(entry) for key, entry in known.items() if key not in params}
+        """Return, by parameter, what is expected where one is missing, unknown or not allowed.
+
+        A constraint that is not satisfied is expected of the first parameter that it names.
+        """
+        known = {one.name: one.entry for one in self.parameters() if one.exists(params)}
+        wrong = {key: in_words(entry) for key, entry in known.items() if key not in params}
         wrong |= {key: "no such parameter" for key in params if key not in known}
         for key in params.keys() & known.keys():
-            if not _has(known[key], params[key]):
-                wrong[key] = _in_words(known[key])
+            if not has(known[key], params[key]):
+                wrong[key] = in_words(known[key])
+        if not wrong:
+            for text in self.violated(params):
+                wrong[min(_constraint(text).names)] = text
         return wrong
 
 
-def _has(entry: Entry, value: ParameterValue) -> bool:
-    """Return whether an entry has a value; true differs from 1, and in a list 1 from 1.0."""
-    if isinstance(entry, Range):
-        kinds = (int,) if isinstance(entry, WholeRange) else (int, float)
-        return type(value) in kinds and entry.low <= float(value) <= entry.high
-    return any(type(value) is type(option) and value == option for option in options(entry))
+TAKEN_IN_WORDS = ", ".join(sorted(TAKEN))
 
 
-def _in_words(entry: Entry) -> str:
+@functools.lru_cache(maxsize=1000)
+def _constraint(text: str) -> Constraint:
+    return Constraint(text)
+
+
+def _fits(entry: Entry, value: ParameterValue) -> bool:
+    """Return whether an entry has a value; in a list, 1 is the same as 1.0."""
     if isinstance(entry, Range):
-        return f"a number from {entry.low:.15g} to {entry.high:.15g}"
-    return f"one of {', '.join(map(str, options(entry)))}"
+        return has(entry, value)
+    return any(equal(value, option) for option in options(entry))
+
+
+def _parameter(name: str, searched: Searched, place: tuple[str, ...]) -> Parameter:
+    return Parameter(name=name, entry=entry_of(searched), when=condition_of(searched), place=place)
+
+
+def _random_value(entry: Entry, numbers: random.Random) -> ParameterValue:
+    if not isinstance(entry, Range):
+        return numbers.choice(options(entry))
+    if isinstance(entry, WholeRange):
+        if not entry.log:
+            return numbers.randint(entry.low, entry.high)
+        drawn = math.exp(numbers.uniform(math.log(entry.low), math.log(entry.high)))
+        return min(max(round(drawn), entry.low), entry.high)
+    if entry.log:
+        value = math.exp(numbers.uniform(math.log(entry.low), math.log(entry.high)))
+    else:
+        value = numbers.uniform(entry.low, entry.high)
+    return min(max(value, entry.low), entry.high)

@@ -117,8 +117,17 @@ class WorkloadTable(Table):
         return name
 
 
+Unit: TypeAlias = Literal["steps", "epochs", "examples"]
+UNITS: tuple[Unit, ...] = ("steps", "epochs", "examples")
+"""The units of the budget of a trial."""
+
+
 class TrainingTable(Table):
     """How a trial is trained; a step is one update of the parameters.
+
+    The budget of a trial is one of `steps`, `epochs` (passes over the training data, without an
+    incomplete last batch) and `examples`. `evaluate_every`, the rungs of the pruner and its
+    `min_steps` and `warmup_steps` are in the same unit.
 
     A train function has its own loop, so batches, dtype, clipping, accumulation and precision do
     not apply to it.
@@ -147,7 +156,19 @@ class TrainingTable(Table):
       results depend on it by rounding.
     """
 
-    steps: Annotated[int, Field(ge=1, le=10_000_000, description="a whole number")]
+    # 0: of each trial's own, from epochs or examples
+    steps: Annotated[
+        int,
+        Field(
+            ge=1, le=10_000_000, description="a whole number", exclude_if=lambda steps: steps == 0
+        ),
+    ] = 0
+    epochs: Annotated[
+        int | None, Field(ge=1, le=1_000_000, exclude_if=lambda epochs: epochs is None)
+    ] = None
+    examples: Annotated[
+        int | None, Field(ge=1, le=2**40, exclude_if=lambda examples: examples is None)
+    ] = None
     batch_size: Annotated[int, Field(ge=1)] | Literal["full"] = 64
     evaluate_every: Annotated[int, Field(ge=1)] | None = None
     dtype: Literal["float32", "float64"] = "float32"
@@ -168,10 +189,31 @@ class TrainingTable(Table):
         Field(exclude_if=lambda threads: threads == "auto"),
     ] = "auto"
 
+    @model_validator(mode="after")
+    def _has_one_budget(self) -> TrainingTable:
+        given = [unit for unit in UNITS if getattr(self, unit)]
+        if not given:
+            error = mistake("a whole number of steps, or epochs or examples instead", "nothing")
+            mistakes("TrainingTable", {("steps",): error})
+        expected = f"nothing, as {given[0]} is the budget of a trial"
+        for unit in given[1:]:
+            mistakes("TrainingTable", {(unit,): mistake(expected, str(getattr(self, unit)))})
+        return self
+
+    @property
+    def unit(self) -> Unit:
+        """The unit of a trial's budget."""
+        return next(unit for unit in UNITS if getattr(self, unit))
+
+    @property
+    def length(self) -> int:
+        """The budget of a trial, in its unit."""
+        return int(getattr(self, self.unit))
+
     @property
     def evaluation_interval(self) -> int:
-        """Steps between two evaluations; by default a tenth of the horizon."""
-        return self.evaluate_every or max(1, self.steps // 10)
+        """Units between two evaluations; by default a tenth of the budget."""
+        return self.evaluate_every or max(1, self.length // 10)
 
 
 class SearchTable(Table):
@@ -272,24 +314,43 @@ class StudySpec(Table):
     budget: BudgetTable
     retrain: RetrainTable = RetrainTable()
 
+    @property
+    def unit(self) -> Unit:
+        """The unit of the budget of a trial, its rungs and its evaluations."""
+        return self.training.unit
+
+    @property
+    def length(self) -> int:
+        """The budget of a trial, in its unit."""
+        return self.training.length
+
+    @property
+    def evaluation_interval(self) -> int:
+        """Units between two evaluations."""
+        return self.training.evaluation_interval
+
     def rungs(self) -> tuple[int, ...]:
-        """Return the steps at which every trial reports to the pruner; they never change."""
-        training = self.training
-        warmup = self.space.longest_warmup(training.steps)
-        return self.search.pruner.rungs(training.steps, training.evaluation_interval, warmup)
+        """Return the positions, in the study's unit, at which every trial reports to the pruner.
+
+        They never change.
+        """
+        warmup = self.space.longest_warmup(self.length)
+        return self.search.pruner.rungs(self.length, self.evaluation_interval, warmup)
 
     def first_stop(self) -> int | None:
-        """Return the first step at which the pruner may stop a trial; None if it never does."""
-        training, pruner = self.training, self.search.pruner
+        """Return the first position at which the pruner may stop a trial; None if it never does."""
+        pruner = self.search.pruner
         if isinstance(pruner, Patient):
-            return pruner.first_stop(training.steps, training.evaluation_interval)
+            return pruner.first_stop(self.length, self.evaluation_interval)
         return min(self.rungs(), default=None)
 
     def evaluation_steps(self) -> tuple[int, ...]:
-        """Return the steps at which every trial is evaluated: regular ones, rungs, and the last."""
-        steps = self.training.steps
-        regular = range(0, steps, self.training.evaluation_interval)
-        return tuple(sorted({*regular, *self.rungs(), steps}))
+        """Return the positions, in the study's unit, at which every trial is evaluated.
+
+        These are regular ones, rungs, and the last.
+        """
+        regular = range(0, self.length, self.evaluation_interval)
+        return tuple(sorted({*regular, *self.rungs(), self.length}))
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits of the SHA-256 of all tables but budget and retrain."""

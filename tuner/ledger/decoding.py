@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 
 from sqlalchemy import JSON, Boolean, Column, Double, Integer, LargeBinary, Row, String, Table
 
-from tuner.config import Range, StudySpec
+from tuner.config import Range, StudySpec, horizon_of
 from tuner.core import cron
 from tuner.core.curves import LATEST
-from tuner.core.errors import UnreadableError
+from tuner.core.errors import UnreadableError, WorkloadError
 from tuner.core.outcome import COMPLETED, KINDS, RUNNING
 from tuner.core.text import NAME_LIMIT
 from tuner.ledger import retraining_tables, tables
@@ -249,11 +249,16 @@ def study_of(row: Row[Any]) -> StudyRecord:
         raise UnreadableError(f"{title} cannot be read: its specification: {first}") from error
     if row.version < 1:
         raise UnreadableError(f"{title} cannot be read: version: expected at least 1, got 0")
-    if row.rungs and row.rungs[-1] > spec.training.steps:
+    if row.rungs and row.rungs[-1] > spec.length:
         raise UnreadableError(
-            f"{title} cannot be read: rungs: expected up to {spec.training.steps}, "
-            f"got {row.rungs[-1]}"
+            f"{title} cannot be read: rungs: expected up to {spec.length}, got {row.rungs[-1]}"
         )
+    if spec.unit != "steps" and row.workload.get("training_rows") == 0:
+        raise UnreadableError(f"{title} cannot be read: workload: it has no training examples")
+    try:
+        horizon_of(spec, {}, row.workload.get("training_rows"))
+    except WorkloadError as error:
+        raise UnreadableError(f"{title} cannot be read: {error}") from error
     return StudyRecord(
         id=row.id,
         name=row.name,
@@ -383,7 +388,7 @@ def environment_of(trial: int, value: Any) -> Mapping[str, Any]:
     return value
 
 
-def checked(title: str, table: Table, row: Row[Any]) -> Mapping[str, Any]:
+def checked(title: str, table: Table, row: Row[*tuple[Any, ...]]) -> Mapping[str, Any]:
     """Return the values of a row by the names of its columns. Raise `UnreadableError`."""
     values = row._asdict()
     _check(title, values, [rule for rule in ALL_RULES[table.name] if rule[0] in values])

@@ -442,7 +442,7 @@ def refuse_misfit(trial: TrialRecord | SearchedTrial, space: Space) -> None:
         )
 
 
-def silences(rows: Iterable[Row[Any]]) -> list[Silence]:
+def silences(rows: Iterable[Row[*tuple[Any, ...]]]) -> list[Silence]:
     """Return the silent trials of rows that can be read."""
     return [
         Silence(trial=row.number, worker=row.worker, seconds=float(row.seconds))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tuner.config import GP, TPE, OptunaGP, ParameterValue, StudySpec
+from tuner.config import GP, TPE, OptunaGP, ParameterValue, StudySpec, horizon_of
 from tuner.core.curves import Chunk
 from tuner.core.outcome import Outcome
 from tuner.ledger.leases import ATTEMPTS, Lease, LeaseTable
@@ -108,6 +108,10 @@ class StudyRecord(StudyIdentity):
             return int(self.settled["threads"])
         asked = self.spec.training.threads
         return 1 if asked == "auto" else asked
+
+    def horizon(self, params: Mapping[str, ParameterValue] | None) -> int:
+        """Return the steps of a trial; None: of one whose parameters are not drawn yet."""
+        return horizon_of(self.spec, params or {}, self.workload.get("training_rows"))
 
 
 def titled(name: str, version: int) -> str:

@@ -10,7 +10,7 @@ from tuner.core.failpoints import reach
 from tuner.core.text import printable
 from tuner.ledger import Ledger, managing
 from tuner.ledger.checkpoint_files import remove_file, remove_folder
-from tuner.ledger.database import Addresses
+from tuner.ledger.database import Addresses, require_deletion
 from tuner.operations import status
 
 
@@ -39,10 +39,13 @@ def stop(ledger: Ledger, places: Addresses, name: str, reason: str = "") -> dict
 def delete(ledger: Ledger, places: Addresses, name: str, *, force: bool = False) -> None:
     """Delete a study everywhere. Raise `UsageError` while workers train it, unless forced.
 
+    Raise `UnavailableError` if this login may not.
+
     The ledger's rows are deleted last. Until then the study exists, stopped, and an interrupted
     deletion can be repeated: every step is idempotent.
     """
     study = ledger.identity(name)
+    require_deletion(ledger.engine)
     ledger.reap(is_gone)
     live = [attempt for attempt in ledger.attempts(study.id) if attempt.live]
     if live and not force:

@@ -20,7 +20,7 @@ from tuner.core.processes import RecorderProcess, Stop, stop_on_signals
 from tuner.executors import Executor
 from tuner.executors.local import LocalExecutor
 from tuner.ledger import ENDED, OPEN, Ledger, StudyRecord
-from tuner.ledger.database import Addresses
+from tuner.ledger.database import Addresses, require_tracking
 from tuner.ledger.managing import BEING_DELETED
 from tuner.operations import best, context, submit
 from tuner.report import progress
@@ -96,10 +96,12 @@ def run(
     """Submit a study, train its trials and publish them; show progress on `console`, if any.
 
     `announce` gets a sentence if a new version of a known study was submitted. Raise `UsageError`
-    and `WorkloadError` as `submit` does, before anything is created.
+    and `WorkloadError` as `submit` does, and `UnavailableError` if this login may not publish,
+    before anything is created.
     """
     prepared = submit.prepare(spec, prefixes)
     ledger, places = context.open_ledger(create=True), context.addresses()
+    require_tracking(places)
     study, created = submit.submit(ledger, spec, prepared.description)
     if announce is not None and created and study.version > 1:
         announce(submit.in_words(ledger, study, created=True))
@@ -145,10 +147,12 @@ def train(
     """Train trials in this process and publish them, until all is done or a signal arrives.
 
     `prepared` is the workload of a study in `todo`, if it is built already. Raise `UsageError` if
-    a named study is paused or stopped.
+    a named study is paused or stopped, and `UnavailableError` if this login may not publish.
     """
     for name in todo.names:
         _refuse_closed(ledger.study(name))
+    if recorder:
+        require_tracking(places)
     recorder_process = RecorderProcess(todo.names) if recorder else None
     with stop_on_signals("saving the trial") as stop, _left_on_error(recorder_process):
         with suppress(NotFoundError):  # every named study was deleted: there is nothing to train

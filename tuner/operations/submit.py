@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuner.analysis.verdicts import EARLY
-from tuner.config import Grid, StudySpec, Table, reading
+from tuner.config import Grid, StudySpec, Table, reading, settings_of
+from tuner.config.grid import Grid as CellsOf
 from tuner.config.retrain import NOT_STORED
 from tuner.core.errors import NotFoundError, UsageError
 from tuner.ledger import Ledger, Reader, StudyRecord
-from tuner.search.space import GridCells
 from tuner.training.trainer import TRAIN_COLUMNS
 from tuner.training.workloads import Workload
 from tuner.worker.loading import PreparedWorkload, prepare_workload
@@ -29,6 +29,14 @@ def prepare(spec: StudySpec, prefixes: Sequence[str]) -> PreparedWorkload:
         raise UsageError(f"[retrain.notify] {key}: expected {NOT_STORED}, got something else")
     prepared = prepare_workload(spec, prefixes)
     workload = prepared.workload
+    rows = workload.rows if isinstance(workload, Workload) else workload.training_rows
+    settings_of(spec, {}, rows)  # raises where the budget needs the number of rows
+    batches = workload.batches if isinstance(workload, Workload) else None
+    if batches is not None and spec.space.batch_size is not None:
+        raise UsageError(
+            "[space] batch_size: expected nothing, as the batches of "
+            f"{spec.workload.function} come from a loader with its own size"
+        )
     if not isinstance(workload, Workload):
         if spec.study.metric in TRAIN_COLUMNS:
             raise UsageError(
@@ -56,7 +64,7 @@ def submit(
     """
     spec = _with_known_search(ledger, spec)
     _refuse_changes(ledger, spec)
-    combinations = GridCells(spec.space).size if isinstance(spec.search.sampler, Grid) else None
+    combinations = len(CellsOf(spec.space)) if isinstance(spec.search.sampler, Grid) else None
     limit = spec.budget.trials
     study, created = ledger.submit(
         spec, limit=limit, workload=description, combinations=combinations
@@ -68,13 +76,14 @@ def submit(
 
 def early_pruning(spec: StudySpec) -> str | None:
     """Return a warning if the pruner judges trials too early, else None."""
-    pruner, steps, first = spec.search.pruner.name, spec.training.steps, spec.first_stop()
-    if first is None or first * EARLY >= steps:
+    pruner, length, first = spec.search.pruner.name, spec.length, spec.first_stop()
+    if first is None or first * EARLY >= length:
         return None
+    unit = spec.unit.removesuffix("s")
     return (
-        f"[search] pruner: {pruner} first stops trials at step {first} of {steps}. Before a ninth "
-        "of the horizon, values hardly predict which trial will be best, so good trials are lost. "
-        'Start it later, or omit the pruner to use the default, "halving" (docs/search.md).'
+        f"[search] pruner: {pruner} first stops trials at {unit} {first} of {length}. Before a "
+        "ninth of the horizon, values hardly predict which trial will be best, so good trials are "
+        'lost. Start it later, or omit the pruner to use the default, "halving" (docs/search.md).'
     )
 
 

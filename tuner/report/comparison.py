@@ -105,7 +105,7 @@ def lines(chosen: Sequence[Chosen], metric: str, by: Alignment) -> list[Line]:
         x = {
             "step": steps,
             "time": times - curve.times[:1].sum(),  # of the first step, if there is one
-            "fraction": steps / one.study.spec.training.steps,
+            "fraction": steps / one.study.horizon(one.trial.params),
         }[by]
         trial = one.trial
         found.append(Line(label=one.label, x=x, y=values, outcome=trial.state, trial=trial.number))

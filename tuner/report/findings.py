@@ -10,9 +10,10 @@ import numpy as np
 from tuner.analysis import comparisons
 from tuner.analysis.comparisons import Comparison, GoodRates
 from tuner.analysis.drift import RetrainingStep, steps
+from tuner.analysis.effects import Effect, effects
 from tuner.analysis.evidence import Assessor
 from tuner.analysis.verdicts import Evidence, Setting, Verdict
-from tuner.config import ParameterValue
+from tuner.config import CHOSEN, ParameterValue
 from tuner.core.curves import Chunk
 from tuner.core.outcome import COMPLETED, RUNNING
 from tuner.ledger import Reader, Retrainings, StudyRecord, TrialRecord, ranges
@@ -37,6 +38,7 @@ class Findings:
     by_optimizer: Sequence[GoodRates]
     schedules: Sequence[Comparison]
     optimizers: Sequence[Comparison]
+    effects: Sequence[Effect]  # of settings and arguments, the largest first
     stable_limits: Mapping[str, tuple[float, float]]  # brackets found by a probe, by optimizer
     links: Mapping[int, str]  # URL of each trial's MLflow run, by number
     drift: Sequence[RetrainingStep]  # the study's retrainings, oldest first
@@ -51,8 +53,7 @@ class Findings:
         for trial in self.trials:
             for name, value in (trial.params or {}).items():
                 values.setdefault(name, set()).add(value)
-        chosen = ("lr", "schedule", "optimizer")
-        return sorted(name for name, own in values.items() if len(own) > 1 and name not in chosen)
+        return sorted(name for name, own in values.items() if len(own) > 1 and name not in CHOSEN)
 
     @property
     def unfinished(self) -> int:
@@ -84,7 +85,6 @@ def gather(
     verdicts = assessor.verdicts(trials)
     drawn = [one for one in trials if one.params is not None and not one.imported]
     rng = np.random.default_rng(study.spec.study.seed)
-    horizon = study.spec.training.steps
     return Findings(
         study=study,
         trials=trials,
@@ -96,8 +96,9 @@ def gather(
         rates=next(iter(comparisons.good_rates(evidence, verdicts)), None),
         by_schedule=comparisons.good_rates(evidence, verdicts, "schedule"),
         by_optimizer=comparisons.good_rates(evidence, verdicts, "optimizer"),
-        schedules=comparisons.compare(evidence, horizon, rng, "schedule"),
-        optimizers=comparisons.compare(evidence, horizon, rng, "optimizer"),
+        schedules=comparisons.compare(evidence, rng, "schedule"),
+        optimizers=comparisons.compare(evidence, rng, "optimizer"),
+        effects=effects(study, trials, rng),
         stable_limits=_stable_limits(ledger, study),
         links=links or {},
         drift=steps(Retrainings(ledger).history(study.name)),

@@ -152,8 +152,11 @@ class LiveView:
 
     def _advance(self, ended: int, displayed: Sequence[TrialRecord], running: int) -> None:
         """Update the progress bar: ended trials plus the estimated share of the running ones."""
-        steps = self._reader.study.spec.training.steps
-        parts = [self._reader.curve(trial.number).next_step / steps for trial in displayed]
+        horizon = self._reader.study.horizon
+        parts = [
+            self._reader.curve(trial.number).next_step / horizon(trial.params)
+            for trial in displayed
+        ]
         done = ended + (running * sum(parts) / len(parts) if parts else 0.0)
         if self._task is None:  # earlier work does not count for the speed
             limit = self._reader.study.limit

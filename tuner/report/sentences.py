@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from tuner.analysis import comparisons, ranking
 from tuner.analysis.comparisons import ENOUGH, LEVEL, Comparison, Edge, Family, GoodRates
+from tuner.analysis.effects import Effect
 from tuner.analysis.verdicts import (
     DIVERGING,
     OSCILLATING,
@@ -34,6 +35,7 @@ def answer(found: Findings) -> list[str]:
         lines.append("No trial was good.")
     lines.extend(comparisons_of(found, "schedule"))
     lines.extend(comparisons_of(found, "optimizer"))
+    lines.extend(map(effect, found.effects))
     if found.unfinished:
         lines.append(f"{found.unfinished} trials are still running or waiting: results may change.")
     return lines
@@ -44,12 +46,27 @@ def best(found: Findings) -> str:
     one, metric = found.best, found.study.spec.study.metric
     if one is None or one.params is None or one.value is None:
         return "No trial has completed, so there is no best rate yet."
-    varied = [name for name in found.varied() if name in one.params]
+    # settings and arguments are in short already
+    varied = [name for name in found.varied() if name in one.params and "." in name]
     own = [f"{name} {ranking.format_value(one.params[name])}" for name in varied]
     choice = ranking.in_short(one.params).removeprefix("lr ")
     more = f" ({', '.join(own)})" if own else ""
     origin = ", imported" if one.imported else ""
     return f"Learning rate {choice}{more}: {metric} {one.value:.4g}, trial {one.number}{origin}."
+
+
+def effect(found: Effect) -> str:
+    """Return a sentence about whether and how a parameter mattered."""
+    spread = f"{found.size:.2g}, from {found.low:.2g} to {found.high:.2g}"
+    if found.label is not None:
+        measure = f"its lead in mean rank, of 1, is {spread}"
+        what = f"{found.name} mattered: {ranking.format_value(found.label)} was better"
+    else:
+        measure = f"rank correlation {spread}"
+        what = f"{found.name} mattered: {'larger' if found.size > 0 else 'smaller'} was better"
+    if not found.significant:
+        what = f"{found.name} made no significant difference"
+    return f"{what} ({measure}, with 95 % confidence, in {found.trials} completed trials)."
 
 
 def rates(found: GoodRates, *, optimizers: int = 1) -> str:
@@ -120,14 +137,14 @@ def _comparison(one: Comparison, found: Findings, by: str) -> str:
 
 def savings(found: Findings) -> str:
     """Return a sentence about the steps saved by stopping trials."""
-    horizon = found.study.spec.training.steps
     ended = [one for one in found.trials if one.state in KINDS and not one.imported]
-    whole = horizon * len(ended)
+    horizons = {one.number: found.study.horizon(one.params) for one in ended}
+    whole = sum(horizons.values())
     if not whole:
         return "No trial has ended."
     lines = []
     for kind, verb in ((PRUNED, "Pruning"), (DIVERGED, "The divergence guard")):
-        saved = sum(horizon - one.steps for one in ended if one.state == kind)
+        saved = sum(horizons[one.number] - one.steps for one in ended if one.state == kind)
         count = sum(one.state == kind for one in ended)
         if count:
             share = 100 * saved / whole

@@ -28,8 +28,8 @@ STYLES = {
     CANCELLED: "magenta",
     RUNNING: "cyan",
 }
-WHY, VERDICT, TRAINING_LOSS = 9, 8, 5
-"""Indices of the columns that are dropped in a narrow terminal, in this order."""
+WHY, WITH, VERDICT, TRAINING_LOSS = "why", "with", "verdict", "training loss"
+"""The columns that are dropped in a narrow terminal, in this order."""
 WHY_WIDTH = 30
 """Minimum width of the column of reasons; a narrower one would be useless."""
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -71,15 +71,17 @@ def trial_row(
     """Return a trial's cells: number, parameters, steps, curve, value, state, verdict and why."""
     params = trial.params or {}
     rate = f"{float(params['lr']):.3g}" if params else ""
+    others = ", ".join(ranking.others_in_short(params))
     metric = curve.metrics.get(study.spec.study.metric, np.empty(0))
     value = trial.value if trial.value is not None else (metric[-1] if len(metric) else None)
     # a running trial's record is as old as its last report; its curve is newer
-    steps = f"{max(trial.steps, curve.next_step)}/{study.spec.training.steps}"
+    steps = f"{max(trial.steps, curve.next_step)}/{study.horizon(trial.params)}"
     return [
         str(trial.number),
         rate,
         Text(printable(str(params.get("schedule", "")))),
         Text(printable(str(params.get("optimizer", "")))),
+        *([Text(printable(others))] if study.spec.space.others else []),
         steps,
         sparkline(curve, width),
         "" if value is None else f"{value:.4g}",
@@ -97,26 +99,30 @@ def trial_table(study: StudyRecord, title: str | None = None) -> Table:
     table.add_column("lr", justify="right", **fixed)
     table.add_column("schedule", **fixed)
     table.add_column("optimizer", **fixed)
+    if study.spec.space.others:
+        table.add_column(WITH, **fixed)
     table.add_column("steps", justify="right", **fixed)
-    table.add_column("training loss", **fixed)
+    table.add_column(TRAINING_LOSS, **fixed)
     table.add_column(Text(printable(study.spec.study.metric)), justify="right", **fixed)
     table.add_column("outcome", **fixed)
-    table.add_column("verdict", **fixed)
-    table.add_column("why")  # the only column that wraps in a narrow terminal
+    table.add_column(VERDICT, **fixed)
+    table.add_column(WHY)  # the only column that wraps in a narrow terminal
     return table
 
 
 def fit_to_console(table: Table, console: Console) -> Table:
     """Return a trial table without its least important columns, so that the others fit uncut."""
     widths = {index: _width(column, console) for index, column in enumerate(table.columns)}
-    widths[WHY] = min(widths[WHY], WHY_WIDTH)
+    named = {str(column.header): index for index, column in enumerate(table.columns)}
+    why, verdict = named[WHY], named[VERDICT]
+    widths[why] = min(widths[why], WHY_WIDTH)
     narrow = sum(widths.values()) + 2 * (len(widths) - 1) > console.width
     gap = 1 if narrow else 2
-    for index in (WHY, VERDICT, TRAINING_LOSS):
+    for index in [named[name] for name in (WHY, WITH, VERDICT, TRAINING_LOSS) if name in named]:
         if sum(widths.values()) + gap * (len(widths) - 1) > console.width:
             del widths[index]
-    if VERDICT in widths and not any(table.columns[VERDICT].cells):
-        del widths[VERDICT]
+    if verdict in widths and not any(table.columns[verdict].cells):
+        del widths[verdict]
     columns = [table.columns[index] for index in widths]
     fresh = Table(
         *(column.copy() for column in columns),

@@ -80,7 +80,8 @@ class Job:
             return Champion(version=found, module=None)
         stored = versions.read_known(self.registry, found, known)
         _refuse_misfit(stored, self.workload, self.spec)
-        rebuilt = versions.build_with(stored, self.workload, self.spec.workload.function)
+        own = self.workload.of(stored.build.arguments)  # of the arguments that it was trained with
+        rebuilt = versions.build_with(stored, own, self.spec.workload.function)
         return Champion(version=found, module=rebuilt.module)
 
 

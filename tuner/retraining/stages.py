@@ -140,9 +140,11 @@ class Stages:
         content = self._model_of(trained)
         version = self._runs.register(self._job.registry, run_id, run, content)
         self._job.registry.tag(version.number, content.tags)  # of a second evaluation, if need be
+        searched, params = self._job.spec.space.function_arguments, trained.origin.params
+        own = {name: params[name] for name in searched if name in params}
         built = BuildRecord(
             factory=self._job.spec.workload.function,
-            arguments=dict(self._job.spec.workload.arguments),
+            arguments={**self._job.spec.workload.arguments, **own},
             dtype=self._job.spec.training.dtype,
             code=code_digest(self._job.spec.workload.function, self._job.prefixes),
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import qmc
 
-from tuner.config import Entry, Range, Space, WholeRange, options
+from tuner.config import Parameter, Range, Space, WholeRange, options
+from tuner.config.parameters import equal
 
 Rows: TypeAlias = NDArray[np.float64]
 Kind: TypeAlias = Literal["float", "log", "int", "ordered", "choice"]
@@ -217,45 +218,49 @@ class Encoding:
 
 
 def encoding_of(space: Space) -> Encoding:
-    """Return the encoding of all that varies in a space."""
-    always: dict[str, Entry] = {
-        "lr": space.lr,
-        "schedule": tuple(choice.name for choice in space.schedule),
-        "optimizer": tuple(choice.name for choice in space.optimizer),
-    }
-    found: list[Dimension] = []
-    for name, entry in always.items():
-        found += _dimensions(name, entry)
-    places = {dimension.name: place for place, dimension in enumerate(found)}
-    for group, choices in (("schedule", space.schedule), ("optimizer", space.optimizer)):
-        for index, choice in enumerate(choices):
-            when = ((places[group], frozenset({index})),) if group in places else ()
-            for key, entry in choice.entries():
-                found += _dimensions(key, entry, when)
-    return Encoding(found)
+    """Return the encoding of all that varies in a space, as samplers see it."""
+    known = {one.name: one for one in space.parameters()}
+    found: dict[str, Dimension] = {}
+    for one in known.values():
+        if one.varies:
+            places = {name: place for place, name in enumerate(found)}
+            found[one.name] = _dimension(one, tuple(_conditions(one, known, places)))
+    return Encoding(list(found.values()))
 
 
-def _dimensions(
-    name: str, entry: Entry, when: tuple[tuple[int, frozenset[int]], ...] = ()
-) -> list[Dimension]:
-    """Return the dimension of an entry, or none where it has one value."""
+def _conditions(
+    one: Parameter, known: Mapping[str, Parameter], places: Mapping[str, int]
+) -> Iterator[tuple[int, frozenset[int]]]:
+    """Yield the place and the cells of each dimension that a parameter depends on.
+
+    A parameter with one value has no dimension, and passes on its own conditions.
+    """
+    for name, values in one.when.items():
+        parent = known[name]
+        if not parent.varies:
+            yield from _conditions(parent, known, places)
+            continue
+        cells = parent.ordered or options(parent.entry)
+        allowed = {
+            cell for cell, own in enumerate(cells) if any(equal(own, value) for value in values)
+        }
+        yield places[name], frozenset(allowed)
+
+
+def _dimension(one: Parameter, when: tuple[tuple[int, frozenset[int]], ...]) -> Dimension:
+    """Return the dimension of a parameter that varies."""
+    entry = one.entry
     if isinstance(entry, Range):
-        whole = isinstance(entry, WholeRange)
-        log = bool(entry.log)
-        return [
-            Dimension(
-                name=name,
-                kind="int" if whole else "log" if log else "float",
-                low=entry.low,
-                high=entry.high,
-                log=log,
-                when=when,
-            )
-        ]
-    values = options(entry)
-    if len(values) == 1:
-        return []
-    if all(type(value) in {int, float} for value in values):
-        ordered = tuple(sorted(values, key=float))
-        return [Dimension(name=name, kind="ordered", values=ordered, when=when)]
-    return [Dimension(name=name, kind="choice", values=values, when=when)]
+        whole, log = isinstance(entry, WholeRange), bool(entry.log)
+        return Dimension(
+            name=one.name,
+            kind="int" if whole else "log" if log else "float",
+            low=entry.low,
+            high=entry.high,
+            log=log,
+            when=when,
+        )
+    if one.ordered is not None:  # samplers see the indices of its values
+        values = tuple(range(len(one.ordered)))
+        return Dimension(name=one.name, kind="ordered", values=values, when=when)
+    return Dimension(name=one.name, kind="choice", values=options(entry), when=when)

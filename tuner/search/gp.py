@@ -9,7 +9,7 @@ are minimised.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -231,11 +231,12 @@ def proposed(
     *,
     rng: np.random.Generator,
     fixed: Mapping[str, Any] | None = None,
+    allowed: Callable[[Rows], NDArray[np.bool_]] | None = None,
 ) -> Vector:
     """Return the row to try next, [dimension].
 
     `rows` have `losses`, in the order of their trials; `running` ones have none yet. `fixed`
-    parameters are given.
+    parameters are given. The row is among the `allowed` ones, [row], if any is found.
     """
     groups, dimensions, given = encoding.groups, len(encoding), dict(fixed or {})
     first = settled(len(losses))
@@ -258,6 +259,9 @@ def proposed(
         found = np.unique(encoding.snapped(encoding.fixed(points, given)), axis=0)
         fresh = np.array([row.tobytes() not in tried for row in found])
         found = found[fresh] if fresh.any() else found
+        if allowed is not None:
+            may = allowed(found)
+            found = found[may] if may.any() else found
         mean, variance = posterior.predict(encoding.features(found))
         mean = mean.reshape(len(found), -1)  # [row, fantasy]
         gains = log_expected_improvement(mean, variance[:, None], best)

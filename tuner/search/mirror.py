@@ -24,7 +24,7 @@ from tuner.core.outcome import CANCELLED, COMPLETED, DIVERGED, FAILED, PRUNED, R
 from tuner.ledger import Searched, SearchedTrial, TrialRecord
 from tuner.ledger.decoding import log_once, study_attrs_of
 from tuner.ledger.reading import refuse_misfit
-from tuner.search.space import distributions
+from tuner.search.space import distributions, ordered_distribution, to_sampler
 
 STATES = {
     RUNNING: TrialState.RUNNING,
@@ -38,7 +38,7 @@ STATES = {
 
 
 def frozen(record: TrialRecord, spec: StudySpec) -> FrozenTrial:
-    """Return Optuna's form of a trial, with its searched parameters and its reports."""
+    """Return Optuna's record of a trial, with its searched parameters and its reports."""
     return Freezer(spec)(record.searched())
 
 
@@ -47,15 +47,18 @@ LARGEST = 1e100
 
 
 class Freezer:
-    """Converts trials to Optuna's form; those of one schedule and optimizer share distributions.
+    """Converts trials to Optuna's form; those with the same parameters share distributions.
 
     Shared distributions are never modified: Optuna's code gets a copy of the trial that it draws
-    parameters for.
+    parameters for. With `ordered`, lists of numbers are ordered, as samplers see them; else they
+    are as recorded.
     """
 
-    def __init__(self, spec: StudySpec) -> None:
+    def __init__(self, spec: StudySpec, *, ordered: bool = False) -> None:
         self._space = spec.space
-        self._known: dict[tuple[ParameterValue, ParameterValue], dict[str, Any]] = {}
+        self._parameters = {one.name: one for one in spec.space.parameters()}
+        self._ordered = ordered
+        self._known: dict[tuple[str, ...], dict[str, Any]] = {}
 
     def __call__(self, record: SearchedTrial) -> FrozenTrial:
         """Return Optuna's form of a trial, with its searched parameters and its reports.
@@ -65,9 +68,9 @@ class Freezer:
         searched, params = {}, record.params or {}
         if params:
             refuse_misfit(record, self._space)
-            kind = params["schedule"], params["optimizer"]
+            kind = tuple(params)
             if kind not in self._known:
-                self._known[kind] = distributions(self._space, params)
+                self._known[kind] = self._distributions(params)
             searched = self._known[kind]
         reports = dict(record.reports)
         state = STATES[record.state]
@@ -81,12 +84,21 @@ class Freezer:
             value=value,
             datetime_start=_datetime(record.created_at),
             datetime_complete=None if record.ended_at is None else _datetime(record.ended_at),
-            params={name: params[name] for name in searched},
+            params={name: self._value(name, params[name]) for name in searched},
             distributions=searched,
             user_attrs={},
             system_attrs=dict(record.attrs),
             intermediate_values=reports,
         )
+
+    def _distributions(self, params: Mapping[str, ParameterValue]) -> dict[str, Any]:
+        found = distributions(self._space, params)
+        if self._ordered:
+            return {name: ordered_distribution(self._parameters[name]) for name in found}
+        return found
+
+    def _value(self, name: str, value: ParameterValue) -> Any:
+        return to_sampler(self._parameters[name], value) if self._ordered else value
 
 
 def _datetime(seconds: float) -> datetime:
@@ -145,7 +157,7 @@ class Mirror:
         self.name = name or spec.study.name  # of the study in Optuna
         self.revision = 0
         self.attrs: dict[str, Any] = {}
-        self._freeze = Freezer(spec)
+        self._freeze = Freezer(spec, ordered=True)
         self._all = TrialsByNumber()
         self._for_sampler = TrialsByNumber()
         self._competitors = TrialsByNumber()

@@ -6,10 +6,11 @@ number.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import Study
@@ -96,6 +97,7 @@ class GPSampler(WholeSampler):
         maximize: bool,
         seed: Sequence[int],
         startup_trials: int,
+        allowed: Callable[[Rows], NDArray[np.bool_]] | None = None,
     ) -> None:
         super().__init__()
         self._space = space
@@ -103,6 +105,7 @@ class GPSampler(WholeSampler):
         self._sign = -1.0 if maximize else 1.0
         self._seed = seed
         self._startup_trials = startup_trials
+        self._allowed = allowed
 
     def whole(
         self, study: Study, trial: FrozenTrial, fixed: dict[str, Any]
@@ -125,6 +128,7 @@ class GPSampler(WholeSampler):
             _rows(space, running),
             rng=np.random.default_rng(self._seed),
             fixed=fixed,
+            allowed=self._allowed,
         )
         return space.decode(row)
 

@@ -39,7 +39,7 @@ HALF = 2
 
 def pruner_for(spec: StudySpec, rungs: tuple[int, ...]) -> BasePruner:
     """Return Optuna's pruner for a study whose `rungs` were fixed when it was submitted."""
-    steps = spec.training.steps
+    steps = spec.length
     pruner = spec.search.pruner
     return _build(pruner, rungs[0] if rungs else steps, steps)
 
@@ -48,7 +48,7 @@ class GroupPruner:
     """Decides which trials of a group are stopped, as Optuna's pruners would one by one."""
 
     def __init__(self, spec: StudySpec, rungs: tuple[int, ...], rankings: RungRankings) -> None:
-        steps, table = spec.training.steps, spec.search.pruner
+        steps, table = spec.length, spec.search.pruner
         first_rung = rungs[0] if rungs else steps
         self._patient: BasePruner | None = None
         if isinstance(table, Patient):
@@ -155,15 +155,16 @@ def reason_of_decision(
     pruner = spec.search.pruner
     wrapped = pruner.wraps if isinstance(pruner, Patient) else pruner
     competitors = "other trials" if bracket is None else f"other trials of bracket {bracket}"
-    reason = f"{spec.study.metric} was {value:.4g} at step {step}"
+    unit = spec.unit.removesuffix("s")
+    reason = f"{spec.study.metric} was {value:.4g} at {unit} {step}"
     reason += f", where {ahead} of the {others} {competitors} there were {better}"
     if isinstance(wrapped, Percentile) and prune:
         reason += f" and only the best {wrapped.percentile:g} percent go on"
     if isinstance(wrapped, Hyperband) and bracket is not None:
-        first = wrapped.first_rung(spec.training.steps) * wrapped.reduction_factor**bracket
+        first = wrapped.first_rung(spec.length) * wrapped.reduction_factor**bracket
         if step < first:
-            reason = f"{spec.study.metric} was {value:.4g} at step {step}"
-            reason += f", and bracket {bracket} prunes from step {first} on"
+            reason = f"{spec.study.metric} was {value:.4g} at {unit} {step}"
+            reason += f", and bracket {bracket} prunes from {unit} {first} on"
     if not prune:
         return f"Went on: {reason}."
     if not isinstance(pruner, Patient):

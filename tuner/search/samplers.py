@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import (
@@ -35,21 +37,20 @@ from tuner.config import (
     Space,
     StudySpec,
 )
+from tuner.config.grid import Grid as CellsOf
 from tuner.config.search import AnySampler
 from tuner.search.cma_state import restored
-from tuner.search.encoding import encoding_of
+from tuner.search.encoding import Encoding, Rows, encoding_of
 from tuner.search.own import GPSampler, SobolSampler
-from tuner.search.space import (
-    FixedSampler,
-    GridCells,
-    all_distributions,
-    shared_distributions,
-)
+from tuner.search.space import FixedSampler, all_distributions, completed, shared_distributions
 from tuner.search.textbook import textbook
 from tuner.search.tpe import ColumnTPESampler, Observations
 
 LEARN_FROM_VALUES = (GP, OptunaGP, CMAES)
 """Samplers that learn from the values of completed trials only; tpe also ranks pruned trials."""
+
+REDRAWN = 2**16
+"""Distance in the sequence from a point that violates the constraints to the next one."""
 
 
 def sampler_of(spec: StudySpec, number: int) -> AnySampler:
@@ -68,21 +69,25 @@ def sampler_for(  # noqa: PLR0911 - one for each sampler
     imported: Sequence[Mapping[str, ParameterValue]] = (),
     sources: Sequence[FrozenTrial] = (),
     observations: Observations | None = None,
+    attempt: int = 0,
 ) -> BaseSampler:
     """Return the sampler that draws trial `number`, seeded by the study's seed and the number.
 
     The first numbers belong to the `imported` trials. A grid skips their combinations. cmaes starts
     at the best of the `sources`, the imported trials with values. Without `observations`, tpe is
-    Optuna's own sampler; with them it draws the same, faster.
+    Optuna's own sampler; with them it draws the same, faster. Each `attempt` at parameters that
+    satisfy the constraints has its own seed.
     """
-    sequence = np.random.SeedSequence([spec.study.seed, number])
+    again = [attempt] if attempt else []
+    sequence = np.random.SeedSequence([spec.study.seed, number, *again])
     seed = int(sequence.generate_state(2, np.uint32)[1])
     index = number - len(imported)
     sampler = sampler_of(spec, number)
-    if (first := _first_params(spec, sampler, number, index)) is not None:
-        return FixedSampler(first)
+    first = _first_params(spec, sampler, number, index)
+    if first is not None and attempt == 0:
+        return FixedSampler(spec.space, first)
     whole = encoding_of(spec.space)
-    sobol = SobolSampler(whole, index, seed=spec.study.seed)
+    sobol = SobolSampler(whole, index + attempt * REDRAWN, seed=spec.study.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         match sampler:
@@ -101,17 +106,19 @@ def sampler_for(  # noqa: PLR0911 - one for each sampler
             case Random():
                 return RandomSampler(seed=seed)
             case Grid():
-                cells = GridCells(spec.space)
-                return FixedSampler(cells.at(cells.untried(index, imported)))
+                cells = _cells(spec.space.model_dump_json())
+                tried = [cell for one in imported if (cell := cells.index(one)) is not None]
+                return FixedSampler(spec.space, cells.cell(cells.untried(index, tried)))
             case Listed():
-                return FixedSampler(sampler.combination(index))
+                return FixedSampler(spec.space, sampler.combination(index))
             case GP():
                 return GPSampler(
                     whole,
                     sobol,
                     maximize=spec.study.direction == "maximize",
-                    seed=[spec.study.seed, number],
+                    seed=[spec.study.seed, number, *again],
                     startup_trials=sampler.startup_trials,
+                    allowed=_allowed(spec.space, whole) if spec.space.constraints else None,
                 )
             case OptunaGP():
                 return OptunaGPSampler(
@@ -120,7 +127,9 @@ def sampler_for(  # noqa: PLR0911 - one for each sampler
                     warn_independent_sampling=False,
                 )
             case QMC():
-                return IndexedQMCSampler(spec.space, index, sampler, seed=spec.study.seed)
+                return IndexedQMCSampler(
+                    spec.space, index + attempt * REDRAWN, sampler, seed=spec.study.seed
+                )
             case CMAES():
                 return RangeCmaEsSampler(spec.space, sampler, sources, seed=seed)
             case Auto():
@@ -136,6 +145,21 @@ def _first_params(
     if number == 0 and isinstance(sampler, TPE | GP) and sampler.start == "textbook":
         return None if spec.probe.enabled else textbook(spec.space)  # a probe suggests rates
     return None
+
+
+def _allowed(space: Space, whole: Encoding) -> Callable[[Rows], NDArray[np.bool_]]:
+    """Return which rows of an encoding satisfy the constraints, [row]."""
+
+    def allowed(rows: Rows) -> NDArray[np.bool_]:
+        return np.array([space.satisfies(completed(space, whole.decode(row))) for row in rows])
+
+    return allowed
+
+
+@functools.lru_cache(maxsize=16)
+def _cells(space: str) -> CellsOf:
+    """Return the grid of a space, from its JSON."""
+    return CellsOf(Space.model_validate_json(space))
 
 
 class IndexedQMCSampler(QMCSampler):
@@ -167,7 +191,7 @@ class IndexedQMCSampler(QMCSampler):
 
 
 class RangeCmaEsSampler(CmaEsSampler):
-    """CMA-ES over the ranges that every trial has; other parameters are drawn at random.
+    """CMA-ES over the numbers that every trial has; other parameters are drawn at random.
 
     Optuna's sampler uses the ranges that all trials so far share. When a second schedule is tried,
     these become fewer, its state no longer fits and it draws at random from then on.
@@ -188,7 +212,7 @@ class RangeCmaEsSampler(CmaEsSampler):
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """Return the ranges that every trial has."""
+        """Return the numbers that every trial has."""
         return self._space
 
     def _init_optimizer(self, *args: Any, **kwargs: Any) -> Any:

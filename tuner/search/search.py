@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import optuna
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, Trial
 
-from tuner.config import CMAES, TPE, Auto, ParameterValue
+from tuner.config import CMAES, TPE, Auto, ParameterValue, Space
 from tuner.ledger import Reader, StudyRecord
 from tuner.ledger.ranges import ActiveRange, history
 from tuner.search.active_range import extend, trials_in_range, with_range
@@ -20,9 +21,12 @@ from tuner.search.pruners import GroupPruner, bracket_of, pruner_for, reason_of_
 from tuner.search.regret import regret_bound
 from tuner.search.rungs import RungRankings
 from tuner.search.samplers import LEARN_FROM_VALUES, sampler_for, sampler_of
-from tuner.search.space import suggest
+from tuner.search.space import FixedSampler, for_sampler, suggest
 from tuner.search.storage import FIXED, MirrorStorage
 from tuner.search.tpe import Observations
+
+REDRAWS = 20
+"""Draws of a sampler that may violate the constraints before a trial is drawn at random."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,23 +114,39 @@ class Search:
             self._observations.update(trial)
 
     def _draw(self, number: int) -> Draw:
-        self._storage.begin(self._mirror.trial(number))
-        self._drawing = number
-        known, active, spec = self._mirror.imported(), self._active(), self._spec
-        if active is not None:
-            spec = with_range(spec, active)
-            if (index := number - len(known)) < len(active.first):
-                self._storage.set_trial_system_attr(number, FIXED, dict(active.first[index]))
-        begins_there = known and isinstance(spec.search.sampler, CMAES)
-        sources = self._mirror.sources() if begins_there else []
-        sampler = sampler_for(spec, number, known, sources, self._observations)
-        params = suggest(Trial(self._optuna_study(self._storage, sampler), number), spec.space)
+        """Draw until the constraints hold, from a random combination if the sampler finds none."""
+        for attempt in range(REDRAWS):
+            space, params = self._suggest(number, attempt)
+            if space.satisfies(params):
+                break
+        else:
+            seed = f"{self._spec.study.seed} {number}"
+            allowed = space.draw(random.Random(seed))  # noqa: S311 - not for secrets
+            self._storage.begin(self._mirror.trial(number))
+            study = self._optuna_study(self._storage, FixedSampler(space, allowed))
+            params = suggest(Trial(study, number), space)
         return Draw(
             params=params,
             attrs=self._storage.get_trial(number).system_attrs,
             study_attrs=self._storage.study_attrs,
             revision=self._mirror.revision,
         )
+
+    def _suggest(self, number: int, attempt: int) -> tuple[Space, dict[str, ParameterValue]]:
+        """Return the space and parameters that the sampler draws from it."""
+        self._storage.begin(self._mirror.trial(number))
+        self._drawing = number
+        known, active, spec = self._mirror.imported(), self._active(), self._spec
+        if active is not None:
+            spec = with_range(spec, active)
+            if (index := number - len(known)) < len(active.first):
+                first = for_sampler(spec.space, active.first[index])
+                self._storage.set_trial_system_attr(number, FIXED, first)
+        begins_there = known and isinstance(spec.search.sampler, CMAES)
+        sources = self._mirror.sources() if begins_there else []
+        sampler = sampler_for(spec, number, known, sources, self._observations, attempt)
+        study = self._optuna_study(self._storage, sampler)
+        return spec.space, suggest(Trial(study, number), spec.space)
 
     def extension(self) -> tuple[int, ActiveRange] | None:
         """Return a wider active range if the best trial is at its edge, else None.

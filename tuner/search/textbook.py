@@ -32,24 +32,26 @@ USUAL: Mapping[str, Any] = {"momentum": 0.9, "nesterov": True, "warmup": 0.05}
 def textbook(space: Space) -> dict[str, ParameterValue] | None:
     """Return the complete parameters of the default, or None where the space has no usual rate.
 
-    Parameters of schedule and optimizer are the nearest to the usual ones that the space has.
+    Parameters of schedule and optimizer are the nearest to the usual ones that the space has; of
+    others nothing is usual, and they have the middle of their values. None too if the constraints
+    exclude that.
     """
-    optimizers = {choice.name: choice for choice in space.optimizer}
-    schedules = {choice.name: choice for choice in space.schedule}
-    schedule = next((name for name in SCHEDULES if name in schedules), space.schedule[0].name)
+    optimizers = [choice.name for choice in space.optimizer]
+    schedules = [choice.name for choice in space.schedule]
+    schedule = next((name for name in SCHEDULES if name in schedules), schedules[0])
     for name, rate in RATES.items():
         if name in optimizers and _near(space.lr, rate):
-            params: dict[str, ParameterValue] = {
-                "lr": _nearest(space.lr, rate),
-                "schedule": schedule,
-                "optimizer": name,
-            }
-            for choice in (schedules[schedule], optimizers[name]):
-                for key, entry in choice.entries():
+            usual: dict[str, Any] = {"lr": rate, "schedule": schedule, "optimizer": name}
+            for choice in (*space.schedule, *space.optimizer):
+                for key, _ in choice.entries():
                     own = key.partition(".")[2]
-                    usual = USUAL.get(own, type(choice).model_fields[own].default)
-                    params[key] = _nearest(entry, usual)
-            return params
+                    usual[key] = USUAL.get(own, type(choice).model_fields[own].default)
+            params: dict[str, ParameterValue] = {}
+            for one in space.parameters():
+                if one.exists(params):
+                    known = one.name in usual
+                    params[one.name] = _nearest(one.entry, usual[one.name] if known else one.middle)
+            return params if space.satisfies(params) else None
     return None
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tuner.config import StudySpec
 from tuner.core.errors import WorkloadError
 from tuner.training.workloads import Batch, Batches, Workload
 
@@ -146,16 +145,15 @@ class BatchStream:
 
 
 def open_stream(
-    workload: Workload, spec: StudySpec, placed: Callable[[Tensor], Tensor]
+    workload: Workload, rows: int | str, placed: Callable[[Tensor], Tensor]
 ) -> BatchStream | None:
     """Return the stream of a workload with its own batches; None for data in memory.
 
-    `placed` moves a tensor to the training device. Raise `WorkloadError` if the study does not
-    set the batch size.
+    `rows` is the batch size; `placed` moves a tensor to the training device. Raise `WorkloadError`
+    if the study does not set the batch size.
     """
     if workload.batches is None:
         return None
-    rows = spec.training.batch_size
     if rows == "full":
         raise WorkloadError(
             'batches: expected [training] batch_size to be the rows of each batch, got "full"; set '

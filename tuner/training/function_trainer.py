@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from tuner.config import StudySpec
+from tuner.config import StudySpec, settings_of
 from tuner.core.errors import WorkloadError
 from tuner.training import checkpoint, foreign_state, objective, random_state
 from tuner.training.guard.monitor import GuardMonitor
@@ -65,9 +65,12 @@ class _Member:
         self._spec = spec
         self._clock = clock
         self._grace = grace
-        self._rungs = frozenset(spec.rungs())
-        self.rate_source = rate_source(task.params, spec.training.steps, spec.study.direction)
-        self._monitor = GuardMonitor(spec, task.params, self.rate_source, function.baseline_loss)
+        self._settings = settings_of(spec, task.params, function.training_rows)
+        self._rungs = self._settings.rungs
+        self.rate_source = rate_source(task.params, self._settings.steps, spec.study.direction)
+        self._monitor = GuardMonitor(
+            spec, self._settings, task.params, self.rate_source, function.baseline_loss
+        )
         self._progress = NO_EVALUATIONS
         self._step = 0  # rows so far
         self._names: list[str] = []  # of metrics, from the first report of some
@@ -103,7 +106,7 @@ class _Member:
         if self.status is Status.TRAINING and self._returned and self._error is None:
             self._conclude()
         value = objective.value_of(self._spec, self._progress)
-        return self._segment.event(self.task.number, self.status, value)
+        return self._segment.event(self.task.number, self.status, value, self._rungs)
 
     def _raise_error(self) -> None:
         """Raise the exception of the function, if any."""
@@ -135,7 +138,7 @@ class _Member:
 
     def _conclude(self) -> None:
         """Set the status of a trial whose function returned."""
-        steps, step = self._spec.training.steps, self._step
+        steps, step = self._settings.steps, self._step
         if self._progress.last_step == step and (step > 0 or steps == 0):
             self.status = Status.FINISHED
             if step < steps:
@@ -151,7 +154,7 @@ class _Member:
 
     def _run(self) -> None:
         try:
-            self._function(Trial(self.task, self._spec, self))
+            self._function(Trial(self.task, self._spec, self._settings, self))
         except StopTrial:
             pass
         except Exception as error:  # raised by the trainer's thread
@@ -191,7 +194,7 @@ class _Member:
         if step != self._step:
             what = f"step {self._step} next"
             hint = "every step is reported, in order, and metrics before the next train_loss"
-            if self._step == self._spec.training.steps:
+            if self._step == self._settings.steps:
                 what = f"metrics at step {self._step}, the last"
             raise self._error_of(f"report: expected {what}, got step {step}; {hint}")
 
@@ -226,7 +229,7 @@ class _Member:
         self._progress = objective.with_evaluation(
             self._spec, self._progress, step, metrics[metric]
         )
-        reason = objective.early_stop_reason(self._spec, self._progress)
+        reason = objective.early_stop_reason(self._spec, self._progress, self._settings.steps)
         if reason:
             self._stop(Status.FINISHED, reason)
         if step in self._rungs:
@@ -236,7 +239,7 @@ class _Member:
     def trained(self, step: int, loss: float, rate: float, grad_norm: float) -> None:
         """Record a row."""
         self._expect_step(step)
-        steps, metric = self._spec.training.steps, self._spec.study.metric
+        steps, metric = self._settings.steps, self._spec.study.metric
         if step >= steps:
             raise self._error_of(
                 f"report: expected train_loss at steps 0 to {steps - 1}, got step {step}"
@@ -389,10 +392,13 @@ class FunctionTrainer:
             "trainer": "own",
             "function": self._function.name,
             "device": _device(self._spec).type,
-            "steps": self._spec.training.steps,
+            "steps": self._steps(task),
             "seed": task.seed,
             **{f"params {key}": value for key, value in sorted(task.params.items())},
         }
+
+    def _steps(self, task: Task) -> int:
+        return settings_of(self._spec, task.params, self._function.training_rows).steps
 
 
 def _device(spec: StudySpec) -> torch.device:

@@ -61,6 +61,8 @@ def train(
     seconds. A file that is damaged, or of other data or parameters, is ignored. Raises
     `WorkloadCodeError` if the workload's code raises.
     """
+    with workload_code():
+        workload = workload.of(task.params)
     trainer = ReferenceTrainer(workload, spec)
     curve, status, reason, value = curves.empty(), Status.TRAINING, "", None
     saved = _saved(file, workload, task)

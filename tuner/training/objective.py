@@ -51,9 +51,12 @@ def value_of(spec: StudySpec, progress: Progress) -> float | None:
     return progress.best if spec.study.value == "best" else progress.last
 
 
-def early_stop_reason(spec: StudySpec, progress: Progress) -> str:
-    """Return the reason to stop early if `[training] patience` is exceeded, else an empty text."""
-    patience, steps = spec.training.patience, spec.training.steps
+def early_stop_reason(spec: StudySpec, progress: Progress, steps: int) -> str:
+    """Return the reason to stop early if `[training] patience` is exceeded, else an empty text.
+
+    `steps` is the horizon of the trial.
+    """
+    patience = spec.training.patience
     if patience is None or progress.since < patience or progress.last_step >= steps:
         return ""
     return (

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
-from tuner.config import StudySpec
+from tuner.config import StudySpec, TrialSettings, settings_of
 from tuner.training import checkpoint, objective, optimizers, random_state
 from tuner.training.batches import BatchOrder, micro_batches, open_stream
 from tuner.training.guard.monitor import GuardMonitor
@@ -65,23 +65,29 @@ class ReferenceTrainer:
         Raise `WorkloadError` if the workload does not measure the study's metric.
         """
         objective.check_metric(spec, workload)
-        self._workload = workload
+        self._trained = workload
         self._spec = spec
         self._clock = clock
         self._device = torch.device(spec.training.device)
         self._dtype: torch.dtype = getattr(torch, spec.training.dtype)
-        self._train = (
-            self._on_device(workload.train_inputs),
-            self._on_device(workload.train_targets),
-        )
-        self._validation = (
-            self._on_device(workload.validation_inputs),
-            self._on_device(workload.validation_targets),
-        )
-        self._stream = open_stream(workload, spec, self._on_device)
-        self._rungs = frozenset(spec.rungs())
-        self._evaluation_steps = frozenset(spec.evaluation_steps())
         self._member: _Member | None = None
+        self._use(workload, settings_of(spec, {}, workload.rows))
+
+    def _use(self, workload: Workload, settings: TrialSettings) -> None:
+        """Move the data of a trial's workload to the training device, unless they are there."""
+        if getattr(self, "_workload", None) is not workload:
+            self._workload = workload
+            self._train = (
+                self._on_device(workload.train_inputs),
+                self._on_device(workload.train_targets),
+            )
+            self._validation = (
+                self._on_device(workload.validation_inputs),
+                self._on_device(workload.validation_targets),
+            )
+            self._stream = open_stream(workload, settings.batch_size, self._on_device)
+        self._settings = settings
+        self._evaluation_steps = frozenset(settings.evaluation_steps)
 
     def admit(self, task: Task) -> None:
         """Put a trial in the slot. Raise `ValueError` if its snapshot does not match the task."""
@@ -90,6 +96,8 @@ class ReferenceTrainer:
                 f"expected a free slot for trial {task.number}, got trial "
                 f"{self._member.task.number} in the only one; evict it first"
             )
+        workload = self._trained.of(task.params)
+        self._use(workload, settings_of(self._spec, task.params, workload.rows))
         state = None
         if task.snapshot is not None:
             fingerprint = self._fingerprint(task)
@@ -133,12 +141,13 @@ class ReferenceTrainer:
         member.monitor.absorb_calm()
         member.seconds += self._clock() - began
         if member.raised is None and member.status is Status.TRAINING:
-            if member.step == self._spec.training.steps:
+            if member.step == self._settings.steps:
                 member.status = Status.FINISHED
-            elif member.step in self._rungs:
+            elif member.step in self._settings.rungs:
                 member.status = Status.AT_RUNG
         value = objective.value_of(self._spec, member.progress)
-        return [segment.event(member.task.number, member.status, value)]
+        rungs = self._settings.rungs
+        return [segment.event(member.task.number, member.status, value, rungs)]
 
     def evict(self, number: int) -> None:
         """Free the slot, whatever the trial's status."""
@@ -203,14 +212,14 @@ class ReferenceTrainer:
         if member.skipped >= self._spec.guard.skipped_steps:
             reason = (
                 f"{member.skipped} steps in a row up to step {step} were skipped, as gradients "
-                f"were not finite in {self._spec.training.precision} however small their scale"
+                f"were not finite in {self._settings.precision} however small their scale"
             )
         if reason:
             member.status = Status.DIVERGED
             segment.stopped_step, segment.reason = step, reason
             return
-        if self._spec.training.clip_norm is not None and not skips:
-            clip_grads_with_norm_(member.parameters, self._spec.training.clip_norm, norm)
+        if self._settings.clip_norm is not None and not skips:
+            clip_grads_with_norm_(member.parameters, self._settings.clip_norm, norm)
         member.precision.step(member.optimizer)
         member.step += 1
 
@@ -242,7 +251,7 @@ class ReferenceTrainer:
 
     def _check_time(self, member: _Member, segment: Segment, began: float) -> None:
         """Evaluate and finish the trial once its time limit is reached."""
-        limit, steps = self._spec.training.seconds, self._spec.training.steps
+        limit, steps = self._spec.training.seconds, self._settings.steps
         if limit is None or member.step >= steps:
             return
         if member.seconds + self._clock() - began < limit:
@@ -281,30 +290,33 @@ class ReferenceTrainer:
         value = metrics[self._spec.study.metric]
         member.rate_source.evaluated(member.step, value)
         member.progress = objective.with_evaluation(self._spec, member.progress, member.step, value)
-        segment.reason = objective.early_stop_reason(self._spec, member.progress)
+        steps = self._settings.steps
+        segment.reason = objective.early_stop_reason(self._spec, member.progress, steps)
         if segment.reason:
             member.status = Status.FINISHED
 
     def _new_member(self, task: Task) -> _Member:
         """Return a new member at step 0."""
-        training = self._spec.training
+        settings = self._settings
         random = random_state.seeded_torch(task.seed, self._device)
         with random_state.swapped(random):
             model = self._workload.model(task.seed, self._dtype).to(self._device, self._dtype)
         model.train()
         parameters = list(model.parameters())
-        rates = rate_source(task.params, training.steps, self._spec.study.direction)
+        rates = rate_source(task.params, settings.steps, self._spec.study.direction)
         return _Member(
             task=task,
             model=model,
             parameters=parameters,
             optimizer=optimizers.make(task.params, parameters),
-            order=BatchOrder(task.seed, len(self._train[0]), training.batch_size),
+            order=BatchOrder(task.seed, len(self._train[0]), settings.batch_size),
             rate_source=rates,
-            monitor=GuardMonitor(self._spec, task.params, rates, self._workload.baseline_loss),
-            precision=Precision(training.precision, self._device),
+            monitor=GuardMonitor(
+                self._spec, settings, task.params, rates, self._workload.baseline_loss
+            ),
+            precision=Precision(settings.precision, self._device),
             random=random,
-            accumulate=training.accumulate * 2**task.halvings,
+            accumulate=settings.accumulate * 2**task.halvings,
         )
 
     # --- helpers ----------------------------------------------------------
@@ -312,8 +324,8 @@ class ReferenceTrainer:
     def _next_stop(self, step: int, max_steps: int) -> int:
         """Return the step where `advance` returns unless the trial ends earlier."""
         assert max_steps >= 1, max_steps
-        last = min(step + max_steps, self._spec.training.steps)
-        return min((rung for rung in self._rungs if step < rung < last), default=last)
+        last = min(step + max_steps, self._settings.steps)
+        return min((rung for rung in self._settings.rungs if step < rung < last), default=last)
 
     def _member_of(self, number: int) -> _Member:
         """Return the member of a trial. Raise `ValueError` if it has no slot."""
@@ -335,8 +347,8 @@ class ReferenceTrainer:
             "trainer": "reference",
             "device": self._device.type,
             "dtype": self._spec.training.dtype,
-            "precision": self._spec.training.precision or "float32",
-            "steps": self._spec.training.steps,
+            "precision": self._settings.precision or "float32",
+            "steps": self._settings.steps,
             "seed": task.seed,
             **{f"params {key}": value for key, value in sorted(task.params.items())},
         }

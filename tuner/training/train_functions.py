@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tuner.config import Space
 from tuner.core.errors import WorkloadCodeError, WorkloadError
 from tuner.training import workloads
 from tuner.training.registration import ALLOWED_PREFIXES
@@ -22,26 +23,32 @@ class TrainFunction:
     data_name: str  # for display
     data_digest: str  # empty if the function does not declare one
     baseline_loss: float | None = None  # the training loss of the best constant predictor
+    training_rows: int | None = None  # number of training examples, if it is declared
+    searched: tuple[str, ...] = ()  # names of the arguments that differ between trials
 
     def __call__(self, trial: Trial) -> None:
         """Call the function for a trial."""
-        self.call(trial, **self.arguments)
+        own = {name: trial.params[name] for name in self.searched if name in trial.params}
+        self.call(trial, **self.arguments, **own)
 
 
 def load(
     name: str,
     arguments: Mapping[str, Any],
     allowed_prefixes: Sequence[str] = ALLOWED_PREFIXES,
+    space: Space | None = None,
 ) -> TrainFunction:
-    """Import a train function and check that it accepts the arguments.
+    """Import a train function and check that it accepts the arguments, also those of a space.
 
     Its optional attributes `data_digest` (a string, or a function that returns one) and
     `data_name` identify its data; a worker with other data refuses the study. The attribute
-    `baseline_loss`, the training loss of the best constant predictor, is for the guard. Raise
+    `baseline_loss`, the training loss of the best constant predictor, is for the guard, and
+    `training_rows`, the number of training examples, for a budget in epochs. Raise
     `WorkloadError`.
     """
     function = workloads.find(name, allowed_prefixes, "train_function")
-    workloads.check_arguments(name, function, (None,), arguments)
+    searched = () if space is None else space.function_arguments
+    workloads.check_searched(name, function, (None,), arguments, space)
     digest = getattr(function, "data_digest", "")
     try:
         digest = digest() if callable(digest) else digest
@@ -63,4 +70,6 @@ def load(
         data_name=str(getattr(function, "data_name", f"data of {name}")),
         data_digest=digest,
         baseline_loss=getattr(function, "baseline_loss", None),
+        training_rows=getattr(function, "training_rows", None),
+        searched=searched,
     )

@@ -30,7 +30,7 @@ class Task:
 
     number: int  # of the trial in its study; identifies its events
     seed: int  # of the initial parameters, the order of the data and the random state
-    params: Mapping[str, ParameterValue]  # complete: lr, schedule, optimizer, and their own
+    params: Mapping[str, ParameterValue]  # complete
     snapshot: bytes | None = None  # resume from here instead of from step 0
     halvings: int = 0  # of the micro-batch size, one each time it ran out of memory
 
@@ -74,6 +74,7 @@ class Event:
         None  # of a diverged trial: first non-finite step, or where it was stopped
     )
     error: BaseException | None = None  # raised by the workload, if not raised to the caller
+    rung: int | None = None  # at a rung: its position in the unit of the study
 
     @property
     def next_step(self) -> int:
@@ -100,8 +101,10 @@ class Segment:
         """Whether there are rows or evaluations."""
         return bool(self.times or self.evaluations)
 
-    def event(self, number: int, status: Status, value: float | None) -> Event:
-        """Return the event of these rows and evaluations."""
+    def event(
+        self, number: int, status: Status, value: float | None, rungs: Mapping[int, int]
+    ) -> Event:
+        """Return the event of these rows and evaluations; `rungs` are positions by step."""
         columns = (self.losses, self.rates, self.grad_norms)
         return Event(
             number=number,
@@ -117,6 +120,7 @@ class Segment:
             reason=self.reason,
             stopped_step=self.stopped_step,
             error=self.error,
+            rung=rungs[self.first_step + len(self.times)] if status is Status.AT_RUNG else None,
         )
 
 

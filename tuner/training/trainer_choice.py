@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from tuner.config import Entry, ParameterValue, Range, StudySpec, options
+from tuner.config import ParameterValue, StudySpec, options, settings_of
 from tuner.core.failures import sentence
 from tuner.training import objective, out_of_memory, train_functions, workloads
 from tuner.training.cohort import eligibility
@@ -51,8 +51,10 @@ class Choice:
 def load(spec: StudySpec, prefixes: Sequence[str]) -> Trained:
     """Import the workload or train function of a study. Raise `WorkloadError`."""
     if spec.workload.train is not None:
-        return train_functions.load(spec.workload.train, spec.workload.arguments, prefixes)
-    return workloads.load(spec.workload.function, spec.workload.arguments, prefixes)
+        return train_functions.load(
+            spec.workload.train, spec.workload.arguments, prefixes, spec.space
+        )
+    return workloads.load(spec.workload.function, spec.workload.arguments, prefixes, spec.space)
 
 
 def trainer_for(trained: Trained, spec: StudySpec, choice: Choice | None = None) -> Trainer:
@@ -196,6 +198,7 @@ def _quickest(
 ) -> Threads:
     trainer = ReferenceTrainer(workload, spec)
     tasks = _tasks(spec, 1)
+    most_steps = settings_of(spec, tasks[0].params, workload.rows).steps
 
     def a_step(threads: int, steps: int, clock: Callable[[], float]) -> float:
         use_threads(threads)
@@ -205,11 +208,11 @@ def _quickest(
     busy = a_step(1, 1, busy_clock)
     is_long = clock() - began > seconds
     if not is_long:  # measure without the one-time costs of the first step
-        busy = a_step(1, min(2, spec.training.steps), busy_clock)
+        busy = a_step(1, min(2, most_steps), busy_clock)
     if most < 2 or busy < MIN_STEP_SECONDS:
         return Threads(count=1, reason=f"a step computes for {1e3 * busy:.2g} ms with one thread")
     rounds, few = 1 if is_long else 3, 20
-    steps = max(1, min(int(seconds / rounds / busy), few, spec.training.steps))
+    steps = max(1, min(int(seconds / rounds / busy), few, most_steps))
 
     def median(threads: int) -> float:
         return statistics.median(a_step(threads, steps, clock) for _ in range(rounds))
@@ -254,7 +257,7 @@ def _measured(
             return first, None
     rounds, most = 3, 20
     steps = int(seconds / rounds / 2 / max(first * slots, 1e-9))
-    steps = max(1, min(steps, most, spec.training.steps))
+    steps = max(1, min(steps, most, settings_of(spec, {}, workload.rows).steps))
     _seconds(cohort, tasks, 1, clock)
     alone, together = [], []
     for _ in range(rounds):
@@ -282,16 +285,11 @@ def _tasks(spec: StudySpec, count: int) -> list[Task]:
     """Return tasks at the lowest rate, so that none diverges, cycling through the choices."""
     tasks = []
     for number in range(count):
-        schedule = spec.space.schedule[number % len(spec.space.schedule)].name
-        optimizer = spec.space.optimizer[number % len(spec.space.optimizer)].name
-        own = spec.space.entries(schedule, optimizer)
-        params: dict[str, ParameterValue] = {key: _lowest(entry) for key, entry in own.items()}
-        params |= {"lr": _lowest(spec.space.lr), "schedule": schedule, "optimizer": optimizer}
+        params: dict[str, ParameterValue] = {}
+        for one in spec.space.parameters():
+            if one.exists(params):
+                several = one.name in ("schedule", "optimizer")
+                choices = options(one.entry) if several else (one.lowest,)
+                params[one.name] = choices[number % len(choices)]
         tasks.append(Task(number=number, seed=number, params=params))
     return tasks
-
-
-def _lowest(entry: Entry) -> ParameterValue:
-    if isinstance(entry, Range):
-        return entry.low
-    return options(entry)[0]

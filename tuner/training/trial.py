@@ -51,7 +51,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch.optim import Optimizer
 
-from tuner.config import ParameterValue, StudySpec
+from tuner.config import ParameterValue, StudySpec, TrialSettings
 from tuner.core.text import is_metric_name
 from tuner.training import optimizers
 from tuner.training.lr_scheduler import TrialSchedule
@@ -127,19 +127,21 @@ class Checkpoint:
 class Trial:
     """One trial, as passed to its train function."""
 
-    def __init__(self, task: Task, spec: StudySpec, sink: ReportSink) -> None:
+    def __init__(
+        self, task: Task, spec: StudySpec, settings: TrialSettings, sink: ReportSink
+    ) -> None:
         self.number = task.number
         self.params: Mapping[str, ParameterValue] = dict(task.params)
-        """All parameters by name: lr, schedule, optimizer, and their own, such as sgd.momentum."""
+        """All parameters by name, such as lr, sgd.momentum and the searched arguments."""
         self.lr = float(task.params["lr"])
         """The rate that the schedule multiplies."""
         self.seed = task.seed
-        self.steps = spec.training.steps
+        self.steps = settings.steps
         """The horizon: the number of steps."""
         self.device = spec.training.device
         self.checkpoint = Checkpoint(sink, self._after_load)
         self._sink = sink
-        self._evaluated = frozenset(spec.evaluation_steps())
+        self._evaluated = frozenset(settings.evaluation_steps)
         self._schedules: list[TrialSchedule] = []
         self._independent: list[TrialSchedule] = []  # with their own `total_steps`
 

@@ -11,7 +11,7 @@ import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from tuner.config import ParameterValue, Space
 from tuner.core.errors import WorkloadCodeError, WorkloadError
 from tuner.core.importing import allow_from_current_folder
 from tuner.core.text import is_metric_name
@@ -34,6 +35,9 @@ Batch: TypeAlias = tuple[Tensor, Tensor]
 
 Batches: TypeAlias = Callable[[int], Iterable[Batch]]
 """Map the number of an epoch to its batches; the same epoch has the same batches at every call."""
+
+KEPT = 4
+"""Number of workloads with different arguments that a worker keeps."""
 
 RESERVED = ("train_loss", "lr", "grad_norm", "val_loss")
 """Metrics that every trial has; a workload's own metrics need other names."""
@@ -73,6 +77,18 @@ class Workload:
     slices: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
     # named subsets of those rows, as masks: bool [row]
 
+    def of(self, params: Mapping[str, ParameterValue]) -> Workload:
+        """Return the workload of a trial: this one, unless arguments of its factory are searched.
+
+        Raise as `load` does.
+        """
+        return self
+
+    @property
+    def rows(self) -> int | None:
+        """The number of training examples; None if they come in batches of unknown number."""
+        return len(self.train_inputs) if self.batches is None else None
+
     @property
     def held_out(self) -> tuple[Tensor, Tensor]:
         """Inputs and targets [row, ...] on which champion and challenger are compared."""
@@ -82,6 +98,27 @@ class Workload:
     def metric_names(self) -> tuple[str, ...]:
         """The names of the metrics of an evaluation; one of them is the study's metric."""
         return ("val_loss", *self.metrics)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SearchedWorkload(Workload):
+    """A workload whose factory has searched arguments, with the lowest or first value of each."""
+
+    build: Callable[[Mapping[str, ParameterValue]], Workload]  # from the searched arguments
+    searched: tuple[str, ...]  # their names
+    built: dict[tuple[tuple[str, ParameterValue], ...], Workload] = field(default_factory=dict)
+
+    def of(self, params: Mapping[str, ParameterValue]) -> Workload:
+        """Return the workload of a trial; the last few are kept."""
+        own = {name: params[name] for name in self.searched if name in params}
+        key = tuple(own.items())
+        found = self.built.pop(key, None)
+        if found is None:
+            found = self.build(own)
+            for oldest in list(self.built)[: len(self.built) - KEPT + 1]:
+                del self.built[oldest]
+        self.built[key] = found  # the latest is last
+        return found
 
 
 def digest_of(*tensors: Tensor) -> str:
@@ -115,14 +152,34 @@ def load(
     factory: str,
     arguments: Mapping[str, Any],
     allowed_prefixes: Sequence[str] = ALLOWED_PREFIXES,
+    space: Space | None = None,
 ) -> Workload:
     """Import and call a factory `module:function`, and check the workload that it returns.
 
-    Modules of the current folder can be imported too. Raises `WorkloadError` if the module is not
-    allowed, the factory cannot be found or called, or its workload cannot be trained.
+    Modules of the current folder can be imported too. If a space searches arguments, it is a
+    `SearchedWorkload`. Raises `WorkloadError` if the module is not allowed, the factory cannot be
+    found or called, or its workload cannot be trained.
     """
     function = find(factory, allowed_prefixes, "workload")
-    check_arguments(factory, function, (), arguments)
+    check_searched(factory, function, (), arguments, space)
+    if space is None or not space.function_arguments:
+        return _called(factory, function, arguments)
+    names = space.function_arguments
+    example = space.example()
+    own = {name: example[name] for name in names if name in example}
+    first = _called(factory, function, {**arguments, **own})
+    return SearchedWorkload(
+        **{one.name: getattr(first, one.name) for one in fields(first)},
+        build=lambda own: _called(factory, function, {**arguments, **own}),
+        searched=names,
+        built={tuple(own.items()): first},
+    )
+
+
+def _called(
+    factory: str, function: Callable[..., object], arguments: Mapping[str, Any]
+) -> Workload:
+    """Return the checked workload of a factory. Raise `WorkloadError`."""
     try:
         workload = function(**arguments)
     except KeyboardInterrupt:
@@ -192,6 +249,33 @@ def check_arguments(
         raise WorkloadError(
             f"workload {name}: {error}; expected arguments {inspect.signature(function)}, "
             f"got {given}; fix the arguments in [workload] of the study file"
+        ) from error
+
+
+def check_searched(
+    name: str,
+    function: Callable[..., object],
+    before: Sequence[object],
+    arguments: Mapping[str, Any],
+    space: Space | None,
+) -> None:
+    """Raise `WorkloadError` unless a function accepts the arguments of a study and its space.
+
+    Arguments with a condition need a default, for trials that do not have them.
+    """
+    given = dict(arguments)
+    if space is None or not space.function_arguments:
+        check_arguments(name, function, before, given)
+        return
+    own = [one for one in space.parameters() if one.name in space.function_arguments]
+    check_arguments(name, function, before, given | {one.name: one.lowest for one in own})
+    always = {one.name: one.lowest for one in own if space.always(one)}
+    try:
+        inspect.signature(function).bind(*before, **given, **always)
+    except TypeError as error:
+        raise WorkloadError(
+            f"workload {name}: {error} where the condition of a parameter does not hold; give the "
+            "argument a default in the function"
         ) from error
 
 

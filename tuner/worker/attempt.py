@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tuner.config import settings_of
 from tuner.core import curves, failures
 from tuner.core.curves import Chunk
 from tuner.core.errors import ConnectionLostError, WorkloadCodeError
@@ -85,6 +86,7 @@ class Attempt:
 
     def admit(self, params: Mapping[str, Any]) -> None:
         """Put the trial into a slot, from its checkpoint if it has one."""
+        self._params = params
         task = Task(
             number=self.number,
             seed=seed_of(self._study.spec, self.number),
@@ -122,15 +124,16 @@ class Attempt:
 
     def undecided(self, event: Event) -> bool:
         """Return whether a decision is due: not at a rung that an earlier attempt reported."""
-        return event.status is Status.AT_RUNG and event.next_step not in self._reported
+        return event.status is Status.AT_RUNG and event.rung not in self._reported
 
     def entry(self, event: Event, decision: Decision | None = None) -> Entry:
         """Return what is to be committed after an event: rows, a report, an outcome."""
         if decision is None:
             return self._entry(outcome=self._outcome_of(event))
         assert event.value is not None
+        assert event.rung is not None
         report = Report(
-            step=event.next_step,
+            step=event.rung,
             value=event.value,
             pruned=decision.prune,
             reason=decision.reason,
@@ -143,7 +146,7 @@ class Attempt:
             case Status.FINISHED:
                 value, spec = event.value, self._study.spec
                 assert value is not None
-                how = event.reason or f"ran all {spec.training.steps} steps"
+                how = event.reason or f"ran all {event.next_step} steps"
                 where = "at best" if spec.study.value == "best" else "at the end"
                 reason = _sentence(f"{how}; {spec.study.metric} {value:.4g} {where}")
                 return Outcome(kind=COMPLETED, reason=reason, value=value)
@@ -258,8 +261,9 @@ class Attempt:
             reason = "The train function ran out of memory."
             return self._failed(reason, traceback)
         halvings = self._endings.get(OUT_OF_MEMORY, 0)
-        batch = rows if spec.training.batch_size == "full" else spec.training.batch_size
-        largest = -(-min(batch, rows) // (spec.training.accumulate * 2**halvings))
+        settings = settings_of(spec, self._params or {}, rows)
+        batch = rows if settings.batch_size == "full" else settings.batch_size
+        largest = -(-min(batch, rows) // (settings.accumulate * 2**halvings))
         if largest == 1 or halvings >= spec.budget.retries.out_of_memory:
             reason = f"Out of memory, even with micro-batches of {largest}."
             return self._failed(reason, traceback)

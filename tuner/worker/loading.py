@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tuner.config import StudySpec
+from tuner.config import Space, StudySpec
 from tuner.config.study import WorkloadTable
 from tuner.ledger import StudyRecord
 from tuner.ledger.versions import refuse_other_workload
@@ -20,6 +20,7 @@ class PreparedWorkload:
     """A workload that is built, and its description for the ledger."""
 
     table: WorkloadTable  # what it was built from
+    space: Space
     prefixes: tuple[str, ...]
     workload: Trained
     description: Mapping[str, Any]  # digests of code and data, and their sizes
@@ -30,6 +31,7 @@ def prepare_workload(spec: StudySpec, prefixes: Sequence[str]) -> PreparedWorklo
     workload = trainer_choice.load(spec, prefixes)
     return PreparedWorkload(
         table=spec.workload,
+        space=spec.space,
         prefixes=tuple(prefixes),
         workload=workload,
         description=_description(spec, workload, prefixes),
@@ -45,7 +47,8 @@ def load_workload(
     compared before anything is imported.
     """
     table = study.spec.workload
-    if prepared is None or (prepared.table, prepared.prefixes) != (table, tuple(prefixes)):
+    known = prepared and (prepared.table, prepared.space, prepared.prefixes)
+    if prepared is None or known != (table, study.spec.space, tuple(prefixes)):
         code = workloads.code_digest(table.function, prefixes)
         here = {**study.workload, "code": code}
         refuse_other_workload(study.name, table.function, study.workload, here)
@@ -61,7 +64,7 @@ def _description(spec: StudySpec, workload: Trained, prefixes: Sequence[str]) ->
         "data": workload.data_digest,
         "data_name": workload.data_name,
         "baseline_loss": None,
-        "training_rows": None,  # known to the train function alone
+        "training_rows": None if isinstance(workload, Workload) else workload.training_rows,
         "validation_rows": None,
     }
     if not isinstance(workload, Workload):

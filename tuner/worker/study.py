@@ -228,7 +228,7 @@ class StudyWorker:
         """Decide together on members that reached rungs in the same step."""
         if not events:
             return {}
-        reports = [(event.number, event.next_step, _value(event)) for event in events]
+        reports = [(event.number, _rung(event), _value(event)) for event in events]
         decisions = self._commits.retry_until_stopped(lambda: self._search.decide_together(reports))
         return {event.number: one for event, one in zip(events, decisions, strict=True)}
 
@@ -352,6 +352,11 @@ def _settled(trained: Trained, spec: StudySpec) -> dict[str, Any]:
     choice = trainer_choice.settle(trained, spec)
     threads = trainer_choice.choose_threads(trained, spec, choice)
     return asdict(choice) | {"threads": threads.count, "threads_reason": threads.reason}
+
+
+def _rung(event: Event) -> int:
+    assert event.rung is not None
+    return event.rung
 
 
 def _value(event: Event) -> float:

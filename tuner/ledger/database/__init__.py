@@ -19,7 +19,9 @@ from tuner.ledger.database.locks import migration_lock
 from tuner.ledger.database.migrate import check_schema, open_ledger, upgrade, upgrade_ledger
 from tuner.ledger.database.mlflow import (
     is_database,
+    is_refused,
     is_served,
+    require_tracking,
     sent_once,
     tracking_client,
     tracking_reached,
@@ -27,15 +29,18 @@ from tuner.ledger.database.mlflow import (
 )
 from tuner.ledger.database.optuna import optuna_storage
 from tuner.ledger.database.pooling import pooled
+from tuner.ledger.database.roles import Login, require_deletion
 from tuner.ledger.database.schema_check import Difference, differences, ledger_differences, recreate
 
 __all__ = [
     "Addresses",
     "Difference",
+    "Login",
     "addresses",
     "check_schema",
     "differences",
     "is_database",
+    "is_refused",
     "is_served",
     "ledger_differences",
     "ledger_engine",
@@ -45,6 +50,8 @@ __all__ = [
     "pooled",
     "reached",
     "recreate",
+    "require_deletion",
+    "require_tracking",
     "sent_once",
     "tracking_client",
     "tracking_reached",

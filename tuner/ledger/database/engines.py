@@ -37,7 +37,8 @@ CONNECTION = {
 IDLE_SECONDS = 30
 """How long PostgreSQL lets a transaction wait for a process that was suspended with locks held."""
 
-UNUSABLE_CODES = frozenset({"42501", "42P01", "3F000", "25006"})
+NO_PRIVILEGE = "42501"
+UNUSABLE_CODES = frozenset({NO_PRIVILEGE, "42P01", "3F000", "25006"})
 """Codes of PostgreSQL: no privilege, no table, no schema, read-only."""
 REFUSES_OPTIONS = "unsupported startup parameter: options"
 """The error of a pgbouncer that is not configured to ignore them."""
@@ -134,6 +135,8 @@ def _unavailable(
     message = " ".join(str(error).split())
     if REFUSES_OPTIONS in message:
         message += "; let the connection pooler ignore it: ignore_startup_parameters = options"
+    if getattr(error, "sqlstate", None) == NO_PRIVILEGE:
+        message += "; use a login that may do that, such as the owner of the tables"
     return kind(f"the database {without_password(url)} cannot be used: {without_password(message)}")
 
 

@@ -5,7 +5,7 @@ Optuna's and MLflow's tables are made here too, since concurrent first starts wo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -66,16 +66,16 @@ def _check(places: Addresses, revision: str | None) -> None:
         _refuse(places, revision)
 
 
-def upgrade(places: Addresses, workers: Mapping[str, str] | None = None) -> str | None:
+def upgrade(places: Addresses, logins: Sequence[roles.Login] = ()) -> str | None:
     """Upgrade all schemas (the ledger's, Optuna's and MLflow's) from any earlier version.
 
-    On PostgreSQL also the schemas, and roles with what they may do, and logins of `workers` with
-    their passwords; return what an administrator must do for these, or None.
+    On PostgreSQL also the schemas, the roles with their privileges, and the `logins` with their
+    passwords; return what an administrator must do for these, or None.
     """
-    if workers and places.file is not None:
-        raise UsageError("SQLite knows no logins; expected a PostgreSQL database for workers")
+    if logins and places.file is not None:
+        raise UsageError("SQLite knows no logins; expected a PostgreSQL database for them")
     upgrade_ledger(places, tracking=places.owns_tracking)
-    return _grant_roles(places, workers or {}) if places.file is None else None
+    return _grant_roles(places, logins) if places.file is None else None
 
 
 def upgrade_ledger(places: Addresses, *, tracking: bool = False) -> None:
@@ -85,6 +85,8 @@ def upgrade_ledger(places: Addresses, *, tracking: bool = False) -> None:
     """
     from alembic import command  # noqa: PLC0415
 
+    if places.file is None:
+        _verify_schemas(places)
     with migration_lock(places), reached(places.ledger):
         if places.file is not None:
             with suppress(OSError):  # SQLite's own message is better
@@ -94,7 +96,6 @@ def upgrade_ledger(places: Addresses, *, tracking: bool = False) -> None:
         if revision is not None and revision not in _revisions():
             _refuse(places, revision)
         if places.file is None:
-            _verify_schemas(places)
             _make_schemas(engine)
         upgrade_optuna(places)
         if tracking:
@@ -138,15 +139,15 @@ def _make_schemas(engine: Engine) -> None:
             tx.execute(text(f"CREATE SCHEMA IF NOT EXISTS {schema}"))
 
 
-def _grant_roles(places: Addresses, workers: Mapping[str, str]) -> str | None:
+def _grant_roles(places: Addresses, logins: Sequence[roles.Login]) -> str | None:
     from optuna.storages._rdb.models import BaseModel  # noqa: PLC0415 - late, as everywhere
 
     with migration_lock(places), reached(places.ledger):
         engine = ledger_engine(places.ledger)
         with engine.execution_options(writes=True).begin() as tx:
             left = roles.grant(tx, {*BaseModel.metadata.tables, "alembic_version"})
-            for login, password in workers.items() if left is None else ():
-                roles.let_work(tx, login, password)
+            for login in logins if left is None else ():
+                roles.let_in(tx, login)
         engine.dispose()
     return left
 

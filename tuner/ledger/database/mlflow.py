@@ -10,13 +10,13 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlalchemy import make_url
+from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from tuner.core.errors import ConnectionLostError, SchemaError, UnavailableError
 from tuner.core.outputs import private_file
 from tuner.ledger.database.addresses import Addresses, without_password
-from tuner.ledger.database.engines import is_lost, ledger_engine
+from tuner.ledger.database.engines import is_lost, ledger_engine, reached
 from tuner.ledger.database.locks import migration_lock
 from tuner.ledger.database.pooling import pooled
 
@@ -38,8 +38,7 @@ def tracking_client(places: Addresses) -> MlflowClient:
     """
     from mlflow import MlflowClient  # noqa: PLC0415
 
-    if places.tracking.startswith("postgresql"):
-        _refuse_without_tables(places)
+    require_tracking(places)
     makes_tables = places.tracking.startswith("sqlite:")
     with (
         migration_lock(places) if makes_tables and places.file else nullcontext(),
@@ -97,14 +96,30 @@ def make_tracking(places: Addresses) -> None:
         MlflowClient(tracking_uri=pooled(places.tracking))  # makes the default experiment
 
 
-def _refuse_without_tables(places: Addresses) -> None:
-    """Raise at once if database or tables are missing, since MLflow would retry for minutes."""
+def require_tracking(places: Addresses) -> None:
+    """Raise at once if this login may not use MLflow's tables, or if there are none.
+
+    MLflow would retry for minutes. Raise nothing about a server or a file.
+    """
+    if not places.tracking.startswith("postgresql"):
+        return
     engine = ledger_engine(places.tracking)
     try:
-        with engine.connect() as connection:
+        with reached(places.tracking), engine.connect() as connection:
+            query = text("SELECT has_schema_privilege(oid, 'USAGE') FROM pg_namespace "
+                         "WHERE nspname = current_setting('search_path')")  # fmt: skip
+            may = connection.scalar(query)
+            user = connection.scalar(text("SELECT current_user"))
             there = engine.dialect.has_table(connection, "experiments")
     finally:
         engine.dispose()
+    if may is False:
+        raise UnavailableError(
+            f"the database login {user!r} has no rights on MLflow's tables, as workers have none; "
+            "set MLFLOW_TRACKING_URI to the address of an MLflow server, or train with `tuner "
+            "worker --no-recorder` and publish with `tuner recorder` and a login in the role "
+            "tuner_recorder"
+        )
     if not there:
         raise SchemaError(
             f"there are no tables of MLflow in {without_password(places.tracking)}; "
@@ -121,7 +136,7 @@ def tracking_reached(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:  # requests' are OSErrors
         message = (str(error).splitlines() or [""])[0]
-        if REFUSED.search(message):
+        if is_refused(error):
             raise UnavailableError(
                 f"MLflow at {without_password(uri)} does not let this login do that; use one that "
                 f"may write. Its error: {without_password(message)}"
@@ -137,6 +152,11 @@ def tracking_reached(uri: str) -> Iterator[None]:
             f"MLflow at {without_password(uri)} cannot be used; start or repair it, or "
             f"set MLFLOW_TRACKING_URI to another one. Its error: {without_password(message)}"
         ) from error
+
+
+def is_refused(error: Exception) -> bool:
+    """Return whether a server refuses the login, as an error of MLflow's client or of requests."""
+    return REFUSED.search((str(error).splitlines() or [""])[0]) is not None
 
 
 def is_served(artifacts: str) -> bool:

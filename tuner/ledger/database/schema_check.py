@@ -22,7 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import AddConstraint, CreateIndex, DropIndex, ExecutableDDLElement
 
-from tuner.core.errors import UnavailableError
+from tuner.core.errors import ConnectionLostError, UnavailableError
 from tuner.ledger.database.addresses import Addresses
 from tuner.ledger.database.engines import ledger_engine
 from tuner.ledger.database.locks import migration_lock
@@ -74,6 +74,10 @@ def recreate(places: Addresses) -> dict[str, str]:
                 except (DBAPIError, UnavailableError) as error:
                     cause = error.orig if isinstance(error, DBAPIError) else error
                     failed[one.what] = " ".join(str(cause).split())
+    except ConnectionLostError:
+        raise
+    except UnavailableError as error:  # only the owner may lock
+        failed = dict.fromkeys((one.what for one in ledger_differences(places)), str(error))
     finally:
         engine.dispose()
     return failed

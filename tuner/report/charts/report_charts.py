@@ -287,12 +287,12 @@ def as_applied(found: Findings) -> list[Line]:
 
 def steps(found: Findings) -> dict[str, dict[str, float]]:
     """Return the number of steps trained and saved, by outcome."""
-    horizon = found.study.spec.training.steps
     trained: dict[str, float] = {}
     saved: dict[str, float] = {}
     for one in found.trials:
         if one.state in KINDS and not one.imported:
             trained[one.state] = trained.get(one.state, 0.0) + one.steps
+            left = found.study.horizon(one.params) - one.steps
             stopped = one.state in (PRUNED, DIVERGED)
-            saved[one.state] = saved.get(one.state, 0.0) + (horizon - one.steps) * stopped
+            saved[one.state] = saved.get(one.state, 0.0) + left * stopped
     return {"trained": trained, "saved": saved}

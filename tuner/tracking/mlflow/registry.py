@@ -18,7 +18,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from tuner.core.errors import NotFoundError
-from tuner.ledger.database import sent_once, tracking_reached
+from tuner.ledger.database import is_refused, sent_once, tracking_reached
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 RETRAINING = "tuner.retraining"
@@ -81,7 +81,7 @@ class Registry:
             try:
                 found = self._client.get_model_version_by_alias(self.model, CHAMPION)
             except MlflowException as error:
-                if _is_missing(error):
+                if self._is_missing(error):
                     return None
                 raise
         return _version(found)
@@ -92,7 +92,7 @@ class Registry:
             try:
                 return _version(self._client.get_model_version(self.model, str(number)))
             except MlflowException as error:
-                if not _is_missing(error):
+                if not self._is_missing(error):
                     raise
         raise NotFoundError(f"model {self.model!r} has no version {number} in the registry")
 
@@ -158,6 +158,23 @@ class Registry:
             )
         return content
 
+    def _is_missing(self, error: MlflowException) -> bool:
+        """Return whether an error means that there is no such model, version or alias."""
+        if is_refused(error):  # a server with accounts refuses what does not exist
+            return not self._is_listed()
+        # MLflow reports a missing alias as an invalid parameter
+        return error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
+
+    def _is_listed(self) -> bool:
+        token = None
+        while True:
+            page = self._client.search_registered_models(max_results=100, page_token=token)
+            if any(one.name == self.model for one in page):
+                return True
+            token = page.token
+            if not token:
+                return False
+
     def _reached(self) -> Any:
         return tracking_reached(self._client.tracking_uri)
 
@@ -177,8 +194,3 @@ def _version(found: ModelVersion) -> Version:
         source=found.source,
         tags=dict(found.tags),
     )
-
-
-def _is_missing(error: MlflowException) -> bool:
-    # MLflow reports a missing alias as an invalid parameter
-    return error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}

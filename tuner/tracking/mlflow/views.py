@@ -17,6 +17,7 @@ from typing import Any
 
 import mlflow
 
+from tuner.config import CHOSEN
 from tuner.core.outcome import CANCELLED, COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING
 from tuner.ledger import StudyRecord
 
@@ -65,7 +66,7 @@ def views(study: StudyRecord) -> list[View]:
     parallel = _chart(
         "PARALLEL",
         "Parameters and values",
-        selectedParams=["log10_lr", "schedule", "optimizer"],
+        selectedParams=["log10_lr", "schedule", "optimizer", *study.spec.space.others],
         selectedMetrics=[VALUE],
         showAllRuns=True,
     )
@@ -152,7 +153,7 @@ def state_of(study: StudyRecord, view: View) -> dict[str, Any]:
 
 
 def _columns(study: StudyRecord) -> list[str]:
-    params = [f"params.`{name}`" for name in ("lr", "schedule", "optimizer")]
+    params = [f"params.`{name}`" for name in (*CHOSEN, *study.spec.space.others)]
     metrics = [f"metrics.`{name}`" for name in (VALUE, study.spec.study.metric)]
     tags = [f"tags.`tuner.{name}`" for name in ("outcome", "verdict", "reason")]
     return [*params, *metrics, *tags]

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tuner.config import StudySpec
+from tuner.config import StudySpec, settings_of
+from tuner.config.space import SETTINGS as _OF_ONE_TRIAL
 from tuner.training import out_of_memory, random_state
 from tuner.training.cohort import dropout
 from tuner.training.cohort.layers import DenseStack, chain_of
@@ -77,13 +78,14 @@ def plan(workload: Workload, spec: StudySpec) -> Plan:
     if refused:
         raise NotStackableError(f"trials cannot be trained together with {refused}")
     rows = len(workload.train_inputs)
-    batch = spec.training.batch_size
+    settings = settings_of(spec, {}, workload.rows)
+    batch = settings.batch_size
     rows = rows if batch == "full" else min(batch, rows)
     try:
         with seeded(0), warnings.catch_warnings():
             # vmap falls back to a loop over members
             warnings.filterwarnings("error", "There is a performance drop", UserWarning)
-            stack = _stack(workload, rows, spec.training.precision)
+            stack = _stack(workload, rows, settings.precision)
             _compare(stack, workload, rows)
             _check_metrics(workload)
             return Plan(stack=stack, sizes=_sizes(stack, workload, rows, spec))
@@ -103,7 +105,12 @@ def plan(workload: Workload, spec: StudySpec) -> Plan:
 def _refused(spec: StudySpec) -> str:
     """Return a setting of the study that only the reference trainer supports, or empty."""
     training = spec.training
+    searched = [one for one in spec.space.parameters() if one.name in _OF_ONE_TRIAL]
+    searched += [one for one in spec.space.parameters() if one.name in spec.space.arguments]
     refused = {
+        f"{searched[0].name if searched else ''} searched, which differs between trials": (
+            bool(searched)
+        ),
         f"a train function ({spec.workload.train}), whose loop is its own": spec.workload.train,
         '[training] precision = "float16", whose scale is a trial\'s own': (
             training.precision == "float16"

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tuner.config import StudySpec
+from tuner.config import StudySpec, settings_of
 from tuner.core.errors import WorkloadError
 from tuner.training import checkpoint, objective, out_of_memory, random_state
 from tuner.training.batches import BatchOrder, open_stream
@@ -75,8 +75,9 @@ class CohortTrainer:
         self._clock = clock
         self._device = torch.device(spec.training.device)
         self._dtype: torch.dtype = getattr(torch, spec.training.dtype)
-        self._precision = Precision(spec.training.precision, self._device)
-        self._stream = open_stream(workload, spec, self._on_device)
+        self._settings = settings_of(spec, {}, workload.rows)  # of every trial
+        self._precision = Precision(self._settings.precision, self._device)
+        self._stream = open_stream(workload, self._settings.batch_size, self._on_device)
         self._source: Source
         if self._stream is None:
             data = workload.train_inputs, workload.train_targets
@@ -87,8 +88,7 @@ class CohortTrainer:
             self._on_device(workload.validation_inputs),
             self._on_device(workload.validation_targets),
         )
-        self._rungs = frozenset(spec.rungs())
-        self._evaluation_steps = spec.evaluation_steps()
+        self._evaluation_steps = self._settings.evaluation_steps
         self._allocator = SlotAllocator(self._plan, slots, self._dtype, self._device)
         self._slots: list[Member | None] = [None] * slots
 
@@ -174,7 +174,7 @@ class CohortTrainer:
     def _update(self, members: list[Member], count: int) -> None:
         """Make `count` updates of members in training, then judge the losses."""
         groups = [
-            Group(block, own, count, self._spec.training.clip_norm)
+            Group(block, own, count, self._settings.clip_norm)
             for block in self._allocator.blocks
             if (own := [member for member in members if member.block is block])
         ]
@@ -283,16 +283,17 @@ class CohortTrainer:
         value = metrics[self._spec.study.metric]
         member.rate_source.evaluated(step, value)
         member.progress = objective.with_evaluation(self._spec, member.progress, step, value)
-        segment.reason = objective.early_stop_reason(self._spec, member.progress)
+        steps = self._settings.steps
+        segment.reason = objective.early_stop_reason(self._spec, member.progress, steps)
         if segment.reason:
             member.status = Status.FINISHED
 
     def _set_statuses(self, members: list[Member]) -> None:
         """Set the status of members at the horizon or a rung; copy the buffers of ended members."""
         for member in members:
-            if member.status is Status.TRAINING and member.step == self._spec.training.steps:
+            if member.status is Status.TRAINING and member.step == self._settings.steps:
                 member.status = Status.FINISHED
-            elif member.status is Status.TRAINING and member.step in self._rungs:
+            elif member.status is Status.TRAINING and member.step in self._settings.rungs:
                 member.status = Status.AT_RUNG
             if member.status in ENDED:
                 member.buffers = buffers_of(member)
@@ -300,7 +301,8 @@ class CohortTrainer:
     def _event(self, member: Member) -> Event:
         member.monitor.absorb_calm()
         value = objective.value_of(self._spec, member.progress)
-        return member.segment.event(member.task.number, member.status, value)
+        rungs = self._settings.rungs
+        return member.segment.event(member.task.number, member.status, value, rungs)
 
     def _until_evaluation(self, member: Member) -> int:
         """Return the steps to a member's next evaluation; the horizon and rungs have one."""
@@ -309,7 +311,7 @@ class CohortTrainer:
 
     def _new_member(self, task: Task, fresh: bool) -> Member:
         """Return a new member at step 0, with initial parameters if `fresh`."""
-        training, (own, place) = self._spec.training, self._allocator.free(self._members())
+        settings, (own, place) = self._settings, self._allocator.free(self._members())
         generator = torch.Generator(self._device)
         if fresh:
             random = random_state.seeded_torch(task.seed, self._device)
@@ -317,15 +319,17 @@ class CohortTrainer:
                 model = self._workload.model(task.seed, self._dtype).to(self._dtype)
             generator.set_state(random[str(self._device)])
             eligibility.write_model(own, place, model, self._plan.stack.layout)
-        rates = rate_source(task.params, training.steps, self._spec.study.direction)
+        rates = rate_source(task.params, settings.steps, self._spec.study.direction)
         return Member(
             task=task,
             block=own,
             place=place,
             optimizer=optimizers.make(task.params, own.rows[place], own.gradients[place]),
-            order=BatchOrder(task.seed, len(self._workload.train_inputs), training.batch_size),
+            order=BatchOrder(task.seed, len(self._workload.train_inputs), settings.batch_size),
             rate_source=rates,
-            monitor=GuardMonitor(self._spec, task.params, rates, self._workload.baseline_loss),
+            monitor=GuardMonitor(
+                self._spec, settings, task.params, rates, self._workload.baseline_loss
+            ),
             random=generator,
         )
 
@@ -368,8 +372,8 @@ class CohortTrainer:
             "stack": self._plan.stack.name,
             "device": self._device.type,
             "dtype": self._spec.training.dtype,
-            "precision": self._spec.training.precision or "float32",
-            "steps": self._spec.training.steps,
+            "precision": self._settings.precision or "float32",
+            "steps": self._settings.steps,
             "seed": task.seed,
             **{f"params {key}": value for key, value in sorted(task.params.items())},
         }

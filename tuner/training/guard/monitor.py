@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tuner.config import ParameterValue, StudySpec
+from tuner.config import ParameterValue, StudySpec, TrialSettings
 from tuner.training.guard import rules
 from tuner.training.guard.momentum import Momentum, momentum_of
 from tuner.training.guard.recovery import steps_to_recovery
@@ -24,14 +24,15 @@ class GuardMonitor:
     def __init__(
         self,
         spec: StudySpec,
+        settings: TrialSettings,
         params: Mapping[str, ParameterValue],  # of the trial, flat
         rate_source: RateSource,
         baseline: float | None,  # training loss of the best constant predictor
     ) -> None:
-        self._evaluations = spec.evaluation_steps()
+        self._evaluations = settings.evaluation_steps
         # other optimizers normalize the gradient, so their steps do not grow with the distance
         self._momentum = momentum_of(params) if params["optimizer"] == "sgd" else Momentum()
-        self._horizon = spec.training.steps
+        self._horizon = settings.steps
         self._settings = spec.guard
         self._rate_source = rate_source
         self._baseline = baseline

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from tuner.config import ParameterValue, StudySpec
+from tuner.config import ParameterValue, StudySpec, settings_of
 from tuner.training.cohort import eligibility
 from tuner.training.cohort.trainer import CohortTrainer
 from tuner.training.lr_probe.stability import Curves
@@ -26,7 +26,7 @@ def curves_of_workload(
 
     `params` has the parameters of each optimizer, by its name, without a rate.
     """
-    short = probe_spec(spec)
+    short = probe_spec(spec, workload.rows)
     seed = seed_of(spec, 0)
     not_stackable = eligibility.reason_not_stackable(workload, short)
 
@@ -86,14 +86,26 @@ def _write(row: np.ndarray, event: Event) -> None:  # row: [2, step]
         row[:, -1] = np.nan  # also if it stopped after the last row
 
 
-def probe_spec(spec: StudySpec) -> StudySpec:
-    """Return a study with the probe's number of steps, a constant rate and no pruner."""
-    steps = probe_steps(spec)
+def probe_spec(spec: StudySpec, rows: int | None) -> StudySpec:
+    """Return a study with the probe's number of steps, a constant rate and no pruner.
+
+    Settings that are searched have their lowest or first values; `rows` is the number of training
+    examples.
+    """
+    steps, settings = probe_steps(spec, rows), settings_of(spec, {}, rows)
     space = spec.space.model_validate({"lr": 1.0, "schedule": "constant", "optimizer": "sgd"})
     return spec.model_copy(
         update={
             "training": spec.training.model_copy(
-                update={"steps": steps, "evaluate_every": steps, "patience": None, "seconds": None}
+                update={
+                    "steps": steps,
+                    "epochs": None,
+                    "examples": None,
+                    "batch_size": settings.batch_size,
+                    "evaluate_every": steps,
+                    "patience": None,
+                    "seconds": None,
+                }
             ),
             "space": space,
             "search": spec.search.model_validate({"sampler": "random", "pruner": "none"}),
@@ -101,6 +113,6 @@ def probe_spec(spec: StudySpec) -> StudySpec:
     )
 
 
-def probe_steps(spec: StudySpec) -> int:
+def probe_steps(spec: StudySpec, rows: int | None) -> int:
     """Return the number of steps at each rate."""
-    return min(spec.probe.steps, spec.training.steps)
+    return min(spec.probe.steps, settings_of(spec, {}, rows).steps)

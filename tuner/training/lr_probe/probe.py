@@ -17,7 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tuner.config import Choice, Entry, ParameterValue, Range, StudySpec, WholeRange, options
+from tuner.config import (
+    Choice,
+    Entry,
+    ParameterValue,
+    Range,
+    StudySpec,
+    WholeRange,
+    options,
+    settings_of,
+)
 from tuner.training.batches import BatchOrder
 from tuner.training.lr_probe import curvature, stability
 from tuner.training.lr_probe.curvature import Curvature
@@ -79,6 +88,7 @@ def probe(workload: Workload, spec: StudySpec) -> dict[str, Probe]:
 
     Raise `WorkloadError` if the workload cannot be trained.
     """
+    workload = workload.of(spec.space.example())
     params: dict[str, Mapping[str, ParameterValue]] = {
         choice.name: representative(choice) for choice in spec.space.optimizer
     }
@@ -233,7 +243,8 @@ def losses(
 
         return loss
 
-    order = BatchOrder(seed, len(inputs), spec.training.batch_size)
-    drawn = [order.rows(step) for step in range(min(PRECONDITIONER_BATCHES, probe_steps(spec)))]
+    order = BatchOrder(seed, len(inputs), settings_of(spec, {}, workload.rows).batch_size)
+    count = min(PRECONDITIONER_BATCHES, probe_steps(spec, workload.rows))
+    drawn = [order.rows(step) for step in range(count)]
     batches = [on(slice(None) if rows is None else rows) for rows in drawn]
     return on(slice(CURVATURE_ROWS)), batches
