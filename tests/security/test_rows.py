@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from helpers import claim, rows, submit
 from processes import prepare
 from safetensors.numpy import save
-from sqlalchemy import text
+from sqlalchemy import text, update
 from training_here import PREFIXES, line_spec
 
 from tuner.cli.app import cli
@@ -28,8 +28,10 @@ from tuner.core.errors import NotFoundError, UnreadableError
 from tuner.ledger import CheckpointRecord, Ledger, database
 from tuner.ledger.checkpoint_files import file_of, remove_file, remove_folder
 from tuner.ledger.database import Addresses
+from tuner.ledger.tables import studies
 from tuner.operations import doctor, manage
 from tuner.operations import submit as submission
+from tuner.search import Search
 from tuner.tracking.recorder import record
 from tuner.worker import work
 from tuner.worker.lease_renewer import LeaseRenewer
@@ -234,6 +236,54 @@ def test_a_waiting_trial_that_is_unreadable_does_not_hide_the_next_one(ledger):
         tx.execute(text("UPDATE tuner_trials SET attrs = '[]' WHERE number = 0"))
     assert claim(ledger, study).trial.number == 1
     assert [number for number, _ in ledger.unreadable_trials(study.id)] == [0]
+
+
+SEARCHED = {
+    "lr": {"low": 1e-3, "high": 1.0},
+    "schedule": "constant",
+    "optimizer": ["sgd", "adamw"],
+    "batch_size": [8, 16],
+    "arguments": {
+        "depth": {"low": 1, "high": 3},
+        "norm": [True, False],
+        "width": {"values": [4, 8], "when": {"norm": True}},
+    },
+}
+BY_EPOCHS = {"steps": None, "epochs": 2, "evaluate_every": None}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("batch_size", 0), ("batch_size", "8"), ("depth", 1.5), ("depth", -1), ("norm", 1),
+     ("width", 5), ("width", None), ("lr", 2.0), ("optimizer", "lion")],
+)  # fmt: skip
+def test_a_trial_outside_of_its_space_is_left_out_everywhere(ledger, name, value):
+    study = submit(
+        ledger, space=SEARCHED, training=BY_EPOCHS, search={"sampler": "tpe", "pruner": "none"}
+    )
+    fixed = {"lr": 0.1, "schedule": "constant", "optimizer": "sgd", "batch_size": 8, "depth": 2,
+             "norm": True, "width": 4}  # fmt: skip
+    wrong = {key: one for key, one in {**fixed, name: value}.items() if one is not None}
+    for held, params in [(claim(ledger, study), fixed), (claim(ledger, study), wrong)]:
+        ledger.draw(held.lease, params, attrs={}, study_attrs={}, asked_revision=0)
+        ledger.release(held.lease, "interrupted", "for this test")
+    assert [trial.number for trial in ledger.trials(study.id)] == [0]
+    (found,) = ledger.unreadable_trials(study.id)
+    assert found[0] == 1
+    assert f"{name}: expected" in found[1]
+    again, new = claim(ledger, study), claim(ledger, study)
+    assert (again.trial.number, new.trial.number) == (0, 2)
+    assert study.spec.space.contains(Search(study, ledger).draw(2).params)
+
+
+@pytest.mark.parametrize("rows_known", [None, 0, -1, "many"])
+def test_a_budget_in_epochs_needs_the_number_of_examples(ledger, rows_known):
+    study = submit(ledger, training=BY_EPOCHS)
+    workload = dict(study.workload) | {"training_rows": rows_known}
+    with ledger.engine.execution_options(writes=True).begin() as tx:
+        tx.execute(update(studies).values(workload=workload))
+    with pytest.raises(UnreadableError):
+        ledger.study(study.name)
 
 
 def test_a_grid_larger_than_memory_is_indexed():

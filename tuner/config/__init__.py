@@ -24,7 +24,7 @@ from tuner.config.search import (
     Percentile,
     Random,
 )
-from tuner.config.space import CHOSEN, Space
+from tuner.config.space import CHOSEN, Space, misfits
 from tuner.config.study import BudgetTable, GuardTable, StudySpec
 from tuner.config.trial_settings import TrialSettings, batch_size, horizon_of, settings_of
 from tuner.config.values import Entry, ParameterValue, Range, Table, WholeRange, fractions, options
@@ -68,6 +68,7 @@ __all__ = [
     "batch_size",
     "fractions",
     "horizon_of",
+    "misfits",
     "options",
     "own",
     "settings_of",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -296,19 +296,6 @@ class Space(Table):
         """Return whether these are complete parameters of a trial within this space."""
         return not self.missing(params)
 
-    def misfits(self, params: Mapping[str, ParameterValue]) -> dict[str, str]:
-        """Return, by parameter, what is expected where a searched one is missing or not allowed.
-
-        Unlike `missing`, ignore constraints, and parameters that do not vary or are unknown: an
-        earlier release may have had others.
-        """
-        return {
-            one.name: in_words(one.entry)
-            for one in self.parameters()
-            if (one.varies or one.name in CHOSEN) and one.exists(params)
-            if one.name not in params or not _fits(one.entry, params[one.name])
-        }
-
     def missing(self, params: Mapping[str, ParameterValue]) -> dict[str, str]:
         """Return, by parameter, what is expected where one is missing, unknown or not allowed.
 
@@ -326,12 +313,20 @@ class Space(Table):
         return wrong
 
 
-TAKEN_IN_WORDS = ", ".join(sorted(TAKEN))
+def misfits(
+    parameters: Iterable[Parameter], params: Mapping[str, ParameterValue]
+) -> dict[str, str]:
+    """Return, by parameter, what is expected where a searched one is missing or not allowed.
 
-
-@functools.lru_cache(maxsize=1000)
-def _constraint(text: str) -> Constraint:
-    return Constraint(text)
+    Unlike `Space.missing`, ignore constraints and other parameters, which an earlier release may
+    have stored otherwise.
+    """
+    return {
+        one.name: in_words(one.entry)
+        for one in parameters
+        if (one.varies or one.name in CHOSEN) and one.exists(params)
+        if one.name not in params or not _fits(one.entry, params[one.name])
+    }
 
 
 def _fits(entry: Entry, value: ParameterValue) -> bool:
@@ -339,6 +334,14 @@ def _fits(entry: Entry, value: ParameterValue) -> bool:
     if isinstance(entry, Range):
         return has(entry, value)
     return any(equal(value, option) for option in options(entry))
+
+
+TAKEN_IN_WORDS = ", ".join(sorted(TAKEN))
+
+
+@functools.lru_cache(maxsize=1000)
+def _constraint(text: str) -> Constraint:
+    return Constraint(text)
 
 
 def _parameter(name: str, searched: Searched, place: tuple[str, ...]) -> Parameter:

@@ -12,13 +12,12 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, select, update
 
-from tuner.config import Space
 from tuner.core.errors import LeaseLost, UnreadableError
 from tuner.ledger import rows
 from tuner.ledger.decoding import readable, study_of
 from tuner.ledger.lease_writer import LeaseWriter
 from tuner.ledger.leases import ATTEMPTS, Gone, renewed
-from tuner.ledger.reading import has_live_attempt, read_trials, refuse_misfit
+from tuner.ledger.reading import has_live_attempt, read_trials
 from tuner.ledger.records import (
     OPEN,
     STALE,
@@ -100,7 +99,7 @@ class Attempts(LeaseWriter):
             ).all()
             found = read_trials(tx, trials.c.id.in_(waiting)) if waiting else []
             orderly = rows.with_orderly_attempts(tx, [trial.id for trial in found])
-            takeable = partial(_takeable, study.spec.space, orderly)
+            takeable = partial(_takeable, orderly)
             old = list(readable(takeable, found))[:most]
             room = min(most - len(old), study.limit - study.reserved)
             new = rows.reserve(tx, row, room) if room > 0 else []
@@ -203,9 +202,8 @@ def refused(lease: AttemptLease) -> LeaseLost:
     )
 
 
-def _takeable(space: Space, orderly: Collection[int], trial: TrialRecord) -> TrialRecord:
+def _takeable(orderly: Collection[int], trial: TrialRecord) -> TrialRecord:
     """Return a trial that another attempt can be made at. Raise `UnreadableError`."""
-    refuse_misfit(trial, space)
     if trial.id not in orderly:
         raise UnreadableError(
             f"trial {trial.number} of study {trial.study_id} cannot be read: its attempts"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from typing import Any
@@ -20,7 +21,7 @@ from sqlalchemy import (
     select,
 )
 
-from tuner.config import Space, StudySpec
+from tuner.config import Parameter, StudySpec, misfits
 from tuner.core import curves
 from tuner.core.curves import LATEST, Chunk
 from tuner.core.errors import NotFoundError, UnreadableError
@@ -135,15 +136,12 @@ class Reader:
         """Read why trials of a study cannot be read, each with its number if it has one."""
         found: list[tuple[int | None, str]] = []
         with self._reading() as tx:
-            spec = _spec(tx, study_id)
             rows = tx.execute(select(trials).where(trials.c.study_id == study_id))
-            reported = _reports(tx, trials.c.study_id == study_id)
+            read = _trial_reader(tx, _reports(tx, trials.c.study_id == study_id))
             for row in rows.all():
                 number = row.number if is_count(row.number) else None
                 try:
-                    trial = trial_of(row._asdict(), reported.get(row.id, []))
-                    if spec is not None:
-                        refuse_misfit(trial, spec.space)
+                    read(row)
                 except UnreadableError as error:
                     found.append((number, str(error)))
         return found
@@ -414,7 +412,25 @@ def read_trials(tx: Connection, where: Any, *, with_reports: bool = True) -> lis
     """Read trials in order of number, with their reports unless `with_reports` is false."""
     rows = tx.execute(select(trials).where(where).order_by(trials.c.number)).all()
     reported = _reports(tx, where) if with_reports else {}
-    return list(readable(lambda row: trial_of(row._asdict(), reported.get(row.id, ())), rows))
+    return list(readable(_trial_reader(tx, reported), rows))
+
+
+def _trial_reader(
+    tx: Connection, reported: Mapping[int, Sequence[Report]]
+) -> Callable[[Row[*tuple[Any, ...]]], TrialRecord]:
+    """Return the function that turns rows of trials, with these reports, into records."""
+
+    @functools.cache
+    def parameters(study_id: int) -> Sequence[Parameter]:
+        spec = _spec(tx, study_id)
+        return () if spec is None else spec.space.parameters()
+
+    def read(row: Row[*tuple[Any, ...]]) -> TrialRecord:
+        trial = trial_of(row._asdict(), reported.get(row.id, ()))
+        refuse_misfit(trial, parameters(trial.study_id))
+        return trial
+
+    return read
 
 
 def _reports(tx: Connection, where: Any) -> dict[int, list[Report]]:
@@ -432,9 +448,9 @@ def _reports(tx: Connection, where: Any) -> dict[int, list[Report]]:
     return by_trial
 
 
-def refuse_misfit(trial: TrialRecord | SearchedTrial, space: Space) -> None:
-    """Raise `UnreadableError` if a trial's parameters are none of its study's space."""
-    wrong = space.misfits(trial.params) if trial.params is not None else {}
+def refuse_misfit(trial: TrialRecord | SearchedTrial, parameters: Iterable[Parameter]) -> None:
+    """Raise `UnreadableError` if a trial's parameters are none of its study's."""
+    wrong = {} if trial.params is None else misfits(parameters, trial.params)
     for name, expected in wrong.items():
         got = repr((trial.params or {}).get(name))[:60]
         raise UnreadableError(
@@ -454,7 +470,10 @@ def silences(rows: Iterable[Row[*tuple[Any, ...]]]) -> list[Silence]:
 def _spec(tx: Connection, study_id: int) -> StudySpec | None:
     """Read the specification of a study; None if there is none that can be read."""
     row = tx.execute(select(studies).where(studies.c.id == study_id)).first()
-    return None if row is None or unreadable_study_of(row) else study_of(row).spec
+    try:
+        return None if row is None else study_of(row).spec
+    except UnreadableError:
+        return None
 
 
 def _searched_since(tx: Connection, study_id: int, since: int) -> Searched:

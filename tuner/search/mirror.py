@@ -67,7 +67,7 @@ class Freezer:
         """
         searched, params = {}, record.params or {}
         if params:
-            refuse_misfit(record, self._space)
+            refuse_misfit(record, self._parameters.values())
             kind = tuple(params)
             if kind not in self._known:
                 self._known[kind] = self._distributions(params)
