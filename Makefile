@@ -5,8 +5,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 
 .PHONY: demo tutorial bench chaos soak test quick nightly mutants structure lint check clean
 
-demo: .venv/.installed  ## a small study, from nothing to its report
+demo: .venv/.installed  ## a small study, from nothing to its report and a decision on the schedule
 	$(BIN)/tuner run studies/digits.toml
+	$(BIN)/tuner confirm digits --each schedule
 
 tutorial: .venv/.installed  ## run the tutorial's commands; write its pictures and numbers anew
 	$(BIN)/python docs/tutorial/make.py

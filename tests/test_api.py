@@ -64,13 +64,17 @@ def test_importing_it_imports_nothing_heavy():
 
 def test_the_public_names_are_these():
     assert tuner.__all__ == [
+        "Budget",
         "NotFoundError",
         "Study",
         "StudyFileError",
         "TunerError",
         "UnavailableError",
         "UsageError",
+        "floats",
+        "ints",
         "load",
+        "log",
         "run",
         "studies",
         "train_function",

@@ -89,6 +89,7 @@ def test_what_is_closed_hinders_no_child(tmp_path: Path):
 )
 def test_a_forked_child_is_not_stop_on_signals_in_our_place(numbers, code, capfd):
     """Its parent ends it by SIGTERM; a first Ctrl-C in the terminal is for us alone."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a process of its own
     with stop_on_signals("saving the trial") as stop:
         child = os.fork()
         if not child:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
-from helpers import claim, completed, rows, submit
+from helpers import claim, complete, completed, draw, drawn, rows, submit
 from training_here import PREFIXES, submitted, train
 
 from tuner.core.errors import UsageError
@@ -95,6 +96,61 @@ def test_the_verdict(ledger, outcomes, verdict, said):
     assert said in found.sentence
     assert found.verdict == verdict
     json.dumps(found.as_json(), allow_nan=False)
+
+
+def by_schedule(ledger, outcomes):
+    """Confirm the best trial of each schedule; of four trials, the second is the best cosine."""
+    study = submit(ledger, search={"first": [complete(0.5, "constant", "sgd")]},
+                   space={"schedule": ["cosine", "constant", "linear"]})  # fmt: skip
+    tried = [("linear", 3.0), ("cosine", 1.0), ("cosine", 1.5), ("constant", 2.0)]
+    for schedule, value in tried:
+        one = claim(ledger, study)
+        draw(ledger, one, **complete(0.1, schedule, "sgd"))
+        ledger.finish(one.lease, completed(value), chunk=rows(0, 10))
+    again = confirm.submit(ledger, study, top=3, seeds=len(outcomes), each="schedule")
+    search = Search(again, ledger)
+    for value in (value for row in outcomes for value in row):
+        one, _ = drawn(ledger, again, search)
+        ledger.finish(one.lease, completed(value), chunk=rows(0, 10))
+    return confirm.compare(ledger, study, again, len(outcomes), each="schedule")
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "answer"),
+    [
+        (
+            [[1.0, 2.0, 3.0], [1.1, 2.11, 3.1], [0.9, 1.89, 2.9]],
+            r"cosine beats constant by 1 ± 0.0\d+, linear by 2 ± \S+: take cosine.",
+        ),
+        (
+            [[1.0, 0.5, 3.0], [1.1, 0.61, 3.1], [0.9, 0.39, 2.9]],
+            r"constant beats cosine by 0.5 ± 0.0\d+: take constant.",
+        ),
+        (
+            [[1.0, 1.001, 1.0], [1.1, 1.1, 1.101], [0.9, 0.9, 0.9]],
+            r"No schedule differs from cosine by more than 0.00\d+: take constant.",
+        ),
+        (
+            [[1.0, 1.001, 3.0], [1.1, 1.1, 3.1], [0.9, 0.9, 2.9]],
+            r"cosine beats linear by 2 ± \S+; constant: within \S+ of cosine; take constant.",
+        ),
+        (
+            [[1.0, 1.9, 1.5], [1.1, 0.8, 1.0], [0.9, 1.2, 0.4]],
+            r"Undecided: constant, linear may differ from cosine by up to \S+; take cosine, .*",
+        ),
+        ([[1.0, 2.0, 3.0]], "Undecided: cosine and constant, linear completed too few seeds.*"),
+    ],
+)
+def test_the_answer_on_schedules(ledger, outcomes, answer):
+    found = by_schedule(ledger, outcomes)
+    assert [one.trial for one in found.candidates] == [1, 3, 0]
+    assert found.answer is not None
+    assert re.fullmatch(answer, found.answer)
+
+
+def test_a_schedule_alone_cannot_be_compared(ledger):
+    with pytest.raises(UsageError, match="at least 2 values of 'schedule', got constant"):
+        confirm.submit(ledger, searched(ledger), top=3, seeds=5, each="schedule")
 
 
 def test_what_a_seed_adds_to_all_of_them_cancels(ledger):

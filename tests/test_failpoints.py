@@ -39,6 +39,7 @@ def test_the_documents_list_is_of_this_code():
 
 
 ELSEWHERE = {
+    "branch.": "test_judging.py",
     "probe.": "test_ranges.py",
     "retrain.": "test_retraining.py",
     "scheduler.": "test_schedulers.py",

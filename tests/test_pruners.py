@@ -123,7 +123,8 @@ def taken(ledger, study):
 
 
 def test_every_pruner_is_tested_here():
-    assert {table["name"] for table, _ in PRUNERS.values()} == set(get_args(PrunerName))
+    ours = {"one_rung"}  # which Optuna does not have: see test_judging.py
+    assert {table["name"] for table, _ in PRUNERS.values()} | ours == set(get_args(PrunerName))
 
 
 # --- decisions --------------------------------------------------------------------------------
@@ -263,7 +264,7 @@ def test_the_default_has_one_rung_after_every_warmup_and_three_evaluations(
 ):
     made = spec(training={"evaluate_every": None, **training}, space={"schedule": schedule})
     made = made.model_copy(update={"search": SearchTable()})
-    assert made.search.pruner.name == "halving"
+    assert made.search.pruner.name == "one_rung"
     assert made.rungs() == rungs
     horizon = made.training.steps
     for choice in made.space.schedule:
@@ -284,14 +285,15 @@ def test_the_better_half_goes_on_from_the_one_rung(ledger):
 @pytest.mark.parametrize(
     ("pruner", "first"),
     [
-        ("asha", 12),
-        ({"name": "asha", "min_steps": 34}, None),
-        ("hyperband", 12),
+        ("asha", None),  # from a ninth
+        ({"name": "asha", "min_steps": 12}, 12),
+        ({"name": "hyperband", "min_steps": 33}, 33),
         ("median", 30),
         ({"name": "percentile", "warmup_steps": 60}, None),
         ({"name": "patient", "wraps": "asha"}, None),  # it is patient with three reports
         ("none", None),
         ("halving", None),
+        ("one_rung", None),
     ],
 )
 def test_a_study_that_judges_early_is_warned_once(new_ledger, caplog, pruner, first):
@@ -309,6 +311,30 @@ def test_a_study_that_judges_early_is_warned_once(new_ledger, caplog, pruner, fi
     caplog.clear()
     assert submission.submit(ledger, made, WORKLOAD) == (study, False)
     assert not caplog.records
+
+
+def test_early_raw_rungs_of_schedules_that_differ_are_warned_of(ledger, caplog):
+    """The message has the numbers; values of branches may be compared earlier."""
+    schedules = {"schedule": ["constant", "cosine"]}
+    made = spec(training={"steps": 300}, search={"pruner": "asha"}, space=schedules)
+    submission.submit(ledger, made, WORKLOAD)
+    (said,) = [record.message for record in caplog.records]
+    assert "first stops trials at step 34 of 300" in said
+    assert "0.21 at a ninth of the horizon, and 0.60 at a third" in said
+    judged = spec(search={"pruner": "asha", "judge": "fast_forward"}, space=schedules)
+    assert submission.early_pruning(judged) is None
+
+
+@pytest.mark.parametrize("pruner", ["asha", "hyperband", {"name": "patient", "wraps": "asha"}])
+def test_default_rungs_begin_at_a_ninth_but_in_earlier_studies(new_ledger, pruner):
+    made = spec(training={"steps": 300}, search={"pruner": pruner})
+    study, _ = submission.submit(new_ledger(), made, WORKLOAD)
+    assert {34, 102} <= set(study.rungs)
+    assert 12 not in study.rungs
+    ledger = new_ledger()
+    earlier = submit(ledger, training={"steps": 300}, search={"pruner": pruner})
+    assert submission.submit(ledger, made, WORKLOAD) == (earlier, False)
+    assert 12 in earlier.rungs
 
 
 def test_a_study_keeps_the_pruner_that_it_was_submitted_with(new_ledger):
@@ -470,7 +496,7 @@ def test_what_a_pruner_wraps_has_options_too():
 MISTAKES = """
 search.pruner=percentil
     [search] pruner: expected one of asha, median, none, percentile, hyperband, patient, halving,
-    got "percentil"; did you mean percentile?
+    one_rung, got "percentil"; did you mean percentile?
 
 search.pruner={name='percentile', percentile=100}
     [search.pruner] percentile: expected a number below 100, got 100

@@ -265,7 +265,7 @@ def spawn(here: Team, log: Path, place: str | None):
 def test_the_ui_opens_on_the_shared_database_and_shows_no_password(here):
     write_study(here.folder, trials="2")
     assert here.tuner("run", "study.toml").code == 0
-    here.cluster.execute("CREATE ROLE ulla LOGIN PASSWORD 'hidden' IN ROLE tuner_mlflow")
+    here.cluster.execute("CREATE ROLE ulla LOGIN PASSWORD 'hidden' IN ROLE tuner_reader")
     here.url = here.cluster.url(here.database, "ulla", "hidden")
     served = here.start("ui", "--port", "0", "--json", cold=True)
     assert served.stdout is not None

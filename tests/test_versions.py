@@ -293,7 +293,10 @@ def test_a_sampler_that_learns_begins_where_the_imported_ones_were_best(ledger, 
         held, made = drawn(ledger, two, Search(two, ledger))
         distances.append(distance(made.params["lr"]))
         ledger.finish(held.lease, completed(distances[-1]))
-    assert np.mean(np.array(distances) < 0.5) > 0.6
+    if sampler == "gp":  # which knows the best rate at once, and then looks at the edges
+        assert distances[0] < 0.02
+    else:
+        assert np.mean(np.array(distances) < 0.5) > 0.6
 
 
 @pytest.mark.parametrize("imported", [0, 1, 9, 25])

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tuner.api import Study, load, run, studies
+    from tuner.config.building import Budget, floats, ints, log
     from tuner.core.errors import (
         NotFoundError,
         StudyFileError,
@@ -26,13 +27,17 @@ if TYPE_CHECKING:
     from tuner.training.registration import train_function, workload
 
 _HOMES = {
+    "Budget": "tuner.config.building",
     "NotFoundError": "tuner.core.errors",
     "Study": "tuner.api",
     "StudyFileError": "tuner.core.errors",
     "TunerError": "tuner.core.errors",
     "UnavailableError": "tuner.core.errors",
     "UsageError": "tuner.core.errors",
+    "floats": "tuner.config.building",
+    "ints": "tuner.config.building",
     "load": "tuner.api",
+    "log": "tuner.config.building",
     "run": "tuner.api",
     "studies": "tuner.api",
     "train_function": "tuner.training.registration",
@@ -40,13 +45,17 @@ _HOMES = {
 }
 
 __all__ = [
+    "Budget",
     "NotFoundError",
     "Study",
     "StudyFileError",
     "TunerError",
     "UnavailableError",
     "UsageError",
+    "floats",
+    "ints",
     "load",
+    "log",
     "run",
     "studies",
     "train_function",

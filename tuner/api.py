@@ -11,13 +11,14 @@ from __future__ import annotations
 import html
 import os
 import weakref
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from tuner.analysis import ranking
-from tuner.config import StudySpec, reading
+from tuner.config import ParameterValue, StudySpec, building, reading
+from tuner.config.building import Budget
 from tuner.core import startup
 from tuner.core.errors import UnavailableError, UsageError
 from tuner.ledger import Ledger, StudyRecord
@@ -29,9 +30,12 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
+    from tuner.operations.ask import AskedTrial, Asker
     from tuner.operations.confirm import Confirmation
+    from tuner.operations.extend import Extension
     from tuner.operations.rerun import Rerun
     from tuner.operations.run import Ended
+    from tuner.training.capture import Captured
 
 
 def run(
@@ -85,12 +89,100 @@ class Study:
 
     It opens the database once, at the first call, and closes it at `close`, at the end of a `with`
     block, or when the object is deleted. A call after `close` opens it again.
+
+    A study may be written in Python instead of a file:
+
+        def train(trial, hidden):
+            ...
+
+        study = tuner.Study(
+            "mine",
+            train=train,
+            space={"lr": tuner.log(1e-5, 1), "schedule": ["cosine", "wsd"]},
+            budget=tuner.Budget(trials=40, steps=500),
+        )
+        study.run(workers=2)
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        train: Callable[..., object] | str | None = None,
+        factory: Callable[..., object] | str | None = None,
+        arguments: Mapping[str, Any] | None = None,
+        space: Mapping[str, Any] | None = None,
+        budget: Budget | None = None,
+        metric: str | None = None,
+        direction: str | None = None,
+        seed: int | None = None,
+        description: str | None = None,
+        training: Mapping[str, Any] | None = None,
+        search: Mapping[str, Any] | None = None,
+        guard: Mapping[str, Any] | None = None,
+        probe: Mapping[str, Any] | None = None,
+        retrain: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Name a study of the database, or write one; nothing is created before `run` or `ask`.
+
+        The arguments are the tables and keys of a study file. `train` or `factory` is a function,
+        or its name as in a file. One that lives in a script or a notebook is written with what it
+        uses into a module in the folder `studies` when the study is submitted, so that workers
+        have it too. In `space`, a value is a fixed value, a list of choices, or a range
+        (`tuner.log`, `tuner.floats`, `tuner.ints`). Without a function, `ask` returns the trials,
+        and you train them.
+
+        Raise `StudyFileError` with every mistake, and `WorkloadError` if a function uses what no
+        worker could get.
+        """
         self.name = name
         self._opening = Lock()
         self._opened: tuple[Ledger, Addresses] | None = None
+        self._spec: StudySpec | None = None  # as written in Python
+        self._document: dict[str, Any] = {}
+        self._captured: Captured | None = None
+        self._allowed: tuple[str, ...] = ()  # the module of its function
+        self._asker: Asker | None = None
+        written = (
+            train, factory, arguments, space, budget, metric, direction, seed, description,
+            training, search, guard, probe, retrain,
+        )  # fmt: skip
+        if all(one is None for one in written):
+            return
+        of_budget = {} if budget is None else budget.tables()
+        named: dict[str, Any] = {
+            "train": self._named(train),
+            "factory": self._named(factory),
+            "arguments": dict(arguments or {}),
+        }
+        of_trial = {**of_budget.get("training", {}), **(training or {})}
+        if train is None and factory is None:
+            named["ask_and_tell"] = True
+            if not of_trial:  # nothing is reported on the way, so nothing is pruned
+                of_trial, search = {"steps": 1}, {"pruner": "none", **(search or {})}
+        about = {
+            "name": name,
+            "description": description,
+            "seed": seed,
+            "metric": metric,
+            "direction": direction,
+        }
+        tables: dict[str, Mapping[str, Any] | None] = {
+            "study": about,
+            "workload": named,
+            "training": of_trial,
+            "space": building.space_table(space or {}, own_loop=factory is None),
+            "search": search,
+            "guard": guard,
+            "probe": probe,
+            "budget": of_budget.get("budget"),
+            "retrain": retrain,
+        }
+        for key, table in tables.items():
+            kept = {k: v for k, v in (table or {}).items() if v is not None and v != {}}
+            if kept or key == "training":
+                self._document[key] = kept
+        self._spec = reading.parse(building.toml(self._document), f"tuner.Study({name!r})")
 
     @classmethod
     def _of(cls, name: str, ledger: Ledger, places: Addresses) -> Study:
@@ -99,7 +191,13 @@ class Study:
         return study
 
     def close(self) -> None:
-        """Close the connections to the database."""
+        """Close the connections to the database.
+
+        Trials that were asked for and not told are left to the next ask, and the rest is published.
+        """
+        asker, self._asker = self._asker, None
+        if asker is not None:
+            self._close_asker()
         with self._opening:
             if self._opened is not None:
                 self._opened = None
@@ -111,10 +209,44 @@ class Study:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _named(self, function: Callable[..., object] | str | None) -> str | None:
+        """Return the name of a function as a study file has it."""
+        if function is None or isinstance(function, str):
+            return function
+        from tuner.training import capture  # noqa: PLC0415
+
+        if capture.must_be_captured(function):
+            self._captured = capture.capture(function, self.name)
+            return self._captured.name
+        self._allowed = (f"{function.__module__}.",)
+        return f"{function.__module__}:{function.__name__}"
+
     @property
     def spec(self) -> StudySpec:
         """The study's specification, including defaults."""
-        return self._read()[1].spec
+        return self._read()[1].spec if self._spec is None else self._spec
+
+    def to_toml(self, file: str | Path | None = None) -> str:
+        """Return the text of the study file, and write it, with a captured function, if asked.
+
+        That of a study of the database has all values that differ from the defaults.
+        """
+        document = self._document or self.spec.model_dump(
+            mode="json", exclude_none=True, exclude_defaults=True
+        )
+        text = building.toml(document)
+        if file is not None:
+            Path(file).write_text(text, encoding="utf-8")
+            self._write_captured()
+        return text
+
+    def _write_captured(self) -> None:
+        if self._captured is not None:
+            self._captured.write(Path.cwd())
+
+    def _prefixes(self, allow: Sequence[str] | None) -> tuple[str, ...]:
+        """Return the prefixes of modules that may be imported."""
+        return (*(context.PREFIXES if allow is None else allow), *self._allowed)
 
     def status(self) -> dict[str, Any]:
         """Return what `tuner status --json` prints: state, counts, budget, best, workers."""
@@ -144,24 +276,89 @@ class Study:
         chosen = [numbers] if isinstance(numbers, int) else numbers
         return export.curves(*self._read(), chosen)
 
-    def run(self, *, allow: Sequence[str] = context.PREFIXES, progress: bool = True) -> Study:
-        """Train what is left of the study in this process."""
+    def run(
+        self, *, workers: int = 1, allow: Sequence[str] | None = None, progress: bool = True
+    ) -> Study:
+        """Train what is left of the study, in this process or in `workers` of this machine.
+
+        A study that is written in Python is submitted first. Call it again to resume. Ctrl-C raises
+        `KeyboardInterrupt` after the running trials are saved. Raise `UnavailableError` if
+        everything is trained but not everything could be published.
+        """
         from tuner.operations import run  # noqa: PLC0415 - it imports torch
 
-        ledger, study = self._read()
-        ended = run.train_study(ledger, self._places(), study, allow, console=_console(progress))
+        console, prefixes = _console(progress), self._prefixes(allow)
+        if self._spec is None:
+            ledger, study = self._read()
+            ended = run.train_study(
+                ledger, self._places(), study, prefixes, workers=workers, console=console
+            )
+        else:
+            startup.configure_libraries()
+            self._write_captured()
+            ran = run.run(self._spec, prefixes, workers=workers, console=console)
+            with self._opening:
+                if self._opened is None:
+                    self._keep(ran.ledger, ran.places)
+                else:
+                    ran.ledger.engine.dispose()
+            ended = ran.ended
         _raise_unless_done(ended, self.name)
         return self
+
+    def ask(self) -> AskedTrial | None:
+        """Return the next trial of a study without a function, or None if its budget is spent.
+
+        The trial is yours under a lease, which is renewed while you keep the object. If you drop it
+        or the process dies, the lease expires and the next `ask`, in any process, returns the
+        trial again. Report to it as you train, and `tell` its value:
+
+            study = tuner.Study("mine", space=space, budget=tuner.Budget(trials=40))
+            while trial := study.ask():
+                study.tell(trial, evaluate(**trial.params))
+        """
+        return self._asking().ask()
+
+    def tell(
+        self,
+        trial: AskedTrial,
+        value: float | None = None,
+        *,
+        failed: str | BaseException | None = None,
+    ) -> str:
+        """End a trial with its value, or as failed; return how it ended, see `AskedTrial.tell`."""
+        return trial.tell(value, failed=failed)
+
+    def _asking(self) -> Asker:
+        """Return what asks for trials; submit a study that is written in Python at first."""
+        if self._asker is None:
+            from tuner.operations import ask  # noqa: PLC0415 - it imports torch
+
+            startup.configure_libraries()
+            if self._spec is not None:
+                with self._opening:
+                    if self._opened is None:
+                        self._keep(context.open_ledger(create=True), context.addresses())
+                study = ask.submitted(self._ledger(), self._spec)
+            else:
+                study = self._read()[1]
+            self._asker = ask.Asker(self._ledger(), self._places(), study)
+            self._close_asker = weakref.finalize(self, self._asker.close)
+        return self._asker
 
     def confirm(
         self,
         top: int = 3,
         seeds: int = 5,
         *,
-        allow: Sequence[str] = context.PREFIXES,
+        each: str | None = None,
+        allow: Sequence[str] | None = None,
         progress: bool = True,
     ) -> Confirmation:
-        """Train the best trials again under shared new seeds, and compare them in pairs."""
+        """Train the best trials again under shared new seeds, and compare them in pairs.
+
+        With `each="schedule"`, train the best trial of each schedule, to decide between them.
+        """
         from tuner.operations import confirm  # noqa: PLC0415 - it imports scipy
 
         ledger, study = self._read()
@@ -171,17 +368,42 @@ class Study:
             study,
             top=top,
             seeds=seeds,
-            prefixes=allow,
+            prefixes=self._prefixes(allow),
             console=_console(progress),
+            each=each,
         )
         _raise_unless_done(done.ended, done.confirmation.trials.name)
         return done.confirmation
 
-    def rerun(self, number: int, *, allow: Sequence[str] = context.PREFIXES) -> Rerun:
+    def extend(
+        self,
+        numbers: int | Sequence[int],
+        steps: int,
+        *,
+        allow: Sequence[str] | None = None,
+        progress: bool = True,
+    ) -> Extension:
+        """Train trials by `steps` more steps, as trials of a study with a longer horizon."""
+        from tuner.operations import extend  # noqa: PLC0415 - it imports torch
+
+        ledger, study = self._read()
+        done = extend.extend(
+            ledger,
+            self._places(),
+            study,
+            [numbers] if isinstance(numbers, int) else numbers,
+            steps=steps,
+            prefixes=self._prefixes(allow),
+            console=_console(progress),
+        )
+        _raise_unless_done(done.ended, done.study.name)
+        return done
+
+    def rerun(self, number: int, *, allow: Sequence[str] | None = None) -> Rerun:
         """Train one trial again and compare its curve, bit by bit. Write nothing."""
         from tuner.operations import rerun  # noqa: PLC0415 - it imports torch
 
-        return rerun.rerun(*self._read(), number, allow)
+        return rerun.rerun(*self._read(), number, self._prefixes(allow))
 
     def export(self, to: str | Path, file_format: str = "csv") -> dict[str, Path]:
         """Write the tables of trials and curves into a folder. Return their files."""
@@ -196,6 +418,32 @@ class Study:
         ledger, study = self._read()
         folder = None if to is None else Path(to)
         return report.report(ledger, [study], self._places(), to=folder).written.page
+
+    def enqueue(
+        self, params: Mapping[str, ParameterValue], *, raise_budget: bool = False
+    ) -> dict[str, Any]:
+        """Add a trial with these parameters; those left out are drawn. Return its number and more.
+
+        `study.enqueue({"lr": 0.01, "schedule": "cosine"})`. The next claim takes it, before the
+        sampler draws any. Raise `UsageError` if the budget is spent and is not to be raised.
+        """
+        from tuner.operations import enqueue  # noqa: PLC0415
+
+        return enqueue.enqueue(self._ledger(), self.name, params, raise_budget=raise_budget)
+
+    def retry(
+        self, numbers: int | Sequence[int] = (), *, failed: bool = False, raise_budget: bool = False
+    ) -> dict[str, Any]:
+        """Add a trial with the parameters of each of these failed trials, or of all of them.
+
+        None is retried twice. Return their numbers.
+        """
+        from tuner.operations import retry  # noqa: PLC0415
+
+        chosen = [numbers] if isinstance(numbers, int) else numbers
+        return retry.retry(
+            self._ledger(), self.name, chosen, failed=failed, raise_budget=raise_budget
+        )
 
     def pause(self) -> dict[str, Any]:
         """Start no more trials; running ones continue to their end. Return the status."""
@@ -300,26 +548,8 @@ def _raise_unless_done(ended: Ended, name: str) -> None:
 def _texts(overrides: Mapping[str, object] | Sequence[str]) -> list[str]:
     """Return overrides in the form of `--set`."""
     if isinstance(overrides, Mapping):
-        return [f"{key}={_toml(value)}" for key, value in overrides.items()]
+        return [f"{key}={building.toml_value(value)}" for key, value in overrides.items()]
     return [overrides] if isinstance(overrides, str) else list(overrides)
-
-
-def _toml(value: object) -> str:
-    """Return a value in TOML."""
-    if hasattr(value, "item"):  # a NumPy scalar
-        value = value.item()
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_toml(str(k))} = {_toml(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    if isinstance(value, str):
-        escaped = (
-            f"\\u{ord(c):04x}" if ord(c) < 32 or ord(c) == 127 or c in '"\\' else c for c in value
-        )
-        return '"' + "".join(escaped) + '"'
-    return repr(value)
 
 
 def _text(value: object) -> str:

@@ -26,11 +26,14 @@ EXIT_INTERRUPTED = 130
 
 SECTIONS = {
     "Start": ("init", "examples", "run", "submit", "probe", "schema"),
-    "Look": ("studies", "status", "best", "ui", "report", "compare", "export", "confirm", "rerun"),
-    "Team": ("worker", "recorder", "pause", "resume", "stop"),
+    "Look": (
+        "studies", "status", "similar", "best", "ui", "report", "compare", "export", "confirm",
+        "extend", "rerun",
+    ),
+    "Team": ("worker", "recorder", "enqueue", "retry", "pause", "resume", "stop"),
     "Retraining": ("retrain", "predict", "rollback", "timetable", "scheduler"),
     "Administration": ("doctor", "db", "gc", "delete"),
-}
+}  # fmt: skip
 """The commands by section of `tuner --help`; each section is a module."""
 
 

@@ -1,4 +1,4 @@
-"""The section Look: studies, status, best, ui, report, compare, export, confirm, rerun."""
+"""The section Look: what is known of studies and trials, and what follows from it."""
 
 from __future__ import annotations
 
@@ -74,6 +74,28 @@ def status(name: str, trial: int | None, as_json: bool) -> None:
         terminal.print_text(console, one["reason"], style="bold")
     print_results(console, ledger, study)
     _print_pages(ledger, study)
+
+
+@cli.command()
+@click.argument("name")
+@with_json
+def similar(name: str, as_json: bool) -> None:
+    """List the studies that the study NAME could learn from.
+
+    They are listed with how well they predict its trials; `[search] learn_from` names them.
+    """
+    from tuner.operations import similar
+
+    ledger = context.open_ledger()
+    study = ledger.study(name)
+    found = similar.similar(ledger, study)
+    if as_json:
+        print_json({"study": name, "similar": [one.as_json() for one in found]})
+        return
+    if not found:
+        terminal.echo(f"No other study has trials in the space of {name!r}.")
+    for one in found:
+        terminal.echo(f"{one.source.name}: {one.sentence}")
 
 
 def _print_trial(found: dict[str, Any], *, as_json: bool) -> None:
@@ -291,12 +313,16 @@ def export(name: str, folder: Path, file_format: str, as_json: bool) -> None:
     show_default=True,
     help="Number of new seeds for each.",
 )
+@click.option("--each", help="Compare the best trial of each value of this, such as schedule.")
 @with_allow
 @with_json
-def confirm(name: str, top: int, seeds: int, prefixes: tuple[str, ...], as_json: bool) -> int:
+def confirm(
+    name: str, top: int, seeds: int, each: str | None, prefixes: tuple[str, ...], as_json: bool
+) -> int:
     """Train the best trials of the study NAME again, to decide whether the best one is best.
 
-    They get new seeds, as trials of the study "NAME confirm". Run it again after an interruption.
+    With --each schedule, decide which schedule is best. New seeds are used, for trials of the study
+    "NAME confirm". Run it again after an interruption.
     """
     from tuner.operations import confirm
 
@@ -309,6 +335,7 @@ def confirm(name: str, top: int, seeds: int, prefixes: tuple[str, ...], as_json:
         seeds=seeds,
         prefixes=prefixes,
         console=terminal.console(stderr=as_json),
+        each=each,
     )
     found = done.confirmation
     if as_json:
@@ -321,6 +348,45 @@ def confirm(name: str, top: int, seeds: int, prefixes: tuple[str, ...], as_json:
                 err=True,
             )
     return exit_code(done.ended, completed=any(one.completed for one in found.candidates))
+
+
+@cli.command()
+@click.argument("name")
+@click.argument("trials", nargs=-1, required=True, type=click.IntRange(0), metavar="TRIAL...")
+@click.option(
+    "--steps", type=click.IntRange(1), required=True, help="Steps to train beyond the horizon."
+)
+@with_allow
+@with_json
+def extend(
+    name: str, trials: tuple[int, ...], steps: int, prefixes: tuple[str, ...], as_json: bool
+) -> int:
+    """Train trials of the study NAME further, as trials of a study with a longer horizon.
+
+    They have the same parameters and seeds. With a schedule that does not depend on the horizon
+    they go on where the trials ended, else they start anew. Run it again after an interruption.
+    """
+    from tuner.operations import extend
+
+    ledger = context.open_ledger()
+    done = extend.extend(
+        ledger,
+        context.addresses(),
+        ledger.study(name),
+        trials,
+        steps=steps,
+        prefixes=prefixes,
+        console=terminal.console(stderr=as_json),
+    )
+    if as_json:
+        print_json(done.as_json())
+    else:
+        for one in done.trials:
+            terminal.echo(one.sentence)
+        terminal.echo(f"They are trials of {done.study.name!r}.")
+    return exit_code(
+        done.ended, completed=any(one.trial.state == "completed" for one in done.trials)
+    )
 
 
 def _print_confirmation(found: Confirmation) -> None:
@@ -342,6 +408,8 @@ def _print_confirmation(found: Confirmation) -> None:
     console = terminal.console()
     console.print(table)
     terminal.print_text(console, found.sentence, style="bold")
+    if found.answer is not None:
+        terminal.print_text(console, found.answer, style="bold")
 
 
 @cli.command()

@@ -83,3 +83,12 @@ def with_allow(command: Command) -> Command:
         metavar="PREFIX",
         help="Prefix of modules that may be imported as workloads; repeatable.",
     )(command)
+
+
+def with_raise_budget(command: Command) -> Command:
+    """Add the option --raise-budget."""
+    return click.option(
+        "--raise-budget",
+        is_flag=True,
+        help="Allow so many more trials if the budget is spent.",
+    )(command)

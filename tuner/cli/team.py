@@ -1,13 +1,21 @@
-"""The section Team: worker, recorder, pause, resume, stop."""
+"""The section Team: worker, recorder, enqueue, retry, pause, resume, stop."""
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import click
 
 from tuner.cli.base import EXIT_INTERRUPTED, cli, exit_code, print_json
-from tuner.cli.options import with_allow, with_json, with_log, with_metrics, with_parent
+from tuner.cli.options import (
+    with_allow,
+    with_json,
+    with_log,
+    with_metrics,
+    with_parent,
+    with_raise_budget,
+)
 from tuner.observability import logs
 from tuner.operations import context
 from tuner.report import terminal
@@ -114,6 +122,64 @@ def recorder(
     )
     if as_json:
         print_json({"published": [study.name for study in ledger.studies()]})
+
+
+@cli.command()
+@click.argument("name")
+@click.argument("parameters", nargs=-1, required=True, metavar="PARAMETER=VALUE...")
+@with_raise_budget
+@with_json
+def enqueue(name: str, parameters: tuple[str, ...], raise_budget: bool, as_json: bool) -> None:
+    """Add a trial with these parameters to the study NAME, before the sampler's next one.
+
+    Parameters that are left out are drawn by the sampler. The trial counts in the budget.
+    """
+    from tuner.operations import enqueue
+
+    added = enqueue.enqueue(
+        context.open_ledger(), name, enqueue.parsed(parameters), raise_budget=raise_budget
+    )
+    if as_json:
+        print_json(added)
+        return
+    shown = ", ".join(f"{key} {value}" for key, value in added["params"].items())
+    terminal.echo(f"Trial {added['trial']} of {name!r} is enqueued with {shown}. {_next(added)}")
+
+
+@cli.command()
+@click.argument("name")
+@click.argument("trials", nargs=-1, type=click.IntRange(0), metavar="[TRIAL]...")
+@click.option("--failed", is_flag=True, help="Retry all failed trials.")
+@with_raise_budget
+@with_json
+def retry(
+    name: str, trials: tuple[int, ...], failed: bool, raise_budget: bool, as_json: bool
+) -> None:
+    """Train failed trials of the study NAME again, as new trials with the same parameters.
+
+    A failed trial keeps its record, and is retried once; its retry may be retried in turn.
+    """
+    from tuner.operations import retry
+
+    done = retry.retry(
+        context.open_ledger(), name, trials, failed=failed, raise_budget=raise_budget
+    )
+    if as_json:
+        print_json(done)
+        return
+    for one in done["retried"]:
+        terminal.echo(f"Trial {one['failed']} is trained again as trial {one['trial']}.")
+    for old, new in done["retried_before"].items():
+        terminal.echo(f"Trial {old} was retried before, as trial {new}.")
+    terminal.echo(_next(done) if done["retried"] else f"No failed trial of {name!r} is left.")
+
+
+def _next(added: dict[str, Any]) -> str:
+    """Return who trains added trials."""
+    name = shlex.quote(added["study"])
+    if added["state"] == "paused":
+        return f"The study is paused; `tuner resume {name}` continues it."
+    return f"A running worker takes it next; else start one: `tuner worker --study {name}`."
 
 
 @cli.command()

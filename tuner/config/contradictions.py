@@ -15,6 +15,7 @@ from tuner.config.search import (
     TPE,
     AnyPruner,
     Auto,
+    Branching,
     Comparing,
     Grid,
     Halving,
@@ -22,6 +23,7 @@ from tuner.config.search import (
     OptunaGP,
     Patient,
     Random,
+    SingleRung,
 )
 from tuner.config.space import SETTINGS, Space
 from tuner.config.study import ProbeTable, SearchTable, StudyTable, TrainingTable, WorkloadTable
@@ -42,6 +44,7 @@ def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
     yield from _stored_addresses(tables.get("retrain"))
     if not isinstance(search, SearchTable):
         return
+    yield from _not_branched(search, tables.get("workload"))
     if isinstance(search.sampler, Grid) and isinstance(space, Space):
         yield from _too_large(space)
     listed = search.sampler.params if isinstance(search.sampler, Listed) else ()
@@ -51,6 +54,9 @@ def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
                 for key, expected in space.missing(params).items():
                     got = shown(params.get(key))
                     yield Mistake(("search", *place, key, index), expected, got)
+    if search.learn_from and not isinstance(search.sampler, Auto | GP):
+        expected = "auto or gp, as [search] learn_from is given"
+        yield Mistake(("search", "sampler"), expected, shown(search.sampler.name))
     if (
         isinstance(search.sampler, CMAES)
         and isinstance(space, Space)
@@ -75,8 +81,9 @@ def _not_probed(tables: Mapping[str, Table]) -> Iterator[Mistake]:
     if not isinstance(probe, ProbeTable) or not probe.enabled:
         return
     place = ("probe", "enabled")
-    if isinstance(workload, WorkloadTable) and workload.train is not None:
-        expected = "false, since a train function cannot train many rates at a time"
+    if isinstance(workload, WorkloadTable) and workload.factory is None:
+        who = "a caller" if workload.ask_and_tell else "a train function"
+        expected = f"false, since {who} cannot train many rates at a time"
         yield Mistake(place, expected, "true")
     if isinstance(space, Space) and not isinstance(space.lr, Range):
         yield Mistake(("space", "lr"), "a range, as [probe] is enabled", shown(space.lr))
@@ -97,7 +104,9 @@ def _gate_without_direction(study: Table | None, retrain: Table | None) -> Itera
 
 def _incompatible(training: TrainingTable, workload: Table | None) -> Iterator[Mistake]:
     """Yield settings of [training] that exclude each other or have no effect."""
-    if isinstance(workload, WorkloadTable) and workload.train is not None:
+    if isinstance(workload, WorkloadTable) and workload.factory is None:
+        who = "the caller" if workload.ask_and_tell else "a train function"
+        where = "" if workload.ask_and_tell else "; pass it in [workload.arguments]"
         for key in (
             "batch_size",
             "dtype",
@@ -108,9 +117,8 @@ def _incompatible(training: TrainingTable, workload: Table | None) -> Iterator[M
             "slots",
         ):
             if key in training.model_fields_set:
-                hint = "; pass it in [workload.arguments]"
-                expected = "nothing, since a train function has its own training loop"
-                yield Mistake(("training", key), expected, shown(getattr(training, key)), hint)
+                expected = f"nothing, since {who} has its own training loop"
+                yield Mistake(("training", key), expected, shown(getattr(training, key)), where)
         return
     if training.precision and training.dtype != "float32":
         expected = 'nothing, or dtype = "float32", the type of the parameters in mixed precision'
@@ -119,6 +127,20 @@ def _incompatible(training: TrainingTable, workload: Table | None) -> Iterator[M
     if isinstance(size, int) and training.accumulate > size:
         expected = f"at most the {size} rows of [training] batch_size"
         yield Mistake(("training", "accumulate"), expected, shown(training.accumulate))
+
+
+def _not_branched(search: SearchTable, workload: Table | None) -> Iterator[Mistake]:
+    """Yield a judge by branches where there cannot be any."""
+    if not isinstance(search.judge, Branching):
+        return
+    place, got = ("search", "judge"), shown(search.judge.name)
+    if isinstance(workload, WorkloadTable) and workload.factory is None:
+        expected = '"raw", since the state of a train function cannot be copied'
+        yield Mistake(place, expected, got)
+    if not isinstance(search.pruner, SingleRung | Halving):
+        expected = f'"raw", as the pruner is "{search.pruner.name}", which has no few rungs'
+        hint = "; the others are for one_rung, halving, asha and hyperband"
+        yield Mistake(place, expected, got, hint)
 
 
 def _too_large(space: Space) -> Iterator[Mistake]:
@@ -141,12 +163,14 @@ def _unmatched(
     space: Space, training: TrainingTable, workload: WorkloadTable | None
 ) -> Iterator[Mistake]:
     """Yield contradictions between what is searched and what is fixed."""
-    own = workload is not None and workload.train is not None
+    own = workload is not None and workload.factory is None
+    asks = workload is not None and workload.ask_and_tell
     for name in SETTINGS:
         if getattr(space, name) is None:
             continue
         if own:
-            expected = "nothing, since a train function has its own training loop"
+            who = "the caller" if asks else "a train function"
+            expected = f"nothing, since {who} has its own training loop"
             hint = f"; search it in [space.arguments] {name}" if name == "batch_size" else ""
             yield Mistake(("space", name), expected, "an entry", hint)
         elif name in training.model_fields_set and name in _chosen(space):
@@ -172,6 +196,11 @@ def _budget_of_a_trial(
     space: Space, training: TrainingTable, workload: WorkloadTable | None
 ) -> Iterator[Mistake]:
     """Yield contradictions between the budget of a trial and its batch size."""
+    if workload is not None and workload.ask_and_tell:
+        if training.unit != "steps":
+            expected = "steps, which the caller counts and reports"
+            yield Mistake(("training", training.unit), expected, shown(training.length))
+        return
     own = workload is not None and workload.train is not None
     sizes = [one for one in space.parameters() if one.name == "batch_size" and one.varies]
     if sizes and training.unit == "steps":

@@ -191,7 +191,7 @@ def _place(full: Place, kind: str, document: Mapping[str, Any]) -> Place:
         return tuple(
             part
             for index, part in enumerate(full)
-            if index == 0 or full[index - 1] not in {"sampler", "pruner", "wraps"}
+            if index == 0 or full[index - 1] not in {"sampler", "pruner", "wraps", "judge"}
         )
     if full[0] in {"workload", "budget", "retrain"}:  # which have tables in them
         return full

@@ -94,12 +94,15 @@ def sorted_by_condition(parameters: Iterable[Parameter]) -> list[Parameter]:
     """
     waiting, done = list(parameters), dict[str, Parameter]()
     while waiting:
-        ready = [one for one in waiting if one.when.keys() <= done.keys()]
-        if not ready:
+        later = []
+        for one in waiting:
+            if one.when.keys() <= done.keys():
+                done[one.name] = one
+            else:
+                later.append(one)
+        if len(later) == len(waiting):
             return [*done.values(), *waiting]
-        first = ready[0]
-        done[first.name] = first
-        waiting.remove(first)
+        waiting = later
     return list(done.values())
 
 

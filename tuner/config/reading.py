@@ -147,13 +147,13 @@ def _override(document: dict[str, Any], override: str) -> Iterator[Mistake]:
         where: Any = int(key) if is_index else key
         place = (*place, where)
         if depth == len(keys):
-            holder[where] = _toml_value(text.strip())
+            holder[where] = toml_value(text.strip())
         else:
             holder = holder[where] if is_index else holder.setdefault(where, {})
 
 
-def _toml_value(text: str) -> object:
-    """Parse a value as TOML; other text is a string, since shells remove quotes."""
+def toml_value(text: str) -> object:
+    """Return the value of a TOML text; other text is a string, since shells remove quotes."""
     try:
         read = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):

@@ -146,23 +146,56 @@ class Hyperband(Halving):
     name: Literal["hyperband"]
 
 
-class OneRung(Table):
+class SingleRung(Table):
+    """The settings of a pruner with one rung, from which one in `factor` trials goes on."""
+
+    name: str
+
+    @property
+    def factor(self) -> int:
+        """The number of trials of which one goes on."""
+        return 2
+
+    def rungs(
+        self, steps: int, evaluate_every: int, warmup: int = 0, share: int = 3
+    ) -> tuple[int, ...]:
+        """Return the step at which a trial reports and may be pruned, if there is one.
+
+        `warmup` is the longest that a trial of the study may have, in steps. The rung is at one
+        part of the horizon in `share`, or later where a trial may be in its warm-up or has had
+        fewer than three evaluations after its start.
+        """
+        rung = max(-(-steps // share), 3 * evaluate_every, warmup + 1)
+        return (rung,) if rung < steps else ()
+
+
+class HalvingOnce(SingleRung):
     """Stop the worse half of the trials at one rung, at a third of the horizon.
 
     The rung is later if a trial may be in its warm-up there, or has had fewer than three
-    evaluations after its start; there is no rung if it would not be before the horizon. The
-    default.
+    evaluations after its start; there is no rung if it would not be before the horizon.
     """
 
     name: Literal["halving"]
 
-    def rungs(self, steps: int, evaluate_every: int, warmup: int = 0) -> tuple[int, ...]:
-        """Return the step at which a trial reports and may be pruned, if there is one.
 
-        `warmup` is the longest that a trial of the study may have, in steps.
-        """
-        rung = max(-(-steps // 3), 3 * evaluate_every, warmup + 1)
-        return (rung,) if rung < steps else ()
+class OneRung(SingleRung):
+    """Stop the worse trials at one rung, by where their schedules lead. The default.
+
+    The rung is at a third of the horizon, and at half of it where raw values are compared. It is
+    later if a trial may be in its warm-up there, or has had fewer than three evaluations after its
+    start; there is no rung if it would not be before the horizon.
+
+    - `economy`: "safe" continues the better half, "balanced" a third, "fast" a sixth.
+    """
+
+    name: Literal["one_rung"]
+    economy: Literal["safe", "balanced", "fast"] = "safe"
+
+    @property
+    def factor(self) -> int:
+        """The number of trials of which one goes on."""
+        return {"safe": 2, "balanced": 3, "fast": 6}[self.economy]
 
 
 class Comparing(Table):
@@ -238,18 +271,61 @@ class Patient(Table):
         return max(patient, wrapped[0]) if wrapped else patient
 
 
+class Branching(Table):
+    """The settings of a judge that trains copies of trials."""
+
+    name: str
+    fraction: Annotated[float, Field(gt=0, le=1)]
+
+    def branch_steps(self, step: int) -> int:
+        """Return the steps of a trial's branch at a step."""
+        return max(1, round(self.fraction * step))
+
+
+class FastForward(Branching):
+    """Judge a trial by a copy that runs the rest of its schedule in a few steps.
+
+    These are the `fraction` of its steps so far.
+    """
+
+    name: Literal["fast_forward"]
+    fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
+
+
+class Average(Branching):
+    """Judge a trial by a copy that continues for a few steps and averages its weights over them.
+
+    These are the `fraction` of its steps so far.
+    """
+
+    name: Literal["average"]
+    fraction: Annotated[float, Field(gt=0, le=1)] = 0.1
+
+
+class Raw(Table):
+    """Judge a trial by its value at the rung, in the middle of its schedule."""
+
+    name: Literal["raw"]
+
+
+AnyJudge: TypeAlias = Annotated[FastForward | Average | Raw, Field(discriminator="name")]
+JudgeName: TypeAlias = Literal["fast_forward", "average", "raw"]
+Judge: TypeAlias = Annotated[
+    AnyJudge, BeforeValidator(as_choice, json_schema_input_type=JudgeName | AnyJudge)
+]
+
 AnySampler: TypeAlias = Annotated[
     Auto | TPE | Random | Grid | GP | OptunaGP | QMC | CMAES | Listed, Field(discriminator="name")
 ]
 AnyPruner: TypeAlias = Annotated[
-    ASHA | Median | NoPruner | Percentile | Hyperband | Patient | OneRung,
+    ASHA | Median | NoPruner | Percentile | Hyperband | Patient | HalvingOnce | OneRung,
     Field(discriminator="name"),
 ]
 SamplerName: TypeAlias = Literal[
     "auto", "tpe", "random", "grid", "gp", "optuna_gp", "qmc", "cmaes", "listed"
 ]
 PrunerName: TypeAlias = Literal[
-    "asha", "median", "none", "percentile", "hyperband", "patient", "halving"
+    "asha", "median", "none", "percentile", "hyperband", "patient", "halving", "one_rung"
 ]
 Sampler: TypeAlias = Annotated[
     AnySampler, BeforeValidator(as_choice, json_schema_input_type=SamplerName | AnySampler)

@@ -6,6 +6,7 @@ import functools
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -269,10 +270,15 @@ class Space(Table):
         """Return the constraints that parameters do not satisfy."""
         return [text for text in self.constraints if not _constraint(text).holds(params)]
 
-    def draw(self, numbers: random.Random) -> dict[str, ParameterValue]:
-        """Return random parameters that satisfy the constraints. Raise `ValueError` if none do."""
+    def draw(
+        self, numbers: random.Random, fixed: Mapping[str, ParameterValue] = MappingProxyType({})
+    ) -> dict[str, ParameterValue]:
+        """Return random parameters, beside `fixed` ones, that satisfy the constraints.
+
+        Raise `ValueError` if none do.
+        """
         for _ in range(10 * DRAWS):
-            params = self._draw(numbers)
+            params = self._draw(numbers, fixed)
             if self.satisfies(params):
                 return params
         raise ValueError(f"none of {10 * DRAWS} combinations satisfies the constraints")
@@ -285,10 +291,14 @@ class Space(Table):
                 params[one.name] = one.lowest
         return params if self.satisfies(params) else self.draw(random.Random(0))  # noqa: S311
 
-    def _draw(self, numbers: random.Random) -> dict[str, ParameterValue]:
+    def _draw(
+        self, numbers: random.Random, fixed: Mapping[str, ParameterValue] = MappingProxyType({})
+    ) -> dict[str, ParameterValue]:
         params: dict[str, ParameterValue] = {}
         for one in self.parameters():
-            if one.exists(params):
+            if one.name in fixed:
+                params[one.name] = fixed[one.name]
+            elif one.exists(params):
                 params[one.name] = _random_value(one.entry, numbers)
         return params
 
@@ -326,6 +336,16 @@ def misfits(
         for one in parameters
         if (one.varies or one.name in CHOSEN) and one.exists(params)
         if one.name not in params or not _fits(one.entry, params[one.name])
+    }
+
+
+def unfit(parameters: Iterable[Parameter], fixed: Mapping[str, ParameterValue]) -> dict[str, str]:
+    """Return, by parameter, what is expected where a fixed one is unknown or not allowed."""
+    known = {one.name: one for one in parameters}
+    return {
+        name: in_words(known[name].entry) if name in known else "no such parameter"
+        for name, value in fixed.items()
+        if name not in known or not _fits(known[name].entry, value)
     }
 
 

@@ -23,7 +23,19 @@ from pydantic import (
 )
 
 from tuner.config.retrain import MetricName, RetrainTable
-from tuner.config.search import Auto, OneRung, Patient, Pruner, Sampler
+from tuner.config.search import (
+    AnyJudge,
+    Auto,
+    FastForward,
+    Halving,
+    Judge,
+    OneRung,
+    Patient,
+    Pruner,
+    Raw,
+    Sampler,
+    SingleRung,
+)
 from tuner.config.space import Space
 from tuner.config.values import ParameterValue, Table, mistake, mistakes
 from tuner.core.text import NAME_LIMIT, is_readable
@@ -76,11 +88,18 @@ Argument: TypeAlias = Annotated[
 FunctionName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 
 
+ASK_AND_TELL = "ask and tell"
+"""In place of a function's name, if the caller trains."""
+
+
 class WorkloadTable(Table):
     """What to train: a `factory` of model, data and loss for our trainers, or a `train` function.
 
     Either is named `module:function` and gets the arguments by name. A train function has its own
     training loop and gets a `tuner.training.loop.Trial` as first argument.
+
+    - `ask_and_tell`: no worker trains the study. A program asks for its trials (`Study.ask`),
+      trains them, and tells their values.
     """
 
     factory: Annotated[
@@ -89,6 +108,8 @@ class WorkloadTable(Table):
     train: Annotated[
         FunctionName | None, Field(description='a train function named as "module:function"')
     ] = None
+    # omitted if false, so that earlier digests stay valid
+    ask_and_tell: Annotated[bool, Field(exclude_if=lambda asks: not asks)] = False
     arguments: dict[str, Argument] = Field(default_factory=dict)
 
     @field_validator("arguments")
@@ -101,7 +122,11 @@ class WorkloadTable(Table):
 
     @model_validator(mode="after")
     def _is_one_of_two(self) -> WorkloadTable:
-        if self.factory is None and self.train is None:
+        if self.ask_and_tell:
+            error = mistake("nothing, as ask_and_tell leaves the training to its caller", "a value")
+            own = {"factory": self.factory, "train": self.train, "arguments": self.arguments}
+            mistakes("WorkloadTable", {(key,): error for key, value in own.items() if value})
+        elif self.factory is None and self.train is None:
             error = mistake('this key or train, named as "module:function"', "neither")
             mistakes("WorkloadTable", {("factory",): error})
         if self.factory is not None and self.train is not None:
@@ -111,10 +136,8 @@ class WorkloadTable(Table):
 
     @property
     def function(self) -> str:
-        """The name of the factory or train function."""
-        name = self.factory or self.train
-        assert name is not None
-        return name
+        """The name of the factory or train function; `ask and tell` if there is none."""
+        return self.factory or self.train or ASK_AND_TELL
 
 
 Unit: TypeAlias = Literal["steps", "epochs", "examples"]
@@ -219,15 +242,25 @@ class TrainingTable(Table):
 class SearchTable(Table):
     """The sampler and the pruner.
 
+    - `judge`: what the pruner compares at a rung. By default one_rung compares "fast_forward" where
+      our trainers run, and everything else "raw" values.
     - `first`: parameters of the first trials, before the sampler draws any.
+    - `learn_from`: names of earlier studies of this database whose trials the sampler learns from;
+      `*` stands for any characters.
     """
 
     sampler: Sampler = Auto(name="auto")
-    pruner: Pruner = OneRung(name="halving")
+    pruner: Pruner = OneRung(name="one_rung")
+    # omitted if not set, so that earlier digests stay valid
+    judge: Annotated[Judge | None, Field(exclude_if=lambda judge: judge is None)] = None
     # omitted if empty, so that earlier digests stay valid
     first: Annotated[
         tuple[dict[str, ParameterValue], ...],
         Field(strict=False, exclude_if=lambda first: not first),
+    ] = ()
+    learn_from: Annotated[
+        tuple[Annotated[str, Field(min_length=1)], ...],
+        Field(strict=False, exclude_if=lambda names: not names),
     ] = ()
 
 
@@ -334,8 +367,19 @@ class StudySpec(Table):
 
         They never change.
         """
-        warmup = self.space.longest_warmup(self.length)
-        return self.search.pruner.rungs(self.length, self.evaluation_interval, warmup)
+        pruner, warmup = self.search.pruner, self.space.longest_warmup(self.length)
+        if isinstance(pruner, OneRung) and isinstance(self.judge, Raw):
+            return pruner.rungs(self.length, self.evaluation_interval, warmup, share=2)
+        return pruner.rungs(self.length, self.evaluation_interval, warmup)
+
+    @property
+    def judge(self) -> AnyJudge:
+        """How trials are judged at rungs; only our own trainers can copy one."""
+        pruner, raw = self.search.pruner, Raw(name="raw")
+        if self.workload.factory is None or not isinstance(pruner, SingleRung | Halving):
+            return raw
+        default = FastForward(name="fast_forward") if isinstance(pruner, OneRung) else raw
+        return self.search.judge or default
 
     def first_stop(self) -> int | None:
         """Return the first position at which the pruner may stop a trial; None if it never does."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -16,11 +16,23 @@ LATEST = 253_402_300_799.0
 
 
 @dataclass(frozen=True, kw_only=True)
+class BranchCurve:
+    """A branch of a trial: a copy that was trained on under another schedule and evaluated."""
+
+    step: int  # of the trial, at which it began; the branch is after the evaluation there
+    losses: np.ndarray  # float64 [step]
+    rates: np.ndarray  # float64 [step]
+    time: float  # of its evaluation, in seconds since 1970
+    metrics: Mapping[str, float]  # at its end; nan if it diverged before
+
+
+@dataclass(frozen=True, kw_only=True)
 class Chunk:
     """Consecutive rows of a trial's curve, and the evaluations that belong to them.
 
     Rows are those of steps first_step to next_step - 1. An evaluation at step s belongs to the
-    chunk with first_step < s <= next_step; the one at step 0 to the chunk that begins there.
+    chunk with first_step < s <= next_step; the one at step 0 to the chunk that begins there. So
+    does a branch that began at step s.
     """
 
     first_step: int
@@ -29,6 +41,7 @@ class Chunk:
     eval_steps: np.ndarray  # int64 [evaluation]
     eval_times: np.ndarray  # float64 [evaluation], seconds since 1970
     metrics: Mapping[str, np.ndarray]  # val_loss and the workload's own: float64 [evaluation]
+    branches: tuple[BranchCurve, ...] = ()
 
     @property
     def next_step(self) -> int:
@@ -48,6 +61,7 @@ class Chunk:
             eval_steps=self.eval_steps[kept],
             eval_times=self.eval_times[kept],
             metrics={name: values[kept] for name, values in self.metrics.items()},
+            branches=tuple(branch for branch in self.branches if branch.step > step),
         )
 
     def delayed(self, earliest: float) -> Chunk:
@@ -59,6 +73,9 @@ class Chunk:
             eval_steps=self.eval_steps,
             eval_times=np.maximum(self.eval_times, earliest),
             metrics=self.metrics,
+            branches=tuple(
+                replace(branch, time=max(branch.time, earliest)) for branch in self.branches
+            ),
         )
 
     @property
@@ -71,6 +88,12 @@ class Chunk:
         arrays = {f"train/{name}": values for name, values in self.columns.items()}
         arrays |= {f"eval/{name}": values for name, values in self.metrics.items()}
         arrays |= {"time": self.times, "eval_step": self.eval_steps, "eval_time": self.eval_times}
+        for branch in self.branches:
+            at = f"branch/{branch.step}"
+            arrays |= {f"{at}/train_loss": branch.losses, f"{at}/lr": branch.rates}
+            arrays[f"{at}/time"] = np.array([branch.time])
+            for name, value in branch.metrics.items():
+                arrays[f"{at}/eval/{name}"] = np.array([value])
         return save({name: np.ascontiguousarray(values) for name, values in arrays.items()})
 
     @staticmethod
@@ -85,9 +108,10 @@ class Chunk:
                 eval_steps=arrays["eval_step"],
                 eval_times=arrays["eval_time"],
                 metrics={n[5:]: values for n, values in arrays.items() if n.startswith("eval/")},
+                branches=_branches(arrays),
             )
             found._check()
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (SafetensorError, IndexError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"rows from step {first_step} on cannot be read: {error}") from error
         return found
 
@@ -107,8 +131,33 @@ class Chunk:
             raise ValueError("the columns do not fit together")
         if not all((np.abs(one) < LATEST).all() for one in (self.times, self.eval_times)):
             raise ValueError("the times are none")
-        if self.first_step < 0 or (self.eval_steps < 0).any():
+        for branch in self.branches:
+            if branch.losses.ndim != 1 or branch.losses.shape != branch.rates.shape:
+                raise ValueError("the columns of a branch do not fit together")
+            if not abs(branch.time) < LATEST:
+                raise ValueError("the times are none")
+        steps = [self.first_step, *self.eval_steps, *(branch.step for branch in self.branches)]
+        if min(steps) < 0:
             raise ValueError("steps are below 0")
+
+
+def _branches(arrays: Mapping[str, np.ndarray]) -> tuple[BranchCurve, ...]:
+    """Read the branches of a chunk's arrays."""
+    found: dict[int, dict[str, np.ndarray]] = {}
+    for name, values in arrays.items():
+        if name.startswith("branch/"):
+            _, step, part = name.split("/", 2)
+            found.setdefault(int(step), {})[part] = values
+    return tuple(
+        BranchCurve(
+            step=step,
+            losses=parts["train_loss"],
+            rates=parts["lr"],
+            time=float(parts["time"][0]),
+            metrics={n[5:]: float(v[0]) for n, v in parts.items() if n.startswith("eval/")},
+        )
+        for step, parts in sorted(found.items())
+    )
 
 
 def join(chunks: Iterable[Chunk]) -> Chunk:
@@ -129,6 +178,7 @@ def join(chunks: Iterable[Chunk]) -> Chunk:
         eval_steps=np.concatenate([part.eval_steps for part in parts]),
         eval_times=np.concatenate([part.eval_times for part in parts]),
         metrics=_concatenated([part.metrics for part in parts]),
+        branches=tuple(branch for part in parts for branch in part.branches),
     )
 
 

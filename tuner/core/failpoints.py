@@ -29,6 +29,7 @@ PLACES = {
     "ask.drawn": "the parameters are drawn and not written",
     "chunk.before_commit": "rows of a curve are measured and not committed",
     "chunk.committed": "rows of a curve are committed",
+    "branch.trained": "branches of trials at a rung are trained, nothing of it is committed",
     "report.before_commit": "the pruner has decided, its decision is not committed",
     "checkpoint.before_rename": "a checkpoint is written under its temporary name",
     "checkpoint.renamed": "a checkpoint is in its place and not in the ledger",

@@ -23,12 +23,21 @@ from tuner.core.outcome import COMPLETED, KINDS, RUNNING
 from tuner.core.text import NAME_LIMIT
 from tuner.ledger import retraining_tables, tables
 from tuner.ledger.records import (
+    ADDED,
     COUNTS_FROM,
     ENDED,
+    ENQUEUED,
+    EXTENSION,
+    FIXED,
+    HISTORY,
     OPEN,
+    PARENT,
     PAUSED,
     RANGES,
     REASON,
+    RETRIED,
+    RETRY,
+    SEED,
     STOPPED,
     AttemptRecord,
     Report,
@@ -97,7 +106,7 @@ def _are_params(value: object) -> bool:
         and value["lr"] > 0
         and isinstance(value.get("schedule"), str)
         and isinstance(value.get("optimizer"), str)
-        and all(isinstance(one, str | bool) or is_number(one) for one in value.values())
+        and _are_values(value)
     )
 
 
@@ -163,12 +172,41 @@ def _is_first(value: object) -> bool:
     )
 
 
-def _are_trial_attrs(value: object) -> bool:
+def are_trial_attrs(value: object) -> bool:
+    """Return whether a value is the attributes of a trial."""
     return isinstance(value, dict) and all(
-        key.removeprefix(RUNG).isdecimal() and len(key) < 30 and is_number(one)
+        OF_TRIALS[key](one)
+        if key in OF_TRIALS
+        else not key.startswith(RUNG)
+        or (key.removeprefix(RUNG).isdecimal() and len(key) < 30 and is_number(one))
         for key, one in value.items()
-        if key.startswith(RUNG)
     )
+
+
+def _are_values(value: object) -> bool:
+    """Return whether a value is a table of values of parameters."""
+    return isinstance(value, dict) and all(map(_is_scalar, value.values()))
+
+
+def _is_scalar(value: object) -> bool:
+    return isinstance(value, str | bool) or is_number(value)
+
+
+def _is_parent(value: object) -> bool:
+    return (
+        isinstance(value, dict) and is_count(value.get("trial")) and _is_label(value.get("study"))
+    )
+
+
+OF_TRIALS: Mapping[str, Check] = {
+    FIXED: _are_values,
+    ADDED: lambda value: value in (ENQUEUED, RETRY, EXTENSION),
+    RETRIED: is_count,
+    HISTORY: lambda value: isinstance(value, list) and all(map(is_count, value)),
+    PARENT: _is_parent,
+    SEED: lambda value: type(value) is int and 0 <= value < 2**32,
+}
+"""Attributes of trials that are read."""
 
 
 def _are_rungs(value: object) -> bool:
@@ -190,7 +228,7 @@ RULES: Mapping[Column[Any], tuple[str, Check]] = {
     _STUDIES.attrs: ("attributes", _are_study_attrs),
     _STUDIES.limit: ("a whole number", lambda value: type(value) is int),
     _TRIALS.params: ("parameters", _are_params),
-    _TRIALS.attrs: ("attributes", _are_trial_attrs),
+    _TRIALS.attrs: ("attributes", are_trial_attrs),
     _TRIALS.state: _one_of(RUNNING, *KINDS),
     retraining_tables.retrainings.c.stage: _one_of("train", "evaluate", "log", "promote", "done"),
     retraining_tables.retrainings.c.outcome: _one_of("promoted", "kept", "failed"),
@@ -352,8 +390,6 @@ def searched_trial_of(found: tuple[Mapping[str, Any], Mapping[Any, Any]]) -> Sea
 def _check_trial(title: str, values: Mapping[str, Any]) -> None:
     if values["state"] == COMPLETED and values["value"] is None:
         raise UnreadableError(f"{title} cannot be read: it is completed and has no value")
-    if values["params"] is None and "fixed_params" in values["attrs"]:  # Optuna would use them
-        raise UnreadableError(f"{title} cannot be read: it has fixed parameters before its draw")
     if values["state"] != RUNNING and values["ended_at"] is None:
         raise UnreadableError(f"{title} cannot be read: it has ended at no time")
 

@@ -21,7 +21,7 @@ from sqlalchemy import (
     select,
 )
 
-from tuner.config import Parameter, StudySpec, misfits
+from tuner.config import Parameter, StudySpec, misfits, unfit
 from tuner.core import curves
 from tuner.core.curves import LATEST, Chunk
 from tuner.core.errors import NotFoundError, UnreadableError
@@ -39,6 +39,7 @@ from tuner.ledger.decoding import (
     unreadable_study_of,
 )
 from tuner.ledger.records import (
+    FIXED,
     AttemptRecord,
     Changes,
     CheckpointRecord,
@@ -421,13 +422,14 @@ def _trial_reader(
     """Return the function that turns rows of trials, with these reports, into records."""
 
     @functools.cache
-    def parameters(study_id: int) -> Sequence[Parameter]:
+    def parameters(study_id: int) -> Sequence[Parameter] | None:
         spec = _spec(tx, study_id)
-        return () if spec is None else spec.space.parameters()
+        return None if spec is None else spec.space.parameters()
 
     def read(row: Row[*tuple[Any, ...]]) -> TrialRecord:
         trial = trial_of(row._asdict(), reported.get(row.id, ()))
-        refuse_misfit(trial, parameters(trial.study_id))
+        if (known := parameters(trial.study_id)) is not None:
+            refuse_misfit(trial, known)
         return trial
 
     return read
@@ -450,9 +452,12 @@ def _reports(tx: Connection, where: Any) -> dict[int, list[Report]]:
 
 def refuse_misfit(trial: TrialRecord | SearchedTrial, parameters: Iterable[Parameter]) -> None:
     """Raise `UnreadableError` if a trial's parameters are none of its study's."""
-    wrong = {} if trial.params is None else misfits(parameters, trial.params)
+    if trial.params is None:
+        wrong = unfit(parameters, trial.attrs.get(FIXED, {}))
+    else:
+        wrong = misfits(parameters, trial.params)
     for name, expected in wrong.items():
-        got = repr((trial.params or {}).get(name))[:60]
+        got = repr((trial.params or trial.attrs.get(FIXED, {})).get(name))[:60]
         raise UnreadableError(
             f"trial {trial.number} cannot be read: {name}: expected {expected:.200}, got {got}"
         )

@@ -18,6 +18,15 @@ REASON, COUNTS_FROM = "tuner:reason", "tuner:counts_from"
 """Attributes of a study: why it is not open; the first trial that the circuit breaker counts."""
 RANGES = "tuner:ranges"
 """Another one: the active ranges of its learning rate, see `tuner.ledger.ranges`."""
+FIXED, RETRIED = "fixed_params", "failed_trial"
+"""Optuna's attributes of a trial that was enqueued, some or all of whose parameters are fixed, and
+of one that repeats a failed trial, with its number."""
+ADDED, ENQUEUED, RETRY, EXTENSION = "tuner:added", "enqueued", "retry", "extension"
+"""An attribute of a trial that a person added, see `tuner.ledger.adding`, and its values."""
+HISTORY = "retry_history"
+"""Optuna's attribute of a retry: the failed trials before it, the oldest first."""
+PARENT, SEED = "tuner:parent", "tuner:seed"
+"""Attributes of a trial that extends another one: that one's study and number, and its seed."""
 
 FINISHED, INTERRUPTED, STALE, RAISED, OUT_OF_MEMORY = (
     "finished",

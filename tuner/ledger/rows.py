@@ -54,8 +54,13 @@ def next_revision(tx: Connection, study_id: int) -> int:
     )
 
 
-def reserve(tx: Connection, study: Row[Any], count: int) -> list[TrialRecord]:
-    """Insert the next trials of a study whose row is locked; return them in order of number."""
+def reserve(
+    tx: Connection, study: Row[Any], count: int, attrs: Sequence[Mapping[str, Any]] = ()
+) -> list[TrialRecord]:
+    """Insert the next trials of a study whose row is locked; return them in order of number.
+
+    `attrs` are their attributes, if they have any.
+    """
     counted = tx.execute(
         update(studies)
         .where(studies.c.id == study.id)
@@ -69,7 +74,6 @@ def reserve(tx: Connection, study: Row[Any], count: int) -> list[TrialRecord]:
     new = {
         "study_id": study.id,
         "imported": False,
-        "attrs": {},
         "state": RUNNING,
         "steps": 0,
         "last_time": 0.0,
@@ -77,7 +81,14 @@ def reserve(tx: Connection, study: Row[Any], count: int) -> list[TrialRecord]:
     }
     made = tx.execute(
         insert(trials).values(created_at=database_time()).returning(trials),
-        [{**new, "number": study.next_number + index} for index in range(count)],
+        [
+            {
+                **new,
+                "number": study.next_number + index,
+                "attrs": dict(attrs[index]) if attrs else {},
+            }
+            for index in range(count)
+        ],
     )
     found = [TrialRecord(**row._mapping) for row in made]
     return sorted(found, key=lambda trial: trial.number)

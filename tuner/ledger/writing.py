@@ -24,7 +24,7 @@ from tuner.core import curves
 from tuner.core.curves import Chunk
 from tuner.core.errors import UsageError
 from tuner.core.outcome import Outcome
-from tuner.ledger import entries, managing, rows, versions
+from tuner.ledger import adding, entries, managing, rows, versions
 from tuner.ledger.attempts import Attempts, refused
 from tuner.ledger.decoding import settled_of, study_of
 from tuner.ledger.leases import ATTEMPTS, renewed
@@ -59,9 +59,9 @@ class Ledger(Attempts):
 
         Where the space has changed, that is a new version of it, with the trials of the earlier
         ones that lie in the new space imported. There are never more trials than `combinations`
-        less what those have tried. Raise `UsageError` when anything else but the budget differs
-        from the existing study, or when another one would have its title, and `WorkloadError`
-        when code or data differ.
+        less what those have tried, beside those that a person added. Raise `UsageError` when
+        anything else but the budget differs from the existing study, or when another one would
+        have its title, and `WorkloadError` when code or data differ.
         """
         with self._writing() as tx:
             rows.lock_submission(tx)
@@ -89,7 +89,8 @@ class Ledger(Attempts):
                     "space; give this one another name"
                 )
             if combinations is not None:
-                limit = min(limit, combinations - versions.tried(tx, study_id))
+                own = combinations - versions.tried(tx, study_id)
+                limit = min(limit, own + adding.added(tx, study_id))
             tx.execute(
                 update(studies)
                 .where(studies.c.id == study_id)

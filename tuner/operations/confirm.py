@@ -62,6 +62,7 @@ class Confirmation:
     candidates: tuple[Candidate, ...]
     verdict: str
     sentence: str
+    answer: str | None = None  # which value of the parameter in question to take
 
     def as_json(self) -> dict[str, Any]:
         """Return what `tuner confirm --json` prints."""
@@ -74,6 +75,7 @@ class Confirmation:
             "winner": self.candidates[0].trial,
             "verdict": self.verdict,
             "sentence": self.sentence,
+            "answer": self.answer,
             "candidates": [
                 {
                     "trial": one.trial,
@@ -107,21 +109,25 @@ def confirm(
     seeds: int,
     prefixes: Sequence[str],
     console: Console | None = None,
+    each: str | None = None,
 ) -> Confirmed:
     """Train the best `top` trials again under `seeds` new seeds and compare them in pairs.
 
+    With `each`, a parameter such as "schedule", train the best trial of each of its values instead.
     Raise `UsageError` if fewer than two trials have completed.
     """
-    confirming = submit(ledger, study, top=top, seeds=seeds)
+    confirming = submit(ledger, study, top=top, seeds=seeds, each=each)
     ended = run.train_study(ledger, places, confirming, prefixes, console=console)
     return Confirmed(
-        confirmation=compare(ledger, study, ledger.study(confirming.name), seeds),
+        confirmation=compare(ledger, study, ledger.study(confirming.name), seeds, each=each),
         ended=ended,
         unfinished=unfinished(ledger, confirming),
     )
 
 
-def submit(ledger: Ledger, study: StudyRecord, *, top: int, seeds: int) -> StudyRecord:
+def submit(
+    ledger: Ledger, study: StudyRecord, *, top: int, seeds: int, each: str | None = None
+) -> StudyRecord:
     """Submit the study of the new trials, or return the existing one.
 
     The same candidates with more seeds continue the same study. Raise `UsageError` if fewer than
@@ -138,6 +144,8 @@ def submit(ledger: Ledger, study: StudyRecord, *, top: int, seeds: int) -> Study
             "compare; train more of it first"
         )
     params = [dict(trial.params or {}) for trial in best]
+    if each is not None:
+        params, top = _best_of_each(params, each), len(params)
     different = [one for index, one in enumerate(params) if one not in params[:index]][:top]
     if len(different) < 2:
         raise UsageError(
@@ -147,7 +155,7 @@ def submit(ledger: Ledger, study: StudyRecord, *, top: int, seeds: int) -> Study
     known = {one.name: one for one in ledger.studies()}
     for count in range(1, len(known) + 2):
         name = derived(study.name, "confirm" + (f" {count}" if count > 1 else ""))
-        spec = _spec(study, name, different, len(different) * seeds)
+        spec = _spec(study, name, different, len(different) * seeds, each)
         existing = known.get(name)
         if existing is None or existing.digest == spec.digest():
             limit = max(spec.budget.trials, existing.limit if existing else 0)  # never fewer
@@ -156,25 +164,53 @@ def submit(ledger: Ledger, study: StudyRecord, *, top: int, seeds: int) -> Study
     raise AssertionError("one of the names is free")
 
 
+def _best_of_each(
+    params: Sequence[dict[str, ParameterValue]], each: str
+) -> list[dict[str, ParameterValue]]:
+    """Return the first parameters with each value of the parameter `each`. Raise `UsageError`."""
+    found: dict[ParameterValue, dict[str, ParameterValue]] = {}
+    for one in params:
+        if each in one:
+            found.setdefault(one[each], one)
+    if len(found) < 2:
+        had = ", ".join(map(str, found)) or "none"
+        raise UsageError(
+            f"expected completed trials with at least 2 values of {each!r}, got {had}; parameters "
+            f"here: {', '.join(sorted({key for one in params for key in one}))}"
+        )
+    return list(found.values())
+
+
 def _spec(
-    study: StudyRecord, name: str, params: Sequence[Mapping[str, ParameterValue]], trials: int
+    study: StudyRecord,
+    name: str,
+    params: Sequence[Mapping[str, ParameterValue]],
+    trials: int,
+    each: str | None,
 ) -> StudySpec:
     """Return the study that trains each of `params` once per round, to the horizon."""
+    what = "trials" if each is None else f"trial of each {each}"
     tables = study.spec.model_dump(mode="json")
     tables["training"] |= {"threads": study.threads}
     tables["study"] |= {
         "name": name,
-        "description": f"The best trials of {study.name} again, under shared seeds.",
+        "description": f"The best {what} of {study.name} again, under shared seeds.",
     }
-    tables["search"] |= {"sampler": {"name": "listed", "params": params}, "pruner": "none"}
+    listed = {"sampler": {"name": "listed", "params": params}, "pruner": "none"}
+    tables["search"] = listed
     tables["budget"] |= {"trials": trials}
     return StudySpec.model_validate_json(json.dumps(tables))
 
 
 def compare(
-    ledger: Reader, study: StudyRecord, confirming: StudyRecord, seeds: int
+    ledger: Reader,
+    study: StudyRecord,
+    confirming: StudyRecord,
+    seeds: int,
+    *,
+    each: str | None = None,
 ) -> Confirmation:
-    """Compare the candidates with the winner, seed by seed."""
+    """Compare the candidates with the winner, seed by seed; `each` as in `confirm`."""
     sampler = confirming.spec.search.sampler
     assert isinstance(sampler, Listed)
     found = _found(study, ledger.trials(study.id), sampler)
@@ -212,6 +248,7 @@ def compare(
         candidates=tuple(candidates),
         verdict=verdict,
         sentence=sentence,
+        answer=None if each is None else _answer(candidates, each),
     )
 
 
@@ -256,6 +293,46 @@ def _verdict(candidates: Sequence[Candidate], study: StudyRecord) -> tuple[str, 
         )
     listed = "; ".join(f"trial {one.trial}: {_in_words(one)}" for one in others)
     return CONFIRMED, f"Yes: {name} is better than all {len(others)} others ({listed}). {about}"
+
+
+SIMPLEST = ("constant", "linear", "cosine")
+"""Values to prefer among those that are alike, the simplest first; else the winner's."""
+ALIKE = 0.02
+"""Candidates that differ by less than this share of the winner's mean are alike."""
+
+
+def _answer(candidates: Sequence[Candidate], each: str) -> str:
+    """Return which value of a parameter to take, where each candidate has another one."""
+    winner, others = candidates[0], candidates[1:]
+    name = str(winner.params[each])
+    known = [(str(one.params[each]), one.worse) for one in others]
+    sure = [(value, worse) for value, worse in known if worse is not None and worse.n > 1]
+    if len(sure) < len(known) or winner.mean is None:
+        missing = ", ".join(value for value, worse in known if worse is None or worse.n < 2)
+        return f"Undecided: {name} and {missing or name} completed too few seeds; add seeds."
+    better = [(value, worse) for value, worse in sure if worse.below]
+    if better:
+        value, worse = min(better, key=lambda pair: pair[1].mean)
+        return f"{value} beats {name} by {_plus_minus(worse)}: take {value}."
+    beaten = [f"{value} by {_plus_minus(worse)}" for value, worse in sure if worse.above]
+    beats = f"{name} beats {', '.join(beaten)}" if beaten else ""
+    open_ = [(value, worse) for value, worse in sure if not worse.above]
+    if not open_:
+        return f"{beats}: take {name}."
+    bound = max(max(abs(worse.low), abs(worse.high)) for _, worse in open_)
+    alike = [name, *(value for value, _ in open_)]
+    if bound > ALIKE * abs(winner.mean):
+        apart = f"{', '.join(alike[1:])} may differ from {name} by up to {bound:.2g}"
+        undecided = f"undecided: {apart}; take {name}, or add seeds."
+        return f"{beats}; {undecided}" if beats else f"{undecided[:1].upper()}{undecided[1:]}"
+    taken = next((value for value in SIMPLEST if value in alike), name)
+    if not beats:
+        return f"No {each} differs from {name} by more than {bound:.2g}: take {taken}."
+    return f"{beats}; {', '.join(alike[1:])}: within {bound:.2g} of {name}; take {taken}."
+
+
+def _plus_minus(worse: Interval) -> str:
+    return f"{abs(worse.mean):.3g} ± {(worse.high - worse.low) / 2:.2g}"
 
 
 def _in_words(candidate: Candidate) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 
 from sqlalchemy import Engine
 
+from tuner.config import Branching
+from tuner.core.curves import Chunk
 from tuner.core.environment import is_gone
 from tuner.core.errors import UnreadableError
 from tuner.ledger import (
@@ -286,12 +288,25 @@ def _in_ledger(
         if curve.first_step != 0 or curve.next_step != trial.steps:
             detail = f"rows {curve.first_step} to {curve.next_step}, {trial.steps} expected"
             yield Mismatch(BROKEN, trial.number, detail)
+        yield from _branches(study, trial, curve)
     for checkpoint in ledger.checkpoints(study.id):
         if not file_of(checkpoints, checkpoint).exists():
             yield Mismatch("checkpoint", checkpoint.trial, f"{checkpoint.path} is missing")
     for attempt, number in ledger.expired(study.id):
         yield Mismatch("lease", number, f"the lease of {attempt.worker} has expired")
     yield from _versions(ledger.attempts(study.id))
+
+
+def _branches(study: StudyRecord, trial: TrialRecord, curve: Chunk) -> Iterator[Mismatch]:
+    """Compare the branches of a curve with the rungs at which the trial was judged by them."""
+    if not isinstance(study.spec.judge, Branching) or trial.imported:
+        return
+    steps = [branch.step for branch in curve.branches]
+    for step in sorted({step for step in steps if steps.count(step) > 1}):
+        yield Mismatch(BROKEN, trial.number, f"several branches at step {step}, one expected")
+    if len(steps) > len(trial.reports):
+        detail = f"{len(steps)} branches, {len(trial.reports)} decisions at rungs"
+        yield Mismatch(BROKEN, trial.number, detail)
 
 
 def _versions(attempts: Sequence[AttemptRecord]) -> Iterator[Mismatch]:

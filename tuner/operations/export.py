@@ -120,6 +120,11 @@ def _long(number: int, chunk: Chunk | None) -> pd.DataFrame:
             (name, chunk.eval_steps, v, chunk.eval_times)
             for name, v in sorted(chunk.metrics.items())
         ]
+        parts += [
+            (f"branch/{name}", np.array([one.step]), np.array([value]), np.array([one.time]))
+            for one in chunk.branches
+            for name, value in sorted(one.metrics.items())
+        ]
     columns: Mapping[str, Sequence[Any]] = {
         "trial": [number] * sum(len(values) for _, _, values, _ in parts),
         "step": _joined([steps for _, steps, _, _ in parts]),

@@ -13,6 +13,7 @@ from tuner.core.environment import describe
 from tuner.core.errors import NotFoundError, UsageError
 from tuner.core.failures import workload_code
 from tuner.ledger import OUT_OF_MEMORY, Reader, StudyRecord, TrialRecord
+from tuner.ledger.records import SEED
 from tuner.training import trainer_choice
 from tuner.training.device import use_threads
 from tuner.training.trainer import ENDED, Event, Task, seed_of
@@ -130,7 +131,7 @@ def _train(
     choice = trainer_choice.settled(study.settled) if study.settled else None
     trainer = trainer_choice.trainer_for(load_workload(study, prefixes), study.spec, choice)
     assert trial.params is not None
-    seed = seed_of(study.spec, trial.number)
+    seed = seed_of(study.spec, trial.number, trial.attrs.get(SEED))
     task = Task(number=trial.number, seed=seed, params=trial.params, halvings=halvings)
     with workload_code():
         trainer.admit(task)

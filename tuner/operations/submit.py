@@ -7,7 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuner.analysis.verdicts import EARLY
-from tuner.config import Grid, StudySpec, Table, reading, settings_of
+from tuner.config import (
+    AnyPruner,
+    Branching,
+    Grid,
+    Halving,
+    Patient,
+    StudySpec,
+    Table,
+    reading,
+    settings_of,
+)
 from tuner.config.grid import Grid as CellsOf
 from tuner.config.retrain import NOT_STORED
 from tuner.core.errors import NotFoundError, UsageError
@@ -64,6 +74,7 @@ def submit(
     """
     spec = _with_known_search(ledger, spec)
     _refuse_changes(ledger, spec)
+    _refuse_unknown_sources(ledger, spec)
     combinations = len(CellsOf(spec.space)) if isinstance(spec.search.sampler, Grid) else None
     limit = spec.budget.trials
     study, created = ledger.submit(
@@ -77,28 +88,47 @@ def submit(
 def early_pruning(spec: StudySpec) -> str | None:
     """Return a warning if the pruner judges trials too early, else None."""
     pruner, length, first = spec.search.pruner.name, spec.length, spec.first_stop()
-    if first is None or first * EARLY >= length:
+    if first is None or isinstance(spec.judge, Branching):
+        return None
+    schedules = len(spec.space.schedule)
+    if first * EARLY < length:
+        why = (
+            "Before a ninth of the horizon, values hardly predict which trial will be best: on "
+            "real curves their rank correlation with the final ones was 0.16 to 0.28 at a 27th, "
+            "and asha from there lost the best trial in four of five studies."
+        )
+    elif first * 3 < length and schedules > 1:
+        why = (
+            f"Its {schedules} schedules differ in the middle, where late decays look bad: the rank "
+            "correlation of raw values with the final ones was 0.21 at a ninth of the horizon, and "
+            "0.60 at a third."
+        )
+    else:
         return None
     unit = spec.unit.removesuffix("s")
     return (
-        f"[search] pruner: {pruner} first stops trials at {unit} {first} of {length}. Before a "
-        "ninth of the horizon, values hardly predict which trial will be best, so good trials are "
-        'lost. Start it later, or omit the pruner to use the default, "halving" (docs/search.md).'
+        f"[search] pruner: {pruner} first stops trials at {unit} {first} of {length}. {why} "
+        'Start it later, or omit the pruner to use the default, "one_rung" (docs/search.md).'
     )
 
 
 def _with_known_search(ledger: Reader, spec: StudySpec) -> StudySpec:
     """Return the study with its stored sampler and pruner if its file leaves them open.
 
-    Defaults may change: those of both, and those of a sampler's options.
+    Defaults may change: those of both, and those of their options. The first rung of asha and
+    hyperband is stored with a new study; earlier versions began before a ninth of the horizon.
     """
+    pruner, update = _from_a_ninth(spec.search.pruner, spec.length), dict[str, Any]()
     try:
         known = ledger.study(spec.study.name).spec.search
     except NotFoundError:
-        return spec
-    named, update = spec.search.model_fields_set, dict[str, Any]()
+        update["pruner"] = pruner
+        return spec.model_copy(update={"search": spec.search.model_copy(update=update)})
+    named = spec.search.model_fields_set
     if "pruner" not in named:
         update["pruner"] = known.pruner
+    elif pruner == known.pruner:
+        update["pruner"] = pruner
     if "sampler" not in named or _leaves_open(spec.search.sampler, known.sampler):
         update["sampler"] = known.sampler
     return spec.model_copy(update={"search": spec.search.model_copy(update=update)})
@@ -115,6 +145,17 @@ def _leaves_open(sampler: Table, known: Table) -> bool:
     return named.items() <= stored.items()
 
 
+def _from_a_ninth(pruner: AnyPruner, steps: int) -> AnyPruner:
+    """Return the pruner with its first rung set, at a ninth of the horizon or later."""
+    if isinstance(pruner, Patient):
+        wraps = _from_a_ninth(pruner.wraps, steps)
+        return pruner.model_copy(update={"wraps": wraps})
+    if not isinstance(pruner, Halving) or pruner.min_steps is not None:
+        return pruner
+    first = max(pruner.first_rung(steps), -(-steps // EARLY))
+    return pruner.model_copy(update={"min_steps": first})
+
+
 def in_words(ledger: Reader, study: StudyRecord, *, created: bool) -> str:
     """Return a sentence about what was submitted."""
     if not created:
@@ -126,6 +167,19 @@ def in_words(ledger: Reader, study: StudyRecord, *, created: bool) -> str:
         f"{study.limit} trials, and {ledger.imported(study.id)} of earlier versions imported. "
         f"Optuna and MLflow call it {study.title!r}."
     )
+
+
+def _refuse_unknown_sources(ledger: Reader, spec: StudySpec) -> None:
+    """Raise `UsageError` if a new study names a source that does not exist, or itself."""
+    names = {one.name for one in ledger.studies()} if spec.search.learn_from else set[str]()
+    if spec.study.name in names:
+        return
+    for name in spec.search.learn_from:
+        if "*" not in name and name not in names:
+            raise UsageError(
+                f"[search] learn_from: expected an earlier study of this database, got {name!r}; "
+                "`tuner studies` lists them"
+            )
 
 
 def _refuse_changes(ledger: Reader, spec: StudySpec) -> None:

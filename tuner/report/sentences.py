@@ -19,6 +19,7 @@ from tuner.analysis.verdicts import (
 )
 from tuner.config import ParameterValue
 from tuner.core.outcome import COMPLETED, DIVERGED, KINDS, PRUNED
+from tuner.report import judging
 from tuner.report.findings import Findings
 
 WIDE, NARROW = 10.0, 3.0
@@ -150,7 +151,14 @@ def savings(found: Findings) -> str:
             share = 100 * saved / whole
             trials = "1 trial" if count == 1 else f"{count} trials"
             lines.append(f"{verb} stopped {trials} and saved {saved} steps, {share:.0f} %.")
-    return " ".join(lines) or "No trial was stopped: all ran to the end."
+    branches = judging.branch_steps(found)
+    if branches:
+        share = 100 * branches / whole
+        lines.append(
+            f"Branches, by which trials were judged, took {branches} steps, {share:.0f} %."
+        )
+    lines.append(judging.sentence(found))
+    return " ".join(filter(None, lines)) or "No trial was stopped: all ran to the end."
 
 
 def verdicts(found: Findings) -> str:

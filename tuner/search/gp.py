@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky, solve_triangular
-from scipy.optimize import minimize
+from scipy.optimize import lsq_linear, minimize
 from scipy.special import erfcx, logsumexp, ndtr
 
 from tuner.search.encoding import Encoding, Rows
@@ -35,6 +35,8 @@ CONDITIONED = 256
 CANDIDATES, NEIGHBOURS, REFINED = 512, 512, 256
 STEPS = (0.2, 0.05, 0.02)
 """Standard deviations of neighbours' steps: of the best trials', then of the best candidates'."""
+INTERCEPT, TRUST = 1.0, 0.5
+"""Prior standard deviations: of the trend's intercept, and of the weight of the sources' sum."""
 FANTASIES = 16
 """Joint draws of the values of running trials, over which expected improvement is averaged."""
 
@@ -114,6 +116,13 @@ def _fitted(features: bytes, width: int, groups: bytes, dimensions: int, losses:
     return theta
 
 
+def usual(dimensions: int, noise: float) -> Vector:
+    """Return log hyperparameters that are fitted to nothing: the prior's medians, and a noise."""
+    theta, _ = _prior(dimensions)
+    theta[-1] = np.log(noise)
+    return theta
+
+
 class Posterior:
     """What is known of the losses at other points."""
 
@@ -143,6 +152,17 @@ class Posterior:
         variance = np.maximum(self._signal - (whitened * whitened).sum(0), 1e-12)
         return cross @ self._alpha, variance
 
+    def whitened(self, columns: Rows) -> Rows:
+        """Return columns whose noise is that of independent standard normals, [point, column]."""
+        found: Rows = solve_triangular(self._lower, columns, lower=True, check_finite=False)
+        return found
+
+    def left_out(self) -> Vector:
+        """Return the mean at each point given all others (section 5.4.2, equation 5.12)."""
+        inverse = self.whitened(np.eye(len(self.losses)))
+        predicted: Vector = self.losses - self._alpha / (inverse * inverse).sum(0)
+        return predicted
+
     def joint(self, features: Rows) -> tuple[Vector, Rows]:
         """Return mean and covariance of noisy losses at other points, [point], [point, point]."""
         points = features * self._scale
@@ -169,8 +189,8 @@ class Posterior:
         grown._lower[known:, :known] = side
         grown._lower[known:, known:] = cholesky(corner, lower=True, check_finite=False)
         grown._points = np.r_[self._points, more]
-        before = self.losses.reshape(known, -1)  # [point, draw]
-        grown.losses = np.r_[np.broadcast_to(before, (known, losses.shape[1])), losses]
+        before = np.broadcast_to(self.losses.reshape(known, 1), (known, losses.shape[1]))
+        grown.losses = np.r_[before, losses]  # [point, draw]
         grown._alpha = cho_solve((grown._lower, True), grown.losses, check_finite=False)
         return grown
 
@@ -196,6 +216,8 @@ def standardised(losses: Vector) -> Vector:
     Their logarithms where all are positive and span more than a factor of three. What is worse than
     the median is compressed, ever more: what matters is that it is worse, not by how much.
     """
+    if not len(losses):
+        return losses
     if losses.min() > 0 and losses.max() > 3 * losses.min():
         losses = np.log(losses)
     middle = float(np.median(losses))
@@ -223,6 +245,71 @@ def settled(count: int) -> int:
     return count - count % max(1, count // 10)
 
 
+def trend(posterior: Posterior, columns: Rows) -> Vector:
+    """Return the intercept and the weights of the sources that explain the losses best.
+
+    `columns` are what sources predict at the points, [point, source]. Generalised least squares
+    (Rasmussen and Williams, section 2.7) with a normal prior around the sources' average; no weight
+    is negative, so a source that predicts the losses badly gets none.
+    """
+    known, sources = columns.shape
+    design = np.c_[np.ones(known), columns]
+    whitened = posterior.whitened(np.c_[design, posterior.losses])
+    deviations = np.r_[INTERCEPT, np.full(sources, TRUST / np.sqrt(sources))]
+    prior = np.r_[0.0, np.full(sources, 1 / sources)]
+    least = np.r_[-np.inf, np.zeros(sources)]
+    found = lsq_linear(
+        np.r_[whitened[:, :-1], np.diag(1 / deviations)],
+        np.r_[whitened[:, -1], prior / deviations],
+        (least, np.inf),
+        method="bvls",  # ends at the bounds exactly
+    )
+    weights: Vector = found.x
+    return weights
+
+
+class Model:
+    """A posterior of losses: a trend that other studies predict, and a Gaussian process."""
+
+    def __init__(
+        self,
+        encoding: Encoding,
+        rows: Rows,
+        losses: Vector,
+        columns: Callable[[Rows], Rows] | None = None,
+    ) -> None:
+        """Fit to the losses of rows; `columns` are what each source predicts, [row, source]."""
+        self.encoding, self._columns = encoding, columns
+        first = settled(len(losses))
+        chosen = informative(losses[:first], FITTED)
+        kept = informative(losses, CONDITIONED)
+        self.losses = standardised(losses)[kept]  # [point]
+        features = encoding.features(rows)
+        theta, _ = _prior(len(encoding))
+        self.weights = np.zeros(1)
+        if columns is not None:
+            beyond = Posterior(theta, encoding.groups, features[kept], self.losses)
+            self.weights = trend(beyond, columns(rows[kept]))
+        if first:
+            beyond_trend = standardised(losses[:first]) - self.trend(rows[:first])
+            theta = fitted(
+                features[:first][chosen], encoding.groups, len(encoding), beyond_trend[chosen]
+            )
+        if columns is not None:
+            beyond = Posterior(theta, encoding.groups, features[kept], self.losses)
+            self.weights = trend(beyond, columns(rows[kept]))
+        self.posterior = Posterior(
+            theta, encoding.groups, features[kept], self.losses - self.trend(rows[kept])
+        )
+
+    def trend(self, rows: Rows) -> Vector:
+        """Return what the sources predict together, [row]."""
+        if self._columns is None:
+            return np.zeros(len(rows))
+        predicted: Vector = self.weights[0] + self._columns(rows) @ self.weights[1:]
+        return predicted
+
+
 def proposed(
     encoding: Encoding,
     rows: Rows,
@@ -231,28 +318,21 @@ def proposed(
     *,
     rng: np.random.Generator,
     fixed: Mapping[str, Any] | None = None,
+    columns: Callable[[Rows], Rows] | None = None,
     allowed: Callable[[Rows], NDArray[np.bool_]] | None = None,
 ) -> Vector:
     """Return the row to try next, [dimension].
 
     `rows` have `losses`, in the order of their trials; `running` ones have none yet. `fixed`
-    parameters are given. The row is among the `allowed` ones, [row], if any is found.
+    parameters are given. The row is among the `allowed` ones, [row], if any is found. `columns`
+    returns what other studies predict for rows, [row, source].
     """
-    groups, dimensions, given = encoding.groups, len(encoding), dict(fixed or {})
-    first = settled(len(losses))
-    chosen = informative(losses[:first], FITTED)
-    theta = fitted(
-        encoding.features(rows[:first][chosen]),
-        groups,
-        dimensions,
-        standardised(losses[:first])[chosen],
-    )
-    values = standardised(losses)
-    kept = informative(losses, CONDITIONED)
-    posterior = Posterior(theta, groups, encoding.features(rows[kept]), values[kept])
-    best = posterior.losses.min(keepdims=True)  # [fantasy]
+    given = dict(fixed or {})
+    model = Model(encoding, rows, losses, columns)
+    posterior = model.posterior
+    best = model.losses.min(keepdims=True) if len(losses) else np.zeros(1)  # [fantasy]
     if len(running):
-        posterior, best = _fantasised(posterior, encoding.features(running), best, rng)
+        posterior, best = _fantasised(model, running, best, rng)
     tried = {row.tobytes() for row in np.r_[rows, running]}
 
     def score(points: Rows) -> tuple[Rows, Vector]:
@@ -263,15 +343,14 @@ def proposed(
             may = allowed(found)
             found = found[may] if may.any() else found
         mean, variance = posterior.predict(encoding.features(found))
-        mean = mean.reshape(len(found), -1)  # [row, fantasy]
+        mean = mean.reshape(len(found), -1) + model.trend(found)[:, None]  # [row, fantasy]
         gains = log_expected_improvement(mean, variance[:, None], best)
         return found, logsumexp(gains, axis=1)
 
-    good = rows[np.argsort(losses, kind="stable")[:5]]
-    points = np.r_[
-        encoding.sobol(0, CANDIDATES, int(rng.integers(2**31))),
-        encoding.neighbours(good, NEIGHBOURS, STEPS[0], rng),
-    ]
+    points = encoding.sobol(0, CANDIDATES, int(rng.integers(2**31)))
+    if len(losses):
+        good = rows[np.argsort(losses, kind="stable")[:5]]
+        points = np.r_[points, encoding.neighbours(good, NEIGHBOURS, STEPS[0], rng)]
     candidates, gains = score(points)
     for step in STEPS[1:]:
         top = candidates[np.argsort(-gains, kind="stable")[:10]]
@@ -281,11 +360,16 @@ def proposed(
 
 
 def _fantasised(
-    posterior: Posterior, running: Rows, best: Vector, rng: np.random.Generator
+    model: Model, running: Rows, best: Vector, rng: np.random.Generator
 ) -> tuple[Posterior, Vector]:
     """Return the posterior given draws of the running trials' values, and the best of each draw."""
-    mean, covariance = posterior.joint(running)  # of their losses, noise included
+    features = model.encoding.features(running)
+    mean, covariance = model.posterior.joint(features)  # of their losses, noise included
     factor = cholesky(covariance, lower=True, check_finite=False)
     half = rng.standard_normal((len(running), FANTASIES // 2))
     draws = mean[:, None] + factor @ np.c_[half, -half]  # [running, fantasy]
-    return posterior.extended(running, draws), np.minimum(best, draws.min(axis=0))
+    values = draws + model.trend(running)[:, None]
+    lowest = values.min(axis=0)
+    if len(model.losses):
+        lowest = np.minimum(best, lowest)
+    return model.posterior.extended(features, draws), lowest

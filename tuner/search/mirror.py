@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import statistics
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +24,7 @@ from tuner.core.outcome import CANCELLED, COMPLETED, DIVERGED, FAILED, PRUNED, R
 from tuner.ledger import Searched, SearchedTrial, TrialRecord
 from tuner.ledger.decoding import log_once, study_attrs_of
 from tuner.ledger.reading import refuse_misfit
+from tuner.ledger.records import ADDED
 from tuner.search.space import distributions, ordered_distribution, to_sampler
 
 STATES = {
@@ -165,6 +166,7 @@ class Mirror:
         self._for_values: TrialsByNumber | None = None  # None: outdated
         self._outcomes: dict[int, str] = {}  # the outcome's kind
         self._imported: dict[int, Mapping[str, ParameterValue]] = {}
+        self._added: list[int] = []  # numbers of trials that a person added, sorted
 
     def refresh(self, changes: Searched) -> None:
         """Apply what changed since `revision`."""
@@ -186,6 +188,8 @@ class Mirror:
             self._outcomes[record.number] = record.state
         if record.imported:
             self._imported[record.number] = record.params or {}
+        if ADDED in record.attrs and record.number not in self._added:
+            insort(self._added, record.number)
         if record.state == DIVERGED:
             self._for_sampler.put(_without_reports(trial))
             self._competitors.remove(record.number)
@@ -294,6 +298,10 @@ class Mirror:
     def own(self) -> list[FrozenTrial]:
         """Return all trials of this version, unchanged."""
         return [trial for trial in self._all if trial.number not in self._imported]
+
+    def added_before(self, number: int) -> int:
+        """Count the trials before a number that a person added, which no sampler draws."""
+        return bisect_left(self._added, number)
 
     def imported(self) -> list[Mapping[str, ParameterValue]]:
         """Return the parameters of the trials imported from earlier versions of the study."""

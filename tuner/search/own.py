@@ -7,6 +7,7 @@ number.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from tuner.config import ParameterValue
+from tuner.ledger.records import FIXED
 from tuner.search import gp
 from tuner.search.encoding import Encoding, Rows
-from tuner.search.storage import FIXED
+from tuner.search.transfer import Source, columns
 
 MOST_AWAITED = 16
 """Values that are waited for because of running trials, at most."""
@@ -86,7 +88,8 @@ class SobolSampler(WholeSampler):
 class GPSampler(WholeSampler):
     """Draws what `gp.proposed` proposes, from the trials with values and those that run.
 
-    Until `startup_trials` have values, and as many as run, draws come from `start`.
+    Until `startup_trials` have values, and as many as run, draws come from `start`; with `sources`,
+    earlier studies to learn from, none do.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class GPSampler(WholeSampler):
         maximize: bool,
         seed: Sequence[int],
         startup_trials: int,
+        sources: Sequence[Source] = (),
         allowed: Callable[[Rows], NDArray[np.bool_]] | None = None,
     ) -> None:
         super().__init__()
@@ -105,6 +109,7 @@ class GPSampler(WholeSampler):
         self._sign = -1.0 if maximize else 1.0
         self._seed = seed
         self._startup_trials = startup_trials
+        self._sources = sources
         self._allowed = allowed
 
     def whole(
@@ -118,7 +123,8 @@ class GPSampler(WholeSampler):
         running = [one for one in others if one.state == TrialState.RUNNING and one.params]
         # beside many others, values of a few would decide what all of them try
         enough = max(self._startup_trials, min(len(running), MOST_AWAITED))
-        if len(known) < enough or not len(space):
+        waits = len(known) < enough and not self._sources
+        if waits or not len(space):
             return self._start.whole(study, trial, fixed)
         losses = np.array([self._sign * float(one.value or 0.0) for one in known])
         row = gp.proposed(
@@ -128,6 +134,7 @@ class GPSampler(WholeSampler):
             _rows(space, running),
             rng=np.random.default_rng(self._seed),
             fixed=fixed,
+            columns=partial(columns, self._sources) if self._sources else None,
             allowed=self._allowed,
         )
         return space.decode(row)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 from optuna import Study
@@ -22,6 +23,7 @@ from optuna.trial import FrozenTrial
 from tuner.config import (
     ASHA,
     AnyPruner,
+    Branching,
     Halving,
     Hyperband,
     Median,
@@ -29,12 +31,21 @@ from tuner.config import (
     OneRung,
     Patient,
     Percentile,
+    SingleRung,
     StudySpec,
 )
 from tuner.search.rungs import RungRankings, SuccessiveHalving
 
-HALF = 2
-"""One in this many trials continues from the single rung of `halving`."""
+FEWEST = 6
+"""Trials that `one_rung` compares before it stops any: the first ones have few competitors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """The value by which a trial is compared at a rung, from a branch."""
+
+    value: float | None  # None: it could not be measured; an infinite one diverged
+    steps: int  # of the branch
 
 
 def pruner_for(spec: StudySpec, rungs: tuple[int, ...]) -> BasePruner:
@@ -56,14 +67,31 @@ class GroupPruner:
             table = table.wraps
             first_rung = table.first_rung(steps) if isinstance(table, Halving) else 0
         self._halving: SuccessiveHalving | None = None
-        if isinstance(table, Halving | OneRung):
-            factor = table.reduction_factor if isinstance(table, Halving) else HALF
-            self._halving = SuccessiveHalving(rankings, first_rung=first_rung, factor=factor)
+        if isinstance(table, Halving | SingleRung):
+            self._halving = SuccessiveHalving(
+                rankings,
+                first_rung=first_rung,
+                factor=table.factor if isinstance(table, SingleRung) else table.reduction_factor,
+                fewest=FEWEST if isinstance(table, OneRung) else 1,
+            )
+        self._spares_leaders = isinstance(table, OneRung)
+        self._maximize = spec.study.direction == "maximize"
         self._patient_only = self._patient is not None and isinstance(table, NoPruner)
         self._pruner = _build(table, first_rung, steps)
 
-    def stopped(self, study: Study, group: Sequence[FrozenTrial]) -> set[int]:
+    def stopped(
+        self,
+        study: Study,
+        group: Sequence[FrozenTrial],
+        judged: Mapping[int, Judged],
+        completed: Sequence[float],
+        default: int | None,
+    ) -> set[int]:
         """Return the numbers of the trials to stop, each at its last report.
+
+        Trials are compared by their last reports, or by the `judged` values of those in it.
+        `completed` are the values of completed trials, and `default` is the trial with the declared
+        default, if there is one.
 
         The whole group has reported before any trial is judged. Successive halving compares its
         trials with each other and writes to their attributes, see `SuccessiveHalving.stopped`. The
@@ -73,16 +101,28 @@ class GroupPruner:
             trial for trial in group if self._patient is None or self._patient.prune(study, trial)
         ]
         if self._halving is not None:
-            return self._halving.stopped(candidates)
+            values = {number: one.value for number, one in judged.items() if one.value is not None}
+            known = [t for t in candidates if t.number not in judged or t.number in values]
+            stopped = self._halving.stopped(known, values)
+            if self._spares_leaders:
+                stopped -= {t.number for t in known if self._leads(t, completed)} | {default}
+            return stopped
         if self._patient_only:
             return {trial.number for trial in candidates}
         return {trial.number for trial in candidates if self._pruner.prune(study, trial)}
 
+    def _leads(self, trial: FrozenTrial, completed: Sequence[float]) -> bool:
+        """Return whether a trial is already better than every completed one."""
+        if not completed:
+            return False
+        value = trial.intermediate_values[max(trial.intermediate_values)]
+        return value > max(completed) if self._maximize else value < min(completed)
+
 
 def _build(pruner: AnyPruner, first_rung: int, steps: int) -> BasePruner:
     match pruner:
-        case ASHA() | OneRung():
-            factor = HALF if isinstance(pruner, OneRung) else pruner.reduction_factor
+        case ASHA() | SingleRung():
+            factor = pruner.reduction_factor if isinstance(pruner, ASHA) else pruner.factor
             return SuccessiveHalvingPruner(min_resource=first_rung, reduction_factor=factor)
         case Hyperband():
             return FixedHyperbandPruner(
@@ -147,6 +187,7 @@ def reason_of_decision(
     ahead: int,
     others: int,
     bracket: int | None,
+    judged: Judged | None = None,
 ) -> str:
     """Return why a trial was pruned or continued; `ahead` of the `others` there were better."""
     better, worse = "lower", "higher"
@@ -157,6 +198,13 @@ def reason_of_decision(
     competitors = "other trials" if bracket is None else f"other trials of bracket {bracket}"
     unit = spec.unit.removesuffix("s")
     reason = f"{spec.study.metric} was {value:.4g} at {unit} {step}"
+    if judged is not None and judged.value is None:
+        return f"Went on: {reason}, and there was no memory for a branch of it."
+    if judged is not None:
+        assert isinstance(spec.judge, Branching)
+        rest = spec.judge.name == "fast_forward"
+        how = "through the rest of its schedule" if rest else "with averaged weights"
+        reason += f" and {judged.value:.4g} after a branch of {judged.steps} steps {how}"
     reason += f", where {ahead} of the {others} {competitors} there were {better}"
     if isinstance(wrapped, Percentile) and prune:
         reason += f" and only the best {wrapped.percentile:g} percent go on"

@@ -156,21 +156,30 @@ def _replace(
 class SuccessiveHalving:
     """Stops trials at rungs: step `first_rung` times a power of `factor`.
 
-    The first rung of bracket b is b powers later.
+    The first rung of bracket b is b powers later. While fewer than `fewest` trials have reached a
+    rung, all of them go on.
     """
 
-    def __init__(self, rankings: RungRankings, *, first_rung: int, factor: int) -> None:
+    def __init__(
+        self, rankings: RungRankings, *, first_rung: int, factor: int, fewest: int = 1
+    ) -> None:
         self._rankings = rankings
+        self._fewest = fewest
         self._first_rung = first_rung
         self._factor = factor
 
-    def stopped(self, group: Sequence[FrozenTrial]) -> set[int]:
+    def stopped(
+        self, group: Sequence[FrozenTrial], judged: Mapping[int, float] | None = None
+    ) -> set[int]:
         """Return the numbers of the trials to stop, each at its last report.
+
+        Trials are compared by their last reports, or by the `judged` values of those in it.
 
         Write the rungs that trials complete into their attributes, where Optuna's samplers and its
         users expect them. All trials that reach a rung together are counted before any is judged,
         and rungs are processed from the lowest up, so the order of the group does not matter.
         """
+        values = judged or {}
         stopped = set()
         waiting: defaultdict[int, list[FrozenTrial]] = defaultdict(list)  # by their next rung
         for trial in group:
@@ -181,11 +190,14 @@ class SuccessiveHalving:
             rung = min(waiting)
             arrived = [trial for trial in waiting.pop(rung) if self._has_reached(rung, trial)]
             for trial in arrived:
-                trial.system_attrs[f"{RUNG}{rung}"] = _last_report(trial)
+                value = values.get(trial.number, _last_report(trial))
+                trial.system_attrs[f"{RUNG}{rung}"] = value
                 self._rankings.update(trial)
             for trial in arrived:
-                ahead, others = self._rankings.at_rung(trial, rung, _last_report(trial))
-                if ahead < max((others + 1) // self._factor, 1):
+                value = trial.system_attrs[f"{RUNG}{rung}"]
+                ahead, others = self._rankings.at_rung(trial, rung, value)
+                enough = others + 1 >= self._fewest
+                if not enough or ahead < max((others + 1) // self._factor, 1):
                     waiting[rung + 1].append(trial)
                 else:
                     stopped.add(trial.number)

@@ -45,9 +45,12 @@ from tuner.search.own import GPSampler, SobolSampler
 from tuner.search.space import FixedSampler, all_distributions, completed, shared_distributions
 from tuner.search.textbook import textbook
 from tuner.search.tpe import ColumnTPESampler, Observations
+from tuner.search.transfer import Source
 
 LEARN_FROM_VALUES = (GP, OptunaGP, CMAES)
 """Samplers that learn from the values of completed trials only; tpe also ranks pruned trials."""
+ADDED_FROM = 2**20
+"""Point of a sequence from which trials that a person added draw what is not fixed."""
 
 REDRAWN = 2**16
 """Distance in the sequence from a point that violates the constraints to the next one."""
@@ -63,28 +66,38 @@ def sampler_of(spec: StudySpec, number: int) -> AnySampler:
     )
 
 
-def sampler_for(  # noqa: PLR0911 - one for each sampler
+def sampler_for(  # noqa: PLR0911, PLR0912 - one for each sampler
     spec: StudySpec,
     number: int,
     imported: Sequence[Mapping[str, ParameterValue]] = (),
     sources: Sequence[FrozenTrial] = (),
     observations: Observations | None = None,
     attempt: int = 0,
+    *,
+    added_before: int = 0,
+    is_added: bool = False,
+    learned: Sequence[Source] = (),
 ) -> BaseSampler:
     """Return the sampler that draws trial `number`, seeded by the study's seed and the number.
 
-    The first numbers belong to the `imported` trials. A grid skips their combinations. cmaes starts
-    at the best of the `sources`, the imported trials with values. Without `observations`, tpe is
-    Optuna's own sampler; with them it draws the same, faster. Each `attempt` at parameters that
-    satisfy the constraints has its own seed.
+    The first numbers belong to the `imported` trials. A person added this trial if it `is_added`,
+    and as many as `added_before` with lower numbers: they are no trials of `first`, of a list or of
+    a sequence. A grid skips the combinations of imported trials. cmaes starts at the best of the
+    `sources`, the imported trials with values. gp also uses what earlier studies predict,
+    `learned`. Without `observations`, tpe is Optuna's own sampler; with them it draws the same,
+    faster. Each `attempt` at parameters that satisfy the constraints has its own seed.
     """
     again = [attempt] if attempt else []
     sequence = np.random.SeedSequence([spec.study.seed, number, *again])
     seed = int(sequence.generate_state(2, np.uint32)[1])
-    index = number - len(imported)
+    index = number - len(imported) - added_before
     sampler = sampler_of(spec, number)
-    first = _first_params(spec, sampler, number, index)
-    if first is not None and attempt == 0:
+    first = first_params(spec, sampler, number, index, learned=bool(learned))
+    if is_added:
+        if isinstance(sampler, Grid | Listed | QMC):
+            return RandomSampler(seed=seed)  # of what is not fixed
+        index = ADDED_FROM + number
+    elif attempt == 0 and first is not None:
         return FixedSampler(spec.space, first)
     whole = encoding_of(spec.space)
     sobol = SobolSampler(whole, index + attempt * REDRAWN, seed=spec.study.seed)
@@ -118,6 +131,7 @@ def sampler_for(  # noqa: PLR0911 - one for each sampler
                     maximize=spec.study.direction == "maximize",
                     seed=[spec.study.seed, number, *again],
                     startup_trials=sampler.startup_trials,
+                    sources=learned,
                     allowed=_allowed(spec.space, whole) if spec.space.constraints else None,
                 )
             case OptunaGP():
@@ -136,14 +150,15 @@ def sampler_for(  # noqa: PLR0911 - one for each sampler
                 raise AssertionError("sampler_of returns the chosen sampler")
 
 
-def _first_params(
-    spec: StudySpec, sampler: AnySampler, number: int, index: int
+def first_params(
+    spec: StudySpec, sampler: AnySampler, number: int, index: int, *, learned: bool
 ) -> Mapping[str, ParameterValue] | None:
     """Return the parameters of a first trial that the sampler does not draw, else None."""
     if index < len(spec.search.first):
         return spec.search.first[index]
     if number == 0 and isinstance(sampler, TPE | GP) and sampler.start == "textbook":
-        return None if spec.probe.enabled else textbook(spec.space)  # a probe suggests rates
+        better = spec.probe.enabled or learned  # a probe suggests rates
+        return None if better else textbook(spec.space)
     return None
 
 

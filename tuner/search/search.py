@@ -15,15 +15,28 @@ from optuna.trial import FrozenTrial, Trial
 from tuner.config import CMAES, TPE, Auto, ParameterValue, Space
 from tuner.ledger import Reader, StudyRecord
 from tuner.ledger.ranges import ActiveRange, history
+from tuner.ledger.records import ADDED, FIXED
 from tuner.search.active_range import extend, trials_in_range, with_range
 from tuner.search.mirror import Mirror, TrialsByNumber
-from tuner.search.pruners import GroupPruner, bracket_of, pruner_for, reason_of_decision
+from tuner.search.pruners import (
+    GroupPruner,
+    Judged,
+    bracket_of,
+    pruner_for,
+    reason_of_decision,
+)
 from tuner.search.regret import regret_bound
-from tuner.search.rungs import RungRankings
-from tuner.search.samplers import LEARN_FROM_VALUES, sampler_for, sampler_of
+from tuner.search.rungs import RungRankings, rungs
+from tuner.search.samplers import (
+    LEARN_FROM_VALUES,
+    first_params,
+    sampler_for,
+    sampler_of,
+)
 from tuner.search.space import FixedSampler, for_sampler, suggest
-from tuner.search.storage import FIXED, MirrorStorage
+from tuner.search.storage import MirrorStorage
 from tuner.search.tpe import Observations
+from tuner.search.transfer import Source, sources_of
 
 REDRAWS = 20
 """Draws of a sampler that may violate the constraints before a trial is drawn at random."""
@@ -57,12 +70,14 @@ class Search:
 
     def __init__(self, study: StudyRecord, ledger: Reader) -> None:
         self._id = study.id
+        self._study = study
         self._ledger = ledger
         self._spec = study.spec
         self._name = study.title
         self._mirror = Mirror(study.spec, study.title)
         sampler = study.spec.search.sampler
         self._observations = Observations(study.spec) if isinstance(sampler, TPE | Auto) else None
+        self._sources: tuple[Space, list[Source]] | None = None
         self._drawing = 0  # number of the trial being drawn
         self._pruner = pruner_for(study.spec, study.rungs)
         self._storage = MirrorStorage(self._mirror, self._for_sampler)
@@ -115,36 +130,71 @@ class Search:
 
     def _draw(self, number: int) -> Draw:
         """Draw until the constraints hold, from a random combination if the sampler finds none."""
+        fixed = self._begin(number)
         for attempt in range(REDRAWS):
-            space, params = self._suggest(number, attempt)
+            space, params = self._suggest(number, attempt, fixed)
             if space.satisfies(params):
                 break
         else:
             seed = f"{self._spec.study.seed} {number}"
-            allowed = space.draw(random.Random(seed))  # noqa: S311 - not for secrets
-            self._storage.begin(self._mirror.trial(number))
+            allowed = space.draw(random.Random(seed), fixed)  # noqa: S311 - not for secrets
+            self._begin(number)
             study = self._optuna_study(self._storage, FixedSampler(space, allowed))
             params = suggest(Trial(study, number), space)
+        attrs = self._storage.get_trial(number).system_attrs
         return Draw(
             params=params,
-            attrs=self._storage.get_trial(number).system_attrs,
+            attrs={**attrs, FIXED: dict(fixed)} if fixed else attrs,
             study_attrs=self._storage.study_attrs,
             revision=self._mirror.revision,
         )
 
-    def _suggest(self, number: int, attempt: int) -> tuple[Space, dict[str, ParameterValue]]:
-        """Return the space and parameters that the sampler draws from it."""
-        self._storage.begin(self._mirror.trial(number))
+    def _learned(self, space: Space) -> list[Source]:
+        """Return the sources of `learn_from` for a space, which an active range may change."""
+        if not self._spec.search.learn_from:
+            return []
+        if self._sources is None or self._sources[0] != space:
+            self._sources = space, sources_of(self._study, space, self._ledger)
+        return self._sources[1]
+
+    def _begin(self, number: int) -> Mapping[str, ParameterValue]:
+        """Begin a draw; return the parameters that a person fixed, and fix them for the sampler."""
+        trial = self._mirror.trial(number)
+        self._storage.begin(trial)
         self._drawing = number
+        fixed: Mapping[str, ParameterValue] = trial.system_attrs.get(FIXED, {})
+        if fixed:
+            shown = for_sampler(self._spec.space, fixed)
+            self._storage.set_trial_system_attr(number, FIXED, shown)
+        return fixed
+
+    def _suggest(
+        self, number: int, attempt: int, fixed: Mapping[str, ParameterValue]
+    ) -> tuple[Space, dict[str, ParameterValue]]:
+        """Return the space and parameters that the sampler draws from it."""
+        self._begin(number)
         known, active, spec = self._mirror.imported(), self._active(), self._spec
-        if active is not None:
+        is_added = ADDED in self._mirror.trial(number).system_attrs
+        added_before = self._mirror.added_before(number)
+        if active is not None and _is_within(active, fixed):
             spec = with_range(spec, active)
-            if (index := number - len(known)) < len(active.first):
+            index = number - len(known) - added_before
+            if not is_added and index < len(active.first):
                 first = for_sampler(spec.space, active.first[index])
                 self._storage.set_trial_system_attr(number, FIXED, first)
         begins_there = known and isinstance(spec.search.sampler, CMAES)
         sources = self._mirror.sources() if begins_there else []
-        sampler = sampler_for(spec, number, known, sources, self._observations, attempt)
+        sampler = sampler_for(
+            spec,
+            number,
+            known,
+            sources,
+            self._observations,
+            attempt,
+            added_before=added_before,
+            is_added=is_added,
+            learned=self._learned(spec.space),
+        )
         study = self._optuna_study(self._storage, sampler)
         return spec.space, suggest(Trial(study, number), spec.space)
 
@@ -176,21 +226,43 @@ class Search:
         (decision,) = self.decide_together([(number, step, value)])
         return decision
 
-    def decide_together(self, reports: Sequence[tuple[int, int, float]]) -> list[Decision]:
+    def decide_together(
+        self,
+        reports: Sequence[tuple[int, int, float]],
+        judged: Mapping[int, Judged] | None = None,
+    ) -> list[Decision]:
         """Decide on trials that were advanced in the same step, with one report for each trial.
 
-        A report is a trial's number, the step of the rung and its objective there. Every trial is
+        A report is a trial's number, the step of the rung and its objective there; `judged` are the
+        values of branches, by the trial's number, where trials are compared by them. Every trial is
         compared with all reports, so their order does not matter.
         """
+        judged = judged or {}
         assert len({number for number, _, _ in reports}) == len(reports), "one report per trial"
         self.refresh()
         group = [self._reporting(*report) for report in reports]
         with self._rankings.with_reports(group):
-            stopped = self._group_pruner.stopped(self._pruner_study, group)
+            completed = [one.value for one in self._mirror.completed_competitors()]
+            stopped = self._group_pruner.stopped(
+                self._pruner_study,
+                group,
+                judged,
+                completed=[value for value in completed if value is not None],
+                default=self._declared_default(),
+            )
             return [
-                self._decision(trial, step, prune=trial.number in stopped)
+                self._decision(
+                    trial, step, prune=trial.number in stopped, judged=judged.get(trial.number)
+                )
                 for trial, (_, step, _) in zip(group, reports, strict=True)
             ]
+
+    def _declared_default(self) -> int | None:
+        """Return the first trial of this version if it has declared values, else None."""
+        number = len(self._mirror.imported())
+        sampler, learned = sampler_of(self._spec, number), bool(self._learned(self._spec.space))
+        params = first_params(self._spec, sampler, number, 0, learned=learned)
+        return None if params is None else number
 
     def regret_bound(self) -> float:
         """Return a bound of how much better than the best completed trial the optimum may be.
@@ -210,8 +282,14 @@ class Search:
         trial.system_attrs = dict(trial.system_attrs)
         return trial
 
-    def _decision(self, trial: FrozenTrial, step: int, *, prune: bool) -> Decision:
+    def _decision(
+        self, trial: FrozenTrial, step: int, *, prune: bool, judged: Judged | None
+    ) -> Decision:
         ahead, others = self._rankings.at_step(trial, step)
+        completed = rungs(trial)
+        if judged is not None and completed:
+            last = max(completed)
+            ahead, others = self._rankings.at_rung(trial, last, completed[last])
         reason = reason_of_decision(
             self._spec,
             prune=prune,
@@ -220,6 +298,7 @@ class Search:
             ahead=ahead,
             others=others,
             bracket=self._rankings.bracket(trial),
+            judged=judged,
         )
         return Decision(prune=prune, reason=reason, attrs=trial.system_attrs)
 
@@ -232,3 +311,9 @@ class Search:
             sampler=sampler or RandomSampler(seed=0),
             pruner=self._pruner,
         )
+
+
+def _is_within(active: ActiveRange, fixed: Mapping[str, ParameterValue]) -> bool:
+    """Return whether fixed parameters do not lie outside of the active range."""
+    rate = fixed.get("lr")
+    return rate is None or active.low <= float(rate) <= active.high

@@ -18,9 +18,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tuner.search.mirror import Mirror, TrialsByNumber
 
-FIXED = "fixed_params"
-"""Optuna's attribute that fixes some or all parameters of an enqueued trial."""
-
 
 class MirrorStorage(BaseStorage):
     """One study, read by Optuna's code; trial ids are trial numbers.

@@ -86,6 +86,12 @@ class BatchStream:
         self._lengths: list[int] = []  # of the epochs read completely
         self._readers: list[_Reader] = []
 
+    def fork(self) -> BatchStream:
+        """Return a stream of the same batches with readers of its own."""
+        forked = BatchStream(self._batches, self._rows, self._placed)
+        forked._lengths = self._lengths
+        return forked
+
     def batch(self, step: int) -> Batch:
         """Return the batch of a step. Raise `WorkloadError` if its size is wrong."""
         for reader in self._readers:

@@ -10,7 +10,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from tuner.config import StudySpec, settings_of
 from tuner.core.errors import WorkloadError
 from tuner.training import checkpoint, foreign_state, objective, random_state
+from tuner.training.branches import Branch, BranchPlan
 from tuner.training.guard.monitor import GuardMonitor
 from tuner.training.objective import NO_EVALUATIONS, TIME_HINT, Progress
 from tuner.training.rate_source import rate_source
@@ -379,6 +380,12 @@ class FunctionTrainer:
                 "seconds": member.seconds,
             }
         )
+
+    def branch(
+        self, numbers: Sequence[int], plan: BranchPlan, goes_on: Callable[[], bool]
+    ) -> list[Branch] | None:
+        """Raise `NotImplementedError`: the state of a function that runs cannot be copied."""
+        raise NotImplementedError("a train function cannot be branched")
 
     def _member_of(self, number: int) -> _Member:
         """Return the member of a trial. Raise `ValueError` if it has no slot."""

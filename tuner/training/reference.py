@@ -5,19 +5,29 @@ It is the baseline that faster trainers are tested against.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
 from tuner.config import StudySpec, TrialSettings, settings_of
-from tuner.training import checkpoint, objective, optimizers, random_state
-from tuner.training.batches import BatchOrder, micro_batches, open_stream
+from tuner.training import checkpoint, objective, optimizers, out_of_memory, random_state
+from tuner.training.batches import BatchOrder, BatchStream, micro_batches, open_stream
+from tuner.training.branches import (
+    Branch,
+    BranchPlan,
+    BranchRates,
+    FiniteMonitor,
+    LossMonitor,
+    seed_of_branch,
+)
 from tuner.training.guard.monitor import GuardMonitor
 from tuner.training.objective import NO_EVALUATIONS, Progress
 from tuner.training.precision import Precision
@@ -35,8 +45,10 @@ class _Member:
     parameters: list[nn.Parameter]  # of the model
     optimizer: torch.optim.Optimizer
     order: BatchOrder
+    stream: BatchStream | None  # of its batches, where the workload has its own
     rate_source: RateSource
-    monitor: GuardMonitor
+    guard: GuardMonitor
+    monitor: LossMonitor  # the guard, but for a branch
     precision: Precision
     random: dict[str, Any]  # the trial's own global random state
     accumulate: int  # micro-batches per batch, whose gradients are added
@@ -104,16 +116,7 @@ class ReferenceTrainer:
             state = checkpoint.matching(task.snapshot, fingerprint, task.number)
         member = self._new_member(task)
         if state is not None:
-            member.model.load_state_dict(state["model"])
-            optimizers.restore(member.optimizer, state["optimizer"])
-            member.rate_source.restore(state["pace"])
-            member.monitor.restore(state["guard"])
-            member.precision.restore(state["precision"])
-            member.progress = Progress(**state["progress"])
-            member.skipped, member.seconds = state["skipped"], state["seconds"]
-            member.random = state["random"]
-            member.step = state["step"]
-            member.status = Status(state["status"])
+            _restore(member, state)
         self._member = member
 
     def advance(self, max_steps: int) -> list[Event]:
@@ -158,21 +161,77 @@ class ReferenceTrainer:
         """Return the state needed to resume exactly at the current step."""
         member = self._member_of(number)
         return checkpoint.to_bytes(
-            {
-                "fingerprint": self._fingerprint(member.task),
-                "step": member.step,
-                "status": member.status.value,
-                "model": member.model.state_dict(),
-                "optimizer": member.optimizer.state_dict(),
-                "pace": member.rate_source.state(),
-                "guard": member.monitor.state(),
-                "precision": member.precision.state(),
-                "progress": asdict(member.progress),
-                "skipped": member.skipped,
-                "seconds": member.seconds,
-                "random": member.random,
-            }
+            {"fingerprint": self._fingerprint(member.task), **_state(member)}
         )
+
+    def branch(
+        self, numbers: Sequence[int], plan: BranchPlan, goes_on: Callable[[], bool]
+    ) -> list[Branch] | None:
+        """Train and evaluate a copy of the member; see `Trainer.branch`."""
+        branches = []
+        for number in numbers:
+            branch = self._branch(self._member_of(number), plan, goes_on)
+            if branch is None:
+                return None
+            branches.append(branch)
+        return branches
+
+    # --- branches ---------------------------------------------------------------------------
+
+    def _branch(
+        self, member: _Member, plan: BranchPlan, goes_on: Callable[[], bool]
+    ) -> Branch | None:
+        segment, error = Segment(member.step), None
+        metrics = dict.fromkeys(self._workload.metric_names, math.nan)
+        rates = self._branch_rates(member, plan)
+        try:
+            branch = self._copy(member, rates)
+            with random_state.swapped(branch.random):
+                parameters = branch.parameters if plan.averaged else []
+                averages = [torch.zeros_like(parameter) for parameter in parameters]
+                while branch.step < member.step + plan.steps:
+                    if not goes_on():
+                        return None
+                    self._update(branch, segment)
+                    if branch.status is not Status.TRAINING:
+                        break
+                    for average, parameter in zip(averages, parameters, strict=True):
+                        average.add_(parameter.detach(), alpha=1.0 / plan.steps)
+                else:
+                    for average, parameter in zip(averages, parameters, strict=True):
+                        parameter.data.copy_(average)
+                    self._evaluate(branch, segment)
+                    metrics = dict(segment.evaluations[-1].metrics)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as raised:
+            if out_of_memory.is_out_of_memory(raised):
+                raise
+            error = raised
+        return Branch(
+            number=member.task.number,
+            step=member.step,
+            losses=np.array(segment.losses, dtype=np.float64),
+            rates=np.array(segment.rates, dtype=np.float64),
+            time=self._clock(),
+            metrics=metrics,
+            error=error,
+        )
+
+    def _branch_rates(self, member: _Member, plan: BranchPlan) -> list[float]:
+        later = [step for step in sorted(self._evaluation_steps) if step > member.step]
+        return plan.schedule(member.rate_source.ahead(member.step, later), plan.steps)
+
+    def _copy(self, member: _Member, rates: list[float]) -> _Member:
+        """Return a copy of a member with other rates and its own random state."""
+        branch = self._new_member(member.task)
+        _restore(branch, copy.deepcopy(_state(member)))
+        branch.status = Status.TRAINING
+        branch.rate_source, branch.monitor = BranchRates(member.step, rates), FiniteMonitor()
+        seed = seed_of_branch(member.task.seed, member.step)
+        branch.random = random_state.seeded_torch(seed, self._device)
+        branch.stream = None if self._stream is None else self._stream.fork()
+        return branch
 
     # --- one trial --------------------------------------------------------------------------
 
@@ -225,9 +284,9 @@ class ReferenceTrainer:
 
     def _batch(self, member: _Member) -> Batch:
         """Return inputs [row, ...] and targets [row, ...] of the next step."""
-        if self._stream is not None:
+        if member.stream is not None:
             began = self._clock()
-            batch = self._stream.batch(member.step)
+            batch = member.stream.batch(member.step)
             member.seconds -= self._clock() - began  # loading does not count as training time
             return batch
         rows = member.order.rows(member.step)
@@ -304,16 +363,18 @@ class ReferenceTrainer:
         model.train()
         parameters = list(model.parameters())
         rates = rate_source(task.params, settings.steps, self._spec.study.direction)
+        baseline = self._workload.baseline_loss
+        guard = GuardMonitor(self._spec, settings, task.params, rates, baseline)
         return _Member(
             task=task,
             model=model,
             parameters=parameters,
             optimizer=optimizers.make(task.params, parameters),
             order=BatchOrder(task.seed, len(self._train[0]), settings.batch_size),
+            stream=self._stream,
             rate_source=rates,
-            monitor=GuardMonitor(
-                self._spec, settings, task.params, rates, self._workload.baseline_loss
-            ),
+            guard=guard,
+            monitor=guard,
             precision=Precision(settings.precision, self._device),
             random=random,
             accumulate=settings.accumulate * 2**task.halvings,
@@ -352,3 +413,34 @@ class ReferenceTrainer:
             "seed": task.seed,
             **{f"params {key}": value for key, value in sorted(task.params.items())},
         }
+
+
+def _state(member: _Member) -> dict[str, Any]:
+    """Return the state of a member, which shares its tensors."""
+    return {
+        "step": member.step,
+        "status": member.status.value,
+        "model": member.model.state_dict(),
+        "optimizer": member.optimizer.state_dict(),
+        "pace": member.rate_source.state(),
+        "guard": member.guard.state(),
+        "precision": member.precision.state(),
+        "progress": asdict(member.progress),
+        "skipped": member.skipped,
+        "seconds": member.seconds,
+        "random": member.random,
+    }
+
+
+def _restore(member: _Member, state: dict[str, Any]) -> None:
+    """Set a new member to a state that `_state` returned."""
+    member.model.load_state_dict(state["model"])
+    optimizers.restore(member.optimizer, state["optimizer"])
+    member.rate_source.restore(state["pace"])
+    member.guard.restore(state["guard"])
+    member.precision.restore(state["precision"])
+    member.progress = Progress(**state["progress"])
+    member.skipped, member.seconds = state["skipped"], state["seconds"]
+    member.random = state["random"]
+    member.step = state["step"]
+    member.status = Status(state["status"])

@@ -11,7 +11,7 @@ evaluation at step t has the metrics at the same parameters. A trial of `steps` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
@@ -19,6 +19,7 @@ from typing import Protocol
 import numpy as np
 
 from tuner.config import Listed, ParameterValue, StudySpec
+from tuner.training.branches import Branch, BranchPlan
 
 TRAIN_COLUMNS = ("train_loss", "lr", "grad_norm")
 """The columns that every row of a curve has."""
@@ -133,6 +134,7 @@ class Trainer(Protocol):
     - an exception of the workload is raised by `advance`. A trainer of one trial first returns what
       was measured before it. A trainer of several puts it in the event of the member concerned,
       and the others continue; running out of memory concerns all members and is raised;
+    - branches change no member, nor do members change a branch;
     - the global random state of the process is the same after each call as before it;
     - not thread-safe: one thread calls it.
     """
@@ -151,12 +153,23 @@ class Trainer(Protocol):
     def snapshot(self, number: int) -> bytes:
         """Return the state needed to resume exactly at the member's current step."""
 
+    def branch(
+        self, numbers: Sequence[int], plan: BranchPlan, goes_on: Callable[[], bool]
+    ) -> list[Branch] | None:
+        """Train and evaluate a copy of each of these members, which have not ended.
 
-def seed_of(spec: StudySpec, number: int) -> int:
+        Return None if `goes_on` became false, which is asked often; nothing has changed then.
+        """
+
+
+def seed_of(spec: StudySpec, number: int, own: object = None) -> int:
     """Derive the seed of a trial from the study's seed and the trial's number.
 
-    Trials of one round of a listed design share a seed.
+    Trials of one round of a listed design share a seed. A trial that extends another one has that
+    one's seed as its `own`.
     """
+    if isinstance(own, int) and 0 <= own < 2**32:
+        return own
     sampler = spec.search.sampler
     entropy = [sampler.round(number), 1] if isinstance(sampler, Listed) else [number]
     sequence = np.random.SeedSequence([spec.study.seed, *entropy])

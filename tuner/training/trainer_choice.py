@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from tuner.config import ParameterValue, StudySpec, options, settings_of
+from tuner.core.errors import WorkloadError
 from tuner.core.failures import sentence
 from tuner.training import objective, out_of_memory, train_functions, workloads
 from tuner.training.cohort import eligibility
@@ -50,11 +51,21 @@ class Choice:
 
 def load(spec: StudySpec, prefixes: Sequence[str]) -> Trained:
     """Import the workload or train function of a study. Raise `WorkloadError`."""
+    refuse_asked(spec)
     if spec.workload.train is not None:
         return train_functions.load(
             spec.workload.train, spec.workload.arguments, prefixes, spec.space
         )
     return workloads.load(spec.workload.function, spec.workload.arguments, prefixes, spec.space)
+
+
+def refuse_asked(spec: StudySpec) -> None:
+    """Raise `WorkloadError` if the trials of a study are asked for, so that no worker has them."""
+    if spec.workload.ask_and_tell:
+        raise WorkloadError(
+            f"study {spec.study.name!r} has no function to train: its trials are asked for and "
+            "told in Python, by study.ask() and study.tell()"
+        )
 
 
 def trainer_for(trained: Trained, spec: StudySpec, choice: Choice | None = None) -> Trainer:

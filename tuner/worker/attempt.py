@@ -16,7 +16,7 @@ import numpy as np
 
 from tuner.config import settings_of
 from tuner.core import curves, failures
-from tuner.core.curves import Chunk
+from tuner.core.curves import BranchCurve, Chunk
 from tuner.core.errors import ConnectionLostError, WorkloadCodeError
 from tuner.core.failpoints import reach
 from tuner.core.failures import workload_code
@@ -33,11 +33,13 @@ from tuner.ledger import (
     StudyRecord,
 )
 from tuner.ledger.checkpoint_files import file_of, remove_file, remove_folder
+from tuner.ledger.records import SEED
 from tuner.observability import metrics
 from tuner.observability.logs import logger
 from tuner.search import Decision
 from tuner.training import checkpoint as checkpoint_files
 from tuner.training import out_of_memory
+from tuner.training.branches import Branch
 from tuner.training.trainer import Event, Status, Task, Trainer, seed_of
 from tuner.worker.commits import Commits
 from tuner.worker.spill import Spill
@@ -68,6 +70,7 @@ class Attempt:
         self.admitted = False  # it has a slot
         self.failed = False  # the trial, by this attempt
         self._params = claim.trial.params
+        self._own_seed = claim.trial.attrs.get(SEED)
         self._saved = claim.checkpoint
         self._endings = claim.endings
         now = time.monotonic()
@@ -76,6 +79,7 @@ class Attempt:
         self._step = claim.checkpoint.step if claim.checkpoint else 0  # where the member is
         self._measured: list[Chunk] = []  # not yet committed
         self._spill = Spill(context.spill)
+        self._undecided = False  # it is at a rung whose decision was interrupted
         self._reported = {report.step for report in claim.trial.reports}
         self.log = logger(__name__).bind(
             study=context.study.name,
@@ -89,7 +93,7 @@ class Attempt:
         self._params = params
         task = Task(
             number=self.number,
-            seed=seed_of(self._study.spec, self.number),
+            seed=seed_of(self._study.spec, self.number, self._own_seed),
             params=params,
             halvings=self._endings.get(OUT_OF_MEMORY, 0),
         )
@@ -125,6 +129,23 @@ class Attempt:
     def undecided(self, event: Event) -> bool:
         """Return whether a decision is due: not at a rung that an earlier attempt reported."""
         return event.status is Status.AT_RUNG and event.rung not in self._reported
+
+    def add_branch(self, branch: Branch) -> None:
+        """Add a branch that began where the last event ended to the rows to be committed."""
+        metrics.STEPS.inc(len(branch.losses))
+        curve = BranchCurve(
+            step=branch.step,
+            losses=branch.losses,
+            rates=branch.rates,
+            time=branch.time + self._epoch,
+            metrics=branch.metrics,
+        )
+        self._measured[-1] = replace(self._measured[-1], branches=(curve,))
+
+    def leave_undecided(self) -> None:
+        """Discard the last event, at a rung; the next attempt trains to it and decides again."""
+        self._measured.pop()
+        self._undecided = True
 
     def entry(self, event: Event, decision: Decision | None = None) -> Entry:
         """Return what is to be committed after an event: rows, a report, an outcome."""
@@ -291,7 +312,12 @@ class Attempt:
         return age >= self._study.spec.training.checkpoint_seconds
 
     def save_checkpoint(self) -> None:
-        """Save the trainer's state; the rows up to it are committed already."""
+        """Save the trainer's state; the rows up to it are committed already.
+
+        At a rung without a decision there is no checkpoint: it would be resumed beyond the rung.
+        """
+        if self._undecided:
+            return
         if self._measured or self._step == (self._saved.step if self._saved else 0):
             return  # an evaluation waits for its row, or nothing was trained since
         record = CheckpointRecord(

@@ -31,7 +31,7 @@ class LeaseRenewer:
         self._ledger = ledger
         self._checkpoints = checkpoints
         self._held: set[Lease] = set()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may drop a lease while this thread has it
         self._in_touch_since = -float("inf")
         self._is_running = False
 

@@ -46,6 +46,7 @@ def load_workload(
     Raise `WorkloadError` if its digests are not those that were submitted; that of the code is
     compared before anything is imported.
     """
+    trainer_choice.refuse_asked(study.spec)
     table = study.spec.workload
     known = prepared and (prepared.table, prepared.space, prepared.prefixes)
     if prepared is None or known != (table, study.spec.space, tuple(prefixes)):

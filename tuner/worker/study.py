@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -9,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tuner.config import ParameterValue, StudySpec
+from tuner.config import Average, Branching, ParameterValue, StudySpec
 from tuner.core.environment import describe, identity
 from tuner.core.errors import ConnectionLostError, LeaseLost, UnavailableError
 from tuner.core.failpoints import reach
@@ -20,8 +21,9 @@ from tuner.ledger.attempts import refused
 from tuner.ledger.checkpoint_files import remove_folder
 from tuner.observability import metrics
 from tuner.observability.logs import logger
-from tuner.search import Decision, Search
+from tuner.search import Decision, Judged, Search
 from tuner.training import out_of_memory, trainer_choice
+from tuner.training.branches import Branch, BranchPlan, fast_forward, same_schedule
 from tuner.training.device import use_threads
 from tuner.training.trainer import ENDED, Event
 from tuner.training.trainer_choice import Choice, Trained
@@ -209,9 +211,16 @@ class StudyWorker:
 
     def _commit(self, events: Sequence[Event]) -> None:
         """Commit decisions and outcomes after events at once, and rows when they are due."""
-        decisions = self._decide(
-            [one for one in events if self._attempts[one.number].undecided(one)]
-        )
+        undecided = [one for one in events if self._attempts[one.number].undecided(one)]
+        judged = self._judge(undecided)
+        if judged is None:  # asked to stop: the next attempts judge them
+            for event in undecided:
+                self._attempts[event.number].leave_undecided()
+            events = [event for event in events if event not in undecided]
+            undecided, judged = [], {}
+        # a branch may have raised, which has ended its attempt
+        events = [event for event in events if event.number in self._attempts]
+        decisions = self._decide([one for one in undecided if one in events], judged)
         entries = [
             self._attempts[event.number].entry(event, decisions.get(event.number))
             for event in events
@@ -224,12 +233,74 @@ class StudyWorker:
             for attempt in [one for one in self._attempts.values() if one.checkpoint_due()]:
                 self._handle_lost_lease(attempt, attempt.save_checkpoint)
 
-    def _decide(self, events: Sequence[Event]) -> dict[int, Decision]:
+    def _judge(self, events: Sequence[Event]) -> dict[int, Judged] | None:
+        """Return the values of branches of members at rungs; None if asked to stop before.
+
+        Members at the same step are branched together.
+        """
+        judge, judged = self._spec.judge, {}
+        if not isinstance(judge, Branching):
+            return {}
+        averaged = isinstance(judge, Average)
+        for step in sorted({event.next_step for event in events}):
+            plan = BranchPlan(
+                steps=judge.branch_steps(step),
+                schedule=same_schedule if averaged else fast_forward,
+                averaged=averaged,
+            )
+            branches = self._branches([e.number for e in events if e.next_step == step], plan)
+            if branches is None:
+                return None
+            reach("branch.trained")
+            for number, branch in branches.items():
+                if branch is not None and branch.error is not None:
+                    self._fail(self._attempts[number], branch.error)
+                    continue
+                if branch is not None:
+                    self._attempts[number].add_branch(branch)
+                judged[number] = Judged(value=self._value_of(branch), steps=plan.steps)
+        return judged
+
+    def _branches(
+        self, numbers: Sequence[int], plan: BranchPlan
+    ) -> dict[int, Branch | None] | None:
+        """Train branches, of fewer members at a time where memory is short, else of none."""
+
+        def goes_on() -> bool:
+            metrics.heartbeat("worker")
+            return not self._stop.is_set()
+
+        try:
+            found = self._trainer.branch(numbers, plan, goes_on)
+        except Exception as error:
+            if not out_of_memory.is_out_of_memory(error):
+                raise
+        else:
+            return None if found is None else {branch.number: branch for branch in found}
+        out_of_memory.release_memory()
+        if len(numbers) == 1:
+            log.warning(f"study {self._name}: no memory for a branch of trial {numbers[0]}")
+            return {numbers[0]: None}
+        half = len(numbers) // 2
+        first, second = (self._branches(part, plan) for part in (numbers[:half], numbers[half:]))
+        return None if first is None or second is None else first | second
+
+    def _value_of(self, branch: Branch | None) -> float | None:
+        """Return the value by which a branch is compared; one that diverged is the worst."""
+        if branch is None:
+            return None
+        value = branch.metrics[self._spec.study.metric]
+        worst = math.inf if self._spec.study.direction == "minimize" else -math.inf
+        return value if math.isfinite(value) else worst
+
+    def _decide(self, events: Sequence[Event], judged: Mapping[int, Judged]) -> dict[int, Decision]:
         """Decide together on members that reached rungs in the same step."""
         if not events:
             return {}
         reports = [(event.number, _rung(event), _value(event)) for event in events]
-        decisions = self._commits.retry_until_stopped(lambda: self._search.decide_together(reports))
+        decisions = self._commits.retry_until_stopped(
+            lambda: self._search.decide_together(reports, judged)
+        )
         return {event.number: one for event, one in zip(events, decisions, strict=True)}
 
     def _commit_rows(self) -> bool:

@@ -201,7 +201,11 @@ class RunPublisher:
             return {}
         runs = [
             new_run(
-                study, trials[one.id], parent, environments[one.id], existing.get(str(one.number))
+                study,
+                trials[one.id],
+                parent,
+                environments.get(one.id, {}),
+                existing.get(str(one.number)),
             )
             for one in new
         ]

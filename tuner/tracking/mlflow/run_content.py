@@ -15,6 +15,8 @@ from tuner.core.curves import Chunk
 from tuner.core.outcome import CANCELLED, COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING
 from tuner.core.text import NAME_LIMIT
 from tuner.ledger import StudyRecord, TrialRecord
+from tuner.ledger.records import ADDED, RETRIED, SEED
+from tuner.ledger.records import PARENT as PARENT_TRIAL
 from tuner.tracking.mlflow.views import COLOUR, COLOURS, VALUE
 from tuner.tracking.notes import escape_markdown
 from tuner.training.trainer import seed_of
@@ -87,6 +89,7 @@ def points_of(chunk: Chunk, trial: TrialRecord) -> Iterator[Points]:
     for name, values in chunk.metrics.items():
         ends = min(limit, trial.steps + 1)
         yield from _finite(name, values, chunk.eval_steps, chunk.eval_times, ends)
+    yield from _branch_points(chunk, min(limit, trial.steps + 1))
 
 
 def all_points(chunk: Chunk) -> Iterator[Points]:
@@ -96,6 +99,15 @@ def all_points(chunk: Chunk) -> Iterator[Points]:
         yield from _finite(name, values, steps, chunk.times, math.inf)
     for name, values in chunk.metrics.items():
         yield from _finite(name, values, chunk.eval_steps, chunk.eval_times, math.inf)
+    yield from _branch_points(chunk, math.inf)
+
+
+def _branch_points(chunk: Chunk, limit: float) -> Iterator[Points]:
+    """Yield the values of branches at the steps where they began, as metrics of their own."""
+    for branch in chunk.branches:
+        steps, times = np.array([branch.step]), np.array([branch.time])
+        for name, value in branch.metrics.items():
+            yield from _finite(f"branch/{name}", np.array([value]), steps, times, limit)
 
 
 def _finite(
@@ -149,16 +161,26 @@ def shown_tags(trial: TrialRecord) -> dict[str, str]:
 def tags_of(
     study: StudyRecord, trial: TrialRecord, parent: str, environment: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Return the initial tags of a run."""
+    """Return the initial tags of a run; `environment` is empty if the trial had no attempt."""
     tags = {
         "mlflow.parentRunId": parent,
         "mlflow.source.name": study.spec.workload.function,
         "mlflow.source.type": "LOCAL",
         "tuner.study": study.name,
         "tuner.trial": str(trial.number),
-        "tuner.seed": str(seed_of(study.spec, trial.number)),
+        "tuner.seed": str(seed_of(study.spec, trial.number, trial.attrs.get(SEED))),
         "tuner.outcome": RUNNING,
         "tuner.code_digest": study.workload["code"],
+    }
+    if ADDED in trial.attrs:
+        tags["tuner.added"] = str(trial.attrs[ADDED])
+    if RETRIED in trial.attrs:
+        tags["tuner.retry_of"] = str(trial.attrs[RETRIED])
+    if parent_trial := trial.attrs.get(PARENT_TRIAL):
+        tags["tuner.parent"] = f"{parent_trial['study']}:{parent_trial['trial']}"
+    if not environment:  # it was added and cancelled before any attempt
+        return tags
+    tags |= {
         "tuner.device": environment["device"],
         "tuner.host": environment["host"],
         "tuner.python": environment["python"],

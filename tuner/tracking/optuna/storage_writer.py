@@ -13,6 +13,7 @@ from tuner.core.errors import UnavailableError
 from tuner.core.failpoints import reach
 from tuner.core.outcome import RUNNING
 from tuner.ledger import StudyRecord, TrialRecord
+from tuner.ledger.records import ADDED, PARENT
 from tuner.search.mirror import frozen
 
 TRIAL = "tuner.trial"
@@ -157,4 +158,8 @@ def template(trial: TrialRecord, study: StudyRecord) -> FrozenTrial:
         made.user_attrs |= {"tuner.outcome": trial.state, "tuner.reason": trial.reason}
     if trial.imported:
         made.user_attrs["tuner.imported"] = True
+    if ADDED in trial.attrs:
+        made.user_attrs["tuner.added"] = trial.attrs[ADDED]
+    if PARENT in trial.attrs:
+        made.user_attrs["tuner.parent"] = trial.attrs[PARENT]
     return made

@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from tuner.training.batches import BatchOrder
+from tuner.training.branches import LossMonitor
 from tuner.training.cohort.layout import Block
 from tuner.training.cohort.optimizers import RowOptimizer
 from tuner.training.guard.monitor import GuardMonitor
@@ -26,7 +27,8 @@ class Member:
     optimizer: RowOptimizer
     order: BatchOrder
     rate_source: RateSource
-    monitor: GuardMonitor
+    guard: GuardMonitor
+    monitor: LossMonitor  # the guard, but for a branch
     random: Generator  # for dropout
     progress: Progress = NO_EVALUATIONS
     step: int = 0

@@ -10,12 +10,14 @@ has trained until then with the others; what it measured after its stop is disca
 
 from __future__ import annotations
 
+import math
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,9 +25,17 @@ from tuner.config import StudySpec, settings_of
 from tuner.core.errors import WorkloadError
 from tuner.training import checkpoint, objective, out_of_memory, random_state
 from tuner.training.batches import BatchOrder, open_stream
+from tuner.training.branches import (
+    Branch,
+    BranchPlan,
+    BranchRates,
+    FiniteMonitor,
+    seed_of_branch,
+)
 from tuner.training.cohort import eligibility, optimizers
 from tuner.training.cohort.data import FromLoader, InMemory, Source
 from tuner.training.cohort.eligibility import NotStackableError
+from tuner.training.cohort.layout import Block
 from tuner.training.cohort.members import Group, Member, buffers_of
 from tuner.training.cohort.slots import SlotAllocator
 from tuner.training.device import without_subnormals
@@ -104,7 +114,8 @@ class CohortTrainer:
         state = None
         if task.snapshot is not None:
             state = checkpoint.matching(task.snapshot, self._fingerprint(task), task.number)
-        member = self._new_member(task, state is None)
+        place = self._allocator.free(self._members())
+        member = self._new_member(task, *place, fresh=state is None)
         if state is not None:
             self._restore(member, state)
         self._slots[self._slots.index(None)] = member
@@ -126,7 +137,7 @@ class CohortTrainer:
             running, left = _training(members), max_steps
             while left and running:
                 count = min(left, TOGETHER, *(self._until_evaluation(m) for m in running))
-                self._update(running, count)
+                self._update(running, count, self._source)
                 left -= count
                 self._evaluate(m for m in _training(running) if m.step in self._evaluation_steps)
                 self._set_statuses(running)
@@ -146,42 +157,85 @@ class CohortTrainer:
         A diverged or failed trial has no parameters in it: they may have changed after its stop.
         """
         member = self._member_of(number)
-        moved = member.status in {Status.DIVERGED, Status.FAILED}
-        trained = (
-            None
-            if moved
-            else {
-                "parameters": member.block.rows[member.place].clone(),
-                "buffers": member.buffers or buffers_of(member),
-                "optimizer": {key: t.clone() for key, t in member.optimizer.state().items()},
-                "pace": member.rate_source.state(),
-            }
-        )
         return checkpoint.to_bytes(
-            {
-                "fingerprint": self._fingerprint(member.task),
-                "step": member.step,
-                "status": member.status.value,
-                "trained": trained,
-                "guard": member.monitor.state(),
-                "progress": asdict(member.progress),
-                "random": member.random.get_state(),
-            }
+            {"fingerprint": self._fingerprint(member.task), **_state(member)}
+        )
+
+    def branch(
+        self, numbers: Sequence[int], plan: BranchPlan, goes_on: Callable[[], bool]
+    ) -> list[Branch] | None:
+        """Train and evaluate copies of members together, in slots of their own.
+
+        See `Trainer.branch`. Raise if memory is short; nothing has changed then.
+        """
+        members = [self._member_of(number) for number in numbers]
+        branches = self._copies(members, plan)
+        source = self._source if self._stream is None else FromLoader(self._stream.fork())
+        averages = [torch.zeros_like(branch.block.rows[branch.place]) for branch in branches]
+        left = plan.steps
+        with without_subnormals():
+            while left and (running := _training(branches)):
+                if not goes_on():
+                    return None
+                count = 1 if plan.averaged else min(left, TOGETHER)
+                self._update(running, count, source)
+                left -= count
+                if plan.averaged:
+                    for average, branch in zip(averages, branches, strict=True):
+                        average.add_(branch.block.rows[branch.place], alpha=1.0 / plan.steps)
+            if plan.averaged:
+                for average, branch in zip(averages, branches, strict=True):
+                    branch.block.rows[branch.place] = average
+            self._evaluate(_training(branches))
+        return [
+            self._branch(member, branch) for member, branch in zip(members, branches, strict=True)
+        ]
+
+    # --- branches ---------------------------------------------------------------------------
+
+    def _copies(self, members: list[Member], plan: BranchPlan) -> list[Member]:
+        """Return copies of members with other rates and their own random states."""
+        allocator = SlotAllocator(self._plan, len(members), self._dtype, self._device)
+        branches: list[Member] = []
+        for member in members:
+            branch = self._new_member(member.task, *allocator.free(branches), fresh=False)
+            self._restore(branch, _state(member))
+            later = self._evaluation_steps[bisect_right(self._evaluation_steps, member.step) :]
+            rates = plan.schedule(member.rate_source.ahead(member.step, later), plan.steps)
+            branch.rate_source = BranchRates(member.step, rates)
+            branch.monitor = FiniteMonitor()
+            branch.random.manual_seed(seed_of_branch(member.task.seed, member.step))
+            branch.status, branch.segment = Status.TRAINING, Segment(member.step)
+            branches.append(branch)
+        return branches
+
+    def _branch(self, member: Member, branch: Member) -> Branch:
+        """Return what a trained copy of a member has measured."""
+        segment = branch.segment
+        metrics = dict.fromkeys(self._workload.metric_names, math.nan)
+        if segment.evaluations:
+            metrics = dict(segment.evaluations[-1].metrics)
+        return Branch(
+            number=member.task.number,
+            step=member.step,
+            losses=np.array(segment.losses, dtype=np.float64),
+            rates=np.array(segment.rates, dtype=np.float64),
+            time=self._clock(),
+            metrics=metrics,
+            error=segment.error,
         )
 
     # --- all members ------------------------------------------------------------------------
 
-    def _update(self, members: list[Member], count: int) -> None:
+    def _update(self, members: list[Member], count: int, source: Source) -> None:
         """Make `count` updates of members in training, then judge the losses."""
         groups = [
-            Group(block, own, count, self._settings.clip_norm)
-            for block in self._allocator.blocks
-            if (own := [member for member in members if member.block is block])
+            Group(block, own, count, self._settings.clip_norm) for block, own in _by_block(members)
         ]
-        feeds = [self._source.feed(g.members, len(g.losses[0]), count) for g in groups]
+        feeds = [source.feed(g.members, len(g.losses[0]), count) for g in groups]
         turns = list(zip(groups, feeds, strict=True))
         # if possible, all steps of one block before the next, so that its rows stay cached
-        if self._source.block_by_block:
+        if source.block_by_block:
             order = ((turn, index) for turn in turns for index in range(count))
         else:
             order = ((turn, index) for index in range(count) for turn in turns)
@@ -207,11 +261,7 @@ class CohortTrainer:
 
     def _evaluate(self, due: Iterable[Member]) -> None:
         """Evaluate members at their current parameters; non-finite values end them as diverged."""
-        waiting = list(due)
-        for block in self._allocator.blocks:
-            members = [member for member in waiting if member.block is block]
-            if not members:
-                continue
+        for block, members in _by_block(due):
             try:
                 losses, outputs = block.evaluate(*self._validation)
             except KeyboardInterrupt:
@@ -309,9 +359,9 @@ class CohortTrainer:
         steps = self._evaluation_steps
         return steps[bisect_right(steps, member.step)] - member.step
 
-    def _new_member(self, task: Task, fresh: bool) -> Member:
-        """Return a new member at step 0, with initial parameters if `fresh`."""
-        settings, (own, place) = self._settings, self._allocator.free(self._members())
+    def _new_member(self, task: Task, own: Block, place: int, *, fresh: bool) -> Member:
+        """Return a new member at step 0 in a free place, with initial parameters if `fresh`."""
+        settings = self._settings
         generator = torch.Generator(self._device)
         if fresh:
             random = random_state.seeded_torch(task.seed, self._device)
@@ -320,6 +370,8 @@ class CohortTrainer:
             generator.set_state(random[str(self._device)])
             eligibility.write_model(own, place, model, self._plan.stack.layout)
         rates = rate_source(task.params, settings.steps, self._spec.study.direction)
+        baseline = self._workload.baseline_loss
+        guard = GuardMonitor(self._spec, settings, task.params, rates, baseline)
         return Member(
             task=task,
             block=own,
@@ -327,9 +379,8 @@ class CohortTrainer:
             optimizer=optimizers.make(task.params, own.rows[place], own.gradients[place]),
             order=BatchOrder(task.seed, len(self._workload.train_inputs), settings.batch_size),
             rate_source=rates,
-            monitor=GuardMonitor(
-                self._spec, settings, task.params, rates, self._workload.baseline_loss
-            ),
+            guard=guard,
+            monitor=guard,
             random=generator,
         )
 
@@ -342,7 +393,7 @@ class CohortTrainer:
                 member.block.buffers[name][member.place] = buffer
             optimizers.restore(member.optimizer, trained["optimizer"])
             member.rate_source.restore(trained["pace"])
-        member.monitor.restore(state["guard"])
+        member.guard.restore(state["guard"])
         member.random.set_state(state["random"])
         member.progress = Progress(**state["progress"])
         member.step, member.status = state["step"], Status(state["status"])
@@ -377,6 +428,37 @@ class CohortTrainer:
             "seed": task.seed,
             **{f"params {key}": value for key, value in sorted(task.params.items())},
         }
+
+
+def _state(member: Member) -> dict[str, Any]:
+    """Return a copy of the state of a member.
+
+    A diverged or failed member's has no parameters: they may have changed after its stop.
+    """
+    trained = None
+    if member.status not in {Status.DIVERGED, Status.FAILED}:
+        trained = {
+            "parameters": member.block.rows[member.place].clone(),
+            "buffers": member.buffers or buffers_of(member),
+            "optimizer": {key: t.clone() for key, t in member.optimizer.state().items()},
+            "pace": member.rate_source.state(),
+        }
+    return {
+        "step": member.step,
+        "status": member.status.value,
+        "trained": trained,
+        "guard": member.guard.state(),
+        "progress": asdict(member.progress),
+        "random": member.random.get_state(),
+    }
+
+
+def _by_block(members: Iterable[Member]) -> list[tuple[Block, list[Member]]]:
+    """Return the members of each block."""
+    found: dict[int, tuple[Block, list[Member]]] = {}
+    for member in members:
+        found.setdefault(id(member.block), (member.block, []))[1].append(member)
+    return list(found.values())
 
 
 def _fail(member: Member, error: BaseException) -> None:

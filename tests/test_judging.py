@@ -1,0 +1,208 @@
+"""Trials are judged by branches: recorded once, whoever is interrupted, and shown everywhere."""
+
+from __future__ import annotations
+
+import re
+import signal
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from processes import STUDY, left, prepare, reader, tuner
+from training_here import PREFIXES, submitted, train
+
+from tuner.config.reading import parse
+from tuner.core.errors import UsageError
+from tuner.core.outcome import PRUNED
+from tuner.ledger import Ledger, StudyRecord
+from tuner.report.findings import gather
+from tuner.report.sentences import savings
+from tuner.tracking.mlflow.run_content import points_of
+from tuner.training.cohort.trainer import CohortTrainer
+from tuner.training.reference import ReferenceTrainer
+from tuner.worker import work
+
+SPACE = {
+    "lr": {"low": 1e-3, "high": 1.0},
+    "schedule": ["constant", "cosine"],
+    "optimizer": ["sgd", "adamw"],
+}
+RUNG, BRANCH_STEPS = 12, 2  # of 36 steps
+
+
+def put(ledger: Ledger, name: str, search: Any = None, **training: Any) -> StudyRecord:
+    return submitted(
+        ledger,
+        study={"name": name, "seed": 4},
+        training={"steps": 36, "evaluate_every": 4, **training},
+        space=SPACE,
+        search={"sampler": "random", "pruner": "one_rung", **(search or {})},
+        budget={"trials": 16},
+    )
+
+
+def content(ledger: Ledger, study: StudyRecord) -> list[Any]:
+    """Return everything that must not depend on interruptions."""
+    found = []
+    for trial in ledger.trials(study.id):
+        curve = ledger.curve(trial.id)
+        branches = [
+            (one.step, one.losses.tolist(), one.rates.tolist(), dict(one.metrics))
+            for one in curve.branches
+        ]
+        columns = {name: values.tolist() for name, values in curve.columns.items()}
+        found.append((trial.number, trial.state, trial.value, columns, branches))
+    return found
+
+
+@pytest.mark.parametrize("training", [{"trainer": "reference"}, {"trainer": "cohort", "slots": 4}])
+def test_every_trial_at_the_rung_has_one_branch(ledger, places, training):
+    study = train(ledger, places, put(ledger, "judged", **training))
+    assert study.rungs == (RUNG,)
+    trials = ledger.trials(study.id)
+    assert {trial.state for trial in trials} >= {"completed", PRUNED}
+    for trial in trials:
+        if trial.state == "diverged":
+            continue
+        (branch,) = ledger.curve(trial.id).branches
+        assert (branch.step, len(branch.losses)) == (RUNG, BRANCH_STEPS)
+        (report,) = trial.reports
+        assert report.value != branch.metrics["val_loss"], "a branch's value is no result"
+        assert f"{branch.metrics['val_loss']:.4g} after a branch of 2 steps" in report.reason
+        assert trial.attrs["completed_rung_0"] == branch.metrics["val_loss"]
+        shown = {one.key: one for one in points_of(ledger.curve(trial.id), trial)}
+        assert shown["branch/val_loss"].steps.tolist() == [RUNG]
+        assert shown["branch/val_loss"].values.tolist() == [branch.metrics["val_loss"]]
+
+
+def test_the_report_says_what_early_values_were_worth(ledger, places):
+    """Its own rank correlation, what branches took, and what was likely lost."""
+    study = train(ledger, places, put(ledger, "told", trainer="cohort", slots=16))
+    counts, said = ledger.counts(study.id), savings(gather(ledger, study))
+    judged = counts["completed"] + counts[PRUNED]
+    assert f"Branches, by which trials were judged, took {BRANCH_STEPS * judged} steps" in said
+    assert f"Of the {counts['completed']} trials that ran to the end" in said
+    assert "the rank correlation (Kendall) of the value at step 12 with the final one is" in said
+    assert f"one of the {counts[PRUNED]} pruned trials would have been the best" in said
+    assert "whole trials, whose best val_loss is expected to be" in said
+
+
+def test_the_better_half_goes_on(ledger, places):
+    """Once enough were judged: of all trials in one cohort, those with the better branches."""
+    study = train(ledger, places, put(ledger, "half", trainer="cohort", slots=16))
+    trials = [one for one in ledger.trials(study.id) if one.state != "diverged"]
+    values = [trial.attrs["completed_rung_0"] for trial in trials]
+    middle = sorted(values)[len(values) // 2]
+    for trial, value in zip(trials, values, strict=True):
+        assert (trial.state == PRUNED) == (value >= middle)
+
+
+def test_raw_values_wait_for_half_of_the_horizon(ledger, places):
+    study = train(ledger, places, put(ledger, "raw", {"judge": "raw"}))
+    assert study.rungs == (18,)
+    assert not any(ledger.curve(trial.id).branches for trial in ledger.trials(study.id))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", [CohortTrainer, ReferenceTrainer])
+def test_branches_that_are_interrupted_are_made_again(ledger, places, monkeypatch, trainer):
+    kind = {"trainer": "cohort", "slots": 4} if trainer is CohortTrainer else {}
+    kind = kind or {"trainer": "reference"}
+    calm = train(ledger, places, put(ledger, "calm", **kind))
+    study = put(ledger, "disturbed", **kind)
+    branch, stop, calls = trainer.branch, threading.Event(), []
+
+    def interrupted(self, numbers, plan, goes_on):
+        calls.append(numbers)
+        if len(calls) % 3 == 1:
+            stop.set()
+        return branch(self, numbers, plan, goes_on)
+
+    monkeypatch.setattr(trainer, "branch", interrupted)
+    while ledger.counts(study.id)["waiting"] or ledger.study("disturbed").reserved < 16:
+        stop.clear()
+        work(ledger, places.checkpoints, names=["disturbed"], prefixes=PREFIXES, stop=stop,
+             until_idle=True)  # fmt: skip
+    assert any(one.ending == "interrupted" for one in ledger.attempts(study.id))
+    mine, theirs = content(ledger, study), content(ledger, calm)
+    if trainer is ReferenceTrainer:  # one after the other, so decisions are the same too
+        assert mine == theirs
+    assert all(len(branches) <= 1 for *_, branches in mine)
+
+
+def test_no_memory_for_branches_stops_no_trial(ledger, places, monkeypatch, caplog):
+    branch, most = CohortTrainer.branch, []
+
+    def short(self, numbers, plan, goes_on):
+        if len(numbers) > 1 or numbers[0] == 2:
+            raise MemoryError
+        most.append(numbers)
+        return branch(self, numbers, plan, goes_on)
+
+    monkeypatch.setattr(CohortTrainer, "branch", short)
+    study = train(ledger, places, put(ledger, "short", trainer="cohort", slots=4))
+    assert len(most) > 1
+    two = ledger.trial(study.id, 2)
+    assert "no memory for a branch" in two.reports[0].reason
+    assert two.state == "completed"
+    assert not ledger.curve(two.id).branches
+
+
+@pytest.mark.parametrize(
+    ("search", "workload", "expected"),
+    [
+        ('pruner = "median"', 'factory = "studies.digits:mlp"', 'as the pruner is "median"'),
+        ("", 'train = "tests.own:none"', "the state of a train function cannot be copied"),
+    ],
+)
+def test_where_there_can_be_no_branches(search, workload, expected):
+    text = f"""
+    study.name = "s"
+    workload.{workload}
+    training.steps = 30
+    budget.trials = 5
+    [search]
+    judge = {{ name = "fast_forward", fraction = 0.3 }}
+    {search}
+    """
+    with pytest.raises(UsageError, match=expected):
+        parse(text, "s.toml")
+
+
+def test_leaders_and_declared_defaults_go_on(ledger, places):
+    """The first of `[search] first` is the worst of all, and completed nevertheless."""
+    bad = {"lr": 1e-3, "schedule": "constant", "optimizer": "sgd"}
+    bad |= {"constant.warmup": 0.0, "sgd.momentum": 0.0, "sgd.nesterov": False}
+    bad |= {"sgd.weight_decay": 0.0}
+    first = put(ledger, "declared", {"first": [bad]}, trainer="cohort", slots=16)
+    study = train(ledger, places, first)
+    values = [one.attrs["completed_rung_0"] for one in ledger.trials(study.id) if one.reports]
+    mine = ledger.trial(study.id, 0)
+    assert mine.attrs["completed_rung_0"] > np.median(values)
+    assert mine.state == "completed"
+
+
+JUDGED = re.sub(r"pruner = .*", 'pruner = "one_rung"', STUDY)
+
+
+@pytest.mark.slow
+def test_killed_between_branch_and_decision_it_is_made_again(tmp_path):
+    """Never recorded twice: the ledger, Optuna and MLflow are as if nothing had happened."""
+    calm, disturbed = (prepare(tmp_path / name, JUDGED) for name in ("calm", "disturbed"))
+    assert tuner(calm, "run", "study.toml", "--no-report").code == 0
+    place = "branch.trained"
+    killed = {"TUNER_FAILPOINTS": f"{place}=kill@2"}
+    done = tuner(disturbed, "run", "study.toml", "--no-report", env=killed)
+    assert done.code == -signal.SIGKILL
+    assert tuner(disturbed, "run", "study.toml", "--no-report").code == 0
+    whole = left(calm)
+    assert any("branch/val_loss" in str(run) for run in whole.mlflow.values())
+    assert left(disturbed) == whole
+    for folder in (calm, disturbed):
+        found = tuner(folder, "doctor", "--json")
+        assert found.code == 0, found.out + found.err
+    ledger = reader(disturbed)
+    for trial in ledger.trials(ledger.study("small").id):
+        branches = ledger.curve(trial.id).branches
+        assert [one.step for one in branches] == [report.step for report in trial.reports]

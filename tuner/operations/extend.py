@@ -1,0 +1,210 @@
+"""Train chosen trials further, to a longer horizon.
+
+A trial ends once, and its horizon is its study's, so the longer trials belong to a study of their
+own, with the parameters and the seeds of the chosen ones. Where the schedule does not depend on the
+horizon, a longer trial repeats the shorter one bit by bit and goes on; else it starts anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from tuner.config import StudySpec
+from tuner.core.errors import NotFoundError, UsageError
+from tuner.core.outcome import COMPLETED, PRUNED
+from tuner.core.text import derived
+from tuner.ledger import Ledger, StudyRecord, TrialRecord, adding
+from tuner.ledger.database import Addresses
+from tuner.ledger.records import SEED
+from tuner.operations import run
+from tuner.operations.run import Ended
+from tuner.training.rate_source import initial_multipliers
+from tuner.training.trainer import seed_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extended:
+    """A trial, and the longer one that extends it."""
+
+    parent: TrialRecord
+    trial: TrialRecord
+    shared_steps: int  # steps that both have, with the same rates: all of the parent's, or fewer
+    horizon: int  # of the parent
+
+    @property
+    def continues(self) -> bool:
+        """Whether it goes on from where its parent ended."""
+        return self.shared_steps == self.horizon
+
+    @property
+    def sentence(self) -> str:
+        """What was done, and how it ended."""
+        schedule = (self.parent.params or {})["schedule"]
+        what = f"Trial {self.parent.number} is trial {self.trial.number}"
+        how = (
+            f"it goes on from step {self.horizon}"
+            if self.continues
+            else f"it starts anew, as {schedule} depends on the horizon"
+        )
+        value = "" if self.trial.value is None else f", {self.trial.value:.4g}"
+        before = "" if self.parent.value is None else f" (was {self.parent.value:.4g})"
+        return f"{what}: {how}; {self.trial.state}{value}{before}."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extension:
+    """The study of the longer trials, and how its training ended."""
+
+    study: StudyRecord
+    parent: StudyRecord
+    trials: tuple[Extended, ...]
+    ended: Ended
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `tuner extend --json` prints."""
+        return {
+            "study": self.parent.name,
+            "extension": self.study.name,
+            "steps": self.study.spec.training.steps,
+            "trials": [
+                {
+                    "parent": one.parent.number,
+                    "trial": one.trial.number,
+                    "continues": one.continues,
+                    "shared_steps": one.shared_steps,
+                    "state": one.trial.state,
+                    "value": one.trial.value,
+                    "sentence": one.sentence,
+                }
+                for one in self.trials
+            ],
+        }
+
+
+def extend(
+    ledger: Ledger,
+    places: Addresses,
+    study: StudyRecord,
+    numbers: Sequence[int],
+    *,
+    steps: int,
+    prefixes: Sequence[str],
+    console: Console | None = None,
+) -> Extension:
+    """Train trials by `steps` more steps, as trials of another study; call again to resume.
+
+    Raise `UsageError` for trials that are not completed or pruned, and `NotFoundError` for unknown
+    ones.
+    """
+    chosen = [_chosen(ledger, study, number) for number in dict.fromkeys(numbers)]
+    if not chosen:
+        raise UsageError("expected the number of at least one trial")
+    if study.spec.unit != "steps":
+        raise UsageError(
+            f"study {study.name!r} counts in {study.spec.unit}, expected steps; run a study with "
+            f"more {study.spec.unit} instead"
+        )
+    longer, added = submit(ledger, study, chosen, steps=steps)
+    ended = run.train_study(ledger, places, longer, prefixes, console=console)
+    horizon = study.spec.training.steps
+    trials = {trial.number: trial for trial in ledger.trials(longer.id)}
+    found = tuple(
+        Extended(
+            parent=one,
+            trial=trials[added[one.number]],
+            shared_steps=shared_steps(one, horizon, horizon + steps),
+            horizon=horizon,
+        )
+        for one in chosen
+    )
+    return Extension(study=ledger.study(longer.name), parent=study, trials=found, ended=ended)
+
+
+def submit(
+    ledger: Ledger, study: StudyRecord, chosen: Sequence[TrialRecord], *, steps: int
+) -> tuple[StudyRecord, dict[int, int]]:
+    """Add the longer trials to their study, which is created if there is none.
+
+    Return it, and the numbers of its trials by those of the trials that they extend.
+    """
+    spec = study.spec
+    seeds = [seed_of(spec, one.number, one.attrs.get(SEED)) for one in chosen]
+    known = {one.name: one for one in ledger.studies()}
+    horizon = spec.training.steps + steps
+    for count in range(1, len(known) + 2):
+        what = f"to {horizon} steps" + (f" {count}" if count > 1 else "")
+        longer = _spec(study, derived(study.name, what), horizon)
+        existing = known.get(longer.study.name)
+        if existing is None:  # without a budget, until its trials are added
+            existing, _ = ledger.submit(longer, limit=0, workload=study.workload)
+        if existing.digest == longer.digest():
+            added = adding.extend(ledger, existing, study, list(zip(chosen, seeds, strict=True)))
+            return ledger.study(existing.name), added
+    raise AssertionError("one of the names is free")
+
+
+def shared_steps(trial: TrialRecord, horizon: int, longer: int) -> int:
+    """Return how many first steps of a trial have the same rates under a longer horizon."""
+    params = trial.params or {}
+    short = initial_multipliers(params, horizon).numpy()
+    same = short == initial_multipliers(params, longer).numpy()[:horizon]
+    return horizon if same.all() else int(np.argmin(same))
+
+
+def _chosen(ledger: Ledger, study: StudyRecord, number: int) -> TrialRecord:
+    trial = ledger.trial(study.id, number)
+    if trial is None:
+        raise NotFoundError(f"study {study.name!r} has no trial {number}")
+    if study.spec.workload.ask_and_tell:
+        raise UsageError(f"study {study.name!r} has no function to train; its caller trains")
+    if trial.imported:
+        raise UsageError(
+            f"trial {number} of {study.name!r} was imported, and only its own version can extend it"
+        )
+    if trial.state not in (COMPLETED, PRUNED):
+        advice = f"; `tuner retry {study.name} {number}` trains it again"
+        raise UsageError(
+            f"trial {number} of {study.name!r} is {trial.state}, expected a completed or a pruned "
+            f"one{advice if trial.state == 'failed' else ''}"
+        )
+    return trial
+
+
+def _spec(study: StudyRecord, name: str, horizon: int) -> StudySpec:
+    """Return the study of the longer trials, which trains them to the end."""
+    spec = study.spec
+    interval = spec.training.evaluation_interval
+    longer = {"steps": horizon, "threads": study.threads, "evaluate_every": interval}
+    budget = spec.budget.model_copy(
+        update={
+            "trials": 1,
+            "wall_seconds": None,
+            "compute_seconds": None,
+            "no_improvement": None,
+            "regret_below": None,
+        }
+    )
+    plain = StudySpec.model_validate(
+        {
+            "study": {"name": name},
+            "workload": spec.workload,
+            "training": {"steps": horizon},
+            "search": {"sampler": "random", "pruner": "none"},
+            "budget": {"trials": 1},
+        }
+    )
+    about = {"name": name, "description": f"Trials of {study.name}, to {horizon} steps."}
+    return plain.model_copy(
+        update={
+            "study": spec.study.model_copy(update=about),
+            "training": spec.training.model_copy(update=longer),
+            "space": spec.space,
+            "guard": spec.guard,
+            "budget": budget,
+        }
+    )
