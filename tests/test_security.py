@@ -239,8 +239,9 @@ def test_a_planted_checkpoint_runs_nothing(trap, caplog):
     found = reading.load(folder / "study.toml")
     study, _ = submission.submit(ledger, found, submission.prepare(found, ("tests.",)).description)
     held, _ = drawn(ledger, study, Search(study, ledger))
-    digest = checkpoint.write(places.checkpoints / "planted.pt", pickle.dumps(Trap()))
-    record = CheckpointRecord(step=0, path="planted.pt", digest=digest)
+    file = places.checkpoints / str(study.id) / "0" / "0-1.pt"
+    digest = checkpoint.write(file, pickle.dumps(Trap()))
+    record = CheckpointRecord(study_id=study.id, trial=0, step=0, attempt=1, digest=digest)
     ledger.save_checkpoint(held.lease, record)
     ledger.release(held.lease, "interrupted", "planted")
     never = threading.Event()

@@ -101,7 +101,7 @@ def trainer_for(trained: Trained, spec: StudySpec, choice: Choice | None = None)
 def settled(kept: Mapping[str, Any]) -> Choice:
     """Return the choice of a study from its record in the ledger."""
     slots, reason = kept.get("slots", 1), kept.get("reason", "")
-    return Choice(trainer=kept["trainer"], slots=slots, reason=reason)
+    return Choice(trainer=kept.get("trainer", "reference"), slots=slots, reason=reason)
 
 
 def automatic_slots(spec: StudySpec) -> int:
