@@ -32,6 +32,7 @@ from processes import (
 
 from tuner.cli.app import cli
 from tuner.config import reading
+from tuner.core.errors import UnreadableError
 from tuner.ledger import CheckpointRecord, Ledger
 from tuner.ledger import database as storage
 from tuner.ledger.tables import chunks
@@ -256,7 +257,7 @@ def test_a_planted_curve_runs_nothing(trap, ledger):
     ledger.append(held.lease, rows_of(0, 10))
     with ledger.engine.execution_options(writes=True).begin() as tx:
         tx.execute(sa.update(chunks).values(data=pickle.dumps(Trap())))
-    with pytest.raises(ValueError):  # noqa: PT011 - whatever it says, it is refused
+    with pytest.raises(UnreadableError):
         ledger.curve(held.trial.id)
 
 

@@ -124,7 +124,7 @@ def _is_workload(value: object) -> bool:
 def _is_settled(value: object) -> bool:
     return (
         isinstance(value, dict)
-        and value.get("trainer", "reference") in ("reference", "cohort", "own")
+        and value.get("trainer", "reference") in ("reference", "cohort", "own", "ask and tell")
         and all(
             is_count(value.get(one, 1)) and 1 <= value.get(one, 1) <= MOST_THREADS
             for one in ("slots", "threads")

@@ -210,6 +210,8 @@ def forget_checkpoints(tx: Connection, where: ColumnElement[bool]) -> list[Check
 
 def with_orderly_attempts(tx: Connection, trial_ids: Collection[int]) -> set[int]:
     """Return the waiting trials whose attempts have ended and are numbered from 1 on."""
+    if not trial_ids:
+        return set()
     query = select(attempts.c.trial_id, attempts.c.number, attempts.c.live).where(
         attempts.c.trial_id.in_(trial_ids)
     )
