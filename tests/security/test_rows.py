@@ -25,10 +25,11 @@ from tuner.cli.app import cli
 from tuner.config import StudySpec
 from tuner.config.grid import Grid
 from tuner.core.errors import NotFoundError, UnreadableError
-from tuner.ledger import CheckpointRecord, Ledger, database
+from tuner.ledger import CheckpointRecord, Ledger, adding, database
 from tuner.ledger.checkpoint_files import file_of, remove_file, remove_folder
 from tuner.ledger.database import Addresses
-from tuner.ledger.tables import studies
+from tuner.ledger.records import ADDED, FIXED, HISTORY, PARENT, RETRIED, SEED
+from tuner.ledger.tables import studies, trials
 from tuner.operations import doctor, manage
 from tuner.operations import submit as submission
 from tuner.search import Search
@@ -274,6 +275,24 @@ def test_a_trial_outside_of_its_space_is_left_out_everywhere(ledger, name, value
     again, new = claim(ledger, study), claim(ledger, study)
     assert (again.trial.number, new.trial.number) == (0, 2)
     assert study.spec.space.contains(Search(study, ledger).draw(2).params)
+
+
+@pytest.mark.parametrize(
+    "attrs",
+    [{FIXED: {"depth": 9}}, {FIXED: {"other": 1}}, {FIXED: [1]}, {FIXED: {"lr": [1]}},
+     {SEED: "x"}, {PARENT: 1}, {RETRIED: "../x"}, {HISTORY: 3}, {ADDED: {}}],
+    ids=str,
+)  # fmt: skip
+def test_an_added_trial_with_other_attributes_is_left_out(ledger, attrs):
+    study = submit(ledger, space=SEARCHED, training=BY_EPOCHS, search={"sampler": "random"})
+    for depth in (2, 3):
+        adding.enqueue(ledger, study, {"depth": depth})
+    with ledger.engine.execution_options(writes=True).begin() as tx:
+        tx.execute(update(trials).where(trials.c.number == 0).values(attrs=attrs))
+    assert [number for number, _ in ledger.unreadable_trials(study.id)] == [0]
+    assert adding.retry(ledger, study) == {}
+    assert claim(ledger, study).trial.number == 1
+    assert Search(study, ledger).draw(1).params["depth"] == 3
 
 
 @pytest.mark.parametrize("rows_known", [None, 0, -1, "many"])
