@@ -125,4 +125,10 @@ def test_a_second_run_goes_on_where_the_first_one_ended(tour: dict[str, str]) ->
 
 def test_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
-        assert (ROOT / target).exists(), target
+        name, _, anchor = target.partition("#")
+        assert (ROOT / name).exists(), target
+        headings = (
+            re.findall(r"^#+ (.+)$", (ROOT / name).read_text(), re.MULTILINE) if anchor else []
+        )
+        anchors = {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings}
+        assert not anchor or anchor in anchors, target

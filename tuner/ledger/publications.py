@@ -22,6 +22,7 @@ from tuner.core.environment import is_gone
 from tuner.core.errors import LeaseLost
 from tuner.ledger.database.upserts import insert_new
 from tuner.ledger.leases import PUBLICATIONS, Gone, Lease, State
+from tuner.ledger.records import is_count
 from tuner.ledger.tables import published_studies, published_trials, trials
 
 CLAIM_SECONDS = 60.0
@@ -108,7 +109,7 @@ class Publications:
             )
 
     def external_ids(self, study_id: int) -> dict[int, str]:
-        """Return the external id of each published trial, by its number."""
+        """Return the external ids of published trials by number, without unreadable ones."""
         query = (
             select(trials.c.number, published_trials.c.external_id)
             .join(trials, trials.c.id == published_trials.c.trial_id)
@@ -119,7 +120,11 @@ class Publications:
             )
         )
         with self._engine.begin() as tx:
-            return {row.number: row.external_id for row in tx.execute(query)}
+            return {
+                row.number: row.external_id
+                for row in tx.execute(query)
+                if isinstance(row.external_id, str) and is_count(row.number)
+            }
 
     def begin(self, study_id: int, trial_ids: Collection[int]) -> None:
         """Record that the trials' counterparts are about to be created."""
