@@ -378,7 +378,7 @@ def test_an_untouched_script_is_tuned_by_patterns(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda n: n.name)
 def test_an_interrupted_program_goes_on_at_its_checkpoint(tmp_path, number):
-    folder = job(tmp_path, ["python", "lines.py", "0.1"], [0.2])
+    folder = job(tmp_path, ["python", "lines.py", "0.5"], [0.2])
     (folder / "lines.py").write_text((JOBS / "lines.py").read_text())
     text = (folder / "study.toml").read_text()
     text = text.replace("evaluate_every = 2", "evaluate_every = 2\ncheckpoint_seconds = 0.01")
