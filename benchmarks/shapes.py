@@ -6,8 +6,8 @@ Arms run in turn, so that a machine whose speed drifts slows all of them alike:
 - *mixed*: the same trials in random order, in groups that share the slots.
 
 Workloads are built outside the time, models and plans within it. The ratio of each round is taken
-before the median. Times are those of the processor, with one thread, so that other work on the machine
-counts little.
+before the median. Times are those of the processor, with one thread, so that other work on the
+machine counts little.
 
     python benchmarks/shapes.py [--widths 32 64 128] [--rounds 5] [--slots 64] [--each 64]
 """
@@ -68,7 +68,7 @@ def seconds(trainer: Trainer, tasks: Sequence[Task]) -> float:
 
 
 def measured(widths: Sequence[int], rounds: int, slots: int, each: int) -> dict[str, object]:
-    spec, numbers = spec_of(widths), random.Random(0)  # noqa: S311 - not for secrets
+    spec, numbers = spec_of(widths), random.Random(0)
     workload = trainer_choice.load(spec, ("tuner.examples",))
     assert isinstance(workload, Workload)
     tasks = [
@@ -89,7 +89,7 @@ def measured(widths: Sequence[int], rounds: int, slots: int, each: int) -> dict[
         )
 
     def mixed() -> float:
-        return seconds(GroupedTrainer(mix, spec, slots), random.Random(1).sample(tasks, len(tasks)))  # noqa: S311
+        return seconds(GroupedTrainer(mix, spec, slots), random.Random(1).sample(tasks, len(tasks)))
 
     rows = []
     for index in range(rounds):
