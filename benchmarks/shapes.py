@@ -30,7 +30,7 @@ from tuner.training.device import use_threads
 from tuner.training.trainer import ENDED, Status, Task, Trainer
 from tuner.training.workloads import Workload
 
-STEPS = 200
+STEPS = 100
 
 
 def spec_of(widths: Sequence[int]) -> StudySpec:
