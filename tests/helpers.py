@@ -18,7 +18,7 @@ from tuner.search import Search
 from tuner.search.mirror import Mirror
 from tuner.search.search import Draw
 
-WORKLOAD: Mapping[str, Any] = {"code": "c0de", "data": "da7a"}
+WORKLOAD: Mapping[str, Any] = {"code": "c0de", "data": "da7a", "training_rows": 100}
 WIDE = {
     "lr": {"low": 1e-4, "high": 1.0},
     "schedule": [
@@ -125,8 +125,8 @@ def went_on(step: int, value: float) -> Report:
     return Report(step=step, value=value, pruned=False, reason="Went on.")
 
 
-def checkpoint(step: int, path: str = "a.pt") -> CheckpointRecord:
-    return CheckpointRecord(step=step, path=path, digest="d1935")
+def checkpoint(step: int, trial: int = 0, attempt: int = 1) -> CheckpointRecord:
+    return CheckpointRecord(study_id=1, trial=trial, step=step, attempt=attempt, digest="d1935")
 
 
 def expire(ledger: Ledger, lease: Lease) -> None:

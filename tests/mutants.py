@@ -63,7 +63,7 @@ MUTANTS = [
     Mutant("ledger", "fresh = entry.chunk.after(before.steps)", "fresh = entry.chunk.after(0)"),
     Mutant("ledger", "values(revision=studies.c.revision + 1)", "values(revision=studies.c.revision)"),
     Mutant("ledger", "if lost > getattr(allowed, ending):", "if lost >= getattr(allowed, ending):"),
-    Mutant("ledger", "checkpoints.c.trial_id.in_(trial_ids), checkpoints.c.step <= trials.c.steps",
+    Mutant("ledger", "checkpoints.c.trial_id.in_(trial_ids) & committed",
            "checkpoints.c.trial_id.in_(trial_ids)"),
     Mutant("ledger", "if trial.study in reasons and trial.state == RUNNING:",
            "if trial.study in reasons:"),

@@ -71,6 +71,7 @@ def test_the_public_names_are_these():
         "TunerError",
         "UnavailableError",
         "UsageError",
+        "current_trial",
         "floats",
         "ints",
         "load",

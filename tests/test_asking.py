@@ -86,6 +86,7 @@ def test_reports_make_a_curve_and_steps_may_be_left_out(ledger, asking):
     losses = list(curve.columns["train_loss"])
     assert (losses[0], losses[4]) == (5.0, 2.0)
     assert all(map(math.isnan, losses[1:4] + losses[5:]))
+    assert [step for step, known in enumerate(curve.reported) if known] == [0, 4]
     assert list(curve.eval_steps) == [0, 4, 10]
     assert list(curve.metrics["val_loss"]) == [6.0, 3.0, 1.0]
 

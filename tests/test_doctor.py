@@ -227,7 +227,7 @@ def test_a_lease_that_expired_and_a_checkpoint_that_is_missing(folder):
     ledger = Ledger(reader(folder).engine, lease_seconds=-1)
     claim = ledger.claim(ledger.study("small").id, "elsewhere:1:1.00", {})
     fresh = Ledger(ledger.engine, lease_seconds=30)
-    gone = CheckpointRecord(step=0, path="1/8/0-1.pt", digest="0" * 64)
+    gone = CheckpointRecord(study_id=1, trial=8, step=0, attempt=1, digest="0" * 64)
     fresh.save_checkpoint(claim.lease, gone)
     change(folder, "UPDATE tuner_attempts SET expires_at = 0 WHERE live")
     places = database.addresses({}, folder)

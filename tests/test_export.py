@@ -25,7 +25,7 @@ def study(ledger, places):
     study = train(ledger, places, submitted(ledger, budget={"trials": 4}))
     ledger.submit(study.spec, limit=6, workload=study.workload)
     one, _ = (claim(ledger, study) for _ in range(2))  # the second is not drawn
-    draw(ledger, one, **{"sgd.nesterov": True, "lr": 1.0})
+    draw(ledger, one, **{"sgd.nesterov": True, "lr": 100.0})
     odd = rows(0, 5, losses=ODD)
     ledger.finish(one.lease, diverged(4), chunk=odd)
     return ledger.study("line")

@@ -61,7 +61,7 @@ def test_the_same_command_adds_nothing_and_another_trial_joins(ledger):
     ],
 )  # fmt: skip
 def test_schedules_that_go_on_and_that_start_anew(ledger, params, shared):
-    study = submit(ledger)
+    study = submit(ledger, space={"schedule": ["constant", "cosine", "wsd", "plateau"]})
     trial = ended(ledger, study, **params)
     assert abs(extend.shared_steps(trial, 100, 150) - shared) <= 1
     assert (extend.shared_steps(trial, 100, 150) == 100) == (shared == 100)

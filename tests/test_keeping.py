@@ -65,8 +65,8 @@ def test_a_checkpoint_that_cannot_be_removed_stops_no_renewal(
     impatient = Ledger(ledger.engine, lease_seconds=0.6)
     ours, theirs = claim(impatient, study, "a:1:1"), claim(ledger, study, "b:1:1")
     ledger.append(theirs.lease, rows(0, 10))
-    ledger.save_checkpoint(theirs.lease, checkpoint(10, "folder"))
-    (tmp_path / "folder").mkdir()  # which nobody can unlink
+    ledger.save_checkpoint(theirs.lease, checkpoint(10, 1))
+    (tmp_path / "1" / "1" / "10-1.pt").mkdir(parents=True)  # which nobody can unlink
     expire(ledger, theirs.lease)
     renewer = LeaseRenewer(impatient, tmp_path)
     renewer.hold(ours.lease)

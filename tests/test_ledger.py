@@ -161,14 +161,14 @@ def test_trials_are_claimed_together_as_one_by_one(ledger):
     held = ledger.claim_together(study.id, "worker", {}, 3)
     draw(ledger, held[1])
     ledger.append(held[1].lease, rows(0, 20))
-    ledger.save_checkpoint(held[1].lease, checkpoint(10))
+    ledger.save_checkpoint(held[1].lease, checkpoint(10, trial=1))
     for one in (held[2], held[1]):
         ledger.release(one.lease, "interrupted", "Ctrl-C")
     again = ledger.claim_together(study.id, "worker", {}, 4)
     assert [one.trial.number for one in again] == [1, 2, 3, 4]
     assert [one.lease.token for one in again] == [2, 2, 1, 1]
     assert [one.trial.params for one in again] == [PARAMS, None, None, None]
-    assert [one.checkpoint for one in again] == [checkpoint(10), None, None, None]
+    assert [one.checkpoint for one in again] == [checkpoint(10, trial=1), None, None, None]
     assert [one.endings for one in again] == [{"interrupted": 1}] * 2 + [{}] * 2
     assert {one.lease.trial_id for one in again} == {one.trial.id for one in again}
     assert [one.trial.number for one in ledger.claim_together(study.id, "other", {}, 9)] == [5]
@@ -543,11 +543,11 @@ def test_a_checkpoint_replaces_the_one_before(ledger):
     study = submit(ledger)
     held = claim(ledger, study)
     ledger.append(held.lease, rows(0, 20))
-    assert ledger.save_checkpoint(held.lease, checkpoint(10, "10.pt")) == []
-    assert ledger.save_checkpoint(held.lease, checkpoint(20, "20.pt")) == ["10.pt"]
-    assert ledger.save_checkpoint(held.lease, checkpoint(20, "20.pt")) == []
-    assert ledger.checkpoints(study.id) == [(checkpoint(20, "20.pt"), 0)]
-    assert ledger.finish(held.lease, completed(1.0)) == ["20.pt"]
+    assert ledger.save_checkpoint(held.lease, checkpoint(10)) == []
+    assert ledger.save_checkpoint(held.lease, checkpoint(20)) == [checkpoint(10)]
+    assert ledger.save_checkpoint(held.lease, checkpoint(20)) == []
+    assert ledger.checkpoints(study.id) == [checkpoint(20)]
+    ledger.finish(held.lease, completed(1.0))
     assert ledger.checkpoints(study.id) == []
 
 
@@ -555,10 +555,10 @@ def test_a_checkpoint_whose_rows_are_not_committed_is_refused(ledger):
     study = submit(ledger)
     held = claim(ledger, study)
     ledger.append(held.lease, rows(0, 20))
-    ledger.save_checkpoint(held.lease, checkpoint(20, "20.pt"))
+    ledger.save_checkpoint(held.lease, checkpoint(20))
     with pytest.raises(AssertionError, match="the rows up to the checkpoint are not committed"):
-        ledger.save_checkpoint(held.lease, checkpoint(21, "21.pt"))
-    assert ledger.checkpoints(study.id) == [(checkpoint(20, "20.pt"), 0)]
+        ledger.save_checkpoint(held.lease, checkpoint(21))
+    assert ledger.checkpoints(study.id) == [checkpoint(20)]
 
 
 def test_a_trial_is_taken_up_at_its_last_checkpoint_whose_rows_are_committed(ledger):
@@ -571,7 +571,7 @@ def test_a_trial_is_taken_up_at_its_last_checkpoint_whose_rows_are_committed(led
             tx.execute(insert(checkpoints).values(**row, path=f"{step}.pt", digest="d1935"))
     ledger.release(held.lease, "interrupted", "Ctrl-C")
     again = claim(ledger, study)
-    assert again.checkpoint == checkpoint(30, "30.pt")
+    assert again.checkpoint == checkpoint(30)
     assert [attempt.first_step for attempt in ledger.attempts(study.id)] == [0, 30]
 
 
@@ -742,13 +742,21 @@ def test_what_a_sampler_keeps_on_the_study_is_merged(ledger):
 def test_what_is_drawn_is_read_back_as_it_was(ledger):
     study = submit(ledger)
     held = claim(ledger, study)
-    params = {"lr": 0.1 + 0.2, "n": 3, "one": 1.0, "flag": True, "name": "é"}
+    params = {**PARAMS, "lr": 0.1 + 0.2, "n": 3, "one": 1.0, "flag": True, "name": "é"}
     ledger.draw(
         held.lease, params, attrs={"rung": INF, "x": [1, None]}, study_attrs={}, asked_revision=7
     )
     (trial,) = ledger.trials(study.id)
     assert trial.params == params
-    assert [type(value) for value in trial.params.values()] == [float, int, float, bool, str]
+    assert [type(value) for value in trial.params.values()] == [
+        float,
+        str,
+        str,
+        int,
+        float,
+        bool,
+        str,
+    ]
     assert (trial.attrs, trial.asked_revision) == ({"rung": INF, "x": [1, None]}, 7)
 
 

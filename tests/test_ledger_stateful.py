@@ -127,7 +127,7 @@ class Workers(RuleBasedStateMachine):
     def save(self, lease, back):
         number = self.number[lease.trial_id]
         step = max(0, len(self.losses[number]) - back)
-        record = checkpoint(step, f"{number}/{step}.pt")
+        record = checkpoint(step, number)
         if self.commit(lease, lambda: self.ledger.save_checkpoint(lease, record)):
             self.saved[number] = step
 

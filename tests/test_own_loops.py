@@ -36,13 +36,15 @@ from tests.test_reference import (
     regression,
 )
 from tuner import worker
+from tuner.analysis.evidence import Assessor
 from tuner.config import StudySpec, reading
 from tuner.core.errors import UsageError, WorkloadError
 from tuner.core.outcome import COMPLETED, FAILED, PRUNED
 from tuner.examples import house_prices, wine
 from tuner.ledger import Ledger
 from tuner.ledger.tables import attempts
-from tuner.operations import report, submit
+from tuner.operations import doctor, export, report, rerun, submit
+from tuner.report import tables as tables_of_report
 from tuner.training import foreign_state, train_functions, workloads
 from tuner.training.function_trainer import FunctionTrainer
 from tuner.training.reference import ReferenceTrainer
@@ -280,9 +282,90 @@ def test_a_function_that_returns_early(last, status, leave):
     event = train(loop, make_spec(), make_task())[-1]
     assert event.status is status
     expected = "its function returned after 5 of 50 steps"
-    expected += "" if last else " without reporting val_loss at step 5"
+    expected += "" if last else " without reporting val_loss at its last reported step"
     assert event.reason == expected
     assert event.value == (0.5 if last else None)
+
+
+# --- reports at some steps only -----------------------------------------------------------------
+
+
+def sparse(trial, every=7, high=()):
+    """Descend (x - 2)², and report each `every` steps, with a high loss at some reports."""
+    x, saved = 0.0, trial.checkpoint.load()
+    if saved:
+        x = saved["x"]
+    for step in range(trial.first_step, trial.steps):
+        if step % every == 0:
+            loss = 1e6 if step in high else (x - 2) ** 2
+            trial.report(step, val_loss=(x - 2) ** 2, train_loss=loss)
+        x -= trial.rate(step) * 2 * (x - 2)
+        if step % every == 0:
+            trial.checkpoint.save({"x": x})
+    trial.report(trial.steps, val_loss=(x - 2) ** 2)
+
+
+def test_steps_that_are_not_reported_have_rows_without_values():
+    spec, task = make_spec(), make_task(lr=0.01)
+    rows, evaluations, (status, *_) = curve_of(train(sparse, spec, task))
+    assert status is Status.FINISHED
+    reported = [step for step in range(50) if step % 7 == 0]
+    assert np.flatnonzero(~np.isnan(rows["lr"])).tolist() == reported
+    assert np.isnan(rows["train_loss"]).sum() == 50 - len(reported)
+    assert [step for step, _ in evaluations] == [*reported, 50]
+    whole = curve_of(train(sparse, spec, task))
+    for chunks in ([1] * 60, [3] * 20):
+        assert_same(curve_of(train(sparse, spec, task, chunks)), whole)
+
+
+def test_the_first_evaluation_after_a_rung_settles_it():
+    spec = make_spec(steps=50, pruner=ASHA, evaluate_every=5)
+    events = train(sparse, spec, make_task(lr=0.01))
+    stops = [event for event in events if event.status is Status.AT_RUNG]
+    assert spec.rungs() == (6, 18)
+    assert [(one.rung, one.next_step) for one in stops] == [(6, 7), (18, 21)]
+    assert [one.value for one in stops] == [
+        one.evaluations[-1].metrics["val_loss"] for one in stops
+    ]
+
+
+def test_several_rungs_passed_at_once_are_settled_once_and_none_at_the_end():
+    spec = make_spec(steps=50, pruner=ASHA, evaluate_every=5)
+    events = train(lambda trial: sparse(trial, 20), spec, make_task(lr=0.01))
+    assert [e.rung for e in events if e.status is Status.AT_RUNG] == [18]
+    events = train(lambda trial: trial.report(50, val_loss=1.0), spec, make_task())
+    assert [(event.status, event.next_step) for event in events] == [(Status.FINISHED, 50)]
+
+
+def test_a_single_high_loss_among_few_reports_is_a_single_one():
+    """Held over the steps without a report, it would look like a loss that stays high."""
+    spec = make_spec(steps=400)
+    for high, status in (((100,), Status.FINISHED), (range(60, 400), Status.DIVERGED)):
+        event = train(lambda trial, h=high: sparse(trial, 20, h), spec, make_task(lr=1e-4))[-1]
+        assert event.status is status
+
+
+def test_sparse_reports_resume_exactly():
+    spec, task = make_spec(pruner=ASHA), make_task(lr=0.01)
+    rows, evaluations, _ = curve_of(train(sparse, spec, task))
+    for steps in range(1, 50, 4):
+        trainer = FunctionTrainer(function(sparse), spec)
+        trainer.admit(task)
+        seen = 0
+        while seen < steps:
+            seen = trainer.advance(steps - seen)[0].next_step
+        snapshot = trainer.snapshot(task.number)
+        trainer.evict(task.number)
+        again, later, _ = curve_of(train(sparse, spec, replace(task, snapshot=snapshot)))
+        left = len(again["train_loss"])
+        np.testing.assert_array_equal(again["train_loss"], rows["train_loss"][-left:])
+        assert later == evaluations[-len(later) :]
+
+
+def test_a_function_may_return_where_it_reported_loss_and_metric():
+    event = train(lambda trial: trial.report(5, train_loss=1.0, val_loss=0.5), make_spec(),
+                  make_task())[-1]  # fmt: skip
+    assert (event.status, event.value) == (Status.FINISHED, 0.5)
 
 
 def test_time_and_patience_hold_for_it_too():
@@ -346,8 +429,8 @@ REPORTS = [
     ({"step": np.bool_(False), "train_loss": 1}, "step to be a whole number, got np.False_"),
     ({"step": float("nan"), "train_loss": 1}, "step to be a whole number, got nan"),
     ({"step": None, "train_loss": 1}, "step to be a whole number, got None"),
-    ({"step": 10**400, "train_loss": 1}, "step 0 next, got step 1000"),
-    ({"step": -1, "train_loss": 1}, "step 0 next, got step -1"),
+    ({"step": 10**400, "train_loss": 1}, "one of steps 0 to 50 next, got step 1000"),
+    ({"step": -1, "train_loss": 1}, "one of steps 0 to 50 next, got step -1"),
 ]  # fmt: skip
 
 
@@ -370,13 +453,16 @@ def test_a_report_takes_numbers_of_any_library():
 
 
 MISUSES = {
-    "a step left out": (
-        lambda trial: (trial.report(0, train_loss=1), trial.report(5, train_loss=1)),
-        "expected step 1 next, got step 5; every step is reported, in order",
+    "a step back": (
+        lambda trial: (trial.report(5, train_loss=1), trial.report(3, train_loss=1)),
+        "expected one of steps 6 to 50 next, got step 3; steps increase",
     ),
     "metrics too late": (
         lambda trial: (trial.report(0, train_loss=1), trial.report(0, val_loss=1)),
-        "expected step 1 next, got step 0",
+        "expected one of steps 1 to 50 next, got step 0",
+    ),
+    "metrics past the end": (
+        lambda trial: trial.report(51, val_loss=1), "one of steps 0 to 50 next, got step 51"
     ),
     "nothing": (lambda trial: trial.report(0), "expected train_loss or metrics, got neither"),
     "many numbers": (
@@ -393,10 +479,6 @@ MISUSES = {
             trial.report(0, val_loss=1, a=1, train_loss=1), trial.report(1, val_loss=1)
         ),
         "expected the same metrics as before, val_loss, a, got val_loss",
-    ),
-    "a rung left out": (
-        lambda trial: [trial.report(step, train_loss=1) for step in range(9)],
-        "report of step 6: expected val_loss before or beside its train_loss",
     ),
     "a name": (lambda trial: trial.report(0, **{"hits@1": 1}), "named by letters, .* 'hits@1'"),
     "a state": (
@@ -687,6 +769,25 @@ def test_a_study_of_a_train_function(ledger: Ledger, tmp_path):
     assert curve.metrics.keys() == {"val_loss", "accuracy"}
     assert curve.metrics["accuracy"][-1] > 0.95
     assert first.value == curve.metrics["val_loss"][-1]
+
+
+def test_a_study_of_sparse_reports_is_read_as_what_was_reported(ledger: Ledger, tmp_path):
+    tables = {"training": {"steps": 50}, "workload": {"train": "tests.test_own_loops:sparse"}}
+    study = put(ledger, own_spec(search={"sampler": "grid", "pruner": "none"}, **tables))
+    work(ledger, tmp_path, study.name)
+    trials = ledger.trials(study.id)
+    assert [one.state for one in trials] == [COMPLETED] * 3
+    assert {one.steps for one in trials} == {50}
+    curve = ledger.curve(trials[0].id)
+    assert np.flatnonzero(curve.reported).tolist() == list(range(0, 50, 7))
+    assert tables_of_report.BROKEN not in tables_of_report.sparkline(curve)
+    rows = export.curves(ledger, study, [0])
+    assert rows[rows.metric == "train_loss"].step.tolist() == list(range(0, 50, 7))
+    evidence = Assessor(ledger, study).evidence(trials)
+    assert not any(one.exploded for one in evidence)
+    study = ledger.study(study.name)
+    assert not list(doctor._in_ledger(ledger, study, trials, tmp_path))
+    assert rerun.rerun(ledger, study, 0, ("tests.",)).difference is None
 
 
 BIG = 1.7e308

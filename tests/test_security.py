@@ -32,6 +32,7 @@ from processes import (
 
 from tuner.cli.app import cli
 from tuner.config import reading
+from tuner.core.errors import UnreadableError
 from tuner.ledger import CheckpointRecord, Ledger
 from tuner.ledger import database as storage
 from tuner.ledger.tables import chunks
@@ -239,8 +240,9 @@ def test_a_planted_checkpoint_runs_nothing(trap, caplog):
     found = reading.load(folder / "study.toml")
     study, _ = submission.submit(ledger, found, submission.prepare(found, ("tests.",)).description)
     held, _ = drawn(ledger, study, Search(study, ledger))
-    digest = checkpoint.write(places.checkpoints / "planted.pt", pickle.dumps(Trap()))
-    record = CheckpointRecord(step=0, path="planted.pt", digest=digest)
+    file = places.checkpoints / str(study.id) / "0" / "0-1.pt"
+    digest = checkpoint.write(file, pickle.dumps(Trap()))
+    record = CheckpointRecord(study_id=study.id, trial=0, step=0, attempt=1, digest=digest)
     ledger.save_checkpoint(held.lease, record)
     ledger.release(held.lease, "interrupted", "planted")
     never = threading.Event()
@@ -255,7 +257,7 @@ def test_a_planted_curve_runs_nothing(trap, ledger):
     ledger.append(held.lease, rows_of(0, 10))
     with ledger.engine.execution_options(writes=True).begin() as tx:
         tx.execute(sa.update(chunks).values(data=pickle.dumps(Trap())))
-    with pytest.raises(ValueError):  # noqa: PT011 - whatever it says, it is refused
+    with pytest.raises(UnreadableError):
         ledger.curve(held.trial.id)
 
 

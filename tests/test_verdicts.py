@@ -413,15 +413,15 @@ def test_advice_and_ranking_agree_on_real_curves(rows, metric, stops) -> None:
                   strict=True) if s <= max(stop * horizon, row["step"][1])]  # fmt: skip
         at, scores = (np.array(column) for column in zip(*values, strict=True))
         steps = horizon if stop == 1.0 else int(at[-1])
+        rate = float(row["hparams"].get("learning_rate") or 10.0 ** -(number % 5))
         own = Chunk(
             first_step=0,
-            columns={"train_loss": np.ones(2)},
+            columns={"train_loss": np.ones(steps), "lr": np.full(steps, rate)},
             times=np.empty(steps),
             eval_steps=at.astype(np.int64),
             eval_times=at.astype(float),
             metrics={"val_loss": scores},
         )
-        rate = float(row["hparams"].get("learning_rate") or 10.0 ** -(number % 5))
         outcome = COMPLETED if stop == 1.0 else PRUNED
         found.append(seen(number, own, about, rate=rate, outcome=outcome))
     assert_advice_and_ranking_agree(found, about)

@@ -177,7 +177,7 @@ def test_an_attempt_whose_checkpoint_is_unusable_begins_at_step_0(ledger, places
     held = claim(ledger, study)
     draw(ledger, held)
     ledger.append(held.lease, rows(0, 8, evaluate_every=4))
-    ledger.save_checkpoint(held.lease, checkpoint(8, "gone.pt"))
+    ledger.save_checkpoint(held.lease, checkpoint(8))
     ledger.release(held.lease, "interrupted", "for this test")
     train(ledger, places)
     with ledger.engine.begin() as tx:

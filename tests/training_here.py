@@ -82,7 +82,7 @@ def line_spec(**tables: dict[str, Any]) -> StudySpec:
         "budget": {"trials": 4},
     }
     for name, table in tables.items():
-        merged = {**content[name], **table}
+        merged = {**content.get(name, {}), **table}
         content[name] = {key: value for key, value in merged.items() if value is not None}
     return StudySpec.model_validate(content)
 

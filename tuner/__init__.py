@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         UnavailableError,
         UsageError,
     )
+    from tuner.training.programs.current import current_trial
     from tuner.training.registration import train_function, workload
 
 _HOMES = {
@@ -34,6 +35,7 @@ _HOMES = {
     "TunerError": "tuner.core.errors",
     "UnavailableError": "tuner.core.errors",
     "UsageError": "tuner.core.errors",
+    "current_trial": "tuner.training.programs.current",
     "floats": "tuner.config.building",
     "ints": "tuner.config.building",
     "load": "tuner.api",
@@ -52,6 +54,7 @@ __all__ = [
     "TunerError",
     "UnavailableError",
     "UsageError",
+    "current_trial",
     "floats",
     "ints",
     "load",

@@ -130,7 +130,8 @@ def summarize(
     """Return a summary of a trial's curve; None if its outcome does not depend on its rate."""
     if outcome not in (COMPLETED, PRUNED, DIVERGED):
         return None
-    loss = curve.columns.get("train_loss", np.empty(0))
+    reported = curve.reported
+    loss = curve.columns.get("train_loss", np.empty(0))[reported]
     measured = setting.sign * curve.metrics.get(setting.metric, np.empty(0))
     known = np.isfinite(measured)
     at, scores = curve.eval_steps[known], measured[known]
@@ -149,7 +150,7 @@ def summarize(
         at=at,
         scores=np.minimum.accumulate(scores) if setting.keeps_best else scores,
         noise=_noise(scores),
-        rising=_rising(curve.columns.get("lr", np.empty(0))),
+        rising=_rising(curve.columns.get("lr", np.empty(0))[reported]),
         growth=growth_factor(loss),
         exploded=bool(len(ends) < len(loss) or (len(ends) and ends[-1] > FAR * level > 0)),
         falls=bool(len(loss) > 1 and (np.diff(loss) < 0).all()),

@@ -70,12 +70,14 @@ def print_results(
     If the ends of trials were `reported` already, rank completed trials only.
     """
     from tuner.analysis.evidence import Assessor
+    from tuner.core.curves import empty
     from tuner.report import tables
 
     trials = ledger.trials(study.id)
     listed = [trial for trial in trials if not reported or trial.state == COMPLETED]
     ranked = ranking.ranked(study, listed)[:10]
-    curves = {one.number: ledger.curve(one.id) for one in ranked}
+    by_id = ledger.curves([one.id for one in ranked])
+    curves = {one.number: by_id.get(one.id, empty()) for one in ranked}
     verdicts = Assessor(ledger, study).verdicts(trials)
     if listed:
         width = tables.curve_width(console)

@@ -32,6 +32,9 @@ def studies(as_json: bool) -> None:
     if not found:
         terminal.echo("No studies yet; `tuner run FILE` creates one.")
     for status in found:
+        if status["state"] == "unreadable":
+            click.echo(f"{status['title']}: unreadable, {status['reason']}")
+            continue
         counts = ranking.counts_in_words(status["trials"])
         terminal.echo(
             f"{status['title']}: {status['state']}, {counts} of {status['budget']['trials']}"
@@ -67,6 +70,8 @@ def status(name: str, trial: int | None, as_json: bool) -> None:
     for one in found["silent"]:
         silent = f"trial {one['trial']} has measured nothing for {one['seconds']:.0f} s; "
         terminal.print_text(console, f"{silent}{one['worker']} may hang or be dead", style="bold")
+    for one in found["unreadable"]:
+        terminal.print_text(console, one["reason"], style="bold")
     print_results(console, ledger, study)
     _print_pages(ledger, study)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -71,9 +72,36 @@ def with_set(command: Command) -> Command:
     )(command)
 
 
+class _Words(click.ParamType[str]):
+    """The first words of a command; several in a variable are separated by semicolons."""
+
+    name = "words"
+    envvar_list_splitter = ";"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the entry of allowed prefixes."""
+        from tuner.training.programs import permission
+
+        return permission.permission(value)
+
+
 def with_allow(command: Command) -> Command:
-    """Add the option --allow."""
-    return click.option(
+    """Add the options --allow and --allow-command; both are passed as `prefixes`."""
+
+    @functools.wraps(command)
+    def merged(*args: Any, prefixes: tuple[str, ...], words: tuple[str, ...], **rest: Any) -> Any:
+        return command(*args, prefixes=(*prefixes, *words), **rest)
+
+    commands = click.option(
+        "--allow-command",
+        "words",
+        multiple=True,
+        type=_Words(),
+        envvar="TUNER_ALLOW_COMMANDS",
+        metavar="WORDS",
+        help="First words of commands that may be run, such as 'python train.py'; repeatable.",
+    )(merged)
+    modules = click.option(
         "--allow",
         "prefixes",
         multiple=True,
@@ -82,7 +110,8 @@ def with_allow(command: Command) -> Command:
         envvar="TUNER_ALLOW",
         metavar="PREFIX",
         help="Prefix of modules that may be imported as workloads; repeatable.",
-    )(command)
+    )(commands)
+    return cast(Command, modules)
 
 
 def with_raise_budget(command: Command) -> Command:

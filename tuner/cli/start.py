@@ -150,9 +150,10 @@ def submit(
 ) -> None:
     """Submit the study FILE to the database, for workers to train."""
     from tuner.operations import submit
+    from tuner.training.programs import permission
 
     spec = reading.load(file, overrides)
-    prepared = submit.prepare(spec, prefixes)
+    prepared = submit.prepare(spec, (*prefixes, *permission.of_file(spec)))  # nothing runs here
     ledger = context.open_ledger(create=True)
     study, created = submit.submit(ledger, spec, prepared.description)
     if as_json:

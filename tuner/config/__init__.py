@@ -31,7 +31,7 @@ from tuner.config.search import (
     Raw,
     SingleRung,
 )
-from tuner.config.space import CHOSEN, Space
+from tuner.config.space import CHOSEN, Space, misfits, unfit
 from tuner.config.study import BudgetTable, GuardTable, StudySpec
 from tuner.config.trial_settings import TrialSettings, batch_size, horizon_of, settings_of
 from tuner.config.values import Entry, ParameterValue, Range, Table, WholeRange, fractions, options
@@ -82,7 +82,9 @@ __all__ = [
     "batch_size",
     "fractions",
     "horizon_of",
+    "misfits",
     "options",
     "own",
     "settings_of",
+    "unfit",
 ]

@@ -26,7 +26,15 @@ from tuner.config.search import (
     SingleRung,
 )
 from tuner.config.space import SETTINGS, Space
-from tuner.config.study import ProbeTable, SearchTable, StudyTable, TrainingTable, WorkloadTable
+from tuner.config.study import (
+    PLACEHOLDER,
+    PROGRAM_VALUES,
+    ProbeTable,
+    SearchTable,
+    StudyTable,
+    TrainingTable,
+    WorkloadTable,
+)
 from tuner.config.values import Range, Table
 
 
@@ -39,6 +47,7 @@ def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
             workload = tables.get("workload")
             known = workload if isinstance(workload, WorkloadTable) else None
             yield from _unmatched(space, training, known)
+    yield from _command(tables.get("workload"), space, tables.get("study"))
     yield from _gate_without_direction(tables.get("study"), tables.get("retrain"))
     yield from _not_probed(tables)
     yield from _stored_addresses(tables.get("retrain"))
@@ -82,8 +91,7 @@ def _not_probed(tables: Mapping[str, Table]) -> Iterator[Mistake]:
         return
     place = ("probe", "enabled")
     if isinstance(workload, WorkloadTable) and workload.factory is None:
-        who = "a caller" if workload.ask_and_tell else "a train function"
-        expected = f"false, since {who} cannot train many rates at a time"
+        expected = f"false, since {_trainer(workload)} cannot train many rates at a time"
         yield Mistake(place, expected, "true")
     if isinstance(space, Space) and not isinstance(space.lr, Range):
         yield Mistake(("space", "lr"), "a range, as [probe] is enabled", shown(space.lr))
@@ -105,10 +113,13 @@ def _gate_without_direction(study: Table | None, retrain: Table | None) -> Itera
 def _incompatible(training: TrainingTable, workload: Table | None) -> Iterator[Mistake]:
     """Yield settings of [training] that exclude each other or have no effect."""
     if isinstance(workload, WorkloadTable) and workload.factory is None:
-        who = "the caller" if workload.ask_and_tell else "a train function"
+        who = _trainer(workload)
         where = "" if workload.ask_and_tell else "; pass it in [workload.arguments]"
+        if workload.command is not None:
+            where = "; pass it in [workload] command"
+        uses_size = "batch_size" in _placeholders(workload)
         for key in (
-            "batch_size",
+            *(() if uses_size else ("batch_size",)),
             "dtype",
             "clip_norm",
             "accumulate",
@@ -129,13 +140,58 @@ def _incompatible(training: TrainingTable, workload: Table | None) -> Iterator[M
         yield Mistake(("training", "accumulate"), expected, shown(training.accumulate))
 
 
+def _trainer(workload: WorkloadTable) -> str:
+    """Return who trains if there is no factory."""
+    if workload.command is not None:
+        return "a command"
+    return "the caller" if workload.ask_and_tell else "a train function"
+
+
+def _placeholders(workload: WorkloadTable) -> set[str]:
+    words = " ".join(workload.command or ())
+    return {match[1] for match in PLACEHOLDER.finditer(words) if match[1]}
+
+
+def _command(workload: Table | None, space: Table | None, study: Table | None) -> Iterator[Mistake]:
+    """Yield placeholders without a value, and schedules and metrics that do not reach a program."""
+    if not isinstance(workload, WorkloadTable) or workload.command is None:
+        return
+    used = _placeholders(workload)
+    if isinstance(space, Space):
+        parameters = space.parameters()
+        fixed = {one.name: one.lowest for one in parameters if not one.varies}
+        always = {one.name for one in parameters if one.exists(fixed)}
+        known = {"lr", "schedule", "optimizer", *always, *PROGRAM_VALUES}
+        for name in sorted(used - known):
+            expected = f"placeholders for what every trial has: {', '.join(sorted(known))}"
+            if name in {one.name for one in parameters}:
+                expected += "; what only some trials have is in the file TUNER_TRIAL"
+            yield Mistake(("workload", "command"), expected, f"{{{name}}}")
+    if not workload.patterns:
+        return
+    if isinstance(study, StudyTable) and study.metric not in workload.patterns:
+        expected = f"a pattern for the study's metric {study.metric}"
+        yield Mistake(("workload", "patterns"), expected, ", ".join(workload.patterns))
+    if isinstance(space, Space) and "rates" not in used:
+        names = [one.name for one in space.schedule]
+        if names != ["constant"] or space.longest_warmup(100):
+            expected = (
+                '"constant", since a program that reports by patterns gets one rate, {lr}; pass it '
+                "the file {rates}, or report with tuner.current_trial()"
+            )
+            yield Mistake(("space", "schedule"), expected, ", ".join(names))
+    elif isinstance(space, Space) and any(one.name == "plateau" for one in space.schedule):
+        expected = "a schedule that is known in advance, since {rates} is written at the start"
+        yield Mistake(("space", "schedule"), expected, "plateau")
+
+
 def _not_branched(search: SearchTable, workload: Table | None) -> Iterator[Mistake]:
     """Yield a judge by branches where there cannot be any."""
     if not isinstance(search.judge, Branching):
         return
     place, got = ("search", "judge"), shown(search.judge.name)
     if isinstance(workload, WorkloadTable) and workload.factory is None:
-        expected = '"raw", since the state of a train function cannot be copied'
+        expected = f'"raw", since the state of {_trainer(workload)} cannot be copied'
         yield Mistake(place, expected, got)
     if not isinstance(search.pruner, SingleRung | Halving):
         expected = f'"raw", as the pruner is "{search.pruner.name}", which has no few rungs'
@@ -164,12 +220,12 @@ def _unmatched(
 ) -> Iterator[Mistake]:
     """Yield contradictions between what is searched and what is fixed."""
     own = workload is not None and workload.factory is None
-    asks = workload is not None and workload.ask_and_tell
     for name in SETTINGS:
         if getattr(space, name) is None:
             continue
         if own:
-            who = "the caller" if asks else "a train function"
+            assert workload is not None
+            who = _trainer(workload)
             expected = f"nothing, since {who} has its own training loop"
             hint = f"; search it in [space.arguments] {name}" if name == "batch_size" else ""
             yield Mistake(("space", name), expected, "an entry", hint)
@@ -196,9 +252,9 @@ def _budget_of_a_trial(
     space: Space, training: TrainingTable, workload: WorkloadTable | None
 ) -> Iterator[Mistake]:
     """Yield contradictions between the budget of a trial and its batch size."""
-    if workload is not None and workload.ask_and_tell:
+    if workload is not None and (workload.ask_and_tell or workload.command is not None):
         if training.unit != "steps":
-            expected = "steps, which the caller counts and reports"
+            expected = f"steps, which {_trainer(workload)} counts and reports"
             yield Mistake(("training", training.unit), expected, shown(training.length))
         return
     own = workload is not None and workload.train is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Annotated
 
@@ -26,6 +26,7 @@ from tuner.config.constraints import Constraint
 from tuner.config.optimizers import SGD, AdamW, OptimizerChoice, OptimizerName
 from tuner.config.parameters import (
     Parameter,
+    equal,
     has,
     in_words,
     mistakes_of_conditions,
@@ -320,6 +321,39 @@ class Space(Table):
             for text in self.violated(params):
                 wrong[min(_constraint(text).names)] = text
         return wrong
+
+
+def misfits(
+    parameters: Iterable[Parameter], params: Mapping[str, ParameterValue]
+) -> dict[str, str]:
+    """Return, by parameter, what is expected where a searched one is missing or not allowed.
+
+    Unlike `Space.missing`, ignore constraints and other parameters, which an earlier release may
+    have stored otherwise.
+    """
+    return {
+        one.name: in_words(one.entry)
+        for one in parameters
+        if (one.varies or one.name in CHOSEN) and one.exists(params)
+        if one.name not in params or not _fits(one.entry, params[one.name])
+    }
+
+
+def unfit(parameters: Iterable[Parameter], fixed: Mapping[str, ParameterValue]) -> dict[str, str]:
+    """Return, by parameter, what is expected where a fixed one is unknown or not allowed."""
+    known = {one.name: one for one in parameters}
+    return {
+        name: in_words(known[name].entry) if name in known else "no such parameter"
+        for name, value in fixed.items()
+        if name not in known or not _fits(known[name].entry, value)
+    }
+
+
+def _fits(entry: Entry, value: ParameterValue) -> bool:
+    """Return whether an entry has a value; in a list, 1 is the same as 1.0."""
+    if isinstance(entry, Range):
+        return has(entry, value)
+    return any(equal(value, option) for option in options(entry))
 
 
 TAKEN_IN_WORDS = ", ".join(sorted(TAKEN))

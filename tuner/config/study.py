@@ -12,6 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
+import shlex
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import (
@@ -21,6 +23,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from tuner.config.retrain import MetricName, RetrainTable
 from tuner.config.search import (
@@ -85,6 +88,14 @@ Argument: TypeAlias = Annotated[
 ]
 
 
+PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([A-Za-z_][\w.]*)\}")
+"""A placeholder in a word of a command, or a doubled brace, which means a brace."""
+PROGRAM_VALUES = (
+    "number", "seed", "steps", "first_step", "device", "batch_size",
+    "rates", "folder", "checkpoint_dir",
+)  # fmt: skip
+"""Names of placeholders beside the parameters of the trial."""
+
 FunctionName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 
 
@@ -93,11 +104,18 @@ ASK_AND_TELL = "ask and tell"
 
 
 class WorkloadTable(Table):
-    """What to train: a `factory` of model, data and loss for our trainers, or a `train` function.
+    """What to train: a `factory` of model, data and loss, a `train` function, or a `command`.
 
-    Either is named `module:function` and gets the arguments by name. A train function has its own
-    training loop and gets a `tuner.training.loop.Trial` as first argument.
+    The first two are named `module:function` and get the arguments by name. A train function has
+    its own training loop and gets a `tuner.training.loop.Trial` as first argument.
 
+    - `command`: the words of a program's command line. `{lr}` stands for a parameter of the trial;
+      `{number}`, `{seed}`, `{steps}`, `{first_step}`, `{device}`, `{batch_size}`, `{rates}`,
+      `{folder}` and `{checkpoint_dir}` for its number and so on; `{{` for a brace.
+    - `patterns`: regular expressions for lines of its output, by the names that they report, each
+      with a group `value`. `step` is the number of the step.
+    - `counts_from`: the number of the program's first step, as patterns read it: 0 or 1.
+    - `folder`: where the program runs, "trial" for a folder of its own, "worker" for the worker's.
     - `ask_and_tell`: no worker trains the study. A program asks for its trials (`Study.ask`),
       trains them, and tells their values.
     """
@@ -111,6 +129,34 @@ class WorkloadTable(Table):
     # omitted if false, so that earlier digests stay valid
     ask_and_tell: Annotated[bool, Field(exclude_if=lambda asks: not asks)] = False
     arguments: dict[str, Argument] = Field(default_factory=dict)
+    # the next four are omitted from what is stored, so that earlier digests stay valid
+    command: Annotated[
+        tuple[Annotated[Readable, Field(min_length=1)], ...] | None,
+        Field(strict=False, min_length=1, exclude_if=lambda command: command is None),
+    ] = None
+    patterns: Annotated[
+        dict[MetricName, Readable], Field(exclude_if=lambda patterns: not patterns)
+    ] = Field(default_factory=dict)
+    counts_from: Annotated[int, Field(ge=0, le=1, exclude_if=lambda first: first == 0)] = 0
+    folder: Annotated[
+        Literal["trial", "worker"], Field(exclude_if=lambda folder: folder == "trial")
+    ] = "trial"
+
+    @field_validator("patterns")
+    @classmethod
+    def _patterns_have_a_value(cls, patterns: dict[str, str]) -> dict[str, str]:
+        found: dict[tuple[str | int, ...], PydanticCustomError] = {}
+        for name, text in patterns.items():
+            try:
+                groups = re.compile(text).groupindex
+            except re.error as error:
+                found[name,] = mistake("a regular expression", f"{text!r} ({error})")
+                continue
+            if "value" not in groups:
+                expected = r"a regular expression with a group value, such as '(?P<value>\S+)'"
+                found[name,] = mistake(expected, repr(text))
+        mistakes("WorkloadTable", found)
+        return patterns
 
     @field_validator("arguments")
     @classmethod
@@ -122,6 +168,9 @@ class WorkloadTable(Table):
 
     @model_validator(mode="after")
     def _is_one_of_two(self) -> WorkloadTable:
+        if self.command is not None:
+            self._refuse_beside_command()
+            return self
         if self.ask_and_tell:
             error = mistake("nothing, as ask_and_tell leaves the training to its caller", "a value")
             own = {"factory": self.factory, "train": self.train, "arguments": self.arguments}
@@ -129,14 +178,35 @@ class WorkloadTable(Table):
         elif self.factory is None and self.train is None:
             error = mistake('this key or train, named as "module:function"', "neither")
             mistakes("WorkloadTable", {("factory",): error})
+        for key in ("patterns", "counts_from", "folder"):
+            if key in self.model_fields_set:
+                error = mistake("nothing, since it is for a command", "this key")
+                mistakes("WorkloadTable", {(key,): error})
         if self.factory is not None and self.train is not None:
             error = mistake("nothing, since factory is set and a study trains one of them", "both")
             mistakes("WorkloadTable", {("train",): error})
         return self
 
+    def _refuse_beside_command(self) -> None:
+        assert self.command is not None
+        expected = "nothing, since command is set and a study trains one of them"
+        both = [key for key in ("factory", "train", "ask_and_tell") if getattr(self, key)]
+        found: dict[tuple[str | int, ...], PydanticCustomError] = {
+            (key,): mistake(expected, "both") for key in both
+        }
+        if self.arguments:
+            expected = "nothing, since a command has its arguments in command"
+            found["arguments",] = mistake(expected, "arguments")
+        if any(match[1] for match in PLACEHOLDER.finditer(self.command[0])):
+            expected = "a program without placeholders as first word"
+            found["command",] = mistake(expected, self.command[0])
+        mistakes("WorkloadTable", found)
+
     @property
     def function(self) -> str:
-        """The name of the factory or train function; `ask and tell` if there is none."""
+        """The factory or train function, the command as in a shell, or `ask and tell`."""
+        if self.command is not None:
+            return shlex.join(self.command)
         return self.factory or self.train or ASK_AND_TELL
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -9,6 +10,9 @@ from itertools import pairwise
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
+
+LATEST = 253_402_300_799.0
+"""The end of the year 9999, in seconds since 1970."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +29,8 @@ class BranchCurve:
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
     """Consecutive rows of a trial's curve, and the evaluations that belong to them.
+
+    There is a row for every step, also for those that a program did not report (see `reported`).
 
     Rows are those of steps first_step to next_step - 1. An evaluation at step s belongs to the
     chunk with first_step < s <= next_step; the one at step 0 to the chunk that begins there. So
@@ -75,6 +81,15 @@ class Chunk:
         )
 
     @property
+    def reported(self) -> np.ndarray:  # bool [step]
+        """Whether the row of each step was reported.
+
+        The rows of other steps are there so that steps can be counted, with all columns nan. A row
+        that was reported has a finite rate, and may have a loss or a gradient norm that is nan.
+        """
+        return np.asarray(np.isfinite(self.columns.get("lr", np.zeros(len(self.times)))))
+
+    @property
     def last_time(self) -> float:
         """The latest time; minus infinity if the chunk is empty."""
         return float(np.max(np.concatenate([self.times, self.eval_times]), initial=-np.inf))
@@ -97,17 +112,44 @@ class Chunk:
         """Read the bytes of `to_bytes`; no code is run. Raise `ValueError` for other bytes."""
         try:
             arrays = load(data)
-        except SafetensorError as error:
+            found = Chunk(
+                first_step=operator.index(first_step),
+                columns={n[6:]: values for n, values in arrays.items() if n.startswith("train/")},
+                times=arrays["time"],
+                eval_steps=arrays["eval_step"],
+                eval_times=arrays["eval_time"],
+                metrics={n[5:]: values for n, values in arrays.items() if n.startswith("eval/")},
+                branches=_branches(arrays),
+            )
+            found._check()
+        except (SafetensorError, IndexError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"rows from step {first_step} on cannot be read: {error}") from error
-        return Chunk(
-            first_step=first_step,
-            columns={n[6:]: values for n, values in arrays.items() if n.startswith("train/")},
-            times=arrays["time"],
-            eval_steps=arrays["eval_step"],
-            eval_times=arrays["eval_time"],
-            metrics={n[5:]: values for n, values in arrays.items() if n.startswith("eval/")},
-            branches=_branches(arrays),
-        )
+        return found
+
+    def _check(self) -> None:
+        """Raise `ValueError` where arrays do not have the shapes and types of a chunk."""
+        rows, evaluations = self.times.shape, self.eval_steps.shape
+        training = [self.times, *self.columns.values()]
+        evaluated = [self.eval_times, *self.metrics.values()]
+        if (
+            len(rows) != 1
+            or len(evaluations) != 1
+            or self.eval_steps.dtype != np.int64
+            or any(one.shape != rows for one in training)
+            or any(one.shape != evaluations for one in evaluated)
+            or any(one.dtype != np.float64 for one in (*training, *evaluated))
+        ):
+            raise ValueError("the columns do not fit together")
+        if not all((np.abs(one) < LATEST).all() for one in (self.times, self.eval_times)):
+            raise ValueError("the times are none")
+        for branch in self.branches:
+            if branch.losses.ndim != 1 or branch.losses.shape != branch.rates.shape:
+                raise ValueError("the columns of a branch do not fit together")
+            if not abs(branch.time) < LATEST:
+                raise ValueError("the times are none")
+        steps = [self.first_step, *self.eval_steps, *(branch.step for branch in self.branches)]
+        if min(steps) < 0:
+            raise ValueError("steps are below 0")
 
 
 def _branches(arrays: Mapping[str, np.ndarray]) -> tuple[BranchCurve, ...]:

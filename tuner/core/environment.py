@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -24,14 +25,16 @@ def identity() -> str:
     return f"{_machine()}:{os.getpid()}:{_birth(os.getpid())}"
 
 
-def is_gone(worker: str) -> bool:
+def is_gone(worker: object) -> bool:
     """Return whether a worker was a process of this machine that has ended.
 
     Return False for processes of other machines and containers, about which nothing is known.
     """
-    machine, pid, birth = ["", "", "", *worker.rsplit(":", 2)][-3:]
-    if machine != _machine() or not pid.isdecimal():
-        return False
+    match str(worker).rsplit(":", 2):
+        case [machine, pid, birth] if machine == _machine() and re.fullmatch("[0-9]{1,10}", pid):
+            pass
+        case _:  # a row may have any content
+            return False
     try:
         dead = (
             psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE

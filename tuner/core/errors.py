@@ -9,6 +9,7 @@
     ├── UnavailableError           start or repair the database or the tracking server (exit code 4)
     │   ├── ConnectionLostError    try again: the connection was lost or refused
     │   └── SchemaError            migrate the database, or upgrade tuner (exit code 4)
+    ├── UnreadableError            repair or delete the row that cannot be read (exit code 1)
     ├── OutputError                free some space, or name another output folder (exit code 1)
     └── LeaseLost                  stop working on the attempt: another worker has it (exit code 1)
 
@@ -65,6 +66,10 @@ class ConnectionLostError(UnavailableError):
 
 class SchemaError(UnavailableError):
     """The database has a schema that this version does not know."""
+
+
+class UnreadableError(TunerError):
+    """A row of the ledger has content that tuner never writes."""
 
 
 class OutputError(TunerError):

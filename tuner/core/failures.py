@@ -82,7 +82,12 @@ def cause(reason: str | None) -> Cause | None:
 
 
 def _place(error: BaseException, module: str) -> str:
-    """Return file:line of the last frame of the user's code, or else of the last frame."""
+    """Return file:line of the last frame of the user's code, or else of the last frame.
+
+    An exception about another program has its `place`.
+    """
+    if isinstance(place := getattr(error, "place", None), str):
+        return re.sub(r"[()]", "", place)
     frames = [found for one in _chain(error) for found in reversed([*_frames(one)])]
     users = (found for found in frames if _is_users(found[0], module))
     frame, line = next(users, next(iter(frames), (None, 0)))

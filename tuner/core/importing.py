@@ -92,7 +92,8 @@ def allow_from_current_folder(prefixes: Sequence[str]) -> None:
     the children that `multiprocessing` spawns; there, libraries come first.
     """
     _FIRST.folder = str(Path.cwd())
-    _FIRST.allowed |= {prefix.partition(".")[0] for prefix in prefixes} - {"tuner", ""}
+    names = {prefix.partition(".")[0] for prefix in prefixes if prefix[:8] != "command:"}
+    _FIRST.allowed |= names - {"tuner", ""}
     if _FIRST not in sys.meta_path:
         sys.meta_path.insert(0, _FIRST)
     if _FIRST.folder not in sys.path and "" not in sys.path:

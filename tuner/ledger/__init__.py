@@ -23,8 +23,10 @@ from tuner.ledger.records import (
     Searched,
     SearchedTrial,
     Silence,
+    StudyIdentity,
     StudyRecord,
     TrialRecord,
+    UnreadableStudy,
 )
 from tuner.ledger.retrainings import Retraining, Retrainings
 from tuner.ledger.writing import Ledger
@@ -56,6 +58,8 @@ __all__ = [
     "Searched",
     "SearchedTrial",
     "Silence",
+    "StudyIdentity",
     "StudyRecord",
     "TrialRecord",
+    "UnreadableStudy",
 ]

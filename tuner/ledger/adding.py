@@ -18,13 +18,15 @@ from tuner.config import ParameterValue
 from tuner.core.errors import UsageError
 from tuner.core.outcome import FAILED
 from tuner.ledger import rows
+from tuner.ledger.decoding import are_trial_attrs
 from tuner.ledger.managing import locked
-from tuner.ledger.reading import Reader
+from tuner.ledger.reading import Reader, read_trials
 from tuner.ledger.records import (
     ADDED,
     ENQUEUED,
     EXTENSION,
     FIXED,
+    HISTORY,
     OPEN,
     PARENT,
     PAUSED,
@@ -34,13 +36,11 @@ from tuner.ledger.records import (
     SEED,
     StudyRecord,
     TrialRecord,
+    is_count,
     specification,
 )
 from tuner.ledger.retrying import retry_on_disconnect
 from tuner.ledger.tables import studies, trials
-
-HISTORY = "retry_history"
-"""Optuna's attribute of a retry: the failed trials before it, the oldest first."""
 
 Attrs: TypeAlias = Mapping[str, Any]
 """Attributes of one new trial."""
@@ -79,19 +79,18 @@ def retry(
 
     def wanted(tx: Connection) -> list[Attrs]:
         failed = (trials.c.study_id == study.id) & ~trials.c.imported & (trials.c.state == FAILED)
-        query = select(trials.c.number, trials.c.params, trials.c.attrs).where(failed)
         retried = set(_retries(tx, study.id))
         return [
             {
-                FIXED: dict(row.params),
+                FIXED: dict(trial.params),
                 ADDED: RETRY,
-                RETRIED: row.number,
-                HISTORY: [*row.attrs.get(HISTORY, ()), row.number],
+                RETRIED: trial.number,
+                HISTORY: [*trial.attrs.get(HISTORY, ()), trial.number],
             }
-            for row in tx.execute(query.order_by(trials.c.number)).all()
-            if row.params is not None
-            and row.number not in retried
-            and (numbers is None or row.number in numbers)
+            for trial in read_trials(tx, failed, with_reports=False)
+            if trial.params is not None
+            and trial.number not in retried
+            and (numbers is None or trial.number in numbers)
         ]
 
     new = _add(ledger, study, wanted, raise_budget, uuid.uuid4().hex, count())
@@ -137,8 +136,7 @@ def retries(ledger: Reader, study: StudyRecord) -> dict[int, int]:
 
 def added(tx: Connection, study_id: int) -> int:
     """Count the added trials of a study; they are not combinations of its grid."""
-    found = tx.scalars(select(trials.c.attrs).where(trials.c.study_id == study_id))
-    return sum(ADDED in attrs for attrs in found)
+    return sum(ADDED in attrs for _, attrs in _attrs(tx, study_id))
 
 
 @retry_on_disconnect
@@ -165,21 +163,27 @@ def _add(
 
 
 def _with_key(tx: Connection, study_id: int, key: str, value: str) -> list[int]:
-    query = select(trials.c.number, trials.c.attrs).where(trials.c.study_id == study_id)
-    found = tx.execute(query.order_by(trials.c.number)).all()
-    return [row.number for row in found if row.attrs.get(key) == value]
+    return [number for number, attrs in _attrs(tx, study_id) if attrs.get(key) == value]
 
 
 def _extensions(tx: Connection, study_id: int) -> dict[int, int]:
-    query = select(trials.c.number, trials.c.attrs).where(trials.c.study_id == study_id)
-    found = [(row.attrs.get(PARENT), row.number) for row in tx.execute(query).all()]
+    found = [(attrs.get(PARENT), number) for number, attrs in _attrs(tx, study_id)]
     return {int(parent["trial"]): number for parent, number in found if parent is not None}
 
 
 def _retries(tx: Connection, study_id: int) -> dict[int, int]:
-    query = select(trials.c.number, trials.c.attrs).where(trials.c.study_id == study_id)
-    found = [(row.attrs.get(RETRIED), row.number) for row in tx.execute(query).all()]
+    found = [(attrs.get(RETRIED), number) for number, attrs in _attrs(tx, study_id)]
     return {old: number for old, number in found if old is not None}
+
+
+def _attrs(tx: Connection, study_id: int) -> list[tuple[int, Attrs]]:
+    """Read the numbers and attributes of the trials whose attributes can be read."""
+    query = select(trials.c.number, trials.c.attrs).where(trials.c.study_id == study_id)
+    return [
+        (row.number, row.attrs)
+        for row in tx.execute(query.order_by(trials.c.number))
+        if is_count(row.number) and are_trial_attrs(row.attrs)
+    ]
 
 
 def _refuse_closed(study: Row[Any]) -> None:

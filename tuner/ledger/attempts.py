@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import Any
 
 from sqlalchemy import Connection, and_, select, update
 
-from tuner.core.errors import LeaseLost
+from tuner.core.errors import LeaseLost, UnreadableError
 from tuner.ledger import rows
+from tuner.ledger.decoding import readable, study_of
 from tuner.ledger.lease_writer import LeaseWriter
 from tuner.ledger.leases import ATTEMPTS, Gone, renewed
 from tuner.ledger.reading import has_live_attempt, read_trials
@@ -57,6 +59,7 @@ class Attempts(LeaseWriter):
     ) -> list[Claim]:
         """Claim the oldest waiting trials, then reserve new ones, as the budget allows.
 
+        Trials that cannot be read are left out. Raise `UnreadableError` if the study cannot be.
         Budget, numbers and leases are one commit. A new trial has no parameters yet.
         """
         return self._claim(study_id, worker, environment, most, uuid.uuid4().hex, count())
@@ -74,15 +77,18 @@ class Attempts(LeaseWriter):
         """Claim with an idempotency key, by which a retried call finds what it claimed before."""
         repeated = next(calls) > 0
         with self._writing() as tx:
-            study = tx.execute(rows.locked_study(study_id)).first()
+            row = tx.execute(rows.locked_study(study_id)).first()
+            study = None if row is None else study_of(row)
             held = rows.claimed(tx, idempotency_key) if repeated else []
             if held:
                 found = read_trials(tx, trials.c.id.in_([lease.trial_id for lease in held]))
                 leases = {lease.trial_id: lease for lease in held}
                 return _claims(leases, found, _history(tx, found))
-            if study is None or study.state != OPEN:  # it may have been deleted just now
+            if (
+                row is None or study is None or study.state != OPEN
+            ):  # it may have been deleted just now
                 return []
-            waiting = tx.scalars(
+            waiting = tx.scalars(  # all of them: some may be unreadable
                 select(trials.c.id)
                 .where(
                     trials.c.study_id == study_id,
@@ -90,11 +96,13 @@ class Attempts(LeaseWriter):
                     ~has_live_attempt(trials.c.id),
                 )
                 .order_by(trials.c.number)
-                .limit(most)
             ).all()
-            old = read_trials(tx, trials.c.id.in_(waiting)) if waiting else []
+            found = read_trials(tx, trials.c.id.in_(waiting)) if waiting else []
+            orderly = rows.with_orderly_attempts(tx, [trial.id for trial in found])
+            takeable = partial(_takeable, orderly)
+            old = list(readable(takeable, found))[:most]
             room = min(most - len(old), study.limit - study.reserved)
-            new = rows.reserve(tx, study, room) if room > 0 else []
+            new = rows.reserve(tx, row, room) if room > 0 else []
             if not old and not new:
                 return []
             history = _history(tx, old)
@@ -140,7 +148,7 @@ class Attempts(LeaseWriter):
     @retry_on_disconnect
     def _reap(self, attempt_id: int, *, expired: bool) -> bool:
         with self._writing() as tx:
-            still = and_(attempts.c.id == attempt_id, attempts.c.live)
+            still = and_(attempts.c.id == attempt_id, IS_LIVE)
             if expired:
                 still = and_(still, ATTEMPTS.expired(self.grace_seconds))
             reason = "its lease expired" if expired else "its worker's process is gone"
@@ -192,6 +200,15 @@ def refused(lease: AttemptLease) -> LeaseLost:
         f"attempt {lease.token} at the trial was given up for lost and its token is "
         "refused; another attempt has the trial"
     )
+
+
+def _takeable(orderly: Collection[int], trial: TrialRecord) -> TrialRecord:
+    """Return a trial that another attempt can be made at. Raise `UnreadableError`."""
+    if trial.id not in orderly:
+        raise UnreadableError(
+            f"trial {trial.number} of study {trial.study_id} cannot be read: its attempts"
+        )
+    return trial
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,8 @@ def ended_before(tx: Connection, leases: Collection[AttemptLease]) -> set[Attemp
     return {tokens[key] for row in ended if (key := (row.id, row.number)) in tokens}
 
 
-def put(tx: Connection, entries: Sequence[Entry]) -> list[str]:
-    """Write fenced entries of one study; return the paths of checkpoints no longer needed."""
+def put(tx: Connection, entries: Sequence[Entry]) -> None:
+    """Write fenced entries of one study; delete the references to checkpoints of ended trials."""
     found = _before(tx, entries)
     changes = [Change(entry, found[entry.lease.trial_id]) for entry in entries]
     _insert(tx, chunks, [change.chunk for change in changes if change.chunk])
@@ -72,14 +72,14 @@ def put(tx: Connection, entries: Sequence[Entry]) -> list[str]:
     _update(tx, went_on)
     _update(tx, ended, ended_at=database_time())
     if not ended:
-        return []
+        return
     raised = {e.lease.row_id: e.traceback for e in entries if e.traceback is not None}
     if raised:
         query = update(attempts).where(attempts.c.id == bindparam("attempt"))
         columns = [{"attempt": key, "traceback": text} for key, text in raised.items()]
         tx.execute(query, columns)
     mine = checkpoints.c.trial_id.in_([change.entry.lease.trial_id for change in ended])
-    return list(tx.scalars(delete(checkpoints).where(mine).returning(checkpoints.c.path)))
+    tx.execute(delete(checkpoints).where(mine))
 
 
 class Change:

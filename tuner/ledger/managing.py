@@ -16,6 +16,7 @@ from tuner.core.errors import NotFoundError
 from tuner.core.failures import cause
 from tuner.core.outcome import CANCELLED, FAILED, RUNNING, Outcome
 from tuner.ledger import retrainings, rows
+from tuner.ledger.decoding import study_of
 from tuner.ledger.reading import Reader, has_live_attempt
 from tuner.ledger.records import (
     COUNTS_FROM,
@@ -24,10 +25,12 @@ from tuner.ledger.records import (
     PAUSED,
     REASON,
     STOPPED,
+    CheckpointRecord,
+    StudyIdentity,
     StudyRecord,
 )
 from tuner.ledger.retrying import retry_on_disconnect
-from tuner.ledger.tables import IS_RUNNING, attempts, checkpoints, metadata, studies, trials
+from tuner.ledger.tables import IS_LIVE, IS_RUNNING, attempts, metadata, studies, trials
 
 BEING_DELETED = "It is being deleted; `tuner delete` finishes that."
 """The reason of a study that is stopped to be deleted; it must not be resumed."""
@@ -54,15 +57,20 @@ def resume(ledger: Reader, study: StudyRecord) -> StudyRecord:
     return ledger.study(study.name)
 
 
-@retry_on_disconnect
 def stop(ledger: Reader, study: StudyRecord, reason: str) -> StudyRecord:
     """Cancel the running and the waiting trials, and let no trial be claimed.
 
     The next commit of a worker that trains one is refused. A stopped study keeps its first reason.
     """
+    cancel(ledger, study, reason)
+    return ledger.study(study.name)
+
+
+@retry_on_disconnect
+def cancel(ledger: Reader, study: StudyIdentity, reason: str) -> None:
+    """Stop a study as `stop` does, also one that cannot be read."""
     with locked(ledger, study) as (tx, row):
         _stop(tx, row, reason)
-    return ledger.study(study.name)
 
 
 @retry_on_disconnect
@@ -90,11 +98,14 @@ def break_circuit(ledger: Reader, study: StudyRecord) -> StudyRecord | None:
 
 
 @retry_on_disconnect
-def delete_study(ledger: Reader, study: StudyRecord) -> None:
+def delete_study(ledger: Reader, study: StudyIdentity) -> None:
     """Delete all that the ledger has of a study, in one transaction."""
     of_study = select(trials.c.id).where(trials.c.study_id == study.id)
+    held = select(attempts.c.id).where(attempts.c.trial_id.in_(of_study))
     with locked(ledger, study) as (tx, _):
         for table in reversed(metadata.sorted_tables):
+            if "attempt_id" in table.c:  # a row may refer to another study's trial
+                tx.execute(delete(table).where(table.c.attempt_id.in_(held)))
             if "trial_id" in table.c:
                 tx.execute(delete(table).where(table.c.trial_id.in_(of_study)))
             elif "study_id" in table.c:
@@ -116,7 +127,7 @@ def _failed_alike(ledger: Reader, study: StudyRecord, limit: int) -> bool:
 
 def _first_ended(tx: Connection, study: Row[Any], limit: int) -> list[Row[Any]]:
     """Return the first trials that ended since the study was last resumed."""
-    since = int(study.attrs.get(COUNTS_FROM, 0))
+    since = study_of(study).attrs.get(COUNTS_FROM, 0)
     query = (
         select(trials.c.number, trials.c.state, trials.c.reason)
         .where(trials.c.study_id == study.id, trials.c.number >= since)
@@ -146,9 +157,7 @@ def reopen(tx: Connection, study: Row[Any]) -> None:
 def _stop(tx: Connection, study: Row[Any], reason: str) -> None:
     running = and_(trials.c.study_id == study.id, IS_RUNNING)
     for trial_id in tx.scalars(select(trials.c.id).where(running)).all():
-        live = tx.scalar(
-            select(attempts.c.id).where(attempts.c.trial_id == trial_id, attempts.c.live)
-        )
+        live = tx.scalar(select(attempts.c.id).where(attempts.c.trial_id == trial_id, IS_LIVE))
         if live is not None:
             rows.end_attempt(tx, live, "stopped", "its study was stopped")
         outcome = Outcome(kind=CANCELLED, reason=f"Cancelled with its study. {reason}")
@@ -165,28 +174,22 @@ def _become(
     counts_from: int | None = None,
 ) -> None:
     given = {REASON: reason, COUNTS_FROM: counts_from}
-    kept = {key: value for key, value in study.attrs.items() if key != REASON}
+    known = study.attrs if isinstance(study.attrs, dict) else {}  # else it cannot be read
+    kept = {key: value for key, value in known.items() if key != REASON}
     attrs = kept | {key: value for key, value in given.items() if value is not None}
     rows.next_revision(tx, study.id)
     tx.execute(update(studies).where(studies.c.id == study.id).values(state=state, attrs=attrs))
 
 
 @retry_on_disconnect
-def forget_checkpoints(ledger: Reader, study: StudyRecord) -> list[str]:
-    """Delete references to checkpoints of a study's ended trials; return the files' paths."""
-    of_study = and_(trials.c.study_id == study.id, trials.c.state != RUNNING)
-    ended = select(trials.c.id).where(of_study)
+def forget_checkpoints(ledger: Reader, study: StudyRecord) -> list[CheckpointRecord]:
+    """Delete the references to checkpoints of a study's ended trials, and return them."""
     with locked(ledger, study) as (tx, _):
-        found = tx.execute(
-            delete(checkpoints)
-            .where(checkpoints.c.trial_id.in_(ended))
-            .returning(checkpoints.c.path)
-        )
-        return [row.path for row in found]
+        return rows.forget_checkpoints(tx, trials.c.study_id == study.id)
 
 
 @contextmanager
-def locked(ledger: Reader, study: StudyRecord) -> Iterator[tuple[Connection, Row[Any]]]:
+def locked(ledger: Reader, study: StudyIdentity) -> Iterator[tuple[Connection, Row[Any]]]:
     """Begin a transaction that has the study's row locked. Raise `NotFoundError`."""
     with ledger.engine.execution_options(writes=True).begin() as tx:
         row = tx.execute(rows.locked_study(study.id)).first()

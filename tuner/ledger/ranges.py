@@ -16,8 +16,9 @@ from typing import Any
 from sqlalchemy import Connection, Row, insert, select, update
 
 from tuner.config import ParameterValue
-from tuner.core.errors import LeaseLost
+from tuner.core.errors import LeaseLost, UnreadableError
 from tuner.ledger import rows
+from tuner.ledger.decoding import study_of
 from tuner.ledger.lease_writer import LeaseWriter
 from tuner.ledger.leases import PROBES, Gone, Lease, State
 from tuner.ledger.managing import locked
@@ -107,7 +108,7 @@ def finish_probe(
 def extend(ledger: Reader, study: StudyRecord, after: int, found: ActiveRange) -> None:
     """Commit a wider range, unless the range has changed since that of revision `after`."""
     with locked(ledger, study) as (tx, row):
-        known = history(row.attrs)
+        known = history(study_of(row).attrs)
         if known and known[-1].revision == after:
             _add(tx, row, found)
 
@@ -117,14 +118,19 @@ def result(ledger: Reader, study: StudyRecord) -> Mapping[str, Any] | None:
     """Read the result of a study's probe; return None while there is none."""
     with ledger.engine.begin() as tx:
         found = tx.scalar(select(probes.c.result).where(probes.c.study_id == study.id))
-    return None if found is None else dict(found)
+    if not isinstance(found, dict | None):
+        raise UnreadableError(
+            f"the probe of {study.name!r} cannot be read: result: got {found!r:.60}"
+        )
+    return found
 
 
 def _add(tx: Connection, study: Row[Any], found: ActiveRange | None) -> None:
+    attrs = study_of(study).attrs
     revision = rows.next_revision(tx, study.id)
     if found is None:
         return
     now = tx.scalar(select(database_time()))
     entry = asdict(found) | {"revision": revision, "at": now}
-    attrs = {**study.attrs, RANGES: [*study.attrs.get(RANGES, []), entry]}
+    attrs = {**attrs, RANGES: [*attrs.get(RANGES, []), entry]}
     tx.execute(update(studies).where(studies.c.id == study.id).values(attrs=attrs))

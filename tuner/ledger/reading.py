@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, and_, exists, func, literal, select
+from sqlalchemy import (
+    Connection,
+    Engine,
+    LargeBinary,
+    Row,
+    and_,
+    exists,
+    func,
+    literal,
+    null,
+    select,
+)
 
+from tuner.config import Parameter, StudySpec, misfits, unfit
 from tuner.core import curves
-from tuner.core.curves import Chunk
-from tuner.core.errors import NotFoundError
+from tuner.core.curves import LATEST, Chunk
+from tuner.core.errors import NotFoundError, UnreadableError
 from tuner.core.outcome import COMPLETED, KINDS, RUNNING
+from tuner.ledger.decoding import (
+    attempt_of,
+    checked,
+    is_number,
+    is_time,
+    readable,
+    searched_trial_of,
+    studies_of,
+    study_of,
+    trial_of,
+    unreadable_study_of,
+)
 from tuner.ledger.records import (
+    FIXED,
     AttemptRecord,
     Changes,
     CheckpointRecord,
@@ -21,19 +47,26 @@ from tuner.ledger.records import (
     Searched,
     SearchedTrial,
     Silence,
+    StudyIdentity,
     StudyRecord,
     TrialRecord,
-    specification,
+    UnreadableStudy,
+    is_count,
 )
 from tuner.ledger.retrying import RETRY_SECONDS, retry_on_disconnect
+from tuner.ledger.rows import read_checkpoints
 from tuner.ledger.tables import (
     IS_LIVE,
+    IS_VALUED,
     SILENT_FOR,
     SILENT_SECONDS,
     attempts,
     checkpoints,
     chunks,
     database_time,
+    probes,
+    published_studies,
+    published_trials,
     reports,
     studies,
     trials,
@@ -41,6 +74,8 @@ from tuner.ledger.tables import (
 
 PORTION = 5000
 """Rows that are held at a time of a result that may be large."""
+CANDIDATES = 10
+"""Best trials that are read until one can be read."""
 SEARCHED = tuple(one.name for one in fields(SearchedTrial) if one.name != "reports")
 
 
@@ -57,9 +92,24 @@ class Reader:
         self.study(name)
         return [study for study in self.studies() if study.name == name]
 
-    @retry_on_disconnect
     def study(self, name: str) -> StudyRecord:
-        """Read the newest version of a study. Raises `NotFoundError`."""
+        """Read the newest version of a study. Raises `NotFoundError` and `UnreadableError`."""
+        return study_of(self._newest(name))
+
+    def identity(self, name: str) -> StudyIdentity:
+        """Read what names the newest version of a study. Raises `NotFoundError`."""
+        row = self._newest(name)
+        return unreadable_study_of(row) or study_of(row)
+
+    @retry_on_disconnect
+    def study_by_id(self, study_id: int) -> StudyRecord | None:
+        """Read a study; return None if it was deleted. Raises `UnreadableError`."""
+        with self._reading() as tx:
+            row = tx.execute(select(studies).where(studies.c.id == study_id)).first()
+        return None if row is None else study_of(row)
+
+    @retry_on_disconnect
+    def _newest(self, name: str) -> Row[Any]:
         newest = select(studies).where(studies.c.name == name).order_by(studies.c.version.desc())
         with self._reading() as tx:
             row = tx.execute(newest).first()
@@ -67,13 +117,72 @@ class Reader:
                 names = tx.scalars(select(studies.c.name).order_by(studies.c.id)).all()
                 known = ", ".join(dict.fromkeys(names)) or "none yet; `tuner run FILE` makes one"
                 raise NotFoundError(f"there is no study {name!r}; studies here: {known}")
-        return _study(row)
+        return row
 
     @retry_on_disconnect
     def studies(self) -> list[StudyRecord]:
-        """Read all studies, oldest first."""
+        """Read all studies that can be read, oldest first."""
         with self._reading() as tx:
-            return [_study(row) for row in tx.execute(select(studies).order_by(studies.c.id))]
+            return studies_of(tx.execute(select(studies).order_by(studies.c.id)))
+
+    @retry_on_disconnect
+    def unreadable_studies(self) -> list[UnreadableStudy]:
+        """Read why studies cannot be read, oldest first."""
+        with self._reading() as tx:
+            found = map(unreadable_study_of, tx.execute(select(studies).order_by(studies.c.id)))
+            return [one for one in found if one is not None]
+
+    @retry_on_disconnect
+    def unreadable_trials(self, study_id: int) -> list[tuple[int | None, str]]:
+        """Read why trials of a study cannot be read, each with its number if it has one."""
+        found: list[tuple[int | None, str]] = []
+        with self._reading() as tx:
+            rows = tx.execute(select(trials).where(trials.c.study_id == study_id))
+            read = _trial_reader(tx, _reports(tx, trials.c.study_id == study_id))
+            for row in rows.all():
+                number = row.number if is_count(row.number) else None
+                try:
+                    read(row)
+                except UnreadableError as error:
+                    found.append((number, str(error)))
+        return found
+
+    @retry_on_disconnect
+    def unreadable_rows(self, study_id: int) -> list[tuple[int | None, str]]:
+        """Read why other rows of a study's trials cannot be read, each with its trial's number.
+
+        The content of curves is not read.
+        """
+        of_study = trials.c.study_id == study_id
+        queries = {
+            table: select(*[c for c in table.c if not isinstance(c.type, LargeBinary)],
+                          trials.c.number.label("trial"))
+            .join(trials, trials.c.id == table.c.trial_id).where(of_study)
+            for table in (attempts, chunks, reports, checkpoints, published_trials)
+        } | {
+            table: select(*table.c, null().label("trial")).where(table.c.study_id == study_id)
+            for table in (probes, published_studies)
+        }  # fmt: skip
+        found: list[tuple[int | None, str]] = []
+        with self._reading() as tx:
+            for table, query in queries.items():
+                for row in tx.execute(query):
+                    number = row.trial if is_count(row.trial) else None
+                    where = "" if number is None else f" of trial {number}"
+                    try:
+                        checked(f"a row{where} in {table.name}", table, row)
+                    except UnreadableError as error:
+                        found.append((number, str(error)))
+        return found
+
+    @retry_on_disconnect
+    def ended(self, study_id: int) -> list[int]:
+        """Read the numbers of the trials that have ended."""
+        query = select(trials.c.number).where(
+            trials.c.study_id == study_id, trials.c.state != RUNNING
+        )
+        with self._reading() as tx:
+            return [number for number in tx.scalars(query) if is_count(number)]
 
     @retry_on_disconnect
     def changes(self, study_id: int, since: int, *, with_reports: bool = True) -> Changes:
@@ -132,7 +241,8 @@ class Reader:
         if number is not None:
             query = query.where(trials.c.number == number)
         with self._reading() as tx:
-            return [AttemptRecord(**row._mapping) for row in tx.execute(query)]
+            rows = [row._asdict() for row in tx.execute(query)]
+        return list(readable(attempt_of, rows))
 
     @retry_on_disconnect
     def expired(self, study_id: int) -> list[tuple[AttemptRecord, int]]:
@@ -148,40 +258,39 @@ class Reader:
         )
         with self._reading() as tx:
             rows = [dict(row._mapping) for row in tx.execute(query)]
-        numbers = [row.pop("trial_number") for row in rows]
-        return [(AttemptRecord(**row), n) for row, n in zip(rows, numbers, strict=True)]
+        numbers = {row["id"]: row.pop("trial_number") for row in rows}
+        return [
+            (one, numbers[one.id])
+            for one in readable(attempt_of, rows)
+            if is_count(numbers[one.id])
+        ]
 
     @retry_on_disconnect
     def silent(self, study_id: int) -> list[Silence]:
         """Read the trials that are held and whose last row is older than `SILENT_SECONDS`."""
         query = (
-            select(trials.c.number.label("trial"), attempts.c.worker, SILENT_FOR.label("seconds"))
+            select(trials.c.number, attempts.c.worker, SILENT_FOR.label("seconds"))
             .select_from(attempts)
             .join(trials, trials.c.id == attempts.c.trial_id)
             .where(trials.c.study_id == study_id, IS_LIVE, SILENT_FOR > SILENT_SECONDS)
             .order_by(trials.c.number)
         )
         with self._reading() as tx:
-            return [Silence(**row._mapping) for row in tx.execute(query)]
+            return silences(tx.execute(query))
 
     @retry_on_disconnect
-    def checkpoints(self, study_id: int) -> list[tuple[CheckpointRecord, int]]:
-        """Read the references to checkpoints, each with its trial's number."""
-        query = (
-            select(checkpoints.c.step, checkpoints.c.path, checkpoints.c.digest, trials.c.number)
-            .join(trials)
-            .where(trials.c.study_id == study_id)
-            .order_by(trials.c.number, checkpoints.c.step)
-        )
+    def checkpoints(self, study_id: int) -> list[CheckpointRecord]:
+        """Read the references to checkpoints, in order of trials and steps."""
         with self._reading() as tx:
-            return [
-                (CheckpointRecord(step=row.step, path=row.path, digest=row.digest), row.number)
-                for row in tx.execute(query)
-            ]
+            found = read_checkpoints(tx, trials.c.study_id == study_id)
+        return sorted((record for _, _, record in found), key=lambda one: (one.trial, one.step))
 
     @retry_on_disconnect
     def curve(self, trial_id: int, since: int = 0) -> Chunk:
-        """Read the committed curve of a trial, from the chunk that begins at step `since`."""
+        """Read the committed curve of a trial, from the chunk that begins at step `since`.
+
+        Raises `UnreadableError` if there is a gap or a chunk that cannot be read.
+        """
         query = (
             select(chunks.c.first_step, chunks.c.data)
             .where(chunks.c.trial_id == trial_id, chunks.c.first_step >= since)
@@ -189,27 +298,30 @@ class Reader:
         )
         with self._reading() as tx:
             rows = tx.execute(query).all()
-        return curves.join(Chunk.from_bytes(row.first_step, row.data) for row in rows)
+        try:
+            return curves.join(Chunk.from_bytes(row.first_step, row.data) for row in rows)
+        except ValueError as error:
+            raise UnreadableError(str(error)) from error
 
     @retry_on_disconnect
     def curves(self, trial_ids: Sequence[int]) -> dict[int, Chunk]:
         """Read the committed curves of some trials, by their ids, with one statement.
 
-        A trial whose curve has a gap, which `doctor` reports, is left out.
+        A trial whose curve has a gap or cannot be read, which `doctor` reports, is left out.
         """
         query = (
             select(chunks.c.trial_id, chunks.c.first_step, chunks.c.data)
             .where(chunks.c.trial_id.in_(trial_ids))
             .order_by(chunks.c.trial_id, chunks.c.first_step)
         )
-        parts: dict[int, list[Chunk]] = {one: [] for one in trial_ids}
+        parts: dict[int, list[tuple[int, bytes]]] = {one: [] for one in trial_ids}
         with self._reading() as tx:
             for row in tx.execute(query):
-                parts[row.trial_id].append(Chunk.from_bytes(row.first_step, row.data))
+                parts[row.trial_id].append((row.first_step, row.data))
         whole = {}
         for one, found in parts.items():
             with suppress(ValueError):
-                joined = curves.join(found)
+                joined = curves.join(Chunk.from_bytes(*part) for part in found)
                 if joined.first_step == 0:
                     whole[one] = joined
         return whole
@@ -226,8 +338,9 @@ class Reader:
         found = dict.fromkeys((*KINDS, RUNNING, "waiting"), 0)
         with self._reading() as tx:
             for row in tx.execute(query):
-                waiting = row.state == RUNNING and not row.live
-                found["waiting" if waiting else row.state] += row.trials
+                state = "waiting" if row.state == RUNNING and not row.live else row.state
+                if state in found:  # else the row cannot be read
+                    found[state] += row.trials
         return found
 
     @retry_on_disconnect
@@ -240,8 +353,11 @@ class Reader:
     @retry_on_disconnect
     def best(self, study: StudyRecord) -> TrialRecord | None:
         """Read the completed trial with the best value, imported or not; of equals, the first."""
-        numbers = self.ranking(study, 1)
-        return self.trial(study.id, numbers[0]) if numbers else None
+        for number in self.ranking(study, CANDIDATES):
+            trial = self.trial(study.id, number)
+            if trial is not None:  # else it cannot be read
+                return trial
+        return None
 
     @retry_on_disconnect
     def ranking(self, study: StudyRecord, most: int) -> list[int]:
@@ -249,20 +365,22 @@ class Reader:
         sign = 1 if study.spec.study.direction == "minimize" else -1
         query = (
             select(trials.c.number)
-            .where(trials.c.study_id == study.id, trials.c.state == COMPLETED)
+            .where(trials.c.study_id == study.id, trials.c.state == COMPLETED, IS_VALUED)
             .order_by(literal(sign) * trials.c.value, trials.c.number)
             .limit(most)
         )
         with self._reading() as tx:
-            return list(tx.scalars(query))
+            return [number for number in tx.scalars(query) if is_count(number)]
 
     @retry_on_disconnect
     def last_end(self, study_id: int) -> float | None:
         """Read when a study's last trial ended."""
-        query = select(func.max(trials.c.ended_at)).where(trials.c.study_id == study_id)
+        query = select(func.max(trials.c.ended_at)).where(
+            trials.c.study_id == study_id, trials.c.ended_at <= LATEST
+        )
         with self._reading() as tx:
             at = tx.scalar(query)
-            return None if at is None else float(at)
+            return float(at) if is_time(at) else None
 
     @retry_on_disconnect
     def last_stopped(self, study_id: int, most: int) -> list[tuple[int, str, str]]:
@@ -274,7 +392,10 @@ class Reader:
             .limit(most)
         )
         with self._reading() as tx:
-            return [(row.number, row.state, row.reason or "") for row in tx.execute(query)]
+            rows = tx.execute(query).all()
+        return [
+            (row.number, row.state, str(row.reason or "")) for row in rows if row.state in KINDS
+        ]
 
     @retry_on_disconnect
     def now(self) -> float:
@@ -291,8 +412,31 @@ class Reader:
 def read_trials(tx: Connection, where: Any, *, with_reports: bool = True) -> list[TrialRecord]:
     """Read trials in order of number, with their reports unless `with_reports` is false."""
     rows = tx.execute(select(trials).where(where).order_by(trials.c.number)).all()
-    if not with_reports:
-        return [TrialRecord(**row._mapping) for row in rows]
+    reported = _reports(tx, where) if with_reports else {}
+    return list(readable(_trial_reader(tx, reported), rows))
+
+
+def _trial_reader(
+    tx: Connection, reported: Mapping[int, Sequence[Report]]
+) -> Callable[[Row[*tuple[Any, ...]]], TrialRecord]:
+    """Return the function that turns rows of trials, with these reports, into records."""
+
+    @functools.cache
+    def parameters(study_id: int) -> Sequence[Parameter] | None:
+        spec = _spec(tx, study_id)
+        return None if spec is None else spec.space.parameters()
+
+    def read(row: Row[*tuple[Any, ...]]) -> TrialRecord:
+        trial = trial_of(row._asdict(), reported.get(row.id, ()))
+        if (known := parameters(trial.study_id)) is not None:
+            refuse_misfit(trial, known)
+        return trial
+
+    return read
+
+
+def _reports(tx: Connection, where: Any) -> dict[int, list[Report]]:
+    """Read the reports of trials, by the trials' ids."""
     by_trial: dict[int, list[Report]] = {}
     query = (
         select(reports)
@@ -303,7 +447,38 @@ def read_trials(tx: Connection, where: Any, *, with_reports: bool = True) -> lis
         by_trial.setdefault(row.trial_id, []).append(
             Report(step=row.step, value=row.value, pruned=row.pruned, reason=row.reason)
         )
-    return [TrialRecord(**row._mapping, reports=tuple(by_trial.get(row.id, ()))) for row in rows]
+    return by_trial
+
+
+def refuse_misfit(trial: TrialRecord | SearchedTrial, parameters: Iterable[Parameter]) -> None:
+    """Raise `UnreadableError` if a trial's parameters are none of its study's."""
+    if trial.params is None:
+        wrong = unfit(parameters, trial.attrs.get(FIXED, {}))
+    else:
+        wrong = misfits(parameters, trial.params)
+    for name, expected in wrong.items():
+        got = repr((trial.params or trial.attrs.get(FIXED, {})).get(name))[:60]
+        raise UnreadableError(
+            f"trial {trial.number} cannot be read: {name}: expected {expected:.200}, got {got}"
+        )
+
+
+def silences(rows: Iterable[Row[*tuple[Any, ...]]]) -> list[Silence]:
+    """Return the silent trials of rows that can be read."""
+    return [
+        Silence(trial=row.number, worker=row.worker, seconds=float(row.seconds))
+        for row in rows
+        if is_count(row.number) and isinstance(row.worker, str) and is_number(row.seconds)
+    ]
+
+
+def _spec(tx: Connection, study_id: int) -> StudySpec | None:
+    """Read the specification of a study; None if there is none that can be read."""
+    row = tx.execute(select(studies).where(studies.c.id == study_id)).first()
+    try:
+        return None if row is None else study_of(row).spec
+    except UnreadableError:
+        return None
 
 
 def _searched_since(tx: Connection, study_id: int, since: int) -> Searched:
@@ -333,11 +508,16 @@ def _searched_since(tx: Connection, study_id: int, since: int) -> Searched:
     return Searched(
         revision=found[0].revision,
         attrs=found[0].attrs,
-        trials=[
-            SearchedTrial(**row, reports=dict(sorted(by_trial.get(number, {}).items())))
-            for number, row in sorted(changed.items())
-        ],
+        trials=_searched((row, by_trial.get(number, {})) for number, row in changed.items()),
     )
+
+
+def _searched(
+    found: Iterable[tuple[Mapping[str, Any], Mapping[int, float]]],
+) -> list[SearchedTrial]:
+    """Return what search reads of the trials that can be read, in order of number."""
+    read = readable(searched_trial_of, found, " of the search")
+    return sorted(read, key=lambda trial: trial.number)
 
 
 def read_searched(tx: Connection, where: Any) -> list[SearchedTrial]:
@@ -360,12 +540,10 @@ def read_searched(tx: Connection, where: Any) -> list[SearchedTrial]:
         select(trials.c.id, *columns).where(where).order_by(trials.c.number),
         execution_options=streamed,
     )
-    return [
-        SearchedTrial(
-            **dict(zip(SEARCHED, values, strict=True)), reports=by_trial.get(trial_id, {})
-        )
+    return _searched(
+        (dict(zip(SEARCHED, values, strict=True)), by_trial.get(trial_id, {}))
         for trial_id, *values in rows
-    ]
+    )
 
 
 def _seen(tx: Connection, study_id: int) -> tuple[int, Mapping[str, Any]]:
@@ -386,23 +564,4 @@ def _changed(study_id: int, since: int) -> Any:
 
 def has_live_attempt(trial_id: Any) -> Any:
     """Return the SQL condition that a trial has a live attempt."""
-    return exists().where(attempts.c.trial_id == trial_id, attempts.c.live)
-
-
-def _study(row: Row[Any]) -> StudyRecord:
-    return StudyRecord(
-        id=row.id,
-        name=row.name,
-        version=row.version,
-        digest=row.digest,
-        spec=specification(row.spec),
-        state=row.state,
-        rungs=tuple(row.rungs),
-        workload=row.workload,
-        settled=row.settled,
-        attrs=row.attrs,
-        limit=row.limit,
-        reserved=row.reserved,
-        revision=row.revision,
-        created_at=row.created_at,
-    )
+    return exists(attempts.c.id).where(attempts.c.trial_id == trial_id, IS_LIVE)

@@ -23,6 +23,8 @@ FIXED, RETRIED = "fixed_params", "failed_trial"
 of one that repeats a failed trial, with its number."""
 ADDED, ENQUEUED, RETRY, EXTENSION = "tuner:added", "enqueued", "retry", "extension"
 """An attribute of a trial that a person added, see `tuner.ledger.adding`, and its values."""
+HISTORY = "retry_history"
+"""Optuna's attribute of a retry: the failed trials before it, the oldest first."""
 PARENT, SEED = "tuner:parent", "tuner:seed"
 """Attributes of a trial that extends another one: that one's study and number, and its seed."""
 
@@ -57,13 +59,40 @@ def specification(text: str) -> StudySpec:
     return spec.model_copy(update={"search": search})
 
 
+LARGEST = 2**31 - 1
+"""Of the whole numbers in the ledger: the limit of PostgreSQL's integers."""
+
+
+def is_count(value: object) -> bool:
+    """Return whether a value is a whole number from 0 to `LARGEST`; SQLite stores any type."""
+    return type(value) is int and 0 <= value <= LARGEST
+
+
 @dataclass(frozen=True, kw_only=True)
-class StudyRecord:
-    """One row of `tuner_studies`."""
+class StudyIdentity:
+    """What names a study, also one that cannot be read."""
 
     id: int
     name: str
     version: int
+
+    @property
+    def title(self) -> str:
+        """What Optuna's study and MLflow's experiment are called; no two studies share one."""
+        return titled(self.name, self.version)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnreadableStudy(StudyIdentity):
+    """A study whose row cannot be read."""
+
+    why: str  # a clause without full stop
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRecord(StudyIdentity):
+    """One row of `tuner_studies`."""
+
     digest: str  # of the specification without its budget
     spec: StudySpec
     state: str
@@ -92,11 +121,6 @@ class StudyRecord:
     def horizon(self, params: Mapping[str, ParameterValue] | None) -> int:
         """Return the steps of a trial; None: of one whose parameters are not drawn yet."""
         return horizon_of(self.spec, params or {}, self.workload.get("training_rows"))
-
-    @property
-    def title(self) -> str:
-        """What Optuna's study and MLflow's experiment are called; no two studies share one."""
-        return titled(self.name, self.version)
 
 
 def titled(name: str, version: int) -> str:
@@ -188,11 +212,21 @@ class AttemptRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointRecord:
-    """One row of `tuner_checkpoints`."""
+    """A checkpoint: the numbers that its file is named by, and the digest of its content.
 
+    The path is derived from the numbers. A path in a row could lead anywhere.
+    """
+
+    study_id: int
+    trial: int  # its number
     step: int
-    path: str
+    attempt: int  # the number of the attempt that saved it
     digest: str
+
+    @property
+    def path(self) -> str:
+        """Path of the file below the folder of checkpoints."""
+        return f"{self.study_id}/{self.trial}/{self.step}-{self.attempt}.pt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,7 +284,6 @@ class Committed:
     """The result of committing entries."""
 
     lost: frozenset[AttemptLease]  # refused: their attempts are no longer live
-    needless: Sequence[str] = ()  # paths of checkpoints that are no longer needed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,10 @@ from itertools import count
 from typing import Any
 
 from sqlalchemy import Connection, and_, delete, func, insert, select
+from sqlalchemy.exc import IntegrityError
 
-from tuner.core.errors import LeaseLost
+from tuner.core.errors import LeaseLost, UnreadableError
+from tuner.ledger.decoding import checked, readable
 from tuner.ledger.lease_writer import LeaseWriter
 from tuner.ledger.leases import RETRAININGS, Gone, Lease, State, renewed
 from tuner.ledger.reading import Reader
@@ -79,7 +81,12 @@ class Retrainings(LeaseWriter):
         Return the retraining and None, or, while a process holds this one or another one of the
         model, that retraining and the identity of its holder.
         """
-        return self._claim(study, run_key, model, worker, gone, count())
+        try:
+            return self._claim(study, run_key, model, worker, gone, count())
+        except IntegrityError as error:  # rows that the indexes see otherwise than our conditions
+            raise UnreadableError(
+                f"a retraining of model {model!r} cannot be read: live: {error.orig}"
+            ) from error
 
     @retry_on_disconnect
     def _claim(
@@ -157,7 +164,7 @@ class Retrainings(LeaseWriter):
         """Read all retrainings of a study, oldest first."""
         query = select(retrainings).where(retrainings.c.study == study).order_by(retrainings.c.id)
         with self._reading() as tx:
-            return [_of(row) for row in tx.execute(query)]
+            return list(readable(_of, tx.execute(query)))
 
     @retry_on_disconnect
     def of_model(self, model: str) -> list[Retraining]:
@@ -168,7 +175,7 @@ class Retrainings(LeaseWriter):
             .order_by(retrainings.c.id.desc())
         )
         with self._reading() as tx:
-            return [_of(row) for row in tx.execute(query)]
+            return list(readable(_of, tx.execute(query)))
 
     @retry_on_disconnect
     def promoted(self, model: str) -> list[Retraining]:
@@ -179,7 +186,7 @@ class Retrainings(LeaseWriter):
             .order_by(retrainings.c.ended_at.desc(), retrainings.c.id.desc())
         )
         with self._reading() as tx:
-            return [_of(row) for row in tx.execute(query)]
+            return list(readable(_of, tx.execute(query)))
 
     def _change(self, held: Retraining, **values: Any) -> Retraining:
         """Write under the fence; a change that was committed before under this token is kept."""
@@ -195,7 +202,21 @@ class Retrainings(LeaseWriter):
 
 
 def _of(row: Any) -> Retraining:
-    return Retraining(**row._mapping)
+    """Return the record of a row. Raise `UnreadableError`."""
+    title = f"the retraining {row.run_key!r:.60} of study {row.study!r:.60}"
+    return Retraining(**checked(title, retrainings, row))
+
+
+def unreadable(ledger: Reader) -> list[tuple[str, str]]:
+    """Read why retrainings cannot be read, each with the name of its study."""
+    found = []
+    with ledger.engine.begin() as tx:
+        for row in tx.execute(select(retrainings).order_by(retrainings.c.id)):
+            try:
+                _of(row)
+            except UnreadableError as error:
+                found.append((str(row.study), str(error)))
+    return found
 
 
 def forget(tx: Connection, study: str) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, delete, func, insert, select, update
 
 from tuner.core.outcome import CANCELLED, COMPLETED, FAILED, RUNNING, Outcome
 from tuner.ledger.records import (
@@ -15,6 +15,7 @@ from tuner.ledger.records import (
     AttemptLease,
     CheckpointRecord,
     TrialRecord,
+    is_count,
     specification,
 )
 from tuner.ledger.tables import (
@@ -155,16 +156,69 @@ def _lease(attempt: Any, study_id: int) -> AttemptLease:  # of a row of attempts
 
 def last_checkpoints(tx: Connection, trial_ids: Collection[int]) -> dict[int, CheckpointRecord]:
     """Return the checkpoints to resume from, by trial: the last ones whose rows are committed."""
-    saved = tx.execute(
-        select(checkpoints.c.trial_id, checkpoints.c.step, checkpoints.c.path, checkpoints.c.digest)
-        .join(trials)
-        .where(checkpoints.c.trial_id.in_(trial_ids), checkpoints.c.step <= trials.c.steps)
+    committed = checkpoints.c.step <= trials.c.steps
+    found = read_checkpoints(tx, checkpoints.c.trial_id.in_(trial_ids) & committed)
+    return {trial_id: record for _, trial_id, record in found}
+
+
+def read_checkpoints(
+    tx: Connection, where: ColumnElement[bool]
+) -> list[tuple[int, int, CheckpointRecord]]:
+    """Read checkpoints in order of steps, each with its id and its trial's id.
+
+    A row whose numbers are no whole numbers, as SQLite allows, names no file and is left out.
+    """
+    query = (
+        select(
+            checkpoints.c.id,
+            checkpoints.c.trial_id,
+            checkpoints.c.step,
+            checkpoints.c.digest,
+            attempts.c.number.label("attempt"),
+            trials.c.number.label("trial"),
+            trials.c.study_id,
+        )
+        .join(attempts, attempts.c.id == checkpoints.c.attempt_id)
+        .join(trials, trials.c.id == checkpoints.c.trial_id)
+        .where(where)
         .order_by(checkpoints.c.step, checkpoints.c.id)
     )
-    return {
-        row.trial_id: CheckpointRecord(step=row.step, path=row.path, digest=row.digest)
-        for row in saved
-    }
+    return [
+        (
+            row.id,
+            row.trial_id,
+            CheckpointRecord(
+                study_id=row.study_id,
+                trial=row.trial,
+                step=row.step,
+                attempt=row.attempt,
+                digest=row.digest,
+            ),
+        )
+        for row in tx.execute(query)
+        if all(is_count(one) for one in (row.study_id, row.trial, row.step, row.attempt))
+    ]
+
+
+def forget_checkpoints(tx: Connection, where: ColumnElement[bool]) -> list[CheckpointRecord]:
+    """Delete the references to checkpoints of ended trials; return them."""
+    ended = checkpoints.c.trial_id.in_(select(trials.c.id).where(trials.c.state != RUNNING, where))
+    found = read_checkpoints(tx, ended)
+    tx.execute(delete(checkpoints).where(checkpoints.c.id.in_([row_id for row_id, _, _ in found])))
+    return [record for _, _, record in found]
+
+
+def with_orderly_attempts(tx: Connection, trial_ids: Collection[int]) -> set[int]:
+    """Return the waiting trials whose attempts have ended and are numbered from 1 on."""
+    if not trial_ids:
+        return set()
+    query = select(attempts.c.trial_id, attempts.c.number, attempts.c.live).where(
+        attempts.c.trial_id.in_(trial_ids)
+    )
+    numbers: dict[int, set[object]] = {trial_id: set() for trial_id in trial_ids}
+    for row in tx.execute(query):
+        numbers[row.trial_id].add("live" if row.live else row.number)
+    return {key for key, found in numbers.items() if found == {*range(1, len(found) + 1)}}
 
 
 def endings(tx: Connection, trial_ids: Collection[int]) -> dict[int, dict[str, int]]:
@@ -239,7 +293,10 @@ def fail_if_spent(tx: Connection, trial_id: int, ending: str, reason: str) -> No
         select(trials.c.study_id, studies.c.spec).join(studies).where(trials.c.id == trial_id)
     ).one()
     lost = endings(tx, [trial_id])[trial_id].get(ending, 0)
-    allowed = specification(row.spec).budget.retries
+    try:
+        allowed = specification(row.spec).budget.retries
+    except (ValueError, RecursionError):  # nobody trains a study that cannot be read
+        return
     if lost > getattr(allowed, ending):
         sentence = f"Its worker was lost {lost} times; the last time, {reason}."
         end_trial(tx, trial_id, row.study_id, Outcome(kind=FAILED, reason=sentence))

@@ -9,11 +9,13 @@ from typing import Any
 from sqlalchemy import Connection, case, func, select
 
 from tuner.core.outcome import COMPLETED, KINDS, RUNNING
-from tuner.ledger.reading import Reader, has_live_attempt
-from tuner.ledger.records import Silence, StudyRecord
+from tuner.ledger.decoding import is_number, readable, trial_of
+from tuner.ledger.reading import CANDIDATES, Reader, has_live_attempt, silences
+from tuner.ledger.records import Silence, StudyRecord, is_count
 from tuner.ledger.retrying import retry_on_disconnect
 from tuner.ledger.tables import (
     IS_LIVE,
+    IS_VALUED,
     SILENT_FOR,
     SILENT_SECONDS,
     attempts,
@@ -58,7 +60,7 @@ def summaries(ledger: Reader, of: Sequence[StudyRecord]) -> dict[int, Summary]:
         _find_workers(tx, found)
         query = select(probes.c.study_id, probes.c.result).where(probes.c.study_id.in_(found))
         for row in tx.execute(query):
-            found[row.study_id].probe = row.result
+            found[row.study_id].probe = row.result if isinstance(row.result, dict) else None
     return found
 
 
@@ -72,7 +74,11 @@ def last_activity(ledger: Reader) -> dict[str, float]:
         .group_by(studies.c.name)
     )
     with ledger.engine.begin() as tx:
-        return {row.name: max(row.at, row.created) for row in tx.execute(query)}
+        return {
+            row.name: max(row.at, row.created)
+            for row in tx.execute(query)
+            if is_number(row.at) and is_number(row.created)  # else it cannot be read
+        }
 
 
 def _count(tx: Connection, found: Mapping[int, Summary]) -> None:
@@ -89,8 +95,9 @@ def _count(tx: Connection, found: Mapping[int, Summary]) -> None:
         if row.imported:
             summary.imported += row.trials
         else:
-            waiting = row.state == RUNNING and not row.live
-            summary.counts["waiting" if waiting else row.state] += row.trials
+            state = "waiting" if row.state == RUNNING and not row.live else row.state
+            if state in summary.counts:  # else the row cannot be read
+                summary.counts[state] += row.trials
 
 
 def _find_best(tx: Connection, found: Mapping[int, Summary], of: Sequence[StudyRecord]) -> None:
@@ -100,27 +107,29 @@ def _find_best(tx: Connection, found: Mapping[int, Summary], of: Sequence[StudyR
     rank = func.row_number().over(partition_by=trials.c.study_id, order_by=(loss, trials.c.number))
     ranked = (
         select(trials, rank.label("rank"))
-        .where(trials.c.study_id.in_(found), trials.c.state == COMPLETED)
+        .where(trials.c.study_id.in_(found), trials.c.state == COMPLETED, IS_VALUED)
         .subquery()
     )
     is_its_run = (published_trials.c.trial_id == ranked.c.id) & (
         published_trials.c.target == "mlflow"
     )
     query = (
-        select(
-            ranked.c.study_id,
-            ranked.c.number,
-            ranked.c.value,
-            ranked.c.params,
-            published_trials.c.external_id,
-        )
+        select(*(ranked.c[column.name] for column in trials.c), published_trials.c.external_id)
         .select_from(ranked.outerjoin(published_trials, is_its_run))
-        .where(ranked.c.rank == 1)
+        .where(ranked.c.rank <= CANDIDATES)
+        .order_by(ranked.c.study_id, ranked.c.rank)
     )
-    for row in tx.execute(query):
-        found[row.study_id].best = BestTrial(
-            number=row.number, value=row.value, params=row.params, run_id=row.external_id
-        )
+    rows = [row._asdict() for row in tx.execute(query)]
+    runs = {row["id"]: row.pop("external_id") for row in rows}
+    for trial in readable(trial_of, rows):
+        summary, run_id = found[trial.study_id], runs[trial.id]
+        if summary.best is None and trial.value is not None:
+            summary.best = BestTrial(
+                number=trial.number,
+                value=trial.value,
+                params=trial.params or {},
+                run_id=run_id if isinstance(run_id, str) else None,
+            )
 
 
 def _find_workers(tx: Connection, found: Mapping[int, Summary]) -> None:
@@ -132,7 +141,8 @@ def _find_workers(tx: Connection, found: Mapping[int, Summary]) -> None:
         .order_by(attempts.c.id)
     )
     for row in tx.execute(held):
-        found[row.study_id].workers.append((row.worker, row.number))
+        if isinstance(row.worker, str) and is_count(row.number):  # else it cannot be read
+            found[row.study_id].workers.append((row.worker, row.number))
     silent = (
         select(trials.c.study_id, trials.c.number, attempts.c.worker, SILENT_FOR.label("seconds"))
         .join(attempts, attempts.c.trial_id == trials.c.id)
@@ -140,6 +150,4 @@ def _find_workers(tx: Connection, found: Mapping[int, Summary]) -> None:
         .order_by(trials.c.number)
     )
     for row in tx.execute(silent):
-        found[row.study_id].silent.append(
-            Silence(trial=row.number, worker=row.worker, seconds=row.seconds)
-        )
+        found[row.study_id].silent += silences([row])

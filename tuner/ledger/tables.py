@@ -7,6 +7,7 @@ database of the schema before it. Times are seconds since 1970, in the database'
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 from sqlalchemy import (
@@ -41,6 +42,18 @@ VERSION_TABLE = "tuner_alembic_version"
 metadata = MetaData()
 
 
+def read_json(text: Any) -> Any:
+    """Return the content of JSON, or the text itself where it is none.
+
+    One bad row must not make all rows of a query unreadable. Text is no content of these columns,
+    so the row is refused where its record is made, see `tuner.ledger.decoding`.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        return str(text)
+
+
 class JSONText(TypeDecorator[Any]):
     """JSON as text, for PostgreSQL, whose own type knows no Infinity and no NaN."""
 
@@ -53,7 +66,7 @@ class JSONText(TypeDecorator[Any]):
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
         """Read it."""
-        return None if value is None else json.loads(value)
+        return None if value is None else read_json(value)
 
 
 AS_JSON = JSON(none_as_null=True).with_variant(JSONText(), "postgresql")
@@ -210,6 +223,9 @@ probes = Table(
 )
 
 
+IS_VALUED = trials.c.value.between(-sys.float_info.max, sys.float_info.max)
+"""The condition that a trial's value is a finite number. SQLite stores any type, and there a text
+is larger than any number, so that a comparison leaves it out."""
 IS_RUNNING = text("tuner_trials.state = 'running'")
 IS_LIVE = text("tuner_attempts.live")
 """Conditions in the same words as in partial indexes. SQLite matches an index by its exact text,

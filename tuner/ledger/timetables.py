@@ -16,9 +16,11 @@ from sqlalchemy import Connection, and_, delete, exists, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from tuner.core import cron
-from tuner.core.errors import LeaseLost, NotFoundError
+from tuner.core.errors import LeaseLost, NotFoundError, UnreadableError, UsageError
+from tuner.ledger.decoding import checked, readable
 from tuner.ledger.lease_writer import LeaseWriter
 from tuner.ledger.leases import TIMETABLE_RUNS, Gone, Lease, State
+from tuner.ledger.reading import Reader
 from tuner.ledger.retraining_tables import IS_OPEN, timetable_runs, timetables
 from tuner.ledger.retrying import retry_on_disconnect
 from tuner.ledger.tables import database_time
@@ -107,8 +109,9 @@ class Timetables(LeaseWriter):
             }
             here = timetables.c.name == name
             old = tx.execute(select(timetables).where(here).with_for_update()).first()
-            if old is not None and old.enabled and old.next_at <= at:
-                _write_ticks(tx, _timetable(old), at)  # ticks that were due before the change
+            for known in readable(_timetable, [old] if old is not None else []):
+                if known.enabled and known.next_at <= at:
+                    _write_ticks(tx, known, at)  # ticks that were due before the change
             changed = tx.execute(update(timetables).where(here).values(**values))
             if not changed.rowcount:
                 tx.execute(insert(timetables).values(name=name, created_at=at, **values))
@@ -119,7 +122,7 @@ class Timetables(LeaseWriter):
         """Read all timetables, oldest first."""
         with self._reading() as tx:
             found = tx.execute(select(timetables).order_by(timetables.c.id))
-            return [_timetable(row) for row in found]
+            return list(readable(_timetable, found))
 
     @retry_on_disconnect
     def remove(self, name: str) -> None:
@@ -142,7 +145,7 @@ class Timetables(LeaseWriter):
                 query = query.where(timetables.c.name == name)
                 if tx.scalar(select(timetables.c.id).where(timetables.c.name == name)) is None:
                     raise _no_timetable(tx, name)
-            return [RunRecord(**row._mapping) for row in tx.execute(query)]
+            return list(readable(_run, tx.execute(query)))
 
     # --- ticks and runs
 
@@ -157,7 +160,7 @@ class Timetables(LeaseWriter):
                 .order_by(timetables.c.id)
                 .with_for_update(skip_locked=True)  # other schedulers write those
             ).all()
-            return sum(_write_ticks(tx, _timetable(row), at) for row in found)
+            return sum(_write_ticks(tx, one, at) for one in readable(_timetable, found))
 
     @retry_on_disconnect
     def claim(
@@ -198,7 +201,7 @@ class Timetables(LeaseWriter):
 
     def _take(self, tx: Connection, row_id: int, worker: str, at: float) -> RunRecord:
         TIMETABLE_RUNS.take(tx, row_id, worker, self.lease_seconds, now=at, claimed_at=at)
-        return RunRecord(**tx.execute(_runs().where(timetable_runs.c.id == row_id)).one()._mapping)
+        return _run(tx.execute(_runs().where(timetable_runs.c.id == row_id)).one())
 
     @retry_on_disconnect
     def end(self, held: RunRecord, outcome: str, reason: str) -> None:
@@ -254,17 +257,51 @@ def _now(tx: Connection, now: float | None) -> float:
     return found
 
 
+def _run(row: Any) -> RunRecord:
+    """Return the record of a run of a timetable. Raise `UnreadableError`."""
+    values = checked(f"a run of timetable {row.timetable!r:.60}", timetable_runs, row)
+    if not (isinstance(row.timetable, str) and isinstance(row.study, str)):
+        raise UnreadableError(f"the timetable of run {row.id} cannot be read")
+    return RunRecord(**values)
+
+
+def unreadable(ledger: Reader) -> list[str]:
+    """Read why timetables and their runs cannot be read."""
+    found = []
+    with ledger.engine.begin() as tx:
+        for read, query in ((_timetable, select(timetables)), (_run, _runs())):
+            for row in tx.execute(query):
+                try:
+                    read(row)
+                except UnreadableError as error:
+                    found.append(str(error))
+    return found
+
+
 def _timetable(row: Any) -> TimetableRecord:
+    """Return the record of a timetable. Raise `UnreadableError`."""
+    title = f"timetable {row.name!r:.60}"
+    checked(title, timetables, row)
+    try:
+        return _record(row)
+    except UsageError as error:
+        raise UnreadableError(f"{title} cannot be read: {error}") from error
+
+
+def _record(row: Any) -> TimetableRecord:
     return TimetableRecord(
         id=row.id,
         name=row.name,
         study=row.study,
-        when=cron.Timetable(
-            expression=row.expression,
-            zone=row.zone,
-            grace=row.grace,
-            catch_up=row.catch_up,
-            overlap=row.overlap,
+        when=cron.checked(
+            cron.Timetable(
+                expression=row.expression,
+                zone=row.zone,
+                grace=row.grace,
+                catch_up=row.catch_up,
+                overlap=row.overlap,
+            ),
+            row.seen_at,
         ),
         enabled=row.enabled,
         seen_at=row.seen_at,

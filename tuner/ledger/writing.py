@@ -17,15 +17,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import and_, delete, insert, select, update
+from sqlalchemy import and_, delete, insert, select, true, update
 
 from tuner.config import ParameterValue, StudySpec
 from tuner.core import curves
 from tuner.core.curves import Chunk
 from tuner.core.errors import UsageError
-from tuner.core.outcome import RUNNING, Outcome
+from tuner.core.outcome import Outcome
 from tuner.ledger import adding, entries, managing, rows, versions
 from tuner.ledger.attempts import Attempts, refused
+from tuner.ledger.decoding import settled_of, study_of
 from tuner.ledger.leases import ATTEMPTS, renewed
 from tuner.ledger.records import (
     AttemptLease,
@@ -35,7 +36,6 @@ from tuner.ledger.records import (
     Entry,
     Report,
     StudyRecord,
-    specification,
 )
 from tuner.ledger.retrying import retry_on_disconnect
 from tuner.ledger.tables import checkpoints, studies, trials
@@ -70,7 +70,7 @@ class Ledger(Attempts):
                 .where(studies.c.name == spec.study.name)
                 .order_by(studies.c.version.desc())
             ).first()
-            known = specification(row.spec) if row else None
+            known = study_of(row).spec if row else None
             if row is not None:
                 function = spec.workload.function
                 versions.refuse_other_workload(row.name, function, row.workload, workload)
@@ -105,8 +105,7 @@ class Ledger(Attempts):
             first = and_(studies.c.id == study_id, studies.c.settled.is_(None))
             tx.execute(update(studies).where(first).values(settled=dict(settled)))
             stored = tx.scalar(select(studies.c.settled).where(studies.c.id == study_id))
-        assert stored is not None
-        return dict(stored)
+        return settled_of(f"study {study_id}", stored)
 
     # --- training
 
@@ -163,22 +162,18 @@ class Ledger(Attempts):
         chunk: Chunk | None = None,
         report: Report | None = None,
         attrs: Mapping[str, Any] | None = None,
-    ) -> Sequence[str]:
-        """Commit the last rows, the last report and the outcome of one trial.
-
-        Return the paths of the checkpoints that are no longer needed.
-        """
+    ) -> None:
+        """Commit the last rows, the last report and the outcome of one trial."""
         rows_now = curves.empty() if chunk is None else chunk
         entry = Entry(
             lease=lease, chunk=rows_now, report=report, attrs=attrs or {}, outcome=outcome
         )
-        return self._commit_one(entry)
+        self._commit_one(entry)
 
-    def _commit_one(self, entry: Entry) -> Sequence[str]:
+    def _commit_one(self, entry: Entry) -> None:
         done = self.commit([entry])
         if done.lost:
             raise refused(entry.lease)
-        return done.needless
 
     @retry_on_disconnect
     def commit(self, together: Sequence[Entry]) -> Committed:
@@ -200,13 +195,16 @@ class Ledger(Attempts):
             if refused_ends:
                 ended_before = entries.ended_before(tx, refused_ends)
             kept = [entry for entry in together if entry.lease in live]
-            needless = entries.put(tx, kept) if kept else []
+            if kept:
+                entries.put(tx, kept)
         lost = frozenset(entry.lease for entry in together) - live - ended_before
-        return Committed(lost=lost, needless=needless)
+        return Committed(lost=lost)
 
     @retry_on_disconnect
-    def save_checkpoint(self, lease: AttemptLease, checkpoint: CheckpointRecord) -> list[str]:
-        """Commit the reference to a checkpoint; return the paths of the checkpoints it replaces.
+    def save_checkpoint(
+        self, lease: AttemptLease, checkpoint: CheckpointRecord
+    ) -> list[CheckpointRecord]:
+        """Commit the reference to a checkpoint; return the checkpoints that it replaces.
 
         The rows up to it must be committed already, or no attempt could resume from it.
         """
@@ -215,7 +213,7 @@ class Ledger(Attempts):
             assert steps is not None
             assert checkpoint.step <= steps, "the rows up to the checkpoint are not committed"
             mine = checkpoints.c.trial_id == lease.trial_id
-            paths = tx.scalars(select(checkpoints.c.path).where(mine)).all()
+            before = [record for _, _, record in rows.read_checkpoints(tx, mine)]
             tx.execute(delete(checkpoints).where(mine))
             tx.execute(
                 insert(checkpoints).values(
@@ -226,19 +224,13 @@ class Ledger(Attempts):
                     digest=checkpoint.digest,
                 )
             )
-        return [path for path in paths if path != checkpoint.path]
+        return [one for one in before if one.path != checkpoint.path]
 
     @retry_on_disconnect
-    def forget_checkpoints(self) -> list[str]:
+    def forget_checkpoints(self) -> list[CheckpointRecord]:
         """Delete references to checkpoints of ended trials; `finish` has already deleted its own.
 
-        Return their paths; the caller removes the files.
+        Return them; the caller removes the files.
         """
-        ended = select(trials.c.id).where(trials.c.state != RUNNING)
         with self._writing() as tx:
-            found = tx.execute(
-                delete(checkpoints)
-                .where(checkpoints.c.trial_id.in_(ended))
-                .returning(checkpoints.c.path)
-            )
-            return [row.path for row in found]
+            return rows.forget_checkpoints(tx, true())

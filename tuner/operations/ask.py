@@ -274,7 +274,7 @@ class _Sink:
         self._evaluations: list[tuple[int, float, Mapping[str, float]]] = []
 
     def trained(self, step: int, loss: float, rate: float, grad_norm: float) -> None:
-        """Add a row; rows of steps that were left out have no loss."""
+        """Add a row; rows of steps that were left out have no values."""
         self._expect(step)
         if step >= self._steps:
             raise ValueError(
@@ -340,6 +340,9 @@ class _Sink:
         """Raise `UsageError`: the caller keeps its own state."""
         raise UsageError("a trial that was asked for has no checkpoint; its caller keeps its state")
 
+    def yield_to_trainer(self) -> None:
+        """Do nothing: the caller trains."""
+
     def load(self) -> dict[str, Any] | None:
         """Return no state: another caller begins at step 0."""
         return None
@@ -364,7 +367,7 @@ class _Sink:
 
     def _fill(self, step: int) -> None:
         while self.step < step:
-            self._add(math.nan, self.rate_source.rate(self.step), math.nan)
+            self._add(math.nan, math.nan, math.nan)  # see `Chunk.reported`
 
     def _add(self, loss: float, rate: float, grad_norm: float) -> None:
         self._rows.append((loss, rate, grad_norm, self._now()))

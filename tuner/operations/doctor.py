@@ -5,13 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Engine
 
 from tuner.config import Branching
 from tuner.core.curves import Chunk
 from tuner.core.environment import is_gone
-from tuner.ledger import AttemptRecord, Ledger, Reader, StudyRecord, TrialRecord
+from tuner.core.errors import UnreadableError
+from tuner.ledger import (
+    AttemptRecord,
+    Ledger,
+    Reader,
+    StudyRecord,
+    TrialRecord,
+    retrainings,
+    timetables,
+)
+from tuner.ledger.checkpoint_files import file_of
 from tuner.ledger.database import (
     Addresses,
     Difference,
@@ -24,7 +35,7 @@ from tuner.tracking.mlflow import bulk_writer as mlflow_rows
 from tuner.tracking.mlflow import check as mlflow_check
 from tuner.tracking.optuna import bulk_writer as optuna_rows
 from tuner.tracking.optuna import check as optuna_check
-from tuner.tracking.projection import Mismatch
+from tuner.tracking.projection import UNREADABLE, Mismatch
 from tuner.tracking.recorder import Recorder
 
 DECIDING = ("tuner", "torch", "optuna", "numpy")
@@ -33,7 +44,7 @@ BROKEN = "curve"
 """The kind of problem for rows that the ledger has lost."""
 OURS, OPTUNAS, MLFLOWS = "schema_ledger", "schema_optuna", "schema_mlflow"
 """Kinds of problems for tables that differ from their definitions."""
-LEFT_ALONE = {BROKEN, optuna_check.NAME_TAKEN}
+LEFT_ALONE = {BROKEN, UNREADABLE, optuna_check.NAME_TAKEN}
 """Kinds of problems that prevent the repair of their study."""
 NOTICES = (mlflow_check.RENAMED,)
 """Kinds that users may cause on purpose; they are reported, but not as errors."""
@@ -73,6 +84,11 @@ ADVICE = {
     BROKEN: (
         "The ledger has lost rows of this curve. No other record is known to have all of them, so "
         f"the study's records are left unchanged. To restore the rows, {_BACKUP}."
+    ),
+    UNREADABLE: (
+        "The row has content that tuner never writes. It is left out everywhere else, and the "
+        f"study's records are left unchanged. To correct it, {_BACKUP}, or delete the study with "
+        "`tuner delete`."
     ),
     "budget": (
         "The ledger's count of trials differs from its trials; only a manual change causes that. "
@@ -115,21 +131,41 @@ def examine(engine: Engine, places: Addresses) -> list[Problem]:
         return found  # the rest cannot be read
     storage, client = optuna_storage(places), tracking_client(places)
     found += _of_libraries(places)
+    for unreadable in ledger.unreadable_studies():
+        found.append(
+            Problem(kind=UNREADABLE, study=unreadable.title, trial=None, detail=unreadable.why)
+        )
+    for name, why in retrainings.unreadable(ledger):
+        found.append(Problem(kind=UNREADABLE, study=name, trial=None, detail=why))
+    for why in timetables.unreadable(ledger):
+        found.append(Problem(kind=UNREADABLE, study=None, trial=None, detail=why))
     for study in ledger.studies():
-        every = ledger.trials(study.id)
-        ours = [trial for trial in every if not trial.imported]
-        inside = list(_in_ledger(ledger, study, ours, places.checkpoints))
-        broken = {one.trial for one in inside if one.kind == BROKEN}
-        mismatches = [
-            *inside,
-            *optuna_check.mismatches(storage, study, every),
-            *mlflow_check.mismatches(client, ledger, study, ours, without_curve=broken),
-        ]
+        try:
+            mismatches = _of_study(ledger, study, places, storage, client)
+        except UnreadableError as error:
+            mismatches = [Mismatch(UNREADABLE, None, str(error))]
         found.extend(
             Problem(kind=one.kind, study=study.title, trial=one.trial, detail=one.detail)
             for one in mismatches
         )
     return found
+
+
+def _of_study(
+    ledger: Reader, study: StudyRecord, places: Addresses, storage: Any, client: Any
+) -> list[Mismatch]:
+    """Return all mismatches of a study; where trials cannot be read, only that."""
+    if broken := ledger.unreadable_trials(study.id) + ledger.unreadable_rows(study.id):
+        return [Mismatch(UNREADABLE, number, why) for number, why in broken]
+    every = ledger.trials(study.id)
+    ours = [trial for trial in every if not trial.imported]
+    inside = list(_in_ledger(ledger, study, ours, places.checkpoints))
+    without_curve = {one.trial for one in inside if one.kind == BROKEN}
+    return [
+        *inside,
+        *optuna_check.mismatches(storage, study, every),
+        *mlflow_check.mismatches(client, ledger, study, ours, without_curve=without_curve),
+    ]
 
 
 def repair(engine: Engine, places: Addresses) -> list[Problem]:
@@ -231,7 +267,9 @@ def advice(problems: Sequence[Problem]) -> list[str]:
         lines.append(f"{kind}: {text}")
     others = [one for one in problems if not one.repaired and one.kind not in ADVICE]
     if any(one.study in left for one in others):
-        lines.append("A study whose ledger has lost rows, or whose name is taken, is not repaired.")
+        lines.append(
+            "A study with lost or unreadable rows, or whose name is taken, is not repaired."
+        )
     return lines
 
 
@@ -244,16 +282,16 @@ def _in_ledger(
     for trial in ours:
         try:
             curve = ledger.curve(trial.id)
-        except ValueError as error:
+        except UnreadableError as error:
             yield Mismatch(BROKEN, trial.number, str(error))
             continue
         if curve.first_step != 0 or curve.next_step != trial.steps:
             detail = f"rows {curve.first_step} to {curve.next_step}, {trial.steps} expected"
             yield Mismatch(BROKEN, trial.number, detail)
         yield from _branches(study, trial, curve)
-    for checkpoint, number in ledger.checkpoints(study.id):
-        if not (checkpoints / checkpoint.path).exists():
-            yield Mismatch("checkpoint", number, f"{checkpoint.path} is missing")
+    for checkpoint in ledger.checkpoints(study.id):
+        if not file_of(checkpoints, checkpoint).exists():
+            yield Mismatch("checkpoint", checkpoint.trial, f"{checkpoint.path} is missing")
     for attempt, number in ledger.expired(study.id):
         yield Mismatch("lease", number, f"the lease of {attempt.worker} has expired")
     yield from _versions(ledger.attempts(study.id))

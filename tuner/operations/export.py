@@ -66,8 +66,8 @@ def curves(
 ) -> pd.DataFrame:
     """Return one row per measured value: trial, step, metric, value, time; of all or some trials.
 
-    Every step is included, and so are values that are not finite. Raise `NotFoundError` for an
-    unknown trial.
+    Every reported step is included, and so are values that are not finite. Raise `NotFoundError`
+    for an unknown trial.
     """
     records = {one.number: one for one in ledger.trials(study.id)}
     missing = sorted(set(numbers or ()) - set(records))
@@ -114,8 +114,10 @@ def file_name(study: str) -> str:
 def _long(number: int, chunk: Chunk | None) -> pd.DataFrame:
     parts: list[tuple[str, Any, Any, Any]] = []
     if chunk is not None:
-        steps = np.arange(chunk.first_step, chunk.next_step)
-        parts += [(name, steps, v, chunk.times) for name, v in sorted(chunk.columns.items())]
+        kept = chunk.reported
+        steps = np.arange(chunk.first_step, chunk.next_step)[kept]
+        times = chunk.times[kept]
+        parts += [(name, steps, v[kept], times) for name, v in sorted(chunk.columns.items())]
         parts += [
             (name, chunk.eval_steps, v, chunk.eval_times)
             for name, v in sorted(chunk.metrics.items())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Any
 
 from tuner.core.environment import is_gone
@@ -10,6 +9,7 @@ from tuner.core.errors import NotFoundError, UsageError
 from tuner.core.failpoints import reach
 from tuner.core.text import printable
 from tuner.ledger import Ledger, managing
+from tuner.ledger.checkpoint_files import remove_file, remove_folder
 from tuner.ledger.database import Addresses, require_deletion
 from tuner.operations import status
 
@@ -31,8 +31,8 @@ def stop(ledger: Ledger, places: Addresses, name: str, reason: str = "") -> dict
     why = printable(reason.strip().rstrip("."))
     sentence = "Stopped by hand" + (f": {why}." if why else ".")
     study = managing.stop(ledger, ledger.study(name), sentence)
-    for path in managing.forget_checkpoints(ledger, study):
-        (places.checkpoints / path).unlink(missing_ok=True)
+    for record in managing.forget_checkpoints(ledger, study):
+        remove_file(places.checkpoints, record)
     return status.status(ledger, study)
 
 
@@ -44,7 +44,7 @@ def delete(ledger: Ledger, places: Addresses, name: str, *, force: bool = False)
     The ledger's rows are deleted last. Until then the study exists, stopped, and an interrupted
     deletion can be repeated: every step is idempotent.
     """
-    study = ledger.study(name)
+    study = ledger.identity(name)
     require_deletion(ledger.engine)
     ledger.reap(is_gone)
     live = [attempt for attempt in ledger.attempts(study.id) if attempt.live]
@@ -54,7 +54,7 @@ def delete(ledger: Ledger, places: Addresses, name: str, *, force: bool = False)
             f"study {name!r} is being trained by {workers}; `tuner stop` it first, or delete it "
             "with --force"
         )
-    managing.stop(ledger, study, managing.BEING_DELETED)
+    managing.cancel(ledger, study, managing.BEING_DELETED)
     reach("delete.stopped")
     from tuner.tracking.recorder import Recorder  # noqa: PLC0415 - seconds, only needed now
 
@@ -63,10 +63,10 @@ def delete(ledger: Ledger, places: Addresses, name: str, *, force: bool = False)
         with recorder.claimed(study):
             recorder.erase(study)
             reach("delete.erased")
-            shutil.rmtree(places.checkpoints / str(study.id), ignore_errors=True)
+            remove_folder(places.checkpoints, study)
             managing.delete_study(ledger, study)
         try:
-            study = ledger.study(name)
+            study = ledger.identity(name)
         except NotFoundError:
             recorder.close()
             return

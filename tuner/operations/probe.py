@@ -23,7 +23,7 @@ def probe(spec: StudySpec, prefixes: Sequence[str]) -> dict[str, Probe]:
     workload = trainer_choice.load(spec, prefixes)
     if not isinstance(workload, Workload):
         raise UsageError(
-            f"[workload]: expected a factory, got the train function {spec.workload.function}. A "
+            f"[workload]: expected a factory, got {spec.workload.function}. A "
             "probe trains many rates at a time, and a train function trains one; name a factory, "
             "or search a range of rates without a probe"
         )

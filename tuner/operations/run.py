@@ -24,6 +24,7 @@ from tuner.ledger.database import Addresses, require_tracking
 from tuner.ledger.managing import BEING_DELETED
 from tuner.operations import best, context, submit
 from tuner.report import progress
+from tuner.training.programs import permission
 from tuner.worker import work
 from tuner.worker.lease_renewer import LeaseRenewer
 from tuner.worker.loading import PreparedWorkload
@@ -97,8 +98,9 @@ def run(
 
     `announce` gets a sentence if a new version of a known study was submitted. Raise `UsageError`
     and `WorkloadError` as `submit` does, and `UnavailableError` if this login may not publish,
-    before anything is created.
+    before anything is created. The command of `spec` is allowed, since the caller's file names it.
     """
+    prefixes = (*prefixes, *permission.of_file(spec))
     prepared = submit.prepare(spec, prefixes)
     ledger, places = context.open_ledger(create=True), context.addresses()
     require_tracking(places)

@@ -7,14 +7,28 @@ from dataclasses import asdict
 from typing import Any
 
 from tuner.core.errors import NotFoundError
-from tuner.ledger import OPEN, Reader, StudyRecord, ranges
+from tuner.ledger import OPEN, Reader, StudyRecord, UnreadableStudy, ranges
 from tuner.ledger.publications import Publications
 from tuner.ledger.summaries import Summary, summaries
 
 
 def status(ledger: Reader, study: StudyRecord) -> dict[str, Any]:
-    """Return the state of a study and the workers that train it."""
-    return statuses(ledger, [study])[0]
+    """Return the state of a study, the workers that train it, and its unreadable trials."""
+    broken = [
+        {"trial": number, "reason": why} for number, why in ledger.unreadable_trials(study.id)
+    ]
+    return statuses(ledger, [study])[0] | {"unreadable": broken}
+
+
+def unreadable(study: UnreadableStudy) -> dict[str, Any]:
+    """Return the state of a study whose row cannot be read."""
+    return {
+        "study": study.name,
+        "version": study.version,
+        "title": study.title,
+        "state": "unreadable",
+        "reason": study.why,
+    }
 
 
 def statuses(ledger: Reader, studies: Sequence[StudyRecord]) -> list[dict[str, Any]]:

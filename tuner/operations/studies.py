@@ -9,5 +9,6 @@ from tuner.operations import status
 
 
 def studies(ledger: Reader) -> list[dict[str, Any]]:
-    """Return the states of all studies, oldest first."""
-    return status.statuses(ledger, ledger.studies())
+    """Return the states of all studies, oldest first, then those that cannot be read."""
+    unreadable = [status.unreadable(one) for one in ledger.unreadable_studies()]
+    return status.statuses(ledger, ledger.studies()) + unreadable

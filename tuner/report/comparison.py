@@ -96,8 +96,9 @@ def lines(chosen: Sequence[Chosen], metric: str, by: Alignment) -> list[Line]:
     for one in chosen:
         curve = one.curve
         if metric in curve.columns:
-            steps, times = np.arange(curve.first_step, curve.next_step), curve.times
-            values = curve.columns[metric]
+            kept = curve.reported
+            steps, times = np.arange(curve.first_step, curve.next_step)[kept], curve.times[kept]
+            values = curve.columns[metric][kept]
         elif metric in curve.metrics:
             steps, times, values = curve.eval_steps, curve.eval_times, curve.metrics[metric]
         else:

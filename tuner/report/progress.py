@@ -23,7 +23,7 @@ from rich.text import Text
 from tuner.analysis import ranking
 from tuner.core import curves
 from tuner.core.curves import Chunk
-from tuner.core.errors import NotFoundError, UnavailableError
+from tuner.core.errors import NotFoundError, UnavailableError, UnreadableError
 from tuner.core.outcome import RUNNING
 from tuner.ledger import Reader, StudyRecord, TrialRecord
 from tuner.report import terminal
@@ -79,7 +79,10 @@ class StudyReader:
         """Return a trial's curve; read only its new part."""
         known, trial = self._curves.get(number, curves.empty()), self._trials[number]
         if number not in self._complete:
-            fresh = self._ledger.curve(trial.id, known.next_step)
+            try:
+                fresh = self._ledger.curve(trial.id, known.next_step)
+            except UnreadableError:  # `tuner doctor` says why
+                fresh = curves.empty()
             known = curves.join([known, fresh]) if len(fresh.times) else known
             self._curves[number] = known
         if trial.state != RUNNING:

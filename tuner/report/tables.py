@@ -41,7 +41,7 @@ BROKEN = "×"  # a non-finite part of a curve
 
 def sparkline(chunk: Chunk, width: int = WIDTH) -> str:
     """Return the training loss as one line of text, on a log scale if it is positive."""
-    losses = chunk.columns.get("train_loss", np.empty(0))
+    losses = chunk.columns.get("train_loss", np.empty(0))[chunk.reported]
     if not len(losses):
         return ""
     pieces = np.array_split(losses, min(width, len(losses)))

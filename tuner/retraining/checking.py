@@ -160,6 +160,8 @@ def _with_fresh_data(study: StudyRecord, run_key: str) -> StudySpec:
     tables["workload"] = {"factory": factory, "arguments": dict(arguments)}
     if study.spec.workload.train is not None and table.factory is None:
         tables["workload"] = {"train": factory, "arguments": dict(arguments)}
+    if study.spec.workload.command is not None and table.factory is None:
+        tables["workload"] = study.spec.workload.model_dump(mode="json")
     return StudySpec.model_validate_json(json.dumps(tables))
 
 

@@ -19,8 +19,11 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from tuner.config import ParameterValue, StudySpec
+from tuner.core.errors import UnreadableError
 from tuner.core.outcome import CANCELLED, COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING
 from tuner.ledger import Searched, SearchedTrial, TrialRecord
+from tuner.ledger.decoding import log_once, study_attrs_of
+from tuner.ledger.reading import refuse_misfit
 from tuner.ledger.records import ADDED
 from tuner.search.space import distributions, ordered_distribution, to_sampler
 
@@ -59,9 +62,13 @@ class Freezer:
         self._known: dict[tuple[str, ...], dict[str, Any]] = {}
 
     def __call__(self, record: SearchedTrial) -> FrozenTrial:
-        """Return Optuna's form of a trial, with its searched parameters and its reports."""
+        """Return Optuna's form of a trial, with its searched parameters and its reports.
+
+        Raise `UnreadableError` if the parameters are not in the study's space.
+        """
         searched, params = {}, record.params or {}
         if params:
+            refuse_misfit(record, self._parameters.values())
             kind = tuple(params)
             if kind not in self._known:
                 self._known[kind] = self._distributions(params)
@@ -164,9 +171,14 @@ class Mirror:
     def refresh(self, changes: Searched) -> None:
         """Apply what changed since `revision`."""
         self.revision = changes.revision
-        self.attrs = dict(changes.attrs)
+        self.attrs = dict(study_attrs_of(f"study {self.name!r}", changes.attrs, self.spec))
         for record in changes.trials:
-            self._update(record, self._freeze(record))
+            try:
+                trial = self._freeze(record)
+            except UnreadableError as error:
+                log_once(f"study {self.name}: {error}; it is left out of the search")
+                continue
+            self._update(record, trial)
         if changes.trials:
             self._for_values = None
 
@@ -215,8 +227,11 @@ class Mirror:
         self._for_values = None
 
     def trial(self, number: int) -> FrozenTrial:
-        """Return one trial. Raise `KeyError`."""
-        return self._all[number]
+        """Return one trial. Raise `UnreadableError` if its row cannot be read."""
+        found = self._all.get(number)
+        if found is None:
+            raise UnreadableError(f"trial {number} of study {self.name!r} cannot be read")
+        return found
 
     def for_sampler(self) -> TrialsByNumber:
         """Return all trials, diverged ones as pruned before their first report: the worst rank.

@@ -96,6 +96,8 @@ class Search:
         changes = self._ledger.searched(self._id, self._mirror.revision)
         self._mirror.refresh(changes)
         for record in changes.trials:
+            if self._mirror.for_sampler().get(record.number) is None:
+                continue  # it cannot be read
             self._observe(self._mirror.for_sampler()[record.number])
             competitor = self._mirror.for_pruner().get(record.number)
             if competitor is None:

@@ -8,10 +8,13 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Engine, and_, case, func, literal_column, null, or_, select, tuple_
 
+from tuner.core import curves
 from tuner.core.curves import Chunk
+from tuner.core.errors import UnreadableError
 from tuner.core.outcome import RUNNING
+from tuner.ledger.decoding import checked, environment_of, log_once, readable
 from tuner.ledger.reading import read_trials
-from tuner.ledger.records import TrialRecord
+from tuner.ledger.records import LARGEST, TrialRecord, is_count
 from tuner.ledger.tables import (
     SILENT_FOR,
     SILENT_SECONDS,
@@ -65,6 +68,7 @@ class Backlog:
         self._engine = engine
         self._target = target
         self._marks = _marks(target)  # built once: building takes as long as executing
+        self._unreadable: set[int] = set()  # ids of trials, left out from now on
         self._lowest: dict[
             int, tuple[int, int]
         ] = {}  # by study: the number, the published revision
@@ -75,7 +79,7 @@ class Backlog:
         if names:
             query = query.where(studies.c.name.in_(names))
         with self._engine.begin() as tx:
-            return [Mark(**row._mapping) for row in tx.execute(query)]
+            return list(readable(_mark, tx.execute(query)))
 
     def open(self, mark: Mark) -> list[OpenTrial]:
         """Return the trials that are not completely published, ordered by number."""
@@ -100,34 +104,55 @@ class Backlog:
             .outerjoin(published_trials, publication)
             .where(
                 trials.c.study_id == mark.study_id,
-                trials.c.number >= lowest,
+                trials.c.number.between(lowest, LARGEST),
+                trials.c.steps.between(0, LARGEST),
                 or_(published_trials.c.final.is_(None), ~published_trials.c.final),
             )
             .order_by(trials.c.number)
         )
         if self._target == "mlflow":  # imported trials have no run
             query = query.where(~trials.c.imported)
-        highest = select(func.max(trials.c.number)).where(trials.c.study_id == mark.study_id)
+        highest = select(func.max(trials.c.number)).where(
+            trials.c.study_id == mark.study_id, trials.c.number <= LARGEST
+        )
         with self._engine.begin() as tx:
             last = tx.scalar(highest)
-            found = [OpenTrial(**row._mapping) for row in tx.execute(query)]
+            rows = [row for row in tx.execute(query) if row.id not in self._unreadable]
+        found = list(readable(_open_trial, rows))
         after = 0 if last is None else last + 1
         lowest = found[0].number if found else after
         self._lowest[mark.study_id] = (lowest, mark.published)
         return found
 
     def trials(self, ids: Sequence[int]) -> dict[int, TrialRecord]:
-        """Return trials by their ids."""
+        """Return trials by their ids, without those that cannot be read."""
         with self._engine.begin() as tx:
-            return {trial.id: trial for trial in read_trials(tx, trials.c.id.in_(ids))}
+            found = {trial.id: trial for trial in read_trials(tx, trials.c.id.in_(ids))}
+        self._unreadable |= set(ids) - found.keys()
+        return found
 
-    def environments(self, ids: Sequence[int]) -> dict[int, Mapping[str, Any]]:
-        """Return the environment of the first attempt at each trial, by trial id."""
+    def leave_out(self, trial: TrialRecord, error: UnreadableError) -> None:
+        """Publish a trial that cannot be published no more in this process."""
+        log_once(f"trial {trial.number} of study {trial.study_id} is not published: {error}")
+        self._unreadable.add(trial.id)
+
+    def environments(self, wanted: Sequence[TrialRecord]) -> dict[int, Mapping[str, Any]]:
+        """Return the environment of the first attempt at each trial, by trial id.
+
+        A trial whose environment cannot be read is left out.
+        """
         query = select(attempts.c.trial_id, attempts.c.environment).where(
-            attempts.c.trial_id.in_(ids), attempts.c.number == 1
+            attempts.c.trial_id.in_([one.id for one in wanted]), attempts.c.number == 1
         )
         with self._engine.begin() as tx:
-            return {row.trial_id: row.environment for row in tx.execute(query)}
+            stored = {row.trial_id: row.environment for row in tx.execute(query)}
+        found = {}
+        for trial in wanted:
+            try:
+                found[trial.id] = environment_of(trial.number, stored.get(trial.id))
+            except UnreadableError as error:
+                self.leave_out(trial, error)
+        return found
 
     def tracebacks(self, ids: Sequence[int]) -> dict[int, str]:
         """Return the last traceback of each trial that has any, by trial id."""
@@ -137,31 +162,34 @@ class Backlog:
             .order_by(attempts.c.number)
         )
         with self._engine.begin() as tx:
-            return {row.trial_id: row.traceback for row in tx.execute(query)}
+            return {row.trial_id: str(row.traceback) for row in tx.execute(query)}
 
     def chunks(self, wanted: Sequence[TrialRecord], rows: int) -> list[tuple[TrialRecord, Chunk]]:
         """Return the next unpublished chunks of trials, in order, limited to about `rows` rows.
 
         At least one chunk is returned if there is any. Chunks committed after the trial was read
-        are omitted: which of their points count depends on the outcome.
+        are omitted: which of their points count depends on the outcome. A chunk that cannot be read
+        is an empty one at the end of its trial.
         """
         by_id = {trial.id: trial for trial in wanted}
         keys = []
         with self._engine.begin() as tx:
             for row in tx.execute(self._unpublished(list(by_id))):
                 trial = by_id[row.trial_id]
+                if not (is_count(row.first_step) and is_count(row.next_step)):
+                    continue
                 if row.first_step < trial.steps or row.next_step == trial.steps == 0:
                     keys.append((row.trial_id, row.first_step))
                     rows -= row.next_step - row.first_step
                 if rows <= 0:
                     break
             query = (
-                select(chunks.c.trial_id, chunks.c.first_step, chunks.c.data)
+                select(chunks.c.trial_id, chunks.c.first_step, chunks.c.next_step, chunks.c.data)
                 .where(tuple_(chunks.c.trial_id, chunks.c.first_step).in_(keys))
                 .order_by(chunks.c.trial_id, chunks.c.first_step)
             )
             found = tx.execute(query).all() if keys else []
-        return [(by_id[r.trial_id], Chunk.from_bytes(r.first_step, r.data)) for r in found]
+        return [(by_id[row.trial_id], _chunk(row, by_id[row.trial_id])) for row in found]
 
     def _unpublished(self, ids: Sequence[int]) -> Any:
         publication = and_(
@@ -178,6 +206,37 @@ class Backlog:
             .order_by(chunks.c.trial_id, chunks.c.first_step)
             .limit(CHUNKS_AT_ONCE)
         )
+
+
+def _chunk(row: Any, trial: TrialRecord) -> Chunk:
+    """Return a chunk; one that cannot be read is empty, and at the end of its trial."""
+    try:
+        chunk = Chunk.from_bytes(row.first_step, row.data)
+        if chunk.next_step == row.next_step and (len(chunk.times) or trial.steps == 0):
+            return chunk
+        error = ValueError(f"rows from step {row.first_step} on are not as many as expected")
+    except ValueError as found:
+        error = found
+    log_once(f"trial {trial.number} of study {trial.study_id}: {error}; they are not published")
+    return curves.empty(trial.steps)
+
+
+def _mark(row: Any) -> Mark:
+    """Return a mark. Raise `UnreadableError`."""
+    checked(f"study {row.name!r:.60}", studies, row)
+    counts = (row.published, row.live, row.steps, row.silent)
+    if not (
+        isinstance(row.external_id, str | None) and all(isinstance(one, int) for one in counts)
+    ):
+        raise UnreadableError(f"the publication of study {row.name!r:.60} cannot be read")
+    return Mark(**row._mapping)
+
+
+def _open_trial(row: Any) -> OpenTrial:
+    """Return a trial that is not completely published. Raise `UnreadableError`."""
+    if not (isinstance(row.external_id, str | None) and is_count(row.next_step)):
+        raise UnreadableError(f"the publication of trial {row.number} cannot be read")
+    return OpenTrial(**row._mapping)
 
 
 def _marks(target: str) -> Any:

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import enum
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from tuner.core.errors import LeaseLost, NotFoundError, TunerError
+from tuner.core.errors import (
+    LeaseLost,
+    NotFoundError,
+    TunerError,
+    UnreadableError,
+)
 from tuner.ledger import Reader, StudyRecord
 from tuner.ledger.publications import Publications
 from tuner.tracking.backlog import Backlog, Mark
+
+UNREADABLE = "unreadable"
+"""The kind of mismatch for rows with content that tuner never writes."""
+LEFT_OUT_SECONDS = 60.0
+"""How long until a study with a row that cannot be read is tried again."""
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +69,7 @@ class Projection:
         self._ledger = ledger
         self._publisher = publisher
         self._published: dict[int, Mark] = {}  # by study: its mark when nothing was due
+        self._left_out: dict[int, float] = {}  # by study: until when its rows are not read again
 
     def publish(self, names: Sequence[str] = (), *, waiting: bool = True) -> bool:
         """Publish what is new in studies that no other recorder has claimed.
@@ -72,6 +84,8 @@ class Projection:
                 study = self._study(mark)
                 self._publish_once(study, waiting=waiting)
                 published = True
+            except UnreadableError as error:
+                self._leave_out(mark, error)
             except LeaseLost as lost:
                 log.warning("study %s: %s", mark.name, lost)
             except NotFoundError:  # it was deleted in the meantime
@@ -104,7 +118,13 @@ class Projection:
         for mark in self._publisher.backlog.marks(names):
             if self._published.get(mark.study_id) == mark:
                 continue
-            due = self._publisher.due(mark)
+            if time.monotonic() < self._left_out.get(mark.study_id, 0.0):
+                continue
+            try:
+                due = self._publisher.due(mark)
+            except UnreadableError as error:
+                self._leave_out(mark, error)
+                continue
             if due is Due.NOTHING:
                 self._published[mark.study_id] = mark
             elif due is Due.NOW or waiting:
@@ -116,8 +136,12 @@ class Projection:
         return next(mark for mark in marks if mark.study_id == study.id)
 
     def _study(self, mark: Mark) -> StudyRecord:
-        versions = self._ledger.versions(mark.name)
-        found = [study for study in versions if study.id == mark.study_id]
-        if not found:
+        found = self._ledger.study_by_id(mark.study_id)
+        if found is None:
             raise NotFoundError(f"study {mark.name!r} was deleted")
-        return found[0]
+        return found
+
+    def _leave_out(self, mark: Mark, error: UnreadableError) -> None:
+        """Leave a study out for a while, since a row of it cannot be read."""
+        log.warning("study %s is not published to %s: %s", mark.name, self._publisher.target, error)
+        self._left_out[mark.study_id] = time.monotonic() + LEFT_OUT_SECONDS

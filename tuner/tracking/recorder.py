@@ -21,7 +21,7 @@ from sqlalchemy import Engine
 
 from tuner.core.environment import identity
 from tuner.core.errors import ConnectionLostError, TunerError, UnavailableError
-from tuner.ledger import Reader, StudyRecord
+from tuner.ledger import Reader, StudyIdentity, StudyRecord
 from tuner.ledger.database import Addresses, optuna_storage, reached, tracking_client
 from tuner.ledger.publications import CLAIM_SECONDS, Publications
 from tuner.observability import metrics
@@ -118,13 +118,13 @@ class Recorder:
         for projection in self.projections.values():
             projection.close()
 
-    def erase(self, study: StudyRecord) -> None:
+    def erase(self, study: StudyIdentity) -> None:
         """Delete all records of a claimed study from Optuna and MLflow."""
         erase_runs(self._client, study)
         self._trials.erase(study)
 
     @contextmanager
-    def claimed(self, study: StudyRecord) -> Iterator[None]:
+    def claimed(self, study: StudyIdentity) -> Iterator[None]:
         """Claim a study for both targets. Raise `UnavailableError` if another recorder keeps it."""
         try:
             for publications in self._publications.values():
@@ -134,7 +134,7 @@ class Recorder:
             for publications in self._publications.values():
                 publications.release(study.id)
 
-    def _claim(self, study: StudyRecord, publications: Publications) -> None:
+    def _claim(self, study: StudyIdentity, publications: Publications) -> None:
         deadline = time.monotonic() + 2 * CLAIM_SECONDS
         while not publications.claim(study.id):
             if time.monotonic() > deadline:

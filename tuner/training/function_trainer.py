@@ -74,6 +74,8 @@ class _Member:
         )
         self._progress = NO_EVALUATIONS
         self._step = 0  # rows so far
+        self._loss = math.nan  # the last one reported; nan: none yet
+        self._unjudged = 0  # steps without a loss since then, which the guard has not observed
         self._names: list[str] = []  # of metrics, from the first report of some
         self._segment = Segment(0)
         self._max_rows = 0  # of the segment
@@ -140,7 +142,8 @@ class _Member:
     def _conclude(self) -> None:
         """Set the status of a trial whose function returned."""
         steps, step = self._settings.steps, self._step
-        if self._progress.last_step == step and (step > 0 or steps == 0):
+        last = self._progress.last_step  # `step`, or the one before if it had a loss and metrics
+        if last > 0 and last >= step - 1:
             self.status = Status.FINISHED
             if step < steps:
                 self._segment.reason = f"its function returned after {step} of {steps} steps"
@@ -148,7 +151,7 @@ class _Member:
         self.status = Status.FAILED
         self._segment.reason = (
             f"its function returned after {step} of {steps} steps without reporting "
-            f"{self._spec.study.metric} at step {step}"
+            f"{self._spec.study.metric} at its last reported step"
         )
 
     # --- called by the function's thread
@@ -188,22 +191,58 @@ class _Member:
         raise AssertionError("a trial that has ended was advanced")
 
     def _expect_step(self, step: int) -> None:
-        """Raise `ValueError` unless `step` is the next one."""
+        """Raise `ValueError` unless `step` may be reported next."""
         self._check_running()
         if not self._reporting:  # the time before is startup: imports, data, a model
             self._reporting, self._began = True, self._clock()
-        if step != self._step:
-            what = f"step {self._step} next"
-            hint = "every step is reported, in order, and metrics before the next train_loss"
-            if self._step == self._settings.steps:
-                what = f"metrics at step {self._step}, the last"
+        steps = self._settings.steps
+        if not self._step <= step <= steps:
+            what = f"one of steps {self._step} to {steps} next"
+            hint = "steps increase, and metrics come before or with the train_loss of their step"
+            if self._step == steps:
+                what = f"metrics at step {steps}, the last"
             raise self._error_of(f"report: expected {what}, got step {step}; {hint}")
+
+    def _skip_to(self, step: int) -> None:
+        """Add a row without values for each step before `step` that was not reported."""
+        while self._step < step:
+            self._add_row(math.nan, math.nan, math.nan)
+            self._unjudged += 1
+
+    def _add_row(self, loss: float, rate: float, grad_norm: float) -> None:
+        if len(self._segment.times) >= self._max_rows:
+            self._pause()
+        self._segment.losses.append(loss)
+        self._segment.rates.append(rate)
+        self._segment.grad_norms.append(grad_norm)
+        self._segment.times.append(self._clock())
+        self._step += 1
+
+    def _judge(self, loss: float, grad_norm: float) -> str:
+        """Return the guard's reason to stop at a reported step, or an empty string.
+
+        The guard counts steps, so it observes one loss for each. For a step that was not reported
+        it is the lower of the losses around it, so that a single high loss stays a single one.
+        """
+        between = self._loss if math.isnan(loss) or loss > self._loss else loss
+        reason = ""
+        if math.isfinite(between):
+            for _ in range(self._unjudged):
+                reason = reason or self._monitor.observe(between, 0.0)
+        self._unjudged, self._loss = 0, loss
+        # a gradient norm that was not measured is not judged
+        return reason or self._monitor.observe(loss, 0.0 if math.isnan(grad_norm) else grad_norm)
+
+    def _rung_settled_by(self, step: int) -> int | None:
+        """Return the rung that an evaluation settles: the last one since the evaluation before."""
+        passed = [rung for rung in self._rungs if self._progress.last_step < rung <= step]
+        return max(passed) if passed and step < self._settings.steps else None
 
     def _error_of(self, message: str) -> ValueError:
         return ValueError(f"trial {self.task.number}: {message}")
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record metrics at a step."""
+        """Record metrics at a step. The first evaluation at or after a rung settles it."""
         self._expect_step(step)
         metric = self._spec.study.metric
         if metric not in metrics:
@@ -221,11 +260,13 @@ class _Member:
             raise self._error_of(
                 f"report of step {step}: expected its metrics once, got them twice"
             )
+        self._skip_to(step)
         ordered = {name: metrics[name] for name in self._names}
         self._segment.evaluations.append(Evaluation(step=step, time=self._clock(), metrics=ordered))
         wrong = objective.non_finite(self._spec, ordered)
         if wrong:
             self._stop(Status.DIVERGED, f"{' and '.join(wrong)} at step {step}", step)
+        rung = self._rung_settled_by(step)
         self.rate_source.evaluated(step, metrics[metric])
         self._progress = objective.with_evaluation(
             self._spec, self._progress, step, metrics[metric]
@@ -233,8 +274,8 @@ class _Member:
         reason = objective.early_stop_reason(self._spec, self._progress, self._settings.steps)
         if reason:
             self._stop(Status.FINISHED, reason)
-        if step in self._rungs:
-            self.status = Status.AT_RUNG
+        if rung is not None:
+            self.status, self._segment.passed_rung = Status.AT_RUNG, rung
             self._pause()
 
     def trained(self, step: int, loss: float, rate: float, grad_norm: float) -> None:
@@ -245,22 +286,11 @@ class _Member:
             raise self._error_of(
                 f"report: expected train_loss at steps 0 to {steps - 1}, got step {step}"
             )
-        if step in self._rungs and self._progress.last_step != step:
-            raise self._error_of(
-                f"report of step {step}: expected {metric} before or beside its train_loss, as "
-                "trials are compared there (trial.evaluates(step) says where), got none"
-            )
-        if len(self._segment.times) >= self._max_rows:
-            self._pause()
-        self._segment.losses.append(loss)
-        self._segment.rates.append(rate)
-        self._segment.grad_norms.append(grad_norm)
-        self._segment.times.append(self._clock())
-        # a gradient norm that was not measured is not judged
-        reason = self._monitor.observe(loss, 0.0 if math.isnan(grad_norm) else grad_norm)
+        self._skip_to(step)
+        self._add_row(loss, rate, grad_norm)
+        reason = self._judge(loss, grad_norm)
         if reason:
             self._stop(Status.DIVERGED, reason, step)
-        self._step += 1
         limit = self._spec.training.seconds
         if limit is not None and self.seconds + self._clock() - self._began >= limit:
             reason = f"its {limit:g} seconds were up at step {self._step} of {steps}"
@@ -286,12 +316,18 @@ class _Member:
             "step": self._step,
             "pace": dict(self.rate_source.state()),
             "state": foreign_state.encode(dict(state)),
+            "unjudged": {"loss": self._loss, "steps": self._unjudged},
             "guard": {key: tensor.clone() for key, tensor in self._monitor.state().items()},
             "progress": asdict(self._progress),
             "names": list(self._names),
             "random": foreign_state.encode(random_state.get_states(self.random)),
         }
         self._saved_at = self._clock()
+
+    def yield_to_trainer(self) -> None:
+        """Let `advance` return without a row or an evaluation."""
+        self._check_running()
+        self._pause()
 
     def load(self) -> dict[str, Any] | None:
         """Return the saved state, or None, and continue from its step."""
@@ -307,6 +343,8 @@ class _Member:
         self._segment.first_step = self._step
         self.rate_source.restore(saved.get("pace", {}))
         self._monitor.restore(saved["guard"])
+        unjudged = saved.get("unjudged", {"loss": math.nan, "steps": 0})
+        self._loss, self._unjudged = unjudged["loss"], unjudged["steps"]
         self._progress = Progress(**saved["progress"])
         self._names = saved["names"]
         random_state.set_states(saved["random"])

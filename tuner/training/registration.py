@@ -58,7 +58,8 @@ def module_of(name: str, allowed_prefixes: Sequence[str]) -> str:
         raise WorkloadError(
             f"workload {name}: expected a module that can be imported, got {module!r}"
         )
-    packages = [f"{prefix.removesuffix('.')}." for prefix in allowed_prefixes]
+    modules = [prefix for prefix in allowed_prefixes if not prefix.startswith("command:")]
+    packages = [f"{prefix.removesuffix('.')}." for prefix in modules]
     if not f"{module}.".startswith(tuple(packages)):
         raise WorkloadError(
             f"workload {name}: expected a module whose name begins with "

@@ -75,7 +75,7 @@ class Event:
         None  # of a diverged trial: first non-finite step, or where it was stopped
     )
     error: BaseException | None = None  # raised by the workload, if not raised to the caller
-    rung: int | None = None  # at a rung: its position in the unit of the study
+    rung: int | None = None  # its position in the unit of the study; `value` may be of a later step
 
     @property
     def next_step(self) -> int:
@@ -96,6 +96,13 @@ class Segment:
     reason: str = ""
     stopped_step: int | None = None
     error: BaseException | None = None
+    passed_rung: int | None = None  # the step of the rung that is settled, if not the last step
+
+    @property
+    def at_rung(self) -> int:
+        """The step of the rung at which a decision is due."""
+        last = self.first_step + len(self.times)
+        return last if self.passed_rung is None else self.passed_rung
 
     @property
     def measured(self) -> bool:
@@ -121,7 +128,7 @@ class Segment:
             reason=self.reason,
             stopped_step=self.stopped_step,
             error=self.error,
-            rung=rungs[self.first_step + len(self.times)] if status is Status.AT_RUNG else None,
+            rung=rungs[self.at_rung] if status is Status.AT_RUNG else None,
         )
 
 

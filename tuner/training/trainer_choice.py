@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from tuner.config import ParameterValue, StudySpec, horizon_of, options, settings_of
+from tuner.config.study import WorkloadTable
 from tuner.core.errors import WorkloadError
 from tuner.core.failures import sentence
 from tuner.training import objective, out_of_memory, train_functions, workloads
@@ -19,6 +20,7 @@ from tuner.training.cohort.groups import GroupedTrainer
 from tuner.training.cohort.trainer import CohortTrainer
 from tuner.training.device import use_threads
 from tuner.training.function_trainer import FunctionTrainer
+from tuner.training.programs import command, permission
 from tuner.training.reference import ReferenceTrainer
 from tuner.training.train_functions import TrainFunction
 from tuner.training.trainer import Task, Trainer
@@ -58,8 +60,13 @@ class Choice:
 
 
 def load(spec: StudySpec, prefixes: Sequence[str]) -> Trained:
-    """Import the workload or train function of a study. Raise `WorkloadError`."""
+    """Import the workload or train function of a study, or check its command.
+
+    Raise `WorkloadError`.
+    """
     refuse_asked(spec)
+    if spec.workload.command is not None:
+        return command.load(spec, prefixes)
     if spec.workload.train is not None:
         return train_functions.load(
             spec.workload.train, spec.workload.arguments, prefixes, spec.space
@@ -74,6 +81,16 @@ def refuse_asked(spec: StudySpec) -> None:
             f"study {spec.study.name!r} has no function to train: its trials are asked for and "
             "told in Python, by study.ask() and study.tell()"
         )
+
+
+def code_digest(table: WorkloadTable, prefixes: Sequence[str]) -> str:
+    """Return the digest of what a study runs; nothing is imported or run.
+
+    Raise `WorkloadError` if it is not allowed.
+    """
+    if table.command is not None:
+        return permission.code_digest(table.command, prefixes)
+    return workloads.code_digest(table.function, prefixes)
 
 
 def trainer_for(trained: Trained, spec: StudySpec, choice: Choice | None = None) -> Trainer:
@@ -107,7 +124,7 @@ def _obstacle(workload: Workload, spec: StudySpec) -> str:
 def settled(kept: Mapping[str, Any]) -> Choice:
     """Return the choice of a study from its record in the ledger."""
     slots, reason = kept.get("slots", 1), kept.get("reason", "")
-    return Choice(trainer=kept["trainer"], slots=slots, reason=reason)
+    return Choice(trainer=kept.get("trainer", "reference"), slots=slots, reason=reason)
 
 
 def automatic_slots(spec: StudySpec) -> int:

@@ -27,13 +27,13 @@ PyTorch:
 
 *At step t* means after t updates, for rows and evaluations alike. The rules:
 
-- report every step from 0 to steps - 1, in order, with its `train_loss`;
-- metrics may be reported at any step, once, before or together with that step's `train_loss`. Every
-  report has the same metrics, the study's metric among them;
-- report the study's metric at every step where `trial.evaluates(step)`: at regular steps, at every
-  rung, and at the end, `trial.steps`;
-- a function that returns early completes its trial if it has reported the metric at its last step;
-  otherwise the trial fails;
+- report steps from 0 to steps - 1 with their `train_loss`, in increasing order: each, or only some;
+- metrics may be reported at any step, once, before or together with that step's `train_loss`. All
+  such reports have the same metrics, the study's metric among them;
+- `trial.evaluates(step)` is true at regular steps, at every rung, and at the end, `trial.steps`.
+  The first metrics at or after a rung settle it;
+- a function that returns completes its trial if it has reported the metric at its last reported
+  step; otherwise the trial fails;
 - the random numbers of torch, numpy and Python are seeded by the trial while the function runs.
 """
 
@@ -86,6 +86,9 @@ class ReportSink(Protocol):
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Save a state as of the current step."""
+
+    def yield_to_trainer(self) -> None:
+        """Let the trainer look for a stop, between reports. Raise `StopTrial`."""
 
     def load(self) -> dict[str, Any] | None:
         """Return the saved state, or None."""
@@ -220,6 +223,13 @@ class Trial:
                 schedule.refresh()
         if loss is not None:
             self._sink.trained(step, loss, self.rate(step) if rate is None else rate, norm)
+
+    def yield_to_trainer(self) -> None:
+        """Let the worker look for a stop, in a loop that waits long for the next report.
+
+        Raise `StopTrial` when the trial is over.
+        """
+        self._sink.yield_to_trainer()
 
     def _after_load(self) -> None:
         for schedule in self._schedules:

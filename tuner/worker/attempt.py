@@ -6,7 +6,6 @@ While the database is away, rows go into a spill file.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -33,6 +32,7 @@ from tuner.ledger import (
     Report,
     StudyRecord,
 )
+from tuner.ledger.checkpoint_files import file_of, remove_file, remove_folder
 from tuner.ledger.records import SEED
 from tuner.observability import metrics
 from tuner.observability.logs import logger
@@ -41,7 +41,6 @@ from tuner.training import checkpoint as checkpoint_files
 from tuner.training import out_of_memory
 from tuner.training.branches import Branch
 from tuner.training.trainer import Event, Status, Task, Trainer, seed_of
-from tuner.worker.checkpoints import folder_of
 from tuner.worker.commits import Commits
 from tuner.worker.spill import Spill
 
@@ -106,8 +105,8 @@ class Attempt:
     def _admit_saved(self, task: Task) -> bool:
         if self._saved is None:
             return False
-        path = self._context.checkpoints / self._saved.path
         try:
+            path = file_of(self._context.checkpoints, self._saved)
             snapshot = checkpoint_files.read(path, self._saved.digest)
             self._trainer.admit(replace(task, snapshot=snapshot))
         except (OSError, ValueError) as error:
@@ -125,7 +124,8 @@ class Attempt:
         """Add what was measured to the rows to be committed."""
         metrics.STEPS.inc(len(event.times))
         self._step = event.next_step
-        self._measured.append(self._chunk(event))
+        if len(event.times) or event.evaluations:  # a slow program measures nothing for a while
+            self._measured.append(self._chunk(event))
 
     def undecided(self, event: Event) -> bool:
         """Return whether a decision is due: not at a rung that an earlier attempt reported."""
@@ -225,7 +225,7 @@ class Attempt:
             step=self._step,
         )
         # all of it: attempts that were killed may have left files that the ledger does not know
-        shutil.rmtree(folder_of(self._context.checkpoints, self._study, self.number), True)
+        remove_folder(self._context.checkpoints, self._study, self.number)
 
     def spill(self) -> bool:
         """Spill rows into a file; return False if there is no space for them."""
@@ -248,6 +248,10 @@ class Attempt:
         """Release the lease; the next attempt resumes from the last checkpoint."""
         reason = "memory was too short for so many trials at a time"
         self._release(INTERRUPTED, reason)
+
+    def abandon(self) -> None:
+        """Release the lease; another worker may be able to read the study."""
+        self._release(INTERRUPTED, "the rows of its study cannot be used")
 
     def fail(self, error: BaseException) -> Entry | None:
         """Return the trial's end after an exception, or None if it was released to be retried."""
@@ -274,7 +278,7 @@ class Attempt:
 
     def _run_out_of_memory(self, traceback: str) -> Entry | None:
         """Release the trial to an attempt with half the micro-batch, or return its end."""
-        spec, rows = self._study.spec, self._study.workload["training_rows"]
+        spec, rows = self._study.spec, self._study.workload.get("training_rows")
         if rows is None:
             reason = "The train function ran out of memory."
             return self._failed(reason, traceback)
@@ -317,28 +321,33 @@ class Attempt:
             return
         if self._measured or self._step == (self._saved.step if self._saved else 0):
             return  # an evaluation waits for its row, or nothing was trained since
-        folder = folder_of(self._context.checkpoints, self._study, self.number)
-        file = folder / f"{self._step}-{self.lease.token}.pt"
+        record = CheckpointRecord(
+            study_id=self._study.id,
+            trial=self.number,
+            step=self._step,
+            attempt=int(self.lease.token),
+            digest="",
+        )
         try:
+            file = file_of(self._context.checkpoints, record)
             with workload_code():
                 snapshot = self._trainer.snapshot(self.number)
             digest = checkpoint_files.write(file, snapshot)
-        except (OSError, WorkloadCodeError) as error:
+        except (OSError, ValueError, WorkloadCodeError) as error:
             # such as a full disk; the rows are safe, only time would be lost
             self.log.warning(f"trial {self.number} has no checkpoint of step {self._step}: {error}")
             return
         finally:
             self._checkpointed_at = time.monotonic()
         reach("checkpoint.renamed")
-        path = file.relative_to(self._context.checkpoints).as_posix()
-        record = CheckpointRecord(step=self._step, path=path, digest=digest)
+        record = replace(record, digest=digest)
         try:
-            needless = self._ledger.save_checkpoint(self.lease, record)
+            replaced = self._ledger.save_checkpoint(self.lease, record)
         except ConnectionLostError as error:  # the last and the next checkpoint suffice
             self.log.warning(f"a checkpoint is not recorded: {error}", step=self._step)
             return
-        for old in needless:
-            (self._context.checkpoints / old).unlink(missing_ok=True)
+        for old in replaced:
+            remove_file(self._context.checkpoints, old)
         self._saved = record
 
 

@@ -31,6 +31,9 @@ class BrokenStudy:
         self._reason = sentence(error.__cause__ or error)
         self._stop = stop
 
+    def abandon(self) -> None:
+        """Do nothing: no trial is held between two turns."""
+
     def has_running_trials(self) -> bool:
         """Return whether any trial has a live attempt."""
         return self._ledger.counts(self._id)["running"] > 0

@@ -1,22 +1,18 @@
-"""The folders of checkpoints, and removing those that are no longer needed."""
+"""Removing the checkpoints that killed workers left."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-from tuner.core.outcome import RUNNING
-from tuner.ledger import Reader, StudyRecord
+from tuner.ledger import Reader, StudyIdentity
+from tuner.ledger.checkpoint_files import remove_folder
 
 
-def folder_of(checkpoints: Path, study: StudyRecord, number: int) -> Path:
-    """Return the folder of a trial's checkpoints."""
-    return checkpoints / str(study.id) / str(number)
-
-
-def sweep(checkpoints: Path, ledger: Reader, study: StudyRecord) -> None:
+def sweep(checkpoints: Path, ledger: Reader, study: StudyIdentity) -> None:
     """Remove the checkpoints of trials that ended, which killed workers left."""
-    ended = {str(trial.number) for trial in ledger.trials(study.id) if trial.state != RUNNING}
-    for folder in (checkpoints / str(study.id)).glob("*"):
-        if folder.name in ended:
-            shutil.rmtree(folder, ignore_errors=True)
+    folders = {folder.name for folder in (checkpoints / str(study.id)).glob("*")}
+    if not folders:
+        return
+    for number in ledger.ended(study.id):
+        if str(number) in folders:
+            remove_folder(checkpoints, study, number)

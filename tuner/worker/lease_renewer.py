@@ -10,7 +10,8 @@ from pathlib import Path
 
 from tuner.core.environment import is_gone
 from tuner.core.errors import UnavailableError
-from tuner.ledger import Lease, Ledger
+from tuner.ledger import CheckpointRecord, Lease, Ledger
+from tuner.ledger.checkpoint_files import remove_file
 from tuner.observability import metrics
 from tuner.observability.logs import logger
 from tuner.observability.repeating import repeating
@@ -79,14 +80,14 @@ class LeaseRenewer:
         if reaped:
             metrics.ATTEMPTS_REAPED.inc(reaped)
             log.info("attempts reaped", attempts=reaped)
-            for path in self._ledger.forget_checkpoints():
-                self._remove(path)
+            for record in self._ledger.forget_checkpoints():
+                self._remove(record)
         return reaped
 
-    def _remove(self, path: str) -> None:
+    def _remove(self, record: CheckpointRecord) -> None:
         """Remove a checkpoint's file; if that fails, it takes space and does no other harm."""
         try:
-            (self._checkpoints / path).unlink(missing_ok=True)
+            remove_file(self._checkpoints, record)
         except OSError as error:
             log.warning(f"a checkpoint that is no longer needed cannot be removed: {error}")
 

@@ -10,7 +10,7 @@ from tuner.config import Space, StudySpec
 from tuner.config.study import WorkloadTable
 from tuner.ledger import StudyRecord
 from tuner.ledger.versions import refuse_other_workload
-from tuner.training import trainer_choice, workloads
+from tuner.training import trainer_choice
 from tuner.training.trainer_choice import Trained
 from tuner.training.workloads import Workload
 
@@ -50,7 +50,7 @@ def load_workload(
     table = study.spec.workload
     known = prepared and (prepared.table, prepared.space, prepared.prefixes)
     if prepared is None or known != (table, study.spec.space, tuple(prefixes)):
-        code = workloads.code_digest(table.function, prefixes)
+        code = trainer_choice.code_digest(table, prefixes)
         here = {**study.workload, "code": code}
         refuse_other_workload(study.name, table.function, study.workload, here)
         prepared = prepare_workload(study.spec, prefixes)
@@ -61,7 +61,7 @@ def load_workload(
 def _description(spec: StudySpec, workload: Trained, prefixes: Sequence[str]) -> dict[str, Any]:
     """Return digests of code and data, and their sizes."""
     found = {
-        "code": workloads.code_digest(spec.workload.function, prefixes),
+        "code": trainer_choice.code_digest(spec.workload, prefixes),
         "data": workload.data_digest,
         "data_name": workload.data_name,
         "baseline_loss": None,

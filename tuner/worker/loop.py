@@ -10,8 +10,15 @@ from functools import partial
 from pathlib import Path
 
 from tuner.core.environment import identity
-from tuner.core.errors import NotFoundError, WorkloadCodeError, WorkloadError
+from tuner.core.errors import (
+    NotFoundError,
+    TunerError,
+    UnreadableError,
+    WorkloadCodeError,
+    WorkloadError,
+)
 from tuner.ledger import Ledger, StudyRecord
+from tuner.ledger.decoding import log_once
 from tuner.observability import metrics
 from tuner.observability.logs import logger
 from tuner.training.device import is_available
@@ -105,7 +112,7 @@ class StudySelector:
         names: Sequence[str],
         join: Callable[[StudyRecord], StudyWorker | BrokenStudy],
     ) -> None:
-        self.refused: list[WorkloadError] = []  # why studies that were named are not trained here
+        self.refused: list[TunerError] = []  # why studies that were named are not trained here
         self._ledger = ledger
         self._names = names
         self._join = join
@@ -125,6 +132,10 @@ class StudySelector:
             try:
                 trained = worker.train(study, partial(self._is_next, study))
             except WorkloadError as error:
+                self._mark_untrainable(study, error)
+                continue
+            except UnreadableError as error:
+                worker.abandon()
                 self._mark_untrainable(study, error)
                 continue
             self._seconds[study.id] += time.monotonic() - began
@@ -179,13 +190,18 @@ class StudySelector:
     def _read_studies(self) -> list[StudyRecord]:
         if not self._names:
             return self._ledger.trainable()
-        found = []
+        found, unreadable = [], []
         for name in self._names:
             try:
                 found.append(self._ledger.study(name))
+            except UnreadableError as error:
+                log_once(str(error))
+                unreadable.append(error)
             except NotFoundError:  # it was there when this worker began
                 log.warning(f"study {name!r} was deleted")
                 self._names = [one for one in self._names if one != name]
+        if unreadable and not found:
+            raise unreadable[0]
         if not found:
             raise NotFoundError("every study that this worker was to train was deleted meanwhile")
         return found
@@ -194,13 +210,13 @@ class StudySelector:
         if study.id not in self._joined:
             try:
                 self._joined[study.id] = self._join(study)
-            except WorkloadError as error:
+            except (WorkloadError, UnreadableError) as error:
                 self._mark_untrainable(study, error)
             except NotFoundError:  # it was deleted just now
                 return None
         return self._joined[study.id]
 
-    def _mark_untrainable(self, study: StudyRecord, error: WorkloadError) -> None:
+    def _mark_untrainable(self, study: StudyRecord, error: TunerError) -> None:
         log.warning(f"study {study.name} is left to other workers: {error}")
         self._joined[study.id] = None
         if self._names:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -19,6 +18,7 @@ from tuner.core.failures import workload_code
 from tuner.core.outcome import RUNNING
 from tuner.ledger import AttemptLease, Claim, Drawn, Entry, Ledger, StudyRecord, ranges
 from tuner.ledger.attempts import refused
+from tuner.ledger.checkpoint_files import remove_folder
 from tuner.observability import metrics
 from tuner.observability.logs import logger
 from tuner.search import Decision, Judged, Search
@@ -28,7 +28,7 @@ from tuner.training.device import use_threads
 from tuner.training.trainer import ENDED, Event
 from tuner.training.trainer_choice import Choice, Trained
 from tuner.worker.attempt import Attempt, AttemptContext
-from tuner.worker.checkpoints import folder_of, sweep
+from tuner.worker.checkpoints import sweep
 from tuner.worker.commits import Commits
 from tuner.worker.lease_renewer import LeaseRenewer
 from tuner.worker.loading import PreparedWorkload, load_workload
@@ -116,6 +116,11 @@ class StudyWorker:
             else:
                 self._advance()
         return trained
+
+    def abandon(self) -> None:
+        """Release all trials, since the study's rows have unexpected content."""
+        for attempt in tuple(self._attempts.values()):
+            self._end(attempt, attempt.abandon)
 
     def _may_take_more(self) -> bool:
         return len(self._attempts) < self._trainer.capacity and not self._stop.is_set()
@@ -406,8 +411,7 @@ class StudyWorker:
             metrics.LEASES_LOST.inc()
             attempt.log.warning(f"trial {attempt.number} of {self._name}: {refused(attempt.lease)}")
             return
-        folder = folder_of(self._context.checkpoints, self._context.study, attempt.number)
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(self._context.checkpoints, self._context.study, attempt.number)
         why = "its study was deleted" if trial is None else str(trial.reason)
         attempt.log.warning(f"trial {attempt.number} of {self._name} is over: {why}")
 

@@ -20,6 +20,7 @@ from tuner.core.errors import ConnectionLostError, UnavailableError
 from tuner.core.forking import keep_from_children
 from tuner.ledger.database.addresses import without_password
 from tuner.ledger.database.pooling import POOLED, follow_search_path
+from tuner.ledger.tables import read_json
 
 BUSY_SECONDS = 60
 """How long a SQLite connection waits for another's transaction."""
@@ -63,11 +64,12 @@ def ledger_engine(url: str) -> Engine:
 
 
 def _sqlite(url: str) -> Engine:
-    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
+    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS}, json_deserializer=read_json)
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _record: object) -> None:
         connection.isolation_level = None  # the driver's own BEGIN comes too late
+        connection.text_factory = _text
         for pragma in ("foreign_keys=ON", "journal_mode=WAL", "synchronous=FULL"):
             connection.execute(f"PRAGMA {pragma}")
 
@@ -77,6 +79,11 @@ def _sqlite(url: str) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def _text(content: bytes) -> str:
+    """Decode a text; the driver would refuse all rows of a query for one that is not UTF-8."""
+    return content.decode("utf-8", "replace")
 
 
 def _postgresql(url: str) -> Engine:

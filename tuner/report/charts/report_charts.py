@@ -205,8 +205,8 @@ def _line(label: str, trial: TrialRecord, curve: Chunk, verdict: str) -> Line:
     losses = curve.columns.get("train_loss", np.empty(0))
     return Line(
         label=label,
-        x=np.arange(curve.first_step, curve.first_step + len(losses)),
-        y=losses,
+        x=np.arange(curve.first_step, curve.first_step + len(losses))[curve.reported],
+        y=losses[curve.reported],
         outcome=trial.state,
         verdict=verdict,
         trial=trial.number,
@@ -281,7 +281,8 @@ def as_applied(found: Findings) -> list[Line]:
         curve = found.curves[trial.number]
         rates = curve.columns.get("lr", np.empty(0))
         at = np.arange(curve.first_step, curve.first_step + len(rates))
-        lines.append(Line(label=f"{name} (trial {trial.number})", x=at, y=rates))
+        kept = curve.reported
+        lines.append(Line(label=f"{name} (trial {trial.number})", x=at[kept], y=rates[kept]))
     return lines
 
 

@@ -11,9 +11,11 @@ from mlflow.entities import Experiment, Run
 
 from tuner.analysis.evidence import Assessor
 from tuner.analysis.verdicts import Verdict
+from tuner.core.errors import UnreadableError
 from tuner.core.outcome import RUNNING
 from tuner.ledger import Reader, StudyRecord, TrialRecord
 from tuner.ledger.database import tracking_reached
+from tuner.ledger.decoding import environment_of
 from tuner.ledger.publications import Publications
 from tuner.tracking.mlflow import experiments
 from tuner.tracking.mlflow.client_writer import all_runs
@@ -27,7 +29,7 @@ from tuner.tracking.mlflow.run_content import (
     points_of,
     tags_of,
 )
-from tuner.tracking.projection import Mismatch
+from tuner.tracking.projection import UNREADABLE, Mismatch
 
 RENAMED = "experiment_renamed"
 """The kind of mismatch of a renamed experiment, which is allowed."""
@@ -83,7 +85,12 @@ def _mismatches(
         if run is None or keys[str(trial.number)] > 1:  # it is unclear which one to compare
             continue
         parent = by_key[PARENT].info.run_id if PARENT in by_key else ""
-        tags = tags_of(study, trial, parent, environments.get(trial.id, {})) | outcome_tags(trial)
+        try:
+            environment = environment_of(trial.number, environments.get(trial.id))
+        except UnreadableError as error:
+            yield Mismatch(UNREADABLE, trial.number, str(error))
+            continue
+        tags = tags_of(study, trial, parent, environment) | outcome_tags(trial)
         by_earlier_version = {"tuner.regime"} == run.data.tags.keys() & {
             "tuner.regime",
             "tuner.verdict",

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 
 from tuner.core.failpoints import reach
-from tuner.ledger import StudyRecord
+from tuner.ledger import StudyIdentity, StudyRecord
 from tuner.ledger.database import sent_once
 from tuner.tracking.mlflow.run_content import NewRun, Points
 
@@ -147,7 +147,7 @@ def as_tags(tags: Mapping[str, str]) -> list[RunTag]:
     return [RunTag(key, value) for key, value in tags.items()]
 
 
-def all_runs(client: MlflowClient, study: StudyRecord, experiment: str) -> list[Run]:
+def all_runs(client: MlflowClient, study: StudyIdentity, experiment: str) -> list[Run]:
     """Return all active runs of a study, oldest first, without foreign runs in its experiment."""
     runs: list[Run] = []
     token = None

@@ -10,7 +10,7 @@ from mlflow.exceptions import MlflowException
 
 from tuner.core import importing
 from tuner.core.errors import UnavailableError
-from tuner.ledger import StudyRecord
+from tuner.ledger import StudyIdentity
 from tuner.ledger.database import Addresses, pooled, tracking_client, tracking_reached
 from tuner.tracking.mlflow.client_writer import all_runs
 from tuner.tracking.mlflow.experiments import TITLE, erased_name, tagged
@@ -18,7 +18,7 @@ from tuner.tracking.mlflow.experiments import TITLE, erased_name, tagged
 CHAMPION = "champion"  # not imported: `registry` imports mlflow.pytorch, which takes seconds
 
 
-def erase_runs(client: MlflowClient, study: StudyRecord) -> None:
+def erase_runs(client: MlflowClient, study: StudyIdentity) -> None:
     """Delete a study's runs and experiment, if they exist, whatever the experiment's name is.
 
     The experiment is renamed first, since MLflow does not reuse the name of a deleted one. Deleted

@@ -12,7 +12,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mlflow import MlflowClient
 from sqlalchemy import Engine
@@ -123,13 +123,24 @@ class RunPublisher:
             self._parents.pop(study.id, None)
             self._verdicts.pop(study.id, None)
         due = [one for one in self.backlog.open(mark) if _is_due(one)]
-        for batch in batches(due, writer.runs_at_once):
-            trials = self.backlog.trials([one.id for one in batch])
+        for some in batches(due, writer.runs_at_once):
+            trials = self.backlog.trials([one.id for one in some])
+            environments = self.backlog.environments(
+                [trials[one.id] for one in some if one.external_id is None and one.id in trials]
+            )
+            batch = [
+                one
+                for one in some
+                if one.id in (environments if one.external_id is None else trials)
+            ]
+            trials = {one.id: trials[one.id] for one in batch}
             run_ids = {one.id: one.external_id for one in batch if one.external_id is not None}
             new = [one for one in batch if one.external_id is None]
             known = new if mark.external_id is None else [one for one in new if one.begun]
             existing = writer.find(study, experiment, [str(one.number) for one in known])
-            run_ids |= self._create(writer, study, experiment, run_id, new, trials, existing)
+            run_ids |= self._create(
+                writer, study, experiment, run_id, new, trials, environments, existing
+            )
             self._append(writer, study, batch, trials, run_ids)
             self._finish(writer, study, trials, run_ids)
         if study.id in self._uncertain:
@@ -182,12 +193,12 @@ class RunPublisher:
         parent: str,
         new: Sequence[OpenTrial],
         trials: Mapping[int, TrialRecord],
+        environments: Mapping[int, Mapping[str, Any]],
         existing: Mapping[str, str],
     ) -> dict[int, str]:
         """Create the runs of trials, or complete existing ones; return their ids by trial id."""
         if not new:
             return {}
-        environments = self.backlog.environments([one.id for one in new])
         runs = [
             new_run(
                 study,

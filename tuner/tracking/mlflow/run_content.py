@@ -198,12 +198,12 @@ def tags_of(
 def dataset_of(study: StudyRecord) -> DatasetInput | None:
     """Return the record of a run's training data, or None if they have no digest."""
     workload = study.workload
-    if not workload["data"]:
+    if not workload.get("data"):
         return None
-    rows = workload["training_rows"]
+    rows = workload.get("training_rows")
     sizes = None if rows is None else f'{{"num_rows": {rows}}}'
     dataset = Dataset(
-        name=workload["data_name"],
+        name=workload.get("data_name") or "",
         digest=workload["data"],
         source_type="code",
         source=f'{{"tags": {{"mlflow.source.name": "{study.spec.workload.function}"}}}}',

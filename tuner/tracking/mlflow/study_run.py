@@ -10,6 +10,7 @@ from mlflow.entities import Metric
 from sqlalchemy import Engine, func, or_, select
 
 from tuner.analysis import ranking
+from tuner.core.curves import LATEST
 from tuner.core.outcome import COMPLETED, RUNNING
 from tuner.core.text import NAME_LIMIT
 from tuner.ledger import STOPPED, Reader, StudyRecord
@@ -22,7 +23,8 @@ from tuner.ledger.database import (
     tracking_reached,
 )
 from tuner.ledger.publications import Publications
-from tuner.ledger.tables import trials
+from tuner.ledger.records import LARGEST
+from tuner.ledger.tables import IS_VALUED, trials
 from tuner.tracking.mlflow.client_writer import BATCH, as_tags
 from tuner.tracking.mlflow.links import Links, experiment_of
 from tuner.tracking.mlflow.run_content import PARENT, milliseconds
@@ -153,7 +155,13 @@ def _improvements(ledger: Reader, study: StudyRecord) -> list[Metric]:
     before = best.over(order_by=order, rows=(None, -1)).label("before")
     completed = (
         select(*order, value, before)
-        .where(trials.c.study_id == study.id, trials.c.state == COMPLETED)
+        .where(
+            trials.c.study_id == study.id,
+            trials.c.state == COMPLETED,
+            IS_VALUED,
+            trials.c.number <= LARGEST,
+            trials.c.ended_at.between(0.0, LATEST),
+        )
         .subquery()
     )
     own, earlier = completed.c.value, completed.c.before

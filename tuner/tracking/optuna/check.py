@@ -8,7 +8,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from tuner.core.outcome import COMPLETED, RUNNING
-from tuner.ledger import StudyRecord, TrialRecord
+from tuner.ledger import StudyIdentity, StudyRecord, TrialRecord
 from tuner.search.mirror import STATES
 from tuner.tracking.optuna.storage_writer import template, written_from
 from tuner.tracking.projection import Mismatch
@@ -23,7 +23,7 @@ FEW = 5
 """How many trials a detail names."""
 
 
-def find_study(storage: BaseStorage, study: StudyRecord) -> int | None:
+def find_study(storage: BaseStorage, study: StudyIdentity) -> int | None:
     """Return the id of the study of this title in Optuna, also if it is foreign, or None."""
     try:
         return storage.get_study_id_from_name(study.title)
@@ -31,7 +31,7 @@ def find_study(storage: BaseStorage, study: StudyRecord) -> int | None:
         return None
 
 
-def is_ours(storage: BaseStorage, study_id: int, study: StudyRecord) -> bool:
+def is_ours(storage: BaseStorage, study_id: int, study: StudyIdentity) -> bool:
     """Return whether a study in Optuna is tuner's, or an empty one that may become it.
 
     A recorder that is killed while creating a study leaves an empty one without our attribute.
@@ -39,6 +39,8 @@ def is_ours(storage: BaseStorage, study_id: int, study: StudyRecord) -> bool:
     attrs = storage.get_study_user_attrs(study_id)
     if STUDY_ATTRIBUTE in attrs:
         return bool(attrs[STUDY_ATTRIBUTE] == study.name)
+    if not isinstance(study, StudyRecord):  # it cannot be read
+        return False
     directions = [one.name.lower() for one in storage.get_study_directions(study_id)]
     return directions == [study.spec.study.direction] and storage.get_n_trials(study_id) == 0
 

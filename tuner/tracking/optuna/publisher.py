@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from tuner.core.errors import UnavailableError
-from tuner.ledger import Reader, StudyRecord, TrialRecord
+from tuner.core.errors import UnavailableError, UnreadableError
+from tuner.ledger import Reader, StudyIdentity, StudyRecord, TrialRecord
 from tuner.ledger.publications import Note, Publications
 from tuner.observability import metrics
 from tuner.tracking.backlog import Backlog, Mark, OpenTrial, batches
@@ -83,14 +84,33 @@ class TrialPublisher:
         study_id = self._study_id(study)
         writer = self._writer()
         for batch in batches(_due(self.backlog.open(mark)), writer.trials_at_once):
-            trials = self.backlog.trials([one.id for one in batch])
-            new = [one for one in batch if one.external_id is None]
-            self._create(writer, study, study_id, new, trials, may_exist=mark.external_id is None)
-            ended = {one.id: int(one.external_id) for one in batch if one.external_id is not None}
-            writer.finish({ended[key]: template(trials[key], study) for key in ended})
+            wanted = self._templates(study, self.backlog.trials([one.id for one in batch]))
+            readable = [
+                one
+                for one in batch
+                if one.id in wanted and (one.external_id is None or one.external_id.isdecimal())
+            ]
+            new = [one for one in readable if one.external_id is None]
+            self._create(writer, study, study_id, new, wanted, may_exist=mark.external_id is None)
+            ended = {
+                one.id: int(one.external_id) for one in readable if one.external_id is not None
+            }
+            writer.finish({ended[key]: wanted[key] for key in ended})
             self._publications.note(study.id, [Note(trial_id=key, final=True) for key in ended])
         self._write_note(study, study_id, at_rest=not mark.live)
         self._publications.note_study(study.id, str(study_id), study.revision)
+
+    def _templates(
+        self, study: StudyRecord, trials: Mapping[int, TrialRecord]
+    ) -> dict[int, FrozenTrial]:
+        """Return trials as they should be in Optuna, without those that do not fit the study."""
+        found = {}
+        for key, trial in trials.items():
+            try:
+                found[key] = template(trial, study)
+            except UnreadableError as error:
+                self.backlog.leave_out(trial, error)
+        return found
 
     def _write_note(self, study: StudyRecord, study_id: int, *, at_rest: bool) -> None:
         """Write the note for optuna-dashboard; from time to time while trials run."""
@@ -121,7 +141,7 @@ class TrialPublisher:
         ):
             self.erase(study)
 
-    def erase(self, study: StudyRecord) -> None:
+    def erase(self, study: StudyIdentity) -> None:
         """Delete a study from Optuna's tables, if it exists and is tuner's."""
         study_id = find_study(self._storage, study)
         if study_id is not None and is_ours(self._storage, study_id, study):
@@ -153,14 +173,14 @@ class TrialPublisher:
         study: StudyRecord,
         study_id: int,
         new: Sequence[OpenTrial],
-        trials: Mapping[int, TrialRecord],
+        templates: Mapping[int, FrozenTrial],
         *,
         may_exist: bool,
     ) -> None:
         """Create missing trials and record the ids of all; `may_exist`: search for all of them."""
         if not new:
             return
-        wanted = {one.number: template(trials[one.id], study) for one in new}
+        wanted = {one.number: templates[one.id] for one in new}
         candidates = [wanted[one.number] for one in new if one.begun or may_exist]
         found = writer.find(study_id, candidates)
         self._publications.begin(study.id, [one.id for one in new if not one.begun])

@@ -1,0 +1,356 @@
+"""Columns of the ledger with content that tuner never writes, fed to everything that reads them.
+
+Each column has a study of its own, named by it, beside a healthy one of which it is a copy. They
+are made from the tables' definitions, so a new column is tried too. A round gives each column
+another content. No code may run, no file outside may change, the healthy study must go on, and
+nothing may raise but errors of ours.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from click.testing import CliRunner
+from processes import copy, prepare
+from sqlalchemy import Column, Connection, Table, insert, select, update
+from sqlalchemy.types import JSON
+from training_here import PREFIXES, line_spec
+
+from tuner.cli.app import cli
+from tuner.core.environment import is_gone
+from tuner.core.errors import TunerError
+from tuner.ledger import Ledger, StudyRecord, database, managing
+from tuner.ledger.database import Addresses
+from tuner.ledger.retraining_tables import retrainings, timetable_runs, timetables
+from tuner.ledger.retrainings import Retrainings
+from tuner.ledger.tables import (
+    attempts,
+    checkpoints,
+    chunks,
+    metadata,
+    probes,
+    published_studies,
+    published_trials,
+    reports,
+    studies,
+    trials,
+)
+from tuner.ledger.timetables import Timetables
+from tuner.operations import doctor, export, manage
+from tuner.operations import studies as listing
+from tuner.operations import submit as submission
+from tuner.tracking.recorder import record
+from tuner.worker import work
+
+GOOD = "good"
+CONTENTS: list[Any] = [
+    "../../outside",
+    -1,
+    b"\xff\x00",
+    "{",
+    "[]",
+    '{"a": [1]}',
+    1.5,
+    2**40,
+    "9" * 5000,
+    float("inf"),
+    "\x1b]0;title\x07$(touch outside)",
+    "[" * 5000,
+    None,
+]
+OF_STUDY = [probes, published_studies]
+OF_TRIAL = [attempts, chunks, reports, checkpoints, published_trials]
+NAMED_BY_STUDY = [retrainings, timetables]
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Databases with the healthy study, trained and published."""
+    folder = prepare(tmp_path_factory.mktemp("columns") / "here")
+    places = database.addresses({}, folder)
+    ledger = Ledger(database.open_ledger(places, create=False))
+    _fill(ledger, places)
+    ledger.engine.dispose()
+    return folder
+
+
+def _fill(ledger: Ledger, places: Addresses) -> None:
+    spec = line_spec(
+        study={"name": GOOD},
+        training={"steps": 4, "evaluate_every": 2, "trainer": "reference", "threads": 1},
+        space={"lr": {"low": 0.01, "high": 0.1}},
+        search={"sampler": {"name": "tpe", "startup_trials": 1}, "pruner": {"name": "asha"}},
+        budget={"trials": 2},
+        probe={"enabled": True},
+    )
+    described = submission.prepare(spec, PREFIXES).description
+    good, _ = ledger.submit(spec, limit=2, workload=described)
+    _train(ledger, places)
+    _publish(ledger, places)
+    with ledger.engine.execution_options(writes=True).begin() as tx:
+        tx.execute(update(studies).values(limit=4))
+    environment = ledger.attempts(good.id)[0].environment
+    claim = ledger.claim(
+        good.id, "elsewhere:1:1", environment
+    )  # one that waits, and has parameters
+    assert claim is not None
+    params = dict(ledger.trials(good.id)[0].params or {})
+    ledger.draw(claim.lease, params, attrs={}, study_attrs={}, asked_revision=1)
+    ledger.release(claim.lease, "interrupted", "for this test")
+    with ledger.engine.execution_options(writes=True).begin() as tx:
+        held = tx.scalars(select(attempts.c.id).order_by(attempts.c.id.desc())).first()
+        where = {"trial_id": claim.trial.id, "attempt_id": held}
+        tx.execute(insert(checkpoints).values(**where, step=0, path="x", digest="d"))
+        _add_retraining(tx, GOOD)
+
+
+def _copy_good(ledger: Ledger, table: Table) -> None:
+    """Copy the healthy study for each column of a table, under the column's name."""
+    good = ledger.study(GOOD)
+    with ledger.engine.execution_options(writes=True).begin() as tx:
+        for column in table.columns:
+            _copy_study(tx, good.id, str(column))
+            _add_retraining(tx, str(column))
+
+
+def _copy_study(tx: Connection, study_id: int, name: str) -> None:
+    """Copy a study with all that belongs to it, under another name and unpublished."""
+    row = dict(tx.execute(select(studies).where(studies.c.id == study_id)).one()._mapping)
+    del row["id"]
+    row |= {"name": name, "spec": row["spec"].replace(f'"{GOOD}"', json.dumps(name))}
+    new = tx.execute(insert(studies).values(row).returning(studies.c.id)).scalar_one()
+    for table in OF_STUDY:
+        for one in tx.execute(select(table).where(table.c.study_id == study_id)).all():
+            values = {**one._mapping, "study_id": new}
+            if table is published_studies:
+                values |= {"external_id": None, "revision": 0, "expires_at": 0.0}
+            tx.execute(insert(table).values(values))
+    for trial in tx.execute(select(trials).where(trials.c.study_id == study_id)).all():
+        values = {**trial._mapping, "study_id": new}
+        del values["id"]
+        copied = tx.execute(insert(trials).values(values).returning(trials.c.id)).scalar_one()
+        ids: dict[int, int] = {}  # of attempts
+        for table in OF_TRIAL:
+            for one in tx.execute(select(table).where(table.c.trial_id == trial.id)).all():
+                values = {**one._mapping, "trial_id": copied}
+                values.pop("id", None)
+                if "attempt_id" in values:
+                    values["attempt_id"] = ids[values["attempt_id"]]
+                if table is published_trials:
+                    values |= {"external_id": None, "next_step": 0, "final": False}
+                made = tx.execute(insert(table).values(values))
+                if table is attempts:
+                    ids[one.id] = made.inserted_primary_key[0]
+
+
+def _add_retraining(tx: Connection, name: str) -> None:
+    tx.execute(
+        insert(retrainings).values(
+            study=name, run_key="1", model=name, stage="log", result={"train": {}}, worker="w",
+            token=1, live=False, expires_at=0.0, created_at=1.0,
+        )
+    )  # fmt: skip
+    timetable = tx.execute(
+        insert(timetables).values(
+            name=name, study=name, expression="0 6 * * *", zone="UTC", grace=60.0,
+            catch_up="latest", overlap="skip", enabled=True, seen_at=1.7e9, next_at=1.7e9,
+            created_at=1.0,
+        ).returning(timetables.c.id)
+    ).scalar_one()  # fmt: skip
+    tx.execute(
+        insert(timetable_runs).values(
+            timetable_id=timetable, fire_at=1.6e9, state="running", worker="elsewhere:1:1",
+            token=1, expires_at=0.0,
+        )
+    )  # fmt: skip
+
+
+def _train(ledger: Ledger, places: Addresses) -> None:
+    work(
+        ledger,
+        places.checkpoints,
+        names=[],
+        prefixes=PREFIXES,
+        stop=threading.Event(),
+        until_idle=True,
+    )
+
+
+def _publish(ledger: Ledger, places: Addresses) -> None:
+    closing_now = threading.Event()
+    closing_now.set()
+    record(ledger.engine, places, names=[], closing=closing_now)
+
+
+def _rows_of(column: Column[Any]) -> str:
+    """Return the condition for the rows of a table that belong to the column's study."""
+    study = "(SELECT id FROM tuner_studies WHERE name = :name)"
+    table = column.table
+    if table is studies:
+        return "name = :name"
+    if table is trials or table in OF_STUDY:
+        return f"study_id IN {study}"
+    if table in OF_TRIAL:
+        return f"trial_id IN (SELECT id FROM tuner_trials WHERE study_id IN {study})"
+    if table is timetable_runs:
+        return "timetable_id IN (SELECT id FROM tuner_timetables WHERE name = :name)"
+    assert table in NAMED_BY_STUDY, f"say here which rows of {table.name} belong to a study"
+    return "study = :name"
+
+
+def _damages(
+    connection: sqlite3.Connection, table: Table, turn: int
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield a statement, its content and its study for each column."""
+    for index, column in enumerate(table.columns):
+        content = CONTENTS[(index + turn) % len(CONTENTS)]
+        name = f'"{column.name}"'
+        statement = f"UPDATE {column.table.name} SET {name} = :content WHERE {_rows_of(column)}"
+        if (isinstance(column.type, JSON) or column is studies.c.spec) and turn % 2:
+            # the content within what was there
+            found = connection.execute(
+                f"SELECT {name} FROM {column.table.name} WHERE {_rows_of(column)} "
+                f"AND {name} IS NOT NULL",
+                {"name": str(column)},
+            ).fetchone()
+            content = _within(json.loads(found[0]), content, turn) if found else content
+        yield statement, content, str(column)
+
+
+def _within(value: Any, content: Any, turn: int) -> str:
+    """Replace one of the leaves of a JSON value by a content, another one each turn."""
+    content = content.decode("latin-1") if isinstance(content, bytes) else content
+    paths = list(_leaves(value))
+    path = paths[turn * 7 % len(paths)] if paths else []
+    if not path:
+        return json.dumps(content)
+    place = value
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = content
+    return json.dumps(value)
+
+
+def _leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    items: Any = []
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    if path:
+        yield path
+    for key, one in items:
+        yield from _leaves(one, (*path, key))
+
+
+ROUNDS = [
+    pytest.param(turn, marks=pytest.mark.slow if turn < 1 else pytest.mark.nightly)
+    for turn in range(len(CONTENTS))
+]
+
+
+@pytest.fixture
+def ledger(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
+    """The healthy study, in a working folder of its own."""
+    here = copy(template, tmp_path)
+    monkeypatch.chdir(here)
+    found = Ledger(database.open_ledger(database.addresses({}, here), create=False))
+    yield found
+    found.engine.dispose()
+    assert not (tmp_path.parent / "outside").exists()
+
+
+def _damage(ledger: Ledger, table: Table, turn: int) -> None:
+    """Write into each column of a table, in a copy of the healthy study, what is never there."""
+    _copy_good(ledger, table)
+    with closing(sqlite3.connect("tuner.db")) as connection, connection:
+        for statement, content, study in _damages(connection, table, turn):
+            with suppress(sqlite3.IntegrityError, OverflowError):  # the schema refuses it
+                connection.execute(statement, {"content": content, "name": study})
+
+
+def _train_the_good_one(ledger: Ledger, places: Addresses) -> StudyRecord:
+    """Let a worker train all studies; the healthy one has all its trials then."""
+    _train(ledger, places)
+    good = ledger.study(GOOD)
+    assert len(ledger.trials(good.id)) == good.limit
+    assert ledger.counts(good.id)["running"] == ledger.counts(good.id)["waiting"] == 0
+    return good
+
+
+@pytest.mark.parametrize("table", metadata.sorted_tables, ids=str)
+def test_no_content_of_any_column_stops_a_worker_or_a_scheduler(ledger, places, table):
+    _damage(ledger, table, 0)
+    good = _train_the_good_one(ledger, places)
+    assert GOOD in [one["study"] for one in listing.studies(ledger)]
+    _retrain(ledger)
+    for name in set(_names(ledger)) - {GOOD}:
+        managing.cancel(ledger, ledger.identity(name), "for this test")
+        managing.delete_study(ledger, ledger.identity(name))
+    assert _names(ledger) == [GOOD]
+    assert len(ledger.trials(good.id)) == good.limit
+
+
+@pytest.mark.parametrize("turn", ROUNDS)
+@pytest.mark.parametrize("table", metadata.sorted_tables, ids=str)
+def test_no_content_of_any_column_stops_anything_else(ledger, places, table, turn):
+    _damage(ledger, table, turn)
+    good = _train_the_good_one(ledger, places)
+    _publish(ledger, places)
+    assert len(optuna.load_study(study_name=GOOD, storage=places.optuna).trials) == good.limit
+    _look(ledger)
+    _retrain(ledger)
+    assert [one for one in doctor.examine(ledger.engine, places) if one.study == GOOD] == []
+    doctor.repair(ledger.engine, places)
+    for name in set(_names(ledger)) - {GOOD}:
+        manage.delete(ledger, places, name, force=True)
+    assert _names(ledger) == [GOOD]
+    assert len(ledger.trials(good.id)) == good.limit
+
+
+def _names(ledger: Ledger) -> list[str]:
+    with ledger.engine.begin() as tx:
+        return [str(name) for name in tx.scalars(select(studies.c.name))]
+
+
+def _look(ledger: Ledger) -> None:
+    """Let every command look at every study."""
+    command = CliRunner()
+    listed = command.invoke(cli, ["studies"], catch_exceptions=False)
+    assert listed.exit_code == 0
+    assert f"{GOOD}: ended" in listed.output
+    assert "\x1b]" not in listed.output
+    command.invoke(cli, ["studies", "--json"], catch_exceptions=False)
+    command.invoke(cli, ["timetable", "list"], catch_exceptions=False)
+    for name in _names(ledger):
+        for arguments in (["status"], ["status", "--json"], ["status", "--trial", "0"], ["best"]):
+            found = command.invoke(cli, [arguments[0], name, *arguments[1:]])
+            assert isinstance(found.exception, TunerError | SystemExit | None), found.exc_info
+            assert "\x1b]" not in found.output
+        with suppress(TunerError):
+            export.export(ledger, ledger.study(name), Path("exported"))
+
+
+def _retrain(ledger: Ledger) -> None:
+    """Let the scheduler and a retraining of every study go round."""
+    store, retraining = Timetables(ledger), Retrainings(ledger)
+    store.all()
+    store.tick()
+    store.history()
+    for _ in range(3):
+        store.claim("w", is_gone)
+    for name in set(_names(ledger)) - {GOOD}:
+        for read in (retraining.history, retraining.of_model, retraining.promoted):
+            read(name)
+        with suppress(TunerError):
+            retraining.claim(name, "1", name, "w", is_gone)
+    held, other = retraining.claim(GOOD, "1", GOOD, "w", is_gone)
+    assert (held.stage, other) == ("log", None)
