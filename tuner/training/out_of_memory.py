@@ -7,6 +7,10 @@ import gc
 import torch
 
 
+class TooManyTogetherError(MemoryError):
+    """Trials that trained together ran out of memory; fewer at a time may not."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error means that a device or the CPU ran out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):

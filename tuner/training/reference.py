@@ -157,6 +157,10 @@ class ReferenceTrainer:
         self._member_of(number)
         self._member = None
 
+    def step_of(self, number: int) -> int:
+        """Return the current step of the member."""
+        return self._member_of(number).step
+
     def snapshot(self, number: int) -> bytes:
         """Return the state needed to resume exactly at the current step."""
         member = self._member_of(number)

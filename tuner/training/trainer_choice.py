@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from tuner.config import ParameterValue, StudySpec, options, settings_of
+from tuner.config import ParameterValue, StudySpec, horizon_of, options, settings_of
 from tuner.config.study import WorkloadTable
 from tuner.core.errors import WorkloadError
 from tuner.core.failures import sentence
 from tuner.training import objective, out_of_memory, train_functions, workloads
-from tuner.training.cohort import eligibility
+from tuner.training.cohort import eligibility, groups
+from tuner.training.cohort.groups import GroupedTrainer
 from tuner.training.cohort.trainer import CohortTrainer
 from tuner.training.device import use_threads
 from tuner.training.function_trainer import FunctionTrainer
@@ -40,6 +42,12 @@ MIN_THREAD_SPEEDUP = 1.2
 
 MIN_COHORT_SPEEDUP = 1.1
 """Minimum speedup to choose a cohort; less may be noise."""
+
+SOME = 4
+"""Random trials of a space; if none of them can be stacked, its trials train one at a time."""
+
+MAX_DRAWS = 500
+"""Maximum number of random trials drawn to count the different groups of a study."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +102,23 @@ def trainer_for(trained: Trained, spec: StudySpec, choice: Choice | None = None)
     if isinstance(trained, TrainFunction):
         return FunctionTrainer(trained, spec)
     if choice is not None and choice.trainer == "cohort":
-        return CohortTrainer(trained, spec, choice.slots)
+        return _together(trained, spec, choice.slots)
     return ReferenceTrainer(trained, spec)
+
+
+def _together(workload: Workload, spec: StudySpec, slots: int) -> Trainer:
+    """Return a trainer of many trials at a time. Raise `WorkloadError`."""
+    if eligibility.shared(spec):
+        return GroupedTrainer(workload, spec, slots)
+    return CohortTrainer(workload, spec, slots)
+
+
+def _obstacle(workload: Workload, spec: StudySpec) -> str:
+    """Return why the trials of a study cannot be trained together; empty if some can."""
+    if eligibility.shared(spec):
+        some = [task.params for task in _drawn_tasks(spec, SOME)]
+        return groups.reason_not_stackable(workload, spec, some)
+    return eligibility.reason_not_stackable(workload, spec)
 
 
 def settled(kept: Mapping[str, Any]) -> Choice:
@@ -120,7 +143,7 @@ def settle(trained: Trained, spec: StudySpec) -> Choice:
         return choose(trained, spec, slots=slots)
     if training.trainer == "reference":
         return Choice(trainer="reference", slots=1, reason="the study asks for it")
-    obstacle = eligibility.reason_not_stackable(trained, spec)
+    obstacle = _obstacle(trained, spec)
     if obstacle:
         return Choice(trainer="reference", slots=1, reason=obstacle)
     wanted = automatic_slots(spec) if slots is None else slots
@@ -149,13 +172,14 @@ def choose(
         few = f"{spec.budget.trials} trials are too few to train more than one at a time"
         reason = few if slots is None else "there is one slot"
         return Choice(trainer="reference", slots=1, reason=reason)
-    obstacle = eligibility.reason_not_stackable(trained, spec)
+    obstacle = _obstacle(trained, spec)
     if obstacle:
         return Choice(trainer="reference", slots=1, reason=obstacle)
     reason = "there is not enough memory for two trials at a time"
     while wanted >= 2:
         try:
-            alone, together = _measured(trained, spec, wanted, seconds, clock)
+            measured = _measured_mix if eligibility.shared(spec) else _measured
+            alone, together = measured(trained, spec, wanted, seconds, clock)
             break
         except KeyboardInterrupt:
             raise
@@ -294,6 +318,48 @@ def _measured(
     return statistics.median(alone), statistics.median(together)
 
 
+def _measured_mix(
+    workload: Workload, spec: StudySpec, slots: int, seconds: float, clock: Callable[[], float]
+) -> tuple[float, float | None]:
+    """Return the same as `_measured`, of a random mix of the space, trained in groups.
+
+    The seconds in groups include a part of planning: once for each group of the study.
+    """
+    pruner = spec.search.model_validate({"sampler": "random", "pruner": "none"})
+    spec = spec.model_copy(update={"search": pruner})  # no rungs at different steps
+    tasks = _drawn_tasks(spec, slots)
+    keys = [groups.key_of(spec, task.params) for task in tasks]
+    # a trainer for each group, so that no workload is built within the time
+    equals = {key: workload.of(task.params) for key, task in zip(keys, tasks, strict=True)}
+    plain = {key: ReferenceTrainer(own, spec) for key, own in equals.items()}
+
+    def alone(some: int, steps: int) -> float:
+        turns = list(zip(keys, tasks, strict=True))[:some]
+        return sum(_seconds(plain[key], [task], steps, clock) for key, task in turns) / some / steps
+
+    first = alone(1, 1)
+    if first > seconds:
+        first = alone(1, 1)
+        if first > seconds:
+            return first, None
+    horizons = [
+        horizon_of(spec, task.params, equals[key].rows)
+        for key, task in zip(keys, tasks, strict=True)
+    ]
+    rounds, most = 3, 20
+    steps = max(1, min(int(seconds / rounds / 2 / max(first * slots, 1e-9)), most, *horizons))
+    grouped = GroupedTrainer(workload, spec, slots)
+    planning = _seconds(grouped, tasks, 1, clock) / len(plain)  # of a group
+    several = min(spec.budget.trials, MAX_DRAWS)
+    seen = {groups.key_of(spec, task.params) for task in _drawn_tasks(spec, several)}
+    share = planning * len(seen) / several / statistics.mean(horizons)  # of a step of a trial
+    apart, together = [], []
+    for _ in range(rounds):
+        apart.append(alone(slots, steps))
+        together.append(_seconds(grouped, tasks, steps, clock) / steps / slots + share)
+    return statistics.median(apart), statistics.median(together)
+
+
 def _seconds(
     trainer: Trainer, tasks: Sequence[Task], steps: int, clock: Callable[[], float]
 ) -> float:
@@ -307,6 +373,14 @@ def _seconds(
     for task in tasks:
         trainer.evict(task.number)
     return clock() - began
+
+
+def _drawn_tasks(spec: StudySpec, count: int) -> list[Task]:
+    """Return tasks drawn at random from the space, at the lowest rate, so that none diverges."""
+    numbers = random.Random(0)  # noqa: S311 - not for secrets
+    lowest = next(one.lowest for one in spec.space.parameters() if one.name == "lr")
+    drawn = [spec.space.draw(numbers) | {"lr": lowest} for _ in range(count)]
+    return [Task(number=number, seed=number, params=one) for number, one in enumerate(drawn)]
 
 
 def _tasks(spec: StudySpec, count: int) -> list[Task]:

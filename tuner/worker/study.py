@@ -342,6 +342,10 @@ class StudyWorker:
 
     def _fail(self, attempt: Attempt, error: BaseException) -> None:
         """Fail a trial, or release it for another attempt, after its workload raised."""
+        if isinstance(error, out_of_memory.TooManyTogetherError):
+            attempt.log.warning(f"study {self._name}: {error}")
+            self._end(attempt, attempt.release)
+            return
         try:
             end = attempt.fail(error)
         except LeaseLost:

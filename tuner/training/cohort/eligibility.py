@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tuner.config import StudySpec, settings_of
-from tuner.config.space import SETTINGS as _OF_ONE_TRIAL
+from tuner.config import ParameterValue, StudySpec, TrialSettings, settings_of
+from tuner.config.space import SETTINGS
 from tuner.training import out_of_memory, random_state
 from tuner.training.cohort import dropout
 from tuner.training.cohort.layers import DenseStack, chain_of
@@ -34,6 +36,9 @@ WORTH_FILLING = 5 / 8
 
 CLOSE = 1e-7
 """Relative tolerance between stacked and single results in double precision."""
+
+
+NOTHING: Mapping[str, ParameterValue] = MappingProxyType({})
 
 
 class NotStackableError(ValueError):
@@ -59,10 +64,22 @@ class Plan:
         return chosen
 
 
-def reason_not_stackable(workload: Workload, spec: StudySpec) -> str:
-    """Return why trials of a study cannot be trained together; an empty string if they can."""
+def shared(spec: StudySpec) -> list[str]:
+    """Return the names of the searched parameters that are equal for all members of a cohort.
+
+    These are the arguments, which may decide shapes, and the settings, without the norm at which
+    gradients are clipped, which a member has of its own.
+    """
+    settings = [name for name in SETTINGS if name != "clip_norm" and getattr(spec.space, name)]
+    return [*settings, *spec.space.function_arguments]
+
+
+def reason_not_stackable(
+    workload: Workload, spec: StudySpec, common: Mapping[str, ParameterValue] = NOTHING
+) -> str:
+    """Return why trials cannot be trained together; an empty string if they can; see `plan`."""
     try:
-        plan(workload, spec)
+        plan(workload, spec, common)
     except NotStackableError as error:
         return str(error)
     except Exception as error:
@@ -72,13 +89,18 @@ def reason_not_stackable(workload: Workload, spec: StudySpec) -> str:
     return ""
 
 
-def plan(workload: Workload, spec: StudySpec) -> Plan:
-    """Return how to train trials of a study together. Raise `NotStackableError`."""
-    refused = _refused(spec)
+def plan(
+    workload: Workload, spec: StudySpec, common: Mapping[str, ParameterValue] = NOTHING
+) -> Plan:
+    """Return how to train trials of a study together. Raise `NotStackableError`.
+
+    `common` has the searched parameters that they share (see `shared`), of which `workload` is.
+    """
+    settings = settings_of(spec, common, workload.rows)
+    refused = _refused(spec, settings)
     if refused:
         raise NotStackableError(f"trials cannot be trained together with {refused}")
     rows = len(workload.train_inputs)
-    settings = settings_of(spec, {}, workload.rows)
     batch = settings.batch_size
     rows = rows if batch == "full" else min(batch, rows)
     try:
@@ -102,21 +124,15 @@ def plan(workload: Workload, spec: StudySpec) -> Plan:
         ) from error
 
 
-def _refused(spec: StudySpec) -> str:
-    """Return a setting of the study that only the reference trainer supports, or empty."""
-    training = spec.training
-    searched = [one for one in spec.space.parameters() if one.name in _OF_ONE_TRIAL]
-    searched += [one for one in spec.space.parameters() if one.name in spec.space.arguments]
+def _refused(spec: StudySpec, settings: TrialSettings) -> str:
+    """Return a setting that only the reference trainer supports, or empty."""
     refused = {
-        f"{searched[0].name if searched else ''} searched, which differs between trials": (
-            bool(searched)
-        ),
         f"a train function ({spec.workload.train}), whose loop is its own": spec.workload.train,
-        '[training] precision = "float16", whose scale is a trial\'s own': (
-            training.precision == "float16"
+        'precision = "float16", whose scale is a trial\'s own': settings.precision == "float16",
+        f"accumulate = {settings.accumulate}": settings.accumulate > 1,
+        "[training] seconds, which would depend on the other trials": (
+            spec.training.seconds is not None
         ),
-        f"[training] accumulate = {training.accumulate}": training.accumulate > 1,
-        "[training] seconds, which would depend on the other trials": training.seconds is not None,
     }
     return next((name for name, holds in refused.items() if holds), "")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -30,6 +31,7 @@ class Member:
     guard: GuardMonitor
     monitor: LossMonitor  # the guard, but for a branch
     random: Generator  # for dropout
+    clip_norm: float | None  # of gradients
     progress: Progress = NO_EVALUATIONS
     step: int = 0
     status: Status = Status.TRAINING
@@ -45,11 +47,15 @@ def buffers_of(member: Member) -> dict[str, Tensor]:
 class Group:
     """The members of one block that are in training, during `count` steps."""
 
-    def __init__(
-        self, block: Block, members: list[Member], count: int, clip_norm: float | None
-    ) -> None:
+    def __init__(self, block: Block, members: list[Member], count: int) -> None:
         self.members = members
-        self._block, self._clip_norm = block, clip_norm
+        self._block = block
+        self._clip_norms: Tensor | None = None  # [place]
+        if any(member.clip_norm is not None for member in members):
+            self._clip_norms = block.rows.new_full((len(block.rows),), math.inf)
+            for member in members:
+                if member.clip_norm is not None:
+                    self._clip_norms[member.place] = member.clip_norm
         self.times: list[float] = []  # of the completed steps
         self.error: BaseException | None = None  # raised by the step after them
         self.losses = block.rows.new_empty(count, len(block.rows))  # [step, place]
@@ -67,9 +73,9 @@ class Group:
                 block.draw(member.place, member.random)
         losses.copy_(block.train(inputs, targets, rows))
         torch.linalg.vector_norm(block.gradients, dim=1, out=norms)
-        if self._clip_norm is not None:
-            # as torch.nn.utils.clip_grads_with_norm_ does
-            shares = (self._clip_norm / (norms + 1e-6)).clamp_(max=1.0)
+        if self._clip_norms is not None:
+            # as torch.nn.utils.clip_grads_with_norm_ does, which also multiplies by a reciprocal
+            shares = (norms + 1e-6).reciprocal_().mul_(self._clip_norms).clamp_(max=1.0)
             block.gradients.mul_(shares.unsqueeze(1))
         for step, rate in zip(self._steps, self._rates[index], strict=True):
             step(rate)

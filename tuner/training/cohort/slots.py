@@ -21,7 +21,10 @@ class SlotAllocator:
     """Allocate blocks and assign their places to members."""
 
     def __init__(self, plan: Plan, slots: int, dtype: torch.dtype, device: torch.device) -> None:
-        """Allocate blocks for all slots, so that a lack of memory shows at once."""
+        """Allocate blocks for all slots, so that a lack of memory shows at once.
+
+        Without slots, blocks are allocated for the members that come.
+        """
         self._plan, self._slots, self._dtype, self._device = plan, slots, dtype, device
         self._unused: list[Block] = []
         self.blocks = [self._block(size) for size in plan.sizes_for(slots)]
@@ -35,7 +38,11 @@ class SlotAllocator:
                     return block, place
         # earlier compaction has dropped blocks
         missing = self._slots - sum(len(block.rows) for block in self.blocks)
-        self.blocks.append(self._block(self._plan.sizes_for(max(1, missing))[0]))
+        if missing > 0:
+            size = self._plan.sizes_for(missing)[0]
+        else:
+            size = self._plan.sizes_for(len(members) + 1)[-1]
+        self.blocks.append(self._block(size))
         return self.blocks[-1], 0
 
     def compact(self, members: Sequence[Member]) -> None:

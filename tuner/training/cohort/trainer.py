@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tuner.config import StudySpec, settings_of
+from tuner.config import ParameterValue, StudySpec, settings_of
 from tuner.core.errors import WorkloadError
 from tuner.training import checkpoint, objective, out_of_memory, random_state
 from tuner.training.batches import BatchOrder, open_stream
@@ -34,7 +34,7 @@ from tuner.training.branches import (
 )
 from tuner.training.cohort import eligibility, optimizers
 from tuner.training.cohort.data import FromLoader, InMemory, Source
-from tuner.training.cohort.eligibility import NotStackableError
+from tuner.training.cohort.eligibility import NOTHING, NotStackableError, Plan
 from tuner.training.cohort.layout import Block
 from tuner.training.cohort.members import Group, Member, buffers_of
 from tuner.training.cohort.slots import SlotAllocator
@@ -67,15 +67,22 @@ class CohortTrainer:
         spec: StudySpec,
         slots: int,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        common: Mapping[str, ParameterValue] = NOTHING,
+        plan: Plan | None = None,
     ) -> None:
         """Move the data to the device and plan how to stack the model; `clock` returns seconds.
+
+        `common` has the searched arguments and settings that all members share (see
+        `eligibility.shared`), of which `workload` is. With the `plan` of an earlier cohort, memory
+        is allocated for the members that come instead of for all slots.
 
         Raise `WorkloadError` if the workload does not measure the study's metric or cannot be
         stacked; `eligibility.reason_not_stackable` checks the latter in advance.
         """
         objective.check_metric(spec, workload)
         try:
-            self._plan = eligibility.plan(workload, spec)
+            self._plan = plan or eligibility.plan(workload, spec, common)
         except NotStackableError as error:
             raise WorkloadError(f'{error}; set trainer = "reference"') from error
         assert slots >= 1, slots
@@ -85,7 +92,9 @@ class CohortTrainer:
         self._clock = clock
         self._device = torch.device(spec.training.device)
         self._dtype: torch.dtype = getattr(torch, spec.training.dtype)
-        self._settings = settings_of(spec, {}, workload.rows)  # of every trial
+        self._common = dict(common)
+        # of every trial, but for the norm at which gradients are clipped
+        self._settings = settings_of(spec, common, workload.rows)
         self._precision = Precision(self._settings.precision, self._device)
         self._stream = open_stream(workload, self._settings.batch_size, self._on_device)
         self._source: Source
@@ -99,7 +108,8 @@ class CohortTrainer:
             self._on_device(workload.validation_targets),
         )
         self._evaluation_steps = self._settings.evaluation_steps
-        self._allocator = SlotAllocator(self._plan, slots, self._dtype, self._device)
+        at_once = 0 if plan else slots
+        self._allocator = SlotAllocator(self._plan, at_once, self._dtype, self._device)
         self._slots: list[Member | None] = [None] * slots
 
     def admit(self, task: Task) -> None:
@@ -111,6 +121,7 @@ class CohortTrainer:
                 f"expected a free slot for trial {task.number}, got {self.capacity} taken ones; "
                 "evict a trial first"
             )
+        assert self._common.items() <= task.params.items(), (self._common, task.params)
         state = None
         if task.snapshot is not None:
             state = checkpoint.matching(task.snapshot, self._fingerprint(task), task.number)
@@ -150,6 +161,10 @@ class CohortTrainer:
         member = self._member_of(number)
         member.block.rows[member.place] = 0.0
         self._slots[self._slots.index(member)] = None
+
+    def step_of(self, number: int) -> int:
+        """Return the current step of a member."""
+        return self._member_of(number).step
 
     def snapshot(self, number: int) -> bytes:
         """Return the state needed to resume exactly at the current step.
@@ -229,9 +244,7 @@ class CohortTrainer:
 
     def _update(self, members: list[Member], count: int, source: Source) -> None:
         """Make `count` updates of members in training, then judge the losses."""
-        groups = [
-            Group(block, own, count, self._settings.clip_norm) for block, own in _by_block(members)
-        ]
+        groups = [Group(block, own, count) for block, own in _by_block(members)]
         feeds = [source.feed(g.members, len(g.losses[0]), count) for g in groups]
         turns = list(zip(groups, feeds, strict=True))
         # if possible, all steps of one block before the next, so that its rows stay cached
@@ -382,6 +395,7 @@ class CohortTrainer:
             guard=guard,
             monitor=guard,
             random=generator,
+            clip_norm=_clip_norm(task, self._settings.clip_norm),
         )
 
     def _restore(self, member: Member, state: dict[str, Any]) -> None:
@@ -473,6 +487,12 @@ def _finite(rows: Tensor) -> list[bool]:  # rows: [place, parameter]
     if not finite.all():  # or finite numbers whose sum is not
         finite = torch.isfinite(rows).all(dim=1)
     return [bool(each) for each in finite.tolist()]
+
+
+def _clip_norm(task: Task, of_study: float | None) -> float | None:
+    """Return the norm at which a trial's gradients are clipped: its own, or the study's."""
+    own = task.params.get("clip_norm", of_study)
+    return None if own is None else float(own)
 
 
 def _training(members: list[Member]) -> list[Member]:
