@@ -274,6 +274,7 @@ def test_looking(folder):
     assert list(status["best"]) == ["number", "value", "params", "run_id"]
     assert status["budget"] == {"trials": 4, "reserved": 4}
     assert (status["state"], status["workers"]) == ("ended", [])
+    assert status.pop("unreadable") == []
     assert tuner(folder, "studies", "--json").json == {"studies": [status]}
     best = tuner(folder, "best", "small", "--json").json
     assert best == {"study": "small", "best": status["best"]}
