@@ -320,7 +320,7 @@ def test_early_raw_rungs_of_schedules_that_differ_are_warned_of(ledger, caplog):
     submission.submit(ledger, made, WORKLOAD)
     (said,) = [record.message for record in caplog.records]
     assert "first stops trials at step 34 of 300" in said
-    assert "0.21 at a ninth of the horizon, and 0.60 at a third" in said
+    assert "0.18 at a ninth of the horizon, and 0.43 at a third" in said
     judged = spec(search={"pruner": "asha", "judge": "fast_forward"}, space=schedules)
     assert submission.early_pruning(judged) is None
 

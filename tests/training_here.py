@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tuner.config import StudySpec
 from tuner.ledger import Ledger, StudyRecord
 from tuner.ledger.database import Addresses
 from tuner.operations import submit
+from tuner.tracking.recorder import record
 from tuner.training.workloads import Workload, digest_of
 from tuner.worker import work
 
@@ -96,12 +98,24 @@ def submitted(ledger: Ledger, **tables: dict[str, Any]) -> StudyRecord:
 
 def train(ledger: Ledger, places: Addresses, study: StudyRecord) -> StudyRecord:
     """Train what is left of a study, with no recorder."""
+    train_all(ledger, places, [study.name])
+    return ledger.study(study.name)
+
+
+def train_all(ledger: Ledger, places: Addresses, names: Sequence[str] = ()) -> None:
+    """Train what is left of the studies with these names, or of all, with no recorder."""
     work(
         ledger,
         places.checkpoints,
-        names=[study.name],
+        names=names,
         prefixes=PREFIXES,
         stop=threading.Event(),
         until_idle=True,
     )
-    return ledger.study(study.name)
+
+
+def publish(ledger: Ledger, places: Addresses) -> None:
+    """Publish what there is, as a recorder that is told to close."""
+    closing_now = threading.Event()
+    closing_now.set()
+    record(ledger.engine, places, names=[], closing=closing_now)

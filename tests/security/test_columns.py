@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import threading
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -22,7 +21,7 @@ from click.testing import CliRunner
 from processes import copy, prepare
 from sqlalchemy import Column, Connection, Table, insert, select, update
 from sqlalchemy.types import JSON
-from training_here import PREFIXES, line_spec
+from training_here import PREFIXES, line_spec, publish, train_all
 
 from tuner.cli.app import cli
 from tuner.core.environment import is_gone
@@ -47,8 +46,6 @@ from tuner.ledger.timetables import Timetables
 from tuner.operations import doctor, export, manage
 from tuner.operations import studies as listing
 from tuner.operations import submit as submission
-from tuner.tracking.recorder import record
-from tuner.worker import work
 
 GOOD = "good"
 CONTENTS: list[Any] = [
@@ -93,8 +90,8 @@ def _fill(ledger: Ledger, places: Addresses) -> None:
     )
     described = submission.prepare(spec, PREFIXES).description
     good, _ = ledger.submit(spec, limit=2, workload=described)
-    _train(ledger, places)
-    _publish(ledger, places)
+    train_all(ledger, places)
+    publish(ledger, places)
     with ledger.engine.execution_options(writes=True).begin() as tx:
         tx.execute(update(studies).values(limit=4))
     environment = ledger.attempts(good.id)[0].environment
@@ -171,23 +168,6 @@ def _add_retraining(tx: Connection, name: str) -> None:
             token=1, expires_at=0.0,
         )
     )  # fmt: skip
-
-
-def _train(ledger: Ledger, places: Addresses) -> None:
-    work(
-        ledger,
-        places.checkpoints,
-        names=[],
-        prefixes=PREFIXES,
-        stop=threading.Event(),
-        until_idle=True,
-    )
-
-
-def _publish(ledger: Ledger, places: Addresses) -> None:
-    closing_now = threading.Event()
-    closing_now.set()
-    record(ledger.engine, places, names=[], closing=closing_now)
 
 
 def _rows_of(column: Column[Any]) -> str:
@@ -279,7 +259,7 @@ def _damage(ledger: Ledger, table: Table, turn: int) -> None:
 
 def _train_the_good_one(ledger: Ledger, places: Addresses) -> StudyRecord:
     """Let a worker train all studies; the healthy one has all its trials then."""
-    _train(ledger, places)
+    train_all(ledger, places)
     good = ledger.study(GOOD)
     assert len(ledger.trials(good.id)) == good.limit
     assert ledger.counts(good.id)["running"] == ledger.counts(good.id)["waiting"] == 0
@@ -304,7 +284,7 @@ def test_no_content_of_any_column_stops_a_worker_or_a_scheduler(ledger, places, 
 def test_no_content_of_any_column_stops_anything_else(ledger, places, table, turn):
     _damage(ledger, table, turn)
     good = _train_the_good_one(ledger, places)
-    _publish(ledger, places)
+    publish(ledger, places)
     assert len(optuna.load_study(study_name=GOOD, storage=places.optuna).trials) == good.limit
     _look(ledger)
     _retrain(ledger)

@@ -7,7 +7,6 @@ and must not lead to a file outside the folder of checkpoints.
 from __future__ import annotations
 
 import sqlite3
-import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -19,7 +18,7 @@ from helpers import claim, rows, submit
 from processes import prepare
 from safetensors.numpy import save
 from sqlalchemy import text, update
-from training_here import PREFIXES, line_spec
+from training_here import PREFIXES, line_spec, publish, train_all
 
 from tuner.cli.app import cli
 from tuner.config import StudySpec
@@ -27,14 +26,11 @@ from tuner.config.grid import Grid
 from tuner.core.errors import NotFoundError, UnreadableError
 from tuner.ledger import CheckpointRecord, Ledger, adding, database
 from tuner.ledger.checkpoint_files import file_of, remove_file, remove_folder
-from tuner.ledger.database import Addresses
 from tuner.ledger.records import ADDED, FIXED, HISTORY, PARENT, RETRIED, SEED
 from tuner.ledger.tables import studies, trials
 from tuner.operations import doctor, manage
 from tuner.operations import submit as submission
 from tuner.search import Search
-from tuner.tracking.recorder import record
-from tuner.worker import work
 from tuner.worker.lease_renewer import LeaseRenewer
 
 STUDIES = "UPDATE tuner_studies SET {} WHERE id = :study"
@@ -91,23 +87,6 @@ def _spec(name: str) -> StudySpec:
     )
 
 
-def _train(ledger: Ledger, places: Addresses) -> None:
-    work(
-        ledger,
-        places.checkpoints,
-        names=[],
-        prefixes=PREFIXES,
-        stop=threading.Event(),
-        until_idle=True,
-    )
-
-
-def _publish(ledger: Ledger, places: Addresses) -> None:
-    closing_now = threading.Event()
-    closing_now.set()
-    record(ledger.engine, places, names=[], closing=closing_now)
-
-
 @pytest.fixture
 def outside(tmp_path: Path) -> Iterator[Path]:
     """A folder outside of that of the checkpoints, in which nothing may be changed."""
@@ -128,16 +107,16 @@ def test_a_bad_row_stops_nobody_else(tmp_path, outside, monkeypatch):
     described = submission.prepare(_spec("good"), PREFIXES).description
     for name in (*DAMAGES, *HARMLESS, "good"):  # bad ones first: they come first everywhere
         ledger.submit(_spec(name), limit=1, workload=described)
-    _train(ledger, places)
+    train_all(ledger, places)
     for study in ledger.studies():
         (places.checkpoints / str(study.id) / "0").mkdir(parents=True)
     (places.checkpoints / "outside").symlink_to(outside)
     _damage(here, outside)
 
-    _train(ledger, places)
+    train_all(ledger, places)
     good = ledger.study("good")
     assert ledger.counts(good.id)["completed"] == 2
-    _publish(ledger, places)
+    publish(ledger, places)
 
     command = CliRunner()
     listed = command.invoke(cli, ["studies"], catch_exceptions=False)

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
@@ -21,13 +20,14 @@ from tuner.config import ParameterValue
 from tuner.ledger.records import FIXED
 from tuner.search import gp
 from tuner.search.encoding import Encoding, Rows
+from tuner.search.space import IndependentSampler
 from tuner.search.transfer import Source, columns
 
 MOST_AWAITED = 16
 """Values that are waited for because of running trials, at most."""
 
 
-class WholeSampler(BaseSampler):
+class WholeSampler(IndependentSampler):
     """Draws all parameters of a trial at once, when the first is asked for."""
 
     def __init__(self) -> None:
@@ -38,18 +38,6 @@ class WholeSampler(BaseSampler):
     ) -> dict[str, ParameterValue]:
         """Draw the parameters that vary; `fixed` ones are given."""
         raise NotImplementedError
-
-    def infer_relative_search_space(
-        self, study: Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        """Leave every parameter to `sample_independent`."""
-        return {}
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Draw nothing."""
-        return {}
 
     def sample_independent(
         self,

@@ -131,11 +131,8 @@ def _suggest(trial: Trial, name: str, of: BaseDistribution) -> Any:
     return trial.suggest_categorical(name, of.choices)
 
 
-class FixedSampler(BaseSampler):
-    """Draws one fixed combination of parameters."""
-
-    def __init__(self, space: Space, params: Mapping[str, ParameterValue]) -> None:
-        self._params = for_sampler(space, params)
+class IndependentSampler(BaseSampler):
+    """Draws every parameter by `sample_independent`."""
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -148,6 +145,13 @@ class FixedSampler(BaseSampler):
     ) -> dict[str, Any]:
         """Return no parameters."""
         return {}
+
+
+class FixedSampler(IndependentSampler):
+    """Draws one fixed combination of parameters."""
+
+    def __init__(self, space: Space, params: Mapping[str, ParameterValue]) -> None:
+        self._params = for_sampler(space, params)
 
     def sample_independent(
         self,
