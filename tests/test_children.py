@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,6 +79,40 @@ def test_what_is_closed_hinders_no_child(tmp_path: Path):
         keep_from_children(closed)
     with forked() as child:
         assert psutil.Process(child).is_running()
+
+
+class Interrupted(io.StringIO):
+    """A stream that a signal interrupts in each write, and that cannot be written meanwhile."""
+
+    def __init__(self):
+        super().__init__()
+        self.writing = False
+
+    def write(self, text):
+        assert not self.writing, "written while it was being written"
+        self.writing = True
+        if "interrupted here" in text:
+            signal.raise_signal(signal.SIGINT)
+        self.writing = False
+        return super().write(text)
+
+
+def test_a_signal_may_come_while_a_line_is_logged(monkeypatch):
+    stream = Interrupted()
+    handler = logging.StreamHandler(stream)
+    monkeypatch.setattr(handler, "handleError", lambda record: stream.write("failed"))
+    logging.root.addHandler(handler)
+    try:
+        with stop_on_signals("saving the trial") as stop:
+            logging.getLogger("tuner").warning("interrupted here")
+            assert stop.is_set()
+        for thread in threading.enumerate():
+            if thread.name == "signal":
+                thread.join()
+    finally:
+        logging.root.removeHandler(handler)
+    lines = stream.getvalue().splitlines()
+    assert lines == ["interrupted here", "SIGINT: saving the trial; repeat to end at once"]
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,9 @@ def stop_on_signals(doing: str) -> Iterator[Stop]:
             raise KeyboardInterrupt
         stop.by = received
         stop.set()
-        log.warning("%s: %s; repeat to end at once", received.name, stop.doing)
+        # in a thread: the signal may have interrupted this one while it writes a log line
+        message = "%s: %s; repeat to end at once", received.name, stop.doing
+        threading.Thread(target=log.warning, args=message, name="signal").start()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -248,7 +249,7 @@ class Search:
                 group,
                 judged,
                 completed=[value for value in completed if value is not None],
-                default=self._declared_default(),
+                default=self._declared_default,
             )
             return [
                 self._decision(
@@ -257,6 +258,7 @@ class Search:
                 for trial, (_, step, _) in zip(group, reports, strict=True)
             ]
 
+    @functools.cached_property
     def _declared_default(self) -> int | None:
         """Return the first trial of this version if it has declared values, else None."""
         number = len(self._mirror.imported())
