@@ -303,10 +303,15 @@ def asked(
     request = urllib.request.Request(
         f"http://127.0.0.1:{stack.port}{path}", data=put, method="PUT" if put else "GET"
     )
-    if account:
-        request.add_header("Authorization", f"Basic {base64.b64encode(account.encode()).decode()}")
     if host:
         request.add_header("Host", host)
+    return status_of(request, account)
+
+
+def status_of(request: urllib.request.Request, account: str | None) -> int:
+    """Return the status of the answer to a request, by an account if there is one."""
+    if account:
+        request.add_header("Authorization", f"Basic {base64.b64encode(account.encode()).decode()}")
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
             return int(answer.status)
@@ -360,13 +365,7 @@ def sent(stack: Stack, path: str, body: dict[str, object], account: str) -> int:
         method=method,
         headers={"Content-Type": "application/json"},
     )
-    request.add_header("Authorization", f"Basic {base64.b64encode(account.encode()).decode()}")
-    try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code
+    return status_of(request, account)
 
 
 def only_the_administrator_deletes(stack: Stack) -> None:

@@ -264,11 +264,12 @@ def test_a_stopped_program_is_ended_with_what_it_has_started(here):
     script(
         here,
         """
-import signal, subprocess, sys, time
+import signal, subprocess, sys
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
 print('{"step": 1, "val_loss": %d}' % child.pid, flush=True)
-time.sleep(600)
+while True:
+    signal.pause()
 """,
     )
     spec = spec_of(["train.py"])
