@@ -168,6 +168,7 @@ def test_a_workload_is_built_once(monkeypatch, tmp_path):
     known = context.open_ledger().study("line")
     other = PreparedWorkload(
         table=known.spec.workload,
+        space=known.spec.space,
         prefixes=PREFIXES,
         workload=training_here.fitting(),
         description={"code": "other", "data": "other"},

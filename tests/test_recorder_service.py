@@ -18,13 +18,14 @@ from test_bulk import ADAMW, SPACE, WORKLOAD, take
 
 from tuner.core.errors import NotFoundError, UnavailableError
 from tuner.core.processes import RecorderProcess
-from tuner.ledger import Ledger, StudyRecord
+from tuner.ledger import Ledger, StudyRecord, decoding
 from tuner.ledger.database import Addresses
 from tuner.ledger.publications import Publications
 from tuner.ledger.tables import published_studies
 from tuner.operations import doctor
 from tuner.tracking.mlflow import publisher as tracking_runs
 from tuner.tracking.mlflow import study_run
+from tuner.tracking.optuna.publisher import TrialPublisher
 from tuner.tracking.recorder import Outages, Recorder, record
 
 pytestmark = pytest.mark.slow
@@ -123,6 +124,35 @@ def test_an_outage_is_said_once_until_it_is_over(caplog):
         outages.clear()
         outages.report("the database is away again")
     assert caplog.messages[1:] == ["the database is away again; retrying"]
+
+
+def test_a_pass_that_changes_nothing_is_not_repeated_for_ever(ledger, places, monkeypatch, caplog):
+    """Whatever the cause: here a publisher that leaves all as it is."""
+    train(ledger, begin(ledger), 3)
+    monkeypatch.setattr(TrialPublisher, "publish", lambda *_, **__: None)
+    with recording(ledger.engine, places):
+        pass
+    assert caplog.text.count("publishing it changes nothing") == 1
+
+
+@pytest.mark.parametrize("external_id", ["x", "-1", "9" * 30])
+def test_a_trial_with_an_impossible_id_is_left_out(
+    ledger, places, caplog, monkeypatch, external_id
+):
+    monkeypatch.setattr(decoding, "_logged", set())
+    study = begin(ledger)
+    train(ledger, study, 2)
+    with recording(ledger.engine, places):
+        pass
+    statement = f"""UPDATE tuner_published_trials SET final = FALSE, external_id = '{external_id}'
+        WHERE target = 'optuna' AND trial_id = {ledger.trials(study.id)[0].id}"""
+    with ledger.engine.begin() as tx:
+        tx.exec_driver_sql(statement)
+    train(ledger, study, 1)
+    with recording(ledger.engine, places):
+        pass
+    assert caplog.messages.count("the publication of trial 0 cannot be read; it is left out") == 1
+    assert all_in_optuna(places, 3)()
 
 
 def test_a_quiet_ledger_costs_a_query_a_target(ledger, places):

@@ -406,7 +406,12 @@ def attempt_of(values: Mapping[str, Any]) -> AttemptRecord:
 
 
 def environment_of(trial: int, value: Any) -> Mapping[str, Any]:
-    """Return the environment of an attempt at a trial. Raise `UnreadableError`."""
+    """Return the environment of an attempt at a trial, empty if it had none.
+
+    Raise `UnreadableError`.
+    """
+    if value is None or value == {}:  # it was added and cancelled before any attempt
+        return {}
     texts = ("device", "host", "python")
     if not (
         isinstance(value, dict)

@@ -118,7 +118,7 @@ class Backlog:
         with self._engine.begin() as tx:
             last = tx.scalar(highest)
             rows = [row for row in tx.execute(query) if row.id not in self._unreadable]
-        found = list(readable(_open_trial, rows))
+        found = list(readable(self._open_trial, rows))
         after = 0 if last is None else last + 1
         lowest = found[0].number if found else after
         self._lowest[mark.study_id] = (lowest, mark.published)
@@ -191,6 +191,17 @@ class Backlog:
             found = tx.execute(query).all() if keys else []
         return [(by_id[row.trial_id], _chunk(row, by_id[row.trial_id])) for row in found]
 
+    def _open_trial(self, row: Any) -> OpenTrial:
+        """Return a trial that is not completely published. Raise `UnreadableError`."""
+        key = row.external_id
+        if self._target == "optuna":
+            known = isinstance(key, str) and key.isdecimal() and int(key) <= LARGEST
+        else:
+            known = isinstance(key, str)
+        if not ((known or key is None) and is_count(row.next_step)):
+            raise UnreadableError(f"the publication of trial {row.number} cannot be read")
+        return OpenTrial(**row._mapping)
+
     def _unpublished(self, ids: Sequence[int]) -> Any:
         publication = and_(
             published_trials.c.trial_id == chunks.c.trial_id,
@@ -230,13 +241,6 @@ def _mark(row: Any) -> Mark:
     ):
         raise UnreadableError(f"the publication of study {row.name!r:.60} cannot be read")
     return Mark(**row._mapping)
-
-
-def _open_trial(row: Any) -> OpenTrial:
-    """Return a trial that is not completely published. Raise `UnreadableError`."""
-    if not (isinstance(row.external_id, str | None) and is_count(row.next_step)):
-        raise UnreadableError(f"the publication of trial {row.number} cannot be read")
-    return OpenTrial(**row._mapping)
 
 
 def _marks(target: str) -> Any:

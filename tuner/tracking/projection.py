@@ -16,14 +16,19 @@ from tuner.core.errors import (
 )
 from tuner.ledger import Reader, StudyRecord
 from tuner.ledger.publications import Publications
-from tuner.tracking.backlog import Backlog, Mark
+from tuner.tracking.backlog import Backlog, Mark, OpenTrial
 
 UNREADABLE = "unreadable"
 """The kind of mismatch for rows with content that tuner never writes."""
 LEFT_OUT_SECONDS = 60.0
 """How long until a study with a row that cannot be read is tried again."""
+WITHOUT_PROGRESS = 3
+"""How often a study is published in a row if that changes nothing, before it is left out."""
 
 log = logging.getLogger(__name__)
+
+State = tuple[Mark, list[OpenTrial]]
+"""What of a study is to be published."""
 
 
 class Mismatch(NamedTuple):
@@ -70,6 +75,7 @@ class Projection:
         self._publisher = publisher
         self._published: dict[int, Mark] = {}  # by study: its mark when nothing was due
         self._left_out: dict[int, float] = {}  # by study: until when its rows are not read again
+        self._published_from: dict[int, tuple[State, int]] = {}  # by study, and how often in a row
 
     def publish(self, names: Sequence[str] = (), *, waiting: bool = True) -> bool:
         """Publish what is new in studies that no other recorder has claimed.
@@ -81,8 +87,10 @@ class Projection:
             if not self.publications.claim(mark.study_id):
                 continue
             try:
-                study = self._study(mark)
-                self._publish_once(study, waiting=waiting)
+                state = (mark, self._publisher.backlog.open(mark))
+                self._require_progress(state)
+                self._publish_once(self._study(mark), waiting=waiting)
+                self._count(state)
                 published = True
             except UnreadableError as error:
                 self._leave_out(mark, error)
@@ -113,6 +121,18 @@ class Projection:
 
     def _publish_once(self, study: StudyRecord, *, waiting: bool) -> None:
         self._publisher.publish(study, self._mark(study), waiting=waiting)
+
+    def _require_progress(self, state: State) -> None:
+        """Raise `UnreadableError` if publishing a study in this state changed nothing."""
+        before, times = self._published_from.get(state[0].study_id, (state, 0))
+        if before == state and times >= WITHOUT_PROGRESS:
+            raise UnreadableError("publishing it changes nothing, though something is left")
+
+    def _count(self, state: State) -> None:
+        """Count how often in a row a study was published from a state."""
+        study_id = state[0].study_id
+        before, times = self._published_from.get(study_id, (state, 0))
+        self._published_from[study_id] = (state, times + 1 if before == state else 1)
 
     def _unpublished(self, names: Sequence[str], *, waiting: bool) -> Iterator[Mark]:
         for mark in self._publisher.backlog.marks(names):

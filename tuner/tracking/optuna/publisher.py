@@ -85,11 +85,7 @@ class TrialPublisher:
         writer = self._writer()
         for batch in batches(_due(self.backlog.open(mark)), writer.trials_at_once):
             wanted = self._templates(study, self.backlog.trials([one.id for one in batch]))
-            readable = [
-                one
-                for one in batch
-                if one.id in wanted and (one.external_id is None or one.external_id.isdecimal())
-            ]
+            readable = [one for one in batch if one.id in wanted]
             new = [one for one in readable if one.external_id is None]
             self._create(writer, study, study_id, new, wanted, may_exist=mark.external_id is None)
             ended = {
