@@ -198,6 +198,67 @@ def _is_parent(value: object) -> bool:
     )
 
 
+def _is_measured(value: object) -> bool:
+    """Return whether a value is a measured number, which may be infinite, or None."""
+    return value is None or type(value) in (int, float)
+
+
+def _is_trained(value: object) -> bool:
+    origin = value.get("origin") if isinstance(value, dict) else None
+    return (
+        isinstance(value, dict)
+        and isinstance(origin, dict)
+        and origin.keys() == {"params", "study", "version", "trial", "lr_range", "best"}
+        and _are_params(origin["params"])
+        and _is_label(origin["study"])
+        and all(is_count(origin[one]) for one in ("version", "trial", "best"))
+        and isinstance(origin["lr_range"], list)
+        and len(origin["lr_range"]) == 2
+        and all(map(is_number, origin["lr_range"]))
+        and _is_measured(value.get("value"))
+        and isinstance(value.get("failed"), str | None)
+        and {"value", "failed"} <= value.keys()
+    )
+
+
+def _is_evaluated(value: object) -> bool:
+    values = value.get("values") if isinstance(value, dict) else None
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("promote"), bool)
+        and isinstance(value.get("reason"), str)
+        and "champion" in value
+        and _or_none(is_count)(value["champion"])
+        and isinstance(values, dict)
+        and values.keys() == {"champion", "challenger"}
+        and all(map(_is_measured, values.values()))
+    )
+
+
+def _is_logged(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and {"run_id", "version"} <= value.keys()
+        and _or_none(_is_label)(value["run_id"])
+        and _or_none(is_count)(value["version"])
+        and _or_none(is_count)(value.get("champion"))
+    )
+
+
+OF_STAGES: Mapping[str, Check] = {
+    "train": _is_trained,
+    "evaluate": _is_evaluated,
+    "log": _is_logged,
+}
+"""Results of a retraining's stages that are read."""
+
+
+def _are_results(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        OF_STAGES[stage](found) for stage, found in value.items() if stage in OF_STAGES
+    )
+
+
 OF_TRIALS: Mapping[str, Check] = {
     FIXED: _are_values,
     ADDED: lambda value: value in (ENQUEUED, RETRY, EXTENSION),
@@ -231,6 +292,7 @@ RULES: Mapping[Column[Any], tuple[str, Check]] = {
     _TRIALS.attrs: ("attributes", are_trial_attrs),
     _TRIALS.state: _one_of(RUNNING, *KINDS),
     retraining_tables.retrainings.c.stage: _one_of("train", "evaluate", "log", "promote", "done"),
+    retraining_tables.retrainings.c.result: ("results of stages", _are_results),
     retraining_tables.retrainings.c.outcome: _one_of("promoted", "kept", "failed"),
     _TIMETABLES.catch_up: _one_of(cron.LATEST, cron.ALL, cron.SKIP),
     _TIMETABLES.overlap: _one_of(cron.SKIP, cron.QUEUE),

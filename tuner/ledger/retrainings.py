@@ -114,7 +114,10 @@ class Retrainings(LeaseWriter):
             if holder is not None and not (repeated and holder.worker == worker):
                 if self._state(tx, RETRAININGS, holder.id, gone) is State.HELD:
                     return _of(row or holder), holder.worker
-                RETRAININGS.release(tx, _of(holder).lease)
+                # not by its record: the row may be unreadable
+                RETRAININGS.release(
+                    tx, Lease(table=RETRAININGS, row_id=holder.id, token=holder.token)
+                )
             if row is None:
                 new = {"study": study, "run_key": run_key, "model": model, "created_at": now}
                 empty = {"stage": TRAIN, "result": {}, "token": 0, "live": False, "expires_at": 0.0}
@@ -204,7 +207,25 @@ class Retrainings(LeaseWriter):
 def _of(row: Any) -> Retraining:
     """Return the record of a row. Raise `UnreadableError`."""
     title = f"the retraining {row.run_key!r:.60} of study {row.study!r:.60}"
-    return Retraining(**checked(title, retrainings, row))
+    found = Retraining(**checked(title, retrainings, row))
+    missing = _needed(found) - found.result.keys()
+    if missing or (found.outcome is None) != (found.stage != DONE):
+        raise UnreadableError(
+            f"{title} cannot be read: result: expected those of the stages before {found.stage!r}, "
+            f"got {', '.join(sorted(found.result)) or 'none'} and the outcome {found.outcome!r}"
+        )
+    if found.outcome in (PROMOTED, KEPT) and found.result[LOG]["version"] is None:
+        raise UnreadableError(f"{title} cannot be read: it has made no version")
+    return found
+
+
+def _needed(one: Retraining) -> set[str]:
+    """Return the stages whose results a retraining must have at its stage."""
+    if one.stage == TRAIN:
+        return set()
+    has_failed = one.result.get(TRAIN, {}).get("failed") is not None
+    needed = {TRAIN} if has_failed or one.stage == EVALUATE else {TRAIN, EVALUATE}
+    return needed | ({LOG} if one.stage in (PROMOTE, DONE) else set())
 
 
 def unreadable(ledger: Reader) -> list[tuple[str, str]]:

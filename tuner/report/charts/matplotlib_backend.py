@@ -181,5 +181,5 @@ def _set_height(axes: Axes, plot: Plot) -> None:
                 axes.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
                 axes.yaxis.set_minor_formatter("{x:g}")
     axes.set_ylim(height.low, height.high)
-    if plot.x.low is not None:
+    if plot.x.low is not None and plot.x.low < axes.get_xlim()[1]:
         axes.set_xlim(left=plot.x.low)
