@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, func, insert, select
+from sqlalchemy import Connection, and_, delete, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from tuner.core.errors import LeaseLost, UnreadableError
+from tuner.ledger import locks
 from tuner.ledger.decoding import checked, readable
 from tuner.ledger.lease_writer import LeaseWriter
 from tuner.ledger.leases import RETRAININGS, Gone, Lease, State, renewed
@@ -29,8 +30,6 @@ TRAIN, EVALUATE, LOG, PROMOTE, DONE = "train", "evaluate", "log", "promote", "do
 """The stages, in their order."""
 PROMOTED, KEPT, FAILED = "promoted", "kept", "failed"
 """The outcomes."""
-CLAIMING = 0x72657472
-"""Key of PostgreSQL's advisory lock on claiming a retraining."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +100,7 @@ class Retrainings(LeaseWriter):
         """Claim; a retried call may find that its first try was committed."""
         repeated = next(calls) > 0
         with self._writing() as tx:
-            if tx.dialect.name == "postgresql":
-                tx.execute(select(func.pg_advisory_xact_lock(CLAIMING)))
+            locks.take(tx, locks.RETRAIN)
             here = and_(retrainings.c.study == study, retrainings.c.run_key == run_key)
             row = tx.execute(select(retrainings).where(here)).first()
             if row is not None and row.stage == DONE:

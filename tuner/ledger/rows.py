@@ -26,20 +26,11 @@ from tuner.ledger.tables import (
     trials,
 )
 
-SUBMITTING = 0x7375626D6974
-"""Of PostgreSQL's advisory lock on creating studies."""
-
 
 def locked_study(study_id: int) -> Any:
     """Select a study's row for update; on SQLite the transaction itself is the lock."""
     # others may go on to refer to the row, as everything that belongs to the study does
     return select(studies).where(studies.c.id == study_id).with_for_update(key_share=True)
-
-
-def lock_submission(tx: Connection) -> None:
-    """Serialise the creation of studies, since no transaction sees what another is creating."""
-    if tx.dialect.name == "postgresql":
-        tx.execute(select(func.pg_advisory_xact_lock(SUBMITTING)))
 
 
 def next_revision(tx: Connection, study_id: int) -> int:

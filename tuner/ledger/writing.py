@@ -24,7 +24,7 @@ from tuner.core import curves
 from tuner.core.curves import Chunk
 from tuner.core.errors import UsageError
 from tuner.core.outcome import Outcome
-from tuner.ledger import adding, entries, managing, rows, versions
+from tuner.ledger import adding, entries, locks, managing, rows, versions
 from tuner.ledger.attempts import Attempts, refused
 from tuner.ledger.decoding import settled_of, study_of
 from tuner.ledger.leases import ATTEMPTS, renewed
@@ -64,7 +64,8 @@ class Ledger(Attempts):
         have its title, and `WorkloadError` when code or data differ.
         """
         with self._writing() as tx:
-            rows.lock_submission(tx)
+            # no transaction sees what another is creating
+            locks.take(tx, locks.SUBMIT)
             row = tx.execute(
                 select(studies)
                 .where(studies.c.name == spec.study.name)
