@@ -425,7 +425,8 @@ def _look(ledger: Ledger) -> None:
             ["retrain", "--history"],
         ):
             found = command.invoke(cli, [arguments[0], name, *arguments[1:]])
-            assert isinstance(found.exception, TunerError | SystemExit | None), found.exc_info
+            if not isinstance(found.exception, TunerError | SystemExit | None):
+                raise found.exception
             assert "\x1b]" not in found.output
         with suppress(TunerError):
             export.export(ledger, ledger.study(name), Path("exported"))

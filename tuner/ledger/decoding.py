@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import JSON, Boolean, Column, Double, Integer, LargeBinary, Row, String, Table
@@ -95,8 +97,18 @@ def _or_none(check: Check) -> Check:
     return lambda value: value is None or check(value)
 
 
+@dataclass(frozen=True)
+class _OneOf:
+    """The check that a value is one of some texts."""
+
+    options: tuple[str, ...]
+
+    def __call__(self, value: object) -> bool:
+        return isinstance(value, str) and value in self.options
+
+
 def _one_of(*options: str) -> tuple[str, Check]:
-    return f"one of {', '.join(options)}", lambda value: isinstance(value, str) and value in options
+    return f"one of {', '.join(options)}", _OneOf(options)
 
 
 def _are_params(value: object) -> bool:
@@ -311,6 +323,28 @@ BY_TYPE: Sequence[tuple[type, tuple[str, Check]]] = (
 )
 
 Rules = Sequence[tuple[str, str, Check]]
+
+
+def condition(column: Column[Any]) -> str | None:
+    """Return the rule of a column as SQL of PostgreSQL, beside what the column's type requires.
+
+    Return None if there is nothing beside it: lengths and numbers' kinds are types, and JSON is
+    checked here alone.
+    """
+    name = f'"{column.name}"'
+    _, check = RULES.get(column, ("", None))
+    if isinstance(check, _OneOf):
+        return f"{name} IN ({', '.join(repr(one) for one in check.options)})"
+    if check is not None:
+        return None
+    if isinstance(column.type, Integer) and not column.foreign_keys:
+        return f"{name} >= 0"
+    if isinstance(column.type, Double):
+        if column.name.endswith(TIMES):
+            return f"{name} BETWEEN 0 AND {LATEST!r}"
+        largest = sys.float_info.max
+        return f"{name} BETWEEN {-largest!r} AND {largest!r}"
+    return None
 
 
 def rules_of(table: Table) -> Rules:

@@ -70,6 +70,8 @@ def styled(draw: Callable[Params, Result]) -> Callable[Params, Result]:
         with mpl.rc_context(_STYLE), warnings.catch_warnings():
             # names may contain characters missing from the font; they are drawn as boxes
             warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+            # all points may be at one place; the axis is expanded
+            warnings.filterwarnings("ignore", "Attempting to set identical low", UserWarning)
             return draw(*args, **kwargs)
 
     return drawn
@@ -181,5 +183,5 @@ def _set_height(axes: Axes, plot: Plot) -> None:
                 axes.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
                 axes.yaxis.set_minor_formatter("{x:g}")
     axes.set_ylim(height.low, height.high)
-    if plot.x.low is not None and plot.x.low < axes.get_xlim()[1]:
+    if plot.x.low is not None:
         axes.set_xlim(left=plot.x.low)
