@@ -38,7 +38,7 @@ from training_here import PREFIXES, line_spec, publish, train_all
 from tuner.analysis import drift
 from tuner.cli.app import cli
 from tuner.core.environment import is_gone
-from tuner.core.errors import TunerError, UnavailableError
+from tuner.core.errors import NotFoundError, TunerError, UnavailableError
 from tuner.ledger import Ledger, StudyRecord, database, managing
 from tuner.ledger.database import Addresses
 from tuner.ledger.retraining_tables import retrainings, timetable_runs, timetables
@@ -419,6 +419,9 @@ def _look(ledger: Ledger, *, drawn: bool) -> None:
     assert "\x1b]" not in listed.output
     command.invoke(cli, ["studies", "--json"], catch_exceptions=False)
     command.invoke(cli, ["timetable", "list"], catch_exceptions=False)
+    for unknown in (["status", "nothing"], ["timetable", "remove", "nothing"]):
+        refused = command.invoke(cli, unknown)
+        assert isinstance(refused.exception, NotFoundError | SystemExit)
     looks = ["status NAME", "status NAME --json", "status NAME --trial 0", "best NAME"]
     looks += ["retrain NAME --history", *(["report NAME"] if drawn else [])]
     for name in _names(ledger):

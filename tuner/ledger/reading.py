@@ -115,7 +115,10 @@ class Reader:
             row = tx.execute(newest).first()
             if row is None:
                 names = tx.scalars(select(studies.c.name).order_by(studies.c.id)).all()
-                known = ", ".join(dict.fromkeys(names)) or "none yet; `tuner run FILE` makes one"
+                known = (
+                    ", ".join(dict.fromkeys(map(str, names)))
+                    or "none yet; `tuner run FILE` makes one"
+                )
                 raise NotFoundError(f"there is no study {name!r}; studies here: {known}")
         return row
 
