@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import psutil
 from pydantic import ByteSize, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
@@ -26,6 +27,8 @@ MEMORY, PROCESSES, SECONDS = (
 )
 """The worker's variables with the limits, such as 8GiB, 64 and 86400."""
 LOOK_SECONDS = 1.0
+
+N = TypeVar("N", bound=float)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,20 +49,15 @@ class Limits:
         )
 
 
-def _read(
-    environment: Mapping[str, str],
-    name: str,
-    kind: TypeAdapter[int] | TypeAdapter[float],
-    what: str,
-) -> int | float | None:
+def _read(environment: Mapping[str, str], name: str, kind: TypeAdapter[N], what: str) -> N | None:
     text = environment.get(name, "")
     if not text:
         return None
     try:
         found = kind.validate_python(text)
     except ValidationError:
-        found = 0
-    if found <= 0:
+        found = None
+    if found is None or found <= 0:
         raise WorkloadError(f"{name}: expected {what}, got {text!r}")
     return found
 
