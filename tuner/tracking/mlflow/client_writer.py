@@ -178,7 +178,7 @@ def as_tags(tags: Mapping[str, str]) -> list[RunTag]:
 def is_run_of(run: Run, study: StudyIdentity, key: str) -> bool:
     """Return whether a run has the tags of a study's trial, or with `PARENT` of the study."""
     tags = run.data.tags
-    return tags.get("tuner.study") == study.name and tags.get("tuner.trial") == key
+    return bool(tags.get("tuner.study") == study.name and tags.get("tuner.trial") == key)
 
 
 def all_runs(client: MlflowClient, study: StudyIdentity, experiment: str) -> list[Run]:
