@@ -103,15 +103,16 @@ class Retrainings(LeaseWriter):
             locks.take(tx, locks.RETRAIN)
             here = and_(retrainings.c.study == study, retrainings.c.run_key == run_key)
             row = tx.execute(select(retrainings).where(here)).first()
-            if row is not None and row.stage == DONE:
-                return _of(row), None
+            known = None if row is None else _of(row)  # refused before it is claimed
+            if known is not None and known.stage == DONE:
+                return known, None
             now = tx.scalar(select(database_time()))
             assert now is not None
             at_model = and_(retrainings.c.model == model, retrainings.c.live)
             holder = tx.execute(select(retrainings).where(at_model)).first()
             if holder is not None and not (repeated and holder.worker == worker):
                 if self._state(tx, RETRAININGS, holder.id, gone) is State.HELD:
-                    return _of(row or holder), holder.worker
+                    return known or _of(holder), holder.worker
                 # not by its record: the row may be unreadable
                 RETRAININGS.release(
                     tx, Lease(table=RETRAININGS, row_id=holder.id, token=holder.token)
