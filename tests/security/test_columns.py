@@ -406,8 +406,9 @@ def _assert_all_goes_on(ledger: Ledger, places: Addresses, *, worker: Ledger, dr
 
 
 def _names(ledger: Ledger) -> list[str]:
+    """Return the names that a command can be given; SQLite stores bytes as names too."""
     with ledger.engine.begin() as tx:
-        return [str(name) for name in tx.scalars(select(studies.c.name))]
+        return [name for name in tx.scalars(select(studies.c.name)) if isinstance(name, str)]
 
 
 def _look(ledger: Ledger, *, drawn: bool) -> None:
