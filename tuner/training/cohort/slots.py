@@ -75,6 +75,7 @@ def _move(member: Member, block: Block, place: int) -> None:
     block.rows[place] = member.block.rows[member.place]
     for name, buffer in block.buffers.items():
         buffer[place] = member.block.buffers[name][member.place]
+    block.assign(place, member.own)
     member.block.rows[member.place] = 0.0
     state = member.optimizer.state()
     member.block, member.place = block, place
