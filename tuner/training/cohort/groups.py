@@ -131,10 +131,12 @@ class GroupedTrainer:
                 f"expected a free slot for trial {task.number}, got {self.capacity} taken ones; "
                 "evict a trial first"
             )
+        alone = Key(common_of(self._spec, task.params))
         try:
-            self._admit(self.key_of(task.params), task)
+            # what ran out of memory is not tried together again
+            self._admit(alone if task.halvings else self.key_of(task.params), task)
         except UnlikeError:  # with these values, an argument changes more than numbers
-            self._admit(Key(common_of(self._spec, task.params)), task)
+            self._admit(alone, task)
 
     def _admit(self, key: Key, task: Task) -> None:
         plan = self._plan(key, task)
