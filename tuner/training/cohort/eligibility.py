@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -34,8 +35,8 @@ FILLED = 32
 WIDE = 32
 """Maximum places of a block of small models."""
 
-WORTH_FILLING = 5 / 8
-"""A block with this share of its places taken costs no more than several smaller full ones."""
+CALLS = 18_000
+"""The calls of a block's step cost as much as places with this many parameters together."""
 
 CLOSE = 1e-7
 """Relative tolerance between stacked and single results in double precision."""
@@ -57,6 +58,7 @@ class Plan:
 
     stack: Stack
     sizes: tuple[int, ...]  # possible block sizes in places, ascending
+    parameters: int = CALLS // 2  # of a member
     example: Example | None = None  # if members have workloads of their own, which are like it
 
     def own(self, workload: Workload, model: nn.Module) -> Own:
@@ -67,15 +69,32 @@ class Plan:
         return Own(numbers=numbers_of(model, self.example.numbers), loss=workload.loss)
 
     def sizes_for(self, members: int) -> list[int]:
-        """Return block sizes for `members` members; only the last block may be partly empty."""
-        chosen = []
-        while members > 0:
-            above = [size for size in self.sizes if size >= members]
-            below = [size for size in self.sizes if size <= members]
-            whole = not below or (above and members >= WORTH_FILLING * above[0])
-            chosen.append(above[0] if whole else below[-1])
-            members -= chosen[-1]
-        return chosen
+        """Return the cheapest block sizes for `members`; only the last may be partly empty."""
+        return list(_cheapest(self.sizes, members, self.calls))
+
+    def cost(self, sizes: Iterable[int]) -> float:
+        """Return what a step of blocks costs, in places."""
+        return sum(size + self.calls for size in sizes)
+
+    @property
+    def calls(self) -> float:
+        """The calls of a block's step, in places that cost as much."""
+        return CALLS / max(1, self.parameters)
+
+
+@functools.cache
+def _cheapest(sizes: tuple[int, ...], members: int, calls: float) -> tuple[int, ...]:
+    """Return the sizes, descending, whose sum with `calls` for each is least."""
+    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    for count in range(1, members + 1):
+        best.append(
+            min(
+                (cost + size + calls, (*others, size))
+                for size in sizes
+                for cost, others in [best[max(0, count - size)]]
+            )
+        )
+    return tuple(sorted(best[members][1], reverse=True))
 
 
 def shared(spec: StudySpec) -> list[str]:
@@ -150,7 +169,7 @@ def plan(
             warnings.filterwarnings("error", "There is a performance drop", UserWarning)
             example = _example(workload, other)
             stack = _stack(workload, rows, settings.precision, example)
-            made = Plan(stack=stack, sizes=(), example=example)
+            made = Plan(stack=stack, sizes=(), parameters=stack.layout.size, example=example)
             _compare(made, (workload, other or workload), rows)
             _check_metrics(workload)
             return replace(made, sizes=_sizes(stack, workload, rows, spec))

@@ -48,7 +48,7 @@ class SlotAllocator:
     def compact(self, members: Sequence[Member]) -> None:
         """Move members into fewer or smaller blocks if possible."""
         wanted = self._plan.sizes_for(len(members))
-        if sum(len(block.rows) for block in self.blocks) <= sum(wanted):
+        if self._plan.cost(len(block.rows) for block in self.blocks) <= self._plan.cost(wanted):
             return
         before = sorted(self.blocks, key=lambda block: -sum(m.block is block for m in members))
         self._unused += before
