@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -216,3 +217,31 @@ def looked_up(
         trial.report(step, train_loss=loss)
         if trial.evaluates(step + 1):
             trial.report(step + 1, val_loss=loss)
+
+
+class Gate(nn.Module):
+    """A layer that multiplies by a number."""
+
+    def __init__(self, gate: float) -> None:
+        super().__init__()
+        self.gate = gate
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs * self.gate
+
+
+def numbered(
+    kind: str = "chain", drop: float = 0.1, smoothing: float = 0.0, gate: float = 1.0
+) -> Workload:
+    """Train a classifier whose arguments are numbers of its modules and of its loss."""
+
+    def model(seed: int, dtype: torch.dtype) -> nn.Module:
+        with seeded(seed):
+            between = [Gate(gate)] if kind == "gated" else []
+            layers = (nn.Linear(2, 8), nn.Tanh(), nn.Dropout(drop), *between, nn.Linear(8, 2))
+            return nn.Sequential(*layers).to(dtype)
+
+    classes = (TARGETS[:, 0] > 0).long()
+    loss = partial(nn.functional.cross_entropy, label_smoothing=smoothing)
+    made = _workload(model, loss)
+    return replace(made, train_targets=classes, validation_targets=classes)

@@ -107,6 +107,7 @@ class SearchedWorkload(Workload):
     build: Callable[[Mapping[str, ParameterValue]], Workload]  # from the searched arguments
     searched: tuple[str, ...]  # their names
     built: dict[tuple[tuple[str, ParameterValue], ...], Workload] = field(default_factory=dict)
+    kept: int = KEPT
 
     def of(self, params: Mapping[str, ParameterValue]) -> Workload:
         """Return the workload of a trial; the last few are kept."""
@@ -115,7 +116,7 @@ class SearchedWorkload(Workload):
         found = self.built.pop(key, None)
         if found is None:
             found = self.build(own)
-            for oldest in list(self.built)[: len(self.built) - KEPT + 1]:
+            for oldest in list(self.built)[: max(0, len(self.built) - self.kept + 1)]:
                 del self.built[oldest]
         self.built[key] = found  # the latest is last
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -10,12 +11,13 @@ from torch import Generator, Tensor
 
 from tuner.training.batches import BatchOrder
 from tuner.training.branches import LossMonitor
-from tuner.training.cohort.layout import Block
+from tuner.training.cohort.layout import Block, Own
 from tuner.training.cohort.optimizers import RowOptimizer
 from tuner.training.guard.monitor import GuardMonitor
 from tuner.training.objective import NO_EVALUATIONS, Progress
 from tuner.training.rate_source import RateSource
 from tuner.training.trainer import Segment, Status, Task
+from tuner.training.workloads import Measure
 
 
 @dataclass(eq=False)
@@ -32,6 +34,8 @@ class Member:
     monitor: LossMonitor  # the guard, but for a branch
     random: Generator  # for dropout
     clip_norm: float | None  # of gradients
+    own: Own
+    metrics: Mapping[str, Measure]
     progress: Progress = NO_EVALUATIONS
     step: int = 0
     status: Status = Status.TRAINING
