@@ -17,7 +17,7 @@ from tuner.config.space import SETTINGS
 from tuner.training import out_of_memory, random_state
 from tuner.training.cohort import dropout
 from tuner.training.cohort.layers import DenseStack, chain_of
-from tuner.training.cohort.layout import Block, Layout, Stack
+from tuner.training.cohort.layout import Block, Layout, Part, Stack
 from tuner.training.cohort.losses import loss_of
 from tuner.training.cohort.vmapped import VmapStack
 from tuner.training.workloads import Workload, seeded
@@ -51,6 +51,12 @@ class Plan:
 
     stack: Stack
     sizes: tuple[int, ...]  # possible block sizes in places, ascending
+    parts: tuple[Part, ...] = ()  # of a row, by how they are trained; none: all alike
+
+    @property
+    def frozen(self) -> tuple[slice, ...]:
+        """The parts of a row that are not trained."""
+        return tuple(part.place for part in self.parts if part.multiplier is None)
 
     def sizes_for(self, members: int) -> list[int]:
         """Return block sizes for `members` members; only the last block may be partly empty."""
@@ -96,6 +102,11 @@ def plan(
 
     `common` has the searched parameters that they share (see `shared`), of which `workload` is.
     """
+    if workload.has_loaders:
+        raise NotStackableError(
+            "trials cannot be trained together with a loader or a forward function: each trial "
+            "reads its own batches, and only Workload.batches are the same for all"
+        )
     settings = settings_of(spec, common, workload.rows)
     refused = _refused(spec, settings)
     if refused:
@@ -108,9 +119,10 @@ def plan(
             # vmap falls back to a loop over members
             warnings.filterwarnings("error", "There is a performance drop", UserWarning)
             stack = _stack(workload, rows, settings.precision)
+            parts = stack.layout.parts(_multipliers(workload))
             _compare(stack, workload, rows)
             _check_metrics(workload)
-            return Plan(stack=stack, sizes=_sizes(stack, workload, rows, spec))
+            return Plan(stack=stack, parts=parts, sizes=_sizes(stack, workload, rows, spec))
     except (NotStackableError, KeyboardInterrupt):
         raise
     except BaseException as error:  # user code may raise anything on stacked tensors
@@ -141,12 +153,6 @@ def _stack(workload: Workload, rows: int, precision: str | None) -> Stack:
     """Return the stack for a workload: dense layers if possible, else `vmap`."""
     model = _model(workload, 0)
     inputs = _double(workload.train_inputs[:rows])
-    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
-    if frozen:
-        raise NotStackableError(
-            f"trials cannot be trained together: the parameter {frozen[0]} is frozen; make it a "
-            "buffer"
-        )
     dropouts = dropout.find_layers(model, inputs)
     twice = {use.path for use in dropouts if [d.path for d in dropouts].count(use.path) > 1}
     if twice:
@@ -162,6 +168,14 @@ def _stack(workload: Workload, rows: int, precision: str | None) -> Stack:
         outputs = copy.deepcopy(model).eval()(inputs[:2])
     loss = loss_of(workload.loss, _double(workload.train_targets), outputs)
     return DenseStack(model, layers, loss, dropouts)
+
+
+def _multipliers(workload: Workload) -> list[float | None]:
+    """Return the multiplier of the rate of each parameter, None for frozen ones."""
+    return [
+        workload.multiplier_of(name) if parameter.requires_grad else None
+        for name, parameter in _model(workload, 0).named_parameters()
+    ]
 
 
 def _compare(stack: Stack, workload: Workload, rows: int) -> None:
@@ -184,6 +198,9 @@ def _compare(stack: Stack, workload: Workload, rows: int) -> None:
         for place, model in enumerate(models)
     ]
     losses = block.train(inputs, targets, chosen)
+    for part in stack.layout.parts(_multipliers(workload)):
+        if part.multiplier is None:
+            block.gradients[:, part.place] = 0.0
     for place, (model, (loss, gradient)) in enumerate(zip(models, alone, strict=True)):
         pairs = [("loss", losses[place], loss), ("gradient", block.gradients[place], gradient)]
         pairs += [(name, block.buffers[name][place], own) for name, own in model.named_buffers()]
@@ -203,12 +220,12 @@ def _alone(
         loss = workload.loss(model.train()(inputs), targets)
     loss.backward()  # type: ignore[no-untyped-call]
     for name, parameter in model.named_parameters():
-        if parameter.grad is None:
+        if parameter.requires_grad and parameter.grad is None:
             raise NotStackableError(
                 f"trials cannot be trained together: the parameter {name} has no gradient"
             )
-    gradients = [p.grad.reshape(-1) for p in model.parameters() if p.grad is not None]
-    return loss.detach(), torch.cat(gradients)
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    return loss.detach(), torch.cat([gradient.reshape(-1) for gradient in gradients])
 
 
 def _check_metrics(workload: Workload) -> None:
