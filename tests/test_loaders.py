@@ -1,11 +1,14 @@
 """Loaders of a workload: reproducible from the trial's seed, and exact after a resume."""
 
 import random
+import re
 from collections import namedtuple
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import complete
 from test_reference import (
     ADAMW,
     advance,
@@ -27,7 +30,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from tuner.config import StudySpec, settings_of
+from tuner.config import StudySpec, reading, settings_of
 from tuner.core.errors import UsageError, WorkloadError
 from tuner.operations import submit
 from tuner.training import loaders, models
@@ -35,7 +38,7 @@ from tuner.training.branches import BranchPlan, fast_forward
 from tuner.training.cohort import eligibility
 from tuner.training.lr_probe import probe
 from tuner.training.reference import ReferenceTrainer
-from tuner.training.trainer import Status
+from tuner.training.trainer import Status, Task
 from tuner.training.workloads import Workload, _problems
 
 ROWS, SIZE = 50, 16
@@ -319,7 +322,7 @@ def test_an_epoch_has_the_batches_of_its_loader(drop_last, steps):
         settings = settings_of(spec, params, workload.rows, workload.keeps_last)
         assert settings.steps == count
         assert settings.evaluation_steps == (0, count // 2, count)
-        trainer.admit(make_task().__class__(number=7, seed=3, params=params))
+        trainer.admit(Task(number=7, seed=3, params=params))
         assert advance(trainer, ())[-1].next_step == count
         trainer.evict(7)
 
@@ -410,3 +413,20 @@ def test_a_dataset_in_a_loader_is_seen_by_its_workers():
     dataset = loaders._SeededDataset(Augmented())
     dataset.read = ["set"]
     assert dataset.__dict__["_dataset"].read == ["set"] == dataset.read
+
+
+@pytest.mark.slow
+def test_the_example_of_the_document_trains(tmp_path, monkeypatch):
+    text = (Path(__file__).parents[1] / "docs" / "loaders.md").read_text()
+    code, study = (
+        re.findall(rf"```{kind}\n(.*?)```", text, flags=re.DOTALL)[0] for kind in ("python", "toml")
+    )
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "shapes.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = reading.parse(study, "shapes.toml")
+    workload = submit.prepare(spec, ["mine."]).workload
+    own = complete(0.1, "constant", "sgd") | {"batch_size": 16, "body": 0.5}
+    event = train(workload, spec, Task(number=7, seed=3, params=own), [40])[0]
+    assert event.next_step == 40
+    assert workload.metric_names == ("val_loss", "accuracy")

@@ -163,7 +163,7 @@ class Workload:
     def _forward_metrics(self) -> tuple[str, ...]:
         """The names of the metrics that `forward` returns of a validation batch."""
         with seeded(0), torch.no_grad():
-            model = self.model(0, torch.float64).eval()
+            model = self.model(0, torch.float64).double().eval()
             return tuple(self.forwarded(model, self.example("validation"))[1])
 
     def multiplier_of(self, parameter: str) -> float:
@@ -596,7 +596,7 @@ def _problems_of_batches(workload: Workload) -> Iterator[str]:
     doing = "model"
     try:
         with seeded(0), torch.no_grad():
-            model = workload.model(0, torch.float64).eval()
+            model = workload.model(0, torch.float64).double().eval()
             yield from _problems_of_parameters(workload, model)
             for part in PARTS:
                 doing = part
