@@ -231,6 +231,8 @@ class TrainingTable(Table):
     - `precision`: "bfloat16" or "float16" computes forward passes in it (autocast) and keeps
       parameters in float32; "float16" scales the loss and skips steps that overflow. A skipped step
       counts as a step, and the schedule moves on; `[guard] skipped_steps` in a row end the trial.
+    - `ema`: decay of an exponential moving average of the parameters, such as 0.999, with which
+      trials are evaluated. It is at most (1 + t) / (10 + t) after t updates.
     - `patience`: a trial is completed after this many consecutive evaluations without a better
       metric.
     - `seconds`: training time, over all attempts and including evaluations, after which a trial is
@@ -272,6 +274,8 @@ class TrainingTable(Table):
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     accumulate: Annotated[int, Field(ge=1)] = 1
     precision: Literal["float32", "bfloat16", "float16"] | None = None
+    # omitted if not set, so that earlier digests stay valid
+    ema: Annotated[float | None, Field(gt=0, lt=1, exclude_if=lambda ema: ema is None)] = None
     patience: Annotated[int, Field(ge=1)] | None = None
     seconds: Annotated[float, Field(gt=0)] | None = None
     trainer: Literal["auto", "cohort", "reference"] = "auto"

@@ -48,6 +48,7 @@ from tuner.ledger.records import (
     TrialRecord,
     UnreadableStudy,
     is_count,
+    sizes_of,
     specification,
 )
 
@@ -130,6 +131,7 @@ def _is_workload(value: object) -> bool:
         all(value.get(one) is None or _is_label(value[one]) for one in texts)
         and all(value.get(one) is None or is_count(value[one]) for one in counts)
         and (value.get("baseline_loss") is None or is_number(value["baseline_loss"]))
+        and isinstance(value.get("keeps_last", False), bool)
     )
 
 
@@ -390,7 +392,7 @@ def study_of(row: Row[Any]) -> StudyRecord:
     if spec.unit != "steps" and row.workload.get("training_rows") == 0:
         raise UnreadableError(f"{title} cannot be read: workload: it has no training examples")
     try:
-        horizon_of(spec, {}, row.workload.get("training_rows"))
+        horizon_of(spec, {}, *sizes_of(row.workload))
     except WorkloadError as error:
         raise UnreadableError(f"{title} cannot be read: {error}") from error
     return StudyRecord(

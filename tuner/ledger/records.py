@@ -120,7 +120,12 @@ class StudyRecord(StudyIdentity):
 
     def horizon(self, params: Mapping[str, ParameterValue] | None) -> int:
         """Return the steps of a trial; None: of one whose parameters are not drawn yet."""
-        return horizon_of(self.spec, params or {}, self.workload.get("training_rows"))
+        return horizon_of(self.spec, params or {}, *sizes_of(self.workload))
+
+
+def sizes_of(workload: Mapping[str, Any]) -> tuple[int | None, bool]:
+    """Return the training rows of a study's workload, and whether an incomplete batch is kept."""
+    return workload.get("training_rows"), bool(workload.get("keeps_last"))
 
 
 def titled(name: str, version: int) -> str:

@@ -251,7 +251,7 @@ def _quickest(
 ) -> Threads:
     trainer = ReferenceTrainer(workload, spec)
     tasks = _tasks(spec, 1)
-    most_steps = settings_of(spec, tasks[0].params, workload.rows).steps
+    most_steps = settings_of(spec, tasks[0].params, workload.rows, workload.keeps_last).steps
 
     def a_step(threads: int, steps: int, clock: Callable[[], float]) -> float:
         use_threads(threads)

@@ -33,7 +33,7 @@ from tuner.ledger import (
     StudyRecord,
 )
 from tuner.ledger.checkpoint_files import file_of, remove_file, remove_folder
-from tuner.ledger.records import SEED
+from tuner.ledger.records import SEED, sizes_of
 from tuner.observability import metrics
 from tuner.observability.logs import logger
 from tuner.search import Decision
@@ -278,14 +278,15 @@ class Attempt:
 
     def _run_out_of_memory(self, traceback: str) -> Entry | None:
         """Release the trial to an attempt with half the micro-batch, or return its end."""
-        spec, rows = self._study.spec, self._study.workload.get("training_rows")
-        if rows is None:
+        spec, (rows, keeps_last) = self._study.spec, sizes_of(self._study.workload)
+        if rows is None and spec.workload.factory is None:
             reason = "The train function ran out of memory."
             return self._failed(reason, traceback)
         halvings = self._endings.get(OUT_OF_MEMORY, 0)
-        settings = settings_of(spec, self._params or {}, rows)
-        batch = rows if settings.batch_size == "full" else settings.batch_size
-        largest = -(-min(batch, rows) // (settings.accumulate * 2**halvings))
+        settings = settings_of(spec, self._params or {}, rows, keeps_last)
+        # a loader, whose rows may be unknown, has a batch size
+        sizes = [one for one in (settings.batch_size, rows) if isinstance(one, int)]
+        largest = -(-min(sizes) // (settings.accumulate * 2**halvings))
         if largest == 1 or halvings >= spec.budget.retries.out_of_memory:
             reason = f"Out of memory, even with micro-batches of {largest}."
             return self._failed(reason, traceback)

@@ -20,7 +20,7 @@ from tuner.config.values import Range, WholeRange
 from tuner.training import out_of_memory, random_state
 from tuner.training.cohort import dropout
 from tuner.training.cohort.layers import DenseStack, chain_of
-from tuner.training.cohort.layout import Block, Layout, Own, Stack
+from tuner.training.cohort.layout import Block, Layout, Own, Part, Stack
 from tuner.training.cohort.losses import loss_of
 from tuner.training.cohort.structure import Example, UnlikeError, differences, numbers_of
 from tuner.training.cohort.vmapped import VmapStack
@@ -60,6 +60,12 @@ class Plan:
     sizes: tuple[int, ...]  # possible block sizes in places, ascending
     parameters: int = CALLS // 2  # of a member
     example: Example | None = None  # if members have workloads of their own, which are like it
+    parts: tuple[Part, ...] = ()  # of a row, by how they are trained; none: all alike
+
+    @property
+    def frozen(self) -> tuple[slice, ...]:
+        """The parts of a row that are not trained."""
+        return tuple(part.place for part in self.parts if part.multiplier is None)
 
     def own(self, workload: Workload, model: nn.Module) -> Own:
         """Return what a member has of its own. Raise `UnlikeError` if it does not fit the plan."""
@@ -156,6 +162,11 @@ def plan(
     An `other` workload has other values of the arguments that they do not share: numbers in which
     the two differ may differ between members.
     """
+    if workload.has_loaders:
+        raise NotStackableError(
+            "trials cannot be trained together with a loader or a forward function: each trial "
+            "reads its own batches, and only Workload.batches are the same for all"
+        )
     settings = settings_of(spec, common, workload.rows)
     refused = _refused(spec, settings)
     if refused:
@@ -169,7 +180,14 @@ def plan(
             warnings.filterwarnings("error", "There is a performance drop", UserWarning)
             example = _example(workload, other)
             stack = _stack(workload, rows, settings.precision, example)
-            made = Plan(stack=stack, sizes=(), parameters=stack.layout.size, example=example)
+            parts = stack.layout.parts(_multipliers(workload))
+            made = Plan(
+                stack=stack,
+                sizes=(),
+                parameters=stack.layout.size,
+                example=example,
+                parts=parts,
+            )
             _compare(made, (workload, other or workload), rows)
             _check_metrics(workload)
             return replace(made, sizes=_sizes(stack, workload, rows, spec))
@@ -218,12 +236,6 @@ def _stack(workload: Workload, rows: int, precision: str | None, example: Exampl
     own = Own(numbers=numbers_of(model, names), loss=workload.loss)
     losses = example is not None and example.loss
     inputs = _double(workload.train_inputs[:rows])
-    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
-    if frozen:
-        raise NotStackableError(
-            f"trials cannot be trained together: the parameter {frozen[0]} is frozen; make it a "
-            "buffer"
-        )
     dropouts = dropout.find_layers(model, inputs, names)
     twice = {use.path for use in dropouts if [d.path for d in dropouts].count(use.path) > 1}
     if twice:
@@ -239,6 +251,14 @@ def _stack(workload: Workload, rows: int, precision: str | None, example: Exampl
         outputs = copy.deepcopy(model).eval()(inputs[:2])
     loss = loss_of(own, _double(workload.train_targets), outputs, losses=losses)
     return DenseStack(model, layers, loss, own, dropouts)
+
+
+def _multipliers(workload: Workload) -> list[float | None]:
+    """Return the multiplier of the rate of each parameter, None for frozen ones."""
+    return [
+        workload.multiplier_of(name) if parameter.requires_grad else None
+        for name, parameter in _model(workload, 0).named_parameters()
+    ]
 
 
 def _compare(plan: Plan, workloads: Sequence[Workload], rows: int) -> None:
@@ -262,6 +282,9 @@ def _compare(plan: Plan, workloads: Sequence[Workload], rows: int) -> None:
         for place, (own, model) in enumerate(zip(workloads, models, strict=True))
     ]
     losses = block.train(inputs, targets, chosen)
+    for part in stack.layout.parts(_multipliers(workload)):
+        if part.multiplier is None:
+            block.gradients[:, part.place] = 0.0
     for place, (model, (loss, gradient)) in enumerate(zip(models, alone, strict=True)):
         pairs = [("loss", losses[place], loss), ("gradient", block.gradients[place], gradient)]
         pairs += [(name, block.buffers[name][place], own) for name, own in model.named_buffers()]
@@ -281,12 +304,12 @@ def _alone(
         loss = workload.loss(model.train()(inputs), targets)
     loss.backward()  # type: ignore[no-untyped-call]
     for name, parameter in model.named_parameters():
-        if parameter.grad is None:
+        if parameter.requires_grad and parameter.grad is None:
             raise NotStackableError(
                 f"trials cannot be trained together: the parameter {name} has no gradient"
             )
-    gradients = [p.grad.reshape(-1) for p in model.parameters() if p.grad is not None]
-    return loss.detach(), torch.cat(gradients)
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    return loss.detach(), torch.cat([gradient.reshape(-1) for gradient in gradients])
 
 
 def _check_metrics(workload: Workload) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +16,14 @@ from tuner.training.workloads import Measure
 
 ALIGNED = 64
 """Rows start at multiples of this many numbers, so all have the same alignment."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Consecutive numbers of a row that are trained alike."""
+
+    place: slice
+    multiplier: float | None  # of the rate; None: frozen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +56,15 @@ class Layout:
         return [
             part.view(len(rows), *shape) for part, shape in zip(parts, self.shapes, strict=True)
         ]
+
+    def parts(self, multipliers: Sequence[float | None]) -> tuple[Part, ...]:
+        """Return the parts of a row, from the multiplier of each parameter; None: frozen."""
+        parts, last = [], 0
+        own = zip(self.shapes, multipliers, strict=True)
+        for multiplier, several in itertools.groupby(own, key=lambda each: each[1]):
+            first, last = last, last + sum(math.prod(shape) for shape, _ in several)
+            parts.append(Part(place=slice(first, last), multiplier=multiplier))
+        return tuple(parts)
 
     def row(self, model: nn.Module) -> Tensor:  # [parameter]
         """Return a copy of a model's parameters. Raise `WorkloadError` if shapes differ."""

@@ -13,7 +13,7 @@ import torch
 
 from tuner.training.cohort import optimizers
 from tuner.training.cohort.eligibility import Plan
-from tuner.training.cohort.layout import Block
+from tuner.training.cohort.layout import Block, Part
 from tuner.training.cohort.members import Member
 
 
@@ -58,7 +58,7 @@ class SlotAllocator:
         placed = [member for member in members if member.block in self.blocks]
         for member in members:
             if member not in placed:
-                _move(member, *self.free(placed))
+                _move(member, *self.free(placed), self._plan.parts)
                 placed.append(member)
 
     def _block(self, size: int) -> Block:
@@ -70,7 +70,7 @@ class SlotAllocator:
         return self._plan.stack.block(size, self._dtype, self._device)
 
 
-def _move(member: Member, block: Block, place: int) -> None:
+def _move(member: Member, block: Block, place: int, parts: Sequence[Part]) -> None:
     """Move a member to another place, with parameters, buffers and optimizer state."""
     block.rows[place] = member.block.rows[member.place]
     for name, buffer in block.buffers.items():
@@ -80,6 +80,6 @@ def _move(member: Member, block: Block, place: int) -> None:
     state = member.optimizer.state()
     member.block, member.place = block, place
     member.optimizer = optimizers.make(
-        member.task.params, block.rows[place], block.gradients[place]
+        member.task.params, block.rows[place], block.gradients[place], parts
     )
     optimizers.restore(member.optimizer, state)

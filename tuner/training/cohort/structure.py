@@ -71,6 +71,8 @@ def differences(
         raise UnlikeError("the batches")
     if one.metrics.keys() != other.metrics.keys():
         raise UnlikeError("the metrics")
+    if one.rate_multipliers != other.rate_multipliers:
+        raise UnlikeError("the multipliers of rates")
     loss = not same(one.loss, other.loss)
     if loss and (smoothing_of(one.loss) is None) != (smoothing_of(other.loss) is None):
         raise UnlikeError("the loss")

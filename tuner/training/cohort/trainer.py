@@ -36,7 +36,7 @@ from tuner.training.cohort import eligibility, optimizers
 from tuner.training.cohort.data import FromLoader, InMemory, Source
 from tuner.training.cohort.eligibility import NOTHING, NotStackableError, Plan
 from tuner.training.cohort.layout import Block, Own
-from tuner.training.cohort.members import Group, Member, buffers_of
+from tuner.training.cohort.members import Group, Member, averages_in, buffers_of
 from tuner.training.cohort.slots import SlotAllocator
 from tuner.training.device import without_subnormals
 from tuner.training.guard.monitor import GuardMonitor
@@ -226,6 +226,8 @@ class CohortTrainer:
             rates = plan.schedule(member.rate_source.ahead(member.step, later), plan.steps)
             branch.rate_source = BranchRates(member.step, rates)
             branch.monitor = FiniteMonitor()
+            if plan.averaged:
+                branch.average = None
             branch.random.manual_seed(seed_of_branch(member.task.seed, member.step))
             branch.status, branch.segment = Status.TRAINING, Segment(member.step)
             branches.append(branch)
@@ -251,7 +253,10 @@ class CohortTrainer:
 
     def _update(self, members: list[Member], count: int, source: Source) -> None:
         """Make `count` updates of members in training, then judge the losses."""
-        groups = [Group(block, own, count) for block, own in _by_block(members)]
+        groups = [
+            Group(block, own, count, self._plan.frozen, self._spec.training.ema)
+            for block, own in _by_block(members)
+        ]
         feeds = [source.feed(g.members, len(g.losses[0]), count) for g in groups]
         turns = list(zip(groups, feeds, strict=True))
         # if possible, all steps of one block before the next, so that its rows stay cached
@@ -283,7 +288,8 @@ class CohortTrainer:
         """Evaluate members at their current parameters; non-finite values end them as diverged."""
         for block, members in _by_block(due):
             try:
-                losses, outputs = block.evaluate(*self._validation)
+                with averages_in(block, members):
+                    losses, outputs = block.evaluate(*self._validation)
             except KeyboardInterrupt:
                 raise
             except BaseException as error:
@@ -403,7 +409,9 @@ class CohortTrainer:
             task=task,
             block=block,
             place=place,
-            optimizer=optimizers.make(task.params, block.rows[place], block.gradients[place]),
+            optimizer=optimizers.make(
+                task.params, block.rows[place], block.gradients[place], self._plan.parts
+            ),
             order=BatchOrder(task.seed, len(self._workload.train_inputs), settings.batch_size),
             rate_source=rates,
             guard=guard,
@@ -412,6 +420,7 @@ class CohortTrainer:
             clip_norm=_clip_norm(task, self._settings.clip_norm),
             own=own,
             metrics=workload.metrics,
+            average=None if self._spec.training.ema is None else block.rows[place].clone(),
         )
 
     def _restore(self, member: Member, state: dict[str, Any]) -> None:
@@ -422,6 +431,8 @@ class CohortTrainer:
             for name, buffer in trained["buffers"].items():
                 member.block.buffers[name][member.place] = buffer
             optimizers.restore(member.optimizer, trained["optimizer"])
+            if member.average is not None:
+                member.average.copy_(trained["average"])
             member.rate_source.restore(trained["pace"])
         member.guard.restore(state["guard"])
         member.random.set_state(state["random"])
@@ -470,6 +481,7 @@ def _state(member: Member) -> dict[str, Any]:
         trained = {
             "parameters": member.block.rows[member.place].clone(),
             "buffers": member.buffers or buffers_of(member),
+            "average": None if member.average is None else member.average.clone(),
             "optimizer": {key: t.clone() for key, t in member.optimizer.state().items()},
             "pace": member.rate_source.state(),
         }
