@@ -76,7 +76,7 @@ def submit(
     _refuse_changes(ledger, spec)
     _refuse_unknown_sources(ledger, spec)
     combinations = len(CellsOf(spec.space)) if isinstance(spec.search.sampler, Grid) else None
-    limit = spec.budget.trials
+    limit = spec.budget.trials - spec.deciding_trials
     study, created = ledger.submit(
         spec, limit=limit, workload=description, combinations=combinations
     )
