@@ -163,11 +163,11 @@ def again_spec(study: StudyRecord, name: str) -> StudySpec:
         }
     )
     about = {"name": name, "description": f"The best trials of {study.name} with new seeds."}
-    interval = {"evaluate_every": spec.training.evaluation_interval}
+    own = {"evaluate_every": spec.training.evaluation_interval, "threads": study.threads}
     return plain.model_copy(
         update={
             "study": spec.study.model_copy(update=about),
-            "training": spec.training.model_copy(update=interval),
+            "training": spec.training.model_copy(update=own),
             "space": spec.space,
             "guard": spec.guard,
             "budget": spec.budget.model_copy(update=budget),

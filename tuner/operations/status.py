@@ -10,6 +10,7 @@ from tuner.core.errors import NotFoundError
 from tuner.ledger import OPEN, Reader, StudyRecord, UnreadableStudy, ranges
 from tuner.ledger.publications import Publications
 from tuner.ledger.summaries import Summary, summaries
+from tuner.operations import best
 
 
 def status(ledger: Reader, study: StudyRecord) -> dict[str, Any]:
@@ -17,7 +18,8 @@ def status(ledger: Reader, study: StudyRecord) -> dict[str, Any]:
     broken = [
         {"trial": number, "reason": why} for number, why in ledger.unreadable_trials(study.id)
     ]
-    return statuses(ledger, [study])[0] | {"unreadable": broken}
+    more = {"decision": best.decision(ledger, study), "unreadable": broken}
+    return statuses(ledger, [study])[0] | more
 
 
 def unreadable(study: UnreadableStudy) -> dict[str, Any]:
