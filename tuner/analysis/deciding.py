@@ -19,6 +19,7 @@ from tuner.core.outcome import CANCELLED, COMPLETED, RUNNING
 from tuner.core.text import derived
 from tuner.ledger import Reader, StudyRecord, TrialRecord
 from tuner.ledger.deciding import cell_of
+from tuner.ledger.records import FIXED
 
 TOP = 3
 """How many of the best trials are candidates, whatever their schedule and optimizer."""
@@ -78,7 +79,8 @@ def decision_on(
     for trial in () if again is None else ledger.trials(again.id):
         title, number, round_ = cell_of(trial.attrs) or ("", -1, -1)
         running += trial.state == RUNNING
-        if title != study.title or number not in wanted:
+        same = number in wanted and trial.attrs.get(FIXED) == found[number].params
+        if title != study.title or not same:  # its study may have been deleted and made again
             elsewhere += 1
         elif trial.state == RUNNING:
             begun.add((number, round_))
@@ -184,9 +186,7 @@ def names(study: StudyRecord) -> Iterator[str]:
 
 def existing(ledger: Reader, study: StudyRecord) -> StudyRecord | None:
     """Return the study of the new trials; None if there is none yet."""
-    name, found = place(ledger, study)
-    del name
-    return found
+    return place(ledger, study)[1]
 
 
 def place(ledger: Reader, study: StudyRecord) -> tuple[str, StudyRecord | None]:

@@ -153,7 +153,8 @@ class _Open:
     bounds: dict[int, float]
     beaten: list[Beaten] = field(default_factory=list)
     margin: float | None = None
-    rounds: int = 0
+    rounds: int = 0  # that some candidate completed
+    until: int = 0  # rounds, with those that none completed
     closed: bool = False
 
     def answer(self) -> Answer:
@@ -226,8 +227,11 @@ class _Racing:
         """Return the trainings that are left for the race; None: any number."""
         if self._limits.trainings is None:
             return None
-        spent = len(self._ended) + len(self._begun) + self._elsewhere
-        return max(0, self._limits.trainings - self._limits.fresh - spent)
+        return max(0, self._limits.trainings - self._limits.fresh - self._spent(()))
+
+    def _spent(self, more: Collection[Cell]) -> int:
+        """Return all trainings that have begun, and `more`."""
+        return len({*self._ended, *self._begun, *more}) + self._elsewhere
 
     def _affordable(self, active: Sequence[int], rounds: int, look: int) -> int | None:
         """Return the last round until `look` that the budget allows for all; None if none."""
@@ -254,7 +258,7 @@ class _Racing:
             if not own:
                 continue
             own.sort(key=lambda one: table[one].mean())
-            state.rounds = int(kept.sum())
+            state.rounds, state.until = int(kept.sum()), rounds
             state.beaten += [
                 Beaten(loser=one, winner=own[0], by=None)
                 for one in state.bounds
@@ -296,7 +300,8 @@ class _Racing:
             return self._state(todo=(), over=not self._begun)
         more = [(winner, judged + index) for index in range(self._limits.fresh)]
         lacking = [cell for cell in more if cell not in self._ended]
-        if lacking:
+        room = self._limits.trainings is None or self._spent(lacking) <= self._limits.trainings
+        if lacking and room:
             todo = [cell for cell in lacking if cell not in self._begun]
             return self._state(todo=todo, over=False)
         return self._state(todo=(), over=not self._begun)
@@ -306,17 +311,16 @@ class _Racing:
         beaten = {one.loser for state in self._open for one in state.beaten}
         own = [one for one in self._pool if one not in beaten and (one, 0) in self._ended]
         judged = {
-            one: max((s.rounds for s in self._open if one in s.bounds), default=0) for one in own
+            one: max((state.until for state in self._open if one in state.bounds), default=0)
+            for one in own
         }
         own = [one for one in own if judged[one]]
         if not own:
             return None, 0
-        common = min(judged.values())
+        common = min(judged[one] for one in own)
         means = {one: _mean([self._ended[one, r] for r in range(common)]) for one in own}
         winner = min(own, key=lambda one: means[one])
-        trained = [r for c, r in self._ended if c == winner and r < self._looks[-1]]
-        chosen_by = max(judged[winner], common)
-        return winner, min(chosen_by, max(trained) + 1)
+        return winner, judged[winner]
 
     def _state(self, *, todo: Sequence[Cell], over: bool) -> Race:
         winner, judged = self._winner()

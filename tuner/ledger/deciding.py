@@ -46,7 +46,7 @@ def add_rounds(
     """
 
     def wanted(tx: Connection) -> list[Attrs]:
-        known = {key for _, attrs in adding.attributes(tx, again.id) if (key := cell_of(attrs))}
+        known = [(cell_of(attrs), attrs.get(FIXED)) for _, attrs in adding.attributes(tx, again.id)]
         return [
             {
                 FIXED: dict(trial.params or {}),
@@ -56,7 +56,7 @@ def add_rounds(
                 ROUND: round_,
             }
             for trial, round_, seed in cells
-            if (study.title, trial.number, round_) not in known
+            if ((study.title, trial.number, round_), trial.params) not in known
         ]
 
     return adding.add(ledger, again, wanted, True, uuid.uuid4().hex, count())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from tuner.analysis import deciding
 from tuner.core.environment import is_gone
-from tuner.core.errors import NotFoundError, UsageError
+from tuner.core.errors import NotFoundError, UnreadableError, UsageError
 from tuner.core.failpoints import reach
 from tuner.core.text import printable
 from tuner.ledger import Ledger, StudyRecord, managing
@@ -59,6 +60,9 @@ def delete(ledger: Ledger, places: Addresses, name: str, *, force: bool = False)
     """
     study = ledger.identity(name)
     require_deletion(ledger.engine)
+    with suppress(UnreadableError):
+        for again in _deciding(ledger, ledger.study(name)):
+            delete(ledger, places, again.name, force=force)
     ledger.reap(is_gone)
     live = [attempt for attempt in ledger.attempts(study.id) if attempt.live]
     if live and not force:
