@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 from helpers import claim, complete, completed, draw, drawn, rows, spec
+from helpers import submit as submit_small
 from training_here import submitted, train, train_all
 
 from tuner.analysis import deciding, racing
@@ -16,7 +17,10 @@ from tuner.core.failpoints import FailpointError
 from tuner.core.outcome import FAILED, Outcome
 from tuner.ledger import adding, managing
 from tuner.ledger.deciding import is_undecided
-from tuner.operations import best, submit
+from tuner.ledger.records import STOPPED
+from tuner.operations import best, manage, status, submit
+from tuner.report import sentences
+from tuner.report.findings import gather
 from tuner.search import Search
 from tuner.worker.deciding import advance
 
@@ -181,7 +185,7 @@ def test_a_study_decides_with_the_trials_it_reserved(ledger):
     study = ledger.study(study.name)
     assert not is_undecided(study)
     assert advance(ledger, study) is None
-    found = best.decision(ledger, study)
+    found = best.decision(ledger, study)["decision"]
     assert trained <= 12
     assert (found["study"], found["over"], found["decided"]) == ("small confirm", True, True)
     by_schedule = found["answers"][0]
@@ -284,3 +288,26 @@ def test_a_worker_of_all_studies_goes_on_where_another_one_died(ledger, places):
     found = deciding.decision(ledger, ledger.study(study.name))
     assert found.race.over
     assert added <= len(ledger.trials(again.id)) == len(found.race.values) <= 8
+
+
+# --- what users see
+
+
+def test_the_decision_is_in_words_and_in_json_where_a_study_has_one(ledger):
+    study = searched(ledger, FOUND)
+    decided(ledger, study, lambda schedule, r: r + (schedule == "constant") + 0.01 * r**2)
+    study = ledger.study(study.name)
+    answer = status.status(ledger, study)["decision"]["answers"][0]["answer"]
+    assert answer in sentences.answer(gather(ledger, study))
+    small = submit_small(ledger, study={"name": "without"})
+    assert "decision" not in status.status(ledger, small)
+
+
+@pytest.mark.slow
+def test_a_study_is_deleted_with_the_study_of_its_decision(ledger, places):
+    study = searched(ledger, FOUND)
+    again = advance(ledger, study).again
+    manage.stop(ledger, places, study.name)
+    assert {ledger.study(one.name).state for one in (study, again)} == {STOPPED}
+    manage.delete(ledger, places, study.name)
+    assert ledger.studies() == []

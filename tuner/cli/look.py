@@ -154,8 +154,7 @@ def best(name: str, opened: bool, as_json: bool) -> int:
     ledger = context.open_ledger()
     study = ledger.study(name)
     if as_json:
-        decision = best.decision(ledger, study)
-        print_json({"study": name, "best": best.best(ledger, study), "decision": decision})
+        print_json({"study": name, "best": best.best(ledger, study)} | best.decision(ledger, study))
     else:
         terminal.echo(ranking.best_in_words(study, ledger.best(study)))
         print_decision(terminal.console(), ledger, study)

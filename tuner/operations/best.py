@@ -16,9 +16,12 @@ def best(ledger: Reader, study: StudyRecord) -> dict[str, Any] | None:
     return None if found is None else asdict(found)
 
 
-def decision(ledger: Reader, study: StudyRecord) -> dict[str, Any] | None:
-    """Return what the study has decided; None if its budget reserves nothing for that."""
+def decision(ledger: Reader, study: StudyRecord) -> dict[str, Any]:
+    """Return what the study has decided, as the field `decision`.
+
+    Without one if the study's budget reserves nothing for that.
+    """
     if not study.deciding_trials:
-        return None
+        return {}
     found = deciding.decision(ledger, study)
-    return None if found is None else deciding.as_json(found)
+    return {"decision": None if found is None else deciding.as_json(found)}

@@ -81,11 +81,10 @@ class Ran:
             "study": self.study.name,
             "trials": {kind: counts[kind] for kind in KINDS},
             "best": best.best(self.ledger, self.study),
-            "decision": best.decision(self.ledger, self.study),
             "tracking_uri": shown["mlflow"],
             "storage": shown["optuna"],
             "report": None,
-        }
+        } | best.decision(self.ledger, self.study)
 
 
 def run(

@@ -18,8 +18,8 @@ def status(ledger: Reader, study: StudyRecord) -> dict[str, Any]:
     broken = [
         {"trial": number, "reason": why} for number, why in ledger.unreadable_trials(study.id)
     ]
-    more = {"decision": best.decision(ledger, study), "unreadable": broken}
-    return statuses(ledger, [study])[0] | more
+    found = statuses(ledger, [study])[0] | best.decision(ledger, study)
+    return found | {"unreadable": broken}
 
 
 def unreadable(study: UnreadableStudy) -> dict[str, Any]:
