@@ -59,7 +59,7 @@ def test_candidates_are_the_best_trials_and_share_seeds_that_are_new(ledger):
     assert (again.limit, again.rungs, again.deciding_trials) == (6, (), 0)
     search = Search(again, ledger)
     found = [drawn(ledger, again, search) for _ in range(6)]
-    assert [params["lr"] for _, params in found] == [0.1, 0.2] * 3
+    assert [made.params["lr"] for _, made in found] == [0.1, 0.2] * 3
     seeds = [seed_of(again.spec, one.trial.number, one.trial.attrs[SEED]) for one, _ in found]
     assert seeds[0::2] == seeds[1::2]
     assert len(set(seeds)) == 3

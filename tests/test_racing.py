@@ -169,8 +169,8 @@ def decided(ledger, study, value_of):
     while going := advance(ledger, ledger.study(study.name)):
         search = search or Search(going.again, ledger)
         for _ in range(going.added):
-            one, params = drawn(ledger, going.again, search)
-            value = value_of(params["schedule"], one.trial.attrs["tuner:round"])
+            one, made = drawn(ledger, going.again, search)
+            value = value_of(made.params["schedule"], one.trial.attrs["tuner:round"])
             end = Outcome(kind=FAILED, reason="no") if value is None else completed(value)
             ledger.finish(one.lease, end, chunk=rows(0, 10))
             trained += 1
