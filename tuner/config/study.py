@@ -30,8 +30,10 @@ from tuner.config.search import (
     AnyJudge,
     Auto,
     FastForward,
+    Grid,
     Halving,
     Judge,
+    Listed,
     OneRung,
     Patient,
     Pruner,
@@ -383,6 +385,10 @@ class RetriesTable(Table):
     out_of_memory: Annotated[int, Field(ge=0, le=30)] = 6
 
 
+DECIDE, DECIDE_FROM, LEAST_DECIDING = 0.15, 50, 6
+"""The default of `[budget] decide`, and from how many trials on; the fewest trials that decide."""
+
+
 class BudgetTable(Table):
     """How much the study may spend; the only table that may change after the submission.
 
@@ -394,10 +400,14 @@ class BudgetTable(Table):
     - `no_improvement`: number of trials that ended since the best one.
     - `regret_below`: distance of the best value to the best possible one, bounded by a Gaussian
       process on at least twenty completed trials.
+    - `decide`: share of the trials that is reserved to decide between the best ones after the
+      search, and of `wall_seconds` and `compute_seconds`; 0 disables it. By default 0.15 in studies
+      of at least 50 trials, unless a list of combinations is trained.
     - `weight`: the study's share of common workers.
     """
 
     trials: Annotated[int, Field(ge=1, le=1_000_000, description="a whole number")]
+    decide: Annotated[float, Field(ge=0, lt=1)] | None = None
     # number of first trials failing for the same reason that stops the study; 0: never
     stop_after_failures: Annotated[int, Field(ge=0)] = 3
     wall_seconds: Annotated[float, Field(gt=0)] | None = None
@@ -435,6 +445,21 @@ class StudySpec(Table):
     def evaluation_interval(self) -> int:
         """Units between two evaluations."""
         return self.training.evaluation_interval
+
+    @property
+    def deciding_trials(self) -> int:
+        """The trials of the budget that are reserved for deciding; the others are for the search.
+
+        Fewer than `LEAST_DECIDING` decide nothing, so none is reserved then.
+        """
+        trials, share = self.budget.trials, self.budget.decide
+        if self.workload.ask_and_tell:
+            return 0
+        if share is None:
+            listed = isinstance(self.search.sampler, Grid | Listed)
+            share = DECIDE if trials >= DECIDE_FROM and not listed else 0.0
+        reserved = math.floor(share * trials + 1e-9)  # 0.29 of 100 is 29
+        return reserved if reserved >= LEAST_DECIDING else 0
 
     def rungs(self) -> tuple[int, ...]:
         """Return the positions, in the study's unit, at which every trial reports to the pruner.

@@ -37,6 +37,7 @@ PLACES = {
     "leave.before_release": "an interrupted worker has saved its trial and not released it",
     "outcome.before_commit": "the trial has ended, its outcome is not committed",
     "outcome.committed": "the outcome is committed and not published",
+    "decide.added": "trials that decide between others are added and not trained",
     "recorder.row_created": "Optuna has the trial, the ledger has not recorded that",
     "recorder.begun": "the ledger has recorded that MLflow gets a run, MLflow has none",
     "recorder.run_created": "MLflow has the run, the ledger has not recorded that",

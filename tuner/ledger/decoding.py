@@ -26,7 +26,9 @@ from tuner.core.text import NAME_LIMIT
 from tuner.ledger import retraining_tables, tables
 from tuner.ledger.records import (
     ADDED,
+    CONFIRMATION,
     COUNTS_FROM,
+    DECIDED,
     ENDED,
     ENQUEUED,
     EXTENSION,
@@ -39,6 +41,7 @@ from tuner.ledger.records import (
     REASON,
     RETRIED,
     RETRY,
+    ROUND,
     SEED,
     STOPPED,
     AttemptRecord,
@@ -157,6 +160,7 @@ def _are_study_attrs(value: object) -> bool:
         and all(map(_is_range, ranges))
         and isinstance(value.get(REASON, ""), str)
         and is_count(value.get(COUNTS_FROM, 0))
+        and is_count(value.get(DECIDED, 0))
     )
 
 
@@ -275,11 +279,12 @@ def _are_results(value: object) -> bool:
 
 OF_TRIALS: Mapping[str, Check] = {
     FIXED: _are_values,
-    ADDED: lambda value: value in (ENQUEUED, RETRY, EXTENSION),
+    ADDED: lambda value: value in (ENQUEUED, RETRY, EXTENSION, CONFIRMATION),
     RETRIED: is_count,
     HISTORY: lambda value: isinstance(value, list) and all(map(is_count, value)),
     PARENT: _is_parent,
     SEED: lambda value: type(value) is int and 0 <= value < 2**32,
+    ROUND: is_count,
 }
 """Attributes of trials that are read."""
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from sqlalchemy import and_, delete, insert, select, true, update
 
-from tuner.config import ParameterValue, StudySpec
+from tuner.config import LEAST_DECIDING, ParameterValue, StudySpec
 from tuner.core import curves
 from tuner.core.curves import Chunk
 from tuner.core.errors import UsageError
@@ -89,6 +89,8 @@ class Ledger(Attempts):
                     f"study {spec.study.name!r} exists and differs in more than its budget and its "
                     "space; give this one another name"
                 )
+            if row is not None and row.id == study_id and spec.deciding_trials:
+                limit = _not_below(row.reserved, limit, spec)
             if combinations is not None:
                 own = combinations - versions.tried(tx, study_id)
                 limit = min(limit, own + adding.added(tx, study_id))
@@ -235,3 +237,10 @@ class Ledger(Attempts):
         """
         with self._writing() as tx:
             return rows.forget_checkpoints(tx, true())
+
+
+def _not_below(reserved: int, limit: int, spec: StudySpec) -> int:
+    """Return the limit of an existing study, whose search may have had the whole budget before."""
+    limit = min(max(limit, reserved), spec.budget.trials)
+    few = spec.budget.trials - limit < LEAST_DECIDING
+    return spec.budget.trials if few else limit

@@ -130,7 +130,8 @@ def settled(kept: Mapping[str, Any]) -> Choice:
 
 def automatic_slots(spec: StudySpec) -> int:
     """Return the most slots that do not cost search quality: an eighth of the budget."""
-    return max(1, min(MAX_SLOTS, spec.budget.trials // TRIALS_PER_SLOT))
+    searched = spec.budget.trials - spec.deciding_trials
+    return max(1, min(MAX_SLOTS, searched // TRIALS_PER_SLOT))
 
 
 def settle(trained: Trained, spec: StudySpec) -> Choice:
