@@ -24,7 +24,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from tuner.integrations.ranks import on_first_rank
 from tuner.integrations.saving import SavedFiles, SaveTimes
+from tuner.training import random_state
 from tuner.training.lr_scheduler import TrialSchedule
+from tuner.training.random_state import NUMPY, PYTHON
 from tuner.training.trial import Trial
 
 FILE = "trial.ckpt"
@@ -66,6 +68,10 @@ class TrialCallback(Callback):
         self._losses: list[float] = []  # of the batches since the last update
         self._squared_norms: list[float] = []  # of the optimizers since then
         self._schedules: list[TrialSchedule] = []
+        self._random: dict[str, Any] | None = None  # states to resume with
+        if self.saved.found:
+            kinds = {"cpu", str(torch.device(trial.device)), NUMPY, PYTHON}
+            self._random = random_state.get_states(dict.fromkeys(kinds))
         self._evaluated = -1  # the last step with metrics
         self._before: set[str] = set()  # names of metrics that no validation logs
         self._names: list[str] = []  # of metrics that validation logs
@@ -105,10 +111,15 @@ class TrialCallback(Callback):
             self._trial.schedule(one) for one in trainer.optimizers if id(one) not in scheduled
         ]
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore the random states, before the loader draws an order."""
+        self._restore_random_states()
+
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Set the rates of the step."""
+        self._restore_random_states()
         for schedule in self._schedules:
             schedule.move_to(self._step)
 
@@ -170,6 +181,12 @@ class TrialCallback(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save where an epoch ends: in its middle, Lightning does not know which data is left."""
         self._save_if_due(trainer, epoch_ended=True)
+
+    def _restore_random_states(self) -> None:
+        """Restore those of the checkpoint once: until here Lightning has drawn numbers."""
+        if self._random is not None:
+            random_state.set_states(self._random)
+            self._random = None
 
     def _report(self, trainer: Trainer, step: int, **values: Any) -> None:
         on_first_rank(
