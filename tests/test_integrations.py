@@ -16,12 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from processes import end, prepare, processes_in, rows, start, tuner, until
 
 import tuner as package
 from tests.test_own_loops import function
 from tests.test_programs import programs, spec_of, task_of
 from tests.test_reference import advance, curve_of
+from tuner.integrations import loops
 from tuner.training.function_trainer import FunctionTrainer
 from tuner.training.programs.current import current_trial
 from tuner.training.trainer import Status
@@ -83,11 +85,20 @@ def test_the_programs_of_the_document_are_those_that_are_tested():
     assert shown == [text_of(job) for job in ALL]
 
 
-def test_a_trial_that_no_worker_runs_has_the_values_that_are_passed(monkeypatch):
+def test_alone_a_program_has_its_own_values_and_rates(monkeypatch):
     monkeypatch.setattr("tuner.training.programs.current._CURRENT", [])
     monkeypatch.delenv("TUNER_TRIAL", raising=False)
-    trial = current_trial(lr=0.5, steps=7, head_lr=0.25)
-    assert (trial.lr, trial.steps, trial.params["head_lr"], trial.alone) == (0.5, 7, 0.25, True)
+    trial = current_trial(lr=0.5, steps=3, head_lr=0.25)
+    assert (trial.lr, trial.steps, trial.params["head_lr"], trial.alone) == (0.5, 3, 0.25, True)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=trial.lr)
+    halving = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    rates = []
+    for epoch in loops.epochs(trial, optimizer):
+        rates.append(optimizer.param_groups[0]["lr"])
+        trial.report(epoch, train_loss=1.0, val_loss=1.0)
+        optimizer.step()
+        halving.step()
+    assert rates == [0.5, 0.25, 0.125]
 
 
 # --- with the libraries, in this process ----------------------------------------------------------

@@ -26,13 +26,14 @@ def epochs(
 ) -> Iterator[int]:
     """Yield the epochs of a trial, from its checkpoint on if it has one.
 
-    The rates of the prepared optimizers are those of the study's schedule. All that the accelerator
+    The rates of the prepared optimizers are those of the study's schedule, or
+    the program's own if no worker runs it. All that the accelerator
     has prepared or registered is saved, by `Accelerator.save_state`.
     """
     saved = SavedFiles(trial)
     if saved.found:
         accelerator.load_state(str(saved.folder))
-    schedules = [trial.schedule(one.optimizer) for one in optimizers]
+    schedules = [] if trial.alone else [trial.schedule(one.optimizer) for one in optimizers]
     for epoch in range(trial.first_step, trial.steps):
         yield epoch
         for schedule in schedules:

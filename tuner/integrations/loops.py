@@ -24,12 +24,14 @@ def epochs(trial: Trial, *states: Any) -> Iterator[int]:
     """Yield the epochs of a trial, from its checkpoint on if it has one.
 
     `states` are the model, the optimizers, and whatever else has a `state_dict` that an interrupted
-    trial needs. The rates of each optimizer are those of the study's schedule.
+    trial needs. The rates of each optimizer are those of the study's schedule, or the
+    program's own if no worker runs it.
     """
     if saved := trial.checkpoint.load():
         for number, one in enumerate(states):
             one.load_state_dict(saved[str(number)])
-    schedules = [trial.schedule(one) for one in states if isinstance(one, Optimizer)]
+    optimizers = [one for one in states if isinstance(one, Optimizer)]
+    schedules = [] if trial.alone else [trial.schedule(one) for one in optimizers]
     for epoch in range(trial.first_step, trial.steps):
         yield epoch
         for schedule in schedules:
