@@ -24,6 +24,7 @@ from tests.test_own_loops import function
 from tests.test_programs import programs, spec_of, task_of
 from tests.test_reference import advance, curve_of
 from tuner.integrations import loops
+from tuner.training import schedules
 from tuner.training.function_trainer import FunctionTrainer
 from tuner.training.programs.current import current_trial
 from tuner.training.trainer import Status
@@ -169,6 +170,97 @@ def test_an_interrupted_program_measures_what_an_uninterrupted_one_does(
     if job.repeats and first % 4 == 0:
         np.testing.assert_array_equal(again["train_loss"], rows["train_loss"][first:])
         assert dict(later).items() <= dict(evaluations).items()
+
+
+COSINE = {"cosine.warmup": 0.0, "cosine.final": 0.0}
+
+
+def rates_of_cosine() -> np.ndarray:
+    params = {"lr": 0.1, "schedule": "cosine", **COSINE}
+    return 0.1 * schedules.multipliers(params, 12).numpy()
+
+
+def lightning_trial(monkeypatch, tmp_path, module: str, *callbacks: str):
+    """Train a Lightning module, with four batches an epoch; `module` is the rest of its class."""
+    monkeypatch.chdir(tmp_path)
+    text = f"""
+import lightning, torch, tuner, tuner.integrations.lightning
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder
+
+class Line(lightning.LightningModule):
+    def __init__(self, lr):
+        super().__init__()
+        self.lr, self.line, self.other = lr, torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+
+    def loss(self, batch):
+        return (self.line(batch) ** 2).mean() + (self.other(batch) ** 2).mean()
+
+    def training_step(self, batch, index):
+        return self.loss(batch)
+
+    def validation_step(self, batch, index):
+        self.log("val_loss", self.loss(batch))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+    {module}
+
+trial = tuner.current_trial()
+trainer = lightning.Trainer(max_epochs=1, logger=False, enable_checkpointing=False,
+                            callbacks=[{", ".join(callbacks)}])
+tuner.integrations.lightning.attach(trial, trainer)
+loader = torch.utils.data.DataLoader(torch.randn(8, 2), batch_size=2)
+trainer.fit(Line(trial.lr), loader, loader)
+"""
+    return trained(in_process(text, monkeypatch), schedule="cosine", **COSINE)
+
+
+@with_libraries
+def test_lightning_stops_early_and_has_no_rate_but_the_studys(monkeypatch, tmp_path):
+    stopping = "EarlyStopping('val_loss', patience=1, min_delta=1e6)"
+    rows, evaluations, ended = lightning_trial(
+        monkeypatch, tmp_path, "", "LearningRateFinder()", stopping
+    )
+    assert ended == (Status.FINISHED, "its function returned after 6 of 12 steps", None)
+    assert [step for step, _ in evaluations] == [3, 6]
+    np.testing.assert_array_equal(rows["lr"], rates_of_cosine()[:6])
+
+
+@with_libraries
+def test_lightning_refuses_another_schedule(monkeypatch, tmp_path):
+    other = """def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=self.lr)
+        return [optimizer], [torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=12)]
+"""
+    with pytest.raises(ValueError, match="study's schedule sets the rates, got OneCycleLR"):
+        lightning_trial(monkeypatch, tmp_path, other)
+
+
+@with_libraries
+def test_lightning_counts_a_batch_with_two_optimizers_once(monkeypatch, tmp_path):
+    manual = """automatic_optimization = False
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD(self.line.parameters(), lr=self.lr),
+                torch.optim.SGD(self.other.parameters(), lr=0.1 * self.lr)]
+
+    def training_step(self, batch, index):
+        rates = [one.param_groups[0]["lr"] for one in self.optimizers()]
+        assert abs(rates[1] - 0.1 * rates[0]) < 1e-12, rates
+        loss = self.loss(batch)
+        for one in self.optimizers():
+            one.zero_grad()
+        self.manual_backward(loss)
+        for one in self.optimizers():
+            one.step()
+        self.log("train_loss", loss)
+"""
+    rows, evaluations, ended = lightning_trial(monkeypatch, tmp_path, manual)
+    assert ended == (Status.FINISHED, "", None)
+    assert np.isfinite(rows["train_loss"]).all()
+    assert [step for step, _ in evaluations] == [3, 6, 9, 12]
+    np.testing.assert_array_equal(rows["lr"], rates_of_cosine())
 
 
 # --- as programs of a worker ----------------------------------------------------------------------

@@ -93,7 +93,7 @@ class TrialCallback(Callback):
         loop.min_epochs, loop.max_epochs = 0, -1
         steps = self._trial.steps if pl_module.automatic_optimization else -1
         loop.epoch_loop.min_steps, loop.epoch_loop.max_steps = None, steps
-        trainer.check_val_every_n_epoch = 1
+        trainer.check_val_every_n_epoch = None  # so EarlyStopping looks after each validation
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the schedules of the optimizers. Raise `ValueError` if they have others."""
