@@ -22,7 +22,7 @@ from tests.test_reference import advance, curve_of
 from tuner.config import StudySpec, reading
 from tuner.core.errors import StudyFileError, UsageError, WorkloadError
 from tuner.ledger import Ledger
-from tuner.training import trainer_choice
+from tuner.training import checkpoint_files, trainer_choice
 from tuner.training.function_trainer import FunctionTrainer
 from tuner.training.programs import command, limits, permission
 from tuner.training.programs.lines import PatternReports, of_json
@@ -192,7 +192,7 @@ def test_the_digest_is_of_the_command_and_of_its_files(here):
 def test_files_of_a_checkpoint_stay_in_their_folder(tmp_path):
     for name in ("../x", "/tmp/x"):
         with pytest.raises(WorkloadError, match="outside of its folder"):
-            command.restore({name: np.zeros(1, np.uint8)}, tmp_path / "folder")
+            checkpoint_files.restore({name: np.zeros(1, np.uint8)}, tmp_path / "folder")
 
 
 def test_the_study_file_of_the_document_is_valid():

@@ -27,13 +27,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-
 from tuner.config import StudySpec
 from tuner.config.study import PLACEHOLDER, PROGRAM_VALUES, WorkloadTable
 from tuner.core.commands import clean_environment
 from tuner.core.errors import WorkloadError
 from tuner.core.outputs import private_folder
+from tuner.training import checkpoint_files
 from tuner.training.programs import guardian, permission
 from tuner.training.programs.limits import Limits, watched
 from tuner.training.programs.lines import ROW, STEP, PatternReports, Report, of_json
@@ -98,7 +97,7 @@ class Program:
         folder = self._new_folder(trial)
         checkpoints = folder / "checkpoint"
         private_folder(checkpoints)
-        restore(saved["files"], checkpoints)
+        checkpoint_files.restore(saved["files"], checkpoints)
         with ExitStack() as stack:
             short = stack.enter_context(tempfile.TemporaryDirectory(prefix="tuner-"))
             listener = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -437,8 +436,7 @@ class Conversation:
     # --- checkpoints
 
     def _save(self) -> None:
-        files = sorted(one for one in self._checkpoints.rglob("*") if one.is_file())
-        size = sum(one.stat().st_size for one in files)
+        size = sum(one.stat().st_size for one in self._checkpoints.rglob("*") if one.is_file())
         if size > CHECKPOINT_BYTES:
             log.warning(
                 "trial %d: its checkpoint has %d bytes, more than %d, and is not kept",
@@ -447,22 +445,5 @@ class Conversation:
                 CHECKPOINT_BYTES,
             )
             return
-        self._trial.checkpoint.save({
-            "files": {
-                one.relative_to(self._checkpoints).as_posix(): np.frombuffer(
-                    one.read_bytes(), np.uint8
-                )
-                for one in files
-            },
-            "evaluated": self._evaluated,
-        })  # fmt: skip
-
-
-def restore(files: Mapping[str, np.ndarray], folder: Path) -> None:
-    """Write the files of a checkpoint into a folder; a name that leads out of it is refused."""
-    for name, content in files.items():
-        file = (folder / name).resolve()
-        if not file.is_relative_to(folder.resolve()):
-            raise WorkloadError(f"a checkpoint has a file outside of its folder, {name!r}")
-        private_folder(file.parent)
-        file.write_bytes(content.tobytes())
+        files = checkpoint_files.read(self._checkpoints)
+        self._trial.checkpoint.save({"files": files, "evaluated": self._evaluated})
