@@ -24,6 +24,7 @@ from tuner.core.text import NAME_LIMIT
 from tuner.ledger import retraining_tables, tables
 from tuner.ledger.records import (
     ADDED,
+    CONTINUED,
     COUNTS_FROM,
     ENDED,
     ENQUEUED,
@@ -204,6 +205,7 @@ OF_TRIALS: Mapping[str, Check] = {
     RETRIED: is_count,
     HISTORY: lambda value: isinstance(value, list) and all(map(is_count, value)),
     PARENT: _is_parent,
+    CONTINUED: is_count,
     SEED: lambda value: type(value) is int and 0 <= value < 2**32,
 }
 """Attributes of trials that are read."""

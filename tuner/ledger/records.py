@@ -27,6 +27,8 @@ HISTORY = "retry_history"
 """Optuna's attribute of a retry: the failed trials before it, the oldest first."""
 PARENT, SEED = "tuner:parent", "tuner:seed"
 """Attributes of a trial that extends another one: that one's study and number, and its seed."""
+CONTINUED = "tuner:continued"
+"""Another one, of a trial that continues the other one's checkpoint: the step that it began at."""
 
 FINISHED, INTERRUPTED, STALE, RAISED, OUT_OF_MEMORY = (
     "finished",
@@ -277,6 +279,9 @@ class Entry:
     attrs: Mapping[str, Any] = field(default_factory=dict)  # the pruner's, with a report
     outcome: Outcome | None = None  # ends the attempt and its trial
     traceback: str | None = None  # of what the workload raised, with an outcome
+    # after an outcome the trial keeps this new checkpoint, or the earlier one of `kept_step`
+    kept: CheckpointRecord | None = None
+    kept_step: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
