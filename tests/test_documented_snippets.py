@@ -88,12 +88,18 @@ def test_the_documented_script_runs_without_a_worker(monkeypatch: pytest.MonkeyP
     (block,) = blocks(ROOT / "docs" / "programs.md", "python")
     monkeypatch.setattr(current, "_CURRENT", [])
     monkeypatch.delenv(current.TRIAL, raising=False)
-    steps = []
+    steps: list[float] = []
+
+    def train_one_epoch(_model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
+        optimizer.step()
+        steps.append(1.0)
+        return steps[-1]
+
     names = run(
         block,
         options=SimpleNamespace(lr=0.1, epochs=3),
         model=nn.Linear(1, 1),
-        train_one_epoch=lambda _model, optimizer: steps.append(optimizer.step()) or 1.0,
+        train_one_epoch=train_one_epoch,
         evaluate=lambda _model: 0.5,
     )
     assert (names["trial"].lr, len(steps)) == (0.1, 3)

@@ -19,6 +19,7 @@ from sqlalchemy import (
     func,
     literal,
     null,
+    or_,
     select,
 )
 
@@ -115,7 +116,8 @@ class Reader:
         name, _, version = title.rpartition(" v")
         wanted = and_(studies.c.name == title, studies.c.version == 1)
         if re.fullmatch("[0-9]{1,9}", version):
-            wanted |= and_(studies.c.name == name, studies.c.version == int(version))
+            later = and_(studies.c.name == name, studies.c.version == int(version))
+            wanted = or_(wanted, later)
         with self._reading() as tx:
             row = tx.execute(select(studies).where(wanted)).first()
         return None if row is None else study_of(row)

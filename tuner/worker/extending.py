@@ -35,7 +35,7 @@ def continuation(
         raise ValueError(f"{name} kept no checkpoint")
     if (trial.params, shorter.workload) != (params, study.workload):
         raise ValueError(f"{name} has other parameters, code or data")
-    workload = trained.of(params) if isinstance(trained, Workload) else trained
+    workload: Trained = trained.of(params) if isinstance(trained, Workload) else trained
     return longer.continue_from(
         checkpoint.read(file_of(checkpoints, kept), kept.digest),
         ledger.curve(trial.id),
