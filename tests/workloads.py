@@ -205,6 +205,30 @@ def two_rates(trial: Trial, batch_size: int, head_lr: float, extra: str = "none"
 two_rates.training_rows = len(INPUTS)  # type: ignore[attr-defined]
 
 
+def noisy_loop(trial: Trial) -> None:
+    """Train the noisy network in a loop of its own, which saves whenever that is due."""
+    model = _network(trial.seed, torch.float64)
+    optimizer = trial.optimizer(model.parameters())
+    schedule = trial.schedule(optimizer)
+    if saved := trial.checkpoint.load():
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+    for step in range(trial.first_step, trial.steps):
+        loss = nn.functional.mse_loss(model.train()(INPUTS), TARGETS)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        trial.report(step, train_loss=loss)
+        optimizer.step()
+        schedule.step()
+        if trial.evaluates(step + 1):
+            whole = nn.functional.mse_loss(model.eval()(INPUTS), TARGETS)
+            trial.report(step + 1, val_loss=whole)
+        if trial.checkpoint.due:
+            trial.checkpoint.save(
+                {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            )
+
+
 def looked_up(
     trial: Trial, batch_size: int, units: int, second: int, drop: float, activation: str
 ) -> None:

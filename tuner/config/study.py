@@ -247,6 +247,9 @@ class TrainingTable(Table):
       for two slots. The choice of a study's first worker is stored and used by all others.
     - `slots`: number of trials that a cohort trains at a time; "auto" is an eighth of the budget,
       at most 64, since the sampler learns nothing between simultaneous trials.
+    - `keep_checkpoint`: keep a checkpoint of each trial that was completed or pruned, for `tuner
+      extend`: of the last step whose rates do not depend on the horizon. None is kept of a trial
+      whose schedule depends on it from the start.
     - `threads`: CPU threads of each operator. With "auto" it is measured if trials train one at a
       time and a step takes at least 5 ms of processor time; else it is one, and also for a train
       function. The number found by a study's first worker is stored and used by all others, since
@@ -282,6 +285,8 @@ class TrainingTable(Table):
     seconds: Annotated[float, Field(gt=0)] | None = None
     trainer: Literal["auto", "cohort", "reference"] = "auto"
     slots: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
+    # omitted if false, so that earlier digests stay valid
+    keep_checkpoint: Annotated[bool, Field(exclude_if=lambda keep: not keep)] = False
     # omitted for "auto", so that earlier digests stay valid
     threads: Annotated[
         Annotated[int, Field(ge=1, le=1024)] | Literal["auto"],
@@ -294,6 +299,9 @@ class TrainingTable(Table):
         if not given:
             error = mistake("a whole number of steps, or epochs or examples instead", "nothing")
             mistakes("TrainingTable", {("steps",): error})
+        if self.keep_checkpoint and given[0] != "steps":
+            error = mistake("false, as only trials with a budget in steps are extended", "true")
+            mistakes("TrainingTable", {("keep_checkpoint",): error})
         expected = f"nothing, as {given[0]} is the budget of a trial"
         for unit in given[1:]:
             mistakes("TrainingTable", {(unit,): mistake(expected, str(getattr(self, unit)))})

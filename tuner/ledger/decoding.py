@@ -27,6 +27,7 @@ from tuner.ledger import retraining_tables, tables
 from tuner.ledger.records import (
     ADDED,
     CONFIRMATION,
+    CONTINUED,
     COUNTS_FROM,
     DECIDED,
     ENDED,
@@ -283,6 +284,7 @@ OF_TRIALS: Mapping[str, Check] = {
     RETRIED: is_count,
     HISTORY: lambda value: isinstance(value, list) and all(map(is_count, value)),
     PARENT: _is_parent,
+    CONTINUED: is_count,
     SEED: lambda value: type(value) is int and 0 <= value < 2**32,
     ROUND: is_count,
 }

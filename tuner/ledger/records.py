@@ -34,6 +34,8 @@ HISTORY = "retry_history"
 PARENT, SEED, ROUND = "tuner:parent", "tuner:seed", "tuner:round"
 """Attributes of a trial that extends another one or trains it again: that one's study and number,
 its seed, and the round of the race that it is trained for."""
+CONTINUED = "tuner:continued"
+"""Another one, of a trial that continues the other one's checkpoint: the step that it began at."""
 DECIDED = "tuner:decided"
 """An attribute of a study: how many trials it had when its decision was complete."""
 
@@ -309,6 +311,9 @@ class Entry:
     attrs: Mapping[str, Any] = field(default_factory=dict)  # the pruner's, with a report
     outcome: Outcome | None = None  # ends the attempt and its trial
     traceback: str | None = None  # of what the workload raised, with an outcome
+    # after an outcome the trial keeps this new checkpoint, or the earlier one of `kept_step`
+    kept: CheckpointRecord | None = None
+    kept_step: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
