@@ -81,13 +81,13 @@ def put(tx: Connection, entries: Sequence[Entry]) -> None:
         query = update(attempts).where(attempts.c.id == bindparam("attempt"))
         columns = [{"attempt": key, "traceback": text} for key, text in raised.items()]
         tx.execute(query, columns)
-    kept = [
+    spared = [
         and_(checkpoints.c.trial_id == e.lease.trial_id, checkpoints.c.step == e.kept_step)
         for e in (change.entry for change in ended)
         if e.kept_step is not None
     ]
     mine = checkpoints.c.trial_id.in_([change.entry.lease.trial_id for change in ended])
-    tx.execute(delete(checkpoints).where(mine, ~or_(false(), *kept)))
+    tx.execute(delete(checkpoints).where(mine, ~or_(false(), *spared)))
     _insert(tx, checkpoints, [_reference(change.entry) for change in ended if change.entry.kept])
 
 

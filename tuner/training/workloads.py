@@ -449,7 +449,7 @@ def _spec(module: str, places: Sequence[str]) -> ModuleSpec | None:
 def _problems(workload: Workload) -> Iterator[str]:
     """Yield a line for each mistake that would make training fail or its results wrong."""
     fine = True
-    parts = {}
+    parts: dict[str, tuple[Any, Any]] = {}
     for part in PARTS:
         if getattr(workload, part) is None:
             parts[part] = getattr(workload, f"{part}_inputs"), getattr(workload, f"{part}_targets")
@@ -458,8 +458,8 @@ def _problems(workload: Workload) -> Iterator[str]:
             yield problem
     if workload.holdout is not None:
         parts["holdout"] = workload.holdout
-    for part, (inputs, targets) in parts.items():
-        for name, tensor in ((f"{part}_inputs", inputs), (f"{part}_targets", targets)):
+    for title, (inputs, targets) in parts.items():
+        for name, tensor in ((f"{title}_inputs", inputs), (f"{title}_targets", targets)):
             problem = _problem_of_tensor(name, tensor)
             if problem:
                 fine = False
@@ -467,7 +467,7 @@ def _problems(workload: Workload) -> Iterator[str]:
         if fine and len(inputs) != len(targets):
             fine = False
             yield (
-                f"{part}_targets: expected a target for each of {len(inputs)} inputs, got "
+                f"{title}_targets: expected a target for each of {len(inputs)} inputs, got "
                 f"{len(targets)}"
             )
     for name in workload.metrics:
