@@ -6,10 +6,11 @@ three powers of ten, all trained to their horizon H by our cohort trainer, with 
 
     python -m benchmarks.early_judging generate POOLS [--problems digits text]
 
+With `--common` all trials of a pool have the same initial weights and batches, else each its own.
 Pools that exist are skipped, so an interrupted run is continued by the same command. One takes
 from seconds (noisy quadratic) to minutes (text); 36 of them take a megabyte.
 
-    python -m benchmarks.early_judging replay POOLS [--studies 200]
+    python -m benchmarks.early_judging replay POOLS [--studies 200] [--common]
 
 draws studies of 60 trials from each pool, in random order, and lets rules stop them: trials reach
 a rung one after the other, and each is compared with those that were there before. A *narrow* study
@@ -48,6 +49,8 @@ from tuner.training.trainer import ENDED, Status, Task
 from tuner.training.workloads import Workload, digest_of, seeded
 
 RESULTS = Path(__file__).with_name("results") / "early_judging.json"
+COMMON = "-common"
+"""At the end of a pool's name: its trials have the same initial weights and batches."""
 TRIALS = 160
 EVALUATIONS = 27
 """Evaluations after the one at step 0; shares of the horizon below are in 27ths."""
@@ -185,7 +188,7 @@ OPTIMIZERS: Mapping[str, Mapping[str, Any]] = {
 # --- pools --------------------------------------------------------------------------------------
 
 
-def tasks(problem: Problem, optimizer: str, seed: int) -> list[Task]:
+def tasks(problem: Problem, optimizer: str, seed: int, *, common: bool) -> list[Task]:
     """Draw the trials of a pool: schedules in turn, rates from a stratified sample."""
     draws = np.random.default_rng([seed, 7])
     strata = draws.permutation(TRIALS)
@@ -196,7 +199,8 @@ def tasks(problem: Problem, optimizer: str, seed: int) -> list[Task]:
         schedule["warmup"] = float(draws.choice([0.0, 0.1]))
         lr = problem.highest[optimizer] * 10.0**exponent
         params = complete(lr, schedule, dict(OPTIMIZERS[optimizer]))
-        made.append(Task(number=number, seed=1000 * seed + number, params=params))
+        own = 1000 * seed + (0 if common else number)
+        made.append(Task(number=number, seed=own, params=params))
     return made
 
 
@@ -216,18 +220,18 @@ def spec_of(problem: Problem) -> StudySpec:
     )
 
 
-def generate(folder: Path, problems: Sequence[str], seeds: Sequence[int]) -> None:
+def generate(folder: Path, problems: Sequence[str], seeds: Sequence[int], *, common: bool) -> None:
     """Train the pools that are missing."""
     use_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         for name in problems:
             for optimizer in OPTIMIZERS:
-                path = folder / f"{name}-{optimizer}-{seed}.npz"
+                path = folder / f"{name}-{optimizer}-{seed}{COMMON if common else ''}.npz"
                 if path.exists():
                     continue
                 began = time.monotonic()
-                pool = train_pool(PROBLEMS[name], optimizer, seed)
+                pool = train_pool(PROBLEMS[name], optimizer, seed, common=common)
                 partial = path.with_suffix(".partial")
                 with partial.open("wb") as file:
                     np.savez_compressed(file, **pool)
@@ -235,12 +239,14 @@ def generate(folder: Path, problems: Sequence[str], seeds: Sequence[int]) -> Non
                 print(f"{path.name}: {time.monotonic() - began:.0f} s", flush=True)
 
 
-def train_pool(problem: Problem, optimizer: str, seed: int) -> dict[str, np.ndarray]:
+def train_pool(
+    problem: Problem, optimizer: str, seed: int, *, common: bool
+) -> dict[str, np.ndarray]:
     """Train one pool; return rates, schedules, values [trial, evaluation] and of branches."""
     spec = spec_of(problem)
     trainer = CohortTrainer(problem.make(), spec, 32)
     every = problem.steps // EVALUATIONS
-    waiting = tasks(problem, optimizer, seed)
+    waiting = tasks(problem, optimizer, seed, common=common)
     lr = np.array([float(task.params["lr"]) for task in waiting])
     schedule = np.array([str(task.params["schedule"]) for task in waiting])
     values = np.full((TRIALS, EVALUATIONS + 1), np.nan)  # [trial, evaluation]
@@ -508,9 +514,10 @@ def interval(samples: np.ndarray, seed: int = 0) -> list[float]:
     return [round(float(number), 4) for number in (samples.mean(), low, high)]
 
 
-def replay(folder: Path, count: int, size: int) -> dict[str, Any]:
-    """Replay all rules on all pools."""
-    pools = {path.stem: dict(np.load(path)) for path in sorted(folder.glob("*.npz"))}
+def replay(folder: Path, count: int, size: int, *, common: bool) -> dict[str, Any]:
+    """Replay all rules on all pools of one kind."""
+    paths = [one for one in sorted(folder.glob("*.npz")) if one.stem.endswith(COMMON) == common]
+    pools = {path.stem: dict(np.load(path)) for path in paths}
     found: dict[str, Any] = {"pools": list(pools), "studies": count, "trials": size}
     found["trials in pools"] = sum(len(pool["lr"]) for pool in pools.values())
     found["rank correlation with the final value, narrow"] = {
@@ -582,12 +589,15 @@ def main() -> None:
     replaying.add_argument("folder", type=Path)
     replaying.add_argument("--studies", type=int, default=200)
     replaying.add_argument("--trials", type=int, default=60)
+    for command in (making, replaying):
+        command.add_argument("--common", action="store_true", help="one seed for all trials")
     asked = parser.parse_args()
     if asked.command == "generate":
-        generate(asked.folder, asked.problems, asked.seeds)
+        generate(asked.folder, asked.problems, asked.seeds, common=asked.common)
         return
-    found = replay(asked.folder, asked.studies, asked.trials)
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    found = replay(asked.folder, asked.studies, asked.trials, common=asked.common)
+    results = RESULTS.with_stem(RESULTS.stem + (COMMON if asked.common else ""))
+    results.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found["rank correlation with the final value, narrow"], indent=1))
     print(table(found, "narrow"), table(found, "wide"), sep="\n\n")
 

@@ -33,6 +33,7 @@ PLACES = {
     "report.before_commit": "the pruner has decided, its decision is not committed",
     "checkpoint.before_rename": "a checkpoint is written under its temporary name",
     "checkpoint.renamed": "a checkpoint is in its place and not in the ledger",
+    "extend.begun": "the rows of the trial that a trial extends are committed as its own",
     "spill.written": "the database cannot be reached and rows are in a file",
     "leave.before_release": "an interrupted worker has saved its trial and not released it",
     "outcome.before_commit": "the trial has ended, its outcome is not committed",

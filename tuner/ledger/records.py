@@ -34,6 +34,8 @@ HISTORY = "retry_history"
 PARENT, SEED, ROUND = "tuner:parent", "tuner:seed", "tuner:round"
 """Attributes of a trial that extends another one or trains it again: that one's study and number,
 its seed, and the round of the race that it is trained for."""
+CONTINUED = "tuner:continued"
+"""Another one, of a trial that continues the other one's checkpoint: the step that it began at."""
 DECIDED = "tuner:decided"
 """An attribute of a study: how many trials it had when its decision was complete."""
 
@@ -139,7 +141,12 @@ class StudyRecord(StudyIdentity):
 
     def horizon(self, params: Mapping[str, ParameterValue] | None) -> int:
         """Return the steps of a trial; None: of one whose parameters are not drawn yet."""
-        return horizon_of(self.spec, params or {}, self.workload.get("training_rows"))
+        return horizon_of(self.spec, params or {}, *sizes_of(self.workload))
+
+
+def sizes_of(workload: Mapping[str, Any]) -> tuple[int | None, bool]:
+    """Return the training rows of a study's workload, and whether an incomplete batch is kept."""
+    return workload.get("training_rows"), bool(workload.get("keeps_last"))
 
 
 def reserved_for_deciding(spec: StudySpec, limit: int) -> int:
@@ -304,6 +311,9 @@ class Entry:
     attrs: Mapping[str, Any] = field(default_factory=dict)  # the pruner's, with a report
     outcome: Outcome | None = None  # ends the attempt and its trial
     traceback: str | None = None  # of what the workload raised, with an outcome
+    # after an outcome the trial keeps this new checkpoint, or the earlier one of `kept_step`
+    kept: CheckpointRecord | None = None
+    kept_step: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
