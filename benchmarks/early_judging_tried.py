@@ -231,6 +231,7 @@ def resumed(share: float, *, together: bool = False) -> Rule:
 TRIED: Mapping[str, Rule] = {
     SAFE: RULES[SAFE],
     "keep 0.53": rungs((FORWARD, 1 / 0.53), fewest=6),
+    "keep 0.42": rungs((FORWARD, 1 / 0.42), fewest=6),
     "more room while few were compared: keep 0.45": by_margin(0.45, 1.0),
     "stopped trials may go on: keep 1/2": resumed(0.5),
     "stopped trials may go on: keep 0.48": resumed(0.48),
