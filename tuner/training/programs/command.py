@@ -27,14 +27,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-
 from tuner.config import StudySpec
 from tuner.config.study import PLACEHOLDER, PROGRAM_VALUES, WorkloadTable
 from tuner.core.commands import clean_environment
 from tuner.core.errors import WorkloadError
 from tuner.core.outputs import private_folder
+from tuner.training import checkpoint_files
 from tuner.training.programs import guardian, permission
+from tuner.training.programs.limits import Limits, watched
 from tuner.training.programs.lines import ROW, STEP, PatternReports, Report, of_json
 from tuner.training.rate_source import initial_multipliers
 from tuner.training.train_functions import TrainFunction
@@ -49,6 +49,8 @@ STOP_SECONDS = 5.0
 LOOK_SECONDS = 0.2
 LOG_BYTES = 16 << 20
 """The most output of a program that is kept."""
+LINE_BYTES = 1 << 20
+"""The longest line of its output that is read, and the longest request."""
 CHECKPOINT_BYTES = 256 << 20
 """The most bytes of all files of a checkpoint."""
 LAST_LINES = 20
@@ -70,7 +72,7 @@ class ProgramError(RuntimeError):
 def load(spec: StudySpec, allowed: Sequence[str]) -> TrainFunction:
     """Return the train function that runs the command of a study. Nothing is run here.
 
-    Raise `WorkloadError` if the command is not allowed.
+    Raise `WorkloadError` if the command is not allowed, or the worker's limits cannot be read.
     """
     command = spec.workload.command
     assert command is not None
@@ -87,6 +89,7 @@ class Program:
     def __init__(self, spec: StudySpec) -> None:
         assert spec.workload.command is not None
         self._spec, self._table, self._command = spec, spec.workload, spec.workload.command
+        self._limits = Limits.of()
 
     def __call__(self, trial: Trial) -> None:
         """Run the program for a trial until it ends. Raise `ProgramError` and `StopTrial`."""
@@ -94,7 +97,7 @@ class Program:
         folder = self._new_folder(trial)
         checkpoints = folder / "checkpoint"
         private_folder(checkpoints)
-        restore(saved["files"], checkpoints)
+        checkpoint_files.restore(saved["files"], checkpoints)
         with ExitStack() as stack:
             short = stack.enter_context(tempfile.TemporaryDirectory(prefix="tuner-"))
             listener = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -105,6 +108,7 @@ class Program:
             process = stack.enter_context(
                 running(self._arguments(values), self._cwd(folder), self._environment(values))
             )
+            watch = stack.enter_context(watched(process.pid, self._limits))
             conversation = Conversation(
                 trial, self._table, checkpoints, output, evaluated=saved["evaluated"]
             )
@@ -114,6 +118,8 @@ class Program:
             except StopTrial:
                 conversation.stop(process)
                 raise
+        if watch.exceeded is not None:
+            raise ProgramError(watch.exceeded, "limit:0")
         if process.returncode:
             raise self._failure(process.returncode, conversation.last_lines, folder)
         shutil.rmtree(checkpoints, ignore_errors=True)
@@ -326,6 +332,7 @@ class Conversation:
     def _read_output(self, stream: Any) -> bool:
         part = self._drain(stream)
         *whole, self._line = re.split(rb"[\r\n]", self._line + part)
+        self._line = self._line[:LINE_BYTES]
         for line in whole:
             self._read_line(line)
         return bool(part)
@@ -404,6 +411,8 @@ class Conversation:
             self._peer = None
             return
         *whole, self._peer.received = (self._peer.received + part).split(b"\n")
+        if len(self._peer.received) > LINE_BYTES:
+            raise ProgramError(f"a request is longer than {LINE_BYTES} bytes", "socket:0")
         for line in whole:
             self._send(self._answer(json.loads(line)))
 
@@ -427,8 +436,7 @@ class Conversation:
     # --- checkpoints
 
     def _save(self) -> None:
-        files = sorted(one for one in self._checkpoints.rglob("*") if one.is_file())
-        size = sum(one.stat().st_size for one in files)
+        size = sum(one.stat().st_size for one in self._checkpoints.rglob("*") if one.is_file())
         if size > CHECKPOINT_BYTES:
             log.warning(
                 "trial %d: its checkpoint has %d bytes, more than %d, and is not kept",
@@ -437,22 +445,5 @@ class Conversation:
                 CHECKPOINT_BYTES,
             )
             return
-        self._trial.checkpoint.save({
-            "files": {
-                one.relative_to(self._checkpoints).as_posix(): np.frombuffer(
-                    one.read_bytes(), np.uint8
-                )
-                for one in files
-            },
-            "evaluated": self._evaluated,
-        })  # fmt: skip
-
-
-def restore(files: Mapping[str, np.ndarray], folder: Path) -> None:
-    """Write the files of a checkpoint into a folder; a name that leads out of it is refused."""
-    for name, content in files.items():
-        file = (folder / name).resolve()
-        if not file.is_relative_to(folder.resolve()):
-            raise WorkloadError(f"a checkpoint has a file outside of its folder, {name!r}")
-        private_folder(file.parent)
-        file.write_bytes(content.tobytes())
+        files = checkpoint_files.read(self._checkpoints)
+        self._trial.checkpoint.save({"files": files, "evaluated": self._evaluated})
