@@ -7,6 +7,7 @@ import pickle
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,12 @@ from tuner.training.trial import Trial
 FILES = "files"
 PICKLED = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 """Suffixes of files that libraries write by pickle."""
-NUMPY = (np.zeros(0).__reduce__()[0], np.ndarray, np.dtype, type(np.dtype(np.uint32)))
+NUMPY: tuple[Any, ...] = (
+    np.zeros(0).__reduce__()[0],
+    np.ndarray,
+    np.dtype,
+    type(np.dtype(np.uint32)),
+)
 """What the state of numpy's random numbers consists of."""
 
 log = logging.getLogger(__name__)
