@@ -7,7 +7,6 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 
 demo: .venv/.installed  ## a small study, from nothing to its report and a decision on the schedule
 	$(BIN)/tuner run studies/digits.toml
-	$(BIN)/tuner confirm digits --each schedule
 
 tutorial: .venv/.installed  ## run the tutorial's commands; write its pictures and numbers anew
 	$(BIN)/python docs/tutorial/make.py

@@ -9,6 +9,7 @@ import tempfile
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,12 @@ from tuner.training.trial import Trial
 FILES = "files"
 PICKLED = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 """Suffixes of files that libraries write by pickle."""
-NUMPY = (np._core.multiarray._reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32)))
+NUMPY: tuple[Any, ...] = (
+    np.zeros(0).__reduce__()[0],
+    np.ndarray,
+    np.dtype,
+    type(np.dtype(np.uint32)),
+)
 """What the state of numpy's random numbers consists of."""
 
 log = logging.getLogger(__name__)

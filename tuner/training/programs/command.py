@@ -34,6 +34,7 @@ from tuner.core.errors import WorkloadError
 from tuner.core.outputs import private_folder
 from tuner.training import checkpoint_files
 from tuner.training.programs import guardian, permission
+from tuner.training.programs.limits import Limits, watched
 from tuner.training.programs.lines import ROW, STEP, PatternReports, Report, of_json
 from tuner.training.rate_source import initial_multipliers
 from tuner.training.train_functions import TrainFunction
@@ -48,6 +49,8 @@ STOP_SECONDS = 5.0
 LOOK_SECONDS = 0.2
 LOG_BYTES = 16 << 20
 """The most output of a program that is kept."""
+LINE_BYTES = 1 << 20
+"""The longest line of its output that is read, and the longest request."""
 CHECKPOINT_BYTES = 256 << 20
 """The most bytes of all files of a checkpoint."""
 LAST_LINES = 20
@@ -69,7 +72,7 @@ class ProgramError(RuntimeError):
 def load(spec: StudySpec, allowed: Sequence[str]) -> TrainFunction:
     """Return the train function that runs the command of a study. Nothing is run here.
 
-    Raise `WorkloadError` if the command is not allowed.
+    Raise `WorkloadError` if the command is not allowed, or the worker's limits cannot be read.
     """
     command = spec.workload.command
     assert command is not None
@@ -86,6 +89,7 @@ class Program:
     def __init__(self, spec: StudySpec) -> None:
         assert spec.workload.command is not None
         self._spec, self._table, self._command = spec, spec.workload, spec.workload.command
+        self._limits = Limits.of()
 
     def __call__(self, trial: Trial) -> None:
         """Run the program for a trial until it ends. Raise `ProgramError` and `StopTrial`."""
@@ -104,6 +108,7 @@ class Program:
             process = stack.enter_context(
                 running(self._arguments(values), self._cwd(folder), self._environment(values))
             )
+            watch = stack.enter_context(watched(process.pid, self._limits))
             conversation = Conversation(
                 trial, self._table, checkpoints, output, evaluated=saved["evaluated"]
             )
@@ -113,6 +118,8 @@ class Program:
             except StopTrial:
                 conversation.stop(process)
                 raise
+        if watch.exceeded is not None:
+            raise ProgramError(watch.exceeded, "limit:0")
         if process.returncode:
             raise self._failure(process.returncode, conversation.last_lines, folder)
         shutil.rmtree(checkpoints, ignore_errors=True)
@@ -325,6 +332,7 @@ class Conversation:
     def _read_output(self, stream: Any) -> bool:
         part = self._drain(stream)
         *whole, self._line = re.split(rb"[\r\n]", self._line + part)
+        self._line = self._line[:LINE_BYTES]
         for line in whole:
             self._read_line(line)
         return bool(part)
@@ -403,6 +411,8 @@ class Conversation:
             self._peer = None
             return
         *whole, self._peer.received = (self._peer.received + part).split(b"\n")
+        if len(self._peer.received) > LINE_BYTES:
+            raise ProgramError(f"a request is longer than {LINE_BYTES} bytes", "socket:0")
         for line in whole:
             self._send(self._answer(json.loads(line)))
 

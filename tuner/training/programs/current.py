@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 
-from tuner.config import ParameterValue, StudySpec, settings_of
+from tuner.config import ParameterValue, StudySpec, TrialSettings, settings_of
 from tuner.training import checkpoint, foreign_state, random_state
+from tuner.training.longer import steps_to_save
 from tuner.training.rate_source import rate_source
 from tuner.training.trainer import Task
 from tuner.training.trial import StopTrial, Trial
@@ -57,7 +58,7 @@ def _connected(file: Path) -> Trial:
     random_state.set_states(states)
     settings = settings_of(spec, task.params, None)
     folder = Path(about["checkpoint_dir"])
-    sink = _Worker(spec, task, settings.steps, states, folder, about["socket"])
+    sink = _Worker(spec, task, settings, states, folder, about["socket"])
     return Trial(task, spec, settings, sink)
 
 
@@ -68,15 +69,16 @@ class _Worker:
         self,
         spec: StudySpec,
         task: Task,
-        steps: int,
+        settings: TrialSettings,
         states: dict[str, Any],
         folder: Path,
         address: str,
     ) -> None:
         self.first_step = 0
-        self.rate_source = rate_source(task.params, steps, spec.study.direction)
+        self.rate_source = rate_source(task.params, settings.steps, spec.study.direction)
         self._spec, self._states, self._file = spec, states, folder / FILE
         self._saved_at = time.monotonic()
+        self._step, self._steps_to_save = 0, steps_to_save(spec, task.params, settings)
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(address)
         self._answers = self._socket.makefile("rb")
@@ -89,10 +91,13 @@ class _Worker:
     def trained(self, step: int, loss: float, rate: float, grad_norm: float) -> None:
         """Report a row."""
         self._ask({"step": step, "train_loss": loss, "lr": rate, "grad_norm": grad_norm})
+        self._step = step + 1
 
     def due(self) -> bool:
         """Return whether a checkpoint is due."""
-        return time.monotonic() - self._saved_at >= self._spec.training.checkpoint_seconds
+        seconds = self._spec.training.checkpoint_seconds
+        timely = time.monotonic() - self._saved_at >= seconds
+        return timely or self._step in self._steps_to_save
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Save a state in the folder of checkpoints, which the worker keeps a copy of."""
