@@ -24,7 +24,7 @@ from tuner.core.errors import StudyFileError, UsageError, WorkloadError
 from tuner.ledger import Ledger
 from tuner.training import trainer_choice
 from tuner.training.function_trainer import FunctionTrainer
-from tuner.training.programs import command, permission
+from tuner.training.programs import command, conversation, permission
 from tuner.training.programs.lines import PatternReports, of_json
 from tuner.training.trainer import Status, Task
 
@@ -192,7 +192,7 @@ def test_the_digest_is_of_the_command_and_of_its_files(here):
 def test_files_of_a_checkpoint_stay_in_their_folder(tmp_path):
     for name in ("../x", "/tmp/x"):
         with pytest.raises(WorkloadError, match="outside of its folder"):
-            command.restore({name: np.zeros(1, np.uint8)}, tmp_path / "folder")
+            conversation.restore({name: np.zeros(1, np.uint8)}, tmp_path / "folder")
 
 
 def test_the_study_file_of_the_document_is_valid():
@@ -254,7 +254,7 @@ print('{"step": 12, "val_loss": 0.5}')
 )  # fmt: skip
 def test_a_program_that_fails_says_why(here, text, message, place):
     script(here, text)
-    with pytest.raises(command.ProgramError, match=message) as raised:
+    with pytest.raises(conversation.ProgramError, match=message) as raised:
         train(spec_of(["train.py"]))
     assert raised.value.place == place
 
