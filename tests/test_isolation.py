@@ -22,6 +22,7 @@ from tuner.core import failures
 from tuner.ledger import Ledger
 from tuner.training import trainer_choice
 from tuner.training.function_trainer import FunctionTrainer
+from tuner.training.programs.function import environment
 from tuner.training.trainer import Status, Task
 
 FAULTS = ["none", "segfault", "exit", "sys.exit", "interrupt", "raise", "leak"]
@@ -83,6 +84,15 @@ def descending() -> FunctionTrainer:
 def test_mistakes_are_found_when_it_is_submitted(table, expected):
     found = mistakes_in(workload=table)
     assert expected in found if expected else found == ""
+
+
+def test_a_function_gets_the_worker_s_environment_without_addresses_and_passwords(monkeypatch):
+    for name in ("TUNER_DATABASE_URL", "MLFLOW_TRACKING_PASSWORD", "PGPASSWORD"):
+        monkeypatch.setenv(name, "secret")
+    monkeypatch.setenv("MY_SETTING", "1")
+    found = environment()
+    assert found["MY_SETTING"] == "1"
+    assert "secret" not in found.values()
 
 
 @pytest.mark.slow
