@@ -23,8 +23,6 @@ class Odd(nn.Module):
             self.line.bias.register_hook(lambda gradient: 2 * gradient)
         if what == "unused":
             self.more = nn.Linear(3, 1).to(dtype)
-        if what == "frozen":
-            self.line.bias.requires_grad_(False)
 
     def forward(self, inputs):
         outputs = self.line(inputs)
@@ -47,7 +45,6 @@ class Odd(nn.Module):
         ("its own number", "after one step the loss of a member is not what it is alone"),
         ("hook", "after one step the gradient of a member is not what it is alone"),
         ("unused", "the parameter more.weight has no gradient"),
-        ("frozen", "the parameter line.bias is frozen"),
         ("dropout twice", "the dropout drop is used more than once in a forward pass"),
     ],
 )

@@ -27,7 +27,7 @@ from tests.test_reference import (
     train,
 )
 from tuner.config import StudySpec
-from tuner.training.batches import micro_batches
+from tuner.training.loaders import micro_batches
 from tuner.training.reference import ReferenceTrainer
 from tuner.training.trainer import Status
 from tuner.training.workloads import seeded
@@ -107,9 +107,13 @@ def test_accumulated_gradients_are_those_of_the_batch(parts, optimizer):
 @pytest.mark.parametrize(("rows", "parts", "sizes"), [(7, 3, [3, 2, 2]), (2, 5, [1, 1])])
 def test_micro_batches_are_all_rows_with_their_shares(rows, parts, sizes):
     numbers = torch.arange(rows)
-    cut = list(micro_batches(numbers, numbers, parts))
-    assert [len(some) for some, _, _ in cut] == sizes
-    assert torch.equal(torch.cat([some for some, _, _ in cut]), numbers)
+    batch = {"numbers": numbers, "texts": [str(n) for n in range(rows)], "both": (numbers, 1)}
+    cut = list(micro_batches(batch, parts))
+    assert [len(some["numbers"]) for some, _ in cut] == sizes
+    for some, _ in cut:
+        assert some["texts"] == [str(n) for n in some["numbers"].tolist()]
+        assert torch.equal(some["both"][0], some["numbers"])
+    assert torch.equal(torch.cat([some["numbers"] for some, _ in cut]), numbers)
     assert sum(share for *_, share in cut) == pytest.approx(1.0)
 
 

@@ -125,6 +125,7 @@ def _incompatible(training: TrainingTable, workload: Table | None) -> Iterator[M
             "clip_norm",
             "accumulate",
             "precision",
+            "ema",
             "trainer",
             "slots",
         ):

@@ -30,8 +30,10 @@ from tuner.config.search import (
     AnyJudge,
     Auto,
     FastForward,
+    Grid,
     Halving,
     Judge,
+    Listed,
     OneRung,
     Patient,
     Pruner,
@@ -256,6 +258,8 @@ class TrainingTable(Table):
     - `precision`: "bfloat16" or "float16" computes forward passes in it (autocast) and keeps
       parameters in float32; "float16" scales the loss and skips steps that overflow. A skipped step
       counts as a step, and the schedule moves on; `[guard] skipped_steps` in a row end the trial.
+    - `ema`: decay of an exponential moving average of the parameters, such as 0.999, with which
+      trials are evaluated. It is at most (1 + t) / (10 + t) after t updates.
     - `patience`: a trial is completed after this many consecutive evaluations without a better
       metric.
     - `seconds`: training time, over all attempts and including evaluations, after which a trial is
@@ -268,6 +272,9 @@ class TrainingTable(Table):
       for two slots. The choice of a study's first worker is stored and used by all others.
     - `slots`: number of trials that a cohort trains at a time; "auto" is an eighth of the budget,
       at most 64, since the sampler learns nothing between simultaneous trials.
+    - `keep_checkpoint`: keep a checkpoint of each trial that was completed or pruned, for `tuner
+      extend`: of the last step whose rates do not depend on the horizon. None is kept of a trial
+      whose schedule depends on it from the start.
     - `threads`: CPU threads of each operator. With "auto" it is measured if trials train one at a
       time and a step takes at least 5 ms of processor time; else it is one, and also for a train
       function. The number found by a study's first worker is stored and used by all others, since
@@ -297,10 +304,14 @@ class TrainingTable(Table):
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     accumulate: Annotated[int, Field(ge=1)] = 1
     precision: Literal["float32", "bfloat16", "float16"] | None = None
+    # omitted if not set, so that earlier digests stay valid
+    ema: Annotated[float | None, Field(gt=0, lt=1, exclude_if=lambda ema: ema is None)] = None
     patience: Annotated[int, Field(ge=1)] | None = None
     seconds: Annotated[float, Field(gt=0)] | None = None
     trainer: Literal["auto", "cohort", "reference"] = "auto"
     slots: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
+    # omitted if false, so that earlier digests stay valid
+    keep_checkpoint: Annotated[bool, Field(exclude_if=lambda keep: not keep)] = False
     # omitted for "auto", so that earlier digests stay valid
     threads: Annotated[
         Annotated[int, Field(ge=1, le=1024)] | Literal["auto"],
@@ -313,6 +324,9 @@ class TrainingTable(Table):
         if not given:
             error = mistake("a whole number of steps, or epochs or examples instead", "nothing")
             mistakes("TrainingTable", {("steps",): error})
+        if self.keep_checkpoint and given[0] != "steps":
+            error = mistake("false, as only trials with a budget in steps are extended", "true")
+            mistakes("TrainingTable", {("keep_checkpoint",): error})
         expected = f"nothing, as {given[0]} is the budget of a trial"
         for unit in given[1:]:
             mistakes("TrainingTable", {(unit,): mistake(expected, str(getattr(self, unit)))})
@@ -404,6 +418,10 @@ class RetriesTable(Table):
     out_of_memory: Annotated[int, Field(ge=0, le=30)] = 6
 
 
+DECIDE, DECIDE_FROM, LEAST_DECIDING = 0.15, 50, 6
+"""The default of `[budget] decide`, and from how many trials on; the fewest trials that decide."""
+
+
 class BudgetTable(Table):
     """How much the study may spend; the only table that may change after the submission.
 
@@ -415,10 +433,14 @@ class BudgetTable(Table):
     - `no_improvement`: number of trials that ended since the best one.
     - `regret_below`: distance of the best value to the best possible one, bounded by a Gaussian
       process on at least twenty completed trials.
+    - `decide`: share of the trials that is reserved to decide between the best ones after the
+      search, and of `wall_seconds` and `compute_seconds`; 0 disables it. By default 0.15 in studies
+      of at least 50 trials, unless a list of combinations is trained.
     - `weight`: the study's share of common workers.
     """
 
     trials: Annotated[int, Field(ge=1, le=1_000_000, description="a whole number")]
+    decide: Annotated[float, Field(ge=0, lt=1)] | None = None
     # number of first trials failing for the same reason that stops the study; 0: never
     stop_after_failures: Annotated[int, Field(ge=0)] = 3
     wall_seconds: Annotated[float, Field(gt=0)] | None = None
@@ -456,6 +478,21 @@ class StudySpec(Table):
     def evaluation_interval(self) -> int:
         """Units between two evaluations."""
         return self.training.evaluation_interval
+
+    @property
+    def deciding_trials(self) -> int:
+        """The trials of the budget that are reserved for deciding; the others are for the search.
+
+        Fewer than `LEAST_DECIDING` decide nothing, so none is reserved then.
+        """
+        trials, share = self.budget.trials, self.budget.decide
+        if self.workload.ask_and_tell:
+            return 0
+        if share is None:
+            listed = isinstance(self.search.sampler, Grid | Listed)
+            share = DECIDE if trials >= DECIDE_FROM and not listed else 0.0
+        reserved = math.floor(share * trials + 1e-9)  # 0.29 of 100 is 29
+        return reserved if reserved >= LEAST_DECIDING else 0
 
     def rungs(self) -> tuple[int, ...]:
         """Return the positions, in the study's unit, at which every trial reports to the pruner.

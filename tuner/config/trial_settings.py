@@ -29,12 +29,16 @@ class TrialSettings:
 
 
 def settings_of(
-    spec: StudySpec, params: Mapping[str, ParameterValue], rows: int | None
+    spec: StudySpec,
+    params: Mapping[str, ParameterValue],
+    rows: int | None,
+    keeps_last: bool = False,
 ) -> TrialSettings:
     """Return the settings of a trial; `rows` is the number of training examples, None: unknown.
 
-    Without `params`, the settings are those of the study. Raise `WorkloadError` if the unit needs
-    rows that are not known.
+    An incomplete last batch of an epoch is a step if `keeps_last`, else it is left out. Without
+    `params`, the settings are those of the study. Raise `WorkloadError` if the unit needs rows that
+    are not known.
     """
     training = spec.training
     values: dict[str, Any] = {
@@ -42,7 +46,7 @@ def settings_of(
         for name in ("clip_norm", "accumulate", "precision")
     }
     size = batch_size(spec, params)
-    to_step = _Steps(spec, size, rows)
+    to_step = _Steps(spec, size, rows, keeps_last)
     steps = to_step(spec.length)
     rungs = {to_step(position): position for position in spec.rungs()}
     rungs = {step: position for step, position in rungs.items() if 0 < step < steps}
@@ -55,9 +59,14 @@ def settings_of(
     )
 
 
-def horizon_of(spec: StudySpec, params: Mapping[str, ParameterValue], rows: int | None) -> int:
+def horizon_of(
+    spec: StudySpec,
+    params: Mapping[str, ParameterValue],
+    rows: int | None,
+    keeps_last: bool = False,
+) -> int:
     """Return the steps of a trial; see `settings_of`, which takes longer."""
-    return _Steps(spec, batch_size(spec, params), rows)(spec.length)
+    return _Steps(spec, batch_size(spec, params), rows, keeps_last)(spec.length)
 
 
 def batch_size(spec: StudySpec, params: Mapping[str, ParameterValue]) -> int | Literal["full"]:
@@ -83,20 +92,25 @@ def batch_size(spec: StudySpec, params: Mapping[str, ParameterValue]) -> int | L
 class _Steps:
     """The step of a trial at each position in the study's unit."""
 
-    def __init__(self, spec: StudySpec, size: int | Literal["full"], rows: int | None) -> None:
+    def __init__(
+        self, spec: StudySpec, size: int | Literal["full"], rows: int | None, keeps_last: bool
+    ) -> None:
         self._unit = spec.unit
         if self._unit == "steps":
             return
         if rows is None and (self._unit == "epochs" or size == "full"):
             raise WorkloadError(
                 f"[training] {self._unit}: expected to know the number of training examples, and "
-                f"{spec.workload.function} does not declare it; set its attribute training_rows"
+                f"{spec.workload.function} does not declare it; set its attribute training_rows, "
+                "or for a loader without batch size or length set steps instead"
             )
         if rows is not None:
             size = rows if size == "full" else min(size, rows)
         assert isinstance(size, int)
         self._size = size
-        self._batches = 1 if rows is None else rows // size  # of an epoch
+        self._batches = 1  # of an epoch
+        if rows is not None:
+            self._batches = -(-rows // size) if keeps_last else rows // size
 
     def __call__(self, position: int) -> int:
         if self._unit == "steps":

@@ -22,6 +22,7 @@ from tuner.config.grid import Grid as CellsOf
 from tuner.config.retrain import NOT_STORED
 from tuner.core.errors import NotFoundError, UsageError
 from tuner.ledger import Ledger, Reader, StudyRecord
+from tuner.training import loaders
 from tuner.training.trainer import TRAIN_COLUMNS
 from tuner.training.workloads import Workload
 from tuner.worker.loading import PreparedWorkload, prepare_workload
@@ -40,13 +41,9 @@ def prepare(spec: StudySpec, prefixes: Sequence[str]) -> PreparedWorkload:
     prepared = prepare_workload(spec, prefixes)
     workload = prepared.workload
     rows = workload.rows if isinstance(workload, Workload) else workload.training_rows
-    settings_of(spec, {}, rows)  # raises where the budget needs the number of rows
-    batches = workload.batches if isinstance(workload, Workload) else None
-    if batches is not None and spec.space.batch_size is not None:
-        raise UsageError(
-            "[space] batch_size: expected nothing, as the batches of "
-            f"{spec.workload.function} come from a loader with its own size"
-        )
+    settings = settings_of(spec, {}, rows)  # raises where the budget needs the number of rows
+    if isinstance(workload, Workload):
+        _refuse_batch_size(workload, spec, settings.batch_size)
     if not isinstance(workload, Workload):
         if spec.study.metric in TRAIN_COLUMNS:
             raise UsageError(
@@ -60,6 +57,20 @@ def prepare(spec: StudySpec, prefixes: Sequence[str]) -> PreparedWorkload:
             f"({', '.join(workload.metric_names)}), got {spec.study.metric!r}"
         )
     return prepared
+
+
+def _refuse_batch_size(workload: Workload, spec: StudySpec, size: int | str) -> None:
+    """Raise `UsageError` or `WorkloadError` if batches come from a loader of another size."""
+    train = workload.train
+    fixed = workload.batches is not None or (train is not None and not loaders.is_of_size(train))
+    if fixed and spec.space.batch_size is not None:
+        hint = "" if train is None else "; make train a function of the batch size to search it"
+        raise UsageError(
+            "[space] batch_size: expected nothing, as the batches of "
+            f"{spec.workload.function} come from a loader with its own size{hint}"
+        )
+    if train is not None:
+        loaders.of_size(train, size)
 
 
 def submit(
@@ -76,7 +87,7 @@ def submit(
     _refuse_changes(ledger, spec)
     _refuse_unknown_sources(ledger, spec)
     combinations = len(CellsOf(spec.space)) if isinstance(spec.search.sampler, Grid) else None
-    limit = spec.budget.trials
+    limit = spec.budget.trials - spec.deciding_trials
     study, created = ledger.submit(
         spec, limit=limit, workload=description, combinations=combinations
     )
@@ -159,14 +170,19 @@ def _from_a_ninth(pruner: AnyPruner, steps: int) -> AnyPruner:
 def in_words(ledger: Reader, study: StudyRecord, *, created: bool) -> str:
     """Return a sentence about what was submitted."""
     if not created:
-        return f"Study {study.name!r} exists already, {study.limit} trials."
+        return f"Study {study.name!r} exists already, {_trials_in_words(study)}."
     if study.version == 1:
-        return f"Study {study.name!r} submitted, {study.limit} trials."
+        return f"Study {study.name!r} submitted, {_trials_in_words(study)}."
     return (
         f"The space of study {study.name!r} has changed: version {study.version} submitted, "
         f"{study.limit} trials, and {ledger.imported(study.id)} of earlier versions imported. "
         f"Optuna and MLflow call it {study.title!r}."
     )
+
+
+def _trials_in_words(study: StudyRecord) -> str:
+    reserved = study.deciding_trials
+    return f"{study.limit} trials" + (f" and {reserved} that decide" if reserved else "")
 
 
 def _refuse_unknown_sources(ledger: Reader, spec: StudySpec) -> None:

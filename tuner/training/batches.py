@@ -1,4 +1,4 @@
-"""The batch of each step: rows of data in memory, micro-batches, and batches from a loader."""
+"""The batch of each step: rows of data in memory, and batches that all trials share."""
 
 from __future__ import annotations
 
@@ -47,22 +47,7 @@ class BatchOrder:
         return self._permutation[batch * self._size : end * self._size].view(-1, self._size)
 
 
-def micro_batches(
-    inputs: Tensor,  # [row, ...]
-    targets: Tensor,  # [row, ...]
-    parts: int,
-) -> Iterator[tuple[Tensor, Tensor, float]]:
-    """Yield inputs, targets and share of rows of each of `parts` parts, at least one row each.
-
-    The mean losses of the parts, weighted by their shares, sum to the mean loss of the batch.
-    """
-    rows = len(inputs)
-    cut = min(parts, rows)
-    for some, theirs in zip(inputs.tensor_split(cut), targets.tensor_split(cut), strict=True):
-        yield some, theirs, len(some) / rows
-
-
-# --- batches of a loader, for data that do not fit in memory
+# --- shared batches, for data that do not fit in memory
 
 
 @dataclass(eq=False)

@@ -23,7 +23,7 @@ from tuner.core.errors import UsageError
 from tuner.core.failpoints import reach
 from tuner.core.failures import workload_code
 from tuner.core.outputs import writing_into
-from tuner.training import checkpoint
+from tuner.training import averaging, checkpoint
 from tuner.training.checkpoint import CheckpointError
 from tuner.training.reference import ReferenceTrainer
 from tuner.training.trainer import ENDED, Event, Status, Task
@@ -96,6 +96,8 @@ def train(
     with workload_code():
         model = workload.model(task.seed, _dtype(spec))
         model.load_state_dict(state["model"])
+        if state["averages"] is not None:
+            averaging.load(model, state["averages"])
     return TrainedModel(model=model.eval(), status=status, reason=reason, value=value, curve=curve)
 
 
@@ -147,6 +149,11 @@ def row_values(
     Raises `UsageError` if the metric over all rows is not the mean over rows, and
     `WorkloadCodeError` if the workload's code raises.
     """
+    if workload.has_loaders and workload.holdout is None:
+        raise UsageError(
+            f"{spec.workload.function}: expected a holdout (inputs and targets) and a loss beside "
+            "its loaders, since challenger and champion are compared row by row"
+        )
     measure = {"val_loss": workload.loss, **workload.metrics}[metric]
     inputs, targets = (_cast(part, spec) for part in workload.held_out)
     with torch.no_grad(), workload_code():
@@ -247,7 +254,8 @@ def close(outputs: np.ndarray, expected: np.ndarray) -> bool:  # [row, ...] both
 
 def example_of(workload: Workload, spec: StudySpec) -> np.ndarray:  # [row, ...]
     """Return an input example of a few rows."""
-    rows: np.ndarray = _cast(workload.train_inputs[:EXAMPLE_ROWS], spec).numpy()
+    inputs = workload.held_out[0] if workload.train is not None else workload.train_inputs
+    rows: np.ndarray = _cast(inputs[:EXAMPLE_ROWS], spec).numpy()
     return rows
 
 

@@ -135,7 +135,9 @@ OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {
 """Optimizers by their names in study files; keywords are the names of their parameters."""
 
 
-def make(params: Mapping[str, ParameterValue], parameters: Iterable[Tensor]) -> Optimizer:
+def make(
+    params: Mapping[str, ParameterValue], parameters: Iterable[Tensor] | Iterable[dict[str, Any]]
+) -> Optimizer:
     """Return the optimizer of a trial from its flat parameters.
 
     `params` has `lr`, `optimizer`, and that optimizer's own, as in {"lr": 0.1, "optimizer": "sgd",

@@ -18,8 +18,16 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
 from tuner.config import StudySpec, TrialSettings, settings_of
-from tuner.training import checkpoint, objective, optimizers, out_of_memory, random_state
-from tuner.training.batches import BatchOrder, BatchStream, micro_batches, open_stream
+from tuner.training import (
+    averaging,
+    checkpoint,
+    loaders,
+    objective,
+    optimizers,
+    out_of_memory,
+    random_state,
+)
+from tuner.training.batches import BatchOrder, BatchStream, open_stream
 from tuner.training.branches import (
     Branch,
     BranchPlan,
@@ -29,11 +37,15 @@ from tuner.training.branches import (
     seed_of_branch,
 )
 from tuner.training.guard.monitor import GuardMonitor
+from tuner.training.loaders import LoaderStream, SeededLoader
 from tuner.training.objective import NO_EVALUATIONS, Progress
 from tuner.training.precision import Precision
 from tuner.training.rate_source import RateSource, rate_source
 from tuner.training.trainer import ENDED, Evaluation, Event, Segment, Status, Task
-from tuner.training.workloads import Batch, Workload
+from tuner.training.workloads import Workload
+
+MULTIPLIER = "multiplier"
+"""Of the rate of a parameter group."""
 
 
 @dataclass(eq=False)
@@ -45,13 +57,14 @@ class _Member:
     parameters: list[nn.Parameter]  # of the model
     optimizer: torch.optim.Optimizer
     order: BatchOrder
-    stream: BatchStream | None  # of its batches, where the workload has its own
+    stream: BatchStream | LoaderStream | None  # of batches that are not rows in memory
     rate_source: RateSource
     guard: GuardMonitor
     monitor: LossMonitor  # the guard, but for a branch
     precision: Precision
     random: dict[str, Any]  # the trial's own global random state
     accumulate: int  # micro-batches per batch, whose gradients are added
+    averages: list[Tensor] | None  # of the parameters, at which it is evaluated
     progress: Progress = NO_EVALUATIONS
     skipped: int = 0  # consecutive steps skipped by mixed precision
     seconds: float = 0.0  # in training, before this call of `advance`
@@ -83,7 +96,10 @@ class ReferenceTrainer:
         self._device = torch.device(spec.training.device)
         self._dtype: torch.dtype = getattr(torch, spec.training.dtype)
         self._member: _Member | None = None
-        self._use(workload, settings_of(spec, {}, workload.rows))
+        self._train_loader: SeededLoader | None = None
+        self._validation_loader: SeededLoader | None = None
+        self._loaded_size: int | str = 0  # of the batches of the training loader
+        self._use(workload, settings_of(spec, {}, workload.rows, workload.keeps_last))
 
     def _use(self, workload: Workload, settings: TrialSettings) -> None:
         """Move the data of a trial's workload to the training device, unless they are there."""
@@ -98,6 +114,13 @@ class ReferenceTrainer:
                 self._on_device(workload.validation_targets),
             )
             self._stream = open_stream(workload, settings.batch_size, self._on_device)
+            self._train_loader = self._validation_loader = None
+            if workload.validation is not None:
+                self._validation_loader = SeededLoader(workload.validation, "validation")
+        size = settings.batch_size
+        if workload.train is not None and (self._train_loader is None or size != self._loaded_size):
+            loader = loaders.of_size(workload.train, size)
+            self._train_loader, self._loaded_size = SeededLoader(loader, "train"), size
         self._settings = settings
         self._evaluation_steps = frozenset(settings.evaluation_steps)
 
@@ -109,7 +132,8 @@ class ReferenceTrainer:
                 f"{self._member.task.number} in the only one; evict it first"
             )
         workload = self._trained.of(task.params)
-        self._use(workload, settings_of(self._spec, task.params, workload.rows))
+        rows, keeps_last = workload.rows, workload.keeps_last
+        self._use(workload, settings_of(self._spec, task.params, rows, keeps_last))
         state = None
         if task.snapshot is not None:
             fingerprint = self._fingerprint(task)
@@ -190,6 +214,8 @@ class ReferenceTrainer:
         rates = self._branch_rates(member, plan)
         try:
             branch = self._copy(member, rates)
+            if plan.averaged:
+                branch.averages = None
             with random_state.swapped(branch.random):
                 parameters = branch.parameters if plan.averaged else []
                 averages = [torch.zeros_like(parameter) for parameter in parameters]
@@ -234,7 +260,8 @@ class ReferenceTrainer:
         branch.rate_source, branch.monitor = BranchRates(member.step, rates), FiniteMonitor()
         seed = seed_of_branch(member.task.seed, member.step)
         branch.random = random_state.seeded_torch(seed, self._device)
-        branch.stream = None if self._stream is None else self._stream.fork()
+        if self._stream is not None:
+            branch.stream = self._stream.fork()
         return branch
 
     # --- one trial --------------------------------------------------------------------------
@@ -254,12 +281,12 @@ class ReferenceTrainer:
     def _update(self, member: _Member, segment: Segment) -> None:
         """Make the update from `member.step` to the next, unless the guard stops the trial."""
         step = member.step
-        inputs, targets = self._batch(member)
+        batch = self._batch(member)
         rate = member.rate_source.rate(step)
         for group in member.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get(MULTIPLIER, 1.0)
         member.optimizer.zero_grad()
-        loss = self._accumulate_gradients(member, inputs, targets)
+        loss = self._accumulate_gradients(member, batch)
         member.precision.unscale(member.optimizer)
         gradients = [p.grad.reshape(-1) for p in member.parameters if p.grad is not None]
         # one norm of one concatenated vector: fastest for the few layers of a small model
@@ -285,29 +312,37 @@ class ReferenceTrainer:
             clip_grads_with_norm_(member.parameters, self._settings.clip_norm, norm)
         member.precision.step(member.optimizer)
         member.step += 1
+        if member.averages is not None:
+            assert self._spec.training.ema is not None
+            weight = averaging.weight_of(self._spec.training.ema, member.step)
+            for average, parameter in zip(member.averages, member.parameters, strict=True):
+                average.lerp_(parameter.detach(), weight)
 
-    def _batch(self, member: _Member) -> Batch:
-        """Return inputs [row, ...] and targets [row, ...] of the next step."""
+    def _batch(self, member: _Member) -> Any:
+        """Return the batch of the next step: inputs and targets [row, ...], or a loader's."""
         if member.stream is not None:
             began = self._clock()
-            batch = member.stream.batch(member.step)
+            if isinstance(member.stream, LoaderStream):
+                batch = loaders.mapped(member.stream.batch(), self._on_device)
+            else:
+                batch = member.stream.batch(member.step)
             member.seconds -= self._clock() - began  # loading does not count as training time
             return batch
         rows = member.order.rows(member.step)
         inputs, targets = self._train
         return (inputs, targets) if rows is None else (inputs[rows], targets[rows])
 
-    def _accumulate_gradients(self, member: _Member, inputs: Tensor, targets: Tensor) -> float:
+    def _accumulate_gradients(self, member: _Member, batch: Any) -> float:
         """Accumulate the gradients of a batch, in micro-batches if asked, and return its loss."""
         if member.accumulate == 1:
             with member.precision.forward():
-                loss = self._workload.loss(member.model(inputs), targets)
+                loss, _ = self._workload.forwarded(member.model, batch)
             member.precision.backward(loss)
             return loss.item()
         total = 0.0
-        for part_inputs, part_targets, share in micro_batches(inputs, targets, member.accumulate):
+        for own, share in loaders.micro_batches(batch, member.accumulate):
             with member.precision.forward():
-                part = self._workload.loss(member.model(part_inputs), part_targets) * share
+                part = self._workload.forwarded(member.model, own)[0] * share
             member.precision.backward(part)
             total += part.item()
         return total
@@ -330,12 +365,10 @@ class ReferenceTrainer:
 
     def _evaluate(self, member: _Member, segment: Segment) -> None:
         """Evaluate at the current parameters; non-finite values end the trial as diverged."""
-        inputs, targets = self._validation
         member.model.eval()
-        with torch.no_grad(), member.precision.forward():
-            outputs = member.model(inputs)
-            measures = {"val_loss": self._workload.loss, **self._workload.metrics}
-            metrics = {name: measure(outputs, targets).item() for name, measure in measures.items()}
+        averages = averaging.averages_in(member.parameters, member.averages)
+        with torch.no_grad(), member.precision.forward(), averages:
+            metrics = self._measure(member.model)
         member.model.train()
         segment.evaluations.append(
             Evaluation(step=member.step, time=self._clock(), metrics=metrics)
@@ -358,6 +391,20 @@ class ReferenceTrainer:
         if segment.reason:
             member.status = Status.FINISHED
 
+    def _measure(self, model: nn.Module) -> dict[str, float]:
+        """Return the metrics of a model: of a loader's batches, the means weighted by rows."""
+        if self._validation_loader is None:
+            return self._workload.measured(model, self._validation)
+        found, weights = [], []
+        # the same batches at every evaluation of every trial
+        for batch in LoaderStream(self._validation_loader, 0).epoch_batches():
+            found.append(self._workload.measured(model, loaders.mapped(batch, self._on_device)))
+            weights.append(loaders.rows_of(batch))
+        return {
+            name: float(np.average([metrics[name] for metrics in found], weights=weights))
+            for name in found[0]
+        }
+
     def _new_member(self, task: Task) -> _Member:
         """Return a new member at step 0."""
         settings = self._settings
@@ -369,19 +416,26 @@ class ReferenceTrainer:
         rates = rate_source(task.params, settings.steps, self._spec.study.direction)
         baseline = self._workload.baseline_loss
         guard = GuardMonitor(self._spec, settings, task.params, rates, baseline)
+        stream: BatchStream | LoaderStream | None = self._stream
+        if self._train_loader is not None:
+            stream = LoaderStream(self._train_loader, task.seed)
+        averages = None
+        if self._spec.training.ema is not None:
+            averages = [parameter.detach().clone() for parameter in parameters]
         return _Member(
             task=task,
             model=model,
             parameters=parameters,
-            optimizer=optimizers.make(task.params, parameters),
+            optimizer=optimizers.make(task.params, _groups(self._workload, model)),
             order=BatchOrder(task.seed, len(self._train[0]), settings.batch_size),
-            stream=self._stream,
+            stream=stream,
             rate_source=rates,
             guard=guard,
             monitor=guard,
             precision=Precision(settings.precision, self._device),
             random=random,
             accumulate=settings.accumulate * 2**task.halvings,
+            averages=averages,
         )
 
     # --- helpers ----------------------------------------------------------
@@ -419,6 +473,14 @@ class ReferenceTrainer:
         }
 
 
+def _groups(workload: Workload, model: nn.Module) -> list[dict[str, Any]]:
+    """Return the parameter groups of an optimizer: one, or one for each multiplier of the rate."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        groups.setdefault(workload.multiplier_of(name), []).append(parameter)
+    return [{"params": own, MULTIPLIER: multiplier} for multiplier, own in groups.items()]
+
+
 def _state(member: _Member) -> dict[str, Any]:
     """Return the state of a member, which shares its tensors."""
     return {
@@ -433,6 +495,8 @@ def _state(member: _Member) -> dict[str, Any]:
         "skipped": member.skipped,
         "seconds": member.seconds,
         "random": member.random,
+        "averages": member.averages,
+        "data": member.stream.position if isinstance(member.stream, LoaderStream) else None,
     }
 
 
@@ -446,5 +510,9 @@ def _restore(member: _Member, state: dict[str, Any]) -> None:
     member.progress = Progress(**state["progress"])
     member.skipped, member.seconds = state["skipped"], state["seconds"]
     member.random = state["random"]
+    if isinstance(member.stream, LoaderStream):
+        member.stream.seek(state["data"])
+    for average, saved in zip(member.averages or (), state.get("averages") or (), strict=True):
+        average.copy_(saved)
     member.step = state["step"]
     member.status = Status(state["status"])

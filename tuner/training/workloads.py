@@ -7,15 +7,17 @@ import importlib
 import importlib.util
 import inspect
 import itertools
+import math
 import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +26,8 @@ from tuner.config import ParameterValue, Space
 from tuner.core.errors import WorkloadCodeError, WorkloadError
 from tuner.core.importing import allow_from_current_folder
 from tuner.core.text import is_metric_name
-from tuner.training import registration
+from tuner.training import loaders, registration
+from tuner.training.loaders import Loader, LoaderOfSize
 from tuner.training.registration import ALLOWED_PREFIXES, Kind
 
 Measure: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -36,6 +39,14 @@ Batch: TypeAlias = tuple[Tensor, Tensor]
 Batches: TypeAlias = Callable[[int], Iterable[Batch]]
 """Map the number of an epoch to its batches; the same epoch has the same batches at every call."""
 
+Forward: TypeAlias = Callable[[nn.Module, Any], Tensor | tuple[Tensor, Mapping[str, Any]]]
+"""Map a model and a batch to its mean loss, or to that and its metrics, by name."""
+
+PARTS: tuple[Literal["train", "validation"], ...] = ("train", "validation")
+
+EXAMPLE_ROWS = 2
+"""Rows of the batch that a new workload is tried with."""
+
 KEPT = 4
 """Number of workloads with different arguments that a worker keeps."""
 
@@ -46,6 +57,14 @@ _DIGESTS: dict[str, str] = {}
 """Of the source of each module at the time of its import, by its name."""
 
 
+def _no_rows() -> Tensor:
+    return torch.empty(0)
+
+
+def _no_loss(_outputs: Tensor, _targets: Tensor) -> Tensor:
+    raise WorkloadError("expected a loss in the Workload, got none")
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Workload:
     """A model, its data and its loss: everything that trials of a study have in common.
@@ -53,20 +72,37 @@ class Workload:
     Rows are examples. Floating-point tensors are converted to the study's dtype by the trainer;
     integer targets (classes) stay as they are.
 
-    Training data that do not fit in memory come from `batches`, such as those of a `DataLoader`.
-    The batch of a step is then the same for all trials, whatever their seeds, and `train_inputs`
-    and `train_targets` are an example, such as the first batch.
+    Data are tensors in memory, the fast way, or come from loaders:
+
+    - `train` is a `DataLoader` or another iterable of batches, or a function of the batch size that
+      returns one. Order and augmentation follow from the trial's seed; see
+      `tuner.training.loaders`. `validation` is a loader too; an evaluation is the mean over its
+      batches, weighted by their rows.
+    - Batches are pairs of inputs and targets, or anything that `forward(model, batch)` understands.
+      It returns the mean loss of a batch, or that and metrics, `{"accuracy": …}`, which are used of
+      validation batches.
+    - `batches` is a function of the number of an epoch. The batch of a step is then the same for
+      all trials, whatever their seeds, so that a cohort can use it, and `train_inputs` and
+      `train_targets` are an example, such as the first batch.
+
+    Parameters that require no gradient are not trained. `rate_multipliers` multiplies the rate of
+    parameters by the longest of its keys that is their name or that of a module around them:
+    `{"body": 0.1}` trains `body.0.weight` at a tenth of the rate.
     """
 
     model: Callable[[int, torch.dtype], nn.Module]  # of seed and dtype; same seed, same parameters
-    train_inputs: Tensor  # [row, ...]
-    train_targets: Tensor  # [row, ...]
-    validation_inputs: Tensor  # [row, ...]
-    validation_targets: Tensor  # [row, ...]
-    loss: Measure  # mean over rows; also computes val_loss
+    train_inputs: Tensor = field(default_factory=_no_rows)  # [row, ...]
+    train_targets: Tensor = field(default_factory=_no_rows)  # [row, ...]
+    validation_inputs: Tensor = field(default_factory=_no_rows)  # [row, ...]
+    validation_targets: Tensor = field(default_factory=_no_rows)  # [row, ...]
+    train: Loader | LoaderOfSize | None = None
+    validation: Loader | None = None
+    loss: Measure = _no_loss  # mean over rows; also computes val_loss
+    forward: Forward | None = None  # instead of loss and metrics
     data_name: str  # for display
     data_digest: str  # of the data alone, by `digest_of`
     metrics: Mapping[str, Measure] = field(default_factory=lambda: MappingProxyType({}))
+    rate_multipliers: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     baseline_loss: float | None = None  # the training loss of the best constant predictor
     batches: Batches | None = (
         None  # of `[training] batch_size` rows; an incomplete last one is left out
@@ -87,7 +123,31 @@ class Workload:
     @property
     def rows(self) -> int | None:
         """The number of training examples; None if they come in batches of unknown number."""
+        if self.train is not None:
+            return self._loader_size[0]
         return len(self.train_inputs) if self.batches is None else None
+
+    @property
+    def keeps_last(self) -> bool:
+        """Whether an incomplete last batch of an epoch is trained on."""
+        return self.train is not None and self._loader_size[1]
+
+    @property
+    def has_loaders(self) -> bool:
+        """Whether only a trainer of one trial at a time can read its batches."""
+        return not (self.train is None and self.validation is None and self.forward is None)
+
+    @cached_property
+    def _loader_size(self) -> tuple[int | None, bool]:
+        assert self.train is not None
+        return loaders.size_of(self._example_loader)
+
+    @property
+    def _example_loader(self) -> Loader:
+        assert self.train is not None
+        if isinstance(self.train, Iterable):
+            return self.train
+        return loaders.of_size(self.train, EXAMPLE_ROWS)
 
     @property
     def held_out(self) -> tuple[Tensor, Tensor]:
@@ -97,7 +157,47 @@ class Workload:
     @property
     def metric_names(self) -> tuple[str, ...]:
         """The names of the metrics of an evaluation; one of them is the study's metric."""
-        return ("val_loss", *self.metrics)
+        return ("val_loss", *(self.metrics if self.forward is None else self._forward_metrics))
+
+    @cached_property
+    def _forward_metrics(self) -> tuple[str, ...]:
+        """The names of the metrics that `forward` returns of a validation batch."""
+        with seeded(0), torch.no_grad():
+            model = self.model(0, torch.float64).double().eval()
+            return tuple(self.forwarded(model, self.example("validation"))[1])
+
+    def multiplier_of(self, parameter: str) -> float:
+        """Return the multiplier of the rate of a parameter, by its name in the model."""
+        found = [name for name in self.rate_multipliers if _is_around(name, parameter)]
+        return self.rate_multipliers[max(found, key=len)] if found else 1.0
+
+    def forwarded(self, model: nn.Module, batch: Any) -> tuple[Tensor, Mapping[str, Any]]:
+        """Return the loss of a batch, and the metrics if there is a `forward` function."""
+        if self.forward is None:
+            inputs, targets = batch
+            return self.loss(model(inputs), targets), {}
+        returned = self.forward(model, batch)
+        return returned if isinstance(returned, tuple) else (returned, {})
+
+    def measured(self, model: nn.Module, batch: Any) -> dict[str, float]:
+        """Return `val_loss` and the metrics of a model on a validation batch."""
+        if self.forward is None:
+            inputs, targets = batch
+            outputs = model(inputs)
+            measures = {"val_loss": self.loss, **self.metrics}
+            return {name: measure(outputs, targets).item() for name, measure in measures.items()}
+        loss, metrics = self.forwarded(model, batch)
+        return {name: float(value) for name, value in {"val_loss": loss, **metrics}.items()}
+
+    def example(self, part: Literal["train", "validation"]) -> Any:
+        """Return a batch in double precision: a few rows in memory, or a loader's first."""
+        loader = self.validation
+        if part == "train":
+            loader = None if self.train is None else self._example_loader
+        if loader is not None:
+            return loaders.mapped(loaders.example(loader), double)
+        inputs = getattr(self, f"{part}_inputs"), getattr(self, f"{part}_targets")
+        return tuple(double(each[:EXAMPLE_ROWS]) for each in inputs)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -107,6 +207,7 @@ class SearchedWorkload(Workload):
     build: Callable[[Mapping[str, ParameterValue]], Workload]  # from the searched arguments
     searched: tuple[str, ...]  # their names
     built: dict[tuple[tuple[str, ParameterValue], ...], Workload] = field(default_factory=dict)
+    kept: int = KEPT
 
     def of(self, params: Mapping[str, ParameterValue]) -> Workload:
         """Return the workload of a trial; the last few are kept."""
@@ -115,7 +216,7 @@ class SearchedWorkload(Workload):
         found = self.built.pop(key, None)
         if found is None:
             found = self.build(own)
-            for oldest in list(self.built)[: len(self.built) - KEPT + 1]:
+            for oldest in list(self.built)[: max(0, len(self.built) - self.kept + 1)]:
                 del self.built[oldest]
         self.built[key] = found  # the latest is last
         return found
@@ -348,14 +449,17 @@ def _spec(module: str, places: Sequence[str]) -> ModuleSpec | None:
 def _problems(workload: Workload) -> Iterator[str]:
     """Yield a line for each mistake that would make training fail or its results wrong."""
     fine = True
-    parts = {
-        "train": (workload.train_inputs, workload.train_targets),
-        "validation": (workload.validation_inputs, workload.validation_targets),
-    }
+    parts: dict[str, tuple[Any, Any]] = {}
+    for part in PARTS:
+        if getattr(workload, part) is None:
+            parts[part] = getattr(workload, f"{part}_inputs"), getattr(workload, f"{part}_targets")
+        elif problem := _problem_of_loader(workload, part):
+            fine = False
+            yield problem
     if workload.holdout is not None:
         parts["holdout"] = workload.holdout
-    for part, (inputs, targets) in parts.items():
-        for name, tensor in ((f"{part}_inputs", inputs), (f"{part}_targets", targets)):
+    for title, (inputs, targets) in parts.items():
+        for name, tensor in ((f"{title}_inputs", inputs), (f"{title}_targets", targets)):
             problem = _problem_of_tensor(name, tensor)
             if problem:
                 fine = False
@@ -363,20 +467,38 @@ def _problems(workload: Workload) -> Iterator[str]:
         if fine and len(inputs) != len(targets):
             fine = False
             yield (
-                f"{part}_targets: expected a target for each of {len(inputs)} inputs, got "
+                f"{title}_targets: expected a target for each of {len(inputs)} inputs, got "
                 f"{len(targets)}"
             )
     for name in workload.metrics:
-        if name in RESERVED:
-            yield f"metrics: expected a name other than {', '.join(RESERVED)}, got {name}"
-        if not is_metric_name(name):
-            yield (
-                "metrics: expected a name of letters, digits and _.-/: or spaces, which is no path "
-                f"with dots or to elsewhere, got {name!r}"
-            )
+        yield from _problems_of_name(name)
+    if workload.train is not None and workload.batches is not None:
+        yield "batches: expected nothing, since there is a loader train"
+    if workload.forward is not None and workload.metrics:
+        yield "metrics: expected nothing, since forward returns them"
     if fine:
         yield from _problems_of_slices(workload)
-        yield from _problems_between(workload)
+        check = _problems_of_batches if workload.has_loaders else _problems_between
+        yield from check(workload)
+
+
+def _problem_of_loader(workload: Workload, part: str) -> str | None:
+    given = getattr(workload, part)
+    if len(getattr(workload, f"{part}_inputs")):
+        return f"{part}: expected a loader or {part}_inputs, got both"
+    if isinstance(given, Iterable) or (part == "train" and callable(given)):
+        return None
+    return f"{part}: expected a loader, got {type(given).__name__}"
+
+
+def _problems_of_name(name: str) -> Iterator[str]:
+    if name in RESERVED:
+        yield f"metrics: expected a name other than {', '.join(RESERVED)}, got {name}"
+    if not is_metric_name(name):
+        yield (
+            "metrics: expected a name of letters, digits and _.-/: or spaces, which is no path "
+            f"with dots or to elsewhere, got {name!r}"
+        )
 
 
 def _problem_of_tensor(name: str, tensor: object) -> str | None:
@@ -388,6 +510,28 @@ def _problem_of_tensor(name: str, tensor: object) -> str | None:
     if wrong:
         return f"{name}: expected finite numbers, got {wrong} that are nan or infinite"
     return None
+
+
+def _is_around(name: str, parameter: str) -> bool:
+    """Return whether a name is that of a parameter or of a module that contains it."""
+    return f"{parameter}.".startswith(f"{name}.")
+
+
+def _problems_of_parameters(workload: Workload, model: nn.Module) -> Iterator[str]:
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if not names:
+        yield "model: expected a parameter that requires a gradient, got none"
+    for name, multiplier in workload.rate_multipliers.items():
+        if not (isinstance(multiplier, int | float) and 0 < multiplier < math.inf):
+            yield (
+                f"rate_multipliers: {name}: expected a number above 0, got {multiplier!r}; "
+                "requires_grad_(False) freezes a parameter"
+            )
+        if not any(_is_around(name, parameter) for parameter in names):
+            yield (
+                f"rate_multipliers: expected names of trained parameters or of modules around them "
+                f"({', '.join(names)}), got {name!r}"
+            )
 
 
 def _problems_of_slices(workload: Workload) -> Iterator[str]:
@@ -421,12 +565,12 @@ def _problems_between(workload: Workload) -> Iterator[str]:
                     f"{tuple(held_out)}"
                 )
                 return
-    inputs, targets = workload.train_inputs[:2], workload.train_targets[:2]
-    inputs, targets = (x.double() if x.is_floating_point() else x for x in (inputs, targets))
+    inputs, targets = workload.example("train")
     doing = "model"
     try:
         with seeded(0), torch.no_grad():
             model = workload.model(0, torch.float64).eval()
+            yield from _problems_of_parameters(workload, model)
             outputs = model(inputs)
             for name, measure in {"loss": workload.loss, **workload.metrics}.items():
                 doing = name
@@ -443,6 +587,41 @@ def _problems_between(workload: Workload) -> Iterator[str]:
             f"{_described(error)}"
         )
         raise
+
+
+def _problems_of_batches(workload: Workload) -> Iterator[str]:
+    """Yield mistakes found by computing loss and metrics of a training and a validation batch.
+
+    An exception of their code is described in a line, and then raised.
+    """
+    doing = "model"
+    try:
+        with seeded(0), torch.no_grad():
+            model = workload.model(0, torch.float64).double().eval()
+            yield from _problems_of_parameters(workload, model)
+            for part in PARTS:
+                doing = part
+                batch = workload.example(part)
+                doing = f"the first batch of {part}"
+                loss, metrics = workload.forwarded(model, batch)
+                if not isinstance(loss, Tensor) or loss.numel() != 1:
+                    got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+                    yield f"{part}: expected a loss that is a tensor with one number, got {got}"
+                    return
+            for name in metrics:
+                yield from _problems_of_name(name)
+            doing = "the metrics of validation"
+            workload.measured(model, batch)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        yield f"{doing}: expected to compute a loss and metrics, got {_described(error)}"
+        raise
+
+
+def double(data: Tensor) -> Tensor:
+    """Return data [row, ...], floating-point data in double precision."""
+    return data.double() if data.is_floating_point() else data
 
 
 def _described(error: BaseException) -> str:

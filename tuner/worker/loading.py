@@ -74,8 +74,10 @@ def _description(spec: StudySpec, workload: Trained, prefixes: Sequence[str]) ->
     }
     if not isinstance(workload, Workload):
         return found
+    in_memory = workload.train is None
     return found | {
         "baseline_loss": workload.baseline_loss,
-        "training_rows": len(workload.train_inputs),
-        "validation_rows": len(workload.validation_inputs),
+        "training_rows": len(workload.train_inputs) if in_memory else workload.rows,
+        "validation_rows": len(workload.validation_inputs) or None,
+        **({"keeps_last": True} if workload.keeps_last else {}),
     }

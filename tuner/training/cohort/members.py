@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Generator, Tensor
 
+from tuner.training import averaging
 from tuner.training.batches import BatchOrder
 from tuner.training.branches import LossMonitor
-from tuner.training.cohort.layout import Block
+from tuner.training.cohort.layout import Block, Own
 from tuner.training.cohort.optimizers import RowOptimizer
 from tuner.training.guard.monitor import GuardMonitor
 from tuner.training.objective import NO_EVALUATIONS, Progress
 from tuner.training.rate_source import RateSource
 from tuner.training.trainer import Segment, Status, Task
+from tuner.training.workloads import Measure
 
 
 @dataclass(eq=False)
@@ -32,6 +36,9 @@ class Member:
     monitor: LossMonitor  # the guard, but for a branch
     random: Generator  # for dropout
     clip_norm: float | None  # of gradients
+    own: Own
+    metrics: Mapping[str, Measure]
+    average: Tensor | None  # of its parameters, [parameter], at which it is evaluated
     progress: Progress = NO_EVALUATIONS
     step: int = 0
     status: Status = Status.TRAINING
@@ -44,11 +51,33 @@ def buffers_of(member: Member) -> dict[str, Tensor]:
     return {name: stacked[member.place].clone() for name, stacked in member.block.buffers.items()}
 
 
+@contextmanager
+def averages_in(block: Block, members: Sequence[Member]) -> Iterator[None]:
+    """Let members have the averages of their parameters, if there are any, within the context."""
+    averaged = [(m.place, m.average) for m in members if m.average is not None]
+    own = [block.rows[place].clone() for place, _ in averaged]
+    for place, average in averaged:
+        block.rows[place] = average
+    try:
+        yield
+    finally:
+        for (place, _), row in zip(averaged, own, strict=True):
+            block.rows[place] = row
+
+
 class Group:
     """The members of one block that are in training, during `count` steps."""
 
-    def __init__(self, block: Block, members: list[Member], count: int) -> None:
+    def __init__(
+        self,
+        block: Block,
+        members: list[Member],
+        count: int,
+        frozen: tuple[slice, ...],  # parts of a row that are not trained
+        ema: float | None,
+    ) -> None:
         self.members = members
+        self._frozen, self._ema = frozen, ema
         self._block = block
         self._clip_norms: Tensor | None = None  # [place]
         if any(member.clip_norm is not None for member in members):
@@ -72,6 +101,8 @@ class Group:
             for member in self.members:
                 block.draw(member.place, member.random)
         losses.copy_(block.train(inputs, targets, rows))
+        for part in self._frozen:
+            block.gradients[:, part] = 0.0
         torch.linalg.vector_norm(block.gradients, dim=1, out=norms)
         if self._clip_norms is not None:
             # as torch.nn.utils.clip_grads_with_norm_ does, which also multiplies by a reciprocal
@@ -79,3 +110,8 @@ class Group:
             block.gradients.mul_(shares.unsqueeze(1))
         for step, rate in zip(self._steps, self._rates[index], strict=True):
             step(rate)
+        if self._ema is not None:
+            for member in self.members:
+                if member.average is not None:
+                    weight = averaging.weight_of(self._ema, member.step + index + 1)
+                    member.average.lerp_(block.rows[member.place], weight)

@@ -8,7 +8,7 @@ inspects its settings at each step. Where torch has a kernel for a whole update 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tuner.config import ParameterValue, own
+from tuner.training.cohort.layout import Part
 
 
 class RowOptimizer(Protocol):
@@ -260,6 +261,26 @@ def _decayed(update: Nadam | Rmsprop | Adagrad | Lion, rate: float) -> Tensor:
     return update._gradient.add(update._row, alpha=update._weight_decay)
 
 
+class Parted:
+    """An optimizer for each part of a row that has its own multiplier of the rate."""
+
+    def __init__(self, parts: Sequence[tuple[float, RowOptimizer]]) -> None:
+        self._parts = parts
+
+    def step(self, rate: float) -> None:
+        """Update the parts at a learning rate times their multipliers."""
+        for multiplier, optimizer in self._parts:
+            optimizer.step(rate * multiplier)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the state of each part."""
+        return {
+            f"{index} {name}": tensor
+            for index, (_, optimizer) in enumerate(self._parts)
+            for name, tensor in optimizer.state().items()
+        }
+
+
 def _adamw(row: Tensor, gradient: Tensor, **settings: float) -> RowOptimizer:
     return Adam(row, gradient, decoupled=True, **settings)
 
@@ -276,10 +297,24 @@ ROW_OPTIMIZERS: Mapping[str, Callable[..., RowOptimizer]] = {
 """Row optimizers by name, with the names and settings of `optimizers.OPTIMIZERS`."""
 
 
-def make(params: Mapping[str, ParameterValue], row: Tensor, gradient: Tensor) -> RowOptimizer:
-    """Return the row optimizer of a trial from its flat parameters; see `optimizers.make`."""
+def make(
+    params: Mapping[str, ParameterValue], row: Tensor, gradient: Tensor, parts: Sequence[Part] = ()
+) -> RowOptimizer:
+    """Return the row optimizer of a trial from its flat parameters; see `optimizers.make`.
+
+    Of a row with frozen parts, or with several multipliers, it is one for each other part.
+    """
     name = str(params["optimizer"])
-    return ROW_OPTIMIZERS[name](row, gradient, **own(params, name))
+    made = partial(ROW_OPTIMIZERS[name], **own(params, name))
+    if all(part.multiplier == 1.0 for part in parts):
+        return made(row, gradient)
+    return Parted(
+        [
+            (part.multiplier, made(row[part.place], gradient[part.place]))
+            for part in parts
+            if part.multiplier is not None
+        ]
+    )
 
 
 def restore(optimizer: RowOptimizer, saved: Mapping[str, Tensor]) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from tuner.training.cohort import optimizers
 from tuner.training.cohort.eligibility import Plan
-from tuner.training.cohort.layout import Block
+from tuner.training.cohort.layout import Block, Part
 from tuner.training.cohort.members import Member
 
 
@@ -48,7 +48,7 @@ class SlotAllocator:
     def compact(self, members: Sequence[Member]) -> None:
         """Move members into fewer or smaller blocks if possible."""
         wanted = self._plan.sizes_for(len(members))
-        if sum(len(block.rows) for block in self.blocks) <= sum(wanted):
+        if self._plan.cost(len(block.rows) for block in self.blocks) <= self._plan.cost(wanted):
             return
         before = sorted(self.blocks, key=lambda block: -sum(m.block is block for m in members))
         self._unused += before
@@ -58,7 +58,7 @@ class SlotAllocator:
         placed = [member for member in members if member.block in self.blocks]
         for member in members:
             if member not in placed:
-                _move(member, *self.free(placed))
+                _move(member, *self.free(placed), self._plan.parts)
                 placed.append(member)
 
     def _block(self, size: int) -> Block:
@@ -70,15 +70,16 @@ class SlotAllocator:
         return self._plan.stack.block(size, self._dtype, self._device)
 
 
-def _move(member: Member, block: Block, place: int) -> None:
+def _move(member: Member, block: Block, place: int, parts: Sequence[Part]) -> None:
     """Move a member to another place, with parameters, buffers and optimizer state."""
     block.rows[place] = member.block.rows[member.place]
     for name, buffer in block.buffers.items():
         buffer[place] = member.block.buffers[name][member.place]
+    block.assign(place, member.own)
     member.block.rows[member.place] = 0.0
     state = member.optimizer.state()
     member.block, member.place = block, place
     member.optimizer = optimizers.make(
-        member.task.params, block.rows[place], block.gradients[place]
+        member.task.params, block.rows[place], block.gradients[place], parts
     )
     optimizers.restore(member.optimizer, state)

@@ -35,8 +35,8 @@ from tuner.training.branches import (
 from tuner.training.cohort import eligibility, optimizers
 from tuner.training.cohort.data import FromLoader, InMemory, Source
 from tuner.training.cohort.eligibility import NOTHING, NotStackableError, Plan
-from tuner.training.cohort.layout import Block
-from tuner.training.cohort.members import Group, Member, buffers_of
+from tuner.training.cohort.layout import Block, Own
+from tuner.training.cohort.members import Group, Member, averages_in, buffers_of
 from tuner.training.cohort.slots import SlotAllocator
 from tuner.training.device import without_subnormals
 from tuner.training.guard.monitor import GuardMonitor
@@ -75,7 +75,8 @@ class CohortTrainer:
 
         `common` has the searched arguments and settings that all members share (see
         `eligibility.shared`), of which `workload` is. With the `plan` of an earlier cohort, memory
-        is allocated for the members that come instead of for all slots.
+        is allocated for the members that come instead of for all slots. If it has an example,
+        `workload` has that of each member.
 
         Raise `WorkloadError` if the workload does not measure the study's metric or cannot be
         stacked; `eligibility.reason_not_stackable` checks the latter in advance.
@@ -87,6 +88,9 @@ class CohortTrainer:
             raise WorkloadError(f'{error}; set trainer = "reference"') from error
         assert slots >= 1, slots
         self.capacity = slots
+        self._trained = workload
+        if self._plan.example is not None:
+            workload = self._plan.example.workload
         self._workload = workload
         self._spec = spec
         self._clock = clock
@@ -113,7 +117,10 @@ class CohortTrainer:
         self._slots: list[Member | None] = [None] * slots
 
     def admit(self, task: Task) -> None:
-        """Put a trial in a free slot. Raise `ValueError` if its snapshot does not match."""
+        """Put a trial in a free slot. Raise `ValueError` if its snapshot does not match.
+
+        Raise `UnlikeError` if it has a workload of its own that does not fit the plan's example.
+        """
         if any(member.task.number == task.number for member in self._members()):
             raise ValueError(f"trial {task.number} has a slot already; evict it first")
         if None not in self._slots:
@@ -219,6 +226,8 @@ class CohortTrainer:
             rates = plan.schedule(member.rate_source.ahead(member.step, later), plan.steps)
             branch.rate_source = BranchRates(member.step, rates)
             branch.monitor = FiniteMonitor()
+            if plan.averaged:
+                branch.average = None
             branch.random.manual_seed(seed_of_branch(member.task.seed, member.step))
             branch.status, branch.segment = Status.TRAINING, Segment(member.step)
             branches.append(branch)
@@ -244,7 +253,10 @@ class CohortTrainer:
 
     def _update(self, members: list[Member], count: int, source: Source) -> None:
         """Make `count` updates of members in training, then judge the losses."""
-        groups = [Group(block, own, count) for block, own in _by_block(members)]
+        groups = [
+            Group(block, own, count, self._plan.frozen, self._spec.training.ema)
+            for block, own in _by_block(members)
+        ]
         feeds = [source.feed(g.members, len(g.losses[0]), count) for g in groups]
         turns = list(zip(groups, feeds, strict=True))
         # if possible, all steps of one block before the next, so that its rows stay cached
@@ -276,7 +288,8 @@ class CohortTrainer:
         """Evaluate members at their current parameters; non-finite values end them as diverged."""
         for block, members in _by_block(due):
             try:
-                losses, outputs = block.evaluate(*self._validation)
+                with averages_in(block, members):
+                    losses, outputs = block.evaluate(*self._validation)
             except KeyboardInterrupt:
                 raise
             except BaseException as error:
@@ -288,7 +301,7 @@ class CohortTrainer:
             finite, values = _finite(block.rows), losses.tolist()
             for member in members:
                 try:
-                    metrics = self._measured(outputs[member.place])
+                    metrics = self._measured(member, outputs[member.place])
                 except KeyboardInterrupt:
                     raise
                 except BaseException as error:
@@ -299,11 +312,11 @@ class CohortTrainer:
                     metrics = {"val_loss": values[member.place], **metrics}
                     self._record_evaluation(member, metrics, finite[member.place])
 
-    def _measured(self, outputs: Tensor) -> dict[str, float]:  # outputs: [row, ...]
-        """Return the metrics of one member."""
+    def _measured(self, member: Member, outputs: Tensor) -> dict[str, float]:
+        """Return the metrics of one member from its outputs [row, ...]."""
         targets = self._validation[1]
         with torch.no_grad(), self._precision.forward():
-            measures = self._workload.metrics.items()
+            measures = member.metrics.items()
             return {name: measure(outputs, targets).item() for name, measure in measures}
 
     # --- one member -------------------------------------------------------------------------
@@ -372,30 +385,42 @@ class CohortTrainer:
         steps = self._evaluation_steps
         return steps[bisect_right(steps, member.step)] - member.step
 
-    def _new_member(self, task: Task, own: Block, place: int, *, fresh: bool) -> Member:
-        """Return a new member at step 0 in a free place, with initial parameters if `fresh`."""
-        settings = self._settings
+    def _new_member(self, task: Task, block: Block, place: int, *, fresh: bool) -> Member:
+        """Return a new member at step 0 in a free place, with initial parameters if `fresh`.
+
+        Raise `UnlikeError` if its model or loss does not fit the plan.
+        """
+        settings, workload = self._settings, self._trained.of(task.params)
         generator = torch.Generator(self._device)
-        if fresh:
+        own = Own(numbers={}, loss=workload.loss)
+        if fresh or self._plan.example is not None:
             random = random_state.seeded_torch(task.seed, self._device)
             with random_state.swapped(random):
-                model = self._workload.model(task.seed, self._dtype).to(self._dtype)
+                model = workload.model(task.seed, self._dtype).to(self._dtype)
             generator.set_state(random[str(self._device)])
-            eligibility.write_model(own, place, model, self._plan.stack.layout)
+            own = self._plan.own(workload, model)
+            if fresh:
+                eligibility.write_model(block, place, model, self._plan.stack.layout)
+        block.assign(place, own)
         rates = rate_source(task.params, settings.steps, self._spec.study.direction)
-        baseline = self._workload.baseline_loss
+        baseline = workload.baseline_loss
         guard = GuardMonitor(self._spec, settings, task.params, rates, baseline)
         return Member(
             task=task,
-            block=own,
+            block=block,
             place=place,
-            optimizer=optimizers.make(task.params, own.rows[place], own.gradients[place]),
+            optimizer=optimizers.make(
+                task.params, block.rows[place], block.gradients[place], self._plan.parts
+            ),
             order=BatchOrder(task.seed, len(self._workload.train_inputs), settings.batch_size),
             rate_source=rates,
             guard=guard,
             monitor=guard,
             random=generator,
             clip_norm=_clip_norm(task, self._settings.clip_norm),
+            own=own,
+            metrics=workload.metrics,
+            average=None if self._spec.training.ema is None else block.rows[place].clone(),
         )
 
     def _restore(self, member: Member, state: dict[str, Any]) -> None:
@@ -406,6 +431,8 @@ class CohortTrainer:
             for name, buffer in trained["buffers"].items():
                 member.block.buffers[name][member.place] = buffer
             optimizers.restore(member.optimizer, trained["optimizer"])
+            if member.average is not None:
+                member.average.copy_(trained["average"])
             member.rate_source.restore(trained["pace"])
         member.guard.restore(state["guard"])
         member.random.set_state(state["random"])
@@ -454,6 +481,7 @@ def _state(member: Member) -> dict[str, Any]:
         trained = {
             "parameters": member.block.rows[member.place].clone(),
             "buffers": member.buffers or buffers_of(member),
+            "average": None if member.average is None else member.average.clone(),
             "optimizer": {key: t.clone() for key, t in member.optimizer.state().items()},
             "pace": member.rate_source.state(),
         }

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,13 +28,15 @@ from tuner.config import (
     options,
     settings_of,
 )
+from tuner.training import loaders
 from tuner.training.batches import BatchOrder
+from tuner.training.loaders import LoaderStream, SeededLoader
 from tuner.training.lr_probe import curvature, stability
 from tuner.training.lr_probe.curvature import Curvature
 from tuner.training.lr_probe.curves_by_rate import MeasureCurves, curves_of_workload, probe_steps
 from tuner.training.lr_probe.stability import Behavior, Curves, RateClassification
 from tuner.training.trainer import seed_of
-from tuner.training.workloads import Workload, seeded
+from tuner.training.workloads import Workload, double, seeded
 
 MAX_EXTENSIONS = 4
 """Maximum number of rounds above or below the first range, each as wide as that."""
@@ -229,10 +232,9 @@ def losses(
     workload: Workload, spec: StudySpec
 ) -> tuple[Callable[[nn.Module], Tensor], list[Callable[[nn.Module], Tensor]]]:
     """Return the loss function of a fixed batch, and those of the first training batches."""
-    inputs, targets = (
-        data.double() if data.is_floating_point() else data
-        for data in (workload.train_inputs, workload.train_targets)
-    )
+    if workload.has_loaders:
+        return _losses_of_batches(workload, spec)
+    inputs, targets = double(workload.train_inputs), double(workload.train_targets)
 
     seed = seed_of(spec, 0)
 
@@ -248,3 +250,29 @@ def losses(
     drawn = [order.rows(step) for step in range(count)]
     batches = [on(slice(None) if rows is None else rows) for rows in drawn]
     return on(slice(CURVATURE_ROWS)), batches
+
+
+def _losses_of_batches(
+    workload: Workload, spec: StudySpec
+) -> tuple[Callable[[nn.Module], Tensor], list[Callable[[nn.Module], Tensor]]]:
+    """Return the same as `losses`, of the first batches of a loader."""
+    seed = seed_of(spec, 0)
+    count = min(PRECONDITIONER_BATCHES, probe_steps(spec, workload.rows))
+
+    def on(batch: Any) -> Callable[[nn.Module], Tensor]:
+        def loss(model: nn.Module) -> Tensor:
+            with seeded(seed):
+                return workload.forwarded(model, batch)[0]
+
+        return loss
+
+    if workload.train is None:
+        data = workload.train_inputs, workload.train_targets
+        batches = [tuple(double(each[:CURVATURE_ROWS]) for each in data)]
+    else:
+        size = settings_of(spec, {}, workload.rows).batch_size
+        loader = SeededLoader(loaders.of_size(workload.train, size), "train", workers=False)
+        stream = LoaderStream(loader, seed)
+        batches = [loaders.mapped(stream.batch(), double) for _ in range(count)]
+    losses = [on(batch) for batch in batches]
+    return losses[0], losses

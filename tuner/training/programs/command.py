@@ -19,6 +19,7 @@ from tuner.core.commands import clean_environment
 from tuner.core.errors import WorkloadError
 from tuner.training.programs import permission
 from tuner.training.programs.conversation import Conversation, ProgramError, Running
+from tuner.training.programs.limits import Limits
 from tuner.training.programs.program import Program, failure, running, variables
 from tuner.training.train_functions import TrainFunction
 
@@ -29,7 +30,7 @@ KEPT = "TUNER_COMMAND_ENVIRONMENT"
 def load(spec: StudySpec, allowed: Sequence[str]) -> TrainFunction:
     """Return the train function that runs the command of a study. Nothing is run here.
 
-    Raise `WorkloadError` if the command is not allowed.
+    Raise `WorkloadError` if the command is not allowed, or the worker's limits cannot be read.
     """
     command = spec.workload.command
     assert command is not None
@@ -48,7 +49,7 @@ class CommandProgram(Program):
     """The train function of a study's command."""
 
     def __init__(self, spec: StudySpec, command: Sequence[str]) -> None:
-        super().__init__(spec)
+        super().__init__(spec, Limits.of())
         self._command = command
 
     def start(self, values: Mapping[str, Any]) -> AbstractContextManager[Running]:

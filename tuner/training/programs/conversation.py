@@ -24,8 +24,7 @@ from typing import IO, Any, BinaryIO, Protocol
 import numpy as np
 
 from tuner.config.study import WorkloadTable
-from tuner.core.errors import WorkloadError
-from tuner.core.outputs import private_folder
+from tuner.training import checkpoint_files
 from tuner.training.programs.decisions import Answer, Decisions, Position
 from tuner.training.programs.lines import ROW, STEP, PatternReports, Report, of_json
 from tuner.training.trial import Trial
@@ -37,6 +36,8 @@ LATE_SECONDS = 60.0
 """How long a rank waits for rank 0's report until a log line says so."""
 LOG_BYTES = 16 << 20
 """The most output of a program that is kept."""
+LINE_BYTES = 1 << 20
+"""The longest line of its output that is read, and the longest request."""
 CHECKPOINT_BYTES = 256 << 20
 """The most bytes of all files of a checkpoint."""
 LAST_LINES = 20
@@ -49,6 +50,7 @@ log = logging.getLogger(__name__)
 class Running(Protocol):
     """A program that runs; what this needs of a `subprocess.Popen`."""
 
+    pid: int
     returncode: Any  # None until it has ended
 
     @property
@@ -168,6 +170,7 @@ class Conversation:
     def _read_output(self, stream: Any) -> bool:
         part = self._drain(stream)
         *whole, self._line = re.split(rb"[\r\n]", self._line + part)
+        self._line = self._line[:LINE_BYTES]
         for line in whole:
             self._read_line(line)
         return bool(part)
@@ -211,7 +214,7 @@ class Conversation:
                 hint = "; counts_from in [workload] is the number of the program's first step"
             raise ProgramError(f"{error}{hint}", "output:0") from error
         if save:
-            self._save(self._files())
+            self._save(self._read_files())
 
     def _pass_on(self, report: Mapping[str, Any]) -> None:
         """Report to the trial, unless it is of a step before the checkpoint and known already."""
@@ -241,6 +244,8 @@ class Conversation:
             self._part_with(peer)
             return
         *whole, peer.received = (peer.received + part).split(b"\n")
+        if len(peer.received) > LINE_BYTES:
+            raise ProgramError(f"a request is longer than {LINE_BYTES} bytes", "socket:0")
         for line in whole:
             request = json.loads(line)
             if peer.rank < 0:
@@ -276,7 +281,8 @@ class Conversation:
             return {}
         if "save" in request:
             if not self._decisions.stopping:
-                self._unsaved = (request["save"], self._files())
+                if (files := self._read_files()) is not None:
+                    self._unsaved = (request["save"], files)
                 if self._ranks == 1:
                     self._save_unsaved()
             return {}
@@ -331,13 +337,6 @@ class Conversation:
 
     # --- checkpoints
 
-    def _files(self, pattern: str = "*") -> dict[str, np.ndarray]:
-        return {
-            one.relative_to(self._checkpoints).as_posix(): np.frombuffer(one.read_bytes(), np.uint8)
-            for one in sorted(self._checkpoints.rglob(pattern))
-            if one.is_file()
-        }
-
     def _save_unsaved(self) -> None:
         """Save what rank 0 has asked for, with the files of other ranks for the same call.
 
@@ -348,10 +347,12 @@ class Conversation:
             return
         (number, files), self._unsaved = self._unsaved, None
         kept = {name: content for name, content in files.items() if not _OF_RANK.fullmatch(name)}
-        self._save(kept | self._files(file_of_rank("*", number)))
+        others = sorted(self._checkpoints.glob(file_of_rank("*", number)))
+        self._save(kept | {one.name: np.frombuffer(one.read_bytes(), np.uint8) for one in others})
 
-    def _save(self, files: Mapping[str, np.ndarray]) -> None:
-        size = sum(one.size for one in files.values())
+    def _read_files(self) -> dict[str, np.ndarray] | None:
+        """Return the files of the folder, or None if they have too many bytes."""
+        size = sum(one.stat().st_size for one in self._checkpoints.rglob("*") if one.is_file())
         if size > CHECKPOINT_BYTES:
             log.warning(
                 "trial %d: its checkpoint has %d bytes, more than %d, and is not kept",
@@ -359,20 +360,14 @@ class Conversation:
                 size,
                 CHECKPOINT_BYTES,
             )
-            return
-        self._trial.checkpoint.save({"files": dict(files), "evaluated": self._evaluated})
+            return None
+        return checkpoint_files.read(self._checkpoints)
+
+    def _save(self, files: Mapping[str, np.ndarray] | None) -> None:
+        if files is not None:
+            self._trial.checkpoint.save({"files": dict(files), "evaluated": self._evaluated})
 
 
 def file_of_rank(rank: int | str, number: int | str) -> str:
     """Return the name of the file with another rank's part of the n-th checkpoint."""
     return f"trial-rank-{rank}-{number}.pt"
-
-
-def restore(files: Mapping[str, np.ndarray], folder: Path) -> None:
-    """Write the files of a checkpoint into a folder; a name that leads out of it is refused."""
-    for name, content in files.items():
-        file = (folder / name).resolve()
-        if not file.is_relative_to(folder.resolve()):
-            raise WorkloadError(f"a checkpoint has a file outside of its folder, {name!r}")
-        private_folder(file.parent)
-        file.write_bytes(content.tobytes())

@@ -35,14 +35,19 @@ class ProgramStopped(StopTrial, SystemExit):
     """Raised by `report` when the trial is over; uncaught it ends the program without a message."""
 
 
-def current_trial(*, lr: float = 1e-3, steps: int = 100, seed: int = 0) -> Trial:
+def current_trial(
+    *, lr: float = 1e-3, steps: int = 100, seed: int = 0, **params: ParameterValue
+) -> Trial:
     """Return the trial that this program trains, the same one at each call.
 
-    If no worker runs the program, the trial is inert, with these values.
+    If no worker runs the program, the trial is inert, with these values; `params` are further
+    parameters, such as a second rate.
     """
     if not _CURRENT:
         file = os.environ.get(TRIAL)
-        _CURRENT.append(_alone(lr, steps, seed) if file is None else connected(Path(file))[0])
+        _CURRENT.append(
+            _alone(lr, steps, seed, params) if file is None else connected(Path(file))[0]
+        )
     return _CURRENT[0]
 
 
@@ -192,7 +197,7 @@ class _Nobody:
         """Do nothing."""
 
 
-def _alone(lr: float, steps: int, seed: int) -> Trial:
+def _alone(lr: float, steps: int, seed: int, more: Mapping[str, ParameterValue]) -> Trial:
     spec = StudySpec.model_validate_json(
         json.dumps(
             {
@@ -205,6 +210,8 @@ def _alone(lr: float, steps: int, seed: int) -> Trial:
             }
         )
     )
-    params = {one.name: one.lowest for one in spec.space.parameters()}
+    params = {one.name: one.lowest for one in spec.space.parameters()} | dict(more)
     task = Task(number=0, seed=seed, params=params)
-    return Trial(task, spec, settings_of(spec, params, None), _Nobody(params, steps))
+    trial = Trial(task, spec, settings_of(spec, params, None), _Nobody(params, steps))
+    trial.alone = True
+    return trial

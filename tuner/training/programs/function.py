@@ -28,6 +28,7 @@ from tuner.core import importing
 from tuner.core.forking import keep_from_children
 from tuner.training import workloads
 from tuner.training.programs.conversation import Conversation, ProgramError, Running
+from tuner.training.programs.limits import Limits
 from tuner.training.programs.program import Program, failure, running, variables
 from tuner.training.train_functions import TrainFunction
 
@@ -55,7 +56,7 @@ class FunctionProgram(Program):
     """The train function that runs another one, which is named by a study, in a process."""
 
     def __init__(self, function: TrainFunction, spec: StudySpec, prefixes: Sequence[str]) -> None:
-        super().__init__(spec)
+        super().__init__(spec, Limits())
         self._function = function
         self._about = {
             "name": function.name,
@@ -163,7 +164,7 @@ class ForkServer:
         ):
             pipe = os.fdopen(guard, "wb", buffering=0)
             keep_from_children(pipe)  # else it would not end with this process
-            process = _Forked(stdout, codes)
+            process = _Forked(self._process.pid, stdout, codes)
             try:
                 socket.send_fds(self._socket, [json.dumps(dict(variables)).encode()], theirs)
                 while theirs:
@@ -179,7 +180,8 @@ class ForkServer:
 class _Forked:
     """A forked process, like a `subprocess.Popen`."""
 
-    def __init__(self, stdout: IO[bytes], codes: IO[bytes]) -> None:
+    def __init__(self, pid: int, stdout: IO[bytes], codes: IO[bytes]) -> None:
+        self.pid = pid  # of its parent
         self.stdout: IO[bytes] | None = stdout
         self.returncode: int | None = None
         self._codes = codes

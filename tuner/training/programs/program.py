@@ -30,14 +30,15 @@ from tuner.core import importing
 from tuner.core.errors import WorkloadError
 from tuner.core.forking import keep_from_children
 from tuner.core.outputs import private_folder
+from tuner.training import checkpoint_files
 from tuner.training.programs import guardian
 from tuner.training.programs.conversation import (
     STOP_SECONDS,
     Conversation,
     ProgramError,
     Running,
-    restore,
 )
+from tuner.training.programs.limits import Limits, watched
 from tuner.training.rate_source import initial_multipliers
 from tuner.training.trial import StopTrial, Trial
 
@@ -54,8 +55,8 @@ _RANK_ENDED = re.compile(r"rank (\d+): (.*)")
 class Program(ABC):
     """A train function that runs each trial in a process of its own, or in one for each rank."""
 
-    def __init__(self, spec: StudySpec) -> None:
-        self.spec, self.table = spec, spec.workload
+    def __init__(self, spec: StudySpec, limits: Limits) -> None:
+        self.spec, self.table, self.limits = spec, spec.workload, limits
 
     @abstractmethod
     def start(self, values: Mapping[str, Any]) -> AbstractContextManager[Running]:
@@ -75,7 +76,7 @@ class Program(ABC):
         folder = self._new_folder(trial)
         checkpoints = folder / "checkpoint"
         private_folder(checkpoints)
-        restore(saved["files"], checkpoints)
+        checkpoint_files.restore(saved["files"], checkpoints)
         with ExitStack() as stack:
             short = stack.enter_context(tempfile.TemporaryDirectory(prefix="tuner-"))
             listener = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -84,6 +85,7 @@ class Program(ABC):
             values = self._describe(trial, folder, checkpoints, listener.getsockname())
             output = stack.enter_context((folder / "output.log").open("wb"))
             process = stack.enter_context(self.start(values))
+            watch = stack.enter_context(watched(process.pid, self.limits))
             conversation = Conversation(
                 trial,
                 self.table,
@@ -99,6 +101,8 @@ class Program(ABC):
             except StopTrial:
                 conversation.stop(process)
                 raise
+        if watch.exceeded is not None:
+            raise ProgramError(watch.exceeded, "limit:0")
         if process.returncode or not self.is_complete(conversation):
             where = f"Its output is in {folder / 'output.log'}"
             lines = [*conversation.last_lines, where]

@@ -1,0 +1,53 @@
+"""Learn to draw points of a ring from noise: two networks, two optimizers, and two rates.
+
+Lines that end with `# tuner` are those that tuning needs; the others are the program as it was.
+"""
+
+import torch
+from torch import nn
+
+STEPS = 40
+
+
+def network(inputs, outputs):
+    return nn.Sequential(nn.Linear(inputs, 16), nn.ReLU(), nn.Linear(16, outputs))
+
+
+def ring(rows):
+    angles = torch.rand(rows) * 2 * torch.pi
+    return torch.stack([angles.cos(), angles.sin()], dim=1)
+
+
+def is_real(logits, answer):
+    return nn.functional.binary_cross_entropy_with_logits(logits, torch.full_like(logits, answer))
+
+
+def parts_of(*parts):
+    return {str(number): part.state_dict() for number, part in enumerate(parts)}
+
+
+def restore(saved, *parts):
+    for number, part in enumerate(parts if saved else ()):
+        part.load_state_dict(saved[str(number)])
+
+
+def train(trial, critic_lr):  # tuner
+    generator, critic = network(4, 2), network(2, 1)
+    drawing = torch.optim.Adam(generator.parameters(), lr=trial.lr)
+    judging = torch.optim.SGD(critic.parameters(), lr=critic_lr)
+    schedules = trial.schedule(drawing), trial.schedule(judging)  # tuner
+    restore(trial.checkpoint.load(), generator, critic, drawing, judging)  # tuner
+    for step in range(trial.first_step, trial.steps):
+        real, fake = ring(32), generator(torch.randn(32, 4))
+        loss = is_real(critic(real), 1.0) + is_real(critic(fake.detach()), 0.0)
+        distance = (fake.norm(dim=1) - 1.0).square().mean()
+        trial.report(step, train_loss=loss, val_loss=distance)  # tuner
+        judging.zero_grad()
+        loss.backward()
+        judging.step()
+        drawing.zero_grad()
+        is_real(critic(fake), 1.0).backward()
+        drawing.step()
+        for schedule in schedules:
+            schedule.step()
+        trial.checkpoint.save(parts_of(generator, critic, drawing, judging))  # tuner

@@ -1,0 +1,72 @@
+"""Jobs as people have them: a few lines make them trials, which nothing loses or doubles."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+from processes import (
+    assert_whole,
+    end,
+    left,
+    prepare,
+    processes_in,
+    rows,
+    start,
+    tuner,
+    until,
+)
+
+JOBS = Path(__file__).parent / "jobs"
+NAMES = ("loaders", "gan", "partial_fit")
+MOST_LINES = 5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_job_needs_few_lines(name):
+    lines = (JOBS / name / "job.py").read_text().splitlines()
+    assert 0 < sum(line.endswith("# tuner") for line in lines) <= MOST_LINES
+
+
+def stopped(folder: Path) -> list[psutil.Process]:
+    return [one for one in processes_in(folder) if one.status() == psutil.STATUS_STOPPED]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_job_that_is_killed_and_interrupted_is_what_it_would_have_been(name, tmp_path):
+    """Pruned, diverged and completed trials; killed, interrupted by Ctrl-C, and run to the end."""
+    study = (JOBS / name / "study.toml").read_text()
+    whole, folder = prepare(tmp_path / "whole", study), prepare(tmp_path / "parts", study)
+    command = ("run", "study.toml", "--no-report", "--json")
+    done = tuner(whole, *command)
+    assert done.code == 0, done.err
+    assert_whole(whole)
+    expected = left(whole)
+    assert {trial["state"] for trial in expected.ledger.values()} == {
+        "completed", "pruned", "diverged"
+    }  # fmt: skip
+
+    armed = {"TUNER_FAILPOINTS_LOG": str(folder / "failpoints.log")}
+    kill, stop = ({"TUNER_FAILPOINTS": f"checkpoint.renamed={one}@2"} for one in ("kill", "stop"))
+    assert tuner(folder, *command, env=armed | kill).code == -signal.SIGKILL
+    until(lambda: processes_in(folder) == [], "the ends of a loader's workers")
+
+    process = start(folder, *command, env=armed | stop)
+    until(lambda: stopped(folder), "the second checkpoint")
+    os.killpg(process.pid, signal.SIGINT)
+    for one in stopped(folder):
+        one.resume()
+    done = end(process)
+    assert done.code == 130, done.err
+    until(lambda: processes_in(folder) == [], "the ends of a loader's workers")
+    endings = "SELECT ending FROM tuner_attempts WHERE ending IN ('stale', 'interrupted')"
+    assert sorted(rows(folder, endings)) == [("interrupted",), ("stale",)]
+
+    done = tuner(folder, *command)
+    assert done.code == 0, done.err
+    assert_whole(folder, expected)
