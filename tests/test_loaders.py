@@ -182,7 +182,7 @@ def test_a_resume_loads_no_batch_twice():
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [
     {"num_workers": 1}, {"num_workers": 2, "persistent_workers": True, "prefetch_factor": 3},
-    {"num_workers": 2, "multiprocessing_context": "spawn", "persistent_workers": True},
+    {"num_workers": 1, "multiprocessing_context": "spawn", "persistent_workers": True},
 ])  # fmt: skip
 def test_the_number_of_workers_changes_nothing(options):
     """Not the order, nor what is random in a batch, a resume, a branch or the next trial."""

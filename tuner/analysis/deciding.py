@@ -22,7 +22,7 @@ from tuner.ledger.deciding import cell_of
 from tuner.ledger.records import FIXED
 
 TOP = 3
-"""How many of the best trials are candidates, whatever their schedule and optimizer."""
+"""How many of the best trials are candidates where they share schedule and optimizer."""
 SIMPLEST = ("constant", "linear", "cosine")
 """Schedules to prefer among those that are alike, in this order."""
 QUESTIONS = ("schedule", "optimizer")
@@ -113,19 +113,22 @@ def candidates(study: StudyRecord, trials: Sequence[TrialRecord]) -> list[TrialR
 def questions(study: StudyRecord, trials: Sequence[TrialRecord], most: int) -> tuple[Question, ...]:
     """Return what is worth deciding, with at most so many candidates in all.
 
+    Where neither the schedule nor the optimizer is in question, it is which trial is the best.
     Second candidates of each question come before third ones.
     """
     best = candidates(study, trials)
     if len(best) < 2:
         return ()
-    rows = [best_of_each(best, name) for name in QUESTIONS] + [best[:TOP]]
+    rows = {name: best_of_each(best, name) for name in QUESTIONS}
+    rows = {name: row for name, row in rows.items() if len(row) > 1} or {TRIAL: best[:TOP]}
     pool = {best[0].number: best[0]}
-    for index in range(1, max(map(len, rows))):
-        for row in rows:
+    for index in range(1, max(map(len, rows.values()))):
+        for row in rows.values():
             if index < len(row) and len(pool) < most:
                 pool.setdefault(row[index].number, row[index])
-    kept = [[one for one in row if one.number in pool] for row in rows]
-    asked = [question(name, row) for name, row in zip((*QUESTIONS, TRIAL), kept, strict=True)]
+    asked = [
+        question(name, [one for one in row if one.number in pool]) for name, row in rows.items()
+    ]
     return tuple(one for one in asked if len(one.candidates) > 1)
 
 

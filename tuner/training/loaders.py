@@ -19,6 +19,7 @@ from __future__ import annotations
 import random
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import islice
 from typing import Any, TypeAlias
@@ -36,6 +37,9 @@ Loader: TypeAlias = Iterable[Any]
 
 LoaderOfSize: TypeAlias = Callable[[int], Loader]
 """Map a batch size to a loader of such batches."""
+
+ORDERED_AHEAD = 64
+"""Batches whose rows are drawn at a time, as changing global states takes longer than drawing."""
 
 _CPU = torch.device("cpu")
 _END = object()
@@ -165,7 +169,7 @@ class SeededLoader:
         the random numbers of its workers cannot be seeded.
         """
         self.name = name
-        self.reader: object = None  # the stream that reads it
+        self.reader: object = None  # of the stream that reads it
         self._given, self._workers = loader, workers
         self._order: _SeededOrder | None = None
         self._loader = loader
@@ -186,6 +190,13 @@ class SeededLoader:
             )
         self.reader = None
 
+    def protecting_global_states(self, own: dict[str, Any]) -> AbstractContextManager[None]:
+        """Return a context in which a batch may be read, with `own` states unless it has a seed."""
+        if self._order is None:
+            return random_state.swapped(own)
+        in_workers = self._workers and self._given.num_workers > 0  # type: ignore[attr-defined]
+        return nullcontext() if in_workers else random_state.preserved(own)
+
     def open(self, seed: int, epoch: int, first: int) -> Iterator[Any]:
         """Return the batches of an epoch from number `first` on; global random states are used."""
         if self._order is not None:
@@ -200,6 +211,8 @@ class LoaderStream:
 
     def __init__(self, loader: SeededLoader, seed: int) -> None:
         self._loader, self._seed = loader, seed
+        # not this stream: workers would live until the cycle is collected, and in forked children
+        self._reader = object()
         self._epoch = self._next = 0  # number of the next batch in its epoch
         self._batches: Iterator[Any] = iter(())
         self._random: dict[str, Any] = {}  # global states while batches are made
@@ -212,7 +225,7 @@ class LoaderStream:
     def seek(self, position: Sequence[int]) -> None:
         """Continue at a position."""
         self._epoch, self._next = position
-        if self._loader.reader is self:
+        if self._loader.reader is self._reader:
             self._loader.reader = None
 
     def batch(self) -> Any:
@@ -238,14 +251,16 @@ class LoaderStream:
     def _read(self) -> Any:
         """Return the next batch of the epoch, or `_END`."""
         loader = self._loader
-        opening = loader.reader is not self  # another trial or a branch has read it meanwhile
+        opening = (
+            loader.reader is not self._reader
+        )  # another trial or a branch has read it meanwhile
         if opening:
             self._random = random_state.seeded_all(_mixed(self._seed, self._epoch), _CPU)
         try:
-            with random_state.swapped(self._random):
+            with loader.protecting_global_states(self._random):
                 if opening:
                     self._batches = loader.open(self._seed, self._epoch, self._next)
-                    loader.reader = self
+                    loader.reader = self._reader
                 batch = next(self._batches, _END)
         except BaseException:
             loader.reset()
@@ -330,12 +345,12 @@ class _SeededOrder:
             batches = enumerate(iter(self._loader.batch_sampler or ()))
         while True:
             with random_state.swapped(own):
-                found = next(batches, None)
-            if found is None:
+                several = list(islice(batches, ORDERED_AHEAD))
+            if not several:
                 return
-            number, rows = found
-            if number >= first:
-                yield [_mixed(seed, epoch, number + 1), *rows]  # a 0 would change nothing
+            for number, rows in several:
+                if number >= first:
+                    yield [_mixed(seed, epoch, number + 1), *rows]  # a 0 would change nothing
 
 
 class _SeededDataset(Dataset[Any]):

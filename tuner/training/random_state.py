@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,7 +38,17 @@ def swapped(own: dict[str, Any]) -> Iterator[None]:
         set_states(before)
 
 
-def get_states(keys: dict[str, Any]) -> dict[str, Any]:
+@contextmanager
+def preserved(keys: Iterable[str]) -> Iterator[None]:
+    """Restore these global states after the context."""
+    before = get_states(keys)
+    try:
+        yield
+    finally:
+        set_states(before)
+
+
+def get_states(keys: Iterable[str]) -> dict[str, Any]:
     """Return the current global states of these generators."""
     return {key: _state(key) for key in keys}
 

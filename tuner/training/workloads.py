@@ -449,7 +449,7 @@ def _spec(module: str, places: Sequence[str]) -> ModuleSpec | None:
 def _problems(workload: Workload) -> Iterator[str]:
     """Yield a line for each mistake that would make training fail or its results wrong."""
     fine = True
-    parts: dict[str, tuple[Any, Any]] = {}
+    parts: dict[str, tuple[Tensor, Tensor]] = {}
     for part in PARTS:
         if getattr(workload, part) is None:
             parts[part] = getattr(workload, f"{part}_inputs"), getattr(workload, f"{part}_targets")

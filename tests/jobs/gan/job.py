@@ -15,7 +15,7 @@ def network(inputs, outputs):
 
 def ring(rows):
     angles = torch.rand(rows) * 2 * torch.pi
-    return torch.stack([angles.cos(), angles.sin()], dim=1)
+    return 3.0 * torch.stack([angles.cos(), angles.sin()], dim=1)
 
 
 def is_real(logits, answer):
@@ -40,7 +40,7 @@ def train(trial, critic_lr):  # tuner
     for step in range(trial.first_step, trial.steps):
         real, fake = ring(32), generator(torch.randn(32, 4))
         loss = is_real(critic(real), 1.0) + is_real(critic(fake.detach()), 0.0)
-        distance = (fake.norm(dim=1) - 1.0).square().mean()
+        distance = (fake.norm(dim=1) - 3.0).square().mean()
         trial.report(step, train_loss=loss, val_loss=distance)  # tuner
         judging.zero_grad()
         loss.backward()
