@@ -24,7 +24,7 @@ from tuner.core.errors import StudyFileError, UsageError, WorkloadError
 from tuner.ledger import Ledger
 from tuner.training import checkpoint_files, trainer_choice
 from tuner.training.function_trainer import FunctionTrainer
-from tuner.training.programs import command, limits, permission
+from tuner.training.programs import command, conversation, limits, permission
 from tuner.training.programs.lines import PatternReports, of_json
 from tuner.training.trainer import Status, Task
 
@@ -254,7 +254,7 @@ print('{"step": 12, "val_loss": 0.5}')
 )  # fmt: skip
 def test_a_program_that_fails_says_why(here, text, message, place):
     script(here, text)
-    with pytest.raises(command.ProgramError, match=message) as raised:
+    with pytest.raises(conversation.ProgramError, match=message) as raised:
         train(spec_of(["train.py"]))
     assert raised.value.place == place
 
@@ -283,7 +283,7 @@ def test_a_program_that_exceeds_a_limit_is_ended(here, monkeypatch, name, value,
     monkeypatch.setenv(name, value)
     monkeypatch.setattr(limits, "LOOK_SECONDS", 0.05)
     script(here, BUSY)
-    with pytest.raises(command.ProgramError, match=message) as raised:
+    with pytest.raises(conversation.ProgramError, match=message) as raised:
         train(spec_of(["train.py"]))
     assert name in str(raised.value)
     assert raised.value.place == "limit:0"

@@ -48,6 +48,7 @@ def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
             known = workload if isinstance(workload, WorkloadTable) else None
             yield from _unmatched(space, training, known)
     yield from _command(tables.get("workload"), space, tables.get("study"))
+    yield from _gpus(tables.get("workload"), training)
     yield from _gate_without_direction(tables.get("study"), tables.get("retrain"))
     yield from _not_probed(tables)
     yield from _stored_addresses(tables.get("retrain"))
@@ -139,6 +140,15 @@ def _incompatible(training: TrainingTable, workload: Table | None) -> Iterator[M
     if isinstance(size, int) and training.accumulate > size:
         expected = f"at most the {size} rows of [training] batch_size"
         yield Mistake(("training", "accumulate"), expected, shown(training.accumulate))
+
+
+def _gpus(workload: Table | None, training: Table | None) -> Iterator[Mistake]:
+    """Yield ranks on GPUs of a study that is for another device."""
+    if not isinstance(workload, WorkloadTable) or not isinstance(training, TrainingTable):
+        return
+    if workload.processes == "gpus" and training.device != "cuda":
+        expected = 'a number, or device = "cuda" in [training]'
+        yield Mistake(("workload", "processes"), expected, shown("gpus"))
 
 
 def _trainer(workload: WorkloadTable) -> str:

@@ -118,6 +118,10 @@ class WorkloadTable(Table):
       with a group `value`. `step` is the number of the step.
     - `counts_from`: the number of the program's first step, as patterns read it: 0 or 1.
     - `folder`: where the program runs, "trial" for a folder of its own, "worker" for the worker's.
+    - `processes`: the ranks of each trial, on one machine, for a train function or a command that
+      uses `torch.distributed`; "gpus" is one for each GPU.
+    - `isolation`: "process" runs each trial of a train function in a process of its own, so that a
+      crash does not end the worker; "thread" in the worker's. A command always has its own.
     - `ask_and_tell`: no worker trains the study. A program asks for its trials (`Study.ask`),
       trains them, and tells their values.
     """
@@ -131,7 +135,7 @@ class WorkloadTable(Table):
     # omitted if false, so that earlier digests stay valid
     ask_and_tell: Annotated[bool, Field(exclude_if=lambda asks: not asks)] = False
     arguments: dict[str, Argument] = Field(default_factory=dict)
-    # the next four are omitted from what is stored, so that earlier digests stay valid
+    # the next six are omitted from what is stored, so that earlier digests stay valid
     command: Annotated[
         tuple[Annotated[Readable, Field(min_length=1)], ...] | None,
         Field(strict=False, min_length=1, exclude_if=lambda command: command is None),
@@ -143,6 +147,13 @@ class WorkloadTable(Table):
     folder: Annotated[
         Literal["trial", "worker"], Field(exclude_if=lambda folder: folder == "trial")
     ] = "trial"
+    processes: Annotated[
+        Annotated[int, Field(ge=1, le=64, description="a number")] | Literal["gpus"],
+        Field(exclude_if=lambda processes: processes == 1),
+    ] = 1
+    isolation: Annotated[
+        Literal["thread", "process"], Field(exclude_if=lambda isolation: isolation == "thread")
+    ] = "thread"
 
     @field_validator("patterns")
     @classmethod
@@ -184,6 +195,13 @@ class WorkloadTable(Table):
             if key in self.model_fields_set:
                 error = mistake("nothing, since it is for a command", "this key")
                 mistakes("WorkloadTable", {(key,): error})
+        set_here = [key for key in ("processes", "isolation") if key in self.model_fields_set]
+        if self.train is None:
+            error = mistake("nothing, since it is for a train function or a command", "this key")
+            mistakes("WorkloadTable", {(key,): error for key in set_here})
+        elif self.processes != 1 and self.isolation == "thread" and "isolation" in set_here:
+            error = mistake('"process", as processes are of their own', '"thread"')
+            mistakes("WorkloadTable", {("isolation",): error})
         if self.factory is not None and self.train is not None:
             error = mistake("nothing, since factory is set and a study trains one of them", "both")
             mistakes("WorkloadTable", {("train",): error})
@@ -199,10 +217,17 @@ class WorkloadTable(Table):
         if self.arguments:
             expected = "nothing, since a command has its arguments in command"
             found["arguments",] = mistake(expected, "arguments")
+        if self.isolation == "thread" and "isolation" in self.model_fields_set:
+            found["isolation",] = mistake('"process", as a command has its own', '"thread"')
         if any(match[1] for match in PLACEHOLDER.finditer(self.command[0])):
             expected = "a program without placeholders as first word"
             found["command",] = mistake(expected, self.command[0])
         mistakes("WorkloadTable", found)
+
+    @property
+    def is_isolated(self) -> bool:
+        """Whether trials of a train function have processes of their own."""
+        return self.train is not None and (self.isolation == "process" or self.processes != 1)
 
     @property
     def function(self) -> str:

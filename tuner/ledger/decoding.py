@@ -131,8 +131,11 @@ def _is_workload(value: object) -> bool:
     if not isinstance(value, dict) or not _is_label(value.get("code")):
         return False
     texts, counts = ("data", "data_name"), ("training_rows", "validation_rows")
+    files = value.get("files") or {}
     return (
-        all(value.get(one) is None or _is_label(value[one]) for one in texts)
+        isinstance(files, dict)
+        and all(_is_label(one) for pair in files.items() for one in pair)
+        and all(value.get(one) is None or _is_label(value[one]) for one in texts)
         and all(value.get(one) is None or is_count(value[one]) for one in counts)
         and (value.get("baseline_loss") is None or is_number(value["baseline_loss"]))
         and isinstance(value.get("keeps_last", False), bool)

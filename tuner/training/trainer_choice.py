@@ -22,6 +22,7 @@ from tuner.training.cohort.trainer import CohortTrainer
 from tuner.training.device import use_threads
 from tuner.training.function_trainer import FunctionTrainer
 from tuner.training.programs import command, permission
+from tuner.training.programs.function import isolated
 from tuner.training.reference import ReferenceTrainer
 from tuner.training.train_functions import TrainFunction
 from tuner.training.trainer import Task, Trainer
@@ -69,9 +70,10 @@ def load(spec: StudySpec, prefixes: Sequence[str]) -> Trained:
     if spec.workload.command is not None:
         return command.load(spec, prefixes)
     if spec.workload.train is not None:
-        return train_functions.load(
+        found = train_functions.load(
             spec.workload.train, spec.workload.arguments, prefixes, spec.space
         )
+        return isolated(found, spec, prefixes) if spec.workload.is_isolated else found
     return workloads.load(spec.workload.function, spec.workload.arguments, prefixes, spec.space)
 
 
