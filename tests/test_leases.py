@@ -68,7 +68,10 @@ def retraining_of(ledger, lease):
 
 def end_retraining(ledger, lease):
     held = retraining_of(ledger, lease)
-    found = {"origin": {}, "value": None, "failed": "It broke.", "retuned": None}
+    origin = {"study": "small", "version": 1, "trial": 0, "best": 0}
+    params = {"lr": 0.1, "schedule": "constant", "optimizer": "sgd"}
+    origin |= {"params": params, "lr_range": [0.1, 0.1]}
+    found = {"origin": origin, "value": None, "failed": "It broke.", "retuned": None}
     held = Retrainings(ledger).advance(held, LOG, found)
     held = Retrainings(ledger).advance(held, LOG, {"run_id": None, "version": None, "champion": 1})
     return Retrainings(ledger).end(held, "failed", "It broke.")
