@@ -3,11 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo tutorial bench chaos soak test quick nightly mutants structure lint check clean
+.PHONY: demo tutorial bench chaos soak test quick integrations nightly mutants structure lint check clean
 
 demo: .venv/.installed  ## a small study, from nothing to its report and a decision on the schedule
 	$(BIN)/tuner run studies/digits.toml
-	$(BIN)/tuner confirm digits --each schedule
 
 tutorial: .venv/.installed  ## run the tutorial's commands; write its pictures and numbers anew
 	$(BIN)/python docs/tutorial/make.py
@@ -27,7 +26,7 @@ soak: .venv/.installed-dev  ## everything at once for an hour: what the service 
 	cd tests && ../$(BIN)/python -m chaos --soak 3600
 
 # One thread each: the tests share the cores, and small models are faster without threads.
-test quick nightly mutants: export OMP_NUM_THREADS = 1
+test quick integrations nightly mutants: export OMP_NUM_THREADS = 1
 # A worker that has nothing left takes tests of another one; files stay together as far as that goes.
 PYTEST := $(BIN)/python -m pytest -q -n auto --dist worksteal
 
@@ -35,7 +34,10 @@ quick: .venv/.installed-dev  ## a minute: the tests that start no process and no
 	$(PYTEST) -m 'not slow and not nightly'
 
 test: .venv/.installed-dev .venv/.chromium .venv/.pgbouncer  ## every test that is not nightly: some ten minutes
-	$(PYTEST) -m 'not nightly'
+	$(PYTEST) -m 'not nightly and not integrations'
+
+integrations: .venv/.installed-integrations  ## the adapters to training libraries, with these libraries
+	$(PYTEST) -m integrations tests/test_integrations.py
 
 nightly: .venv/.installed-dev .venv/.chromium .venv/.pgbouncer  ## the rest: tutorial, tour, chaos, pages, soak
 	$(PYTEST) -m nightly
@@ -86,4 +88,8 @@ clean:  ## what `make` made; databases and reports stay
 
 .venv/.installed-dev: .venv/.installed
 	$(PIP) -e '.[dev]'
+	touch $@
+
+.venv/.installed-integrations: .venv/.installed-dev
+	$(PIP) -e '.[dev,integrations]'
 	touch $@

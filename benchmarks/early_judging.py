@@ -30,7 +30,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -293,6 +293,8 @@ class Study:
     branches: Mapping[str, np.ndarray]  # each [trial]; nan if it diverged before
     final: np.ndarray  # [trial]; infinite if it diverged
     lengths: np.ndarray  # [trial]; steps of a whole trial, in 27ths of the horizon
+    rates: np.ndarray  # [trial]
+    schedules: np.ndarray  # [trial]; their names
 
     def judged(self, name: str) -> tuple[int, np.ndarray, float]:
         """Return evaluation, values [trial] and steps, in 27ths, of a judge by its name."""
@@ -308,7 +310,7 @@ Rule = Callable[[Study], tuple[np.ndarray, np.ndarray]]
 its branches, in 27ths of the horizon; both [trial]."""
 
 
-def rungs(*steps: tuple[str, int], fewest: int = 1, group: int = GROUP) -> Rule:
+def rungs(*steps: tuple[str, float], fewest: int = 1, group: int = GROUP) -> Rule:
     """Continue 1 in `keep` of the trials so far at each rung, (judge, keep)."""
 
     def rule(study: Study) -> tuple[np.ndarray, np.ndarray]:
@@ -328,7 +330,7 @@ def rungs(*steps: tuple[str, int], fewest: int = 1, group: int = GROUP) -> Rule:
                 for n in arrived:
                     extra[n] += cost
                     ahead = int(known.searchsorted(values[n]))
-                    if len(there) >= fewest and ahead >= max(len(there) // keep, 1):
+                    if len(there) >= fewest and ahead >= max(int(len(there) // keep), 1):
                         alive[n], ends[n] = False, at
         return ends, extra
 
@@ -406,7 +408,13 @@ def hyperband(study: Study) -> tuple[np.ndarray, np.ndarray]:
     for bracket, steps in enumerate(brackets):
         own = np.flatnonzero(chosen == bracket)
         if len(own) and steps:
-            part = Study(study.values[own], {}, study.final[own], study.lengths[own])
+            part = replace(
+                study,
+                values=study.values[own],
+                branches={},
+                final=study.final[own],
+                lengths=study.lengths[own],
+            )
             ends[own] = rungs(*steps, group=max(1, GROUP // 3))(part)[0]
     return ends, np.zeros(len(ends))
 
@@ -464,7 +472,16 @@ def studies(
             np.isfinite(final), EVALUATIONS, np.maximum(known.cumsum(1).argmax(1), 1)
         )
         branches = {name: pool[name][rows] for name in BRANCHES}
-        drawn.append(Study(values, branches, final, lengths.astype(float)))
+        drawn.append(
+            Study(
+                values=values,
+                branches=branches,
+                final=final,
+                lengths=lengths.astype(float),
+                rates=pool["lr"][rows],
+                schedules=pool["schedule"][rows],
+            )
+        )
     return drawn
 
 

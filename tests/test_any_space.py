@@ -10,7 +10,7 @@ import optuna
 import pytest
 from mlflow import MlflowClient
 from processes import assert_whole, prepare, reader, train_here
-from training_here import PREFIXES, submitted, train
+from training_here import PREFIXES, confirmed, submitted, train
 
 from tuner.analysis import ranking
 from tuner.config import StudySpec
@@ -18,7 +18,7 @@ from tuner.config.reading import parse
 from tuner.core.errors import WorkloadError
 from tuner.ledger import Ledger
 from tuner.ledger.database import Addresses
-from tuner.operations import confirm, export, rerun, submit
+from tuner.operations import export, rerun, submit
 from tuner.training import trainer_choice
 from tuner.training.reference import ReferenceTrainer
 from tuner.training.trainer import Task
@@ -132,8 +132,7 @@ def test_the_best_are_confirmed_with_their_arguments(ledger: Ledger, places: Add
     tables["training"] |= {"steps": None, "epochs": 2}
     tables["budget"] = {"trials": 3}
     study = train(ledger, places, submitted(ledger, **tables))
-    again = train(ledger, places, confirm.submit(ledger, study, top=2, seeds=1))
-    found = confirm.compare(ledger, study, again, 1)
+    found = confirmed(ledger, places, study, top=2, seeds=1)
     assert all("batch_size" in one.params for one in found.candidates)
     assert all(one.values[0] is not None for one in found.candidates)
 

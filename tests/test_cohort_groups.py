@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import replace
 
@@ -62,7 +63,7 @@ def tasks(spec, count, **fixed):
 def by_key(spec, some):
     found = {}
     for task in some:
-        found.setdefault(groups.key_of(spec, task.params), []).append(task)
+        found.setdefault(groups.common_of(spec, task.params), []).append(task)
     return found
 
 
@@ -99,8 +100,7 @@ def test_curves_are_bitwise_those_of_cohorts_of_one(workload):
 
 
 def test_curves_are_those_of_the_reference_trainer(workload):
-    """Without dropout, whose random numbers are drawn in another order."""
-    some = tasks(SPEC, 8, drop=0.0)
+    some = tasks(SPEC, 8)
     found = train_all(GroupedTrainer(workload, SPEC, 8), some)
     expected = train_all(ReferenceTrainer(workload, SPEC), some)
     clipped = train_all(
@@ -146,7 +146,7 @@ def test_out_of_memory_in_a_group_leaves_the_others_alone(workload, monkeypatch)
     assert {n for n, event in first.items() if event.status is Status.FAILED} == {1, 2, 4}
     for number in (1, 2, 4):
         assert isinstance(first[number].error, TooManyTogetherError)
-        assert "width 5, drop 0.0 ran out of memory; from now on at most 1" in first[number].reason
+        assert "width 5 ran out of memory; from now on at most 1" in first[number].reason
         assert first[number].next_step == 0
         trainer.evict(number)
         trainer.admit(some[number])  # as the next attempt
@@ -203,13 +203,13 @@ def test_branches_are_those_of_a_cohort_of_the_group(workload):
     for task in some:
         trainer.admit(task)
     at = [event.number for event in trainer.advance(1000) if event.status is Status.AT_RUNG]
-    assert len({groups.key_of(SPEC, some[number].params) for number in at}) > 2
+    assert len({groups.common_of(SPEC, some[number].params) for number in at}) > 2
     found = trainer.branch(at[::-1], plan, lambda: True)
     assert [branch.number for branch in found] == at[::-1]
     for branch in found:
         task = some[branch.number]
         own = CohortTrainer(
-            workload.of(task.params), SPEC, 1, common=dict(groups.key_of(SPEC, task.params))
+            workload.of(task.params), SPEC, 1, common=dict(groups.common_of(SPEC, task.params))
         )
         own.admit(task)
         own.advance(1000)
@@ -242,7 +242,7 @@ def test_what_pays_is_measured_on_a_mix_of_the_space(workload, together, trainer
     keys = []
 
     def seconds(trained, some, steps, clock):
-        keys.extend(groups.key_of(SPEC, task.params) for task in some)
+        keys.extend(groups.common_of(SPEC, task.params) for task in some)
         return len(some) * steps * (together if isinstance(trained, GroupedTrainer) else 1.0)
 
     monkeypatch.setattr(trainer_choice, "_seconds", seconds)
@@ -251,6 +251,41 @@ def test_what_pays_is_measured_on_a_mix_of_the_space(workload, together, trainer
     assert len(set(keys)) > 2
     made = trainer_choice.trainer_for(workload, SPEC, choice)
     assert isinstance(made, GroupedTrainer if trainer == "cohort" else ReferenceTrainer)
+
+
+def test_slots_are_halved_until_the_memory_suffices_for_all_groups(workload, monkeypatch):
+    """On a machine that has memory for two members of a group."""
+    advance = CohortTrainer.advance
+
+    def short(self, max_steps):
+        if len(self._members()) > 2:
+            raise MemoryError
+        return advance(self, max_steps)
+
+    monkeypatch.setattr(CohortTrainer, "advance", short)
+    choice = trainer_choice.choose(workload, SPEC, slots=16, clock=itertools.count().__next__)
+    assert choice.trainer == "cohort"
+    assert 2 <= choice.slots <= 8
+
+
+def test_planning_counts_once_for_all_trials_that_differ_in_numbers_alone(workload, monkeypatch):
+    """A hundred probabilities of dropout are one group, so planning takes a hundredth of itself."""
+    spec = spec_of(
+        space={"batch_size": 4, "arguments": {"width": 3, "drop": {"low": 0.0, "high": 0.5}}},
+        budget={"trials": 100},
+    )
+    loaded = trainer_choice.load(spec, PREFIXES)
+    took = iter([1.0, 100.0])  # a step alone, and a first one in groups, with planning
+
+    def seconds(trained, some, steps, clock):
+        grouped = isinstance(trained, GroupedTrainer)
+        if grouped:
+            assert len({trained.key_of(task.params) for task in some}) == 1
+        return next(took, len(some) * steps * (0.5 if grouped else 1.0))
+
+    monkeypatch.setattr(trainer_choice, "_seconds", seconds)
+    choice = trainer_choice.choose(loaded, spec, slots=4, seconds=10.0)
+    assert choice.trainer == "cohort", choice.reason
 
 
 def test_a_space_of_which_nothing_can_be_stacked_has_the_reason(workload):

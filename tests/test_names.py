@@ -56,7 +56,9 @@ def test_a_long_name_goes_everywhere_and_leaves_nothing_behind(beside, in_bulk, 
         for lr in (0.1, 0.2):
             one = take(ledger, study, **ADAMW, lr=lr)
             ledger.finish(one.lease, completed(lr), chunk=rows(0, 10))
-    confirmation = confirm.submit(ledger, study, top=2, seeds=1)
+    asked = confirm.question(ledger, study, top=2)
+    assert confirm.advance(ledger, study, asked, 1) == 2
+    confirmation = confirm.submit(ledger, study)
     recorder = Recorder(ledger.engine, places, in_bulk=in_bulk)
     while recorder.publish():
         pass

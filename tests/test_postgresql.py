@@ -39,7 +39,12 @@ def login(postgres: Server, url: str, name: str, group: str) -> str:
 def test_each_of_the_three_has_a_schema_of_its_own(shared):
     found = rows(shared, "SELECT schemaname, tablename FROM pg_tables")
     of_tuner = {table for schema, table in found if schema == "tuner"}
-    assert of_tuner == {*metadata.tables, "tuner_alembic_version", "tuner_migration_lock"}
+    assert of_tuner == {
+        *metadata.tables,
+        "tuner_alembic_version",
+        "tuner_locks",
+        "tuner_migration_lock",
+    }
     assert {("public", "trials"), ("public", "studies"), ("public", "alembic_version")} <= {*found}
     assert {("mlflow", "runs"), ("mlflow", "metrics"), ("mlflow", "alembic_version")} <= {*found}
     assert not of_tuner & {table for schema, table in found if schema == "public"}

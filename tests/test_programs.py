@@ -22,9 +22,9 @@ from tests.test_reference import advance, curve_of
 from tuner.config import StudySpec, reading
 from tuner.core.errors import StudyFileError, UsageError, WorkloadError
 from tuner.ledger import Ledger
-from tuner.training import trainer_choice
+from tuner.training import checkpoint_files, trainer_choice
 from tuner.training.function_trainer import FunctionTrainer
-from tuner.training.programs import command, permission
+from tuner.training.programs import command, conversation, limits, permission
 from tuner.training.programs.lines import PatternReports, of_json
 from tuner.training.trainer import Status, Task
 
@@ -192,7 +192,7 @@ def test_the_digest_is_of_the_command_and_of_its_files(here):
 def test_files_of_a_checkpoint_stay_in_their_folder(tmp_path):
     for name in ("../x", "/tmp/x"):
         with pytest.raises(WorkloadError, match="outside of its folder"):
-            command.restore({name: np.zeros(1, np.uint8)}, tmp_path / "folder")
+            checkpoint_files.restore({name: np.zeros(1, np.uint8)}, tmp_path / "folder")
 
 
 def test_the_study_file_of_the_document_is_valid():
@@ -254,9 +254,50 @@ print('{"step": 12, "val_loss": 0.5}')
 )  # fmt: skip
 def test_a_program_that_fails_says_why(here, text, message, place):
     script(here, text)
-    with pytest.raises(command.ProgramError, match=message) as raised:
+    with pytest.raises(conversation.ProgramError, match=message) as raised:
         train(spec_of(["train.py"]))
     assert raised.value.place == place
+
+
+BUSY = """
+import signal, subprocess, sys
+waiting = [sys.executable, "-c", "import signal; signal.pause()"]
+children = [subprocess.Popen(waiting, start_new_session=True) for _ in range(3)]
+memory = bytearray(b"x") * (200 << 20)
+print('{"step": 1, "val_loss": 1}', flush=True)
+signal.pause()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (limits.MEMORY, "100MiB", r"it used \d.*MiB of memory, more than 100.0MiB"),
+        (limits.PROCESSES, "3", r"it had \d processes, more than 3"),
+        (limits.SECONDS, "0.01", "it ran longer than 0.01 seconds"),
+    ],
+)
+def test_a_program_that_exceeds_a_limit_is_ended(here, monkeypatch, name, value, message):
+    """Also those of its processes that have left its group."""
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr(limits, "LOOK_SECONDS", 0.05)
+    script(here, BUSY)
+    with pytest.raises(conversation.ProgramError, match=message) as raised:
+        train(spec_of(["train.py"]))
+    assert name in str(raised.value)
+    assert raised.value.place == "limit:0"
+    (folder,) = here.glob(".tuner/programs/*/trial-*")
+    assert processes_in(folder) == []
+
+
+def test_limits_are_read_from_the_workers_environment():
+    found = limits.Limits.of({limits.MEMORY: "8GiB", limits.PROCESSES: "64"})
+    assert found == limits.Limits(memory=8 << 30, processes=64)
+    for name in (limits.MEMORY, limits.PROCESSES, limits.SECONDS):
+        for text in ("0", "-1", "many"):
+            with pytest.raises(WorkloadError, match=f"{name}: expected .*, got '{text}'"):
+                limits.Limits.of({name: text})
 
 
 @pytest.mark.slow

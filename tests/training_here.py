@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from tuner.config import StudySpec
 from tuner.ledger import Ledger, StudyRecord
 from tuner.ledger.database import Addresses
-from tuner.operations import submit
+from tuner.operations import confirm, submit
+from tuner.operations.confirm import Confirmation
 from tuner.tracking.recorder import record
 from tuner.training.workloads import Workload, digest_of
 from tuner.worker import work
@@ -112,6 +113,16 @@ def train_all(ledger: Ledger, places: Addresses, names: Sequence[str] = ()) -> N
         stop=threading.Event(),
         until_idle=True,
     )
+
+
+def confirmed(
+    ledger: Ledger, places: Addresses, study: StudyRecord, *, top: int, seeds: int
+) -> Confirmation:
+    """Train the best trials of a study again, with no recorder."""
+    asked = confirm.question(ledger, study, top=top)
+    while confirm.advance(ledger, study, asked, seeds) is not None:
+        train(ledger, places, confirm.submit(ledger, study))
+    return confirm.compare(ledger, study, asked, seeds)
 
 
 def publish(ledger: Ledger, places: Addresses) -> None:

@@ -123,7 +123,8 @@ def _import() -> None:
     import tuner
 
     for found in pkgutil.walk_packages(tuner.__path__, "tuner."):
-        if "__main__" not in found.name and ".migrations." not in found.name:
+        left_out = ("__main__", ".migrations.", ".integrations.")
+        if not any(part in found.name for part in left_out):
             importlib.import_module(found.name)
     sys.path.remove(str(ROOT))
     logging.root.handlers.clear()  # of mlflow.pytorch, which comes after ours in a cold process

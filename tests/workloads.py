@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,30 @@ def two_rates(trial: Trial, batch_size: int, head_lr: float, extra: str = "none"
 two_rates.training_rows = len(INPUTS)  # type: ignore[attr-defined]
 
 
+def noisy_loop(trial: Trial) -> None:
+    """Train the noisy network in a loop of its own, which saves whenever that is due."""
+    model = _network(trial.seed, torch.float64)
+    optimizer = trial.optimizer(model.parameters())
+    schedule = trial.schedule(optimizer)
+    if saved := trial.checkpoint.load():
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+    for step in range(trial.first_step, trial.steps):
+        loss = nn.functional.mse_loss(model.train()(INPUTS), TARGETS)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        trial.report(step, train_loss=loss)
+        optimizer.step()
+        schedule.step()
+        if trial.evaluates(step + 1):
+            whole = nn.functional.mse_loss(model.eval()(INPUTS), TARGETS)
+            trial.report(step + 1, val_loss=whole)
+        if trial.checkpoint.due:
+            trial.checkpoint.save(
+                {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            )
+
+
 def looked_up(
     trial: Trial, batch_size: int, units: int, second: int, drop: float, activation: str
 ) -> None:
@@ -216,3 +241,31 @@ def looked_up(
         trial.report(step, train_loss=loss)
         if trial.evaluates(step + 1):
             trial.report(step + 1, val_loss=loss)
+
+
+class Gate(nn.Module):
+    """A layer that multiplies by a number."""
+
+    def __init__(self, gate: float) -> None:
+        super().__init__()
+        self.gate = gate
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs * self.gate
+
+
+def numbered(
+    kind: str = "chain", drop: float = 0.1, smoothing: float = 0.0, gate: float = 1.0
+) -> Workload:
+    """Train a classifier whose arguments are numbers of its modules and of its loss."""
+
+    def model(seed: int, dtype: torch.dtype) -> nn.Module:
+        with seeded(seed):
+            between = [Gate(gate)] if kind == "gated" else []
+            layers = (nn.Linear(2, 8), nn.Tanh(), nn.Dropout(drop), *between, nn.Linear(8, 2))
+            return nn.Sequential(*layers).to(dtype)
+
+    classes = (TARGETS[:, 0] > 0).long()
+    loss = partial(nn.functional.cross_entropy, label_smoothing=smoothing)
+    made = _workload(model, loss)
+    return replace(made, train_targets=classes, validation_targets=classes)

@@ -13,7 +13,7 @@ from processes import write_study
 from team import Team, mlflow_server, team
 
 from tuner.core.errors import UnavailableError
-from tuner.ledger import Ledger
+from tuner.ledger import Ledger, Retrainings, locks
 from tuner.ledger import database as storage
 from tuner.operations import manage
 
@@ -124,6 +124,8 @@ REFUSED = {
     "a reader changes runs": ("rita", "UPDATE mlflow.runs SET name = 'x'"),
     "a reader reads webhooks": ("rita", "SELECT url FROM mlflow.webhooks"),
     "a reader reads MLflow's keys": ("rita", "SELECT * FROM mlflow.secrets"),
+    "a recorder takes a lock": ("rob", "SELECT * FROM tuner.tuner_locks FOR SHARE"),
+    "a reader takes a lock": ("rita", "SELECT * FROM tuner.tuner_locks FOR KEY SHARE"),
     "a reader locks a row": ("rita", "SELECT * FROM tuner.tuner_studies FOR SHARE"),
 }  # fmt: skip
 
@@ -168,6 +170,28 @@ def test_only_the_owner_deletes_a_study_and_a_refusal_changes_nothing(here):
     assert owner.study(study.name) == study
     manage.delete(owner, here.places, study.name)
     assert owner.studies() == []
+
+
+LOCKS = "SELECT * FROM tuner.tuner_locks FOR UPDATE"
+
+
+def test_who_holds_up_submit_or_a_retraining_is_named(here, monkeypatch):
+    """A worker's login can hold their locks; others can hold advisory locks, which do nothing."""
+    monkeypatch.setattr(locks, "LOCK_SECONDS", 1)
+    owner = Ledger(storage.ledger_engine(here.places.ledger))
+    with psycopg.connect(as_(here, "ann")) as holder:
+        holder.execute(LOCKS)
+        named = rf"login 'ann' \(process {holder.info.backend_pid}\)"
+        with pytest.raises(UnavailableError, match=f"`submit` has waited.*{named}"):
+            submitted(owner)
+        with pytest.raises(UnavailableError, match=f"`retrain` has waited.*{named}"):
+            Retrainings(owner).claim("line", "1", "line", "w")
+    with psycopg.connect(as_(here, "rita")) as holder:
+        for key in (0x7375626D6974, 0x72657472):  # of earlier versions
+            holder.execute("SELECT pg_advisory_lock(%s)", [key])
+        submitted(owner)
+        Retrainings(owner).claim("line", "1", "line", "w")
+    owner.engine.dispose()
 
 
 # --- what upgrades do

@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,16 +18,18 @@ from click.testing import CliRunner
 from helpers import claim, rows, submit
 from processes import prepare
 from safetensors.numpy import save
-from sqlalchemy import text, update
+from sqlalchemy import insert, text, update
 from training_here import PREFIXES, line_spec, publish, train_all
 
 from tuner.cli.app import cli
 from tuner.config import StudySpec
 from tuner.config.grid import Grid
 from tuner.core.errors import NotFoundError, UnreadableError
-from tuner.ledger import CheckpointRecord, Ledger, adding, database
+from tuner.ledger import CheckpointRecord, Ledger, Retrainings, adding, database
 from tuner.ledger.checkpoint_files import file_of, remove_file, remove_folder
 from tuner.ledger.records import ADDED, FIXED, HISTORY, PARENT, RETRIED, SEED
+from tuner.ledger.retraining_tables import retrainings
+from tuner.ledger.retrainings import unreadable
 from tuner.ledger.tables import studies, trials
 from tuner.operations import doctor, manage
 from tuner.operations import submit as submission
@@ -302,3 +305,49 @@ def test_a_grid_larger_than_memory_is_indexed():
     assert (last["lr"], last["sgd.momentum"], last["sgd.weight_decay"]) == (values[-1],) * 3
     assert cells.index(last) == cells.cells - 1
     assert cells.untried(0, [0, 1, 5]) == 2
+
+
+# --- results of retrainings
+
+ORIGIN = {
+    "params": {"lr": 0.1, "schedule": "constant", "optimizer": "sgd"},
+    "study": "line", "version": 1, "trial": 0, "lr_range": [0.1, 0.1], "best": 0,
+}  # fmt: skip
+TRAINED = {"origin": ORIGIN, "value": 0.5, "failed": None, "retuned": None}
+DECIDED = {
+    "promote": True, "reason": "first", "champion": None,
+    "values": {"champion": None, "challenger": 0.5},
+}  # fmt: skip
+LOGGED = {"run_id": "r", "version": 1}
+WHOLE = {"train": TRAINED, "evaluate": DECIDED, "log": LOGGED}
+DAMAGED: dict[str, dict[str, Any]] = {
+    "nothing": {"result": {}},
+    "no evaluation": {"result": {"train": TRAINED, "log": LOGGED}},
+    "no version": {"result": WHOLE | {"log": LOGGED | {"version": None}}},
+    "version a path": {"result": WHOLE | {"log": LOGGED | {"version": "../1"}}},
+    "no origin": {"result": WHOLE | {"train": {"value": 0.5, "failed": None}}},
+    "rate a text": {
+        "result": WHOLE | {"train": TRAINED | {"origin": ORIGIN | {"params": {"lr": "low"}}}}
+    },
+    "values a number": {"result": WHOLE | {"evaluate": DECIDED | {"values": 0.5}}},
+    "no outcome": {"result": WHOLE, "outcome": None},
+    "an outcome before its end": {"result": WHOLE, "stage": "promote"},
+}
+
+
+@pytest.mark.parametrize("values", DAMAGED.values(), ids=DAMAGED)
+def test_a_retraining_with_damaged_results_is_refused_and_hinders_no_other(ledger, values):
+    whole = {
+        "run_key": "1", "model": "m", "stage": "done", "outcome": "promoted", "result": WHOLE,
+        "token": 1, "live": False, "expires_at": 0.0, "created_at": 1.0, "ended_at": 2.0,
+    }  # fmt: skip
+    with ledger.engine.execution_options(writes=True).begin() as tx:
+        tx.execute(insert(retrainings).values(whole | {"study": "whole"}))
+        tx.execute(insert(retrainings).values(whole | {"study": "damaged"} | values))
+    store = Retrainings(ledger)
+    assert [one.study for one in store.of_model("m")] == ["whole"]
+    assert [study for study, _ in unreadable(ledger)] == ["damaged"]
+    with pytest.raises(UnreadableError, match=r"retraining '1' of study 'damaged' cannot be read"):
+        store.claim("damaged", "1", "m", "w")
+    held, other = store.claim("whole", "2", "m", "w")
+    assert (held.stage, other) == ("train", None)

@@ -86,9 +86,21 @@ def print_results(
     console.print(tables.stopped_trials(trials, rows=0 if reported else 3), soft_wrap=True)
     terminal.print_text(console, f"Verdicts on rates: {ranking.verdicts_in_words(verdicts)}.")
     terminal.print_text(console, ranking.best_in_words(study, ledger.best(study)), style="bold")
+    print_decision(console, ledger, study)
     program, name = terminal.program(), shlex.quote(study.name)
     terminal.print_text(console, f"Open the curves in MLflow: {program} ui {name}")
     terminal.print_text(console, f"All about this study: {program} status {name}")
+
+
+def print_decision(console: Console, ledger: Reader, study: StudyRecord) -> None:
+    """Print what the study has decided between its best trials, if its budget pays for that."""
+    if not study.deciding_trials:
+        return
+    from tuner.analysis import deciding
+
+    found = deciding.decision(ledger, study)
+    for line in () if found is None else deciding.in_words(found):
+        terminal.print_text(console, line, style="bold")
 
 
 def exit_code(ended: Ended, *, completed: bool = True) -> int:

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tuner.analysis import ranking
-from tuner.cli.base import EXIT_NOTHING_COMPLETED, cli, exit_code, print_json, print_results
+from tuner.cli.base import (
+    EXIT_NOTHING_COMPLETED,
+    cli,
+    exit_code,
+    print_decision,
+    print_json,
+    print_results,
+)
 from tuner.cli.options import with_allow, with_json
 from tuner.operations import context
 from tuner.report import terminal
@@ -147,9 +154,10 @@ def best(name: str, opened: bool, as_json: bool) -> int:
     ledger = context.open_ledger()
     study = ledger.study(name)
     if as_json:
-        print_json({"study": name, "best": best.best(ledger, study)})
+        print_json({"study": name, "best": best.best(ledger, study)} | best.decision(ledger, study))
     else:
         terminal.echo(ranking.best_in_words(study, ledger.best(study)))
+        print_decision(terminal.console(), ledger, study)
     if ledger.best(study) is None:
         return EXIT_NOTHING_COMPLETED
     return _serve(ledger, study, None, "best trial", as_json=None) if opened else 0
@@ -339,12 +347,12 @@ def confirm(
     )
     found = done.confirmation
     if as_json:
-        print_json(found.as_json() | {"unfinished": done.unfinished})
+        print_json(found.as_json() | {"unfinished": found.unfinished})
     else:
         _print_confirmation(found)
-        if done.unfinished:
+        if found.unfinished:
             terminal.echo(
-                f"{done.unfinished} trials have not ended; run the same command to resume.",
+                f"{found.unfinished} trials have not ended; run the same command to resume.",
                 err=True,
             )
     return exit_code(done.ended, completed=any(one.completed for one in found.candidates))
@@ -393,23 +401,17 @@ def _print_confirmation(found: Confirmation) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for title in ("trial", "parameters", "found", "mean", "seeds", "worse than the winner by"):
+    for title in ("trial", "parameters", "found", "mean", "seeds"):
         table.add_column(title, justify="left" if title == "parameters" else "right")
     for one in found.candidates:
-        worse = one.worse
-        difference = (
-            "" if worse is None else f"{worse.mean:.3g} [{worse.low:.3g}, {worse.high:.3g}]"
-        )
         mean = "" if one.mean is None else f"{one.mean:.4g}"
         seeds = f"{len(one.completed)}/{len(one.values)}"
         short = ranking.in_short(one.params)
-        row = (str(one.trial), short, f"{one.found:.4g}", mean, seeds, difference)
-        table.add_row(*row)
+        table.add_row(str(one.trial), short, f"{one.found:.4g}", mean, seeds)
     console = terminal.console()
     console.print(table)
     terminal.print_text(console, found.sentence, style="bold")
-    if found.answer is not None:
-        terminal.print_text(console, found.answer, style="bold")
+    terminal.print_text(console, found.answer, style="bold")
 
 
 @cli.command()

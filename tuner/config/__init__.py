@@ -32,7 +32,7 @@ from tuner.config.search import (
     SingleRung,
 )
 from tuner.config.space import CHOSEN, Space, misfits, unfit
-from tuner.config.study import BudgetTable, GuardTable, StudySpec
+from tuner.config.study import LEAST_DECIDING, BudgetTable, GuardTable, StudySpec
 from tuner.config.trial_settings import TrialSettings, batch_size, horizon_of, settings_of
 from tuner.config.values import Entry, ParameterValue, Range, Table, WholeRange, fractions, options
 
@@ -41,6 +41,7 @@ __all__ = [
     "CHOSEN",
     "CMAES",
     "GP",
+    "LEAST_DECIDING",
     "QMC",
     "TPE",
     "AnyJudge",

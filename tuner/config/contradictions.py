@@ -48,6 +48,7 @@ def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
             known = workload if isinstance(workload, WorkloadTable) else None
             yield from _unmatched(space, training, known)
     yield from _command(tables.get("workload"), space, tables.get("study"))
+    yield from _gpus(tables.get("workload"), training)
     yield from _gate_without_direction(tables.get("study"), tables.get("retrain"))
     yield from _not_probed(tables)
     yield from _stored_addresses(tables.get("retrain"))
@@ -141,6 +142,15 @@ def _incompatible(training: TrainingTable, workload: Table | None) -> Iterator[M
         yield Mistake(("training", "accumulate"), expected, shown(training.accumulate))
 
 
+def _gpus(workload: Table | None, training: Table | None) -> Iterator[Mistake]:
+    """Yield ranks on GPUs of a study that is for another device."""
+    if not isinstance(workload, WorkloadTable) or not isinstance(training, TrainingTable):
+        return
+    if workload.processes == "gpus" and training.device != "cuda":
+        expected = 'a number, or device = "cuda" in [training]'
+        yield Mistake(("workload", "processes"), expected, shown("gpus"))
+
+
 def _trainer(workload: WorkloadTable) -> str:
     """Return who trains if there is no factory."""
     if workload.command is not None:
@@ -162,7 +172,7 @@ def _command(workload: Table | None, space: Table | None, study: Table | None) -
         parameters = space.parameters()
         fixed = {one.name: one.lowest for one in parameters if not one.varies}
         always = {one.name for one in parameters if one.exists(fixed)}
-        known = {"lr", "schedule", "optimizer", *always, *PROGRAM_VALUES}
+        known = {*always, *PROGRAM_VALUES}
         for name in sorted(used - known):
             expected = f"placeholders for what every trial has: {', '.join(sorted(known))}"
             if name in {one.name for one in parameters}:

@@ -193,6 +193,8 @@ def _place(full: Place, kind: str, document: Mapping[str, Any]) -> Place:
             for index, part in enumerate(full)
             if index == 0 or full[index - 1] not in {"sampler", "pruner", "wraps", "judge"}
         )
+    if full[:2] == ("workload", "processes"):
+        return full[:2]
     if full[0] in {"workload", "budget", "retrain"}:  # which have tables in them
         return full
     if full[0] != "space":

@@ -30,8 +30,10 @@ from tuner.config.search import (
     AnyJudge,
     Auto,
     FastForward,
+    Grid,
     Halving,
     Judge,
+    Listed,
     OneRung,
     Patient,
     Pruner,
@@ -116,6 +118,10 @@ class WorkloadTable(Table):
       with a group `value`. `step` is the number of the step.
     - `counts_from`: the number of the program's first step, as patterns read it: 0 or 1.
     - `folder`: where the program runs, "trial" for a folder of its own, "worker" for the worker's.
+    - `processes`: the ranks of each trial, on one machine, for a train function or a command that
+      uses `torch.distributed`; "gpus" is one for each GPU.
+    - `isolation`: "process" runs each trial of a train function in a process of its own, so that a
+      crash does not end the worker; "thread" in the worker's. A command always has its own.
     - `ask_and_tell`: no worker trains the study. A program asks for its trials (`Study.ask`),
       trains them, and tells their values.
     """
@@ -129,7 +135,7 @@ class WorkloadTable(Table):
     # omitted if false, so that earlier digests stay valid
     ask_and_tell: Annotated[bool, Field(exclude_if=lambda asks: not asks)] = False
     arguments: dict[str, Argument] = Field(default_factory=dict)
-    # the next four are omitted from what is stored, so that earlier digests stay valid
+    # the next six are omitted from what is stored, so that earlier digests stay valid
     command: Annotated[
         tuple[Annotated[Readable, Field(min_length=1)], ...] | None,
         Field(strict=False, min_length=1, exclude_if=lambda command: command is None),
@@ -141,6 +147,13 @@ class WorkloadTable(Table):
     folder: Annotated[
         Literal["trial", "worker"], Field(exclude_if=lambda folder: folder == "trial")
     ] = "trial"
+    processes: Annotated[
+        Annotated[int, Field(ge=1, le=64, description="a number")] | Literal["gpus"],
+        Field(exclude_if=lambda processes: processes == 1),
+    ] = 1
+    isolation: Annotated[
+        Literal["thread", "process"], Field(exclude_if=lambda isolation: isolation == "thread")
+    ] = "thread"
 
     @field_validator("patterns")
     @classmethod
@@ -182,6 +195,13 @@ class WorkloadTable(Table):
             if key in self.model_fields_set:
                 error = mistake("nothing, since it is for a command", "this key")
                 mistakes("WorkloadTable", {(key,): error})
+        set_here = [key for key in ("processes", "isolation") if key in self.model_fields_set]
+        if self.train is None:
+            error = mistake("nothing, since it is for a train function or a command", "this key")
+            mistakes("WorkloadTable", {(key,): error for key in set_here})
+        elif self.processes != 1 and self.isolation == "thread" and "isolation" in set_here:
+            error = mistake('"process", as processes are of their own', '"thread"')
+            mistakes("WorkloadTable", {("isolation",): error})
         if self.factory is not None and self.train is not None:
             error = mistake("nothing, since factory is set and a study trains one of them", "both")
             mistakes("WorkloadTable", {("train",): error})
@@ -197,10 +217,17 @@ class WorkloadTable(Table):
         if self.arguments:
             expected = "nothing, since a command has its arguments in command"
             found["arguments",] = mistake(expected, "arguments")
+        if self.isolation == "thread" and "isolation" in self.model_fields_set:
+            found["isolation",] = mistake('"process", as a command has its own', '"thread"')
         if any(match[1] for match in PLACEHOLDER.finditer(self.command[0])):
             expected = "a program without placeholders as first word"
             found["command",] = mistake(expected, self.command[0])
         mistakes("WorkloadTable", found)
+
+    @property
+    def is_isolated(self) -> bool:
+        """Whether trials of a train function have processes of their own."""
+        return self.train is not None and (self.isolation == "process" or self.processes != 1)
 
     @property
     def function(self) -> str:
@@ -245,6 +272,9 @@ class TrainingTable(Table):
       for two slots. The choice of a study's first worker is stored and used by all others.
     - `slots`: number of trials that a cohort trains at a time; "auto" is an eighth of the budget,
       at most 64, since the sampler learns nothing between simultaneous trials.
+    - `keep_checkpoint`: keep a checkpoint of each trial that was completed or pruned, for `tuner
+      extend`: of the last step whose rates do not depend on the horizon. None is kept of a trial
+      whose schedule depends on it from the start.
     - `threads`: CPU threads of each operator. With "auto" it is measured if trials train one at a
       time and a step takes at least 5 ms of processor time; else it is one, and also for a train
       function. The number found by a study's first worker is stored and used by all others, since
@@ -280,6 +310,8 @@ class TrainingTable(Table):
     seconds: Annotated[float, Field(gt=0)] | None = None
     trainer: Literal["auto", "cohort", "reference"] = "auto"
     slots: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
+    # omitted if false, so that earlier digests stay valid
+    keep_checkpoint: Annotated[bool, Field(exclude_if=lambda keep: not keep)] = False
     # omitted for "auto", so that earlier digests stay valid
     threads: Annotated[
         Annotated[int, Field(ge=1, le=1024)] | Literal["auto"],
@@ -292,6 +324,9 @@ class TrainingTable(Table):
         if not given:
             error = mistake("a whole number of steps, or epochs or examples instead", "nothing")
             mistakes("TrainingTable", {("steps",): error})
+        if self.keep_checkpoint and given[0] != "steps":
+            error = mistake("false, as only trials with a budget in steps are extended", "true")
+            mistakes("TrainingTable", {("keep_checkpoint",): error})
         expected = f"nothing, as {given[0]} is the budget of a trial"
         for unit in given[1:]:
             mistakes("TrainingTable", {(unit,): mistake(expected, str(getattr(self, unit)))})
@@ -383,6 +418,10 @@ class RetriesTable(Table):
     out_of_memory: Annotated[int, Field(ge=0, le=30)] = 6
 
 
+DECIDE, DECIDE_FROM, LEAST_DECIDING = 0.15, 50, 6
+"""The default of `[budget] decide`, and from how many trials on; the fewest trials that decide."""
+
+
 class BudgetTable(Table):
     """How much the study may spend; the only table that may change after the submission.
 
@@ -394,10 +433,14 @@ class BudgetTable(Table):
     - `no_improvement`: number of trials that ended since the best one.
     - `regret_below`: distance of the best value to the best possible one, bounded by a Gaussian
       process on at least twenty completed trials.
+    - `decide`: share of the trials that is reserved to decide between the best ones after the
+      search, and of `wall_seconds` and `compute_seconds`; 0 disables it. By default 0.15 in studies
+      of at least 50 trials, unless a list of combinations is trained.
     - `weight`: the study's share of common workers.
     """
 
     trials: Annotated[int, Field(ge=1, le=1_000_000, description="a whole number")]
+    decide: Annotated[float, Field(ge=0, lt=1)] | None = None
     # number of first trials failing for the same reason that stops the study; 0: never
     stop_after_failures: Annotated[int, Field(ge=0)] = 3
     wall_seconds: Annotated[float, Field(gt=0)] | None = None
@@ -435,6 +478,21 @@ class StudySpec(Table):
     def evaluation_interval(self) -> int:
         """Units between two evaluations."""
         return self.training.evaluation_interval
+
+    @property
+    def deciding_trials(self) -> int:
+        """The trials of the budget that are reserved for deciding; the others are for the search.
+
+        Fewer than `LEAST_DECIDING` decide nothing, so none is reserved then.
+        """
+        trials, share = self.budget.trials, self.budget.decide
+        if self.workload.ask_and_tell:
+            return 0
+        if share is None:
+            listed = isinstance(self.search.sampler, Grid | Listed)
+            share = DECIDE if trials >= DECIDE_FROM and not listed else 0.0
+        reserved = math.floor(share * trials + 1e-9)  # 0.29 of 100 is 29
+        return reserved if reserved >= LEAST_DECIDING else 0
 
     def rungs(self) -> tuple[int, ...]:
         """Return the positions, in the study's unit, at which every trial reports to the pruner.

@@ -37,6 +37,7 @@ from tuner.ledger.records import (
     StudyRecord,
     TrialRecord,
     is_count,
+    reserved_for_deciding,
     specification,
 )
 from tuner.ledger.retrying import retry_on_disconnect
@@ -59,7 +60,7 @@ def enqueue(
     be raised.
     """
     attrs = {FIXED: dict(params), ADDED: ENQUEUED}
-    (number,) = _add(ledger, study, lambda _: [attrs], raise_budget, uuid.uuid4().hex, count())
+    (number,) = add(ledger, study, lambda _: [attrs], raise_budget, uuid.uuid4().hex, count())
     return number
 
 
@@ -93,7 +94,7 @@ def retry(
             and (numbers is None or trial.number in numbers)
         ]
 
-    new = _add(ledger, study, wanted, raise_budget, uuid.uuid4().hex, count())
+    new = add(ledger, study, wanted, raise_budget, uuid.uuid4().hex, count())
     return {old: number for old, number in retries(ledger, study).items() if number in new}
 
 
@@ -122,7 +123,7 @@ def extend(
             if trial.number not in known
         ]
 
-    _add(ledger, study, wanted, True, uuid.uuid4().hex, count())
+    add(ledger, study, wanted, True, uuid.uuid4().hex, count())
     with ledger.engine.begin() as tx:
         return _extensions(tx, study.id)
 
@@ -136,11 +137,11 @@ def retries(ledger: Reader, study: StudyRecord) -> dict[int, int]:
 
 def added(tx: Connection, study_id: int) -> int:
     """Count the added trials of a study; they are not combinations of its grid."""
-    return sum(ADDED in attrs for _, attrs in _attrs(tx, study_id))
+    return sum(ADDED in attrs for _, attrs in attributes(tx, study_id))
 
 
 @retry_on_disconnect
-def _add(
+def add(
     ledger: Reader,
     study: StudyRecord,
     wanted: Callable[[Connection], Sequence[Attrs]],
@@ -163,20 +164,20 @@ def _add(
 
 
 def _with_key(tx: Connection, study_id: int, key: str, value: str) -> list[int]:
-    return [number for number, attrs in _attrs(tx, study_id) if attrs.get(key) == value]
+    return [number for number, attrs in attributes(tx, study_id) if attrs.get(key) == value]
 
 
 def _extensions(tx: Connection, study_id: int) -> dict[int, int]:
-    found = [(attrs.get(PARENT), number) for number, attrs in _attrs(tx, study_id)]
+    found = [(attrs.get(PARENT), number) for number, attrs in attributes(tx, study_id)]
     return {int(parent["trial"]): number for parent, number in found if parent is not None}
 
 
 def _retries(tx: Connection, study_id: int) -> dict[int, int]:
-    found = [(attrs.get(RETRIED), number) for number, attrs in _attrs(tx, study_id)]
+    found = [(attrs.get(RETRIED), number) for number, attrs in attributes(tx, study_id)]
     return {old: number for old, number in found if old is not None}
 
 
-def _attrs(tx: Connection, study_id: int) -> list[tuple[int, Attrs]]:
+def attributes(tx: Connection, study_id: int) -> list[tuple[int, Attrs]]:
     """Read the numbers and attributes of the trials whose attributes can be read."""
     query = select(trials.c.number, trials.c.attrs).where(trials.c.study_id == study_id)
     return [
@@ -205,15 +206,16 @@ def _make_room(tx: Connection, study: Row[Any], wanted: int, *, raise_budget: bo
     needed = study.reserved + wanted
     if needed <= study.limit:
         return
+    spec = specification(study.spec)
+    whole = needed + reserved_for_deciding(spec, study.limit)
     if not raise_budget:
         left = max(study.limit - study.reserved, 0)
         raise UsageError(
             f"study {study.name!r} has {left or 'no'} trial{'s' * (left != 1)} left in its budget "
             f"of {study.limit}, expected {wanted}; add --raise-budget to allow {needed} trials, or "
-            f"set budget.trials={needed} in its file"
+            f"set budget.trials={whole} in its file"
         )
-    spec = specification(study.spec)
-    budget = spec.budget.model_copy(update={"trials": max(needed, spec.budget.trials)})
+    budget = spec.budget.model_copy(update={"trials": max(whole, spec.budget.trials)})
     text = spec.model_copy(update={"budget": budget}).model_dump_json()
     changed = update(studies).where(studies.c.id == study.id).values(limit=needed, spec=text)
     tx.execute(changed)

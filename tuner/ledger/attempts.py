@@ -12,18 +12,21 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, select, update
 
+from tuner.core.curves import Chunk
 from tuner.core.errors import LeaseLost, UnreadableError
-from tuner.ledger import rows
+from tuner.ledger import entries, rows
 from tuner.ledger.decoding import readable, study_of
 from tuner.ledger.lease_writer import LeaseWriter
 from tuner.ledger.leases import ATTEMPTS, Gone, renewed
 from tuner.ledger.reading import has_live_attempt, read_trials
 from tuner.ledger.records import (
+    CONTINUED,
     OPEN,
     STALE,
     AttemptLease,
     CheckpointRecord,
     Claim,
+    Entry,
     StudyRecord,
     TrialRecord,
 )
@@ -131,6 +134,20 @@ class Attempts(LeaseWriter):
         """Record that an attempt begins at step 0, not at its checkpoint. Raises `LeaseLost`."""
         with self._fenced(lease, {"first_step": 0, **renewed(self.lease_seconds)}):
             pass
+
+    @retry_on_disconnect
+    def begin_with(self, lease: AttemptLease, chunk: Chunk) -> None:
+        """Commit the rows with which a trial continues another one. Raises `LeaseLost`.
+
+        Rows that an earlier attempt has committed are dropped.
+        """
+        first = {"first_step": chunk.next_step, **renewed(self.lease_seconds)}
+        with self._fenced(lease, first) as tx:
+            entries.put(tx, [Entry(lease=lease, chunk=chunk)])
+            mine = trials.c.id == lease.trial_id
+            attrs = tx.scalar(select(trials.c.attrs).where(mine)) or {}
+            changed = {**attrs, CONTINUED: chunk.next_step}
+            tx.execute(update(trials).where(mine).values(attrs=changed))
 
     @retry_on_disconnect
     def reap(self, gone: Gone = lambda _: False) -> int:

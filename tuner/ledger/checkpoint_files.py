@@ -5,6 +5,7 @@ Every path is derived from whole numbers: a row may have any content, and no row
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 
@@ -26,6 +27,23 @@ def remove_file(checkpoints: Path, record: CheckpointRecord) -> None:
     except ValueError:
         return
     file.unlink(missing_ok=True)
+
+
+def remove_others(
+    checkpoints: Path, study: StudyIdentity, number: int, kept: CheckpointRecord | None
+) -> None:
+    """Remove the checkpoints of a trial that has ended, but not the one that it keeps."""
+    if kept is None:
+        remove_folder(checkpoints, study, number)
+        return
+    try:
+        file = file_of(checkpoints, kept)
+    except ValueError:
+        return
+    for other in file.parent.glob("*"):
+        if other != file:
+            with contextlib.suppress(OSError):
+                other.unlink()
 
 
 def remove_folder(checkpoints: Path, study: StudyIdentity, number: int | None = None) -> None:

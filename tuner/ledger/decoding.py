@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import JSON, Boolean, Column, Double, Integer, LargeBinary, Row, String, Table
@@ -24,7 +26,10 @@ from tuner.core.text import NAME_LIMIT
 from tuner.ledger import retraining_tables, tables
 from tuner.ledger.records import (
     ADDED,
+    CONFIRMATION,
+    CONTINUED,
     COUNTS_FROM,
+    DECIDED,
     ENDED,
     ENQUEUED,
     EXTENSION,
@@ -37,6 +42,7 @@ from tuner.ledger.records import (
     REASON,
     RETRIED,
     RETRY,
+    ROUND,
     SEED,
     STOPPED,
     AttemptRecord,
@@ -96,8 +102,18 @@ def _or_none(check: Check) -> Check:
     return lambda value: value is None or check(value)
 
 
+@dataclass(frozen=True)
+class _OneOf:
+    """The check that a value is one of some texts."""
+
+    options: tuple[str, ...]
+
+    def __call__(self, value: object) -> bool:
+        return isinstance(value, str) and value in self.options
+
+
 def _one_of(*options: str) -> tuple[str, Check]:
-    return f"one of {', '.join(options)}", lambda value: isinstance(value, str) and value in options
+    return f"one of {', '.join(options)}", _OneOf(options)
 
 
 def _are_params(value: object) -> bool:
@@ -115,8 +131,11 @@ def _is_workload(value: object) -> bool:
     if not isinstance(value, dict) or not _is_label(value.get("code")):
         return False
     texts, counts = ("data", "data_name"), ("training_rows", "validation_rows")
+    files = value.get("files") or {}
     return (
-        all(value.get(one) is None or _is_label(value[one]) for one in texts)
+        isinstance(files, dict)
+        and all(_is_label(one) for pair in files.items() for one in pair)
+        and all(value.get(one) is None or _is_label(value[one]) for one in texts)
         and all(value.get(one) is None or is_count(value[one]) for one in counts)
         and (value.get("baseline_loss") is None or is_number(value["baseline_loss"]))
         and isinstance(value.get("keeps_last", False), bool)
@@ -145,6 +164,7 @@ def _are_study_attrs(value: object) -> bool:
         and all(map(_is_range, ranges))
         and isinstance(value.get(REASON, ""), str)
         and is_count(value.get(COUNTS_FROM, 0))
+        and is_count(value.get(DECIDED, 0))
     )
 
 
@@ -200,13 +220,76 @@ def _is_parent(value: object) -> bool:
     )
 
 
+def _is_measured(value: object) -> bool:
+    """Return whether a value is a measured number, which may be infinite, or None."""
+    return value is None or type(value) in (int, float)
+
+
+def _is_trained(value: object) -> bool:
+    origin = value.get("origin") if isinstance(value, dict) else None
+    return (
+        isinstance(value, dict)
+        and isinstance(origin, dict)
+        and origin.keys() == {"params", "study", "version", "trial", "lr_range", "best"}
+        and _are_params(origin["params"])
+        and _is_label(origin["study"])
+        and all(is_count(origin[one]) for one in ("version", "trial", "best"))
+        and isinstance(origin["lr_range"], list)
+        and len(origin["lr_range"]) == 2
+        and all(map(is_number, origin["lr_range"]))
+        and _is_measured(value.get("value"))
+        and isinstance(value.get("failed"), str | None)
+        and {"value", "failed"} <= value.keys()
+    )
+
+
+def _is_evaluated(value: object) -> bool:
+    values = value.get("values") if isinstance(value, dict) else None
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("promote"), bool)
+        and isinstance(value.get("reason"), str)
+        and "champion" in value
+        and _or_none(is_count)(value["champion"])
+        and isinstance(values, dict)
+        and values.keys() == {"champion", "challenger"}
+        and all(map(_is_measured, values.values()))
+    )
+
+
+def _is_logged(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and {"run_id", "version"} <= value.keys()
+        and _or_none(_is_label)(value["run_id"])
+        and _or_none(is_count)(value["version"])
+        and _or_none(is_count)(value.get("champion"))
+    )
+
+
+OF_STAGES: Mapping[str, Check] = {
+    "train": _is_trained,
+    "evaluate": _is_evaluated,
+    "log": _is_logged,
+}
+"""Results of a retraining's stages that are read."""
+
+
+def _are_results(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        OF_STAGES[stage](found) for stage, found in value.items() if stage in OF_STAGES
+    )
+
+
 OF_TRIALS: Mapping[str, Check] = {
     FIXED: _are_values,
-    ADDED: lambda value: value in (ENQUEUED, RETRY, EXTENSION),
+    ADDED: lambda value: value in (ENQUEUED, RETRY, EXTENSION, CONFIRMATION),
     RETRIED: is_count,
     HISTORY: lambda value: isinstance(value, list) and all(map(is_count, value)),
     PARENT: _is_parent,
+    CONTINUED: is_count,
     SEED: lambda value: type(value) is int and 0 <= value < 2**32,
+    ROUND: is_count,
 }
 """Attributes of trials that are read."""
 
@@ -233,6 +316,7 @@ RULES: Mapping[Column[Any], tuple[str, Check]] = {
     _TRIALS.attrs: ("attributes", are_trial_attrs),
     _TRIALS.state: _one_of(RUNNING, *KINDS),
     retraining_tables.retrainings.c.stage: _one_of("train", "evaluate", "log", "promote", "done"),
+    retraining_tables.retrainings.c.result: ("results of stages", _are_results),
     retraining_tables.retrainings.c.outcome: _one_of("promoted", "kept", "failed"),
     _TIMETABLES.catch_up: _one_of(cron.LATEST, cron.ALL, cron.SKIP),
     _TIMETABLES.overlap: _one_of(cron.SKIP, cron.QUEUE),
@@ -251,6 +335,28 @@ BY_TYPE: Sequence[tuple[type, tuple[str, Check]]] = (
 )
 
 Rules = Sequence[tuple[str, str, Check]]
+
+
+def condition(column: Column[Any]) -> str | None:
+    """Return the rule of a column as SQL of PostgreSQL, beside what the column's type requires.
+
+    Return None if there is nothing beside it: lengths and numbers' kinds are types, and JSON is
+    checked here alone.
+    """
+    name = f'"{column.name}"'
+    _, check = RULES.get(column, ("", None))
+    if isinstance(check, _OneOf):
+        return f"{name} IN ({', '.join(repr(one) for one in check.options)})"
+    if check is not None:
+        return None
+    if isinstance(column.type, Integer) and not column.foreign_keys:
+        return f"{name} >= 0"
+    if isinstance(column.type, Double):
+        if column.name.endswith(TIMES):
+            return f"{name} BETWEEN 0 AND {LATEST!r}"
+        largest = sys.float_info.max
+        return f"{name} BETWEEN {-largest!r} AND {largest!r}"
+    return None
 
 
 def rules_of(table: Table) -> Rules:

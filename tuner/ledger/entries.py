@@ -8,10 +8,13 @@ from typing import Any
 
 from sqlalchemy import (
     Connection,
+    and_,
     bindparam,
     delete,
+    false,
     func,
     insert,
+    or_,
     select,
     update,
 )
@@ -78,8 +81,20 @@ def put(tx: Connection, entries: Sequence[Entry]) -> None:
         query = update(attempts).where(attempts.c.id == bindparam("attempt"))
         columns = [{"attempt": key, "traceback": text} for key, text in raised.items()]
         tx.execute(query, columns)
+    spared = [
+        and_(checkpoints.c.trial_id == e.lease.trial_id, checkpoints.c.step == e.kept_step)
+        for e in (change.entry for change in ended)
+        if e.kept_step is not None
+    ]
     mine = checkpoints.c.trial_id.in_([change.entry.lease.trial_id for change in ended])
-    tx.execute(delete(checkpoints).where(mine))
+    tx.execute(delete(checkpoints).where(mine, ~or_(false(), *spared)))
+    _insert(tx, checkpoints, [_reference(change.entry) for change in ended if change.entry.kept])
+
+
+def _reference(entry: Entry) -> dict[str, Any]:
+    """Return the columns of the checkpoint that a trial keeps."""
+    assert entry.kept is not None
+    return rows.reference(entry.lease, entry.kept)
 
 
 class Change:

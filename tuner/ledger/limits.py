@@ -51,17 +51,19 @@ def _has_rules(budget: BudgetTable) -> bool:
 def _due(tx: Connection, study: StudyRecord) -> str | None:
     """Return the reason of the first rule that holds; None if none does."""
     budget, own = study.spec.budget, and_(trials.c.study_id == study.id, ~trials.c.imported)
+    search = 1 - study.deciding_share  # the share of the search
     if budget.wall_seconds is not None:
         began = tx.scalar(select(database_time() - func.min(trials.c.created_at)).where(own))
-        if began is not None and began >= budget.wall_seconds:
-            return f"Its {budget.wall_seconds:g} seconds from the first trial on are up."
+        if began is not None and began >= search * budget.wall_seconds:
+            return f"Its {search * budget.wall_seconds:g} seconds from the first trial on are up."
     if budget.compute_seconds is not None:
         spent = func.sum(
             func.coalesce(attempts.c.ended_at, database_time()) - attempts.c.started_at
         )
         seconds = tx.scalar(select(spent).select_from(attempts.join(trials)).where(own)) or 0.0
-        if seconds >= budget.compute_seconds:
-            return f"Its attempts have taken {seconds:.0f} of {budget.compute_seconds:g} seconds."
+        most = search * budget.compute_seconds
+        if seconds >= most:
+            return f"Its attempts have taken {seconds:.0f} of {most:g} seconds."
     if budget.no_improvement is not None:
         since = _ended_since_best(tx, study)
         if since >= budget.no_improvement:

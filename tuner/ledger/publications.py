@@ -94,10 +94,16 @@ class Publications:
             self._leases.release(tx, self.lease(study_id))
 
     def study(self, study_id: int) -> tuple[str | None, int]:
-        """Return a study's external id, and its revision when last published, 0 if never."""
+        """Return a study's external id, and its revision when last published, 0 if never.
+
+        What cannot be read of them is None and 0.
+        """
         with self._engine.begin() as tx:
             row = tx.execute(select(published_studies).where(self._of_study(study_id))).first()
-        return (None, 0) if row is None else (row.external_id, row.revision)
+        if row is None:
+            return None, 0
+        known = row.external_id if isinstance(row.external_id, str) else None
+        return known, row.revision if is_count(row.revision) else 0
 
     def note_study(self, study_id: int, external_id: str | None, revision: int) -> None:
         """Record that a study is published as of a revision."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
@@ -18,6 +19,7 @@ from sqlalchemy import (
     func,
     literal,
     null,
+    or_,
     select,
 )
 
@@ -54,7 +56,7 @@ from tuner.ledger.records import (
     is_count,
 )
 from tuner.ledger.retrying import RETRY_SECONDS, retry_on_disconnect
-from tuner.ledger.rows import read_checkpoints
+from tuner.ledger.rows import last_checkpoints, read_checkpoints
 from tuner.ledger.tables import (
     IS_LIVE,
     IS_VALUED,
@@ -109,13 +111,28 @@ class Reader:
         return None if row is None else study_of(row)
 
     @retry_on_disconnect
+    def study_titled(self, title: str) -> StudyRecord | None:
+        """Read the study with a title; return None if there is none. Raises `UnreadableError`."""
+        name, _, version = title.rpartition(" v")
+        wanted = and_(studies.c.name == title, studies.c.version == 1)
+        if re.fullmatch("[0-9]{1,9}", version):
+            later = and_(studies.c.name == name, studies.c.version == int(version))
+            wanted = or_(wanted, later)
+        with self._reading() as tx:
+            row = tx.execute(select(studies).where(wanted)).first()
+        return None if row is None else study_of(row)
+
+    @retry_on_disconnect
     def _newest(self, name: str) -> Row[Any]:
         newest = select(studies).where(studies.c.name == name).order_by(studies.c.version.desc())
         with self._reading() as tx:
             row = tx.execute(newest).first()
             if row is None:
                 names = tx.scalars(select(studies.c.name).order_by(studies.c.id)).all()
-                known = ", ".join(dict.fromkeys(names)) or "none yet; `tuner run FILE` makes one"
+                known = (
+                    ", ".join(dict.fromkeys(map(str, names)))
+                    or "none yet; `tuner run FILE` makes one"
+                )
                 raise NotFoundError(f"there is no study {name!r}; studies here: {known}")
         return row
 
@@ -176,13 +193,19 @@ class Reader:
         return found
 
     @retry_on_disconnect
-    def ended(self, study_id: int) -> list[int]:
-        """Read the numbers of the trials that have ended."""
-        query = select(trials.c.number).where(
+    def ended(self, study_id: int) -> list[tuple[int, int]]:
+        """Read the ids and numbers of the trials that have ended."""
+        query = select(trials.c.id, trials.c.number).where(
             trials.c.study_id == study_id, trials.c.state != RUNNING
         )
         with self._reading() as tx:
-            return [number for number in tx.scalars(query) if is_count(number)]
+            return [(row.id, row.number) for row in tx.execute(query) if is_count(row.number)]
+
+    @retry_on_disconnect
+    def last_checkpoint(self, trial_id: int) -> CheckpointRecord | None:
+        """Read the last checkpoint of a trial; of one that has ended, the one that it keeps."""
+        with self._reading() as tx:
+            return last_checkpoints(tx, [trial_id]).get(trial_id)
 
     @retry_on_disconnect
     def changes(self, study_id: int, since: int, *, with_reports: bool = True) -> Changes:

@@ -21,12 +21,23 @@ RANGES = "tuner:ranges"
 FIXED, RETRIED = "fixed_params", "failed_trial"
 """Optuna's attributes of a trial that was enqueued, some or all of whose parameters are fixed, and
 of one that repeats a failed trial, with its number."""
-ADDED, ENQUEUED, RETRY, EXTENSION = "tuner:added", "enqueued", "retry", "extension"
+ADDED, ENQUEUED, RETRY, EXTENSION, CONFIRMATION = (
+    "tuner:added",
+    "enqueued",
+    "retry",
+    "extension",
+    "confirmation",
+)
 """An attribute of a trial that a person added, see `tuner.ledger.adding`, and its values."""
 HISTORY = "retry_history"
 """Optuna's attribute of a retry: the failed trials before it, the oldest first."""
-PARENT, SEED = "tuner:parent", "tuner:seed"
-"""Attributes of a trial that extends another one: that one's study and number, and its seed."""
+PARENT, SEED, ROUND = "tuner:parent", "tuner:seed", "tuner:round"
+"""Attributes of a trial that extends another one or trains it again: that one's study and number,
+its seed, and the round of the race that it is trained for."""
+CONTINUED = "tuner:continued"
+"""Another one, of a trial that continues the other one's checkpoint: the step that it began at."""
+DECIDED = "tuner:decided"
+"""An attribute of a study: how many trials it had when its decision was complete."""
 
 FINISHED, INTERRUPTED, STALE, RAISED, OUT_OF_MEMORY = (
     "finished",
@@ -111,6 +122,16 @@ class StudyRecord(StudyIdentity):
         return self.attrs.get(REASON)
 
     @property
+    def deciding_trials(self) -> int:
+        """The trials that are reserved for deciding; those of the search are not spent on it."""
+        return reserved_for_deciding(self.spec, self.limit)
+
+    @property
+    def deciding_share(self) -> float:
+        """The share of the budget that is reserved for deciding."""
+        return self.deciding_trials / self.spec.budget.trials
+
+    @property
     def threads(self) -> int:
         """CPU threads of its trials: as settled, else as its file says, else one."""
         if self.settled is not None:
@@ -126,6 +147,14 @@ class StudyRecord(StudyIdentity):
 def sizes_of(workload: Mapping[str, Any]) -> tuple[int | None, bool]:
     """Return the training rows of a study's workload, and whether an incomplete batch is kept."""
     return workload.get("training_rows"), bool(workload.get("keeps_last"))
+
+
+def reserved_for_deciding(spec: StudySpec, limit: int) -> int:
+    """Return how many trials of a budget are reserved for deciding, beside `limit` for the search.
+
+    A study that had spent its budget on the search before it had a share for deciding has none.
+    """
+    return max(0, min(spec.deciding_trials, spec.budget.trials - limit))
 
 
 def titled(name: str, version: int) -> str:
@@ -282,6 +311,9 @@ class Entry:
     attrs: Mapping[str, Any] = field(default_factory=dict)  # the pruner's, with a report
     outcome: Outcome | None = None  # ends the attempt and its trial
     traceback: str | None = None  # of what the workload raised, with an outcome
+    # after an outcome the trial keeps this new checkpoint, or the earlier one of `kept_step`
+    kept: CheckpointRecord | None = None
+    kept_step: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

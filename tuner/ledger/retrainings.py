@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, func, insert, select
+from sqlalchemy import Connection, and_, delete, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from tuner.core.errors import LeaseLost, UnreadableError
+from tuner.ledger import locks
 from tuner.ledger.decoding import checked, readable
 from tuner.ledger.lease_writer import LeaseWriter
 from tuner.ledger.leases import RETRAININGS, Gone, Lease, State, renewed
@@ -29,8 +30,6 @@ TRAIN, EVALUATE, LOG, PROMOTE, DONE = "train", "evaluate", "log", "promote", "do
 """The stages, in their order."""
 PROMOTED, KEPT, FAILED = "promoted", "kept", "failed"
 """The outcomes."""
-CLAIMING = 0x72657472
-"""Key of PostgreSQL's advisory lock on claiming a retraining."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,20 +100,23 @@ class Retrainings(LeaseWriter):
         """Claim; a retried call may find that its first try was committed."""
         repeated = next(calls) > 0
         with self._writing() as tx:
-            if tx.dialect.name == "postgresql":
-                tx.execute(select(func.pg_advisory_xact_lock(CLAIMING)))
+            locks.take(tx, locks.RETRAIN)
             here = and_(retrainings.c.study == study, retrainings.c.run_key == run_key)
             row = tx.execute(select(retrainings).where(here)).first()
-            if row is not None and row.stage == DONE:
-                return _of(row), None
+            known = None if row is None else _of(row)  # refused before it is claimed
+            if known is not None and known.stage == DONE:
+                return known, None
             now = tx.scalar(select(database_time()))
             assert now is not None
             at_model = and_(retrainings.c.model == model, retrainings.c.live)
             holder = tx.execute(select(retrainings).where(at_model)).first()
             if holder is not None and not (repeated and holder.worker == worker):
                 if self._state(tx, RETRAININGS, holder.id, gone) is State.HELD:
-                    return _of(row or holder), holder.worker
-                RETRAININGS.release(tx, _of(holder).lease)
+                    return known or _of(holder), holder.worker
+                # not by its record: the row may be unreadable
+                RETRAININGS.release(
+                    tx, Lease(table=RETRAININGS, row_id=holder.id, token=holder.token)
+                )
             if row is None:
                 new = {"study": study, "run_key": run_key, "model": model, "created_at": now}
                 empty = {"stage": TRAIN, "result": {}, "token": 0, "live": False, "expires_at": 0.0}
@@ -204,7 +206,25 @@ class Retrainings(LeaseWriter):
 def _of(row: Any) -> Retraining:
     """Return the record of a row. Raise `UnreadableError`."""
     title = f"the retraining {row.run_key!r:.60} of study {row.study!r:.60}"
-    return Retraining(**checked(title, retrainings, row))
+    found = Retraining(**checked(title, retrainings, row))
+    missing = _needed(found) - found.result.keys()
+    if missing or (found.outcome is None) != (found.stage != DONE):
+        raise UnreadableError(
+            f"{title} cannot be read: result: expected those of the stages before {found.stage!r}, "
+            f"got {', '.join(sorted(found.result)) or 'none'} and the outcome {found.outcome!r}"
+        )
+    if found.outcome in (PROMOTED, KEPT) and found.result[LOG]["version"] is None:
+        raise UnreadableError(f"{title} cannot be read: it has made no version")
+    return found
+
+
+def _needed(one: Retraining) -> set[str]:
+    """Return the stages whose results a retraining must have at its stage."""
+    if one.stage == TRAIN:
+        return set()
+    has_failed = one.result.get(TRAIN, {}).get("failed") is not None
+    needed = {TRAIN} if has_failed or one.stage == EVALUATE else {TRAIN, EVALUATE}
+    return needed | ({LOG} if one.stage in (PROMOTE, DONE) else set())
 
 
 def unreadable(ledger: Reader) -> list[tuple[str, str]]:

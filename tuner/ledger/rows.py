@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, delete, func, insert, select, update
 
-from tuner.core.outcome import CANCELLED, COMPLETED, FAILED, RUNNING, Outcome
+from tuner.core.outcome import CANCELLED, COMPLETED, FAILED, PRUNED, RUNNING, Outcome
 from tuner.ledger.records import (
     ENDED,
     STOPPED,
@@ -26,20 +26,11 @@ from tuner.ledger.tables import (
     trials,
 )
 
-SUBMITTING = 0x7375626D6974
-"""Of PostgreSQL's advisory lock on creating studies."""
-
 
 def locked_study(study_id: int) -> Any:
     """Select a study's row for update; on SQLite the transaction itself is the lock."""
     # others may go on to refer to the row, as everything that belongs to the study does
     return select(studies).where(studies.c.id == study_id).with_for_update(key_share=True)
-
-
-def lock_submission(tx: Connection) -> None:
-    """Serialise the creation of studies, since no transaction sees what another is creating."""
-    if tx.dialect.name == "postgresql":
-        tx.execute(select(func.pg_advisory_xact_lock(SUBMITTING)))
 
 
 def next_revision(tx: Connection, study_id: int) -> int:
@@ -161,6 +152,17 @@ def last_checkpoints(tx: Connection, trial_ids: Collection[int]) -> dict[int, Ch
     return {trial_id: record for _, trial_id, record in found}
 
 
+def reference(lease: AttemptLease, checkpoint: CheckpointRecord) -> dict[str, Any]:
+    """Return the columns of the reference to a checkpoint."""
+    return {
+        "trial_id": lease.trial_id,
+        "attempt_id": lease.row_id,
+        "step": checkpoint.step,
+        "path": checkpoint.path,
+        "digest": checkpoint.digest,
+    }
+
+
 def read_checkpoints(
     tx: Connection, where: ColumnElement[bool]
 ) -> list[tuple[int, int, CheckpointRecord]]:
@@ -201,8 +203,12 @@ def read_checkpoints(
 
 
 def forget_checkpoints(tx: Connection, where: ColumnElement[bool]) -> list[CheckpointRecord]:
-    """Delete the references to checkpoints of ended trials; return them."""
-    ended = checkpoints.c.trial_id.in_(select(trials.c.id).where(trials.c.state != RUNNING, where))
+    """Delete the references to checkpoints of ended trials; return them.
+
+    What trials keep stays: those that were completed or pruned have no other checkpoints.
+    """
+    others = trials.c.state.not_in((RUNNING, COMPLETED, PRUNED))
+    ended = checkpoints.c.trial_id.in_(select(trials.c.id).where(others, where))
     found = read_checkpoints(tx, ended)
     tx.execute(delete(checkpoints).where(checkpoints.c.id.in_([row_id for row_id, _, _ in found])))
     return [record for _, _, record in found]

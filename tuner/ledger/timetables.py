@@ -311,5 +311,6 @@ def _record(row: Any) -> TimetableRecord:
 
 
 def _no_timetable(tx: Connection, name: str) -> NotFoundError:
-    known = ", ".join(tx.scalars(select(timetables.c.name).order_by(timetables.c.id))) or "none"
+    names = tx.scalars(select(timetables.c.name).order_by(timetables.c.id))
+    known = ", ".join(map(str, names)) or "none"
     return NotFoundError(f"there is no timetable {name!r}; timetables here: {known}")

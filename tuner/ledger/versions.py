@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
@@ -11,10 +11,14 @@ from sqlalchemy import Connection, insert, select, update
 from tuner.config import StudySpec
 from tuner.core.errors import UsageError, WorkloadError
 from tuner.core.outcome import COMPLETED, DIVERGED, PRUNED, RUNNING
+from tuner.core.text import printable
 from tuner.ledger.reading import has_live_attempt, read_trials
 from tuner.ledger.records import OPEN, STOPPED, TrialRecord, titled
 from tuner.ledger.rows import cancel_if_stopped
 from tuner.ledger.tables import database_time, reports, studies, trials
+
+MOST_NAMES = 10
+"""The most files of each kind that a message names."""
 
 
 def create(
@@ -60,16 +64,42 @@ def create(
 def refuse_other_workload(
     name: str, function: str, submitted: Mapping[str, Any], here: Mapping[str, Any]
 ) -> None:
-    """Raise `WorkloadError` if code or data differ from those that a study was submitted with."""
+    """Raise `WorkloadError` if code or data differ from those that a study was submitted with.
+
+    Files are compared if they are known of the study; the message names those that differ.
+    """
+    files = _differing_files(submitted.get("files"), here.get("files"))
     changed = [what for what in ("code", "data") if here.get(what) != submitted.get(what)]
+    if files and "code" not in changed:
+        changed = ["code", *changed]
     if not changed:
         return
     digests = [f"{what} digest {submitted.get(what)}, here {here.get(what)}" for what in changed]
+    if files:
+        digests[0] = files
     raise WorkloadError(
         f"the {' and the '.join(changed)} of {function} {'are' if changed[1:] else 'is'} not what "
         f"study {name!r} was submitted with ({'; '.join(digests)}); restore it, or submit the "
         "study under another name"
     )
+
+
+def _differing_files(submitted: Mapping[str, str] | None, here: Mapping[str, str] | None) -> str:
+    """Return which files differ, are missing here, or are here alone; empty if none."""
+    if submitted is None or here is None:
+        return ""
+    both = submitted.keys() & here.keys()
+    found = {
+        "differs": [name for name in both if submitted[name] != here[name]],
+        "missing": submitted.keys() - both,
+        "new": here.keys() - both,
+    }
+    return "; ".join(f"{what}: {_listed(sorted(names))}" for what, names in found.items() if names)
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(map(printable, names[:MOST_NAMES]))
+    return f"{shown} and {len(names) - MOST_NAMES} more" if names[MOST_NAMES:] else shown
 
 
 def tried(tx: Connection, study_id: int) -> int:

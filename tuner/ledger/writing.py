@@ -17,14 +17,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import and_, delete, insert, select, true, update
+from sqlalchemy import and_, delete, insert, or_, select, true, update
 
-from tuner.config import ParameterValue, StudySpec
+from tuner.config import LEAST_DECIDING, ParameterValue, StudySpec
 from tuner.core import curves
 from tuner.core.curves import Chunk
 from tuner.core.errors import UsageError
 from tuner.core.outcome import Outcome
-from tuner.ledger import adding, entries, managing, rows, versions
+from tuner.ledger import adding, entries, locks, managing, rows, versions
 from tuner.ledger.attempts import Attempts, refused
 from tuner.ledger.decoding import settled_of, study_of
 from tuner.ledger.leases import ATTEMPTS, renewed
@@ -64,7 +64,8 @@ class Ledger(Attempts):
         have its title, and `WorkloadError` when code or data differ.
         """
         with self._writing() as tx:
-            rows.lock_submission(tx)
+            # no transaction sees what another is creating
+            locks.take(tx, locks.SUBMIT)
             row = tx.execute(
                 select(studies)
                 .where(studies.c.name == spec.study.name)
@@ -88,6 +89,8 @@ class Ledger(Attempts):
                     f"study {spec.study.name!r} exists and differs in more than its budget and its "
                     "space; give this one another name"
                 )
+            if row is not None and row.id == study_id and spec.deciding_trials:
+                limit = _not_below(row.reserved, limit, spec)
             if combinations is not None:
                 own = combinations - versions.tried(tx, study_id)
                 limit = min(limit, own + adding.added(tx, study_id))
@@ -202,28 +205,25 @@ class Ledger(Attempts):
 
     @retry_on_disconnect
     def save_checkpoint(
-        self, lease: AttemptLease, checkpoint: CheckpointRecord
+        self, lease: AttemptLease, checkpoint: CheckpointRecord, *, kept_step: int = 0
     ) -> list[CheckpointRecord]:
         """Commit the reference to a checkpoint; return the checkpoints that it replaces.
 
-        The rows up to it must be committed already, or no attempt could resume from it.
+        It replaces all but that of `kept_step`. The rows up to it must be committed already, or no
+        attempt could resume from it.
         """
         with self._fenced(lease) as tx:
             steps = tx.scalar(select(trials.c.steps).where(trials.c.id == lease.trial_id))
             assert steps is not None
             assert checkpoint.step <= steps, "the rows up to the checkpoint are not committed"
-            mine = checkpoints.c.trial_id == lease.trial_id
-            before = [record for _, _, record in rows.read_checkpoints(tx, mine)]
-            tx.execute(delete(checkpoints).where(mine))
-            tx.execute(
-                insert(checkpoints).values(
-                    trial_id=lease.trial_id,
-                    attempt_id=lease.row_id,
-                    step=checkpoint.step,
-                    path=checkpoint.path,
-                    digest=checkpoint.digest,
-                )
+            step = checkpoints.c.step
+            replaced = and_(
+                checkpoints.c.trial_id == lease.trial_id,
+                or_(step == checkpoint.step, step != kept_step),
             )
+            before = [record for _, _, record in rows.read_checkpoints(tx, replaced)]
+            tx.execute(delete(checkpoints).where(replaced))
+            tx.execute(insert(checkpoints).values(rows.reference(lease, checkpoint)))
         return [one for one in before if one.path != checkpoint.path]
 
     @retry_on_disconnect
@@ -234,3 +234,10 @@ class Ledger(Attempts):
         """
         with self._writing() as tx:
             return rows.forget_checkpoints(tx, true())
+
+
+def _not_below(reserved: int, limit: int, spec: StudySpec) -> int:
+    """Return the limit of an existing study, whose search may have had the whole budget before."""
+    limit = min(max(limit, reserved), spec.budget.trials)
+    few = spec.budget.trials - limit < LEAST_DECIDING
+    return spec.budget.trials if few else limit

@@ -1,10 +1,11 @@
-"""The best trial of a study."""
+"""The best trial of a study, and what was decided between the best ones."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from typing import Any
 
+from tuner.analysis import deciding
 from tuner.ledger import Reader, StudyRecord
 from tuner.ledger.summaries import summaries
 
@@ -13,3 +14,14 @@ def best(ledger: Reader, study: StudyRecord) -> dict[str, Any] | None:
     """Return number, value, params and run_id of the best completed trial, or None."""
     found = summaries(ledger, [study])[study.id].best
     return None if found is None else asdict(found)
+
+
+def decision(ledger: Reader, study: StudyRecord) -> dict[str, Any]:
+    """Return what the study has decided, as the field `decision`.
+
+    Without one if the study's budget reserves nothing for that.
+    """
+    if not study.deciding_trials:
+        return {}
+    found = deciding.decision(ledger, study)
+    return {"decision": None if found is None else deciding.as_json(found)}

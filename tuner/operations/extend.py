@@ -2,7 +2,8 @@
 
 A trial ends once, and its horizon is its study's, so the longer trials belong to a study of their
 own, with the parameters and the seeds of the chosen ones. Where the schedule does not depend on the
-horizon, a longer trial repeats the shorter one bit by bit and goes on; else it starts anew.
+horizon, a longer trial goes on from the shorter one's checkpoint, if that is kept, or else repeats
+its steps bit by bit; with other schedules it starts anew.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from tuner.config import StudySpec
@@ -20,10 +20,10 @@ from tuner.core.outcome import COMPLETED, PRUNED
 from tuner.core.text import derived
 from tuner.ledger import Ledger, StudyRecord, TrialRecord, adding
 from tuner.ledger.database import Addresses
-from tuner.ledger.records import SEED
+from tuner.ledger.records import CONTINUED, SEED
 from tuner.operations import run
 from tuner.operations.run import Ended
-from tuner.training.rate_source import initial_multipliers
+from tuner.training.longer import shared_steps
 from tuner.training.trainer import seed_of
 
 
@@ -35,22 +35,24 @@ class Extended:
     trial: TrialRecord
     shared_steps: int  # steps that both have, with the same rates: all of the parent's, or fewer
     horizon: int  # of the parent
+    continued: int  # the step of its parent's checkpoint that it went on from; 0: none
 
     @property
     def continues(self) -> bool:
-        """Whether it goes on from where its parent ended."""
-        return self.shared_steps == self.horizon
+        """Whether its curve goes on where its parent's ended."""
+        return self.shared_steps >= min(self.horizon, self.parent.steps)
 
     @property
     def sentence(self) -> str:
         """What was done, and how it ended."""
         schedule = (self.parent.params or {})["schedule"]
         what = f"Trial {self.parent.number} is trial {self.trial.number}"
-        how = (
-            f"it goes on from step {self.horizon}"
-            if self.continues
-            else f"it starts anew, as {schedule} depends on the horizon"
-        )
+        if self.continued:
+            how = f"it goes on from the checkpoint of step {self.continued}"
+        elif self.continues:
+            how = f"it has no checkpoint to go on from, so it repeats {self.parent.steps} steps"
+        else:
+            how = f"it starts anew, as {schedule} depends on the horizon"
         value = "" if self.trial.value is None else f", {self.trial.value:.4g}"
         before = "" if self.parent.value is None else f" (was {self.parent.value:.4g})"
         return f"{what}: {how}; {self.trial.state}{value}{before}."
@@ -77,6 +79,7 @@ class Extension:
                     "trial": one.trial.number,
                     "continues": one.continues,
                     "shared_steps": one.shared_steps,
+                    "continued": one.continued,
                     "state": one.trial.state,
                     "value": one.trial.value,
                     "sentence": one.sentence,
@@ -117,8 +120,9 @@ def extend(
         Extended(
             parent=one,
             trial=trials[added[one.number]],
-            shared_steps=shared_steps(one, horizon, horizon + steps),
+            shared_steps=shared_steps(one.params or {}, horizon, horizon + steps),
             horizon=horizon,
+            continued=trials[added[one.number]].attrs.get(CONTINUED, 0),
         )
         for one in chosen
     )
@@ -148,14 +152,6 @@ def submit(
     raise AssertionError("one of the names is free")
 
 
-def shared_steps(trial: TrialRecord, horizon: int, longer: int) -> int:
-    """Return how many first steps of a trial have the same rates under a longer horizon."""
-    params = trial.params or {}
-    short = initial_multipliers(params, horizon).numpy()
-    same = short == initial_multipliers(params, longer).numpy()[:horizon]
-    return horizon if same.all() else int(np.argmin(same))
-
-
 def _chosen(ledger: Ledger, study: StudyRecord, number: int) -> TrialRecord:
     trial = ledger.trial(study.id, number)
     if trial is None:
@@ -180,6 +176,9 @@ def _spec(study: StudyRecord, name: str, horizon: int) -> StudySpec:
     spec = study.spec
     interval = spec.training.evaluation_interval
     longer = {"steps": horizon, "threads": study.threads, "evaluate_every": interval}
+    trainer = (study.settled or {}).get("trainer")
+    if trainer in ("cohort", "reference"):  # another one rounds differently
+        longer["trainer"] = trainer
     budget = spec.budget.model_copy(
         update={
             "trials": 1,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
+from tuner.analysis import deciding
 from tuner.core.environment import is_gone
-from tuner.core.errors import NotFoundError, UsageError
+from tuner.core.errors import NotFoundError, UnreadableError, UsageError
 from tuner.core.failpoints import reach
 from tuner.core.text import printable
-from tuner.ledger import Ledger, managing
+from tuner.ledger import Ledger, StudyRecord, managing
 from tuner.ledger.checkpoint_files import remove_file, remove_folder
 from tuner.ledger.database import Addresses, require_deletion
 from tuner.operations import status
@@ -17,12 +19,16 @@ from tuner.operations import status
 def pause(ledger: Ledger, name: str) -> dict[str, Any]:
     """Start no more trials; running ones continue. Return the study's status."""
     study = managing.pause(ledger, ledger.study(name))
+    for again in _deciding(ledger, study):
+        managing.pause(ledger, again)
     return status.status(ledger, study)
 
 
 def resume(ledger: Ledger, name: str) -> dict[str, Any]:
     """Reopen the study. Return its status."""
     study = managing.resume(ledger, ledger.study(name))
+    for again in _deciding(ledger, study):
+        managing.resume(ledger, again)
     return status.status(ledger, study)
 
 
@@ -31,9 +37,17 @@ def stop(ledger: Ledger, places: Addresses, name: str, reason: str = "") -> dict
     why = printable(reason.strip().rstrip("."))
     sentence = "Stopped by hand" + (f": {why}." if why else ".")
     study = managing.stop(ledger, ledger.study(name), sentence)
-    for record in managing.forget_checkpoints(ledger, study):
-        remove_file(places.checkpoints, record)
+    for one in (study, *_deciding(ledger, study)):
+        managing.stop(ledger, one, sentence)
+        for record in managing.forget_checkpoints(ledger, one):
+            remove_file(places.checkpoints, record)
     return status.status(ledger, study)
+
+
+def _deciding(ledger: Ledger, study: StudyRecord) -> list[StudyRecord]:
+    """Return the study of the trials that decide between those of a study, if there is one."""
+    found = deciding.existing(ledger, study) if study.deciding_trials else None
+    return [] if found is None else [found]
 
 
 def delete(ledger: Ledger, places: Addresses, name: str, *, force: bool = False) -> None:
@@ -46,6 +60,9 @@ def delete(ledger: Ledger, places: Addresses, name: str, *, force: bool = False)
     """
     study = ledger.identity(name)
     require_deletion(ledger.engine)
+    with suppress(UnreadableError):
+        for again in _deciding(ledger, ledger.study(name)):
+            delete(ledger, places, again.name, force=force)
     ledger.reap(is_gone)
     live = [attempt for attempt in ledger.attempts(study.id) if attempt.live]
     if live and not force:

@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from tuner.analysis import deciding
 from tuner.config import StudySpec
 from tuner.core.errors import NotFoundError, UsageError, WorkloadError
 from tuner.core.outcome import KINDS
@@ -83,7 +84,7 @@ class Ran:
             "tracking_uri": shown["mlflow"],
             "storage": shown["optuna"],
             "report": None,
-        }
+        } | best.decision(self.ledger, self.study)
 
 
 def run(
@@ -127,12 +128,18 @@ def train_study(
     workers: int = 1,
     console: Console | None = None,
     renewer: LeaseRenewer | None = None,
+    race: Callable[[], int | None] | None = None,
 ) -> Ended:
-    """Train what is left of one study and publish it; show progress on `console`, if any."""
+    """Train what is left of one study and publish it; show progress on `console`, if any.
+
+    `race` is as in `tuner.worker.work`.
+    """
     todo = Work(names=(study.name,), prefixes=tuple(prefixes), until_idle=True)
     with nullcontext() if console is None else progress.show_progress(console, ledger, study):
         if workers == 1:
-            return train(ledger, places, todo, recorder=True, prepared=prepared, renewer=renewer)
+            return train(
+                ledger, places, todo, recorder=True, prepared=prepared, renewer=renewer, race=race
+            )
         executor = LocalExecutor(places.spill.with_name("logs") / str(study.id))
         return train_with(executor, ledger, todo, workers)
 
@@ -145,6 +152,7 @@ def train(
     recorder: bool,
     prepared: PreparedWorkload | None = None,
     renewer: LeaseRenewer | None = None,
+    race: Callable[[], int | None] | None = None,
 ) -> Ended:
     """Train trials in this process and publish them, until all is done or a signal arrives.
 
@@ -155,7 +163,7 @@ def train(
         _refuse_closed(ledger.study(name))
     if recorder:
         require_tracking(places)
-    recorder_process = RecorderProcess(todo.names) if recorder else None
+    recorder_process = RecorderProcess(_recorded(ledger, todo.names)) if recorder else None
     with stop_on_signals("saving the trial") as stop, _left_on_error(recorder_process):
         with suppress(NotFoundError):  # every named study was deleted: there is nothing to train
             work(
@@ -169,8 +177,16 @@ def train(
                 spill=places.spill,
                 renewer=renewer,
                 prepared=prepared,
+                race=race,
             )
         return _ended(stop, recorder_process, todo.grace_seconds)
+
+
+def _recorded(ledger: Ledger, names: Sequence[str]) -> list[str]:
+    """Return the studies to publish: those of these names, and those that will decide on them."""
+    found = [ledger.study(name) for name in names]
+    again = [deciding.place(ledger, one)[0] for one in found if one.deciding_trials]
+    return [*names, *again]
 
 
 def train_with(executor: Executor, ledger: Ledger, todo: Work, workers: int) -> Ended:
@@ -180,7 +196,7 @@ def train_with(executor: Executor, ledger: Ledger, todo: Work, workers: int) -> 
     """
     for name in todo.names:
         _refuse_closed(ledger.study(name))
-    recorder_process = RecorderProcess(todo.names)
+    recorder_process = RecorderProcess(_recorded(ledger, todo.names))
     doing = "the workers save their trials"
     with stop_on_signals(doing) as stop, _left_on_error(recorder_process):
         _keep_running(executor, todo.arguments(), workers, stop)

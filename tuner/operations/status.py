@@ -10,6 +10,7 @@ from tuner.core.errors import NotFoundError
 from tuner.ledger import OPEN, Reader, StudyRecord, UnreadableStudy, ranges
 from tuner.ledger.publications import Publications
 from tuner.ledger.summaries import Summary, summaries
+from tuner.operations import best
 
 
 def status(ledger: Reader, study: StudyRecord) -> dict[str, Any]:
@@ -17,7 +18,8 @@ def status(ledger: Reader, study: StudyRecord) -> dict[str, Any]:
     broken = [
         {"trial": number, "reason": why} for number, why in ledger.unreadable_trials(study.id)
     ]
-    return statuses(ledger, [study])[0] | {"unreadable": broken}
+    found = statuses(ledger, [study])[0] | best.decision(ledger, study)
+    return found | {"unreadable": broken}
 
 
 def unreadable(study: UnreadableStudy) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def submit(
     _refuse_changes(ledger, spec)
     _refuse_unknown_sources(ledger, spec)
     combinations = len(CellsOf(spec.space)) if isinstance(spec.search.sampler, Grid) else None
-    limit = spec.budget.trials
+    limit = spec.budget.trials - spec.deciding_trials
     study, created = ledger.submit(
         spec, limit=limit, workload=description, combinations=combinations
     )
@@ -170,14 +170,19 @@ def _from_a_ninth(pruner: AnyPruner, steps: int) -> AnyPruner:
 def in_words(ledger: Reader, study: StudyRecord, *, created: bool) -> str:
     """Return a sentence about what was submitted."""
     if not created:
-        return f"Study {study.name!r} exists already, {study.limit} trials."
+        return f"Study {study.name!r} exists already, {_trials_in_words(study)}."
     if study.version == 1:
-        return f"Study {study.name!r} submitted, {study.limit} trials."
+        return f"Study {study.name!r} submitted, {_trials_in_words(study)}."
     return (
         f"The space of study {study.name!r} has changed: version {study.version} submitted, "
         f"{study.limit} trials, and {ledger.imported(study.id)} of earlier versions imported. "
         f"Optuna and MLflow call it {study.title!r}."
     )
+
+
+def _trials_in_words(study: StudyRecord) -> str:
+    reserved = study.deciding_trials
+    return f"{study.limit} trials" + (f" and {reserved} that decide" if reserved else "")
 
 
 def _refuse_unknown_sources(ledger: Reader, spec: StudySpec) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from tuner.analysis import comparisons
 from tuner.analysis.comparisons import Comparison, GoodRates
+from tuner.analysis.deciding import Decision, decision
 from tuner.analysis.drift import RetrainingStep, steps
 from tuner.analysis.effects import Effect, effects
 from tuner.analysis.evidence import Assessor
@@ -42,6 +43,7 @@ class Findings:
     stable_limits: Mapping[str, tuple[float, float]]  # brackets found by a probe, by optimizer
     links: Mapping[int, str]  # URL of each trial's MLflow run, by number
     drift: Sequence[RetrainingStep]  # the study's retrainings, oldest first
+    decision: Decision | None  # between the best trials, under new seeds; None: none reserved
 
     def trial(self, number: int) -> TrialRecord:
         """Return the trial with this number."""
@@ -102,6 +104,7 @@ def gather(
         stable_limits=_stable_limits(ledger, study),
         links=links or {},
         drift=steps(Retrainings(ledger).history(study.name)),
+        decision=decision(ledger, study) if study.deciding_trials else None,
     )
 
 

@@ -21,6 +21,7 @@ from rich.progress import (
 from rich.text import Text
 
 from tuner.analysis import ranking
+from tuner.analysis.deciding import existing
 from tuner.core import curves
 from tuner.core.curves import Chunk
 from tuner.core.errors import NotFoundError, UnavailableError, UnreadableError
@@ -49,6 +50,7 @@ class StudyReader:
         self._trials: dict[int, TrialRecord] = {}
         self._curves: dict[int, Chunk] = {}  # by number, only requested ones
         self._complete: set[int] = set()  # numbers of trials whose curve is complete
+        self._deciding: StudyReader | None = None
 
     def refresh(self) -> list[TrialRecord]:
         """Read what changed; return the trials that ended since the last call.
@@ -96,6 +98,15 @@ class StudyReader:
             counted[trial.state] += not trial.imported
         return counted
 
+    def deciding(self) -> StudyReader | None:
+        """Return the reader of the trials that decide between those of the study, if any."""
+        if self._deciding is None and self.study.deciding_trials:
+            ended = sum(one.state != RUNNING and not one.imported for one in self.trials())
+            again = existing(self._ledger, self.study) if ended >= self.study.limit else None
+            if again is not None:
+                self._deciding = StudyReader(self._ledger, again)
+        return self._deciding
+
 
 class LiveView:
     """A live table of a study: progress, best trial, running trials and the latest ended ones."""
@@ -142,6 +153,7 @@ class LiveView:
             (study.title, "bold cyan"),
             f"  {ended} of {study.limit} trials ended: {ranking.counts_in_words(reader.counts())}",
             f"; {imported} imported" if imported else "",
+            self._decided(),
         )
         best = next((trial for trial in ranked if trial.state == "completed"), None)
         found = Text(ranking.best_in_words(study, best, whole=False))
@@ -149,6 +161,15 @@ class LiveView:
             line.no_wrap, line.overflow = True, "ellipsis"
         self._advance(ended, [trial for trial in running if trial.number in chosen], len(running))
         return Group(header, found, self._progress, fit_to_console(table, self._console))
+
+    def _decided(self) -> str:
+        """Return how many of the trials that decide have ended, if any."""
+        again = self._reader.deciding()
+        if again is None:
+            return ""
+        again.refresh()
+        ended = sum(one.state != RUNNING for one in again.trials())
+        return f"; deciding: {ended} of up to {self._reader.study.deciding_trials} trained"
 
     def _advance(self, ended: int, displayed: Sequence[TrialRecord], running: int) -> None:
         """Update the progress bar: ended trials plus the estimated share of the running ones."""
@@ -215,6 +236,10 @@ def _call_periodically(seconds: float, update: Callable[[], None]) -> Iterator[N
 def _print_ended(console: Console, reader: StudyReader) -> None:
     for trial in reader.refresh():
         terminal.print_text(console, _line(reader.study, trial))
+    again = reader.deciding()
+    for trial in () if again is None else again.refresh():
+        short = ranking.in_short(trial.params)
+        terminal.print_text(console, f"deciding: {short}: {trial.state}. {trial.reason}")
 
 
 def _line(study: StudyRecord, trial: TrialRecord) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from tuner.analysis import comparisons, ranking
+from tuner.analysis import comparisons, deciding, ranking
 from tuner.analysis.comparisons import ENOUGH, LEVEL, Comparison, Edge, Family, GoodRates
 from tuner.analysis.effects import Effect
 from tuner.analysis.verdicts import (
@@ -34,12 +34,25 @@ def answer(found: Findings) -> list[str]:
     lines.extend(rates(one, optimizers=len(found.by_optimizer)) for one in found.by_optimizer)
     if not found.by_optimizer:
         lines.append("No trial was good.")
-    lines.extend(comparisons_of(found, "schedule"))
-    lines.extend(comparisons_of(found, "optimizer"))
+    lines.extend(decision(found))
+    for family in ("schedule", "optimizer"):
+        if family not in decided(found):
+            lines.extend(comparisons_of(found, family))
     lines.extend(map(effect, found.effects))
     if found.unfinished:
         lines.append(f"{found.unfinished} trials are still running or waiting: results may change.")
     return lines
+
+
+def decision(found: Findings) -> list[str]:
+    """Return the sentences of what the study has decided with new seeds, if anything."""
+    return [] if found.decision is None else deciding.in_words(found.decision)
+
+
+def decided(found: Findings) -> set[str]:
+    """Return the questions that new seeds have answered, such as "schedule"."""
+    answers = () if found.decision is None else found.decision.race.answers
+    return {one.question.name for one in answers if one.rounds}
 
 
 def best(found: Findings) -> str:
@@ -115,8 +128,8 @@ def comparisons_of(found: Findings, by: Family) -> Iterator[str]:
         yield _comparison(one, found, by)
     if not compared and len({getattr(one, by) for one in found.evidence}) > 1:
         yield (
-            f"The {by}s cannot be compared: fewer than two of them have {ENOUGH} trials that ran "
-            "to the horizon."
+            f"Which {by} is best is not decided: fewer than two have {ENOUGH} trials that ran to "
+            f"the horizon. tuner confirm --each {by} decides it with new seeds."
         )
 
 
@@ -183,10 +196,12 @@ def advice(found: Findings) -> list[str]:
         lines.append("The best trial was still improving at its end: more steps may help.")
     if OSCILLATING in labels and len({one.schedule for one in found.evidence}) == 1:
         lines.append("The best trial oscillates: a schedule that decays may help.")
-    if any(not one.significant for one in (*found.schedules, *found.optimizers)):
+    compared = {"schedule": found.schedules, "optimizer": found.optimizers}
+    left = [one for by, own in compared.items() if by not in decided(found) for one in own]
+    if any(not one.significant for one in left):
         lines.append("What is not significantly different needs more trials, or fewer choices.")
     completed = sum(one.state == COMPLETED for one in found.trials)
-    if completed > 1:
+    if completed > 1 and (found.decision is None or not found.decision.decided):
         lines.append(
             "Each value is of one run. To decide whether the winner is better than the next ones, "
             "retrain them with new seeds: tuner confirm."

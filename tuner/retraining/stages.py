@@ -184,7 +184,7 @@ class Stages:
                 LOG, {"promote": False, "reason": why, "champion": number, "values": values}
             )
         if self._held.stage == LOG:
-            self._advance(PROMOTE, {"run_id": None, "version": None, "champion": number})
+            self._advance(LOG, {"run_id": None, "version": None, "champion": number})
         self._end(FAILED, why)
 
     # --- what they need

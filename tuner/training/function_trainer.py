@@ -20,7 +20,8 @@ from tuner.config import StudySpec, settings_of
 from tuner.core.errors import WorkloadError
 from tuner.training import checkpoint, foreign_state, objective, random_state
 from tuner.training.branches import Branch, BranchPlan
-from tuner.training.guard.monitor import GuardMonitor
+from tuner.training.guard.monitor import GuardMonitor, SparseMonitor
+from tuner.training.longer import steps_to_save
 from tuner.training.objective import NO_EVALUATIONS, TIME_HINT, Progress
 from tuner.training.rate_source import rate_source
 from tuner.training.train_functions import TrainFunction
@@ -72,10 +73,10 @@ class _Member:
         self._monitor = GuardMonitor(
             spec, self._settings, task.params, self.rate_source, function.baseline_loss
         )
+        self._judge = SparseMonitor(self._monitor)
         self._progress = NO_EVALUATIONS
         self._step = 0  # rows so far
-        self._loss = math.nan  # the last one reported; nan: none yet
-        self._unjudged = 0  # steps without a loss since then, which the guard has not observed
+        self._steps_to_save = steps_to_save(spec, task.params, self._settings)
         self._names: list[str] = []  # of metrics, from the first report of some
         self._segment = Segment(0)
         self._max_rows = 0  # of the segment
@@ -207,7 +208,7 @@ class _Member:
         """Add a row without values for each step before `step` that was not reported."""
         while self._step < step:
             self._add_row(math.nan, math.nan, math.nan)
-            self._unjudged += 1
+            self._judge.unjudged += 1
 
     def _add_row(self, loss: float, rate: float, grad_norm: float) -> None:
         if len(self._segment.times) >= self._max_rows:
@@ -217,21 +218,6 @@ class _Member:
         self._segment.grad_norms.append(grad_norm)
         self._segment.times.append(self._clock())
         self._step += 1
-
-    def _judge(self, loss: float, grad_norm: float) -> str:
-        """Return the guard's reason to stop at a reported step, or an empty string.
-
-        The guard counts steps, so it observes one loss for each. For a step that was not reported
-        it is the lower of the losses around it, so that a single high loss stays a single one.
-        """
-        between = self._loss if math.isnan(loss) or loss > self._loss else loss
-        reason = ""
-        if math.isfinite(between):
-            for _ in range(self._unjudged):
-                reason = reason or self._monitor.observe(between, 0.0)
-        self._unjudged, self._loss = 0, loss
-        # a gradient norm that was not measured is not judged
-        return reason or self._monitor.observe(loss, 0.0 if math.isnan(grad_norm) else grad_norm)
 
     def _rung_settled_by(self, step: int) -> int | None:
         """Return the rung that an evaluation settles: the last one since the evaluation before."""
@@ -288,7 +274,7 @@ class _Member:
             )
         self._skip_to(step)
         self._add_row(loss, rate, grad_norm)
-        reason = self._judge(loss, grad_norm)
+        reason = self._judge.observe(loss, grad_norm)
         if reason:
             self._stop(Status.DIVERGED, reason, step)
         limit = self._spec.training.seconds
@@ -307,7 +293,7 @@ class _Member:
     def due(self) -> bool:
         """Return whether a checkpoint is due."""
         seconds = self._spec.training.checkpoint_seconds
-        return self._clock() - self._saved_at >= seconds
+        return self._step in self._steps_to_save or self._clock() - self._saved_at >= seconds
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Save a state as of the current step."""
@@ -316,7 +302,7 @@ class _Member:
             "step": self._step,
             "pace": dict(self.rate_source.state()),
             "state": foreign_state.encode(dict(state)),
-            "unjudged": {"loss": self._loss, "steps": self._unjudged},
+            "unjudged": {"loss": self._judge.loss, "steps": self._judge.unjudged},
             "guard": {key: tensor.clone() for key, tensor in self._monitor.state().items()},
             "progress": asdict(self._progress),
             "names": list(self._names),
@@ -344,7 +330,7 @@ class _Member:
         self.rate_source.restore(saved.get("pace", {}))
         self._monitor.restore(saved["guard"])
         unjudged = saved.get("unjudged", {"loss": math.nan, "steps": 0})
-        self._loss, self._unjudged = unjudged["loss"], unjudged["steps"]
+        self._judge.loss, self._judge.unjudged = unjudged["loss"], unjudged["steps"]
         self._progress = Progress(**saved["progress"])
         self._names = saved["names"]
         random_state.set_states(saved["random"])

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from tuner.config import ParameterValue, StudySpec, horizon_of, options, settings_of
@@ -21,10 +22,11 @@ from tuner.training.cohort.trainer import CohortTrainer
 from tuner.training.device import use_threads
 from tuner.training.function_trainer import FunctionTrainer
 from tuner.training.programs import command, permission
+from tuner.training.programs.function import isolated
 from tuner.training.reference import ReferenceTrainer
 from tuner.training.train_functions import TrainFunction
 from tuner.training.trainer import Task, Trainer
-from tuner.training.workloads import Workload
+from tuner.training.workloads import SearchedWorkload, Workload
 
 Trained: TypeAlias = Workload | TrainFunction
 
@@ -68,9 +70,10 @@ def load(spec: StudySpec, prefixes: Sequence[str]) -> Trained:
     if spec.workload.command is not None:
         return command.load(spec, prefixes)
     if spec.workload.train is not None:
-        return train_functions.load(
+        found = train_functions.load(
             spec.workload.train, spec.workload.arguments, prefixes, spec.space
         )
+        return isolated(found, spec, prefixes) if spec.workload.is_isolated else found
     return workloads.load(spec.workload.function, spec.workload.arguments, prefixes, spec.space)
 
 
@@ -129,7 +132,8 @@ def settled(kept: Mapping[str, Any]) -> Choice:
 
 def automatic_slots(spec: StudySpec) -> int:
     """Return the most slots that do not cost search quality: an eighth of the budget."""
-    return max(1, min(MAX_SLOTS, spec.budget.trials // TRIALS_PER_SLOT))
+    searched = spec.budget.trials - spec.deciding_trials
+    return max(1, min(MAX_SLOTS, searched // TRIALS_PER_SLOT))
 
 
 def settle(trained: Trained, spec: StudySpec) -> Choice:
@@ -323,13 +327,15 @@ def _measured_mix(
 ) -> tuple[float, float | None]:
     """Return the same as `_measured`, of a random mix of the space, trained in groups.
 
-    The seconds in groups include a part of planning: once for each group of the study.
+    So a group of one costs what it does, and the memory is that of all groups together. The seconds
+    in groups include a part of planning: once for each group of the study.
     """
     pruner = spec.search.model_validate({"sampler": "random", "pruner": "none"})
     spec = spec.model_copy(update={"search": pruner})  # no rungs at different steps
+    if isinstance(workload, SearchedWorkload):  # so that none is built within the time
+        workload = replace(workload, kept=sys.maxsize, built={})
     tasks = _drawn_tasks(spec, slots)
-    keys = [groups.key_of(spec, task.params) for task in tasks]
-    # a trainer for each group, so that no workload is built within the time
+    keys = [groups.common_of(spec, task.params) for task in tasks]
     equals = {key: workload.of(task.params) for key, task in zip(keys, tasks, strict=True)}
     plain = {key: ReferenceTrainer(own, spec) for key, own in equals.items()}
 
@@ -349,9 +355,13 @@ def _measured_mix(
     rounds, most = 3, 20
     steps = max(1, min(int(seconds / rounds / 2 / max(first * slots, 1e-9)), most, *horizons))
     grouped = GroupedTrainer(workload, spec, slots)
-    planning = _seconds(grouped, tasks, 1, clock) / len(plain)  # of a group
+    planning = _seconds(grouped, tasks, 1, clock)
+    made = {grouped.key_of(task.params) for task in tasks}
+    planning /= len(made)  # of a group
+    own = set.intersection(*(set(key.own) for key in made))
     several = min(spec.budget.trials, MAX_DRAWS)
-    seen = {groups.key_of(spec, task.params) for task in _drawn_tasks(spec, several)}
+    drawn = [groups.common_of(spec, task.params) for task in _drawn_tasks(spec, several)]
+    seen = {groups.key_without(common, own).common for common in drawn}
     share = planning * len(seen) / several / statistics.mean(horizons)  # of a step of a trial
     apart, together = [], []
     for _ in range(rounds):
@@ -363,12 +373,18 @@ def _measured_mix(
 def _seconds(
     trainer: Trainer, tasks: Sequence[Task], steps: int, clock: Callable[[], float]
 ) -> float:
-    """Return the time to admit trials, train them for some steps, and evict them."""
+    """Return the time to admit trials, train them for some steps, and evict them.
+
+    Raise the error of a trial or group that failed, such as for lack of memory.
+    """
     began = clock()
     for task in tasks:
         trainer.admit(task)
     left = steps
     while left and (events := trainer.advance(left)):
+        for event in events:
+            if event.error is not None:
+                raise event.error
         left -= max(1, *(len(event.times) for event in events))
     for task in tasks:
         trainer.evict(task.number)

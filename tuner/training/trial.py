@@ -130,6 +130,9 @@ class Checkpoint:
 class Trial:
     """One trial, as passed to its train function."""
 
+    alone = False
+    """Whether no worker trains it: `tuner.current_trial()` of a program that was run by hand."""
+
     def __init__(
         self, task: Task, spec: StudySpec, settings: TrialSettings, sink: ReportSink
     ) -> None:

@@ -207,6 +207,7 @@ class SearchedWorkload(Workload):
     build: Callable[[Mapping[str, ParameterValue]], Workload]  # from the searched arguments
     searched: tuple[str, ...]  # their names
     built: dict[tuple[tuple[str, ParameterValue], ...], Workload] = field(default_factory=dict)
+    kept: int = KEPT
 
     def of(self, params: Mapping[str, ParameterValue]) -> Workload:
         """Return the workload of a trial; the last few are kept."""
@@ -215,7 +216,7 @@ class SearchedWorkload(Workload):
         found = self.built.pop(key, None)
         if found is None:
             found = self.build(own)
-            for oldest in list(self.built)[: len(self.built) - KEPT + 1]:
+            for oldest in list(self.built)[: max(0, len(self.built) - self.kept + 1)]:
                 del self.built[oldest]
         self.built[key] = found  # the latest is last
         return found
@@ -457,8 +458,8 @@ def _problems(workload: Workload) -> Iterator[str]:
             yield problem
     if workload.holdout is not None:
         parts["holdout"] = workload.holdout
-    for part, (inputs, targets) in parts.items():
-        for name, tensor in ((f"{part}_inputs", inputs), (f"{part}_targets", targets)):
+    for title, (inputs, targets) in parts.items():
+        for name, tensor in ((f"{title}_inputs", inputs), (f"{title}_targets", targets)):
             problem = _problem_of_tensor(name, tensor)
             if problem:
                 fine = False
@@ -466,7 +467,7 @@ def _problems(workload: Workload) -> Iterator[str]:
         if fine and len(inputs) != len(targets):
             fine = False
             yield (
-                f"{part}_targets: expected a target for each of {len(inputs)} inputs, got "
+                f"{title}_targets: expected a target for each of {len(inputs)} inputs, got "
                 f"{len(targets)}"
             )
     for name in workload.metrics:

@@ -6,6 +6,7 @@ While the database is away, rows go into a spill file.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -32,15 +33,19 @@ from tuner.ledger import (
     Report,
     StudyRecord,
 )
-from tuner.ledger.checkpoint_files import file_of, remove_file, remove_folder
-from tuner.ledger.records import SEED, sizes_of
+from tuner.ledger.checkpoint_files import file_of, remove_file
+from tuner.ledger.records import PARENT, SEED, sizes_of
 from tuner.observability import metrics
 from tuner.observability.logs import logger
 from tuner.search import Decision
 from tuner.training import checkpoint as checkpoint_files
 from tuner.training import out_of_memory
 from tuner.training.branches import Branch
+from tuner.training.longer import step_to_keep
 from tuner.training.trainer import Event, Status, Task, Trainer, seed_of
+from tuner.training.trainer_choice import Trained
+from tuner.worker import extending
+from tuner.worker.checkpoints import clear
 from tuner.worker.commits import Commits
 from tuner.worker.spill import Spill
 
@@ -55,6 +60,7 @@ class AttemptContext:
     checkpoints: Path
     spill: Path
     worker: str  # its identity
+    trained: Trained
 
 
 class Attempt:
@@ -80,6 +86,8 @@ class Attempt:
         self._measured: list[Chunk] = []  # not yet committed
         self._spill = Spill(context.spill)
         self._undecided = False  # it is at a rung whose decision was interrupted
+        self._step_to_keep = 0  # 0: none; see `tuner.training.longer`
+        self._parent = claim.trial.attrs.get(PARENT)
         self._reported = {report.step for report in claim.trial.reports}
         self.log = logger(__name__).bind(
             study=context.study.name,
@@ -97,7 +105,8 @@ class Attempt:
             params=params,
             halvings=self._endings.get(OUT_OF_MEMORY, 0),
         )
-        if not self._admit_saved(task):
+        self._step_to_keep = step_to_keep(self._study.spec, params, self._study.horizon(params))
+        if not self._admit_saved(task) and not self._admit_longer(task):
             self._trainer.admit(task)
         self.admitted = True
         self.log.info("trial taken up", step=self._step, lr=params["lr"])
@@ -119,6 +128,39 @@ class Attempt:
             )
             return False
         return True
+
+    def _admit_longer(self, task: Task) -> bool:
+        """Admit a trial that extends another one from that one's checkpoint, if it kept one."""
+        if self._parent is None:
+            return False
+        try:
+            found = extending.continuation(
+                self._ledger,
+                self._context.checkpoints,
+                self._study,
+                self._parent,
+                task.params,
+                self._context.trained,
+            )
+            self._trainer.admit(replace(task, snapshot=found.snapshot))
+        except (OSError, ValueError) as error:
+            self.log.info(f"trial {self.number} begins at step 0: {error}")
+            return False
+        self.admitted = True
+        # all in the time of this attempt, as its parent's is not the trial's
+        curve = found.curve.delayed(self.lease.started_at)
+        self._context.commits.retry_until_stopped(
+            lambda: self._ledger.begin_with(self.lease, curve)
+        )
+        reach("extend.begun")
+        self._step = curve.next_step
+        return True
+
+    @property
+    def steps_to_kept(self) -> int:
+        """The steps to the one whose checkpoint is kept; many if there is none ahead."""
+        left = self._step_to_keep - self._step
+        return left if left > 0 else sys.maxsize
 
     def take(self, event: Event) -> None:
         """Add what was measured to the rows to be committed."""
@@ -187,6 +229,7 @@ class Attempt:
         traceback: str | None = None,
     ) -> Entry:
         """Return all that is not committed, including what was spilled."""
+        kept, kept_step = self._kept(outcome)
         spilled = self._spill.read()
         return Entry(
             lease=self.lease,
@@ -195,7 +238,18 @@ class Attempt:
             attrs=attrs or {},
             outcome=outcome,
             traceback=traceback,
+            kept=kept,
+            kept_step=kept_step,
         )
+
+    def _kept(self, outcome: Outcome | None) -> tuple[CheckpointRecord | None, int | None]:
+        """Return the checkpoint that a trial keeps after its outcome, or an earlier one's step."""
+        keep, ended_well = self._step_to_keep, outcome and outcome.kind in (COMPLETED, PRUNED)
+        if not keep or not ended_well:
+            return None, None
+        if self._step > keep or (self._saved and self._saved.step == self._step):
+            return None, min(self._step, keep)
+        return self._write_checkpoint(), None
 
     def rows(self) -> Entry | None:
         """Return the rows that are not committed; None if there are none.
@@ -224,8 +278,16 @@ class Attempt:
             value=outcome.value,
             step=self._step,
         )
-        # all of it: attempts that were killed may have left files that the ledger does not know
-        remove_folder(self._context.checkpoints, self._study, self.number)
+        # all others: attempts that were killed may have left files that the ledger does not know
+        self._context.commits.retry_until_stopped(
+            lambda: clear(
+                self._context.checkpoints,
+                self._ledger,
+                self._study,
+                self.lease.trial_id,
+                self.number,
+            )
+        )
 
     def spill(self) -> bool:
         """Spill rows into a file; return False if there is no space for them."""
@@ -310,6 +372,10 @@ class Attempt:
 
     def checkpoint_due(self) -> bool:
         """Return whether it is time for a checkpoint."""
+        if self._step == self._step_to_keep > 0 and not (
+            self._saved and self._saved.step == self._step
+        ):
+            return True
         age = time.monotonic() - self._checkpointed_at
         return age >= self._study.spec.training.checkpoint_seconds
 
@@ -322,6 +388,23 @@ class Attempt:
             return
         if self._measured or self._step == (self._saved.step if self._saved else 0):
             return  # an evaluation waits for its row, or nothing was trained since
+        record = self._write_checkpoint()
+        if record is None:
+            return
+        reach("checkpoint.renamed")
+        try:
+            replaced = self._ledger.save_checkpoint(
+                self.lease, record, kept_step=self._step_to_keep
+            )
+        except ConnectionLostError as error:  # the last and the next checkpoint suffice
+            self.log.warning(f"a checkpoint is not recorded: {error}", step=self._step)
+            return
+        for old in replaced:
+            remove_file(self._context.checkpoints, old)
+        self._saved = record
+
+    def _write_checkpoint(self) -> CheckpointRecord | None:
+        """Write the trainer's state into a file; return None where that is not possible."""
         record = CheckpointRecord(
             study_id=self._study.id,
             trial=self.number,
@@ -337,19 +420,10 @@ class Attempt:
         except (OSError, ValueError, WorkloadCodeError) as error:
             # such as a full disk; the rows are safe, only time would be lost
             self.log.warning(f"trial {self.number} has no checkpoint of step {self._step}: {error}")
-            return
+            return None
         finally:
             self._checkpointed_at = time.monotonic()
-        reach("checkpoint.renamed")
-        record = replace(record, digest=digest)
-        try:
-            replaced = self._ledger.save_checkpoint(self.lease, record)
-        except ConnectionLostError as error:  # the last and the next checkpoint suffice
-            self.log.warning(f"a checkpoint is not recorded: {error}", step=self._step)
-            return
-        for old in replaced:
-            remove_file(self._context.checkpoints, old)
-        self._saved = record
+        return replace(record, digest=digest)
 
 
 def _sentence(reason: str) -> str:

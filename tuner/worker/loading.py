@@ -10,7 +10,7 @@ from tuner.config import Space, StudySpec
 from tuner.config.study import WorkloadTable
 from tuner.ledger import StudyRecord
 from tuner.ledger.versions import refuse_other_workload
-from tuner.training import trainer_choice
+from tuner.training import code_files, trainer_choice
 from tuner.training.trainer_choice import Trained
 from tuner.training.workloads import Workload
 
@@ -28,6 +28,8 @@ class PreparedWorkload:
 
 def prepare_workload(spec: StudySpec, prefixes: Sequence[str]) -> PreparedWorkload:
     """Build the workload of a study. Raise `WorkloadError`."""
+    trainer_choice.refuse_asked(spec)
+    code_files.digests(spec.workload, prefixes)  # as of before the import
     workload = trainer_choice.load(spec, prefixes)
     return PreparedWorkload(
         table=spec.workload,
@@ -51,7 +53,8 @@ def load_workload(
     known = prepared and (prepared.table, prepared.space, prepared.prefixes)
     if prepared is None or known != (table, study.spec.space, tuple(prefixes)):
         code = trainer_choice.code_digest(table, prefixes)
-        here = {**study.workload, "code": code}
+        files = code_files.digests(table, prefixes)
+        here = {**study.workload, "code": code, "files": files}
         refuse_other_workload(study.name, table.function, study.workload, here)
         prepared = prepare_workload(study.spec, prefixes)
     refuse_other_workload(study.name, table.function, study.workload, prepared.description)
@@ -62,6 +65,7 @@ def _description(spec: StudySpec, workload: Trained, prefixes: Sequence[str]) ->
     """Return digests of code and data, and their sizes."""
     found = {
         "code": trainer_choice.code_digest(spec.workload, prefixes),
+        "files": code_files.digests(spec.workload, prefixes),
         "data": workload.data_digest,
         "data_name": workload.data_name,
         "baseline_loss": None,

@@ -17,11 +17,12 @@ from tuner.core.errors import (
     WorkloadCodeError,
     WorkloadError,
 )
-from tuner.ledger import Ledger, StudyRecord
+from tuner.ledger import OPEN, Ledger, StudyRecord
 from tuner.ledger.decoding import log_once
 from tuner.observability import metrics
 from tuner.observability.logs import logger
 from tuner.training.device import is_available
+from tuner.worker import deciding
 from tuner.worker.broken import BrokenStudy
 from tuner.worker.lease_renewer import LeaseRenewer
 from tuner.worker.loading import PreparedWorkload
@@ -48,6 +49,7 @@ def work(
     spill: Path | None = None,
     renewer: LeaseRenewer | None = None,
     prepared: PreparedWorkload | None = None,
+    race: Callable[[], int | None] | None = None,
 ) -> None:
     """Train trials of the open studies (of `names`, if there are any) until `stop` is set.
 
@@ -56,7 +58,9 @@ def work(
     than `device`, or than this machine has; if it was named, raise `WorkloadError` once there is
     nothing else to train. Whatever a study's code raises ends its trials, and other studies go on.
     A caller that holds leases itself passes its `renewer`; `prepared` is the workload of one of the
-    studies, if this process has built it already.
+    studies, if this process has built it already. Once the search of a study is over, its workers
+    decide between its best trials. `race` adds trials of a race of the caller's own; it returns how
+    many, or None if nothing is left to train.
     """
     renewer = renewer or LeaseRenewer(ledger, checkpoints)
 
@@ -94,6 +98,8 @@ def work(
             if selector.train_one_turn():
                 continue
             reaped_at = -float("inf")  # lost attempts may be all that is left to train
+            if stop.is_set() or selector.decide() or (race is not None and race()):
+                continue
             idle = until_idle and not selector.has_running_trials()
             if selector.refused and (idle or selector.refuses_all()):
                 raise selector.refused[0]
@@ -143,6 +149,24 @@ class StudySelector:
                 return True
         self._known_at = -float("inf")
         return False
+
+    def decide(self) -> bool:
+        """Add the next rounds of decisions between the best trials.
+
+        Return whether there is something new to train. If only studies of some names are trained,
+        those of their decisions are, too.
+        """
+        new = False
+        for study in self._studies() if self._names else self._ledger.studies():
+            going = deciding.advance(self._ledger, study)
+            if going is None:
+                continue
+            if self._names and going.again.name not in self._names:
+                self._names = [*self._names, going.again.name]
+            again = going.again
+            new = new or going.added > 0 or (again.state == OPEN and again.id not in self._joined)
+            self._known_at = -float("inf")
+        return new
 
     def has_running_trials(self) -> bool:
         """Return whether any trial of a study that can be trained here has a live attempt."""

@@ -18,7 +18,6 @@ from tuner.core.failures import workload_code
 from tuner.core.outcome import RUNNING
 from tuner.ledger import AttemptLease, Claim, Drawn, Entry, Ledger, StudyRecord, ranges
 from tuner.ledger.attempts import refused
-from tuner.ledger.checkpoint_files import remove_folder
 from tuner.observability import metrics
 from tuner.observability.logs import logger
 from tuner.search import Decision, Judged, Search
@@ -28,7 +27,7 @@ from tuner.training.device import use_threads
 from tuner.training.trainer import ENDED, Event
 from tuner.training.trainer_choice import Choice, Trained
 from tuner.worker.attempt import Attempt, AttemptContext
-from tuner.worker.checkpoints import sweep
+from tuner.worker.checkpoints import clear, sweep
 from tuner.worker.commits import Commits
 from tuner.worker.lease_renewer import LeaseRenewer
 from tuner.worker.loading import PreparedWorkload, load_workload
@@ -84,6 +83,7 @@ class StudyWorker:
             checkpoints=checkpoints,
             spill=spill,
             worker=self._worker,
+            trained=self._trained,
         )
         self._attempts: dict[int, Attempt] = {}  # by the trial's number
         self._rows_due = time.monotonic() + COMMIT_SECONDS
@@ -190,7 +190,10 @@ class StudyWorker:
         metrics.heartbeat("worker")
         began = time.monotonic()
         try:
-            events = self._trainer.advance(self._block)
+            # not past a step whose checkpoint is kept
+            events = self._trainer.advance(
+                min([self._block, *(one.steps_to_kept for one in self._attempts.values())])
+            )
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -411,7 +414,13 @@ class StudyWorker:
             metrics.LEASES_LOST.inc()
             attempt.log.warning(f"trial {attempt.number} of {self._name}: {refused(attempt.lease)}")
             return
-        remove_folder(self._context.checkpoints, self._context.study, attempt.number)
+        clear(
+            self._context.checkpoints,
+            self._ledger,
+            self._context.study,
+            attempt.lease.trial_id,
+            attempt.number,
+        )
         why = "its study was deleted" if trial is None else str(trial.reason)
         attempt.log.warning(f"trial {attempt.number} of {self._name} is over: {why}")
 

@@ -16,7 +16,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_r
 from tuner.core.errors import ConnectionLostError, SchemaError, UnavailableError, UsageError
 from tuner.core.failpoints import reach
 from tuner.core.outputs import private_file
-from tuner.ledger.database import roles
+from tuner.ledger.database import checks, roles
 from tuner.ledger.database.addresses import (
     LEDGER_SCHEMA,
     OPTUNA_SCHEMA,
@@ -105,6 +105,8 @@ def upgrade_ledger(places: Addresses, *, tracking: bool = False) -> None:
         with engine.execution_options(writes=True).begin() as connection:
             configuration.attributes["connection"] = connection
             command.upgrade(configuration, "head")
+            if places.file is None:
+                checks.create(connection)
         engine.dispose()
 
 

@@ -23,6 +23,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import AddConstraint, CreateIndex, DropIndex, ExecutableDDLElement
 
 from tuner.core.errors import ConnectionLostError, UnavailableError
+from tuner.ledger.database import checks
 from tuner.ledger.database.addresses import Addresses
 from tuner.ledger.database.engines import ledger_engine
 from tuner.ledger.database.locks import migration_lock
@@ -51,7 +52,14 @@ def ledger_differences(places: Addresses) -> list[Difference]:
     engine = ledger_engine(places.ledger)
     try:
         with engine.begin() as tx:
-            return differences(tx, metadata.sorted_tables)
+            unchecked = [
+                Difference(
+                    what=f"the check of {one.column} of {one.table} is missing",
+                    statements=(one.statement,),
+                )
+                for one in checks.missing(tx)
+            ]
+            return [*differences(tx, metadata.sorted_tables), *unchecked]
     finally:
         engine.dispose()
 

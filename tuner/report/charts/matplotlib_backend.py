@@ -70,6 +70,8 @@ def styled(draw: Callable[Params, Result]) -> Callable[Params, Result]:
         with mpl.rc_context(_STYLE), warnings.catch_warnings():
             # names may contain characters missing from the font; they are drawn as boxes
             warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+            # all points may be at one place; the axis is expanded
+            warnings.filterwarnings("ignore", "Attempting to set identical low", UserWarning)
             return draw(*args, **kwargs)
 
     return drawn

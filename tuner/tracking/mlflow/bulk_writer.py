@@ -28,6 +28,7 @@ from mlflow.utils.uri import append_to_uri_path
 from sqlalchemy import (
     Connection,
     Engine,
+    and_,
     bindparam,
     column,
     create_engine,
@@ -143,6 +144,30 @@ class BulkRunWriter:
             for row in tx.execute(query):
                 found.setdefault(row.value, row.run_uuid)
         return found
+
+    def foreign(self, study: StudyRecord, experiment: str, runs: Mapping[str, str]) -> set[str]:
+        """Compare the experiment and the tags of all of them in one query."""
+        query = select(RUNS.c.run_uuid, RUNS.c.experiment_id, TAGS.c.key, TAGS.c.value).outerjoin(
+            TAGS,
+            and_(
+                TAGS.c.run_uuid == RUNS.c.run_uuid, TAGS.c.key.in_(("tuner.study", "tuner.trial"))
+            ),
+        )
+        found: dict[str, dict[str, Any]] = {}
+        with self._engine.begin() as tx:
+            for row in tx.execute(query.where(RUNS.c.run_uuid.in_(set(runs.values())))):
+                tags = found.setdefault(row.run_uuid, {"experiment": str(row.experiment_id)})
+                tags[row.key] = row.value
+        wanted = {"experiment": experiment, "tuner.study": study.name}
+        return {
+            run_id
+            for key, run_id in runs.items()
+            if run_id in found
+            and any(
+                found[run_id].get(name) != value
+                for name, value in {**wanted, "tuner.trial": key}.items()
+            )
+        }
 
     def create(self, experiment: str, runs: Sequence[NewRun]) -> list[str]:
         """Insert missing runs, tags, params and inputs."""

@@ -60,7 +60,8 @@ def _mismatches(
     ours: Sequence[TrialRecord],
     without_curve: Collection[int | None],
 ) -> Iterator[Mismatch]:
-    published, _ = Publications(ledger.engine, "mlflow").study(study.id)
+    publications = Publications(ledger.engine, "mlflow")
+    published, _ = publications.study(study.id)
     experiment = experiments.find(client, study, published)
     if experiment is not None:
         yield from _wrong_experiments(client, study, experiment)
@@ -76,6 +77,10 @@ def _mismatches(
         elif count > 1:
             yield Mismatch("run_doubled", _number(key), f"MLflow has {count} runs of it")
     by_key = {run.data.tags["tuner.trial"]: run for run in found}
+    named = {str(key): run_id for key, run_id in publications.external_ids(study.id).items()}
+    yield from _foreign_runs(
+        {key: run for key, run in by_key.items() if keys[key] == 1}, {PARENT: published, **named}
+    )
     environments: dict[int, Mapping[str, Any]] = {}
     for attempt in ledger.attempts(study.id):
         environments.setdefault(attempt.trial_id, attempt.environment)
@@ -101,6 +106,14 @@ def _mismatches(
         yield from _wrong_dataset(study, trial, run)
         if trial.state != RUNNING and trial.number not in without_curve:
             yield from _wrong_points(client, ledger, trial, run)
+
+
+def _foreign_runs(runs: Mapping[str, Run], named: Mapping[str, str | None]) -> Iterator[Mismatch]:
+    """Compare the ids in the ledger, which others may have written, with the runs of a study."""
+    for key, run in runs.items():
+        if named.get(key) not in (None, run.info.run_id):
+            detail = f"the ledger names the run {named[key]!r:.60}, MLflow has {run.info.run_id}"
+            yield Mismatch("run_foreign", _number(key), detail)
 
 
 def _wrong_experiments(

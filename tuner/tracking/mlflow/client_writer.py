@@ -13,12 +13,15 @@ from typing import Protocol
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
 
 from tuner.core.failpoints import reach
 from tuner.ledger import StudyIdentity, StudyRecord
 from tuner.ledger.database import sent_once
 from tuner.tracking.mlflow.run_content import NewRun, Points
 
+NO_RUN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""MLflow's errors for an id that no run has."""
 BATCH = 1000
 """The most points that MLflow accepts in one call."""
 
@@ -46,6 +49,14 @@ class RunWriter(Protocol):
 
     def find(self, study: StudyRecord, experiment: str, keys: Collection[str]) -> Mapping[str, str]:
         """Return the ids of active runs by their tag `tuner.trial`; the oldest of duplicates."""
+        ...
+
+    def foreign(self, study: StudyRecord, experiment: str, runs: Mapping[str, str]) -> set[str]:
+        """Return those of these runs that exist and are not what their key says.
+
+        `runs` has ids by the tag `tuner.trial` that they must have. An id comes from a row, which
+        others may have written.
+        """
         ...
 
     def create(self, experiment: str, runs: Sequence[NewRun]) -> list[str]:
@@ -86,6 +97,23 @@ class ClientWriter:
             for run in all_runs(self._client, study, experiment):
                 self._found.setdefault(run.data.tags["tuner.trial"], str(run.info.run_id))
         return {key: run_id for key, run_id in (self._found or {}).items() if key in keys}
+
+    def foreign(self, study: StudyRecord, experiment: str, runs: Mapping[str, str]) -> set[str]:
+        """Read one run after the other."""
+        return {
+            run_id
+            for key, run_id in runs.items()
+            if self._is_foreign(study, experiment, key, run_id)
+        }
+
+    def _is_foreign(self, study: StudyRecord, experiment: str, key: str, run_id: str) -> bool:
+        try:
+            run = self._client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code in NO_RUN:
+                return False
+            raise
+        return str(run.info.experiment_id) != experiment or not is_run_of(run, study, key)
 
     def create(self, experiment: str, runs: Sequence[NewRun]) -> list[str]:
         """Create or complete one run after the other."""
@@ -145,6 +173,12 @@ def as_metrics(points: Points) -> list[Metric]:
 def as_tags(tags: Mapping[str, str]) -> list[RunTag]:
     """Convert tags to the entities of MLflow's client."""
     return [RunTag(key, value) for key, value in tags.items()]
+
+
+def is_run_of(run: Run, study: StudyIdentity, key: str) -> bool:
+    """Return whether a run has the tags of a study's trial, or with `PARENT` of the study."""
+    tags = run.data.tags
+    return bool(tags.get("tuner.study") == study.name and tags.get("tuner.trial") == key)
 
 
 def all_runs(client: MlflowClient, study: StudyIdentity, experiment: str) -> list[Run]:

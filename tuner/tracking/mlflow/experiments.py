@@ -11,6 +11,8 @@ from mlflow.exceptions import MlflowException
 from tuner.core.errors import UnavailableError
 from tuner.core.text import shortened
 from tuner.ledger import StudyRecord
+from tuner.tracking.mlflow.client_writer import is_run_of
+from tuner.tracking.mlflow.run_content import PARENT
 from tuner.tracking.mlflow.views import is_known, view_tags, views
 
 TITLE = "tuner.title"
@@ -24,12 +26,14 @@ NAME_LIMIT = 256
 def find(client: MlflowClient, study: StudyRecord, parent: str | None) -> Experiment | None:
     """Return the study's experiment, active or deleted, or None.
 
-    It is the experiment of the published parent run, else the one with the tag of the title, else
-    the one with that name, since MLflow's names are unique.
+    It is the experiment of the published parent run if that is the study's, else the one with the
+    tag of the title, else the one with that name, since MLflow's names are unique.
     """
     if parent is not None:
         try:
-            return client.get_experiment(client.get_run(parent).info.experiment_id)
+            run = client.get_run(parent)
+            if is_run_of(run, study, PARENT):  # the id is a row's, which others may have written
+                return client.get_experiment(run.info.experiment_id)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from mlflow import MlflowClient
 from sqlalchemy import Engine
 
+from tuner.core.errors import UnreadableError
 from tuner.core.failpoints import reach
 from tuner.core.outcome import FAILED, RUNNING
 from tuner.ledger import Reader, StudyRecord, TrialRecord
@@ -78,6 +79,7 @@ class RunPublisher:
         self._tables: Engine | None = tables_engine(client.tracking_uri) if in_bulk else None
         self._experiments: dict[int, str] = {}
         self._parents: dict[int, ParentState] = {}
+        self._own: dict[int, dict[str, str]] = {}  # by study: checked runs by `tuner.trial`
         self._verdicts: dict[int, RunVerdicts] = {}
         self._uncertain: set[int] = set()  # studies that may have duplicate runs
 
@@ -115,6 +117,11 @@ class RunPublisher:
             self._experiments[study.id] = experiment
         writer = self._writer()
         run_id = mark.external_id
+        if run_id is not None and self._foreign(writer, study, experiment, {PARENT: run_id}):
+            raise UnreadableError(
+                f"the ledger names {run_id!r:.60} as its parent run, which is another one in "
+                "MLflow; correct it with `tuner doctor --repair`"
+            )
         if run_id is None:
             with self._uncertain_on_error(study):
                 found = writer.find(study, experiment, [PARENT])
@@ -133,6 +140,7 @@ class RunPublisher:
                 for one in some
                 if one.id in (environments if one.external_id is None else trials)
             ]
+            batch = self._without_foreign(writer, study, experiment, batch, trials)
             trials = {one.id: trials[one.id] for one in batch}
             run_ids = {one.id: one.external_id for one in batch if one.external_id is not None}
             new = [one for one in batch if one.external_id is None]
@@ -148,6 +156,36 @@ class RunPublisher:
             self._uncertain.remove(study.id)
         if waiting or self.due(mark._replace(external_id=run_id)) is Due.NOW:
             self._update_summary(study, mark, experiment, run_id, waiting=waiting)
+
+    def _foreign(
+        self, writer: RunWriter, study: StudyRecord, experiment: str, runs: Mapping[str, str]
+    ) -> set[str]:
+        """Return the ids of runs that are not those of this study's trials.
+
+        This process looks once at each run that it has not created.
+        """
+        own = self._own.setdefault(study.id, {})
+        new = {key: run_id for key, run_id in runs.items() if own.get(key) != run_id}
+        foreign = writer.foreign(study, experiment, new) if new else set()
+        own |= {key: run_id for key, run_id in new.items() if run_id not in foreign}
+        return foreign
+
+    def _without_foreign(
+        self,
+        writer: RunWriter,
+        study: StudyRecord,
+        experiment: str,
+        batch: Sequence[OpenTrial],
+        trials: Mapping[int, TrialRecord],
+    ) -> list[OpenTrial]:
+        """Leave out the trials for which the ledger names runs that are not theirs."""
+        known = {str(one.number): one.external_id for one in batch if one.external_id is not None}
+        foreign = self._foreign(writer, study, experiment, known)
+        for one in batch:
+            if one.external_id in foreign:
+                why = f"the ledger names {one.external_id!r:.60} as its run, which is another one"
+                self.backlog.leave_out(trials[one.id], UnreadableError(why))
+        return [one for one in batch if one.external_id not in foreign]
 
     def _update_summary(
         self, study: StudyRecord, mark: Mark, experiment: str, run_id: str, *, waiting: bool
@@ -216,6 +254,7 @@ class RunPublisher:
             run_ids = {one.id: run_id for one, run_id in zip(new, made, strict=True)}
             notes = [Note(trial_id=key, external_id=run_id) for key, run_id in run_ids.items()]
             self._publications.note(study.id, notes)
+        self._own.setdefault(study.id, {}).update({str(one.number): run_ids[one.id] for one in new})
         return run_ids
 
     @contextmanager

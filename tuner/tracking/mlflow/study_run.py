@@ -11,6 +11,7 @@ from sqlalchemy import Engine, func, or_, select
 
 from tuner.analysis import ranking
 from tuner.core.curves import LATEST
+from tuner.core.errors import UnavailableError
 from tuner.core.outcome import COMPLETED, RUNNING
 from tuner.core.text import NAME_LIMIT
 from tuner.ledger import STOPPED, Reader, StudyRecord
@@ -25,7 +26,7 @@ from tuner.ledger.database import (
 from tuner.ledger.publications import Publications
 from tuner.ledger.records import LARGEST
 from tuner.ledger.tables import IS_VALUED, trials
-from tuner.tracking.mlflow.client_writer import BATCH, as_tags
+from tuner.tracking.mlflow.client_writer import BATCH, as_tags, is_run_of
 from tuner.tracking.mlflow.links import Links, experiment_of
 from tuner.tracking.mlflow.run_content import PARENT, milliseconds
 from tuner.tracking.mlflow.views import BEST, COLOUR, COLOURS, best_view, is_known, view_tags
@@ -108,7 +109,7 @@ def update_notes(
     tags = {"mlflow.note.content": note[:NOTE_LIMIT]}
     if best is not None:
         tags["tuner.best_trial"] = str(best.number)
-        _colour_best(client, parent, runs, best.number)
+        _colour_best(client, study, parent, runs, best.number)
     if ranges := ranking.ranges_in_words(study):
         tags["tuner.range"] = ranges[-1]
         tags["tuner.range_history"] = "\n".join(ranges)
@@ -135,13 +136,22 @@ def _files(client: MlflowClient, parent: str) -> Sequence[str]:
     return [one.path for one in client.list_artifacts(parent, FOLDER)]
 
 
-def _colour_best(client: MlflowClient, parent: str, runs: Mapping[int, str], best: int) -> None:
+def _colour_best(
+    client: MlflowClient, study: StudyRecord, parent: str, runs: Mapping[int, str], best: int
+) -> None:
     """Highlight the best run and reset the colour of the previous one."""
-    before = client.get_run(parent).data.tags.get("tuner.best_trial")
-    if before is not None and before != str(best) and int(before) in runs:
-        client.set_tag(runs[int(before)], COLOUR, COLOURS[COMPLETED])
-    if best in runs:  # an imported trial has no run
-        client.set_tag(runs[best], COLOUR, BEST)
+    before = client.get_run(parent).data.tags.get("tuner.best_trial", "")
+    if before.isdecimal() and before != str(best):
+        _colour(client, study, runs, int(before), COLOURS[COMPLETED])
+    _colour(client, study, runs, best, BEST)
+
+
+def _colour(
+    client: MlflowClient, study: StudyRecord, runs: Mapping[int, str], number: int, colour: str
+) -> None:
+    """Colour the run of a trial; an imported trial has none, and a row may name another's."""
+    if number in runs and is_run_of(client.get_run(runs[number]), study, str(number)):
+        client.set_tag(runs[number], COLOUR, colour)
 
 
 def _improvements(ledger: Reader, study: StudyRecord) -> list[Metric]:
@@ -190,6 +200,11 @@ def upload_report(
         return False
     client = tracking_client(places)
     with tracking_reached(places.tracking):
+        if not is_run_of(client.get_run(run_id), study, PARENT):
+            raise UnavailableError(
+                "the ledger names as the study's run another one in MLflow; correct it with `tuner "
+                "doctor --repair`"
+            )
         for file in files:
             client.log_artifact(run_id, str(file), FOLDER)
         experiment = experiment_of(client, run_id)

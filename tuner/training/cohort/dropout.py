@@ -8,6 +8,7 @@ order in which the model uses its layers, so they equal the reference trainer's.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 import torch
@@ -21,22 +22,29 @@ class Dropout:
     """One use of a dropout layer in a forward pass."""
 
     path: str  # of the layer in the model
-    kept: float  # probability of keeping a value
+    p: float  # probability of dropping a value, unless a member has its own
     shape: torch.Size  # of its input, rows first
 
+    @property
+    def number(self) -> str:
+        """The name of its probability among the numbers of a member."""
+        return f"{self.path}.p"
 
-def find_layers(model: nn.Module, inputs: Tensor) -> tuple[Dropout, ...]:
-    """Return the dropout layers in the order of use in a forward pass of `inputs` [row, ...]."""
+
+def find_layers(
+    model: nn.Module, inputs: Tensor, numbers: Set[str] = frozenset()
+) -> tuple[Dropout, ...]:
+    """Return the dropout layers in the order of use in a forward pass of `inputs` [row, ...].
+
+    Layers that never drop a value are left out. `numbers` are those that members have of their own.
+    """
     probe = copy.deepcopy(model).train()
     uses: list[Dropout] = []
     for path, layer in probe.named_modules():
-        if type(layer) is nn.Dropout and 0.0 < layer.p < 1.0:
-            kept = 1.0 - layer.p
+        if type(layer) is nn.Dropout and (layer.p > 0.0 or f"{path}.p" in numbers):
 
-            def note(
-                _: nn.Module, arguments: tuple[Tensor], path: str = path, kept: float = kept
-            ) -> None:
-                uses.append(Dropout(path=path, kept=kept, shape=arguments[0].shape))
+            def note(layer: nn.Dropout, arguments: tuple[Tensor], path: str = path) -> None:
+                uses.append(Dropout(path=path, p=layer.p, shape=arguments[0].shape))
 
             layer.register_forward_pre_hook(note)
     with seeded(0), torch.no_grad():
@@ -51,10 +59,20 @@ def masks(
     return [torch.zeros(members, *layer.shape, dtype=dtype, device=device) for layer in layers]
 
 
-def draw(layers: tuple[Dropout, ...], masks: list[Tensor], member: int, own: Generator) -> None:
+def draw(
+    layers: tuple[Dropout, ...],
+    masks: list[Tensor],
+    member: int,
+    own: Generator,
+    numbers: Mapping[str, float],
+) -> None:
     """Draw a member's masks of a step into `masks`, each [member, row, ...]."""
     for layer, mask in zip(layers, masks, strict=True):
-        mask[member].bernoulli_(layer.kept, generator=own).div_(layer.kept)
+        p = numbers.get(layer.number, layer.p)
+        if 0.0 < p < 1.0:
+            mask[member].bernoulli_(1.0 - p, generator=own).div_(1.0 - p)
+        else:  # `nn.Dropout` draws nothing
+            mask[member] = 1.0 - p
 
 
 class MaskLayer(nn.Module):

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import copy
+import functools
+import math
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from tuner.config import ParameterValue, StudySpec, TrialSettings, settings_of
 from tuner.config.space import SETTINGS
+from tuner.config.values import Range, WholeRange
 from tuner.training import out_of_memory, random_state
 from tuner.training.cohort import dropout
 from tuner.training.cohort.layers import DenseStack, chain_of
-from tuner.training.cohort.layout import Block, Layout, Part, Stack
+from tuner.training.cohort.layout import Block, Layout, Own, Part, Stack
 from tuner.training.cohort.losses import loss_of
+from tuner.training.cohort.structure import Example, UnlikeError, differences, numbers_of
 from tuner.training.cohort.vmapped import VmapStack
 from tuner.training.workloads import Workload, seeded
 
@@ -31,12 +35,15 @@ FILLED = 32
 WIDE = 32
 """Maximum places of a block of small models."""
 
-WORTH_FILLING = 5 / 8
-"""A block with this share of its places taken costs no more than several smaller full ones."""
+CALLS = 18_000
+"""The calls of a block's step cost as much as places with this many parameters together."""
 
 CLOSE = 1e-7
 """Relative tolerance between stacked and single results in double precision."""
 
+
+Pair: TypeAlias = tuple[float, float]
+"""Two values of an argument."""
 
 NOTHING: Mapping[str, ParameterValue] = MappingProxyType({})
 
@@ -51,6 +58,8 @@ class Plan:
 
     stack: Stack
     sizes: tuple[int, ...]  # possible block sizes in places, ascending
+    parameters: int = CALLS // 2  # of a member
+    example: Example | None = None  # if members have workloads of their own, which are like it
     parts: tuple[Part, ...] = ()  # of a row, by how they are trained; none: all alike
 
     @property
@@ -58,26 +67,71 @@ class Plan:
         """The parts of a row that are not trained."""
         return tuple(part.place for part in self.parts if part.multiplier is None)
 
+    def own(self, workload: Workload, model: nn.Module) -> Own:
+        """Return what a member has of its own. Raise `UnlikeError` if it does not fit the plan."""
+        if self.example is None:
+            return Own(numbers={}, loss=workload.loss)
+        self.example.check(workload, model)
+        return Own(numbers=numbers_of(model, self.example.numbers), loss=workload.loss)
+
     def sizes_for(self, members: int) -> list[int]:
-        """Return block sizes for `members` members; only the last block may be partly empty."""
-        chosen = []
-        while members > 0:
-            above = [size for size in self.sizes if size >= members]
-            below = [size for size in self.sizes if size <= members]
-            whole = not below or (above and members >= WORTH_FILLING * above[0])
-            chosen.append(above[0] if whole else below[-1])
-            members -= chosen[-1]
-        return chosen
+        """Return the cheapest block sizes for `members`; only the last may be partly empty."""
+        return list(_cheapest(self.sizes, members, self.calls))
+
+    def cost(self, sizes: Iterable[int]) -> float:
+        """Return what a step of blocks costs, in places."""
+        return sum(size + self.calls for size in sizes)
+
+    @property
+    def calls(self) -> float:
+        """The calls of a block's step, in places that cost as much."""
+        return CALLS / max(1, self.parameters)
+
+
+@functools.cache
+def _cheapest(sizes: tuple[int, ...], members: int, calls: float) -> tuple[int, ...]:
+    """Return the sizes, descending, whose sum with `calls` for each is least."""
+    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    for count in range(1, members + 1):
+        best.append(
+            min(
+                (cost + size + calls, (*others, size))
+                for size in sizes
+                for cost, others in [best[max(0, count - size)]]
+            )
+        )
+    return tuple(sorted(best[members][1], reverse=True))
 
 
 def shared(spec: StudySpec) -> list[str]:
-    """Return the names of the searched parameters that are equal for all members of a cohort.
+    """Return the names of the searched parameters that may have to be equal in a cohort.
 
-    These are the arguments, which may decide shapes, and the settings, without the norm at which
-    gradients are clipped, which a member has of its own.
+    These are the arguments, which may decide shapes (but see `separable`), and the settings,
+    without the norm at which gradients are clipped, which a member has of its own.
     """
     settings = [name for name in SETTINGS if name != "clip_norm" and getattr(spec.space, name)]
     return [*settings, *spec.space.function_arguments]
+
+
+def separable(spec: StudySpec, params: Mapping[str, ParameterValue]) -> dict[str, Pair]:
+    """Return the arguments of a trial that may only change numbers, with two values to try.
+
+    They are those with values that are not whole numbers, such as a probability. The values are
+    inside of a range, and the highest of a list: at its ends a model often has another form.
+    """
+    found: dict[str, Pair] = {}
+    for one in spec.space.parameters():
+        if one.name not in spec.space.function_arguments or one.name not in params:
+            continue
+        entry = one.entry
+        if isinstance(entry, Range) and not isinstance(entry, WholeRange):
+            low, high = (math.log(e) if entry.log else e for e in (entry.low, entry.high))
+            inside = [low + (high - low) * share for share in (1 / 3, 2 / 3)]
+            first, second = (math.exp(e) if entry.log else e for e in inside)
+            found[one.name] = first, second
+        elif one.varies and one.ordered and any(value % 1 for value in one.ordered):
+            found[one.name] = one.ordered[-2], one.ordered[-1]
+    return found
 
 
 def reason_not_stackable(
@@ -96,11 +150,17 @@ def reason_not_stackable(
 
 
 def plan(
-    workload: Workload, spec: StudySpec, common: Mapping[str, ParameterValue] = NOTHING
+    workload: Workload,
+    spec: StudySpec,
+    common: Mapping[str, ParameterValue] = NOTHING,
+    *,
+    other: Workload | None = None,
 ) -> Plan:
     """Return how to train trials of a study together. Raise `NotStackableError`.
 
     `common` has the searched parameters that they share (see `shared`), of which `workload` is.
+    An `other` workload has other values of the arguments that they do not share: numbers in which
+    the two differ may differ between members.
     """
     if workload.has_loaders:
         raise NotStackableError(
@@ -118,11 +178,19 @@ def plan(
         with seeded(0), warnings.catch_warnings():
             # vmap falls back to a loop over members
             warnings.filterwarnings("error", "There is a performance drop", UserWarning)
-            stack = _stack(workload, rows, settings.precision)
+            example = _example(workload, other)
+            stack = _stack(workload, rows, settings.precision, example)
             parts = stack.layout.parts(_multipliers(workload))
-            _compare(stack, workload, rows)
+            made = Plan(
+                stack=stack,
+                sizes=(),
+                parameters=stack.layout.size,
+                example=example,
+                parts=parts,
+            )
+            _compare(made, (workload, other or workload), rows)
             _check_metrics(workload)
-            return Plan(stack=stack, parts=parts, sizes=_sizes(stack, workload, rows, spec))
+            return replace(made, sizes=_sizes(stack, workload, rows, spec))
     except (NotStackableError, KeyboardInterrupt):
         raise
     except BaseException as error:  # user code may raise anything on stacked tensors
@@ -149,11 +217,26 @@ def _refused(spec: StudySpec, settings: TrialSettings) -> str:
     return next((name for name, holds in refused.items() if holds), "")
 
 
-def _stack(workload: Workload, rows: int, precision: str | None) -> Stack:
+def _example(workload: Workload, other: Workload | None) -> Example | None:
+    """Return what may differ between members. Raise `NotStackableError` if that is too much."""
+    if other is None:
+        return None
+    try:
+        return differences(workload, _model(workload, 0), other, _model(other, 0))
+    except UnlikeError as error:
+        raise NotStackableError(
+            f"trials cannot be trained together: their arguments change {error}"
+        ) from error
+
+
+def _stack(workload: Workload, rows: int, precision: str | None, example: Example | None) -> Stack:
     """Return the stack for a workload: dense layers if possible, else `vmap`."""
     model = _model(workload, 0)
+    names = frozenset() if example is None else example.numbers
+    own = Own(numbers=numbers_of(model, names), loss=workload.loss)
+    losses = example is not None and example.loss
     inputs = _double(workload.train_inputs[:rows])
-    dropouts = dropout.find_layers(model, inputs)
+    dropouts = dropout.find_layers(model, inputs, names)
     twice = {use.path for use in dropouts if [d.path for d in dropouts].count(use.path) > 1}
     if twice:
         raise NotStackableError(
@@ -163,11 +246,11 @@ def _stack(workload: Workload, rows: int, precision: str | None) -> Stack:
     layers = chain_of(model, inputs)
     mixed = precision not in {None, "float32"}  # autocast is autograd's
     if layers is None or mixed:
-        return VmapStack(model, workload.loss, dropouts, precision)
+        return VmapStack(model, own, dropouts, precision, losses=losses)
     with torch.no_grad():
         outputs = copy.deepcopy(model).eval()(inputs[:2])
-    loss = loss_of(workload.loss, _double(workload.train_targets), outputs)
-    return DenseStack(model, layers, loss, dropouts)
+    loss = loss_of(own, _double(workload.train_targets), outputs, losses=losses)
+    return DenseStack(model, layers, loss, own, dropouts)
 
 
 def _multipliers(workload: Workload) -> list[float | None]:
@@ -178,24 +261,25 @@ def _multipliers(workload: Workload) -> list[float | None]:
     ]
 
 
-def _compare(stack: Stack, workload: Workload, rows: int) -> None:
-    """Compare one step of two members, stacked and alone, in double precision.
+def _compare(plan: Plan, workloads: Sequence[Workload], rows: int) -> None:
+    """Compare one step of a member of each workload, stacked and alone, in double precision.
 
     Raise `NotStackableError` if losses, gradients or buffers differ.
     """
+    stack, workload = plan.stack, workloads[0]
     block = stack.block(2, torch.float64, torch.device("cpu"))
-    generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
-    models = [_model(workload, seed) for seed in (0, 1)]
-    for place, (model, generator) in enumerate(zip(models, generators, strict=True)):
+    models = [_model(own, seed) for seed, own in enumerate(workloads)]
+    for place, (model, own) in enumerate(zip(models, workloads, strict=True)):
         write_model(block, place, model, stack.layout)
-        block.draw(place, generator)
+        block.assign(place, plan.own(own, model))
+        block.draw(place, torch.Generator().manual_seed(place))
     inputs, targets = _double(workload.train_inputs), _double(workload.train_targets)
     # different rows for each, if there are enough
     later = min(7, len(inputs) - rows)
     chosen = torch.stack([torch.arange(rows), torch.arange(later, later + rows)])
     alone = [
-        _alone(workload, model, place, inputs[chosen[place]], targets[chosen[place]])
-        for place, model in enumerate(models)
+        _alone(own, model, place, inputs[chosen[place]], targets[chosen[place]])
+        for place, (own, model) in enumerate(zip(workloads, models, strict=True))
     ]
     losses = block.train(inputs, targets, chosen)
     for part in stack.layout.parts(_multipliers(workload)):

@@ -1,8 +1,9 @@
 """Trials of different shapes: those of equal shapes train together, and cohorts take turns.
 
-Trials whose searched arguments and settings are equal form a *group*, with a cohort of its own. The
-groups share the slots of the study. A group is built when its first trial is admitted and released
-once it is empty.
+Trials whose searched arguments and settings are equal form a *group*, with a cohort of its own.
+Arguments that only change numbers of the model or the loss, such as the probability of dropout, may
+differ within a group. The groups share the slots of the study. A group is built when its first
+trial is admitted and released once it is empty.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tuner.config import ParameterValue, StudySpec
+from tuner.core.errors import WorkloadError
 from tuner.training import objective, out_of_memory
 from tuner.training.branches import Branch, BranchPlan
 from tuner.training.cohort import eligibility
-from tuner.training.cohort.eligibility import NotStackableError, Plan
+from tuner.training.cohort.eligibility import NotStackableError, Pair, Plan
+from tuner.training.cohort.structure import UnlikeError
 from tuner.training.cohort.trainer import CohortTrainer
 from tuner.training.out_of_memory import TooManyTogetherError
 from tuner.training.reference import ReferenceTrainer
@@ -25,13 +28,30 @@ from tuner.training.workloads import Workload
 KEPT_PLANS = 128
 """Number of plans that are kept for groups that come back."""
 
-Key = tuple[tuple[str, ParameterValue], ...]
-"""The searched arguments and settings that trials have in common, by name."""
+Common = tuple[tuple[str, ParameterValue], ...]
+"""Searched arguments and settings of a trial, by name."""
 
 
-def key_of(spec: StudySpec, params: Mapping[str, ParameterValue]) -> Key:
-    """Return what a trial has in common with the others of its group."""
+@dataclass(frozen=True)
+class Key:
+    """What identifies a group."""
+
+    common: Common  # what its trials have in common
+    own: tuple[str, ...] = ()  # the arguments that may differ, which all of them have
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in self.common) or "this study"
+
+
+def common_of(spec: StudySpec, params: Mapping[str, ParameterValue]) -> Common:
+    """Return all that the trials of a group may have in common."""
     return tuple((name, params[name]) for name in eligibility.shared(spec) if name in params)
+
+
+def key_without(common: Common, own: Iterable[str] = ()) -> Key:
+    """Return the group of trials that may differ in their `own` arguments."""
+    names = tuple(own)
+    return Key(tuple((name, value) for name, value in common if name not in names), names)
 
 
 def reason_not_stackable(
@@ -39,8 +59,8 @@ def reason_not_stackable(
 ) -> str:
     """Return why none of `some` trials could be trained with its equals; empty if one can."""
     first = ""
-    for key, params in {key_of(spec, params): params for params in some}.items():
-        reason = eligibility.reason_not_stackable(workload.of(params), spec, dict(key))
+    for common, params in {common_of(spec, params): params for params in some}.items():
+        reason = eligibility.reason_not_stackable(workload.of(params), spec, dict(common))
         if not reason:
             return ""
         first = first or reason
@@ -49,7 +69,7 @@ def reason_not_stackable(
 
 @dataclass(eq=False)
 class _Group:
-    """The trials with equal arguments and settings that train together."""
+    """The trials that train together."""
 
     key: Key
     trainer: CohortTrainer | ReferenceTrainer
@@ -99,6 +119,7 @@ class GroupedTrainer:
         self._clock = clock
         self._groups: list[_Group] = []
         self._plans: dict[Key, Plan | None] = {}  # None: not stackable
+        self._separable: dict[Key, tuple[str, ...]] = {}  # the arguments that may differ, by all
         self._limits: dict[Key, int] = {}  # of the size of a cohort, after it ran out of memory
 
     def admit(self, task: Task) -> None:
@@ -110,7 +131,14 @@ class GroupedTrainer:
                 f"expected a free slot for trial {task.number}, got {self.capacity} taken ones; "
                 "evict a trial first"
             )
-        key = key_of(self._spec, task.params)
+        alone = Key(common_of(self._spec, task.params))
+        try:
+            # what ran out of memory is not tried together again
+            self._admit(alone if task.halvings else self.key_of(task.params), task)
+        except UnlikeError:  # with these values, an argument changes more than numbers
+            self._admit(alone, task)
+
+    def _admit(self, key: Key, task: Task) -> None:
         plan = self._plan(key, task)
         equals = [g for g in self._groups if g.key == key and g.stacked == (plan is not None)]
         group = next((group for group in equals if group.is_free), None)
@@ -159,35 +187,71 @@ class GroupedTrainer:
 
     # --- groups -----------------------------------------------------------------------------
 
+    def key_of(self, params: Mapping[str, ParameterValue]) -> Key:
+        """Return the group of a trial, by training a step with other values of its arguments."""
+        several = eligibility.separable(self._spec, params)
+        common = common_of(self._spec, params)
+        loose = key_without(common, several)
+        if loose not in self._separable:
+            self._separable[loose] = self._found_separable(loose, params, several)
+        key = key_without(common, self._separable[loose])
+        return key if not key.own or self._planned(key, params) else key_without(common)
+
+    def _found_separable(
+        self, loose: Key, params: Mapping[str, ParameterValue], several: Mapping[str, Pair]
+    ) -> tuple[str, ...]:
+        """Return the arguments that may differ within a group: all, or those that may alone."""
+        if len(several) < 2 or self._planned(loose, params):
+            return tuple(several)
+        lowest = {**params, **{name: first for name, (first, _) in several.items()}}
+        common = common_of(self._spec, lowest)
+        return tuple(
+            name for name in several if self._planned(key_without(common, (name,)), lowest)
+        )
+
     def _new_group(self, key: Key, task: Task, plan: Plan | None) -> _Group:
-        workload = self._workload.of(task.params)
+        workload = self._workload
+        if plan is None or plan.example is None:
+            workload = workload.of(task.params)
         trainer: CohortTrainer | ReferenceTrainer
         if plan is None:
             trainer = ReferenceTrainer(workload, self._spec, self._clock)
         else:
             size = self._limits.get(key, self.capacity)
             trainer = CohortTrainer(
-                workload, self._spec, size, self._clock, common=dict(key), plan=plan
+                workload, self._spec, size, self._clock, common=dict(key.common), plan=plan
             )
         group = _Group(key, trainer)
         self._groups.append(group)
         return group
 
     def _plan(self, key: Key, task: Task) -> Plan | None:
-        """Return how to stack a trial with its equals, or None for the reference trainer."""
+        """Return how to stack a trial with others, or None for the reference trainer."""
         if task.halvings or self._limits.get(key) == 0:
             return None
-        if key in self._plans:
-            plan = self._plans.pop(key)
-        else:
-            try:
-                plan = eligibility.plan(self._workload.of(task.params), self._spec, dict(key))
-            except NotStackableError:
-                plan = None
+        return self._planned(key, task.params)
+
+    def _planned(self, key: Key, params: Mapping[str, ParameterValue]) -> Plan | None:
+        """Return how to train a group together, or None if it cannot be; recent plans are kept."""
+        plan = self._plans.pop(key) if key in self._plans else self._new_plan(key, params)
         self._plans[key] = plan  # the latest is last
         if len(self._plans) > KEPT_PLANS:
             del self._plans[next(iter(self._plans))]
         return plan
+
+    def _new_plan(self, key: Key, params: Mapping[str, ParameterValue]) -> Plan | None:
+        several = eligibility.separable(self._spec, params)
+        pairs = [{name: several[name][index] for name in key.own} for index in (0, 1)]
+        try:
+            one, other = (self._workload.of({**params, **own}) for own in pairs)
+            common = dict(key.common)
+            return eligibility.plan(one, self._spec, common, other=other if key.own else None)
+        except NotStackableError:
+            return None
+        except WorkloadError:
+            if not key.own:
+                raise
+            return None  # a combination that the factory refuses
 
     def _advance(self, group: _Group, max_steps: int) -> list[Event]:
         """Return the events of a group; after an exception, its members have failed."""
@@ -208,9 +272,8 @@ class GroupedTrainer:
         """Halve the size of cohorts of a group that ran out of memory; return the error."""
         size = min(members, self._limits.get(key, self.capacity)) // 2
         self._limits[key] = size
-        what = ", ".join(f"{name} {value}" for name, value in key)
         now = f"at most {size} at a time" if size else "by the reference trainer"
-        return TooManyTogetherError(f"trials of {what} ran out of memory; from now on {now}")
+        return TooManyTogetherError(f"trials of {key} ran out of memory; from now on {now}")
 
     def _group_of(self, number: int) -> _Group:
         """Return the group of a trial. Raise `ValueError` if it has no slot."""

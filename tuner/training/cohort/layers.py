@@ -20,7 +20,7 @@ from torch import Generator, Tensor, nn
 
 from tuner.training.cohort import dropout
 from tuner.training.cohort.dropout import Dropout
-from tuner.training.cohort.layout import Layout
+from tuner.training.cohort.layout import Layout, Own
 from tuner.training.cohort.losses import Loss, Program
 
 _aten = torch.ops.aten
@@ -106,10 +106,11 @@ class DenseStack:
         model: nn.Module,
         layers: Sequence[nn.Module],
         loss: Loss,
+        own: Own,
         dropouts: tuple[Dropout, ...],
     ) -> None:
         self.layout = Layout.of(model)
-        self.loss, self.dropouts = loss, dropouts
+        self.loss, self.own, self.dropouts = loss, own, dropouts
         paths = {layer: path for path, layer in model.named_modules()}
         self.layers = [(paths[layer], layer) for layer in layers]
         self._scratch: dict[object, Tensor] = {}
@@ -138,6 +139,7 @@ class DenseBlock:
         self._stack = stack
         self.rows, self.gradients = (layout.rows(size, dtype, device) for _ in range(2))
         self.buffers: dict[str, Tensor] = {}
+        self._owns = [stack.own] * size
         self.random = bool(stack.dropouts)
         self._masks = dropout.masks(stack.dropouts, size, dtype, device)
         self._parameters, self._theirs = (
@@ -147,9 +149,14 @@ class DenseBlock:
         self._step: tuple[Tensor, Tensor, Program, Tensor] | None = None
         self._evaluation: tuple[Program, list[Tensor]] | None = None
 
+    def assign(self, place: int, own: Own) -> None:
+        """Set the numbers and the loss of a member."""
+        self._owns[place] = own
+
     def draw(self, place: int, generator: Generator) -> None:
         """Draw a member's dropout masks."""
-        dropout.draw(self._stack.dropouts, self._masks, place, generator)
+        numbers = self._owns[place].numbers
+        dropout.draw(self._stack.dropouts, self._masks, place, generator, numbers)
 
     @torch.no_grad()
     def train(self, inputs: Tensor, targets: Tensor, rows: Tensor | None) -> Tensor:
@@ -184,7 +191,8 @@ class DenseBlock:
         for call in program:
             call()
         values = torch.cat(outputs, dim=2)  # [place, feature, row]
-        losses = self._stack.loss.forward(values, targets.expand(every, *targets.shape))
+        theirs = targets.expand(every, *targets.shape)
+        losses = self._stack.loss.forward(values, theirs, self._owns)
         return losses, values.transpose(1, 2).contiguous()
 
     def _program(
@@ -205,7 +213,7 @@ class DenseBlock:
                 theirs.view(*rows.shape, *theirs.shape[1:]),
             )
         forward, outputs, undo = self._forward(batch[0].flatten(2).transpose(1, 2), training=True)
-        judging, losses, gradient = self._stack.loss.program(outputs, batch[1])
+        judging, losses, gradient = self._stack.loss.program(outputs, batch[1], self._owns)
         backward: Program = []
         for layer in reversed(undo):
             gradient = layer(backward, gradient)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from tuner.core.errors import WorkloadError
+from tuner.training.workloads import Measure
 
 ALIGNED = 64
 """Rows start at multiples of this many numbers, so all have the same alignment."""
@@ -81,20 +82,32 @@ class Layout:
         return ", ".join(f"{name} {tuple(shape)}" for name, shape in pairs)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Own:
+    """What a member has of its own beside parameters, buffers and data."""
+
+    numbers: Mapping[str, float]  # attributes of modules that differ between members, by path
+    loss: Measure
+
+
 class Block(Protocol):
     """A fixed number of places for members whose parameters are stacked and computed together.
 
     Invariants, for every implementation:
     - a block's size depends on the workload and the study alone, so kernels are called with the
       same shapes, and round in the same way, however many members there are;
-    - a member's result depends on its row, its buffers, its masks and its data alone, not on its
-      place in the block nor on the contents of other places, non-finite numbers included.
+    - a member's result depends on its row, its buffers, its numbers and loss, its masks and its
+      data alone, not on its place in the block nor on the contents of other places, non-finite
+      numbers included.
     """
 
     rows: Tensor  # [place, parameter]
     gradients: Tensor  # [place, parameter], from the last call of `train`
     buffers: dict[str, Tensor]  # of the model, each [place, ...]
     random: bool  # whether training steps draw random numbers
+
+    def assign(self, place: int, own: Own) -> None:
+        """Set the numbers and the loss of the member at a place."""
 
     def draw(self, place: int, generator: Generator) -> None:
         """Draw the random numbers of a member's next training step."""

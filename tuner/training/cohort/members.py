@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -13,12 +13,13 @@ from torch import Generator, Tensor
 from tuner.training import averaging
 from tuner.training.batches import BatchOrder
 from tuner.training.branches import LossMonitor
-from tuner.training.cohort.layout import Block
+from tuner.training.cohort.layout import Block, Own
 from tuner.training.cohort.optimizers import RowOptimizer
 from tuner.training.guard.monitor import GuardMonitor
 from tuner.training.objective import NO_EVALUATIONS, Progress
 from tuner.training.rate_source import RateSource
 from tuner.training.trainer import Segment, Status, Task
+from tuner.training.workloads import Measure
 
 
 @dataclass(eq=False)
@@ -35,6 +36,8 @@ class Member:
     monitor: LossMonitor  # the guard, but for a branch
     random: Generator  # for dropout
     clip_norm: float | None  # of gradients
+    own: Own
+    metrics: Mapping[str, Measure]
     average: Tensor | None  # of its parameters, [parameter], at which it is evaluated
     progress: Progress = NO_EVALUATIONS
     step: int = 0

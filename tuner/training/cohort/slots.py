@@ -48,7 +48,7 @@ class SlotAllocator:
     def compact(self, members: Sequence[Member]) -> None:
         """Move members into fewer or smaller blocks if possible."""
         wanted = self._plan.sizes_for(len(members))
-        if sum(len(block.rows) for block in self.blocks) <= sum(wanted):
+        if self._plan.cost(len(block.rows) for block in self.blocks) <= self._plan.cost(wanted):
             return
         before = sorted(self.blocks, key=lambda block: -sum(m.block is block for m in members))
         self._unused += before
@@ -75,6 +75,7 @@ def _move(member: Member, block: Block, place: int, parts: Sequence[Part]) -> No
     block.rows[place] = member.block.rows[member.place]
     for name, buffer in block.buffers.items():
         buffer[place] = member.block.buffers[name][member.place]
+    block.assign(place, member.own)
     member.block.rows[member.place] = 0.0
     state = member.optimizer.state()
     member.block, member.place = block, place

@@ -35,7 +35,7 @@ from tuner.training.branches import (
 from tuner.training.cohort import eligibility, optimizers
 from tuner.training.cohort.data import FromLoader, InMemory, Source
 from tuner.training.cohort.eligibility import NOTHING, NotStackableError, Plan
-from tuner.training.cohort.layout import Block
+from tuner.training.cohort.layout import Block, Own
 from tuner.training.cohort.members import Group, Member, averages_in, buffers_of
 from tuner.training.cohort.slots import SlotAllocator
 from tuner.training.device import without_subnormals
@@ -75,7 +75,8 @@ class CohortTrainer:
 
         `common` has the searched arguments and settings that all members share (see
         `eligibility.shared`), of which `workload` is. With the `plan` of an earlier cohort, memory
-        is allocated for the members that come instead of for all slots.
+        is allocated for the members that come instead of for all slots. If it has an example,
+        `workload` has that of each member.
 
         Raise `WorkloadError` if the workload does not measure the study's metric or cannot be
         stacked; `eligibility.reason_not_stackable` checks the latter in advance.
@@ -87,6 +88,9 @@ class CohortTrainer:
             raise WorkloadError(f'{error}; set trainer = "reference"') from error
         assert slots >= 1, slots
         self.capacity = slots
+        self._trained = workload
+        if self._plan.example is not None:
+            workload = self._plan.example.workload
         self._workload = workload
         self._spec = spec
         self._clock = clock
@@ -113,7 +117,10 @@ class CohortTrainer:
         self._slots: list[Member | None] = [None] * slots
 
     def admit(self, task: Task) -> None:
-        """Put a trial in a free slot. Raise `ValueError` if its snapshot does not match."""
+        """Put a trial in a free slot. Raise `ValueError` if its snapshot does not match.
+
+        Raise `UnlikeError` if it has a workload of its own that does not fit the plan's example.
+        """
         if any(member.task.number == task.number for member in self._members()):
             raise ValueError(f"trial {task.number} has a slot already; evict it first")
         if None not in self._slots:
@@ -294,7 +301,7 @@ class CohortTrainer:
             finite, values = _finite(block.rows), losses.tolist()
             for member in members:
                 try:
-                    metrics = self._measured(outputs[member.place])
+                    metrics = self._measured(member, outputs[member.place])
                 except KeyboardInterrupt:
                     raise
                 except BaseException as error:
@@ -305,11 +312,11 @@ class CohortTrainer:
                     metrics = {"val_loss": values[member.place], **metrics}
                     self._record_evaluation(member, metrics, finite[member.place])
 
-    def _measured(self, outputs: Tensor) -> dict[str, float]:  # outputs: [row, ...]
-        """Return the metrics of one member."""
+    def _measured(self, member: Member, outputs: Tensor) -> dict[str, float]:
+        """Return the metrics of one member from its outputs [row, ...]."""
         targets = self._validation[1]
         with torch.no_grad(), self._precision.forward():
-            measures = self._workload.metrics.items()
+            measures = member.metrics.items()
             return {name: measure(outputs, targets).item() for name, measure in measures}
 
     # --- one member -------------------------------------------------------------------------
@@ -378,25 +385,32 @@ class CohortTrainer:
         steps = self._evaluation_steps
         return steps[bisect_right(steps, member.step)] - member.step
 
-    def _new_member(self, task: Task, own: Block, place: int, *, fresh: bool) -> Member:
-        """Return a new member at step 0 in a free place, with initial parameters if `fresh`."""
-        settings = self._settings
+    def _new_member(self, task: Task, block: Block, place: int, *, fresh: bool) -> Member:
+        """Return a new member at step 0 in a free place, with initial parameters if `fresh`.
+
+        Raise `UnlikeError` if its model or loss does not fit the plan.
+        """
+        settings, workload = self._settings, self._trained.of(task.params)
         generator = torch.Generator(self._device)
-        if fresh:
+        own = Own(numbers={}, loss=workload.loss)
+        if fresh or self._plan.example is not None:
             random = random_state.seeded_torch(task.seed, self._device)
             with random_state.swapped(random):
-                model = self._workload.model(task.seed, self._dtype).to(self._dtype)
+                model = workload.model(task.seed, self._dtype).to(self._dtype)
             generator.set_state(random[str(self._device)])
-            eligibility.write_model(own, place, model, self._plan.stack.layout)
+            own = self._plan.own(workload, model)
+            if fresh:
+                eligibility.write_model(block, place, model, self._plan.stack.layout)
+        block.assign(place, own)
         rates = rate_source(task.params, settings.steps, self._spec.study.direction)
-        baseline = self._workload.baseline_loss
+        baseline = workload.baseline_loss
         guard = GuardMonitor(self._spec, settings, task.params, rates, baseline)
         return Member(
             task=task,
-            block=own,
+            block=block,
             place=place,
             optimizer=optimizers.make(
-                task.params, own.rows[place], own.gradients[place], self._plan.parts
+                task.params, block.rows[place], block.gradients[place], self._plan.parts
             ),
             order=BatchOrder(task.seed, len(self._workload.train_inputs), settings.batch_size),
             rate_source=rates,
@@ -404,7 +418,9 @@ class CohortTrainer:
             monitor=guard,
             random=generator,
             clip_norm=_clip_norm(task, self._settings.clip_norm),
-            average=None if self._spec.training.ema is None else own.rows[place].clone(),
+            own=own,
+            metrics=workload.metrics,
+            average=None if self._spec.training.ema is None else block.rows[place].clone(),
         )
 
     def _restore(self, member: Member, state: dict[str, Any]) -> None:

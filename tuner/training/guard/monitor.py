@@ -119,3 +119,27 @@ class GuardMonitor:
         """Continue from a state that `state` returned."""
         self._state = GuardState.of({key: tensor.numpy() for key, tensor in state.items()})
         self._calm, self._pending = -math.inf, []
+
+
+class SparseMonitor:
+    """A guard on a trial that reports the losses of only some of its steps.
+
+    The guard counts steps, so it observes one loss for each. For a step that was not reported it is
+    the lower of the losses around it, so that a single high loss stays a single one.
+    """
+
+    def __init__(self, monitor: GuardMonitor) -> None:
+        self._monitor = monitor
+        self.loss = math.nan  # the last one reported; nan: none yet
+        self.unjudged = 0  # steps without a loss since then
+
+    def observe(self, loss: float, grad_norm: float) -> str:
+        """Observe a reported step; return the reason to stop there, or an empty string."""
+        between = self.loss if math.isnan(loss) or loss > self.loss else loss
+        reason = ""
+        if math.isfinite(between):
+            for _ in range(self.unjudged):
+                reason = reason or self._monitor.observe(between, 0.0)
+        self.unjudged, self.loss = 0, loss
+        # a gradient norm that was not measured is not judged
+        return reason or self._monitor.observe(loss, 0.0 if math.isnan(grad_norm) else grad_norm)

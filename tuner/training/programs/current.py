@@ -11,7 +11,6 @@ import json
 import os
 import socket
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ import torch
 
 from tuner.config import ParameterValue, StudySpec, settings_of
 from tuner.training import checkpoint, foreign_state, random_state
-from tuner.training.rate_source import rate_source
+from tuner.training.programs.conversation import file_of_rank
+from tuner.training.rate_source import RateSource, rate_source
 from tuner.training.trainer import Task
 from tuner.training.trial import StopTrial, Trial
 
@@ -35,99 +35,138 @@ class ProgramStopped(StopTrial, SystemExit):
     """Raised by `report` when the trial is over; uncaught it ends the program without a message."""
 
 
-def current_trial(*, lr: float = 1e-3, steps: int = 100, seed: int = 0) -> Trial:
+def current_trial(
+    *, lr: float = 1e-3, steps: int = 100, seed: int = 0, **params: ParameterValue
+) -> Trial:
     """Return the trial that this program trains, the same one at each call.
 
-    If no worker runs the program, the trial is inert, with these values.
+    If no worker runs the program, the trial is inert, with these values; `params` are further
+    parameters, such as a second rate.
     """
     if not _CURRENT:
         file = os.environ.get(TRIAL)
-        _CURRENT.append(_alone(lr, steps, seed) if file is None else _connected(Path(file)))
+        _CURRENT.append(
+            _alone(lr, steps, seed, params) if file is None else connected(Path(file))[0]
+        )
     return _CURRENT[0]
 
 
-def _connected(file: Path) -> Trial:
+def use(trial: Trial) -> None:
+    """Make a trial the one of this program."""
+    _CURRENT[:] = [trial]
+
+
+def connected(file: Path) -> tuple[Trial, Worker]:
+    """Return the trial that a file describes, and its connection to the worker."""
     about = json.loads(file.read_text())
     spec = StudySpec.model_validate_json(json.dumps(about["spec"]))
+    if spec.training.device == "cuda" and (local := os.environ.get("LOCAL_RANK")):
+        training = spec.training.model_copy(update={"device": f"cuda:{local}"})
+        spec = spec.model_copy(update={"training": training})
     task = Task(number=about["number"], seed=about["seed"], params=about["params"])
     states = random_state.seeded_all(task.seed, torch.device(spec.training.device))
     random_state.set_states(states)
-    settings = settings_of(spec, task.params, None)
-    folder = Path(about["checkpoint_dir"])
-    sink = _Worker(spec, task, settings.steps, states, folder, about["socket"])
-    return Trial(task, spec, settings, sink)
+    settings = settings_of(spec, task.params, about.get("training_rows"))
+    rates = rate_source(task.params, settings.steps, spec.study.direction)
+    rank = int(os.environ.get("RANK", "0"))
+    worker = Worker(about, rates, states, rank)
+    return Trial(task, spec, settings, worker), worker
 
 
-class _Worker:
-    """A `ReportSink` in the worker, through its socket."""
+class Worker:
+    """A `ReportSink` in the worker, through its socket; every rank has one."""
 
     def __init__(
         self,
-        spec: StudySpec,
-        task: Task,
-        steps: int,
-        states: dict[str, Any],
-        folder: Path,
-        address: str,
+        about: Mapping[str, Any],  # the trial's file
+        rates: RateSource,
+        states: dict[str, Any],  # random ones
+        rank: int,
     ) -> None:
         self.first_step = 0
-        self.rate_source = rate_source(task.params, steps, spec.study.direction)
-        self._spec, self._states, self._file = spec, states, folder / FILE
-        self._saved_at = time.monotonic()
+        self.rate_source = rates
+        self._first_step, self._states, self._rank = about["first_step"], states, rank
+        self._folder = Path(about["checkpoint_dir"])
+        self._due = False  # as of the last report, so that it is the same on all ranks
+        self._saves = 0
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.connect(address)
+        self._socket.connect(about["socket"])
+        self._socket.sendall(json.dumps({"rank": rank}).encode() + b"\n")
         self._answers = self._socket.makefile("rb")
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         """Report metrics."""
-        self._ask({"step": step, **metrics})
-        self.rate_source.evaluated(step, metrics[self._spec.study.metric])
+        answer = self.ask({"step": step, **metrics})
+        if (value := answer.get("value")) is not None:
+            self.rate_source.evaluated(step, value)
 
     def trained(self, step: int, loss: float, rate: float, grad_norm: float) -> None:
         """Report a row."""
-        self._ask({"step": step, "train_loss": loss, "lr": rate, "grad_norm": grad_norm})
+        self.ask({"step": step, "train_loss": loss, "lr": rate, "grad_norm": grad_norm})
 
     def due(self) -> bool:
         """Return whether a checkpoint is due."""
-        return time.monotonic() - self._saved_at >= self._spec.training.checkpoint_seconds
+        return self._due
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Save a state in the folder of checkpoints, which the worker keeps a copy of."""
+        """Save a state in the folder of checkpoints, which the worker keeps a copy of.
+
+        Of ranks other than 0 only the random states are saved.
+        """
+        self._saves += 1
+        self._due = False
+        random = foreign_state.encode(random_state.get_states(self._states))
+        if self._rank > 0:
+            checkpoint.write(self._file(self._saves), checkpoint.to_bytes({"random": random}))
+            self._file(self._saves - 2).unlink(missing_ok=True)  # the worker may read the last one
+            return
         content = {
             "state": foreign_state.encode(dict(state)),
             "pace": dict(self.rate_source.state()),
-            "random": foreign_state.encode(random_state.get_states(self._states)),
+            "random": random,
+            "saves": self._saves,
         }
-        checkpoint.write(self._file, checkpoint.to_bytes(content))
-        self._ask({"save": True})
-        self._saved_at = time.monotonic()
+        checkpoint.write(self._folder / FILE, checkpoint.to_bytes(content))
+        self.ask({"save": self._saves})
 
     def load(self) -> dict[str, Any] | None:
         """Return the saved state and continue from its step."""
-        if not self._file.exists():
+        file = self._folder / FILE
+        if not file.exists():
             return None
-        saved = foreign_state.decode(checkpoint.from_bytes(self._file.read_bytes()))
-        about = json.loads(Path(os.environ[TRIAL]).read_text())
-        self.first_step = about["first_step"]
+        saved = foreign_state.decode(checkpoint.from_bytes(file.read_bytes()))
+        self.first_step = self._first_step
         self.rate_source.restore(saved["pace"])
-        random_state.set_states(saved["random"])
+        self._saves = saved.get("saves", 0)
+        if self._rank == 0:
+            random_state.set_states(saved["random"])
+        elif (own := self._file(self._saves)).exists():
+            others = foreign_state.decode(checkpoint.from_bytes(own.read_bytes()))
+            random_state.set_states(others["random"])
         state: dict[str, Any] = saved["state"]
         return state
 
     def yield_to_trainer(self) -> None:
         """Do nothing: the worker is another process."""
 
-    def _ask(self, request: Mapping[str, Any]) -> None:
+    def ask(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Send a request and return the answer. Raise `ProgramStopped` and `ValueError`."""
         try:
             self._socket.sendall(json.dumps(request).encode() + b"\n")
             line = self._answers.readline()
         except OSError:
             line = b""
-        answer = json.loads(line) if line else {"stop": True}  # without a worker there is no trial
+        # without a worker there is no trial
+        answer: dict[str, Any] = json.loads(line) if line else {"stop": True}
         if "error" in answer:
             raise ValueError(answer["error"])
         if "stop" in answer:
             raise ProgramStopped
+        self._due = self._due or answer.get("due", False)
+        return answer
+
+    def _file(self, number: int) -> Path:
+        return self._folder / file_of_rank(self._rank, number)
 
 
 class _Nobody:
@@ -158,7 +197,7 @@ class _Nobody:
         """Do nothing."""
 
 
-def _alone(lr: float, steps: int, seed: int) -> Trial:
+def _alone(lr: float, steps: int, seed: int, more: Mapping[str, ParameterValue]) -> Trial:
     spec = StudySpec.model_validate_json(
         json.dumps(
             {
@@ -171,6 +210,8 @@ def _alone(lr: float, steps: int, seed: int) -> Trial:
             }
         )
     )
-    params = {one.name: one.lowest for one in spec.space.parameters()}
+    params = {one.name: one.lowest for one in spec.space.parameters()} | dict(more)
     task = Task(number=0, seed=seed, params=params)
-    return Trial(task, spec, settings_of(spec, params, None), _Nobody(params, steps))
+    trial = Trial(task, spec, settings_of(spec, params, None), _Nobody(params, steps))
+    trial.alone = True
+    return trial

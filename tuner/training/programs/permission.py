@@ -55,10 +55,20 @@ def code_digest(command: Sequence[str], allowed: Sequence[str]) -> str:
 
     Raise `WorkloadError` if the command is not allowed.
     """
-    refuse_unless_allowed(command, allowed)
     digest = hashlib.sha256(json.dumps(list(command)).encode())
-    for word in command:
-        file = Path(word)
-        if file.is_file() and not file.is_absolute() and file.stat().st_size <= DIGESTED:
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    for file in files_of(command, allowed):
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:16]
+
+
+def files_of(command: Sequence[str], allowed: Sequence[str]) -> list[Path]:
+    """Return the files that a command names, without large ones.
+
+    Raise `WorkloadError` if the command is not allowed.
+    """
+    refuse_unless_allowed(command, allowed)
+    return [
+        file
+        for file in map(Path, command)
+        if file.is_file() and not file.is_absolute() and file.stat().st_size <= DIGESTED
+    ]

@@ -1,0 +1,174 @@
+"""Several ranks in one trial: each stops where rank 0 stops, and none is left."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from dataclasses import replace
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from processes import end, processes_in, rows, start, tuner, until
+
+from tests.test_isolation import TASK, train, trainer_of
+from tests.test_own_loops import put, work
+from tests.test_programs import JOBS, PYTHON, here, job, programs, spec_of
+from tests.test_reference import curve_of
+from tuner.ledger import Ledger
+from tuner.training.programs.conversation import ProgramError
+from tuner.training.programs.decisions import STOP, Decisions, Position
+from tuner.training.trainer import Status
+
+__all__ = ["here"]  # a fixture
+
+GO = {"due": False}
+
+
+def row(step: int) -> Position:
+    return Position(step, is_row=True)
+
+
+def metrics(step: int) -> Position:
+    return Position(step, is_row=False)
+
+
+def test_a_rank_gets_the_answer_that_rank_0_gets_to_the_same_report():
+    decisions = Decisions(2)
+    assert decisions.arrive(1, row(0)) is None  # it waits for rank 0
+    assert decisions.arrive(0, row(0)) is None  # it is to be judged
+    decisions.decide(row(0), GO)
+    assert decisions.arrive(1, row(0)) is GO
+    decisions.arrive(0, row(1))
+    decisions.decide(row(1), {"due": True})
+    decisions.arrive(0, row(2))
+    decisions.decide(row(2), GO)
+    assert decisions.arrive(1, row(1)) == {"due": True}  # it is behind
+    assert decisions.arrive(1, metrics(2)) == {}  # rank 0 has not made this report
+
+
+@pytest.mark.parametrize("ahead", [0, 1], ids=["rank 0 arrives first", "rank 1 arrives first"])
+def test_all_ranks_stop_at_the_same_report(ahead):
+    decisions = Decisions(2)
+    for rank in (0, 1):
+        decisions.arrive(rank, row(0))
+        decisions.decide(row(0), GO)
+    decisions.stopping = True
+    assert decisions.arrive(1, row(0)) is GO  # rank 0 has gone on from there
+    assert decisions.arrive(ahead, row(1)) is STOP
+    assert decisions.arrive(1 - ahead, row(1)) is STOP
+
+
+def test_a_stop_at_metrics_of_rank_0_alone_comes_at_the_next_row():
+    decisions = Decisions(2)
+    for rank in (0, 1):
+        decisions.arrive(rank, row(0))
+        decisions.decide(row(0), GO)
+    decisions.arrive(0, metrics(1))  # pruned
+    decisions.stopping = True
+    assert decisions.arrive(0, metrics(1)) == {}
+    assert decisions.arrive(1, row(1)) is STOP
+    assert decisions.arrive(0, row(1)) is STOP
+
+
+def test_a_stop_of_ranks_that_never_report_is_not_delayed():
+    decisions = Decisions(4)
+    decisions.stopping = True
+    assert decisions.arrive(0, metrics(0)) is STOP
+
+
+def test_answers_are_forgotten_after_a_while(monkeypatch):
+    monkeypatch.setattr("tuner.training.programs.decisions.KEPT", 3)
+    decisions = Decisions(2)
+    for step in range(5):
+        decisions.arrive(0, row(step))
+        decisions.decide(row(step), {"step": step})
+    assert [decisions.arrive(1, row(step)) for step in range(5)] == [
+        {}, {}, {"step": 2}, {"step": 3}, {"step": 4},
+    ]  # fmt: skip
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+PROCESSES = 'processes = 2\nfolder = "trial"'
+WORDS = ["python", "ranks.py", "--lr", "{lr}", "--epochs", "{steps}", "--folder"]
+
+
+@pytest.mark.slow
+def test_a_job_of_two_ranks_is_pruned_and_diverges_on_both(ledger: Ledger, here, tmp_path):
+    (here / "ranks.py").write_text((JOBS / "ranks.py").read_text())
+    spec = spec_of(
+        [*WORDS[1:], "{checkpoint_dir}"],
+        workload={"processes": 2},
+        space={"lr": [0.3, 0.001, 1e25], "schedule": "constant", "optimizer": "sgd"},
+        search={"sampler": "grid", "pruner": {"name": "median", "startup_trials": 1}},
+        budget={"trials": 3},
+    )
+    put(ledger, spec, PYTHON)
+    work(ledger, tmp_path, "program", PYTHON)
+    assert [trial.state for trial in ledger.trials(1)] == ["completed", "pruned", "diverged"]
+    for number in range(3):
+        (output,) = (here / ".tuner" / "programs").glob(f"*/trial-{number}-*/output.log")
+        left = dict(re.findall(r"rank (\d) leaves at epoch (\d+)", output.read_text()))
+        assert left.keys() == {"0", "1"}
+        assert left["0"] == left["1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.nightly)],
+    ids=lambda number: number.name,
+)
+def test_an_interrupted_job_of_two_ranks_goes_on_at_its_checkpoint(tmp_path, number):
+    words = [*WORDS, "{checkpoint_dir}", "--pause", "0.3"]
+    folder = job(tmp_path, words, [0.2], PROCESSES)
+    (folder / "ranks.py").write_text((JOBS / "ranks.py").read_text())
+    text = (folder / "study.toml").read_text()
+    text = text.replace("evaluate_every = 2", "evaluate_every = 2\ncheckpoint_seconds = 0.01")
+    (folder / "study.toml").write_text(text)
+    process = start(folder, "run", "study.toml", cold=number == signal.SIGKILL)
+    until(lambda: rows(folder, "SELECT 1 FROM tuner_checkpoints WHERE step > 3"), "a checkpoint")
+    ranks = programs(folder)
+    assert len(ranks) >= 3  # two ranks and their launcher
+    os.kill(process.pid, number)
+    end(process)
+    psutil.wait_procs(ranks, timeout=60)
+    until(lambda: not processes_in(folder) and not programs(folder), "the end of all ranks")
+    done = end(start(folder, "run", "study.toml", "--json"), seconds=240)
+    assert done.code == 0, done.err
+    assert done.json["trials"]["completed"] == 1
+    (first,), (second,) = rows(folder, "SELECT first_step FROM tuner_attempts ORDER BY number")
+    assert first == 0
+    assert second > 3
+    assert tuner(folder, "doctor", "--json").json["problems"] == []
+
+
+@pytest.mark.slow
+def test_a_train_function_on_two_ranks_measures_the_same_when_it_is_resumed(here):
+    """Its metrics are of rank 0 alone; the random numbers are those of each rank."""
+    drawn = [torch.Generator().manual_seed(3 + rank) for rank in (0, 1)]
+    expected = [sum(torch.rand((), generator=one).item() for one in drawn) for _ in range(12)]
+    trainer = trainer_of("on_ranks", processes=2)
+    trainer.admit(TASK)
+    events = []
+    while not events or events[-1].next_step < 6:
+        events += trainer.advance(6 - (events[-1].next_step if events else 0))
+    snapshot = trainer.snapshot(0)
+    trainer.evict(0)
+    assert (here / "rank-0").read_text() == (here / "rank-1").read_text()
+    rest = train(trainer, replace(TASK, snapshot=snapshot))
+    assert rest[0].first_step > 3
+    assert rest[-1].status is Status.FINISHED
+    measured = curve_of(rest)[0]["train_loss"]
+    np.testing.assert_allclose(measured, expected[-len(measured) :], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_ends_the_others_and_is_the_reason(here):
+    with pytest.raises(ProgramError, match="rank 1: ended by SIGKILL"):
+        train(trainer_of("dying", processes=2), TASK)
+    pids = [int((here / f"pid-{rank}").read_text()) for rank in (0, 1)]
+    assert not [pid for pid in pids if psutil.pid_exists(pid)]

@@ -1,0 +1,93 @@
+"""The files that a study's code consists of, and their digests; nothing is imported or run.
+
+They are the module of its function and what that imports from the same package, found by reading
+the import statements. A worker with other files refuses the study and names them.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tuner.config.study import WorkloadTable
+from tuner.core.importing import allow_from_current_folder
+from tuner.training import registration, workloads
+from tuner.training.programs import permission
+
+MOST_FILES = 1000
+"""Further files of a package are not compared."""
+
+_IMPORTED: dict[str, dict[str, str]] = {}
+"""Of each module when this process first asked for it, which is before it is imported."""
+
+
+def digests(table: WorkloadTable, prefixes: Sequence[str]) -> dict[str, str]:
+    """Return 16 hexadecimal digits of a SHA-256 for each file of a study's code, by path.
+
+    Paths are relative to the folder of the package, or to this folder for a command. Raise
+    `WorkloadError` if the code is not allowed or not found.
+    """
+    if table.command is not None:
+        files = permission.files_of(table.command, prefixes)
+        return {str(file): _digest(file.read_bytes()) for file in files}
+    module = registration.module_of(table.function, prefixes)
+    if module in sys.modules and module in _IMPORTED:
+        return _IMPORTED[module]
+    allow_from_current_folder(prefixes)
+    found = of_module(workloads._source(table.function, module), module)
+    _IMPORTED[module] = found
+    return found
+
+
+def of_module(source: Path, module: str) -> dict[str, str]:
+    """Return the digests of a module at `source` and of what it imports from its package."""
+    parts = module.split(".")
+    above = source.parent if source.name == "__init__.py" else source.with_suffix("")
+    root = above.parents[len(parts) - 1]
+    examples = registration.EXAMPLES.removesuffix(".")
+    package = examples if f"{module}.".startswith(registration.OWN) else parts[0]
+    found: dict[str, str] = {}
+    modules = [module]
+    while modules:
+        for one in itertools.accumulate(modules.pop().split("."), "{}.{}".format):
+            file = _file(root, one)
+            if file is None or not f"{one}.".startswith(f"{package}."):
+                continue
+            name = file.relative_to(root).as_posix()
+            if name not in found and len(found) < MOST_FILES:
+                content = file.read_bytes()
+                found[name] = _digest(content)
+                modules += _imports(content, one, is_package=file.name == "__init__.py")
+    return dict(sorted(found.items()))
+
+
+def _file(root: Path, module: str) -> Path | None:
+    place = root.joinpath(*module.split("."))
+    for file in (place / "__init__.py", place.with_suffix(".py")):
+        if file.is_file():
+            return file
+    return None
+
+
+def _imports(content: bytes, module: str, *, is_package: bool) -> Iterator[str]:
+    """Yield the names of modules that a module may import; some are functions or classes."""
+    try:
+        tree = ast.parse(content)
+    except (SyntaxError, ValueError):  # its import says so
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = module.split(".")
+            above = above[: len(above) + is_package - node.level] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield from (f"{base}.{alias.name}" for alias in node.names if base)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
