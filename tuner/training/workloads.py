@@ -450,10 +450,10 @@ def _problems(workload: Workload) -> Iterator[str]:
     """Yield a line for each mistake that would make training fail or its results wrong."""
     fine = True
     parts: dict[str, tuple[Tensor, Tensor]] = {}
-    for part in PARTS:
-        if getattr(workload, part) is None:
-            parts[part] = getattr(workload, f"{part}_inputs"), getattr(workload, f"{part}_targets")
-        elif problem := _problem_of_loader(workload, part):
+    for own in PARTS:
+        if getattr(workload, own) is None:
+            parts[own] = getattr(workload, f"{own}_inputs"), getattr(workload, f"{own}_targets")
+        elif problem := _problem_of_loader(workload, own):
             fine = False
             yield problem
     if workload.holdout is not None:
