@@ -27,7 +27,7 @@ from tuner.training.trainer_choice import (
 def spec_of(trials, space=None, **training):
     content = make_spec(**training).model_dump(mode="json")
     plain = {"lr": 0.01, "schedule": "constant", "optimizer": "sgd"}
-    content |= {"budget": {"trials": trials}, "space": plain | (space or {})}
+    content |= {"budget": {"trials": trials, "decide": 0}, "space": plain | (space or {})}
     return StudySpec.model_validate(content)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import textwrap
 import tomllib
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tuner.config import building, reading
 from tuner.training.programs import current
+from tuner.training.workloads import Workload
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -33,6 +35,8 @@ RUN_BY = {
     "cohorts.md": "here",
     "space.md": "here",
     "programs.md": "here",
+    "loaders.md": "test_loaders",
+    "integrations.md": "test_integrations",
 }
 """Where the Python of a page runs."""
 
@@ -77,7 +81,7 @@ def test_each_group_of_the_documented_function_has_its_own_rate() -> None:
             super().__init__()
             self.body, self.head = nn.Linear(2, 2), nn.Linear(2, 1)
 
-    trial = current._alone(lr=0.1, steps=4, seed=0)
+    trial = current._alone(lr=0.1, steps=4, seed=0, more={})
     seen = SimpleNamespace(lr=trial.lr, schedule=made.append)
     run(block, Model=Model)["train"](seen, head_lr=0.5)
     trial.schedule(made[0])
@@ -106,7 +110,8 @@ def test_the_documented_script_runs_without_a_worker(monkeypatch: pytest.MonkeyP
 
 
 def test_the_documented_loader_gives_an_epoch_the_same_batches() -> None:
-    (block,) = blocks(ROOT / "docs" / "cohorts.md", "python")
+    factory, block = blocks(ROOT / "docs" / "cohorts.md", "python")
+    assert run(factory, functools=functools, nn=nn, Workload=Workload)["mlp"](0.1, 0.2) is None
     dataset = TensorDataset(torch.arange(128.0))
     batches = run(block, DataLoader=DataLoader, dataset=dataset)["batches"]
     first, again, other = (torch.cat([rows for (rows,) in batches(epoch)]) for epoch in (0, 0, 1))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+
 import numpy as np
+import processes
 import pytest
 from helpers import claim, completed, draw, drawn, rows, submit
 from training_here import PREFIXES, submitted, train
@@ -152,3 +155,34 @@ def test_a_kept_checkpoint_is_gone_on_from_bit_by_bit(ledger, places, monkeypatc
     further = extend.extend(ledger, places, done.study, [0], steps=4, prefixes=PREFIXES)
     assert further.trials[0].continued == 36
     assert rerun.rerun(ledger, further.study, 0, PREFIXES).equal
+
+
+KEPT = {"trials": "2", "checkpoint_seconds": "0.001\nkeep_checkpoint = true"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["extend.begun", "checkpoint.renamed", "outcome.before_commit"])
+def test_an_extension_that_is_killed_resumes_and_its_records_are_whole(tmp_path, place):
+    study = processes.STUDY.replace('["constant", "cosine"]', '"constant"')
+    folder = processes.prepare(tmp_path, study.replace("10.0", "0.1"), pruner='"none"', **KEPT)
+    processes.train_here(folder)
+    command = ("extend", "small", "1", "--steps", "20", "--json")
+    armed = {"TUNER_FAILPOINTS": f"{place}=kill@1"}
+    killed = processes.tuner(folder, *command, env=armed)
+    assert (killed.code, killed.out) == (-signal.SIGKILL, "")
+    done = processes.tuner(folder, *command)
+    assert done.code == 0, done.err
+    assert done.json["trials"][0]["continued"] == 40
+    assert "goes on from the checkpoint of step 40" in done.json["trials"][0]["sentence"]
+    for name in ("small", "small to 60 steps"):
+        processes.assert_whole(folder, name=name)
+    reader = processes.reader(folder)
+    assert rerun.rerun(reader, reader.study("small to 60 steps"), 0, PREFIXES).equal
+    reader.engine.dispose()
+    left = {str(file.relative_to(folder / ".tuner")) for file in folder.rglob("*.pt")}
+    assert {one.rpartition("/")[0] for one in left} == {
+        "checkpoints/1/0",
+        "checkpoints/1/1",
+        "checkpoints/2/0",
+    }
+    assert len(left) == 3, left

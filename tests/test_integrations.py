@@ -46,13 +46,13 @@ class Job:
 
 
 ALL = [
-    Job("lightning", good=0.1, low=1e-4, high=1e6, steps=400),
+    Job("lightning", good=0.1, low=1e-4, high=1e30, steps=400),
     Job("transformers", good=1e-3, low=1e-6, high=1e30, steps=100),
-    Job("accelerate", good=0.1, low=1e-4, high=1e6, steps=200),
-    Job("skorch", good=0.1, low=1e-4, high=1e6, steps=200),
-    Job("ignite", good=0.1, low=1e-4, high=1e6, steps=400),
+    Job("accelerate", good=0.1, low=1e-4, high=1e30, steps=200),
+    Job("skorch", good=0.1, low=1e-4, high=1e30, steps=200),
+    Job("ignite", good=0.1, low=1e-4, high=1e30, steps=400),
     # persistent workers go on with random numbers of their own, which nobody can save
-    Job("loaders", good=0.1, low=1e-4, high=1e6, steps=100, repeats=False),
+    Job("loaders", good=0.1, low=1e-4, high=1e30, steps=100, repeats=False),
 ]
 EACH = pytest.mark.parametrize("job", ALL, ids=lambda job: job.name)
 

@@ -28,6 +28,7 @@ from tuner.ledger.leases import (
     LeaseTable,
 )
 from tuner.ledger.publications import Publications
+from tuner.ledger.retrainings import LOG
 from tuner.ledger.tables import metadata
 from tuner.ledger.timetables import Timetables
 from tuner.worker.lease_renewer import LeaseRenewer
@@ -65,6 +66,14 @@ def retraining_of(ledger, lease):
     return replace(held, token=lease.token)
 
 
+def end_retraining(ledger, lease):
+    held = retraining_of(ledger, lease)
+    found = {"origin": {}, "value": None, "failed": "It broke.", "retuned": None}
+    held = Retrainings(ledger).advance(held, LOG, found)
+    held = Retrainings(ledger).advance(held, LOG, {"run_id": None, "version": None, "champion": 1})
+    return Retrainings(ledger).end(held, "failed", "It broke.")
+
+
 def claim_run(ledger, study, worker, gone):
     held = Timetables(ledger).claim(worker, gone)
     return held and held.lease
@@ -94,9 +103,7 @@ KINDS = {
     "retraining": Kind(
         RETRAININGS,
         claim_retraining,
-        lambda ledger, study, lease: Retrainings(ledger).end(
-            retraining_of(ledger, lease), "kept", "No better."
-        ),
+        lambda ledger, study, lease: end_retraining(ledger, lease),
         lambda ledger, study, lease: Retrainings(ledger).release(retraining_of(ledger, lease)),
     ),
     "timetable run": Kind(

@@ -247,6 +247,7 @@ FENCED = {
     ),
     "release": lambda ledger, lease: ledger.release(lease, "interrupted", "Ctrl-C"),
     "begin_at_first_step": lambda ledger, lease: ledger.begin_at_first_step(lease),
+    "begin_with": lambda ledger, lease: ledger.begin_with(lease, rows(0, 40)),
 }
 
 

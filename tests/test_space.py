@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import html
 import json
 import random
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import claim, completed, diverged, drawn, spec, submit
+from helpers import claim, completed, diverged, drawn, rows, spec, submit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 from pydantic import ValidationError
 
+from tuner.analysis import ranking
 from tuner.analysis.effects import effects
 from tuner.config import Space, StudySpec, settings_of
 from tuner.config.constraints import Constraint
@@ -22,7 +24,9 @@ from tuner.config.grid import Grid
 from tuner.config.parameters import has
 from tuner.config.reading import changed, parse
 from tuner.core.errors import StudyFileError
-from tuner.report import sentences
+from tuner.operations import export
+from tuner.report import page, sentences
+from tuner.report.findings import gather
 from tuner.search import Search
 from tuner.search.mirror import frozen
 
@@ -134,6 +138,36 @@ def test_any_space_is_drawn_stored_resumed_and_read_by_plain_optuna(
             assert distribution._contains(distribution.to_internal_repr(value))
             if isinstance(distribution, CategoricalDistribution):
                 assert value in distribution.choices
+
+
+@settings(max_examples=3, deadline=None)
+@given(raw=spaces())
+def test_any_space_is_reported_and_exported(
+    new_ledger: Any, tmp_path_factory: pytest.TempPathFactory, raw: dict[str, Any]
+) -> None:
+    """Written as the page with its pictures: a name or a value that no chart expects is here."""
+    ledger, folder = new_ledger(), tmp_path_factory.mktemp("report")
+    study = submit(ledger, space=raw, training=BY_EPOCHS)
+    search = Search(study, ledger)
+    for value in range(8):
+        held, _ = drawn(ledger, study, search)
+        outcome = diverged() if value == 2 else completed(float(value))
+        ledger.finish(held.lease, outcome, chunk=rows(0, 4, evaluate_every=2))
+    found = gather(ledger, study)
+    text = html.unescape(page.write_study(found, folder).page.read_text())
+    best = ledger.best(study)
+    assert best is not None
+    params = best.params or {}
+    assert ranking.in_short(params) in text
+    shown = [
+        f"{name} {params[name]}" for name in found.varied() if isinstance(params.get(name), str)
+    ]
+    assert all(one in text for one in shown)
+    table = export.trials(ledger, study)
+    for name in {key for trial in found.trials for key in trial.params or {}}:
+        exists = [name in (trial.params or {}) for trial in found.trials]
+        assert table[f"params_{name}"].notna().tolist() == exists, name
+    export.export(ledger, study, folder, "csv")
 
 
 @settings(max_examples=10, deadline=None)

@@ -172,7 +172,7 @@ def _command(workload: Table | None, space: Table | None, study: Table | None) -
         parameters = space.parameters()
         fixed = {one.name: one.lowest for one in parameters if not one.varies}
         always = {one.name for one in parameters if one.exists(fixed)}
-        known = {"lr", "schedule", "optimizer", *always, *PROGRAM_VALUES}
+        known = {*always, *PROGRAM_VALUES}
         for name in sorted(used - known):
             expected = f"placeholders for what every trial has: {', '.join(sorted(known))}"
             if name in {one.name for one in parameters}:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import pickle
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,11 +37,11 @@ class SavedFiles:
 
     def __init__(self, trial: Trial) -> None:
         self._trial = trial
-        self._folder = tempfile.TemporaryDirectory(prefix="tuner-")
         saved = trial.checkpoint.load()
-        self.folder = Path(self._folder.name)
         self.found = saved is not None
         """Whether there is a checkpoint to resume from."""
+        self.folder = Path(tempfile.mkdtemp(prefix="tuner-"))
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self._are_data: bool | None = None  # None: not known yet
         if saved is not None:
             checkpoint_files.restore(saved[FILES], self.folder)

@@ -30,6 +30,7 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils.logging import disable_progress_bar
 
 from tuner.integrations.ranks import on_first_rank
 from tuner.integrations.saving import SavedFiles
@@ -80,6 +81,7 @@ def attach(trial: Trial, trainer: Trainer) -> str | None:
     trainer.add_callback(callback)
     for one in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(one)
+    disable_progress_bar()
     if trainer.lr_scheduler is None:
         trainer.lr_scheduler = trial.schedule(trainer.create_optimizer())
     return str(callback.saved.folder) if callback.saved.found else None

@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 
 from tuner.analysis import ranking
+from tuner.config import CHOSEN
 from tuner.core.outputs import replacing, writing_into
 from tuner.ledger import TrialRecord
 from tuner.report import markup, sentences
@@ -166,7 +167,7 @@ def _studies(studies: Sequence[Findings]) -> str:
 def _trials(found: Findings) -> str:
     ranked = ranking.ranked(found.study, found.trials)
     metric = found.study.spec.study.metric
-    head = ("trial", "lr", "schedule", "optimizer", "steps", metric, "verdict", "outcome", "why")
+    head = ("trial", *CHOSEN, "steps", metric, "verdict", "outcome", "why")
     names = found.varied()
     rows = [_row(found, one, names) for one in ranked[:ROWS]]
     text = ""
@@ -208,8 +209,7 @@ def _row(found: Findings, trial: TrialRecord, names: Sequence[str]) -> list[Cell
     return [
         Cell(text=str(trial.number), number=trial.number, link=found.links.get(trial.number)),
         Cell(text=_shown(rate), number=rate),
-        Cell(text=_shown(params.get("schedule"))),
-        Cell(text=_shown(params.get("optimizer"))),
+        *(Cell(text=_shown(params.get(name))) for name in CHOSEN if name != "lr"),
         Cell(text=str(trial.steps), number=trial.steps),
         Cell(text=f"{value:.4g}" if known else "", number=value if known else None),
         Cell(text=str(verdict or "")),
