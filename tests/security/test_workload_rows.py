@@ -128,7 +128,10 @@ def put(ledger: Ledger, name: str, table: Mapping[str, Any], code: str) -> Study
     study, _ = submit.submit(ledger, spec, submit.prepare(spec, PREFIXES).description)
     if table:
         content = json.loads(spec.model_dump_json()) | {"workload": dict(table)}
-        changed = {"spec": json.dumps(content), "workload": {**study.workload, "code": code}}
+        changed = {
+            "spec": json.dumps(content),
+            "workload": {**study.workload, "code": code, "files": None},
+        }
         with ledger.engine.begin() as tx:
             tx.execute(update(studies).where(studies.c.id == study.id).values(**changed))
     return ledger.study(name)

@@ -43,8 +43,12 @@ def main() -> int:
     try:
         elastic_launch(config, program)(*arguments)
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        code = failure.exitcode
+        # what was ended by a signal failed first: the exceptions of others follow from it
+        failures = {
+            rank: (one.exitcode >= 0, one.timestamp) for rank, one in error.failures.items()
+        }
+        rank = min(failures, key=failures.__getitem__)
+        code = error.failures[rank].exitcode
         how = f"exit code {code}" if code >= 0 else f"ended by {signal.Signals(-code).name}"
         sys.stdout.write(f"rank {rank}: {how}\n")
         return code if code >= 0 else 128 - code
