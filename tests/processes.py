@@ -148,7 +148,7 @@ def start(
     )
 
 
-def end(process: subprocess.Popen[str], seconds: float = 120) -> Done:
+def end(process: subprocess.Popen[str], seconds: float = 240) -> Done:
     """Wait for a process, and for its recorder, which shares its standard error."""
     try:
         out, err = process.communicate(timeout=seconds)
