@@ -37,7 +37,7 @@ test: .venv/.installed-dev .venv/.chromium .venv/.pgbouncer  ## every test that 
 	$(PYTEST) -m 'not nightly and not integrations'
 
 integrations: .venv/.installed-integrations  ## the adapters to training libraries, with these libraries
-	$(PYTEST) -m integrations tests/test_integrations.py
+	$(PYTEST) -m integrations
 
 nightly: .venv/.installed-dev .venv/.chromium .venv/.pgbouncer  ## the rest: tutorial, tour, chaos, pages, soak
 	$(PYTEST) -m nightly
