@@ -13,6 +13,7 @@ from tuner.core import curves
 from tuner.core.curves import Chunk
 from tuner.core.outcome import COMPLETED, DIVERGED, PRUNED, Outcome
 from tuner.ledger import CheckpointRecord, Claim, Lease, Ledger, Report, StudyRecord
+from tuner.ledger.retrainings import LOG
 from tuner.ledger.tables import metadata
 from tuner.search import Search
 from tuner.search.mirror import Mirror
@@ -196,3 +197,14 @@ def cases(table: str) -> list[tuple[str, str]]:
         for first, *rest in blocks
         if not first.startswith("# ")
     ]
+
+
+def end_retraining(retrainings, held, reason="It broke."):
+    """End a retraining whose workload raised, as `tuner retrain` does, with all results."""
+    params = {"lr": 0.1, "schedule": "constant", "optimizer": "sgd"}
+    origin = {"study": held.study, "version": 1, "trial": 0, "best": 0}
+    origin |= {"params": params, "lr_range": [0.1, 0.1]}
+    found = {"origin": origin, "value": None, "failed": reason, "retuned": None}
+    held = retrainings.advance(held, LOG, found)
+    held = retrainings.advance(held, LOG, {"run_id": None, "version": None, "champion": 1})
+    return retrainings.end(held, "failed", reason)

@@ -89,7 +89,7 @@ def test_each_group_of_the_documented_function_has_its_own_rate() -> None:
 
 
 def test_the_documented_script_runs_without_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    (block,) = blocks(ROOT / "docs" / "programs.md", "python")
+    block, _of_ranks = blocks(ROOT / "docs" / "programs.md", "python")  # see test_ranks
     monkeypatch.setattr(current, "_CURRENT", [])
     monkeypatch.delenv(current.TRIAL, raising=False)
     steps: list[float] = []

@@ -31,8 +31,15 @@ def test_a_job_needs_few_lines(name):
     assert 0 < sum(line.endswith("# tuner") for line in lines) <= MOST_LINES
 
 
+def is_stopped(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_STOPPED
+    except psutil.NoSuchProcess:
+        return False
+
+
 def stopped(folder: Path) -> list[psutil.Process]:
-    return [one for one in processes_in(folder) if one.status() == psutil.STATUS_STOPPED]
+    return [one for one in processes_in(folder) if is_stopped(one)]
 
 
 @pytest.mark.slow

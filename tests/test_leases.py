@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
-from helpers import completed, contents, expire, submit
+from helpers import completed, contents, end_retraining, expire, submit
 from processes import until
 
 from tuner.core.cron import Timetable
@@ -28,7 +28,6 @@ from tuner.ledger.leases import (
     LeaseTable,
 )
 from tuner.ledger.publications import Publications
-from tuner.ledger.retrainings import LOG
 from tuner.ledger.tables import metadata
 from tuner.ledger.timetables import Timetables
 from tuner.worker.lease_renewer import LeaseRenewer
@@ -66,17 +65,6 @@ def retraining_of(ledger, lease):
     return replace(held, token=lease.token)
 
 
-def end_retraining(ledger, lease):
-    held = retraining_of(ledger, lease)
-    origin = {"study": "small", "version": 1, "trial": 0, "best": 0}
-    params = {"lr": 0.1, "schedule": "constant", "optimizer": "sgd"}
-    origin |= {"params": params, "lr_range": [0.1, 0.1]}
-    found = {"origin": origin, "value": None, "failed": "It broke.", "retuned": None}
-    held = Retrainings(ledger).advance(held, LOG, found)
-    held = Retrainings(ledger).advance(held, LOG, {"run_id": None, "version": None, "champion": 1})
-    return Retrainings(ledger).end(held, "failed", "It broke.")
-
-
 def claim_run(ledger, study, worker, gone):
     held = Timetables(ledger).claim(worker, gone)
     return held and held.lease
@@ -106,7 +94,9 @@ KINDS = {
     "retraining": Kind(
         RETRAININGS,
         claim_retraining,
-        lambda ledger, study, lease: end_retraining(ledger, lease),
+        lambda ledger, study, lease: end_retraining(
+            Retrainings(ledger), retraining_of(ledger, lease)
+        ),
         lambda ledger, study, lease: Retrainings(ledger).release(retraining_of(ledger, lease)),
     ),
     "timetable run": Kind(

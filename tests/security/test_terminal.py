@@ -8,7 +8,7 @@ import logging
 import sys
 
 import pytest
-from helpers import claim, completed, draw, rows, submit, went_on
+from helpers import claim, completed, draw, end_retraining, rows, submit, went_on
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -103,7 +103,7 @@ def filled(tracked: Ledger, tmp_path, monkeypatch) -> Ledger:
     claim(tracked, study)
     retrainings = Retrainings(tracked)
     held, _ = retrainings.claim(study.name, "2026-01-01", "model", "worker")
-    retrainings.end(held, "failed", "It failed.")
+    end_retraining(retrainings, held, "It failed.")
     times = Timetables(tracked)
     when = Timetable(expression="* * * * *", zone="UTC", grace=60, catch_up="all", overlap="skip")
     times.add("small", study.name, when, enabled=True)

@@ -35,6 +35,7 @@ from tuner.ledger.records import (
     EXTENSION,
     FIXED,
     HISTORY,
+    LARGEST,
     OPEN,
     PARENT,
     PAUSED,
@@ -54,6 +55,7 @@ from tuner.ledger.records import (
     is_count,
     sizes_of,
     specification,
+    titled,
 )
 
 RUNG = "completed_rung_"
@@ -215,9 +217,8 @@ def _is_scalar(value: object) -> bool:
 
 
 def _is_parent(value: object) -> bool:
-    return (
-        isinstance(value, dict) and is_count(value.get("trial")) and _is_label(value.get("study"))
-    )
+    is_title = _is_no_longer_than(len(titled("", LARGEST)) + NAME_LIMIT)
+    return isinstance(value, dict) and is_count(value.get("trial")) and is_title(value.get("study"))
 
 
 def _is_measured(value: object) -> bool:
