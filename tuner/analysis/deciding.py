@@ -56,8 +56,9 @@ def decision(ledger: Reader, study: StudyRecord) -> Decision | None:
     most = racing.candidates_within(reserved)
     if not most:
         return None
-    asked = questions(study, ledger.trials(study.id), most)
-    return decision_on(ledger, study, asked, within(reserved)) if asked else None
+    trials = ledger.trials(study.id)
+    asked = questions(study, trials, most)
+    return decision_on(ledger, study, trials, asked, within(reserved)) if asked else None
 
 
 def within(trainings: int) -> Limits:
@@ -66,11 +67,15 @@ def within(trainings: int) -> Limits:
 
 
 def decision_on(
-    ledger: Reader, study: StudyRecord, asked: Sequence[Question], limits: Limits
+    ledger: Reader,
+    study: StudyRecord,
+    trials: Sequence[TrialRecord],
+    asked: Sequence[Question],
+    limits: Limits,
 ) -> Decision:
-    """Return what the new trials of a study decide of these questions."""
+    """Return what the new trials of a study decide of these questions about its `trials`."""
     wanted = dict.fromkeys(number for one in asked for number in one.candidates)
-    found = {one.number: one for one in ledger.trials(study.id) if one.number in wanted}
+    found = {one.number: one for one in trials if one.number in wanted}
     again = existing(ledger, study)
     sign = 1 if study.spec.study.direction == "minimize" else -1
     ended: dict[Cell, float | None] = {}

@@ -10,17 +10,18 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from sqlalchemy import Connection, and_, select, update
+from sqlalchemy import Connection, and_, or_, select, update
 
 from tuner.core.curves import Chunk
 from tuner.core.errors import LeaseLost, UnreadableError
 from tuner.ledger import entries, rows
-from tuner.ledger.decoding import readable, study_of
+from tuner.ledger.decoding import readable, studies_of, study_of
 from tuner.ledger.lease_writer import LeaseWriter
 from tuner.ledger.leases import ATTEMPTS, Gone, renewed
 from tuner.ledger.reading import has_live_attempt, read_trials
 from tuner.ledger.records import (
     CONTINUED,
+    ENDED,
     OPEN,
     STALE,
     AttemptLease,
@@ -35,6 +36,7 @@ from tuner.ledger.tables import (
     IS_LIVE,
     IS_RUNNING,
     attempts,
+    studies,
     trials,
 )
 
@@ -45,13 +47,20 @@ class Attempts(LeaseWriter):
     @retry_on_disconnect
     def trainable(self) -> list[StudyRecord]:
         """Read the open studies that have budget for a new trial or a trial that has not ended."""
+        busy = studies.c.id.in_(select(trials.c.study_id).where(IS_RUNNING))
+        has_budget = studies.c.reserved < studies.c.limit
         with self._reading() as tx:
-            busy = set(tx.scalars(select(trials.c.study_id).where(IS_RUNNING).distinct()))
-        return [
-            study
-            for study in self.studies()
-            if study.state == OPEN and (study.reserved < study.limit or study.id in busy)
-        ]
+            query = select(studies).where(studies.c.state == OPEN, or_(has_budget, busy))
+            return studies_of(tx.execute(query.order_by(studies.c.id)))
+
+    @retry_on_disconnect
+    def revisions_after_search(self) -> dict[int, int]:
+        """Read the ids and revisions of the studies whose search is over."""
+        is_full = and_(studies.c.state == OPEN, studies.c.reserved >= studies.c.limit)
+        query = select(studies.c.id, studies.c.revision)
+        with self._reading() as tx:
+            rows = tx.execute(query.where(or_(studies.c.state == ENDED, is_full)))
+            return {row.id: row.revision for row in rows}
 
     def claim(self, study_id: int, worker: str, environment: Mapping[str, Any]) -> Claim | None:
         """Claim one trial, see `claim_together`; return None if there is none."""

@@ -155,7 +155,8 @@ def advance(ledger: Ledger, study: StudyRecord, asked: Question, seeds: int) -> 
 
 
 def _decision(ledger: Reader, study: StudyRecord, asked: Question, seeds: int) -> Decision:
-    return deciding.decision_on(ledger, study, [asked], Limits(rounds=seeds))
+    trials = ledger.trials(study.id)
+    return deciding.decision_on(ledger, study, trials, [asked], Limits(rounds=seeds))
 
 
 def compare(ledger: Reader, study: StudyRecord, asked: Question, seeds: int) -> Confirmation:

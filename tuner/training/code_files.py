@@ -38,7 +38,7 @@ def digests(table: WorkloadTable, prefixes: Sequence[str]) -> dict[str, str]:
     if module in sys.modules and module in _IMPORTED:
         return _IMPORTED[module]
     allow_from_current_folder(prefixes)
-    found = of_module(workloads._source(table.function, module), module)
+    found = of_module(workloads.source_of(table.function, module), module)
     _IMPORTED[module] = found
     return found
 

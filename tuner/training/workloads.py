@@ -329,7 +329,7 @@ def code_digest(name: str, allowed_prefixes: Sequence[str] = ALLOWED_PREFIXES) -
     if module in sys.modules and module in _DIGESTS:
         return _DIGESTS[module]
     allow_from_current_folder(allowed_prefixes)
-    return _digest(_source(name, module))
+    return _digest(source_of(name, module))
 
 
 def _digest(source: Path) -> str:
@@ -384,7 +384,7 @@ def find(name: str, allowed_prefixes: Sequence[str], kind: Kind) -> Callable[...
     """Return a function, importing its module if that is allowed. Raise `WorkloadError`."""
     module_name = registration.module_of(name, allowed_prefixes)
     digest = code_digest(name, allowed_prefixes)
-    source = _source(name, module_name)
+    source = source_of(name, module_name)
     try:
         module = importlib.import_module(module_name)
     except KeyboardInterrupt:
@@ -403,7 +403,7 @@ def find(name: str, allowed_prefixes: Sequence[str], kind: Kind) -> Callable[...
     return registration.function_of(name, module, kind)
 
 
-def _source(name: str, module: str) -> Path:
+def source_of(name: str, module: str) -> Path:
     """Return the source file of a module; nothing is imported. Raise `WorkloadError`."""
     places: Sequence[str] | None = None  # None: the current folder, if allowed, then sys.path
     file = None

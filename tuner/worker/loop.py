@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -125,6 +125,8 @@ class StudySelector:
         # by the study's id; None: left to others
         self._joined: dict[int, StudyWorker | BrokenStudy | None] = {}
         self._seconds: defaultdict[int, float] = defaultdict(float)  # trained here, by study
+        # by the study's id: its revision when nothing was left to decide
+        self._decided: dict[int, int | None] = {}
         self._known: list[StudyRecord] = []
         self._known_at = -float("inf")
 
@@ -156,10 +158,11 @@ class StudySelector:
         Return whether there is something new to train. If only studies of some names are trained,
         those of their decisions are, too.
         """
-        new = False
-        for study in self._studies() if self._names else self._ledger.studies():
+        new, revisions = False, {} if self._names else self._ledger.revisions_after_search()
+        for study in self._studies() if self._names else self._undecided(revisions):
             going = deciding.advance(self._ledger, study)
             if going is None:
+                self._decided[study.id] = revisions.get(study.id)
                 continue
             if self._names and going.again.name not in self._names:
                 self._names = [*self._names, going.again.name]
@@ -167,6 +170,19 @@ class StudySelector:
             new = new or going.added > 0 or (again.state == OPEN and again.id not in self._joined)
             self._known_at = -float("inf")
         return new
+
+    def _undecided(self, revisions: Mapping[int, int]) -> list[StudyRecord]:
+        """Return studies without those in which nothing was left to decide as of these revisions.
+
+        The others are read only if there are any, as most have ended long ago.
+        """
+        if all(self._decided.get(key) == revision for key, revision in revisions.items()):
+            return []
+        return [
+            study
+            for study in self._ledger.studies()
+            if study.id in revisions and self._decided.get(study.id) != revisions[study.id]
+        ]
 
     def has_running_trials(self) -> bool:
         """Return whether any trial of a study that can be trained here has a live attempt."""
