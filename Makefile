@@ -30,10 +30,10 @@ test quick integrations nightly mutants: export OMP_NUM_THREADS = 1
 # A worker that has nothing left takes tests of another one; files stay together as far as that goes.
 PYTEST := $(BIN)/python -m pytest -q -n auto --dist worksteal
 
-quick: .venv/.installed-dev  ## four minutes: the tests that start no process and no server
+quick: .venv/.installed-dev  ## two to four minutes: the tests that start no process and no server
 	$(PYTEST) -m 'not slow and not nightly'
 
-test: .venv/.installed-dev .venv/.chromium .venv/.pgbouncer  ## every test that is not nightly: half an hour
+test: .venv/.installed-dev .venv/.chromium .venv/.pgbouncer  ## every test that is not nightly: 25 minutes
 	$(PYTEST) -m 'not nightly and not integrations'
 
 integrations: .venv/.installed-integrations  ## the adapters to training libraries, with these libraries
