@@ -6,9 +6,23 @@ from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 
+import pytest
+
+# before they are imported, so that their assertions say what they compared too
+pytest.register_assert_rewrite(
+    "browser",
+    "cohorts",
+    "compose",
+    "helpers",
+    "pipeline",
+    "pooler",
+    "postgres",
+    "processes",
+    "team",
+)
+
 import browser as chromium
 import postgres as real
-import pytest
 from hypothesis import settings
 from playwright.sync_api import Browser
 from processes import prepare

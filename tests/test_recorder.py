@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import threading
 from contextlib import contextmanager
 from pathlib import Path
 
+import helpers
 import pytest
 from postgres import free_port
 from processes import (
@@ -31,7 +33,8 @@ from processes import (
 )
 from team import mlflow_server
 
-from tuner.ledger import database
+from tuner.ledger import Entry, database
+from tuner.operations import doctor
 from tuner.tracking.recorder import Recorder, record
 
 pytestmark = pytest.mark.slow
@@ -75,6 +78,25 @@ def a_recorder(folder: Path):
     engine = database.ledger_engine(places.ledger)
     yield Recorder(engine, places)
     engine.dispose()
+
+
+@pytest.mark.parametrize("step", [0, 10])
+def test_an_evaluation_counts_though_the_guard_stops_at_its_row(step, tracked, places):
+    study = helpers.submit(tracked)
+    claimed = helpers.claim(tracked, study)
+    helpers.draw(tracked, claimed)
+    recorder = Recorder(tracked.engine, places)
+    if step:
+        tracked.commit([Entry(lease=claimed.lease, chunk=helpers.rows(0, step))])
+        recorder.publish()
+    last = helpers.rows(step, step + 1, losses=[math.nan])
+    tracked.commit([Entry(lease=claimed.lease, chunk=last, outcome=helpers.diverged(step))])
+    recorder.publish()
+    recorder.close()
+    assert doctor.examine(tracked.engine, places) == []
+    points = mlflow_left(Path(places.lock).parent, study.name)["0"]["points"]
+    assert [at for key, at, *_ in points if key == "val_loss"] == sorted({0, step})
+    assert [at for key, at, *_ in points if key == "train_loss"] == list(range(step))
 
 
 def test_a_lost_mlflow_is_filled_again(folder):

@@ -136,6 +136,7 @@ def test_every_run_has_the_whole_curve_up_to_where_it_stopped(ran, runs):
         curve, run = ledger.curve(trial.id), by_trial[str(trial.number)]
         end = math.inf if trial.stopped_step is None else trial.stopped_step
         assert len(curve.times) == trial.steps
+        ends = dict.fromkeys(curve.columns, end) | dict.fromkeys(curve.metrics, end + 1)
         steps = {name: range(trial.steps) for name in curve.columns}
         steps |= dict.fromkeys(curve.metrics, curve.eval_steps)
         times = dict.fromkeys(curve.columns, curve.times)
@@ -145,7 +146,7 @@ def test_every_run_has_the_whole_curve_up_to_where_it_stopped(ran, runs):
             expected = [
                 (int(step), float(value), round(at * 1000))
                 for step, value, at in zip(steps[name], values, times[name], strict=True)
-                if math.isfinite(value) and step < end
+                if math.isfinite(value) and step < ends[name]
             ]
             history = client.get_metric_history(run.info.run_id, name)
             assert sorted((p.step, p.value, p.timestamp) for p in history) == expected

@@ -65,6 +65,10 @@ class Left:
     late: int  # times of rows outside of the study's, or before the row ahead
 
 
+OF_ROWS = ("train_loss", "lr", "grad_norm")
+"""What a step's row has; the evaluation at a step comes before it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Findings:
     """What is wrong; all of it counts."""
@@ -210,7 +214,7 @@ def _unended(found: Left) -> int:
 
 
 def consistent(whole: Left) -> Findings:
-    """Judge a study by itself: MLflow has just the ledger's finite points before a stop."""
+    """Judge a study by itself: MLflow has just the ledger's finite points up to a stop."""
     stops = {number: one[2] for number, one in whole.ledger.items()}
     expected = Counter(
         {
@@ -218,7 +222,7 @@ def consistent(whole: Left) -> Findings:
             for (place, bits), count in whole.rows.items()
             if place[1] != "(report)"
             and np.isfinite(np.frombuffer(bits, np.float64)[0])
-            and (stops[place[0]] is None or place[2] < stops[place[0]])
+            and (stops[place[0]] is None or place[2] < stops[place[0]] + (place[1] not in OF_ROWS))
         }
     )
     expected.update(

@@ -78,18 +78,19 @@ def new_run(
 
 
 def points_of(chunk: Chunk, trial: TrialRecord) -> Iterator[Points]:
-    """Yield the points for MLflow: the finite ones before the step where the guard stopped.
+    """Yield the points for MLflow: the finite ones up to the step where the guard stopped.
 
-    Rows committed after the trial was read are omitted, since they may be past that step.
+    An evaluation at that step counts and the row does not: the evaluation comes before the row,
+    and may have been published before the guard saw the row. Rows committed after the trial was
+    read are omitted, since they may be past that step.
     """
-    limit = math.inf if trial.stopped_step is None else trial.stopped_step
+    last = trial.steps if trial.stopped_step is None else min(trial.stopped_step, trial.steps)
     steps = np.arange(chunk.first_step, chunk.next_step)
     for name, values in chunk.columns.items():
-        yield from _finite(name, values, steps, chunk.times, min(limit, trial.steps))
+        yield from _finite(name, values, steps, chunk.times, last)
     for name, values in chunk.metrics.items():
-        ends = min(limit, trial.steps + 1)
-        yield from _finite(name, values, chunk.eval_steps, chunk.eval_times, ends)
-    yield from _branch_points(chunk, min(limit, trial.steps + 1))
+        yield from _finite(name, values, chunk.eval_steps, chunk.eval_times, last + 1)
+    yield from _branch_points(chunk, last + 1)
 
 
 def all_points(chunk: Chunk) -> Iterator[Points]:
