@@ -88,14 +88,24 @@ def test_the_report_says_what_early_values_were_worth(ledger, places):
     assert "whole trials, whose best val_loss is expected to be" in said
 
 
-def test_the_better_half_goes_on(ledger, places):
-    """Once enough were judged: of all trials in one cohort, those with the better branches."""
-    study = train(ledger, places, put(ledger, "half", trainer="cohort", slots=16))
+@pytest.mark.parametrize(
+    ("judge", "economy", "share"),
+    [
+        ("fast_forward", "safe", 1 / 2),
+        ("fast_forward", "fast", 1 / 6),
+        ("raw", "safe", 3 / 4),
+        ("raw", "balanced", 1 / 2),
+    ],
+)
+def test_a_share_of_the_trials_goes_on(ledger, places, judge, economy, share):
+    """Of all trials in one cohort, those with the better values; more where these are raw."""
+    search = {"judge": judge, "pruner": {"name": "one_rung", "economy": economy}}
+    study = train(ledger, places, put(ledger, "share", search, trainer="cohort", slots=16))
     trials = [one for one in ledger.trials(study.id) if one.state != "diverged"]
     values = [trial.attrs["completed_rung_0"] for trial in trials]
-    middle = sorted(values)[len(values) // 2]
+    first_stopped = sorted(values)[int(len(values) * share)]
     for trial, value in zip(trials, values, strict=True):
-        assert (trial.state == PRUNED) == (value >= middle)
+        assert (trial.state == PRUNED) == (value >= first_stopped)
 
 
 def test_raw_values_wait_for_half_of_the_horizon(ledger, places):
