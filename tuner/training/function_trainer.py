@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -39,6 +39,9 @@ from tuner.training.trial import StopTrial, Trial
 
 GRACE_SECONDS = 30.0
 """Seconds that an evicted function may take to clean up before its thread is abandoned."""
+
+BranchEnd: TypeAlias = tuple[dict[str, float], BaseException | None]
+"""The metrics of a branch, and what it raised."""
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +91,7 @@ class _Member:
         self._returned = False
         self._trial: Trial | None = None
         self._branch_rates: list[float] | None = None  # while a branch is wanted
-        self._branch_end: dict[str, float] | BaseException = {}  # metrics, or what it raised
+        self._branch_end: BranchEnd = {}, None
         self._function_turn, self._trainer_turn = threading.Semaphore(0), threading.Semaphore(0)
         self._thread = threading.Thread(target=self._run, name=f"trial {task.number}", daemon=True)
 
@@ -133,19 +136,16 @@ class _Member:
         self._branch_rates = rates
         with random_state.swapped(random_state.seeded_all(seed, device)):
             self._hand_over()
-        ended = self._branch_end
-        error: BaseException | None = None
-        if isinstance(ended, BaseException):
-            if out_of_memory.is_out_of_memory(ended):
-                raise ended
-            ended, error = {self._spec.study.metric: math.nan}, ended
+        metrics, error = self._branch_end
+        if error is not None and out_of_memory.is_out_of_memory(error):
+            raise error
         return Branch(
             number=self.task.number,
             step=step,
             losses=np.full(len(rates), math.nan),  # only the function knows them
             rates=np.array(rates, dtype=np.float64),
             time=self._clock(),
-            metrics=ended,
+            metrics=metrics,
             error=error,
         )
 
@@ -215,14 +215,14 @@ class _Member:
             self._function_turn.acquire()
         self._check_running()
 
-    def _train_branch(self, rates: Sequence[float]) -> dict[str, float] | BaseException:
-        """Return the metrics of a branch, or what was raised."""
+    def _train_branch(self, rates: Sequence[float]) -> BranchEnd:
+        """Return the metrics of a branch, or nan and what was raised."""
         assert self._trial is not None
         try:  # the report may have been made where gradients are disabled
             with torch.inference_mode(mode=False), torch.enable_grad():
-                return self._trial.train_branch(rates)
+                return self._trial.train_branch(rates), None
         except BaseException as error:
-            return error
+            return {self._spec.study.metric: math.nan}, error
 
     def _check_running(self) -> None:
         if self._stopping:
