@@ -17,6 +17,7 @@ from tuner.cli.base import (
     print_results,
 )
 from tuner.cli.options import with_allow, with_json
+from tuner.config import written
 from tuner.operations import context
 from tuner.report import terminal
 
@@ -115,7 +116,7 @@ def _print_trial(found: dict[str, Any], *, as_json: bool) -> None:
     if found["reason"]:
         terminal.print_text(console, found["reason"])
     for name, value in (found["params"] or {}).items():
-        terminal.print_text(console, f"  {name} = {value}")
+        terminal.print_text(console, f"  {name} = {written(value)}")
     for one in found["attempts"]:
         ended = f"{one['ending']}: {one['reason']}" if one["ending"] else "training"
         terminal.print_text(console, f"attempt {one['number']} by {one['worker']}: {ended}")
