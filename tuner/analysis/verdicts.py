@@ -425,9 +425,7 @@ def _side(
     return _side_by_curve(evidence.scores)
 
 
-def _side_of(
-    rate: float, good: tuple[float, float], margin: float, names: str
-) -> tuple[str, str]:
+def _side_of(rate: float, good: tuple[float, float], margin: float, names: str) -> tuple[str, str]:
     """Return the side of the good rates on which a rate lies, beyond a factor, and the reason."""
     low, high = good
     where = f"begin at {low:.3g}" if rate < low else f"end at {high:.3g}"
