@@ -362,13 +362,19 @@ def confirm(
 @cli.command()
 @click.argument("name")
 @click.argument("trials", nargs=-1, required=True, type=click.IntRange(0), metavar="TRIAL...")
-@click.option(
-    "--steps", type=click.IntRange(1), required=True, help="Steps to train beyond the horizon."
-)
+@click.option("--steps", type=click.IntRange(1), help="Steps to train beyond the horizon.")
+@click.option("--epochs", type=click.IntRange(1), help="Epochs, if the study counts in them.")
+@click.option("--examples", type=click.IntRange(1), help="Examples, if the study counts in them.")
 @with_allow
 @with_json
 def extend(
-    name: str, trials: tuple[int, ...], steps: int, prefixes: tuple[str, ...], as_json: bool
+    name: str,
+    trials: tuple[int, ...],
+    steps: int | None,
+    epochs: int | None,
+    examples: int | None,
+    prefixes: tuple[str, ...],
+    as_json: bool,
 ) -> int:
     """Train trials of the study NAME further, as trials of a study with a longer horizon.
 
@@ -383,7 +389,7 @@ def extend(
         context.addresses(),
         ledger.study(name),
         trials,
-        steps=steps,
+        more={"steps": steps, "epochs": epochs, "examples": examples},
         prefixes=prefixes,
         console=terminal.console(stderr=as_json),
     )
