@@ -349,7 +349,8 @@ class SearchTable(Table):
     """The sampler and the pruner.
 
     - `judge`: what the pruner compares at a rung. By default one_rung compares "fast_forward" where
-      our trainers run, and everything else "raw" values.
+      our trainers run, and everything else "raw" values. A train function may have "fast_forward"
+      if it trains branches, see `Trial.branch`.
     - `first`: parameters of the first trials, before the sampler draws any.
     - `learn_from`: names of earlier studies of this database whose trials the sampler learns from;
       `*` stands for any characters.
@@ -503,11 +504,12 @@ class StudySpec(Table):
 
     @property
     def judge(self) -> AnyJudge:
-        """How trials are judged at rungs; only our own trainers can copy one."""
+        """How trials are judged at rungs; a train function has branches only if it trains them."""
         pruner, raw = self.search.pruner, Raw(name="raw")
-        if self.workload.factory is None or not isinstance(pruner, SingleRung | Halving):
+        if not isinstance(pruner, SingleRung | Halving):
             return raw
-        default = FastForward(name="fast_forward") if isinstance(pruner, OneRung) else raw
+        ours = self.workload.factory is not None and isinstance(pruner, OneRung)
+        default = FastForward(name="fast_forward") if ours else raw
         return self.search.judge or default
 
     def first_stop(self) -> int | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tuner.analysis import deciding
 from tuner.config import StudySpec
 from tuner.core.errors import NotFoundError, UsageError
 from tuner.ledger import Ledger, Retraining, Retrainings, StudyRecord, TrialRecord
@@ -48,7 +49,7 @@ class Job:
     spec: StudySpec  # the study's, with the fresh data
     workload: Workload  # the fresh one
     registry: Registry
-    best: TrialRecord  # of the study
+    best: TrialRecord  # the one that the study decided to use, else its best one
     metric: str  # of the gate
     tune: Tune
 
@@ -124,7 +125,7 @@ def prepare(
             f"study {study.name!r} has a train function, whose model is not known here; expected "
             "[workload] factory, or [retrain] factory"
         )
-    best = ledger.best(study)
+    best = deciding.chosen(ledger, study)
     if best is None:
         raise UsageError(
             f"study {study.name!r} has no completed trial, so there are no parameters to train "
