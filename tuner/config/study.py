@@ -324,9 +324,6 @@ class TrainingTable(Table):
         if not given:
             error = mistake("a whole number of steps, or epochs or examples instead", "nothing")
             mistakes("TrainingTable", {("steps",): error})
-        if self.keep_checkpoint and given[0] != "steps":
-            error = mistake("false, as only trials with a budget in steps are extended", "true")
-            mistakes("TrainingTable", {("keep_checkpoint",): error})
         expected = f"nothing, as {given[0]} is the budget of a trial"
         for unit in given[1:]:
             mistakes("TrainingTable", {(unit,): mistake(expected, str(getattr(self, unit)))})
