@@ -59,6 +59,7 @@ def arrived(day: str = "2026-03-03", broken: str = "", hidden: int = 32) -> Work
         validation_targets=targets[validation],
         holdout=(inputs[held], targets[held]),
         slices=_days(batch[held], number),
+        features=[f"pixel_{row}_{column}" for row in range(8) for column in range(8)],
         loss=nn.functional.cross_entropy,
         metrics={"accuracy": accuracy},
         data_name=f"scikit-learn digits that arrived by {day}",

@@ -81,6 +81,12 @@ def moving_network(key: str = "0", width: int = 1) -> Workload:
     return replace(moving(key), model=model)
 
 
+def moving_table(key: str = "0") -> Workload:
+    """Train on those data with named columns; a key such as "5 swapped" swaps the columns."""
+    names = ("width", "height")
+    return replace(moving(key), features=names[::-1] if key.endswith("swapped") else names)
+
+
 def breaking_in_training(key: str = "0") -> Workload:
     """Train that line, with a loss that ends the process at a training step."""
 

@@ -23,6 +23,8 @@ from tuner.training.device import use_threads
 from tuner.training.workloads import Workload
 
 KEY_LIMIT = 200
+SOME = 5
+"""How many names a message lists."""
 
 Tune = Callable[[StudySpec], tuple[StudyRecord, TrialRecord | None]]
 """Trains a study to its end, or resumes it; returns it and its best trial."""
@@ -223,3 +225,26 @@ def _refuse_misfit(champion: StoredVersion, workload: Workload, spec: StudySpec)
                 f"{champion.version.number}: {what}: expected {known}, got {got} from "
                 f"{spec.workload.function}; fix the data, or give [retrain] model another name"
             )
+    known_names = [one.name for one in champion.features]
+    names = [one.name for one in models.features_of(workload, spec)]
+    if known_names and names != known_names:
+        raise UsageError(
+            f"the data does not fit the signature of {champion.version.model!r}, version "
+            f"{champion.version.number}: features: {_difference(known_names, names)} in "
+            f"{spec.workload.function}; fix the data, or give [retrain] model another name"
+        )
+
+
+def _difference(known: Sequence[str], names: Sequence[str]) -> str:
+    """Return how names of columns differ from those that are known."""
+    missing = [one for one in known if one not in names]
+    unknown = [one for one in names if one not in known]
+    if not missing and not unknown:
+        index = next(at for at, one in enumerate(names) if one != known[at])
+        return f"expected {known[index]!r} as column {index + 1}, got {names[index]!r}"
+    parts = [
+        f"{title} {', '.join(map(repr, some[:SOME]))}{' and others' if len(some) > SOME else ''}"
+        for title, some in (("missing", missing), ("unknown", unknown))
+        if some
+    ]
+    return " and ".join(parts)

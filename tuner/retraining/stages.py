@@ -148,7 +148,7 @@ class Stages:
             dtype=self._job.spec.training.dtype,
             code=code_digest(self._job.spec.workload.function, self._job.prefixes),
         )
-        stored = versions.as_json(content.files, built)
+        stored = versions.as_json(content.files, built, content.features)
         self._advance(PROMOTE, {"run_id": run_id, "version": version.number, **stored})
         reach("retrain.logged")
         return None
@@ -234,7 +234,14 @@ class Stages:
             "tuner.outputs": models.fingerprint(outputs),
             "tuner.weights": StoredFile.of(WEIGHTS, files[WEIGHTS]).sha256,
         }
-        return ModelContent(module=module, example=example, outputs=outputs, files=files, tags=tags)
+        return ModelContent(
+            module=module,
+            example=example,
+            outputs=outputs,
+            features=models.features_of(job.workload, job.spec),
+            files=files,
+            tags=tags,
+        )
 
     def _tags(self, trained: Challengers) -> dict[str, str]:
         """Return the tags of run and version: the origin of the model and the gate's decision."""

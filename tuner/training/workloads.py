@@ -26,7 +26,7 @@ from tuner.config import ParameterValue, Space
 from tuner.core.errors import WorkloadCodeError, WorkloadError
 from tuner.core.importing import allow_from_current_folder
 from tuner.core.text import is_metric_name
-from tuner.training import loaders, registration
+from tuner.training import feature_names, loaders, registration
 from tuner.training.loaders import Loader, LoaderOfSize
 from tuner.training.registration import ALLOWED_PREFIXES, Kind
 
@@ -88,6 +88,10 @@ class Workload:
     Parameters that require no gradient are not trained. `rate_multipliers` multiplies the rate of
     parameters by the longest of its keys that is their name or that of a module around them:
     `{"body": 0.1}` trains `body.0.weight` at a tenth of the rate.
+
+    `features` names the columns of inputs [row, feature], in their order, so that predictions and
+    retrainings match columns by name: `("age", "sex")`, or `{"age": "float64", "sex": "bool"}` with
+    types among float64, float32, int64, int32 and bool.
     """
 
     model: Callable[[int, torch.dtype], nn.Module]  # of seed and dtype; same seed, same parameters
@@ -112,6 +116,7 @@ class Workload:
     holdout: tuple[Tensor, Tensor] | None = None
     slices: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
     # named subsets of those rows, as masks: bool [row]
+    features: feature_names.Names = ()
 
     def of(self, params: Mapping[str, ParameterValue]) -> Workload:
         """Return the workload of a trial: this one, unless arguments of its factory are searched.
@@ -477,6 +482,8 @@ def _problems(workload: Workload) -> Iterator[str]:
     if workload.forward is not None and workload.metrics:
         yield "metrics: expected nothing, since forward returns them"
     if fine:
+        inputs = {f"{title}_inputs": each for title, (each, _) in parts.items()}
+        yield from feature_names.problems(workload.features, inputs)
         yield from _problems_of_slices(workload)
         check = _problems_of_batches if workload.has_loaders else _problems_between
         yield from check(workload)
