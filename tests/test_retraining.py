@@ -331,6 +331,16 @@ def test_who_does_not_want_to_wait_is_told_who_is_at_it(pipeline: Pipeline) -> N
             "[retrain.gate] metric: expected a mean over rows",
         ),
         (["retrain.gate.slices=['old']"], "1", "slices: expected slices of the workload (none)"),
+        (
+            ["retrain.data.minimum_rows=25"],
+            "1",
+            "[retrain.data] minimum_rows: expected at least 25",
+        ),
+        (
+            ["retrain.gate.minimum_rows=13"],
+            "1",
+            "13 validation rows of tests.retrained:moving, got",
+        ),
         (["retrain.do=retune"], "1", "expected a holdout of tests.retrained:moving"),
         (["retrain.factory=tests.retrained:nothing"], "1", "expected a function nothing"),
         (["retrain.key_argument=day"], "1", "got an unexpected keyword argument 'day'"),
@@ -400,6 +410,29 @@ def test_a_table_of_text_is_predicted_as_arrays_are(champion: Pipeline, tmp_path
     rows_file = tmp_path / "a.csv"
     found = predict(champion.ledger, champion.places, "moving", rows_file, prefixes=PREFIXES)
     assert np.array_equal(found.outputs, champion.predictions())
+
+
+def test_a_bad_day_is_refused_or_left_out_and_named(pipeline: Pipeline) -> None:
+    pipeline.change("retrain.factory=tests.retrained:by_day")
+    with pytest.raises(UsageError, match="batch day 1, column 'width', rows 1, 4, 7"):
+        pipeline.retrain("0 broken")
+    pipeline.change("retrain.factory=tests.retrained:by_day", "retrain.data={on_bad='drop_batch'}")
+    found = pipeline.retrain("0 broken")
+    assert found["outcome"] == "promoted"
+    assert list(found["left_out"]) == ["day 1"]
+    assert "Without bad batches: day 1 (train_inputs: expected finite numbers" in found["reason"]
+    rows = pipeline.folder / "rows.csv"
+    rows.write_text("width,height\n0.5,0.5\n")
+    predicted = predict(pipeline.ledger, pipeline.places, "moving", rows, prefixes=PREFIXES)
+    assert predicted.exact, "the model is built from the same data"
+    pipeline.change(
+        "retrain.factory=tests.retrained:by_day",
+        "retrain.data={minimum_rows=17,on_bad='drop_batch'}",
+    )
+    with pytest.raises(
+        UsageError, match=r"at least 17 training rows .* got 16, without the bad batches day 1"
+    ):
+        pipeline.retrain("1 broken")
 
 
 # --- how it ends

@@ -145,6 +145,7 @@ def prepare(
         metric=table.gate.metric or study.spec.study.metric,
         tune=tune,
     )
+    _refuse_few_rows(job)
     _refuse_gate(job)
     notify.check(table.notify)
     _refuse_lost_model(job)
@@ -165,6 +166,23 @@ def _with_fresh_data(study: StudyRecord, run_key: str) -> StudySpec:
     if study.spec.workload.command is not None and table.factory is None:
         tables["workload"] = study.spec.workload.model_dump(mode="json")
     return StudySpec.model_validate_json(json.dumps(tables))
+
+
+def _refuse_few_rows(job: Job) -> None:
+    """Raise `UsageError` if there are fewer rows than the study asks for."""
+    table, workload = job.spec.retrain, job.workload
+    held = "held-out rows" if workload.holdout is not None else "validation rows"
+    left_out = ", ".join(workload.left_out)
+    for title, minimum, what, rows in (
+        ("data", table.data.minimum_rows, "training rows", workload.rows),
+        ("gate", table.gate.minimum_rows, held, len(workload.held_out[0])),
+    ):
+        if minimum > 1 and (rows is None or rows < minimum):
+            raise UsageError(
+                f"[retrain.{title}] minimum_rows: expected at least {minimum} {what} of "
+                f"{job.spec.workload.function}, got {'an unknown number' if rows is None else rows}"
+                + (f", without the bad batches {left_out}" if left_out else "")
+            )
 
 
 def _refuse_gate(job: Job) -> None:

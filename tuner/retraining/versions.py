@@ -45,6 +45,7 @@ class BuildRecord(_Record):
     arguments: dict[str, Any]
     dtype: Literal["float32", "float64"]
     code: str  # digest of the factory's source
+    on_bad: Literal["refuse", "drop_batch"] = "refuse"
 
 
 class FeatureRecord(_Record):
@@ -167,7 +168,7 @@ def build(stored: StoredVersion, prefixes: Sequence[str]) -> Rebuilt:
             f"digest {made.code}, got {code}; restore that code, or train a new champion with "
             "`tuner retrain`"
         )
-    workload = workloads.load(made.factory, made.arguments, prefixes)
+    workload = workloads.load(made.factory, made.arguments, prefixes, on_bad=made.on_bad)
     return build_with(stored, workload, made.factory)
 
 
