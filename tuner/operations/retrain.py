@@ -14,7 +14,7 @@ from tuner.core.environment import identity, is_gone
 from tuner.core.errors import UnavailableError
 from tuner.ledger import Ledger, Retraining, Retrainings, StudyRecord, TrialRecord
 from tuner.ledger.database import Addresses
-from tuner.ledger.retrainings import DONE, EVALUATE, LOG, PROMOTED
+from tuner.ledger.retrainings import DONE, EVALUATE, LOG, PROMOTED, TRAIN
 from tuner.operations import run, submit
 from tuner.retraining import notify
 from tuner.retraining.checking import prepare
@@ -104,6 +104,7 @@ def as_json(ended: Retraining) -> dict[str, Any]:
         "champion_version": logged["version"] if ended.outcome == PROMOTED else stayed,
         "metrics": decision.get("values", {"champion": None, "challenger": None}),
         "run_id": logged["run_id"],
+        "left_out": ended.result[TRAIN].get("left_out", {}),
     }
 
 
