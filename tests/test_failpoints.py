@@ -42,6 +42,7 @@ ELSEWHERE = {
     "branch.": "test_judging.py",
     "decide.": "test_racing.py",
     "extend.": "test_extending.py",
+    "notify.": "test_outbox.py",
     "probe.": "test_ranges.py",
     "retrain.": "test_retraining.py",
     "scheduler.": "test_schedulers.py",

@@ -56,24 +56,24 @@ Variable: TypeAlias = Annotated[str, Field(json_schema_extra={"pattern": VARIABL
 
 
 class NotifyTable(Table):
-    """Notifications about ended retrainings.
+    """Notifications about retrainings.
 
     Addresses contain secrets and are not stored. An environment variable of the process that
-    retrains holds one, or the same variable with the suffix `_FILE` names a file that does.
+    sends holds one, or the same variable with the suffix `_FILE` names a file that does.
 
     - `webhook`: variable with the address to which the output of `tuner retrain --json` is sent by
       POST, such as "TUNER_NOTIFY_WEBHOOK".
     - `apprise`: variables with Apprise URLs; they need the extra `notify`.
-    - `on`: the outcomes to notify about.
+    - `on`: what to notify about: how retrainings ended, calls that were refused, and that none has
+      succeeded for `overdue_hours`.
     """
 
     webhook: Variable | None = None
     apprise: Annotated[tuple[Variable, ...], Field(strict=False)] = ()
-    on: Annotated[tuple[Literal["promoted", "kept", "failed"], ...], Field(strict=False)] = (
-        "promoted",
-        "kept",
-        "failed",
-    )
+    on: Annotated[
+        tuple[Literal["promoted", "kept", "failed", "refused", "overdue"], ...],
+        Field(strict=False),
+    ] = ("promoted", "kept", "failed", "refused", "overdue")
 
     @property
     def literals(self) -> list[str]:
@@ -98,6 +98,8 @@ class RetrainTable(Table):
     - `do`: "refit" trains the best parameters again; "retune" searches around them first; "auto"
       refits, and retunes if the refit's value is worse than the champion's by more than
       `shortfall`, a fraction of it.
+    - `overdue_hours`: hours without a successful retraining (promoted or kept) after which one is
+      overdue, which is notified and counted for alerts; by default never.
     - `trials`: the budget of a retune.
     - `around`: the range of a retune's rates, as a factor below and above the champion's rate.
     """
@@ -123,5 +125,6 @@ class RetrainTable(Table):
     trials: Annotated[int, Field(ge=1, le=1_000_000)] = 10
     around: Annotated[float, Field(gt=1)] = 10.0
     shortfall: Annotated[float, Field(ge=0)] = 0.1
+    overdue_hours: Annotated[float, Field(gt=0, le=1e6)] | None = None
     gate: GateTable = GateTable()
     notify: NotifyTable = NotifyTable()

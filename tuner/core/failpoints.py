@@ -53,6 +53,8 @@ PLACES = {
     "retrain.version_created": "the registry has the version, no alias points to it",
     "retrain.logged": "the challenger is logged, the champion has not changed",
     "retrain.promoted": "the champion has changed, the ledger has not recorded that",
+    "retrain.ended": "a retraining has ended and its notifications are not sent",
+    "notify.sent": "a receiver has a notification, the ledger has not recorded that",
     "scheduler.claimed": "a scheduler has claimed the run of a tick and not begun it",
     "scheduler.retrained": "the retraining of a tick has ended, its run has not",
     "upgrade.before_ours": "Optuna's and MLflow's tables are created, ours are not",

@@ -8,28 +8,32 @@ Invariants, whichever process calls or dies:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, insert, select
+from sqlalchemy import Connection, and_, delete, func, insert, select, tuple_
 from sqlalchemy.exc import IntegrityError
 
 from tuner.core.errors import LeaseLost, UnreadableError
-from tuner.ledger import locks
-from tuner.ledger.decoding import checked, readable
+from tuner.ledger import locks, notifications
+from tuner.ledger.decoding import checked, is_time, readable, studies_of
 from tuner.ledger.lease_writer import LeaseWriter
 from tuner.ledger.leases import RETRAININGS, Gone, Lease, State, renewed
+from tuner.ledger.notifications import Notice
 from tuner.ledger.reading import Reader
+from tuner.ledger.records import StudyRecord
 from tuner.ledger.retraining_tables import retrainings
 from tuner.ledger.retrying import retry_on_disconnect
-from tuner.ledger.tables import database_time
+from tuner.ledger.tables import database_time, studies
 
 TRAIN, EVALUATE, LOG, PROMOTE, DONE = "train", "evaluate", "log", "promote", "done"
 """The stages, in their order."""
 PROMOTED, KEPT, FAILED = "promoted", "kept", "failed"
 """The outcomes."""
+SUCCEEDED = (PROMOTED, KEPT)
+"""Those of a retraining that has trained and judged a challenger."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +140,10 @@ class Retrainings(LeaseWriter):
         return self._change(held, stage=stage, result=result)
 
     @retry_on_disconnect
-    def end(self, held: Retraining, outcome: str, reason: str) -> Retraining:
-        """Commit the outcome. Raise `LeaseLost`."""
+    def end(
+        self, held: Retraining, outcome: str, reason: str, notices: Sequence[Notice] = ()
+    ) -> Retraining:
+        """Commit the outcome and the notifications of it. Raise `LeaseLost`."""
         return self._change(
             held,
             stage=DONE,
@@ -145,6 +151,7 @@ class Retrainings(LeaseWriter):
             reason=reason,
             live=False,
             ended_at=database_time(),
+            notices=notices,
         )
 
     @retry_on_disconnect
@@ -190,10 +197,14 @@ class Retrainings(LeaseWriter):
         with self._reading() as tx:
             return list(readable(_of, tx.execute(query)))
 
-    def _change(self, held: Retraining, **values: Any) -> Retraining:
+    def _change(
+        self, held: Retraining, notices: Sequence[Notice] = (), **values: Any
+    ) -> Retraining:
         """Write under the fence; a change that was committed before under this token is kept."""
         with self._writing() as tx:
             fenced = RETRAININGS.fence(tx, [held.lease], {**renewed(self.lease_seconds), **values})
+            if fenced:
+                notifications.put(tx, notices)
             row = RETRAININGS.row(tx, held.lease)
         if row is None or not (fenced or row.stage == values["stage"]):
             raise LeaseLost(
@@ -225,6 +236,44 @@ def _needed(one: Retraining) -> set[str]:
     has_failed = one.result.get(TRAIN, {}).get("failed") is not None
     needed = {TRAIN} if has_failed or one.stage == EVALUATE else {TRAIN, EVALUATE}
     return needed | ({LOG} if one.stage in (PROMOTE, DONE) else set())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overdue:
+    """A study of which no retraining has succeeded for longer than `[retrain] overdue_hours`."""
+
+    study: StudyRecord
+    since: float  # the last success, else when the study was submitted
+    hours: float  # that have passed
+
+
+@retry_on_disconnect
+def overdue(ledger: Reader, now: float | None = None) -> list[Overdue]:
+    """Read the studies whose retraining is overdue; `now` replaces the database's clock."""
+    c, r = studies.c, retrainings.c
+    newest = select(c.name, func.max(c.version)).group_by(c.name)
+    limited = and_(
+        tuple_(c.name, c.version).in_(newest),
+        c.spec.like('%"overdue_hours":%'),  # most have none, and need not be read
+        c.spec.not_like('%"overdue_hours":null%'),
+    )
+    with ledger.engine.begin() as tx:
+        at = tx.scalar(select(database_time())) if now is None else now
+        known = studies_of(tx.execute(select(studies).where(limited).order_by(c.id)).all())
+        ended = tx.execute(
+            select(r.study, func.max(r.ended_at).label("at"))
+            .where(r.study.in_([one.name for one in known]), r.outcome.in_(SUCCEEDED))
+            .group_by(r.study)
+        )
+        last = {row.study: row.at for row in ended if is_time(row.at)}
+    assert at is not None
+    found = []
+    for one in known:
+        since = max(last.get(one.name, 0.0), one.created_at)
+        hours, limit = (at - since) / 3600, one.spec.retrain.overdue_hours
+        if limit is not None and hours > limit:
+            found.append(Overdue(study=one, since=since, hours=hours))
+    return found
 
 
 def unreadable(ledger: Reader) -> list[tuple[str, str]]:

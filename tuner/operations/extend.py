@@ -20,8 +20,10 @@ from tuner.core.outcome import COMPLETED, PRUNED
 from tuner.core.text import derived
 from tuner.ledger import Ledger, StudyRecord, TrialRecord, adding
 from tuner.ledger.database import Addresses
+from tuner.ledger.events import Act
 from tuner.ledger.records import CONTINUED, SEED
 from tuner.operations import run
+from tuner.operations.context import acting
 from tuner.operations.run import Ended
 from tuner.training.longer import shared_steps
 from tuner.training.trainer import seed_of
@@ -98,6 +100,7 @@ def extend(
     steps: int,
     prefixes: Sequence[str],
     console: Console | None = None,
+    reason: str = "",
 ) -> Extension:
     """Train trials by `steps` more steps, as trials of another study; call again to resume.
 
@@ -112,7 +115,7 @@ def extend(
             f"study {study.name!r} counts in {study.spec.unit}, expected steps; run a study with "
             f"more {study.spec.unit} instead"
         )
-    longer, added = submit(ledger, study, chosen, steps=steps)
+    longer, added = submit(ledger, study, chosen, steps=steps, act=acting(reason))
     ended = run.train_study(ledger, places, longer, prefixes, console=console)
     horizon = study.spec.training.steps
     trials = {trial.number: trial for trial in ledger.trials(longer.id)}
@@ -130,7 +133,12 @@ def extend(
 
 
 def submit(
-    ledger: Ledger, study: StudyRecord, chosen: Sequence[TrialRecord], *, steps: int
+    ledger: Ledger,
+    study: StudyRecord,
+    chosen: Sequence[TrialRecord],
+    *,
+    steps: int,
+    act: Act | None = None,
 ) -> tuple[StudyRecord, dict[int, int]]:
     """Add the longer trials to their study, which is created if there is none.
 
@@ -145,9 +153,10 @@ def submit(
         longer = _spec(study, derived(study.name, what), horizon)
         existing = known.get(longer.study.name)
         if existing is None:  # without a budget, until its trials are added
-            existing, _ = ledger.submit(longer, limit=0, workload=study.workload)
+            existing, _ = ledger.submit(longer, limit=0, workload=study.workload, act=act)
         if existing.digest == longer.digest():
-            added = adding.extend(ledger, existing, study, list(zip(chosen, seeds, strict=True)))
+            parents = list(zip(chosen, seeds, strict=True))
+            added = adding.extend(ledger, existing, study, parents, act)
             return ledger.study(existing.name), added
     raise AssertionError("one of the names is free")
 

@@ -16,15 +16,16 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
-from tuner.core.environment import describe
+from tuner.core.environment import describe, person
 from tuner.core.errors import LeaseLost, WorkloadCodeError
 from tuner.core.failpoints import reach
 from tuner.ledger import Retraining, Retrainings
 from tuner.ledger.database import tracking_client
 from tuner.ledger.retrainings import DONE, EVALUATE, FAILED, KEPT, LOG, PROMOTE, PROMOTED, TRAIN
-from tuner.retraining import drift, gate, versions
+from tuner.retraining import drift, gate, result, versions
 from tuner.retraining.checking import Job
 from tuner.retraining.training import Challengers, challengers, known
 from tuner.retraining.versions import EXAMPLE, WEIGHTS, BuildRecord
@@ -242,6 +243,7 @@ class Stages:
         environment = describe(job.spec.training.device)
         tags = {
             RETRAINING: identity_of(self._held),
+            "mlflow.user": person().os_user,
             "tuner.run_key": job.run_key,
             "tuner.study": origin.study,
             "tuner.study_version": str(origin.version),
@@ -279,7 +281,10 @@ class Stages:
 
     def _end(self, outcome: str, reason: str) -> None:
         drift.show(self._runs, self._store, self._held, outcome, self._job.metric)
-        self._held = self._store.end(self._held, outcome, reason)
+        ended = replace(self._held, stage=DONE, outcome=outcome, reason=reason)
+        notices = result.notices(self._job.study.spec.retrain, ended)
+        self._held = self._store.end(self._held, outcome, reason, notices)
+        reach("retrain.ended")
 
     def _still(self) -> None:
         """Raise if the lease is lost or this process is asked to stop."""
