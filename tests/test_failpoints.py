@@ -39,6 +39,7 @@ def test_the_documents_list_is_of_this_code():
 
 
 ELSEWHERE = {
+    "approve.": "test_approval.py",
     "branch.": "test_judging.py",
     "decide.": "test_racing.py",
     "extend.": "test_extending.py",

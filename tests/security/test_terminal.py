@@ -35,7 +35,7 @@ COLUMNS = [
 OTHERS = [
     "tuner_events VALUES (1, 1, NULL, 'small', 'paused', 'why', '{}', 'ann', 'here')",
     (
-        "tuner_notifications VALUES (1, 'k', 's', 'webhook', 'TUNER_NOTIFY_A', 't', '{}', 'waiting',"
+        "tuner_notifications VALUES (1, 'k', 's', 'webhook', 'TUNER_NOTIFY', 't', '{}', 'waiting',"
         " 1, NULL, 0, 0, NULL, 1, NULL)"
     ),
     "tuner_checkpoints VALUES (1, 1, 1, 20, 'a.pt', 'd1935')",

@@ -31,7 +31,9 @@ SECTIONS = {
         "confirm", "extend", "rerun",
     ),
     "Team": ("worker", "recorder", "enqueue", "retry", "pause", "resume", "stop"),
-    "Retraining": ("retrain", "predict", "rollback", "timetable", "scheduler"),
+    "Retraining": (
+        "retrain", "approve", "reject", "predict", "rollback", "timetable", "scheduler",
+    ),
     "Administration": ("doctor", "db", "gc", "delete"),
 }  # fmt: skip
 """The commands by section of `tuner --help`; each section is a module."""

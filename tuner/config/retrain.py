@@ -64,16 +64,21 @@ class NotifyTable(Table):
     - `webhook`: variable with the address to which the output of `tuner retrain --json` is sent by
       POST, such as "TUNER_NOTIFY_WEBHOOK".
     - `apprise`: variables with Apprise URLs; they need the extra `notify`.
-    - `on`: what to notify about: how retrainings ended, calls that were refused, and that none has
-      succeeded for `overdue_hours`.
+    - `on`: what to notify about: how retrainings ended, calls that were refused, that none has
+      succeeded for `overdue_hours`, and what a person decided.
     """
 
     webhook: Variable | None = None
     apprise: Annotated[tuple[Variable, ...], Field(strict=False)] = ()
     on: Annotated[
-        tuple[Literal["promoted", "kept", "failed", "refused", "overdue"], ...],
+        tuple[Literal[
+                "promoted", "kept", "failed", "refused", "overdue", "proposed", "rejected",
+                "rolled_back",
+            ], ...],
         Field(strict=False),
-    ] = ("promoted", "kept", "failed", "refused", "overdue")
+    ] = (
+        "promoted", "kept", "failed", "refused", "overdue", "proposed", "rejected", "rolled_back",
+    )  # fmt: skip
 
     @property
     def literals(self) -> list[str]:
@@ -98,7 +103,9 @@ class RetrainTable(Table):
     - `do`: "refit" trains the best parameters again; "retune" searches around them first; "auto"
       refits, and retunes if the refit's value is worse than the champion's by more than
       `shortfall`, a fraction of it.
-    - `overdue_hours`: hours without a successful retraining (promoted or kept) after which one is
+    - `promote`: "manual" leaves a challenger that wins to a person, who promotes it with `tuner
+      approve` or not with `tuner reject`.
+    - `overdue_hours`: hours without a successful retraining after which one is
       overdue, which is notified and counted for alerts; by default never.
     - `trials`: the budget of a retune.
     - `around`: the range of a retune's rates, as a factor below and above the champion's rate.
@@ -125,6 +132,7 @@ class RetrainTable(Table):
     trials: Annotated[int, Field(ge=1, le=1_000_000)] = 10
     around: Annotated[float, Field(gt=1)] = 10.0
     shortfall: Annotated[float, Field(ge=0)] = 0.1
+    promote: Literal["auto", "manual"] = "auto"
     overdue_hours: Annotated[float, Field(gt=0, le=1e6)] | None = None
     gate: GateTable = GateTable()
     notify: NotifyTable = NotifyTable()

@@ -54,6 +54,7 @@ PLACES = {
     "retrain.logged": "the challenger is logged, the champion has not changed",
     "retrain.promoted": "the champion has changed, the ledger has not recorded that",
     "retrain.ended": "a retraining has ended and its notifications are not sent",
+    "approve.promoted": "an approved challenger is the champion, the ledger has not recorded that",
     "notify.sent": "a receiver has a notification, the ledger has not recorded that",
     "scheduler.claimed": "a scheduler has claimed the run of a tick and not begun it",
     "scheduler.retrained": "the retraining of a tick has ended, its run has not",

@@ -318,7 +318,9 @@ RULES: Mapping[Column[Any], tuple[str, Check]] = {
     _TRIALS.state: _one_of(RUNNING, *KINDS),
     retraining_tables.retrainings.c.stage: _one_of("train", "evaluate", "log", "promote", "done"),
     retraining_tables.retrainings.c.result: ("results of stages", _are_results),
-    retraining_tables.retrainings.c.outcome: _one_of("promoted", "kept", "failed"),
+    retraining_tables.retrainings.c.outcome: _one_of(
+        "promoted", "kept", "failed", "proposed", "rejected"
+    ),
     event_tables.events.c.action: _one_of(*event_tables.ACTIONS),
     event_tables.notifications.c.channel: _one_of(*event_tables.CHANNELS),
     event_tables.notifications.c.state: _one_of(*event_tables.STATES),

@@ -19,6 +19,7 @@ from tuner.ledger.decoding import checked, readable
 from tuner.ledger.event_tables import events
 from tuner.ledger.notifications import Notice, put
 from tuner.ledger.reading import Reader
+from tuner.ledger.records import is_count
 from tuner.ledger.retrying import retry_on_disconnect
 from tuner.ledger.tables import database_time
 
@@ -111,6 +112,25 @@ def latest(ledger: Reader, names: Collection[str]) -> dict[str, dict[str, Event]
         for one in readable(_of, tx.execute(query)):
             found.setdefault(one.study, {})[one.action] = one
     return found
+
+
+@retry_on_disconnect
+def rolled_back(ledger: Reader, model: str) -> dict[int, Event]:
+    """Read which versions of a model people have rolled back from; these are not promoted again.
+
+    Rolling back to one of them makes it good again.
+    """
+    query = select(events).where(events.c.action == ROLLED_BACK).order_by(events.c.id)
+    held: dict[int, Event] = {}
+    with ledger.engine.begin() as tx:
+        for one in readable(_of, tx.execute(query)):
+            was, now = one.details.get("was"), one.details.get("now")
+            if one.details.get("model") != model or not is_count(now):
+                continue
+            if is_count(was):
+                held[was] = one
+            held.pop(now, None)
+    return held
 
 
 def submitter(ledger: Reader, study: str) -> str | None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 from tuner.config import RetrainTable
 from tuner.ledger import Retraining
+from tuner.ledger.events import Act
 from tuner.ledger.notifications import Notice
 from tuner.ledger.retrainings import EVALUATE, LOG, PROMOTED
 from tuner.observability import notify
 
-REFUSED = "refused"
-"""What a notification is of whose call was refused before anything was trained."""
+REFUSED, ROLLED_BACK = "refused", "rolled_back"
+"""What notifications are of beside outcomes: a call was refused before anything was trained; a
+person has made an earlier version the champion."""
 
 
 def as_json(ended: Retraining) -> dict[str, Any]:
@@ -40,6 +43,23 @@ def notices(table: RetrainTable, ended: Retraining) -> list[Notice]:
         study=ended.study,
         title=f"{ended.model}: {ended.outcome} ({ended.run_key})",
         content=as_json(ended),
+    )
+
+
+def rollback(
+    table: RetrainTable, study: str, model: str, was: int | None, now: int, act: Act
+) -> list[Notice]:
+    """Return the notifications of a rollback."""
+    why = f": {act.reason.strip()}" if act.reason else "."
+    reason = f"{act.by.os_user} has made version {now} of {model!r} the champion again{why}"
+    about = {"study": study, "outcome": ROLLED_BACK, "reason": reason, "model": model}
+    return notify.notices(
+        table.notify,
+        on=ROLLED_BACK,
+        event=f"rollback {uuid.uuid4()}",
+        study=study,
+        title=f"{model}: rolled back to version {now}",
+        content=about | {"was": was, "champion_version": now},
     )
 
 
