@@ -16,7 +16,8 @@ from tuner.core.errors import NotFoundError, UsageError
 from tuner.ledger import Ledger, Retraining, Retrainings, StudyRecord, TrialRecord
 from tuner.ledger.database import Addresses, tracking_client
 from tuner.ledger.retrainings import LOG
-from tuner.retraining import notify, versions
+from tuner.observability import notify
+from tuner.retraining import versions
 from tuner.retraining.versions import StoredVersion
 from tuner.tracking.mlflow.registry import Registry, Rows, Version
 from tuner.training import models, trainer_choice
