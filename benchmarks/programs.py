@@ -5,7 +5,8 @@ processes are kept: the program alone, and `tuner run` on a new SQLite database,
 that trains it as a trial. They take turns of some steps, in the order ABBA, so that a machine whose
 speed drifts slows both alike; a turn lasts from the beginning of its first step to that of the next
 turn's, with everything between. Ratios are those of the times of several turns in a row. What the
-worker does each second falls into the trial's turns twice as often as without turns.
+worker does each second falls into the trial's turns twice as often as without turns. Run it on an
+idle machine: beside other work, "none" alone varies by more than what is asked.
 
 The ratio of processor time is that of all processes, the recorder's included; it depends little on
 what else the machine does.
@@ -187,7 +188,12 @@ def measured(door: Door, products: int) -> dict[str, Any]:
 
         def start(*command: str) -> subprocess.Popen[bytes]:
             process = subprocess.Popen(
-                [sys.executable, *command], cwd=folder, env=environment(), stdout=log, stderr=log
+                [sys.executable, *command],
+                cwd=folder,
+                env=environment(),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # as a trial's, since Linux shares time among sessions
             )
             stack.callback(process.kill)
             return process
@@ -208,6 +214,7 @@ def measured(door: Door, products: int) -> dict[str, Any]:
         except RuntimeError as error:
             raise RuntimeError((folder / "log").read_text()[-3000:]) from error
         (folder / "products").write_text("0")
+        settle(trained.pid)
         pairs, used = turns(first, second, (alone.pid, trained.pid))
         first.finish()
         second.finish()
@@ -240,6 +247,14 @@ def measured(door: Door, products: int) -> dict[str, Any]:
             found["seconds to start and end"] = {"alone": summary(own), "a trial": summary(trials)}
         trained.wait(SECONDS)
         return found
+
+
+def settle(pid: int) -> None:
+    """Wait until what has been started is idle: the recorder imports MLflow meanwhile."""
+    before = -1.0
+    while processor_seconds(pid) - before > 0.05:
+        before = processor_seconds(pid)
+        time.sleep(1.0)
 
 
 Pairs = list[tuple[float, float]]
