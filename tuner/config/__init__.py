@@ -2,7 +2,7 @@
 
 from tuner.config.choice import Choice, own
 from tuner.config.parameters import Parameter
-from tuner.config.retrain import GateTable, NotifyTable, RetrainTable
+from tuner.config.retrain import DataTable, GateTable, NotifyTable, RetrainTable
 from tuner.config.search import (
     ASHA,
     CMAES,
@@ -61,6 +61,7 @@ __all__ = [
     "BudgetTable",
     "Choice",
     "Comparing",
+    "DataTable",
     "Entry",
     "FastForward",
     "GateTable",

@@ -22,6 +22,7 @@ from tuner.config.parameters import equal, has, in_words
 from tuner.core.errors import UsageError
 from tuner.core.text import printable
 from tuner.ledger import Ledger, adding
+from tuner.operations.context import acting
 
 
 def enqueue(
@@ -30,6 +31,7 @@ def enqueue(
     params: Mapping[str, ParameterValue],
     *,
     raise_budget: bool = False,
+    reason: str = "",
 ) -> dict[str, Any]:
     """Add a trial with these parameters to a study; those left out are drawn when it is claimed.
 
@@ -43,7 +45,7 @@ def enqueue(
             "can be added; submit a longer list under another name"
         )
     fixed = checked(name, study.spec.space, params)
-    number = adding.enqueue(ledger, study, fixed, raise_budget=raise_budget)
+    number = adding.enqueue(ledger, study, fixed, raise_budget=raise_budget, act=acting(reason))
     study = ledger.study(name)
     budget = {"trials": study.limit, "reserved": study.reserved}
     return {"study": name, "trial": number, "params": fixed, "state": study.state, "budget": budget}

@@ -20,8 +20,10 @@ from tuner.core.outcome import COMPLETED, PRUNED
 from tuner.core.text import derived
 from tuner.ledger import Ledger, StudyRecord, TrialRecord, adding
 from tuner.ledger.database import Addresses
+from tuner.ledger.events import Act
 from tuner.ledger.records import CONTINUED, SEED
 from tuner.operations import run
+from tuner.operations.context import acting
 from tuner.operations.run import Ended
 from tuner.training.longer import shared_steps
 from tuner.training.trainer import seed_of
@@ -99,6 +101,7 @@ def extend(
     more: Mapping[str, int | None],
     prefixes: Sequence[str],
     console: Console | None = None,
+    reason: str = "",
 ) -> Extension:
     """Train trials further, as trials of another study; call again to resume.
 
@@ -109,7 +112,7 @@ def extend(
     chosen = [_chosen(ledger, study, number) for number in dict.fromkeys(numbers)]
     if not chosen:
         raise UsageError("expected the number of at least one trial")
-    longer, added = submit(ledger, study, chosen, _more(study, more))
+    longer, added = submit(ledger, study, chosen, _more(study, more), act=acting(reason))
     ended = run.train_study(ledger, places, longer, prefixes, console=console)
     trials = {trial.number: trial for trial in ledger.trials(longer.id)}
     found = tuple(
@@ -128,7 +131,11 @@ def extend(
 
 
 def submit(
-    ledger: Ledger, study: StudyRecord, chosen: Sequence[TrialRecord], more: int
+    ledger: Ledger,
+    study: StudyRecord,
+    chosen: Sequence[TrialRecord],
+    more: int,
+    act: Act | None = None,
 ) -> tuple[StudyRecord, dict[int, int]]:
     """Add the longer trials to their study, which is created if there is none.
 
@@ -144,9 +151,10 @@ def submit(
         longer = _spec(study, derived(study.name, what), length)
         existing = known.get(longer.study.name)
         if existing is None:  # without a budget, until its trials are added
-            existing, _ = ledger.submit(longer, limit=0, workload=study.workload)
+            existing, _ = ledger.submit(longer, limit=0, workload=study.workload, act=act)
         if existing.digest == longer.digest():
-            added = adding.extend(ledger, existing, study, list(zip(chosen, seeds, strict=True)))
+            parents = list(zip(chosen, seeds, strict=True))
+            added = adding.extend(ledger, existing, study, parents, act)
             return ledger.study(existing.name), added
     raise AssertionError("one of the names is free")
 

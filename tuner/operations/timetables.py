@@ -7,6 +7,7 @@ from typing import Any
 from tuner.core.cron import Timetable, run_key
 from tuner.ledger import Ledger
 from tuner.ledger.timetables import TimetableRecord, Timetables
+from tuner.operations.context import acting
 
 
 def add(
@@ -17,7 +18,8 @@ def add(
     Raise `UsageError` or `NotFoundError`.
     """
     known = ledger.study(study).name
-    return Timetables(ledger).add(name or known, known, when, enabled=enabled)
+    store = Timetables(ledger)
+    return store.add(name or known, known, when, enabled=enabled, act=acting())
 
 
 def timetables(ledger: Ledger) -> list[TimetableRecord]:
@@ -27,7 +29,7 @@ def timetables(ledger: Ledger) -> list[TimetableRecord]:
 
 def remove(ledger: Ledger, name: str) -> None:
     """Remove a timetable and its history. Raise `NotFoundError`."""
-    Timetables(ledger).remove(name)
+    Timetables(ledger).remove(name, acting())
 
 
 def history(ledger: Ledger, name: str | None = None, limit: int = 50) -> list[dict[str, Any]]:

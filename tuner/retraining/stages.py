@@ -16,15 +16,27 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
-from tuner.core.environment import describe
+from tuner.core.cron import run_key
+from tuner.core.environment import describe, person
 from tuner.core.errors import LeaseLost, WorkloadCodeError
 from tuner.core.failpoints import reach
-from tuner.ledger import Retraining, Retrainings
+from tuner.ledger import Reader, Retraining, Retrainings, events
 from tuner.ledger.database import tracking_client
-from tuner.ledger.retrainings import DONE, EVALUATE, FAILED, KEPT, LOG, PROMOTE, PROMOTED, TRAIN
-from tuner.retraining import drift, gate, versions
+from tuner.ledger.retrainings import (
+    DONE,
+    EVALUATE,
+    FAILED,
+    KEPT,
+    LOG,
+    PROMOTE,
+    PROMOTED,
+    PROPOSED,
+    TRAIN,
+)
+from tuner.retraining import drift, gate, result, versions
 from tuner.retraining.checking import Job
 from tuner.retraining.training import Challengers, challengers, known
 from tuner.retraining.versions import EXAMPLE, WEIGHTS, BuildRecord
@@ -88,7 +100,8 @@ class Stages:
     # --- the stages
 
     def _train(self) -> None:
-        found = self._challengers().found()
+        left_out = dict(self._job.workload.left_out)
+        found = self._challengers().found() | {"left_out": left_out}
         self._advance(LOG if found["failed"] else EVALUATE, found)
         reach("retrain.trained")
 
@@ -118,7 +131,7 @@ class Stages:
             number, theirs = champion.version.number, float(rows.mean())
         found = {
             "promote": decision.promote,
-            "reason": decision.reason,
+            "reason": decision.reason + self._omissions(),
             "champion": number,
             "values": {"champion": theirs, "challenger": value},
             "improvement": drift.interval_as_json(decision.improvement),
@@ -147,8 +160,9 @@ class Stages:
             arguments={**self._job.spec.workload.arguments, **own},
             dtype=self._job.spec.training.dtype,
             code=code_digest(self._job.spec.workload.function, self._job.prefixes),
+            on_bad=self._job.spec.retrain.data.on_bad,
         )
-        stored = versions.as_json(content.files, built)
+        stored = versions.as_json(content.files, built, content.features)
         self._advance(PROMOTE, {"run_id": run_id, "version": version.number, **stored})
         reach("retrain.logged")
         return None
@@ -164,6 +178,10 @@ class Stages:
             if now != decision["champion"]:  # a rollback came between: compare with that one
                 self._held = self._store.advance(self._held, EVALUATE, {})
                 return None
+            if why := held_back(self._job.ledger, registry.model, mine):
+                return self._end(KEPT, why)
+            if self._job.spec.retrain.promote == "manual":
+                return self._end(PROPOSED, f"{decision['reason']} It waits for `tuner approve`.")
             self._still()
             if self._store.renew([self._lease]):
                 raise LeaseLost("another process has claimed the retraining; its result counts")
@@ -188,6 +206,12 @@ class Stages:
         self._end(FAILED, why)
 
     # --- what they need
+
+    def _omissions(self) -> str:
+        """Return a sentence about the batches that were left out, or nothing."""
+        left_out = self._job.workload.left_out
+        listed = "; ".join(f"{batch} ({why})" for batch, why in left_out.items())
+        return f" Without bad batches: {listed}." if left_out else ""
 
     def _challengers(self) -> Challengers:
         """Return the challengers; after the first stage they are read from their files."""
@@ -234,7 +258,14 @@ class Stages:
             "tuner.outputs": models.fingerprint(outputs),
             "tuner.weights": StoredFile.of(WEIGHTS, files[WEIGHTS]).sha256,
         }
-        return ModelContent(module=module, example=example, outputs=outputs, files=files, tags=tags)
+        return ModelContent(
+            module=module,
+            example=example,
+            outputs=outputs,
+            features=models.features_of(job.workload, job.spec),
+            files=files,
+            tags=tags,
+        )
 
     def _tags(self, trained: Challengers) -> dict[str, str]:
         """Return the tags of run and version: the origin of the model and the gate's decision."""
@@ -242,6 +273,7 @@ class Stages:
         environment = describe(job.spec.training.device)
         tags = {
             RETRAINING: identity_of(self._held),
+            "mlflow.user": person().os_user,
             "tuner.run_key": job.run_key,
             "tuner.study": origin.study,
             "tuner.study_version": str(origin.version),
@@ -279,7 +311,10 @@ class Stages:
 
     def _end(self, outcome: str, reason: str) -> None:
         drift.show(self._runs, self._store, self._held, outcome, self._job.metric)
-        self._held = self._store.end(self._held, outcome, reason)
+        ended = replace(self._held, stage=DONE, outcome=outcome, reason=reason)
+        notices = result.notices(self._job.study.spec.retrain, ended)
+        self._held = self._store.end(self._held, outcome, reason, notices)
+        reach("retrain.ended")
 
     def _still(self) -> None:
         """Raise if the lease is lost or this process is asked to stop."""
@@ -299,6 +334,18 @@ class Stages:
             except BaseException:
                 self._store.release(self._held)
                 raise
+
+
+def held_back(ledger: Reader, model: str, version: int) -> str | None:
+    """Return why a version may not become the champion: a person has rolled back from it."""
+    event = events.rolled_back(ledger, model).get(version)
+    if event is None:
+        return None
+    why = f": {event.reason}" if event.reason else "."
+    return (
+        f"Version {version} was rolled back by {event.who} at {run_key(event.happened_at)}{why} "
+        f"`tuner rollback {event.study} --to {version}` makes it the champion again."
+    )
 
 
 def identity_of(held: Retraining) -> str:
