@@ -102,6 +102,12 @@ def by_day(key: str = "0", broken: str = "", named: bool = True) -> Workload:
     return replace(made, row_batches=days if named else {})
 
 
+def on_a_day(key: str = "0") -> Workload:
+    """Train on data that differ from day to day; each day moves what is to be predicted."""
+    day = key.split(maxsplit=1)[0].rpartition("-")[2]
+    return moving(str(float(day) + 1 + key.endswith("forced") / 2))
+
+
 def breaking_in_training(key: str = "0") -> Workload:
     """Train that line, with a loss that ends the process at a training step."""
 

@@ -10,13 +10,14 @@ from typing import Any
 from tuner.analysis import drift
 from tuner.analysis.drift import RetrainingStep
 from tuner.config import StudySpec
+from tuner.core import run_keys
 from tuner.core.environment import identity, is_gone
 from tuner.core.errors import UnavailableError
 from tuner.ledger import Ledger, Retraining, Retrainings, StudyRecord, TrialRecord
 from tuner.ledger.database import Addresses
 from tuner.ledger.retrainings import DONE, EVALUATE, LOG, PROMOTED, TRAIN
 from tuner.operations import run, submit
-from tuner.retraining import notify
+from tuner.retraining import changes, notify
 from tuner.retraining.checking import prepare
 from tuner.retraining.stages import Stages
 from tuner.worker.lease_renewer import LeaseRenewer
@@ -33,12 +34,14 @@ def retrain(
     *,
     prefixes: Sequence[str],
     wait: bool = True,
+    force: bool = False,
     stop: threading.Event | None = None,
     renewer: LeaseRenewer | None = None,
 ) -> dict[str, Any]:
     """Train the champion's successor, once a run key. Return what `tuner retrain --json` prints.
 
-    For a key that has ended, return its result. While another process has this key, or another
+    For a key that has ended, return its result, with what has `changed` since. With `force`, a key
+    older than the champion's may replace it. While another process has this key, or another
     retraining of the model, wait, or raise `UnavailableError` without `wait`. Raise `UsageError`
     before anything is trained if data, model or gate cannot be used, and `KeyboardInterrupt` when
     `stop` is set.
@@ -48,9 +51,9 @@ def retrain(
     renewer = renewer or LeaseRenewer(ledger, places.checkpoints)
     ended = store.read(name, run_key)
     if ended is not None and ended.stage == DONE:
-        return as_json(ended)
+        return as_json(ended) | {"changed": changes.since(ended, study, prefixes)}
     tune = partial(_tune, ledger, places, prefixes, renewer)
-    job = prepare(ledger, places, study, run_key, prefixes, tune)
+    job = prepare(ledger, places, study, run_key, prefixes, tune, force=force)
     while True:
         held, other = store.claim(name, run_key, job.registry.model, identity(), is_gone)
         if held.stage == DONE:
@@ -105,7 +108,14 @@ def as_json(ended: Retraining) -> dict[str, Any]:
         "metrics": decision.get("values", {"champion": None, "challenger": None}),
         "run_id": logged["run_id"],
         "left_out": ended.result[TRAIN].get("left_out", {}),
+        "changed": [],
     }
+
+
+def key_of_now(ledger: Ledger, name: str) -> str:
+    """Return the run key of this moment, in UTC."""
+    now, key_format = Retrainings(ledger).now(), ledger.study(name).spec.retrain.key_format
+    return run_keys.key_of(now, "UTC", key_format)
 
 
 def history(ledger: Ledger, name: str) -> list[RetrainingStep]:

@@ -8,6 +8,7 @@ the old champion, and one that dies after it a complete new one.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from tuner.core import run_keys
 from tuner.core.environment import describe
 from tuner.core.errors import LeaseLost, WorkloadCodeError
 from tuner.core.failpoints import reach
@@ -26,11 +28,12 @@ from tuner.ledger.database import tracking_client
 from tuner.ledger.retrainings import DONE, EVALUATE, FAILED, KEPT, LOG, PROMOTE, PROMOTED, TRAIN
 from tuner.retraining import drift, gate, versions
 from tuner.retraining.checking import Job
+from tuner.retraining.gate import Decision
 from tuner.retraining.training import Challengers, challengers, known
 from tuner.retraining.versions import EXAMPLE, WEIGHTS, BuildRecord
-from tuner.tracking.mlflow.registry import CHAMPION, REPLACES, RETRAINING, StoredFile
+from tuner.tracking.mlflow.registry import CHAMPION, REPLACES, RETRAINING, StoredFile, Version
 from tuner.tracking.mlflow.retraining_run import ModelContent, RetrainingRuns, RunContent
-from tuner.training import models
+from tuner.training import code_files, models
 from tuner.training.workloads import code_digest
 from tuner.worker.lease_renewer import LeaseRenewer
 
@@ -88,8 +91,7 @@ class Stages:
     # --- the stages
 
     def _train(self) -> None:
-        left_out = dict(self._job.workload.left_out)
-        found = self._challengers().found() | {"left_out": left_out}
+        found = self._challengers().found() | self._sources()
         self._advance(LOG if found["failed"] else EVALUATE, found)
         reach("retrain.trained")
 
@@ -117,6 +119,8 @@ class Stages:
                 seed=spec.study.seed,
             )
             number, theirs = champion.version.number, float(rows.mean())
+        if champion is not None:
+            decision = self._unless_older(decision, champion.version)
         found = {
             "promote": decision.promote,
             "reason": decision.reason + self._omissions(),
@@ -190,6 +194,32 @@ class Stages:
         self._end(FAILED, why)
 
     # --- what they need
+
+    def _sources(self) -> dict[str, Any]:
+        """Return what the ledger stores of data and code."""
+        job = self._job
+        return {
+            "data_time": job.data_time,
+            "forced": job.force,
+            "data": job.workload.data_digest,
+            "files": code_files.digests(job.spec.workload, job.prefixes),
+            "left_out": dict(job.workload.left_out),
+        }
+
+    def _unless_older(self, decision: Decision, champion: Version) -> Decision:
+        """Return a decision that keeps a champion of newer data, unless this run is forced."""
+        job, made = self._job, versions.maker(self._job.ledger, champion)
+        if made is None or not decision.promote or self._result(TRAIN).get("forced") or job.force:
+            return decision
+        theirs = run_keys.time_of(made.run_key, job.spec.retrain.key_format)
+        if theirs is None or job.data_time is None or job.data_time >= theirs:
+            return decision
+        reason = (
+            f"Recorded only: the key {job.run_key!r} is older than {made.run_key!r}, that of the "
+            f"champion, version {champion.number}. {decision.reason} To promote it nevertheless, "
+            "use `tuner rollback --to`, or `tuner retrain --force` with another key."
+        )
+        return dataclasses.replace(decision, promote=False, reason=reason)
 
     def _omissions(self) -> str:
         """Return a sentence about the batches that were left out, or nothing."""
@@ -266,6 +296,8 @@ class Stages:
             "tuner.code_digest": code_digest(job.spec.workload.function, job.prefixes),
             "tuner.seed": str(job.seed(0)),
         }
+        if job.data_time is not None:
+            tags["tuner.data_time"] = run_keys.iso(job.data_time)
         if environment["git_commit"]:
             tags["mlflow.source.git.commit"] = environment["git_commit"]
             tags["tuner.git_dirty"] = str(environment["git_dirty"]).lower()
