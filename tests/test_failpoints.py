@@ -39,9 +39,11 @@ def test_the_documents_list_is_of_this_code():
 
 
 ELSEWHERE = {
+    "approve.": "test_approval.py",
     "branch.": "test_judging.py",
     "decide.": "test_racing.py",
     "extend.": "test_extending.py",
+    "notify.": "test_outbox.py",
     "probe.": "test_ranges.py",
     "retrain.": "test_retraining.py",
     "scheduler.": "test_schedulers.py",

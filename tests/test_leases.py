@@ -21,12 +21,14 @@ from tuner.core.errors import LeaseLost
 from tuner.ledger import Lease, Ledger, Retrainings, StudyRecord, database, ranges
 from tuner.ledger.leases import (
     ATTEMPTS,
+    NOTIFICATIONS,
     PROBES,
     PUBLICATIONS,
     RETRAININGS,
     TIMETABLE_RUNS,
     LeaseTable,
 )
+from tuner.ledger.notifications import Notice, Notifications
 from tuner.ledger.publications import Publications
 from tuner.ledger.tables import metadata
 from tuner.ledger.timetables import Timetables
@@ -75,6 +77,16 @@ def run_of(ledger, lease):
     return replace(held, token=lease.token)
 
 
+def claim_notification(ledger, study, worker, gone):
+    held = Notifications(ledger).claim(["TUNER_NOTIFY_A"], worker, gone)
+    return held and held.lease
+
+
+def notification_of(ledger, lease):
+    (held,) = Notifications(ledger).of_study("small")
+    return replace(held, token=lease.token)
+
+
 def publisher(ledger, name):
     return Publications(ledger.engine, "mlflow", name, grace_seconds=ledger.grace_seconds)
 
@@ -111,6 +123,12 @@ KINDS = {
         lambda ledger, study, lease: publisher(ledger, lease.token).note_study(study.id, "1", 2),
         lambda ledger, study, lease: publisher(ledger, lease.token).release(study.id),
     ),
+    "notification": Kind(
+        NOTIFICATIONS,
+        claim_notification,
+        lambda ledger, study, lease: Notifications(ledger).end(notification_of(ledger, lease)),
+        lambda ledger, study, lease: Notifications(ledger).release(notification_of(ledger, lease)),
+    ),
     "probe": Kind(
         PROBES,
         lambda ledger, study, worker, gone: ranges.claim_probe(ledger, study, worker, gone).lease,
@@ -145,11 +163,13 @@ def leased(either: Ledger, request: pytest.FixtureRequest) -> Leased:
 
 
 def prepare(ledger: Ledger) -> StudyRecord:
-    """Submit a study of one trial that has a probe, a timetable and a tick."""
+    """Submit a study of one trial that has a probe, a timetable, a tick and a notification."""
     study = submit(ledger, budget={"trials": 1})
     when = Timetable(expression="0 * * * *", zone="UTC")
     Timetables(ledger).add("hourly", study.name, when, now=0.0)
     assert Timetables(ledger).tick(3600.0) == 1
+    about = {"event": "e", "study": study.name, "channel": "webhook", "target": "TUNER_NOTIFY_A"}
+    Notifications(ledger).add([Notice(**about, title="t", content={})])
     return study
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import date, timedelta
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import pytest
 import torch
 from pipeline import Pipeline
 from processes import PREFIXES, copy, prepare, train_here
+from receiver import Receiver, receiving
 from retrained import STUDY
 
 from tuner.analysis import drift
@@ -499,19 +499,18 @@ def test_a_challenger_that_diverges_fails_and_the_champion_stays(pipeline: Pipel
 
 def test_a_webhook_gets_what_the_command_prints(
     pipeline: Pipeline,
-    webhook: tuple[str, list[dict[str, Any]]],
+    receiver: Receiver,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    address, heard = webhook
-    monkeypatch.setenv("TUNER_NOTIFY_WEBHOOK", address)
-    monkeypatch.setenv("TUNER_NOTIFY_ALLOW", "127.0.0.1")
+    for name, value in receiver.environment.items():
+        monkeypatch.setenv(name, value)
     pipeline.change("retrain.notify.webhook=TUNER_NOTIFY_WEBHOOK", "retrain.notify.on=['kept']")
     pipeline.retrain("0")
-    assert heard == []
+    assert receiver.heard == []
     found = pipeline.retrain("0 again")
-    assert heard == [found]
+    assert receiver.messages == [found]
     assert pipeline.retrain("0 again") == found
-    assert heard == [found]  # once a key
+    assert len(receiver.heard) == 1  # once a key
 
 
 def test_a_webhook_that_is_away_changes_nothing(
@@ -523,23 +522,6 @@ def test_a_webhook_that_is_away_changes_nothing(
 
 
 @pytest.fixture
-def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A server of our own, and what it was told."""
-    heard: list[dict[str, Any]] = []
-
-    class Listener(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            length = int(self.headers["Content-Length"])
-            heard.append(json.loads(self.rfile.read(length)))
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Listener) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/ended", heard
-        server.shutdown()
-        thread.join()
+def receiver() -> Iterator[Receiver]:
+    with receiving() as made:
+        yield made

@@ -378,12 +378,18 @@ class Study:
     def extend(
         self,
         numbers: int | Sequence[int],
-        steps: int,
+        steps: int | None = None,
         *,
+        epochs: int | None = None,
+        examples: int | None = None,
         allow: Sequence[str] | None = None,
         progress: bool = True,
+        reason: str = "",
     ) -> Extension:
-        """Train trials by `steps` more steps, as trials of a study with a longer horizon."""
+        """Train trials by so many more steps, as trials of a study with a longer horizon.
+
+        Count in `epochs` or `examples` if the study does.
+        """
         from tuner.operations import extend  # noqa: PLC0415 - it imports torch
 
         ledger, study = self._read()
@@ -392,9 +398,10 @@ class Study:
             self._places(),
             study,
             [numbers] if isinstance(numbers, int) else numbers,
-            steps=steps,
+            more={"steps": steps, "epochs": epochs, "examples": examples},
             prefixes=self._prefixes(allow),
             console=_console(progress),
+            reason=reason,
         )
         _raise_unless_done(done.ended, done.study.name)
         return done
@@ -419,8 +426,18 @@ class Study:
         folder = None if to is None else Path(to)
         return report.report(ledger, [study], self._places(), to=folder).written.page
 
+    def history(self) -> list[dict[str, Any]]:
+        """Return who did what to the study, when and why, oldest first."""
+        from tuner.operations import history  # noqa: PLC0415
+
+        return history.history(self._ledger(), self.name)
+
     def enqueue(
-        self, params: Mapping[str, ParameterValue], *, raise_budget: bool = False
+        self,
+        params: Mapping[str, ParameterValue],
+        *,
+        raise_budget: bool = False,
+        reason: str = "",
     ) -> dict[str, Any]:
         """Add a trial with these parameters; those left out are drawn. Return its number and more.
 
@@ -429,10 +446,17 @@ class Study:
         """
         from tuner.operations import enqueue  # noqa: PLC0415
 
-        return enqueue.enqueue(self._ledger(), self.name, params, raise_budget=raise_budget)
+        return enqueue.enqueue(
+            self._ledger(), self.name, params, raise_budget=raise_budget, reason=reason
+        )
 
     def retry(
-        self, numbers: int | Sequence[int] = (), *, failed: bool = False, raise_budget: bool = False
+        self,
+        numbers: int | Sequence[int] = (),
+        *,
+        failed: bool = False,
+        raise_budget: bool = False,
+        reason: str = "",
     ) -> dict[str, Any]:
         """Add a trial with the parameters of each of these failed trials, or of all of them.
 
@@ -442,20 +466,25 @@ class Study:
 
         chosen = [numbers] if isinstance(numbers, int) else numbers
         return retry.retry(
-            self._ledger(), self.name, chosen, failed=failed, raise_budget=raise_budget
+            self._ledger(),
+            self.name,
+            chosen,
+            failed=failed,
+            raise_budget=raise_budget,
+            reason=reason,
         )
 
-    def pause(self) -> dict[str, Any]:
+    def pause(self, reason: str = "") -> dict[str, Any]:
         """Start no more trials; running ones continue to their end. Return the status."""
         from tuner.operations import manage  # noqa: PLC0415
 
-        return manage.pause(self._ledger(), self.name)
+        return manage.pause(self._ledger(), self.name, reason)
 
-    def resume(self) -> dict[str, Any]:
+    def resume(self, reason: str = "") -> dict[str, Any]:
         """Reopen the study after a pause or a stop. Return the status."""
         from tuner.operations import manage  # noqa: PLC0415
 
-        return manage.resume(self._ledger(), self.name)
+        return manage.resume(self._ledger(), self.name, reason)
 
     def stop(self, reason: str = "") -> dict[str, Any]:
         """Cancel the running and waiting trials, and start no more. Return the status."""
@@ -463,14 +492,14 @@ class Study:
 
         return manage.stop(self._ledger(), self._places(), self.name, reason)
 
-    def delete(self, *, force: bool = False) -> None:
+    def delete(self, *, force: bool = False, reason: str = "") -> None:
         """Delete the study from ledger, Optuna, MLflow, and its checkpoints, without asking.
 
         Raise `UsageError` while workers train it, unless forced.
         """
         from tuner.operations import manage  # noqa: PLC0415
 
-        manage.delete(self._ledger(), self._places(), self.name, force=force)
+        manage.delete(self._ledger(), self._places(), self.name, force=force, reason=reason)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Study) and other.name == self.name

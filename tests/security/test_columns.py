@@ -41,6 +41,8 @@ from tuner.core.environment import is_gone
 from tuner.core.errors import NotFoundError, TunerError, UnavailableError
 from tuner.ledger import Ledger, StudyRecord, database, managing
 from tuner.ledger.database import Addresses
+from tuner.ledger.event_tables import events, notifications
+from tuner.ledger.notifications import Notifications
 from tuner.ledger.retraining_tables import retrainings, timetable_runs, timetables
 from tuner.ledger.retrainings import Retrainings
 from tuner.ledger.tables import (
@@ -56,6 +58,7 @@ from tuner.ledger.tables import (
     trials,
 )
 from tuner.ledger.timetables import Timetables
+from tuner.observability import notify
 from tuner.operations import doctor, export, manage
 from tuner.operations import studies as listing
 from tuner.operations import submit as submission
@@ -81,7 +84,7 @@ CONTENTS: list[Any] = [
 ]
 OF_STUDY = [probes, published_studies]
 OF_TRIAL = [attempts, chunks, reports, checkpoints, published_trials]
-NAMED_BY_STUDY = [retrainings, timetables]
+NAMED_BY_STUDY = [retrainings, timetables, events, notifications]
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +128,7 @@ def _fill(ledger: Ledger, places: Addresses) -> None:
     retrain(ledger, places, GOOD, ENDED, prefixes=PREFIXES)
     with ledger.engine.execution_options(writes=True).begin() as tx:
         _add_timetable(tx, GOOD)
+        _add_event(tx, GOOD)
 
 
 def _copy_good(ledger: Ledger, table: Table) -> None:
@@ -135,6 +139,7 @@ def _copy_good(ledger: Ledger, table: Table) -> None:
             _copy_study(tx, good.id, str(column))
             _copy_retraining(tx, str(column))
             _add_timetable(tx, str(column))
+            _add_event(tx, str(column))
 
 
 def _copy_study(tx: Connection, study_id: int, name: str) -> None:
@@ -189,6 +194,23 @@ def _add_timetable(tx: Connection, name: str) -> None:
         insert(timetable_runs).values(
             timetable_id=timetable, fire_at=1.6e9, state="running", worker="elsewhere:1:1",
             token=1, expires_at=0.0,
+        )
+    )  # fmt: skip
+
+
+def _add_event(tx: Connection, name: str) -> None:
+    """Add an event, and a notification that is to be sent to an address that nobody has."""
+    tx.execute(
+        insert(events).values(
+            happened_at=1.0, db_role="ann", study=name, action="paused", reason="lunch",
+            details={"a": 1}, os_user="ann", host="here",
+        )
+    )  # fmt: skip
+    tx.execute(
+        insert(notifications).values(
+            key=name, study=name, channel="webhook", target="TUNER_NOTIFY_NOBODY", title="t",
+            content={"a": 1}, state="waiting", due_at=1.0, worker="elsewhere:1:1", token=1,
+            expires_at=0.0, error="away", created_at=1.0,
         )
     )  # fmt: skip
 
@@ -424,7 +446,12 @@ def _look(ledger: Ledger, *, drawn: bool) -> None:
         refused = command.invoke(cli, unknown)
         assert isinstance(refused.exception, NotFoundError | SystemExit)
     looks = ["status NAME", "status NAME --json", "status NAME --trial 0", "best NAME"]
-    looks += ["retrain NAME --history", *(["report NAME"] if drawn else [])]
+    looks += [
+        "history NAME",
+        "history NAME --json",
+        "retrain NAME --history",
+        *(["report NAME"] if drawn else []),
+    ]
     for name in _names(ledger):
         for look in looks:
             found = command.invoke(cli, [name if one == "NAME" else one for one in look.split()])
@@ -436,7 +463,11 @@ def _look(ledger: Ledger, *, drawn: bool) -> None:
 
 
 def _schedule(ledger: Ledger) -> None:
-    """Let the scheduler go round."""
+    """Let the scheduler go round, and send notifications."""
+    for target in ("TUNER_NOTIFY_NOBODY", "nothing"):
+        Notifications(ledger).claim([target], "w", is_gone)
+    notify.watch(ledger)
+    notify.deliver(ledger)
     store = Timetables(ledger)
     store.all()
     store.tick()

@@ -9,12 +9,14 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from helpers import spec
+from helpers import submit as submitted
 
 from tuner.config import NotifyTable, reading
 from tuner.core.errors import StudyFileError, UsageError
+from tuner.ledger.notifications import Notifications
+from tuner.observability import notify, outbound
+from tuner.observability.outbound import Allowed, RefusedError
 from tuner.operations import submit
-from tuner.retraining import notify, outbound
-from tuner.retraining.outbound import Allowed, RefusedError
 
 SECRET = "Zq8vK3xW9"
 FOUND = {"outcome": "kept", "model": "m", "run_key": "k", "reason": "It was not better."}
@@ -164,20 +166,24 @@ def test_addresses_that_choose_method_and_headers_are_refused_even_if_listed():
             outbound.check_service(f"{scheme}://host/?method=DELETE", Allowed((f"{scheme}:",)))
 
 
-def test_an_address_that_was_stored_needs_to_be_listed(server, monkeypatch, caplog):
+def test_an_address_that_was_stored_needs_to_be_listed(server, ledger, monkeypatch, caplog):
     address, asked = server
-    stored = NotifyTable.model_validate(
-        {"webhook": f"{address}/{SECRET}", "apprise": [f"json://{SECRET}"]}
-    )
+    table = {"webhook": f"{address}/{SECRET}", "apprise": [f"json://{SECRET}"]}
+    stored = NotifyTable.model_validate(table)
+    submitted(ledger, study={"name": "old"}, retrain={"notify": table})
     notify.check(stored)
-    notify.send(stored, FOUND)
+    about = {"on": "kept", "event": "e", "study": "old", "title": "m: kept"}
+    found = notify.notices(stored, **about, content=FOUND)
+    assert SECRET not in repr(found)
+    Notifications(ledger).add(found)
+    notify.deliver(ledger)
     assert asked == []
     assert "an address stored in the study was not reached" in caplog.text
     assert SECRET not in caplog.text
     monkeypatch.setenv("TUNER_NOTIFY_ALLOW", "127.0.0.1")
-    notify.send(stored, FOUND)
+    notify.deliver(ledger, ledger.now() + 60)
     assert [(method, path) for method, path, _ in asked] == [("POST", f"/{SECRET}")]
-    assert json.loads(asked[0][2]) == FOUND
+    assert json.loads(asked[0][2]) == {"id": found[0].key, **FOUND}
 
 
 @pytest.mark.parametrize(("key", "url"), [("webhook", "ftp://x"), ("apprise", "json://x")])

@@ -33,6 +33,11 @@ COLUMNS = [
     if isinstance(column.type, String | type(AS_JSON))
 ]
 OTHERS = [
+    "tuner_events VALUES (1, 1, NULL, 'small', 'paused', 'why', '{}', 'ann', 'here')",
+    (
+        "tuner_notifications VALUES (1, 'k', 's', 'webhook', 'TUNER_NOTIFY', 't', '{}', 'waiting',"
+        " 1, NULL, 0, 0, NULL, 1, NULL)"
+    ),
     "tuner_checkpoints VALUES (1, 1, 1, 20, 'a.pt', 'd1935')",
     "tuner_probes VALUES (1, 1, 'worker', 0, NULL, NULL)",
     "tuner_published_studies VALUES (1, 'mlflow', 'run', 1, 'worker', 0)",
@@ -45,6 +50,8 @@ QUICK = [
     "studies --json",
     "status small",
     "status small --trial 0",
+    "history small",
+    "history small --json",
     "best small",
     "retrain small --history",
     "timetable list",

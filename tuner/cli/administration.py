@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from tuner.cli.base import cli, print_json
-from tuner.cli.options import with_json
+from tuner.cli.options import with_json, with_reason
 from tuner.core.errors import UsageError
 from tuner.ledger import database
 from tuner.operations import context
@@ -165,8 +165,9 @@ def gc(
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--force", is_flag=True, help="Delete it even while workers train it.")
+@with_reason
 @with_json
-def delete(name: str, yes: bool, force: bool, as_json: bool) -> None:
+def delete(name: str, yes: bool, force: bool, reason: str, as_json: bool) -> None:
     """Delete the study NAME from ledger, Optuna, MLflow, and its checkpoints.
 
     Run it again after an interruption. MLflow keeps deleted runs until `mlflow gc`.
@@ -177,7 +178,7 @@ def delete(name: str, yes: bool, force: bool, as_json: bool) -> None:
     trials = len(ledger.trials(ledger.study(name).id))
     if not yes:
         click.confirm(f"Delete study {name!r} with {trials} trials?", abort=True, err=True)
-    manage.delete(ledger, context.addresses(), name, force=force)
+    manage.delete(ledger, context.addresses(), name, force=force, reason=reason)
     if as_json:
         print_json({"study": name, "deleted": True, "trials": trials})
     else:

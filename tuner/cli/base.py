@@ -27,11 +27,13 @@ EXIT_INTERRUPTED = 130
 SECTIONS = {
     "Start": ("init", "examples", "run", "submit", "probe", "schema"),
     "Look": (
-        "studies", "status", "similar", "best", "ui", "report", "compare", "export", "confirm",
-        "extend", "rerun",
+        "studies", "status", "history", "similar", "best", "ui", "report", "compare", "export",
+        "confirm", "extend", "rerun",
     ),
     "Team": ("worker", "recorder", "enqueue", "retry", "pause", "resume", "stop"),
-    "Retraining": ("retrain", "predict", "rollback", "timetable", "scheduler"),
+    "Retraining": (
+        "retrain", "approve", "reject", "predict", "rollback", "timetable", "scheduler",
+    ),
     "Administration": ("doctor", "db", "gc", "delete"),
 }  # fmt: skip
 """The commands by section of `tuner --help`; each section is a module."""

@@ -16,7 +16,8 @@ from tuner.cli.base import (
     print_json,
     print_results,
 )
-from tuner.cli.options import with_allow, with_json
+from tuner.cli.options import with_allow, with_json, with_reason
+from tuner.config import written
 from tuner.operations import context
 from tuner.report import terminal
 
@@ -43,9 +44,27 @@ def studies(as_json: bool) -> None:
             click.echo(f"{status['title']}: unreadable, {status['reason']}")
             continue
         counts = ranking.counts_in_words(status["trials"])
+        by = f", by {status['submitted']['os_user']}" if status["submitted"] else ""
         terminal.echo(
-            f"{status['title']}: {status['state']}, {counts} of {status['budget']['trials']}"
+            f"{status['title']}: {status['state']}, {counts} of {status['budget']['trials']}{by}"
         )
+
+
+@cli.command()
+@click.argument("name")
+@with_json
+def history(name: str, as_json: bool) -> None:
+    """Show who did what to the study NAME, when and why; also to one that is deleted."""
+    from tuner.operations import history
+
+    found = history.history(context.open_ledger(), name)
+    if as_json:
+        print_json({"study": name, "events": found})
+        return
+    for one in found:
+        terminal.echo(history.in_words(one))
+    if not found:
+        terminal.echo(f"Nothing is recorded of {name!r}: an earlier version of tuner made it.")
 
 
 @cli.command()
@@ -54,7 +73,7 @@ def studies(as_json: bool) -> None:
 @with_json
 def status(name: str, trial: int | None, as_json: bool) -> None:
     """Show the state of the study NAME: its trials, the best one, its workers."""
-    from tuner.operations import status
+    from tuner.operations import history, status
 
     ledger = context.open_ledger()
     study = ledger.study(name)
@@ -70,6 +89,9 @@ def status(name: str, trial: int | None, as_json: bool) -> None:
     terminal.print_text(console, f"{study.title}: {found['state']}, {counts} of {study.limit}")
     if study.reason:
         terminal.print_text(console, study.reason)
+    for act in (found["submitted"], found["last_action"]):
+        if act is not None:
+            terminal.print_text(console, history.in_words(act))
     for line in ranking.ranges_in_words(study):
         terminal.print_text(console, line)
     for one in found["workers"]:
@@ -115,7 +137,7 @@ def _print_trial(found: dict[str, Any], *, as_json: bool) -> None:
     if found["reason"]:
         terminal.print_text(console, found["reason"])
     for name, value in (found["params"] or {}).items():
-        terminal.print_text(console, f"  {name} = {value}")
+        terminal.print_text(console, f"  {name} = {written(value)}")
     for one in found["attempts"]:
         ended = f"{one['ending']}: {one['reason']}" if one["ending"] else "training"
         terminal.print_text(console, f"attempt {one['number']} by {one['worker']}: {ended}")
@@ -361,13 +383,21 @@ def confirm(
 @cli.command()
 @click.argument("name")
 @click.argument("trials", nargs=-1, required=True, type=click.IntRange(0), metavar="TRIAL...")
-@click.option(
-    "--steps", type=click.IntRange(1), required=True, help="Steps to train beyond the horizon."
-)
+@click.option("--steps", type=click.IntRange(1), help="Steps to train beyond the horizon.")
+@click.option("--epochs", type=click.IntRange(1), help="Epochs, if the study counts in them.")
+@click.option("--examples", type=click.IntRange(1), help="Examples, if the study counts in them.")
 @with_allow
+@with_reason
 @with_json
 def extend(
-    name: str, trials: tuple[int, ...], steps: int, prefixes: tuple[str, ...], as_json: bool
+    name: str,
+    trials: tuple[int, ...],
+    steps: int | None,
+    epochs: int | None,
+    examples: int | None,
+    prefixes: tuple[str, ...],
+    reason: str,
+    as_json: bool,
 ) -> int:
     """Train trials of the study NAME further, as trials of a study with a longer horizon.
 
@@ -382,9 +412,10 @@ def extend(
         context.addresses(),
         ledger.study(name),
         trials,
-        steps=steps,
+        more={"steps": steps, "epochs": epochs, "examples": examples},
         prefixes=prefixes,
         console=terminal.console(stderr=as_json),
+        reason=reason,
     )
     if as_json:
         print_json(done.as_json())

@@ -114,6 +114,13 @@ def with_allow(command: Command) -> Command:
     return cast(Command, modules)
 
 
+def with_reason(command: Command) -> Command:
+    """Add the option --reason."""
+    return click.option(
+        "--reason", default="", help="Why, for the study's history (`tuner history`)."
+    )(command)
+
+
 def with_raise_budget(command: Command) -> Command:
     """Add the option --raise-budget."""
     return click.option(

@@ -1,14 +1,15 @@
-"""The section Retraining: retrain, predict, rollback, timetable, scheduler."""
+"""The section Retraining: retrain, approve, reject, predict, rollback, timetable, scheduler."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tuner.cli.base import EXIT_NOTHING_COMPLETED, cli, print_json
-from tuner.cli.options import with_allow, with_json, with_log, with_metrics
+from tuner.cli.options import Command, with_allow, with_json, with_log, with_metrics, with_reason
 from tuner.observability import logs
 from tuner.operations import context
 from tuner.report import terminal
@@ -38,7 +39,10 @@ EXIT_KEPT = 10
     help="Wait for another process that has this retraining, or another one of the model.",
 )
 @click.option(
-    "--exit-code", "exit_kept", is_flag=True, help="Exit with 10 if the champion is kept."
+    "--exit-code",
+    "exit_kept",
+    is_flag=True,
+    help="Exit with 10 if the champion is kept, or the challenger waits for `tuner approve`.",
 )
 @click.option("--history", is_flag=True, help="Show the retrainings so far and train nothing.")
 @with_allow
@@ -58,7 +62,7 @@ def retrain(
     It is trained at most once per run key. Call it again with the same key to resume after a crash.
     """
     from tuner.core.processes import stop_on_signals
-    from tuner.ledger.retrainings import FAILED, KEPT
+    from tuner.ledger.retrainings import FAILED, KEPT, PROPOSED
     from tuner.operations import retrain
 
     ledger = context.open_ledger()
@@ -76,6 +80,13 @@ def retrain(
             wait=wait,
             stop=stop,
         )
+    _print_result(found, as_json)
+    if found["outcome"] == FAILED:
+        return EXIT_NOTHING_COMPLETED
+    return EXIT_KEPT if exit_kept and found["outcome"] in (KEPT, PROPOSED) else 0
+
+
+def _print_result(found: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(found)
     else:
@@ -87,9 +98,34 @@ def retrain(
             f"retrain, use another key, such as {found['run_key'] + ' again'!r}.",
             err=True,
         )
-    if found["outcome"] == FAILED:
-        return EXIT_NOTHING_COMPLETED
-    return EXIT_KEPT if exit_kept and found["outcome"] == KEPT else 0
+
+
+def _with_decision(command: Command) -> Command:
+    """Add what `approve` and `reject` share."""
+    key = click.option(
+        "--run-key", metavar="KEY", help="Key of the retraining; by default the newest that waits."
+    )
+    return click.argument("name")(key(with_reason(with_json(command))))
+
+
+@cli.command()
+@_with_decision
+def approve(name: str, run_key: str | None, reason: str, as_json: bool) -> None:
+    """Make the proposed challenger of the study NAME the champion (`promote = "manual"`)."""
+    from tuner.operations import approve
+
+    ledger, places = context.open_ledger(), context.addresses()
+    _print_result(approve.approve(ledger, places, name, run_key, reason), as_json)
+
+
+@cli.command()
+@_with_decision
+def reject(name: str, run_key: str | None, reason: str, as_json: bool) -> None:
+    """Leave the champion of the study NAME in use; its proposed challenger is not promoted."""
+    from tuner.operations import approve
+
+    ledger, places = context.open_ledger(), context.addresses()
+    _print_result(approve.reject(ledger, places, name, run_key, reason), as_json)
 
 
 def _show_history(ledger: Ledger, name: str, as_json: bool) -> None:
@@ -114,12 +150,19 @@ def _show_history(ledger: Ledger, name: str, as_json: bool) -> None:
 @cli.command()
 @click.argument("name")
 @click.option("--to", type=click.IntRange(1), help="Make this version the champion.")
+@with_reason
 @with_json
-def rollback(name: str, to: int | None, as_json: bool) -> None:
-    """Make the champion before this one the champion of the study NAME's model again."""
+def rollback(name: str, to: int | None, reason: str, as_json: bool) -> None:
+    """Make the champion before this one the champion of the study NAME's model again.
+
+    On a terminal it asks for the reason, unless given. The replaced version is not promoted again.
+    """
     from tuner.operations import rollback
 
-    done = rollback.rollback(context.open_ledger(), context.addresses(), name, to)
+    ledger, places = context.open_ledger(), context.addresses()
+    if not reason and sys.stdin.isatty():
+        reason = click.prompt("Reason", default="", show_default=False, err=True)
+    done = rollback.rollback(ledger, places, name, to, reason)
     if as_json:
         print_json({"study": name, **vars(done)})
     else:

@@ -15,7 +15,9 @@ from tuner.cli.options import (
     with_metrics,
     with_parent,
     with_raise_budget,
+    with_reason,
 )
+from tuner.config import written
 from tuner.observability import logs
 from tuner.operations import context
 from tuner.report import terminal
@@ -128,8 +130,11 @@ def recorder(
 @click.argument("name")
 @click.argument("parameters", nargs=-1, required=True, metavar="PARAMETER=VALUE...")
 @with_raise_budget
+@with_reason
 @with_json
-def enqueue(name: str, parameters: tuple[str, ...], raise_budget: bool, as_json: bool) -> None:
+def enqueue(
+    name: str, parameters: tuple[str, ...], raise_budget: bool, reason: str, as_json: bool
+) -> None:
     """Add a trial with these parameters to the study NAME, before the sampler's next one.
 
     Parameters that are left out are drawn by the sampler. The trial counts in the budget.
@@ -137,12 +142,16 @@ def enqueue(name: str, parameters: tuple[str, ...], raise_budget: bool, as_json:
     from tuner.operations import enqueue
 
     added = enqueue.enqueue(
-        context.open_ledger(), name, enqueue.parsed(parameters), raise_budget=raise_budget
+        context.open_ledger(),
+        name,
+        enqueue.parsed(parameters),
+        raise_budget=raise_budget,
+        reason=reason,
     )
     if as_json:
         print_json(added)
         return
-    shown = ", ".join(f"{key} {value}" for key, value in added["params"].items())
+    shown = ", ".join(f"{key} {written(value)}" for key, value in added["params"].items())
     terminal.echo(f"Trial {added['trial']} of {name!r} is enqueued with {shown}. {_next(added)}")
 
 
@@ -151,9 +160,15 @@ def enqueue(name: str, parameters: tuple[str, ...], raise_budget: bool, as_json:
 @click.argument("trials", nargs=-1, type=click.IntRange(0), metavar="[TRIAL]...")
 @click.option("--failed", is_flag=True, help="Retry all failed trials.")
 @with_raise_budget
+@with_reason
 @with_json
 def retry(
-    name: str, trials: tuple[int, ...], failed: bool, raise_budget: bool, as_json: bool
+    name: str,
+    trials: tuple[int, ...],
+    failed: bool,
+    raise_budget: bool,
+    reason: str,
+    as_json: bool,
 ) -> None:
     """Train failed trials of the study NAME again, as new trials with the same parameters.
 
@@ -162,7 +177,12 @@ def retry(
     from tuner.operations import retry
 
     done = retry.retry(
-        context.open_ledger(), name, trials, failed=failed, raise_budget=raise_budget
+        context.open_ledger(),
+        name,
+        trials,
+        failed=failed,
+        raise_budget=raise_budget,
+        reason=reason,
     )
     if as_json:
         print_json(done)
@@ -184,22 +204,24 @@ def _next(added: dict[str, Any]) -> str:
 
 @cli.command()
 @click.argument("name")
+@with_reason
 @with_json
-def pause(name: str, as_json: bool) -> None:
+def pause(name: str, reason: str, as_json: bool) -> None:
     """Start no more trials of the study NAME; running ones continue to their end."""
     from tuner.operations import manage
 
-    _print_status(manage.pause(context.open_ledger(), name), as_json)
+    _print_status(manage.pause(context.open_ledger(), name, reason), as_json)
 
 
 @cli.command()
 @click.argument("name")
+@with_reason
 @with_json
-def resume(name: str, as_json: bool) -> None:
+def resume(name: str, reason: str, as_json: bool) -> None:
     """Reopen the study NAME after a pause or a stop; cancelled trials stay cancelled."""
     from tuner.operations import manage
 
-    _print_status(manage.resume(context.open_ledger(), name), as_json)
+    _print_status(manage.resume(context.open_ledger(), name, reason), as_json)
 
 
 @cli.command()

@@ -34,7 +34,16 @@ from tuner.config.search import (
 from tuner.config.space import CHOSEN, Space, misfits, unfit
 from tuner.config.study import LEAST_DECIDING, BudgetTable, GuardTable, StudySpec
 from tuner.config.trial_settings import TrialSettings, batch_size, horizon_of, settings_of
-from tuner.config.values import Entry, ParameterValue, Range, Table, WholeRange, fractions, options
+from tuner.config.values import (
+    Entry,
+    ParameterValue,
+    Range,
+    Table,
+    WholeRange,
+    fractions,
+    options,
+    written,
+)
 
 __all__ = [
     "ASHA",
@@ -89,4 +98,5 @@ __all__ = [
     "own",
     "settings_of",
     "unfit",
+    "written",
 ]

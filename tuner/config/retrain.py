@@ -70,24 +70,29 @@ Variable: TypeAlias = Annotated[str, Field(json_schema_extra={"pattern": VARIABL
 
 
 class NotifyTable(Table):
-    """Notifications about ended retrainings.
+    """Notifications about retrainings.
 
     Addresses contain secrets and are not stored. An environment variable of the process that
-    retrains holds one, or the same variable with the suffix `_FILE` names a file that does.
+    sends holds one, or the same variable with the suffix `_FILE` names a file that does.
 
     - `webhook`: variable with the address to which the output of `tuner retrain --json` is sent by
       POST, such as "TUNER_NOTIFY_WEBHOOK".
     - `apprise`: variables with Apprise URLs; they need the extra `notify`.
-    - `on`: the outcomes to notify about.
+    - `on`: what to notify about: how retrainings ended, calls that were refused, that none has
+      succeeded for `overdue_hours`, and what a person decided.
     """
 
     webhook: Variable | None = None
     apprise: Annotated[tuple[Variable, ...], Field(strict=False)] = ()
-    on: Annotated[tuple[Literal["promoted", "kept", "failed"], ...], Field(strict=False)] = (
-        "promoted",
-        "kept",
-        "failed",
-    )
+    on: Annotated[
+        tuple[Literal[
+                "promoted", "kept", "failed", "refused", "overdue", "proposed", "rejected",
+                "rolled_back",
+            ], ...],
+        Field(strict=False),
+    ] = (
+        "promoted", "kept", "failed", "refused", "overdue", "proposed", "rejected", "rolled_back",
+    )  # fmt: skip
 
     @property
     def literals(self) -> list[str]:
@@ -114,6 +119,10 @@ class RetrainTable(Table):
     - `do`: "refit" trains the best parameters again; "retune" searches around them first; "auto"
       refits, and retunes if the refit's value is worse than the champion's by more than
       `shortfall`, a fraction of it.
+    - `promote`: "manual" leaves a challenger that wins to a person, who promotes it with `tuner
+      approve` or not with `tuner reject`.
+    - `overdue_hours`: hours without a successful retraining after which one is
+      overdue, which is notified and counted for alerts; by default never.
     - `trials`: the budget of a retune.
     - `around`: the range of a retune's rates, as a factor below and above the champion's rate.
     """
@@ -148,5 +157,7 @@ class RetrainTable(Table):
     around: Annotated[float, Field(gt=1)] = 10.0
     shortfall: Annotated[float, Field(ge=0)] = 0.1
     data: DataTable = DataTable()
+    promote: Literal["auto", "manual"] = "auto"
+    overdue_hours: Annotated[float, Field(gt=0, le=1e6)] | None = None
     gate: GateTable = GateTable()
     notify: NotifyTable = NotifyTable()

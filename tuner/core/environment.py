@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import getpass
 import os
 import platform
 import re
@@ -9,11 +11,14 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from tuner.core.text import NAME_LIMIT
 
 DISTRIBUTION = "tuner-lr"
 """The name of this package on package indexes, where `tuner` is another project."""
@@ -23,6 +28,28 @@ PACKAGES = ("torch", "optuna", "mlflow", "numpy", "scikit-learn", "sqlalchemy")
 def identity() -> str:
     """Return an identity of this process that no other process ever has."""
     return f"{_machine()}:{os.getpid()}:{_birth(os.getpid())}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Person:
+    """Who runs this process, as its operating system knows them."""
+
+    os_user: str
+    host: str
+
+
+@functools.cache
+def person() -> Person:
+    """Return the user of this process: the account, not what `USER` says where accounts exist."""
+    try:
+        import pwd  # noqa: PLC0415 - not on Windows
+
+        user = pwd.getpwuid(os.getuid()).pw_name
+    except ImportError:
+        user = getpass.getuser()
+    except KeyError:  # such as a container that runs as a number
+        user = f"uid {os.getuid()}"
+    return Person(os_user=user[:NAME_LIMIT], host=platform.node()[:NAME_LIMIT])
 
 
 def is_gone(worker: object) -> bool:

@@ -17,8 +17,9 @@ from sqlalchemy import Connection, Row, select, update
 from tuner.config import ParameterValue
 from tuner.core.errors import UsageError
 from tuner.core.outcome import FAILED
-from tuner.ledger import rows
+from tuner.ledger import events, rows
 from tuner.ledger.decoding import are_trial_attrs
+from tuner.ledger.events import Act
 from tuner.ledger.managing import locked
 from tuner.ledger.reading import Reader, read_trials
 from tuner.ledger.records import (
@@ -53,6 +54,7 @@ def enqueue(
     params: Mapping[str, ParameterValue],
     *,
     raise_budget: bool = False,
+    act: Act | None = None,
 ) -> int:
     """Add a trial with these parameters; those that are left out are drawn. Return its number.
 
@@ -60,7 +62,8 @@ def enqueue(
     be raised.
     """
     attrs = {FIXED: dict(params), ADDED: ENQUEUED}
-    (number,) = add(ledger, study, lambda _: [attrs], raise_budget, uuid.uuid4().hex, count())
+    key, done = uuid.uuid4().hex, (act, events.ENQUEUED)
+    (number,) = add(ledger, study, lambda _: [attrs], raise_budget, key, count(), *done)
     return number
 
 
@@ -70,6 +73,7 @@ def retry(
     numbers: Sequence[int] | None = None,
     *,
     raise_budget: bool = False,
+    act: Act | None = None,
 ) -> dict[int, int]:
     """Add a trial with the parameters of each failed trial that was not retried yet.
 
@@ -94,7 +98,8 @@ def retry(
             and (numbers is None or trial.number in numbers)
         ]
 
-    new = add(ledger, study, wanted, raise_budget, uuid.uuid4().hex, count())
+    key, done = uuid.uuid4().hex, (act, events.RETRIED)
+    new = add(ledger, study, wanted, raise_budget, key, count(), *done)
     return {old: number for old, number in retries(ledger, study).items() if number in new}
 
 
@@ -103,6 +108,7 @@ def extend(
     study: StudyRecord,
     parent: StudyRecord,
     parents: Sequence[tuple[TrialRecord, int]],
+    act: Act | None = None,
 ) -> dict[int, int]:
     """Add to a study with a longer horizon a trial for each of these trials of its parent.
 
@@ -123,7 +129,10 @@ def extend(
             if trial.number not in known
         ]
 
-    add(ledger, study, wanted, True, uuid.uuid4().hex, count())
+    add(
+        ledger, study, wanted, True, uuid.uuid4().hex, count(), act, events.EXTENDED,
+        of=parent.name, trials=[trial.number for trial, _ in parents],
+    )  # fmt: skip
     with ledger.engine.begin() as tx:
         return _extensions(tx, study.id)
 
@@ -148,8 +157,14 @@ def add(
     raise_budget: bool,
     idempotency_key: str,
     calls: Iterator[int],
+    act: Act | None = None,
+    action: str = events.ENQUEUED,
+    **details: Any,
 ) -> list[int]:
-    """Add trials with the `wanted` attributes; a retried call finds those that it added before."""
+    """Add trials with the `wanted` attributes; a retried call finds those that it added before.
+
+    With `act` record the event `action`, with the new trials' numbers unless others are given.
+    """
     key = f"{ADDED}:key"
     repeated = next(calls) > 0
     with locked(ledger, study) as (tx, row):
@@ -160,7 +175,10 @@ def add(
         if not new:
             return []
         _make_room(tx, row, len(new), raise_budget=raise_budget)
-        return [trial.number for trial in rows.reserve(tx, row, len(new), new)]
+        numbers = [trial.number for trial in rows.reserve(tx, row, len(new), new)]
+        raised = {"raised_budget": True} if row.reserved + len(new) > row.limit else {}
+        events.record(tx, study.name, action, act, **{"trials": numbers, **raised, **details})
+        return numbers
 
 
 def _with_key(tx: Connection, study_id: int, key: str, value: str) -> list[int]:

@@ -23,7 +23,7 @@ from tuner.core.curves import LATEST
 from tuner.core.errors import UnreadableError, WorkloadError
 from tuner.core.outcome import COMPLETED, KINDS, RUNNING
 from tuner.core.text import NAME_LIMIT
-from tuner.ledger import retraining_tables, tables
+from tuner.ledger import event_tables, retraining_tables, tables
 from tuner.ledger.records import (
     ADDED,
     CONFIRMATION,
@@ -318,7 +318,12 @@ RULES: Mapping[Column[Any], tuple[str, Check]] = {
     _TRIALS.state: _one_of(RUNNING, *KINDS),
     retraining_tables.retrainings.c.stage: _one_of("train", "evaluate", "log", "promote", "done"),
     retraining_tables.retrainings.c.result: ("results of stages", _are_results),
-    retraining_tables.retrainings.c.outcome: _one_of("promoted", "kept", "failed"),
+    retraining_tables.retrainings.c.outcome: _one_of(
+        "promoted", "kept", "failed", "proposed", "rejected"
+    ),
+    event_tables.events.c.action: _one_of(*event_tables.ACTIONS),
+    event_tables.notifications.c.channel: _one_of(*event_tables.CHANNELS),
+    event_tables.notifications.c.state: _one_of(*event_tables.STATES),
     _TIMETABLES.catch_up: _one_of(cron.LATEST, cron.ALL, cron.SKIP),
     _TIMETABLES.overlap: _one_of(cron.SKIP, cron.QUEUE),
     _RUNS.state: _one_of("waiting", "running", "ended", "skipped", "missed"),

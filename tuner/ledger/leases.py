@@ -1,7 +1,7 @@
 """Leases: exclusive, expiring claims on rows of the ledger, with fencing tokens.
 
-Attempts at trials, retrainings, runs of timetables, publications of studies and probes are leased,
-each in a row of its own table, by the same rules:
+Attempts at trials, retrainings, runs of timetables, publications of studies, probes and
+notifications are leased, each in a row of its own table, by the same rules:
 - a row has at most one holder, and each claim has a token of its own;
 - every transaction of a holder begins with `LeaseTable.fence`, an UPDATE that changes the row only
   while it is held under the holder's token, so a stale holder writes nothing;
@@ -29,6 +29,7 @@ from sqlalchemy import (
     update,
 )
 
+from tuner.ledger.event_tables import notifications
 from tuner.ledger.retraining_tables import retrainings, timetable_runs
 from tuner.ledger.tables import (
     attempts,
@@ -214,6 +215,18 @@ PROBES = LeaseTable(
     expires_at=probes.c.expires_at,
     live=and_(probes.c.result.is_(None), probes.c.expires_at > 0.0),
     when_released={"expires_at": 0.0},
+)
+
+
+NOTIFICATIONS = LeaseTable(
+    kind="notification",
+    id=notifications.c.id,
+    token=notifications.c.token,
+    holder=notifications.c.worker,
+    expires_at=notifications.c.expires_at,
+    live=notifications.c.state == "sending",
+    when_taken={"state": "sending"},
+    when_released={"state": "waiting"},
 )
 
 

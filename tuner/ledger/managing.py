@@ -15,8 +15,9 @@ from sqlalchemy import Connection, Row, and_, delete, select, update
 from tuner.core.errors import NotFoundError
 from tuner.core.failures import cause
 from tuner.core.outcome import CANCELLED, FAILED, RUNNING, Outcome
-from tuner.ledger import retrainings, rows
+from tuner.ledger import events, notifications, retrainings, rows
 from tuner.ledger.decoding import study_of
+from tuner.ledger.events import Act
 from tuner.ledger.reading import Reader, has_live_attempt
 from tuner.ledger.records import (
     COUNTS_FROM,
@@ -37,16 +38,17 @@ BEING_DELETED = "It is being deleted; `tuner delete` finishes that."
 
 
 @retry_on_disconnect
-def pause(ledger: Reader, study: StudyRecord) -> StudyRecord:
+def pause(ledger: Reader, study: StudyRecord, act: Act | None = None) -> StudyRecord:
     """Pause an open study: no trial can be claimed, running trials continue."""
     with locked(ledger, study) as (tx, row):
         if row.state == OPEN:
             _become(tx, row, PAUSED, "Paused; running trials go on to their end.")
+            events.record(tx, study.name, events.PAUSED, act)
     return ledger.study(study.name)
 
 
 @retry_on_disconnect
-def resume(ledger: Reader, study: StudyRecord) -> StudyRecord:
+def resume(ledger: Reader, study: StudyRecord, act: Act | None = None) -> StudyRecord:
     """Reopen a study that is not open; cancelled trials stay cancelled.
 
     The circuit breaker counts only later trials.
@@ -54,22 +56,25 @@ def resume(ledger: Reader, study: StudyRecord) -> StudyRecord:
     with locked(ledger, study) as (tx, row):
         if row.state != OPEN:
             _become(tx, row, OPEN, None, counts_from=row.next_number)
+            events.record(tx, study.name, events.RESUMED, act)
     return ledger.study(study.name)
 
 
-def stop(ledger: Reader, study: StudyRecord, reason: str) -> StudyRecord:
+def stop(ledger: Reader, study: StudyRecord, reason: str, act: Act | None = None) -> StudyRecord:
     """Cancel the running and the waiting trials, and let no trial be claimed.
 
     The next commit of a worker that trains one is refused. A stopped study keeps its first reason.
     """
-    cancel(ledger, study, reason)
+    cancel(ledger, study, reason, act)
     return ledger.study(study.name)
 
 
 @retry_on_disconnect
-def cancel(ledger: Reader, study: StudyIdentity, reason: str) -> None:
+def cancel(ledger: Reader, study: StudyIdentity, reason: str, act: Act | None = None) -> None:
     """Stop a study as `stop` does, also one that cannot be read."""
     with locked(ledger, study) as (tx, row):
+        if row.state != STOPPED:
+            events.record(tx, study.name, events.STOPPED, act)
         _stop(tx, row, reason)
 
 
@@ -98,8 +103,8 @@ def break_circuit(ledger: Reader, study: StudyRecord) -> StudyRecord | None:
 
 
 @retry_on_disconnect
-def delete_study(ledger: Reader, study: StudyIdentity) -> None:
-    """Delete all that the ledger has of a study, in one transaction."""
+def delete_study(ledger: Reader, study: StudyIdentity, act: Act | None = None) -> None:
+    """Delete all that the ledger has of a study but its events, in one transaction."""
     of_study = select(trials.c.id).where(trials.c.study_id == study.id)
     held = select(attempts.c.id).where(attempts.c.trial_id.in_(of_study))
     with locked(ledger, study) as (tx, _):
@@ -113,6 +118,8 @@ def delete_study(ledger: Reader, study: StudyIdentity) -> None:
         tx.execute(delete(studies).where(studies.c.id == study.id))
         if tx.scalar(select(studies.c.id).where(studies.c.name == study.name)) is None:
             retrainings.forget(tx, study.name)
+            notifications.forget(tx, study.name)
+        events.record(tx, study.name, events.DELETED, act, version=study.version)
 
 
 def _failed_alike(ledger: Reader, study: StudyRecord, limit: int) -> bool:

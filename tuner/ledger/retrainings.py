@@ -1,35 +1,49 @@
 """Retrainings in the ledger: at most one per study and run key, and at most one running per model.
 
 Invariants, whichever process calls or dies:
-- a study has at most one retraining per run key, and it ends once;
+- a study has at most one retraining per run key, and it ends once; a person decides once on one
+  that ended as proposed;
 - a model has at most one running retraining;
 - the result of a stage is committed under the lease's token, so a stale holder writes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, insert, select
+from sqlalchemy import Connection, and_, delete, func, insert, select, tuple_
 from sqlalchemy.exc import IntegrityError
 
-from tuner.core.errors import LeaseLost, UnreadableError
-from tuner.ledger import locks
-from tuner.ledger.decoding import checked, readable
+from tuner.core.errors import (
+    LeaseLost,
+    NotFoundError,
+    UnavailableError,
+    UnreadableError,
+    UsageError,
+)
+from tuner.ledger import events, locks, notifications
+from tuner.ledger.decoding import checked, is_time, readable, studies_of
+from tuner.ledger.events import Act
 from tuner.ledger.lease_writer import LeaseWriter
 from tuner.ledger.leases import RETRAININGS, Gone, Lease, State, renewed
+from tuner.ledger.notifications import Notice
 from tuner.ledger.reading import Reader
+from tuner.ledger.records import StudyRecord
 from tuner.ledger.retraining_tables import retrainings
 from tuner.ledger.retrying import retry_on_disconnect
-from tuner.ledger.tables import database_time
+from tuner.ledger.tables import database_time, studies
 
 TRAIN, EVALUATE, LOG, PROMOTE, DONE = "train", "evaluate", "log", "promote", "done"
 """The stages, in their order."""
 PROMOTED, KEPT, FAILED = "promoted", "kept", "failed"
 """The outcomes."""
+PROPOSED, REJECTED = "proposed", "rejected"
+"""Two more, if a person promotes: the challenger has won and waits; it was not approved."""
+SUCCEEDED = (PROMOTED, KEPT, PROPOSED, REJECTED)
+"""Those of a retraining that has trained and judged a challenger."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +141,43 @@ class Retrainings(LeaseWriter):
         return _of(taken), None
 
     @retry_on_disconnect
+    def claim_proposed(
+        self, study: str, run_key: str | None, worker: str, gone: Gone = lambda _: False
+    ) -> Retraining:
+        """Claim a retraining that a person decides on: that of a key, or the newest proposed one.
+
+        Raise `NotFoundError` if there is none, `UsageError` if it was decided, and
+        `UnavailableError` while another process retrains the model or decides.
+        """
+        c = retrainings.c
+        wanted = c.outcome == PROPOSED if run_key is None else c.run_key == run_key
+        query = select(retrainings).where(c.study == study, wanted).order_by(c.id.desc())
+        with self._writing() as tx:
+            locks.take(tx, locks.RETRAIN)
+            row = tx.execute(query).first()
+            if row is None:
+                which = "waits for approval" if run_key is None else f"has the key {run_key!r}"
+                raise NotFoundError(f"no retraining of study {study!r} {which}")
+            known = _of(row)
+            if known.outcome != PROPOSED:
+                raise UsageError(
+                    f"the retraining {known.run_key!r} of study {study!r} is "
+                    f"{known.outcome or 'not ended'}, expected a proposed one; `tuner retrain "
+                    "NAME --history` lists them"
+                )
+            here = and_(c.model == known.model, c.live)
+            for holder in tx.execute(select(retrainings).where(here)).all():
+                if self._state(tx, RETRAININGS, holder.id, gone) is State.HELD:
+                    raise UnavailableError(
+                        f"{holder.worker} has the retraining {holder.run_key!r} of model "
+                        f"{known.model!r}; try later"
+                    )
+                lost = Lease(table=RETRAININGS, row_id=holder.id, token=holder.token)
+                RETRAININGS.release(tx, lost)
+            lease = RETRAININGS.take(tx, known.id, worker, self.lease_seconds)
+            return _of(RETRAININGS.row(tx, lease))
+
+    @retry_on_disconnect
     def advance(self, held: Retraining, stage: str, found: Mapping[str, Any]) -> Retraining:
         """Commit the result of the present stage, and which one is next.
 
@@ -136,8 +187,15 @@ class Retrainings(LeaseWriter):
         return self._change(held, stage=stage, result=result)
 
     @retry_on_disconnect
-    def end(self, held: Retraining, outcome: str, reason: str) -> Retraining:
-        """Commit the outcome. Raise `LeaseLost`."""
+    def end(
+        self,
+        held: Retraining,
+        outcome: str,
+        reason: str,
+        notices: Sequence[Notice] = (),
+        act: tuple[str, Act] | None = None,
+    ) -> Retraining:
+        """Commit the outcome, the notifications of it, and who decided. Raise `LeaseLost`."""
         return self._change(
             held,
             stage=DONE,
@@ -145,6 +203,8 @@ class Retrainings(LeaseWriter):
             reason=reason,
             live=False,
             ended_at=database_time(),
+            notices=notices,
+            act=act,
         )
 
     @retry_on_disconnect
@@ -190,17 +250,34 @@ class Retrainings(LeaseWriter):
         with self._reading() as tx:
             return list(readable(_of, tx.execute(query)))
 
-    def _change(self, held: Retraining, **values: Any) -> Retraining:
+    def _change(
+        self,
+        held: Retraining,
+        notices: Sequence[Notice] = (),
+        act: tuple[str, Act] | None = None,
+        **values: Any,
+    ) -> Retraining:
         """Write under the fence; a change that was committed before under this token is kept."""
         with self._writing() as tx:
             fenced = RETRAININGS.fence(tx, [held.lease], {**renewed(self.lease_seconds), **values})
+            if fenced:
+                notifications.put(tx, notices)
+                if act is not None:
+                    version = held.result[LOG]["version"]
+                    done = {"run_key": held.run_key, "model": held.model, "version": version}
+                    events.record(tx, held.study, *act, **done)
             row = RETRAININGS.row(tx, held.lease)
-        if row is None or not (fenced or row.stage == values["stage"]):
+        if row is None or not (fenced or _is_as(row, values)):
             raise LeaseLost(
                 f"the retraining {held.run_key!r} of {held.study!r} was given up for lost and its "
                 "token is refused; another process has it, and the same call waits for its result"
             )
         return _of(row)
+
+
+def _is_as(row: Any, values: Mapping[str, Any]) -> bool:
+    """Return whether a row is as a call has left it whose connection was lost."""
+    return all(getattr(row, key) == values[key] for key in ("stage", "outcome") if key in values)
 
 
 def _of(row: Any) -> Retraining:
@@ -213,7 +290,7 @@ def _of(row: Any) -> Retraining:
             f"{title} cannot be read: result: expected those of the stages before {found.stage!r}, "
             f"got {', '.join(sorted(found.result)) or 'none'} and the outcome {found.outcome!r}"
         )
-    if found.outcome in (PROMOTED, KEPT) and found.result[LOG]["version"] is None:
+    if found.outcome in SUCCEEDED and found.result[LOG]["version"] is None:
         raise UnreadableError(f"{title} cannot be read: it has made no version")
     return found
 
@@ -225,6 +302,44 @@ def _needed(one: Retraining) -> set[str]:
     has_failed = one.result.get(TRAIN, {}).get("failed") is not None
     needed = {TRAIN} if has_failed or one.stage == EVALUATE else {TRAIN, EVALUATE}
     return needed | ({LOG} if one.stage in (PROMOTE, DONE) else set())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overdue:
+    """A study of which no retraining has succeeded for longer than `[retrain] overdue_hours`."""
+
+    study: StudyRecord
+    since: float  # the last success, else when the study was submitted
+    hours: float  # that have passed
+
+
+@retry_on_disconnect
+def overdue(ledger: Reader, now: float | None = None) -> list[Overdue]:
+    """Read the studies whose retraining is overdue; `now` replaces the database's clock."""
+    c, r = studies.c, retrainings.c
+    newest = select(c.name, func.max(c.version)).group_by(c.name)
+    limited = and_(
+        tuple_(c.name, c.version).in_(newest),
+        c.spec.like('%"overdue_hours":%'),  # most have none, and need not be read
+        c.spec.not_like('%"overdue_hours":null%'),
+    )
+    with ledger.engine.begin() as tx:
+        at = tx.scalar(select(database_time())) if now is None else now
+        known = studies_of(tx.execute(select(studies).where(limited).order_by(c.id)).all())
+        ended = tx.execute(
+            select(r.study, func.max(r.ended_at).label("at"))
+            .where(r.study.in_([one.name for one in known]), r.outcome.in_(SUCCEEDED))
+            .group_by(r.study)
+        )
+        last = {row.study: row.at for row in ended if is_time(row.at)}
+    assert at is not None
+    found = []
+    for one in known:
+        since = max(last.get(one.name, 0.0), one.created_at)
+        hours, limit = (at - since) / 3600, one.spec.retrain.overdue_hours
+        if limit is not None and hours > limit:
+            found.append(Overdue(study=one, since=since, hours=hours))
+    return found
 
 
 def unreadable(ledger: Reader) -> list[tuple[str, str]]:

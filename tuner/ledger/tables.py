@@ -35,7 +35,7 @@ from sqlalchemy.sql.functions import GenericFunction
 
 from tuner.core.text import NAME_LIMIT
 
-HEAD = "0005"
+HEAD = "0006"
 """The revision of the schema below; the last migration's."""
 VERSION_TABLE = "tuner_alembic_version"
 

@@ -17,7 +17,10 @@ from sqlalchemy.exc import IntegrityError
 
 from tuner.core import cron
 from tuner.core.errors import LeaseLost, NotFoundError, UnreadableError, UsageError
+from tuner.core.text import NAME_LIMIT
+from tuner.ledger import events
 from tuner.ledger.decoding import checked, readable
+from tuner.ledger.events import Act
 from tuner.ledger.lease_writer import LeaseWriter
 from tuner.ledger.leases import TIMETABLE_RUNS, Gone, Lease, State
 from tuner.ledger.reading import Reader
@@ -90,6 +93,7 @@ class Timetables(LeaseWriter):
         *,
         enabled: bool = True,
         now: float | None = None,
+        act: Act | None = None,
     ) -> TimetableRecord:
         """Make a timetable, or change the one of that name; it begins now, the old one ends now.
 
@@ -116,6 +120,8 @@ class Timetables(LeaseWriter):
             changed = tx.execute(update(timetables).where(here).values(**values))
             if not changed.rowcount:
                 tx.execute(insert(timetables).values(name=name, created_at=at, **values))
+            done = {"name": name, "cron": when.expression, "zone": when.zone, "enabled": enabled}
+            events.record(tx, study, events.TIMETABLE, act, **done)
             return _timetable(tx.execute(select(timetables).where(here)).one())
 
     @retry_on_disconnect
@@ -126,16 +132,20 @@ class Timetables(LeaseWriter):
             return list(readable(_timetable, found))
 
     @retry_on_disconnect
-    def remove(self, name: str) -> None:
+    def remove(self, name: str, act: Act | None = None) -> None:
         """Remove a timetable and its history. Raise `NotFoundError`."""
         with self._writing() as tx:
-            found = tx.scalar(
-                select(timetables.c.id).where(timetables.c.name == name).with_for_update()
-            )
-            if found is None:
+            here = timetables.c.name == name
+            row = tx.execute(
+                select(timetables.c.id, timetables.c.study).where(here).with_for_update()
+            ).first()
+            if row is None:
                 raise _no_timetable(tx, name)
+            found = row.id
             tx.execute(delete(timetable_runs).where(timetable_runs.c.timetable_id == found))
             tx.execute(delete(timetables).where(timetables.c.id == found))
+            done = {"name": name, "removed": True}
+            events.record(tx, str(row.study)[:NAME_LIMIT], events.TIMETABLE, act, **done)
 
     @retry_on_disconnect
     def history(self, name: str | None = None, limit: int | None = None) -> list[RunRecord]:

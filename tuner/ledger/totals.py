@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import Engine, Select, and_, func, select
+from sqlalchemy import Engine, Select, and_, func, or_, select
 
 from tuner.core.outcome import RUNNING
+from tuner.ledger.event_tables import notifications
+from tuner.ledger.reading import Reader
+from tuner.ledger.retrainings import overdue
 from tuner.ledger.tables import (
     IS_LIVE,
     attempts,
@@ -18,6 +21,7 @@ from tuner.ledger.tables import (
 )
 
 TARGETS = ("optuna", "mlflow")
+UNSENT = ("waiting", "abandoned")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,8 @@ class Totals:
     trials: Mapping[str, int]  # by state, without imported ones
     leases: int  # live attempts
     expired: int  # live attempts whose lease has expired
+    overdue: int  # studies whose retraining is overdue
+    unsent: Mapping[str, int]  # notifications that wait for another try, or were abandoned
     unpublished: Mapping[str, int]  # ended trials whose outcome is not published, by target
 
 
@@ -39,12 +45,22 @@ def totals(engine: Engine) -> Totals:
     by_trial = select(trials.c.state, number).where(ours).group_by(trials.c.state)
     live = select(func.count()).select_from(attempts).where(IS_LIVE)
     late = live.where(attempts.c.expires_at < database_time())
+    failed = or_(notifications.c.state == "abandoned", notifications.c.error.is_not(None))
+    by_notification = (
+        select(notifications.c.state, number)
+        .where(failed, notifications.c.state.in_(UNSENT))
+        .group_by(notifications.c.state)
+    )
+    late_retrainings = len(overdue(Reader(engine)))
     with engine.begin() as tx:
+        unsent = {row.state: row.number for row in tx.execute(by_notification)}
         return Totals(
             studies={row.state: row.number for row in tx.execute(by_study)},
             trials={row.state: row.number for row in tx.execute(by_trial)},
             leases=tx.scalar(live) or 0,
             expired=tx.scalar(late) or 0,
+            overdue=late_retrainings,
+            unsent={state: unsent.get(state, 0) for state in UNSENT},
             unpublished={target: tx.scalar(_unpublished(target)) or 0 for target in TARGETS},
         )
 

@@ -24,9 +24,10 @@ from tuner.core import curves
 from tuner.core.curves import Chunk
 from tuner.core.errors import UsageError
 from tuner.core.outcome import Outcome
-from tuner.ledger import adding, entries, locks, managing, rows, versions
+from tuner.ledger import adding, entries, events, locks, managing, rows, versions
 from tuner.ledger.attempts import Attempts, refused
 from tuner.ledger.decoding import settled_of, study_of
+from tuner.ledger.events import Act
 from tuner.ledger.leases import ATTEMPTS, renewed
 from tuner.ledger.records import (
     AttemptLease,
@@ -54,6 +55,7 @@ class Ledger(Attempts):
         limit: int,
         workload: Mapping[str, Any],
         combinations: int | None = None,
+        act: Act | None = None,
     ) -> tuple[StudyRecord, bool]:
         """Create the study, or set the limit of the one with its name; the flag is true if created.
 
@@ -77,13 +79,17 @@ class Ledger(Attempts):
                 versions.refuse_other_workload(row.name, function, row.workload, workload)
             if row is None or known is None:
                 study_id = versions.create(tx, spec, 1, limit=limit, workload=workload)
+                events.record(tx, spec.study.name, events.SUBMITTED, act, version=1)
             elif known.digest() == spec.digest():
                 study_id = row.id
+                if changed := _changes(known, spec):
+                    events.record(tx, row.name, events.CHANGED, act, **changed)
                 if known.budget != spec.budget:
                     managing.reopen(tx, row)
             elif known.model_copy(update={"space": spec.space}).digest() == spec.digest():
                 version = row.version + 1
                 study_id = versions.create(tx, spec, version, limit=limit, workload=workload)
+                events.record(tx, row.name, events.SUBMITTED, act, version=version)
             else:
                 raise UsageError(
                     f"study {spec.study.name!r} exists and differs in more than its budget and its "
@@ -234,6 +240,17 @@ class Ledger(Attempts):
         """
         with self._writing() as tx:
             return rows.forget_checkpoints(tx, true())
+
+
+def _changes(known: StudySpec, spec: StudySpec) -> dict[str, Any]:
+    """Return which tables of a study change; of the budget what it was and is."""
+    found: dict[str, Any] = {}
+    if known.budget != spec.budget:
+        was, now = known.budget.model_dump(mode="json"), spec.budget.model_dump(mode="json")
+        found["budget"] = {key: [was[key], now[key]] for key in was if was[key] != now[key]}
+    if known.retrain != spec.retrain:
+        found["tables"] = ["retrain"]
+    return found
 
 
 def _not_below(reserved: int, limit: int, spec: StudySpec) -> int:

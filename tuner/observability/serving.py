@@ -146,6 +146,18 @@ class LedgerCollector(Collector):
             "tuner_leases_expired", "Trials whose lease has expired.", "", {"": found.expired}
         )
         yield _gauge(
+            "tuner_retrainings_overdue",
+            "Studies without a successful retraining for longer than they allow.",
+            "",
+            {"": found.overdue},
+        )
+        yield _gauge(
+            "tuner_notifications_unsent",
+            "Notifications that a receiver did not take: waiting for another try, or abandoned.",
+            "state",
+            found.unsent,
+        )
+        yield _gauge(
             "tuner_trials_unpublished",
             "Ended trials that are not completely published.",
             "target",

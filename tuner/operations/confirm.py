@@ -22,9 +22,10 @@ from tuner.analysis.deciding import TRIAL, Decision
 from tuner.analysis.racing import Limits, Question
 from tuner.config import ParameterValue
 from tuner.core.errors import UsageError
-from tuner.ledger import Ledger, Reader, StudyRecord
+from tuner.ledger import Ledger, Reader, StudyRecord, events
 from tuner.ledger.database import Addresses
 from tuner.operations import run
+from tuner.operations.context import acting
 from tuner.operations.run import Ended
 from tuner.worker.deciding import advance_by, submit
 
@@ -116,6 +117,7 @@ def confirm(
     """
     asked = question(ledger, study, top=top, each=each)
     again = submit(ledger, study)
+    events.add(ledger, study.name, events.CONFIRMED, acting(), by=again.name)
     ended = run.train_study(
         ledger,
         places,

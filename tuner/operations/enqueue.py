@@ -16,11 +16,13 @@ from tuner.config import (
     WholeRange,
     options,
     reading,
+    written,
 )
 from tuner.config.parameters import equal, has, in_words
 from tuner.core.errors import UsageError
 from tuner.core.text import printable
 from tuner.ledger import Ledger, adding
+from tuner.operations.context import acting
 
 
 def enqueue(
@@ -29,6 +31,7 @@ def enqueue(
     params: Mapping[str, ParameterValue],
     *,
     raise_budget: bool = False,
+    reason: str = "",
 ) -> dict[str, Any]:
     """Add a trial with these parameters to a study; those left out are drawn when it is claimed.
 
@@ -42,7 +45,7 @@ def enqueue(
             "can be added; submit a longer list under another name"
         )
     fixed = checked(name, study.spec.space, params)
-    number = adding.enqueue(ledger, study, fixed, raise_budget=raise_budget)
+    number = adding.enqueue(ledger, study, fixed, raise_budget=raise_budget, act=acting(reason))
     study = ledger.study(name)
     budget = {"trials": study.limit, "reserved": study.reserved}
     return {"study": name, "trial": number, "params": fixed, "state": study.state, "budget": budget}
@@ -75,7 +78,7 @@ def checked(
             wrong.append(f"{printable(key)}: expected one of the parameters {names}")
         elif not has(known[key].entry, fixed[key]):
             expected = in_words(known[key].entry)
-            wrong.append(f"{key}: expected {expected}, got {printable(str(value))}")
+            wrong.append(f"{key}: expected {expected}, got {printable(written(value))}")
         else:
             wrong += [
                 f"{key}: expected {needed} with it, as it applies to that alone"
@@ -107,7 +110,7 @@ def _needed(
                 any(equal(option, value) for value in values) for option in options(entry)
             )
         if not holds:
-            yield f"{name}={' or '.join(map(str, values))}"
+            yield f"{name}={' or '.join(map(written, values))}"
         elif name not in fixed:
             yield from _needed(known[name], fixed, known)
 

@@ -14,19 +14,22 @@ from tuner.ledger import Ledger, StudyRecord, managing
 from tuner.ledger.checkpoint_files import remove_file, remove_folder
 from tuner.ledger.database import Addresses, require_deletion
 from tuner.operations import status
+from tuner.operations.context import acting
 
 
-def pause(ledger: Ledger, name: str) -> dict[str, Any]:
+def pause(ledger: Ledger, name: str, reason: str = "") -> dict[str, Any]:
     """Start no more trials; running ones continue. Return the study's status."""
-    study = managing.pause(ledger, ledger.study(name))
+    act = acting(reason)
+    study = managing.pause(ledger, ledger.study(name), act)
     for again in _deciding(ledger, study):
         managing.pause(ledger, again)
     return status.status(ledger, study)
 
 
-def resume(ledger: Ledger, name: str) -> dict[str, Any]:
+def resume(ledger: Ledger, name: str, reason: str = "") -> dict[str, Any]:
     """Reopen the study. Return its status."""
-    study = managing.resume(ledger, ledger.study(name))
+    act = acting(reason)
+    study = managing.resume(ledger, ledger.study(name), act)
     for again in _deciding(ledger, study):
         managing.resume(ledger, again)
     return status.status(ledger, study)
@@ -36,7 +39,7 @@ def stop(ledger: Ledger, places: Addresses, name: str, reason: str = "") -> dict
     """Cancel running and waiting trials and start no more. Return the study's status."""
     why = printable(reason.strip().rstrip("."))
     sentence = "Stopped by hand" + (f": {why}." if why else ".")
-    study = managing.stop(ledger, ledger.study(name), sentence)
+    study = managing.stop(ledger, ledger.study(name), sentence, acting(reason))
     for one in (study, *_deciding(ledger, study)):
         managing.stop(ledger, one, sentence)
         for record in managing.forget_checkpoints(ledger, one):
@@ -50,7 +53,9 @@ def _deciding(ledger: Ledger, study: StudyRecord) -> list[StudyRecord]:
     return [] if found is None else [found]
 
 
-def delete(ledger: Ledger, places: Addresses, name: str, *, force: bool = False) -> None:
+def delete(
+    ledger: Ledger, places: Addresses, name: str, *, force: bool = False, reason: str = ""
+) -> None:
     """Delete a study everywhere. Raise `UsageError` while workers train it, unless forced.
 
     Raise `UnavailableError` if this login may not.
@@ -62,7 +67,7 @@ def delete(ledger: Ledger, places: Addresses, name: str, *, force: bool = False)
     require_deletion(ledger.engine)
     with suppress(UnreadableError):
         for again in _deciding(ledger, ledger.study(name)):
-            delete(ledger, places, again.name, force=force)
+            delete(ledger, places, again.name, force=force, reason=reason)
     ledger.reap(is_gone)
     live = [attempt for attempt in ledger.attempts(study.id) if attempt.live]
     if live and not force:
@@ -81,7 +86,7 @@ def delete(ledger: Ledger, places: Addresses, name: str, *, force: bool = False)
             recorder.erase(study)
             reach("delete.erased")
             remove_folder(places.checkpoints, study)
-            managing.delete_study(ledger, study)
+            managing.delete_study(ledger, study, acting(reason))
         try:
             study = ledger.identity(name)
         except NotFoundError:

@@ -69,7 +69,7 @@ def collect(ledger: Ledger, places: Addresses, planned: Plan) -> tuple[list[str]
     It may be repeated after an interruption: partly removed studies are found again.
     """
     for name in planned.remove:
-        manage.delete(ledger, places, name)
+        manage.delete(ledger, places, name, reason="It was old (tuner gc).")
     try:
         return purge(places), None
     except UnavailableError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -11,19 +12,31 @@ from tuner.analysis import drift
 from tuner.analysis.drift import RetrainingStep
 from tuner.config import StudySpec
 from tuner.core import run_keys
-from tuner.core.environment import identity, is_gone
-from tuner.core.errors import UnavailableError
-from tuner.ledger import Ledger, Retraining, Retrainings, StudyRecord, TrialRecord
+from tuner.core.environment import identity, is_gone, person
+from tuner.core.errors import (
+    LeaseLost,
+    TunerError,
+    UnavailableError,
+    UnreadableError,
+    UsageError,
+)
+from tuner.ledger import Ledger, Retrainings, StudyRecord, TrialRecord, events
 from tuner.ledger.database import Addresses
-from tuner.ledger.retrainings import DONE, EVALUATE, LOG, PROMOTED, TRAIN
+from tuner.ledger.events import Act
+from tuner.ledger.notifications import Notice
+from tuner.ledger.retrainings import DONE
+from tuner.observability import notify
 from tuner.operations import run, submit
-from tuner.retraining import changes, notify
-from tuner.retraining.checking import prepare
+from tuner.retraining import changes
+from tuner.retraining.checking import KEY_LIMIT, prepare
+from tuner.retraining.result import REFUSED, as_json, refusal
 from tuner.retraining.stages import Stages
 from tuner.worker.lease_renewer import LeaseRenewer
 
 WAIT_SECONDS = 0.5
 """Time between two looks at another process's retraining."""
+POSTPONED = ("unavailable", "taken over", "interrupted")
+"""Outcomes of calls that are to be repeated."""
 
 
 def retrain(
@@ -37,8 +50,12 @@ def retrain(
     force: bool = False,
     stop: threading.Event | None = None,
     renewer: LeaseRenewer | None = None,
+    record_postponed: bool = True,
 ) -> dict[str, Any]:
     """Train the champion's successor, once a run key. Return what `tuner retrain --json` prints.
+
+    The call is recorded with its outcome, also if it is refused; without `record_postponed` not
+    if it is to be repeated. Then send the notifications that are due.
 
     For a key that has ended, return its result, with what has `changed` since. With `force`, a key
     older than the champion's may replace it. While another process has this key, or another
@@ -46,8 +63,64 @@ def retrain(
     before anything is trained if data, model or gate cannot be used, and `KeyboardInterrupt` when
     `stop` is set.
     """
-    study, stop = ledger.study(name), stop or threading.Event()
-    store = Retrainings(ledger)
+    try:
+        found = _retrain(ledger, places, name, run_key, prefixes, wait, force, stop, renewer)
+    except BaseException as error:
+        outcome = _outcome_of(error)
+        if record_postponed or outcome not in POSTPONED:
+            with suppress(TunerError):  # the caller gets the first error
+                _record_error(ledger, name, run_key, outcome, error)
+        notify.try_to_deliver(ledger)
+        raise
+    events.add(
+        ledger,
+        name,
+        events.RETRAINED,
+        Act(by=person()),
+        **{key: found[key] for key in ("run_key", "outcome", "version")},
+    )
+    notify.try_to_deliver(ledger)
+    return found
+
+
+def _outcome_of(error: BaseException) -> str:
+    """Return how a call ended that raised."""
+    kinds = {
+        UsageError: REFUSED,
+        UnavailableError: "unavailable",
+        LeaseLost: "taken over",
+        KeyboardInterrupt: "interrupted",
+    }
+    return next((name for kind, name in kinds.items() if isinstance(error, kind)), "error")
+
+
+def _record_error(
+    ledger: Ledger, name: str, run_key: str, outcome: str, error: BaseException
+) -> None:
+    """Record a call that raised; a refusal is notified too. Raise `NotFoundError`."""
+    ledger.identity(name)  # of an unknown study nothing is recorded
+    reason = str(error) or type(error).__name__
+    key, found = run_key[:KEY_LIMIT], list[Notice]()
+    if outcome == REFUSED:
+        with suppress(UnreadableError):
+            found = refusal(ledger.study(name).spec.retrain, name, key, reason)
+    act = Act(by=person(), reason=reason)
+    events.add(ledger, name, events.RETRAINED, act, found, run_key=key, outcome=outcome)
+
+
+def _retrain(
+    ledger: Ledger,
+    places: Addresses,
+    name: str,
+    run_key: str,
+    prefixes: Sequence[str],
+    wait: bool,
+    force: bool,
+    stop: threading.Event | None,
+    renewer: LeaseRenewer | None,
+) -> dict[str, Any]:
+    stop = stop or threading.Event()
+    study, store = ledger.study(name), Retrainings(ledger)
     renewer = renewer or LeaseRenewer(ledger, places.checkpoints)
     ended = store.read(name, run_key)
     if ended is not None and ended.stage == DONE:
@@ -68,9 +141,7 @@ def retrain(
         if stop.wait(WAIT_SECONDS):
             raise KeyboardInterrupt
     with renewer.running():
-        found = as_json(Stages(job, store, held, renewer, stop).run())
-    notify.send(study.spec.retrain.notify, found)
-    return found
+        return as_json(Stages(job, store, held, renewer, stop).run())
 
 
 def _tune(
@@ -91,25 +162,6 @@ def _tune(
     ).interrupted:
         raise KeyboardInterrupt
     return ledger.study(study.name), ledger.best(study)
-
-
-def as_json(ended: Retraining) -> dict[str, Any]:
-    """Return what `tuner retrain --json` prints."""
-    decision, logged = ended.result.get(EVALUATE, {}), ended.result[LOG]
-    stayed = decision.get("champion", logged.get("champion"))
-    return {
-        "study": ended.study,
-        "run_key": ended.run_key,
-        "outcome": ended.outcome,
-        "reason": ended.reason,
-        "model": ended.model,
-        "version": logged["version"],
-        "champion_version": logged["version"] if ended.outcome == PROMOTED else stayed,
-        "metrics": decision.get("values", {"champion": None, "challenger": None}),
-        "run_id": logged["run_id"],
-        "left_out": ended.result[TRAIN].get("left_out", {}),
-        "changed": [],
-    }
 
 
 def key_of_now(ledger: Ledger, name: str) -> str:

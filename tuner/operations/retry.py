@@ -9,6 +9,7 @@ from tuner.config import Listed
 from tuner.core.errors import NotFoundError, UsageError
 from tuner.core.outcome import FAILED
 from tuner.ledger import Ledger, adding
+from tuner.operations.context import acting
 
 
 def retry(
@@ -18,6 +19,7 @@ def retry(
     *,
     failed: bool = False,
     raise_budget: bool = False,
+    reason: str = "",
 ) -> dict[str, Any]:
     """Add a trial for each of these failed trials, or for all with `failed`.
 
@@ -43,7 +45,9 @@ def retry(
             )
         if trials[number].params is None:
             raise UsageError(f"trial {number} of {name!r} failed before it had parameters")
-    retried = adding.retry(ledger, study, numbers or None, raise_budget=raise_budget)
+    retried = adding.retry(
+        ledger, study, numbers or None, raise_budget=raise_budget, act=acting(reason)
+    )
     study, before = ledger.study(name), adding.retries(ledger, study)
     return {
         "study": name,

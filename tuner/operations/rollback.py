@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tuner.core.errors import NotFoundError
-from tuner.ledger import Ledger
+from tuner.ledger import Ledger, events
 from tuner.ledger.database import Addresses
 from tuner.ledger.retrainings import EVALUATE
-from tuner.retraining import versions
+from tuner.observability import notify
+from tuner.operations.context import acting
+from tuner.retraining import result, versions
 from tuner.retraining.checking import registry_of
 from tuner.tracking.mlflow.registry import CHAMPION
 
@@ -22,12 +24,18 @@ class RolledBack:
     now: int
 
 
-def rollback(ledger: Ledger, places: Addresses, name: str, to: int | None = None) -> RolledBack:
+def rollback(
+    ledger: Ledger, places: Addresses, name: str, to: int | None = None, reason: str = ""
+) -> RolledBack:
     """Make the champion before this one the champion again, or the version `to`.
+
+    Who did it and why is recorded, and the replaced version is not promoted again, unless a person
+    rolls back to it.
 
     Raise `NotFoundError` if there is none, or its weights are not those that the ledger knows.
     """
-    registry = registry_of(places, ledger.study(name))
+    study, act = ledger.study(name), acting(reason)
+    registry = registry_of(places, study)
     champion = registry.champion()
     if to is None:
         if champion is None:
@@ -48,6 +56,21 @@ def rollback(ledger: Ledger, places: Addresses, name: str, to: int | None = None
             )
         to = int(before)
     versions.read(ledger, registry, registry.version(to))  # refuse what cannot be loaded
-    registry.set_alias(CHAMPION, to)
     was = None if champion is None else champion.number
+    # recorded first: if this process dies in between, the same call does the same again
+    events.add(
+        ledger,
+        study.name,
+        events.ROLLED_BACK,
+        act,
+        result.rollback(study.spec.retrain, study.name, registry.model, was, to, act),
+        model=registry.model,
+        was=was,
+        now=to,
+    )
+    registry.set_alias(CHAMPION, to)
+    if was is not None and was != to:
+        tags = {"tuner.rolled_back_by": act.by.os_user, "tuner.rollback_reason": reason}
+        registry.tag(was, {key: value for key, value in tags.items() if value})
+    notify.try_to_deliver(ledger)
     return RolledBack(model=registry.model, was=was, now=to)

@@ -20,6 +20,7 @@ from tuner.ledger import Ledger
 from tuner.ledger.database import Addresses
 from tuner.ledger.retrainings import FAILED
 from tuner.ledger.timetables import RunRecord, Timetables
+from tuner.observability import notify
 from tuner.observability.logs import logger
 from tuner.observability.repeating import repeating
 from tuner.operations.retrain import retrain
@@ -55,11 +56,18 @@ def run_scheduler(
         key_format = ledger.study(held.study).spec.retrain.key_format
         key = key_of(held.fire_at, held.zone, key_format)
         return retrain(
-            ledger, places, held.study, key, prefixes=prefixes, stop=stop, renewer=renewer
+            ledger,
+            places,
+            held.study,
+            key,
+            prefixes=prefixes,
+            stop=stop,
+            renewer=renewer,
+            record_postponed=False,
         )
 
     log.info("scheduler started", scheduler=identity())
-    with renewer.running(), _recording_ticks(store, stop):
+    with renewer.running(), _recording_ticks(store, stop), notify.delivering(ledger):
         while not stop.is_set():
             try:
                 store.tick()

@@ -7,10 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 from tuner.core.errors import NotFoundError
-from tuner.ledger import OPEN, Reader, StudyRecord, UnreadableStudy, ranges
+from tuner.ledger import OPEN, Reader, StudyRecord, UnreadableStudy, events, ranges
+from tuner.ledger.events import Event
 from tuner.ledger.publications import Publications
 from tuner.ledger.summaries import Summary, summaries
-from tuner.operations import best
+from tuner.operations import best, history
 
 
 def status(ledger: Reader, study: StudyRecord) -> dict[str, Any]:
@@ -36,7 +37,8 @@ def unreadable(study: UnreadableStudy) -> dict[str, Any]:
 def statuses(ledger: Reader, studies: Sequence[StudyRecord]) -> list[dict[str, Any]]:
     """Return the states of studies, with as many statements as for one."""
     found = summaries(ledger, studies)
-    return [_status(study, found[study.id]) for study in studies]
+    done = events.latest(ledger, {study.name for study in studies})
+    return [_status(study, found[study.id]) | _acts(done[study.name]) for study in studies]
 
 
 def trial_status(ledger: Reader, study: StudyRecord, number: int) -> dict[str, Any]:
@@ -83,6 +85,22 @@ def _status(study: StudyRecord, summary: Summary) -> dict[str, Any]:
         "probe": _probe(study, summary.probe or {}),
         "workers": [{"worker": worker, "trial": number} for worker, number in summary.workers],
         "silent": [asdict(one) for one in summary.silent],
+    }
+
+
+def _acts(done: Mapping[str, Event]) -> dict[str, Any]:
+    """Return who submitted a study, and what a person last did to it since."""
+    submitted = done.get(events.SUBMITTED)
+    since = [
+        one
+        for action, one in done.items()
+        if action not in (events.SUBMITTED, events.DELETED, events.RETRAINED)
+        and (submitted is None or one.id > submitted.id)
+    ]
+    last = max(since, key=lambda one: one.id, default=None)
+    return {
+        "submitted": None if submitted is None else history.as_json(submitted),
+        "last_action": None if last is None else history.as_json(last),
     }
 
 

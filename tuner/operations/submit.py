@@ -20,8 +20,10 @@ from tuner.config import (
 )
 from tuner.config.grid import Grid as CellsOf
 from tuner.config.retrain import NOT_STORED
+from tuner.core.environment import person
 from tuner.core.errors import NotFoundError, UsageError
 from tuner.ledger import Ledger, Reader, StudyRecord
+from tuner.ledger.events import Act
 from tuner.training import loaders
 from tuner.training.trainer import TRAIN_COLUMNS
 from tuner.training.workloads import Workload
@@ -89,7 +91,11 @@ def submit(
     combinations = len(CellsOf(spec.space)) if isinstance(spec.search.sampler, Grid) else None
     limit = spec.budget.trials - spec.deciding_trials
     study, created = ledger.submit(
-        spec, limit=limit, workload=description, combinations=combinations
+        spec,
+        limit=limit,
+        workload=description,
+        combinations=combinations,
+        act=Act(by=person()),
     )
     if created and (warning := early_pruning(spec)):
         log.warning(warning)

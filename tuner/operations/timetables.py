@@ -10,6 +10,7 @@ from tuner.core.cron import Timetable, checked, run_key
 from tuner.core.errors import NotFoundError, UnreadableError, UsageError
 from tuner.ledger import Ledger
 from tuner.ledger.timetables import TimetableRecord, Timetables
+from tuner.operations.context import acting
 
 TICKS = 8
 """How many ticks of a new timetable must have different run keys."""
@@ -24,7 +25,7 @@ def add(
     """
     found, store = ledger.study(study), Timetables(ledger)
     _refuse_equal_keys(when, found.spec.retrain.key_format, store.now())
-    return store.add(name or found.name, found.name, when, enabled=enabled)
+    return store.add(name or found.name, found.name, when, enabled=enabled, act=acting())
 
 
 def _refuse_equal_keys(when: Timetable, key_format: str | None, now: float) -> None:
@@ -48,7 +49,7 @@ def timetables(ledger: Ledger) -> list[TimetableRecord]:
 
 def remove(ledger: Ledger, name: str) -> None:
     """Remove a timetable and its history. Raise `NotFoundError`."""
-    Timetables(ledger).remove(name)
+    Timetables(ledger).remove(name, acting())
 
 
 def history(ledger: Ledger, name: str | None = None, limit: int = 50) -> list[dict[str, Any]]:

@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from tuner.analysis import deciding
 from tuner.config import StudySpec
 from tuner.core import run_keys
 from tuner.core.errors import NotFoundError, UsageError
 from tuner.ledger import Ledger, Retraining, Retrainings, StudyRecord, TrialRecord
 from tuner.ledger.database import Addresses, tracking_client
 from tuner.ledger.retrainings import LOG
-from tuner.retraining import notify, versions
+from tuner.observability import notify
+from tuner.retraining import versions
 from tuner.retraining.versions import StoredVersion
 from tuner.tracking.mlflow.registry import Registry, Rows, Version
 from tuner.training import models, trainer_choice
@@ -51,7 +53,7 @@ class Job:
     spec: StudySpec  # the study's, with the fresh data
     workload: Workload  # the fresh one
     registry: Registry
-    best: TrialRecord  # of the study
+    best: TrialRecord  # the one that the study decided to use, else its best one
     metric: str  # of the gate
     tune: Tune
     force: bool  # promote even if the key is older than the champion's
@@ -141,7 +143,7 @@ def prepare(
             f"study {study.name!r} has a train function, whose model is not known here; expected "
             "[workload] factory, or [retrain] factory"
         )
-    best = ledger.best(study)
+    best = deciding.chosen(ledger, study)
     if best is None:
         raise UsageError(
             f"study {study.name!r} has no completed trial, so there are no parameters to train "

@@ -17,16 +17,28 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from tuner.core import run_keys
-from tuner.core.environment import describe
+from tuner.core.cron import run_key
+from tuner.core.environment import describe, person
 from tuner.core.errors import LeaseLost, WorkloadCodeError
 from tuner.core.failpoints import reach
-from tuner.ledger import Retraining, Retrainings
+from tuner.ledger import Reader, Retraining, Retrainings, events
 from tuner.ledger.database import tracking_client
-from tuner.ledger.retrainings import DONE, EVALUATE, FAILED, KEPT, LOG, PROMOTE, PROMOTED, TRAIN
-from tuner.retraining import drift, gate, versions
+from tuner.ledger.retrainings import (
+    DONE,
+    EVALUATE,
+    FAILED,
+    KEPT,
+    LOG,
+    PROMOTE,
+    PROMOTED,
+    PROPOSED,
+    TRAIN,
+)
+from tuner.retraining import drift, gate, result, versions
 from tuner.retraining.checking import Job
 from tuner.retraining.gate import Decision
 from tuner.retraining.training import Challengers, challengers, known
@@ -170,6 +182,10 @@ class Stages:
             if now != decision["champion"]:  # a rollback came between: compare with that one
                 self._held = self._store.advance(self._held, EVALUATE, {})
                 return None
+            if why := held_back(self._job.ledger, registry.model, mine):
+                return self._end(KEPT, why)
+            if self._job.spec.retrain.promote == "manual":
+                return self._end(PROPOSED, f"{decision['reason']} It waits for `tuner approve`.")
             self._still()
             if self._store.renew([self._lease]):
                 raise LeaseLost("another process has claimed the retraining; its result counts")
@@ -273,7 +289,7 @@ class Stages:
             "tuner.weights": StoredFile.of(WEIGHTS, files[WEIGHTS]).sha256,
         }
         return ModelContent(
-            module=module,
+            module=models.AnyReal(module, models.dtype_of(example)),
             example=example,
             outputs=outputs,
             features=models.features_of(job.workload, job.spec),
@@ -287,6 +303,7 @@ class Stages:
         environment = describe(job.spec.training.device)
         tags = {
             RETRAINING: identity_of(self._held),
+            "mlflow.user": person().os_user,
             "tuner.run_key": job.run_key,
             "tuner.study": origin.study,
             "tuner.study_version": str(origin.version),
@@ -326,7 +343,10 @@ class Stages:
 
     def _end(self, outcome: str, reason: str) -> None:
         drift.show(self._runs, self._store, self._held, outcome, self._job.metric)
-        self._held = self._store.end(self._held, outcome, reason)
+        ended = replace(self._held, stage=DONE, outcome=outcome, reason=reason)
+        notices = result.notices(self._job.study.spec.retrain, ended)
+        self._held = self._store.end(self._held, outcome, reason, notices)
+        reach("retrain.ended")
 
     def _still(self) -> None:
         """Raise if the lease is lost or this process is asked to stop."""
@@ -346,6 +366,18 @@ class Stages:
             except BaseException:
                 self._store.release(self._held)
                 raise
+
+
+def held_back(ledger: Reader, model: str, version: int) -> str | None:
+    """Return why a version may not become the champion: a person has rolled back from it."""
+    event = events.rolled_back(ledger, model).get(version)
+    if event is None:
+        return None
+    why = f": {event.reason}" if event.reason else "."
+    return (
+        f"Version {version} was rolled back by {event.who} at {run_key(event.happened_at)}{why} "
+        f"`tuner rollback {event.study} --to {version}` makes it the champion again."
+    )
 
 
 def identity_of(held: Retraining) -> str:

@@ -497,8 +497,8 @@ def _problems(workload: Workload) -> Iterator[str]:
     if workload.forward is not None and workload.metrics:
         yield "metrics: expected nothing, since forward returns them"
     if fine:
-        inputs = {f"{title}_inputs": each for title, (each, _) in parts.items()}
-        yield from feature_names.problems(workload.features, inputs)
+        named = {f"{title}_inputs": each for title, (each, _) in parts.items()}
+        yield from feature_names.problems(workload.features, named)
         yield from bad_data.problems_of_batches(workload)
         yield from _problems_of_slices(workload)
         check = _problems_of_batches if workload.has_loaders else _problems_between

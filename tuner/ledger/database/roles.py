@@ -11,9 +11,10 @@ LOGIN PASSWORD '...' IN ROLE tuner_worker`, or `tuner db upgrade --worker` does.
 | tuner_reader | read | read | read |
 
 "Change" leaves out keys, references and the addresses of files. It is granted by column, and
-PostgreSQL lets a role lock a table only with a right on the whole of it. Nobody but the owner
-deletes studies, creates or changes tables, or changes a schema's version; and nobody but the owner
-and MLflow reads the secrets that MLflow stores.
+PostgreSQL lets a role lock a table only with a right on the whole of it. Events are only added, and
+their time and login are set by the server alone. A recorder also sends notifications. Nobody but
+the owner deletes studies, creates or changes tables, or changes a schema's version; and nobody but
+the owner and MLflow reads the secrets that MLflow stores.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from sqlalchemy import Connection, Engine, text
 from tuner.core.errors import UnavailableError, UsageError
 from tuner.ledger.database.addresses import LEDGER_SCHEMA, OPTUNA_SCHEMA, TRACKING_SCHEMA
 from tuner.ledger.database.locks import LOCK_TABLE
+from tuner.ledger.event_tables import events, notifications
 from tuner.ledger.tables import (
     VERSION_TABLE,
     checkpoints,
@@ -41,6 +43,8 @@ FILES = frozenset({"artifact_location", "artifact_uri"})
 """Columns with addresses of files, which MLflow's server reads for its users."""
 SECRETS = frozenset({"secrets", "webhooks", "webhook_events"})
 """Tables of MLflow with addresses and keys."""
+SERVERS_OWN = frozenset({"happened_at", "db_role"})
+"""Columns of events that have defaults of the server."""
 PUBLISHED = frozenset(
     {
         "datasets",
@@ -177,6 +181,7 @@ def _of_recorder(table: _Table) -> Collection[str]:
     records = table.schema == OPTUNA_SCHEMA or table.name in (
         published_studies.name,
         published_trials.name,
+        notifications.name,
         *(PUBLISHED if table.schema == TRACKING_SCHEMA else ()),
     )
     return _growing(table) if records else _of_reader(table)
@@ -200,6 +205,9 @@ def _growing(table: _Table) -> list[str]:
     """Return the rights to read, insert and change rows."""
     if table.name in VERSION_TABLES:
         return ["SELECT"]
+    if table.name == events.name and table.schema == LEDGER_SCHEMA:
+        given = ", ".join(f'"{one}"' for one in table.changeable if one not in SERVERS_OWN)
+        return ["SELECT", f"INSERT ({given})"]
     columns = ", ".join(f'"{column}"' for column in table.changeable)
     return ["SELECT", "INSERT", *([f"UPDATE ({columns})"] if columns else [])]
 

@@ -203,7 +203,7 @@ class BulkRunWriter:
                 "source_type": "UNKNOWN",
                 "source_name": "",
                 "entry_point_name": "",
-                "user_id": "unknown",
+                "user_id": run.tags.get("mlflow.user", "unknown"),
                 "status": "RUNNING",
                 "start_time": run.start_time,
                 "end_time": None,

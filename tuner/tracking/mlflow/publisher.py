@@ -20,7 +20,7 @@ from sqlalchemy import Engine
 from tuner.core.errors import UnreadableError
 from tuner.core.failpoints import reach
 from tuner.core.outcome import FAILED, RUNNING
-from tuner.ledger import Reader, StudyRecord, TrialRecord
+from tuner.ledger import Reader, StudyRecord, TrialRecord, events
 from tuner.ledger.database import tracking_reached
 from tuner.ledger.publications import Note, Publications
 from tuner.observability import metrics
@@ -81,6 +81,7 @@ class RunPublisher:
         self._parents: dict[int, ParentState] = {}
         self._own: dict[int, dict[str, str]] = {}  # by study: checked runs by `tuner.trial`
         self._verdicts: dict[int, RunVerdicts] = {}
+        self._users: dict[int, str | None] = {}  # who submitted each study
         self._uncertain: set[int] = set()  # studies that may have duplicate runs
 
     def due(self, mark: Mark) -> Due:
@@ -125,7 +126,9 @@ class RunPublisher:
         if run_id is None:
             with self._uncertain_on_error(study):
                 found = writer.find(study, experiment, [PARENT])
-                run_id = found.get(PARENT) or study_run.create(self._client, study, experiment)
+                run_id = found.get(PARENT) or study_run.create(
+                    self._client, study, experiment, self._user(study)
+                )
                 self._publications.note_study(study.id, run_id, 0)
             self._parents.pop(study.id, None)
             self._verdicts.pop(study.id, None)
@@ -156,6 +159,12 @@ class RunPublisher:
             self._uncertain.remove(study.id)
         if waiting or self.due(mark._replace(external_id=run_id)) is Due.NOW:
             self._update_summary(study, mark, experiment, run_id, waiting=waiting)
+
+    def _user(self, study: StudyRecord) -> str | None:
+        """Return who submitted a study, read once."""
+        if study.id not in self._users:
+            self._users[study.id] = events.submitter(self._ledger, study.name)
+        return self._users[study.id]
 
     def _foreign(
         self, writer: RunWriter, study: StudyRecord, experiment: str, runs: Mapping[str, str]
@@ -244,6 +253,7 @@ class RunPublisher:
                 parent,
                 environments.get(one.id, {}),
                 existing.get(str(one.number)),
+                self._user(study),
             )
             for one in new
         ]

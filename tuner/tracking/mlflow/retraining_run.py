@@ -19,7 +19,6 @@ from typing import Any
 
 import mlflow.pytorch
 import numpy as np
-import torch
 from mlflow import MlflowClient
 from mlflow.entities import (
     Dataset,
@@ -72,7 +71,7 @@ class RunContent:
 class ModelContent:
     """The model of a retraining."""
 
-    module: Any  # a torch module
+    module: Any  # a torch module that takes inputs of any real dtype
     example: np.ndarray  # [row, ...]
     outputs: np.ndarray  # [row, ...], the module's on the example
     features: Sequence[Feature]  # the names of input columns; empty: they are unnamed
@@ -183,7 +182,7 @@ class RetrainingRuns:
             )
             example = content.example.astype(_public(content.example.dtype))
             mlflow.pytorch.save_model(
-                _Cast(content.module, torch.from_numpy(content.example[:0]).dtype),
+                content.module,
                 path,
                 mlflow_model=described,
                 signature=ModelSignature(inputs=_schema(example), outputs=_schema(content.outputs)),
@@ -268,19 +267,3 @@ COLUMN_TYPES = {
 
 def _columns(features: Sequence[Feature]) -> Schema:
     return Schema([ColSpec(COLUMN_TYPES[one.dtype], name=one.name) for one in features])
-
-
-class _Cast(torch.nn.Module):
-    """A module whose graph takes inputs of any dtype: arrays and tables are of float64."""
-
-    def __init__(self, module: torch.nn.Module, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.module = module
-        self.dtype = dtype
-
-    def forward(self, inputs: torch.Tensor) -> Any:  # [row, ...]
-        """Return the outputs of the module."""
-        # not by `to`, of which the exported graph would refuse other dtypes than the example's
-        row_major = torch.contiguous_format  # tables are not, and round differently
-        own = torch.empty_like(inputs, dtype=self.dtype, memory_format=row_major)
-        return self.module(own.copy_(inputs))

@@ -65,13 +65,15 @@ def new_run(
     parent: str,
     environment: Mapping[str, Any],
     run_id: str | None,
+    user: str | None = None,
 ) -> NewRun:
-    """Return the initial content of a trial's run."""
+    """Return the initial content of a trial's run, of a study that `user` submitted."""
+    who = {} if user is None else {"mlflow.user": user}
     return NewRun(
         run_id=run_id,
         name=f"{trial.number}: {ranking.in_short(trial.params)} ({study.title})"[:NAME_LIMIT],
         start_time=milliseconds(trial.created_at),
-        tags=tags_of(study, trial, parent, environment) | shown_tags(trial),
+        tags=tags_of(study, trial, parent, environment) | shown_tags(trial) | who,
         params=params_of(trial),
         dataset=dataset_of(study),
     )

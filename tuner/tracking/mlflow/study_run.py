@@ -38,14 +38,18 @@ NOTE_LIMIT = 5000
 """MLflow's limit of the value of an experiment's tag; that of a run's tag is higher."""
 
 
-def create(client: MlflowClient, study: StudyRecord, experiment: str) -> str:
-    """Create the parent run; return its id."""
+def create(
+    client: MlflowClient, study: StudyRecord, experiment: str, user: str | None = None
+) -> str:
+    """Create the parent run of a study that `user` submitted; return its id."""
     tags = {
         "tuner.study": study.name,
         "tuner.trial": PARENT,
         "tuner.spec_digest": study.digest,
         "mlflow.source.name": "tuner",
     }
+    if user is not None:
+        tags["mlflow.user"] = user
     began, name = milliseconds(study.created_at), study.title[:NAME_LIMIT]
     with sent_once():
         run = client.create_run(experiment, start_time=began, tags=tags, run_name=name)

@@ -1,7 +1,7 @@
 """Requests to other machines: which hosts may be reached, and where their addresses come from.
 
 An address never comes from a study file or a row. These name an environment variable of the process
-that retrains, `TUNER_NOTIFY_...`, which holds the address; or the same name with the suffix `_FILE`
+that sends, `TUNER_NOTIFY_...`, which holds the address; or the same name with the suffix `_FILE`
 holds the path of a file with it. `TUNER_NOTIFY_ALLOW` lists hosts (`*` matches any part) and
 Apprise schemes (`mailtos:`). By default, any public host may be reached, and the services with
 fixed hosts. Hosts that are not public must be listed.
@@ -109,8 +109,12 @@ def is_public(found: str) -> bool:
     return ip.is_global and not ip.is_multicast
 
 
-def post(url: str, body: bytes, may: Allowed, *, must_be_listed: bool = False) -> None:
+def post(
+    url: str, body: bytes, may: Allowed, *, must_be_listed: bool = False, key: str = ""
+) -> None:
     """Post JSON to a webhook; resolve its host once and follow no redirects.
+
+    `key` is the idempotency key of the message, sent as a header.
 
     Raise `RefusedError` if it is not allowed, `OSError` or `HTTPException` if it is not reached.
     """
@@ -123,7 +127,8 @@ def post(url: str, body: bytes, may: Allowed, *, must_be_listed: bool = False) -
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     connection = _Pinned(ips[0], host, port, scheme == "https")
     try:
-        connection.request("POST", target, body, {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json"} | ({"Idempotency-Key": key} if key else {})
+        connection.request("POST", target, body, headers)
         answer = connection.getresponse()
         if not 200 <= answer.status < 300:
             raise OSError(f"it answered {answer.status}")

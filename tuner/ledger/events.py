@@ -1,0 +1,144 @@
+"""Who did what to a study, when and why: rows that are added and never changed.
+
+An event is written in the transaction of what it records, so neither is there without the other. On
+PostgreSQL its time and its login are the server's, which a worker's login cannot set. The user of
+the operating system is what the process says of itself. The events of a deleted study are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, func, insert, select
+
+from tuner.core.environment import Person
+from tuner.core.redaction import redacted
+from tuner.ledger.decoding import checked, readable
+from tuner.ledger.event_tables import events
+from tuner.ledger.notifications import Notice, put
+from tuner.ledger.reading import Reader
+from tuner.ledger.records import is_count
+from tuner.ledger.retrying import retry_on_disconnect
+from tuner.ledger.tables import database_time
+
+(
+    SUBMITTED, CHANGED, PAUSED, RESUMED, STOPPED, DELETED, ENQUEUED, RETRIED, EXTENDED, CONFIRMED,
+    RETRAINED, ROLLED_BACK, APPROVED, REJECTED, TIMETABLE,
+) = (
+    "submitted", "changed", "paused", "resumed", "stopped", "deleted", "enqueued", "retried",
+    "extended", "confirmed", "retrained", "rolled back", "approved", "rejected", "timetable",
+)  # fmt: skip
+"""The actions; see `tuner.ledger.event_tables.ACTIONS`."""
+MOST = 1000
+"""Events of a study that are read, the newest ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Act:
+    """What somebody asks for: by whom, and why if they say so."""
+
+    by: Person
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One row of `tuner_events`."""
+
+    id: int
+    happened_at: float
+    db_role: str | None  # None on SQLite
+    study: str
+    action: str
+    reason: str | None
+    details: Mapping[str, Any]
+    os_user: str
+    host: str
+
+    @property
+    def who(self) -> str:
+        """The user, their machine and their database login."""
+        login = "" if self.db_role is None else f" (database login {self.db_role})"
+        return f"{self.os_user}@{self.host}{login}"
+
+
+def record(tx: Connection, study: str, action: str, act: Act | None, **details: Any) -> None:
+    """Record what somebody did; nothing of what a program did by itself (`act` is None)."""
+    if act is None:
+        return
+    reason = redacted(act.reason.strip()) if act.reason else None
+    values = {"study": study, "action": action, "reason": reason or None, "details": details}
+    if tx.dialect.name == "sqlite":  # PostgreSQL's server sets its own
+        values["happened_at"] = database_time()
+    tx.execute(insert(events).values(**values, os_user=act.by.os_user, host=act.by.host))
+
+
+@retry_on_disconnect
+def add(
+    ledger: Reader,
+    study: str,
+    action: str,
+    act: Act,
+    notices: Sequence[Notice] = (),
+    **details: Any,
+) -> None:
+    """Record what somebody did that changes no row of the ledger, and notifications of it."""
+    with ledger.engine.execution_options(writes=True).begin() as tx:
+        record(tx, study, action, act, **details)
+        put(tx, notices)
+
+
+@retry_on_disconnect
+def history(ledger: Reader, study: str) -> list[Event]:
+    """Read what was done to a study of this name, oldest first."""
+    query = select(events).where(events.c.study == study).order_by(events.c.id.desc()).limit(MOST)
+    with ledger.engine.begin() as tx:
+        return list(readable(_of, tx.execute(query)))[::-1]
+
+
+@retry_on_disconnect
+def latest(ledger: Reader, names: Collection[str]) -> dict[str, dict[str, Event]]:
+    """Read the last event of each action, by the names of studies."""
+    last = (
+        select(func.max(events.c.id))
+        .where(events.c.study.in_(names))
+        .group_by(events.c.study, events.c.action)
+    )
+    found: dict[str, dict[str, Event]] = {name: {} for name in names}
+    with ledger.engine.begin() as tx:
+        query = select(events).where(events.c.id.in_(last)).order_by(events.c.id)
+        for one in readable(_of, tx.execute(query)):
+            found.setdefault(one.study, {})[one.action] = one
+    return found
+
+
+@retry_on_disconnect
+def rolled_back(ledger: Reader, model: str) -> dict[int, Event]:
+    """Read which versions of a model people have rolled back from; these are not promoted again.
+
+    Rolling back to one of them makes it good again.
+    """
+    query = select(events).where(events.c.action == ROLLED_BACK).order_by(events.c.id)
+    held: dict[int, Event] = {}
+    with ledger.engine.begin() as tx:
+        for one in readable(_of, tx.execute(query)):
+            was, now = one.details.get("was"), one.details.get("now")
+            if one.details.get("model") != model or not is_count(now):
+                continue
+            if is_count(was):
+                held[was] = one
+            held.pop(now, None)
+    return held
+
+
+def submitter(ledger: Reader, study: str) -> str | None:
+    """Return the user of the operating system who last submitted a study; None if unknown."""
+    found = latest(ledger, [study])[study].get(SUBMITTED)
+    return None if found is None else found.os_user
+
+
+def _of(row: Any) -> Event:
+    """Return the record of a row. Raise `UnreadableError`."""
+    return Event(**checked(f"event {row.id!r:.20} of study {row.study!r:.60}", events, row))

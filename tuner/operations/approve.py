@@ -1,0 +1,94 @@
+"""Decide on a challenger that has won, where a person promotes: approve it, or reject it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from tuner.core.environment import identity, is_gone
+from tuner.core.errors import LeaseLost, UsageError
+from tuner.core.failpoints import reach
+from tuner.ledger import Ledger, Retraining, Retrainings, events
+from tuner.ledger.database import Addresses
+from tuner.ledger.events import Act
+from tuner.ledger.retrainings import EVALUATE, LOG, PROMOTED, REJECTED
+from tuner.observability import notify
+from tuner.operations.context import acting
+from tuner.retraining import result, versions
+from tuner.retraining.checking import registry_of
+from tuner.retraining.stages import held_back
+from tuner.tracking.mlflow.registry import CHAMPION, Registry
+
+
+def approve(
+    ledger: Ledger, places: Addresses, name: str, run_key: str | None = None, reason: str = ""
+) -> dict[str, Any]:
+    """Make a proposed challenger the champion: that of a run key, or the newest one.
+
+    Return what `tuner retrain --json` prints. Raise `NotFoundError` if none waits or its weights
+    are not those that the ledger knows, and `UsageError` if another champion than the one that it
+    was compared with is in use, or a person has rolled back from it.
+    """
+    return _decide(ledger, places, name, run_key, PROMOTED, reason)
+
+
+def reject(
+    ledger: Ledger, places: Addresses, name: str, run_key: str | None = None, reason: str = ""
+) -> dict[str, Any]:
+    """Decide that a proposed challenger does not become the champion. Return as `approve` does."""
+    return _decide(ledger, places, name, run_key, REJECTED, reason)
+
+
+def _decide(
+    ledger: Ledger, places: Addresses, name: str, run_key: str | None, outcome: str, reason: str
+) -> dict[str, Any]:
+    study, store, act = ledger.study(name), Retrainings(ledger), acting(reason)
+    registry = registry_of(places, study)
+    held = store.claim_proposed(study.name, run_key, identity(), is_gone)
+    done = "Approved" if outcome == PROMOTED else "Rejected"
+    sentence = (
+        f"{done} by {act.by.os_user}: {reason.strip()}"
+        if reason
+        else f"{done} by {act.by.os_user}."
+    )
+    action = events.APPROVED if outcome == PROMOTED else events.REJECTED
+    try:
+        if outcome == PROMOTED:
+            _promote(ledger, store, registry, held, act)
+        ended = replace(held, outcome=outcome, reason=sentence)
+        notices = result.notices(study.spec.retrain, ended)
+        ended = store.end(held, outcome, sentence, notices, (action, act))
+    except BaseException:
+        store.release(held)
+        raise
+    notify.try_to_deliver(ledger)
+    return result.as_json(ended)
+
+
+def _promote(
+    ledger: Ledger, store: Retrainings, registry: Registry, held: Retraining, act: Act
+) -> None:
+    """Move the alias, unless an interrupted call has moved it."""
+    mine, compared = int(held.result[LOG]["version"]), held.result[EVALUATE]["champion"]
+    champion = registry.champion()
+    now = None if champion is None else champion.number
+    if why := held_back(ledger, registry.model, mine):
+        raise UsageError(why)
+    if now not in (mine, compared):
+        raise UsageError(
+            f"version {mine} of {registry.model!r} was compared with {_named(compared)}, and "
+            f"{_named(now)} is the champion now; retrain with a new key, or reject it"
+        )
+    versions.read(ledger, registry, registry.version(mine))  # refuse what cannot be loaded
+    tags = {"tuner.approved_by": act.by.os_user, "tuner.approval_reason": act.reason or ""}
+    registry.tag(mine, {key: value for key, value in tags.items() if value})
+    if now == mine:
+        return
+    if store.renew([held.lease]):
+        raise LeaseLost("another process decides on it; its result counts")
+    registry.set_alias(CHAMPION, mine)
+    reach("approve.promoted")
+
+
+def _named(version: int | None) -> str:
+    return "no champion" if version is None else f"version {version}"
