@@ -99,7 +99,7 @@ def by_day(key: str = "0", broken: str = "", named: bool = True) -> Workload:
     wrong = torch.tensor([day == broken for day in days["train"]])
     made.train_inputs[wrong, 0] = torch.nan
     made.validation_targets[:6][wrong[:6]] = torch.inf
-    return replace(made, row_batches=days if named else {})
+    return replace(made, row_batches=days if named else {}, data_source="rows@7")
 
 
 def on_a_day(key: str = "0") -> Workload:

@@ -122,7 +122,8 @@ def test_the_model_says_where_it_comes_from_and_holds_no_code(
     assert np.array_equal(theirs, pipeline.predictions())
     for given in (rows, pd.DataFrame(rows)):
         assert np.array_equal(function.predict(given), theirs)
-    run = tracking_client(pipeline.places).get_run(found["run_id"])
+    client = tracking_client(pipeline.places)
+    run = client.get_run(found["run_id"])
     assert run.info.status == "FINISHED"
     assert run.data.params["lr"] in {"0.2", "0.3"}
     assert run.data.metrics["challenger_val_loss"] == found["metrics"]["challenger"]
@@ -160,6 +161,33 @@ def test_columns_are_matched_by_name_here_and_in_mlflow(
 
     with pytest.raises(UsageError, match="features: expected 'width' as column 1, got 'height'"):
         pipeline.retrain("5 swapped")
+
+
+def test_a_version_leads_to_its_data_trial_curve_and_decision(pipeline: Pipeline) -> None:
+    pipeline.change("retrain.factory=tests.retrained:by_day")
+    found = pipeline.retrain("0")
+    client, champion = tracking_client(pipeline.places), pipeline.registry.champion()
+    assert json.loads(champion.tags["tuner.rows"]) == {"train": 24, "validation": 12}
+    assert json.loads(champion.tags["tuner.batch_rows"])["day 1"] == {"train": 8, "validation": 4}
+    assert champion.tags["tuner.data_source"] == "rows@7"
+    assert "torch" in json.loads(champion.tags["tuner.environment"])["packages"]
+    trial = client.get_run(champion.tags["tuner.trial_run_id"])
+    assert trial.data.tags["tuner.trial"] == champion.tags["tuner.trial"]
+    stored = client.download_artifacts(found["run_id"], "lineage.json", str(pipeline.folder))
+    files = json.loads(Path(stored).read_text())["files"]
+    assert {"tests/retrained.py", "tests/__init__.py"} & files.keys()
+    page = client.get_model_version("moving", "1").description
+    assert page == client.get_run(found["run_id"]).data.tags["mlflow.note.content"]
+    home = f"#/experiments/{trial.info.experiment_id}/runs/{trial.info.run_id}?"
+    own = client.get_run(found["run_id"]).info.experiment_id
+    for link in (
+        home,
+        f"#/experiments/{own}/runs/{found['run_id']}/artifacts/lineage.json?",
+        f"#/experiments/{own}/runs/{found['run_id']}/model-metrics?",
+        "#/models/moving/versions/1",
+    ):
+        assert f"]({link}" in page
+    assert "The first champion" in page
 
 
 def test_drift_is_in_the_ledger_and_on_the_parent_run(pipeline: Pipeline) -> None:

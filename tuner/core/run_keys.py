@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from tuner.core import cron
+from tuner.core.curves import LATEST
 
 
 def key_of(at: float, zone: str, key_format: str | None) -> str:
@@ -32,7 +33,8 @@ def time_of(key: str, key_format: str | None) -> float | None:
         found = _parsed(word, None) if word[4:5] == "-" else None
     if found is None:
         return None
-    return (found if found.tzinfo is not None else found.replace(tzinfo=UTC)).timestamp()
+    at = (found if found.tzinfo is not None else found.replace(tzinfo=UTC)).timestamp()
+    return at if 0 <= at <= LATEST else None
 
 
 def iso(at: float) -> str:

@@ -63,7 +63,9 @@ class Wanted:
 @dataclass(frozen=True, kw_only=True)
 class _Table:
     names: Sequence[str] | None  # of the columns; None: they have none
-    rows: Sequence[Any]  # of cells, which may be numbers, texts or anything that JSON has
+    rows: (
+        Sequence[Any] | np.ndarray
+    )  # of cells, which may be numbers, texts or anything that JSON has
     place: Place
 
 

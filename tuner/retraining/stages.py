@@ -22,7 +22,7 @@ from typing import Any
 
 from tuner.core import run_keys
 from tuner.core.cron import run_key
-from tuner.core.environment import describe, person
+from tuner.core.environment import person
 from tuner.core.errors import LeaseLost, WorkloadCodeError
 from tuner.core.failpoints import reach
 from tuner.ledger import Reader, Retraining, Retrainings, events
@@ -38,14 +38,15 @@ from tuner.ledger.retrainings import (
     PROPOSED,
     TRAIN,
 )
-from tuner.retraining import drift, gate, result, versions
+from tuner.retraining import drift, gate, lineage, result, versions
 from tuner.retraining.checking import Job
 from tuner.retraining.gate import Decision
+from tuner.retraining.lineage import Lineage
 from tuner.retraining.training import Challengers, challengers, known
 from tuner.retraining.versions import EXAMPLE, WEIGHTS, BuildRecord
 from tuner.tracking.mlflow.registry import CHAMPION, REPLACES, RETRAINING, StoredFile, Version
 from tuner.tracking.mlflow.retraining_run import ModelContent, RetrainingRuns, RunContent
-from tuner.training import code_files, models
+from tuner.training import models
 from tuner.training.workloads import code_digest
 from tuner.worker.lease_renewer import LeaseRenewer
 
@@ -103,7 +104,8 @@ class Stages:
     # --- the stages
 
     def _train(self) -> None:
-        found = self._challengers().found() | self._sources()
+        trained = self._challengers()
+        found = trained.found() | lineage.of(self._job, trained.origin).model_dump()
         self._advance(LOG if found["failed"] else EVALUATE, found)
         reach("retrain.trained")
 
@@ -157,6 +159,7 @@ class Stages:
         content = self._model_of(trained)
         version = self._runs.register(self._job.registry, run_id, run, content)
         self._job.registry.tag(version.number, content.tags)  # of a second evaluation, if need be
+        self._describe(run_id, version, trained)
         searched, params = self._job.spec.space.function_arguments, trained.origin.params
         own = {name: params[name] for name in searched if name in params}
         built = BuildRecord(
@@ -211,16 +214,27 @@ class Stages:
 
     # --- what they need
 
-    def _sources(self) -> dict[str, Any]:
-        """Return what the ledger stores of data and code."""
-        job = self._job
-        return {
-            "data_time": job.data_time,
-            "forced": job.force,
-            "data": job.workload.data_digest,
-            "files": code_files.digests(job.spec.workload, job.prefixes),
-            "left_out": dict(job.workload.left_out),
-        }
+    def _lineage(self, trained: Challengers) -> Lineage:
+        """Return the lineage of the training, of this process if the ledger has none."""
+        return lineage.stored(self._result(TRAIN)) or lineage.of(self._job, trained.origin)
+
+    def _describe(self, run_id: str, version: Version, trained: Challengers) -> None:
+        """Write the page of a version, which is also its run's."""
+        found, reason = self._lineage(trained), self._result(EVALUATE)["reason"]
+        self._runs.describe(
+            self._job.registry,
+            run_id,
+            version,
+            lambda run, trial, own: lineage.page(
+                found,
+                origin=trained.origin.as_json(),
+                reason=reason,
+                run=run,
+                trial=trial,
+                version=own,
+            ),
+            trial_run=found.trial_run_id,
+        )
 
     def _unless_older(self, decision: Decision, champion: Version) -> Decision:
         """Return a decision that keeps a champion of newer data, unless this run is forced."""
@@ -272,6 +286,7 @@ class Stages:
             tags=self._tags(trained),
             data=(job.workload.data_name, job.workload.data_digest),
             factory=job.spec.workload.function,
+            lineage=(lineage.FILE, self._lineage(trained).model_dump()),
             curve=model.curve,
             status="KILLED" if self._result(TRAIN)["failed"] else "FINISHED",
         )
@@ -300,7 +315,6 @@ class Stages:
     def _tags(self, trained: Challengers) -> dict[str, str]:
         """Return the tags of run and version: the origin of the model and the gate's decision."""
         job, origin = self._job, trained.origin
-        environment = describe(job.spec.training.device)
         tags = {
             RETRAINING: identity_of(self._held),
             "mlflow.user": person().os_user,
@@ -309,15 +323,9 @@ class Stages:
             "tuner.study_version": str(origin.version),
             "tuner.trial": str(origin.trial),
             "tuner.params": json.dumps(dict(origin.params), sort_keys=True),
-            "tuner.data_digest": job.workload.data_digest,
-            "tuner.code_digest": code_digest(job.spec.workload.function, job.prefixes),
             "tuner.seed": str(job.seed(0)),
+            **lineage.tags(self._lineage(trained)),
         }
-        if job.data_time is not None:
-            tags["tuner.data_time"] = run_keys.iso(job.data_time)
-        if environment["git_commit"]:
-            tags["mlflow.source.git.commit"] = environment["git_commit"]
-            tags["tuner.git_dirty"] = str(environment["git_dirty"]).lower()
         decision = self._held.result.get(EVALUATE)
         if decision is None:
             return tags | {"tuner.reason": self._result(TRAIN)["failed"]}

@@ -112,6 +112,7 @@ class Workload:
     forward: Forward | None = None  # instead of loss and metrics
     data_name: str  # for display
     data_digest: str  # of the data alone, by `digest_of`
+    data_source: str = ""  # where the data are, such as an address or the id of a snapshot
     metrics: Mapping[str, Measure] = field(default_factory=lambda: MappingProxyType({}))
     rate_multipliers: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     baseline_loss: float | None = None  # the training loss of the best constant predictor

@@ -11,11 +11,13 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import mlflow.pytorch
 import numpy as np
@@ -36,12 +38,14 @@ from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.types.schema import ColSpec, DataType, Schema, TensorSpec
 
 from tuner.core.curves import Chunk
+from tuner.core.errors import UnavailableError
 from tuner.core.failpoints import reach
 from tuner.core.features import Feature
 from tuner.core.text import NAME_LIMIT, derived
 from tuner.ledger.database import sent_once, tracking_reached
 from tuner.tracking.mlflow.client_writer import BATCH, as_metrics, as_tags
 from tuner.tracking.mlflow.experiments import KIND, named_or_tagged
+from tuner.tracking.mlflow.links import Links, experiment_of
 from tuner.tracking.mlflow.registry import CHALLENGER, RETRAINING, Registry, StoredFile, Version
 from tuner.tracking.mlflow.run_content import all_points, milliseconds
 
@@ -63,6 +67,7 @@ class RunContent:
     tags: Mapping[str, str]
     data: tuple[str, str]  # name and digest
     factory: str  # of the data
+    lineage: tuple[str, Mapping[str, Any]]  # a file's name, and what it contains as JSON
     curve: Chunk
     status: str  # MLflow's
 
@@ -112,6 +117,8 @@ class RetrainingRuns:
                 self._client.log_batch(run_id, metrics=points[first : first + BATCH])
             used = DatasetInput(_dataset(content), [InputTag("mlflow.data.context", "training")])
             self._client.log_inputs(run_id, datasets=[used])
+            name, found = content.lineage
+            self._client.log_text(run_id, json.dumps(found, indent=2), name)
             self._client.set_terminated(run_id, content.status, at)
         return run_id
 
@@ -134,6 +141,32 @@ class RetrainingRuns:
             reach("retrain.version_created")
         registry.set_alias(CHALLENGER, found.number)
         return found
+
+    def describe(
+        self,
+        registry: Registry,
+        run_id: str,
+        version: Version,
+        page: Callable[[str, str | None, str], str],
+        *,
+        trial_run: str | None,
+    ) -> None:
+        """Write a page in Markdown on a run and on its version.
+
+        `page` is called with the addresses of the run, of the trial's run, which is None if it is
+        not here, and of the version.
+        """
+        trial = None
+        with tracking_reached(self._client.tracking_uri):
+            if trial_run is not None:
+                with suppress(UnavailableError):  # deleted, or published to another MLflow
+                    home = Links(experiment=experiment_of(self._client, trial_run), parent="")
+                    trial = home.run(trial_run)
+            run = Links(experiment=self._experiment, parent=run_id).study()
+            own = f"#/models/{quote(version.model, safe='')}/versions/{version.number}"
+            text = page(run, trial, own)
+            self._client.set_tag(run_id, "mlflow.note.content", text)
+        registry.describe(version.number, text)
 
     def log_drift(self, metrics: Mapping[str, float], step: int, at: float) -> None:
         """Log a retraining's results to the parent run's curves."""
@@ -244,7 +277,15 @@ def model_title(study: str) -> str:
 def _dataset(content: RunContent) -> Dataset:
     name, digest = content.data
     source = json.dumps({"tags": {"mlflow.source.name": content.factory}})
-    return Dataset(name=name, digest=digest, source_type="code", source=source)
+    known = content.lineage[1]
+    profile = {"num_rows": sum(known["rows"].values()), "rows": known["rows"]}
+    return Dataset(
+        name=name,
+        digest=digest,
+        source_type="code",
+        source=source,
+        profile=json.dumps(profile | {"source": known["data_source"]}),
+    )
 
 
 def _schema(rows: np.ndarray) -> Schema:
