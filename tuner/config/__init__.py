@@ -2,7 +2,13 @@
 
 from tuner.config.choice import Choice, own
 from tuner.config.parameters import Parameter
-from tuner.config.retrain import GateTable, NotifyTable, RetrainTable
+from tuner.config.retrain import (
+    GateTable,
+    NotifyTable,
+    ReceiversTable,
+    RetrainTable,
+    StudyNotifyTable,
+)
 from tuner.config.search import (
     ASHA,
     CMAES,
@@ -73,9 +79,11 @@ __all__ = [
     "Random",
     "Range",
     "Raw",
+    "ReceiversTable",
     "RetrainTable",
     "SingleRung",
     "Space",
+    "StudyNotifyTable",
     "StudySpec",
     "Table",
     "TrialSettings",
