@@ -424,6 +424,7 @@ RULES: Mapping[str, Rule] = {
     "one_rung, safe": rungs((FORWARD, 2), fewest=6),
     "one_rung, balanced": rungs((FORWARD, 3), fewest=6),
     "one_rung, fast": rungs((FORWARD, 6), fewest=6),
+    "raw: keep 3/4 at 0.52 H": rungs(("raw 14", 4 / 3), fewest=6),
     "raw: keep 1/2 at 0.52 H": rungs(("raw 14", 2), fewest=6),
     "raw: keep 1/3 at 0.52 H": rungs(("raw 14", 3), fewest=6),
     "halving (keep 1/2 at H/3, raw)": rungs(("raw 9", 2)),

@@ -73,6 +73,7 @@ sampler = "{sampler}"
 pruner = "none"
 [budget]
 trials = {budget}
+decide = 0
 """
 SLOTS, BUDGET = 64, 512
 BY_HAND = {"steps": 3, "batch": 12}

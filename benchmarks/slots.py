@@ -46,7 +46,7 @@ def spec_of(sampler: str, budget: int, seed: int, name: str) -> StudySpec:
                 "optimizer": ["sgd", "adamw"],
             },
             "search": {"sampler": sampler, "pruner": "none"},
-            "budget": {"trials": budget},
+            "budget": {"trials": budget, "decide": 0},
         }
     )
 

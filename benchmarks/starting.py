@@ -31,7 +31,7 @@ PREFIXES = ("studies.",)
 def searched(seed: int, trials: int, *, probe: bool) -> dict[str, Any]:
     """Run one whole search in a folder of its own."""
     changes = [f"study.seed={seed}", f"budget.trials={trials}", "training.trainer=cohort"]
-    changes += ["training.slots=1", f"probe.enabled={str(probe).lower()}"]
+    changes += ["budget.decide=0", "training.slots=1", f"probe.enabled={str(probe).lower()}"]
     spec = reading.load(STUDY, changes)
     with tempfile.TemporaryDirectory() as folder:
         places = database.addresses({}, Path(folder))

@@ -59,6 +59,11 @@ def arrived(day: str = "2026-03-03", broken: str = "", hidden: int = 32) -> Work
         validation_targets=targets[validation],
         holdout=(inputs[held], targets[held]),
         slices=_days(batch[held], number),
+        row_batches={
+            part: [_day(one) for one in batch[rows]]
+            for part, rows in (("train", train), ("validation", validation), ("holdout", held))
+        },
+        features=[f"pixel_{row}_{column}" for row in range(8) for column in range(8)],
         loss=nn.functional.cross_entropy,
         metrics={"accuracy": accuracy},
         data_name=f"scikit-learn digits that arrived by {day}",
@@ -68,8 +73,11 @@ def arrived(day: str = "2026-03-03", broken: str = "", hidden: int = 32) -> Work
 
 def _days(batch: np.ndarray, number: int) -> dict[str, Tensor]:  # bool [row]
     """Return masks of the rows of each day up to `number`."""
-    days = [(FIRST_DAY.replace(day=1 + one).isoformat(), batch == one) for one in range(number + 1)]
-    return {name: torch.from_numpy(rows) for name, rows in days}
+    return {_day(one): torch.from_numpy(batch == one) for one in range(number + 1)}
+
+
+def _day(number: int) -> str:
+    return FIRST_DAY.replace(day=1 + int(number)).isoformat()
 
 
 def _number(day: str) -> int:

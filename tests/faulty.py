@@ -62,6 +62,19 @@ def wait(trial):
         signal.pause()
 
 
+def greedy(trial):
+    """Hold 300 MB of memory and three children in sessions of their own, for ever."""
+    held = torch.ones(75 << 20)
+    for _ in range(3):
+        if os.fork() == 0:
+            os.setsid()
+            while True:
+                signal.pause()
+    trial.report(0, train_loss=held[0])
+    while True:
+        signal.pause()
+
+
 def on_ranks(trial):
     """Report the sum over ranks of random numbers, which each rank draws."""
     distributed.init_process_group("gloo")

@@ -31,6 +31,8 @@ AREAS = {
     "schedules": ("test_schedules.py", *QUICK),
     "reference": ("test_reference.py", "test_options.py", *QUICK),
     "cohort": ("test_cohort.py", "test_cohort_company.py", *QUICK),
+    "judging": ("test_judging.py", "test_branches.py", *QUICK),
+    "racing": ("test_racing.py", *QUICK),
     # they are slow, for they have MLflow's tables, but start no process
     "recorder": (
         "test_bulk.py",
@@ -39,7 +41,7 @@ AREAS = {
         "-m",
         "not nightly",
         "-k",
-        "sqlite or comes_after",
+        "sqlite or comes_after or evaluation_counts",
     ),
 }
 """What runs for the mutants of an area: files of tests, and options of pytest."""
@@ -69,8 +71,8 @@ MUTANTS = [
            "if trial.study in reasons:"),
     Mutant("ledger", "return and_(self.expires_at < at, database_start()",
            "return and_(self.expires_at < at + 60, database_start()"),
-    Mutant("search", "if ahead < max((others + 1) // self._factor, 1):",
-           "if ahead <= max((others + 1) // self._factor, 1):"),
+    Mutant("search", "ahead < max(int((others + 1) * self._continuing), 1):",
+           "ahead <= max(int((others + 1) * self._continuing), 1):"),
     Mutant("search", "ahead = values.above(value) if self._maximize else values.below(value)",
            "ahead = values.below(value)"),
     Mutant("search", "return ahead, len(values) - 1", "return ahead, len(values)"),
@@ -97,8 +99,8 @@ MUTANTS = [
     Mutant("reference", 'member.rate_source.restore(state["pace"])', "pass"),
     Mutant("reference", 'member.random = state["random"]', "pass"),
     Mutant("reference", "step < rung < last), default=last)", "step < rung < last - 1), default=last)"),
-    Mutant("reference", "part = self._workload.loss(member.model(part_inputs), part_targets) * share",
-           "part = self._workload.loss(member.model(part_inputs), part_targets)"),
+    Mutant("reference", "part = self._workload.forwarded(member.model, own)[0] * share",
+           "part = self._workload.forwarded(member.model, own)[0]"),
     Mutant("cohort", "segment.rates += member.rate_source.rates(member.step, seen)",
            "segment.rates += member.rate_source.rates(member.step + 1, seen)"),
     Mutant("cohort", "segment.stopped_step = member.step + seen - 1",
@@ -110,6 +112,17 @@ MUTANTS = [
     Mutant("recorder", "elif due is Due.NOW or waiting:", "elif due is Due.NOW:"),
     Mutant("recorder", ".values(external_id=external_id, revision=revision)",
            ".values(external_id=external_id)"),
+    Mutant("recorder", "chunk.eval_times, last + 1)", "chunk.eval_times, last)"),
+    Mutant("judging", "return (BY_BRANCH if branches else BY_RAW_VALUE)[self.economy]",
+           "return BY_BRANCH[self.economy]"),
+    Mutant("judging", "return [rates[len(rates) * (2 * j + 1) // (2 * steps)] for j in range(steps)]",
+           "return list(rates[:steps])"),
+    Mutant("judging", "stopped -= {t.number for t in known if self._leads(t, completed)} | {default}",
+           "pass"),
+    Mutant("racing", "return tuple(one for one, bound in self.bounds.items() if bound <= margin)",
+           "return tuple(one for one, bound in self.bounds.items() if bound <= 2 * margin)"),
+    Mutant("racing", "spread.interval(table[one] - table[other])",
+           "spread.interval(table[other] - table[one])"),
 ]  # fmt: skip
 
 

@@ -81,6 +81,27 @@ def moving_network(key: str = "0", width: int = 1) -> Workload:
     return replace(moving(key), model=model)
 
 
+def moving_table(key: str = "0") -> Workload:
+    """Train on those data with named columns; a key such as "5 swapped" swaps the columns."""
+    names = ("width", "height")
+    return replace(moving(key), features=names[::-1] if key.endswith("swapped") else names)
+
+
+def by_day(key: str = "0", broken: str = "", named: bool = True) -> Workload:
+    """Train on rows of three days; on the day `broken` widths are missing, and a target.
+
+    A key that ends with "broken" is of a broken day 1.
+    """
+    broken = "day 1" if key.endswith("broken") else broken
+    made = replace(moving_table(key), slices={"day 1": torch.arange(12) % 3 == 1})
+    days = {"train": [f"day {row % 3}" for row in range(24)]}
+    days["validation"] = days["train"][:12]
+    wrong = torch.tensor([day == broken for day in days["train"]])
+    made.train_inputs[wrong, 0] = torch.nan
+    made.validation_targets[:6][wrong[:6]] = torch.inf
+    return replace(made, row_batches=days if named else {})
+
+
 def breaking_in_training(key: str = "0") -> Workload:
     """Train that line, with a loss that ends the process at a training step."""
 

@@ -13,6 +13,7 @@ from helpers import claim, completed, draw, drawn, rows, submit
 from training_here import submitted, train
 
 import tuner
+from tuner.analysis import ranking
 from tuner.cli.app import cli
 from tuner.core.errors import ConnectionLostError, NotFoundError, UsageError
 from tuner.core.outcome import FAILED, Outcome
@@ -127,6 +128,8 @@ def test_arguments_conditions_and_constraints(ledger):
             "hidden": [16, 64, 256],
             "depth": {"low": 1, "high": 8},
             "gate": {"values": [0.1, 0.2], "when": {"optimizer": "adamw"}},
+            "bias": [True, False],
+            "tied": {"value": 1, "when": {"bias": True}},
         },
         "constraints": ["hidden * depth <= 512"],
     }
@@ -134,11 +137,15 @@ def test_arguments_conditions_and_constraints(ledger):
     for wrong, message in (
         ({"hidden": 32}, "hidden: expected one of 16, 64, 256"),
         ({"gate": 0.1}, "gate: expected optimizer=adamw with it"),
+        ({"bias": "True"}, "bias: expected one of true, false, got True"),
+        ({"tied": 1}, "tied: expected bias=true with it"),
         ({"hidden": 256, "depth": 5}, "satisfy the constraints of the space: hidden * depth"),
     ):
         with pytest.raises(UsageError, match=re.escape(message)):
             enqueue(ledger, "small", wrong)
-    for fixed in ({"hidden": 256}, {"depth": 8, "lr": 1}, {"optimizer": "adamw", "gate": 0.2}):
+    adamw = {"optimizer": "adamw", "gate": 0.2, "bias": True}
+    assert ranking.others_in_short(adamw) == ["gate 0.2", "bias true"]
+    for fixed in ({"hidden": 256}, {"depth": 8, "lr": 1}, adamw):
         enqueue(ledger, "small", fixed)
         ((one, made),) = _draws(ledger, study, 1)
         assert {key: made.params[key] for key in fixed} == fixed

@@ -34,7 +34,7 @@ RUN_BY = {
     "python.md": "test_python_first, test_asking",
     "cohorts.md": "here",
     "space.md": "here",
-    "programs.md": "here",
+    "programs.md": "test_programs, test_ranks",
     "loaders.md": "test_loaders",
     "integrations.md": "test_integrations",
 }
@@ -88,25 +88,19 @@ def test_each_group_of_the_documented_function_has_its_own_rate() -> None:
     assert [group["lr"] for group in made[0].param_groups] == [0.1, 0.5]
 
 
+def test_the_documented_programs_are_those_that_are_tuned_in_tests() -> None:
+    names = ("plain.py", "script/train.py", "lines.py", "torchrun/train.py")
+    shown = blocks(ROOT / "docs" / "programs.md", "python")
+    assert shown == [(ROOT / "tests" / "jobs" / name).read_text() for name in names]
+
+
 def test_the_documented_script_runs_without_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    block, _of_ranks = blocks(ROOT / "docs" / "programs.md", "python")  # see test_ranks
+    _, block, *_ = blocks(ROOT / "docs" / "programs.md", "python")
     monkeypatch.setattr(current, "_CURRENT", [])
     monkeypatch.delenv(current.TRIAL, raising=False)
-    steps: list[float] = []
-
-    def train_one_epoch(_model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
-        optimizer.step()
-        steps.append(1.0)
-        return steps[-1]
-
-    names = run(
-        block,
-        options=SimpleNamespace(lr=0.1, epochs=3),
-        model=nn.Linear(1, 1),
-        train_one_epoch=train_one_epoch,
-        evaluate=lambda _model: 0.5,
-    )
-    assert (names["trial"].lr, len(steps)) == (0.1, 3)
+    monkeypatch.setattr("sys.argv", ["train.py", "--epochs", "3"])
+    names = run(block)
+    assert (names["trial"].lr, names["trial"].alone, names["epoch"]) == (0.1, True, 2)
 
 
 def test_the_documented_loader_gives_an_epoch_the_same_batches() -> None:

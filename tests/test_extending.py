@@ -29,7 +29,7 @@ def ended(ledger, study, outcome=None, **params):
 def test_longer_trials_have_the_parameters_and_seeds_of_the_chosen_ones(ledger):
     study = submit(ledger)
     chosen = [ended(ledger, study, lr=lr) for lr in (0.1, 0.2, 0.3)][1:]
-    extension, added = extend.submit(ledger, study, chosen, steps=50)
+    extension, added = extend.submit(ledger, study, chosen, 50)
     assert (extension.name, extension.spec.training.steps) == ("small to 150 steps", 150)
     assert added == {1: 0, 2: 1}
     assert (extension.limit, extension.spec.budget.trials) == (2, 2)
@@ -45,10 +45,10 @@ def test_longer_trials_have_the_parameters_and_seeds_of_the_chosen_ones(ledger):
 def test_the_same_command_adds_nothing_and_another_trial_joins(ledger):
     study = submit(ledger)
     one, two = (ended(ledger, study, lr=lr) for lr in (0.1, 0.2))
-    first, _ = extend.submit(ledger, study, [one], steps=50)
-    again, _ = extend.submit(ledger, study, [one], steps=50)
+    first, _ = extend.submit(ledger, study, [one], 50)
+    again, _ = extend.submit(ledger, study, [one], 50)
     assert (again.id, again.reserved) == (first.id, 1)
-    more, added = extend.submit(ledger, study, [one, two], steps=50)
+    more, added = extend.submit(ledger, study, [one, two], 50)
     assert (more.id, added) == (first.id, {0: 0, 1: 1})
 
 
@@ -71,7 +71,7 @@ def test_schedules_that_go_on_and_that_start_anew(params, shared):
 def test_only_trials_that_ended_well_are_extended(ledger, places):
     study = submit(ledger)
     ended(ledger, study, Outcome(kind=FAILED, reason="It broke."))
-    arguments = {"steps": 10, "prefixes": PREFIXES}
+    arguments = {"more": {"steps": 10}, "prefixes": PREFIXES}
     with pytest.raises(
         UsageError, match=r"is failed, expected a completed .* `tuner retry small 0"
     ):
@@ -88,7 +88,7 @@ def test_a_longer_trial_repeats_the_shorter_one_and_goes_on(ledger, places, monk
     numbers = [
         trial.number for trial in ledger.trials(study.id) if trial.params["lr"] in (0.1, 0.3)
     ]
-    done = extend.extend(ledger, places, study, numbers, steps=8, prefixes=PREFIXES)
+    done = extend.extend(ledger, places, study, numbers, more={"steps": 8}, prefixes=PREFIXES)
     assert [one.continues for one in done.trials] == [True, True]
     for one in done.trials:
         short, long = ledger.curve(one.parent.id), ledger.curve(one.trial.id)
@@ -140,7 +140,12 @@ def test_a_kept_checkpoint_is_gone_on_from_bit_by_bit(ledger, places, monkeypatc
     kept = {int(file.parent.name) for file in places.checkpoints.glob("1/*/*.pt")}
     assert kept == {one.number for one in trials if one.params["schedule"] != "cosine"}
     done = extend.extend(
-        ledger, places, study, [one.number for one in trials], steps=12, prefixes=PREFIXES
+        ledger,
+        places,
+        study,
+        [one.number for one in trials],
+        more={"steps": 12},
+        prefixes=PREFIXES,
     )
     assert done.study.settled["trainer"] == trainer
     for one in done.trials:
@@ -152,9 +157,50 @@ def test_a_kept_checkpoint_is_gone_on_from_bit_by_bit(ledger, places, monkeypatc
         assert rerun.rerun(ledger, done.study, one.trial.number, PREFIXES).equal, one.sentence
         first = [n.first_step for n in ledger.attempts(done.study.id) if n.trial_id == one.trial.id]
         assert first == [one.continued]
-    further = extend.extend(ledger, places, done.study, [0], steps=4, prefixes=PREFIXES)
+    further = extend.extend(ledger, places, done.study, [0], more={"steps": 4}, prefixes=PREFIXES)
     assert further.trials[0].continued == 36
     assert rerun.rerun(ledger, further.study, 0, PREFIXES).equal
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["reference", "cohort"])
+def test_trials_with_other_batch_sizes_are_extended_by_epochs(ledger, places, monkeypatch, trainer):
+    monkeypatch.setattr(extend.run, "train_study", lambda *a, **_: train(a[0], a[1], a[2]))
+    study = submitted(
+        ledger,
+        workload={"factory": "tests.workloads:noisy"},  # of 24 rows
+        training={
+            "steps": None,
+            "epochs": 8,
+            "evaluate_every": 2,
+            "batch_size": None,
+            "trainer": trainer,
+            "keep_checkpoint": True,
+        },
+        space={"lr": 0.01, "schedule": SCHEDULES[::2], "batch_size": [8, 12]},
+    )
+    study = train(ledger, places, study)
+    with pytest.raises(UsageError, match="counts in epochs: expected the number of epochs beyond"):
+        extend.extend(ledger, places, study, [0], more={"steps": 100}, prefixes=PREFIXES)
+    done = extend.extend(
+        ledger, places, study, range(4), more={"steps": None, "epochs": 4}, prefixes=PREFIXES
+    )
+    assert (done.study.name, done.as_json()["epochs"]) == ("line to 12 epochs", 12)
+    found = {
+        (one.trial.params["schedule"], one.trial.params["batch_size"]): (
+            one.continued,
+            one.trial.steps,
+        )
+        for one in done.trials
+    }
+    assert found == {
+        ("constant", 8): (24, 36),
+        ("constant", 12): (16, 24),
+        ("wsd", 8): (19, 36),
+        ("wsd", 12): (13, 24),
+    }
+    for one in done.trials:
+        assert rerun.rerun(ledger, done.study, one.trial.number, PREFIXES).equal, one.sentence
 
 
 KEPT = {"trials": "2", "checkpoint_seconds": "0.001\nkeep_checkpoint = true"}

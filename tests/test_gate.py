@@ -60,6 +60,14 @@ def test_a_challenger_is_promoted_when_it_is_better_for_sure(
     assert said in decision.reason
 
 
+@pytest.mark.parametrize("gain", [-1.0, 0.0, 1.0])
+def test_a_comparison_of_few_rows_says_that_it_is_one(gain: float) -> None:
+    few = LOSS[:48]
+    assert "Only 48 rows were compared" in decided(few - gain, champion=few).reason
+    assert "Only" not in decided(LOSS - gain).reason
+    assert "Only" not in decided([few - gain] * 3, champion=few, seeds=3).reason
+
+
 def test_pairs_tell_what_means_do_not() -> None:
     """Rows differ far more from each other than the models do on any of them."""
     hard = 100 * np.abs(NOISE)

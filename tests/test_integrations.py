@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from processes import end, prepare, processes_in, rows, start, tuner, until
+from processes import end, prepare, processes_in, reader, rows, start, tuner, until
 
 import tuner as package
 from tests.test_own_loops import function
 from tests.test_programs import programs, spec_of, task_of
 from tests.test_reference import advance, curve_of
-from tuner.integrations import loops
+from tuner.integrations import loops, ranks
 from tuner.training import schedules
 from tuner.training.function_trainer import FunctionTrainer
 from tuner.training.programs.current import current_trial
@@ -61,9 +61,11 @@ def text_of(job: Job, name: str = "train") -> str:
     return (JOBS / job.name / f"{name}.py").read_text()
 
 
-def added(job: Job) -> int:
+def added(name: str) -> int:
     """Count the lines that a program needs for tuner: added or changed, not counting empty ones."""
-    found = difflib.ndiff(*(text_of(job, name).splitlines() for name in ("before", "train")))
+    found = difflib.ndiff(
+        *((JOBS / name / f"{file}.py").read_text().splitlines() for file in ("before", "train"))
+    )
     return sum(line.startswith("+ ") and bool(line[2:].strip()) for line in found)
 
 
@@ -76,7 +78,22 @@ def test_a_program_needs_the_few_lines_that_the_document_counts():
         name: int(lines)
         for name, lines in re.findall(r"^\| `(\w+)` .* (\d+) \|$", document, re.MULTILINE)
     }
-    assert counted == {job.name: added(job) for job in ALL}
+    assert counted == {job.name: added(job.name) for job in ALL}
+
+
+MARKED = ("loaders", "gan", "partial_fit")
+"""Jobs whose lines for tuner end with `# tuner`."""
+
+
+def test_the_readme_counts_the_lines_of_each_job():
+    readme = (ROOT / "README.md").read_text()
+    found = re.findall(r"^\| .* \| (\d+) <!-- (\w+) --> \|$", readme, re.MULTILINE)
+    counted = {name: int(lines) for lines, name in found}
+    marked = {
+        f"{name}_job": (JOBS / name / "job.py").read_text().count("# tuner\n") for name in MARKED
+    }
+    compared = {name: added(name) for name in ("script", "torchrun", *(job.name for job in ALL))}
+    assert counted == {"plain": 0, **marked, **compared}
     assert max(counted.values()) <= 5
 
 
@@ -100,6 +117,17 @@ def test_alone_a_program_has_its_own_values_and_rates(monkeypatch):
         optimizer.step()
         halving.step()
     assert rates == [0.5, 0.25, 0.125]
+
+
+def test_a_schedule_with_feedback_is_refused_where_the_first_rank_alone_reports(monkeypatch):
+    monkeypatch.setattr("tuner.training.programs.current._CURRENT", [])
+    monkeypatch.delenv("TUNER_TRIAL", raising=False)
+    plateau = {"factor": 0.5, "patience": 1, "threshold": 0.0, "floor": 0.0}
+    own = {f"plateau.{name}": value for name, value in plateau.items()}
+    trial = current_trial(schedule="plateau", **own)
+    ranks.expect_rates_without_feedback(trial, 1)
+    with pytest.raises(ValueError, match='several ranks, got "plateau"'):
+        ranks.expect_rates_without_feedback(trial, 2)
 
 
 # --- with the libraries, in this process ----------------------------------------------------------
@@ -309,6 +337,56 @@ def test_a_program_is_tuned(tmp_path, job: Job):
     assert found == {"completed": 1, "pruned": 1, "diverged": 1}, done.json
     assert done.json["best"]["params"]["lr"] == job.good
     assert tuner(folder, "doctor", "--json").json["problems"] == []
+
+
+LEAVES = "atexit.register(lambda: print(f'rank {trainer.%s} leaves at {trainer.%s}'))"
+ON_TWO_RANKS = {  # what is replaced in the program
+    "lightning": {
+        "trainer = lightning.Trainer(": 'two = {"accelerator": "cpu", "devices": 2}\n'
+        'trainer = lightning.Trainer(**two, strategy="ddp", ',
+        "trainer.fit(": LEAVES % ("global_rank", "global_step") + "\ntrainer.fit(",
+    },
+    "accelerate": {
+        "    trial.report(": "    print(f'rank {accelerator.process_index} leaves at {epoch}')\n"
+        "    trial.report("
+    },
+    "transformers": {
+        "trainer.train(": LEAVES % ("args.process_index", "state.global_step") + "\ntrainer.train("
+    },
+}
+
+
+@with_libraries
+@pytest.mark.parametrize(
+    ("name", "processes"),
+    [("lightning", 1), ("lightning", 2), ("accelerate", 2), ("transformers", 2)],
+    ids=["ranks that lightning starts", "lightning", "accelerate", "transformers"],
+)
+def test_a_program_on_two_ranks_is_stopped_on_both_at_the_same_step(tmp_path, name, processes):
+    (job,) = [one for one in ALL if one.name == name]
+    folder = study(tmp_path, job, [job.good, job.low], steps=24, seconds=0.1)
+    text = (folder / "study.toml").read_text()
+    text = text.replace("[training]", f"processes = {processes}\n\n[training]")
+    (folder / "study.toml").write_text(text)
+    program = text_of(job).replace("import argparse", "import argparse\nimport atexit")
+    for old, new in ON_TWO_RANKS[name].items():
+        assert program.count(old) == 1
+        program = program.replace(old, new)
+    (folder / "train.py").write_text(program)
+    done = tuner(folder, "run", "study.toml", "--json")
+    assert done.code == 0, done.err
+    assert (done.json["trials"]["completed"], done.json["trials"]["pruned"]) == (1, 1), done.json
+    found = reader(folder)
+    for trial in found.trials(1):
+        (output,) = (folder / ".tuner" / "programs").glob(f"*/trial-{trial.number}-*/output.log")
+        left = dict(re.findall(r"rank (\d) leaves at (\d+)", output.read_text()))
+        assert left.keys() == {"0", "1"}, output.read_text()
+        assert left["0"] == left["1"]
+        assert "Traceback" not in output.read_text()
+        if name == "lightning":  # no sanity check is among them
+            evaluated = found.curve(trial.id).eval_steps.tolist()
+            assert evaluated == list(range(6, trial.steps + 1, 6))
+    found.engine.dispose()
 
 
 @with_libraries

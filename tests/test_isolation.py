@@ -22,6 +22,8 @@ from tuner.core import failures
 from tuner.ledger import Ledger
 from tuner.training import trainer_choice
 from tuner.training.function_trainer import FunctionTrainer
+from tuner.training.programs import limits
+from tuner.training.programs.conversation import ProgramError
 from tuner.training.programs.function import environment
 from tuner.training.trainer import Status, Task
 
@@ -59,6 +61,11 @@ def train(trainer, task, chunks=()):
 def here(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def servers() -> list[psutil.Process]:
+    """Return the fork servers of this process."""
+    return [one for one in psutil.Process().children() if "fork_server" in str(one.cmdline())]
 
 
 @pytest.fixture(scope="module")
@@ -144,13 +151,33 @@ def test_an_exception_has_the_reason_and_the_traceback_of_its_process(here, desc
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (limits.MEMORY, "200MiB", "MiB of memory, more than 200.0MiB"),
+        (limits.PROCESSES, "3", "it had 4 processes, more than 3"),
+    ],
+)
+def test_limits_of_programs_hold_for_its_process_and_what_it_has_started(
+    here, monkeypatch, name, value, message
+):
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr(limits, "LOOK_SECONDS", 0.05)
+    trainer = trainer_of("greedy")
+    with pytest.raises(ProgramError, match=message) as raised:
+        train(trainer, TASK)
+    assert raised.value.place == "limit:0"
+    left = {psutil.Process(), *servers()}
+    until(lambda: left.issuperset(processes_in(here)), "the end of its processes")
+
+
+@pytest.mark.slow
 def test_leaked_memory_and_threads_end_with_the_trial(here, descending):
     train(descending, with_fault("none"))
     threads = threading.active_count()
     assert train(descending, with_fault("leak"))[-1].status is Status.FINISHED
     assert threading.active_count() == threads
-    (server,) = [one for one in psutil.Process().children() if "fork_server" in str(one.cmdline())]
-    until(lambda: not server.children(recursive=True), "the end of the trial's processes")
+    until(lambda: not any(one.children() for one in servers()), "the end of the trial's processes")
 
 
 @pytest.mark.slow
@@ -164,10 +191,9 @@ def test_global_state_is_that_of_a_new_process_in_each_trial(here):
 @pytest.mark.slow
 def test_a_server_that_was_killed_is_replaced(here, descending):
     train(descending, with_fault("none"))
-    for child in psutil.Process().children():
-        if "fork_server" in " ".join(child.cmdline()):
-            child.kill()
-            child.wait()
+    for server in servers():
+        server.kill()
+        server.wait()
     assert train(descending, with_fault("none"))[-1].status is Status.FINISHED
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import math
 import re
 import signal
 import threading
@@ -9,17 +12,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from processes import STUDY, left, prepare, reader, tuner
 from training_here import PREFIXES, submitted, train
 
+from tuner.config import StudySpec
 from tuner.config.reading import parse
 from tuner.core.errors import UsageError
 from tuner.core.outcome import PRUNED
 from tuner.ledger import Ledger, StudyRecord
+from tuner.operations import submit
 from tuner.report.findings import gather
 from tuner.report.sentences import savings
 from tuner.tracking.mlflow.run_content import points_of
 from tuner.training.cohort.trainer import CohortTrainer
+from tuner.training.function_trainer import FunctionTrainer
 from tuner.training.reference import ReferenceTrainer
 from tuner.worker import work
 
@@ -48,10 +55,10 @@ def content(ledger: Ledger, study: StudyRecord) -> list[Any]:
     for trial in ledger.trials(study.id):
         curve = ledger.curve(trial.id)
         branches = [
-            (one.step, one.losses.tolist(), one.rates.tolist(), dict(one.metrics))
+            (one.step, np.nan_to_num(one.losses).tolist(), one.rates.tolist(), dict(one.metrics))
             for one in curve.branches
         ]
-        columns = {name: values.tolist() for name, values in curve.columns.items()}
+        columns = {name: np.nan_to_num(row).tolist() for name, row in curve.columns.items()}
         found.append((trial.number, trial.state, trial.value, columns, branches))
     return found
 
@@ -88,14 +95,24 @@ def test_the_report_says_what_early_values_were_worth(ledger, places):
     assert "whole trials, whose best val_loss is expected to be" in said
 
 
-def test_the_better_half_goes_on(ledger, places):
-    """Once enough were judged: of all trials in one cohort, those with the better branches."""
-    study = train(ledger, places, put(ledger, "half", trainer="cohort", slots=16))
+@pytest.mark.parametrize(
+    ("judge", "economy", "share"),
+    [
+        ("fast_forward", "safe", 1 / 2),
+        ("fast_forward", "fast", 1 / 6),
+        ("raw", "safe", 3 / 4),
+        ("raw", "balanced", 1 / 2),
+    ],
+)
+def test_a_share_of_the_trials_goes_on(ledger, places, judge, economy, share):
+    """Of all trials in one cohort, those with the better values; more where these are raw."""
+    search = {"judge": judge, "pruner": {"name": "one_rung", "economy": economy}}
+    study = train(ledger, places, put(ledger, "share", search, trainer="cohort", slots=16))
     trials = [one for one in ledger.trials(study.id) if one.state != "diverged"]
     values = [trial.attrs["completed_rung_0"] for trial in trials]
-    middle = sorted(values)[len(values) // 2]
+    first_stopped = sorted(values)[int(len(values) * share)]
     for trial, value in zip(trials, values, strict=True):
-        assert (trial.state == PRUNED) == (value >= middle)
+        assert (trial.state == PRUNED) == (value >= first_stopped)
 
 
 def test_raw_values_wait_for_half_of_the_horizon(ledger, places):
@@ -105,12 +122,17 @@ def test_raw_values_wait_for_half_of_the_horizon(ledger, places):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trainer", [CohortTrainer, ReferenceTrainer])
+@pytest.mark.parametrize("trainer", [CohortTrainer, ReferenceTrainer, FunctionTrainer])
 def test_branches_that_are_interrupted_are_made_again(ledger, places, monkeypatch, trainer):
-    kind = {"trainer": "cohort", "slots": 4} if trainer is CohortTrainer else {}
-    kind = kind or {"trainer": "reference"}
-    calm = train(ledger, places, put(ledger, "calm", **kind))
-    study = put(ledger, "disturbed", **kind)
+    def made(name: str) -> StudyRecord:
+        if trainer is FunctionTrainer:
+            return own(ledger, name)
+        if trainer is CohortTrainer:
+            return put(ledger, name, trainer="cohort", slots=4)
+        return put(ledger, name, trainer="reference")
+
+    calm = train(ledger, places, made("calm"))
+    study = made("disturbed")
     branch, stop, calls = trainer.branch, threading.Event(), []
 
     def interrupted(self, numbers, plan, goes_on):
@@ -120,13 +142,14 @@ def test_branches_that_are_interrupted_are_made_again(ledger, places, monkeypatc
         return branch(self, numbers, plan, goes_on)
 
     monkeypatch.setattr(trainer, "branch", interrupted)
-    while ledger.counts(study.id)["waiting"] or ledger.study("disturbed").reserved < 16:
+    trials = study.spec.budget.trials
+    while ledger.counts(study.id)["waiting"] or ledger.study("disturbed").reserved < trials:
         stop.clear()
         work(ledger, places.checkpoints, names=["disturbed"], prefixes=PREFIXES, stop=stop,
              until_idle=True)  # fmt: skip
     assert any(one.ending == "interrupted" for one in ledger.attempts(study.id))
     mine, theirs = content(ledger, study), content(ledger, calm)
-    if trainer is ReferenceTrainer:  # one after the other, so decisions are the same too
+    if trainer is not CohortTrainer:  # one after the other, so decisions are the same too
         assert mine == theirs
     assert all(len(branches) <= 1 for *_, branches in mine)
 
@@ -149,11 +172,28 @@ def test_no_memory_for_branches_stops_no_trial(ledger, places, monkeypatch, capl
     assert not ledger.curve(two.id).branches
 
 
+FORWARD = 'judge = { name = "fast_forward", fraction = 0.3 }'
+
+
 @pytest.mark.parametrize(
     ("search", "workload", "expected"),
     [
-        ('pruner = "median"', 'factory = "studies.digits:mlp"', 'as the pruner is "median"'),
-        ("", 'train = "tests.own:none"', "the state of a train function cannot be copied"),
+        (
+            f'{FORWARD}\npruner = "median"',
+            'factory = "studies.digits:mlp"',
+            'as the pruner is "median"',
+        ),
+        (FORWARD, 'command = ["python", "own.py"]', "the state of a command cannot be copied"),
+        (
+            FORWARD,
+            'train = "tests.own:none"\nworkload.isolation = "process"',
+            "the state of a train function in a process of its own cannot be copied",
+        ),
+        (
+            'judge = "average"',
+            'train = "tests.own:none"',
+            "as a train function trains its branches itself",
+        ),
     ],
 )
 def test_where_there_can_be_no_branches(search, workload, expected):
@@ -163,7 +203,6 @@ def test_where_there_can_be_no_branches(search, workload, expected):
     training.steps = 30
     budget.trials = 5
     [search]
-    judge = {{ name = "fast_forward", fraction = 0.3 }}
     {search}
     """
     with pytest.raises(UsageError, match=expected):
@@ -182,6 +221,102 @@ def test_leaders_and_declared_defaults_go_on(ledger, places):
     assert mine.attrs["completed_rung_0"] > np.median(values)
     assert mine.state == "completed"
 
+
+# --- train functions
+
+
+def branching(trial, wrong=""):
+    """Fit a line by a loop of its own that lets a copy of it run ahead."""
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=trial.lr)
+    schedule = trial.schedule(optimizer)
+    inputs = torch.linspace(-1.0, 1.0, 12).reshape(12, 1)
+
+    def loss_of(line):
+        noisy = 3.0 * inputs + 0.1 * torch.randn_like(inputs)
+        return torch.nn.functional.mse_loss(line(inputs), noisy)
+
+    @trial.branch
+    def run_ahead(rates):
+        copied, own = copy.deepcopy((model, optimizer))
+        for rate in rates:
+            own.param_groups[0]["lr"] = rate
+            own.zero_grad()
+            loss_of(copied).backward()
+            own.step()
+        if wrong == "reports":
+            trial.report(trial.steps - 1, train_loss=0.0)
+        if wrong == "raises":
+            raise RuntimeError("the copy failed")
+        return {"accuracy": 1.0} if wrong == "metrics" else {"val_loss": loss_of(copied)}
+
+    if wrong == "absent":
+        trial.branch(None)
+    for step in range(trial.steps):
+        loss = loss_of(model)
+        optimizer.zero_grad()
+        loss.backward()
+        trial.report(step, train_loss=loss)
+        optimizer.step()
+        schedule.step()
+        if trial.evaluates(step + 1):
+            with torch.no_grad():  # as loops do; the branch needs gradients all the same
+                trial.report(step + 1, val_loss=loss_of(model))
+
+
+def own(ledger: Ledger, name: str, **tables: Any) -> StudyRecord:
+    search = {"sampler": "random", "pruner": "one_rung", "judge": "fast_forward"}
+    content = {
+        "study": {"name": name, "seed": 4},
+        "workload": {"train": "tests.test_judging:branching", **tables.pop("workload", {})},
+        "training": {"steps": 36, "evaluate_every": 4},
+        "space": {"lr": {"low": 1e-3, "high": 1.0}, "schedule": "cosine", "optimizer": "sgd"},
+        "search": search | tables.pop("search", {}),
+        "budget": {"trials": 12, "stop_after_failures": 0},
+    }
+    spec = StudySpec.model_validate_json(json.dumps(content))
+    return submit.submit(ledger, spec, submit.prepare(spec, PREFIXES).description)[0]
+
+
+def test_a_train_function_is_judged_by_the_branches_that_it_trains(ledger, places):
+    study = train(ledger, places, own(ledger, "own"))
+    assert study.rungs == (RUNG,)
+    trials = ledger.trials(study.id)
+    assert {trial.state for trial in trials} == {"completed", PRUNED}
+    curves = {trial.number: ledger.curve(trial.id) for trial in trials}
+    for trial in trials:
+        (branch,), (report,) = curves[trial.number].branches, trial.reports
+        assert branch.step == RUNG
+        rest = [
+            float(trial.params["lr"]) * (1 + math.cos(math.pi * at / 36)) / 2 for at in (18, 30)
+        ]
+        assert branch.rates.tolist() == pytest.approx(rest)
+        assert trial.attrs["completed_rung_0"] == branch.metrics["val_loss"] != report.value
+    raw = train(ledger, places, own(ledger, "raw", search={"judge": "raw", "pruner": "none"}))
+    for trial in ledger.trials(raw.id):  # its own curve is the same with and without
+        losses = curves[trial.number].columns["train_loss"]
+        assert (
+            ledger.curve(trial.id).columns["train_loss"][: len(losses)].tolist() == losses.tolist()
+        )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("raises", "RuntimeError: the copy failed"),
+        ("absent", "expected a function registered by trial.branch, as [search] judge is"),
+        ("metrics", "its branch to return metrics, val_loss among them, got accuracy"),
+        ("reports", "expected a branch to return its metrics, got a call of report"),
+    ],
+)
+def test_a_branch_that_goes_wrong_fails_its_trial(ledger, places, wrong, said):
+    study = train(ledger, places, own(ledger, wrong, workload={"arguments": {"wrong": wrong}}))
+    for trial in ledger.trials(study.id):
+        assert (trial.state, trial.steps) == ("failed", RUNG)
+        assert said in trial.reason
+
+
+# --- interruptions
 
 JUDGED = re.sub(r"pruner = .*", 'pruner = "one_rung"', STUDY)
 

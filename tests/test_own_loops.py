@@ -878,6 +878,20 @@ def test_the_loop_of_the_document_trains(ledger: Ledger, tmp_path, monkeypatch):
     assert ledger.curve(best.id).metrics["accuracy"][-1] > 0.9
 
 
+def test_the_loop_of_the_document_is_judged_by_branches(ledger: Ledger, tmp_path, monkeypatch):
+    spec = document_example(tmp_path, monkeypatch)
+    content = spec.model_dump(mode="json", exclude_unset=True)
+    content["workload"] = {"train": "mine.spirals:branching"}
+    content["training"] = {"steps": 60, "evaluate_every": 6}
+    content["search"] = {"judge": "fast_forward"}
+    content["budget"] = {"trials": 8}
+    study = put(ledger, StudySpec.model_validate_json(json.dumps(content)), ("mine.",))
+    work(ledger, tmp_path, study.name, ("mine.",))
+    counts = ledger.counts(study.id)
+    assert (counts["pruned"] > 0, counts[FAILED]) == (True, 0)
+    assert all(len(ledger.curve(one.id).branches) == 1 for one in ledger.trials(study.id))
+
+
 @pytest.mark.parametrize("name", ["finetune", "layerwise", "gan"])
 def test_the_optimizers_of_the_document_train(name, tmp_path, monkeypatch):
     spec = document_example(tmp_path, monkeypatch)

@@ -364,6 +364,18 @@ def test_a_connected_program_measures_what_a_train_function_does(here, monkeypat
     assert again[2] == own[2] == (Status.FINISHED, "", None)
 
 
+@pytest.mark.slow
+def test_the_script_of_the_document_is_tuned(ledger: Ledger, here, tmp_path):
+    script(here, (JOBS / "script" / "train.py").read_text())
+    space = {"lr": [0.3, 1e25], "schedule": "constant", "optimizer": "sgd"}
+    words = ["train.py", "--epochs", "{steps}"]
+    put(ledger, spec_of(words, space=space, budget={"trials": 2}), PYTHON)
+    work(ledger, tmp_path, "program", PYTHON)
+    trials = ledger.trials(1)
+    assert [trial.state for trial in trials] == ["completed", "diverged"]
+    assert trials[0].steps == 12
+
+
 STUDY = """
 [study]
 name = "job"
@@ -420,8 +432,9 @@ def test_an_untouched_script_is_tuned_by_patterns(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda n: n.name)
 def test_an_interrupted_program_goes_on_at_its_checkpoint(tmp_path, number):
-    folder = job(tmp_path, ["python", "lines.py", "0.5"], [0.2])
-    (folder / "lines.py").write_text((JOBS / "lines.py").read_text())
+    folder = job(tmp_path, ["python", "lines.py"], [0.2])
+    text = (JOBS / "lines.py").read_text()
+    (folder / "lines.py").write_text(f"import time\n{text}    time.sleep(0.5)\n")
     text = (folder / "study.toml").read_text()
     text = text.replace("evaluate_every = 2", "evaluate_every = 2\ncheckpoint_seconds = 0.01")
     (folder / "study.toml").write_text(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import training_here
 
@@ -122,6 +124,14 @@ def test_any_argument_is_searched():
     assert reading.parse(study.to_toml(), "mine.toml") == study.spec
 
 
+def test_the_file_is_written_as_a_person_writes_one():
+    space = {"lr": tuner.log(0.1, 1), "width": 2 ** np.arange(3), "drop": np.float32(0.5)}
+    study = tuner.Study("mine", space=space, budget=tuner.Budget(trials=np.int64(4), steps=9))
+    assert study.to_toml().startswith('[study]\nname = "mine"\n\n[workload]\n')
+    assert "\nlr = { low = 0.1, high = 1.0, log = true }\n" in study.to_toml()
+    assert study.spec.space.arguments == {"width": (1, 2, 4), "drop": 0.5}
+
+
 def test_what_toml_does_not_have_is_refused():
     with pytest.raises(UsageError, match="got <object object"):
         written(arguments={"size": object()})
@@ -215,9 +225,13 @@ def test_what_workers_cannot_get_is_refused_with_advice(tmp_path, monkeypatch):
         tuner.Study("mine", train=script.train, budget=tuner.Budget(trials=1, steps=2))
 
 
-def test_a_lambda_is_refused():
-    with pytest.raises(WorkloadError, match="written with def, got a lambda"):
-        tuner.Study("mine", train=lambda trial: None, budget=tuner.Budget(trials=1, steps=2))
+@pytest.mark.parametrize(
+    ("function", "got"),
+    [(lambda trial: None, "a lambda"), (functools.partial(max, 1), "a partial")],
+)
+def test_what_is_no_function_with_a_source_is_refused(function, got):
+    with pytest.raises(WorkloadError, match=f"written with def, got {got}; write one that calls"):
+        tuner.Study("mine", train=function, budget=tuner.Budget(trials=1, steps=2))
 
 
 def test_a_function_of_a_module_is_named_by_it():

@@ -77,7 +77,7 @@ def test_clear_differences_are_decided_within_the_budget_and_the_rest_is_not_spe
 
 
 def raced(values, limits=Limits(rounds=3), begun=()):  # noqa: B008 - it is frozen
-    asked = Question(name="schedule", labels={7: "cosine", 3: "constant"}, simplest=(3, 7))
+    asked = Question(name="schedule", labels={7: "cosine", 3: "constant"}, preferred=(3, 7))
     ended = {(one, i): row[j] for i, row in enumerate(values) for j, one in enumerate((7, 3))}
     return race([asked], ended, limits, begun)
 
@@ -192,6 +192,7 @@ def test_a_study_decides_with_the_trials_it_reserved(ledger):
     assert (by_schedule["take"], by_schedule["trial"]) == ("cosine", 1)
     assert by_schedule["answer"].startswith("Cosine beats constant by 1 ± ")
     assert found["winner"] == 1
+    assert (ledger.best(study).number, deciding.chosen(ledger, study).number) == (0, 1)
     again = ledger.trials(ledger.study("small confirm").id)
     chose = max(one.attrs["tuner:round"] for one in again if one.params["schedule"] == "constant")
     values = sorted(t.attrs["tuner:round"] for t in again if t.params["schedule"] == "cosine")
@@ -201,6 +202,31 @@ def test_a_study_decides_with_the_trials_it_reserved(ledger):
         seeds.setdefault(one.attrs["tuner:round"], set()).add(one.attrs["tuner:seed"])
     assert all(len(own) == 1 for own in seeds.values())
     assert len({next(iter(own)) for own in seeds.values()}) == len(seeds)
+
+
+@pytest.mark.parametrize(("better", "worse"), [("sgd", "adamw"), ("adamw", "sgd")])
+def test_where_optimizers_are_alike_the_answer_takes_what_the_winner_has(ledger, better, worse):
+    study = of(ledger, space={"schedule": "constant", "optimizer": ["sgd", "adamw"]},
+               search={"first": [complete(0.5, "constant", "sgd")]},
+               budget={"trials": 16, "decide": 0.75})  # fmt: skip
+    for index, optimizer in enumerate([worse, better, worse, better]):
+        one = claim(ledger, study)
+        draw(ledger, one, **complete(0.1 + index / 100, "constant", optimizer))
+        ledger.finish(one.lease, completed(1.0 + index / 10), chunk=rows(0, 10))
+    search = None
+    while going := advance(ledger, ledger.study(study.name)):
+        search = search or Search(going.again, ledger)
+        for _ in range(going.added):
+            one, made = drawn(ledger, going.again, search)
+            noise = (
+                one.trial.attrs["tuner:round"] * 7 + 3 * (made.params["optimizer"] == worse)
+            ) % 5
+            value = 1.0 + noise - 0.1 * (made.params["optimizer"] == better)
+            ledger.finish(one.lease, completed(value), chunk=rows(0, 10))
+    found = best.decision(ledger, ledger.study(study.name))["decision"]
+    winner = ledger.trials(study.id)[found["winner"]]
+    (answer,) = found["answers"]
+    assert answer["take"] == winner.params["optimizer"]
 
 
 def test_nothing_is_decided_before_the_search_is_over_nor_while_it_is_paused(ledger):

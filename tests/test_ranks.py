@@ -98,9 +98,11 @@ WORDS = ["python", "ranks.py", "--lr", "{lr}", "--epochs", "{steps}", "--folder"
 
 @pytest.mark.slow
 def test_a_job_of_two_ranks_is_pruned_and_diverges_on_both(ledger: Ledger, here, tmp_path):
-    (here / "ranks.py").write_text((JOBS / "ranks.py").read_text())
+    text = (JOBS / "torchrun" / "train.py").read_text().replace("argparse\n", "argparse, atexit\n")
+    leaves = "\natexit.register(lambda: print(f'rank {rank} leaves at epoch {epoch}'))\nfor epoch"
+    (here / "train.py").write_text(text.replace("\nfor epoch", leaves, 1))
     spec = spec_of(
-        [*WORDS[1:], "{checkpoint_dir}"],
+        ["train.py", "--epochs", "{steps}"],
         workload={"processes": 2},
         space={"lr": [0.3, 0.001, 1e25], "schedule": "constant", "optimizer": "sgd"},
         search={"sampler": "grid", "pruner": {"name": "median", "startup_trials": 1}},

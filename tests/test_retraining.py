@@ -9,8 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import mlflow.pyfunc
 import mlflow.pytorch
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from pipeline import Pipeline
@@ -92,6 +94,7 @@ def test_a_key_that_has_ended_gives_its_result_and_trains_nothing(pipeline: Pipe
     assert pipeline.trainings() == 1
 
 
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
 def test_the_model_says_where_it_comes_from_and_holds_no_code(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,17 +110,53 @@ def test_the_model_says_where_it_comes_from_and_holds_no_code(
     mlflow.set_tracking_uri(pipeline.places.tracking)
     try:
         model = mlflow.pytorch.load_model("models:/moving@champion")
+        function = mlflow.pyfunc.load_model("models:/moving@champion")
     finally:
         mlflow.set_tracking_uri(None)
     rows = np.linspace(0, 1, 14).reshape(7, 2)
     with torch.no_grad():
         theirs = model(torch.from_numpy(rows)).numpy()
     assert np.array_equal(theirs, pipeline.predictions())
+    for given in (rows, pd.DataFrame(rows)):
+        assert np.array_equal(function.predict(given), theirs)
     run = tracking_client(pipeline.places).get_run(found["run_id"])
     assert run.info.status == "FINISHED"
     assert run.data.params["lr"] in {"0.2", "0.3"}
     assert run.data.metrics["challenger_val_loss"] == found["metrics"]["challenger"]
     assert run.inputs.dataset_inputs[0].dataset.digest == champion.tags["tuner.data_digest"]
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+def test_columns_are_matched_by_name_here_and_in_mlflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = STUDY.replace("retrained:moving", "retrained:moving_table")
+    folder = prepare(tmp_path / "moving", study)
+    train_here(folder)
+    pipeline = Pipeline(folder)
+    pipeline.retrain("0")
+    table = pd.DataFrame(np.linspace(0, 1, 14).reshape(7, 2), columns=["width", "height"])
+    swapped = table[["height", "width"]]
+    predicted = []
+    for kind, one in (("csv", table), ("parquet", swapped)):
+        file = tmp_path / f"rows.{kind}"
+        (one.to_parquet if kind == "parquet" else one.to_csv)(file, index=False)
+        found = predict(pipeline.ledger, pipeline.places, "moving", file, prefixes=PREFIXES)
+        predicted.append(found.outputs)
+    assert np.array_equal(*predicted)
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", pipeline.places.tracking)
+    mlflow.set_tracking_uri(pipeline.places.tracking)
+    try:
+        model = mlflow.pyfunc.load_model("models:/moving@champion")
+    finally:
+        mlflow.set_tracking_uri(None)
+    assert model.metadata.get_input_schema().input_names() == ["width", "height"]
+    for one in (table, swapped):  # through single precision, in MLflow's flavor for PyTorch
+        assert np.allclose(model.predict(one), predicted[0], rtol=1e-6)
+
+    with pytest.raises(UsageError, match="features: expected 'width' as column 1, got 'height'"):
+        pipeline.retrain("5 swapped")
 
 
 def test_drift_is_in_the_ledger_and_on_the_parent_run(pipeline: Pipeline) -> None:
@@ -292,6 +331,16 @@ def test_who_does_not_want_to_wait_is_told_who_is_at_it(pipeline: Pipeline) -> N
             "[retrain.gate] metric: expected a mean over rows",
         ),
         (["retrain.gate.slices=['old']"], "1", "slices: expected slices of the workload (none)"),
+        (
+            ["retrain.data.minimum_rows=25"],
+            "1",
+            "[retrain.data] minimum_rows: expected at least 25",
+        ),
+        (
+            ["retrain.gate.minimum_rows=13"],
+            "1",
+            "13 validation rows of tests.retrained:moving, got",
+        ),
         (["retrain.do=retune"], "1", "expected a holdout of tests.retrained:moving"),
         (["retrain.factory=tests.retrained:nothing"], "1", "expected a function nothing"),
         (["retrain.key_argument=day"], "1", "got an unexpected keyword argument 'day'"),
@@ -336,11 +385,12 @@ def test_a_model_that_is_gone_is_refused(pipeline: Pipeline) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.csv", "1,2,3\n", "expected rows of shape (2,) of float64, got rows of shape (3,)"),
-        ("a.csv", "x,y\n1,2\n1,two\n", "expected rows of numbers in a .npy or .csv file"),
-        ("a.csv", "x,y\n", "expected at least one row, got none"),
-        ("a.npy", "1,2\n", "expected rows of numbers in a .npy or .csv file"),
-        ("gone.csv", None, "expected rows of numbers"),
+        ("a.csv", "1,2,3\n", "a.csv: row 1 (line 1): expected 2 columns, got 3"),
+        ("a.csv", "x,y\n1,2\n", "a.csv: row 1 (line 1), column 1: expected a number, got 'x'"),
+        ("a.csv", "0,1\n1,2\n", "a.csv: line 1: this looks like a header"),
+        ("a.npy", "1,2\n", "a.npy: expected an array in a .npy file"),
+        ("a.txt", "1,2\n", "a.txt: expected a name that ends in .csv, .json, .jsonl, .parquet"),
+        ("gone.csv", None, "gone.csv: expected rows of numbers, got No such file"),
     ],
 )
 def test_rows_that_do_not_fit_are_refused(
@@ -356,10 +406,33 @@ def test_rows_that_do_not_fit_are_refused(
 def test_a_table_of_text_is_predicted_as_arrays_are(champion: Pipeline, tmp_path: Path) -> None:
     rows = np.linspace(0, 1, 14).reshape(7, 2)
     lines = [",".join(map(repr, row)) for row in rows.tolist()]
-    (tmp_path / "a.csv").write_text("x,y\n" + "\n".join(lines) + "\n")
+    (tmp_path / "a.csv").write_text("\n".join(lines) + "\n")
     rows_file = tmp_path / "a.csv"
     found = predict(champion.ledger, champion.places, "moving", rows_file, prefixes=PREFIXES)
     assert np.array_equal(found.outputs, champion.predictions())
+
+
+def test_a_bad_day_is_refused_or_left_out_and_named(pipeline: Pipeline) -> None:
+    pipeline.change("retrain.factory=tests.retrained:by_day")
+    with pytest.raises(UsageError, match="batch day 1, column 'width', rows 1, 4, 7"):
+        pipeline.retrain("0 broken")
+    pipeline.change("retrain.factory=tests.retrained:by_day", "retrain.data={on_bad='drop_batch'}")
+    found = pipeline.retrain("0 broken")
+    assert found["outcome"] == "promoted"
+    assert list(found["left_out"]) == ["day 1"]
+    assert "Without bad batches: day 1 (train_inputs: expected finite numbers" in found["reason"]
+    rows = pipeline.folder / "rows.csv"
+    rows.write_text("width,height\n0.5,0.5\n")
+    predicted = predict(pipeline.ledger, pipeline.places, "moving", rows, prefixes=PREFIXES)
+    assert predicted.exact, "the model is built from the same data"
+    pipeline.change(
+        "retrain.factory=tests.retrained:by_day",
+        "retrain.data={minimum_rows=17,on_bad='drop_batch'}",
+    )
+    with pytest.raises(
+        UsageError, match=r"at least 17 training rows .* got 16, without the bad batches day 1"
+    ):
+        pipeline.retrain("1 broken")
 
 
 # --- how it ends

@@ -276,6 +276,27 @@ def test_rates_between_good_ones_are_not_to_blame() -> None:
     assert "the rate is not the reason" in told[2].reason
 
 
+def test_beside_other_parameters_a_rate_near_a_good_one_is_not_to_blame() -> None:
+    rates = (0.1, 0.08, 0.14, 0.01, 0.5)
+    found = [minibatch(n, r, FALLING if r == 0.1 else FALLING + 1) for n, r in enumerate(rates)]
+    about = setting(plain=False, baseline=None)
+    kinds = [one.kind for one in verdicts.judge(found, about).values()]
+    assert kinds == [GOOD_RATE, TOO_LOW, TOO_HIGH, TOO_LOW, TOO_HIGH]
+    told = verdicts.judge(found, replace(about, several=True))
+    kinds = [one.kind for one in told.values()]
+    assert kinds == [GOOD_RATE, UNCLEAR, UNCLEAR, TOO_LOW, TOO_HIGH]
+    assert "end at 0.1, too near to tell, as other parameters differ too" in told[2].reason
+
+
+def test_a_trial_that_was_pruned_is_compared_at_the_same_epoch() -> None:
+    """The batch of the best trial is twice as large, so it has half the steps."""
+    about = setting(plain=False, baseline=None)
+    best = seen(0, curve(np.ones(25), FALLING, 0.1, 1.0), replace(about, horizon=25))
+    stopped = minibatch(1, 0.1, FALLING[:6] + 0.01, outcome=PRUNED)
+    told = verdicts.judge([best, stopped], about)
+    assert told[1].kind == GOOD_RATE, told[1].reason
+
+
 def test_before_a_trial_has_completed_nothing_is_compared() -> None:
     found = [minibatch(n, 0.1, FALLING[:5], outcome=PRUNED) for n in range(2)]
     told = verdicts.judge(found, setting(plain=False, baseline=None))

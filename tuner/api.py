@@ -380,13 +380,18 @@ class Study:
     def extend(
         self,
         numbers: int | Sequence[int],
-        steps: int,
+        steps: int | None = None,
         *,
+        epochs: int | None = None,
+        examples: int | None = None,
         allow: Sequence[str] | None = None,
         progress: bool = True,
         reason: str = "",
     ) -> Extension:
-        """Train trials by `steps` more steps, as trials of a study with a longer horizon."""
+        """Train trials by so many more steps, as trials of a study with a longer horizon.
+
+        Count in `epochs` or `examples` if the study does.
+        """
         from tuner.operations import extend  # noqa: PLC0415 - it imports torch
 
         ledger, study = self._read()
@@ -395,7 +400,7 @@ class Study:
             self._places(),
             study,
             [numbers] if isinstance(numbers, int) else numbers,
-            steps=steps,
+            more={"steps": steps, "epochs": epochs, "examples": examples},
             prefixes=self._prefixes(allow),
             console=_console(progress),
             reason=reason,

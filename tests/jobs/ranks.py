@@ -1,4 +1,4 @@
-"""Fit a line on several ranks by DistributedDataParallel; five lines are for tuner."""
+"""Fit a line on several ranks by DistributedDataParallel, with checkpoints of its own."""
 
 import argparse
 import time

@@ -7,7 +7,7 @@ The candidates are trained again in a study of their own, `NAME confirm`, see
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tuner.analysis import racing, ranking
@@ -92,15 +92,34 @@ def decision_on(
         elif trial.state != CANCELLED:
             done = trial.state == COMPLETED and trial.value is not None
             ended[number, round_] = sign * trial.value if done else None  # type: ignore[operator]
+    race = racing.race(asked, ended, limits, begun, elsewhere)
+    winner = None if race.winner is None else found[race.winner]
+    answers = tuple(_agreeing(one, winner) for one in race.answers)
     return Decision(
         study=study,
         again=again,
         trials={number: found[number] for number in wanted},
         questions=tuple(asked),
         limits=limits,
-        race=racing.race(asked, ended, limits, begun, elsewhere),
+        race=replace(race, answers=answers),
         running=running,
     )
+
+
+def _agreeing(answer: Answer, winner: TrialRecord | None) -> Answer:
+    """Return an answer that, of what is alike and no simpler, takes what the winner has."""
+    question = answer.question
+    own = str(((winner and winner.params) or {}).get(question.name))
+    same = tuple(one for one, label in question.labels.items() if label == own)
+    return replace(answer, question=replace(question, preferred=(*question.preferred, *same)))
+
+
+def chosen(ledger: Reader, study: StudyRecord) -> TrialRecord | None:
+    """Return the trial to use: the winner of the study's decision, else its best trial."""
+    found = decision(ledger, study)
+    if found is None or found.race.winner is None or not found.race.over:
+        return ledger.best(study)
+    return found.trials[found.race.winner]
 
 
 # --- candidates
@@ -152,7 +171,7 @@ def question(name: str, trials: Sequence[TrialRecord]) -> Question:
         return Question(name=name, labels={one.number: f"trial {one.number}" for one in trials})
     labels = {one.number: str((one.params or {})[name]) for one in trials}
     plain = [number for value in SIMPLEST for number, label in labels.items() if label == value]
-    return Question(name=name, labels=labels, simplest=tuple(plain))
+    return Question(name=name, labels=labels, preferred=tuple(plain))
 
 
 # --- the study of the new trials

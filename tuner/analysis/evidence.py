@@ -84,6 +84,7 @@ class Assessor:
             baseline=baseline if minimized and study.metric in LOSSES else None,
             plain=bool(whole and plain and measured_as_used and rows is not None),
             rounding=ROUNDING[training.dtype],
+            several=bool(self._study.spec.space.others),
         )
 
 

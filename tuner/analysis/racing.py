@@ -44,7 +44,7 @@ class Question:
 
     name: str  # "schedule", "optimizer", any other parameter, or "trial"
     labels: Mapping[int, str]  # of each candidate; the best one of the search first
-    simplest: tuple[int, ...] = ()  # candidates to prefer among those that are alike, in this order
+    preferred: tuple[int, ...] = ()  # to prefer among those that are alike, in this order
 
     @property
     def candidates(self) -> tuple[int, ...]:
@@ -96,9 +96,10 @@ class Answer:
 
     @property
     def take(self) -> int:
-        """The candidate to take: the simplest good one, else the one with the best mean."""
+        """The candidate to take: the preferred good one, else the one with the best mean."""
         good = self.good if self.decided else ()
-        return next((one for one in self.question.simplest if one in good), next(iter(self.bounds)))
+        wanted = (one for one in self.question.preferred if one in good)
+        return next(wanted, next(iter(self.bounds)))
 
 
 @dataclass(frozen=True, kw_only=True)

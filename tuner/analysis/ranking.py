@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from tuner.analysis.verdicts import Verdict, count_by_verdict
-from tuner.config import CHOSEN, ParameterValue
+from tuner.config import CHOSEN, ParameterValue, written
 from tuner.core.outcome import COMPLETED, DIVERGED, PRUNED
 from tuner.ledger import StudyRecord, TrialRecord, ranges
 
@@ -96,4 +96,4 @@ def ranges_in_words(study: StudyRecord) -> list[str]:
 
 def format_value(value: ParameterValue) -> str:
     """Return a parameter's value in short."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else written(value)

@@ -5,8 +5,9 @@ trials end, and it never contradicts the ranking. Terms:
 
 - *score*: the study's metric, negated if higher is better, so lower is always better.
 - *best*: the completed trial that ranks first.
-- *target*: the best trial's final score or, for a stopped trial, its score at the same step. Better
-  values that a trial reached only before its end do not count.
+- *target*: the best trial's final score or, for a stopped trial, its score at the same share of
+  the horizon, which has other steps with another batch size. Better values that a trial reached
+  only before its end do not count.
 - *start*: the median of first scores, or the best constant predictor's score if that is lower.
 - *progress*: how far a trial came from the start (0) to the target (1). It does not change if the
   loss is scaled or shifted.
@@ -16,7 +17,8 @@ Verdicts:
 - **diverged**: the guard stopped it, or it ended far above its first loss.
 - **good**: progress of `GOOD` or more.
 - **unclear**: stopped within its warm-up or after a few steps; or its distance from the target is
-  within noise; or both lower and higher rates did better, so the rate alone is not the reason.
+  within noise; or both lower and higher rates did better, so the rate alone is not the reason; or
+  its rate is near good ones, and settings or arguments differ between trials.
 - **too low**, **too high**: none of these. The side is decided by the position of its rate relative
   to the good rates of the same optimizer and schedule (or of the same optimizer); else by the signs
   of the cosines of consecutive gradients; else by its own curve. It is unclear if completed trials
@@ -59,6 +61,8 @@ EARLY = 9
 """Before a ninth of the horizon, values hardly predict the final ones (docs/search.md)."""
 FEW = 3
 """Least number of evaluations after step 0 to judge a trial's rate."""
+NEAR = 1.5
+"""Where other parameters differ too, they and not the rate decide within this factor of a rate."""
 NOISE = 2.0
 """Number of standard deviations of the best trial's evaluations that count as noise."""
 
@@ -74,6 +78,7 @@ class Setting:
     baseline: float | None  # the best constant predictor's score; None: unknown
     plain: bool  # full-batch gradient descent without momentum, decay or clipping
     rounding: float  # the relative rounding error of a loss
+    several: bool = False  # settings, further rates or arguments differ between trials too
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -226,10 +231,11 @@ class _Reference:
     end: float  # the best score at the end of any completed trial, imported ones included
 
     def at(self, evidence: Evidence) -> float:
-        """Return a trial's target: the best final score, or the score at its last evaluation."""
+        """Return a trial's target: the best final score, or that where it was evaluated last."""
         if evidence.outcome == COMPLETED or self.best is None:
             return self.end
-        index = int(np.searchsorted(self.best.at, evidence.at[-1], side="right")) - 1
+        at, horizon = int(evidence.at[-1]), evidence.horizon
+        index = int(np.searchsorted(self.best.at * horizon, at * self.best.horizon, "right")) - 1
         return float(self.best.scores[max(index, 0)])
 
 
@@ -341,7 +347,7 @@ def _why_not(
     one: _Standing, labels: Sequence[str], context: _Comparison, early: str
 ) -> tuple[str, str]:
     """Return whether a rate that is not good is too low, too high or unclear, and why."""
-    evidence, best = one.evidence, context.reference.best
+    evidence, best, setting = one.evidence, context.reference.best, context.setting
     if early:
         return UNCLEAR, early
     if best is None:
@@ -350,7 +356,8 @@ def _why_not(
         return UNCLEAR, "the best so far, but no better than the start"
     if one.score - one.target <= NOISE * best.noise:
         return UNCLEAR, f"within the noise of the evaluations of the best, trial {best.number}"
-    kind, because = _side(evidence, labels, context.ranges)
+    margin = NEAR if setting.several else 1.0
+    kind, because = _side(evidence, labels, context.ranges, margin)
     others = [other for other in context.ended if other.evidence.optimizer == evidence.optimizer]
     if kind in (TOO_LOW, TOO_HIGH) and _is_contradicted(one, kind, others):
         where = "lower" if kind == TOO_HIGH else "higher"
@@ -400,12 +407,14 @@ def _labels(one: _Standing) -> tuple[str, ...]:
     return tuple(labels)
 
 
-def _side(evidence: Evidence, labels: Sequence[str], ranges: Ranges) -> tuple[str, str]:
+def _side(
+    evidence: Evidence, labels: Sequence[str], ranges: Ranges, margin: float
+) -> tuple[str, str]:
     """Return too low or too high, and the reason; unclear if good rates lie on both sides."""
     by_gradients = _side_by_gradients(evidence)
     for whose in ((evidence.optimizer, evidence.schedule), (evidence.optimizer,)):
         if whose in ranges:
-            kind, because = _side_of(evidence.rate, *ranges[whose], " and ".join(whose))
+            kind, because = _side_of(evidence.rate, ranges[whose], margin, " and ".join(whose))
             if kind != UNCLEAR or len(whose) == 2:
                 agrees = evidence.pairs and kind == by_gradients[0]
                 return by_gradients if agrees else (kind, because)
@@ -416,12 +425,17 @@ def _side(evidence: Evidence, labels: Sequence[str], ranges: Ranges) -> tuple[st
     return _side_by_curve(evidence.scores)
 
 
-def _side_of(rate: float, low: float, high: float, names: str) -> tuple[str, str]:
-    """Return the side of the good rates on which a rate lies, and the reason."""
-    if rate < low:
-        return TOO_LOW, f"good rates with {names} begin at {low:.3g}"
-    if rate > high:
-        return TOO_HIGH, f"good rates with {names} end at {high:.3g}"
+def _side_of(rate: float, good: tuple[float, float], margin: float, names: str) -> tuple[str, str]:
+    """Return the side of the good rates on which a rate lies, beyond a factor, and the reason."""
+    low, high = good
+    where = f"begin at {low:.3g}" if rate < low else f"end at {high:.3g}"
+    if rate < low / margin:
+        return TOO_LOW, f"good rates with {names} {where}"
+    if rate > high * margin:
+        return TOO_HIGH, f"good rates with {names} {where}"
+    if not low <= rate <= high:
+        near = "too near to tell, as other parameters differ too"
+        return UNCLEAR, f"good rates with {names} {where}, {near}"
     return UNCLEAR, f"rates like it were good with {names}, so the rate is not the reason"
 
 

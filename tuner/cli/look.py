@@ -17,6 +17,7 @@ from tuner.cli.base import (
     print_results,
 )
 from tuner.cli.options import with_allow, with_json, with_reason
+from tuner.config import written
 from tuner.operations import context
 from tuner.report import terminal
 
@@ -136,7 +137,7 @@ def _print_trial(found: dict[str, Any], *, as_json: bool) -> None:
     if found["reason"]:
         terminal.print_text(console, found["reason"])
     for name, value in (found["params"] or {}).items():
-        terminal.print_text(console, f"  {name} = {value}")
+        terminal.print_text(console, f"  {name} = {written(value)}")
     for one in found["attempts"]:
         ended = f"{one['ending']}: {one['reason']}" if one["ending"] else "training"
         terminal.print_text(console, f"attempt {one['number']} by {one['worker']}: {ended}")
@@ -382,16 +383,18 @@ def confirm(
 @cli.command()
 @click.argument("name")
 @click.argument("trials", nargs=-1, required=True, type=click.IntRange(0), metavar="TRIAL...")
-@click.option(
-    "--steps", type=click.IntRange(1), required=True, help="Steps to train beyond the horizon."
-)
+@click.option("--steps", type=click.IntRange(1), help="Steps to train beyond the horizon.")
+@click.option("--epochs", type=click.IntRange(1), help="Epochs, if the study counts in them.")
+@click.option("--examples", type=click.IntRange(1), help="Examples, if the study counts in them.")
 @with_allow
 @with_reason
 @with_json
 def extend(
     name: str,
     trials: tuple[int, ...],
-    steps: int,
+    steps: int | None,
+    epochs: int | None,
+    examples: int | None,
     prefixes: tuple[str, ...],
     reason: str,
     as_json: bool,
@@ -409,7 +412,7 @@ def extend(
         context.addresses(),
         ledger.study(name),
         trials,
-        steps=steps,
+        more={"steps": steps, "epochs": epochs, "examples": examples},
         prefixes=prefixes,
         console=terminal.console(stderr=as_json),
         reason=reason,

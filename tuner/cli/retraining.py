@@ -166,17 +166,41 @@ def rollback(name: str, to: int | None, reason: str, as_json: bool) -> None:
     "--input",
     "inputs",
     required=True,
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Rows of numbers, as .npy or .csv.",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    help="Rows, as .csv, .json, .jsonl, .parquet or .npy; - reads standard input.",
+)
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["csv", "json", "jsonl", "parquet", "npy"]),
+    help="Format of the rows; by default that of the file's suffix, csv for standard input.",
+)
+@click.option(
+    "--by-position",
+    is_flag=True,
+    help="Take columns without names as the model's features, in the model's order.",
 )
 @with_allow
 @with_json
-def predict(name: str, inputs: Path, prefixes: tuple[str, ...], as_json: bool) -> None:
-    """Predict the rows of a file with the champion of the study NAME's model."""
+def predict(
+    name: str,
+    inputs: Path,
+    kind: str | None,
+    by_position: bool,
+    prefixes: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Predict rows with the champion of the study NAME's model; columns are matched by name."""
     from tuner.operations import predict
 
     found = predict.predict(
-        context.open_ledger(), context.addresses(), name, inputs, prefixes=prefixes
+        context.open_ledger(),
+        context.addresses(),
+        name,
+        inputs,
+        prefixes=prefixes,
+        kind=kind,
+        by_position=by_position,
     )
     if not found.exact:
         terminal.echo(

@@ -14,7 +14,7 @@ import click
 
 from tuner.cli.base import cli, exit_code, print_json, print_results
 from tuner.cli.options import with_allow, with_json, with_set
-from tuner.config import reading
+from tuner.config import reading, written
 from tuner.core.errors import OutputError
 from tuner.operations import context
 from tuner.report import terminal
@@ -214,7 +214,9 @@ def _print_probe(found: dict[str, Probe]) -> None:
     console = terminal.console()
     console.print(table)
     for name, one in found.items():
-        settings = [f"{key} {value}" for key, value in one.params.items() if key.startswith(name)]
+        settings = [
+            f"{key} {written(value)}" for key, value in one.params.items() if key.startswith(name)
+        ]
         terminal.print_text(console, f"{name} with {', '.join(settings)}.")
     terminal.print_text(
         console,

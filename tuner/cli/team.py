@@ -17,6 +17,7 @@ from tuner.cli.options import (
     with_raise_budget,
     with_reason,
 )
+from tuner.config import written
 from tuner.observability import logs
 from tuner.operations import context
 from tuner.report import terminal
@@ -150,7 +151,7 @@ def enqueue(
     if as_json:
         print_json(added)
         return
-    shown = ", ".join(f"{key} {value}" for key, value in added["params"].items())
+    shown = ", ".join(f"{key} {written(value)}" for key, value in added["params"].items())
     terminal.echo(f"Trial {added['trial']} of {name!r} is enqueued with {shown}. {_next(added)}")
 
 

@@ -3,6 +3,7 @@
 from tuner.config.choice import Choice, own
 from tuner.config.parameters import Parameter
 from tuner.config.retrain import (
+    DataTable,
     GateTable,
     NotifyTable,
     ReceiversTable,
@@ -40,7 +41,16 @@ from tuner.config.search import (
 from tuner.config.space import CHOSEN, Space, misfits, unfit
 from tuner.config.study import LEAST_DECIDING, BudgetTable, GuardTable, StudySpec
 from tuner.config.trial_settings import TrialSettings, batch_size, horizon_of, settings_of
-from tuner.config.values import Entry, ParameterValue, Range, Table, WholeRange, fractions, options
+from tuner.config.values import (
+    Entry,
+    ParameterValue,
+    Range,
+    Table,
+    WholeRange,
+    fractions,
+    options,
+    written,
+)
 
 __all__ = [
     "ASHA",
@@ -58,6 +68,7 @@ __all__ = [
     "BudgetTable",
     "Choice",
     "Comparing",
+    "DataTable",
     "Entry",
     "FastForward",
     "GateTable",
@@ -96,4 +107,5 @@ __all__ = [
     "own",
     "settings_of",
     "unfit",
+    "written",
 ]

@@ -105,7 +105,7 @@ def _lines(table: Mapping[str, Any], place: Sequence[str]) -> Iterator[str]:
     inner = {
         key: value
         for key, value in table.items()
-        if isinstance(value, Mapping) and len(place) < 2 and not _is_inline(value)
+        if isinstance(value, Mapping) and len(place) < 2 and not (place and _is_inline(value))
     }
     own = {key: value for key, value in table.items() if key not in inner}
     if place and (own or not inner):
@@ -128,13 +128,13 @@ def _key(key: str) -> str:
 
 def toml_value(value: object) -> str:
     """Return a value in TOML. Raise `UsageError` for what TOML does not have."""
-    if hasattr(value, "item") and callable(value.item):  # a NumPy scalar
-        value = value.item()
+    if hasattr(value, "tolist") and callable(value.tolist):  # a scalar or an array of NumPy
+        value = value.tolist()
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, Mapping):
-        pairs = (f"{toml_value(str(k))} = {toml_value(v)}" for k, v in value.items())
-        return "{" + ", ".join(pairs) + "}"
+        pairs = ", ".join(f"{_key(str(k))} = {toml_value(v)}" for k, v in value.items())
+        return f"{{ {pairs} }}" if pairs else "{}"
     if isinstance(value, list | tuple | range):
         return "[" + ", ".join(map(toml_value, value)) + "]"
     if isinstance(value, str):

@@ -17,6 +17,7 @@ from tuner.config.search import (
     Auto,
     Branching,
     Comparing,
+    FastForward,
     Grid,
     Halving,
     Listed,
@@ -205,8 +206,13 @@ def _not_branched(search: SearchTable, workload: Table | None) -> Iterator[Mista
         return
     place, got = ("search", "judge"), shown(search.judge.name)
     if isinstance(workload, WorkloadTable) and workload.factory is None:
-        expected = f'"raw", since the state of {_trainer(workload)} cannot be copied'
-        yield Mistake(place, expected, got)
+        if workload.train is None or workload.is_isolated:
+            own = " in a process of its own" if workload.train is not None else ""
+            expected = f'"raw", since the state of {_trainer(workload)}{own} cannot be copied'
+            yield Mistake(place, expected, got)
+        elif not isinstance(search.judge, FastForward):
+            expected = '"fast_forward" or "raw", as a train function trains its branches itself'
+            yield Mistake(place, expected, got)
     if not isinstance(search.pruner, SingleRung | Halving):
         expected = f'"raw", as the pruner is "{search.pruner.name}", which has no few rungs'
         hint = "; the others are for one_rung, halving, asha and hyperband"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypeAlias
 
-from tuner.config.values import Entry, ParameterValue, Range, WholeRange, options
+from tuner.config.values import Entry, ParameterValue, Range, WholeRange, options, written
 
 Condition: TypeAlias = Mapping[str, tuple[ParameterValue, ...]]
 """The values that other parameters must have, by name; all of them."""
@@ -84,7 +84,7 @@ def in_words(entry: Entry) -> str:
     if isinstance(entry, Range):
         kind = "a whole number" if isinstance(entry, WholeRange) else "a number"
         return f"{kind} from {entry.low:.15g} to {entry.high:.15g}"
-    return f"one of {', '.join(map(str, options(entry)))}"
+    return f"one of {', '.join(map(written, options(entry)))}"
 
 
 def sorted_by_condition(parameters: Iterable[Parameter]) -> list[Parameter]:
@@ -142,7 +142,7 @@ def _mistake(
         return f"a condition on a parameter with a list of values, and {name} is a range", name
     for value in values:
         if not any(equal(value, option) for option in options(entry)):
-            return f"a condition on {name} = {in_words(entry)}", str(value)
+            return f"a condition on {name} = {in_words(entry)}", written(value)
     return None
 
 

@@ -31,6 +31,7 @@ class GateTable(Table):
     - `slices`: named parts of the held-out rows on which the challenger may not be worse than the
       champion; by default all slices of the workload.
     - `tolerance`: by how much it may be worse on a slice, in the metric's unit.
+    - `minimum_rows`: with fewer held-out rows, nothing is trained.
     """
 
     metric: MetricName | None = None
@@ -40,6 +41,19 @@ class GateTable(Table):
     seeds: Annotated[int, Field(ge=1, le=100)] = 1
     slices: Annotated[tuple[str, ...] | None, Field(strict=False)] = None
     tolerance: Annotated[float, Field(ge=0)] = 0.0
+    minimum_rows: Annotated[int, Field(ge=1)] = 1
+
+
+class DataTable(Table):
+    """What to do with bad data, here and wherever the study's data are loaded.
+
+    - `on_bad`: "refuse" data with values that are nan or infinite, or "drop_batch", leave out the
+      batches of rows that have some; the workload names them with `row_batches`.
+    - `minimum_rows`: with fewer training rows, nothing is trained.
+    """
+
+    on_bad: Literal["refuse", "drop_batch"] = "refuse"
+    minimum_rows: Annotated[int, Field(ge=1)] = 1
 
 
 VARIABLE = r"^TUNER_NOTIFY_[A-Z0-9_]{1,100}$"
@@ -161,5 +175,6 @@ class RetrainTable(Table):
     shortfall: Annotated[float, Field(ge=0)] = 0.1
     promote: Literal["auto", "manual"] = "auto"
     overdue_hours: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    data: DataTable = DataTable()
     gate: GateTable = GateTable()
     notify: NotifyTable = NotifyTable()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import (
@@ -147,14 +148,13 @@ class Hyperband(Halving):
 
 
 class SingleRung(Table):
-    """The settings of a pruner with one rung, from which one in `factor` trials goes on."""
+    """The settings of a pruner with one rung, from which a share of the trials goes on."""
 
     name: str
 
-    @property
-    def factor(self) -> int:
-        """The number of trials of which one goes on."""
-        return 2
+    def continuing(self, *, branches: bool) -> Fraction:
+        """Return the share that goes on, compared by values of `branches` or by raw ones."""
+        return Fraction(1, 2)
 
     def rungs(
         self, steps: int, evaluate_every: int, warmup: int = 0, share: int = 3
@@ -179,6 +179,11 @@ class HalvingOnce(SingleRung):
     name: Literal["halving"]
 
 
+BY_BRANCH = {"safe": Fraction(1, 2), "balanced": Fraction(1, 3), "fast": Fraction(1, 6)}
+BY_RAW_VALUE = {"safe": Fraction(3, 4), "balanced": Fraction(1, 2), "fast": Fraction(1, 3)}
+"""Shares of the trials that one_rung continues; raw values mislead more, so that more go on."""
+
+
 class OneRung(SingleRung):
     """Stop the worse trials at one rung, by where their schedules lead. The default.
 
@@ -186,16 +191,16 @@ class OneRung(SingleRung):
     later if a trial may be in its warm-up there, or has had fewer than three evaluations after its
     start; there is no rung if it would not be before the horizon.
 
-    - `economy`: "safe" continues the better half, "balanced" a third, "fast" a sixth.
+    - `economy`: "safe" continues the better half, "balanced" a third, "fast" a sixth; where raw
+      values are compared, three quarters, a half, a third.
     """
 
     name: Literal["one_rung"]
     economy: Literal["safe", "balanced", "fast"] = "safe"
 
-    @property
-    def factor(self) -> int:
-        """The number of trials of which one goes on."""
-        return {"safe": 2, "balanced": 3, "fast": 6}[self.economy]
+    def continuing(self, *, branches: bool) -> Fraction:
+        """Return the share that goes on, compared by values of `branches` or by raw ones."""
+        return (BY_BRANCH if branches else BY_RAW_VALUE)[self.economy]
 
 
 class Comparing(Table):

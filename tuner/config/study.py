@@ -324,9 +324,6 @@ class TrainingTable(Table):
         if not given:
             error = mistake("a whole number of steps, or epochs or examples instead", "nothing")
             mistakes("TrainingTable", {("steps",): error})
-        if self.keep_checkpoint and given[0] != "steps":
-            error = mistake("false, as only trials with a budget in steps are extended", "true")
-            mistakes("TrainingTable", {("keep_checkpoint",): error})
         expected = f"nothing, as {given[0]} is the budget of a trial"
         for unit in given[1:]:
             mistakes("TrainingTable", {(unit,): mistake(expected, str(getattr(self, unit)))})
@@ -352,7 +349,8 @@ class SearchTable(Table):
     """The sampler and the pruner.
 
     - `judge`: what the pruner compares at a rung. By default one_rung compares "fast_forward" where
-      our trainers run, and everything else "raw" values.
+      our trainers run, and everything else "raw" values. A train function may have "fast_forward"
+      if it trains branches, see `Trial.branch`.
     - `first`: parameters of the first trials, before the sampler draws any.
     - `learn_from`: names of earlier studies of this database whose trials the sampler learns from;
       `*` stands for any characters.
@@ -507,11 +505,12 @@ class StudySpec(Table):
 
     @property
     def judge(self) -> AnyJudge:
-        """How trials are judged at rungs; only our own trainers can copy one."""
+        """How trials are judged at rungs; a train function has branches only if it trains them."""
         pruner, raw = self.search.pruner, Raw(name="raw")
-        if self.workload.factory is None or not isinstance(pruner, SingleRung | Halving):
+        if not isinstance(pruner, SingleRung | Halving):
             return raw
-        default = FastForward(name="fast_forward") if isinstance(pruner, OneRung) else raw
+        ours = self.workload.factory is not None and isinstance(pruner, OneRung)
+        default = FastForward(name="fast_forward") if ours else raw
         return self.search.judge or default
 
     def first_stop(self) -> int | None:

@@ -26,6 +26,11 @@ ParameterValue: TypeAlias = float | int | bool | str
 """A parameter of one trial in the ledger, in Optuna and in MLflow."""
 
 
+def written(value: object) -> str:
+    """Return a value as it is written in a study file, texts without quotes: `true`, `0.1`."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 class Table(BaseModel):
     """A table of a study file: frozen, no unknown keys, no conversion between types."""
 

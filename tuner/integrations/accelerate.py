@@ -7,7 +7,8 @@
         ...
         trial.report(epoch, train_loss=loss, val_loss=validation_loss)
 
-A step of the trial is an epoch. The trial belongs to one process.
+A step of the trial is an epoch. On several ranks all of them report, and the values are those
+of the first one.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateFinder, ModelSummary
 from lightning.pytorch.trainer.states import TrainerFn
 
-from tuner.integrations.ranks import on_first_rank
+from tuner.integrations.ranks import expect_rates_without_feedback, on_first_rank
 from tuner.integrations.saving import SavedFiles, SaveTimes
 from tuner.training import random_state
 from tuner.training.lr_scheduler import TrialSchedule
@@ -40,10 +40,12 @@ def attach(trial: Trial, trainer: Trainer) -> None:
 
     The trial sets the number of steps, when to validate, and the rates: each parameter group's rate
     is multiplied by the study's schedule. A `LearningRateFinder` is removed, since the study chose
-    the rate. Do nothing if no worker runs the program.
+    the rate. Do nothing if no worker runs the program. Raise `ValueError` for schedule "plateau" on
+    several ranks.
     """
     if trial.alone:
         return
+    expect_rates_without_feedback(trial, trainer.world_size)
     callback = TrialCallback(trial)
     if any(isinstance(one, LearningRateFinder) for one in trainer.callbacks):
         log.warning("trial %d: LearningRateFinder is left out", trial.number)

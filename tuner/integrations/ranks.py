@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
-from tuner.training.trial import StopTrial
+from tuner.training.programs.current import ProgramStopped
+from tuner.training.trial import StopTrial, Trial
+
+
+def expect_rates_without_feedback(trial: Trial, ranks: int) -> None:
+    """Raise `ValueError` for a schedule that reacts to metrics, which one of several ranks has."""
+    if ranks > 1 and trial.params["schedule"] == "plateau":
+        raise ValueError(
+            'schedule: expected one without feedback on several ranks, got "plateau": only the '
+            "first rank knows the metrics"
+        )
+
+
+def is_of_worker() -> bool:
+    """Return whether a worker has started this process as a rank other than the first."""
+    return int(os.environ.get("RANK", "0")) > 0
 
 
 def on_first_rank(
@@ -21,4 +37,4 @@ def on_first_rank(
         except StopTrial as raised:
             stopped = raised
     if broadcast(stopped is not None):
-        raise stopped or StopTrial
+        raise stopped or ProgramStopped

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tuner.integrations.ranks import is_of_worker
 from tuner.training import checkpoint_files
 from tuner.training.checkpoint import CheckpointError
 from tuner.training.trial import Trial
@@ -48,15 +49,15 @@ class SavedFiles:
             expect_data(self.folder)
 
     def save(self, write: Callable[[Path], object], *, is_first: bool = True) -> None:
-        """Save the files that `write` writes into a folder; on the first rank alone if `is_first`.
+        """Save the files that `write` writes into a folder, if this is the first rank.
 
-        Files that contain more than data are not kept, since whoever changes them would run code
-        in the program that resumes.
+        Other ranks that a worker has started save their random states. Files that contain more than
+        data are not kept, since whoever changes them would run code in the program that resumes.
         """
         with tempfile.TemporaryDirectory(prefix="tuner-") as name:
             folder = Path(name)
             write(folder)
-            if is_first and self._is_data(folder):
+            if (is_first or is_of_worker()) and self._is_data(folder):
                 self._trial.checkpoint.save({FILES: checkpoint_files.read(folder)})
 
     def _is_data(self, folder: Path) -> bool:

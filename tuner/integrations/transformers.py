@@ -17,6 +17,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.optim import Optimizer
@@ -32,7 +33,7 @@ from transformers import (
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils.logging import disable_progress_bar
 
-from tuner.integrations.ranks import on_first_rank
+from tuner.integrations.ranks import expect_rates_without_feedback, on_first_rank
 from tuner.integrations.saving import SavedFiles
 from tuner.training.lr_scheduler import TrialSchedule
 from tuner.training.trial import Trial
@@ -64,7 +65,8 @@ def attach(trial: Trial, trainer: Trainer) -> str | None:
 
     The trial sets the number of steps, when to evaluate, the rate and the schedule. The optimizer
     is the one that was passed to the trainer, else the one that its arguments name. Do nothing if
-    no worker runs the program. Raise `ValueError` if the trainer was passed another schedule.
+    no worker runs the program. Raise `ValueError` if the trainer was passed another schedule, and
+    for schedule "plateau" on several ranks.
     """
     if trial.alone:
         return None
@@ -74,6 +76,7 @@ def attach(trial: Trial, trainer: Trainer) -> str | None:
             f"{type(trainer.lr_scheduler).__name__}; pass None, or optimizers(trial, model)"
         )
     arguments = trainer.args
+    expect_rates_without_feedback(trial, arguments.world_size)
     arguments.max_steps = trial.steps
     arguments.learning_rate = trial.lr
     arguments.logging_nan_inf_filter = False  # the guard must see them
@@ -162,6 +165,7 @@ class TrialCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Keep the checkpoint that was just written."""
+        PartialState().wait_for_everyone()  # each rank has written its random states
         if not state.is_world_process_zero:
             return
         assert args.output_dir is not None

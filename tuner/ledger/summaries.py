@@ -100,7 +100,7 @@ def last_attempt(ledger: Reader, study_id: int) -> float:
     query = select(at).join(trials, trials.c.id == attempts.c.trial_id)
     with ledger.engine.begin() as tx:
         found = tx.scalar(query.where(trials.c.study_id == study_id))
-    return float(found) if is_time(found) else 0.0
+    return float(found) if found is not None and is_time(found) else 0.0
 
 
 def _count(tx: Connection, found: Mapping[int, Summary]) -> None:

@@ -16,6 +16,7 @@ from tuner.config import (
     WholeRange,
     options,
     reading,
+    written,
 )
 from tuner.config.parameters import equal, has, in_words
 from tuner.core.errors import UsageError
@@ -77,7 +78,7 @@ def checked(
             wrong.append(f"{printable(key)}: expected one of the parameters {names}")
         elif not has(known[key].entry, fixed[key]):
             expected = in_words(known[key].entry)
-            wrong.append(f"{key}: expected {expected}, got {printable(str(value))}")
+            wrong.append(f"{key}: expected {expected}, got {printable(written(value))}")
         else:
             wrong += [
                 f"{key}: expected {needed} with it, as it applies to that alone"
@@ -109,7 +110,7 @@ def _needed(
                 any(equal(option, value) for value in values) for option in options(entry)
             )
         if not holds:
-            yield f"{name}={' or '.join(map(str, values))}"
+            yield f"{name}={' or '.join(map(written, values))}"
         elif name not in fixed:
             yield from _needed(known[name], fixed, known)
 

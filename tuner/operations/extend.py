@@ -8,7 +8,7 @@ its steps bit by bit; with other schedules it starts anew.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ class Extended:
     parent: TrialRecord
     trial: TrialRecord
     shared_steps: int  # steps that both have, with the same rates: all of the parent's, or fewer
-    horizon: int  # of the parent
+    horizon: int  # of the parent, in steps
     continued: int  # the step of its parent's checkpoint that it went on from; 0: none
 
     @property
@@ -71,10 +71,11 @@ class Extension:
 
     def as_json(self) -> dict[str, Any]:
         """Return what `tuner extend --json` prints."""
+        spec = self.study.spec
         return {
             "study": self.parent.name,
             "extension": self.study.name,
-            "steps": self.study.spec.training.steps,
+            spec.unit: spec.length,
             "trials": [
                 {
                     "parent": one.parent.number,
@@ -97,34 +98,31 @@ def extend(
     study: StudyRecord,
     numbers: Sequence[int],
     *,
-    steps: int,
+    more: Mapping[str, int | None],
     prefixes: Sequence[str],
     console: Console | None = None,
     reason: str = "",
 ) -> Extension:
-    """Train trials by `steps` more steps, as trials of another study; call again to resume.
+    """Train trials further, as trials of another study; call again to resume.
 
-    Raise `UsageError` for trials that are not completed or pruned, and `NotFoundError` for unknown
-    ones.
+    `more` is by how much, such as `{"steps": 1000}`, in the unit of the study's budget of a trial.
+    Raise `UsageError` for another unit and for trials that are not completed or pruned, and
+    `NotFoundError` for unknown ones.
     """
     chosen = [_chosen(ledger, study, number) for number in dict.fromkeys(numbers)]
     if not chosen:
         raise UsageError("expected the number of at least one trial")
-    if study.spec.unit != "steps":
-        raise UsageError(
-            f"study {study.name!r} counts in {study.spec.unit}, expected steps; run a study with "
-            f"more {study.spec.unit} instead"
-        )
-    longer, added = submit(ledger, study, chosen, steps=steps, act=acting(reason))
+    longer, added = submit(ledger, study, chosen, _more(study, more), acting(reason))
     ended = run.train_study(ledger, places, longer, prefixes, console=console)
-    horizon = study.spec.training.steps
     trials = {trial.number: trial for trial in ledger.trials(longer.id)}
     found = tuple(
         Extended(
             parent=one,
             trial=trials[added[one.number]],
-            shared_steps=shared_steps(one.params or {}, horizon, horizon + steps),
-            horizon=horizon,
+            shared_steps=shared_steps(
+                one.params or {}, study.horizon(one.params), longer.horizon(one.params)
+            ),
+            horizon=study.horizon(one.params),
             continued=trials[added[one.number]].attrs.get(CONTINUED, 0),
         )
         for one in chosen
@@ -136,21 +134,21 @@ def submit(
     ledger: Ledger,
     study: StudyRecord,
     chosen: Sequence[TrialRecord],
-    *,
-    steps: int,
+    more: int,
     act: Act | None = None,
 ) -> tuple[StudyRecord, dict[int, int]]:
     """Add the longer trials to their study, which is created if there is none.
 
-    Return it, and the numbers of its trials by those of the trials that they extend.
+    They are longer by `more`, in the unit of the study. Return it, and the numbers of its trials by
+    those of the trials that they extend.
     """
     spec = study.spec
     seeds = [seed_of(spec, one.number, one.attrs.get(SEED)) for one in chosen]
     known = {one.name: one for one in ledger.studies()}
-    horizon = spec.training.steps + steps
+    length = spec.length + more
     for count in range(1, len(known) + 2):
-        what = f"to {horizon} steps" + (f" {count}" if count > 1 else "")
-        longer = _spec(study, derived(study.name, what), horizon)
+        what = f"to {length} {spec.unit}" + (f" {count}" if count > 1 else "")
+        longer = _spec(study, derived(study.name, what), length)
         existing = known.get(longer.study.name)
         if existing is None:  # without a budget, until its trials are added
             existing, _ = ledger.submit(longer, limit=0, workload=study.workload, act=act)
@@ -159,6 +157,20 @@ def submit(
             added = adding.extend(ledger, existing, study, parents, act)
             return ledger.study(existing.name), added
     raise AssertionError("one of the names is free")
+
+
+def _more(study: StudyRecord, more: Mapping[str, int | None]) -> int:
+    """Return by how much trials are extended, in the unit of their study."""
+    unit = study.spec.unit
+    given = {name: count for name, count in more.items() if count is not None}
+    if list(given) != [unit]:
+        raise UsageError(
+            f"study {study.name!r} counts in {unit}: expected the number of {unit} beyond the "
+            f"{study.spec.length} of its trials, got {' and '.join(given) or 'nothing'}"
+        )
+    if given[unit] < 1:
+        raise UsageError(f"{unit}: expected a whole number above 0, got {given[unit]}")
+    return given[unit]
 
 
 def _chosen(ledger: Ledger, study: StudyRecord, number: int) -> TrialRecord:
@@ -180,11 +192,11 @@ def _chosen(ledger: Ledger, study: StudyRecord, number: int) -> TrialRecord:
     return trial
 
 
-def _spec(study: StudyRecord, name: str, horizon: int) -> StudySpec:
+def _spec(study: StudyRecord, name: str, length: int) -> StudySpec:
     """Return the study of the longer trials, which trains them to the end."""
     spec = study.spec
     interval = spec.training.evaluation_interval
-    longer = {"steps": horizon, "threads": study.threads, "evaluate_every": interval}
+    longer = {spec.unit: length, "threads": study.threads, "evaluate_every": interval}
     trainer = (study.settled or {}).get("trainer")
     if trainer in ("cohort", "reference"):  # another one rounds differently
         longer["trainer"] = trainer
@@ -201,12 +213,12 @@ def _spec(study: StudyRecord, name: str, horizon: int) -> StudySpec:
         {
             "study": {"name": name},
             "workload": spec.workload,
-            "training": {"steps": horizon},
+            "training": {"steps": 1},
             "search": {"sampler": "random", "pruner": "none"},
             "budget": {"trials": 1},
         }
     )
-    about = {"name": name, "description": f"Trials of {study.name}, to {horizon} steps."}
+    about = {"name": name, "description": f"Trials of {study.name}, to {length} {spec.unit}."}
     return plain.model_copy(
         update={
             "study": spec.study.model_copy(update=about),

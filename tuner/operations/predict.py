@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +13,10 @@ import numpy as np
 from tuner.core.errors import NotFoundError, UsageError
 from tuner.ledger import Ledger
 from tuner.ledger.database import Addresses
+from tuner.operations import input_rows
+from tuner.operations.input_rows import Wanted
 from tuner.retraining import versions
 from tuner.retraining.checking import model_name, registry_of
-from tuner.retraining.versions import StoredVersion
 from tuner.training import models
 from tuner.training.device import use_threads
 
@@ -29,13 +32,23 @@ class Predicted:
 
 
 def predict(
-    ledger: Ledger, places: Addresses, name: str, inputs: Path, *, prefixes: Sequence[str]
+    ledger: Ledger,
+    places: Addresses,
+    name: str,
+    inputs: Path,
+    *,
+    prefixes: Sequence[str],
+    kind: str | None = None,
+    by_position: bool = False,
 ) -> Predicted:
-    """Return the champion's predictions for the rows of a file, .npy or .csv.
+    """Return the champion's predictions for the rows of a file, or of standard input for `-`.
 
-    Raise `NotFoundError` if there is no champion, or its weights are not those that the ledger
-    knows, and `UsageError` if the rows do not fit it or its code is not here.
+    `kind` is the format of the rows; by default it follows from the file's suffix, and standard
+    input is CSV. Raise `NotFoundError` if there is no champion, or its weights are not those that
+    the ledger knows, and `UsageError` if the rows do not fit it or its code is not here.
     """
+    is_piped = str(inputs) == "-"
+    kind = kind or (input_rows.CSV if is_piped else input_rows.format_of(inputs))
     study = ledger.study(name)
     registry = registry_of(places, study)
     champion = registry.champion()
@@ -44,7 +57,13 @@ def predict(
             f"model {model_name(study)!r} has no champion yet; `tuner retrain {name}` trains one"
         )
     stored = versions.read(ledger, registry, champion)
-    rows = _read_rows(inputs, stored)
+    wanted = Wanted(features=stored.features, shape=stored.inputs.shape, dtype=stored.inputs.dtype)
+    source = "standard input" if is_piped else str(inputs)
+    try:
+        with nullcontext(sys.stdin.buffer) if is_piped else inputs.open("rb") as stream:
+            rows = input_rows.read(stream, source, kind, wanted, by_position=by_position)
+    except OSError as error:
+        raise UsageError(f"{source}: expected rows of numbers, got {error.strerror}") from error
     use_threads(study.threads)
     rebuilt = versions.build(stored, prefixes)
     return Predicted(
@@ -53,41 +72,3 @@ def predict(
         outputs=models.predict(rebuilt.module, rows),
         exact=rebuilt.exact,
     )
-
-
-def _read_rows(file: Path, stored: StoredVersion) -> np.ndarray:  # [row, ...]
-    """Read rows with the shape and type of a model's inputs. Raise `UsageError`."""
-    wanted = stored.inputs
-    try:
-        if file.suffix == ".npy":
-            rows = np.load(file, allow_pickle=False)
-        else:
-            lines = file.read_text().splitlines()
-            titled = bool(lines) and not _is_number(lines[0].split(",", 1)[0])
-            rows = np.array([line.split(",") for line in lines[titled:]], dtype=np.float64)
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{file}: expected rows of numbers in a .npy or .csv file, got {error}"
-        ) from error
-    if not rows.ndim or not len(rows):
-        raise UsageError(f"{file}: expected at least one row, got none")
-    if file.suffix != ".npy" and np.prod(wanted.shape) == rows.shape[1]:
-        rows = rows.reshape(-1, *wanted.shape)
-    if rows.shape[1:] != wanted.shape or rows.dtype.kind not in "iuf":
-        raise UsageError(
-            f"{file}: the data does not fit the signature of {stored.version.model!r}, version "
-            f"{stored.version.number}: expected {wanted}, got rows of shape {rows.shape[1:]} of "
-            f"{rows.dtype}"
-        )
-    if rows.dtype.kind == "f" and np.dtype(wanted.dtype).kind in "iu" and (rows % 1).any():
-        raise UsageError(f"{file}: expected whole numbers, got fractions among them")
-    fitting: np.ndarray = rows.astype(wanted.dtype)
-    return fitting
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

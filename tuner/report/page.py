@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 
 from tuner.analysis import ranking
-from tuner.config import CHOSEN
+from tuner.config import CHOSEN, written
 from tuner.core.outputs import replacing, writing_into
 from tuner.ledger import TrialRecord
 from tuner.report import markup, sentences
@@ -222,4 +222,4 @@ def _row(found: Findings, trial: TrialRecord, names: Sequence[str]) -> list[Cell
 def _shown(value: object) -> str:
     if value is None:
         return ""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else written(value)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tuner.analysis import deciding
 from tuner.config import StudySpec
 from tuner.core.errors import NotFoundError, UsageError
 from tuner.ledger import Ledger, Retraining, Retrainings, StudyRecord, TrialRecord
@@ -24,6 +25,8 @@ from tuner.training.device import use_threads
 from tuner.training.workloads import Workload
 
 KEY_LIMIT = 200
+SOME = 5
+"""How many names a message lists."""
 
 Tune = Callable[[StudySpec], tuple[StudyRecord, TrialRecord | None]]
 """Trains a study to its end, or resumes it; returns it and its best trial."""
@@ -49,7 +52,7 @@ class Job:
     spec: StudySpec  # the study's, with the fresh data
     workload: Workload  # the fresh one
     registry: Registry
-    best: TrialRecord  # of the study
+    best: TrialRecord  # the one that the study decided to use, else its best one
     metric: str  # of the gate
     tune: Tune
 
@@ -125,7 +128,7 @@ def prepare(
             f"study {study.name!r} has a train function, whose model is not known here; expected "
             "[workload] factory, or [retrain] factory"
         )
-    best = ledger.best(study)
+    best = deciding.chosen(ledger, study)
     if best is None:
         raise UsageError(
             f"study {study.name!r} has no completed trial, so there are no parameters to train "
@@ -144,6 +147,7 @@ def prepare(
         metric=table.gate.metric or study.spec.study.metric,
         tune=tune,
     )
+    _refuse_few_rows(job)
     _refuse_gate(job)
     notify.check(table.notify)
     _refuse_lost_model(job)
@@ -164,6 +168,23 @@ def _with_fresh_data(study: StudyRecord, run_key: str) -> StudySpec:
     if study.spec.workload.command is not None and table.factory is None:
         tables["workload"] = study.spec.workload.model_dump(mode="json")
     return StudySpec.model_validate_json(json.dumps(tables))
+
+
+def _refuse_few_rows(job: Job) -> None:
+    """Raise `UsageError` if there are fewer rows than the study asks for."""
+    table, workload = job.spec.retrain, job.workload
+    held = "held-out rows" if workload.holdout is not None else "validation rows"
+    left_out = ", ".join(workload.left_out)
+    for title, minimum, what, rows in (
+        ("data", table.data.minimum_rows, "training rows", workload.rows),
+        ("gate", table.gate.minimum_rows, held, len(workload.held_out[0])),
+    ):
+        if minimum > 1 and (rows is None or rows < minimum):
+            raise UsageError(
+                f"[retrain.{title}] minimum_rows: expected at least {minimum} {what} of "
+                f"{job.spec.workload.function}, got {'an unknown number' if rows is None else rows}"
+                + (f", without the bad batches {left_out}" if left_out else "")
+            )
 
 
 def _refuse_gate(job: Job) -> None:
@@ -224,3 +245,26 @@ def _refuse_misfit(champion: StoredVersion, workload: Workload, spec: StudySpec)
                 f"{champion.version.number}: {what}: expected {known}, got {got} from "
                 f"{spec.workload.function}; fix the data, or give [retrain] model another name"
             )
+    known_names = [one.name for one in champion.features]
+    names = [one.name for one in models.features_of(workload, spec)]
+    if known_names and names != known_names:
+        raise UsageError(
+            f"the data does not fit the signature of {champion.version.model!r}, version "
+            f"{champion.version.number}: features: {_difference(known_names, names)} in "
+            f"{spec.workload.function}; fix the data, or give [retrain] model another name"
+        )
+
+
+def _difference(known: Sequence[str], names: Sequence[str]) -> str:
+    """Return how names of columns differ from those that are known."""
+    missing = [one for one in known if one not in names]
+    unknown = [one for one in names if one not in known]
+    if not missing and not unknown:
+        index = next(at for at, one in enumerate(names) if one != known[at])
+        return f"expected {known[index]!r} as column {index + 1}, got {names[index]!r}"
+    parts = [
+        f"{title} {', '.join(map(repr, some[:SOME]))}{' and others' if len(some) > SOME else ''}"
+        for title, some in (("missing", missing), ("unknown", unknown))
+        if some
+    ]
+    return " and ".join(parts)

@@ -10,6 +10,8 @@ import numpy as np
 from tuner.analysis.statistics import Interval, bootstrap_interval, t_interval
 from tuner.config import GateTable
 
+FEW_ROWS = 100
+"""A comparison of fewer rows is said to be one."""
 FEW = 10
 """Below so many pairs the bootstrap's interval is too narrow, and Student's is used."""
 
@@ -66,6 +68,10 @@ def decide(
     whole = _interval(pairs, rng, gate.level)
     parts = {name: _interval(gains[0][mask], rng, gate.level) for name, mask in slices.items()}
     unit = "rows" if len(gains) == 1 else "seeds"
+    few = len(gains) == 1 and whole.n < FEW_ROWS
+    note = (
+        f" Only {whole.n} rows were compared, so small differences cannot be seen." if few else ""
+    )
     values = f"{metric} {champion.mean():.4g} of the champion, {challengers[0].mean():.4g} now"
     sure = (
         f"{100 * gate.level:g}% interval {whole.low:.3g} to {whole.high:.3g} over {whole.n} {unit}"
@@ -80,7 +86,7 @@ def decide(
         )
         reason = (
             f"The challenger is {what}: {values}, an improvement of {whole.mean:.3g} "
-            f"({sure}; needed: above {gate.minimum_improvement:g})."
+            f"({sure}; needed: above {gate.minimum_improvement:g}).{note}"
         )
         return Decision(promote=False, reason=reason, improvement=whole, slices=parts)
     worse = {name: one for name, one in parts.items() if one.high < -gate.tolerance}
@@ -88,9 +94,9 @@ def decide(
         listed = "; ".join(
             f"{name}: {-one.mean:.3g} worse over {one.n} rows" for name, one in worse.items()
         )
-        reason = f"Better as a whole ({values}), but worse on {listed}."
+        reason = f"Better as a whole ({values}), but worse on {listed}.{note}"
         return Decision(promote=False, reason=reason, improvement=whole, slices=parts)
-    reason = f"Better: {values}, an improvement of {whole.mean:.3g} ({sure})."
+    reason = f"Better: {values}, an improvement of {whole.mean:.3g} ({sure}).{note}"
     return Decision(promote=True, reason=reason, improvement=whole, slices=parts)
 
 

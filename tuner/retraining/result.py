@@ -9,7 +9,7 @@ from tuner.config import RetrainTable
 from tuner.ledger import Retraining
 from tuner.ledger.events import Act
 from tuner.ledger.notifications import Notice
-from tuner.ledger.retrainings import EVALUATE, LOG, PROMOTED
+from tuner.ledger.retrainings import EVALUATE, LOG, PROMOTED, TRAIN
 from tuner.observability import notify
 
 REFUSED, ROLLED_BACK = "refused", "rolled_back"
@@ -31,6 +31,7 @@ def as_json(ended: Retraining) -> dict[str, Any]:
         "champion_version": logged["version"] if ended.outcome == PROMOTED else stayed,
         "metrics": decision.get("values", {"champion": None, "challenger": None}),
         "run_id": logged["run_id"],
+        "left_out": ended.result[TRAIN].get("left_out", {}),
     }
 
 

@@ -100,7 +100,8 @@ class Stages:
     # --- the stages
 
     def _train(self) -> None:
-        found = self._challengers().found()
+        left_out = dict(self._job.workload.left_out)
+        found = self._challengers().found() | {"left_out": left_out}
         self._advance(LOG if found["failed"] else EVALUATE, found)
         reach("retrain.trained")
 
@@ -130,7 +131,7 @@ class Stages:
             number, theirs = champion.version.number, float(rows.mean())
         found = {
             "promote": decision.promote,
-            "reason": decision.reason,
+            "reason": decision.reason + self._omissions(),
             "champion": number,
             "values": {"champion": theirs, "challenger": value},
             "improvement": drift.interval_as_json(decision.improvement),
@@ -159,8 +160,9 @@ class Stages:
             arguments={**self._job.spec.workload.arguments, **own},
             dtype=self._job.spec.training.dtype,
             code=code_digest(self._job.spec.workload.function, self._job.prefixes),
+            on_bad=self._job.spec.retrain.data.on_bad,
         )
-        stored = versions.as_json(content.files, built)
+        stored = versions.as_json(content.files, built, content.features)
         self._advance(PROMOTE, {"run_id": run_id, "version": version.number, **stored})
         reach("retrain.logged")
         return None
@@ -204,6 +206,12 @@ class Stages:
         self._end(FAILED, why)
 
     # --- what they need
+
+    def _omissions(self) -> str:
+        """Return a sentence about the batches that were left out, or nothing."""
+        left_out = self._job.workload.left_out
+        listed = "; ".join(f"{batch} ({why})" for batch, why in left_out.items())
+        return f" Without bad batches: {listed}." if left_out else ""
 
     def _challengers(self) -> Challengers:
         """Return the challengers; after the first stage they are read from their files."""
@@ -250,7 +258,14 @@ class Stages:
             "tuner.outputs": models.fingerprint(outputs),
             "tuner.weights": StoredFile.of(WEIGHTS, files[WEIGHTS]).sha256,
         }
-        return ModelContent(module=module, example=example, outputs=outputs, files=files, tags=tags)
+        return ModelContent(
+            module=module,
+            example=example,
+            outputs=outputs,
+            features=models.features_of(job.workload, job.spec),
+            files=files,
+            tags=tags,
+        )
 
     def _tags(self, trained: Challengers) -> dict[str, str]:
         """Return the tags of run and version: the origin of the model and the gate's decision."""

@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tuner.core.errors import NotFoundError, UsageError
+from tuner.core.features import Feature, FeatureType
 from tuner.ledger import Ledger, Retraining, Retrainings
 from tuner.ledger.retrainings import LOG
 from tuner.tracking.mlflow.registry import Registry, Rows, StoredFile, Version
@@ -44,6 +45,14 @@ class BuildRecord(_Record):
     arguments: dict[str, Any]
     dtype: Literal["float32", "float64"]
     code: str  # digest of the factory's source
+    on_bad: Literal["refuse", "drop_batch"] = "refuse"
+
+
+class FeatureRecord(_Record):
+    """A named input column of a version."""
+
+    name: str
+    dtype: FeatureType
 
 
 class VersionRecord(_Record):
@@ -54,6 +63,7 @@ class VersionRecord(_Record):
     weights: FileRecord
     example: FileRecord
     build: BuildRecord
+    features: tuple[FeatureRecord, ...] = ()  # unnamed, or of an earlier release
 
 
 class _Result(_Record):
@@ -69,6 +79,7 @@ class StoredVersion:
     weights: bytes  # safetensors
     example: np.ndarray  # [row, ...]
     expected: np.ndarray  # [row, ...], the outputs on the example when the model was trained
+    features: tuple[Feature, ...]  # the input columns; empty: they are unnamed
 
     @property
     def inputs(self) -> Rows:
@@ -128,12 +139,19 @@ def read_known(registry: Registry, version: Version, known: VersionRecord) -> St
         example, expected = models.example_from_bytes(content[EXAMPLE])
     except ModelMismatchError as error:
         raise NotFoundError(f"{_name(version)} cannot be read: {error}") from error
+    features = tuple(Feature(one.name, one.dtype) for one in known.features)
+    if features and example.shape[1:] != (len(features),):
+        raise NotFoundError(
+            f"{_name(version)} cannot be read: the ledger has {len(features)} named features, and "
+            f"its example has rows of shape {example.shape[1:]}"
+        )
     return StoredVersion(
         version=version,
         build=known.build,
         weights=content[WEIGHTS],
         example=example,
         expected=expected,
+        features=features,
     )
 
 
@@ -150,7 +168,7 @@ def build(stored: StoredVersion, prefixes: Sequence[str]) -> Rebuilt:
             f"digest {made.code}, got {code}; restore that code, or train a new champion with "
             "`tuner retrain`"
         )
-    workload = workloads.load(made.factory, made.arguments, prefixes)
+    workload = workloads.load(made.factory, made.arguments, prefixes, on_bad=made.on_bad)
     return build_with(stored, workload, made.factory)
 
 
@@ -177,12 +195,15 @@ def _changed(stored: StoredVersion, factory: str, why: str) -> UsageError:
     )
 
 
-def as_json(files: Mapping[str, bytes], build: BuildRecord) -> dict[str, Any]:
+def as_json(
+    files: Mapping[str, bytes], build: BuildRecord, features: Sequence[Feature]
+) -> dict[str, Any]:
     """Return what the ledger stores of a version, beside its number and its run."""
     described = {name: StoredFile.of(name, content) for name, content in files.items()}
     return {
         **{name: {"sha256": one.sha256, "size": one.size} for name, one in described.items()},
         "build": build.model_dump(),
+        "features": [vars(one) for one in features],
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import cast
 
 from optuna import Study
@@ -71,7 +72,7 @@ class GroupPruner:
             self._halving = SuccessiveHalving(
                 rankings,
                 first_rung=first_rung,
-                factor=table.factor if isinstance(table, SingleRung) else table.reduction_factor,
+                continuing=_continuing(spec, table),
                 fewest=FEWEST if isinstance(table, OneRung) else 1,
             )
         self._spares_leaders = isinstance(table, OneRung)
@@ -119,10 +120,17 @@ class GroupPruner:
         return value > max(completed) if self._maximize else value < min(completed)
 
 
+def _continuing(spec: StudySpec, table: Halving | SingleRung) -> Fraction:
+    """Return the share of the trials that continues at a rung."""
+    if isinstance(table, Halving):
+        return Fraction(1, table.reduction_factor)
+    return table.continuing(branches=isinstance(spec.judge, Branching))
+
+
 def _build(pruner: AnyPruner, first_rung: int, steps: int) -> BasePruner:
     match pruner:
         case ASHA() | SingleRung():
-            factor = pruner.reduction_factor if isinstance(pruner, ASHA) else pruner.factor
+            factor = pruner.reduction_factor if isinstance(pruner, ASHA) else 2
             return SuccessiveHalvingPruner(min_resource=first_rung, reduction_factor=factor)
         case Hyperband():
             return FixedHyperbandPruner(

@@ -2,8 +2,8 @@
 
 The algorithm is asynchronous successive halving (Li et al., "A System for Massively Parallel
 Hyperparameter Tuning", MLSys 2020, algorithm 2), as Optuna's SuccessiveHalvingPruner implements it:
-a trial that reaches a rung continues if it is among the best 1 in `factor` of all trials that have
-reached it so far. The first trials of a rung always continue.
+a trial that reaches a rung continues if it is among the best share of all trials that have reached
+it so far, one in the reduction factor. The first trials of a rung always continue.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from typing import NamedTuple
 
 from optuna.trial import FrozenTrial
@@ -154,19 +155,24 @@ def _replace(
 
 
 class SuccessiveHalving:
-    """Stops trials at rungs: step `first_rung` times a power of `factor`.
+    """Stops trials at rungs: step `first_rung` times a power of 1 / `continuing`.
 
-    The first rung of bracket b is b powers later. While fewer than `fewest` trials have reached a
-    rung, all of them go on.
+    At each the share `continuing` of the trials goes on. The first rung of bracket b is b powers
+    later. While fewer than `fewest` trials have reached a rung, all of them go on.
     """
 
     def __init__(
-        self, rankings: RungRankings, *, first_rung: int, factor: int, fewest: int = 1
+        self,
+        rankings: RungRankings,
+        *,
+        first_rung: int,
+        continuing: Fraction,
+        fewest: int = 1,
     ) -> None:
         self._rankings = rankings
         self._fewest = fewest
         self._first_rung = first_rung
-        self._factor = factor
+        self._continuing = continuing
 
     def stopped(
         self, group: Sequence[FrozenTrial], judged: Mapping[int, float] | None = None
@@ -197,7 +203,7 @@ class SuccessiveHalving:
                 value = trial.system_attrs[f"{RUNG}{rung}"]
                 ahead, others = self._rankings.at_rung(trial, rung, value)
                 enough = others + 1 >= self._fewest
-                if not enough or ahead < max((others + 1) // self._factor, 1):
+                if not enough or ahead < max(int((others + 1) * self._continuing), 1):
                     waiting[rung + 1].append(trial)
                 else:
                     stopped.add(trial.number)
@@ -206,7 +212,7 @@ class SuccessiveHalving:
     def _has_reached(self, rung: int, trial: FrozenTrial) -> bool:
         bracket = self._rankings.bracket(trial) or 0
         step = trial.last_step
-        return step is not None and step >= self._first_rung * self._factor ** (bracket + rung)
+        return step is not None and step * self._continuing ** (bracket + rung) >= self._first_rung
 
 
 def _last_report(trial: FrozenTrial) -> float:

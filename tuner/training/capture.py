@@ -52,8 +52,10 @@ class Captured:
 
 def must_be_captured(function: Callable[..., object]) -> bool:
     """Return whether no worker could import a function by its name."""
-    module = sys.modules.get(function.__module__)
-    found = getattr(module, function.__name__, None)
+    name = getattr(function, "__name__", None)
+    if name is None:  # such as functools.partial; `capture` refuses it
+        return True
+    found = getattr(sys.modules.get(function.__module__), name, None)
     return function.__module__ == "__main__" or found is not function
 
 
@@ -61,7 +63,8 @@ def capture(function: Callable[..., object], study: str) -> Captured:
     """Return a module with a function and what it uses. Raise `WorkloadError`."""
     if not inspect.isfunction(inspect.unwrap(function)) or function.__name__ == "<lambda>":
         raise WorkloadError(
-            f"expected a function that is written with def, got {_described(function)}"
+            f"expected a function that is written with def, got {_described(function)}; write one "
+            "that calls it, and pass what is fixed in arguments"
         )
     parts = _Parts(function.__name__)
     parts.add(function.__name__, function, inspect.unwrap(function))

@@ -12,14 +12,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 
 from tuner.config import StudySpec, settings_of
 from tuner.core.errors import WorkloadError
-from tuner.training import checkpoint, foreign_state, objective, random_state
-from tuner.training.branches import Branch, BranchPlan
+from tuner.training import checkpoint, foreign_state, objective, out_of_memory, random_state
+from tuner.training.branches import Branch, BranchPlan, seed_of_branch
 from tuner.training.guard.monitor import GuardMonitor, SparseMonitor
 from tuner.training.longer import steps_to_save
 from tuner.training.objective import NO_EVALUATIONS, TIME_HINT, Progress
@@ -38,6 +39,9 @@ from tuner.training.trial import StopTrial, Trial
 
 GRACE_SECONDS = 30.0
 """Seconds that an evicted function may take to clean up before its thread is abandoned."""
+
+BranchEnd: TypeAlias = tuple[dict[str, float], BaseException | None]
+"""The metrics of a branch, and what it raised."""
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +89,9 @@ class _Member:
         self._reporting = False  # whether the function has made a report
         self._stopping = False  # whether the function must end
         self._returned = False
+        self._trial: Trial | None = None
+        self._branch_rates: list[float] | None = None  # while a branch is wanted
+        self._branch_end: BranchEnd = {}, None
         self._function_turn, self._trainer_turn = threading.Semaphore(0), threading.Semaphore(0)
         self._thread = threading.Thread(target=self._run, name=f"trial {task.number}", daemon=True)
 
@@ -116,6 +123,31 @@ class _Member:
         """Raise the exception of the function, if any."""
         if self._error is not None:
             raise self._error
+
+    def branch(self, plan: BranchPlan) -> Branch:
+        """Let the function, which waits in a report, train a branch.
+
+        Raise what it raised if memory was short; other errors are in the branch.
+        """
+        step, device = self._step, _device(self._spec)
+        later = [one for one in self._settings.evaluation_steps if one > step]
+        rates = plan.schedule(self.rate_source.ahead(step, later), plan.steps)
+        seed = seed_of_branch(self.task.seed, step)
+        self._branch_rates = rates
+        with random_state.swapped(random_state.seeded_all(seed, device)):
+            self._hand_over()
+        metrics, error = self._branch_end
+        if error is not None and out_of_memory.is_out_of_memory(error):
+            raise error
+        return Branch(
+            number=self.task.number,
+            step=step,
+            losses=np.full(len(rates), math.nan),  # only the function knows them
+            rates=np.array(rates, dtype=np.float64),
+            time=self._clock(),
+            metrics=metrics,
+            error=error,
+        )
 
     def end(self) -> None:
         """Make the function end with `StopTrial`, and wait for its thread."""
@@ -159,7 +191,8 @@ class _Member:
 
     def _run(self) -> None:
         try:
-            self._function(Trial(self.task, self._spec, self._settings, self))
+            self._trial = Trial(self.task, self._spec, self._settings, self)
+            self._function(self._trial)
         except StopTrial:
             pass
         except Exception as error:  # raised by the trainer's thread
@@ -172,14 +205,32 @@ class _Member:
             self._trainer_turn.release()
 
     def _pause(self) -> None:
-        """Let the trainer's thread run until it calls `advance` again."""
+        """Let the trainer's thread run until it calls `advance` again; train branches meanwhile."""
         self._trainer_turn.release()
         self._function_turn.acquire()
+        while self._branch_rates is not None:
+            self._branch_end = self._train_branch(self._branch_rates)
+            self._branch_rates = None
+            self._trainer_turn.release()
+            self._function_turn.acquire()
         self._check_running()
+
+    def _train_branch(self, rates: Sequence[float]) -> BranchEnd:
+        """Return the metrics of a branch, or nan and what was raised."""
+        assert self._trial is not None
+        try:  # the report may have been made where gradients are disabled
+            with torch.inference_mode(mode=False), torch.enable_grad():
+                return self._trial.train_branch(rates), None
+        except BaseException as error:
+            return {self._spec.study.metric: math.nan}, error
 
     def _check_running(self) -> None:
         if self._stopping:
             raise StopTrial
+        if self._branch_rates is not None:
+            raise self._error_of(
+                "expected a branch to return its metrics, got a call of report or checkpoint in it"
+            )
         if threading.current_thread() is not self._thread:
             raise RuntimeError(
                 "expected the trial to be used by the thread of its train function, "
@@ -408,8 +459,13 @@ class FunctionTrainer:
     def branch(
         self, numbers: Sequence[int], plan: BranchPlan, goes_on: Callable[[], bool]
     ) -> list[Branch] | None:
-        """Raise `NotImplementedError`: the state of a function that runs cannot be copied."""
-        raise NotImplementedError("a train function cannot be branched")
+        """Let the function train a copy of its model; see `Trainer.branch`."""
+        branches = []
+        for number in numbers:
+            if not goes_on():
+                return None
+            branches.append(self._member_of(number).branch(plan))
+        return branches
 
     def _member_of(self, number: int) -> _Member:
         """Return the member of a trial. Raise `ValueError` if it has no slot."""

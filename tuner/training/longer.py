@@ -37,7 +37,7 @@ def shared_steps(params: Mapping[str, ParameterValue], horizon: int, longer: int
 
 def step_to_keep(spec: StudySpec, params: Mapping[str, ParameterValue], horizon: int) -> int:
     """Return the last step whose checkpoint a longer trial can continue from; 0: keep none."""
-    if not spec.training.keep_checkpoint or spec.unit != "steps":
+    if not spec.training.keep_checkpoint:
         return 0
     step = shared_steps(params, horizon, 2 * horizon)
     return step if step >= WORTHWHILE * horizon else 0
@@ -69,19 +69,20 @@ def continue_from(
     *,
     shorter: StudySpec,
     longer: StudySpec,
+    sizes: tuple[int | None, bool],  # see `tuner.ledger.records.sizes_of`
     baseline: float | None,  # training loss of the best constant predictor
 ) -> Continuation:
     """Convert the snapshot of a trial of one study for its trial of another study.
 
-    The studies have a budget in steps, and differ in it and their pruners alone; `curve` is the
-    trial's whole curve. Raise `ValueError` if the longer trial cannot continue from there.
+    The studies differ in the budget of a trial and their pruners alone; `curve` is the trial's
+    whole curve. Raise `ValueError` if the longer trial cannot continue from there.
     """
     state = checkpoint.from_bytes(snapshot)
     is_function = "saved" in state
     inner = state["saved"] if is_function else state
     if inner is None:
         raise ValueError("its train function saved no checkpoint")
-    before, after = (settings_of(spec, params, None) for spec in (shorter, longer))
+    before, after = (settings_of(spec, params, *sizes) for spec in (shorter, longer))
     if state["fingerprint"].get("steps") != before.steps:
         raise ValueError("its checkpoint is of another horizon")
     replay = _Replay(params, shorter, longer, before, after, baseline, is_function)

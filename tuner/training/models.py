@@ -22,8 +22,9 @@ from tuner.core.curves import Chunk
 from tuner.core.errors import UsageError
 from tuner.core.failpoints import reach
 from tuner.core.failures import workload_code
+from tuner.core.features import Feature
 from tuner.core.outputs import writing_into
-from tuner.training import averaging, checkpoint
+from tuner.training import averaging, checkpoint, feature_names
 from tuner.training.checkpoint import CheckpointError
 from tuner.training.reference import ReferenceTrainer
 from tuner.training.trainer import ENDED, Event, Status, Task
@@ -257,6 +258,11 @@ def example_of(workload: Workload, spec: StudySpec) -> np.ndarray:  # [row, ...]
     inputs = workload.held_out[0] if workload.train is not None else workload.train_inputs
     rows: np.ndarray = _cast(inputs[:EXAMPLE_ROWS], spec).numpy()
     return rows
+
+
+def features_of(workload: Workload, spec: StudySpec) -> tuple[Feature, ...]:
+    """Return the named features of a model's inputs; none if its columns are unnamed."""
+    return feature_names.features_of(workload.features, str(example_of(workload, spec).dtype))
 
 
 def predict(model: nn.Module, inputs: np.ndarray) -> np.ndarray:  # [row, ...] both

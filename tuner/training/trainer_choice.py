@@ -74,7 +74,10 @@ def load(spec: StudySpec, prefixes: Sequence[str]) -> Trained:
             spec.workload.train, spec.workload.arguments, prefixes, spec.space
         )
         return isolated(found, spec, prefixes) if spec.workload.is_isolated else found
-    return workloads.load(spec.workload.function, spec.workload.arguments, prefixes, spec.space)
+    table = spec.workload
+    return workloads.load(
+        table.function, table.arguments, prefixes, spec.space, spec.retrain.data.on_bad
+    )
 
 
 def refuse_asked(spec: StudySpec) -> None:

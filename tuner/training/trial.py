@@ -34,7 +34,8 @@ PyTorch:
   The first metrics at or after a rung settle it;
 - a function that returns completes its trial if it has reported the metric at its last reported
   step; otherwise the trial fails;
-- the random numbers of torch, numpy and Python are seeded by the trial while the function runs.
+- the random numbers of torch, numpy and Python are seeded by the trial while the function runs;
+- a function may let its trials be judged by branches, see `Trial.branch`.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ import logging
 import math
 import operator
 import reprlib
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from torch.optim import Optimizer
@@ -59,6 +60,9 @@ from tuner.training.rate_source import RateSource, initial_multipliers
 from tuner.training.trainer import TRAIN_COLUMNS, Task
 
 log = logging.getLogger(__name__)
+
+BranchFunction = TypeVar("BranchFunction", bound=Callable[[list[float]], Mapping[str, Any]])
+"""Trains a copy of model and optimizer for an update with each rate; returns its metrics."""
 
 
 class StopTrial(BaseException):
@@ -147,6 +151,8 @@ class Trial:
         self.device = spec.training.device
         self.checkpoint = Checkpoint(sink, self._after_load)
         self._sink = sink
+        self._branch: Callable[[list[float]], Mapping[str, Any]] | None = None
+        self._metric = spec.study.metric
         self._evaluated = frozenset(settings.evaluation_steps)
         self._schedules: list[TrialSchedule] = []
         self._independent: list[TrialSchedule] = []  # with their own `total_steps`
@@ -226,6 +232,37 @@ class Trial:
                 schedule.refresh()
         if loss is not None:
             self._sink.trained(step, loss, self.rate(step) if rate is None else rate, norm)
+
+    def branch(self, train: BranchFunction) -> BranchFunction:
+        """Register the function that trains a branch of this trial, and return it: a decorator.
+
+        With `[search] judge = "fast_forward"` it is called in the report that settles a rung, with
+        the rates of the rest of the schedule, compressed. It copies model and optimizer, makes an
+        update with each rate, and returns the metrics of the copy; the originals must stay as they
+        are. It gets random numbers of its own, and does not report. Otherwise it is not called.
+        """
+        self._branch = train
+        return train
+
+    def train_branch(self, rates: Sequence[float]) -> dict[str, float]:
+        """Call the registered function for its trainer. Raise `ValueError` if there is none."""
+        where = f"trial {self.number}"
+        if self._branch is None:
+            raise ValueError(
+                f"{where}: expected a function registered by trial.branch, as [search] judge is "
+                '"fast_forward", got none before the rung; register one, or let judge be "raw"'
+            )
+        found = self._branch(list(rates))
+        if not isinstance(found, Mapping) or self._metric not in found:
+            got = ", ".join(map(str, found)) if isinstance(found, Mapping) else _short_repr(found)
+            raise ValueError(
+                f"{where}: expected its branch to return metrics, {self._metric} among them, got "
+                f"{got or 'none'}"
+            )
+        try:
+            return {_metric_name(name): _number(name, value) for name, value in found.items()}
+        except ValueError as error:
+            raise ValueError(f"{where}: its branch: {error}") from error.__cause__
 
     def yield_to_trainer(self) -> None:
         """Let the worker look for a stop, in a loop that waits long for the next report.

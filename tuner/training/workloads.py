@@ -26,9 +26,12 @@ from tuner.config import ParameterValue, Space
 from tuner.core.errors import WorkloadCodeError, WorkloadError
 from tuner.core.importing import allow_from_current_folder
 from tuner.core.text import is_metric_name
-from tuner.training import loaders, registration
+from tuner.training import bad_data, feature_names, loaders, registration
 from tuner.training.loaders import Loader, LoaderOfSize
 from tuner.training.registration import ALLOWED_PREFIXES, Kind
+
+OnBad: TypeAlias = Literal["refuse", "drop_batch"]
+"""What to do with a batch of rows that has bad data."""
 
 Measure: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Map outputs [row, ...] and targets [row, ...] to a scalar tensor."""
@@ -88,6 +91,14 @@ class Workload:
     Parameters that require no gradient are not trained. `rate_multipliers` multiplies the rate of
     parameters by the longest of its keys that is their name or that of a module around them:
     `{"body": 0.1}` trains `body.0.weight` at a tenth of the rate.
+
+    `features` names the columns of inputs [row, feature], in their order, so that predictions and
+    retrainings match columns by name: `("age", "sex")`, or `{"age": "float64", "sex": "bool"}` with
+    types among float64, float32, int64, int32 and bool.
+
+    `row_batches` names the batch with which each row arrived, such as its day, for the parts
+    "train", "validation" and "holdout". Bad data are reported by batch, and `[retrain.data] on_bad
+    = "drop_batch"` trains without a bad batch.
     """
 
     model: Callable[[int, torch.dtype], nn.Module]  # of seed and dtype; same seed, same parameters
@@ -112,6 +123,10 @@ class Workload:
     holdout: tuple[Tensor, Tensor] | None = None
     slices: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
     # named subsets of those rows, as masks: bool [row]
+    features: feature_names.Names = ()
+    row_batches: Mapping[str, Sequence[str]] = field(default_factory=lambda: MappingProxyType({}))
+    # the batches that were left out because of bad data, and why
+    left_out: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     def of(self, params: Mapping[str, ParameterValue]) -> Workload:
         """Return the workload of a trial: this one, unless arguments of its factory are searched.
@@ -254,31 +269,33 @@ def load(
     arguments: Mapping[str, Any],
     allowed_prefixes: Sequence[str] = ALLOWED_PREFIXES,
     space: Space | None = None,
+    on_bad: OnBad = "refuse",
 ) -> Workload:
     """Import and call a factory `module:function`, and check the workload that it returns.
 
-    Modules of the current folder can be imported too. If a space searches arguments, it is a
+    Modules of the current folder can be imported too. With `on_bad` "drop_batch", batches with
+    values that are not finite are left out. If a space searches arguments, it is a
     `SearchedWorkload`. Raises `WorkloadError` if the module is not allowed, the factory cannot be
     found or called, or its workload cannot be trained.
     """
     function = find(factory, allowed_prefixes, "workload")
     check_searched(factory, function, (), arguments, space)
     if space is None or not space.function_arguments:
-        return _called(factory, function, arguments)
+        return _called(factory, function, arguments, on_bad)
     names = space.function_arguments
     example = space.example()
     own = {name: example[name] for name in names if name in example}
-    first = _called(factory, function, {**arguments, **own})
+    first = _called(factory, function, {**arguments, **own}, on_bad)
     return SearchedWorkload(
         **{one.name: getattr(first, one.name) for one in fields(first)},
-        build=lambda own: _called(factory, function, {**arguments, **own}),
+        build=lambda own: _called(factory, function, {**arguments, **own}, on_bad),
         searched=names,
         built={tuple(own.items()): first},
     )
 
 
 def _called(
-    factory: str, function: Callable[..., object], arguments: Mapping[str, Any]
+    factory: str, function: Callable[..., object], arguments: Mapping[str, Any], on_bad: OnBad
 ) -> Workload:
     """Return the checked workload of a factory. Raise `WorkloadError`."""
     try:
@@ -297,6 +314,8 @@ def _called(
         )
     lines = [f"workload {factory} cannot be trained:"]
     try:
+        if on_bad == "drop_batch":
+            workload = bad_data.without_bad_batches(workload)
         for problem in _problems(workload):
             lines.append(problem)  # noqa: PERF402 - keep the lines before an exception
     except KeyboardInterrupt:
@@ -460,7 +479,8 @@ def _problems(workload: Workload) -> Iterator[str]:
         parts["holdout"] = workload.holdout
     for title, (inputs, targets) in parts.items():
         for name, tensor in ((f"{title}_inputs", inputs), (f"{title}_targets", targets)):
-            problem = _problem_of_tensor(name, tensor)
+            columns = list(workload.features) if name.endswith("_inputs") else []
+            problem = _problem_of_tensor(name, tensor, columns, workload.row_batches.get(title))
             if problem:
                 fine = False
                 yield problem
@@ -477,6 +497,9 @@ def _problems(workload: Workload) -> Iterator[str]:
     if workload.forward is not None and workload.metrics:
         yield "metrics: expected nothing, since forward returns them"
     if fine:
+        inputs = {f"{title}_inputs": each for title, (each, _) in parts.items()}
+        yield from feature_names.problems(workload.features, inputs)
+        yield from bad_data.problems_of_batches(workload)
         yield from _problems_of_slices(workload)
         check = _problems_of_batches if workload.has_loaders else _problems_between
         yield from check(workload)
@@ -501,15 +524,14 @@ def _problems_of_name(name: str) -> Iterator[str]:
         )
 
 
-def _problem_of_tensor(name: str, tensor: object) -> str | None:
+def _problem_of_tensor(
+    name: str, tensor: object, columns: Sequence[str], batches: Sequence[str] | None
+) -> str | None:
     if not isinstance(tensor, Tensor):
         return f"{name}: expected a torch tensor, got {type(tensor).__name__}"
     if tensor.ndim == 0 or len(tensor) == 0:
         return f"{name}: expected at least one row, got a tensor of shape {tuple(tensor.shape)}"
-    wrong = int((~torch.isfinite(tensor)).sum())
-    if wrong:
-        return f"{name}: expected finite numbers, got {wrong} that are nan or infinite"
-    return None
+    return bad_data.problem(name, tensor, columns, batches)
 
 
 def _is_around(name: str, parameter: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from tuner.config import ParameterValue
 from tuner.ledger import Reader, StudyRecord
 from tuner.ledger.checkpoint_files import file_of
+from tuner.ledger.records import sizes_of
 from tuner.training import checkpoint, longer
 from tuner.training.longer import Continuation
 from tuner.training.trainer_choice import Trained
@@ -42,5 +43,6 @@ def continuation(
         params,
         shorter=shorter.spec,
         longer=study.spec,
+        sizes=sizes_of(study.workload),
         baseline=workload.baseline_loss,
     )

@@ -6,7 +6,7 @@ Lines that end with `# tuner` are those that tuning needs; the others are the pr
 import torch
 from torch import nn
 
-STEPS = 40
+from tuner.integrations.loops import epochs  # tuner
 
 
 def network(inputs, outputs):
@@ -22,22 +22,11 @@ def is_real(logits, answer):
     return nn.functional.binary_cross_entropy_with_logits(logits, torch.full_like(logits, answer))
 
 
-def parts_of(*parts):
-    return {str(number): part.state_dict() for number, part in enumerate(parts)}
-
-
-def restore(saved, *parts):
-    for number, part in enumerate(parts if saved else ()):
-        part.load_state_dict(saved[str(number)])
-
-
 def train(trial, critic_lr):  # tuner
     generator, critic = network(4, 2), network(2, 1)
-    drawing = torch.optim.Adam(generator.parameters(), lr=trial.lr)
+    drawing = torch.optim.Adam(generator.parameters(), lr=trial.lr)  # tuner
     judging = torch.optim.SGD(critic.parameters(), lr=critic_lr)
-    schedules = trial.schedule(drawing), trial.schedule(judging)  # tuner
-    restore(trial.checkpoint.load(), generator, critic, drawing, judging)  # tuner
-    for step in range(trial.first_step, trial.steps):
+    for step in epochs(trial, generator, critic, drawing, judging):  # tuner
         real, fake = ring(32), generator(torch.randn(32, 4))
         loss = is_real(critic(real), 1.0) + is_real(critic(fake.detach()), 0.0)
         distance = (fake.norm(dim=1) - 3.0).square().mean()
@@ -48,6 +37,3 @@ def train(trial, critic_lr):  # tuner
         drawing.zero_grad()
         is_real(critic(fake), 1.0).backward()
         drawing.step()
-        for schedule in schedules:
-            schedule.step()
-        trial.checkpoint.save(parts_of(generator, critic, drawing, judging))  # tuner

@@ -19,6 +19,7 @@ from typing import Any
 
 import mlflow.pytorch
 import numpy as np
+import torch
 from mlflow import MlflowClient
 from mlflow.entities import (
     Dataset,
@@ -32,10 +33,12 @@ from mlflow.entities import (
     Run,
 )
 from mlflow.models import Model, ModelSignature
-from mlflow.types.schema import Schema, TensorSpec
+from mlflow.models.model import MLMODEL_FILE_NAME
+from mlflow.types.schema import ColSpec, DataType, Schema, TensorSpec
 
 from tuner.core.curves import Chunk
 from tuner.core.failpoints import reach
+from tuner.core.features import Feature
 from tuner.core.text import NAME_LIMIT, derived
 from tuner.ledger.database import sent_once, tracking_reached
 from tuner.tracking.mlflow.client_writer import BATCH, as_metrics, as_tags
@@ -72,6 +75,7 @@ class ModelContent:
     module: Any  # a torch module
     example: np.ndarray  # [row, ...]
     outputs: np.ndarray  # [row, ...], the module's on the example
+    features: Sequence[Feature]  # the names of input columns; empty: they are unnamed
     files: Mapping[str, bytes]  # safetensors, from which the version is loaded
     tags: Mapping[str, str]  # of its version
 
@@ -174,16 +178,16 @@ class RetrainingRuns:
         )
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model"
+            described = Model(
+                run_id=run_id, model_id=made.model_id, artifact_path=made.artifact_location
+            )
+            example = content.example.astype(_public(content.example.dtype))
             mlflow.pytorch.save_model(
-                content.module,
+                _Cast(content.module, torch.from_numpy(content.example[:0]).dtype),
                 path,
-                mlflow_model=Model(
-                    run_id=run_id, model_id=made.model_id, artifact_path=made.artifact_location
-                ),
-                signature=ModelSignature(
-                    inputs=_schema(content.example), outputs=_schema(content.outputs)
-                ),
-                input_example=content.example,
+                mlflow_model=described,
+                signature=ModelSignature(inputs=_schema(example), outputs=_schema(content.outputs)),
+                input_example=example,
                 # explicit, since inferring them takes ten seconds; without a local build's suffix
                 pip_requirements=[
                     f"{name}=={version(name).partition('+')[0]}"
@@ -191,6 +195,12 @@ class RetrainingRuns:
                 ],
                 serialization_format="pt2",
             )
+            if content.features:  # afterwards, since a graph is saved with a signature of tensors
+                assert described.signature is not None
+                described.signature = ModelSignature(
+                    inputs=_columns(content.features), outputs=described.signature.outputs
+                )
+                described.save(str(path / MLMODEL_FILE_NAME))
             self._client.log_model_artifacts(made.model_id, str(path))
         return self._client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
 
@@ -240,3 +250,37 @@ def _dataset(content: RunContent) -> Dataset:
 
 def _schema(rows: np.ndarray) -> Schema:
     return Schema([TensorSpec(rows.dtype, (-1, *rows.shape[1:]))])
+
+
+def _public(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the type in which a logged model takes its inputs: any real numbers are float64."""
+    return np.dtype(np.float64) if dtype.kind == "f" else dtype
+
+
+COLUMN_TYPES = {
+    "float64": DataType.double,
+    "float32": DataType.double,  # MLflow refuses doubles where a signature has floats
+    "int64": DataType.long,
+    "int32": DataType.integer,
+    "bool": DataType.boolean,
+}
+
+
+def _columns(features: Sequence[Feature]) -> Schema:
+    return Schema([ColSpec(COLUMN_TYPES[one.dtype], name=one.name) for one in features])
+
+
+class _Cast(torch.nn.Module):
+    """A module whose graph takes inputs of any dtype: arrays and tables are of float64."""
+
+    def __init__(self, module: torch.nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.module = module
+        self.dtype = dtype
+
+    def forward(self, inputs: torch.Tensor) -> Any:  # [row, ...]
+        """Return the outputs of the module."""
+        # not by `to`, of which the exported graph would refuse other dtypes than the example's
+        row_major = torch.contiguous_format  # tables are not, and round differently
+        own = torch.empty_like(inputs, dtype=self.dtype, memory_format=row_major)
+        return self.module(own.copy_(inputs))

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tuner.config import ParameterValue, StudySpec
+from tuner.config import ParameterValue, StudySpec, written
 from tuner.core.errors import WorkloadError
 from tuner.training import objective, out_of_memory
 from tuner.training.branches import Branch, BranchPlan
@@ -40,7 +40,7 @@ class Key:
     own: tuple[str, ...] = ()  # the arguments that may differ, which all of them have
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} {value}" for name, value in self.common) or "this study"
+        return ", ".join(f"{name} {written(value)}" for name, value in self.common) or "this study"
 
 
 def common_of(spec: StudySpec, params: Mapping[str, ParameterValue]) -> Common:

@@ -2,8 +2,9 @@
 
 The socket at DESCRIPTOR gets "1" once the function's module is imported, or "0" if this process
 must not be forked: it then has threads, which a forked process would lack, or uses a GPU. Each
-message has the variables of a trial, with descriptors for its output, its exit code and its
-guardian's pipe. This process ends with the other end of the socket.
+message has the variables of a trial, with descriptors for its output, its status and its guardian's
+pipe. The status is the id of the guardian, a line end, and the exit code of the trial's process.
+This process ends with the other end of the socket.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ def _guard(variables: Mapping[str, str], output: int, status: int, pipe: int) ->
     """Fork the trial's process, and end with it."""
     code = 1
     try:
+        os.write(status, f"{os.getpid()}\n".encode())
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()
         guardian.adopt_orphans()

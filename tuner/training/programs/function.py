@@ -56,7 +56,7 @@ class FunctionProgram(Program):
     """The train function that runs another one, which is named by a study, in a process."""
 
     def __init__(self, function: TrainFunction, spec: StudySpec, prefixes: Sequence[str]) -> None:
-        super().__init__(spec, Limits())
+        super().__init__(spec, Limits.of())
         self._function = function
         self._about = {
             "name": function.name,
@@ -164,24 +164,27 @@ class ForkServer:
         ):
             pipe = os.fdopen(guard, "wb", buffering=0)
             keep_from_children(pipe)  # else it would not end with this process
-            process = _Forked(self._process.pid, stdout, codes)
+            process = None
             try:
                 socket.send_fds(self._socket, [json.dumps(dict(variables)).encode()], theirs)
                 while theirs:
                     os.close(theirs.pop())
+                process = _Forked(self._process.pid, stdout, codes)
                 yield process
             finally:
                 while theirs:
                     os.close(theirs.pop())
                 pipe.close()
-                process.wait()
+                if process is not None:
+                    process.wait()
 
 
 class _Forked:
     """A forked process, like a `subprocess.Popen`."""
 
-    def __init__(self, pid: int, stdout: IO[bytes], codes: IO[bytes]) -> None:
-        self.pid = pid  # of its parent
+    def __init__(self, server: int, stdout: IO[bytes], codes: IO[bytes]) -> None:
+        guardian = codes.readline()  # empty: the server has died before it forked
+        self.pid = int(guardian or server)  # of the guardian, under which the process runs
         self.stdout: IO[bytes] | None = stdout
         self.returncode: int | None = None
         self._codes = codes

@@ -1,4 +1,6 @@
-"""What a program may use: memory, processes and time, as the operator of its worker has set.
+"""What a trial's program may use: memory, processes and time, as its worker's operator has set.
+
+A program is a command, or a train function in a process of its own.
 
 Limits of the kernel (`setrlimit`) do not fit: torch reserves far more addresses than it uses, and
 processes are counted by user. So the program's processes are measured each second. That stops

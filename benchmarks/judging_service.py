@@ -1,0 +1,181 @@
+"""What judging early is worth in the whole service: the chosen value at equal steps, by pruner.
+
+    python -m benchmarks.judging_service [digits] [tabular] [text] [--seeds 20] [--trials 40]
+
+Each seed of each problem is a study per pruner, with the default sampler and eight slots. The
+default pruner trains `--trials` trials. Every other study gets trials until it has used as many
+steps, those of branches included, to within half a trial. The value is that of the trial that the
+study would choose: the best that ran to the horizon. Lower is better.
+
+Differences are paired by seed; the interval is a 95 % bootstrap interval over seeds. Studies that
+are in the results already are not trained again, so an interrupted run is continued by the same
+command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tuner.config import reading
+from tuner.core.outcome import COMPLETED
+from tuner.ledger import Ledger, StudyRecord, database
+from tuner.operations import submit
+from tuner.worker import work
+
+RESULTS = Path(__file__).with_name("results") / "judging_service.jsonl"
+PRUNERS = ("one_rung", "none", "median", "asha")
+PREFIXES = ["studies.", "tuner.examples."]
+STUDY = """
+[study]
+name = "{name}"
+seed = {seed}
+
+[search]
+pruner = "{pruner}"
+
+[budget]
+trials = {trials}
+decide = 0
+
+[space.optimizer]
+{optimizer}
+{rest}
+"""
+ADAMW = 'name = "adamw"\nweight_decay = { low = 1e-4, high = 1e-1 }'
+SCHEDULES = """
+[space]
+lr = { low = 1e-4, high = 1.0 }
+schedule = ["constant", "linear", "cosine", "step", "wsd", "one_cycle"]
+"""
+PROBLEMS = {  # by name: factory, steps of a trial, training
+    "digits": ("tuner.examples.digits:mlp", 300, "batch_size = 64\nevaluate_every = 30"),
+    "tabular": ("tuner.examples.tabular:tumours", 280, "batch_size = 32\nevaluate_every = 28"),
+    "text": ("tuner.examples.text:transformer", 300, "batch_size = 16\nevaluate_every = 30"),
+}
+
+
+def study_file(problem: str, pruner: str, seed: int, trials: int) -> str:
+    """Return the study file of an arm."""
+    factory, steps, training = PROBLEMS[problem]
+    rest = f'[workload]\nfactory = "{factory}"\n'
+    if problem == "text":
+        rest += "arguments = { context = 16, width = 32, heads = 4, layers = 2 }\n"
+    rest += f'[training]\nsteps = {steps}\nslots = 8\ntrainer = "cohort"\n{training}\n'
+    name = f"{problem} {pruner} {seed}"
+    text = STUDY.format(
+        name=name, seed=seed, pruner=pruner, trials=trials, optimizer=ADAMW, rest=rest
+    )
+    return SCHEDULES + text
+
+
+def train(ledger: Ledger, folder: Path, text: str) -> StudyRecord:
+    """Train what a study file lacks, as a worker does."""
+    spec = reading.parse(text, "benchmark")
+    study, _ = submit.submit(ledger, spec, submit.prepare(spec, PREFIXES).description)
+    work(
+        ledger,
+        folder,
+        names=[study.name],
+        prefixes=PREFIXES,
+        stop=threading.Event(),
+        until_idle=True,
+    )
+    return ledger.study(study.name)
+
+
+def steps_of(ledger: Ledger, study: StudyRecord) -> int:
+    """Return the steps of all trials of a study and of their branches."""
+    trials = ledger.trials(study.id)
+    branches = [one for trial in trials for one in ledger.curve(trial.id).branches]
+    return sum(trial.steps for trial in trials) + sum(len(one.losses) for one in branches)
+
+
+def outcome(problem: str, pruner: str, seed: int, trials: int, steps: int | None) -> dict[str, Any]:
+    """Train an arm until it has used so many steps, or all its trials if there is no limit."""
+    horizon = PROBLEMS[problem][1]
+    with tempfile.TemporaryDirectory() as name:
+        places = database.addresses({}, Path(name))
+        ledger = Ledger(database.open_ledger(places, create=True))
+        budget = trials if steps is None else max(8, steps // horizon)
+        while True:
+            text = study_file(problem, pruner, seed, budget)
+            study = train(ledger, places.checkpoints, text)
+            used = steps_of(ledger, study)
+            if steps is None or steps - used < horizon / 2:
+                break
+            budget += max(1, round((steps - used) / horizon))
+        whole = [one for one in ledger.trials(study.id) if one.state == COMPLETED]
+        value = min(one.value for one in whole if one.value is not None)
+        ledger.engine.dispose()
+    return {"trials": budget, "whole": len(whole), "steps": used, "value": value}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the differences from the default, paired by seed."""
+    lines = [
+        "| problem | pruner | seeds | trials | steps | value | less the default's |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for problem in PROBLEMS:
+        by_arm = {
+            pruner: {
+                one["seed"]: one
+                for one in rows
+                if (one["problem"], one["pruner"]) == (problem, pruner)
+            }
+            for pruner in PRUNERS
+        }
+        seeds = sorted(set.intersection(*(set(some) for some in by_arm.values())))
+        if not seeds:
+            continue
+        value = {p: np.array([some[n]["value"] for n in seeds]) for p, some in by_arm.items()}
+        for pruner, some in by_arm.items():
+            less = value[pruner] - value["one_rung"]
+            draws = np.random.default_rng(0).integers(len(seeds), size=(4000, len(seeds)))
+            low, high = np.quantile(less[draws].mean(axis=1), [0.025, 0.975])
+            trials, steps = (np.mean([some[n][key] for n in seeds]) for key in ("trials", "steps"))
+            lines.append(
+                f"| {problem} | {pruner} | {len(seeds)} | {trials:.0f} | {steps:.0f} "
+                f"| {value[pruner].mean():.4f} | {less.mean():+.4f} ({low:+.4f} to {high:+.4f}) |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Parse the command line; train what the results lack."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("problems", nargs="*", default=list(PROBLEMS), choices=PROBLEMS)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--trials", type=int, default=40)
+    asked = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    logging.disable(logging.WARNING)  # asha's warning, which is what this measures
+    rows = [json.loads(line) for line in RESULTS.open()] if RESULTS.exists() else []
+    known = {(one["problem"], one["pruner"], one["seed"]): one for one in rows}
+    for seed in range(asked.seeds):
+        for problem in asked.problems:
+            for pruner in PRUNERS:
+                if (problem, pruner, seed) in known:
+                    continue
+                first = known.get((problem, "one_rung", seed))
+                steps = None if first is None else first["steps"]
+                found = outcome(problem, pruner, seed, asked.trials, steps)
+                row = {"problem": problem, "pruner": pruner, "seed": seed, **found}
+                known[problem, pruner, seed] = row
+                with RESULTS.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(json.dumps(row), flush=True)
+    print(table(list(known.values())))
+
+
+if __name__ == "__main__":
+    main()
