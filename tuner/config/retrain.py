@@ -173,8 +173,8 @@ class RetrainTable(Table):
     trials: Annotated[int, Field(ge=1, le=1_000_000)] = 10
     around: Annotated[float, Field(gt=1)] = 10.0
     shortfall: Annotated[float, Field(ge=0)] = 0.1
+    data: DataTable = DataTable()
     promote: Literal["auto", "manual"] = "auto"
     overdue_hours: Annotated[float, Field(gt=0, le=1e6)] | None = None
-    data: DataTable = DataTable()
     gate: GateTable = GateTable()
     notify: NotifyTable = NotifyTable()

@@ -112,7 +112,7 @@ def extend(
     chosen = [_chosen(ledger, study, number) for number in dict.fromkeys(numbers)]
     if not chosen:
         raise UsageError("expected the number of at least one trial")
-    longer, added = submit(ledger, study, chosen, _more(study, more), acting(reason))
+    longer, added = submit(ledger, study, chosen, _more(study, more), act=acting(reason))
     ended = run.train_study(ledger, places, longer, prefixes, console=console)
     trials = {trial.number: trial for trial in ledger.trials(longer.id)}
     found = tuple(
