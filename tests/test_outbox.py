@@ -20,6 +20,7 @@ from tuner.ledger import Ledger, Retrainings, events
 from tuner.ledger.notifications import LONGEST_SECONDS, Notice, Notifications
 from tuner.ledger.retrainings import overdue
 from tuner.observability import notify
+from tuner.observability.watching import watch
 from tuner.operations import history
 from tuner.operations import submit as submission
 
@@ -112,7 +113,7 @@ def test_a_study_without_a_successful_retraining_for_too_long_is_notified_once(
     begun, day = study.created_at, 86_400.0
     assert overdue(ledger, begun + day - 1) == []
     for _ in range(2):
-        notify.watch(ledger, begun + day + 1)
+        watch(ledger, begun + day + 1)
         notify.deliver(ledger)
     (message,) = receiver.messages
     assert (message["study"], message["outcome"]) == ("daily", "overdue")

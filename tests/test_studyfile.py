@@ -443,7 +443,7 @@ probe.sampler=tpe
 
 serch.sampler=tpe
     [serch]: expected one of study, workload, training, space, search, guard, probe, budget,
-    retrain, got an unknown table; did you mean search?
+    retrain, notify, got an unknown table; did you mean search?
 
 # overrides
 

@@ -122,6 +122,7 @@ class Study:
         guard: Mapping[str, Any] | None = None,
         probe: Mapping[str, Any] | None = None,
         retrain: Mapping[str, Any] | None = None,
+        notify: Mapping[str, Any] | None = None,
     ) -> None:
         """Name a study of the database, or write one; nothing is created before `run` or `ask`.
 
@@ -145,7 +146,7 @@ class Study:
         self._asker: Asker | None = None
         written = (
             train, factory, arguments, space, budget, metric, direction, seed, description,
-            training, search, guard, probe, retrain,
+            training, search, guard, probe, retrain, notify,
         )  # fmt: skip
         if all(one is None for one in written):
             return
@@ -177,6 +178,7 @@ class Study:
             "probe": probe,
             "budget": of_budget.get("budget"),
             "retrain": retrain,
+            "notify": notify,
         }
         for key, table in tables.items():
             kept = {k: v for k, v in (table or {}).items() if v is not None and v != {}}

@@ -58,7 +58,7 @@ from tuner.ledger.tables import (
     trials,
 )
 from tuner.ledger.timetables import Timetables
-from tuner.observability import notify
+from tuner.observability import notify, watching
 from tuner.operations import doctor, export, manage
 from tuner.operations import studies as listing
 from tuner.operations import submit as submission
@@ -466,7 +466,7 @@ def _schedule(ledger: Ledger) -> None:
     """Let the scheduler go round, and send notifications."""
     for target in ("TUNER_NOTIFY_NOBODY", "nothing"):
         Notifications(ledger).claim([target], "w", is_gone)
-    notify.watch(ledger)
+    watching.watch(ledger)
     notify.deliver(ledger)
     store = Timetables(ledger)
     store.all()

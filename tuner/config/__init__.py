@@ -2,7 +2,14 @@
 
 from tuner.config.choice import Choice, own
 from tuner.config.parameters import Parameter
-from tuner.config.retrain import DataTable, GateTable, NotifyTable, RetrainTable
+from tuner.config.retrain import (
+    DataTable,
+    GateTable,
+    NotifyTable,
+    ReceiversTable,
+    RetrainTable,
+    StudyNotifyTable,
+)
 from tuner.config.search import (
     ASHA,
     CMAES,
@@ -83,9 +90,11 @@ __all__ = [
     "Random",
     "Range",
     "Raw",
+    "ReceiversTable",
     "RetrainTable",
     "SingleRung",
     "Space",
+    "StudyNotifyTable",
     "StudySpec",
     "Table",
     "TrialSettings",

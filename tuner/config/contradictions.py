@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from tuner.config.grid import CHECKED_LIMIT, LIMIT
 from tuner.config.grid import Grid as CellsOf
 from tuner.config.mistakes import Mistake, Place, shown
-from tuner.config.retrain import NOT_STORED, RetrainTable
+from tuner.config.retrain import NOT_STORED, RetrainTable, StudyNotifyTable
 from tuner.config.search import (
     CMAES,
     GP,
@@ -52,7 +52,7 @@ def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
     yield from _gpus(tables.get("workload"), training)
     yield from _gate_without_direction(tables.get("study"), tables.get("retrain"))
     yield from _not_probed(tables)
-    yield from _stored_addresses(tables.get("retrain"))
+    yield from _stored_addresses(tables.get("retrain"), tables.get("notify"))
     if not isinstance(search, SearchTable):
         return
     yield from _not_branched(search, tables.get("workload"))
@@ -79,11 +79,14 @@ def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
         yield from _rungs_too_late(("search", "pruner"), search.pruner, training)
 
 
-def _stored_addresses(retrain: Table | None) -> Iterator[Mistake]:
+def _stored_addresses(retrain: Table | None, notify: Table | None) -> Iterator[Mistake]:
     """Find addresses of notifications; the messages do not show them."""
     if isinstance(retrain, RetrainTable):
         for key in retrain.notify.literals:
             yield Mistake(("retrain", "notify", key), NOT_STORED, "something else")
+    if isinstance(notify, StudyNotifyTable):
+        for key in notify.literals:
+            yield Mistake(("notify", key), NOT_STORED, "something else")
 
 
 def _not_probed(tables: Mapping[str, Table]) -> Iterator[Mistake]:

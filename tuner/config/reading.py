@@ -96,8 +96,8 @@ def changed(old: StudySpec, new: StudySpec) -> list[str]:
     """Return the changed values; a key that only one of them has counts only in [workload].
 
     So does the budget of a trial, whose key is its unit.
-    Each is text such as `[training] steps: was 300, is now 400`. Budget and retraining are left
-    out, since they may change.
+    Each is text such as `[training] steps: was 300, is now 400`. Budget, retraining
+    and notifications are left out, since they may change.
     """
     before, after = dict(_leaves(old)), dict(_leaves(new))
     return [
@@ -115,7 +115,7 @@ UNIT_PLACES = {("training", unit) for unit in UNITS}
 
 def _leaves(study: StudySpec) -> Iterator[tuple[Place, object]]:
     """Yield all values of a study with their places; a range is one value."""
-    tables = study.model_dump(exclude={"budget", "retrain"})
+    tables = study.model_dump(exclude={"budget", "retrain", "notify"})
     waiting: list[tuple[Place, Any]] = [((name,), table) for name, table in tables.items()]
     while waiting:
         place, value = waiting.pop(0)

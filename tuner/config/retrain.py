@@ -69,11 +69,26 @@ def is_variable(text: str) -> bool:
 Variable: TypeAlias = Annotated[str, Field(json_schema_extra={"pattern": VARIABLE})]
 
 
-class NotifyTable(Table):
-    """Notifications about retrainings.
+class ReceiversTable(Table):
+    """Receivers of notifications.
 
     Addresses contain secrets and are not stored. An environment variable of the process that
     sends holds one, or the same variable with the suffix `_FILE` names a file that does.
+    """
+
+    webhook: Variable | None = None
+    apprise: Annotated[tuple[Variable, ...], Field(strict=False)] = ()
+
+    @property
+    def literals(self) -> list[str]:
+        """The keys with a value that is not the name of a variable."""
+        names = {"webhook": [self.webhook] if self.webhook is not None else []}
+        names["apprise"] = list(self.apprise)
+        return [key for key, found in names.items() if not all(map(is_variable, found))]
+
+
+class NotifyTable(ReceiversTable):
+    """Notifications about retrainings; addresses as in `ReceiversTable`.
 
     - `webhook`: variable with the address to which the output of `tuner retrain --json` is sent by
       POST, such as "TUNER_NOTIFY_WEBHOOK".
@@ -82,24 +97,36 @@ class NotifyTable(Table):
       succeeded for `overdue_hours`, and what a person decided.
     """
 
-    webhook: Variable | None = None
-    apprise: Annotated[tuple[Variable, ...], Field(strict=False)] = ()
     on: Annotated[
-        tuple[Literal[
+        tuple[
+            Literal[
                 "promoted", "kept", "failed", "refused", "overdue", "proposed", "rejected",
                 "rolled_back",
-            ], ...],
+            ],
+            ...,
+        ],
         Field(strict=False),
     ] = (
         "promoted", "kept", "failed", "refused", "overdue", "proposed", "rejected", "rolled_back",
     )  # fmt: skip
 
-    @property
-    def literals(self) -> list[str]:
-        """The keys with a value that is not the name of a variable."""
-        names = {"webhook": [self.webhook] if self.webhook is not None else []}
-        names["apprise"] = list(self.apprise)
-        return [key for key, found in names.items() if not all(map(is_variable, found))]
+
+class StudyNotifyTable(ReceiversTable):
+    """Notifications about the study; this table may change at any time. Addresses as above.
+
+    - `webhook`: variable with the address to which a message is sent by POST.
+    - `apprise`: variables with Apprise URLs; they need the extra `notify`.
+    - `on`: what to notify about: the study has "ended"; it has "failed" (it stopped because its
+      trials fail, or none completed); a "new_best" trial; a trial has "stalled"; "nobody_trains"
+      although trials are left.
+    - `silent_minutes`: minutes without a measurement, or without a worker, for these two.
+    """
+
+    on: Annotated[
+        tuple[Literal["ended", "failed", "new_best", "stalled", "nobody_trains"], ...],
+        Field(strict=False),
+    ] = ("ended", "failed", "stalled", "nobody_trains")
+    silent_minutes: Annotated[float, Field(ge=1, le=1e6)] = 15.0
 
 
 NOT_STORED = (

@@ -1,9 +1,9 @@
 """The tables of a study file, and the steps and digests that follow from them.
 
 A study file is TOML with the tables `study`, `workload`, `training`, `space`, `search`, `guard`,
-`probe`, `budget` and `retrain`, of which `study`, `workload`, `training` and `budget` are required.
-Every entry of `space` is a value (fixed), a list (choices) or a table with `low` and `high`
-(a range).
+`probe`, `budget`, `retrain` and `notify`, of which `study`, `workload`, `training` and `budget` are
+required. Every entry of `space` is a value (fixed), a list (choices) or a table with `low` and
+`high` (a range).
 `tuner.config.reading` reads such a file and reports its mistakes.
 """
 
@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from tuner.config.retrain import MetricName, RetrainTable
+from tuner.config.retrain import MetricName, RetrainTable, StudyNotifyTable
 from tuner.config.search import (
     AnyJudge,
     Auto,
@@ -461,6 +461,7 @@ class StudySpec(Table):
     probe: ProbeTable = ProbeTable()
     budget: BudgetTable
     retrain: RetrainTable = RetrainTable()
+    notify: StudyNotifyTable = StudyNotifyTable()
 
     @property
     def unit(self) -> Unit:
@@ -528,7 +529,7 @@ class StudySpec(Table):
         return tuple(sorted({*regular, *self.rungs(), self.length}))
 
     def digest(self) -> str:
-        """Return 16 hexadecimal digits of the SHA-256 of all tables but budget and retrain."""
-        content = self.model_dump(mode="json", exclude={"budget", "retrain"})
+        """Return 16 hexadecimal digits of the SHA-256 of the tables that may not change."""
+        content = self.model_dump(mode="json", exclude={"budget", "retrain", "notify"})
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]

@@ -129,10 +129,9 @@ def extend(
             if trial.number not in known
         ]
 
-    add(
-        ledger, study, wanted, True, uuid.uuid4().hex, count(), act, events.EXTENDED,
-        of=parent.name, trials=[trial.number for trial, _ in parents],
-    )  # fmt: skip
+    details = {"of": parent.name, "trials": [trial.number for trial, _ in parents]}
+    key, done = uuid.uuid4().hex, (act, events.EXTENDED, details)
+    add(ledger, study, wanted, True, key, count(), *done)
     with ledger.engine.begin() as tx:
         return _extensions(tx, study.id)
 
@@ -159,7 +158,7 @@ def add(
     calls: Iterator[int],
     act: Act | None = None,
     action: str = events.ENQUEUED,
-    **details: Any,
+    details: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """Add trials with the `wanted` attributes; a retried call finds those that it added before.
 
@@ -177,7 +176,9 @@ def add(
         _make_room(tx, row, len(new), raise_budget=raise_budget)
         numbers = [trial.number for trial in rows.reserve(tx, row, len(new), new)]
         raised = {"raised_budget": True} if row.reserved + len(new) > row.limit else {}
-        events.record(tx, study.name, action, act, **{"trials": numbers, **raised, **details})
+        events.record(
+            tx, study.name, action, act, **{"trials": numbers, **raised, **(details or {})}
+        )
         return numbers
 
 

@@ -69,7 +69,12 @@ def record(tx: Connection, study: str, action: str, act: Act | None, **details: 
     if act is None:
         return
     reason = redacted(act.reason.strip()) if act.reason else None
-    values = {"study": study, "action": action, "reason": reason or None, "details": details}
+    values: dict[str, Any] = {
+        "study": study,
+        "action": action,
+        "reason": reason or None,
+        "details": details,
+    }
     if tx.dialect.name == "sqlite":  # PostgreSQL's server sets its own
         values["happened_at"] = database_time()
     tx.execute(insert(events).values(**values, os_user=act.by.os_user, host=act.by.host))
@@ -81,8 +86,8 @@ def add(
     study: str,
     action: str,
     act: Act,
+    details: Mapping[str, Any],
     notices: Sequence[Notice] = (),
-    **details: Any,
 ) -> None:
     """Record what somebody did that changes no row of the ledger, and notifications of it."""
     with ledger.engine.execution_options(writes=True).begin() as tx:
@@ -124,12 +129,11 @@ def rolled_back(ledger: Reader, model: str) -> dict[int, Event]:
     held: dict[int, Event] = {}
     with ledger.engine.begin() as tx:
         for one in readable(_of, tx.execute(query)):
-            was, now = one.details.get("was"), one.details.get("now")
-            if one.details.get("model") != model or not is_count(now):
-                continue
-            if is_count(was):
-                held[was] = one
-            held.pop(now, None)
+            was, now = one.details.get("was", -1), one.details.get("now", -1)
+            if one.details.get("model") != model or not (is_count(was) and is_count(now)):
+                continue  # without a champion before, nothing is held
+            held[int(was)] = one
+            held.pop(int(now), None)
     return held
 
 

@@ -33,6 +33,8 @@ from tuner.ledger.records import (
 from tuner.ledger.retrying import retry_on_disconnect
 from tuner.ledger.tables import IS_LIVE, IS_RUNNING, attempts, metadata, studies, trials
 
+BY_ITSELF = "Stopped by itself"
+"""How the reason begins of a study whose trials all failed."""
 BEING_DELETED = "It is being deleted; `tuner delete` finishes that."
 """The reason of a study that is stopped to be deleted; it must not be resumed."""
 
@@ -95,7 +97,7 @@ def break_circuit(ledger: Reader, study: StudyRecord) -> StudyRecord | None:
             return None
         which = "trial" if limit == 1 else f"{limit} trials"
         reason = (
-            f"Stopped by itself: the first {which} to end failed for one reason, "
+            f"{BY_ITSELF}: the first {which} to end failed for one reason, "
             f"{causes.pop()}. Trial {found[0].number}: {found[0].reason}"
         )
         _stop(tx, row, reason)

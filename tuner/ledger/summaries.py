@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, case, func, select
+from sqlalchemy import Connection, case, func, select, tuple_
 
 from tuner.core.outcome import COMPLETED, KINDS, RUNNING
-from tuner.ledger.decoding import is_number, readable, trial_of
+from tuner.ledger.decoding import is_number, is_time, readable, studies_of, trial_of
 from tuner.ledger.reading import CANDIDATES, Reader, has_live_attempt, silences
 from tuner.ledger.records import Silence, StudyRecord, is_count
 from tuner.ledger.retrying import retry_on_disconnect
@@ -79,6 +79,28 @@ def last_activity(ledger: Reader) -> dict[str, float]:
             for row in tx.execute(query)
             if is_number(row.at) and is_number(row.created)  # else it cannot be read
         }
+
+
+@retry_on_disconnect
+def notified(ledger: Reader) -> list[StudyRecord]:
+    """Read the studies that notify somebody, each in its newest version."""
+    c = studies.c
+    newest = select(c.name, func.max(c.version)).group_by(c.name)
+    named = c.spec.like('%"TUNER_NOTIFY_%')  # few have any, and the others need not be read
+    query = select(studies).where(tuple_(c.name, c.version).in_(newest), named).order_by(c.id)
+    with ledger.engine.begin() as tx:
+        found = studies_of(tx.execute(query).all())
+    return [one for one in found if one.spec.notify.webhook or one.spec.notify.apprise]
+
+
+@retry_on_disconnect
+def last_attempt(ledger: Reader, study_id: int) -> float:
+    """Read when an attempt at a trial of a study last began or ended; 0 if there was none."""
+    at = func.max(func.coalesce(attempts.c.ended_at, attempts.c.started_at))
+    query = select(at).join(trials, trials.c.id == attempts.c.trial_id)
+    with ledger.engine.begin() as tx:
+        found = tx.scalar(query.where(trials.c.study_id == study_id))
+    return float(found) if found is not None and is_time(found) else 0.0
 
 
 def _count(tx: Connection, found: Mapping[int, Summary]) -> None:

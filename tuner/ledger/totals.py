@@ -22,6 +22,8 @@ from tuner.ledger.tables import (
 
 TARGETS = ("optuna", "mlflow")
 UNSENT = ("waiting", "abandoned")
+LATE_SECONDS, DAY = 900.0, 86_400.0
+"""When a notification is late that nobody tries; how long an abandoned one is counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class Totals:
     leases: int  # live attempts
     expired: int  # live attempts whose lease has expired
     overdue: int  # studies whose retraining is overdue
-    unsent: Mapping[str, int]  # notifications that wait for another try, or were abandoned
+    unsent: Mapping[str, int]  # notifications that are late, or were abandoned within a day
     unpublished: Mapping[str, int]  # ended trials whose outcome is not published, by target
 
 
@@ -45,11 +47,14 @@ def totals(engine: Engine) -> Totals:
     by_trial = select(trials.c.state, number).where(ours).group_by(trials.c.state)
     live = select(func.count()).select_from(attempts).where(IS_LIVE)
     late = live.where(attempts.c.expires_at < database_time())
-    failed = or_(notifications.c.state == "abandoned", notifications.c.error.is_not(None))
+    sent = notifications.c
+    waits = or_(sent.error.is_not(None), sent.due_at < database_time() - LATE_SECONDS)
+    failed = or_(
+        and_(sent.state == "waiting", waits),
+        and_(sent.state == "abandoned", sent.ended_at > database_time() - DAY),
+    )
     by_notification = (
-        select(notifications.c.state, number)
-        .where(failed, notifications.c.state.in_(UNSENT))
-        .group_by(notifications.c.state)
+        select(notifications.c.state, number).where(failed).group_by(notifications.c.state)
     )
     late_retrainings = len(overdue(Reader(engine)))
     with engine.begin() as tx:

@@ -248,8 +248,10 @@ def _changes(known: StudySpec, spec: StudySpec) -> dict[str, Any]:
     if known.budget != spec.budget:
         was, now = known.budget.model_dump(mode="json"), spec.budget.model_dump(mode="json")
         found["budget"] = {key: [was[key], now[key]] for key in was if was[key] != now[key]}
-    if known.retrain != spec.retrain:
-        found["tables"] = ["retrain"]
+    if tables := [
+        one for one in ("retrain", "notify") if getattr(known, one) != getattr(spec, one)
+    ]:
+        found["tables"] = tables
     return found
 
 

@@ -14,31 +14,22 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from itertools import count
 from typing import Any
 
-from tuner.config import NotifyTable
+from tuner.config import NotifyTable, ReceiversTable, StudyNotifyTable
 from tuner.config.retrain import is_variable
-from tuner.core.cron import run_key
 from tuner.core.environment import identity, is_gone
 from tuner.core.errors import LeaseLost, TunerError, UnavailableError, UsageError
 from tuner.core.failpoints import reach
 from tuner.core.redaction import redacted, redacted_values
 from tuner.ledger import Reader
 from tuner.ledger.notifications import STORED, Notice, Notification, Notifications
-from tuner.ledger.retrainings import overdue
 from tuner.observability import outbound
 from tuner.observability.logs import logger
 from tuner.observability.outbound import RefusedError
-from tuner.observability.repeating import repeating
 
 AT_ONCE = 100
 """The most notifications that one pass sends."""
-PASS_SECONDS = 5.0
-"""Time between two passes of a service."""
-WATCH_EVERY = 12
-"""Passes between two looks for what is overdue."""
 
 log = logger(__name__)
 
@@ -61,7 +52,13 @@ def check(table: NotifyTable) -> None:
 
 
 def notices(
-    table: NotifyTable, *, on: str, event: str, study: str, title: str, content: Mapping[str, Any]
+    table: NotifyTable | StudyNotifyTable,
+    *,
+    on: str,
+    event: str,
+    study: str,
+    title: str,
+    content: Mapping[str, Any],
 ) -> list[Notice]:
     """Return the notifications of an event: one for each receiver, none if `on` is not asked for.
 
@@ -119,41 +116,6 @@ def try_to_deliver(ledger: Reader) -> None:
         log.warning(f"notifications wait: {error}")
 
 
-@contextmanager
-def delivering(ledger: Reader) -> Iterator[None]:
-    """Watch and deliver in a thread while the body runs, and deliver once more at its end."""
-
-    turns = count()
-
-    def turn() -> None:
-        if next(turns) % WATCH_EVERY == 0:
-            watch(ledger)
-        deliver(ledger)
-
-    with repeating("notifications", turn, PASS_SECONDS):
-        yield
-    try_to_deliver(ledger)
-
-
-def watch(ledger: Reader, now: float | None = None) -> None:
-    """Write notifications of what no process does: that the retraining of a study is overdue."""
-    for one in overdue(ledger, now):
-        name, limit = one.study.name, one.study.spec.retrain.overdue_hours
-        last = run_key(one.since)
-        reason = f"No retraining of {name!r} has succeeded since {last}, for more than {limit:g} h."
-        about = {"study": name, "outcome": "overdue", "since": last, "reason": reason}
-        found = notices(
-            one.study.spec.retrain.notify,
-            on="overdue",
-            event=f"overdue {name} {one.since!r}",
-            study=name,
-            title=f"{name}: retraining overdue",
-            content=about,
-        )
-        if found:
-            Notifications(ledger).add(found)
-
-
 def _suppress_lost(change: Any) -> None:
     try:
         change()
@@ -200,7 +162,7 @@ def _is_stored(held: Notification) -> bool:
 def _stored_address(ledger: Reader, held: Notification) -> str:
     """Return an address that an earlier version stored in the study."""
     try:
-        table = ledger.study(held.study).spec.retrain.notify
+        table = ledger.study(held.study).spec.retrain.notify  # [notify] never had any
     except UnavailableError:
         raise
     except TunerError as error:
@@ -211,7 +173,7 @@ def _stored_address(ledger: Reader, held: Notification) -> str:
     raise RefusedError("its study no longer has it")
 
 
-def _names(table: NotifyTable) -> Iterator[tuple[str, str]]:
+def _names(table: ReceiversTable) -> Iterator[tuple[str, str]]:
     if table.webhook is not None:
         yield "webhook", table.webhook
     for name in table.apprise:

@@ -153,7 +153,7 @@ class LedgerCollector(Collector):
         )
         yield _gauge(
             "tuner_notifications_unsent",
-            "Notifications that a receiver did not take: waiting for another try, or abandoned.",
+            "Notifications that failed or are late, and those abandoned within a day.",
             "state",
             found.unsent,
         )

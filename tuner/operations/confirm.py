@@ -117,7 +117,7 @@ def confirm(
     """
     asked = question(ledger, study, top=top, each=each)
     again = submit(ledger, study)
-    events.add(ledger, study.name, events.CONFIRMED, acting(), by=again.name)
+    events.add(ledger, study.name, events.CONFIRMED, acting(), {"by": again.name})
     ended = run.train_study(
         ledger,
         places,

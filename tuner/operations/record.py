@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from tuner.core.processes import on_end_of, stop_on_signals
 from tuner.ledger import Ledger
 from tuner.ledger.database import Addresses
-from tuner.observability import notify, serving
+from tuner.observability import serving, watching
 from tuner.tracking import recorder
 
 
@@ -38,7 +38,7 @@ def record(
             threading.Thread(target=_set_when_closed, args=(closing,), daemon=True).start()
         with (
             serving.serving(metrics_port, metrics_host, ledger.engine, places),
-            notify.delivering(ledger),
+            watching.delivering(ledger),
         ):
             # a study may be deleted while the process that started this recorder trains it
             recorder.record(

@@ -77,7 +77,7 @@ def retrain(
         name,
         events.RETRAINED,
         Act(by=person()),
-        **{key: found[key] for key in ("run_key", "outcome", "version")},
+        {key: found[key] for key in ("run_key", "outcome", "version")},
     )
     notify.try_to_deliver(ledger)
     return found
@@ -105,7 +105,8 @@ def _record_error(
         with suppress(UnreadableError):
             found = refusal(ledger.study(name).spec.retrain, name, key, reason)
     act = Act(by=person(), reason=reason)
-    events.add(ledger, name, events.RETRAINED, act, found, run_key=key, outcome=outcome)
+    about = {"run_key": key, "outcome": outcome}
+    events.add(ledger, name, events.RETRAINED, act, about, found)
 
 
 def _retrain(

@@ -63,10 +63,8 @@ def rollback(
         study.name,
         events.ROLLED_BACK,
         act,
+        {"model": registry.model, "was": was, "now": to},
         result.rollback(study.spec.retrain, study.name, registry.model, was, to, act),
-        model=registry.model,
-        was=was,
-        now=to,
     )
     registry.set_alias(CHAMPION, to)
     if was is not None and was != to:

@@ -20,7 +20,7 @@ from tuner.ledger import Ledger
 from tuner.ledger.database import Addresses
 from tuner.ledger.retrainings import FAILED
 from tuner.ledger.timetables import RunRecord, Timetables
-from tuner.observability import notify
+from tuner.observability import watching
 from tuner.observability.logs import logger
 from tuner.observability.repeating import repeating
 from tuner.operations.retrain import retrain
@@ -67,7 +67,7 @@ def run_scheduler(
         )
 
     log.info("scheduler started", scheduler=identity())
-    with renewer.running(), _recording_ticks(store, stop), notify.delivering(ledger):
+    with renewer.running(), _recording_ticks(store, stop), watching.delivering(ledger):
         while not stop.is_set():
             try:
                 store.tick()

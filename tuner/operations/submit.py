@@ -40,6 +40,8 @@ def prepare(spec: StudySpec, prefixes: Sequence[str]) -> PreparedWorkload:
     """
     for key in spec.retrain.notify.literals:
         raise UsageError(f"[retrain.notify] {key}: expected {NOT_STORED}, got something else")
+    for key in spec.notify.literals:
+        raise UsageError(f"[notify] {key}: expected {NOT_STORED}, got something else")
     prepared = prepare_workload(spec, prefixes)
     workload = prepared.workload
     rows = workload.rows if isinstance(workload, Workload) else workload.training_rows

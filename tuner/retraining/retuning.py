@@ -30,6 +30,7 @@ def spec_of(
         low, high = _around(float(known[0]["lr"]), spec, suggested)
         tables["space"]["lr"] |= {"low": low, "high": high}
     tables["search"] |= {"first": []}
+    tables["notify"] = {}  # the retraining notifies
     tables["budget"] = {"trials": spec.retrain.trials, "weight": spec.budget.weight}
     made = StudySpec.model_validate_json(json.dumps(tables))
     different = [dict(one) for index, one in enumerate(known) if one not in known[:index]]

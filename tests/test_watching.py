@@ -1,0 +1,111 @@
+"""What a study notifies of: its end, its failure, a new best trial, and silence; each once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import claim, completed, draw, rows, submit
+from processes import STUDY, prepare, tuner
+from receiver import Receiver, receiving
+
+from tuner.config import reading
+from tuner.core.errors import StudyFileError
+from tuner.core.outcome import FAILED, Outcome
+from tuner.ledger import Ledger, StudyRecord, managing
+from tuner.observability import notify
+from tuner.observability.watching import watch
+
+ALL = ["ended", "failed", "new_best", "stalled", "nobody_trains"]
+REASON = "The training code raised ValueError: no such file (mine.py:3)."
+BROKE = Outcome(kind=FAILED, reason=REASON)
+
+
+@pytest.fixture
+def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
+    with receiving() as made:
+        for name, value in made.environment.items():
+            monkeypatch.setenv(name, value)
+        yield made
+
+
+def notified(ledger: Ledger, **tables: Any) -> StudyRecord:
+    table = {"webhook": "TUNER_NOTIFY_WEBHOOK", "on": ALL}
+    return submit(ledger, **{"notify": table, "budget": {"trials": 2}, **tables})
+
+
+def train(ledger: Ledger, study: StudyRecord, outcome: Outcome) -> None:
+    held = claim(ledger, study)
+    draw(ledger, held)
+    ledger.finish(held.lease, outcome, chunk=rows(0, 10))
+
+
+def heard(ledger: Ledger, receiver: Receiver, now: float | None = None) -> list[str]:
+    """Watch twice, and return what the receiver got."""
+    before = len(receiver.heard)
+    for _ in range(2):
+        watch(ledger, now)
+        notify.deliver(ledger)
+    return [one["event"] for one in receiver.heard[before:]]
+
+
+def test_each_improvement_and_the_end_are_told_once(either: Ledger, receiver: Receiver) -> None:
+    study = notified(either)
+    submit(either, study={"name": "silent"})
+    assert heard(either, receiver) == []
+    train(either, study, completed(2.0))
+    assert heard(either, receiver) == ["new_best"]
+    train(either, study, completed(3.0))
+    assert heard(either, receiver) == ["ended"]
+    message = receiver.heard[-1]
+    assert message["reason"] == "All 2 trials have ended. Best: val_loss 2 in trial 0."
+    assert (message["best"]["number"], message["trials"]["completed"]) == (0, 2)
+    again = notified(either, budget={"trials": 3})
+    train(either, again, completed(1.0))
+    assert heard(either, receiver) == ["new_best", "ended"], "a larger budget goes on"
+
+
+def test_a_study_whose_trials_fail_is_told_as_failed(ledger: Ledger, receiver: Receiver) -> None:
+    study = notified(ledger, budget={"trials": 9, "stop_after_failures": 2})
+    for _ in range(2):
+        train(ledger, study, BROKE)
+    assert managing.break_circuit(ledger, study) is not None
+    assert heard(ledger, receiver) == ["failed"]
+    assert "no such file" in receiver.heard[-1]["reason"]
+
+
+def test_a_study_that_nobody_trains_is_told_until_somebody_acts(
+    ledger: Ledger, receiver: Receiver
+) -> None:
+    study = notified(ledger)
+    later = study.created_at + 16 * 60
+    assert heard(ledger, receiver, study.created_at + 60) == []
+    assert heard(ledger, receiver, later) == ["nobody_trains"]
+    assert "2 trials are left of 'small'" in receiver.heard[-1]["reason"]
+    claim(ledger, study)
+    assert heard(ledger, receiver, later + 3600) == [], "a worker has it"
+    managing.pause(ledger, study)
+    assert heard(ledger, receiver, later + 7200) == []
+
+
+def test_the_table_may_change_and_names_variables_alone(ledger: Ledger, tmp_path: Path) -> None:
+    quiet = submit(ledger)
+    loud = notified(ledger)
+    assert (loud.id, loud.digest) == (quiet.id, quiet.digest)
+    file = tmp_path / "study.toml"
+    file.write_text(STUDY + '\n[notify]\nwebhook = "https://example.org/secret"\n')
+    with pytest.raises(StudyFileError, match="the name of an environment variable") as error:
+        reading.load(file)
+    assert "secret" not in str(error.value).replace("contain secrets", "")
+
+
+@pytest.mark.slow
+def test_a_run_notifies_of_its_end_by_itself(tmp_path: Path, receiver: Receiver) -> None:
+    table = '\n[notify]\nwebhook = "TUNER_NOTIFY_WEBHOOK"\n'
+    folder = prepare(tmp_path / "here", STUDY + table, trials="2", steps="20")
+    done = tuner(folder, "run", "study.toml", env=receiver.environment)
+    assert done.code == 0, done.err
+    (message,) = receiver.messages
+    assert (message["event"], message["study"]) == ("ended", "small")

@@ -1,0 +1,161 @@
+"""Watch the ledger for what is to be notified and is no one transaction: ended studies, silence.
+
+Any number of processes may watch: a notification has the same idempotency key whoever writes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import count
+from typing import Any
+
+from tuner.core.cron import run_key
+from tuner.core.errors import TunerError
+from tuner.core.outcome import COMPLETED, KINDS, RUNNING
+from tuner.ledger import ENDED, OPEN, STOPPED, Reader, StudyRecord, events
+from tuner.ledger.deciding import is_undecided
+from tuner.ledger.managing import BEING_DELETED, BY_ITSELF
+from tuner.ledger.notifications import Notice, Notifications
+from tuner.ledger.retrainings import overdue
+from tuner.ledger.summaries import Summary, last_attempt, notified, summaries
+from tuner.observability import notify
+from tuner.observability.logs import logger
+from tuner.observability.repeating import repeating
+
+PASS_SECONDS = 5.0
+"""Time between two passes of a service that sends."""
+WATCH_EVERY = 12
+"""Passes between two looks at the ledger."""
+
+log = logger(__name__)
+
+
+@contextmanager
+def delivering(ledger: Reader) -> Iterator[None]:
+    """Watch and deliver in a thread while the body runs, and once more at its end."""
+    turns = count()
+
+    def turn() -> None:
+        if next(turns) % WATCH_EVERY == 0:
+            watch(ledger)
+        notify.deliver(ledger)
+
+    with repeating("notifications", turn, PASS_SECONDS):
+        yield
+    try:
+        watch(ledger)
+        notify.deliver(ledger)
+    except TunerError as error:
+        log.warning(f"notifications wait: {error}")
+
+
+def watch(ledger: Reader, now: float | None = None) -> None:
+    """Write notifications of what the ledger shows; `now` replaces the database's clock."""
+    found = [*_of_studies(ledger, now), *_of_retrainings(ledger, now)]
+    if found:
+        Notifications(ledger).add(found)
+
+
+def _of_retrainings(ledger: Reader, now: float | None) -> Iterator[Notice]:
+    for one in overdue(ledger, now):
+        name, limit = one.study.name, one.study.spec.retrain.overdue_hours
+        last = run_key(one.since)
+        reason = f"No retraining of {name!r} has succeeded since {last}, for more than {limit:g} h."
+        yield from notify.notices(
+            one.study.spec.retrain.notify,
+            on="overdue",
+            event=f"overdue {name} {one.since!r}",
+            study=name,
+            title=f"{name}: retraining overdue",
+            content={"study": name, "outcome": "overdue", "since": last, "reason": reason},
+        )
+
+
+def _of_studies(ledger: Reader, now: float | None) -> Iterator[Notice]:
+    watched = notified(ledger)
+    if not watched:
+        return
+    at = ledger.now() if now is None else now
+    found = summaries(ledger, watched)
+    for study in watched:
+        if study.reason != BEING_DELETED:
+            yield from _of_study(ledger, study, found[study.id], at)
+
+
+def _of_study(ledger: Reader, study: StudyRecord, summary: Summary, at: float) -> Iterator[Notice]:
+    patience = 60 * study.spec.notify.silent_minutes
+    ended = sum(summary.counts[kind] for kind in KINDS)
+    best = summary.best
+    if best is not None:
+        what = f"{study.spec.study.metric} {best.value:.4g}"
+        reason = f"Trial {best.number} of {study.name!r} has {what}, the best so far."
+        yield from _notices(study, summary, "new_best", str(best.number), reason)
+    for one in summary.silent:
+        if one.seconds > patience:
+            minutes = f"{one.seconds / 60:.0f} minutes"
+            reason = f"Trial {one.trial} of {study.name!r} has measured nothing for {minutes}; "
+            reason += f"{one.worker} may hang or be dead."
+            yield from _notices(study, summary, "stalled", f"{one.trial} {one.worker}", reason)
+    if _is_over(study, summary):
+        failed = _has_failed(study, summary)
+        why = study.reason or f"All {ended} trials have ended."
+        if best is not None:
+            why += f" Best: {study.spec.study.metric} {best.value:.4g} in trial {best.number}."
+        event = "failed" if failed else "ended"
+        yield from _notices(study, summary, event, f"{study.reserved} {ended}", why)
+    elif study.state == OPEN and not summary.workers and not _decides(study, summary):
+        since = _last_trained(ledger, study)
+        if at - since > patience:
+            left = max(study.limit - study.reserved, 0) + summary.counts["waiting"]
+            trials = (
+                f"{left} trials are left of {study.name!r}" if left else f"{study.name!r} waits"
+            )
+            reason = f"{trials}, and no worker has trained it since {run_key(since)}."
+            yield from _notices(study, summary, "nobody_trains", repr(since), reason)
+
+
+def _is_over(study: StudyRecord, summary: Summary) -> bool:
+    """Return whether no trial runs, and none comes unless somebody acts."""
+    if summary.counts[RUNNING] or summary.counts["waiting"] or _decides(study, summary):
+        return False
+    return study.state in (STOPPED, ENDED) or study.reserved >= study.limit
+
+
+def _decides(study: StudyRecord, summary: Summary) -> bool:
+    """Return whether trials of another study decide between those of this one."""
+    return is_undecided(study) and summary.counts[COMPLETED] >= 2
+
+
+def _has_failed(study: StudyRecord, summary: Summary) -> bool:
+    if study.state == STOPPED:
+        return (study.reason or "").startswith(BY_ITSELF)
+    return summary.best is None
+
+
+def _last_trained(ledger: Reader, study: StudyRecord) -> float:
+    """Return when a worker last had a trial, or a person last did something to the study."""
+    acts = [one.happened_at for one in events.latest(ledger, [study.name])[study.name].values()]
+    return max([study.created_at, last_attempt(ledger, study.id), *acts])
+
+
+def _notices(
+    study: StudyRecord, summary: Summary, on: str, event: str, reason: str
+) -> list[Notice]:
+    about: Mapping[str, Any] = {
+        "study": study.name,
+        "event": on,
+        "reason": reason,
+        "state": study.state,
+        "trials": summary.counts,
+        "best": None if summary.best is None else asdict(summary.best),
+    }
+    return notify.notices(
+        study.spec.notify,
+        on=on,
+        event=f"study {study.id} {study.created_at!r} {on} {event}",
+        study=study.name,
+        title=f"{study.name}: {on.replace('_', ' ')}",
+        content=about,
+    )
