@@ -88,13 +88,13 @@ def rows(workload: Workload) -> dict[str, int]:
 
 
 def rows_by_batch(workload: Workload) -> dict[str, dict[str, int]]:
-    """Return the number of rows of each part by batch, in the order in which they come."""
+    """Return the number of rows of each part by batch, sorted by its name."""
     found: dict[str, dict[str, int]] = {}
     for title, batches in workload.row_batches.items():
         for batch in map(str, batches):
             parts = found.setdefault(batch, {})
             parts[title] = parts.get(title, 0) + 1
-    return found
+    return dict(sorted(found.items()))
 
 
 def _tensors(workload: Workload) -> Iterator[tuple[str, str, Tensor, Sequence[str]]]:
