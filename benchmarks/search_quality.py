@@ -11,6 +11,10 @@ over the table's seeds divided by the table's best; with `--visible one`, what a
 seed drawn at random, and the value is that of the configuration it would pick. The target is what
 random search has after 200 trials in the median. With several slots the oldest trial ends first.
 
+With `--alike` the sampler is asked for batches of trials that can train in one cohort: the first of
+as many trials as there are slots is drawn freely, and the others get its widths, activations and
+batch size.
+
 Every cell is a line of `results/search-quality.jsonl`; those that are there are not run again.
 """
 
@@ -43,6 +47,8 @@ TABLES = (
     "protein_structure",
     "slice_localization",
 )
+SHAPE = ("activation_fn_1", "activation_fn_2", "batch_size", "n_units_1", "n_units_2")
+"""Parameters that the trials of a cohort have in common."""
 TRIALS, STARTUP, WITHOUT = 50, 4, 200
 TEXTBOOK = {
     "activation_fn_1": "relu",
@@ -78,6 +84,7 @@ class Cell:
     slots: int
     seed: int
     visible: str
+    alike: bool = False  # whether the slots are filled with trials of one shape
 
 
 def read(name: str) -> np.ndarray[Any, Any]:
@@ -145,14 +152,17 @@ def searched(cell: Cell, tables: Mapping[str, np.ndarray[Any, Any]]) -> list[flo
     study, running = optuna.create_study(), deque[Any]()
     seen: list[tuple[float, float]] = []  # what the sampler is told, and the mean
     curve: list[float] = []
-    number = 0
+    number, shape = 0, {}
     if cell.arm.endswith("textbook first"):
         study.enqueue_trial({name: SPACE[name].index(one) for name, one in TEXTBOOK.items()})
     while len(curve) < TRIALS:
         while len(running) < cell.slots and number < TRIALS:
             study.sampler = sampler(cell.arm, number, cell.seed, learned)
+            if cell.alike and number % cell.slots:
+                study.enqueue_trial(shape)
             trial = study.ask()
             running.append((trial, suggested(trial)))
+            shape = {name: trial.params[name] for name in SHAPE}
             number += 1
         trial, at = running.popleft()
         told = means[at] if cell.visible == "mean" else losses[at][chance.integers(4)]
@@ -166,7 +176,14 @@ def cells(options: argparse.Namespace) -> Iterator[Cell]:
     for seed, arm, slots, table in product(
         range(options.seeds), options.arms, options.slots, TABLES
     ):
-        yield Cell(table=table, arm=arm, slots=slots, seed=seed, visible=options.visible)
+        yield Cell(
+            table=table,
+            arm=arm,
+            slots=slots,
+            seed=seed,
+            visible=options.visible,
+            alike=options.alike,
+        )
 
 
 def target(losses: np.ndarray[Any, Any]) -> float:
@@ -185,7 +202,8 @@ def summary(results: Sequence[dict[str, Any]]) -> Iterator[str]:
     groups: dict[tuple[str, int, str, str], list[dict[str, Any]]] = {}
     for one in results:
         cell = Cell(**one["cell"])
-        groups.setdefault((cell.table, cell.slots, cell.visible, cell.arm), []).append(one)
+        arm = f"{cell.arm}, alike" if cell.alike else cell.arm
+        groups.setdefault((cell.table, cell.slots, cell.visible, arm), []).append(one)
     for (table, slots, visible, arm), group in sorted(groups.items()):
         hits = [one["hit"] or TRIALS + 1 for one in group]
         values = [one["values"]["50"] for one in group]
@@ -205,6 +223,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--visible", choices=["mean", "one"], default="mean")
+    parser.add_argument("--alike", action="store_true")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     done, tables = known(), {name: read(name) for name in TABLES}

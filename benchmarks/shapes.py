@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import random
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from tuner.config import StudySpec
 from tuner.training import trainer_choice
@@ -97,9 +99,11 @@ def measured(widths: Sequence[int], rounds: int, slots: int, each: int) -> dict[
         print(f"round {index}: apart {rows[-1][0]:.2f} s, mixed {rows[-1][1]:.2f} s", flush=True)
     ratios = [one / other for other, one in rows]
     return {
+        "machine": platform.machine(),
         "widths": list(widths),
         "slots": slots,
         "trials": len(tasks),
+        "rounds": rounds,
         "mixed/apart": [statistics.median(ratios), min(ratios), max(ratios)],
     }
 
@@ -114,6 +118,9 @@ def main() -> None:
     use_threads(1)
     found = measured(arguments.widths, arguments.rounds, arguments.slots, arguments.each)
     print(json.dumps(found))
+    name = f"shapes-{arguments.slots}-slots-{len(arguments.widths)}-widths.json"
+    file = Path(__file__).parent / "results" / name
+    file.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

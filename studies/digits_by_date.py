@@ -68,6 +68,7 @@ def arrived(day: str = "2026-03-03", broken: str = "", hidden: int = 32) -> Work
         metrics={"accuracy": accuracy},
         data_name=f"scikit-learn digits that arrived by {day}",
         data_digest=digest_of(inputs[here], targets[here]),
+        data_source="sklearn.datasets.load_digits",
     )
 
 

@@ -99,7 +99,13 @@ def by_day(key: str = "0", broken: str = "", named: bool = True) -> Workload:
     wrong = torch.tensor([day == broken for day in days["train"]])
     made.train_inputs[wrong, 0] = torch.nan
     made.validation_targets[:6][wrong[:6]] = torch.inf
-    return replace(made, row_batches=days if named else {})
+    return replace(made, row_batches=days if named else {}, data_source="rows@7")
+
+
+def on_a_day(key: str = "0") -> Workload:
+    """Train on data that differ from day to day; each day moves what is to be predicted."""
+    day = key.split(maxsplit=1)[0].rpartition("-")[2]
+    return moving(str(float(day) + 1 + key.endswith("forced") / 2))
 
 
 def breaking_in_training(key: str = "0") -> Workload:

@@ -48,6 +48,12 @@ def test_blocks_hold_all_members_and_cost_little(members, small, large):
     assert sum(large) < members + 4
 
 
+def test_a_block_is_hardly_larger_than_its_members():
+    plan = eligibility.plan(wide(), make_spec(steps=2, **WIDE))
+    assert {4, 8, 12, 16, 20, 24, 28, 32} <= set(plan.sizes)
+    assert [plan.sizes_for(members) for members in (9, 18, 21)] == [[12], [20], [24]]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [chain, branched])
 def test_the_last_members_sit_closer_together(model):

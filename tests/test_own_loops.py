@@ -11,6 +11,7 @@ import threading
 from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -100,6 +101,28 @@ def by_hand(trial, model=dropout_net, every=1):
             state = {"model": net.state_dict(), "optimizer": optimizer.state_dict()}
             trial.checkpoint.save(state)
     trial.report(trial.steps, val_loss=float(loss.detach()))
+
+
+def waiting(trial):
+    """Wait for something, as for a process or data, between all reports."""
+    trial.report(0, val_loss=5.0)
+    for step in range(trial.steps):
+        trial.yield_to_trainer()
+        trial.report(step, train_loss=1.0)
+        trial.yield_to_trainer()
+        trial.yield_to_trainer()
+        trial.report(step + 1, val_loss=4.0)
+
+
+def test_metrics_after_a_wait_are_in_the_event_of_their_step():
+    """Else they would not be committed, as the rows of the step are."""
+    events = train(waiting, make_spec(), make_task())
+    found = [one.step for event in events for one in event.evaluations]
+    assert found == list(range(make_spec().training.steps + 1))
+    for before, event in pairwise([None, *events]):
+        assert before is None or event.first_step == before.next_step
+        for one in event.evaluations:
+            assert event.first_step < one.step <= event.next_step or one.step == 0 < event.next_step
 
 
 def plain(trial):

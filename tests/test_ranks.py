@@ -92,9 +92,6 @@ def test_answers_are_forgotten_after_a_while(monkeypatch):
 
 # --- processes ------------------------------------------------------------------------------------
 
-PROCESSES = 'processes = 2\nfolder = "trial"'
-WORDS = ["python", "ranks.py", "--lr", "{lr}", "--epochs", "{steps}", "--folder"]
-
 
 @pytest.mark.slow
 def test_a_job_of_two_ranks_is_pruned_and_diverges_on_both(ledger: Ledger, here, tmp_path):
@@ -119,32 +116,43 @@ def test_a_job_of_two_ranks_is_pruned_and_diverges_on_both(ledger: Ledger, here,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "number",
-    [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.nightly)],
-    ids=lambda number: number.name,
-)
-def test_an_interrupted_job_of_two_ranks_goes_on_at_its_checkpoint(tmp_path, number):
-    words = [*WORDS, "{checkpoint_dir}", "--pause", "0.3"]
-    folder = job(tmp_path, words, [0.2], PROCESSES)
+def test_an_interrupted_job_of_two_ranks_goes_on_at_its_checkpoint(tmp_path):
+    """By Ctrl-C, after which both ranks have left at the same step, and by `kill -9`."""
+    words = ["python", "ranks.py", "--lr", "{lr}", "--epochs", "{steps}"]
+    words += ["--folder", "{checkpoint_dir}", "--slow", str(tmp_path)]
+    folder = job(tmp_path, words, [0.2], 'processes = 2\nfolder = "trial"')
     (folder / "ranks.py").write_text((JOBS / "ranks.py").read_text())
-    text = (folder / "study.toml").read_text()
-    text = text.replace("evaluate_every = 2", "evaluate_every = 2\ncheckpoint_seconds = 0.01")
+    text = (folder / "study.toml").read_text().replace("steps = 12", "steps = 100")
+    text = text.replace("[space]", "checkpoint_seconds = 0.01\n\n[space]")
     (folder / "study.toml").write_text(text)
-    process = start(folder, "run", "study.toml", cold=number == signal.SIGKILL)
-    until(lambda: rows(folder, "SELECT 1 FROM tuner_checkpoints WHERE step > 3"), "a checkpoint")
-    ranks = programs(folder)
-    assert len(ranks) >= 3  # two ranks and their launcher
-    os.kill(process.pid, number)
-    end(process)
-    psutil.wait_procs(ranks, timeout=60)
-    until(lambda: not processes_in(folder) and not programs(folder), "the end of all ranks")
-    done = end(start(folder, "run", "study.toml", "--json"), seconds=240)
+    (folder / "slow").touch()  # so that it does not end before it is interrupted
+    begun = [0]
+    for number in (signal.SIGINT, signal.SIGKILL):
+        process = start(folder, "run", "study.toml", cold=number == signal.SIGKILL)
+        saved = f"SELECT 1 FROM tuner_checkpoints WHERE step > {begun[-1] + 3}"
+        until(lambda saved=saved: rows(folder, saved), "a checkpoint", seconds=200)
+        ranks = programs(folder)
+        assert len(ranks) >= 3  # two ranks and their launcher
+        os.kill(process.pid, number)
+        assert end(process).code == (130 if number == signal.SIGINT else -signal.SIGKILL)
+        psutil.wait_procs(ranks, timeout=60)
+        until(lambda: not processes_in(folder) and not programs(folder), "the end of all ranks")
+        begun.append(rows(folder, "SELECT max(step) FROM tuner_checkpoints")[0][0])
+    (folder / "slow").unlink()
+    done = end(start(folder, "run", "study.toml", "--json"))
     assert done.code == 0, done.err
     assert done.json["trials"]["completed"] == 1
-    (first,), (second,) = rows(folder, "SELECT first_step FROM tuner_attempts ORDER BY number")
-    assert first == 0
-    assert second > 3
+    attempts = rows(folder, "SELECT first_step, ending FROM tuner_attempts ORDER BY number")
+    endings = ["interrupted", "stale", "finished"]
+    assert attempts == list(zip(begun, endings, strict=True))
+    by_ctrl_c, *_ = sorted(
+        folder.glob(".tuner/programs/*/trial-0-*"), key=lambda one: one.stat().st_mtime
+    )
+    left = dict(
+        re.findall(r"rank (\d) leaves at epoch (\d+)", (by_ctrl_c / "output.log").read_text())
+    )
+    assert left.keys() == {"0", "1"}
+    assert left["0"] == left["1"]
     assert tuner(folder, "doctor", "--json").json["problems"] == []
 
 

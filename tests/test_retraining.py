@@ -6,6 +6,8 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,12 @@ from receiver import Receiver, receiving
 from retrained import STUDY
 
 from tuner.analysis import drift
+from tuner.core.cron import Timetable
 from tuner.core.errors import NotFoundError, UnavailableError, UsageError
 from tuner.core.failpoints import PLACES, FailpointError
 from tuner.ledger import Retrainings
 from tuner.ledger.database import tracking_client
-from tuner.operations import report
+from tuner.operations import report, timetables
 from tuner.operations.predict import predict
 from tuner.operations.retrain import retrain
 from tuner.operations.rollback import rollback
@@ -119,7 +122,8 @@ def test_the_model_says_where_it_comes_from_and_holds_no_code(
     assert np.array_equal(theirs, pipeline.predictions())
     for given in (rows, pd.DataFrame(rows)):
         assert np.array_equal(function.predict(given), theirs)
-    run = tracking_client(pipeline.places).get_run(found["run_id"])
+    client = tracking_client(pipeline.places)
+    run = client.get_run(found["run_id"])
     assert run.info.status == "FINISHED"
     assert run.data.params["lr"] in {"0.2", "0.3"}
     assert run.data.metrics["challenger_val_loss"] == found["metrics"]["challenger"]
@@ -157,6 +161,33 @@ def test_columns_are_matched_by_name_here_and_in_mlflow(
 
     with pytest.raises(UsageError, match="features: expected 'width' as column 1, got 'height'"):
         pipeline.retrain("5 swapped")
+
+
+def test_a_version_leads_to_its_data_trial_curve_and_decision(pipeline: Pipeline) -> None:
+    pipeline.change("retrain.factory=tests.retrained:by_day")
+    found = pipeline.retrain("0")
+    client, champion = tracking_client(pipeline.places), pipeline.registry.champion()
+    assert json.loads(champion.tags["tuner.rows"]) == {"train": 24, "validation": 12}
+    assert json.loads(champion.tags["tuner.batch_rows"])["day 1"] == {"train": 8, "validation": 4}
+    assert champion.tags["tuner.data_source"] == "rows@7"
+    assert "torch" in json.loads(champion.tags["tuner.environment"])["packages"]
+    trial = client.get_run(champion.tags["tuner.trial_run_id"])
+    assert trial.data.tags["tuner.trial"] == champion.tags["tuner.trial"]
+    stored = client.download_artifacts(found["run_id"], "lineage.json", str(pipeline.folder))
+    files = json.loads(Path(stored).read_text())["files"]
+    assert {"tests/retrained.py", "tests/__init__.py"} & files.keys()
+    page = client.get_model_version("moving", "1").description
+    assert page == client.get_run(found["run_id"]).data.tags["mlflow.note.content"]
+    home = f"#/experiments/{trial.info.experiment_id}/runs/{trial.info.run_id}?"
+    own = client.get_run(found["run_id"]).info.experiment_id
+    for link in (
+        home,
+        f"#/experiments/{own}/runs/{found['run_id']}/artifacts/lineage.json?",
+        f"#/experiments/{own}/runs/{found['run_id']}/model-metrics?",
+        "#/models/moving/versions/1",
+    ):
+        assert f"]({link}" in page
+    assert "The first champion" in page
 
 
 def test_drift_is_in_the_ledger_and_on_the_parent_run(pipeline: Pipeline) -> None:
@@ -226,6 +257,52 @@ def retrained_wide(pipeline: Pipeline, key: str) -> dict[str, Any]:
         until_idle=True,
     )
     return retrain(ledger, pipeline.places, "wide", key, prefixes=PREFIXES)
+
+
+# --- keys
+
+
+def test_an_older_key_replaces_no_newer_champion_unless_forced(pipeline: Pipeline) -> None:
+    pipeline.change("retrain.factory=tests.retrained:on_a_day")
+    assert pipeline.retrain("2026-03-04")["outcome"] == "promoted"
+    assert pipeline.registry.champion().tags["tuner.data_time"] == "2026-03-04"
+    older = pipeline.retrain("2026-03-01")
+    assert (older["outcome"], older["version"], older["champion_version"]) == ("kept", 2, 1)
+    assert "Recorded only: the key '2026-03-01' is older than '2026-03-04'" in older["reason"]
+    assert "Better: val_loss" in older["reason"]
+    forced = pipeline.retrain("2026-03-01 forced", force=True)
+    assert (forced["outcome"], forced["champion_version"]) == ("promoted", 3)
+    assert pipeline.retrain("2026-03-05")["outcome"] == "promoted", "a newer key needs no force"
+
+
+def test_a_known_key_reports_what_has_changed_since(pipeline: Pipeline) -> None:
+    found = pipeline.retrain("0")
+    assert found["changed"] == []
+    assert pipeline.retrain("0") == found
+    pipeline.change("retrain.factory=tests.retrained:on_a_day")
+    (change,) = pipeline.retrain("0")["changed"]
+    assert change.startswith("the data, whose digest was ")
+    pipeline.change("retrain.factory=studies.digits:mlp", "retrain.key_argument=width")
+    (change,) = pipeline.retrain("0")["changed"]
+    assert change.startswith("the code of studies.digits:mlp, in studies/")
+    assert pipeline.trainings() == 1
+
+
+def test_a_key_has_the_format_of_the_study(pipeline: Pipeline) -> None:
+    pipeline.change("retrain.key_format=%Y-%m-%d", "retrain.factory=tests.retrained:on_a_day")
+    with pytest.raises(UsageError, match=r"expected .retrain. key_format '%Y-%m-%d', such"):
+        pipeline.retrain("4 March")
+    assert pipeline.retrain("2026-03-04 again")["outcome"] == "promoted"
+    at = Timetable(expression="0 6,18 * * *", zone="Asia/Tokyo")
+    with pytest.raises(UsageError, match=r"names the ticks .* both"):
+        timetables.add(pipeline.ledger, "moving", at)
+    daily = replace(at, expression="0 6 * * *")
+    added = timetables.as_json(
+        pipeline.ledger, timetables.add(pipeline.ledger, "moving", daily, enabled=False)
+    )
+    assert added["next"][11:] == "21:00:00Z", "of the day before"
+    day = date.fromisoformat(added["next"][:10])
+    assert date.fromisoformat(added["next_key"]) == day + timedelta(days=1)
 
 
 # --- whatever dies: see also the processes below

@@ -133,6 +133,7 @@ def check(studies: Mapping[str, Studied]) -> None:
         "a decay adds to that": value[0.01, "cosine", 0.2] < value[0.01, "constant", 0.2] - 0.1,
         "level with the best of the low rates": abs(value[0.01, "cosine", 0.2] - min(low)) < 0.1,
         "digits are learned": min(values(digits)) < 0.2,
+        **claims_on_batches(studies["digits-batches"]),
     }
     wrong = [claim for claim, holds in claims.items() if not holds]
     if wrong:
@@ -147,6 +148,7 @@ def facts(studies: Mapping[str, Studied]) -> dict[str, str]:
     found = quadratic_facts(studies["quadratic"]) | houses_facts(studies["house-prices"])
     found |= sine_facts(studies["sine"]) | momentum_facts(studies)
     found |= search_facts(studies["house-prices-search"]) | text_facts(studies["text"])
+    found |= batch_facts(studies["digits-batches"])
     digits = studies["digits"]
     best = ranking.ranked(digits.study, digits.trials)[0]
     counts = dict.fromkeys(("completed", "pruned", "diverged"), 0)
@@ -248,6 +250,51 @@ def search_facts(search: Studied) -> dict[str, str]:
     }
 
 
+def best_by_batch(batches: Studied) -> dict[int, TrialRecord]:
+    """Return the best trial of each batch size, the smallest batch first."""
+    ranked = ranking.ranked(batches.study, batches.trials)
+    sizes = sorted({batch(trial) for trial in ranked})
+    return {size: next(one for one in ranked if batch(one) == size) for size in sizes}
+
+
+def claims_on_batches(batches: Studied) -> dict[str, bool]:
+    """Return which claims on rate and batch size hold."""
+    best = list(best_by_batch(batches).values())
+    rates, losses = [rate(one) for one in best], [one.value or np.inf for one in best]
+    wrong, _ = batches.where(lr=rates[0], batch_size=batch(best[-1]))
+    return {
+        "the best rate rises with the batch": rates[0] < rates[1] < rates[2],
+        "the smaller batches end level": abs(losses[0] - losses[1]) < 0.02,
+        "the largest batch ends higher": losses[2] > 1.3 * max(losses[:2]),
+        "at the rate of the smallest batch, the largest has hardly learned": (wrong.value or 0.0)
+        > 1.5,
+    }
+
+
+def batch_facts(batches: Studied) -> dict[str, str]:
+    """Return the numbers on rate and batch size."""
+    best = best_by_batch(batches)
+    rows = [
+        [str(size), str(one.steps), f"{rate(one):g}", f"{one.value:.3f}"]
+        for size, one in best.items()
+    ]
+    (small, first), (large, last) = next(iter(best.items())), list(best.items())[-1]
+    wrong, _ = batches.where(lr=rate(first), batch_size=large)
+    return {
+        "batches.table": table(["batch size", "steps", "best lr", "loss"], rows),
+        "batches.factor": f"{rate(last) / rate(first):.3g}",
+        "batches.sizes": f"{large / small:g}",
+        "batches.small": f"{rate(first):g}",
+        "batches.wrong": f"{wrong.value:.3f}",
+        "batches.right": f"{last.value:.3f}",
+    }
+
+
+def batch(trial: TrialRecord) -> int:
+    """Return a trial's batch size."""
+    return int((trial.params or {})["batch_size"])
+
+
 def text_facts(text: Studied) -> dict[str, str]:
     """Return the numbers on the transformer."""
     from tuner.examples import text as workload  # noqa: PLC0415
@@ -331,6 +378,12 @@ def draw(studies: Mapping[str, Studied], folder: Path) -> None:
         ),
         "digits_rates": plots.value_by_rate(
             by_choice(digits, "optimizer", ""), title="Digits: last report of every trial"
+        ),
+        "batches": plots.value_by_rate(
+            by_choice(studies["digits-batches"], "batch_size", "batch size "),
+            title="Digits after ten epochs",
+            ylabel="validation loss",
+            joined=True,
         ),
         "text": plots.comparison(
             [

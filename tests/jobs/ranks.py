@@ -14,7 +14,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--lr", type=float, default=0.1)
 parser.add_argument("--epochs", type=int, default=10)
 parser.add_argument("--folder", type=Path, default=Path())
-parser.add_argument("--pause", type=float, default=0.0)
+parser.add_argument("--slow", type=Path, help="a folder: be slow while it has a file `slow`")
 options = parser.parse_args()
 
 distributed.init_process_group("gloo")
@@ -45,7 +45,7 @@ try:
         if rank == 0:
             torch.save((epoch + 1, model.state_dict()), saved)
         trial.checkpoint.save({})
-        time.sleep(options.pause)
+        time.sleep(0.2 if (options.slow / "slow").exists() else 0.0)
 finally:
     print(f"rank {rank} leaves at epoch {epoch}")
 distributed.destroy_process_group()

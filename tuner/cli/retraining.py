@@ -27,7 +27,10 @@ EXIT_KEPT = 10
     "--run-key",
     metavar="KEY",
     help="Idempotency key of this retraining, such as a date; a known key returns its result. "
-    "By default the time in UTC.",
+    "By default the time in UTC, in the study's key format if it has one.",
+)
+@click.option(
+    "--force", is_flag=True, help="Let a key older than the champion's replace it, if it wins."
 )
 @click.option(
     "--wait/--no-wait",
@@ -47,6 +50,7 @@ EXIT_KEPT = 10
 def retrain(
     name: str,
     run_key: str | None,
+    force: bool,
     wait: bool,
     exit_kept: bool,
     history: bool,
@@ -57,9 +61,7 @@ def retrain(
 
     It is trained at most once per run key. Call it again with the same key to resume after a crash.
     """
-    from tuner.core import cron
     from tuner.core.processes import stop_on_signals
-    from tuner.ledger import Retrainings
     from tuner.ledger.retrainings import FAILED, KEPT, PROPOSED
     from tuner.operations import retrain
 
@@ -72,8 +74,9 @@ def retrain(
             ledger,
             context.addresses(),
             name,
-            run_key or cron.run_key(Retrainings(ledger).now()),
+            run_key or retrain.key_of_now(ledger, name),
             prefixes=prefixes,
+            force=force,
             wait=wait,
             stop=stop,
         )
@@ -89,6 +92,12 @@ def _print_result(found: dict[str, Any], as_json: bool) -> None:
     else:
         version = "" if found["version"] is None else f", version {found['version']}"
         terminal.echo(f"{found['model']}{version}: {found['outcome']}. {found['reason']}")
+    for change in found["changed"]:
+        terminal.echo(
+            f"This is the recorded result of {found['run_key']!r}. Changed since: {change}. To "
+            f"retrain, use another key, such as {found['run_key'] + ' again'!r}.",
+            err=True,
+        )
 
 
 def _with_decision(command: Command) -> Command:
@@ -273,11 +282,12 @@ def add(
     from tuner.operations import timetables
 
     when = Timetable(expression=cron, zone=zone, grace=grace, catch_up=catch_up, overlap=overlap)
-    added = timetables.add(context.open_ledger(), study, when, name=name, enabled=enabled)
+    ledger = context.open_ledger()
+    added = timetables.add(ledger, study, when, name=name, enabled=enabled)
     if as_json:
-        print_json(timetables.as_json(added))
+        print_json(timetables.as_json(ledger, added))
     else:
-        terminal.echo(_in_words(timetables.as_json(added)))
+        terminal.echo(_in_words(timetables.as_json(ledger, added)))
 
 
 @timetable.command("list")
@@ -286,7 +296,8 @@ def list_(as_json: bool) -> None:
     """List the timetables."""
     from tuner.operations import timetables
 
-    found = [timetables.as_json(one) for one in timetables.timetables(context.open_ledger())]
+    ledger = context.open_ledger()
+    found = [timetables.as_json(ledger, one) for one in timetables.timetables(ledger)]
     if as_json:
         print_json({"timetables": found})
         return
@@ -367,7 +378,9 @@ def scheduler(
 
 def _in_words(timetable: dict[str, Any]) -> str:
     state = "" if timetable["enabled"] else ", disabled"
+    named = timetable["next_key"] != timetable["next"]
+    key = f", with the run key {timetable['next_key']}" if named else ""
     return (
-        "{name}: retrains {study!r} at {expression} ({zone}), next {next} "
+        "{name}: retrains {study!r} at {expression} ({zone}), next {next}{key} "
         "(catch-up {catch_up}, overlap {overlap}{state})"
-    ).format(**timetable, state=state)
+    ).format(**timetable, key=key, state=state)

@@ -141,6 +141,8 @@ class RetrainTable(Table):
     - `model`: the name in MLflow's registry; by default the study's name.
     - `factory`: the factory with the fresh data, as in `[workload]`; by default the study's.
     - `key_argument`: the factory's argument that gets the run key, such as a date.
+    - `key_format`: the format of run keys as times, such as "%Y-%m-%d"; a timetable's keys are in
+      its own time zone. By default a timetable's key is the tick's time in UTC.
     - `do`: "refit" trains the best parameters again; "retune" searches around them first; "auto"
       refits, and retunes if the refit's value is worse than the champion's by more than
       `shortfall`, a fraction of it.
@@ -164,6 +166,14 @@ class RetrainTable(Table):
         Field(
             pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
             description='a factory named as "module:function"',
+        ),
+    ] = None
+    key_format: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[^%\s]*%Y[^%\s]*(%[mdHMSj][^%\s]*)*$",
+            description="a format of times without spaces, of %Y and then any of %m, %d, %j, "
+            '%H, %M and %S, such as "%Y-%m-%d"',
         ),
     ] = None
     key_argument: Annotated[

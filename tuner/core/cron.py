@@ -36,7 +36,7 @@ class Timetable:
 
     def fires(self, after: float) -> Iterator[float]:
         """Yield the instants above `after` in ascending order."""
-        zone = _zone(self.zone)
+        zone = zone_of(self.zone)
         last = after
         for moment in CronSim(self.expression, datetime.fromtimestamp(after, zone)):
             at = moment.timestamp()
@@ -64,7 +64,7 @@ class Due:
 def checked(timetable: Timetable, now: float) -> Timetable:
     """Return the timetable. Raise `UsageError` if its expression or zone is invalid."""
     try:
-        _zone(timetable.zone)
+        zone_of(timetable.zone)
     except (KeyError, ValueError, OSError):
         raise UsageError(
             f"zone: expected a name of the IANA time zone database such as Europe/Berlin or UTC, "
@@ -149,6 +149,6 @@ def _last(timetable: Timetable, after: float, until: float) -> float | None:
         span *= 4
 
 
-def _zone(name: str) -> tzinfo:
+def zone_of(name: str) -> tzinfo:
     """Return a time zone; the library is faster with its own object for UTC."""
     return UTC if name == "UTC" else ZoneInfo(name)

@@ -48,11 +48,12 @@ class TimetableRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """One row of `tuner_timetable_runs`, with the name of its timetable and its study."""
+    """One row of `tuner_timetable_runs`, with its timetable's name, study and zone."""
 
     id: int
     timetable: str
     study: str
+    zone: str
     fire_at: float
     state: str
     outcome: str | None
@@ -258,7 +259,7 @@ def _write_ticks(tx: Connection, timetable: TimetableRecord, at: float) -> int:
 def _runs() -> Any:
     others = [c for c in timetable_runs.c if c.name != "timetable_id"]
     named = timetables.c.name.label("timetable")
-    return select(*others, named, timetables.c.study).join(timetables)
+    return select(*others, named, timetables.c.study, timetables.c.zone).join(timetables)
 
 
 def _now(tx: Connection, now: float | None) -> float:
@@ -270,8 +271,12 @@ def _now(tx: Connection, now: float | None) -> float:
 def _run(row: Any) -> RunRecord:
     """Return the record of a run of a timetable. Raise `UnreadableError`."""
     values = checked(f"a run of timetable {row.timetable!r:.60}", timetable_runs, row)
-    if not (isinstance(row.timetable, str) and isinstance(row.study, str)):
+    if not all(isinstance(one, str) for one in (row.timetable, row.study, row.zone)):
         raise UnreadableError(f"the timetable of run {row.id} cannot be read")
+    try:
+        cron.zone_of(row.zone)
+    except (KeyError, ValueError, OSError) as error:
+        raise UnreadableError(f"the time zone of run {row.id} cannot be read") from error
     return RunRecord(**values)
 
 

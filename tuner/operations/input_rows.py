@@ -63,7 +63,9 @@ class Wanted:
 @dataclass(frozen=True, kw_only=True)
 class _Table:
     names: Sequence[str] | None  # of the columns; None: they have none
-    rows: Sequence[Any]  # of cells, which may be numbers, texts or anything that JSON has
+    rows: (
+        Sequence[Any] | np.ndarray
+    )  # of cells, which may be numbers, texts or anything that JSON has
     place: Place
 
 
@@ -307,9 +309,9 @@ def _number(cell: Any, wanted: Wanted, where: str, column: int) -> float:
     expected = "0, 1, true or false" if is_bool else "a number"
     if isinstance(cell, _Cell) and is_bool and cell.lower() in ("true", "false"):
         return float(cell.lower() == "true")
-    allowed = (int, float) if not isinstance(cell, bool) or is_bool else ()
+    is_number = isinstance(cell, int | float) and (is_bool or not isinstance(cell, bool))
     try:
-        if isinstance(cell, (_Cell, *allowed)) and "_" not in str(cell):
+        if is_number or (isinstance(cell, _Cell) and "_" not in cell):
             return float(cell)
     except (ValueError, OverflowError):
         pass

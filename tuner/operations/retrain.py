@@ -11,6 +11,7 @@ from typing import Any
 from tuner.analysis import drift
 from tuner.analysis.drift import RetrainingStep
 from tuner.config import StudySpec
+from tuner.core import run_keys
 from tuner.core.environment import identity, is_gone, person
 from tuner.core.errors import (
     LeaseLost,
@@ -26,6 +27,7 @@ from tuner.ledger.notifications import Notice
 from tuner.ledger.retrainings import DONE
 from tuner.observability import notify
 from tuner.operations import run, submit
+from tuner.retraining import changes
 from tuner.retraining.checking import KEY_LIMIT, prepare
 from tuner.retraining.result import REFUSED, as_json, refusal
 from tuner.retraining.stages import Stages
@@ -45,6 +47,7 @@ def retrain(
     *,
     prefixes: Sequence[str],
     wait: bool = True,
+    force: bool = False,
     stop: threading.Event | None = None,
     renewer: LeaseRenewer | None = None,
     record_postponed: bool = True,
@@ -54,13 +57,14 @@ def retrain(
     The call is recorded with its outcome, also if it is refused; without `record_postponed` not
     if it is to be repeated. Then send the notifications that are due.
 
-    For a key that has ended, return its result. While another process has this key, or another
+    For a key that has ended, return its result, with what has `changed` since. With `force`, a key
+    older than the champion's may replace it. While another process has this key, or another
     retraining of the model, wait, or raise `UnavailableError` without `wait`. Raise `UsageError`
     before anything is trained if data, model or gate cannot be used, and `KeyboardInterrupt` when
     `stop` is set.
     """
     try:
-        found = _retrain(ledger, places, name, run_key, prefixes, wait, stop, renewer)
+        found = _retrain(ledger, places, name, run_key, prefixes, wait, force, stop, renewer)
     except BaseException as error:
         outcome = _outcome_of(error)
         if record_postponed or outcome not in POSTPONED:
@@ -112,6 +116,7 @@ def _retrain(
     run_key: str,
     prefixes: Sequence[str],
     wait: bool,
+    force: bool,
     stop: threading.Event | None,
     renewer: LeaseRenewer | None,
 ) -> dict[str, Any]:
@@ -120,9 +125,9 @@ def _retrain(
     renewer = renewer or LeaseRenewer(ledger, places.checkpoints)
     ended = store.read(name, run_key)
     if ended is not None and ended.stage == DONE:
-        return as_json(ended)
+        return as_json(ended) | {"changed": changes.since(ended, study, prefixes)}
     tune = partial(_tune, ledger, places, prefixes, renewer)
-    job = prepare(ledger, places, study, run_key, prefixes, tune)
+    job = prepare(ledger, places, study, run_key, prefixes, tune, force=force)
     while True:
         held, other = store.claim(name, run_key, job.registry.model, identity(), is_gone)
         if held.stage == DONE:
@@ -158,6 +163,12 @@ def _tune(
     ).interrupted:
         raise KeyboardInterrupt
     return ledger.study(study.name), ledger.best(study)
+
+
+def key_of_now(ledger: Ledger, name: str) -> str:
+    """Return the run key of this moment, in UTC."""
+    now, key_format = Retrainings(ledger).now(), ledger.study(name).spec.retrain.key_format
+    return run_keys.key_of(now, "UTC", key_format)
 
 
 def history(ledger: Ledger, name: str) -> list[RetrainingStep]:

@@ -1,7 +1,7 @@
 """The scheduler: records the ticks of timetables and runs one retraining for each tick.
 
 Any number of schedulers may run. When one dies, another continues its work: a tick is a row, and
-the tick's time is the run key of its retraining.
+the run key of its retraining follows from the tick's time.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from tuner.core.cron import run_key
 from tuner.core.environment import identity, is_gone
 from tuner.core.errors import LeaseLost, TunerError, UnavailableError
 from tuner.core.failpoints import reach
+from tuner.core.run_keys import key_of
 from tuner.ledger import Ledger
 from tuner.ledger.database import Addresses
 from tuner.ledger.retrainings import FAILED
@@ -52,7 +53,8 @@ def run_scheduler(
     renewer = LeaseRenewer(ledger, places.checkpoints)
 
     def run(held: RunRecord) -> Mapping[str, Any]:
-        key = run_key(held.fire_at)
+        key_format = ledger.study(held.study).spec.retrain.key_format
+        key = key_of(held.fire_at, held.zone, key_format)
         return retrain(
             ledger,
             places,

@@ -12,6 +12,7 @@ import numpy as np
 
 from tuner.analysis import deciding
 from tuner.config import StudySpec
+from tuner.core import run_keys
 from tuner.core.errors import NotFoundError, UsageError
 from tuner.ledger import Ledger, Retraining, Retrainings, StudyRecord, TrialRecord
 from tuner.ledger.database import Addresses, tracking_client
@@ -55,6 +56,12 @@ class Job:
     best: TrialRecord  # the one that the study decided to use, else its best one
     metric: str  # of the gate
     tune: Tune
+    force: bool  # promote even if the key is older than the champion's
+
+    @property
+    def data_time(self) -> float | None:
+        """The time that the run key names, in seconds since 1970; None if it names none."""
+        return run_keys.time_of(self.run_key, self.spec.retrain.key_format)
 
     def seed(self, index: int) -> int:
         """Return the seed of a challenger, which differs from every trial's."""
@@ -112,6 +119,8 @@ def prepare(
     run_key: str,
     prefixes: Sequence[str],
     tune: Tune,
+    *,
+    force: bool = False,
 ) -> Job:
     """Build the fresh data, and check all that can be wrong. Raises `UsageError`."""
     table = study.spec.retrain
@@ -120,7 +129,13 @@ def prepare(
             f"run key: expected 1 to {KEY_LIMIT} printable characters, such as a date, got "
             f"{run_key[:KEY_LIMIT]!r}"
         )
-    spec = _with_fresh_data(study, run_key)
+    if table.key_format is not None and run_keys.time_of(run_key, table.key_format) is None:
+        example = run_keys.key_of(study.created_at, "UTC", table.key_format)
+        raise UsageError(
+            f"run key: expected [retrain] key_format {table.key_format!r}, such as {example}, and "
+            f"nothing else before a space, got {run_key!r}"
+        )
+    spec = with_fresh_data(study, run_key)
     use_threads(study.threads)
     workload = trainer_choice.load(spec, prefixes)
     if not isinstance(workload, Workload):
@@ -146,6 +161,7 @@ def prepare(
         best=best,
         metric=table.gate.metric or study.spec.study.metric,
         tune=tune,
+        force=force,
     )
     _refuse_few_rows(job)
     _refuse_gate(job)
@@ -154,7 +170,8 @@ def prepare(
     return job
 
 
-def _with_fresh_data(study: StudyRecord, run_key: str) -> StudySpec:
+def with_fresh_data(study: StudyRecord, run_key: str) -> StudySpec:
+    """Return the specification of a study with the data of a run key."""
     table = study.spec.retrain
     tables = study.spec.model_dump(mode="json")
     tables["training"] |= {"threads": study.threads}

@@ -32,6 +32,7 @@ def as_json(ended: Retraining) -> dict[str, Any]:
         "metrics": decision.get("values", {"champion": None, "challenger": None}),
         "run_id": logged["run_id"],
         "left_out": ended.result[TRAIN].get("left_out", {}),
+        "changed": [],
     }
 
 

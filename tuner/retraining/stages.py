@@ -8,6 +8,7 @@ the old champion, and one that dies after it a complete new one.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -19,8 +20,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from tuner.core import run_keys
 from tuner.core.cron import run_key
-from tuner.core.environment import describe, person
+from tuner.core.environment import person
 from tuner.core.errors import LeaseLost, WorkloadCodeError
 from tuner.core.failpoints import reach
 from tuner.ledger import Reader, Retraining, Retrainings, events
@@ -36,11 +38,13 @@ from tuner.ledger.retrainings import (
     PROPOSED,
     TRAIN,
 )
-from tuner.retraining import drift, gate, result, versions
+from tuner.retraining import drift, gate, lineage, result, versions
 from tuner.retraining.checking import Job
+from tuner.retraining.gate import Decision
+from tuner.retraining.lineage import Lineage
 from tuner.retraining.training import Challengers, challengers, known
 from tuner.retraining.versions import EXAMPLE, WEIGHTS, BuildRecord
-from tuner.tracking.mlflow.registry import CHAMPION, REPLACES, RETRAINING, StoredFile
+from tuner.tracking.mlflow.registry import CHAMPION, REPLACES, RETRAINING, StoredFile, Version
 from tuner.tracking.mlflow.retraining_run import ModelContent, RetrainingRuns, RunContent
 from tuner.training import models
 from tuner.training.workloads import code_digest
@@ -100,8 +104,8 @@ class Stages:
     # --- the stages
 
     def _train(self) -> None:
-        left_out = dict(self._job.workload.left_out)
-        found = self._challengers().found() | {"left_out": left_out}
+        trained = self._challengers()
+        found = trained.found() | lineage.of(self._job, trained.origin).model_dump()
         self._advance(LOG if found["failed"] else EVALUATE, found)
         reach("retrain.trained")
 
@@ -129,6 +133,8 @@ class Stages:
                 seed=spec.study.seed,
             )
             number, theirs = champion.version.number, float(rows.mean())
+        if champion is not None:
+            decision = self._unless_older(decision, champion.version)
         found = {
             "promote": decision.promote,
             "reason": decision.reason + self._omissions(),
@@ -153,6 +159,7 @@ class Stages:
         content = self._model_of(trained)
         version = self._runs.register(self._job.registry, run_id, run, content)
         self._job.registry.tag(version.number, content.tags)  # of a second evaluation, if need be
+        self._describe(run_id, version, trained)
         searched, params = self._job.spec.space.function_arguments, trained.origin.params
         own = {name: params[name] for name in searched if name in params}
         built = BuildRecord(
@@ -207,6 +214,43 @@ class Stages:
 
     # --- what they need
 
+    def _lineage(self, trained: Challengers) -> Lineage:
+        """Return the lineage of the training, of this process if the ledger has none."""
+        return lineage.stored(self._result(TRAIN)) or lineage.of(self._job, trained.origin)
+
+    def _describe(self, run_id: str, version: Version, trained: Challengers) -> None:
+        """Write the page of a version, which is also its run's."""
+        found, reason = self._lineage(trained), self._result(EVALUATE)["reason"]
+        self._runs.describe(
+            self._job.registry,
+            run_id,
+            version,
+            lambda run, trial, own: lineage.page(
+                found,
+                origin=trained.origin.as_json(),
+                reason=reason,
+                run=run,
+                trial=trial,
+                version=own,
+            ),
+            trial_run=found.trial_run_id,
+        )
+
+    def _unless_older(self, decision: Decision, champion: Version) -> Decision:
+        """Return a decision that keeps a champion of newer data, unless this run is forced."""
+        job, made = self._job, versions.maker(self._job.ledger, champion)
+        if made is None or not decision.promote or self._result(TRAIN).get("forced") or job.force:
+            return decision
+        theirs = run_keys.time_of(made.run_key, job.spec.retrain.key_format)
+        if theirs is None or job.data_time is None or job.data_time >= theirs:
+            return decision
+        reason = (
+            f"Recorded only: the key {job.run_key!r} is older than {made.run_key!r}, that of the "
+            f"champion, version {champion.number}. {decision.reason} To promote it nevertheless, "
+            "use `tuner rollback --to`, or `tuner retrain --force` with another key."
+        )
+        return dataclasses.replace(decision, promote=False, reason=reason)
+
     def _omissions(self) -> str:
         """Return a sentence about the batches that were left out, or nothing."""
         left_out = self._job.workload.left_out
@@ -242,6 +286,7 @@ class Stages:
             tags=self._tags(trained),
             data=(job.workload.data_name, job.workload.data_digest),
             factory=job.spec.workload.function,
+            lineage=(lineage.FILE, self._lineage(trained).model_dump()),
             curve=model.curve,
             status="KILLED" if self._result(TRAIN)["failed"] else "FINISHED",
         )
@@ -259,7 +304,7 @@ class Stages:
             "tuner.weights": StoredFile.of(WEIGHTS, files[WEIGHTS]).sha256,
         }
         return ModelContent(
-            module=module,
+            module=models.AnyReal(module, models.dtype_of(example)),
             example=example,
             outputs=outputs,
             features=models.features_of(job.workload, job.spec),
@@ -270,7 +315,6 @@ class Stages:
     def _tags(self, trained: Challengers) -> dict[str, str]:
         """Return the tags of run and version: the origin of the model and the gate's decision."""
         job, origin = self._job, trained.origin
-        environment = describe(job.spec.training.device)
         tags = {
             RETRAINING: identity_of(self._held),
             "mlflow.user": person().os_user,
@@ -279,13 +323,9 @@ class Stages:
             "tuner.study_version": str(origin.version),
             "tuner.trial": str(origin.trial),
             "tuner.params": json.dumps(dict(origin.params), sort_keys=True),
-            "tuner.data_digest": job.workload.data_digest,
-            "tuner.code_digest": code_digest(job.spec.workload.function, job.prefixes),
             "tuner.seed": str(job.seed(0)),
+            **lineage.tags(self._lineage(trained)),
         }
-        if environment["git_commit"]:
-            tags["mlflow.source.git.commit"] = environment["git_commit"]
-            tags["tuner.git_dirty"] = str(environment["git_dirty"]).lower()
         decision = self._held.result.get(EVALUATE)
         if decision is None:
             return tags | {"tuner.reason": self._result(TRAIN)["failed"]}

@@ -71,15 +71,20 @@ def without_bad_batches(workload: Workload) -> Workload:
 
 def problems_of_batches(workload: Workload) -> Iterator[str]:
     """Yield what is wrong with the batches of a workload's rows."""
-    rows = {title: len(values) for title, _, values, _ in _tensors(workload)}
+    known = rows(workload)
     for title, batches in workload.row_batches.items():
-        if title not in rows:
-            yield f"row_batches: expected parts among {', '.join(rows)}, got {title}"
-        elif len(batches) != rows[title]:
+        if title not in known:
+            yield f"row_batches: expected parts among {', '.join(known)}, got {title}"
+        elif len(batches) != known[title]:
             yield (
-                f"row_batches: {title}: expected the name of a batch for each of {rows[title]} "
+                f"row_batches: {title}: expected the name of a batch for each of {known[title]} "
                 f"rows, got {len(batches)}"
             )
+
+
+def rows(workload: Workload) -> dict[str, int]:
+    """Return the number of rows of each part that is in memory."""
+    return {title: len(values) for title, _, values, _ in _tensors(workload)}
 
 
 def rows_by_batch(workload: Workload) -> dict[str, dict[str, int]]:
@@ -117,11 +122,11 @@ def _column(where: Sequence[int], columns: Sequence[str]) -> list[str]:
     return [f"position {tuple(where)}"] if where else []
 
 
-def _some(rows: Sequence[int]) -> str:
-    rows = sorted(set(rows))
-    shown = ", ".join(map(str, rows[:SOME]))
-    more = f" and {len(rows) - SOME} others" if len(rows) > SOME else ""
-    return f"{'rows' if len(rows) > 1 else 'row'} {shown}{more}"
+def _some(found: Sequence[int]) -> str:
+    different = sorted(set(found))
+    shown = ", ".join(map(str, different[:SOME]))
+    more = f" and {len(different) - SOME} others" if len(different) > SOME else ""
+    return f"{'rows' if len(different) > 1 else 'row'} {shown}{more}"
 
 
 def _without(workload: Workload, left_out: Mapping[str, str]) -> Workload:

@@ -83,6 +83,7 @@ class _Member:
         self._steps_to_save = steps_to_save(spec, task.params, self._settings)
         self._names: list[str] = []  # of metrics, from the first report of some
         self._segment = Segment(0)
+        self._following: Segment | None = None  # with what was cut from the last one
         self._max_rows = 0  # of the segment
         self._began = self._saved_at = clock()
         self._error: BaseException | None = None
@@ -104,7 +105,8 @@ class _Member:
         from the next call.
         """
         self._raise_error()
-        self._max_rows, self._segment = rows, Segment(self._step)
+        self._max_rows, self._segment = rows, self._following or Segment(self._step)
+        self._following = None
         self._began = self._clock()
         self.status = Status.TRAINING
         with random_state.swapped(self.random):
@@ -362,8 +364,17 @@ class _Member:
         self._saved_at = self._clock()
 
     def yield_to_trainer(self) -> None:
-        """Let `advance` return without a row or an evaluation."""
+        """Let `advance` return without a row or an evaluation.
+
+        The last row is left to the next call, since metrics at its end may follow, and belong to
+        the same event; and so are metrics before the first row. The row is not if a state was saved
+        at its end, where a resumed trial would begin.
+        """
         self._check_running()
+        has_metrics = 0 < self._step == self._progress.last_step
+        is_saved = self.saved is not None and self.saved["step"] == self._step
+        if not has_metrics and not is_saved:
+            self._segment, self._following = self._segment.without_last_row()
         self._pause()
 
     def load(self) -> dict[str, Any] | None:

@@ -260,6 +260,27 @@ def example_of(workload: Workload, spec: StudySpec) -> np.ndarray:  # [row, ...]
     return rows
 
 
+class AnyReal(nn.Module):
+    """A module whose exported graph takes inputs of any dtype: arrays and tables are of float64."""
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.module = module
+        self.dtype = dtype
+
+    def forward(self, inputs: Tensor) -> Any:  # [row, ...]
+        """Return the outputs of the module."""
+        # not by `to`, of which an exported graph refuses other dtypes than that of the example;
+        # row by row in memory, since a table is not and its outputs would be rounded otherwise
+        own = torch.empty_like(inputs, dtype=self.dtype, memory_format=torch.contiguous_format)
+        return self.module(own.copy_(inputs))
+
+
+def dtype_of(rows: np.ndarray) -> torch.dtype:
+    """Return torch's dtype of an array."""
+    return torch.from_numpy(rows[:0]).dtype
+
+
 def features_of(workload: Workload, spec: StudySpec) -> tuple[Feature, ...]:
     """Return the named features of a model's inputs; none if its columns are unnamed."""
     return feature_names.features_of(workload.features, str(example_of(workload, spec).dtype))

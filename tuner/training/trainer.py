@@ -109,6 +109,18 @@ class Segment:
         """Whether there are rows or evaluations."""
         return bool(self.times or self.evaluations)
 
+    def without_last_row(self) -> tuple[Segment, Segment]:
+        """Return two segments: all but the last row, and that row; metrics before it go with it."""
+        rest, last = Segment(self.first_step), Segment(self.first_step)
+        kept = max(0, len(self.times) - 1)
+        for name in ("losses", "rates", "grad_norms", "times"):
+            values = getattr(self, name)
+            setattr(rest, name, values[:kept])
+            setattr(last, name, values[kept:])
+        last.first_step += kept
+        (rest if kept else last).evaluations = self.evaluations
+        return rest, last
+
     def event(
         self, number: int, status: Status, value: float | None, rungs: Mapping[int, int]
     ) -> Event:

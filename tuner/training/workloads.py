@@ -112,6 +112,7 @@ class Workload:
     forward: Forward | None = None  # instead of loss and metrics
     data_name: str  # for display
     data_digest: str  # of the data alone, by `digest_of`
+    data_source: str = ""  # where the data are, such as an address or the id of a snapshot
     metrics: Mapping[str, Measure] = field(default_factory=lambda: MappingProxyType({}))
     rate_multipliers: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     baseline_loss: float | None = None  # the training loss of the best constant predictor
@@ -497,8 +498,8 @@ def _problems(workload: Workload) -> Iterator[str]:
     if workload.forward is not None and workload.metrics:
         yield "metrics: expected nothing, since forward returns them"
     if fine:
-        inputs = {f"{title}_inputs": each for title, (each, _) in parts.items()}
-        yield from feature_names.problems(workload.features, inputs)
+        named = {f"{title}_inputs": each for title, (each, _) in parts.items()}
+        yield from feature_names.problems(workload.features, named)
         yield from bad_data.problems_of_batches(workload)
         yield from _problems_of_slices(workload)
         check = _problems_of_batches if workload.has_loaders else _problems_between

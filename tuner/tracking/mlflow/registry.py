@@ -127,6 +127,11 @@ class Registry:
             for key, value in tags.items():
                 self._client.set_model_version_tag(self.model, str(number), key, value)
 
+    def describe(self, number: int, text: str) -> None:
+        """Write the description of a version, in Markdown."""
+        with self._reached():
+            self._client.update_model_version(self.model, str(number), text)
+
     def read(self, version: Version, file: StoredFile) -> bytes:
         """Return the content of a file. Raise `NotFoundError` unless it has this size and digest.
 

@@ -11,15 +11,16 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import mlflow.pytorch
 import numpy as np
-import torch
 from mlflow import MlflowClient
 from mlflow.entities import (
     Dataset,
@@ -37,12 +38,14 @@ from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.types.schema import ColSpec, DataType, Schema, TensorSpec
 
 from tuner.core.curves import Chunk
+from tuner.core.errors import UnavailableError
 from tuner.core.failpoints import reach
 from tuner.core.features import Feature
 from tuner.core.text import NAME_LIMIT, derived
 from tuner.ledger.database import sent_once, tracking_reached
 from tuner.tracking.mlflow.client_writer import BATCH, as_metrics, as_tags
 from tuner.tracking.mlflow.experiments import KIND, named_or_tagged
+from tuner.tracking.mlflow.links import Links, experiment_of
 from tuner.tracking.mlflow.registry import CHALLENGER, RETRAINING, Registry, StoredFile, Version
 from tuner.tracking.mlflow.run_content import all_points, milliseconds
 
@@ -64,6 +67,7 @@ class RunContent:
     tags: Mapping[str, str]
     data: tuple[str, str]  # name and digest
     factory: str  # of the data
+    lineage: tuple[str, Mapping[str, Any]]  # a file's name, and what it contains as JSON
     curve: Chunk
     status: str  # MLflow's
 
@@ -72,7 +76,7 @@ class RunContent:
 class ModelContent:
     """The model of a retraining."""
 
-    module: Any  # a torch module
+    module: Any  # a torch module that takes inputs of any real dtype
     example: np.ndarray  # [row, ...]
     outputs: np.ndarray  # [row, ...], the module's on the example
     features: Sequence[Feature]  # the names of input columns; empty: they are unnamed
@@ -113,6 +117,8 @@ class RetrainingRuns:
                 self._client.log_batch(run_id, metrics=points[first : first + BATCH])
             used = DatasetInput(_dataset(content), [InputTag("mlflow.data.context", "training")])
             self._client.log_inputs(run_id, datasets=[used])
+            name, found = content.lineage
+            self._client.log_text(run_id, json.dumps(found, indent=2), name)
             self._client.set_terminated(run_id, content.status, at)
         return run_id
 
@@ -135,6 +141,32 @@ class RetrainingRuns:
             reach("retrain.version_created")
         registry.set_alias(CHALLENGER, found.number)
         return found
+
+    def describe(
+        self,
+        registry: Registry,
+        run_id: str,
+        version: Version,
+        page: Callable[[str, str | None, str], str],
+        *,
+        trial_run: str | None,
+    ) -> None:
+        """Write a page in Markdown on a run and on its version.
+
+        `page` is called with the addresses of the run, of the trial's run, which is None if it is
+        not here, and of the version.
+        """
+        trial = None
+        with tracking_reached(self._client.tracking_uri):
+            if trial_run is not None:
+                with suppress(UnavailableError):  # deleted, or published to another MLflow
+                    home = Links(experiment=experiment_of(self._client, trial_run), parent="")
+                    trial = home.run(trial_run)
+            run = Links(experiment=self._experiment, parent=run_id).study()
+            own = f"#/models/{quote(version.model, safe='')}/versions/{version.number}"
+            text = page(run, trial, own)
+            self._client.set_tag(run_id, "mlflow.note.content", text)
+        registry.describe(version.number, text)
 
     def log_drift(self, metrics: Mapping[str, float], step: int, at: float) -> None:
         """Log a retraining's results to the parent run's curves."""
@@ -183,7 +215,7 @@ class RetrainingRuns:
             )
             example = content.example.astype(_public(content.example.dtype))
             mlflow.pytorch.save_model(
-                _Cast(content.module, torch.from_numpy(content.example[:0]).dtype),
+                content.module,
                 path,
                 mlflow_model=described,
                 signature=ModelSignature(inputs=_schema(example), outputs=_schema(content.outputs)),
@@ -245,7 +277,15 @@ def model_title(study: str) -> str:
 def _dataset(content: RunContent) -> Dataset:
     name, digest = content.data
     source = json.dumps({"tags": {"mlflow.source.name": content.factory}})
-    return Dataset(name=name, digest=digest, source_type="code", source=source)
+    known = content.lineage[1]
+    profile = {"num_rows": sum(known["rows"].values()), "rows": known["rows"]}
+    return Dataset(
+        name=name,
+        digest=digest,
+        source_type="code",
+        source=source,
+        profile=json.dumps(profile | {"source": known["data_source"]}),
+    )
 
 
 def _schema(rows: np.ndarray) -> Schema:
@@ -268,19 +308,3 @@ COLUMN_TYPES = {
 
 def _columns(features: Sequence[Feature]) -> Schema:
     return Schema([ColSpec(COLUMN_TYPES[one.dtype], name=one.name) for one in features])
-
-
-class _Cast(torch.nn.Module):
-    """A module whose graph takes inputs of any dtype: arrays and tables are of float64."""
-
-    def __init__(self, module: torch.nn.Module, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.module = module
-        self.dtype = dtype
-
-    def forward(self, inputs: torch.Tensor) -> Any:  # [row, ...]
-        """Return the outputs of the module."""
-        # not by `to`, of which the exported graph would refuse other dtypes than the example's
-        row_major = torch.contiguous_format  # tables are not, and round differently
-        own = torch.empty_like(inputs, dtype=self.dtype, memory_format=row_major)
-        return self.module(own.copy_(inputs))

@@ -333,7 +333,7 @@ def _close(found: Tensor, expected: Tensor) -> bool:
 
 
 def _sizes(stack: Stack, workload: Workload, rows: int, spec: StudySpec) -> tuple[int, ...]:
-    """Return the possible sizes of a block: a largest one, and halves of it.
+    """Return the possible sizes of a block: a largest one, its eighths, and halves of it.
 
     A block should fit into the CPU cache, so larger models get fewer places; for small models the
     overhead of calls favors more. All places must round alike: the numbers of a block should fill
@@ -350,10 +350,12 @@ def _sizes(stack: Stack, workload: Workload, rows: int, spec: StudySpec) -> tupl
         size *= 2
     expected = _copies(stack, workload, rows, size, spec)
     largest = WIDE if parameters <= SMALL else size
-    halves = [largest >> times for times in range(largest.bit_length())]
+    eighth = max(1, largest // 8)
+    smaller = {largest >> times for times in range(largest.bit_length())}
+    smaller |= set(range(eighth, largest, eighth))
     fitting = [
         each
-        for each in sorted({size, *(half for half in halves if fills(half))})
+        for each in sorted({size, *(each for each in smaller if fills(each))})
         if _alike(_copies(stack, workload, rows, each, spec), expected)
     ]
     if not fitting:
