@@ -113,7 +113,7 @@ def test_commands_say_how_it_ended(pipeline: Pipeline) -> None:
     assert kept.code == 10
     assert set(kept.json) == {
         *("study", "run_key", "outcome", "reason", "model", "version", "champion_version"),
-        *("metrics", "run_id"),
+        *("metrics", "run_id", "left_out", "changed"),
     }
     assert set(kept.json["metrics"]) == {"champion", "challenger"}
     again = tuner(folder, "retrain", "moving", "--run-key", "0 b")
@@ -234,7 +234,7 @@ def test_digits_that_arrive_in_ten_batches_of_which_one_is_broken(by_date: Path)
     for day in range(1, 11):
         key = f"2026-03-{day:02}"
         found[key] = one = retrain(ledger, places, name, key, prefixes=PREFIXES)
-        predicted = predict(ledger, places, name, rows, prefixes=PREFIXES)
+        predicted = predict(ledger, places, name, rows, prefixes=PREFIXES, by_position=True)
         assert predicted.exact
         seen.setdefault(one["champion_version"], predicted.outputs)
         # whoever is the champion predicts what it always did
@@ -253,7 +253,8 @@ def test_digits_that_arrive_in_ten_batches_of_which_one_is_broken(by_date: Path)
     back = rollback(ledger, places, name)
     assert back.was == champion
     assert np.array_equal(
-        predict(ledger, places, name, rows, prefixes=PREFIXES).outputs, seen[back.now]
+        predict(ledger, places, name, rows, prefixes=PREFIXES, by_position=True).outputs,
+        seen[back.now],
     )
     ledger.engine.dispose()
 
