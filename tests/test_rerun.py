@@ -141,5 +141,5 @@ def test_whatever_trains_again_has_the_threads_that_the_study_settled_on(ledger,
     measured = replace(study, spec=submitted(ledger, study={"name": "other"}).spec)
     assert measured.spec.training.threads == "auto"
     again = confirm.submit(ledger, measured)
-    fresh = checking._with_fresh_data(measured, "today")
+    fresh = checking.with_fresh_data(measured, "today")
     assert again.spec.training.threads == fresh.training.threads == 2
