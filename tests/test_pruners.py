@@ -45,6 +45,7 @@ from tuner.core.errors import StudyFileError, UsageError
 from tuner.core.outcome import FAILED, Outcome
 from tuner.operations import submit as submission
 from tuner.search import Search
+from tuner.search.rungs import RUNG, RungRankings
 from tuner.training.schedules import warmup_steps
 
 MEDIAN = {"name": "median", "startup_trials": 1}
@@ -272,6 +273,25 @@ def test_the_default_has_one_rung_after_every_warmup_and_three_evaluations(
         if choice.name != "cyclic":
             last = warmup_steps({"schedule": choice.name, **params}, horizon)
             assert all(rung > last for rung in made.rungs())
+
+
+def test_a_trial_that_competes_no_longer_is_not_counted():
+    """A trial that diverges after it has reported and completed a rung."""
+    rankings, trials = RungRankings(maximize=False, bracket=lambda _: None), []
+    for number, value in enumerate((1.0, 2.0)):
+        trial = optuna.trial.create_trial(
+            state=TrialState.RUNNING,
+            intermediate_values={5: value},
+            system_attrs={f"{RUNG}0": value},
+        )
+        trial.number = number
+        rankings.update(trial)
+        trials.append(trial)
+    second = trials[1]
+    assert rankings.at_step(second, 5) == rankings.at_rung(second, 0, 2.0) == (1, 1)
+    rankings.remove(0)
+    rankings.remove(99)  # unknown
+    assert rankings.at_step(second, 5) == rankings.at_rung(second, 0, 2.0) == (0, 0)
 
 
 def test_the_better_half_goes_on_from_the_one_rung(ledger):

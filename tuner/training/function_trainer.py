@@ -139,6 +139,7 @@ class _Member:
         with random_state.swapped(random_state.seeded_all(seed, device)):
             self._hand_over()
         metrics, error = self._branch_end
+        self._branch_end = {}, None  # what was raised keeps the copy in memory
         if error is not None and out_of_memory.is_out_of_memory(error):
             raise error
         return Branch(
