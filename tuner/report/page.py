@@ -58,6 +58,7 @@ def write_study(found: Findings, folder: Path) -> Written:
         f'<p class="soft">{escape(f"{verdicts} {sentences.savings(found)}")}</p>',
         *(_section(one) for one in charts if one.plot is not None),
         _good_rates(found),
+        _sensitivities(found),
         *(_section(one) for one in charts if one.plot is None),
         _trials(found),
         _retrainings(found),
@@ -140,6 +141,35 @@ def _good_rates(found: Findings) -> str:
     text = "The range of good rates, and the nearest tried rates outside that were not good."
     return (
         f'<h2>Good rates</h2><p class="soft">{text}</p>{markup.table(head, rows)}' if rows else ""
+    )
+
+
+def _sensitivities(found: Findings) -> str:
+    """Return the table of what rates near the best one cost, by optimizer and schedule."""
+    if not found.sensitivities:
+        return ""
+    rows = [
+        [
+            Cell(text=one.optimizer),
+            Cell(text=one.schedule),
+            Cell(text=f"{one.best:.3g}", number=one.best),
+            Cell(text=f"{one.low:.3g} to {one.high:.3g}"),
+            Cell(text=f"{one.cost:.2g}", number=one.cost),
+            Cell(text=f"{one.least:.2g} to {one.most:.2g}"),
+            Cell(text=str(one.trials), number=one.trials),
+        ]
+        for one in found.sensitivities
+    ]
+    metric = found.study.spec.study.metric
+    head = ("optimizer", "schedule", "best rate", "rates", "mean cost", "90 % interval", "trials")
+    text = (
+        f"How much worse {metric} is on average at rates near the best, over the rates of the "
+        "fourth column: small where the rate hardly matters. A trial that diverged counts as "
+        "untrained, and one that was stopped with its last value."
+    )
+    return (
+        f'<h2>Sensitivity to the rate</h2><p class="soft">{escape(text)}</p>'
+        f"{markup.table(head, rows)}"
     )
 
 
