@@ -8,9 +8,9 @@ share of the run's peak and `T` the sum of `s ** q` so far,
 
 The second term is progress. The third is what the noise of a rate adds: raising the rate raises
 the loss and lowering it lowers the loss, slowly. `h` rises from 0 to 1, linearly near zero and
-like a power above. The published law is for one peak rate; here `A`, `B`, `C` and `alpha` are
-smooth functions of the logarithm of the peak, which are fitted to all runs together. Residuals are
-of logarithms of losses, under a robust loss function and weak priors.
+like a power `p` above. The published law is for one peak rate; here `A`, `B`, `C`, `alpha` and
+`p` are smooth functions of the logarithm of the peak, which are fitted to all runs together.
+Residuals are of logarithms of losses, under a robust loss function and weak priors.
 
 Bands are CV+ intervals (Barber et al., arXiv 1905.02928): the law is also fitted without each fold
 of runs, and the errors of those fits on the runs that they did not see become the width.
@@ -28,8 +28,8 @@ from scipy.stats import t as student
 
 FEWEST = 3
 """Curves to which a law is fitted, at least."""
-POINTS = 12
-"""Points of a curve that are fitted, at most."""
+POINTS, ENDS = 12, 4
+"""Points of a curve that are fitted, at most, and how often the last one counts."""
 NODES = 20
 """Nodes of a schedule by steps, and by changes of the rate; those of points are added."""
 SKIPPED, SKIPPED_WARM_UP = 0.04, 0.1
@@ -43,7 +43,7 @@ SHARED = ("floor", "a", "alpha", "q", "b", "p", "c", "gamma", "beta", "bend", "n
 """Parameters at the reference peak; floor, a, alpha, b, c, beta and bend are logarithms."""
 SPREADS = (1.0, 3.0, 1.0, 0.5, 3.0, 0.3, 3.0, 0.5, 1.0, 1.0, 0.3)
 """Standard deviations of their priors."""
-SLOPES = (("a", 1), ("a", 2), ("alpha", 1), ("b", 1), ("b", 2), ("c", 1), ("c", 2))
+SLOPES = (("a", 1), ("a", 2), ("alpha", 1), ("b", 1), ("b", 2), ("c", 1), ("c", 2), ("p", 1))
 """Parameters that depend on the logarithm of the peak, and the powers of it."""
 SLOPE_SPREADS = (1.0, 0.4)
 """Standard deviations of the priors of slopes, by power."""
@@ -84,6 +84,7 @@ class CurveLaw:
     scale: float  # typical residual of the fit, of logarithms
     folds: tuple[np.ndarray, ...]  # parameters fitted without each fold; empty: too few curves
     held_out: tuple[_HeldOut, ...]  # one a curve, if there are folds
+    groups: frozenset[str | None]  # of the curves
     errors: np.ndarray = field(default_factory=lambda: np.empty(0))  # [curve], of ends, relative
 
     def predict(
@@ -236,8 +237,24 @@ def fit(curves: Sequence[Curve], *, folds: int = 5, seed: int = 0) -> CurveLaw:
         scale=scale,
         folds=tuple(found),
         held_out=ordered,
+        groups=frozenset(one.group for one in usable),
         errors=np.array([abs(math.expm1(-one.missed[-1])) for one in ordered]),
     )
+
+
+def choose(law: CurveLaw, candidates: Sequence[tuple[np.ndarray, str | None]]) -> int:
+    """Return which run would end best, of the rates of whole runs and the groups that they are in.
+
+    A run of a group to which the law was not fitted is chosen only if it is expected to be better
+    by more than the mean error on held-out curves.
+    """
+    error = float(law.errors.mean()) if len(law.errors) else 0.0
+    ends = [
+        law.predict(rates, np.array([len(rates)])).mean[0]
+        * (1.0 if group in law.groups else 1.0 + error)
+        for rates, group in candidates
+    ]
+    return int(np.argmin(ends))
 
 
 # --- what is fitted
@@ -290,11 +307,26 @@ def _kept(curve: Curve) -> np.ndarray:  # bool [point]
 
 
 def _chosen(curve: Curve) -> np.ndarray:  # int64 [point]
-    """Return the points that are fitted, the last one included."""
+    """Return the points that are fitted: evenly by steps and by changes of the rate together.
+
+    The last one is repeated, since ends are what a law is asked for.
+    """
     kept = np.flatnonzero(_kept(curve))
+    last = np.full(ENDS - 1, kept[-1])
     if len(kept) <= POINTS:
-        return kept
-    return np.asarray(kept[np.linspace(0, len(kept) - 1, POINTS).round().astype(np.int64)])
+        return np.append(kept, last)
+    steps = curve.steps[kept]
+    changes = np.append(0.0, np.cumsum(np.abs(np.diff(curve.rates))))
+    changed = np.append(changes, changes[-1])[steps]
+    way = _share(steps.astype(float)) + _share(changed)
+    at = np.searchsorted(way, np.linspace(0, way[-1], POINTS))
+    return np.append(kept[np.unique(np.minimum(at, len(kept) - 1))], last)
+
+
+def _share(values: np.ndarray) -> np.ndarray:
+    """Return how far along ascending values are, from 0 to 1; zeros if they are all the same."""
+    span = values[-1] - values[0]
+    return np.asarray((values - values[0]) / span if span > 0 else np.zeros(len(values)))
 
 
 def _pack(runs: Sequence[tuple[np.ndarray, np.ndarray]], units: _Units) -> _Packed:

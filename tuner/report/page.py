@@ -13,7 +13,7 @@ from tuner.analysis import ranking
 from tuner.config import CHOSEN, written
 from tuner.core.outputs import replacing, writing_into
 from tuner.ledger import TrialRecord
-from tuner.report import markup, sentences
+from tuner.report import forecasts, markup, sentences
 from tuner.report.charts import matplotlib_backend, report_charts
 from tuner.report.charts.plot import Plot
 from tuner.report.charts.report_charts import Chart
@@ -49,7 +49,9 @@ def folder_name(titles: Sequence[str]) -> str:
 
 def write_study(found: Findings, folder: Path) -> Written:
     """Write the report of one study. Raise `OutputError`."""
-    charts = report_charts.of_study(found)
+    outlook, metric = forecasts.outlook(found), found.study.spec.study.metric
+    forecast = forecasts.chart(outlook, metric)
+    charts = [*report_charts.of_study(found), *([] if forecast is None else [forecast])]
     verdicts = f"Verdicts on rates: {sentences.verdicts(found)}."
     body = [
         f"<h1>{escape(found.study.title)}</h1>",
@@ -57,6 +59,7 @@ def write_study(found: Findings, folder: Path) -> Written:
         _answer(found),
         f'<p class="soft">{escape(f"{verdicts} {sentences.savings(found)}")}</p>',
         *(_section(one) for one in charts if one.plot is not None),
+        _predictions(forecasts.sentences(outlook, metric)),
         _good_rates(found),
         _sensitivities(found),
         *(_section(one) for one in charts if one.plot is None),
@@ -119,6 +122,10 @@ def _section(one: Chart) -> str:
     if one.log_switch and one.plot is not None:
         tools = markup.log_switch(one.name, log=one.plot.y.log)
     return markup.figure(one.name, one.title, one.text, kind=one.shape, tools=tools)
+
+
+def _predictions(lines: Sequence[str]) -> str:
+    return f"<h2>Predictions</h2>{markup.paragraphs(lines)}" if lines else ""
 
 
 def _good_rates(found: Findings) -> str:

@@ -82,13 +82,12 @@ def sensitivity(found: Findings) -> list[str]:
         return []
     metric = found.study.spec.study.metric
     costs = [
-        f"{one.cost:.2g} with {one.optimizer} and {one.schedule} ({one.least:.2g} to {one.most:.2g})"
+        f"{one.cost:.2g} with {one.optimizer} and {one.schedule} ({one.least:.2g} to "
+        f"{one.most:.2g})"
         for one in (robust, fragile)
     ]
-    return [
-        f"A rate near the best one costs {costs[0]} of {metric} on average, and {costs[1]}: the "
-        "first forgives a wrong rate."
-    ]
+    line = f"A rate near the best one costs {costs[0]} of {metric} on average, and {costs[1]}"
+    return [f"{line}: the first forgives a wrong rate."]
 
 
 def effect(found: Effect) -> str:
