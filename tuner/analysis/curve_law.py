@@ -28,8 +28,10 @@ from scipy.stats import t as student
 
 FEWEST = 3
 """Curves to which a law is fitted, at least."""
-POINTS, ENDS = 12, 4
-"""Points of a curve that are fitted, at most, and how often the last one counts."""
+POINTS, ALL = 12, 240
+"""Points of a curve that are fitted, at most; more if all curves together have fewer than `ALL`."""
+ENDS = 3
+"""The last points of a curve, which are fitted too and count twice if they are among the others."""
 NODES = 20
 """Nodes of a schedule by steps, and by changes of the rate; those of points are added."""
 SKIPPED, SKIPPED_WARM_UP = 0.04, 0.1
@@ -208,7 +210,8 @@ def fit(curves: Sequence[Curve], *, folds: int = 5, seed: int = 0) -> CurveLaw:
     if len(usable) < FEWEST:
         raise ValueError(f"expected at least {FEWEST} curves of three losses, got {len(usable)}")
     units = _units(usable)
-    points = [_chosen(one) for one in usable]
+    most = max(POINTS, ALL // len(usable))
+    points = [_chosen(one, most) for one in usable]
     packed = _pack(
         [(one.rates, one.steps[at]) for one, at in zip(usable, points, strict=True)], units
     )
@@ -306,21 +309,21 @@ def _kept(curve: Curve) -> np.ndarray:  # bool [point]
         return np.asarray(np.isfinite(curve.losses) & (curve.losses > 0) & (curve.steps >= first))
 
 
-def _chosen(curve: Curve) -> np.ndarray:  # int64 [point]
+def _chosen(curve: Curve, most: int) -> np.ndarray:  # int64 [point]
     """Return the points that are fitted: evenly by steps and by changes of the rate together.
 
-    The last one is repeated, since ends are what a law is asked for.
+    The last ones are added: ends are what a law is asked for.
     """
     kept = np.flatnonzero(_kept(curve))
-    last = np.full(ENDS - 1, kept[-1])
-    if len(kept) <= POINTS:
-        return np.append(kept, last)
+    last = kept[-ENDS:]
+    if len(kept) <= most:
+        return np.sort(np.append(kept, last))
     steps = curve.steps[kept]
     changes = np.append(0.0, np.cumsum(np.abs(np.diff(curve.rates))))
     changed = np.append(changes, changes[-1])[steps]
     way = _share(steps.astype(float)) + _share(changed)
-    at = np.searchsorted(way, np.linspace(0, way[-1], POINTS))
-    return np.append(kept[np.unique(np.minimum(at, len(kept) - 1))], last)
+    at = np.searchsorted(way, np.linspace(0, way[-1], most))
+    return np.sort(np.append(kept[np.unique(np.minimum(at, len(kept) - 1))], last))
 
 
 def _share(values: np.ndarray) -> np.ndarray:
