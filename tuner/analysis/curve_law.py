@@ -18,6 +18,7 @@ of runs, and the errors of those fits on the runs that they did not see become t
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -488,12 +489,16 @@ def _solve(
     """Return the parameters of least robust squares from a start, and the cost."""
     spreads = np.array([*SPREADS, *(SLOPE_SPREADS[power - 1] for _, power in SLOPES)])
 
+    @functools.lru_cache(maxsize=1)  # derivatives are asked for where residuals were
+    def both(theta: bytes) -> tuple[np.ndarray, np.ndarray]:
+        return _logs(np.frombuffer(theta), packed)
+
     def residuals(theta: np.ndarray) -> np.ndarray:
-        missed = (_logs(theta, packed)[0] - logs)[packed.known]
+        missed = (both(theta.tobytes())[0] - logs)[packed.known]
         return np.concatenate([missed / scale, (theta - mean) / spreads])
 
     def derivatives(theta: np.ndarray) -> np.ndarray:
-        rows = _logs(theta, packed)[1][packed.known]
+        rows = both(theta.tobytes())[1][packed.known]
         return np.concatenate([rows / scale, np.diag(1 / spreads)])
 
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
