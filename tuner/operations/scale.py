@@ -244,7 +244,7 @@ def first_rates(spec: StudySpec) -> list[float]:
     if not high > low:
         raise UsageError("[space] lr: expected a range, got one rate")
     count = max(round(math.log(high / low, COARSE)) + 1, 3)
-    return np.geomspace(low, high, count).tolist()
+    return [float(rate) for rate in np.geomspace(low, high, count)]
 
 
 def scale(
