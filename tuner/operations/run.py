@@ -168,13 +168,12 @@ def train(
         with suppress(NotFoundError):  # every named study was deleted: there is nothing to train
             work(
                 ledger,
-                places.checkpoints,
+                places,
                 names=todo.names,
                 prefixes=todo.prefixes,
                 stop=stop,
                 until_idle=todo.until_idle,
                 device=todo.device,
-                spill=places.spill,
                 renewer=renewer,
                 prepared=prepared,
                 race=race,

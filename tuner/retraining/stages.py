@@ -13,7 +13,6 @@ import functools
 import hashlib
 import json
 import math
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -70,7 +69,7 @@ class Stages:
         self._stop = stop
         self._renewer = renewer
         self._lease = held.lease
-        self._folder = job.places.checkpoints / "retrain" / str(held.id)
+        self._folder = f"retrain/{held.id}"
         self._trained: Challengers | None = None
 
     @functools.cached_property
@@ -98,7 +97,7 @@ class Stages:
                     stages[self._held.stage]()
                 except WorkloadCodeError as error:
                     self._fail(str(error))
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._job.places.checkpoints.remove_below(self._folder)
         return self._held
 
     # --- the stages

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,11 +61,11 @@ class Challengers:
         }
 
 
-def challengers(job: Job, folder: Path, still: Callable[[], None]) -> Challengers:
+def challengers(job: Job, folder: str, still: Callable[[], None]) -> Challengers:
     """Train the challengers, or resume from the files in the folder."""
     base = known(job)
     do = job.spec.retrain.do
-    refit = None if do == "retune" else _train(job, base, folder / "refit", still, None)
+    refit = None if do == "retune" else _train(job, base, f"{folder}/refit", still, None)
     if refit is not None and (do == "refit" or not _falls_short(job, refit.value)):
         return refit
     around = [base.params, *retuning.best_known(job.ledger, job.study)]
@@ -74,7 +73,7 @@ def challengers(job: Job, folder: Path, still: Callable[[], None]) -> Challenger
     spec = retuning.spec_of(job.spec, name, around, _probed(job, base))
     study, best = job.tune(spec)
     if best is None:  # the known parameters remain, and their failure is reported
-        return refit or _train(job, base, folder / "refit", still, study.name)
+        return refit or _train(job, base, f"{folder}/refit", still, study.name)
     assert best.params is not None
     origin = Origin(
         params=best.params,
@@ -84,7 +83,7 @@ def challengers(job: Job, folder: Path, still: Callable[[], None]) -> Challenger
         lr_range=_range(spec.space.lr, best.params),
         best=job.best.number,
     )
-    found = _train(job, origin, folder / "retune", still, study.name)
+    found = _train(job, origin, f"{folder}/retune", still, study.name)
     if refit is None or refit.value is None or found.value is None:
         return found if found.value is not None or refit is None else refit
     return found if _sign(job) * (found.value - refit.value) < 0 else refit
@@ -124,7 +123,7 @@ def _range(entry: Any, params: Mapping[str, ParameterValue]) -> tuple[float, flo
 
 
 def _train(
-    job: Job, origin: Origin, file: Path, still: Callable[[], None], retuned: str | None
+    job: Job, origin: Origin, key: str, still: Callable[[], None], retuned: str | None
 ) -> Challengers:
     made = []
     for index in range(job.spec.retrain.gate.seeds):
@@ -134,7 +133,8 @@ def _train(
                 job.workload,
                 job.spec,
                 task,
-                file.with_name(f"{file.name}-{index}.pt"),
+                job.places.checkpoints,
+                f"{key}-{index}.pt",
                 still=still,
                 clock=Retrainings(job.ledger).now,
             )

@@ -6,7 +6,6 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from tuner.core.errors import UsageError
 from tuner.core.failpoints import reach
 from tuner.core.failures import workload_code
 from tuner.core.features import Feature
-from tuner.core.outputs import writing_into
+from tuner.core.file_stores import FileStore, writing_to
 from tuner.training import averaging, checkpoint, feature_names
 from tuner.training.checkpoint import CheckpointError
 from tuner.training.reference import ReferenceTrainer
@@ -51,12 +50,13 @@ def train(
     workload: Workload,
     spec: StudySpec,
     task: Task,
-    file: Path,
+    checkpoints: FileStore,
+    key: str,
     *,
     still: Callable[[], None],
     clock: Callable[[], float],
 ) -> TrainedModel:
-    """Train to the end, and save the progress in `file`, from which a later call resumes.
+    """Train to the end, and save the progress under `key`, from which a later call resumes.
 
     `still` is called between blocks of steps and may raise to abort; `clock` returns Unix time in
     seconds. A file that is damaged, or of other data or parameters, is ignored. Raises
@@ -66,7 +66,7 @@ def train(
         workload = workload.of(task.params)
     trainer = ReferenceTrainer(workload, spec)
     curve, status, reason, value = curves.empty(), Status.TRAINING, "", None
-    saved = _saved(file, workload, task)
+    saved = _saved(checkpoints, key, workload, task)
     with workload_code():
         trainer.admit(task if saved is None else _from_snapshot(task, saved["snapshot"]))
     if saved is not None:
@@ -89,8 +89,8 @@ def train(
                 "reason": reason,
                 "value": value,
             }
-            with writing_into(file.parent):
-                checkpoint.write(file, checkpoint.to_bytes(kept))
+            with writing_to(checkpoints):
+                checkpoints.write(key, checkpoint.to_bytes(kept))
             saved_at = time.monotonic()
             reach("retrain.in_training")
     state = checkpoint.from_bytes(trainer.snapshot(task.number))
@@ -102,10 +102,12 @@ def train(
     return TrainedModel(model=model.eval(), status=status, reason=reason, value=value, curve=curve)
 
 
-def _saved(file: Path, workload: Workload, task: Task) -> dict[str, Any] | None:
+def _saved(
+    checkpoints: FileStore, key: str, workload: Workload, task: Task
+) -> dict[str, Any] | None:
     """Return the progress of an earlier call with the same data and parameters, or None."""
     try:
-        saved = checkpoint.from_bytes(file.read_bytes())
+        saved = checkpoint.from_bytes(checkpoints.read(key))
         snapshot = checkpoint.from_bytes(saved["snapshot"])
     except (OSError, CheckpointError):
         return None

@@ -7,7 +7,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 from tuner.core.environment import identity
 from tuner.core.errors import (
@@ -18,6 +17,7 @@ from tuner.core.errors import (
     WorkloadError,
 )
 from tuner.ledger import OPEN, Ledger, StudyRecord
+from tuner.ledger.database import Addresses
 from tuner.ledger.decoding import log_once
 from tuner.observability import metrics
 from tuner.observability.logs import logger
@@ -39,14 +39,13 @@ log = logger(__name__)
 
 def work(
     ledger: Ledger,
-    checkpoints: Path,
+    places: Addresses,
     *,
     names: Sequence[str],
     prefixes: Sequence[str],
     stop: threading.Event,
     until_idle: bool,
     device: str | None = None,
-    spill: Path | None = None,
     renewer: LeaseRenewer | None = None,
     prepared: PreparedWorkload | None = None,
     race: Callable[[], int | None] | None = None,
@@ -62,7 +61,7 @@ def work(
     decide between its best trials. `race` adds trials of a race of the caller's own; it returns how
     many, or None if nothing is left to train.
     """
-    renewer = renewer or LeaseRenewer(ledger, checkpoints)
+    renewer = renewer or LeaseRenewer(ledger, places.checkpoints)
 
     def join(study: StudyRecord) -> StudyWorker | BrokenStudy:
         where = study.spec.training.device
@@ -76,8 +75,8 @@ def work(
                 ledger,
                 study,
                 renewer,
-                checkpoints=checkpoints,
-                spill=spill or checkpoints.with_name("spill"),
+                checkpoints=places.checkpoints,
+                spill=places.spill,
                 prefixes=prefixes,
                 stop=stop,
                 prepared=prepared,
