@@ -73,6 +73,7 @@ def history(name: str, as_json: bool) -> None:
 @with_json
 def status(name: str, trial: int | None, as_json: bool) -> None:
     """Show the state of the study NAME: its trials, the best one, its workers."""
+    from tuner.ledger.exclusions import Exclusion
     from tuner.operations import history, status
 
     ledger = context.open_ledger()
@@ -99,6 +100,10 @@ def status(name: str, trial: int | None, as_json: bool) -> None:
     for one in found["silent"]:
         silent = f"trial {one['trial']} has measured nothing for {one['seconds']:.0f} s; "
         terminal.print_text(console, f"{silent}{one['worker']} may hang or be dead", style="bold")
+    for one in found["left_alone"]:
+        left = Exclusion(**one)
+        where = f"{left.worker} leaves this study alone for {left.seconds:.0f} s: "
+        terminal.print_text(console, where + left.sentence, style="bold")
     for one in found["unreadable"]:
         terminal.print_text(console, one["reason"], style="bold")
     print_results(console, ledger, study)

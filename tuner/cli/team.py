@@ -28,6 +28,13 @@ GRACE_SECONDS = 5.0
 
 @cli.command()
 @click.option("--study", "names", multiple=True, help="Train this study; repeatable.")
+@click.option(
+    "--not",
+    "without",
+    multiple=True,
+    metavar="NAME",
+    help="Leave this study to others, or studies that match, such as 'vision/*'; repeatable.",
+)
 @click.option("--until-idle", is_flag=True, help="End when nothing is left to train.")
 @click.option("--device", metavar="DEVICE", help="Train only studies for this device, such as cpu.")
 @click.option(
@@ -40,6 +47,7 @@ GRACE_SECONDS = 5.0
 @with_json
 def worker(
     names: tuple[str, ...],
+    without: tuple[str, ...],
     until_idle: bool,
     device: str | None,
     recorder: bool,
@@ -64,6 +72,7 @@ def worker(
     ledger, places = context.open_ledger(), context.addresses()
     todo = run.Work(
         names=names,
+        without=without,
         prefixes=prefixes,
         until_idle=until_idle,
         device=device,

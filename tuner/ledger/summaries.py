@@ -9,7 +9,9 @@ from typing import Any
 from sqlalchemy import Connection, case, func, select, tuple_
 
 from tuner.core.outcome import COMPLETED, KINDS, RUNNING
+from tuner.ledger import exclusions
 from tuner.ledger.decoding import is_number, is_time, readable, studies_of, trial_of
+from tuner.ledger.exclusions import Exclusion
 from tuner.ledger.reading import CANDIDATES, Reader, has_live_attempt, silences
 from tuner.ledger.records import Silence, StudyRecord, is_count
 from tuner.ledger.retrying import retry_on_disconnect
@@ -48,6 +50,7 @@ class Summary:
     workers: list[tuple[str, int]] = field(default_factory=list)  # (worker, its trial's number)
     silent: list[Silence] = field(default_factory=list)
     probe: Mapping[str, Any] | None = None  # the result of its probe
+    excluded: list[Exclusion] = field(default_factory=list)  # workers that leave it alone
 
 
 @retry_on_disconnect
@@ -58,6 +61,8 @@ def summaries(ledger: Reader, of: Sequence[StudyRecord]) -> dict[int, Summary]:
         _count(tx, found)
         _find_best(tx, found, of)
         _find_workers(tx, found)
+        for study_id, excluded in exclusions.read(tx, found).items():
+            found[study_id].excluded = excluded
         query = select(probes.c.study_id, probes.c.result).where(probes.c.study_id.in_(found))
         for row in tx.execute(query):
             found[row.study_id].probe = row.result if isinstance(row.result, dict) else None

@@ -35,7 +35,7 @@ from sqlalchemy.sql.functions import GenericFunction
 
 from tuner.core.text import NAME_LIMIT
 
-HEAD = "0006"
+HEAD = "0007"
 """The revision of the schema below; the last migration's."""
 VERSION_TABLE = "tuner_alembic_version"
 
@@ -220,6 +220,16 @@ probes = Table(
     Column("expires_at", Double, nullable=False),
     Column("result", AS_JSON),  # what was found, or the error; null until it is done
     Column("ended_at", Double),
+)
+
+exclusions = Table(  # studies that a worker leaves alone for a while
+    "tuner_exclusions",
+    metadata,
+    Column("study_id", ForeignKey(studies.c.id), primary_key=True),
+    Column("worker", String(250), primary_key=True),
+    Column("ends_at", Double, nullable=False),
+    Column("failures", Integer, nullable=False),  # in a row
+    Column("reason", Text, nullable=False),  # of the last one
 )
 
 

@@ -53,6 +53,7 @@ class Work:
     names: tuple[str, ...]  # of studies; empty: all open ones
     prefixes: tuple[str, ...]  # of modules that may be imported
     until_idle: bool
+    without: tuple[str, ...] = ()  # patterns of names of studies that are left to others
     device: str | None = None  # only studies for this device
     grace_seconds: float | None = None  # for publishing after an interruption; None: no limit
 
@@ -60,9 +61,10 @@ class Work:
         """Return the equivalent arguments of `tuner worker`, without a recorder."""
         studies = [argument for name in self.names for argument in ("--study", name)]
         allowed = [argument for prefix in self.prefixes for argument in ("--allow", prefix)]
+        without = [argument for name in self.without for argument in ("--not", name)]
         device = ["--device", self.device] if self.device else []
         idle = ["--until-idle"] if self.until_idle else []
-        return [*studies, *allowed, *device, *idle, "--no-recorder", "--log", "json"]
+        return [*studies, *without, *allowed, *device, *idle, "--no-recorder", "--log", "json"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +175,7 @@ def train(
                 prefixes=todo.prefixes,
                 stop=stop,
                 until_idle=todo.until_idle,
+                without=todo.without,
                 device=todo.device,
                 spill=places.spill,
                 renewer=renewer,

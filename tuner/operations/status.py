@@ -85,6 +85,7 @@ def _status(study: StudyRecord, summary: Summary) -> dict[str, Any]:
         "probe": _probe(study, summary.probe or {}),
         "workers": [{"worker": worker, "trial": number} for worker, number in summary.workers],
         "silent": [asdict(one) for one in summary.silent],
+        "left_alone": [asdict(one) for one in summary.excluded],
     }
 
 
