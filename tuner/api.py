@@ -60,7 +60,7 @@ def run(
             "study into a TOML file, and change its values for a run with overrides"
         )
     startup.configure_libraries()
-    spec = reading.load(Path(file), _texts(overrides))
+    spec = reading.load(Path(file), _texts(overrides), context.project())
     ran = run.run(spec, allow, console=_console(progress))
     study = Study._of(ran.study.name, ran.ledger, ran.places)
     _raise_unless_done(ran.ended, study.name)

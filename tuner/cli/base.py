@@ -30,11 +30,13 @@ SECTIONS = {
         "studies", "status", "history", "similar", "best", "ui", "report", "compare", "export",
         "confirm", "extend", "rerun",
     ),
-    "Team": ("worker", "recorder", "enqueue", "retry", "pause", "resume", "stop"),
+    "Team": (
+        "worker", "recorder", "enqueue", "retry", "pause", "resume", "stop", "note", "tag",
+    ),
     "Retraining": (
         "retrain", "approve", "reject", "predict", "rollback", "timetable", "scheduler",
     ),
-    "Administration": ("doctor", "db", "gc", "delete"),
+    "Administration": ("project", "doctor", "db", "gc", "delete"),
 }  # fmt: skip
 """The commands by section of `tuner --help`; each section is a module."""
 

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tuner.cli.base import EXIT_NOTHING_COMPLETED, cli, print_json
-from tuner.cli.options import Command, with_allow, with_json, with_log, with_metrics, with_reason
+from tuner.cli.options import (
+    Command,
+    StudyName,
+    with_allow,
+    with_json,
+    with_log,
+    with_metrics,
+    with_reason,
+)
 from tuner.observability import logs
 from tuner.operations import context
 from tuner.report import terminal
@@ -22,7 +30,7 @@ EXIT_KEPT = 10
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @click.option(
     "--run-key",
     metavar="KEY",
@@ -105,7 +113,7 @@ def _with_decision(command: Command) -> Command:
     key = click.option(
         "--run-key", metavar="KEY", help="Key of the retraining; by default the newest that waits."
     )
-    return click.argument("name")(key(with_reason(with_json(command))))
+    return click.argument("name", type=StudyName())(key(with_reason(with_json(command))))
 
 
 @cli.command()
@@ -148,7 +156,7 @@ def _show_history(ledger: Ledger, name: str, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @click.option("--to", type=click.IntRange(1), help="Make this version the champion.")
 @with_reason
 @with_json
@@ -170,7 +178,7 @@ def rollback(name: str, to: int | None, reason: str, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @click.option(
     "--input",
     "inputs",
@@ -308,7 +316,7 @@ def list_(as_json: bool) -> None:
 
 
 @timetable.command()
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @with_json
 def remove(name: str, as_json: bool) -> None:
     """Remove the timetable NAME and its history; its retrainings are kept."""
@@ -322,7 +330,7 @@ def remove(name: str, as_json: bool) -> None:
 
 
 @timetable.command()
-@click.argument("name", required=False)
+@click.argument("name", type=StudyName(), required=False)
 @click.option(
     "--limit",
     type=click.IntRange(1),

@@ -101,7 +101,7 @@ def run(
     from tuner.operations import run
 
     began = time.monotonic()
-    spec = reading.load(file, overrides)
+    spec = reading.load(file, overrides, context.project())
     console = terminal.console(stderr=as_json)
     announce = partial(terminal.print_text, console)
     ran = run.run(spec, prefixes, workers=workers, console=console, announce=announce)
@@ -152,7 +152,7 @@ def submit(
     from tuner.operations import submit
     from tuner.training.programs import permission
 
-    spec = reading.load(file, overrides)
+    spec = reading.load(file, overrides, context.project())
     prepared = submit.prepare(spec, (*prefixes, *permission.of_file(spec)))  # nothing runs here
     ledger = context.open_ledger(create=True)
     study, created = submit.submit(ledger, spec, prepared.description)
@@ -177,7 +177,7 @@ def probe(file: Path, overrides: tuple[str, ...], prefixes: tuple[str, ...], as_
     """
     from tuner.operations import probe
 
-    spec = reading.load(file, overrides)
+    spec = reading.load(file, overrides, context.project())
     found = probe.probe(spec, prefixes)
     if as_json:
         optimizers = {name: one.as_json() for name, one in found.items()}

@@ -1,4 +1,4 @@
-"""The section Team: worker, recorder, enqueue, retry, pause, resume, stop."""
+"""The section Team: worker, recorder, enqueue, retry, pause, resume, stop, note, tag."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 
 from tuner.cli.base import EXIT_INTERRUPTED, cli, exit_code, print_json
 from tuner.cli.options import (
+    StudyName,
     with_allow,
     with_json,
     with_log,
@@ -27,7 +28,14 @@ GRACE_SECONDS = 5.0
 
 
 @cli.command()
-@click.option("--study", "names", multiple=True, help="Train this study; repeatable.")
+@click.option(
+    "--study",
+    "names",
+    type=StudyName(),
+    multiple=True,
+    metavar="NAME",
+    help="Train this study; repeatable.",
+)
 @click.option(
     "--not",
     "without",
@@ -89,7 +97,14 @@ def worker(
 
 
 @cli.command()
-@click.option("--study", "names", multiple=True, help="Publish this study; repeatable.")
+@click.option(
+    "--study",
+    "names",
+    type=StudyName(),
+    multiple=True,
+    metavar="NAME",
+    help="Publish this study; repeatable.",
+)
 @click.option(
     "--until-closed",
     is_flag=True,
@@ -136,7 +151,7 @@ def recorder(
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @click.argument("parameters", nargs=-1, required=True, metavar="PARAMETER=VALUE...")
 @with_raise_budget
 @with_reason
@@ -165,7 +180,7 @@ def enqueue(
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @click.argument("trials", nargs=-1, type=click.IntRange(0), metavar="[TRIAL]...")
 @click.option("--failed", is_flag=True, help="Retry all failed trials.")
 @with_raise_budget
@@ -212,7 +227,7 @@ def _next(added: dict[str, Any]) -> str:
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @with_reason
 @with_json
 def pause(name: str, reason: str, as_json: bool) -> None:
@@ -223,7 +238,7 @@ def pause(name: str, reason: str, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @with_reason
 @with_json
 def resume(name: str, reason: str, as_json: bool) -> None:
@@ -234,7 +249,7 @@ def resume(name: str, reason: str, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @click.option("--reason", default="", help="The reason, which is shown with the study.")
 @with_json
 def stop(name: str, reason: str, as_json: bool) -> None:
@@ -242,6 +257,40 @@ def stop(name: str, reason: str, as_json: bool) -> None:
     from tuner.operations import manage
 
     _print_status(manage.stop(context.open_ledger(), context.addresses(), name, reason), as_json)
+
+
+@cli.command()
+@click.argument("name", type=StudyName())
+@click.argument("text")
+@with_json
+def note(name: str, text: str, as_json: bool) -> None:
+    """Add a note to the study NAME, for everybody who looks at it.
+
+    `tuner status` shows all notes, with who wrote them and when.
+    """
+    from tuner.operations import notes
+
+    found = notes.note(context.open_ledger(), name, text)
+    if as_json:
+        print_json({"study": name, "notes": found})
+    else:
+        terminal.echo(f"Study {name!r} has {len(found)} note{'s' * (len(found) > 1)}.")
+
+
+@cli.command()
+@click.argument("name", type=StudyName())
+@click.argument("tags", nargs=-1, required=True, metavar="TAG...")
+@click.option("--remove", is_flag=True, help="Remove these tags instead.")
+@with_json
+def tag(name: str, tags: tuple[str, ...], remove: bool, as_json: bool) -> None:
+    """Add tags to the study NAME, by which `tuner studies --tag` finds it."""
+    from tuner.operations import notes
+
+    found = notes.tag(context.open_ledger(), name, tags, remove=remove)
+    if as_json:
+        print_json({"study": name, "tags": found})
+    else:
+        terminal.echo(f"Tags of study {name!r}: {', '.join(found) or 'none'}.")
 
 
 def _print_status(status: dict[str, Any], as_json: bool) -> None:

@@ -25,10 +25,11 @@ from tuner.ledger.tables import database_time
 
 (
     SUBMITTED, CHANGED, PAUSED, RESUMED, STOPPED, DELETED, ENQUEUED, RETRIED, EXTENDED, CONFIRMED,
-    RETRAINED, ROLLED_BACK, APPROVED, REJECTED, TIMETABLE,
+    RETRAINED, ROLLED_BACK, APPROVED, REJECTED, TIMETABLE, NOTED, TAGGED, PROJECT,
 ) = (
     "submitted", "changed", "paused", "resumed", "stopped", "deleted", "enqueued", "retried",
     "extended", "confirmed", "retrained", "rolled back", "approved", "rejected", "timetable",
+    "noted", "tagged", "project",
 )  # fmt: skip
 """The actions; see `tuner.ledger.event_tables.ACTIONS`."""
 MOST = 1000
@@ -117,6 +118,30 @@ def latest(ledger: Reader, names: Collection[str]) -> dict[str, dict[str, Event]
         for one in readable(_of, tx.execute(query)):
             found.setdefault(one.study, {})[one.action] = one
     return found
+
+
+@retry_on_disconnect
+def notes(ledger: Reader, study: str) -> list[Event]:
+    """Read the notes on a study, oldest first, without those on a deleted one of its name."""
+    c = events.c
+    deleted = (
+        select(func.coalesce(func.max(c.id), 0))
+        .where(c.study == study, c.action == DELETED)
+        .scalar_subquery()
+    )
+    query = select(events).where(c.study == study, c.action == NOTED, c.id > deleted)
+    with ledger.engine.begin() as tx:
+        found = tx.execute(query.order_by(c.id.desc()).limit(MOST))
+        return list(readable(_of, found))[::-1]
+
+
+def tags_in(done: Mapping[str, Event]) -> list[str]:
+    """Return the tags of a study, of the last events of each action."""
+    tagged, deleted = done.get(TAGGED), done.get(DELETED)
+    if tagged is None or (deleted is not None and deleted.id > tagged.id):
+        return []
+    found = tagged.details.get("tags", [])
+    return [one for one in found if isinstance(one, str)] if isinstance(found, list) else []
 
 
 @retry_on_disconnect

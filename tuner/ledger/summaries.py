@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,14 +70,19 @@ def summaries(ledger: Reader, of: Sequence[StudyRecord]) -> dict[int, Summary]:
 
 
 @retry_on_disconnect
-def last_activity(ledger: Reader) -> dict[str, float]:
-    """Read when a trial of each study last ended or a version of it was created, by its name."""
+def last_activity(ledger: Reader, names: Collection[str] | None = None) -> dict[str, float]:
+    """Read when a trial of each study last ended or a version of it was created, by its name.
+
+    With `names`, read only those studies.
+    """
     at = func.max(func.coalesce(trials.c.ended_at, studies.c.created_at))
     query = (
         select(studies.c.name, at.label("at"), func.max(studies.c.created_at).label("created"))
         .select_from(studies.outerjoin(trials, trials.c.study_id == studies.c.id))
         .group_by(studies.c.name)
     )
+    if names is not None:
+        query = query.where(studies.c.name.in_(names))
     with ledger.engine.begin() as tx:
         return {
             row.name: max(row.at, row.created)
