@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from tuner.cli.base import cli, print_json
+from tuner.cli.base import cli, open_own, print_json
 from tuner.cli.options import StudyName, with_json, with_reason
 from tuner.core.errors import UsageError
 from tuner.ledger import database
@@ -216,7 +216,7 @@ def gc(
 
 @cli.command()
 @click.argument("name", type=StudyName())
-@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@click.option("--yes", is_flag=True, help="Do not ask, not even of another's study.")
 @click.option("--force", is_flag=True, help="Delete it even while workers train it.")
 @with_reason
 @with_json
@@ -227,7 +227,7 @@ def delete(name: str, yes: bool, force: bool, reason: str, as_json: bool) -> Non
     """
     from tuner.operations import manage
 
-    ledger = context.open_ledger()
+    ledger = open_own(name, yes=yes)
     trials = len(ledger.trials(ledger.study(name).id))
     if not yes:
         click.confirm(f"Delete study {name!r} with {trials} trials?", abort=True, err=True)

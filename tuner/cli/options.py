@@ -124,6 +124,13 @@ def with_allow(command: Command) -> Command:
     return cast(Command, modules)
 
 
+def with_yes(command: Command) -> Command:
+    """Add the option --yes."""
+    return click.option(
+        "--yes", is_flag=True, help="Do it even if somebody else has submitted the study."
+    )(command)
+
+
 def with_reason(command: Command) -> Command:
     """Add the option --reason."""
     return click.option(

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tuner.cli.base import EXIT_INTERRUPTED, cli, exit_code, print_json
+from tuner.cli.base import EXIT_INTERRUPTED, cli, exit_code, open_own, print_json
 from tuner.cli.options import (
     StudyName,
     with_allow,
@@ -17,6 +17,7 @@ from tuner.cli.options import (
     with_parent,
     with_raise_budget,
     with_reason,
+    with_yes,
 )
 from tuner.config import written
 from tuner.observability import logs
@@ -154,10 +155,16 @@ def recorder(
 @click.argument("name", type=StudyName())
 @click.argument("parameters", nargs=-1, required=True, metavar="PARAMETER=VALUE...")
 @with_raise_budget
+@with_yes
 @with_reason
 @with_json
 def enqueue(
-    name: str, parameters: tuple[str, ...], raise_budget: bool, reason: str, as_json: bool
+    name: str,
+    parameters: tuple[str, ...],
+    raise_budget: bool,
+    yes: bool,
+    reason: str,
+    as_json: bool,
 ) -> None:
     """Add a trial with these parameters to the study NAME, before the sampler's next one.
 
@@ -166,7 +173,7 @@ def enqueue(
     from tuner.operations import enqueue
 
     added = enqueue.enqueue(
-        context.open_ledger(),
+        open_own(name, yes=yes),
         name,
         enqueue.parsed(parameters),
         raise_budget=raise_budget,
@@ -184,6 +191,7 @@ def enqueue(
 @click.argument("trials", nargs=-1, type=click.IntRange(0), metavar="[TRIAL]...")
 @click.option("--failed", is_flag=True, help="Retry all failed trials.")
 @with_raise_budget
+@with_yes
 @with_reason
 @with_json
 def retry(
@@ -191,6 +199,7 @@ def retry(
     trials: tuple[int, ...],
     failed: bool,
     raise_budget: bool,
+    yes: bool,
     reason: str,
     as_json: bool,
 ) -> None:
@@ -201,7 +210,7 @@ def retry(
     from tuner.operations import retry
 
     done = retry.retry(
-        context.open_ledger(),
+        open_own(name, yes=yes),
         name,
         trials,
         failed=failed,
@@ -228,35 +237,39 @@ def _next(added: dict[str, Any]) -> str:
 
 @cli.command()
 @click.argument("name", type=StudyName())
+@with_yes
 @with_reason
 @with_json
-def pause(name: str, reason: str, as_json: bool) -> None:
+def pause(name: str, yes: bool, reason: str, as_json: bool) -> None:
     """Start no more trials of the study NAME; running ones continue to their end."""
     from tuner.operations import manage
 
-    _print_status(manage.pause(context.open_ledger(), name, reason), as_json)
+    _print_status(manage.pause(open_own(name, yes=yes), name, reason), as_json)
 
 
 @cli.command()
 @click.argument("name", type=StudyName())
+@with_yes
 @with_reason
 @with_json
-def resume(name: str, reason: str, as_json: bool) -> None:
+def resume(name: str, yes: bool, reason: str, as_json: bool) -> None:
     """Reopen the study NAME after a pause or a stop; cancelled trials stay cancelled."""
     from tuner.operations import manage
 
-    _print_status(manage.resume(context.open_ledger(), name, reason), as_json)
+    _print_status(manage.resume(open_own(name, yes=yes), name, reason), as_json)
 
 
 @cli.command()
 @click.argument("name", type=StudyName())
 @click.option("--reason", default="", help="The reason, which is shown with the study.")
+@with_yes
 @with_json
-def stop(name: str, reason: str, as_json: bool) -> None:
+def stop(name: str, reason: str, yes: bool, as_json: bool) -> None:
     """Cancel the running and waiting trials of the study NAME, and start no more."""
     from tuner.operations import manage
 
-    _print_status(manage.stop(context.open_ledger(), context.addresses(), name, reason), as_json)
+    ledger = open_own(name, yes=yes)
+    _print_status(manage.stop(ledger, context.addresses(), name, reason), as_json)
 
 
 @cli.command()

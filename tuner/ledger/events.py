@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, func, insert, select, text
 
 from tuner.core.environment import Person
 from tuner.core.redaction import redacted
@@ -160,6 +160,15 @@ def rolled_back(ledger: Reader, model: str) -> dict[int, Event]:
             held[int(was)] = one
             held.pop(int(now), None)
     return held
+
+
+@retry_on_disconnect
+def login(ledger: Reader) -> str | None:
+    """Read the database login of this process; None on SQLite."""
+    if ledger.engine.dialect.name == "sqlite":
+        return None
+    with ledger.engine.begin() as tx:
+        return str(tx.scalar(text("SELECT session_user")))
 
 
 def submitter(ledger: Reader, study: str) -> str | None:
