@@ -274,6 +274,7 @@ def test_looking(folder):
     assert list(status["best"]) == ["number", "value", "params", "run_id"]
     assert status["budget"] == {"trials": 4, "reserved": 4}
     assert (status["state"], status["workers"]) == ("ended", [])
+    assert status.pop("spend")["trials"] == 4
     details = ("unreadable", "notes", "quota_reached")
     assert [status.pop(one) for one in details] == [[], [], None]
     assert tuner(folder, "studies", "--json").json == {"studies": [status]}

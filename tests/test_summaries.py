@@ -12,7 +12,7 @@ from tuner.ledger import Ledger, StudyRecord
 from tuner.ledger.summaries import last_activity, summaries
 from tuner.operations import retention, status, studies
 
-OF_ONE = {"unreadable", "notes", "quota_reached"}
+OF_ONE = {"unreadable", "notes", "quota_reached", "spend"}
 """What is told of one study alone."""
 
 

@@ -48,6 +48,12 @@ if TYPE_CHECKING:
     type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%SZ"]),
     help="Only studies with activity since this date in UTC.",
 )
+@click.option(
+    "--spend",
+    "spent",
+    is_flag=True,
+    help="Show time and steps by study, project and person, and what pruning saved.",
+)
 @with_json
 def studies(
     project: str | None,
@@ -55,10 +61,11 @@ def studies(
     states: tuple[str, ...],
     tags: tuple[str, ...],
     since: datetime | None,
+    spent: bool,
     as_json: bool,
 ) -> None:
     """List the studies of this database, those of a project, or of a user, last active first."""
-    from tuner.operations import studies
+    from tuner.operations import spend, studies
 
     ledger = context.open_ledger()
     wanted = studies.Wanted(
@@ -69,6 +76,9 @@ def studies(
         since=None if since is None else since.replace(tzinfo=UTC).timestamp(),
     )
     found = studies.studies(ledger, wanted)
+    if spent:
+        _print_spend(spend.of_listed(ledger, found), as_json=as_json)
+        return
     if as_json:
         print_json({"studies": found})
         return
@@ -91,6 +101,17 @@ def studies(
             f"{status['title']}: {status['state']}, {counts} of {status['budget']['trials']}{value}"
             f"{by}, active {ago(now - status['last_activity'])}{tagged}"
         )
+
+
+def _print_spend(found: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json({"spend": found})
+        return
+    for kind in ("studies", "projects", "people"):
+        terminal.echo(f"By {kind}:")
+        for name, one in sorted(found[kind].items(), key=lambda pair: -pair[1]["seconds"]):
+            terminal.echo(f"  {name}: {ranking.spend_in_words(one)}")
+    terminal.echo(f"Together: {ranking.spend_in_words(found['total'])}.")
 
 
 @cli.command()
@@ -141,6 +162,7 @@ def status(name: str, trial: int | None, as_json: bool) -> None:
     for act in (found["submitted"], found["last_action"], *found["notes"]):
         if act is not None:
             terminal.print_text(console, history.in_words(act))
+    terminal.print_text(console, f"Spent: {ranking.spend_in_words(found['spend'])}.")
     for line in ranking.ranges_in_words(study):
         terminal.print_text(console, line)
     for one in found["workers"]:

@@ -11,7 +11,7 @@ from tuner.ledger import Reader, StudyRecord, UnreadableStudy, events, projects,
 from tuner.ledger.events import Event
 from tuner.ledger.publications import Publications
 from tuner.ledger.summaries import Summary, last_activity, summaries
-from tuner.operations import best, history
+from tuner.operations import best, history, spend
 
 NO_CHANGES = (
     events.SUBMITTED, events.DELETED, events.RETRAINED, events.NOTED, events.TAGGED
@@ -26,6 +26,7 @@ def status(ledger: Reader, study: StudyRecord) -> dict[str, Any]:
     ]
     found = statuses(ledger, [study])[0] | best.decision(ledger, study)
     return found | {
+        "spend": spend.of_study(ledger, study),
         "quota_reached": projects.reached(ledger, projects.project(ledger, study.project)),
         "notes": [history.as_json(one) for one in events.notes(ledger, study.name)],
         "unreadable": broken,
