@@ -61,8 +61,16 @@ def project(
         found = projects.listed(ledger)
     else:
         name = context.checked_project(name)
-        limits = {"workers": workers, "steps_week": steps_week, "shared": shared}
-        found = [projects.change(ledger, name, no_limits=no_limits, reason=reason, **limits)]
+        changed = projects.change(
+            ledger,
+            name,
+            workers=workers,
+            steps_week=steps_week,
+            no_limits=no_limits,
+            shared=shared,
+            reason=reason,
+        )
+        found = [changed]
     if as_json:
         print_json({"projects": found})
         return

@@ -71,9 +71,9 @@ def parse(
         raise _unreadable(source, "TOML", f"a syntax error: {error}") from None
     found = [mistake for override in overrides for mistake in _override(document, override)]
     mark_unusable(document)
-    match document.get("study"):
-        case {"name": str(name)} as study if "/" not in name:
-            study.setdefault("project", project)
+    study = document.get("study")
+    if isinstance(study, dict) and "/" not in str(study.get("name")):
+        study.setdefault("project", project)
     tables: dict[str, Table] = {}
     for name, table in TABLES.items():
         if name in document or StudySpec.model_fields[name].is_required():

@@ -5,10 +5,11 @@ Nothing is decided by these rows: a worker knows by itself what it leaves alone.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, and_, select, update
+from sqlalchemy import Connection, Row, and_, select, update
 
 from tuner.ledger.database.upserts import insert
 from tuner.ledger.decoding import checked, readable
@@ -65,11 +66,16 @@ def read(tx: Connection, study_ids: Collection[int]) -> dict[int, list[Exclusion
     )
     found: dict[int, list[Exclusion]] = {}
     for row in readable(_checked, tx.execute(query.order_by(c.worker))):
-        study_id = row.pop("study_id")
-        row.pop("ends_at")
-        found.setdefault(study_id, []).append(Exclusion(**row))
+        found.setdefault(row["study_id"], []).append(
+            Exclusion(
+                worker=row["worker"],
+                seconds=row["seconds"],
+                failures=row["failures"],
+                reason=row["reason"],
+            )
+        )
     return found
 
 
-def _checked(row: object) -> dict[str, object]:
-    return dict(checked("a row of a study that is left alone", exclusions, row))
+def _checked(row: Row[Any]) -> Mapping[str, Any]:
+    return checked("a row of a study that is left alone", exclusions, row)

@@ -7,8 +7,9 @@ set something. On PostgreSQL only the owner of the tables may.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, and_, func, or_, select
+from sqlalchemy import Connection, Row, and_, func, or_, select
 
 from tuner.ledger import events, locks
 from tuner.ledger.database.upserts import insert
@@ -144,7 +145,7 @@ def steps_of(tx: Connection, project: str) -> float:
     return float(tx.scalar(query) or 0)
 
 
-def _of(row: object) -> Project:
-    found = checked("a project", projects, row)  # type: ignore[arg-type]
+def _of(row: Row[Any]) -> Project:
+    found = checked("a project", projects, row)
     quota = Quota(workers=found["workers"], steps_week=found["steps_week"])
     return Project(name=found["name"], quota=quota, shared=found["shared"])
