@@ -44,15 +44,17 @@ def run(
     overrides: Mapping[str, object] | Sequence[str] = (),
     allow: Sequence[str] = context.PREFIXES,
     progress: bool = True,
+    yes: bool = False,
 ) -> Study:
     """Submit a study file, train its trials in this process, and return the study.
 
     `overrides` changes values of the file: `{"budget.trials": 20}`, or `["budget.trials=20"]` as
     for `--set`. Call it again to resume. Ctrl-C raises `KeyboardInterrupt` after the running trial
-    is saved. Raise `StudyFileError` with every mistake of the file, `UsageError` if `file` is not a
-    path, and `UnavailableError` if everything is trained but not everything could be published.
+    is saved. `yes` changes a study of somebody else too. Raise `StudyFileError` with every mistake
+    of the file, `UsageError` if `file` is not a path, and `UnavailableError` if everything is
+    trained but not everything could be published.
     """
-    from tuner.operations import run  # noqa: PLC0415 - it imports torch
+    from tuner.operations import ownership, run  # noqa: PLC0415 - it imports torch
 
     if not isinstance(file, str | os.PathLike):
         raise UsageError(
@@ -60,8 +62,9 @@ def run(
             "study into a TOML file, and change its values for a run with overrides"
         )
     startup.configure_libraries()
-    spec = reading.load(Path(file), _texts(overrides))
-    ran = run.run(spec, allow, console=_console(progress))
+    spec = reading.load(Path(file), _texts(overrides), context.project())
+    ask = ownership.asking(yes=yes)
+    ran = run.run(spec, allow, console=_console(progress), ask=ask)
     study = Study._of(ran.study.name, ran.ledger, ran.places)
     _raise_unless_done(ran.ended, study.name)
     return study
@@ -279,15 +282,21 @@ class Study:
         return export.curves(*self._read(), chosen)
 
     def run(
-        self, *, workers: int = 1, allow: Sequence[str] | None = None, progress: bool = True
+        self,
+        *,
+        workers: int = 1,
+        allow: Sequence[str] | None = None,
+        progress: bool = True,
+        yes: bool = False,
     ) -> Study:
         """Train what is left of the study, in this process or in `workers` of this machine.
 
         A study that is written in Python is submitted first. Call it again to resume. Ctrl-C raises
-        `KeyboardInterrupt` after the running trials are saved. Raise `UnavailableError` if
-        everything is trained but not everything could be published.
+        `KeyboardInterrupt` after the running trials are saved. `yes` changes the budget of a study
+        of somebody else too. Raise `UnavailableError` if everything is trained but not everything
+        could be published.
         """
-        from tuner.operations import run  # noqa: PLC0415 - it imports torch
+        from tuner.operations import ownership, run  # noqa: PLC0415 - it imports torch
 
         console, prefixes = _console(progress), self._prefixes(allow)
         if self._spec is None:
@@ -298,7 +307,8 @@ class Study:
         else:
             startup.configure_libraries()
             self._write_captured()
-            ran = run.run(self._spec, prefixes, workers=workers, console=console)
+            ask = ownership.asking(yes=yes)
+            ran = run.run(self._spec, prefixes, workers=workers, console=console, ask=ask)
             with self._opening:
                 if self._opened is None:
                     self._keep(ran.ledger, ran.places)
@@ -440,6 +450,7 @@ class Study:
         *,
         raise_budget: bool = False,
         reason: str = "",
+        yes: bool = False,
     ) -> dict[str, Any]:
         """Add a trial with these parameters; those left out are drawn. Return its number and more.
 
@@ -449,7 +460,7 @@ class Study:
         from tuner.operations import enqueue  # noqa: PLC0415
 
         return enqueue.enqueue(
-            self._ledger(), self.name, params, raise_budget=raise_budget, reason=reason
+            self._own(yes=yes), self.name, params, raise_budget=raise_budget, reason=reason
         )
 
     def retry(
@@ -459,6 +470,7 @@ class Study:
         failed: bool = False,
         raise_budget: bool = False,
         reason: str = "",
+        yes: bool = False,
     ) -> dict[str, Any]:
         """Add a trial with the parameters of each of these failed trials, or of all of them.
 
@@ -468,7 +480,7 @@ class Study:
 
         chosen = [numbers] if isinstance(numbers, int) else numbers
         return retry.retry(
-            self._ledger(),
+            self._own(yes=yes),
             self.name,
             chosen,
             failed=failed,
@@ -476,32 +488,33 @@ class Study:
             reason=reason,
         )
 
-    def pause(self, reason: str = "") -> dict[str, Any]:
+    def pause(self, reason: str = "", *, yes: bool = False) -> dict[str, Any]:
         """Start no more trials; running ones continue to their end. Return the status."""
         from tuner.operations import manage  # noqa: PLC0415
 
-        return manage.pause(self._ledger(), self.name, reason)
+        return manage.pause(self._own(yes=yes), self.name, reason)
 
-    def resume(self, reason: str = "") -> dict[str, Any]:
+    def resume(self, reason: str = "", *, yes: bool = False) -> dict[str, Any]:
         """Reopen the study after a pause or a stop. Return the status."""
         from tuner.operations import manage  # noqa: PLC0415
 
-        return manage.resume(self._ledger(), self.name, reason)
+        return manage.resume(self._own(yes=yes), self.name, reason)
 
-    def stop(self, reason: str = "") -> dict[str, Any]:
+    def stop(self, reason: str = "", *, yes: bool = False) -> dict[str, Any]:
         """Cancel the running and waiting trials, and start no more. Return the status."""
         from tuner.operations import manage  # noqa: PLC0415
 
-        return manage.stop(self._ledger(), self._places(), self.name, reason)
+        return manage.stop(self._own(yes=yes), self._places(), self.name, reason)
 
-    def delete(self, *, force: bool = False, reason: str = "") -> None:
+    def delete(self, *, force: bool = False, reason: str = "", yes: bool = False) -> None:
         """Delete the study from ledger, Optuna, MLflow, and its checkpoints, without asking.
 
         Raise `UsageError` while workers train it, unless forced.
         """
         from tuner.operations import manage  # noqa: PLC0415
 
-        manage.delete(self._ledger(), self._places(), self.name, force=force, reason=reason)
+        ledger = self._own(yes=yes)
+        manage.delete(ledger, self._places(), self.name, force=force, reason=reason)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Study) and other.name == self.name
@@ -552,6 +565,14 @@ class Study:
 
     def _ledger(self) -> Ledger:
         return self._open()[0]
+
+    def _own(self, *, yes: bool) -> Ledger:
+        """Return the ledger to change the study. Raise `UsageError` if it is somebody else's."""
+        from tuner.operations import ownership  # noqa: PLC0415
+
+        ledger = self._ledger()
+        ownership.check(ledger, self.name, ownership.asking(yes=yes))
+        return ledger
 
     def _places(self) -> Addresses:
         return self._open()[1]

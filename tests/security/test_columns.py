@@ -49,8 +49,10 @@ from tuner.ledger.tables import (
     attempts,
     checkpoints,
     chunks,
+    exclusions,
     metadata,
     probes,
+    projects,
     published_studies,
     published_trials,
     reports,
@@ -82,7 +84,7 @@ CONTENTS: list[Any] = [
     "[" * 5000,
     None,
 ]
-OF_STUDY = [probes, published_studies]
+OF_STUDY = [probes, published_studies, exclusions]
 OF_TRIAL = [attempts, chunks, reports, checkpoints, published_trials]
 NAMED_BY_STUDY = [retrainings, timetables, events, notifications]
 
@@ -140,6 +142,7 @@ def _copy_good(ledger: Ledger, table: Table) -> None:
             _copy_retraining(tx, str(column))
             _add_timetable(tx, str(column))
             _add_event(tx, str(column))
+            _add_limits(tx, str(column))
 
 
 def _copy_study(tx: Connection, study_id: int, name: str) -> None:
@@ -215,12 +218,20 @@ def _add_event(tx: Connection, name: str) -> None:
     )  # fmt: skip
 
 
+def _add_limits(tx: Connection, name: str) -> None:
+    """Set limits of a project, and let a worker leave the study of the same name alone."""
+    tx.execute(insert(projects).values(name=name, workers=1, steps_week=1e9, shared=False))
+    study_id = tx.scalar(select(studies.c.id).where(studies.c.name == name))
+    left = {"study_id": study_id, "worker": "elsewhere:1:1", "ends_at": 4e9}
+    tx.execute(insert(exclusions).values(**left, failures=3, reason="It broke."))
+
+
 def _rows_of(column: Column[Any], tx: Connection) -> str:
     """Return the condition for the rows of a table that belong to the column's study."""
     name = ":name" if tx.dialect.name == "sqlite" else "%(name)s"
     study = f"(SELECT id FROM tuner_studies WHERE name = {name})"
     table = column.table
-    if table is studies:
+    if table in (studies, projects):
         return f"name = {name}"
     if table is trials or table in OF_STUDY:
         return f"study_id IN {study}"
@@ -441,6 +452,7 @@ def _look(ledger: Ledger, *, drawn: bool) -> None:
     assert f"{GOOD}: ended" in listed.output
     assert "\x1b]" not in listed.output
     command.invoke(cli, ["studies", "--json"], catch_exceptions=False)
+    command.invoke(cli, ["project"], catch_exceptions=False)
     command.invoke(cli, ["timetable", "list"], catch_exceptions=False)
     for unknown in (["status", "nothing"], ["timetable", "remove", "nothing"]):
         refused = command.invoke(cli, unknown)

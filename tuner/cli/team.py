@@ -1,4 +1,4 @@
-"""The section Team: worker, recorder, enqueue, retry, pause, resume, stop."""
+"""The section Team: worker, recorder, enqueue, retry, pause, resume, stop, note, tag."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from tuner.cli.base import EXIT_INTERRUPTED, cli, exit_code, print_json
+from tuner.cli.base import EXIT_INTERRUPTED, cli, exit_code, open_own, print_json
 from tuner.cli.options import (
+    StudyName,
     with_allow,
     with_json,
     with_log,
@@ -16,6 +17,7 @@ from tuner.cli.options import (
     with_parent,
     with_raise_budget,
     with_reason,
+    with_yes,
 )
 from tuner.config import written
 from tuner.observability import logs
@@ -27,7 +29,21 @@ GRACE_SECONDS = 5.0
 
 
 @cli.command()
-@click.option("--study", "names", multiple=True, help="Train this study; repeatable.")
+@click.option(
+    "--study",
+    "names",
+    type=StudyName(),
+    multiple=True,
+    metavar="NAME",
+    help="Train this study; repeatable.",
+)
+@click.option(
+    "--not",
+    "without",
+    multiple=True,
+    metavar="NAME",
+    help="Leave this study to others, or studies that match, such as 'vision/*'; repeatable.",
+)
 @click.option("--until-idle", is_flag=True, help="End when nothing is left to train.")
 @click.option("--device", metavar="DEVICE", help="Train only studies for this device, such as cpu.")
 @click.option(
@@ -40,6 +56,7 @@ GRACE_SECONDS = 5.0
 @with_json
 def worker(
     names: tuple[str, ...],
+    without: tuple[str, ...],
     until_idle: bool,
     device: str | None,
     recorder: bool,
@@ -64,6 +81,7 @@ def worker(
     ledger, places = context.open_ledger(), context.addresses()
     todo = run.Work(
         names=names,
+        without=without,
         prefixes=prefixes,
         until_idle=until_idle,
         device=device,
@@ -80,7 +98,14 @@ def worker(
 
 
 @cli.command()
-@click.option("--study", "names", multiple=True, help="Publish this study; repeatable.")
+@click.option(
+    "--study",
+    "names",
+    type=StudyName(),
+    multiple=True,
+    metavar="NAME",
+    help="Publish this study; repeatable.",
+)
 @click.option(
     "--until-closed",
     is_flag=True,
@@ -127,13 +152,19 @@ def recorder(
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @click.argument("parameters", nargs=-1, required=True, metavar="PARAMETER=VALUE...")
 @with_raise_budget
+@with_yes
 @with_reason
 @with_json
 def enqueue(
-    name: str, parameters: tuple[str, ...], raise_budget: bool, reason: str, as_json: bool
+    name: str,
+    parameters: tuple[str, ...],
+    raise_budget: bool,
+    yes: bool,
+    reason: str,
+    as_json: bool,
 ) -> None:
     """Add a trial with these parameters to the study NAME, before the sampler's next one.
 
@@ -142,7 +173,7 @@ def enqueue(
     from tuner.operations import enqueue
 
     added = enqueue.enqueue(
-        context.open_ledger(),
+        open_own(name, yes=yes),
         name,
         enqueue.parsed(parameters),
         raise_budget=raise_budget,
@@ -156,10 +187,11 @@ def enqueue(
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @click.argument("trials", nargs=-1, type=click.IntRange(0), metavar="[TRIAL]...")
 @click.option("--failed", is_flag=True, help="Retry all failed trials.")
 @with_raise_budget
+@with_yes
 @with_reason
 @with_json
 def retry(
@@ -167,6 +199,7 @@ def retry(
     trials: tuple[int, ...],
     failed: bool,
     raise_budget: bool,
+    yes: bool,
     reason: str,
     as_json: bool,
 ) -> None:
@@ -177,7 +210,7 @@ def retry(
     from tuner.operations import retry
 
     done = retry.retry(
-        context.open_ledger(),
+        open_own(name, yes=yes),
         name,
         trials,
         failed=failed,
@@ -203,36 +236,74 @@ def _next(added: dict[str, Any]) -> str:
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", type=StudyName())
+@with_yes
 @with_reason
 @with_json
-def pause(name: str, reason: str, as_json: bool) -> None:
+def pause(name: str, yes: bool, reason: str, as_json: bool) -> None:
     """Start no more trials of the study NAME; running ones continue to their end."""
     from tuner.operations import manage
 
-    _print_status(manage.pause(context.open_ledger(), name, reason), as_json)
+    _print_status(manage.pause(open_own(name, yes=yes), name, reason), as_json)
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", type=StudyName())
+@with_yes
 @with_reason
 @with_json
-def resume(name: str, reason: str, as_json: bool) -> None:
+def resume(name: str, yes: bool, reason: str, as_json: bool) -> None:
     """Reopen the study NAME after a pause or a stop; cancelled trials stay cancelled."""
     from tuner.operations import manage
 
-    _print_status(manage.resume(context.open_ledger(), name, reason), as_json)
+    _print_status(manage.resume(open_own(name, yes=yes), name, reason), as_json)
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @click.option("--reason", default="", help="The reason, which is shown with the study.")
+@with_yes
 @with_json
-def stop(name: str, reason: str, as_json: bool) -> None:
+def stop(name: str, reason: str, yes: bool, as_json: bool) -> None:
     """Cancel the running and waiting trials of the study NAME, and start no more."""
     from tuner.operations import manage
 
-    _print_status(manage.stop(context.open_ledger(), context.addresses(), name, reason), as_json)
+    ledger = open_own(name, yes=yes)
+    _print_status(manage.stop(ledger, context.addresses(), name, reason), as_json)
+
+
+@cli.command()
+@click.argument("name", type=StudyName())
+@click.argument("text")
+@with_json
+def note(name: str, text: str, as_json: bool) -> None:
+    """Add a note to the study NAME, for everybody who looks at it.
+
+    `tuner status` shows all notes, with who wrote them and when.
+    """
+    from tuner.operations import notes
+
+    found = notes.note(context.open_ledger(), name, text)
+    if as_json:
+        print_json({"study": name, "notes": found})
+    else:
+        terminal.echo(f"Study {name!r} has {len(found)} note{'s' * (len(found) > 1)}.")
+
+
+@cli.command()
+@click.argument("name", type=StudyName())
+@click.argument("tags", nargs=-1, required=True, metavar="TAG...")
+@click.option("--remove", is_flag=True, help="Remove these tags instead.")
+@with_json
+def tag(name: str, tags: tuple[str, ...], remove: bool, as_json: bool) -> None:
+    """Add tags to the study NAME, by which `tuner studies --tag` finds it."""
+    from tuner.operations import notes
+
+    found = notes.tag(context.open_ledger(), name, tags, remove=remove)
+    if as_json:
+        print_json({"study": name, "tags": found})
+    else:
+        terminal.echo(f"Tags of study {name!r}: {', '.join(found) or 'none'}.")
 
 
 def _print_status(status: dict[str, Any], as_json: bool) -> None:

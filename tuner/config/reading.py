@@ -29,15 +29,17 @@ from tuner.config.mistakes import (
 )
 from tuner.config.study import UNITS
 from tuner.core.errors import StudyFileError
+from tuner.core.text import DEFAULT_PROJECT
 
 LARGEST = 1_000_000
 """The maximum size of a study file, in bytes."""
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
+def load(path: Path, overrides: Sequence[str] = (), project: str = DEFAULT_PROJECT) -> StudySpec:
     """Read a study file after applying `overrides` such as `budget.trials=20`.
 
-    Raise `StudyFileError` with all mistakes of the file and of the overrides.
+    The study is in `project` unless the file or its name says otherwise. Raise `StudyFileError`
+    with all mistakes of the file and of the overrides.
     """
     source = str(path)
     try:
@@ -54,10 +56,12 @@ def load(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
         raise _unreadable(source, "a file to read", error.strerror or str(error)) from None
     except ValueError as error:  # a path with a null character
         raise _unreadable(source, "a file to read", str(error)) from None
-    return parse(text, source, overrides)
+    return parse(text, source, overrides, project)
 
 
-def parse(text: str, source: str, overrides: Sequence[str] = ()) -> StudySpec:
+def parse(
+    text: str, source: str, overrides: Sequence[str] = (), project: str = DEFAULT_PROJECT
+) -> StudySpec:
     """Validate the text of a study file; messages name `source`. Raise as `load` does."""
     try:
         document = tomllib.loads(text)
@@ -67,6 +71,9 @@ def parse(text: str, source: str, overrides: Sequence[str] = ()) -> StudySpec:
         raise _unreadable(source, "TOML", f"a syntax error: {error}") from None
     found = [mistake for override in overrides for mistake in _override(document, override)]
     mark_unusable(document)
+    study = document.get("study")
+    if isinstance(study, dict) and "/" not in str(study.get("name")):
+        study.setdefault("project", project)
     tables: dict[str, Table] = {}
     for name, table in TABLES.items():
         if name in document or StudySpec.model_fields[name].is_required():

@@ -24,6 +24,7 @@ from tuner.ledger import ENDED, OPEN, Ledger, StudyRecord
 from tuner.ledger.database import Addresses, require_tracking
 from tuner.ledger.managing import BEING_DELETED
 from tuner.operations import best, context, submit
+from tuner.operations.ownership import Ask, refuse
 from tuner.report import progress
 from tuner.training.programs import permission
 from tuner.worker import work
@@ -53,6 +54,7 @@ class Work:
     names: tuple[str, ...]  # of studies; empty: all open ones
     prefixes: tuple[str, ...]  # of modules that may be imported
     until_idle: bool
+    without: tuple[str, ...] = ()  # patterns of names of studies that are left to others
     device: str | None = None  # only studies for this device
     grace_seconds: float | None = None  # for publishing after an interruption; None: no limit
 
@@ -60,9 +62,10 @@ class Work:
         """Return the equivalent arguments of `tuner worker`, without a recorder."""
         studies = [argument for name in self.names for argument in ("--study", name)]
         allowed = [argument for prefix in self.prefixes for argument in ("--allow", prefix)]
+        without = [argument for name in self.without for argument in ("--not", name)]
         device = ["--device", self.device] if self.device else []
         idle = ["--until-idle"] if self.until_idle else []
-        return [*studies, *allowed, *device, *idle, "--no-recorder", "--log", "json"]
+        return [*studies, *without, *allowed, *device, *idle, "--no-recorder", "--log", "json"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,18 +97,20 @@ def run(
     workers: int = 1,
     console: Console | None = None,
     announce: Callable[[str], None] | None = None,
+    ask: Ask = refuse,
 ) -> Ran:
     """Submit a study, train its trials and publish them; show progress on `console`, if any.
 
     `announce` gets a sentence if a new version of a known study was submitted. Raise `UsageError`
     and `WorkloadError` as `submit` does, and `UnavailableError` if this login may not publish,
-    before anything is created. The command of `spec` is allowed, since the caller's file names it.
+    before anything is created. `ask` is as in `submit`. The command of `spec` is allowed, since the
+    caller's file names it.
     """
     prefixes = (*prefixes, *permission.of_file(spec))
     prepared = submit.prepare(spec, prefixes)
     ledger, places = context.open_ledger(create=True), context.addresses()
     require_tracking(places)
-    study, created = submit.submit(ledger, spec, prepared.description)
+    study, created = submit.submit(ledger, spec, prepared.description, ask)
     if announce is not None and created and study.version > 1:
         announce(submit.in_words(ledger, study, created=True))
     ended = train_study(
@@ -173,6 +178,7 @@ def train(
                 prefixes=todo.prefixes,
                 stop=stop,
                 until_idle=todo.until_idle,
+                without=todo.without,
                 device=todo.device,
                 renewer=renewer,
                 prepared=prepared,

@@ -17,7 +17,9 @@ from tuner.analysis.verdicts import Evidence, Setting, Verdict
 from tuner.config import CHOSEN, ParameterValue
 from tuner.core.curves import Chunk
 from tuner.core.outcome import COMPLETED, RUNNING
-from tuner.ledger import Reader, Retrainings, StudyRecord, TrialRecord, ranges
+from tuner.ledger import Reader, Retrainings, StudyRecord, TrialRecord, events, ranges
+from tuner.ledger.events import Event
+from tuner.ledger.spending import Spend, spending
 
 BATCH = 500
 """Number of curves that one statement reads."""
@@ -43,6 +45,8 @@ class Findings:
     stable_limits: Mapping[str, tuple[float, float]]  # brackets found by a probe, by optimizer
     links: Mapping[int, str]  # URL of each trial's MLflow run, by number
     drift: Sequence[RetrainingStep]  # the study's retrainings, oldest first
+    submitted: Event | None  # the last time; None of a study of an earlier version of tuner
+    spend: Spend
     decision: Decision | None  # between the best trials, under new seeds; None: none reserved
 
     def trial(self, number: int) -> TrialRecord:
@@ -103,6 +107,8 @@ def gather(
         effects=effects(study, trials, rng),
         stable_limits=_stable_limits(ledger, study),
         links=links or {},
+        submitted=events.latest(ledger, [study.name])[study.name].get(events.SUBMITTED),
+        spend=spending(ledger, [study])[study.id],
         drift=steps(Retrainings(ledger).history(study.name)),
         decision=decision(ledger, study) if study.deciding_trials else None,
     )

@@ -174,6 +174,13 @@ def savings(found: Findings) -> str:
     return " ".join(filter(None, lines)) or "No trial was stopped: all ran to the end."
 
 
+def origin(found: Findings) -> str:
+    """Return who submitted the study, its project, and what it has spent."""
+    by = "" if found.submitted is None else f"Submitted by {found.submitted.who}, "
+    where = f"{by}{'in' if by else 'In'} the project {found.study.project}."
+    return f"{where} Spent: {ranking.spend_in_words(found.spend.as_json())}."
+
+
 def verdicts(found: Findings) -> str:
     """Return the number of trials by verdict, for each optimizer."""
     return ranking.verdicts_in_words(found.verdicts)

@@ -75,6 +75,8 @@ class Attempt:
         self.number = claim.trial.number
         self.admitted = False  # it has a slot
         self.failed = False  # the trial, by this attempt
+        self.raised: str | None = None  # the reason, if the workload's code failed in it
+        self.ended_well = False  # the trial, in any outcome but a failure
         self._params = claim.trial.params
         self._own_seed = claim.trial.attrs.get(SEED)
         self._saved = claim.checkpoint
@@ -272,6 +274,8 @@ class Attempt:
     def _ended(self, outcome: Outcome) -> None:
         metrics.TRIALS_ENDED.labels(outcome.kind).inc()
         self.failed = outcome.kind == FAILED
+        self.ended_well = not self.failed
+        self.raised = outcome.reason if self.failed else None
         self.log.info(
             "trial ended",
             outcome=outcome.kind,
@@ -328,6 +332,7 @@ class Attempt:
             if rows := self.rows():
                 self._context.commits.commit_decisions([rows])
             self._release(RAISED, sentence, traceback)
+            self.raised = sentence
             return None
         return self._failed(sentence, traceback)
 
