@@ -30,7 +30,7 @@ SECTIONS = {
         "studies", "status", "history", "similar", "best", "ui", "report", "compare", "export",
         "confirm", "extend", "rerun",
     ),
-    "Team": ("worker", "recorder", "enqueue", "retry", "pause", "resume", "stop"),
+    "Team": ("worker", "workers", "recorder", "enqueue", "retry", "pause", "resume", "stop"),
     "Retraining": (
         "retrain", "approve", "reject", "predict", "rollback", "timetable", "scheduler",
     ),
