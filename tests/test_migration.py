@@ -56,7 +56,8 @@ def upgraded(old: Addresses) -> Ledger:
 
 def test_there_is_a_database_of_every_schema_from_the_first_to_the_one_before_ours() -> None:
     found = {path.stem.split("_")[1] for path in FILES}
-    assert {f"{number:04}" for number in range(1, int(HEAD))} <= found
+    versions = Path(database.__file__).parents[1] / "migrations" / "versions"
+    assert {path.name[:4] for path in versions.glob("[0-9]*.py")} - {HEAD} <= found
     assert any("postgresql" in path.stem for path in FROZEN)
 
 

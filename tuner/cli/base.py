@@ -34,7 +34,7 @@ SECTIONS = {
         "confirm", "extend", "rerun",
     ),
     "Team": (
-        "worker", "recorder", "enqueue", "retry", "pause", "resume", "stop", "note", "tag",
+        "worker", "workers", "recorder", "enqueue", "retry", "pause", "resume", "stop", "note", "tag",
     ),
     "Retraining": (
         "retrain", "approve", "reject", "predict", "rollback", "timetable", "scheduler",

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
+from typing import Any
 
 from tuner.core.environment import identity
 from tuner.core.errors import (
@@ -52,6 +53,7 @@ def work(
     renewer: LeaseRenewer | None = None,
     prepared: PreparedWorkload | None = None,
     race: Callable[[], int | None] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> None:
     """Train trials of the open studies (of `names`, if there are any) until `stop` is set.
 
@@ -64,7 +66,8 @@ def work(
     nothing else is left. A caller that holds leases itself passes its `renewer`; `prepared` is the
     workload of one of the studies, if this process has built it already. Once the search of a study
     is over, its workers decide between its best trials. `race` adds trials of a race of the
-    caller's own; it returns how many, or None if nothing is left to train.
+    caller's own; it returns how many, or None if nothing is left to train. `about` is recorded
+    with each attempt.
     """
     renewer = renewer or LeaseRenewer(ledger, places.checkpoints)
 
@@ -85,6 +88,7 @@ def work(
                 prefixes=prefixes,
                 stop=stop,
                 prepared=prepared,
+                about=about or {},
             )
         except WorkloadCodeError as error:
             log.warning(f"study {study.name}: {error}")

@@ -60,6 +60,7 @@ class StudyWorker:
         prefixes: Sequence[str],
         stop: threading.Event,
         prepared: PreparedWorkload | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         """Build the workload and its trainer. Raise `WorkloadError` when that cannot be done."""
         self._ledger = ledger
@@ -72,7 +73,8 @@ class StudyWorker:
             trained = load_workload(study, prefixes, prepared)
             settled = study.settled or ledger.settle(study.id, _settled(trained, study.spec))
             use_threads(settled["threads"])
-            self._environment = describe(study.spec.training.device) | {"settled": settled}
+            described = describe(study.spec.training.device) | {"settled": settled}
+            self._environment = described | dict(about or {})
             self._trained, self._spec = trained, study.spec
             self._build(trainer_choice.settled(settled))
         self._search = Search(study, ledger)
