@@ -115,6 +115,7 @@ class Study:
         budget: Budget | None = None,
         metric: str | None = None,
         direction: str | None = None,
+        constraints: Sequence[str] | None = None,
         seed: int | None = None,
         description: str | None = None,
         training: Mapping[str, Any] | None = None,
@@ -145,8 +146,8 @@ class Study:
         self._allowed: tuple[str, ...] = ()  # the module of its function
         self._asker: Asker | None = None
         written = (
-            train, factory, arguments, space, budget, metric, direction, seed, description,
-            training, search, guard, probe, retrain, notify,
+            train, factory, arguments, space, budget, metric, direction, constraints, seed,
+            description, training, search, guard, probe, retrain, notify,
         )  # fmt: skip
         if all(one is None for one in written):
             return
@@ -167,6 +168,7 @@ class Study:
             "seed": seed,
             "metric": metric,
             "direction": direction,
+            "constraints": constraints,
         }
         tables: dict[str, Mapping[str, Any] | None] = {
             "study": about,

@@ -8,18 +8,22 @@ from datetime import UTC, datetime
 from tuner.analysis.verdicts import Verdict, count_by_verdict
 from tuner.config import CHOSEN, ParameterValue, written
 from tuner.core.outcome import COMPLETED, DIVERGED, PRUNED
-from tuner.ledger import StudyRecord, TrialRecord, ranges
+from tuner.ledger import StudyRecord, TrialRecord, feasibility, ranges
 
 
 def ranked(study: StudyRecord, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Return trials, best first: completed by value, pruned by last step, then the others."""
+    """Return trials, best first: completed by value, pruned by last step, then the others.
+
+    Of completed ones, those that violate constraints come last, by how much.
+    """
     sign = 1 if study.spec.study.direction == "minimize" else -1
     order = {COMPLETED: 0, PRUNED: 1, DIVERGED: 2}
 
-    def key(trial: TrialRecord) -> tuple[int, int, float, int]:
+    def key(trial: TrialRecord) -> tuple[int, float, int, float, int]:
         reached = -trial.steps if trial.state == PRUNED else 0
         value = sign * trial.value if trial.value is not None else float("inf")
-        return (order.get(trial.state, 3), reached, value, trial.number)
+        violation = trial.violation or 0.0
+        return (order.get(trial.state, 3), violation, reached, value, trial.number)
 
     return sorted(trials, key=key)
 
@@ -62,6 +66,12 @@ def best_in_words(study: StudyRecord, best: TrialRecord | None, *, whole: bool =
     if best is None or best.params is None:
         return "No trial has completed."
     origin = " (imported)" if best.imported else ""
+    if best.infeasible:
+        return (
+            f"No trial satisfies the constraints. Trial {best.number} violates them least "
+            f"({feasibility.violated(best.excesses)}): {study.spec.study.metric} "
+            f"{best.value:.4g} with {in_short(best.params)}."
+        )
     own = [f"{key} {format_value(value)}" for key, value in best.params.items() if "." in key]
     more = f" ({', '.join(own)})" if own and whole else ""
     return (

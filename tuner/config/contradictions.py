@@ -30,6 +30,7 @@ from tuner.config.space import SETTINGS, Space
 from tuner.config.study import (
     PLACEHOLDER,
     PROGRAM_VALUES,
+    SECONDS,
     ProbeTable,
     SearchTable,
     StudyTable,
@@ -75,8 +76,18 @@ def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
     ):
         expected = 'a range, as the sampler is "cmaes", which searches numbers alone'
         yield Mistake(("space", "lr"), expected, shown(space.lr))
+    yield from _samplers_without_constraints(tables.get("study"), search)
     if isinstance(training, TrainingTable):
         yield from _rungs_too_late(("search", "pruner"), search.pruner, training)
+
+
+def _samplers_without_constraints(study: Table | None, search: SearchTable) -> Iterator[Mistake]:
+    """Yield samplers that would take infeasible trials for good ones."""
+    blind = isinstance(search.sampler, CMAES | OptunaGP)
+    if blind and isinstance(study, StudyTable) and study.constraints:
+        known = "one of auto, gp, tpe, random, qmc, grid, listed"
+        expected = f"{known}, as [study] constraints are given"
+        yield Mistake(("search", "sampler"), expected, shown(search.sampler.name))
 
 
 def _stored_addresses(retrain: Table | None, notify: Table | None) -> Iterator[Mistake]:
@@ -187,6 +198,10 @@ def _command(workload: Table | None, space: Table | None, study: Table | None) -
     if isinstance(study, StudyTable) and study.metric not in workload.patterns:
         expected = f"a pattern for the study's metric {study.metric}"
         yield Mistake(("workload", "patterns"), expected, ", ".join(workload.patterns))
+    for limit in study.limits() if isinstance(study, StudyTable) else ():
+        if unknown := sorted(limit.names - {SECONDS, *workload.patterns}):
+            expected = f"metrics that have a pattern ({', '.join(workload.patterns)}), or seconds"
+            yield Mistake(("study", "constraints"), expected, ", ".join(unknown))
     if isinstance(space, Space) and "rates" not in used:
         names = [one.name for one in space.schedule]
         if names != ["constant"] or space.longest_warmup(100):

@@ -25,6 +25,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from tuner.config.constraints import Limit
 from tuner.config.retrain import MetricName, RetrainTable, StudyNotifyTable
 from tuner.config.search import (
     AnyJudge,
@@ -55,8 +56,17 @@ def _readable(text: str) -> str:
 Readable: TypeAlias = Annotated[str, AfterValidator(_readable)]
 
 
+SECONDS = "seconds"
+"""In constraints, the time of a trial's attempts, unless it reports a metric of this name."""
+
+
 class StudyTable(Table):
-    """The name of a study and its objective."""
+    """The name of a study and its objective.
+
+    - `constraints`: limits on the metrics of a trial, and on its `seconds`, such as
+      `accuracy >= 0.97`. A trial that exceeds one at its end is infeasible: it ranks below every
+      trial that exceeds none.
+    """
 
     name: Annotated[str, Field(min_length=1, max_length=NAME_LIMIT, description="a name")]
     description: Readable = ""
@@ -64,6 +74,10 @@ class StudyTable(Table):
     metric: MetricName = "val_loss"
     direction: Literal["minimize", "maximize"] = "minimize"
     value: Literal["last", "best"] = "last"  # of the evaluations so far, at rungs and at the end
+    # omitted if empty, so that earlier digests stay valid
+    constraints: Annotated[
+        tuple[Readable, ...], Field(strict=False, exclude_if=lambda constraints: not constraints)
+    ] = ()
 
     @field_validator("name")
     @classmethod
@@ -71,6 +85,22 @@ class StudyTable(Table):
         if not name.isprintable() or name != name.strip():
             raise mistake("printable characters, with no space at either end")
         return name
+
+    @field_validator("constraints")
+    @classmethod
+    def _are_limits(cls, constraints: tuple[str, ...]) -> tuple[str, ...]:
+        for index, text in enumerate(constraints):
+            try:
+                Limit(text)
+            except ValueError as error:
+                raise mistake(str(error), text) from None
+            if text in constraints[:index]:
+                raise mistake("each constraint once", text)
+        return constraints
+
+    def limits(self) -> tuple[Limit, ...]:
+        """Return the limits of `constraints`."""
+        return tuple(map(Limit, self.constraints))
 
 
 def _as_argument(value: object) -> object:

@@ -32,6 +32,7 @@ from tuner.ledger.records import (
     DECIDED,
     ENDED,
     ENQUEUED,
+    EXCESS,
     EXTENSION,
     FIXED,
     HISTORY,
@@ -201,6 +202,8 @@ def are_trial_attrs(value: object) -> bool:
     return isinstance(value, dict) and all(
         OF_TRIALS[key](one)
         if key in OF_TRIALS
+        else is_number(one)
+        if key.startswith(EXCESS)
         else not key.startswith(RUNG)
         or (key.removeprefix(RUNG).isdecimal() and len(key) < 30 and is_number(one))
         for key, one in value.items()

@@ -36,6 +36,8 @@ PARENT, SEED, ROUND = "tuner:parent", "tuner:seed", "tuner:round"
 its seed, and the round of the race that it is trained for."""
 CONTINUED = "tuner:continued"
 """Another one, of a trial that continues the other one's checkpoint: the step that it began at."""
+EXCESS = "constraints:"
+"""Optuna's prefix of the attributes of a trial by how much it exceeds each constraint."""
 DECIDED = "tuner:decided"
 """An attribute of a study: how many trials it had when its decision was complete."""
 
@@ -162,6 +164,11 @@ def titled(name: str, version: int) -> str:
     return name if version == 1 else f"{name} v{version}"
 
 
+def excess_attrs(excesses: Mapping[str, float]) -> dict[str, float]:
+    """Return the attributes by which Optuna's samplers see what a trial exceeds."""
+    return {f"{EXCESS}{text}": excess for text, excess in excesses.items()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """What a trial reported at a rung, and what was decided."""
@@ -192,7 +199,23 @@ class TrialRecord:
     created_at: float
     ended_at: float | None
     revision: int
+    # the sum of what it exceeds the study's constraints by; 0: feasible, None: there are none
+    violation: float | None = None
     reports: tuple[Report, ...] = ()
+
+    @property
+    def infeasible(self) -> bool:
+        """Whether it violates a constraint of its study."""
+        return self.violation is not None and self.violation > 0
+
+    @property
+    def excesses(self) -> dict[str, float]:
+        """By how much it exceeds each constraint; 0 or less where it does not."""
+        return {
+            key.removeprefix(EXCESS): value
+            for key, value in self.attrs.items()
+            if key.startswith(EXCESS)
+        }
 
     def searched(self) -> SearchedTrial:
         """Return the part of the record that search reads."""

@@ -262,6 +262,7 @@ def outcome_columns(outcome: Outcome) -> dict[str, Any]:
         "reason": outcome.reason,
         "value": outcome.value,
         "stopped_step": outcome.stopped_step,
+        "violation": outcome.violation,
     }
 
 

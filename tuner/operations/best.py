@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from tuner.analysis import deciding
@@ -13,7 +12,7 @@ from tuner.ledger.summaries import summaries
 def best(ledger: Reader, study: StudyRecord) -> dict[str, Any] | None:
     """Return number, value, params and run_id of the best completed trial, or None."""
     found = summaries(ledger, [study])[study.id].best
-    return None if found is None else asdict(found)
+    return None if found is None else found.as_json()
 
 
 def decision(ledger: Reader, study: StudyRecord) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def trials(ledger: Reader, study: StudyRecord) -> pd.DataFrame:
     """Return one row per trial, by number; missing values are NA.
 
     Parameters are in columns such as `params_lr`. `seconds` is the time from the trial's creation
-    to its end, including the wait for a worker.
+    to its end, including the wait for a worker. A study with constraints has a column `violation`.
     """
     records = ledger.trials(study.id)
     names = list(dict.fromkeys(name for one in records for name in one.params or {}))
@@ -55,6 +55,8 @@ def trials(ledger: Reader, study: StudyRecord) -> pd.DataFrame:
         else:
             values = [getattr(one, name) for one in records]
         columns[name] = pd.array(values, dtype=kind)
+    if study.spec.study.constraints:
+        columns["violation"] = pd.array([one.violation for one in records], dtype="Float64")
     for name in names:
         values = [(one.params or {}).get(name) for one in records]
         columns[f"params_{name}"] = pd.array(values, dtype=_type_of(values))

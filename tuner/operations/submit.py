@@ -20,6 +20,7 @@ from tuner.config import (
 )
 from tuner.config.grid import Grid as CellsOf
 from tuner.config.retrain import NOT_STORED
+from tuner.config.study import SECONDS
 from tuner.core.environment import person
 from tuner.core.errors import NotFoundError, UsageError
 from tuner.ledger import Ledger, Reader, StudyRecord
@@ -48,6 +49,17 @@ def prepare(spec: StudySpec, prefixes: Sequence[str]) -> PreparedWorkload:
     settings = settings_of(spec, {}, rows)  # raises where the budget needs the number of rows
     if isinstance(workload, Workload):
         _refuse_batch_size(workload, spec, settings.batch_size)
+    measured = workload.metric_names if isinstance(workload, Workload) else None
+    for limit in spec.study.limits():
+        wrong = limit.names & set(TRAIN_COLUMNS)
+        if measured is not None:
+            wrong = limit.names - {SECONDS, *measured}
+        if wrong:
+            which = "" if measured is None else f" ({', '.join(measured)})"
+            raise UsageError(
+                f"[study] constraints: expected metrics that {spec.workload.function} measures at "
+                f"evaluations{which}, or seconds, got {', '.join(sorted(wrong))} in {limit.text!r}"
+            )
     if not isinstance(workload, Workload):
         if spec.study.metric in TRAIN_COLUMNS:
             raise UsageError(

@@ -60,6 +60,8 @@ def best(found: Findings) -> str:
     one, metric = found.best, found.study.spec.study.metric
     if one is None or one.params is None or one.value is None:
         return "No trial has completed, so there is no best rate yet."
+    if one.infeasible:
+        return ranking.best_in_words(found.study, one)
     # settings and arguments are in short already
     varied = [name for name in found.varied() if name in one.params and "." in name]
     own = [f"{name} {ranking.format_value(one.params[name])}" for name in varied]

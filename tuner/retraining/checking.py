@@ -149,6 +149,11 @@ def prepare(
             f"study {study.name!r} has no completed trial, so there are no parameters to train "
             f"again; `tuner run` it first"
         )
+    if best.infeasible:
+        raise UsageError(
+            f"no trial of study {study.name!r} satisfies its constraints, so there are no "
+            "parameters to train again; raise its budget, or relax [study] constraints"
+        )
     job = Job(
         ledger=ledger,
         places=places,

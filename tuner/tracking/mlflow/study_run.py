@@ -25,7 +25,7 @@ from tuner.ledger.database import (
 )
 from tuner.ledger.publications import Publications
 from tuner.ledger.records import LARGEST
-from tuner.ledger.tables import IS_VALUED, trials
+from tuner.ledger.tables import IS_VALUED, VIOLATION, trials
 from tuner.tracking.mlflow.client_writer import BATCH, as_tags, is_run_of
 from tuner.tracking.mlflow.links import Links, experiment_of
 from tuner.tracking.mlflow.run_content import PARENT, milliseconds
@@ -159,7 +159,7 @@ def _colour(
 
 
 def _improvements(ledger: Reader, study: StudyRecord) -> list[Metric]:
-    """Return a point for each trial that was the best when it completed.
+    """Return a point for each feasible trial that was the best when it completed.
 
     The database compares the values, so that only these few trials are read.
     """
@@ -173,6 +173,7 @@ def _improvements(ledger: Reader, study: StudyRecord) -> list[Metric]:
             trials.c.study_id == study.id,
             trials.c.state == COMPLETED,
             IS_VALUED,
+            VIOLATION == 0.0,
             trials.c.number <= LARGEST,
             trials.c.ended_at.between(0.0, LATEST),
         )
