@@ -19,7 +19,7 @@ from tuner.core import curves
 from tuner.core.errors import StudyFileError, UsageError
 from tuner.core.outcome import COMPLETED, DIVERGED, PRUNED, Outcome
 from tuner.ledger import limits
-from tuner.ledger.feasibility import judged
+from tuner.ledger.at_end import judged
 from tuner.ledger.summaries import summaries
 from tuner.operations import best, confirm, export, status
 from tuner.operations import submit as submission
@@ -152,7 +152,7 @@ def test_a_trial_that_reports_no_such_metric_fails():
         spec(study={"constraints": ACCURATE}), completed(1.0), curve(val_loss=[1] * 4), 1
     )
     assert found.kind == "failed"
-    assert found.reason == "It reported no accuracy, on which [study] constraints depend."
+    assert found.reason == "It reported no accuracy, which [study] needs at its end."
 
 
 def test_a_told_metric_counts():

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from tuner.analysis.verdicts import Verdict, count_by_verdict
 from tuner.config import CHOSEN, ParameterValue, written
 from tuner.core.outcome import COMPLETED, DIVERGED, PRUNED
-from tuner.ledger import StudyRecord, TrialRecord, feasibility, ranges
+from tuner.ledger import StudyRecord, TrialRecord, at_end, ranges
 
 
 def ranked(study: StudyRecord, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
@@ -69,13 +69,15 @@ def best_in_words(study: StudyRecord, best: TrialRecord | None, *, whole: bool =
     if best.infeasible:
         return (
             f"No trial satisfies the constraints. Trial {best.number} violates them least "
-            f"({feasibility.violated(best.excesses)}): {study.spec.study.metric} "
+            f"({at_end.violated(best.excesses)}): {study.spec.study.metric} "
             f"{best.value:.4g} with {in_short(best.params)}."
         )
     own = [f"{key} {format_value(value)}" for key, value in best.params.items() if "." in key]
     more = f" ({', '.join(own)})" if own and whole else ""
+    several = len(study.spec.study.objectives)
+    about = f"{several} objectives; best in the first" if several else "Best"
     return (
-        f"Best: {study.spec.study.metric} {best.value:.4g} in trial {best.number}{origin} with "
+        f"{about}: {study.spec.study.metric} {best.value:.4g} in trial {best.number}{origin} with "
         f"{in_short(best.params)}{more}."
     )
 

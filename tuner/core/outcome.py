@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 COMPLETED = "completed"  # ran to the horizon
@@ -26,6 +26,7 @@ class Outcome:
     stopped_step: int | None = None  # the step at which a diverged trial was stopped
     # by how much it exceeds each constraint of its study, 0 or less where it does not; None: none
     excesses: Mapping[str, float] | None = None
+    objectives: Sequence[float] | None = None  # the values of several objectives, or None
 
     def __post_init__(self) -> None:
         assert self.kind in KINDS

@@ -215,6 +215,10 @@ def _are_values(value: object) -> bool:
     return isinstance(value, dict) and all(map(_is_scalar, value.values()))
 
 
+def _are_numbers(value: object) -> bool:
+    return isinstance(value, list) and all(map(is_number, value))
+
+
 def _is_scalar(value: object) -> bool:
     return isinstance(value, str | bool) or is_number(value)
 
@@ -318,6 +322,7 @@ RULES: Mapping[Column[Any], tuple[str, Check]] = {
     _STUDIES.limit: ("a whole number", lambda value: type(value) is int),
     _TRIALS.params: ("parameters", _are_params),
     _TRIALS.attrs: ("attributes", are_trial_attrs),
+    _TRIALS.objectives: ("numbers", _are_numbers),
     _TRIALS.state: _one_of(RUNNING, *KINDS),
     retraining_tables.retrainings.c.stage: _one_of("train", "evaluate", "log", "promote", "done"),
     retraining_tables.retrainings.c.result: ("results of stages", _are_results),
@@ -389,7 +394,17 @@ ALL_RULES: Mapping[str, Rules] = {
 }
 STUDY = ALL_RULES["tuner_studies"]
 TRIAL = ALL_RULES["tuner_trials"]
-_SEARCHED = {"number", "imported", "params", "attrs", "state", "value", "created_at", "ended_at"}
+_SEARCHED = {
+    "number",
+    "imported",
+    "params",
+    "attrs",
+    "state",
+    "value",
+    "created_at",
+    "ended_at",
+    "objectives",
+}
 SEARCHED_TRIAL: Rules = [rule for rule in TRIAL if rule[0] in _SEARCHED]
 
 

@@ -199,6 +199,7 @@ class TrialRecord:
     created_at: float
     ended_at: float | None
     revision: int
+    objectives: Sequence[float] | None = None  # their values, if its study has several
     # the sum of what it exceeds the study's constraints by; 0: feasible, None: there are none
     violation: float | None = None
     reports: tuple[Report, ...] = ()
@@ -228,6 +229,7 @@ class TrialRecord:
             value=self.value,
             created_at=self.created_at,
             ended_at=self.ended_at,
+            objectives=self.objectives,
             reports={report.step: report.value for report in self.reports},
         )
 
@@ -244,6 +246,7 @@ class SearchedTrial:
     value: float | None
     created_at: float
     ended_at: float | None
+    objectives: Sequence[float] | None = None  # their values, if the study has several
     reports: Mapping[int, float]  # value by step, in the order of steps
 
 

@@ -113,9 +113,8 @@ trials = Table(
     Column("created_at", Double, nullable=False),
     Column("ended_at", Double),
     Column("revision", Integer, nullable=False),  # the study's, when this row last changed
-    Column(
-        "violation", Double
-    ),  # what it exceeds constraints by; 0: feasible, null: no constraints
+    Column("objectives", AS_JSON),  # their values, if the study has several
+    Column("violation", Double),  # of constraints; 0: feasible, null: there are none
     UniqueConstraint("study_id", "number"),
     Index("tuner_trials_by_revision", "study_id", "revision"),
     Index(

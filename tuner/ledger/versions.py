@@ -155,6 +155,7 @@ def _copy(tx: Connection, trial: TrialRecord, version: int, study_id: int, numbe
             reason=f"Imported from trial {trial.number} of version {version}: {trial.reason}",
             value=trial.value,
             stopped_step=trial.stopped_step,
+            objectives=trial.objectives,
             violation=trial.violation,
             steps=trial.steps,
             last_time=trial.last_time,

@@ -24,7 +24,7 @@ from tuner.core.errors import TunerError, UsageError
 from tuner.core.outcome import COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING, Outcome
 from tuner.core.processes import RecorderProcess
 from tuner.core.text import printable
-from tuner.ledger import INTERRUPTED, Claim, Entry, Ledger, Report, StudyRecord, feasibility
+from tuner.ledger import INTERRUPTED, Claim, Entry, Ledger, Report, StudyRecord, at_end
 from tuner.ledger.attempts import refused
 from tuner.ledger.database import Addresses
 from tuner.operations import submit
@@ -397,7 +397,7 @@ class _Sink:
             return  # an evaluation waits for its row, or for the outcome
         chunk, asker = self._chunk(), self._asker
         if outcome is not None:
-            outcome = feasibility.judge(
+            outcome = at_end.judge(
                 asker.ledger, asker.study, self._lease, self._number, outcome, chunk, told
             )
         entry = Entry(

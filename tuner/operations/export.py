@@ -43,7 +43,8 @@ def trials(ledger: Reader, study: StudyRecord) -> pd.DataFrame:
     """Return one row per trial, by number; missing values are NA.
 
     Parameters are in columns such as `params_lr`. `seconds` is the time from the trial's creation
-    to its end, including the wait for a worker. A study with constraints has a column `violation`.
+    to its end, including the wait for a worker. A study with constraints has a column `violation`,
+    one with several objectives columns such as `values_val_loss`.
     """
     records = ledger.trials(study.id)
     names = list(dict.fromkeys(name for one in records for name in one.params or {}))
@@ -55,6 +56,9 @@ def trials(ledger: Reader, study: StudyRecord) -> pd.DataFrame:
         else:
             values = [getattr(one, name) for one in records]
         columns[name] = pd.array(values, dtype=kind)
+    for index, one in enumerate(study.spec.study.objectives):
+        values = [None if t.objectives is None else t.objectives[index] for t in records]
+        columns[f"values_{one.metric}"] = pd.array(values, dtype="Float64")
     if study.spec.study.constraints:
         columns["violation"] = pd.array([one.violation for one in records], dtype="Float64")
     for name in names:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from tuner.analysis import front
 from tuner.core.errors import NotFoundError
 from tuner.ledger import OPEN, Reader, StudyRecord, UnreadableStudy, events, ranges
 from tuner.ledger.events import Event
@@ -20,6 +21,7 @@ def status(ledger: Reader, study: StudyRecord) -> dict[str, Any]:
         {"trial": number, "reason": why} for number, why in ledger.unreadable_trials(study.id)
     ]
     found = statuses(ledger, [study])[0] | best.decision(ledger, study)
+    found |= best.front(ledger, study)
     return found | {"unreadable": broken}
 
 
@@ -57,6 +59,7 @@ def trial_status(ledger: Reader, study: StudyRecord, number: int) -> dict[str, A
         "state": trial.state,
         "reason": trial.reason,
         "value": trial.value,
+        **({"values": front.values(study, trial)} if trial.objectives else {}),
         **({} if trial.violation is None else {"violation": trial.violation}),
         "params": trial.params,
         "steps": trial.steps,

@@ -50,15 +50,17 @@ def prepare(spec: StudySpec, prefixes: Sequence[str]) -> PreparedWorkload:
     if isinstance(workload, Workload):
         _refuse_batch_size(workload, spec, settings.batch_size)
     measured = workload.metric_names if isinstance(workload, Workload) else None
-    for limit in spec.study.limits():
-        wrong = limit.names & set(TRAIN_COLUMNS)
+    wanted = [("constraints", one.names, one.text) for one in spec.study.limits()]
+    wanted += [("objectives", frozenset([o.metric]), o.metric) for o in spec.study.objectives[1:]]
+    for key, names, text in wanted:
+        wrong = names & set(TRAIN_COLUMNS)
         if measured is not None:
-            wrong = limit.names - {SECONDS, *measured}
+            wrong = names - {SECONDS, *measured}
         if wrong:
             which = "" if measured is None else f" ({', '.join(measured)})"
             raise UsageError(
-                f"[study] constraints: expected metrics that {spec.workload.function} measures at "
-                f"evaluations{which}, or seconds, got {', '.join(sorted(wrong))} in {limit.text!r}"
+                f"[study] {key}: expected metrics that {spec.workload.function} measures at "
+                f"evaluations{which}, or seconds, got {', '.join(sorted(wrong))} in {text!r}"
             )
     if not isinstance(workload, Workload):
         if spec.study.metric in TRAIN_COLUMNS:

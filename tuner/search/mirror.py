@@ -10,7 +10,7 @@ import copy
 import math
 import statistics
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -57,6 +57,7 @@ class Freezer:
 
     def __init__(self, spec: StudySpec, *, ordered: bool = False) -> None:
         self._space = spec.space
+        self._objectives = len(spec.study.objectives)
         self._parameters = {one.name: one for one in spec.space.parameters()}
         self._ordered = ordered
         self._known: dict[tuple[str, ...], dict[str, Any]] = {}
@@ -75,14 +76,23 @@ class Freezer:
             searched = self._known[kind]
         reports = dict(record.reports)
         state = STATES[record.state]
-        value = record.value
+        value: float | None = record.value
+        values: Sequence[float] | None = None
         if state == TrialState.PRUNED:
             value = reports[max(reports)] if reports else None
+        elif state == TrialState.COMPLETE and self._objectives:
+            value, values = None, record.objectives or ()
+            if len(values) != self._objectives:
+                raise UnreadableError(
+                    f"trial {record.number} cannot be read: objectives: expected "
+                    f"{self._objectives} numbers, got {len(values)}"
+                )
         return FrozenTrial(
             number=record.number,
             trial_id=record.number,
             state=state,
             value=value,
+            values=values,
             datetime_start=_datetime(record.created_at),
             datetime_complete=None if record.ended_at is None else _datetime(record.ended_at),
             params={name: self._value(name, params[name]) for name in searched},

@@ -32,7 +32,7 @@ from tuner.ledger import (
     Ledger,
     Report,
     StudyRecord,
-    feasibility,
+    at_end,
 )
 from tuner.ledger.checkpoint_files import file_of, remove_file
 from tuner.ledger.records import PARENT, SEED, sizes_of
@@ -223,15 +223,13 @@ class Attempt:
         return None
 
     def _judged(self, outcome: Outcome) -> Outcome:
-        """Return an outcome with what the trial exceeds the study's constraints by."""
-        if not self._study.spec.study.constraints:
+        """Return an outcome with what the trial's last metrics say."""
+        if not at_end.is_judged(self._study.spec):
             return outcome
         parts = [*filter(None, [self._spill.read()]), *self._measured]
         fresh = curves.join(parts) if parts else None
         return self._context.commits.retry_until_stopped(
-            lambda: feasibility.judge(
-                self._ledger, self._study, self.lease, self.number, outcome, fresh
-            )
+            lambda: at_end.judge(self._ledger, self._study, self.lease, self.number, outcome, fresh)
         )
 
     def _entry(

@@ -10,6 +10,7 @@ from mlflow.entities import Metric
 from sqlalchemy import Engine, func, or_, select
 
 from tuner.analysis import ranking
+from tuner.analysis.front import front
 from tuner.core.curves import LATEST
 from tuner.core.errors import UnavailableError
 from tuner.core.outcome import COMPLETED, RUNNING
@@ -32,6 +33,8 @@ from tuner.tracking.mlflow.run_content import PARENT, milliseconds
 from tuner.tracking.mlflow.views import BEST, COLOUR, COLOURS, best_view, is_known, view_tags
 from tuner.tracking.notes import FOLDER, PICTURE, REPORT, experiment_note, study_note
 
+FRONT = "tuner.front"
+"""The tag of the runs on the front of several objectives, and of the parent run: their numbers."""
 FEW = 5
 """How many of the best trials a link compares."""
 NOTE_LIMIT = 5000
@@ -114,6 +117,8 @@ def update_notes(
     if best is not None:
         tags["tuner.best_trial"] = str(best.number)
         _colour_best(client, study, parent, runs, best.number)
+    if study.spec.study.objectives:
+        tags[FRONT] = _tag_front(client, ledger, study, parent, runs)
     if ranges := ranking.ranges_in_words(study):
         tags["tuner.range"] = ranges[-1]
         tags["tuner.range_history"] = "\n".join(ranges)
@@ -148,6 +153,19 @@ def _colour_best(
     if before.isdecimal() and before != str(best):
         _colour(client, study, runs, int(before), COLOURS[COMPLETED])
     _colour(client, study, runs, best, BEST)
+
+
+def _tag_front(
+    client: MlflowClient, ledger: Reader, study: StudyRecord, parent: str, runs: Mapping[int, str]
+) -> str:
+    """Tag the runs of the trials on the front, and of those that left it; return the front."""
+    now = [str(one.number) for one in front(study, ledger.trials(study.id))]
+    before = client.get_run(parent).data.tags.get(FRONT, "").split()
+    for number in sorted({*now, *before} - ({*now} & {*before})):
+        run_id = runs.get(int(number)) if number.isdecimal() else None
+        if run_id is not None and is_run_of(client.get_run(run_id), study, number):
+            client.set_tag(run_id, FRONT, str(number in now).lower())
+    return " ".join(now)
 
 
 def _colour(

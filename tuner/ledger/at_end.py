@@ -1,7 +1,8 @@
-"""Whether a trial satisfies the constraints of its study, from its curve."""
+"""What the metrics at the end of a trial say: the values of objectives, and of constraints."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -25,11 +26,11 @@ def judge(
     fresh: Chunk | None,
     told: Mapping[str, float] | None = None,
 ) -> Outcome:
-    """Return the outcome of a trial with its excesses; `fresh` is not committed yet.
+    """Return the outcome of a trial with what its metrics say; `fresh` is not committed yet.
 
     Metrics that are `told` count more than those of the curve.
     """
-    if outcome.kind != COMPLETED or not study.spec.study.constraints:
+    if outcome.kind != COMPLETED or not is_judged(study.spec):
         return outcome
     curve = ledger.curve(lease.trial_id)
     if fresh is not None:
@@ -50,19 +51,34 @@ def judged(
     seconds: float,
     told: Mapping[str, float] | None = None,
 ) -> Outcome:
-    """Return the outcome of a completed trial with its excesses; failed if they are unknown.
+    """Return the outcome of a completed trial with its objectives and excesses.
 
-    Metrics are those of the evaluation whose value is the trial's; `seconds` is the time that it
-    took.
+    It has failed if they are unknown. Metrics are those of the evaluation whose value is the
+    trial's; `seconds` is the time that it took.
     """
+    limits, objectives = spec.study.limits(), [one.metric for one in spec.study.objectives]
     metrics = {SECONDS: seconds} | _at_value(spec, curve) | dict(told or {})
-    limits = spec.study.limits()
-    if missing := sorted({name for one in limits for name in one.names} - metrics.keys()):
-        reason = f"It reported no {', '.join(missing)}, on which [study] constraints depend."
+    if outcome.value is not None:
+        metrics[spec.study.metric] = outcome.value
+    if missing := sorted({*objectives, *(n for one in limits for n in one.names)} - metrics.keys()):
+        reason = f"It reported no {', '.join(missing)}, which [study] needs at its end."
+        return Outcome(kind=FAILED, reason=reason)
+    if wrong := [name for name in objectives if not math.isfinite(metrics[name])]:
+        reason = f"Its {', '.join(wrong)} was not finite at its end."
         return Outcome(kind=FAILED, reason=reason)
     excesses = {one.text: one.excess(metrics) for one in limits}
-    more = f" It violates {wrong}." if (wrong := violated(excesses)) else ""
-    return replace(outcome, excesses=excesses, reason=outcome.reason + more)
+    more = f" It violates {found}." if (found := violated(excesses)) else ""
+    return replace(
+        outcome,
+        excesses=excesses if limits else None,
+        objectives=[metrics[name] for name in objectives] if objectives else None,
+        reason=outcome.reason + more,
+    )
+
+
+def is_judged(spec: StudySpec) -> bool:
+    """Return whether an outcome depends on other metrics than the trial's value."""
+    return bool(spec.study.constraints or spec.study.objectives)
 
 
 def violated(excesses: Mapping[str, float]) -> str:
