@@ -67,9 +67,11 @@ def best_in_words(study: StudyRecord, best: TrialRecord | None, *, whole: bool =
         return "No trial has completed."
     origin = " (imported)" if best.imported else ""
     if best.infeasible:
+        known = set(study.spec.study.constraints)  # a row may hold any text
+        excesses = {text: excess for text, excess in best.excesses.items() if text in known}
         return (
             f"No trial satisfies the constraints. Trial {best.number} violates them least "
-            f"({at_end.violated(best.excesses)}): {study.spec.study.metric} "
+            f"({at_end.violated(excesses)}): {study.spec.study.metric} "
             f"{best.value:.4g} with {in_short(best.params)}."
         )
     own = [f"{key} {format_value(value)}" for key, value in best.params.items() if "." in key]

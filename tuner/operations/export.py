@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tuner.analysis import front
 from tuner.core.curves import Chunk
 from tuner.core.errors import NotFoundError, UsageError
 from tuner.core.outputs import replacing, writing_into
@@ -56,8 +57,8 @@ def trials(ledger: Reader, study: StudyRecord) -> pd.DataFrame:
         else:
             values = [getattr(one, name) for one in records]
         columns[name] = pd.array(values, dtype=kind)
-    for index, one in enumerate(study.spec.study.objectives):
-        values = [None if t.objectives is None else t.objectives[index] for t in records]
+    for one in study.spec.study.objectives:
+        values = [front.values(study, trial).get(one.metric) for trial in records]
         columns[f"values_{one.metric}"] = pd.array(values, dtype="Float64")
     if study.spec.study.constraints:
         columns["violation"] = pd.array([one.violation for one in records], dtype="Float64")
