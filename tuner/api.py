@@ -135,6 +135,8 @@ class Study:
         budget: Budget | None = None,
         metric: str | None = None,
         direction: str | None = None,
+        objectives: Sequence[Mapping[str, str]] | None = None,
+        constraints: Sequence[str] | None = None,
         seed: int | None = None,
         description: str | None = None,
         training: Mapping[str, Any] | None = None,
@@ -165,8 +167,8 @@ class Study:
         self._allowed: tuple[str, ...] = ()  # the module of its function
         self._asker: Asker | None = None
         written = (
-            train, factory, arguments, space, budget, metric, direction, seed, description,
-            training, search, guard, probe, retrain, notify,
+            train, factory, arguments, space, budget, metric, direction, objectives,
+            constraints, seed, description, training, search, guard, probe, retrain, notify,
         )  # fmt: skip
         if all(one is None for one in written):
             return
@@ -187,6 +189,8 @@ class Study:
             "seed": seed,
             "metric": metric,
             "direction": direction,
+            "objectives": objectives,
+            "constraints": constraints,
         }
         tables: dict[str, Mapping[str, Any] | None] = {
             "study": about,
@@ -281,6 +285,15 @@ class Study:
         from tuner.operations import best  # noqa: PLC0415
 
         return best.best(*self._read())
+
+    def front(self) -> list[dict[str, Any]]:
+        """Return the trials on the front: number, values, params and run_id; none of one objective.
+
+        No other trial is better in one objective and as good in all others.
+        """
+        from tuner.operations import best  # noqa: PLC0415
+
+        return list(best.front(*self._read()).get("front", []))
 
     def trials(self) -> pd.DataFrame:
         """Return one row per trial: number, state, value, reason, steps, seconds, `params_…`."""

@@ -27,6 +27,7 @@ from sqlalchemy import (
     TypeDecorator,
     UniqueConstraint,
     case,
+    func,
     text,
 )
 from sqlalchemy.ext.compiler import compiles
@@ -35,7 +36,7 @@ from sqlalchemy.sql.functions import GenericFunction
 
 from tuner.core.text import DEFAULT_PROJECT, NAME_LIMIT
 
-HEAD = "0008"
+HEAD = "0009"
 """The revision of the schema below; the last migration's."""
 VERSION_TABLE = "tuner_alembic_version"
 
@@ -112,6 +113,8 @@ trials = Table(
     Column("created_at", Double, nullable=False),
     Column("ended_at", Double),
     Column("revision", Integer, nullable=False),  # the study's, when this row last changed
+    Column("objectives", AS_JSON),  # their values, if the study has several
+    Column("violation", Double),  # of constraints; 0: feasible, null: there are none
     UniqueConstraint("study_id", "number"),
     Index("tuner_trials_by_revision", "study_id", "revision"),
     Index(
@@ -260,6 +263,8 @@ launches = Table(
 IS_VALUED = trials.c.value.between(-sys.float_info.max, sys.float_info.max)
 """The condition that a trial's value is a finite number. SQLite stores any type, and there a text
 is larger than any number, so that a comparison leaves it out."""
+VIOLATION = func.coalesce(trials.c.violation, 0.0)
+"""What a trial violates constraints by; the first criterion of every ranking."""
 IS_RUNNING = text("tuner_trials.state = 'running'")
 IS_LIVE = text("tuner_attempts.live")
 """Conditions in the same words as in partial indexes. SQLite matches an index by its exact text,

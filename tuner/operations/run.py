@@ -71,14 +71,18 @@ class Ran:
     def as_json(self) -> dict[str, Any]:
         """Return what `tuner run --json` prints, without a report."""
         counts, shown = self.ledger.counts(self.study.id), self.places.shown()
-        return {
-            "study": self.study.name,
-            "trials": {kind: counts[kind] for kind in KINDS},
-            "best": best.best(self.ledger, self.study),
-            "tracking_uri": shown["mlflow"],
-            "storage": shown["optuna"],
-            "report": None,
-        } | best.decision(self.ledger, self.study)
+        return (
+            {
+                "study": self.study.name,
+                "trials": {kind: counts[kind] for kind in KINDS},
+                "best": best.best(self.ledger, self.study),
+                "tracking_uri": shown["mlflow"],
+                "storage": shown["optuna"],
+                "report": None,
+            }
+            | best.decision(self.ledger, self.study)
+            | best.front(self.ledger, self.study)
+        )
 
 
 def run(

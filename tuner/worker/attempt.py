@@ -33,6 +33,7 @@ from tuner.ledger import (
     Ledger,
     Report,
     StudyRecord,
+    at_end,
 )
 from tuner.ledger.checkpoint_files import key_of, remove_file
 from tuner.ledger.records import PARENT, SEED, sizes_of
@@ -216,13 +217,23 @@ class Attempt:
                 how = event.reason or f"ran all {event.next_step} steps"
                 where = "at best" if spec.study.value == "best" else "at the end"
                 reason = _sentence(f"{how}; {spec.study.metric} {value:.4g} {where}")
-                return Outcome(kind=COMPLETED, reason=reason, value=value)
+                return self._judged(Outcome(kind=COMPLETED, reason=reason, value=value))
             case Status.DIVERGED:
                 reason, stopped = _sentence(event.reason), event.stopped_step
                 return Outcome(kind=DIVERGED, reason=reason, stopped_step=stopped)
             case Status.FAILED:
                 return Outcome(kind=FAILED, reason=_sentence(event.reason))
         return None
+
+    def _judged(self, outcome: Outcome) -> Outcome:
+        """Return an outcome with what the trial's last metrics say."""
+        if not at_end.is_judged(self._study.spec):
+            return outcome
+        parts = [*filter(None, [self._spill.read()]), *self._measured]
+        fresh = curves.join(parts) if parts else None
+        return self._context.commits.retry_until_stopped(
+            lambda: at_end.judge(self._ledger, self._study, self.lease, self.number, outcome, fresh)
+        )
 
     def _entry(
         self,
