@@ -409,6 +409,11 @@ def test_who_does_not_want_to_wait_is_told_who_is_at_it(pipeline: Pipeline) -> N
         ),
         (["retrain.gate.slices=['old']"], "1", "slices: expected slices of the workload (none)"),
         (
+            ["retrain.gate.margins={old=0.1}"],
+            "1",
+            "margins: expected slices of the workload (none)",
+        ),
+        (
             ["retrain.data.minimum_rows=25"],
             "1",
             "[retrain.data] minimum_rows: expected at least 25",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
@@ -28,9 +29,13 @@ class GateTable(Table):
       `minimum_improvement`.
     - `seeds`: number of challengers, each with its own seed. With more than one, the pairs are
       seeds instead of rows, and the challenger with the median value is the candidate.
-    - `slices`: named parts of the held-out rows on which the challenger may not be worse than the
-      champion; by default all slices of the workload.
+    - `slices`: named parts of the held-out rows on which the challenger may not be significantly
+      worse than the champion, at `level` for all of them together; by default all slices of the
+      workload.
     - `tolerance`: by how much it may be worse on a slice, in the metric's unit.
+    - `margins`: by slice, a margin of non-inferiority, in the metric's unit: the challenger must be
+      shown to be worse by less than that. Such a slice has no `tolerance`.
+    - `slice_rows`: a slice with fewer rows is recorded and does not decide.
     - `minimum_rows`: with fewer held-out rows, nothing is trained.
     """
 
@@ -41,6 +46,8 @@ class GateTable(Table):
     seeds: Annotated[int, Field(ge=1, le=100)] = 1
     slices: Annotated[tuple[str, ...] | None, Field(strict=False)] = None
     tolerance: Annotated[float, Field(ge=0)] = 0.0
+    margins: Mapping[str, Annotated[float, Field(gt=0)]] = {}
+    slice_rows: Annotated[int, Field(ge=2)] = 20
     minimum_rows: Annotated[int, Field(ge=1)] = 1
 
 

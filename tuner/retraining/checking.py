@@ -216,13 +216,15 @@ def _refuse_gate(job: Job) -> None:
             f"[retrain] factory: expected data with the study's metric {job.spec.study.metric!r}, "
             f"got one of {', '.join(workload.metric_names)}"
         )
-    missing = [name for name in gate.slices or () if name not in workload.slices]
-    if missing:
-        known = ", ".join(workload.slices) or "none"
-        raise UsageError(
-            f"[retrain.gate] slices: expected slices of the workload ({known}), got "
-            f"{', '.join(missing)}"
-        )
+    for title, names, known in (
+        ("slices", gate.slices or (), workload.slices),
+        ("margins", gate.margins, workload.slices if gate.slices is None else gate.slices),
+    ):
+        if missing := [name for name in names if name not in known]:
+            raise UsageError(
+                f"[retrain.gate] {title}: expected slices of the workload "
+                f"({', '.join(known) or 'none'}), got {', '.join(missing)}"
+            )
     if job.spec.retrain.do != "refit" and workload.holdout is None:
         raise UsageError(
             f"[retrain] do: {job.spec.retrain.do!r} chooses by the validation rows, so champion "

@@ -141,7 +141,7 @@ class Stages:
             "champion": number,
             "values": {"champion": theirs, "challenger": value},
             "improvement": drift.interval_as_json(decision.improvement),
-            "slices": {name: drift.interval_as_json(one) for name, one in decision.slices.items()},
+            "slices": {name: one.as_json() for name, one in decision.slices.items()},
         }
         self._advance(LOG, found)
         reach("retrain.evaluated")
