@@ -530,6 +530,34 @@ def test_a_challenger_that_diverges_fails_and_the_champion_stays(pipeline: Pipel
     assert run.info.status == "KILLED"
 
 
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        ("training_minutes=1e-9", "more than [retrain.limits] training_minutes = 1e-09."),
+        ("model_megabytes=1e-6", "the model has 2.4e-05 MB, more than [retrain.limits] model_me"),
+        ("retune_minutes=1e-9", "completed 1 of 3 trials in [retrain.limits] retune_minutes"),
+    ],
+)
+def test_a_limit_that_is_exceeded_fails_is_notified_and_leaves_the_champion(
+    pipeline: Pipeline, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, limit: str, said: str
+) -> None:
+    pipeline.change(*AUTO)
+    first = retrained_wide(pipeline, "0")
+    for name, value in receiver.environment.items():
+        monkeypatch.setenv(name, value)
+    notified = "retrain.notify.webhook=TUNER_NOTIFY_WEBHOOK"
+    pipeline.change(*AUTO, "retrain.shortfall=0", f"retrain.limits.{limit}", notified)
+    found = retrained_wide(pipeline, "5")
+    assert (found["outcome"], found["version"]) == ("failed", None)
+    assert found["reason"].startswith("A limit is exceeded: ")
+    assert said in found["reason"]
+    assert found["champion_version"] == first["version"]
+    assert receiver.messages == [found]
+    pipeline.change(*AUTO, "retrain.shortfall=0")
+    assert retrained_wide(pipeline, "5") == found, "the key has ended"
+    assert retrained_wide(pipeline, "5 again")["outcome"] == "promoted"
+
+
 def test_a_webhook_gets_what_the_command_prints(
     pipeline: Pipeline,
     receiver: Receiver,

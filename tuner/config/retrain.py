@@ -63,6 +63,22 @@ class DataTable(Table):
     minimum_rows: Annotated[int, Field(ge=1)] = 1
 
 
+class LimitsTable(Table):
+    """What a retraining may take; by default as much as it wants.
+
+    A retraining that exceeds a limit ends as failed, and the champion stays.
+
+    - `training_minutes`: of training the challengers, all seeds together; time before a crash
+      counts up to the last checkpoint.
+    - `retune_minutes`: of the search of a retune, from the start of its first trial on.
+    - `model_megabytes`: size of a model's weights.
+    """
+
+    training_minutes: Annotated[float, Field(gt=0)] | None = None
+    retune_minutes: Annotated[float, Field(gt=0)] | None = None
+    model_megabytes: Annotated[float, Field(gt=0)] | None = None
+
+
 VARIABLE = r"^TUNER_NOTIFY_[A-Z0-9_]{1,100}$"
 """The names of environment variables that hold addresses for notifications."""
 
@@ -194,4 +210,5 @@ class RetrainTable(Table):
     promote: Literal["auto", "manual"] = "auto"
     overdue_hours: Annotated[float, Field(gt=0, le=1e6)] | None = None
     gate: GateTable = GateTable()
+    limits: LimitsTable = LimitsTable()
     notify: NotifyTable = NotifyTable()

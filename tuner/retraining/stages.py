@@ -42,7 +42,7 @@ from tuner.retraining import drift, gate, lineage, result, versions
 from tuner.retraining.checking import Job
 from tuner.retraining.gate import Decision
 from tuner.retraining.lineage import Lineage
-from tuner.retraining.training import Challengers, challengers, known
+from tuner.retraining.training import Challengers, LimitExceededError, challengers, known
 from tuner.retraining.versions import EXAMPLE, WEIGHTS, BuildRecord
 from tuner.tracking.mlflow.registry import CHAMPION, REPLACES, RETRAINING, StoredFile, Version
 from tuner.tracking.mlflow.retraining_run import ModelContent, RetrainingRuns, RunContent
@@ -83,7 +83,7 @@ class Stages:
 
         Raise `LeaseLost` when another process has claimed it, and `KeyboardInterrupt` when this one
         is asked to stop; in both cases, and after any error, the next call resumes it. What the
-        workload's code raises ends the retraining as failed.
+        workload's code raises, and a limit that is exceeded, end the retraining as failed.
         """
         stages: Mapping[str, Callable[[], None]] = {
             TRAIN: self._train,
@@ -98,6 +98,8 @@ class Stages:
                     stages[self._held.stage]()
                 except WorkloadCodeError as error:
                     self._fail(str(error))
+                except LimitExceededError as error:
+                    self._fail(f"A limit is exceeded: {error}.")
         shutil.rmtree(self._folder, ignore_errors=True)
         return self._held
 
@@ -197,7 +199,7 @@ class Stages:
         return self._end(PROMOTED, decision["reason"])
 
     def _fail(self, why: str) -> None:
-        """End with what the workload's code raised; no run and no version are made."""
+        """End as failed; no run and no version are made."""
         champion = self._job.registry.champion()
         number = None if champion is None else champion.number
         if self._held.stage == TRAIN:
