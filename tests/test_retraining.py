@@ -32,6 +32,7 @@ from tuner.operations import report, timetables
 from tuner.operations.predict import predict
 from tuner.operations.retrain import retrain
 from tuner.operations.rollback import rollback
+from tuner.tracking.mlflow import check
 from tuner.worker import work
 
 pytestmark = pytest.mark.slow
@@ -173,6 +174,7 @@ def test_a_version_leads_to_its_data_trial_curve_and_decision(pipeline: Pipeline
     assert "torch" in json.loads(champion.tags["tuner.environment"])["packages"]
     trial = client.get_run(champion.tags["tuner.trial_run_id"])
     assert trial.data.tags["tuner.trial"] == champion.tags["tuner.trial"]
+    assert json.loads(trial.data.tags["tuner.model_versions"]) == ["moving/1"]
     stored = client.download_artifacts(found["run_id"], "lineage.json", str(pipeline.folder))
     files = json.loads(Path(stored).read_text())["files"]
     assert {"tests/retrained.py", "tests/__init__.py"} & files.keys()
@@ -188,6 +190,19 @@ def test_a_version_leads_to_its_data_trial_curve_and_decision(pipeline: Pipeline
     ):
         assert f"]({link}" in page
     assert "The first champion" in page
+
+    pipeline.retrain("5")
+    back = client.get_run(trial.info.run_id).data.tags
+    assert json.loads(back["tuner.model_versions"]) == ["moving/1", "moving/2"]
+    note = back["mlflow.note.content"]
+    for version in (1, 2):
+        assert note.count(f"[version {version} of moving](#/models/moving/versions/{version})") == 1
+    assert f"#/experiments/{own}/runs/{found['run_id']}?" in note
+    ours = pipeline.ledger.trials(pipeline.ledger.study("moving").id)
+    differences = check.mismatches(
+        client, pipeline.ledger, pipeline.ledger.study("moving"), ours, without_curve=()
+    )
+    assert differences == [], "a repair leaves it as it is"
 
 
 def test_drift_is_in_the_ledger_and_on_the_parent_run(pipeline: Pipeline) -> None:
