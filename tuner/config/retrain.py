@@ -123,14 +123,15 @@ class NotifyTable(ReceiversTable):
     on: Annotated[
         tuple[
             Literal[
-                "promoted", "kept", "failed", "refused", "overdue", "proposed", "rejected",
-                "rolled_back",
+                "promoted", "kept", "failed", "refused", "overdue", "proposed", "canary",
+                "rejected", "rolled_back",
             ],
             ...,
         ],
         Field(strict=False),
     ] = (
-        "promoted", "kept", "failed", "refused", "overdue", "proposed", "rejected", "rolled_back",
+        "promoted", "kept", "failed", "refused", "overdue", "proposed", "canary", "rejected",
+        "rolled_back",
     )  # fmt: skip
 
 
@@ -171,6 +172,8 @@ class RetrainTable(Table):
       `shortfall`, a fraction of it.
     - `promote`: "manual" leaves a challenger that wins to a person, who promotes it with `tuner
       approve` or not with `tuner reject`.
+    - `canary_hours`: hours for which a challenger that wins has the alias `canary` before it is
+      promoted; `tuner reject`, or newer data on which it is worse, end that. By default none.
     - `overdue_hours`: hours without a successful retraining after which one is
       overdue, which is notified and counted for alerts; by default never.
     - `trials`: the budget of a retune.
@@ -208,6 +211,7 @@ class RetrainTable(Table):
     shortfall: Annotated[float, Field(ge=0)] = 0.1
     data: DataTable = DataTable()
     promote: Literal["auto", "manual"] = "auto"
+    canary_hours: Annotated[float, Field(gt=0, le=1e6)] | None = None
     overdue_hours: Annotated[float, Field(gt=0, le=1e6)] | None = None
     gate: GateTable = GateTable()
     limits: LimitsTable = LimitsTable()

@@ -19,7 +19,7 @@ from tuner.ledger.database import Addresses, tracking_client
 from tuner.ledger.retrainings import LOG
 from tuner.observability import notify
 from tuner.retraining import versions
-from tuner.retraining.versions import StoredVersion
+from tuner.retraining.versions import StoredVersion, VersionRecord
 from tuner.tracking.mlflow.registry import Registry, Rows, Version
 from tuner.training import models, trainer_choice
 from tuner.training.device import use_threads
@@ -89,11 +89,14 @@ class Job:
         known = versions.find(self.ledger, found)
         if known is None:
             return Champion(version=found, module=None)
-        stored = versions.read_known(self.registry, found, known)
+        return Champion(version=found, module=self.build(found, known))
+
+    def build(self, version: Version, known: VersionRecord) -> Any:
+        """Build the module of a version by the fresh workload, as `champion` does."""
+        stored = versions.read_known(self.registry, version, known)
         _refuse_misfit(stored, self.workload, self.spec)
         own = self.workload.of(stored.build.arguments)  # of the arguments that it was trained with
-        rebuilt = versions.build_with(stored, own, self.spec.workload.function)
-        return Champion(version=found, module=rebuilt.module)
+        return versions.build_with(stored, own, self.spec.workload.function).module
 
 
 def model_name(study: StudyRecord) -> str:

@@ -48,6 +48,12 @@ class Decision:
     improvement: Interval | None  # how much better the challenger is; None: there is no champion
     slices: Mapping[str, Slice]  # the same on named parts
 
+    @property
+    def worse(self) -> bool:
+        """Whether the challenger is worse for sure, as a whole or on a slice, or not finite."""
+        on_a_slice = any(one.fault and one.margin is None for one in self.slices.values())
+        return on_a_slice or self.improvement is None or self.improvement.below
+
 
 def first(metric: str, value: float, unknown: int | None = None) -> Decision:
     """Decide where there is no champion, or `unknown`, a version without known weights."""

@@ -28,6 +28,7 @@ from tuner.core.failpoints import reach
 from tuner.ledger import Reader, Retraining, Retrainings, events
 from tuner.ledger.database import tracking_client
 from tuner.ledger.retrainings import (
+    CANARY,
     DONE,
     EVALUATE,
     FAILED,
@@ -44,6 +45,7 @@ from tuner.retraining.gate import Decision
 from tuner.retraining.lineage import Lineage
 from tuner.retraining.training import Challengers, LimitExceededError, challengers, known
 from tuner.retraining.versions import EXAMPLE, WEIGHTS, BuildRecord
+from tuner.tracking.mlflow import registry as aliases
 from tuner.tracking.mlflow.registry import CHAMPION, REPLACES, RETRAINING, StoredFile, Version
 from tuner.tracking.mlflow.retraining_run import ModelContent, RetrainingRuns, RunContent
 from tuner.training import models
@@ -191,12 +193,32 @@ class Stages:
                 return self._end(KEPT, why)
             if self._job.spec.retrain.promote == "manual":
                 return self._end(PROPOSED, f"{decision['reason']} It waits for `tuner approve`.")
+            if now is not None and self._job.spec.retrain.canary_hours is not None:
+                return self._try(mine, self._job.spec.retrain.canary_hours)
             self._still()
             if self._store.renew([self._lease]):
                 raise LeaseLost("another process has claimed the retraining; its result counts")
             registry.set_alias(CHAMPION, mine)
         reach("retrain.promoted")
         return self._end(PROMOTED, decision["reason"])
+
+    def _try(self, mine: int, hours: float) -> None:
+        """Make it the canary, unless the model has one."""
+        registry, reason = self._job.registry, self._result(EVALUATE)["reason"]
+        for other in self._store.canaries(registry.model):
+            number = other.result[LOG]["version"]
+            return self._end(
+                KEPT,
+                f"{reason} Recorded only: version {number}, of the key {other.run_key!r}, is the "
+                "canary, and a model has one at a time.",
+            )
+        self._still()
+        registry.set_alias(aliases.CANARY, mine)
+        return self._end(
+            CANARY,
+            f"{reason} It is the canary for {hours:g} hours; then it is promoted, unless it is "
+            "rejected before.",
+        )
 
     def _fail(self, why: str) -> None:
         """End as failed; no run and no version are made."""
