@@ -28,7 +28,7 @@ from tuner.core.errors import NotFoundError, UnavailableError, UsageError
 from tuner.core.failpoints import PLACES, FailpointError
 from tuner.ledger import Retrainings
 from tuner.ledger.database import tracking_client
-from tuner.operations import report, timetables
+from tuner.operations import manage, report, timetables
 from tuner.operations.predict import predict
 from tuner.operations.retrain import retrain
 from tuner.operations.rollback import rollback
@@ -533,6 +533,47 @@ def test_a_bad_day_is_refused_or_left_out_and_named(pipeline: Pipeline) -> None:
 
 
 # --- how it ends
+
+
+def test_a_metric_that_is_not_a_number_is_left_out_of_mlflow(pipeline: Pipeline) -> None:
+    pipeline.change("retrain.factory=tests.retrained:measuring_nothing")
+    found = pipeline.retrain("0")
+    assert found["outcome"] == "promoted"
+    pipeline.assert_whole()
+    client = tracking_client(pipeline.places)
+    (logged,) = client.search_logged_models(
+        [client.get_run(found["run_id"]).info.experiment_id],
+        filter_string=f"source_run_id = '{found['run_id']}'",
+    )
+    measured = {one.key for one in logged.metrics}
+    assert "challenger_val_loss" in measured
+    assert not any(
+        "nothing" in key for key in [*measured, *client.get_run(found["run_id"]).data.metrics]
+    )
+    gate = ("retrain.gate.metric=nothing", "retrain.gate.direction=minimize")
+    pipeline.change("retrain.factory=tests.retrained:measuring_nothing", *gate)
+    found = pipeline.retrain("5")
+    assert (found["outcome"], found["champion_version"]) == ("kept", 1)
+    assert "nothing is not finite on every row" in found["reason"]
+
+
+def test_a_study_whose_champion_is_in_use_is_deleted_by_force_and_the_model_stays(
+    pipeline: Pipeline,
+) -> None:
+    first = pipeline.retrain("0")
+    with pytest.raises(UsageError, match="made version 1 of model 'moving', the champion; without"):
+        manage.delete(pipeline.ledger, pipeline.places, "moving")
+    assert pipeline.retrain("0") == first
+    manage.delete(pipeline.ledger, pipeline.places, "moving", force=True)
+    assert pipeline.registry.champion().number == 1
+    assert (
+        tracking_client(pipeline.places).get_run(first["run_id"]).info.lifecycle_stage == "active"
+    )
+    train_here(pipeline.folder)
+    found = pipeline.retrain("0")  # the name is free, and the key with it
+    assert (found["outcome"], found["version"]) == ("promoted", 2)
+    assert "the ledger has no digest of the weights of the champion, version 1" in found["reason"]
+    pipeline.assert_whole()
 
 
 def test_a_challenger_that_diverges_fails_and_the_champion_stays(pipeline: Pipeline) -> None:

@@ -164,7 +164,11 @@ def gc(
 @cli.command()
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
-@click.option("--force", is_flag=True, help="Delete it even while workers train it.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Delete it even while workers train it, or if it made the champion in use.",
+)
 @with_reason
 @with_json
 def delete(name: str, yes: bool, force: bool, reason: str, as_json: bool) -> None:
