@@ -337,7 +337,7 @@ RULES: Mapping[Column[Any], tuple[str, Check]] = {
     retraining_tables.retrainings.c.stage: _one_of("train", "evaluate", "log", "promote", "done"),
     retraining_tables.retrainings.c.result: ("results of stages", _are_results),
     retraining_tables.retrainings.c.outcome: _one_of(
-        "promoted", "kept", "failed", "proposed", "rejected"
+        "promoted", "kept", "failed", "proposed", "canary", "rejected"
     ),
     event_tables.events.c.action: _one_of(*event_tables.ACTIONS),
     event_tables.notifications.c.channel: _one_of(*event_tables.CHANNELS),

@@ -44,6 +44,7 @@ class TrainedModel:
     reason: str  # why it ended before the horizon, or empty
     value: float | None  # the objective
     curve: Chunk
+    seconds: float  # of training, those before an interruption included
 
 
 def train(
@@ -53,33 +54,36 @@ def train(
     checkpoints: FileStore,
     key: str,
     *,
-    still: Callable[[], None],
+    still: Callable[[float], None],
     clock: Callable[[], float],
 ) -> TrainedModel:
     """Train to the end, and save the progress under `key`, from which a later call resumes.
 
-    `still` is called between blocks of steps and may raise to abort; `clock` returns Unix time in
-    seconds. A file that is damaged, or of other data or parameters, is ignored. Raises
-    `WorkloadCodeError` if the workload's code raises.
+    `still` is called between blocks of steps with the seconds trained so far, and may raise to
+    abort; `clock` returns Unix time in seconds. A file that is damaged, or of other data or
+    parameters, is ignored. Raises `WorkloadCodeError` if the workload's code raises.
     """
     with workload_code():
         workload = workload.of(task.params)
     trainer = ReferenceTrainer(workload, spec)
     curve, status, reason, value = curves.empty(), Status.TRAINING, "", None
+    seconds = 0.0
     saved = _saved(checkpoints, key, workload, task)
     with workload_code():
         trainer.admit(task if saved is None else _from_snapshot(task, saved["snapshot"]))
     if saved is not None:
         curve, status = Chunk.from_bytes(0, saved["curve"]), Status(saved["status"])
-        reason, value = saved["reason"], saved["value"]
+        reason, value, seconds = saved["reason"], saved["value"], float(saved.get("seconds", 0.0))
     saved_at, offset = time.monotonic(), clock() - time.monotonic()
+    trained_until = saved_at
     while status not in ENDED:
-        still()
+        still(seconds)
         with workload_code():
             events = trainer.advance(BLOCK)
         for event in events:
             curve = curves.join([part for part in (curve, _chunk(event, offset)) if part.columns])
             status, reason, value = event.status, event.reason, event.value
+        seconds, trained_until = seconds + time.monotonic() - trained_until, time.monotonic()
         if status in ENDED or time.monotonic() - saved_at >= spec.training.checkpoint_seconds:
             kept = {
                 "data": workload.data_digest,
@@ -88,6 +92,7 @@ def train(
                 "status": status.value,
                 "reason": reason,
                 "value": value,
+                "seconds": seconds,
             }
             with writing_to(checkpoints):
                 checkpoints.write(key, checkpoint.to_bytes(kept))
@@ -99,7 +104,9 @@ def train(
         model.load_state_dict(state["model"])
         if state["averages"] is not None:
             averaging.load(model, state["averages"])
-    return TrainedModel(model=model.eval(), status=status, reason=reason, value=value, curve=curve)
+    return TrainedModel(
+        model=model.eval(), status=status, reason=reason, value=value, curve=curve, seconds=seconds
+    )
 
 
 def _saved(
@@ -227,6 +234,11 @@ def rebuild(workload: Workload, dtype: str, weights: bytes) -> nn.Module:
         lines = str(error).splitlines() or [type(error).__name__]
         raise ModelMismatchError(" ".join(line.strip() for line in lines)) from error
     return model.eval()
+
+
+def size_of(model: nn.Module) -> int:
+    """Return the bytes of a model's state_dict."""
+    return sum(one.numel() * one.element_size() for one in model.state_dict().values())
 
 
 def example_to_bytes(inputs: np.ndarray, outputs: np.ndarray) -> bytes:  # [row, ...] both
