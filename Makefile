@@ -27,6 +27,8 @@ soak: .venv/.installed-dev  ## everything at once for an hour: what the service 
 
 # One thread each: the tests share the cores, and small models are faster without threads.
 test quick integrations nightly mutants: export OMP_NUM_THREADS = 1
+# Compiled tests are kept, whatever the environment says: to rewrite their assertions takes 20 s.
+test quick integrations nightly mutants: export PYTHONDONTWRITEBYTECODE =
 # A worker that has nothing left takes tests of another one; files stay together as far as that goes.
 PYTEST := $(BIN)/python -m pytest -q -n auto --dist worksteal
 
