@@ -107,7 +107,7 @@ def gather(
         by_optimizer=comparisons.good_rates(evidence, verdicts, "optimizer"),
         schedules=comparisons.compare(evidence, rng, "schedule"),
         optimizers=comparisons.compare(evidence, rng, "optimizer"),
-        effects=effects(study, trials, rng),
+        effects=effects(study, trials),
         sensitivities=sensitivities(
             evidence, setting.baseline, np.random.default_rng(study.spec.study.seed)
         ),

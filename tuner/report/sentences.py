@@ -98,10 +98,10 @@ def effect(found: Effect) -> str:
     """Return a sentence about whether and how a parameter mattered."""
     spread = f"{found.size:.2g}, from {found.low:.2g} to {found.high:.2g}"
     if found.label is not None:
-        measure = f"its lead in mean rank, of 1, is {spread}"
+        measure = f"its lead in mean rank at equal rates, of 1, is {spread}"
         what = f"{found.name} mattered: {ranking.format_value(found.label)} was better"
     else:
-        measure = f"rank correlation {spread}"
+        measure = f"rank correlation at equal rates {spread}"
         what = f"{found.name} mattered: {'larger' if found.size > 0 else 'smaller'} was better"
     if not found.significant:
         what = f"{found.name} made no significant difference"
