@@ -33,13 +33,13 @@ PYTEST := $(BIN)/python -m pytest -q -n auto --dist worksteal
 quick: .venv/.installed-dev  ## two to four minutes: the tests that start no process and no server
 	$(PYTEST) -m 'not slow and not nightly'
 
-test: .venv/.installed-dev .venv/.chromium .venv/.pgbouncer  ## every test that is not nightly: 25 minutes
+test: .venv/.installed-dev .venv/.chromium .venv/.pgbouncer .venv/.promtool  ## every test that is not nightly: 25 minutes
 	$(PYTEST) -m 'not nightly and not integrations'
 
 integrations: .venv/.installed-integrations  ## the adapters to training libraries, with these libraries
 	$(PYTEST) -m integrations
 
-nightly: .venv/.installed-dev .venv/.chromium .venv/.pgbouncer  ## the rest: tutorial, tour, chaos, pages, soak
+nightly: .venv/.installed-dev .venv/.chromium .venv/.pgbouncer .venv/.promtool  ## the rest: tutorial, tour, chaos, pages, soak
 	$(PYTEST) -m nightly
 	cd tests && ../$(BIN)/python -m chaos --soak 600
 
@@ -84,6 +84,14 @@ clean:  ## what `make` made; databases and reports stay
 	PATH="$$PATH:/usr/sbin" command -v pgbouncer \
 	    || { [ "$$(id -u)" = 0 ] && command -v apt-get && apt-get update -q \
 	        && apt-get install -q -y --no-install-recommends pgbouncer; }
+	touch $@
+
+# Prometheus's test of rules: one that is here, or that of Debian's package, which is not installed.
+.venv/.promtool: .venv/.installed-dev
+	command -v promtool || test -x $(BIN)/promtool || { \
+	    { [ "$$(id -u)" != 0 ] || apt-get update -q; } && cd .venv && apt-get download -q prometheus \
+	        && dpkg-deb --fsys-tarfile prometheus_*.deb \
+	        | tar -x -C bin --strip-components=3 ./usr/bin/promtool && rm prometheus_*.deb; }
 	touch $@
 
 .venv/.installed-dev: .venv/.installed
