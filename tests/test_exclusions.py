@@ -73,7 +73,7 @@ def serve(ledger, places, **settings):
 
     work(
         ledger,
-        places.checkpoints,
+        places,
         names=(),
         prefixes=PREFIXES,
         stop=test_exclusions.ENDED,

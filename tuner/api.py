@@ -14,11 +14,12 @@ import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tuner.analysis import ranking
-from tuner.config import ParameterValue, StudySpec, building, reading
+from tuner.config import ParameterValue, StudySpec, building, cluster, reading
 from tuner.config.building import Budget
+from tuner.config.cluster import ClusterSpec
 from tuner.core import startup
 from tuner.core.errors import UnavailableError, UsageError
 from tuner.ledger import Ledger, StudyRecord
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from tuner.operations.run import Ended
     from tuner.training.capture import Captured
 
+Settings: TypeAlias = Mapping[str, Mapping[str, Any]] | str | os.PathLike[str] | None
+"""Settings of executors: tables, or the path of a file; None: `cluster.toml`, if it is there."""
+
 
 def run(
     file: str | Path,
@@ -45,8 +49,14 @@ def run(
     allow: Sequence[str] = context.PREFIXES,
     progress: bool = True,
     yes: bool = False,
+    workers: int = 1,
+    executor: str = cluster.LOCAL,
+    settings: Settings = None,
 ) -> Study:
     """Submit a study file, train its trials in this process, and return the study.
+
+    With several `workers`, or another `executor`, such as "slurm", processes of their own train
+    it. `settings` are the tables of a cluster file, or its path; by default `cluster.toml`.
 
     `overrides` changes values of the file: `{"budget.trials": 20}`, or `["budget.trials=20"]` as
     for `--set`. Call it again to resume. Ctrl-C raises `KeyboardInterrupt` after the running trial
@@ -63,8 +73,15 @@ def run(
         )
     startup.configure_libraries()
     spec = reading.load(Path(file), _texts(overrides), context.project())
-    ask = ownership.asking(yes=yes)
-    ran = run.run(spec, allow, console=_console(progress), ask=ask)
+    ran = run.run(
+        spec,
+        allow,
+        workers=workers,
+        executor=executor,
+        settings=_settings(settings),
+        console=_console(progress),
+        ask=ownership.asking(yes=yes),
+    )
     study = Study._of(ran.study.name, ran.ledger, ran.places)
     _raise_unless_done(ran.ended, study.name)
     return study
@@ -118,6 +135,8 @@ class Study:
         budget: Budget | None = None,
         metric: str | None = None,
         direction: str | None = None,
+        objectives: Sequence[Mapping[str, str]] | None = None,
+        constraints: Sequence[str] | None = None,
         seed: int | None = None,
         description: str | None = None,
         training: Mapping[str, Any] | None = None,
@@ -148,8 +167,8 @@ class Study:
         self._allowed: tuple[str, ...] = ()  # the module of its function
         self._asker: Asker | None = None
         written = (
-            train, factory, arguments, space, budget, metric, direction, seed, description,
-            training, search, guard, probe, retrain, notify,
+            train, factory, arguments, space, budget, metric, direction, objectives,
+            constraints, seed, description, training, search, guard, probe, retrain, notify,
         )  # fmt: skip
         if all(one is None for one in written):
             return
@@ -170,6 +189,8 @@ class Study:
             "seed": seed,
             "metric": metric,
             "direction": direction,
+            "objectives": objectives,
+            "constraints": constraints,
         }
         tables: dict[str, Mapping[str, Any] | None] = {
             "study": about,
@@ -265,6 +286,15 @@ class Study:
 
         return best.best(*self._read())
 
+    def front(self) -> list[dict[str, Any]]:
+        """Return the trials on the front: number, values, params and run_id; none of one objective.
+
+        No other trial is better in one objective and as good in all others.
+        """
+        from tuner.operations import best  # noqa: PLC0415
+
+        return list(best.front(*self._read()).get("front", []))
+
     def trials(self) -> pd.DataFrame:
         """Return one row per trial: number, state, value, reason, steps, seconds, `params_…`."""
         from tuner.operations import export  # noqa: PLC0415 - it imports pandas
@@ -285,11 +315,13 @@ class Study:
         self,
         *,
         workers: int = 1,
+        executor: str = cluster.LOCAL,
+        settings: Settings = None,
         allow: Sequence[str] | None = None,
         progress: bool = True,
         yes: bool = False,
     ) -> Study:
-        """Train what is left of the study, in this process or in `workers` of this machine.
+        """Train what is left of the study, in this process or in `workers` of an executor.
 
         A study that is written in Python is submitted first. Call it again to resume. Ctrl-C raises
         `KeyboardInterrupt` after the running trials are saved. `yes` changes the budget of a study
@@ -302,13 +334,27 @@ class Study:
         if self._spec is None:
             ledger, study = self._read()
             ended = run.train_study(
-                ledger, self._places(), study, prefixes, workers=workers, console=console
+                ledger,
+                self._places(),
+                study,
+                prefixes,
+                workers=workers,
+                executor=executor,
+                settings=_settings(settings),
+                console=console,
             )
         else:
             startup.configure_libraries()
             self._write_captured()
-            ask = ownership.asking(yes=yes)
-            ran = run.run(self._spec, prefixes, workers=workers, console=console, ask=ask)
+            ran = run.run(
+                self._spec,
+                prefixes,
+                workers=workers,
+                executor=executor,
+                settings=_settings(settings),
+                console=console,
+                ask=ownership.asking(yes=yes),
+            )
             with self._opening:
                 if self._opened is None:
                     self._keep(ran.ledger, ran.places)
@@ -317,6 +363,58 @@ class Study:
             ended = ran.ended
         _raise_unless_done(ended, self.name)
         return self
+
+    def start_workers(
+        self,
+        workers: int = 1,
+        *,
+        executor: str = cluster.LOCAL,
+        settings: Settings = None,
+        allow: Sequence[str] | None = None,
+        recorder: bool = True,
+    ) -> dict[str, Any]:
+        """Start workers that train a submitted study until nothing is left, and return at once.
+
+        They go on when this process has ended. Return their executor, launch and handles.
+        """
+        from tuner.operations import workers as operations  # noqa: PLC0415
+
+        return operations.start(
+            self._ledger(),
+            self._places(),
+            _settings(settings),
+            self.name,
+            workers=workers,
+            executor=executor,
+            prefixes=self._prefixes(allow),
+            recorder=recorder,
+        )
+
+    def workers(self, *, ended: bool = False, settings: Settings = None) -> list[dict[str, Any]]:
+        """Return the workers that were started for the study, from any machine, with their states.
+
+        Those of launches that have ended are left out, unless asked for.
+        """
+        from tuner.operations import workers as operations  # noqa: PLC0415
+
+        found = operations.listed(
+            self._ledger(), self._places(), _settings(settings), self.name, ended=ended
+        )
+        return list(found["workers"])
+
+    def stop_workers(self, *, settings: Settings = None) -> dict[str, Any]:
+        """Let all workers that were started for the study save their trials and end."""
+        from tuner.operations import workers as operations  # noqa: PLC0415
+
+        return operations.stop(self._ledger(), self._places(), _settings(settings), self.name)
+
+    def worker_logs(self, handle: str, *, settings: Settings = None) -> str:
+        """Return the end of the log of one worker, as `workers` names it."""
+        from tuner.operations import workers as operations  # noqa: PLC0415
+
+        return operations.logs(
+            self._ledger(), self._places(), _settings(settings), self.name, handle
+        )
 
     def ask(self) -> AskedTrial | None:
         """Return the next trial of a study without a function, or None if its budget is spent.
@@ -580,6 +678,13 @@ class Study:
     def _read(self) -> tuple[Ledger, StudyRecord]:
         ledger = self._ledger()
         return ledger, ledger.study(self.name)
+
+
+def _settings(given: Settings) -> ClusterSpec:
+    """Return the settings of executors. Raise `StudyFileError` with every mistake."""
+    if given is None or isinstance(given, str | os.PathLike):
+        return cluster.load(None if given is None else Path(given))
+    return cluster.parse(building.toml(given), "settings")
 
 
 def _console(progress: bool) -> Console | None:

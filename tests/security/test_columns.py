@@ -11,6 +11,7 @@ nothing may raise but errors of ours.
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -37,9 +38,10 @@ from training_here import PREFIXES, line_spec, publish, train_all
 
 from tuner.analysis import drift
 from tuner.cli.app import cli
-from tuner.core.environment import is_gone
+from tuner.core.environment import is_gone, person
 from tuner.core.errors import NotFoundError, TunerError, UnavailableError
 from tuner.ledger import Ledger, StudyRecord, database, managing
+from tuner.ledger import launches as launches_of
 from tuner.ledger.database import Addresses
 from tuner.ledger.event_tables import events, notifications
 from tuner.ledger.notifications import Notifications
@@ -50,6 +52,7 @@ from tuner.ledger.tables import (
     checkpoints,
     chunks,
     exclusions,
+    launches,
     metadata,
     probes,
     projects,
@@ -84,7 +87,7 @@ CONTENTS: list[Any] = [
     "[" * 5000,
     None,
 ]
-OF_STUDY = [probes, published_studies, exclusions]
+OF_STUDY = [exclusions, launches, probes, published_studies]
 OF_TRIAL = [attempts, chunks, reports, checkpoints, published_trials]
 NAMED_BY_STUDY = [retrainings, timetables, events, notifications]
 
@@ -127,6 +130,8 @@ def _fill(ledger: Ledger, places: Addresses) -> None:
         held = tx.scalars(select(attempts.c.id).order_by(attempts.c.id.desc())).first()
         where = {"trial_id": claim.trial.id, "attempt_id": held}
         tx.execute(insert(checkpoints).values(**where, step=0, path="x", digest="d"))
+    launched = launches_of.add(ledger, good, "local", 1, person())
+    launches_of.answered(ledger, launched.key, ["elsewhere:1:1"])
     retrain(ledger, places, GOOD, ENDED, prefixes=PREFIXES)
     with ledger.engine.execution_options(writes=True).begin() as tx:
         _add_timetable(tx, GOOD)
@@ -156,6 +161,8 @@ def _copy_study(tx: Connection, study_id: int, name: str) -> None:
             values = {**one._mapping, "study_id": new}
             if table is published_studies:
                 values |= {"external_id": None, "revision": 0, "expires_at": 0.0}
+            if table is launches:
+                values |= {"key": secrets.token_hex(6)}
             tx.execute(insert(table).values(values))
     for trial in tx.execute(select(trials).where(trials.c.study_id == study_id)).all():
         values = {**trial._mapping, "study_id": new}
@@ -461,6 +468,7 @@ def _look(ledger: Ledger, *, drawn: bool) -> None:
     looks += [
         "history NAME",
         "history NAME --json",
+        "workers list NAME --ended",
         "retrain NAME --history",
         *(["report NAME"] if drawn else []),
     ]

@@ -9,18 +9,22 @@ from typing import Any
 from tuner.analysis.verdicts import Verdict, count_by_verdict
 from tuner.config import CHOSEN, ParameterValue, written
 from tuner.core.outcome import COMPLETED, DIVERGED, PRUNED
-from tuner.ledger import StudyRecord, TrialRecord, ranges
+from tuner.ledger import StudyRecord, TrialRecord, at_end, ranges
 
 
 def ranked(study: StudyRecord, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Return trials, best first: completed by value, pruned by last step, then the others."""
+    """Return trials, best first: completed by value, pruned by last step, then the others.
+
+    Of completed ones, those that violate constraints come last, by how much.
+    """
     sign = 1 if study.spec.study.direction == "minimize" else -1
     order = {COMPLETED: 0, PRUNED: 1, DIVERGED: 2}
 
-    def key(trial: TrialRecord) -> tuple[int, int, float, int]:
+    def key(trial: TrialRecord) -> tuple[int, float, int, float, int]:
         reached = -trial.steps if trial.state == PRUNED else 0
         value = sign * trial.value if trial.value is not None else float("inf")
-        return (order.get(trial.state, 3), reached, value, trial.number)
+        violation = trial.violation or 0.0
+        return (order.get(trial.state, 3), violation, reached, value, trial.number)
 
     return sorted(trials, key=key)
 
@@ -63,10 +67,20 @@ def best_in_words(study: StudyRecord, best: TrialRecord | None, *, whole: bool =
     if best is None or best.params is None:
         return "No trial has completed."
     origin = " (imported)" if best.imported else ""
+    if best.infeasible:
+        known = set(study.spec.study.constraints)  # a row may hold any text
+        excesses = {text: excess for text, excess in best.excesses.items() if text in known}
+        return (
+            f"No trial satisfies the constraints. Trial {best.number} violates them least "
+            f"({at_end.violated(excesses)}): {study.spec.study.metric} "
+            f"{best.value:.4g} with {in_short(best.params)}."
+        )
     own = [f"{key} {format_value(value)}" for key, value in best.params.items() if "." in key]
     more = f" ({', '.join(own)})" if own and whole else ""
+    several = len(study.spec.study.objectives)
+    about = f"{several} objectives; best in the first" if several else "Best"
     return (
-        f"Best: {study.spec.study.metric} {best.value:.4g} in trial {best.number}{origin} with "
+        f"{about}: {study.spec.study.metric} {best.value:.4g} in trial {best.number}{origin} with "
         f"{in_short(best.params)}{more}."
     )
 

@@ -225,7 +225,11 @@ def gc(
 @cli.command()
 @click.argument("name", type=StudyName())
 @click.option("--yes", is_flag=True, help="Do not ask, not even of another's study.")
-@click.option("--force", is_flag=True, help="Delete it even while workers train it.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Delete it even while workers train it, or if it made the champion in use.",
+)
 @with_reason
 @with_json
 def delete(name: str, yes: bool, force: bool, reason: str, as_json: bool) -> None:

@@ -34,7 +34,8 @@ SECTIONS = {
         "confirm", "extend", "rerun",
     ),
     "Team": (
-        "worker", "recorder", "enqueue", "retry", "pause", "resume", "stop", "note", "tag",
+        "worker", "workers", "recorder", "enqueue", "retry", "pause", "resume", "stop",
+        "note", "tag",
     ),
     "Retraining": (
         "retrain", "approve", "reject", "predict", "rollback", "timetable", "scheduler",
@@ -93,10 +94,21 @@ def print_results(
     console.print(tables.stopped_trials(trials, rows=0 if reported else 3), soft_wrap=True)
     terminal.print_text(console, f"Verdicts on rates: {ranking.verdicts_in_words(verdicts)}.")
     terminal.print_text(console, ranking.best_in_words(study, ledger.best(study)), style="bold")
+    print_front(console, ledger, study)
     print_decision(console, ledger, study)
     program, name = terminal.program(), shlex.quote(study.name)
     terminal.print_text(console, f"Open the curves in MLflow: {program} ui {name}")
     terminal.print_text(console, f"All about this study: {program} status {name}")
+
+
+def print_front(console: Console, ledger: Reader, study: StudyRecord) -> None:
+    """Print the front of a study of several objectives."""
+    if not study.spec.study.objectives:
+        return
+    from tuner.analysis import front
+
+    for line in front.in_words(study, ledger.trials(study.id)):
+        terminal.print_text(console, line)
 
 
 def print_decision(console: Console, ledger: Reader, study: StudyRecord) -> None:

@@ -15,6 +15,7 @@ from tuner.cli.base import (
     cli,
     exit_code,
     print_decision,
+    print_front,
     print_json,
     print_results,
 )
@@ -245,15 +246,17 @@ def _print_pages(ledger: Reader, study: StudyRecord) -> None:
 @click.option("--open", "opened", is_flag=True, help="Open its run in a browser.")
 @with_json
 def best(name: str, opened: bool, as_json: bool) -> int:
-    """Show the best trial of the study NAME."""
+    """Show the best trial of the study NAME, or its front if it has several objectives."""
     from tuner.operations import best
 
     ledger = context.open_ledger()
     study = ledger.study(name)
     if as_json:
-        print_json({"study": name, "best": best.best(ledger, study)} | best.decision(ledger, study))
+        found = {"study": name, "best": best.best(ledger, study)}
+        print_json(found | best.decision(ledger, study) | best.front(ledger, study))
     else:
         terminal.echo(ranking.best_in_words(study, ledger.best(study)))
+        print_front(terminal.console(), ledger, study)
         print_decision(terminal.console(), ledger, study)
     if ledger.best(study) is None:
         return EXIT_NOTHING_COMPLETED

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
 
+from tuner.config.cluster import EXECUTORS
 from tuner.operations.context import PREFIXES, whole_name
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -129,6 +131,29 @@ def with_yes(command: Command) -> Command:
     return click.option(
         "--yes", is_flag=True, help="Do it even if somebody else has submitted the study."
     )(command)
+
+
+def with_settings(command: Command) -> Command:
+    """Add the option --cluster, which is passed as `settings`."""
+    return click.option(
+        "--cluster",
+        "settings",
+        type=click.Path(path_type=Path),
+        envvar="TUNER_CLUSTER",
+        metavar="FILE",
+        help="Settings of executors; by default cluster.toml, if it is in the current folder.",
+    )(command)
+
+
+def with_executor(command: Command) -> Command:
+    """Add the options --executor and --cluster."""
+    return click.option(
+        "--executor",
+        type=click.Choice(EXECUTORS),
+        default=EXECUTORS[0],
+        show_default=True,
+        help="Where workers are started: as processes of this machine, or by an engine.",
+    )(with_settings(command))
 
 
 def with_reason(command: Command) -> Command:

@@ -53,7 +53,7 @@ EXIT_KEPT = 10
     "--exit-code",
     "exit_kept",
     is_flag=True,
-    help="Exit with 10 if the champion is kept, or the challenger waits for `tuner approve`.",
+    help="Exit with 10 if the champion stays: it is kept, or the challenger waits or is tried.",
 )
 @click.option("--history", is_flag=True, help="Show the retrainings so far and train nothing.")
 @with_allow
@@ -73,7 +73,7 @@ def retrain(
     It is trained at most once per run key. Call it again with the same key to resume after a crash.
     """
     from tuner.core.processes import stop_on_signals
-    from tuner.ledger.retrainings import FAILED, KEPT, PROPOSED
+    from tuner.ledger.retrainings import CANARY, FAILED, KEPT, PROPOSED
     from tuner.operations import retrain
 
     ledger = context.open_ledger()
@@ -94,7 +94,7 @@ def retrain(
     _print_result(found, as_json)
     if found["outcome"] == FAILED:
         return EXIT_NOTHING_COMPLETED
-    return EXIT_KEPT if exit_kept and found["outcome"] in (KEPT, PROPOSED) else 0
+    return EXIT_KEPT if exit_kept and found["outcome"] in (KEPT, PROPOSED, CANARY) else 0
 
 
 def _print_result(found: dict[str, Any], as_json: bool) -> None:
@@ -122,7 +122,7 @@ def _with_decision(command: Command) -> Command:
 @cli.command()
 @_with_decision
 def approve(name: str, run_key: str | None, reason: str, as_json: bool) -> None:
-    """Make the proposed challenger of the study NAME the champion (`promote = "manual"`)."""
+    """Make the proposed challenger of the study NAME the champion, or promote a canary now."""
     from tuner.operations import approve
 
     ledger, places = context.open_ledger(), context.addresses()
@@ -132,7 +132,7 @@ def approve(name: str, run_key: str | None, reason: str, as_json: bool) -> None:
 @cli.command()
 @_with_decision
 def reject(name: str, run_key: str | None, reason: str, as_json: bool) -> None:
-    """Leave the champion of the study NAME in use; its proposed challenger is not promoted."""
+    """Leave the champion of the study NAME in use: reject its proposed challenger or its canary."""
     from tuner.operations import approve
 
     ledger, places = context.open_ledger(), context.addresses()

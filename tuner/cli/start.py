@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tuner.cli.base import asking, cli, exit_code, print_json, print_results
-from tuner.cli.options import with_allow, with_json, with_set, with_yes
+from tuner.cli.options import with_allow, with_executor, with_json, with_set, with_yes
 from tuner.config import reading, written
 from tuner.core.errors import OutputError
 from tuner.operations import context
@@ -85,6 +85,7 @@ def _print_copied(copied: Copied, names: list[str], as_json: bool) -> None:
     help="Number of training processes; with one, a seed repeats the study to the last digit.",
 )
 @with_yes
+@with_executor
 @with_allow
 @with_json
 def run(
@@ -93,21 +94,33 @@ def run(
     report: bool,
     workers: int,
     yes: bool,
+    executor: str,
+    settings: Path | None,
     prefixes: tuple[str, ...],
     as_json: bool,
 ) -> int:
-    """Submit the study FILE, train its trials on this machine, show progress, and report.
+    """Submit the study FILE, train its trials here or on an engine, show progress, and report.
 
     Run it again after an interruption to resume the study.
     """
+    from tuner.config import cluster
     from tuner.operations import run
+    from tuner.operations.workers import closed_in_words
 
     began = time.monotonic()
     spec = reading.load(file, overrides, context.project())
     console = terminal.console(stderr=as_json)
     announce = partial(terminal.print_text, console)
-    ask = asking(yes=yes)
-    ran = run.run(spec, prefixes, workers=workers, console=console, announce=announce, ask=ask)
+    ran = run.run(
+        spec,
+        prefixes,
+        workers=workers,
+        executor=executor,
+        settings=cluster.load(settings),
+        console=console,
+        announce=announce,
+        ask=asking(yes=yes),
+    )
     found = ran.as_json()
     problem = _report(ran, found) if report and not ran.ended.interrupted else None
     if as_json:
@@ -116,7 +129,7 @@ def run(
         print_results(console, ran.ledger, ran.study, reported=not console.is_terminal)
         if found["report"]:
             terminal.print_text(console, f"Report: {found['report']}")
-    closed = run.closed_in_words(ran.study)
+    closed = closed_in_words(ran.study)
     if closed:
         terminal.echo(closed[:1].upper() + closed[1:] + ".", err=True)
     if ran.ended.interrupted:

@@ -1,8 +1,9 @@
-"""The section Team: worker, recorder, enqueue, retry, pause, resume, stop, note, tag."""
+"""The section Team: worker, workers, recorder, enqueue, retry, pause, resume, stop, note, tag."""
 
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,12 +12,14 @@ from tuner.cli.base import EXIT_INTERRUPTED, cli, exit_code, open_own, print_jso
 from tuner.cli.options import (
     StudyName,
     with_allow,
+    with_executor,
     with_json,
     with_log,
     with_metrics,
     with_parent,
     with_raise_budget,
     with_reason,
+    with_settings,
     with_yes,
 )
 from tuner.config import written
@@ -24,7 +27,7 @@ from tuner.observability import logs
 from tuner.operations import context
 from tuner.report import terminal
 
-GRACE_SECONDS = 5.0
+PUBLISH_SECONDS = 5.0
 """How long an interrupted worker waits for its recorder, which continues by itself."""
 
 
@@ -45,7 +48,26 @@ GRACE_SECONDS = 5.0
     help="Leave this study to others, or studies that match, such as 'vision/*'; repeatable.",
 )
 @click.option("--until-idle", is_flag=True, help="End when nothing is left to train.")
-@click.option("--device", metavar="DEVICE", help="Train only studies for this device, such as cpu.")
+@click.option(
+    "--device",
+    metavar="DEVICE",
+    help="Train only studies for this device, such as cpu; auto takes a GPU that no other worker "
+    "of this machine has.",
+)
+@click.option(
+    "--workers-per-gpu",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="With --device auto, how many workers share a GPU.",
+)
+@click.option(
+    "--grace",
+    type=click.FloatRange(1),
+    metavar="SECONDS",
+    help="End within so many seconds after SIGTERM; by default as soon as the trials are saved.",
+)
+@click.option("--launch", metavar="KEY", hidden=True, help="The launch that started this worker.")
 @click.option(
     "--recorder/--no-recorder", default=True, help="Publish in a process of its own while training."
 )
@@ -59,6 +81,9 @@ def worker(
     without: tuple[str, ...],
     until_idle: bool,
     device: str | None,
+    workers_per_gpu: int,
+    grace: float | None,
+    launch: str | None,
     recorder: bool,
     parent: int | None,
     metrics_port: int | None,
@@ -72,12 +97,17 @@ def worker(
     SIGTERM or Ctrl-C saves the trials for the next worker and ends; a second one ends at once.
     """
     logs.service(log)
+    about: dict[str, Any] = {} if launch is None else {"launch": launch}
     from tuner.core import processes
     from tuner.observability import serving
     from tuner.operations import run
 
     if parent is not None:
         processes.end_with(parent)
+    if device == "auto":
+        from tuner.training import gpus
+
+        device, about["gpu"] = None, gpus.take(workers_per_gpu)
     ledger, places = context.open_ledger(), context.addresses()
     todo = run.Work(
         names=names,
@@ -85,7 +115,9 @@ def worker(
         prefixes=prefixes,
         until_idle=until_idle,
         device=device,
-        grace_seconds=GRACE_SECONDS,
+        publish_seconds=PUBLISH_SECONDS,
+        grace_seconds=grace,
+        about=about,
     )
     with serving.serving(metrics_port, metrics_host, ledger.engine, places):
         ended = run.train(ledger, places, todo, recorder=recorder)
@@ -95,6 +127,122 @@ def worker(
     if ended.interrupted:  # as requested; recorders publish the rest
         return EXIT_INTERRUPTED if ended.by_keyboard else 0
     return exit_code(ended)
+
+
+@cli.group()
+def workers() -> None:
+    """Start, list and stop workers on this machine or a cluster."""
+
+
+@workers.command("start")
+@click.argument("name")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="How many.")
+@with_executor
+@click.option(
+    "--recorder/--no-recorder", default=True, help="Let each publish in a process of its own."
+)
+@with_allow
+@with_json
+def start_workers(
+    name: str,
+    workers: int,
+    executor: str,
+    settings: Path | None,
+    recorder: bool,
+    prefixes: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Start workers that train the study NAME until nothing is left, and return.
+
+    They go on when this command has ended; `tuner workers stop` ends them.
+    """
+    from tuner.config import cluster
+    from tuner.operations import workers as operations
+
+    started = operations.start(
+        context.open_ledger(),
+        context.addresses(),
+        cluster.load(settings),
+        name,
+        workers=workers,
+        executor=executor,
+        prefixes=prefixes,
+        recorder=recorder,
+    )
+    if as_json:
+        print_json(started)
+        return
+    shown = shlex.quote(name)
+    terminal.echo(f"{workers} of {name!r} started on {executor}, as {started['launch']}.")
+    terminal.echo(f"See them: {terminal.program()} workers list {shown}")
+
+
+@workers.command("list")
+@click.argument("name")
+@click.option("--ended", is_flag=True, help="Include those of launches that have ended.")
+@with_settings
+@with_json
+def list_workers(name: str, ended: bool, settings: Path | None, as_json: bool) -> None:
+    """List the workers that were started for the study NAME, from any machine."""
+    from tuner.config import cluster
+    from tuner.operations import workers as operations
+
+    ledger, places = context.open_ledger(), context.addresses()
+    found = operations.listed(ledger, places, cluster.load(settings), name, ended=ended)
+    if as_json:
+        print_json(found)
+        return
+    for one in found["workers"]:
+        code = "" if one["code"] is None else f" with {one['code']}"
+        more = ", ".join(filter(None, (one["where"], one["detail"])))
+        who = f"by {one['os_user']}@{one['host']}"
+        terminal.echo(
+            f"{one['executor']} {one['handle']}: {one['phase']}{code}"
+            f"{f' ({more})' if more else ''}, {who}"
+        )
+    if not found["workers"]:
+        terminal.echo(f"No worker that was started for {name!r} is left.")
+
+
+@workers.command("stop")
+@click.argument("name")
+@with_settings
+@with_json
+def stop_workers(name: str, settings: Path | None, as_json: bool) -> int:
+    """Let all workers that were started for the study NAME save their trials and end.
+
+    The study stays open: other workers go on.
+    """
+    from tuner.config import cluster
+    from tuner.operations import workers as operations
+
+    ledger, places = context.open_ledger(), context.addresses()
+    done = operations.stop(ledger, places, cluster.load(settings), name)
+    if as_json:
+        print_json(done)
+    else:
+        terminal.echo(f"Asked to end: {', '.join(done['stopped']) or 'none'}.")
+        for problem in done["problems"]:
+            terminal.echo(problem, err=True)
+    return 1 if done["problems"] else 0
+
+
+@workers.command("logs")
+@click.argument("name")
+@click.argument("handle")
+@with_settings
+@with_json
+def worker_logs(name: str, handle: str, settings: Path | None, as_json: bool) -> None:
+    """Print the end of the log of one worker of the study NAME, as `workers list` names it."""
+    from tuner.config import cluster
+    from tuner.operations import workers as operations
+
+    ledger, places = context.open_ledger(), context.addresses()
+    text = operations.logs(ledger, places, cluster.load(settings), name, handle)
+    if as_json:
+        print_json({"study": name, "handle": handle, "log": text})
+    else:
+        terminal.echo(text.rstrip("\n"), lines=True)
 
 
 @cli.command()

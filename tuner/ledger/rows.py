@@ -273,6 +273,8 @@ def outcome_columns(outcome: Outcome) -> dict[str, Any]:
         "reason": outcome.reason,
         "value": outcome.value,
         "stopped_step": outcome.stopped_step,
+        "violation": outcome.violation,
+        "objectives": None if outcome.objectives is None else list(outcome.objectives),
     }
 
 

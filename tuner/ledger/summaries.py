@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection, case, func, select, tuple_
@@ -20,6 +20,7 @@ from tuner.ledger.tables import (
     IS_VALUED,
     SILENT_FOR,
     SILENT_SECONDS,
+    VIOLATION,
     attempts,
     probes,
     published_trials,
@@ -36,6 +37,14 @@ class BestTrial:
     value: float
     params: Mapping[str, Any]
     run_id: str | None  # of its MLflow run; None until it is published
+    violation: float | None = None  # of the study's constraints; None: it has none
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what commands print of it with `--json`."""
+        found = asdict(self)
+        if self.violation is None:
+            del found["violation"]
+        return found
 
 
 @dataclass(kw_only=True)
@@ -136,7 +145,9 @@ def _find_best(tx: Connection, found: Mapping[int, Summary], of: Sequence[StudyR
     """Find the best completed trial of each study; of equal ones the first."""
     maximized = [one.id for one in of if one.spec.study.direction == "maximize"]
     loss = case((trials.c.study_id.in_(maximized), -trials.c.value), else_=trials.c.value)
-    rank = func.row_number().over(partition_by=trials.c.study_id, order_by=(loss, trials.c.number))
+    rank = func.row_number().over(
+        partition_by=trials.c.study_id, order_by=(VIOLATION, loss, trials.c.number)
+    )
     ranked = (
         select(trials, rank.label("rank"))
         .where(trials.c.study_id.in_(found), trials.c.state == COMPLETED, IS_VALUED)
@@ -161,6 +172,7 @@ def _find_best(tx: Connection, found: Mapping[int, Summary], of: Sequence[StudyR
                 value=trial.value,
                 params=trial.params or {},
                 run_id=run_id if isinstance(run_id, str) else None,
+                violation=trial.violation,
             )
 
 

@@ -27,6 +27,7 @@ from sqlalchemy import (
     TypeDecorator,
     UniqueConstraint,
     case,
+    func,
     text,
 )
 from sqlalchemy.ext.compiler import compiles
@@ -35,7 +36,7 @@ from sqlalchemy.sql.functions import GenericFunction
 
 from tuner.core.text import DEFAULT_PROJECT, NAME_LIMIT
 
-HEAD = "0007"
+HEAD = "0009"
 """The revision of the schema below; the last migration's."""
 VERSION_TABLE = "tuner_alembic_version"
 
@@ -112,6 +113,8 @@ trials = Table(
     Column("created_at", Double, nullable=False),
     Column("ended_at", Double),
     Column("revision", Integer, nullable=False),  # the study's, when this row last changed
+    Column("objectives", AS_JSON),  # their values, if the study has several
+    Column("violation", Double),  # of constraints; 0: feasible, null: there are none
     UniqueConstraint("study_id", "number"),
     Index("tuner_trials_by_revision", "study_id", "revision"),
     Index(
@@ -241,10 +244,27 @@ projects = Table(  # those that have limits or are shared; others have no row
     Column("shared", Boolean, nullable=False),  # anybody may change its studies
 )
 
+launches = Table(
+    "tuner_launches",
+    metadata,
+    # an idempotency key: the engine's job is named by it, so it is found after a lost answer
+    Column("key", String(32), primary_key=True),
+    Column("study_id", ForeignKey(studies.c.id), nullable=False, index=True),
+    Column("executor", String(16), nullable=False),  # local, slurm, kubernetes
+    Column("workers", Integer, nullable=False),  # how many were asked for
+    Column("handles", AS_JSON, nullable=False),  # of the workers; empty until the engine answered
+    Column("os_user", String(NAME_LIMIT), nullable=False),
+    Column("host", String(NAME_LIMIT), nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("ended_at", Double),  # when all workers were seen to have ended
+)
+
 
 IS_VALUED = trials.c.value.between(-sys.float_info.max, sys.float_info.max)
 """The condition that a trial's value is a finite number. SQLite stores any type, and there a text
 is larger than any number, so that a comparison leaves it out."""
+VIOLATION = func.coalesce(trials.c.violation, 0.0)
+"""What a trial violates constraints by; the first criterion of every ranking."""
 IS_RUNNING = text("tuner_trials.state = 'running'")
 IS_LIVE = text("tuner_attempts.live")
 """Conditions in the same words as in partial indexes. SQLite matches an index by its exact text,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from tuner.analysis import front
 from tuner.core.errors import NotFoundError
 from tuner.ledger import Reader, StudyRecord, UnreadableStudy, events, projects, ranges
 from tuner.ledger.events import Event
@@ -25,6 +26,7 @@ def status(ledger: Reader, study: StudyRecord) -> dict[str, Any]:
         {"trial": number, "reason": why} for number, why in ledger.unreadable_trials(study.id)
     ]
     found = statuses(ledger, [study])[0] | best.decision(ledger, study)
+    found |= best.front(ledger, study)
     return found | {
         "spend": spend.of_study(ledger, study),
         "quota_reached": projects.reached(ledger, projects.project(ledger, study.project)),
@@ -81,6 +83,8 @@ def trial_status(ledger: Reader, study: StudyRecord, number: int) -> dict[str, A
         "state": trial.state,
         "reason": trial.reason,
         "value": trial.value,
+        **({"values": front.values(study, trial)} if trial.objectives else {}),
+        **({} if trial.violation is None else {"violation": trial.violation}),
         "params": trial.params,
         "steps": trial.steps,
         "run_id": Publications(ledger.engine, "mlflow").external_ids(study.id).get(number),
@@ -104,7 +108,7 @@ def _status(study: StudyRecord, summary: Summary) -> dict[str, Any]:
         "imported": summary.imported,
         "budget": {"trials": study.limit, "reserved": study.reserved},
         "metric": study.spec.study.metric,
-        "best": None if summary.best is None else asdict(summary.best),
+        "best": None if summary.best is None else summary.best.as_json(),
         "probe": _probe(study, summary.probe or {}),
         "workers": [{"worker": worker, "trial": number} for worker, number in summary.workers],
         "silent": [asdict(one) for one in summary.silent],

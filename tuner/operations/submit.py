@@ -20,6 +20,7 @@ from tuner.config import (
 )
 from tuner.config.grid import Grid as CellsOf
 from tuner.config.retrain import NOT_STORED
+from tuner.config.study import SECONDS
 from tuner.core.environment import person
 from tuner.core.errors import NotFoundError, UsageError
 from tuner.ledger import Ledger, Reader, StudyRecord
@@ -49,6 +50,19 @@ def prepare(spec: StudySpec, prefixes: Sequence[str]) -> PreparedWorkload:
     settings = settings_of(spec, {}, rows)  # raises where the budget needs the number of rows
     if isinstance(workload, Workload):
         _refuse_batch_size(workload, spec, settings.batch_size)
+    measured = workload.metric_names if isinstance(workload, Workload) else None
+    wanted = [("constraints", one.names, one.text) for one in spec.study.limits()]
+    wanted += [("objectives", frozenset([o.metric]), o.metric) for o in spec.study.objectives[1:]]
+    for key, names, text in wanted:
+        wrong = names & set(TRAIN_COLUMNS)
+        if measured is not None:
+            wrong = names - {SECONDS, *measured}
+        if wrong:
+            which = "" if measured is None else f" ({', '.join(measured)})"
+            raise UsageError(
+                f"[study] {key}: expected metrics that {spec.workload.function} measures at "
+                f"evaluations{which}, or seconds, got {', '.join(sorted(wrong))} in {text!r}"
+            )
     if not isinstance(workload, Workload):
         if spec.study.metric in TRAIN_COLUMNS:
             raise UsageError(

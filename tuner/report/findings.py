@@ -13,6 +13,7 @@ from tuner.analysis.deciding import Decision, decision
 from tuner.analysis.drift import RetrainingStep, steps
 from tuner.analysis.effects import Effect, effects
 from tuner.analysis.evidence import Assessor
+from tuner.analysis.sensitivity import Sensitivity, sensitivities
 from tuner.analysis.verdicts import Evidence, Setting, Verdict
 from tuner.config import CHOSEN, ParameterValue
 from tuner.core.curves import Chunk
@@ -41,6 +42,7 @@ class Findings:
     by_optimizer: Sequence[GoodRates]
     schedules: Sequence[Comparison]
     optimizers: Sequence[Comparison]
+    sensitivities: Sequence[Sensitivity]  # to the rate, the most robust configuration first
     effects: Sequence[Effect]  # of settings and arguments, the largest first
     stable_limits: Mapping[str, tuple[float, float]]  # brackets found by a probe, by optimizer
     links: Mapping[int, str]  # URL of each trial's MLflow run, by number
@@ -91,11 +93,12 @@ def gather(
     verdicts = assessor.verdicts(trials)
     drawn = [one for one in trials if one.params is not None and not one.imported]
     rng = np.random.default_rng(study.spec.study.seed)
+    setting = assessor.setting({})
     return Findings(
         study=study,
         trials=trials,
         curves=read_curves(ledger, drawn),
-        setting=assessor.setting({}),
+        setting=setting,
         evidence=evidence,
         verdicts=verdicts,
         best=ledger.best(study),
@@ -105,6 +108,9 @@ def gather(
         schedules=comparisons.compare(evidence, rng, "schedule"),
         optimizers=comparisons.compare(evidence, rng, "optimizer"),
         effects=effects(study, trials, rng),
+        sensitivities=sensitivities(
+            evidence, setting.baseline, np.random.default_rng(study.spec.study.seed)
+        ),
         stable_limits=_stable_limits(ledger, study),
         links=links or {},
         submitted=events.latest(ledger, [study.name])[study.name].get(events.SUBMITTED),

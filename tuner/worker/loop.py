@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 from tuner.core.environment import identity
 from tuner.core.errors import (
@@ -19,6 +19,7 @@ from tuner.core.errors import (
     WorkloadError,
 )
 from tuner.ledger import OPEN, Ledger, StudyRecord, managing
+from tuner.ledger.database import Addresses
 from tuner.ledger.decoding import log_once
 from tuner.observability import metrics
 from tuner.observability.logs import logger
@@ -41,7 +42,7 @@ log = logger(__name__)
 
 def work(
     ledger: Ledger,
-    checkpoints: Path,
+    places: Addresses,
     *,
     names: Sequence[str],
     prefixes: Sequence[str],
@@ -49,10 +50,10 @@ def work(
     until_idle: bool,
     without: Sequence[str] = (),
     device: str | None = None,
-    spill: Path | None = None,
     renewer: LeaseRenewer | None = None,
     prepared: PreparedWorkload | None = None,
     race: Callable[[], int | None] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> None:
     """Train trials of the open studies (of `names`, if there are any) until `stop` is set.
 
@@ -65,9 +66,10 @@ def work(
     nothing else is left. A caller that holds leases itself passes its `renewer`; `prepared` is the
     workload of one of the studies, if this process has built it already. Once the search of a study
     is over, its workers decide between its best trials. `race` adds trials of a race of the
-    caller's own; it returns how many, or None if nothing is left to train.
+    caller's own; it returns how many, or None if nothing is left to train. `about` is recorded
+    with each attempt.
     """
-    renewer = renewer or LeaseRenewer(ledger, checkpoints)
+    renewer = renewer or LeaseRenewer(ledger, places.checkpoints)
 
     def join(study: StudyRecord) -> StudyWorker | BrokenStudy:
         where = study.spec.training.device
@@ -81,11 +83,12 @@ def work(
                 ledger,
                 study,
                 renewer,
-                checkpoints=checkpoints,
-                spill=spill or checkpoints.with_name("spill"),
+                checkpoints=places.checkpoints,
+                spill=places.spill,
                 prefixes=prefixes,
                 stop=stop,
                 prepared=prepared,
+                about=about or {},
             )
         except WorkloadCodeError as error:
             log.warning(f"study {study.name}: {error}")

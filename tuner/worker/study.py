@@ -15,6 +15,7 @@ from tuner.core.environment import describe, identity
 from tuner.core.errors import ConnectionLostError, LeaseLost, UnavailableError
 from tuner.core.failpoints import reach
 from tuner.core.failures import workload_code
+from tuner.core.file_stores import FileStore
 from tuner.core.outcome import RUNNING
 from tuner.ledger import AttemptLease, Claim, Drawn, Entry, Ledger, StudyRecord, ranges
 from tuner.ledger.attempts import refused
@@ -54,11 +55,12 @@ class StudyWorker:
         study: StudyRecord,
         renewer: LeaseRenewer,
         *,
-        checkpoints: Path,
+        checkpoints: FileStore,
         spill: Path,
         prefixes: Sequence[str],
         stop: threading.Event,
         prepared: PreparedWorkload | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         """Build the workload and its trainer. Raise `WorkloadError` when that cannot be done."""
         self._ledger = ledger
@@ -71,7 +73,8 @@ class StudyWorker:
             trained = load_workload(study, prefixes, prepared)
             settled = study.settled or ledger.settle(study.id, _settled(trained, study.spec))
             use_threads(settled["threads"])
-            self._environment = describe(study.spec.training.device) | {"settled": settled}
+            described = describe(study.spec.training.device) | {"settled": settled}
+            self._environment = described | dict(about or {})
             self._trained, self._spec = trained, study.spec
             self._build(trainer_choice.settled(settled))
         self._search = Search(study, ledger)

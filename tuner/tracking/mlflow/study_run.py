@@ -10,6 +10,7 @@ from mlflow.entities import Metric
 from sqlalchemy import Engine, func, or_, select
 
 from tuner.analysis import ranking
+from tuner.analysis.front import front
 from tuner.core.curves import LATEST
 from tuner.core.errors import UnavailableError
 from tuner.core.outcome import COMPLETED, RUNNING
@@ -25,13 +26,15 @@ from tuner.ledger.database import (
 )
 from tuner.ledger.publications import Publications
 from tuner.ledger.records import LARGEST
-from tuner.ledger.tables import IS_VALUED, trials
+from tuner.ledger.tables import IS_VALUED, VIOLATION, trials
 from tuner.tracking.mlflow.client_writer import BATCH, as_tags, is_run_of
 from tuner.tracking.mlflow.links import Links, experiment_of
 from tuner.tracking.mlflow.run_content import PARENT, milliseconds
 from tuner.tracking.mlflow.views import BEST, COLOUR, COLOURS, best_view, is_known, view_tags
 from tuner.tracking.notes import FOLDER, PICTURE, REPORT, About, experiment_note, study_note
 
+FRONT = "tuner.front"
+"""The tag of the runs on the front of several objectives, and of the parent run: their numbers."""
 FEW = 5
 """How many of the best trials a link compares."""
 NOTE_LIMIT = 5000
@@ -131,6 +134,8 @@ def update_notes(
     if best is not None:
         tags["tuner.best_trial"] = str(best.number)
         _colour_best(client, study, parent, runs, best.number)
+    if study.spec.study.objectives:
+        tags[FRONT] = _tag_front(client, ledger, study, parent, runs)
     if ranges := ranking.ranges_in_words(study):
         tags["tuner.range"] = ranges[-1]
         tags["tuner.range_history"] = "\n".join(ranges)
@@ -169,6 +174,19 @@ def _colour_best(
     _colour(client, study, runs, best, BEST)
 
 
+def _tag_front(
+    client: MlflowClient, ledger: Reader, study: StudyRecord, parent: str, runs: Mapping[int, str]
+) -> str:
+    """Tag the runs of the trials on the front, and of those that left it; return the front."""
+    now = [str(one.number) for one in front(study, ledger.trials(study.id))]
+    before = client.get_run(parent).data.tags.get(FRONT, "").split()
+    for number in sorted({*now, *before} - ({*now} & {*before})):
+        run_id = runs.get(int(number)) if number.isdecimal() else None
+        if run_id is not None and is_run_of(client.get_run(run_id), study, number):
+            client.set_tag(run_id, FRONT, str(number in now).lower())
+    return " ".join(now)
+
+
 def _colour(
     client: MlflowClient, study: StudyRecord, runs: Mapping[int, str], number: int, colour: str
 ) -> None:
@@ -178,7 +196,7 @@ def _colour(
 
 
 def _improvements(ledger: Reader, study: StudyRecord) -> list[Metric]:
-    """Return a point for each trial that was the best when it completed.
+    """Return a point for each feasible trial that was the best when it completed.
 
     The database compares the values, so that only these few trials are read.
     """
@@ -192,6 +210,7 @@ def _improvements(ledger: Reader, study: StudyRecord) -> list[Metric]:
             trials.c.study_id == study.id,
             trials.c.state == COMPLETED,
             IS_VALUED,
+            VIOLATION == 0.0,
             trials.c.number <= LARGEST,
             trials.c.ended_at.between(0.0, LATEST),
         )
