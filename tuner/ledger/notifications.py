@@ -198,7 +198,7 @@ def strip(ledger: Reader, older_than: float) -> int:
         & (notifications.c.ended_at < database_time() - older_than)
         & (notifications.c.title != "")
     )
-    empty = {"title": "", "content": {}, "error": None}
+    empty: dict[str, Any] = {"title": "", "content": {}, "error": None}
     with ledger.engine.execution_options(writes=True).begin() as tx:
         return tx.execute(update(notifications).where(old).values(empty)).rowcount
 
