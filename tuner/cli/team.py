@@ -135,7 +135,7 @@ def workers() -> None:
 
 
 @workers.command("start")
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="How many.")
 @with_executor
 @click.option(
@@ -178,7 +178,7 @@ def start_workers(
 
 
 @workers.command("list")
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @click.option("--ended", is_flag=True, help="Include those of launches that have ended.")
 @with_settings
 @with_json
@@ -205,7 +205,7 @@ def list_workers(name: str, ended: bool, settings: Path | None, as_json: bool) -
 
 
 @workers.command("stop")
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @with_settings
 @with_json
 def stop_workers(name: str, settings: Path | None, as_json: bool) -> int:
@@ -228,7 +228,7 @@ def stop_workers(name: str, settings: Path | None, as_json: bool) -> int:
 
 
 @workers.command("logs")
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @click.argument("handle")
 @with_settings
 @with_json
