@@ -133,6 +133,15 @@ def breaking_in_evaluation(key: str = "0") -> Workload:
     return replace(moving(key), loss=loss)
 
 
+def measuring_nothing(key: str = "0") -> Workload:
+    """Train that line; a metric beside the loss is not a number."""
+
+    def nothing(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets).mean() * torch.nan
+
+    return replace(moving(key), metrics={"nothing": nothing})
+
+
 def worst(outputs: Tensor, targets: Tensor) -> Tensor:
     """Give the largest error: no mean over rows."""
     return (outputs - targets).abs().max()

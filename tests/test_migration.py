@@ -38,7 +38,7 @@ def old(request: pytest.FixtureRequest, places: Addresses) -> Addresses:
         url = request.getfixturevalue("postgres").database()
         with psycopg.connect(url) as connection:
             connection.execute(request.param.read_text())
-        return database.addresses({"TUNER_DATABASE_URL": url}, places.checkpoints.parent)
+        return database.addresses({"TUNER_DATABASE_URL": url}, places.file.parent)
     assert places.file is not None
     if request.param.suffix == ".db":
         shutil.copy(request.param, places.file)

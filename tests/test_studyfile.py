@@ -413,7 +413,7 @@ retrain.gate.level = 1
 
 retrain.gate.metrik = "accuracy"
     [retrain.gate] metrik: expected one of metric, direction, minimum_improvement, level, seeds,
-    slices, tolerance, minimum_rows, got an unknown key; did you mean metric?
+    slices, tolerance, margins, slice_rows, minimum_rows, got an unknown key; did you mean metric?
 
 retrain.gate.metric = "accuracy"
     [retrain.gate] direction: expected "minimize" or "maximize", as accuracy is not the study's

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from tuner.analysis.verdicts import Verdict, count_by_verdict
 from tuner.config import CHOSEN, ParameterValue, written
@@ -88,6 +89,28 @@ def counts_in_words(counts: Mapping[str, int]) -> str:
     """Return the number of trials by outcome, such as `21 completed, 14 pruned, 5 diverged`."""
     parts = [f"{count} {kind}" for kind, count in counts.items() if count]
     return ", ".join(parts) or "no trials yet"
+
+
+def spend_in_words(spent: Mapping[str, Any]) -> str:
+    """Return a clause on a spend, such as `3.2 h of workers, 1,200 steps of 4 trials`."""
+    words = f"{_duration(spent['seconds'])} of workers"
+    if spent["gpu_seconds"]:
+        words += f", {_duration(spent['gpu_seconds'])} of GPUs"
+    trials = "1 trial" if spent["trials"] == 1 else f"{spent['trials']:,} trials"
+    words += f", {spent['steps']:,} steps of {trials}"
+    if spent["branch_steps"]:
+        words += f" and {spent['branch_steps']:,} of branches"
+    if spent["pruned_steps"]:
+        words += f"; pruning saved {spent['saved_steps']:,} steps"
+        words += ", net of branches" if spent["branch_steps"] else ""
+    return words
+
+
+def _duration(seconds: float) -> str:
+    """Return a time in the unit that fits."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
 def verdicts_in_words(verdicts: Mapping[int, Verdict]) -> str:

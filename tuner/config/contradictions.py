@@ -57,6 +57,7 @@ def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
     yield from _gate_without_direction(tables.get("study"), tables.get("retrain"))
     yield from _not_probed(tables)
     yield from _several_objectives(tables)
+    yield from _canary_of_a_person(tables.get("retrain"))
     yield from _stored_addresses(tables.get("retrain"), tables.get("notify"))
     if not isinstance(search, SearchTable):
         return
@@ -164,6 +165,13 @@ def _gate_without_direction(study: Table | None, retrain: Table | None) -> Itera
         if gate.metric not in (None, study.metric) and gate.direction is None:
             expected = f'"minimize" or "maximize", as {gate.metric} is not the study\'s metric'
             yield Mistake(("retrain", "gate", "direction"), expected, "nothing")
+
+
+def _canary_of_a_person(retrain: Table | None) -> Iterator[Mistake]:
+    """Yield a time after which a canary is promoted where a person promotes."""
+    if isinstance(retrain, RetrainTable) and retrain.promote == "manual" and retrain.canary_hours:
+        expected = 'nothing, as promote = "manual" waits for a person'
+        yield Mistake(("retrain", "canary_hours"), expected, shown(retrain.canary_hours))
 
 
 def _incompatible(training: TrainingTable, workload: Table | None) -> Iterator[Mistake]:

@@ -44,7 +44,13 @@ from tuner.config.search import (
 )
 from tuner.config.space import Space
 from tuner.config.values import ParameterValue, Table, mistake, mistakes
-from tuner.core.text import NAME_LIMIT, is_readable
+from tuner.core.text import (
+    DEFAULT_PROJECT,
+    NAME_LIMIT,
+    PROJECT_PATTERN,
+    in_project,
+    is_readable,
+)
 
 
 def _readable(text: str) -> str:
@@ -73,6 +79,9 @@ class Objective(Table):
 class StudyTable(Table):
     """The name of a study and its objective.
 
+    - `project`: a name space. The study is called `project/name` everywhere; a name with a slash
+      has its project before it. By default the project is that of `TUNER_PROJECT`, or "default",
+      whose studies have no slash.
     - `objectives`: two or more metrics with their directions, in place of `metric` and `direction`,
       which are those of the first one then. The result of the study is the front: the trials that
       no other trial is as good as in every objective and better in one.
@@ -82,6 +91,11 @@ class StudyTable(Table):
     """
 
     name: Annotated[str, Field(min_length=1, max_length=NAME_LIMIT, description="a name")]
+    # part of the name once it is read, and so never stored
+    project: Annotated[
+        str,
+        Field(pattern=PROJECT_PATTERN, exclude=True, description="letters, digits, '.', '_', '-'"),
+    ] = DEFAULT_PROJECT
     description: Readable = ""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     metric: MetricName = "val_loss"
@@ -102,6 +116,15 @@ class StudyTable(Table):
         if not name.isprintable() or name != name.strip():
             raise mistake("printable characters, with no space at either end")
         return name
+
+    @model_validator(mode="after")
+    def _is_in_its_project(self) -> StudyTable:
+        name = in_project(self.project, self.name)
+        if len(name) > NAME_LIMIT:
+            error = mistake(f"a name of at most {NAME_LIMIT} characters with its project")
+            mistakes("StudyTable", {("name",): error})
+        vars(self).update(name=name, project=DEFAULT_PROJECT)
+        return self
 
     @model_validator(mode="before")
     @classmethod

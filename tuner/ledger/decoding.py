@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -310,6 +311,15 @@ def _are_rungs(value: object) -> bool:
     )
 
 
+def _is_launch_key(value: object) -> bool:
+    """Return whether a value may be part of the names of files and of an engine's jobs."""
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{12}", value) is not None
+
+
+def _are_handles(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_label, value))
+
+
 RANGE_KEYS = {"low", "high", "why", "trials", "first", "revision", "at"}
 _STUDIES, _TRIALS = tables.studies.c, tables.trials.c
 _TIMETABLES, _RUNS = retraining_tables.timetables.c, retraining_tables.timetable_runs.c
@@ -327,13 +337,15 @@ RULES: Mapping[Column[Any], tuple[str, Check]] = {
     retraining_tables.retrainings.c.stage: _one_of("train", "evaluate", "log", "promote", "done"),
     retraining_tables.retrainings.c.result: ("results of stages", _are_results),
     retraining_tables.retrainings.c.outcome: _one_of(
-        "promoted", "kept", "failed", "proposed", "rejected"
+        "promoted", "kept", "failed", "proposed", "canary", "rejected"
     ),
     event_tables.events.c.action: _one_of(*event_tables.ACTIONS),
     event_tables.notifications.c.channel: _one_of(*event_tables.CHANNELS),
     event_tables.notifications.c.state: _one_of(*event_tables.STATES),
     _TIMETABLES.catch_up: _one_of(cron.LATEST, cron.ALL, cron.SKIP),
     _TIMETABLES.overlap: _one_of(cron.SKIP, cron.QUEUE),
+    tables.launches.c.key: ("12 hexadecimal digits", _is_launch_key),
+    tables.launches.c.handles: ("a list of handles", _are_handles),
     _RUNS.state: _one_of("waiting", "running", "ended", "skipped", "missed"),
 }
 """What columns hold whose type alone does not say it."""

@@ -9,7 +9,8 @@ from typing import Any
 
 from tuner.config import GP, TPE, OptunaGP, ParameterValue, StudySpec, horizon_of
 from tuner.core.curves import Chunk
-from tuner.core.outcome import Outcome
+from tuner.core.outcome import RUNNING, Outcome
+from tuner.core.text import project_of
 from tuner.ledger.leases import ATTEMPTS, Lease, LeaseTable
 
 OPEN, PAUSED, STOPPED, ENDED = "open", "paused", "stopped", "ended"
@@ -94,6 +95,11 @@ class StudyIdentity:
         """What Optuna's study and MLflow's experiment are called; no two studies share one."""
         return titled(self.name, self.version)
 
+    @property
+    def project(self) -> str:
+        """The project that it belongs to."""
+        return project_of(self.name)
+
 
 @dataclass(frozen=True, kw_only=True)
 class UnreadableStudy(StudyIdentity):
@@ -122,6 +128,12 @@ class StudyRecord(StudyIdentity):
     def reason(self) -> str | None:
         """Why it is paused or stopped; None while it is open."""
         return self.attrs.get(REASON)
+
+    def shown_state(self, counts: Mapping[str, int]) -> str:
+        """Return the state, "ended" if the budget is spent; `counts` are those of its trials."""
+        idle = not counts[RUNNING] and not counts["waiting"]
+        spent = self.state == OPEN and self.reserved >= self.limit
+        return ENDED if idle and spent else self.state
 
     @property
     def deciding_trials(self) -> int:

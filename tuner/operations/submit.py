@@ -25,6 +25,7 @@ from tuner.core.environment import person
 from tuner.core.errors import NotFoundError, UsageError
 from tuner.ledger import Ledger, Reader, StudyRecord
 from tuner.ledger.events import Act
+from tuner.operations.ownership import Ask, check, refuse
 from tuner.training import loaders
 from tuner.training.trainer import TRAIN_COLUMNS
 from tuner.training.workloads import Workload
@@ -92,18 +93,20 @@ def _refuse_batch_size(workload: Workload, spec: StudySpec, size: int | str) -> 
 
 
 def submit(
-    ledger: Ledger, spec: StudySpec, description: Mapping[str, Any]
+    ledger: Ledger, spec: StudySpec, description: Mapping[str, Any], ask: Ask = refuse
 ) -> tuple[StudyRecord, bool]:
     """Create the study or return the existing one, and whether it was created.
 
     `description` is that of its prepared workload. A study of that name with another space gets a
     new version. Raise `UsageError` if anything else but its budget differs, and `WorkloadError` if
-    its code or data differ. A sampler or pruner that the file leaves open stays the one that the
-    study was first submitted with.
+    its code or data differ. `ask` is asked before a study of somebody else changes. A sampler or
+    pruner that the file leaves open stays the one that the study was first submitted with.
     """
     spec = _with_known_search(ledger, spec)
     _refuse_changes(ledger, spec)
     _refuse_unknown_sources(ledger, spec)
+    if _changes(ledger, spec):
+        check(ledger, spec.study.name, ask)
     combinations = len(CellsOf(spec.space)) if isinstance(spec.search.sampler, Grid) else None
     limit = spec.budget.trials - spec.deciding_trials
     study, created = ledger.submit(
@@ -116,6 +119,15 @@ def submit(
     if created and (warning := early_pruning(spec)):
         log.warning(warning)
     return study, created
+
+
+def _changes(ledger: Reader, spec: StudySpec) -> bool:
+    """Return whether a study exists and would not be as it is."""
+    try:
+        known = ledger.study(spec.study.name).spec
+    except NotFoundError:
+        return False
+    return known.model_dump() != spec.model_dump()
 
 
 def early_pruning(spec: StudySpec) -> str | None:

@@ -36,6 +36,7 @@ def answer(found: Findings) -> list[str]:
     lines.extend(rates(one, optimizers=len(found.by_optimizer)) for one in found.by_optimizer)
     if not found.by_optimizer:
         lines.append("No trial was good.")
+    lines.extend(sensitivity(found))
     lines.extend(decision(found))
     for family in ("schedule", "optimizer"):
         if family not in decided(found):
@@ -73,6 +74,26 @@ def best(found: Findings) -> str:
     if found.study.spec.study.objectives:
         return ranking.best_in_words(found.study, one)
     return f"Learning rate {choice}{more}: {metric} {one.value:.4g}, trial {one.number}{origin}."
+
+
+def sensitivity(found: Findings) -> list[str]:
+    """Return a sentence about the most robust and the most fragile configuration, if they differ.
+
+    Nothing is said unless their intervals are apart.
+    """
+    if len(found.sensitivities) < 2:
+        return []
+    robust, fragile = found.sensitivities[0], found.sensitivities[-1]
+    if robust.most >= fragile.least:
+        return []
+    metric = found.study.spec.study.metric
+    costs = [
+        f"{one.cost:.2g} with {one.optimizer} and {one.schedule} ({one.least:.2g} to "
+        f"{one.most:.2g})"
+        for one in (robust, fragile)
+    ]
+    line = f"A rate near the best one costs {costs[0]} of {metric} on average, and {costs[1]}"
+    return [f"{line}: the first forgives a wrong rate."]
 
 
 def effect(found: Effect) -> str:
@@ -178,6 +199,13 @@ def savings(found: Findings) -> str:
         )
     lines.append(judging.sentence(found))
     return " ".join(filter(None, lines)) or "No trial was stopped: all ran to the end."
+
+
+def origin(found: Findings) -> str:
+    """Return who submitted the study, its project, and what it has spent."""
+    by = "" if found.submitted is None else f"Submitted by {found.submitted.who}, "
+    where = f"{by}{'in' if by else 'In'} the project {found.study.project}."
+    return f"{where} Spent: {ranking.spend_in_words(found.spend.as_json())}."
 
 
 def verdicts(found: Findings) -> str:

@@ -32,6 +32,8 @@ def spec_of(
     tables["search"] |= {"first": []}
     tables["notify"] = {}  # the retraining notifies
     tables["budget"] = {"trials": spec.retrain.trials, "weight": spec.budget.weight}
+    if spec.retrain.limits.retune_minutes is not None:
+        tables["budget"] |= {"decide": 0, "wall_seconds": 60 * spec.retrain.limits.retune_minutes}
     made = StudySpec.model_validate_json(json.dumps(tables))
     different = [dict(one) for index, one in enumerate(known) if one not in known[:index]]
     first = [one for one in different if made.space.contains(one)][:WARM]

@@ -14,8 +14,8 @@ from tuner.analysis.front import front
 from tuner.core.curves import LATEST
 from tuner.core.errors import UnavailableError
 from tuner.core.outcome import COMPLETED, RUNNING
-from tuner.core.text import NAME_LIMIT
-from tuner.ledger import STOPPED, Reader, StudyRecord
+from tuner.core.text import NAME_LIMIT, printable
+from tuner.ledger import STOPPED, Reader, StudyRecord, events
 from tuner.ledger.database import (
     Addresses,
     is_database,
@@ -31,7 +31,7 @@ from tuner.tracking.mlflow.client_writer import BATCH, as_tags, is_run_of
 from tuner.tracking.mlflow.links import Links, experiment_of
 from tuner.tracking.mlflow.run_content import PARENT, milliseconds
 from tuner.tracking.mlflow.views import BEST, COLOUR, COLOURS, best_view, is_known, view_tags
-from tuner.tracking.notes import FOLDER, PICTURE, REPORT, experiment_note, study_note
+from tuner.tracking.notes import FOLDER, PICTURE, REPORT, About, experiment_note, study_note
 
 FRONT = "tuner.front"
 """The tag of the runs on the front of several objectives, and of the parent run: their numbers."""
@@ -104,16 +104,33 @@ def update_notes(
     links = Links(experiment=experiment, parent=parent)
     runs = Publications(ledger.engine, "mlflow").external_ids(study.id)
     best_runs = [runs[number] for number in ledger.ranking(study, FEW) if number in runs]
+    done = events.latest(ledger, [study.name])[study.name]
+    about = About(
+        state=study.shown_state(counts),
+        owner=printable(done[events.SUBMITTED].os_user) if events.SUBMITTED in done else None,
+        tags=[*map(printable, events.tags_in(done))],
+        notes=[
+            printable(f"{one.os_user}: {one.reason}") for one in events.notes(ledger, study.name)
+        ],
+    )
     note = study_note(
         study,
         best,
         counts,
         links,
+        about,
         best_runs=best_runs,
         silent=ledger.silent(study.id),
         files=_files(client, parent) if at_rest else (),
     )
-    tags = {"mlflow.note.content": note[:NOTE_LIMIT]}
+    own = {
+        "tuner.state": about.state,
+        "tuner.owner": about.owner or "unknown",
+        "tuner.project": study.project,
+        "tuner.tags": ", ".join(about.tags)[:NOTE_LIMIT],
+        "tuner.answer": ranking.best_in_words(study, best, whole=False)[:NOTE_LIMIT],
+    }
+    tags = {"mlflow.note.content": note[:NOTE_LIMIT], **own}
     if best is not None:
         tags["tuner.best_trial"] = str(best.number)
         _colour_best(client, study, parent, runs, best.number)
@@ -123,12 +140,14 @@ def update_notes(
         tags["tuner.range"] = ranges[-1]
         tags["tuner.range_history"] = "\n".join(ranges)
     client.log_batch(parent, tags=as_tags(tags))
-    summary = experiment_note(study, best, counts, links)
-    changed = {"mlflow.note.content": summary[:NOTE_LIMIT]}
+    summary = experiment_note(study, best, counts, links, about)
+    changed = {"mlflow.note.content": summary[:NOTE_LIMIT], **own}
     if best_runs and is_known():
         changed |= view_tags(study, [best_view(study, best_runs)])
+    there = client.get_experiment(experiment).tags
     for key, value in changed.items():
-        client.set_experiment_tag(experiment, key, value)
+        if there.get(key) != value:
+            client.set_experiment_tag(experiment, key, value)
     return counts
 
 
