@@ -265,7 +265,7 @@ def retrained_wide(pipeline: Pipeline, key: str) -> dict[str, Any]:
     ledger = pipeline.ledger
     work(
         ledger,
-        pipeline.places.checkpoints,
+        pipeline.places,
         names=["wide"],
         prefixes=PREFIXES,
         stop=threading.Event(),

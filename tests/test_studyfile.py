@@ -374,7 +374,7 @@ search.sampler=3
 
 search.sampler=tpee
     [search] sampler: expected one of auto, tpe, random, grid, gp, optuna_gp, qmc, cmaes,
-    listed, got "tpee"; did you mean tpe?
+    nsga2, listed, got "tpee"; did you mean tpe?
 
 search.pruner.min_steps=0
     [search.pruner] min_steps: expected a number of at least 1, got 0

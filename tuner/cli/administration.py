@@ -1,4 +1,4 @@
-"""The section Administration: doctor, db, gc, delete."""
+"""The section Administration: project, doctor, db, gc, delete."""
 
 from __future__ import annotations
 
@@ -9,14 +9,75 @@ from typing import Any, TypeVar
 
 import click
 
-from tuner.cli.base import cli, print_json
-from tuner.cli.options import with_json, with_reason
+from tuner.cli.base import cli, open_own, print_json
+from tuner.cli.options import StudyName, with_json, with_reason
 from tuner.core.errors import UsageError
 from tuner.ledger import database
 from tuner.operations import context
 from tuner.report import terminal
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@cli.command()
+@click.argument("name", required=False)
+@click.option(
+    "--workers",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Let at most N workers train studies of the project at a time.",
+)
+@click.option(
+    "--steps-a-week",
+    "steps_week",
+    type=click.FloatRange(0),
+    metavar="N",
+    help="Start no trial once those of the last seven days have trained N steps.",
+)
+@click.option("--no-limits", is_flag=True, help="Remove both limits.")
+@click.option(
+    "--shared/--not-shared",
+    default=None,
+    help="Whether anybody may change its studies; by default those who submitted them.",
+)
+@with_reason
+@with_json
+def project(
+    name: str | None,
+    workers: int | None,
+    steps_week: float | None,
+    no_limits: bool,
+    shared: bool | None,
+    reason: str,
+    as_json: bool,
+) -> None:
+    """List the projects, or show the project NAME, or set its limits."""
+    from tuner.operations import projects
+
+    ledger = context.open_ledger()
+    if name is None:
+        if no_limits or (workers, steps_week, shared) != (None, None, None):
+            raise UsageError("name the project that is to be changed")
+        found = projects.listed(ledger)
+    else:
+        name = context.checked_project(name)
+        changed = projects.change(
+            ledger,
+            name,
+            workers=workers,
+            steps_week=steps_week,
+            no_limits=no_limits,
+            shared=shared,
+            reason=reason,
+        )
+        found = [changed]
+    if as_json:
+        print_json({"projects": found})
+        return
+    for one in found:
+        terminal.echo(projects.in_words(one))
+        if one["quota_reached"]:
+            terminal.echo(f"No worker takes a trial: {one['quota_reached']}.")
 
 
 @cli.command()
@@ -162,8 +223,8 @@ def gc(
 
 
 @cli.command()
-@click.argument("name")
-@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@click.argument("name", type=StudyName())
+@click.option("--yes", is_flag=True, help="Do not ask, not even of another's study.")
 @click.option(
     "--force",
     is_flag=True,
@@ -178,7 +239,7 @@ def delete(name: str, yes: bool, force: bool, reason: str, as_json: bool) -> Non
     """
     from tuner.operations import manage
 
-    ledger = context.open_ledger()
+    ledger = open_own(name, yes=yes)
     trials = len(ledger.trials(ledger.study(name).id))
     if not yes:
         click.confirm(f"Delete study {name!r} with {trials} trials?", abort=True, err=True)

@@ -14,7 +14,7 @@ from tuner.ledger import managing
 from tuner.ledger.reading import Reader
 from tuner.ledger.records import OPEN, StudyRecord
 from tuner.ledger.retrying import retry_on_disconnect
-from tuner.ledger.tables import attempts, database_time, trials
+from tuner.ledger.tables import VIOLATION, attempts, database_time, trials
 
 
 @retry_on_disconnect
@@ -82,7 +82,7 @@ def _ended_since_best(tx: Connection, study: StudyRecord) -> int:
     best = tx.execute(
         select(trials.c.ended_at, trials.c.number)
         .where(here, trials.c.state == COMPLETED)
-        .order_by(value, trials.c.number)
+        .order_by(VIOLATION, value, trials.c.number)
         .limit(1)
     ).first()
     if best is None:

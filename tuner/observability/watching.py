@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from itertools import count
 from typing import Any
 
@@ -91,6 +90,8 @@ def _of_study(ledger: Reader, study: StudyRecord, summary: Summary, at: float) -
     if best is not None:
         what = f"{study.spec.study.metric} {best.value:.4g}"
         reason = f"Trial {best.number} of {study.name!r} has {what}, the best so far."
+        if best.violation:
+            reason += " No trial satisfies the constraints; it violates them least."
         yield from _notices(study, summary, "new_best", str(best.number), reason)
     for one in summary.silent:
         if one.seconds > patience:
@@ -103,6 +104,8 @@ def _of_study(ledger: Reader, study: StudyRecord, summary: Summary, at: float) -
         why = study.reason or f"All {ended} trials have ended."
         if best is not None:
             why += f" Best: {study.spec.study.metric} {best.value:.4g} in trial {best.number}."
+            if best.violation:
+                why += " No trial satisfies the constraints; it violates them least."
         event = "failed" if failed else "ended"
         yield from _notices(study, summary, event, f"{study.reserved} {ended}", why)
     elif study.state == OPEN and not summary.workers and not _decides(study, summary):
@@ -149,7 +152,7 @@ def _notices(
         "reason": reason,
         "state": study.state,
         "trials": summary.counts,
-        "best": None if summary.best is None else asdict(summary.best),
+        "best": None if summary.best is None else summary.best.as_json(),
     }
     return notify.notices(
         study.spec.notify,

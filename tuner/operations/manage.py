@@ -11,7 +11,7 @@ from tuner.core.errors import NotFoundError, UnreadableError, UsageError
 from tuner.core.failpoints import reach
 from tuner.core.text import printable
 from tuner.ledger import Ledger, Retrainings, StudyRecord, managing
-from tuner.ledger.checkpoint_files import remove_file, remove_folder
+from tuner.ledger.checkpoint_files import remove_all, remove_file
 from tuner.ledger.database import Addresses, require_deletion, tracking_client
 from tuner.ledger.retrainings import DONE, LOG
 from tuner.operations import status
@@ -92,7 +92,7 @@ def delete(
         with recorder.claimed(study):
             recorder.erase(study)
             reach("delete.erased")
-            remove_folder(places.checkpoints, study)
+            remove_all(places.checkpoints, study)
             managing.delete_study(ledger, study, acting(reason))
         try:
             study = ledger.identity(name)

@@ -157,7 +157,7 @@ def _tune(
     renewer: LeaseRenewer,
     spec: StudySpec,
 ) -> tuple[StudyRecord, TrialRecord | None]:
-    """Train a study to its end, or continue it. Return it and its best trial.
+    """Train a study to its end, or continue it. Return it and its best feasible trial.
 
     Raise `KeyboardInterrupt` if a signal interrupts the training.
     """
@@ -167,7 +167,8 @@ def _tune(
         ledger, places, study, prefixes, prepared=prepared, renewer=renewer
     ).interrupted:
         raise KeyboardInterrupt
-    return ledger.study(study.name), ledger.best(study)
+    best = ledger.best(study)
+    return ledger.study(study.name), None if best is None or best.infeasible else best
 
 
 def key_of_now(ledger: Ledger, name: str) -> str:

@@ -13,11 +13,14 @@ from tuner.analysis.deciding import Decision, decision
 from tuner.analysis.drift import RetrainingStep, steps
 from tuner.analysis.effects import Effect, effects
 from tuner.analysis.evidence import Assessor
+from tuner.analysis.sensitivity import Sensitivity, sensitivities
 from tuner.analysis.verdicts import Evidence, Setting, Verdict
 from tuner.config import CHOSEN, ParameterValue
 from tuner.core.curves import Chunk
 from tuner.core.outcome import COMPLETED, RUNNING
-from tuner.ledger import Reader, Retrainings, StudyRecord, TrialRecord, ranges
+from tuner.ledger import Reader, Retrainings, StudyRecord, TrialRecord, events, ranges
+from tuner.ledger.events import Event
+from tuner.ledger.spending import Spend, spending
 
 BATCH = 500
 """Number of curves that one statement reads."""
@@ -39,10 +42,13 @@ class Findings:
     by_optimizer: Sequence[GoodRates]
     schedules: Sequence[Comparison]
     optimizers: Sequence[Comparison]
+    sensitivities: Sequence[Sensitivity]  # to the rate, the most robust configuration first
     effects: Sequence[Effect]  # of settings and arguments, the largest first
     stable_limits: Mapping[str, tuple[float, float]]  # brackets found by a probe, by optimizer
     links: Mapping[int, str]  # URL of each trial's MLflow run, by number
     drift: Sequence[RetrainingStep]  # the study's retrainings, oldest first
+    submitted: Event | None  # the last time; None of a study of an earlier version of tuner
+    spend: Spend
     decision: Decision | None  # between the best trials, under new seeds; None: none reserved
 
     def trial(self, number: int) -> TrialRecord:
@@ -87,11 +93,12 @@ def gather(
     verdicts = assessor.verdicts(trials)
     drawn = [one for one in trials if one.params is not None and not one.imported]
     rng = np.random.default_rng(study.spec.study.seed)
+    setting = assessor.setting({})
     return Findings(
         study=study,
         trials=trials,
         curves=read_curves(ledger, drawn),
-        setting=assessor.setting({}),
+        setting=setting,
         evidence=evidence,
         verdicts=verdicts,
         best=ledger.best(study),
@@ -101,8 +108,13 @@ def gather(
         schedules=comparisons.compare(evidence, rng, "schedule"),
         optimizers=comparisons.compare(evidence, rng, "optimizer"),
         effects=effects(study, trials, rng),
+        sensitivities=sensitivities(
+            evidence, setting.baseline, np.random.default_rng(study.spec.study.seed)
+        ),
         stable_limits=_stable_limits(ledger, study),
         links=links or {},
+        submitted=events.latest(ledger, [study.name])[study.name].get(events.SUBMITTED),
+        spend=spending(ledger, [study])[study.id],
         drift=steps(Retrainings(ledger).history(study.name)),
         decision=decision(ledger, study) if study.deciding_trials else None,
     )

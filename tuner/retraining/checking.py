@@ -146,11 +146,21 @@ def prepare(
             f"study {study.name!r} has a train function, whose model is not known here; expected "
             "[workload] factory, or [retrain] factory"
         )
+    if study.spec.study.objectives:
+        raise UsageError(
+            f"study {study.name!r} has several objectives, so no trial is the one to train again; "
+            "put the parameters of a trial of its front into a study of one objective"
+        )
     best = deciding.chosen(ledger, study)
     if best is None:
         raise UsageError(
             f"study {study.name!r} has no completed trial, so there are no parameters to train "
             f"again; `tuner run` it first"
+        )
+    if best.infeasible:
+        raise UsageError(
+            f"no trial of study {study.name!r} satisfies its constraints, so there are no "
+            "parameters to train again; raise its budget, or relax [study] constraints"
         )
     job = Job(
         ledger=ledger,

@@ -53,6 +53,7 @@ def _around(
 
 
 def best_known(ledger: Ledger, study: StudyRecord) -> list[Mapping[str, ParameterValue]]:
-    """Return the parameters of a study's completed trials, best first."""
+    """Return the parameters of a study's completed and feasible trials, best first."""
     ranked = ranking.ranked(study, ledger.trials(study.id))
-    return [one.params for one in ranked if one.state == COMPLETED and one.params is not None]
+    best = [one for one in ranked if one.state == COMPLETED and not one.infeasible]
+    return [one.params for one in best if one.params is not None]

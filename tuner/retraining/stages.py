@@ -13,7 +13,6 @@ import functools
 import hashlib
 import json
 import math
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -72,7 +71,7 @@ class Stages:
         self._stop = stop
         self._renewer = renewer
         self._lease = held.lease
-        self._folder = job.places.checkpoints / "retrain" / str(held.id)
+        self._folder = f"retrain/{held.id}"
         self._trained: Challengers | None = None
 
     @functools.cached_property
@@ -102,7 +101,7 @@ class Stages:
                     self._fail(str(error))
                 except LimitExceededError as error:
                     self._fail(f"A limit is exceeded: {error}.")
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._job.places.checkpoints.remove_below(self._folder)
         return self._held
 
     # --- the stages

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,14 +83,14 @@ class Challengers:
         }
 
 
-def challengers(job: Job, folder: Path, still: Callable[[], None]) -> Challengers:
+def challengers(job: Job, folder: str, still: Callable[[], None]) -> Challengers:
     """Train the challengers, or resume from the files in the folder.
 
     Raise `LimitExceededError`.
     """
     base, time = known(job), _Time(minutes=job.spec.retrain.limits.training_minutes)
     do = job.spec.retrain.do
-    refit = None if do == "retune" else _train(job, base, folder / "refit", still, time, None)
+    refit = None if do == "retune" else _train(job, base, f"{folder}/refit", still, time, None)
     if refit is not None and (do == "refit" or not _falls_short(job, refit.value)):
         return refit
     around = [base.params, *retuning.best_known(job.ledger, job.study)]
@@ -105,7 +104,7 @@ def challengers(job: Job, folder: Path, still: Callable[[], None]) -> Challenger
             f"[retrain.limits] retune_minutes = {job.spec.retrain.limits.retune_minutes:g}"
         )
     if best is None:  # the known parameters remain, and their failure is reported
-        return refit or _train(job, base, folder / "refit", still, time, study.name)
+        return refit or _train(job, base, f"{folder}/refit", still, time, study.name)
     assert best.params is not None
     origin = Origin(
         params=best.params,
@@ -115,7 +114,7 @@ def challengers(job: Job, folder: Path, still: Callable[[], None]) -> Challenger
         lr_range=_range(spec.space.lr, best.params),
         best=job.best.number,
     )
-    found = _train(job, origin, folder / "retune", still, time, study.name)
+    found = _train(job, origin, f"{folder}/retune", still, time, study.name)
     if refit is None or refit.value is None or found.value is None:
         return found if found.value is not None or refit is None else refit
     return found if _sign(job) * (found.value - refit.value) < 0 else refit
@@ -157,7 +156,7 @@ def _range(entry: Any, params: Mapping[str, ParameterValue]) -> tuple[float, flo
 def _train(
     job: Job,
     origin: Origin,
-    file: Path,
+    key: str,
     still: Callable[[], None],
     time: _Time,
     retuned: str | None,
@@ -171,9 +170,15 @@ def _train(
     made = []
     for index in range(job.spec.retrain.gate.seeds):
         task = Task(number=index, seed=job.seed(index), params=origin.params)
-        file_of = file.with_name(f"{file.name}-{index}.pt")
-        clock = Retrainings(job.ledger).now
-        one = models.train(job.workload, job.spec, task, file_of, still=check, clock=clock)
+        one = models.train(
+            job.workload,
+            job.spec,
+            task,
+            job.places.checkpoints,
+            f"{key}-{index}.pt",
+            still=check,
+            clock=Retrainings(job.ledger).now,
+        )
         time.check(one.seconds)
         time.spent += one.seconds
         made.append(one)

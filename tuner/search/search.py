@@ -77,7 +77,8 @@ class Search:
         self._name = study.title
         self._mirror = Mirror(study.spec, study.title)
         sampler = study.spec.search.sampler
-        self._observations = Observations(study.spec) if isinstance(sampler, TPE | Auto) else None
+        by_columns = isinstance(sampler, TPE | Auto) and not study.spec.study.objectives
+        self._observations = Observations(study.spec) if by_columns else None
         self._sources: tuple[Space, list[Source]] | None = None
         self._drawing = 0  # number of the trial being drawn
         self._pruner = pruner_for(study.spec, study.rungs)

@@ -6,7 +6,6 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from tuner.core.errors import UsageError
 from tuner.core.failpoints import reach
 from tuner.core.failures import workload_code
 from tuner.core.features import Feature
-from tuner.core.outputs import writing_into
+from tuner.core.file_stores import FileStore, writing_to
 from tuner.training import averaging, checkpoint, feature_names
 from tuner.training.checkpoint import CheckpointError
 from tuner.training.reference import ReferenceTrainer
@@ -52,24 +51,24 @@ def train(
     workload: Workload,
     spec: StudySpec,
     task: Task,
-    file: Path,
+    checkpoints: FileStore,
+    key: str,
     *,
     still: Callable[[float], None],
     clock: Callable[[], float],
 ) -> TrainedModel:
-    """Train to the end, and save the progress in `file`, from which a later call resumes.
+    """Train to the end, and save the progress under `key`, from which a later call resumes.
 
     `still` is called between blocks of steps with the seconds trained so far, and may raise to
-    abort; `clock` returns Unix time in
-    seconds. A file that is damaged, or of other data or parameters, is ignored. Raises
-    `WorkloadCodeError` if the workload's code raises.
+    abort; `clock` returns Unix time in seconds. A file that is damaged, or of other data or
+    parameters, is ignored. Raises `WorkloadCodeError` if the workload's code raises.
     """
     with workload_code():
         workload = workload.of(task.params)
     trainer = ReferenceTrainer(workload, spec)
     curve, status, reason, value = curves.empty(), Status.TRAINING, "", None
     seconds = 0.0
-    saved = _saved(file, workload, task)
+    saved = _saved(checkpoints, key, workload, task)
     with workload_code():
         trainer.admit(task if saved is None else _from_snapshot(task, saved["snapshot"]))
     if saved is not None:
@@ -95,8 +94,8 @@ def train(
                 "value": value,
                 "seconds": seconds,
             }
-            with writing_into(file.parent):
-                checkpoint.write(file, checkpoint.to_bytes(kept))
+            with writing_to(checkpoints):
+                checkpoints.write(key, checkpoint.to_bytes(kept))
             saved_at = time.monotonic()
             reach("retrain.in_training")
     state = checkpoint.from_bytes(trainer.snapshot(task.number))
@@ -110,10 +109,12 @@ def train(
     )
 
 
-def _saved(file: Path, workload: Workload, task: Task) -> dict[str, Any] | None:
+def _saved(
+    checkpoints: FileStore, key: str, workload: Workload, task: Task
+) -> dict[str, Any] | None:
     """Return the progress of an earlier call with the same data and parameters, or None."""
     try:
-        saved = checkpoint.from_bytes(file.read_bytes())
+        saved = checkpoint.from_bytes(checkpoints.read(key))
         snapshot = checkpoint.from_bytes(saved["snapshot"])
     except (OSError, CheckpointError):
         return None

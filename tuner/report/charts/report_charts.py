@@ -13,7 +13,7 @@ from tuner.analysis.verdicts import DIVERGING, GOOD_RATE, TOO_HIGH, TOO_LOW
 from tuner.core.curves import Chunk
 from tuner.core.outcome import COMPLETED, DIVERGED, KINDS, PRUNED
 from tuner.ledger import TrialRecord
-from tuner.report.charts import optuna_plots, plot_builders, plotly_backend
+from tuner.report.charts import front_chart, optuna_plots, plot_builders, plotly_backend
 from tuner.report.charts.plot import NO_VERDICT, Line, Mark, Plot, Points
 from tuner.report.findings import Findings
 
@@ -51,6 +51,7 @@ def of_study(found: Findings) -> list[Chart]:
         _schedules(found),
         _importance(optuna_plots.importances(study)),
         _steps(found),
+        _front(found),
         *_of_optuna(optuna_plots.plots(study)),
     ]
     return [one for one in charts if one is not None]
@@ -149,6 +150,19 @@ def _steps(found: Findings) -> Chart:
         text="A trial that stops early saves the rest of its steps.",
         plot=plot_builders.bars(steps(found), xlabel="steps"),
         shape="low",
+    )
+
+
+def _front(found: Findings) -> Chart | None:
+    figure = front_chart.figure(found.study, found.trials)
+    if figure is None:
+        return None
+    more = "" if len(found.study.spec.study.objectives) == 2 else ", here by the first two of them"
+    return Chart(
+        name="front",
+        title="Front",
+        text=f"Trials that no other one is better than in every objective{more}.",
+        optuna=figure,
     )
 
 
