@@ -6,11 +6,11 @@ import gc
 import math
 import re
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
+import warm
 from helpers import expire
 
 import tuner
@@ -248,7 +248,7 @@ def test_the_documented_script_asks_and_everything_is_published(tmp_path):
     log = tmp_path / "log"  # a file, since the recorder of a script that dies outlives it
 
     def call(*arguments):
-        command = [sys.executable, str(script), *arguments]
+        command = [warm.python(), "-m", "script", str(script), *arguments]
         with log.open("a") as errors:
             return subprocess.run(
                 command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=errors, text=True, check=False
