@@ -167,6 +167,7 @@ def test_a_lost_trial_is_given_to_the_next_ask_and_its_first_holder_is_refused(l
     assert told(ledger) == [("completed", 0.5, 5)]
 
 
+@pytest.mark.slow
 def test_a_lease_is_renewed_while_the_trial_is_kept(asking):
     asker = asking(2)
     trial = asker.ask()
@@ -184,6 +185,7 @@ def test_closing_leaves_trials_to_the_next_ask(ledger, asking):
     assert asking(2).ask().number == trial.number
 
 
+@pytest.mark.slow
 def test_threads_ask_for_different_trials(ledger, asking):
     asker, found = asking(8), []
 
