@@ -114,6 +114,7 @@ def assert_allowed(space: Space, params: Any) -> None:
     assert space.satisfies(params)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(raw=spaces(), sampler=st.sampled_from(["random", "tpe", "gp", "optuna_gp", "qmc", "cmaes"]))
 def test_any_space_is_drawn_stored_resumed_and_read_by_plain_optuna(
@@ -143,6 +144,7 @@ def test_any_space_is_drawn_stored_resumed_and_read_by_plain_optuna(
                 assert value in distribution.choices
 
 
+@pytest.mark.slow
 @settings(max_examples=3, deadline=None)
 @given(raw=spaces())
 def test_any_space_is_reported_and_exported(
@@ -173,6 +175,7 @@ def test_any_space_is_reported_and_exported(
     export.export(ledger, study, folder, "csv")
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(raw=spaces(finite=True))
 def test_a_grid_of_any_space_has_each_combination_once(raw: dict[str, Any]) -> None:
@@ -352,6 +355,7 @@ def test_a_trial_is_claimed_before_it_is_drawn(ledger: Any) -> None:
         assert sum(params[name] for name in "abc") <= 4
 
 
+@pytest.mark.slow
 def test_what_mattered_is_told_from_what_did_not(ledger: Any) -> None:
     arguments = {"width": [1, 2, 3, 4], "kind": ["a", "b"], "noise": {"low": 0.0, "high": 1.0}}
     study = submit(
