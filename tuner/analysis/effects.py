@@ -143,5 +143,5 @@ def _standard(values: np.ndarray) -> np.ndarray:
 
 def _residuals(values: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Return what the columns of `known` do not explain of values; 0 where that is all."""
-    left = values - known @ np.linalg.lstsq(known, values, rcond=None)[0]
+    left: np.ndarray = values - known @ np.linalg.lstsq(known, values, rcond=None)[0]
     return left if left.std() > 1e-6 * max(values.std(), 1e-12) else np.zeros_like(left)
