@@ -58,6 +58,7 @@ def write_study(found: Findings, folder: Path) -> Written:
         markup.paragraphs([found.study.spec.study.description]),
         _answer(found),
         f'<p class="soft">{escape(f"{verdicts} {sentences.savings(found)}")}</p>',
+        f'<p class="soft">{escape(sentences.origin(found))}</p>',
         *(_section(one) for one in charts if one.plot is not None),
         _predictions(forecasts.sentences(outlook, metric)),
         _good_rates(found),
