@@ -56,13 +56,16 @@ def test_a_ladder_for_each_scale_ends_at_the_study_files_own_sizes(file):
 
 def test_a_rung_is_a_grid_of_rates_under_common_seeds(file):
     sizes = {"steps": 20, "hidden": 8, "batch_size": 32}
-    spec = scale.rung_spec(file, ["space.lr=[0.1,0.3]"], sizes, [0.1, 0.2], 1)
+    own = ["space.lr=[0.1,0.3]", "budget.wall_seconds=1", 'search.learn_from=["before"]']
+    spec = scale.rung_spec(file, own, sizes, [0.1, 0.2], 1)
     assert (spec.training.steps, spec.training.batch_size) == (20, 32)
     assert spec.workload.arguments == {"hidden": 8, "layers": 1}
     assert spec.study.name == "to-scale-scale-steps20-hidden8-batch_size32-1"
     assert [one["lr"] for one in spec.search.sampler.params] == [0.1, 0.2]
     assert spec.budget.trials == 2 * scale.SEEDS
     assert spec.deciding_trials == 0
+    assert spec.budget.wall_seconds is None, "a limit of the search is none of a rung"
+    assert not spec.search.learn_from
 
 
 @pytest.mark.parametrize(

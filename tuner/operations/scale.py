@@ -8,6 +8,7 @@ end. All studies have names that follow from the plan, so an interrupted one is 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -175,13 +176,12 @@ def rung_spec(
     own = "-".join(f"{name}{size}" for name, size in sizes.items())
     length = sizes.get(spec.unit, spec.length)
     changes = [
-        f'study.name="{spec.study.name}-scale-{own}-{part}"',
+        f"study.name={json.dumps(f'{spec.study.name}-scale-{own}-{part}', ensure_ascii=False)}",
         f"space.lr={[float(f'{rate:.6g}') for rate in rates]}",
         f"training.evaluate_every={max(length // EVALUATIONS, 1)}",
-        'search.sampler="grid"',
-        'search.pruner="none"',
-        f"budget.trials={SEEDS * len(rates)}",
-        "budget.decide=0",
+        # whole tables: nothing of the file's search or budget applies
+        'search={sampler="grid", pruner="none"}',
+        f"budget={{trials={SEEDS * len(rates)}, decide=0}}",
     ]
     for name, size in sizes.items():
         table = "training" if name in (*UNITS, "batch_size") else "workload.arguments"
@@ -189,7 +189,8 @@ def rung_spec(
     changed = reading.load(file, [*overrides, *changes])
     grid = Grid(changed.space)
     cells = tuple(grid.cell(index) for index in range(len(grid)))
-    search = changed.search.model_copy(update={"sampler": Listed(name="listed", params=cells)})
+    sampler = Listed(name="listed", params=cells)
+    search = changed.search.model_copy(update={"sampler": sampler})
     plain = {name: type(getattr(changed, name))() for name in ("retrain", "notify")}
     return changed.model_copy(update={"search": search, **plain})
 
