@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import date
 
 import torch
 from torch import Tensor, nn
@@ -106,6 +107,22 @@ def on_a_day(key: str = "0") -> Workload:
     """Train on data that differ from day to day; each day moves what is to be predicted."""
     day = key.split(maxsplit=1)[0].rpartition("-")[2]
     return moving(str(float(day) + 1 + key.endswith("forced") / 2))
+
+
+def daily(
+    key: str = "2026-01-01", first: str = "2026-01-01", bad: str = "", late: str = ""
+) -> Workload:
+    """Train on data that move by one a day from the first day on.
+
+    Those of a bad day have a value that is missing until they are loaded "again"; those of a late
+    day are still those of the day before.
+    """
+    day = key.split(maxsplit=1)[0]
+    number = (date.fromisoformat(day) - date.fromisoformat(first)).days
+    made = moving(str(float(number - (day == late))))
+    if key == bad:
+        made.train_inputs[3, 1] = torch.nan
+    return made
 
 
 def breaking_in_training(key: str = "0") -> Workload:

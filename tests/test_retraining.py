@@ -205,6 +205,20 @@ def test_a_version_leads_to_its_data_trial_curve_and_decision(pipeline: Pipeline
     assert differences == [], "a repair leaves it as it is"
 
 
+def test_only_a_run_of_the_trial_itself_is_linked_from(pipeline: Pipeline) -> None:
+    """The ledger's row that names the run may have any content, and the run may be deleted."""
+    pipeline.retrain("0")
+    client = tracking_client(pipeline.places)
+    run = pipeline.registry.champion().tags["tuner.trial_run_id"]
+    client.set_tag(run, "tuner.study", "another's")
+    assert pipeline.retrain("5")["outcome"] == "promoted"
+    assert json.loads(client.get_run(run).data.tags["tuner.model_versions"]) == ["moving/1"]
+    client.set_tag(run, "tuner.study", "moving")
+    client.delete_run(run)
+    assert pipeline.retrain("9")["outcome"] == "promoted"
+    assert json.loads(client.get_run(run).data.tags["tuner.model_versions"]) == ["moving/1"]
+
+
 def test_drift_is_in_the_ledger_and_on_the_parent_run(pipeline: Pipeline) -> None:
     for key in ("0", "0 again", "5"):
         pipeline.retrain(key)

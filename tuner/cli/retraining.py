@@ -20,7 +20,7 @@ from tuner.cli.options import (
     with_reason,
     with_yes,
 )
-from tuner.core.errors import NotFoundError
+from tuner.core.errors import NotFoundError, UsageError
 from tuner.observability import logs
 from tuner.operations import context
 from tuner.report import terminal
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 EXIT_KEPT = 10
 """The exit code of `tuner retrain --exit-code` when the champion is kept."""
+EXIT_FINAL = 20
+"""The same when the call was refused or has failed, so that a retry ends in the same way."""
 
 
 @cli.command()
@@ -51,9 +53,10 @@ EXIT_KEPT = 10
 )
 @click.option(
     "--exit-code",
-    "exit_kept",
+    "exit_codes",
     is_flag=True,
-    help="Exit with 10 if the champion stays: it is kept, or the challenger waits or is tried.",
+    help="Exit with 10 if the champion stays: it is kept, or the challenger waits or is tried; and "
+    "with 20 if the call was refused or has failed, so that a retry would not help.",
 )
 @click.option("--history", is_flag=True, help="Show the retrainings so far and train nothing.")
 @with_allow
@@ -63,7 +66,7 @@ def retrain(
     run_key: str | None,
     force: bool,
     wait: bool,
-    exit_kept: bool,
+    exit_codes: bool,
     history: bool,
     prefixes: tuple[str, ...],
     as_json: bool,
@@ -81,20 +84,24 @@ def retrain(
         _show_history(ledger, name, as_json)
         return 0
     with stop_on_signals("the same key resumes the retraining") as stop:
-        found = retrain.retrain(
-            ledger,
-            context.addresses(),
-            name,
-            run_key or retrain.key_of_now(ledger, name),
-            prefixes=prefixes,
-            force=force,
-            wait=wait,
-            stop=stop,
-        )
+        try:
+            found = retrain.retrain(
+                ledger,
+                context.addresses(),
+                name,
+                run_key or retrain.key_of_now(ledger, name),
+                prefixes=prefixes,
+                force=force,
+                wait=wait,
+                stop=stop,
+            )
+        except UsageError as error:
+            error.exit_code = EXIT_FINAL if exit_codes else error.exit_code
+            raise
     _print_result(found, as_json)
     if found["outcome"] == FAILED:
-        return EXIT_NOTHING_COMPLETED
-    return EXIT_KEPT if exit_kept and found["outcome"] in (KEPT, PROPOSED, CANARY) else 0
+        return EXIT_FINAL if exit_codes else EXIT_NOTHING_COMPLETED
+    return EXIT_KEPT if exit_codes and found["outcome"] in (KEPT, PROPOSED, CANARY) else 0
 
 
 def _print_result(found: dict[str, Any], as_json: bool) -> None:

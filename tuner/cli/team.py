@@ -67,6 +67,13 @@ PUBLISH_SECONDS = 5.0
     metavar="SECONDS",
     help="End within so many seconds after SIGTERM; by default as soon as the trials are saved.",
 )
+@click.option(
+    "--stopped-code",
+    type=click.IntRange(0, 255),
+    default=0,
+    hidden=True,
+    help="Exit code after SIGTERM, for engines to which 0 says that nothing is left.",
+)
 @click.option("--launch", metavar="KEY", hidden=True, help="The launch that started this worker.")
 @click.option(
     "--recorder/--no-recorder", default=True, help="Publish in a process of its own while training."
@@ -83,6 +90,7 @@ def worker(
     device: str | None,
     workers_per_gpu: int,
     grace: float | None,
+    stopped_code: int,
     launch: str | None,
     recorder: bool,
     parent: int | None,
@@ -117,6 +125,7 @@ def worker(
         device=device,
         publish_seconds=PUBLISH_SECONDS,
         grace_seconds=grace,
+        stopped_code=stopped_code,
         about=about,
     )
     with serving.serving(metrics_port, metrics_host, ledger.engine, places):
@@ -125,7 +134,7 @@ def worker(
         studies = [ledger.study(name) for name in names] or ledger.studies()
         print_json({"studies": {study.name: ledger.counts(study.id) for study in studies}})
     if ended.interrupted:  # as requested; recorders publish the rest
-        return EXIT_INTERRUPTED if ended.by_keyboard else 0
+        return EXIT_INTERRUPTED if ended.by_keyboard else stopped_code
     return exit_code(ended)
 
 

@@ -257,6 +257,7 @@ class Stages:
                 version=own,
             ),
             trial_run=found.trial_run_id,
+            trial_key=str(trained.origin.trial),
         )
 
     def _unless_older(self, decision: Decision, champion: Version) -> Decision:

@@ -26,6 +26,7 @@ from mlflow.entities import (
     Dataset,
     DatasetInput,
     InputTag,
+    LifecycleStage,
     LoggedModel,
     LoggedModelOutput,
     LoggedModelStatus,
@@ -157,11 +158,13 @@ class RetrainingRuns:
         page: Callable[[str, str | None, str], str],
         *,
         trial_run: str | None,
+        trial_key: str,
     ) -> None:
         """Write a page in Markdown on a run and on its version, and link to both from the trial.
 
         `page` is called with the addresses of the run, of the trial's run, which is None if it is
-        not here, and of the version.
+        not here, and of the version. That run is written to only if it is of the trial `trial_key`
+        of this study, or of one of its retunes.
         """
         trial = None
         with tracking_reached(self._client.tracking_uri):
@@ -174,12 +177,23 @@ class RetrainingRuns:
             text = page(run, trial, own)
             self._client.set_tag(run_id, NOTE, text)
             if trial is not None:
-                self._link_back(str(trial_run), version, own, run)
+                self._link_back(str(trial_run), trial_key, version, own, run)
         registry.describe(version.number, text)
 
-    def _link_back(self, trial_run: str, version: Version, own: str, run: str) -> None:
+    def _link_back(
+        self, trial_run: str, trial_key: str, version: Version, own: str, run: str
+    ) -> None:
         """Add a version that was trained with a trial's parameters to the trial's run, once."""
-        tags = self._client.get_run(trial_run).data.tags
+        found = self._client.get_run(trial_run)
+        tags = found.data.tags
+        study = tags.get("tuner.study", "")
+        ours = study == self._study or study.startswith(derived(self._study, "retune "))
+        if (
+            not ours  # the row that names it may be forged
+            or tags.get("tuner.trial") != trial_key
+            or found.info.lifecycle_stage != LifecycleStage.ACTIVE
+        ):
+            return
         name = f"{version.model}/{version.number}"
         try:
             known = TypeAdapter(list[str]).validate_json(tags.get(VERSIONS, "[]"))
