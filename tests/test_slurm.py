@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,8 @@ def test_a_study_survives_everything_that_slurm_does(here: Team, engine: Slurm) 
     # the time limit of the worker alone
     until(lambda: restarts(engine, alone) >= 1, "its time limit")
     for one in old:  # as the node would, when it is started again
-        one.kill()
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
     engine.start(node)
     until(lambda: phases(here)[alone] == "running", "it to be started again")
 

@@ -17,7 +17,6 @@ from tuner.core.outputs import private_folder
 from tuner.executors import Phase, WorkerState, starting
 from tuner.ledger.launches import Launch
 
-
 _children: dict[str, subprocess.Popen[bytes]] = {}
 """The processes that this one has started, by handle; whoever asks for their state reaps them."""
 
