@@ -74,6 +74,7 @@ def test_a_trial_is_evaluated_at_the_average_of_its_weights():
     assert evaluations[-1][1]["val_loss"] == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [chain, branched])
 def test_a_cohort_averages_as_the_reference_trainer_does(model):
     spec = make_spec(steps=40, ema=0.9)
@@ -111,7 +112,7 @@ def test_a_retrained_model_has_the_averages(tmp_path):
     for ema in (None, 0.9):
         spec = make_spec(steps=20, ema=ema)
         file = tmp_path / f"{ema}"
-        trained = models.train(workload, spec, task, file, still=lambda: None, clock=float)
+        trained = models.train(workload, spec, task, file, still=lambda _: None, clock=float)
         loss = models.row_values(trained.model, workload, spec, "val_loss").mean()
         assert loss == pytest.approx(trained.value)
         found[ema] = loss
@@ -133,6 +134,7 @@ def test_a_loop_of_ones_own_averages_by_itself():
 # --- frozen parameters and multipliers ------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [chain, branched])
 def test_a_cohort_freezes_and_multiplies_as_torch_does(model):
     names = {chain: {"3": 0.3, "13": 2.0}, branched: {"wide": 0.3, "last.3": 2.0, "last": 0.5}}

@@ -124,7 +124,7 @@ def test_a_worker_notices_a_stop_at_its_next_commit(ledger, places, monkeypatch,
     assert reached
     assert [trial.state for trial in ledger.trials(study.id)] == [CANCELLED]
     assert "is over: Cancelled" in caplog.text
-    assert not [path for path in places.checkpoints.rglob("*") if path.is_file()]
+    assert not [path for path in places.checkpoints.folder.rglob("*") if path.is_file()]
 
 
 @pytest.mark.slow

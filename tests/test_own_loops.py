@@ -42,7 +42,7 @@ from tuner.config import StudySpec, reading
 from tuner.core.errors import UsageError, WorkloadError
 from tuner.core.outcome import COMPLETED, FAILED, PRUNED
 from tuner.examples import house_prices, wine
-from tuner.ledger import Ledger
+from tuner.ledger import Ledger, database
 from tuner.ledger.tables import attempts
 from tuner.operations import doctor, export, report, rerun, submit
 from tuner.report import tables as tables_of_report
@@ -172,6 +172,7 @@ def test_it_measures_what_the_reference_trainer_does():
         assert ours[2][2] == theirs[2][2]
 
 
+@pytest.mark.slow
 def test_chunks_do_not_matter():
     spec, task = make_spec(pruner=ASHA), make_task(optimizer=MOMENTUM, schedule=COSINE)
     whole = curve_of(train(by_hand, spec, task))
@@ -770,9 +771,9 @@ def own_spec(train="studies.wine:train", **tables) -> StudySpec:
     return StudySpec.model_validate_json(json.dumps(content | tables))
 
 
-def work(ledger: Ledger, folder, name, prefixes=("studies.", "tests.")) -> None:
-    stop = threading.Event()
-    worker.work(ledger, folder, names=[name], prefixes=prefixes, stop=stop, until_idle=True)
+def work(ledger: Ledger, folder, name, prefixes=("studies.", "tests."), stop=None) -> None:
+    stop, places = stop or threading.Event(), database.addresses({}, folder)
+    worker.work(ledger, places, names=[name], prefixes=prefixes, stop=stop, until_idle=True)
 
 
 def put(ledger: Ledger, spec: StudySpec, prefixes=("studies.", "tests.")):
@@ -833,6 +834,7 @@ def enormous(trial):
             trial.report(step, train_loss=loss, grad_norm=BIG)
 
 
+@pytest.mark.slow
 def test_enormous_losses_are_judged_searched_and_reported_without_a_warning(
     ledger, places, tmp_path
 ):
@@ -901,6 +903,7 @@ def test_the_loop_of_the_document_trains(ledger: Ledger, tmp_path, monkeypatch):
     assert ledger.curve(best.id).metrics["accuracy"][-1] > 0.9
 
 
+@pytest.mark.slow
 def test_the_loop_of_the_document_is_judged_by_branches(ledger: Ledger, tmp_path, monkeypatch):
     spec = document_example(tmp_path, monkeypatch)
     content = spec.model_dump(mode="json", exclude_unset=True)
@@ -956,9 +959,7 @@ def test_a_worker_that_was_stopped_goes_on_and_the_curve_is_whole(ledger: Ledger
         )
         study = put(ledger, spec)
         if name == "stopped":
-            worker.work(
-                ledger, tmp_path, names=[name], prefixes=("tests.",), stop=stop, until_idle=True
-            )
+            work(ledger, tmp_path, name, ("tests.",), stop)
             assert [attempt.ending for attempt in ledger.attempts(study.id)] == ["interrupted"]
         work(ledger, tmp_path, name)
         (trial,) = ledger.trials(study.id)

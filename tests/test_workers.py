@@ -128,7 +128,7 @@ def test_paused_studies_have_no_turn(ledger):
 def train(ledger: Ledger, places: Addresses, *names: str, **more) -> None:
     work(
         ledger,
-        places.checkpoints,
+        places,
         names=names,
         prefixes=PREFIXES,
         stop=threading.Event(),

@@ -48,6 +48,7 @@ def run(
     overrides: Mapping[str, object] | Sequence[str] = (),
     allow: Sequence[str] = context.PREFIXES,
     progress: bool = True,
+    yes: bool = False,
     workers: int = 1,
     executor: str = cluster.LOCAL,
     settings: Settings = None,
@@ -59,10 +60,11 @@ def run(
 
     `overrides` changes values of the file: `{"budget.trials": 20}`, or `["budget.trials=20"]` as
     for `--set`. Call it again to resume. Ctrl-C raises `KeyboardInterrupt` after the running trial
-    is saved. Raise `StudyFileError` with every mistake of the file, `UsageError` if `file` is not a
-    path, and `UnavailableError` if everything is trained but not everything could be published.
+    is saved. `yes` changes a study of somebody else too. Raise `StudyFileError` with every mistake
+    of the file, `UsageError` if `file` is not a path, and `UnavailableError` if everything is
+    trained but not everything could be published.
     """
-    from tuner.operations import run  # noqa: PLC0415 - it imports torch
+    from tuner.operations import ownership, run  # noqa: PLC0415 - it imports torch
 
     if not isinstance(file, str | os.PathLike):
         raise UsageError(
@@ -70,7 +72,7 @@ def run(
             "study into a TOML file, and change its values for a run with overrides"
         )
     startup.configure_libraries()
-    spec = reading.load(Path(file), _texts(overrides))
+    spec = reading.load(Path(file), _texts(overrides), context.project())
     ran = run.run(
         spec,
         allow,
@@ -78,6 +80,7 @@ def run(
         executor=executor,
         settings=_settings(settings),
         console=_console(progress),
+        ask=ownership.asking(yes=yes),
     )
     study = Study._of(ran.study.name, ran.ledger, ran.places)
     _raise_unless_done(ran.ended, study.name)
@@ -132,6 +135,8 @@ class Study:
         budget: Budget | None = None,
         metric: str | None = None,
         direction: str | None = None,
+        objectives: Sequence[Mapping[str, str]] | None = None,
+        constraints: Sequence[str] | None = None,
         seed: int | None = None,
         description: str | None = None,
         training: Mapping[str, Any] | None = None,
@@ -162,8 +167,8 @@ class Study:
         self._allowed: tuple[str, ...] = ()  # the module of its function
         self._asker: Asker | None = None
         written = (
-            train, factory, arguments, space, budget, metric, direction, seed, description,
-            training, search, guard, probe, retrain, notify,
+            train, factory, arguments, space, budget, metric, direction, objectives,
+            constraints, seed, description, training, search, guard, probe, retrain, notify,
         )  # fmt: skip
         if all(one is None for one in written):
             return
@@ -184,6 +189,8 @@ class Study:
             "seed": seed,
             "metric": metric,
             "direction": direction,
+            "objectives": objectives,
+            "constraints": constraints,
         }
         tables: dict[str, Mapping[str, Any] | None] = {
             "study": about,
@@ -279,6 +286,15 @@ class Study:
 
         return best.best(*self._read())
 
+    def front(self) -> list[dict[str, Any]]:
+        """Return the trials on the front: number, values, params and run_id; none of one objective.
+
+        No other trial is better in one objective and as good in all others.
+        """
+        from tuner.operations import best  # noqa: PLC0415
+
+        return list(best.front(*self._read()).get("front", []))
+
     def trials(self) -> pd.DataFrame:
         """Return one row per trial: number, state, value, reason, steps, seconds, `params_…`."""
         from tuner.operations import export  # noqa: PLC0415 - it imports pandas
@@ -303,14 +319,16 @@ class Study:
         settings: Settings = None,
         allow: Sequence[str] | None = None,
         progress: bool = True,
+        yes: bool = False,
     ) -> Study:
         """Train what is left of the study, in this process or in `workers` of an executor.
 
         A study that is written in Python is submitted first. Call it again to resume. Ctrl-C raises
-        `KeyboardInterrupt` after the running trials are saved. Raise `UnavailableError` if
-        everything is trained but not everything could be published.
+        `KeyboardInterrupt` after the running trials are saved. `yes` changes the budget of a study
+        of somebody else too. Raise `UnavailableError` if everything is trained but not everything
+        could be published.
         """
-        from tuner.operations import run  # noqa: PLC0415 - it imports torch
+        from tuner.operations import ownership, run  # noqa: PLC0415 - it imports torch
 
         console, prefixes = _console(progress), self._prefixes(allow)
         if self._spec is None:
@@ -335,6 +353,7 @@ class Study:
                 executor=executor,
                 settings=_settings(settings),
                 console=console,
+                ask=ownership.asking(yes=yes),
             )
             with self._opening:
                 if self._opened is None:
@@ -529,6 +548,7 @@ class Study:
         *,
         raise_budget: bool = False,
         reason: str = "",
+        yes: bool = False,
     ) -> dict[str, Any]:
         """Add a trial with these parameters; those left out are drawn. Return its number and more.
 
@@ -538,7 +558,7 @@ class Study:
         from tuner.operations import enqueue  # noqa: PLC0415
 
         return enqueue.enqueue(
-            self._ledger(), self.name, params, raise_budget=raise_budget, reason=reason
+            self._own(yes=yes), self.name, params, raise_budget=raise_budget, reason=reason
         )
 
     def retry(
@@ -548,6 +568,7 @@ class Study:
         failed: bool = False,
         raise_budget: bool = False,
         reason: str = "",
+        yes: bool = False,
     ) -> dict[str, Any]:
         """Add a trial with the parameters of each of these failed trials, or of all of them.
 
@@ -557,7 +578,7 @@ class Study:
 
         chosen = [numbers] if isinstance(numbers, int) else numbers
         return retry.retry(
-            self._ledger(),
+            self._own(yes=yes),
             self.name,
             chosen,
             failed=failed,
@@ -565,32 +586,33 @@ class Study:
             reason=reason,
         )
 
-    def pause(self, reason: str = "") -> dict[str, Any]:
+    def pause(self, reason: str = "", *, yes: bool = False) -> dict[str, Any]:
         """Start no more trials; running ones continue to their end. Return the status."""
         from tuner.operations import manage  # noqa: PLC0415
 
-        return manage.pause(self._ledger(), self.name, reason)
+        return manage.pause(self._own(yes=yes), self.name, reason)
 
-    def resume(self, reason: str = "") -> dict[str, Any]:
+    def resume(self, reason: str = "", *, yes: bool = False) -> dict[str, Any]:
         """Reopen the study after a pause or a stop. Return the status."""
         from tuner.operations import manage  # noqa: PLC0415
 
-        return manage.resume(self._ledger(), self.name, reason)
+        return manage.resume(self._own(yes=yes), self.name, reason)
 
-    def stop(self, reason: str = "") -> dict[str, Any]:
+    def stop(self, reason: str = "", *, yes: bool = False) -> dict[str, Any]:
         """Cancel the running and waiting trials, and start no more. Return the status."""
         from tuner.operations import manage  # noqa: PLC0415
 
-        return manage.stop(self._ledger(), self._places(), self.name, reason)
+        return manage.stop(self._own(yes=yes), self._places(), self.name, reason)
 
-    def delete(self, *, force: bool = False, reason: str = "") -> None:
+    def delete(self, *, force: bool = False, reason: str = "", yes: bool = False) -> None:
         """Delete the study from ledger, Optuna, MLflow, and its checkpoints, without asking.
 
         Raise `UsageError` while workers train it, unless forced.
         """
         from tuner.operations import manage  # noqa: PLC0415
 
-        manage.delete(self._ledger(), self._places(), self.name, force=force, reason=reason)
+        ledger = self._own(yes=yes)
+        manage.delete(ledger, self._places(), self.name, force=force, reason=reason)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Study) and other.name == self.name
@@ -641,6 +663,14 @@ class Study:
 
     def _ledger(self) -> Ledger:
         return self._open()[0]
+
+    def _own(self, *, yes: bool) -> Ledger:
+        """Return the ledger to change the study. Raise `UsageError` if it is somebody else's."""
+        from tuner.operations import ownership  # noqa: PLC0415
+
+        ledger = self._ledger()
+        ownership.check(ledger, self.name, ownership.asking(yes=yes))
+        return ledger
 
     def _places(self) -> Addresses:
         return self._open()[1]

@@ -51,9 +51,11 @@ from tuner.ledger.tables import (
     attempts,
     checkpoints,
     chunks,
+    exclusions,
     launches,
     metadata,
     probes,
+    projects,
     published_studies,
     published_trials,
     reports,
@@ -85,7 +87,7 @@ CONTENTS: list[Any] = [
     "[" * 5000,
     None,
 ]
-OF_STUDY = [launches, probes, published_studies]
+OF_STUDY = [exclusions, launches, probes, published_studies]
 OF_TRIAL = [attempts, chunks, reports, checkpoints, published_trials]
 NAMED_BY_STUDY = [retrainings, timetables, events, notifications]
 
@@ -145,6 +147,7 @@ def _copy_good(ledger: Ledger, table: Table) -> None:
             _copy_retraining(tx, str(column))
             _add_timetable(tx, str(column))
             _add_event(tx, str(column))
+            _add_limits(tx, str(column))
 
 
 def _copy_study(tx: Connection, study_id: int, name: str) -> None:
@@ -222,12 +225,20 @@ def _add_event(tx: Connection, name: str) -> None:
     )  # fmt: skip
 
 
+def _add_limits(tx: Connection, name: str) -> None:
+    """Set limits of a project, and let a worker leave the study of the same name alone."""
+    tx.execute(insert(projects).values(name=name, workers=1, steps_week=1e9, shared=False))
+    study_id = tx.scalar(select(studies.c.id).where(studies.c.name == name))
+    left = {"study_id": study_id, "worker": "elsewhere:1:1", "ends_at": 4e9}
+    tx.execute(insert(exclusions).values(**left, failures=3, reason="It broke."))
+
+
 def _rows_of(column: Column[Any], tx: Connection) -> str:
     """Return the condition for the rows of a table that belong to the column's study."""
     name = ":name" if tx.dialect.name == "sqlite" else "%(name)s"
     study = f"(SELECT id FROM tuner_studies WHERE name = {name})"
     table = column.table
-    if table is studies:
+    if table in (studies, projects):
         return f"name = {name}"
     if table is trials or table in OF_STUDY:
         return f"study_id IN {study}"
@@ -349,6 +360,7 @@ def _train_the_good_one(ledger: Ledger, places: Addresses) -> StudyRecord:
     return good
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", metadata.sorted_tables, ids=str)
 def test_no_content_of_any_column_stops_a_worker_or_a_scheduler(ledger, places, table):
     _damage(ledger, ledger.engine, table, 0)
@@ -448,6 +460,7 @@ def _look(ledger: Ledger, *, drawn: bool) -> None:
     assert f"{GOOD}: ended" in listed.output
     assert "\x1b]" not in listed.output
     command.invoke(cli, ["studies", "--json"], catch_exceptions=False)
+    command.invoke(cli, ["project"], catch_exceptions=False)
     command.invoke(cli, ["timetable", "list"], catch_exceptions=False)
     for unknown in (["status", "nothing"], ["timetable", "remove", "nothing"]):
         refused = command.invoke(cli, unknown)

@@ -18,11 +18,11 @@ from cmaes import CMA
 
 from tuner.config import reading
 from tuner.core.errors import StudyFileError
+from tuner.core.file_stores import FolderStore
 from tuner.core.outputs import replacing, writing_into
 from tuner.ledger import database
 from tuner.observability import serving
 from tuner.search.cma_state import restored
-from tuner.training import checkpoint
 from tuner.worker.spill import Spill
 
 # --- the metrics endpoint
@@ -74,6 +74,7 @@ def test_more_clients_than_are_answered_are_turned_away(endpoint):
         one.close()
 
 
+@pytest.mark.slow
 def test_a_client_that_goes_away_leaves_no_traceback(endpoint, capfd, caplog):
     for _ in range(20):
         with connected(endpoint) as client:
@@ -101,6 +102,7 @@ def mode(path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
+@pytest.mark.slow
 def test_databases_are_private(tmp_path, open_umask):
     places = database.addresses({}, tmp_path)
     database.upgrade_ledger(places, tracking=True)
@@ -110,7 +112,7 @@ def test_databases_are_private(tmp_path, open_umask):
 
 def test_checkpoints_are_private(tmp_path, open_umask):
     file = tmp_path / "checkpoints" / "1" / "a.pt"
-    checkpoint.write(file, b"content")
+    FolderStore(tmp_path / "checkpoints").write("1/a.pt", b"content")
     assert [mode(one) for one in (file, file.parent, file.parent.parent)] == [0o600, 0o700, 0o700]
 
 

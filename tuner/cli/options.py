@@ -10,9 +10,19 @@ from typing import Any, TypeVar, cast
 import click
 
 from tuner.config.cluster import EXECUTORS
-from tuner.operations.context import PREFIXES
+from tuner.operations.context import PREFIXES, whole_name
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class StudyName(click.ParamType[str]):
+    """The name of a study, which is of the project of `TUNER_PROJECT` if it has no slash."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the whole name."""
+        return whole_name(value)
 
 
 def with_json(command: Command) -> Command:
@@ -114,6 +124,13 @@ def with_allow(command: Command) -> Command:
         help="Prefix of modules that may be imported as workloads; repeatable.",
     )(commands)
     return cast(Command, modules)
+
+
+def with_yes(command: Command) -> Command:
+    """Add the option --yes."""
+    return click.option(
+        "--yes", is_flag=True, help="Do it even if somebody else has submitted the study."
+    )(command)
 
 
 def with_settings(command: Command) -> Command:

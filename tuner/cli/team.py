@@ -1,4 +1,4 @@
-"""The section Team: worker, workers, recorder, enqueue, retry, pause, resume, stop."""
+"""The section Team: worker, workers, recorder, enqueue, retry, pause, resume, stop, note, tag."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from tuner.cli.base import EXIT_INTERRUPTED, cli, exit_code, print_json
+from tuner.cli.base import EXIT_INTERRUPTED, cli, exit_code, open_own, print_json
 from tuner.cli.options import (
+    StudyName,
     with_allow,
     with_executor,
     with_json,
@@ -19,6 +20,7 @@ from tuner.cli.options import (
     with_raise_budget,
     with_reason,
     with_settings,
+    with_yes,
 )
 from tuner.config import written
 from tuner.observability import logs
@@ -30,7 +32,21 @@ PUBLISH_SECONDS = 5.0
 
 
 @cli.command()
-@click.option("--study", "names", multiple=True, help="Train this study; repeatable.")
+@click.option(
+    "--study",
+    "names",
+    type=StudyName(),
+    multiple=True,
+    metavar="NAME",
+    help="Train this study; repeatable.",
+)
+@click.option(
+    "--not",
+    "without",
+    multiple=True,
+    metavar="NAME",
+    help="Leave this study to others, or studies that match, such as 'vision/*'; repeatable.",
+)
 @click.option("--until-idle", is_flag=True, help="End when nothing is left to train.")
 @click.option(
     "--device",
@@ -69,6 +85,7 @@ PUBLISH_SECONDS = 5.0
 @with_json
 def worker(
     names: tuple[str, ...],
+    without: tuple[str, ...],
     until_idle: bool,
     device: str | None,
     workers_per_gpu: int,
@@ -102,6 +119,7 @@ def worker(
     ledger, places = context.open_ledger(), context.addresses()
     todo = run.Work(
         names=names,
+        without=without,
         prefixes=prefixes,
         until_idle=until_idle,
         device=device,
@@ -126,7 +144,7 @@ def workers() -> None:
 
 
 @workers.command("start")
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="How many.")
 @with_executor
 @click.option(
@@ -169,7 +187,7 @@ def start_workers(
 
 
 @workers.command("list")
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @click.option("--ended", is_flag=True, help="Include those of launches that have ended.")
 @with_settings
 @with_json
@@ -196,7 +214,7 @@ def list_workers(name: str, ended: bool, settings: Path | None, as_json: bool) -
 
 
 @workers.command("stop")
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @with_settings
 @with_json
 def stop_workers(name: str, settings: Path | None, as_json: bool) -> int:
@@ -219,7 +237,7 @@ def stop_workers(name: str, settings: Path | None, as_json: bool) -> int:
 
 
 @workers.command("logs")
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @click.argument("handle")
 @with_settings
 @with_json
@@ -237,7 +255,14 @@ def worker_logs(name: str, handle: str, settings: Path | None, as_json: bool) ->
 
 
 @cli.command()
-@click.option("--study", "names", multiple=True, help="Publish this study; repeatable.")
+@click.option(
+    "--study",
+    "names",
+    type=StudyName(),
+    multiple=True,
+    metavar="NAME",
+    help="Publish this study; repeatable.",
+)
 @click.option(
     "--until-closed",
     is_flag=True,
@@ -284,13 +309,19 @@ def recorder(
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @click.argument("parameters", nargs=-1, required=True, metavar="PARAMETER=VALUE...")
 @with_raise_budget
+@with_yes
 @with_reason
 @with_json
 def enqueue(
-    name: str, parameters: tuple[str, ...], raise_budget: bool, reason: str, as_json: bool
+    name: str,
+    parameters: tuple[str, ...],
+    raise_budget: bool,
+    yes: bool,
+    reason: str,
+    as_json: bool,
 ) -> None:
     """Add a trial with these parameters to the study NAME, before the sampler's next one.
 
@@ -299,7 +330,7 @@ def enqueue(
     from tuner.operations import enqueue
 
     added = enqueue.enqueue(
-        context.open_ledger(),
+        open_own(name, yes=yes),
         name,
         enqueue.parsed(parameters),
         raise_budget=raise_budget,
@@ -313,10 +344,11 @@ def enqueue(
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @click.argument("trials", nargs=-1, type=click.IntRange(0), metavar="[TRIAL]...")
 @click.option("--failed", is_flag=True, help="Retry all failed trials.")
 @with_raise_budget
+@with_yes
 @with_reason
 @with_json
 def retry(
@@ -324,6 +356,7 @@ def retry(
     trials: tuple[int, ...],
     failed: bool,
     raise_budget: bool,
+    yes: bool,
     reason: str,
     as_json: bool,
 ) -> None:
@@ -334,7 +367,7 @@ def retry(
     from tuner.operations import retry
 
     done = retry.retry(
-        context.open_ledger(),
+        open_own(name, yes=yes),
         name,
         trials,
         failed=failed,
@@ -360,36 +393,74 @@ def _next(added: dict[str, Any]) -> str:
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", type=StudyName())
+@with_yes
 @with_reason
 @with_json
-def pause(name: str, reason: str, as_json: bool) -> None:
+def pause(name: str, yes: bool, reason: str, as_json: bool) -> None:
     """Start no more trials of the study NAME; running ones continue to their end."""
     from tuner.operations import manage
 
-    _print_status(manage.pause(context.open_ledger(), name, reason), as_json)
+    _print_status(manage.pause(open_own(name, yes=yes), name, reason), as_json)
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", type=StudyName())
+@with_yes
 @with_reason
 @with_json
-def resume(name: str, reason: str, as_json: bool) -> None:
+def resume(name: str, yes: bool, reason: str, as_json: bool) -> None:
     """Reopen the study NAME after a pause or a stop; cancelled trials stay cancelled."""
     from tuner.operations import manage
 
-    _print_status(manage.resume(context.open_ledger(), name, reason), as_json)
+    _print_status(manage.resume(open_own(name, yes=yes), name, reason), as_json)
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @click.option("--reason", default="", help="The reason, which is shown with the study.")
+@with_yes
 @with_json
-def stop(name: str, reason: str, as_json: bool) -> None:
+def stop(name: str, reason: str, yes: bool, as_json: bool) -> None:
     """Cancel the running and waiting trials of the study NAME, and start no more."""
     from tuner.operations import manage
 
-    _print_status(manage.stop(context.open_ledger(), context.addresses(), name, reason), as_json)
+    ledger = open_own(name, yes=yes)
+    _print_status(manage.stop(ledger, context.addresses(), name, reason), as_json)
+
+
+@cli.command()
+@click.argument("name", type=StudyName())
+@click.argument("text")
+@with_json
+def note(name: str, text: str, as_json: bool) -> None:
+    """Add a note to the study NAME, for everybody who looks at it.
+
+    `tuner status` shows all notes, with who wrote them and when.
+    """
+    from tuner.operations import notes
+
+    found = notes.note(context.open_ledger(), name, text)
+    if as_json:
+        print_json({"study": name, "notes": found})
+    else:
+        terminal.echo(f"Study {name!r} has {len(found)} note{'s' * (len(found) > 1)}.")
+
+
+@cli.command()
+@click.argument("name", type=StudyName())
+@click.argument("tags", nargs=-1, required=True, metavar="TAG...")
+@click.option("--remove", is_flag=True, help="Remove these tags instead.")
+@with_json
+def tag(name: str, tags: tuple[str, ...], remove: bool, as_json: bool) -> None:
+    """Add tags to the study NAME, by which `tuner studies --tag` finds it."""
+    from tuner.operations import notes
+
+    found = notes.tag(context.open_ledger(), name, tags, remove=remove)
+    if as_json:
+        print_json({"study": name, "tags": found})
+    else:
+        terminal.echo(f"Tags of study {name!r}: {', '.join(found) or 'none'}.")
 
 
 def _print_status(status: dict[str, Any], as_json: bool) -> None:

@@ -29,17 +29,19 @@ from tuner.config.mistakes import (
 )
 from tuner.config.study import UNITS
 from tuner.core.errors import StudyFileError
+from tuner.core.text import DEFAULT_PROJECT
 
 LARGEST = 1_000_000
 """The maximum size of a study file, in bytes."""
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
+def load(path: Path, overrides: Sequence[str] = (), project: str = DEFAULT_PROJECT) -> StudySpec:
     """Read a study file after applying `overrides` such as `budget.trials=20`.
 
-    Raise `StudyFileError` with all mistakes of the file and of the overrides.
+    The study is in `project` unless the file or its name says otherwise. Raise `StudyFileError`
+    with all mistakes of the file and of the overrides.
     """
-    return parse(read(path), str(path), overrides)
+    return parse(read(path), str(path), overrides, project)
 
 
 def read(path: Path) -> str:
@@ -61,10 +63,15 @@ def read(path: Path) -> str:
         raise _unreadable(source, "a file to read", str(error)) from None
 
 
-def parse(text: str, source: str, overrides: Sequence[str] = ()) -> StudySpec:
+def parse(
+    text: str, source: str, overrides: Sequence[str] = (), project: str = DEFAULT_PROJECT
+) -> StudySpec:
     """Validate the text of a study file; messages name `source`. Raise as `load` does."""
     document = document_of(text, source)
     found = [mistake for override in overrides for mistake in _override(document, override)]
+    study = document.get("study")
+    if isinstance(study, dict) and "/" not in str(study.get("name")):
+        study.setdefault("project", project)
     tables, more = validated(document, StudySpec)
     found += more
     found += contradictions(tables)

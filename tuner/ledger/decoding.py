@@ -33,6 +33,7 @@ from tuner.ledger.records import (
     DECIDED,
     ENDED,
     ENQUEUED,
+    EXCESS,
     EXTENSION,
     FIXED,
     HISTORY,
@@ -202,6 +203,8 @@ def are_trial_attrs(value: object) -> bool:
     return isinstance(value, dict) and all(
         OF_TRIALS[key](one)
         if key in OF_TRIALS
+        else is_number(one)
+        if key.startswith(EXCESS)
         else not key.startswith(RUNG)
         or (key.removeprefix(RUNG).isdecimal() and len(key) < 30 and is_number(one))
         for key, one in value.items()
@@ -211,6 +214,10 @@ def are_trial_attrs(value: object) -> bool:
 def _are_values(value: object) -> bool:
     """Return whether a value is a table of values of parameters."""
     return isinstance(value, dict) and all(map(_is_scalar, value.values()))
+
+
+def _are_numbers(value: object) -> bool:
+    return isinstance(value, list) and all(map(is_number, value))
 
 
 def _is_scalar(value: object) -> bool:
@@ -325,11 +332,12 @@ RULES: Mapping[Column[Any], tuple[str, Check]] = {
     _STUDIES.limit: ("a whole number", lambda value: type(value) is int),
     _TRIALS.params: ("parameters", _are_params),
     _TRIALS.attrs: ("attributes", are_trial_attrs),
+    _TRIALS.objectives: ("numbers", _are_numbers),
     _TRIALS.state: _one_of(RUNNING, *KINDS),
     retraining_tables.retrainings.c.stage: _one_of("train", "evaluate", "log", "promote", "done"),
     retraining_tables.retrainings.c.result: ("results of stages", _are_results),
     retraining_tables.retrainings.c.outcome: _one_of(
-        "promoted", "kept", "failed", "proposed", "rejected"
+        "promoted", "kept", "failed", "proposed", "canary", "rejected"
     ),
     event_tables.events.c.action: _one_of(*event_tables.ACTIONS),
     event_tables.notifications.c.channel: _one_of(*event_tables.CHANNELS),
@@ -398,7 +406,17 @@ ALL_RULES: Mapping[str, Rules] = {
 }
 STUDY = ALL_RULES["tuner_studies"]
 TRIAL = ALL_RULES["tuner_trials"]
-_SEARCHED = {"number", "imported", "params", "attrs", "state", "value", "created_at", "ended_at"}
+_SEARCHED = {
+    "number",
+    "imported",
+    "params",
+    "attrs",
+    "state",
+    "value",
+    "created_at",
+    "ended_at",
+    "objectives",
+}
 SEARCHED_TRIAL: Rules = [rule for rule in TRIAL if rule[0] in _SEARCHED]
 
 

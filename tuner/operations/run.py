@@ -23,6 +23,7 @@ from tuner.ledger import Ledger, StudyRecord, launches
 from tuner.ledger.database import Addresses, require_tracking
 from tuner.ledger.launches import Launch
 from tuner.operations import best, context, submit
+from tuner.operations.ownership import Ask, refuse
 from tuner.operations.workers import Fleet, executor_of, refuse_closed, worker_arguments
 from tuner.report import progress
 from tuner.training.programs import permission
@@ -51,6 +52,7 @@ class Work:
     names: tuple[str, ...]  # of studies; empty: all open ones
     prefixes: tuple[str, ...]  # of modules that may be imported
     until_idle: bool
+    without: tuple[str, ...] = ()  # patterns of names of studies that are left to others
     device: str | None = None  # only studies for this device
     publish_seconds: float | None = None  # after an interruption; None: no limit
     grace_seconds: float | None = None  # to save trials after an interruption; None: no limit
@@ -70,14 +72,18 @@ class Ran:
     def as_json(self) -> dict[str, Any]:
         """Return what `tuner run --json` prints, without a report."""
         counts, shown = self.ledger.counts(self.study.id), self.places.shown()
-        return {
-            "study": self.study.name,
-            "trials": {kind: counts[kind] for kind in KINDS},
-            "best": best.best(self.ledger, self.study),
-            "tracking_uri": shown["mlflow"],
-            "storage": shown["optuna"],
-            "report": None,
-        } | best.decision(self.ledger, self.study)
+        return (
+            {
+                "study": self.study.name,
+                "trials": {kind: counts[kind] for kind in KINDS},
+                "best": best.best(self.ledger, self.study),
+                "tracking_uri": shown["mlflow"],
+                "storage": shown["optuna"],
+                "report": None,
+            }
+            | best.decision(self.ledger, self.study)
+            | best.front(self.ledger, self.study)
+        )
 
 
 def run(
@@ -89,14 +95,15 @@ def run(
     settings: ClusterSpec | None = None,
     console: Console | None = None,
     announce: Callable[[str], None] | None = None,
+    ask: Ask = refuse,
 ) -> Ran:
     """Submit a study, train its trials and publish them; show progress on `console`, if any.
 
     `announce` gets a sentence if a new version of a known study was submitted. Raise `UsageError`
     and `WorkloadError` as `submit` does, and `UnavailableError` if this login may not publish,
     before anything is created. Several workers, or those of another `executor`, are processes of
-    their own; they get what `settings` say. The command of `spec` is allowed, since the caller's
-    file names it.
+    their own; they get what `settings` say. `ask` is as in `submit`. The command of `spec` is
+    allowed, since the caller's file names it.
     """
     prefixes = (*prefixes, *permission.of_file(spec))
     if executor != LOCAL:  # refused before anything is created
@@ -104,7 +111,7 @@ def run(
     prepared = submit.prepare(spec, prefixes)
     ledger, places = context.open_ledger(create=True), context.addresses()
     require_tracking(places)
-    study, created = submit.submit(ledger, spec, prepared.description)
+    study, created = submit.submit(ledger, spec, prepared.description, ask)
     if announce is not None and created and study.version > 1:
         announce(submit.in_words(ledger, study, created=True))
     ended = train_study(
@@ -189,13 +196,13 @@ def train(
         with suppress(NotFoundError):  # every named study was deleted: there is nothing to train
             work(
                 ledger,
-                places.checkpoints,
+                places,
                 names=todo.names,
                 prefixes=todo.prefixes,
                 stop=stop,
                 until_idle=todo.until_idle,
+                without=todo.without,
                 device=todo.device,
-                spill=places.spill,
                 renewer=renewer,
                 prepared=prepared,
                 race=race,

@@ -7,11 +7,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from tuner.core.environment import is_gone
 from tuner.core.errors import TunerError, UnavailableError
-from tuner.ledger import INTERRUPTED, AttemptLease, CheckpointRecord, Lease, Ledger
+from tuner.core.file_stores import FileStore
+from tuner.ledger import INTERRUPTED, AttemptLease, Lease, Ledger
 from tuner.ledger.checkpoint_files import remove_file
 from tuner.observability import metrics
 from tuner.observability.logs import logger
@@ -31,7 +31,7 @@ class LeaseRenewer:
     process that could not reach the database reaps again only after as long as a lease lasts.
     """
 
-    def __init__(self, ledger: Ledger, checkpoints: Path) -> None:
+    def __init__(self, ledger: Ledger, checkpoints: FileStore) -> None:
         self._ledger = ledger
         self._checkpoints = checkpoints
         self._held: set[Lease] = set()
@@ -111,15 +111,8 @@ class LeaseRenewer:
             metrics.ATTEMPTS_REAPED.inc(reaped)
             log.info("attempts reaped", attempts=reaped)
             for record in self._ledger.forget_checkpoints():
-                self._remove(record)
+                remove_file(self._checkpoints, record)
         return reaped
-
-    def _remove(self, record: CheckpointRecord) -> None:
-        """Remove a checkpoint's file; if that fails, it takes space and does no other harm."""
-        try:
-            remove_file(self._checkpoints, record)
-        except OSError as error:
-            log.warning(f"a checkpoint that is no longer needed cannot be removed: {error}")
 
     def _renew_and_reap(self) -> None:
         try:

@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0008"
-down_revision = "0006"
+down_revision = "0007"
 
 # PostgreSQL's own type knows no Infinity
 AS_JSON = sa.JSON().with_variant(sa.Text(), "postgresql")
