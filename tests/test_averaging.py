@@ -118,6 +118,21 @@ def test_a_retrained_model_has_the_averages(tmp_path):
     assert found[None] != found[0.9]
 
 
+def test_a_retrained_model_counts_its_time_over_interruptions(tmp_path):
+    workload, task, seen = regression(), make_task(), []
+    spec = make_spec(steps=500, checkpoint_seconds=1e-6)
+
+    def still(seconds):
+        seen.append(seconds)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        models.train(workload, spec, task, tmp_path / "1.pt", still=still, clock=float)
+    trained = models.train(workload, spec, task, tmp_path / "1.pt", still=still, clock=float)
+    assert seen[0] == 0 < seen[1] == seen[2] < trained.seconds
+
+
 def test_a_loop_of_ones_own_averages_by_itself():
     study = """
         study = { name = "own" }
