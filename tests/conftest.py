@@ -1,5 +1,6 @@
 """What many tests start from: addresses in an empty folder, and a fresh ledger there."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -23,6 +24,7 @@ pytest.register_assert_rewrite(
 
 import browser as chromium
 import postgres as real
+import warm
 from hypothesis import settings
 from playwright.sync_api import Browser
 from processes import prepare
@@ -36,6 +38,8 @@ settings.register_profile("tuner", deadline=None)
 settings.load_profile("tuner")
 
 startup.configure_libraries()
+os.environ["TUNER_CONFIG"] = ""  # nobody's settings
+warm.keep_migrations()
 
 
 @pytest.fixture
@@ -99,12 +103,9 @@ def postgres(request: pytest.FixtureRequest) -> real.Server:
 
 
 @pytest.fixture(scope="session")
-def migrated(postgres: real.Server, tmp_path_factory: pytest.TempPathFactory) -> str:
+def migrated(postgres: real.Server) -> str:
     """The name of a database with all tables, to be copied."""
-    url = postgres.database()
-    folder = tmp_path_factory.mktemp("migrated")
-    assert database.upgrade(database.addresses({"TUNER_DATABASE_URL": url}, folder)) is None
-    return url.rpartition("/")[2]
+    return postgres.migrated
 
 
 @pytest.fixture

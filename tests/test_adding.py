@@ -121,6 +121,7 @@ def test_a_conditional_parameter_needs_its_choice(ledger):
     assert isinstance(made.params["cosine.final"], float)
 
 
+@pytest.mark.slow
 def test_arguments_conditions_and_constraints(ledger):
     space = {
         "optimizer": ["sgd", "adamw"],

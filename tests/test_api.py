@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import training_here
+import warm
 from sqlalchemy import event
 from sqlalchemy.pool import Pool
 from training_here import PREFIXES, submitted, train
@@ -156,6 +157,7 @@ def test_a_study_opens_its_database_once_and_closes_it(study, opened):
 
 @pytest.mark.slow
 def test_a_workload_is_built_once(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", warm.python())  # of its recorder
     monkeypatch.chdir(tmp_path)
     log = tmp_path / "calls"
     factory = f'"tests.training_here:counted"\narguments = {{ log = "{log}" }}'
@@ -225,7 +227,8 @@ def test_a_script_needs_no_main_guard_and_may_run_in_any_thread(tmp_path):
     (tmp_path / "line.toml").write_text(STUDY)
     script = tmp_path / "script.py"
     script.write_text(
-        "import threading, tuner\n"
+        "import threading, tuner, warnings\n"
+        "warnings.simplefilter('error', UserWarning)\n"
         "found = []\n"
         "def work():\n"
         "    overrides = {'study.name': 'thread', 'budget.trials': 1}\n"
@@ -239,7 +242,7 @@ def test_a_script_needs_no_main_guard_and_may_run_in_any_thread(tmp_path):
         "print(found.verdict, found.trials.name)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", str(script)],
+        [warm.python(), "-m", "script", str(script)],
         cwd=tmp_path,
         capture_output=True,
         text=True,

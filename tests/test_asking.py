@@ -6,11 +6,11 @@ import gc
 import math
 import re
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
+import warm
 from helpers import expire
 
 import tuner
@@ -167,6 +167,7 @@ def test_a_lost_trial_is_given_to_the_next_ask_and_its_first_holder_is_refused(l
     assert told(ledger) == [("completed", 0.5, 5)]
 
 
+@pytest.mark.slow
 def test_a_lease_is_renewed_while_the_trial_is_kept(asking):
     asker = asking(2)
     trial = asker.ask()
@@ -184,6 +185,7 @@ def test_closing_leaves_trials_to_the_next_ask(ledger, asking):
     assert asking(2).ask().number == trial.number
 
 
+@pytest.mark.slow
 def test_threads_ask_for_different_trials(ledger, asking):
     asker, found = asking(8), []
 
@@ -248,7 +250,7 @@ def test_the_documented_script_asks_and_everything_is_published(tmp_path):
     log = tmp_path / "log"  # a file, since the recorder of a script that dies outlives it
 
     def call(*arguments):
-        command = [sys.executable, str(script), *arguments]
+        command = [warm.python(), "-m", "script", str(script), *arguments]
         with log.open("a") as errors:
             return subprocess.run(
                 command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=errors, text=True, check=False

@@ -74,6 +74,7 @@ def test_a_trial_is_evaluated_at_the_average_of_its_weights():
     assert evaluations[-1][1]["val_loss"] == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [chain, branched])
 def test_a_cohort_averages_as_the_reference_trainer_does(model):
     spec = make_spec(steps=40, ema=0.9)
@@ -148,6 +149,7 @@ def test_a_loop_of_ones_own_averages_by_itself():
 # --- frozen parameters and multipliers ------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [chain, branched])
 def test_a_cohort_freezes_and_multiplies_as_torch_does(model):
     names = {chain: {"3": 0.3, "13": 2.0}, branched: {"wide": 0.3, "last.3": 2.0, "last": 0.5}}

@@ -44,6 +44,7 @@ def clock(alone, together):
     return lambda: next(ticks)
 
 
+@pytest.mark.slow
 def test_many_small_trials_train_together():
     space = {
         "lr": {"low": 1e-4, "high": 1.0},

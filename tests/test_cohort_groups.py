@@ -76,6 +76,7 @@ def apart(workload, spec, some):
     return {number: curve_of(own) for number, own in events.items()}
 
 
+@pytest.mark.slow
 def test_curves_are_bitwise_those_of_cohorts_of_one(workload):
     """In groups that come and go, in steps of any number, with and without interruptions."""
     some = tasks(SPEC, 14)
@@ -99,6 +100,7 @@ def test_curves_are_bitwise_those_of_cohorts_of_one(workload):
     assert trainer._groups == [], "empty groups are released"
 
 
+@pytest.mark.slow
 def test_curves_are_those_of_the_reference_trainer(workload):
     some = tasks(SPEC, 8)
     found = train_all(GroupedTrainer(workload, SPEC, 8), some)
@@ -112,6 +114,7 @@ def test_curves_are_those_of_the_reference_trainer(workload):
     assert any(curve_of(expected[n])[1] != curve_of(clipped[n])[1] for n in expected)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_stacked_is_trained_by_the_reference_trainer(workload):
     spec = spec_of(space={"accumulate": [1, 2]})
     some = tasks(spec, 6)
@@ -253,6 +256,7 @@ def test_what_pays_is_measured_on_a_mix_of_the_space(workload, together, trainer
     assert isinstance(made, GroupedTrainer if trainer == "cohort" else ReferenceTrainer)
 
 
+@pytest.mark.slow
 def test_slots_are_halved_until_the_memory_suffices_for_all_groups(workload, monkeypatch):
     """On a machine that has memory for two members of a group."""
     advance = CohortTrainer.advance
@@ -295,6 +299,7 @@ def test_a_space_of_which_nothing_can_be_stacked_has_the_reason(workload):
     assert "accumulate = 2" in choice.reason
 
 
+@pytest.mark.slow
 def test_a_study_of_several_shapes(ledger, places, monkeypatch):
     """Trained by a worker, through rungs, on a machine where some groups are too large at first."""
     advance = CohortTrainer.advance

@@ -63,6 +63,7 @@ def tasks(spec, count, **fixed):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["chain", "gated"])
 def test_members_with_numbers_of_their_own_are_what_each_is_alone(workload, kind):
     """To the bit in any slot, and to 1e-9 of the reference trainer, whose masks they draw."""
@@ -152,6 +153,7 @@ def own_loss(own, made):
     return replace(made, loss=loss)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "groups"),
     [(without_layer, 2), (other_data, 3), (branching, 3), (own_loss, 1)],

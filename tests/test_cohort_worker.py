@@ -37,6 +37,7 @@ def curves(ledger: Ledger, study: StudyRecord) -> list[Any]:
     return [(trial, ledger.curve(trial.id)) for trial in ledger.trials(study.id)]
 
 
+@pytest.mark.slow
 def test_a_cohorts_trials_are_those_of_the_reference(ledger, places):
     """Drawn independently and not pruned, whatever trains beside them."""
     alone = train(ledger, places, put(ledger, "alone"))
@@ -53,6 +54,7 @@ def test_a_cohorts_trials_are_those_of_the_reference(ledger, places):
             np.testing.assert_allclose(curve.columns[name], column, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_slots_refill_and_rungs_decide(ledger, places):
     study = submitted(
         ledger,
@@ -103,6 +105,7 @@ def test_a_cohort_that_is_interrupted_goes_on_to_the_same_curves(ledger, places,
             np.testing.assert_array_equal(curve.columns[name], column)
 
 
+@pytest.mark.slow
 def test_what_was_settled_holds_for_everybody(ledger, places):
     study = train(ledger, places, put(ledger, "kept", trainer="cohort", slots=2))
     assert all(one.environment["settled"] == study.settled for one in ledger.attempts(study.id))

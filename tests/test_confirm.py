@@ -176,6 +176,7 @@ def test_one_trial_cannot_be_compared(ledger, values):
         confirm.question(ledger, study, top=3)
 
 
+@pytest.mark.slow
 def test_a_real_study_is_confirmed_by_training(ledger, places):
     study = train(ledger, places, submitted(ledger))
     found = trained_again(ledger, places, study, top=2, seeds=6)

@@ -45,6 +45,7 @@ def test_of_random_quadratics_it_is_within_a_percent(seed):
     assert found.bound == pytest.approx(2 / max(curved), rel=0.01)
 
 
+@pytest.mark.slow
 def test_of_a_network_it_is_within_five_percent_as_each_optimiser_sees_it():
     workload = mlp(hidden=8, layers=1)
     model = probe.first_model(workload, study(64))

@@ -24,6 +24,7 @@ def test_correlation_is_of_the_ranks(noise, least, most):
     assert found.low <= found.correlation <= found.high
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.01, 1.0, 10.0])
 def test_chance_of_losing_the_best_is_calibrated(noise, monkeypatch):
     """Over many studies, the best is lost about as often as they say."""

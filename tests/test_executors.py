@@ -71,7 +71,10 @@ def launched(ledger: Ledger, handles: list[str], executor: str = "local") -> lau
             "[slurm] setup: expected a command, with balanced",
         ),
         ("[slurm]\npartion = 1", "an unknown key; did you mean partition?"),
-        ("[slrum]\n", "[slrum]: expected one of worker, slurm"),
+        (
+            "[slrum]\n",
+            "got an unknown table; did you mean slurm?",
+        ),
         ("[worker", "expected TOML, got a syntax error"),
     ],
 )

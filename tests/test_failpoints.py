@@ -29,6 +29,7 @@ def reached_in(module: Path) -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_the_places_are_those_that_the_code_reaches():
     modules = Path(failpoints.__file__).parents[1].rglob("*.py")
     assert set().union(*map(reached_in, modules)) == set(PLACES)

@@ -37,6 +37,7 @@ seeds = st.integers(0, 2**31 - 1)
 # --- the space
 
 
+@pytest.mark.slow
 @given(seeds)
 def test_any_point_is_a_combination_in_the_space_and_back(seed):
     points = np.random.default_rng(seed).random((20, len(MIXED)))
@@ -149,6 +150,7 @@ def test_values_keep_their_order_on_the_scale_of_the_process(values):
 # --- what it proposes
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(seeds, st.integers(1, 12), st.integers(0, 6))
 def test_a_proposal_is_new_in_the_space_and_a_function_of_its_history(seed, known, running):

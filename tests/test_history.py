@@ -45,6 +45,7 @@ def call(ledger, places, monkeypatch, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_every_verb_of_a_person_is_recorded_with_who_and_why(call, ledger, places):
     study = submitted(ledger, budget={"trials": 9})
     verbs = [

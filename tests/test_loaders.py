@@ -144,6 +144,7 @@ def global_states():
     return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_resumed_trial_reads_the_batches_that_it_would_have_read(kind):
     """At every step, in another trainer, whose loader was used by another trial before."""

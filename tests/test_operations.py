@@ -15,13 +15,23 @@ from processes import STUDY, end, until, write_study
 from prometheus_client.parser import text_string_to_metric_families
 from team import Team, team
 
-from tuner.ledger import Ledger, database
+from tuner.ledger import Ledger
 from tuner.observability import metrics, serving
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "operations.md").read_text()
 RULES = yaml.safe_load((ROOT / "deploy" / "alerts.yml").read_text())["groups"][0]["rules"]
-FUNCTIONS = {"time", "max", "min", "sum", "by", "increase", "min_over_time", "and"}  # of PromQL
+FUNCTIONS = {
+    "time",
+    "max",
+    "min",
+    "sum",
+    "by",
+    "increase",
+    "min_over_time",
+    "delta",
+    "changes",
+}  # of PromQL
 
 
 def names(ledger: Ledger) -> set[str]:
@@ -110,8 +120,7 @@ def documented(program: str) -> list[str]:
 @pytest.mark.slow
 def test_a_backup_under_load_restores(tmp_path, cluster):
     """Dumped while two workers train, dropped, restored: whole, and every curve as undisturbed."""
-    url = cluster.database()
-    database.upgrade(database.addresses({"TUNER_DATABASE_URL": url}, tmp_path))
+    url = cluster.database(cluster.migrated)
     with team(tmp_path, cluster, url, TUNER_LEASE_SECONDS="2") as here:
         submit(here, SLOW)
         workers = [here.start("worker") for _ in range(2)]

@@ -172,6 +172,7 @@ def test_it_measures_what_the_reference_trainer_does():
         assert ours[2][2] == theirs[2][2]
 
 
+@pytest.mark.slow
 def test_chunks_do_not_matter():
     spec, task = make_spec(pruner=ASHA), make_task(optimizer=MOMENTUM, schedule=COSINE)
     whole = curve_of(train(by_hand, spec, task))
@@ -833,6 +834,7 @@ def enormous(trial):
             trial.report(step, train_loss=loss, grad_norm=BIG)
 
 
+@pytest.mark.slow
 def test_enormous_losses_are_judged_searched_and_reported_without_a_warning(
     ledger, places, tmp_path
 ):
@@ -901,6 +903,7 @@ def test_the_loop_of_the_document_trains(ledger: Ledger, tmp_path, monkeypatch):
     assert ledger.curve(best.id).metrics["accuracy"][-1] > 0.9
 
 
+@pytest.mark.slow
 def test_the_loop_of_the_document_is_judged_by_branches(ledger: Ledger, tmp_path, monkeypatch):
     spec = document_example(tmp_path, monkeypatch)
     content = spec.model_dump(mode="json", exclude_unset=True)

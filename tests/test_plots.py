@@ -178,6 +178,7 @@ def test_a_path_is_drawn_on_its_function_a_panel_each() -> None:
     assert panels[0].get_xlim() == (-3.0, 3.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["png", "svg"])
 def test_a_saved_figure_is_small_and_the_same_each_time(tmp_path: Path, ending: str) -> None:
     lines = [line((np.geomspace(4, 0.01, 300) * k).tolist(), str(k)) for k in range(1, 31)]

@@ -137,6 +137,7 @@ def test_what_cannot_be_stacked_is_trained_one_after_another():
 # --- what the loss is added to or multiplied by
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [-1000.0, 1e4])
 def test_adding_to_the_loss_changes_nothing(shift):
     house = line()
@@ -147,6 +148,7 @@ def test_adding_to_the_loss_changes_nothing(shift):
     assert moved.fastest == pytest.approx(plain.fastest, rel=0.1)
 
 
+@pytest.mark.slow
 def test_multiplying_the_loss_moves_the_limit_of_sgd_alone():
     house, optimizers = line(), [{"name": "sgd"}, {"name": "lion"}]
     times = replace(house, loss=lambda o, t: house.loss(o, t) * 16, baseline_loss=16 * 2e4)
@@ -173,6 +175,7 @@ def curves(draw, **elements):
     return Curves(rates=rates, losses=losses, norms=np.abs(norms), baseline_losses=still)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(curves(), st.sampled_from([0.125, 1.0, 1024.0]), st.integers(-(2**20), 2**20))
 def test_a_reading_does_not_depend_on_the_losses_scale_or_zero(found, scale, shift):
@@ -188,6 +191,7 @@ def test_a_reading_does_not_depend_on_the_losses_scale_or_zero(found, scale, shi
     np.testing.assert_allclose(plain.progress, other.progress)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(curves())
 def test_a_reading_survives_whatever_losses_are(found):

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import training_here
+import warm
 
 import tuner
 from tuner.config import building, reading
@@ -263,7 +264,11 @@ def test_the_documented_script_trains_its_own_function(tmp_path):
         "print(study.status()['trials']['running'], len(study.trials()), study.rerun(0).equal)\n"
     )
     done = subprocess.run(
-        [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=False
+        [warm.python(), "-m", "script", str(script)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "0 12 True"

@@ -99,6 +99,7 @@ def test_draws_keep_to_the_range_and_begin_with_the_suggestions(ledger, sampler)
     assert recorded == {10.0}, "Optuna has the range that was submitted"
 
 
+@pytest.mark.slow
 def test_trials_outside_the_range_are_as_if_there_were_none(new_ledger):
     """TPE learns nothing from trials that a narrower range does not have."""
     drawn_next = []

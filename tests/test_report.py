@@ -102,6 +102,7 @@ def test_the_answer_is_in_words(ledger: Ledger) -> None:
     assert "The next search with sgd can be limited to 0.1 to 0.506." in sentences.advice(found)
 
 
+@pytest.mark.slow
 def test_a_study_without_a_completed_trial_says_what_to_try(ledger: Ledger, tmp_path: Path) -> None:
     study, _ = ledger.submit(spec(), limit=5, workload=WORKLOAD)
     empty = gather(ledger, study)
@@ -126,6 +127,7 @@ def test_a_robust_schedule_and_a_fragile_one_are_compared(ledger: Ledger, tmp_pa
     assert "Sensitivity to the rate" in page.write_study(found, tmp_path).page.read_text()
 
 
+@pytest.mark.slow
 def test_the_ranking_says_why_a_pruned_trial_with_a_better_value_stands_below(
     ledger: Ledger, tmp_path: Path
 ) -> None:
@@ -272,6 +274,7 @@ def test_both_backends_draw_the_same_picture(name: str) -> None:
     assert len(shown["layout"]["shapes"]) == len(picture.marks)
 
 
+@pytest.mark.slow
 def test_an_overview_is_small_however_many_trials() -> None:
     figure = plotly_backend.figure(
         plot_builders.loss_curves(curves(3) * 1000, by="verdict"), points=60_000

@@ -8,10 +8,10 @@ import os
 import pty
 import re
 import subprocess
-import sys
 
 import optuna
 import pytest
+import warm
 from mlflow import MlflowClient
 from processes import (
     STUDY,
@@ -287,7 +287,7 @@ def test_in_a_terminal_a_live_table_shows(tmp_path):
     folder = prepare(tmp_path, STUDY, trials="4")
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "tuner", "run", "study.toml"],
+        [warm.python(), "-m", "tuner", "run", "study.toml"],
         cwd=folder,
         env=environment(folder, {"TERM": "xterm-256color", "COLUMNS": "120", "LINES": "30"}),
         stdin=theirs,

@@ -45,6 +45,7 @@ pruner = "none"
 
 [budget]
 trials = 60
+decide = 0
 """
 SETTINGS = """
 [worker]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import html
 import json
 import random
+from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 from helpers import claim, completed, diverged, drawn, rows, spec, submit
 from hypothesis import given, settings
@@ -111,6 +114,7 @@ def assert_allowed(space: Space, params: Any) -> None:
     assert space.satisfies(params)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(raw=spaces(), sampler=st.sampled_from(["random", "tpe", "gp", "optuna_gp", "qmc", "cmaes"]))
 def test_any_space_is_drawn_stored_resumed_and_read_by_plain_optuna(
@@ -140,6 +144,7 @@ def test_any_space_is_drawn_stored_resumed_and_read_by_plain_optuna(
                 assert value in distribution.choices
 
 
+@pytest.mark.slow
 @settings(max_examples=3, deadline=None)
 @given(raw=spaces())
 def test_any_space_is_reported_and_exported(
@@ -170,6 +175,7 @@ def test_any_space_is_reported_and_exported(
     export.export(ledger, study, folder, "csv")
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(raw=spaces(finite=True))
 def test_a_grid_of_any_space_has_each_combination_once(raw: dict[str, Any]) -> None:
@@ -349,6 +355,7 @@ def test_a_trial_is_claimed_before_it_is_drawn(ledger: Any) -> None:
         assert sum(params[name] for name in "abc") <= 4
 
 
+@pytest.mark.slow
 def test_what_mattered_is_told_from_what_did_not(ledger: Any) -> None:
     arguments = {"width": [1, 2, 3, 4], "kind": ["a", "b"], "noise": {"low": 0.0, "high": 1.0}}
     study = submit(
@@ -360,7 +367,7 @@ def test_what_mattered_is_told_from_what_did_not(ledger: Any) -> None:
         held, made = drawn(ledger, study, search)
         value = float(made.params["width"]) + 10.0 * (made.params["kind"] == "b")
         ledger.finish(held.lease, completed(value))
-    found = effects(study, ledger.trials(study.id), np.random.default_rng(0))
+    found = effects(study, ledger.trials(study.id))
     width, kind, noise = (
         next(one for one in found if one.name == name) for name in ("width", "kind", "noise")
     )
@@ -369,3 +376,38 @@ def test_what_mattered_is_told_from_what_did_not(ledger: Any) -> None:
     assert width.high < 0, "smaller was better"
     assert not noise.significant
     assert sentences.effect(kind).startswith("kind mattered: a was better (")
+
+
+@pytest.mark.slow
+def test_a_sampler_that_repeats_what_did_well_makes_nothing_matter() -> None:
+    """Of studies by tpe: what has an effect is found, and what has none seldom seems to."""
+    space = {"real": [1, 2, 3, 4], "two": [0, 1], "label": ["a", "b", "c"]}
+    study_spec = spec(space={**BASE, "lr": {"low": 1e-4, "high": 1.0}, "arguments": space})
+    study = SimpleNamespace(spec=study_spec)
+    studies, found = 20, Counter[str]()
+    for seed in range(studies):
+        chance = np.random.default_rng(seed)
+        tpe = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
+        trials = []
+        for number in range(40):
+            asked = tpe.ask()
+            params = {
+                "lr": asked.suggest_float("lr", 1e-4, 1.0, log=True),
+                "real": asked.suggest_int("real", 1, 4),
+                "two": asked.suggest_int("two", 0, 1),
+                "label": asked.suggest_categorical("label", ["a", "b", "c"]),
+            }
+            value = abs(np.log10(params["lr"]) + 2) + 0.15 * params["real"]
+            value += 0.05 * chance.standard_normal()
+            tpe.tell(asked, value)
+            trials.append(
+                SimpleNamespace(
+                    number=number,
+                    state="completed",
+                    value=value,
+                    params={**params, "optimizer": "sgd"},
+                )
+            )
+        found.update(one.name for one in effects(study, trials) if one.significant)
+    assert found["real"] == studies
+    assert found["two"] + found["label"] <= 6, found  # 2 are expected by chance

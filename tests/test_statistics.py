@@ -26,6 +26,7 @@ def bootstrap(sample, level=0.95):
     return bootstrap_interval(sample, np.random.default_rng(0), level, resamples=500)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("interval", "n", "level", "low", "high"),
     [

@@ -844,6 +844,7 @@ def is_of_type(value: Any, name: str) -> bool:
     return name in types and isinstance(value, types[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [GOOD, SHORT, SPARSE, WORDS])
 def test_the_schema_accepts_what_we_accept(text: str) -> None:
     schema = json.loads(json.dumps(json_schema()))

@@ -112,6 +112,7 @@ def test_every_draw_of_a_study_is_that_of_optuna(direction, pruner, data):
             known.end(one, data.draw(st.sampled_from(KINDS)), value, steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("completed", [0, 10, 100])
 def test_a_draw_from_hundreds_of_trials_is_that_of_optuna(completed):
     """With more trials than count as good, and fewer or more completed ones than those."""

@@ -153,6 +153,7 @@ def test_a_study_begins_where_earlier_ones_were_best(ledger):
     assert decades(first) < 0.5
 
 
+@pytest.mark.slow
 def test_what_happens_later_to_a_source_changes_no_draw(ledger):
     trained(ledger, "old")
     study, search = learner(ledger, "old", "other")
@@ -196,6 +197,7 @@ def test_an_unknown_source_is_refused_and_a_pattern_may_match_none(ledger):
 # --- tuner similar
 
 
+@pytest.mark.slow
 def test_similar_studies_are_ranked_by_their_use(ledger, monkeypatch):
     trained(ledger, "alike")
     trained(ledger, "opposite", lambda params: -decades(params))

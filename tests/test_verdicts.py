@@ -376,6 +376,7 @@ LOSSES = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @cases_of(
     trials=st.lists(
@@ -521,6 +522,7 @@ def test_good_rates_are_those_tried_with_what_lies_beyond() -> None:
     assert ranges([], [0.1]) == []
 
 
+@pytest.mark.slow
 @cases_of(good=st.integers(1, 12), bad=st.integers(0, 12))
 def test_how_sure_an_edge_is_as_the_bootstrap_by_drawing_has_it(good: int, bad: int) -> None:
     rates = np.arange(1.0, good + bad + 1)

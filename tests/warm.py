@@ -1,10 +1,11 @@
 """Start Python programs without their seconds of imports: fork a process that has imported all.
 
-`python()` is the path of a stand-in for the interpreter. Run with `-m` and one of `PROGRAMS` it
-passes its arguments, environment, folder and standard streams to a server, which has imported the
-libraries and forks a process for the program. The stand-in forwards signals to that process, ends
-as it ends, and takes it along when it is killed. Everything else it hands to the real interpreter.
-A program's own child processes, started with `sys.executable`, come from the same server.
+`python()` is the path of a stand-in for the interpreter. Run with `-m` and one of `PROGRAMS`, or
+with `-m script` and the path of a script, it passes its arguments, environment, folder and standard
+streams to a server, which has imported the libraries and forks a process for the program. The
+stand-in forwards signals to that process, ends as it ends, and takes it along when it is killed.
+Everything else it hands to the real interpreter. A program's own child processes, started with
+`sys.executable`, come from the same server.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-PROGRAMS = ("tuner", "mlflow", "uvicorn", "optuna_dashboard._cli")
+SCRIPT = "script"  # whose path is the first argument
+PROGRAMS = ("tuner", "mlflow", "uvicorn", "optuna_dashboard._cli", SCRIPT)
 ROOT = Path(__file__).parents[1]
 LIBRARIES = [
     "torch.func",
@@ -87,6 +89,23 @@ os._exit(os.waitstatus_to_exitcode(status))
 """
 
 
+def keep_migrations() -> None:
+    """Let Alembic load each migration once a process, not whenever it compares versions.
+
+    It does so whenever Optuna's or MLflow's tables are opened: a third of the time of many tests.
+    """
+    from alembic.util import pyfiles
+
+    load = pyfiles.load_module_py
+    kept = functools.cache(load)
+
+    def load_once(module_id: str, path: str | os.PathLike[str]) -> object:
+        # others are programs, which run when they are loaded
+        return (kept if Path(path).parent.name == "versions" else load)(module_id, path)
+
+    pyfiles.load_module_py = load_once
+
+
 @functools.cache
 def python() -> str:
     """Return the path of the stand-in, for as long as this process lives."""
@@ -127,8 +146,20 @@ def _import() -> None:
         if not any(part in found.name for part in left_out):
             importlib.import_module(found.name)
     sys.path.remove(str(ROOT))
+    keep_migrations()
+    _load_migrations()
     logging.root.handlers.clear()  # of mlflow.pytorch, which comes after ours in a cold process
     logging.root.setLevel(logging.WARNING)
+
+
+def _load_migrations() -> None:
+    """Load the migrations of Optuna and MLflow, as a program does that opens their tables."""
+    from alembic.script import ScriptDirectory
+
+    for package in ("optuna.storages._rdb", "mlflow.store.db_migrations"):
+        folder = Path(str(importlib.import_module(package).__file__)).parent
+        scripts = folder / "alembic" if package.startswith("optuna") else folder
+        ScriptDirectory(str(scripts)).get_current_head()
 
 
 class Asked(NamedTuple):
@@ -223,14 +254,18 @@ def _run(asked: Asked, stand_in: str) -> None:
     if not is_safe:
         sys.path.insert(0, folder)
     sys.executable = stand_in
-    sys.argv[:] = arguments
+    is_script = arguments[0] == SCRIPT
+    sys.argv[:] = arguments[is_script:]
     from tuner.core import failpoints
 
     np.random.seed()  # else the state that all forks share
     failpoints.arm(environment.get("TUNER_FAILPOINTS", ""))
     code: object = 0
     try:
-        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+        if is_script:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        else:
+            runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
     except SystemExit as ended:
         code = ended.code
     except BaseException:

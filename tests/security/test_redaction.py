@@ -19,6 +19,7 @@ DATABASES = st.sampled_from(["postgresql", "postgresql+psycopg", "mysql+pymysql"
 AROUND = st.sampled_from(["{}", "'{}'", "cannot open {}; start it", "({})", "a@b {} c@d", "x={}"])
 
 
+@pytest.mark.slow
 @given(DATABASES, NAMES, PASSWORDS, NAMES, PORTS, PATHS, AROUND)
 def test_a_password_in_a_database_url_is_hidden(scheme, user, password, host, port, path, around):
     url = f"{scheme}://{user}:{password}@{host}{port}{path}"

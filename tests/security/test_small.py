@@ -74,6 +74,7 @@ def test_more_clients_than_are_answered_are_turned_away(endpoint):
         one.close()
 
 
+@pytest.mark.slow
 def test_a_client_that_goes_away_leaves_no_traceback(endpoint, capfd, caplog):
     for _ in range(20):
         with connected(endpoint) as client:
@@ -101,6 +102,7 @@ def mode(path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
+@pytest.mark.slow
 def test_databases_are_private(tmp_path, open_umask):
     places = database.addresses({}, tmp_path)
     database.upgrade_ledger(places, tracking=True)

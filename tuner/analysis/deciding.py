@@ -188,7 +188,7 @@ def question(name: str, trials: Sequence[TrialRecord]) -> Question:
 def again_spec(study: StudyRecord, name: str) -> StudySpec:
     """Return the study that trains trials of `study` again; it does not depend on which."""
     spec = study.spec
-    off = ("wall_seconds", "compute_seconds", "no_improvement", "regret_below")
+    off = ("wall_seconds", "compute_seconds", "no_improvement", "regret_below", "improvement_below")
     budget = {"trials": 1, "decide": 0.0, **dict.fromkeys(off)}
     plain = StudySpec.model_validate(
         {

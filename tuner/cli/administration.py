@@ -1,7 +1,8 @@
-"""The section Administration: project, doctor, db, gc, delete."""
+"""The section Administration: config, project, doctor, db, gc, delete."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -12,11 +13,44 @@ import click
 from tuner.cli.base import cli, open_own, print_json
 from tuner.cli.options import StudyName, with_json, with_reason
 from tuner.core.errors import UsageError
+from tuner.core.redaction import redacted_url
 from tuner.ledger import database
-from tuner.operations import context
+from tuner.operations import context, settings
 from tuner.report import terminal
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@cli.command()
+@click.option("--database-url", metavar="URL", help="The database of the ledger.")
+@click.option("--tracking-uri", metavar="URL", help="The MLflow server of that database.")
+@click.option("--project", metavar="NAME", help="The project of studies without a slash.")
+@with_json
+def config(
+    database_url: str | None, tracking_uri: str | None, project: str | None, as_json: bool
+) -> None:
+    """Show your settings, or write them once, instead of exporting variables in each shell.
+
+    An empty text removes a setting. A variable of the environment goes first.
+    """
+    given = {"database_url": database_url, "tracking_uri": tracking_uri, "project": project}
+    changes = {key: value for key, value in given.items() if value is not None}
+    if project:
+        context.checked_project(project)
+    path = settings.file(os.environ)
+    if changes and path is None:
+        raise UsageError("expected a file to write: TUNER_CONFIG is empty, or HOME is not set")
+    found = settings.write(path, changes) if changes and path else settings.read(path)
+    shown = {key: redacted_url(found[key]) if key in found else None for key in settings.NAMES}
+    overridden = [name for name in settings.NAMES.values() if name in os.environ]
+    if as_json:
+        print_json({"file": str(path), "settings": shown, "environment": overridden})
+        return
+    terminal.echo(f"Settings in {path}:")
+    for key, value in shown.items():
+        first = f" ({settings.NAMES[key]} is set, and goes first)"
+        first = first if settings.NAMES[key] in overridden else ""
+        terminal.echo(f"  {key}: {value or 'not set'}{first}")
 
 
 @cli.command()

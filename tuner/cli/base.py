@@ -40,7 +40,7 @@ SECTIONS = {
     "Retraining": (
         "retrain", "approve", "reject", "predict", "rollback", "timetable", "scheduler",
     ),
-    "Administration": ("project", "doctor", "db", "gc", "delete"),
+    "Administration": ("config", "project", "doctor", "db", "gc", "delete"),
 }  # fmt: skip
 """The commands by section of `tuner --help`; each section is a module."""
 

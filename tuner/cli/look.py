@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +69,7 @@ def studies(
 
     ledger = context.open_ledger()
     wanted = studies.Wanted(
-        project=project or (context.project() if "TUNER_PROJECT" in os.environ else None),
+        project=project or context.named_project(),
         owners=owners,
         states=states,
         tags=tags,

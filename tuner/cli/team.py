@@ -67,6 +67,13 @@ PUBLISH_SECONDS = 5.0
     metavar="SECONDS",
     help="End within so many seconds after SIGTERM; by default as soon as the trials are saved.",
 )
+@click.option(
+    "--stopped-code",
+    type=click.IntRange(0, 255),
+    default=0,
+    hidden=True,
+    help="Exit code after SIGTERM, for engines to which 0 says that nothing is left.",
+)
 @click.option("--launch", metavar="KEY", hidden=True, help="The launch that started this worker.")
 @click.option(
     "--recorder/--no-recorder", default=True, help="Publish in a process of its own while training."
@@ -83,6 +90,7 @@ def worker(
     device: str | None,
     workers_per_gpu: int,
     grace: float | None,
+    stopped_code: int,
     launch: str | None,
     recorder: bool,
     parent: int | None,
@@ -117,6 +125,7 @@ def worker(
         device=device,
         publish_seconds=PUBLISH_SECONDS,
         grace_seconds=grace,
+        stopped_code=stopped_code,
         about=about,
     )
     with serving.serving(metrics_port, metrics_host, ledger.engine, places):
@@ -125,7 +134,7 @@ def worker(
         studies = [ledger.study(name) for name in names] or ledger.studies()
         print_json({"studies": {study.name: ledger.counts(study.id) for study in studies}})
     if ended.interrupted:  # as requested; recorders publish the rest
-        return EXIT_INTERRUPTED if ended.by_keyboard else 0
+        return EXIT_INTERRUPTED if ended.by_keyboard else stopped_code
     return exit_code(ended)
 
 
@@ -135,7 +144,7 @@ def workers() -> None:
 
 
 @workers.command("start")
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="How many.")
 @with_executor
 @click.option(
@@ -178,7 +187,7 @@ def start_workers(
 
 
 @workers.command("list")
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @click.option("--ended", is_flag=True, help="Include those of launches that have ended.")
 @with_settings
 @with_json
@@ -205,7 +214,7 @@ def list_workers(name: str, ended: bool, settings: Path | None, as_json: bool) -
 
 
 @workers.command("stop")
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @with_settings
 @with_json
 def stop_workers(name: str, settings: Path | None, as_json: bool) -> int:
@@ -228,7 +237,7 @@ def stop_workers(name: str, settings: Path | None, as_json: bool) -> int:
 
 
 @workers.command("logs")
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @click.argument("handle")
 @with_settings
 @with_json

@@ -18,8 +18,8 @@ from tuner.core.errors import StudyFileError
 
 FILE = "cluster.toml"
 """The settings file of the current folder, unless another one is named."""
-LOCAL, SLURM = "local", "slurm"
-EXECUTORS = (LOCAL, SLURM)
+LOCAL, SLURM, KUBERNETES = "local", "slurm", "kubernetes"
+EXECUTORS = (LOCAL, SLURM, KUBERNETES)
 """Where workers are started: as processes of this machine, or by an engine."""
 
 
@@ -46,6 +46,13 @@ def _variable(text: str) -> str:
     return text
 
 
+def _name(text: str) -> str:
+    """Refuse what Kubernetes does not take as a name."""
+    if not re.fullmatch(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", text):
+        raise mistake("a name of small letters, digits, '-' and '.'")
+    return text
+
+
 def _command(text: str) -> str:
     """Refuse what is not the words of a command."""
     try:
@@ -57,6 +64,7 @@ def _command(text: str) -> str:
     return text
 
 
+Name: TypeAlias = Annotated[str, AfterValidator(_name)]
 Size: TypeAlias = Annotated[str, AfterValidator(_bytes)]
 Word: TypeAlias = Annotated[str, AfterValidator(_word)]
 Command: TypeAlias = Annotated[str, AfterValidator(_command)]
@@ -82,7 +90,7 @@ class WorkerTable(Table):
     workers_per_gpu: Annotated[int, Field(ge=1, le=64)] = 1
     grace_seconds: Annotated[int, Field(ge=5, le=3600)] = 60
     python: Word | None = None
-    environment: Annotated[dict[Variable, Word], Field(default_factory=dict)]
+    environment: dict[Variable, Word] = Field(default_factory=dict)
 
     @property
     def megabytes(self) -> int | None:
@@ -114,11 +122,36 @@ class SlurmTable(Table):
     options: Annotated[tuple[Word, ...], Field(strict=False)] = ()
 
 
+class KubernetesTable(Table):
+    """How workers are asked for as an Indexed Job.
+
+    - `image`: an image with tuner and the code of the studies.
+    - `namespace`, and the `context` of the kubeconfig; None: its current one.
+    - `queue`: a local queue of Kueue.
+    - `secrets`: Secrets whose keys become variables, such as TUNER_DATABASE_URL and PGPASSWORD.
+    - `checkpoints_claim`: a volume claim that many nodes may write, for checkpoints.
+    - `gpu_resource`: what GPUs are requested as.
+    - `service_account`, `node_selector`, `labels`: as in manifests.
+    """
+
+    image: Word = "tuner:0.1.0"
+    namespace: Name = "default"
+    context: Word | None = None
+    queue: Name | None = None
+    secrets: Annotated[tuple[Name, ...], Field(strict=False)] = ()
+    checkpoints_claim: Name | None = None
+    gpu_resource: Word = "nvidia.com/gpu"
+    service_account: Name | None = None
+    node_selector: dict[Word, Word] = Field(default_factory=dict)
+    labels: dict[Word, Word] = Field(default_factory=dict)
+
+
 class ClusterSpec(Table):
     """A settings file."""
 
     worker: WorkerTable = WorkerTable()
     slurm: SlurmTable = SlurmTable()
+    kubernetes: KubernetesTable = KubernetesTable()
 
 
 def load(path: Path | None) -> ClusterSpec:

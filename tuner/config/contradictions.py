@@ -81,6 +81,11 @@ def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
     ):
         expected = 'a range, as the sampler is "cmaes", which searches numbers alone'
         yield Mistake(("space", "lr"), expected, shown(space.lr))
+    budget = tables.get("budget")
+    limited = isinstance(study := tables.get("study"), StudyTable) and study.constraints
+    if limited and isinstance(budget, BudgetTable) and budget.improvement_below is not None:
+        expected = "nothing, as it is unknown under [study] constraints"
+        yield Mistake(("budget", "improvement_below"), expected, shown(budget.improvement_below))
     yield from _samplers_without_constraints(tables.get("study"), search)
     if isinstance(training, TrainingTable):
         yield from _rungs_too_late(("search", "pruner"), search.pruner, training)
@@ -121,7 +126,7 @@ def _several_objectives(tables: Mapping[str, Table]) -> Iterator[Mistake]:
     if isinstance(probe, ProbeTable) and probe.enabled:
         yield Mistake(("probe", "enabled"), f"false, {why}", "true")
     if isinstance(budget, BudgetTable):
-        for key in ("decide", "no_improvement", "regret_below"):
+        for key in ("decide", "no_improvement", "regret_below", "improvement_below"):
             if getattr(budget, key):
                 yield Mistake(("budget", key), f"nothing, {why}", shown(getattr(budget, key)))
 

@@ -531,6 +531,8 @@ class BudgetTable(Table):
     - `no_improvement`: number of trials that ended since the best one.
     - `regret_below`: distance of the best value to the best possible one, bounded by a Gaussian
       process on at least twenty completed trials.
+    - `improvement_below`: what one more trial is expected to improve the best value by, by the
+      process of gp on at least twenty completed trials.
     - `decide`: share of the trials that is reserved to decide between the best ones after the
       search, and of `wall_seconds` and `compute_seconds`; 0 disables it. By default 0.15 in studies
       of at least 50 trials, unless a list of combinations is trained.
@@ -545,6 +547,7 @@ class BudgetTable(Table):
     compute_seconds: Annotated[float, Field(gt=0)] | None = None
     no_improvement: Annotated[int, Field(ge=1)] | None = None
     regret_below: Annotated[float, Field(gt=0)] | None = None
+    improvement_below: Annotated[float, Field(gt=0)] | None = None
     weight: Annotated[float, Field(gt=0)] = 1.0
     retries: RetriesTable = RetriesTable()
 

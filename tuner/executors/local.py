@@ -14,7 +14,7 @@ from tuner.config.cluster import WorkerTable
 from tuner.core.environment import identity, is_gone, is_here
 from tuner.core.errors import UsageError
 from tuner.core.outputs import private_folder
-from tuner.executors import WorkerState, starting
+from tuner.executors import Phase, WorkerState, starting
 from tuner.ledger.launches import Launch
 
 
@@ -64,7 +64,7 @@ class LocalExecutor:
         if handle in self._children:
             code = self._children[handle].poll()
             if code is not None:
-                phase = "failed" if code else "ended"
+                phase: Phase = "failed" if code else "ended"
                 return WorkerState(handle=handle, phase=phase, code=code, where=where)
         elif not is_here(handle):
             detail = "a process of another machine, or of this one before it was restarted"

@@ -59,7 +59,9 @@ while [ -n "$signalled" ]; do
   wait "$worker"  # a signal has ended the wait before
   code=$?
 done
-[ -z "$again" ] || scontrol requeue "$SLURM_JOB_ID" || exit
+state=
+[ -z "$again" ] || state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
+[ "$state" != RUNNING ] || scontrol requeue "$SLURM_JOB_ID"  # unless it was cancelled meanwhile
 exit "$code"
 """
 

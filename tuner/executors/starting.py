@@ -19,14 +19,19 @@ def job_name(key: str) -> str:
     return f"tuner-{key}"
 
 
-def command(key: str, resources: WorkerTable, arguments: Sequence[str]) -> list[str]:
-    """Return the command of the workers of a launch."""
+def command(
+    key: str, resources: WorkerTable, arguments: Sequence[str], *, python: str | None = None
+) -> list[str]:
+    """Return the command of the workers of a launch.
+
+    `python` is the interpreter unless the settings name one; by default this process's.
+    """
     module = importing.command("tuner", "worker", "--launch", key, *arguments)
     device = [] if resources.device is None else ["--device", resources.device]
     if resources.workers_per_gpu > 1:
         device += ["--workers-per-gpu", str(resources.workers_per_gpu)]
     grace = ["--grace", str(resources.grace_seconds)]
-    return [resources.python or module[0], *module[1:], *device, *grace]
+    return [resources.python or python or module[0], *module[1:], *device, *grace]
 
 
 def is_worker_of(key: str, words: Sequence[str]) -> bool:

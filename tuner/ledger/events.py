@@ -32,6 +32,8 @@ from tuner.ledger.tables import database_time
     "noted", "tagged", "project",
 )  # fmt: skip
 """The actions; see `tuner.ledger.event_tables.ACTIONS`."""
+REMARKS = (NOTED, TAGGED)
+"""Actions that change nothing of a study."""
 MOST = 1000
 """Events of a study that are read, the newest ones."""
 

@@ -139,7 +139,8 @@ def _has_failed(study: StudyRecord, summary: Summary) -> bool:
 
 def _last_trained(ledger: Reader, study: StudyRecord) -> float:
     """Return when a worker last had a trial, or a person last did something to the study."""
-    acts = [one.happened_at for one in events.latest(ledger, [study.name])[study.name].values()]
+    done = events.latest(ledger, [study.name])[study.name]
+    acts = [one.happened_at for action, one in done.items() if action not in events.REMARKS]
     return max([study.created_at, last_attempt(ledger, study.id), *acts])
 
 

@@ -12,6 +12,7 @@ from tuner.core.text import DEFAULT_PROJECT, PROJECT_PATTERN, in_project
 from tuner.ledger import LEASE_SECONDS, Ledger, database
 from tuner.ledger.database import Addresses
 from tuner.ledger.events import Act
+from tuner.operations import settings
 from tuner.training.registration import ALLOWED_PREFIXES
 
 PREFIXES = ALLOWED_PREFIXES
@@ -20,12 +21,20 @@ PREFIXES = ALLOWED_PREFIXES
 
 def addresses() -> Addresses:
     """Return the addresses of the database, of MLflow and of the folders."""
+    settings.apply(os.environ)
     return database.addresses(os.environ, Path.cwd())
 
 
 def project() -> str:
     """Return the project of this process. Raise `UsageError` if it cannot be one."""
+    settings.apply(os.environ)
     return checked_project(os.environ.get("TUNER_PROJECT") or DEFAULT_PROJECT)
+
+
+def named_project() -> str | None:
+    """Return the project that the environment or the settings name; None if they name none."""
+    found = project()
+    return found if os.environ.get("TUNER_PROJECT") else None
 
 
 def checked_project(name: str) -> str:

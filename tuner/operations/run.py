@@ -56,6 +56,7 @@ class Work:
     device: str | None = None  # only studies for this device
     publish_seconds: float | None = None  # after an interruption; None: no limit
     grace_seconds: float | None = None  # to save trials after an interruption; None: no limit
+    stopped_code: int = 0  # exit code where the grace is over
     about: Mapping[str, Any] = field(default_factory=dict)  # for the records of its attempts
 
 
@@ -191,7 +192,7 @@ def train(
     renewer = renewer or LeaseRenewer(ledger, places.checkpoints)
     with stop_on_signals("saving the trial") as stop, _left_on_error(recorder_process):
         if todo.grace_seconds is not None:
-            renewer.leave_within(todo.grace_seconds, stop)
+            renewer.leave_within(todo.grace_seconds, stop, todo.stopped_code)
         with suppress(NotFoundError):  # every named study was deleted: there is nothing to train
             work(
                 ledger,

@@ -15,7 +15,7 @@ from tuner.ledger.summaries import Summary, last_activity, summaries
 from tuner.operations import best, history, spend
 
 NO_CHANGES = (
-    events.SUBMITTED, events.DELETED, events.RETRAINED, events.NOTED, events.TAGGED
+    events.SUBMITTED, events.DELETED, events.RETRAINED, *events.REMARKS
 )  # fmt: skip
 """Actions that are not what somebody last did to a study."""
 

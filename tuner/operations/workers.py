@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tuner.config.cluster import EXECUTORS, LOCAL, ClusterSpec, WorkerTable
+from tuner.config.cluster import EXECUTORS, KUBERNETES, LOCAL, ClusterSpec, WorkerTable
 from tuner.core.environment import person
 from tuner.core.errors import NotFoundError, UnavailableError, UsageError
 from tuner.executors import Executor, WorkerState
+from tuner.executors.kubernetes import KubernetesExecutor
 from tuner.executors.local import LocalExecutor
 from tuner.executors.slurm import SlurmExecutor
 from tuner.ledger import ENDED, OPEN, Ledger, Reader, StudyRecord, launches
@@ -79,6 +80,8 @@ def executor_of(
             f"workers on {name} run on other machines, which cannot share the SQLite file "
             f"{places.file.name!r}; set TUNER_DATABASE_URL to a PostgreSQL database"
         )
+    if name == KUBERNETES:
+        return KubernetesExecutor(settings.kubernetes)
     logs = Path(settings.slurm.logs or ".tuner/logs").resolve()
     return SlurmExecutor(settings.slurm, logs / str(study_id))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
+
 from tuner.analysis import comparisons, deciding, front, ranking
 from tuner.analysis.comparisons import ENOUGH, LEVEL, Comparison, Edge, Family, GoodRates
 from tuner.analysis.effects import Effect
@@ -98,10 +100,10 @@ def effect(found: Effect) -> str:
     """Return a sentence about whether and how a parameter mattered."""
     spread = f"{found.size:.2g}, from {found.low:.2g} to {found.high:.2g}"
     if found.label is not None:
-        measure = f"its lead in mean rank, of 1, is {spread}"
+        measure = f"its lead in mean rank at equal rates, of 1, is {spread}"
         what = f"{found.name} mattered: {ranking.format_value(found.label)} was better"
     else:
-        measure = f"rank correlation {spread}"
+        measure = f"rank correlation at equal rates {spread}"
         what = f"{found.name} mattered: {'larger' if found.size > 0 else 'smaller'} was better"
     if not found.significant:
         what = f"{found.name} made no significant difference"
@@ -234,12 +236,26 @@ def advice(found: Findings) -> list[str]:
         lines.append("What is not significantly different needs more trials, or fewer choices.")
     completed = sum(one.state == COMPLETED for one in found.trials)
     several = bool(found.study.spec.study.objectives)
+    lines.extend(search(found))
     if completed > 1 and not several and (found.decision is None or not found.decision.decided):
         lines.append(
             "Each value is of one run. To decide whether the winner is better than the next ones, "
             "retrain them with new seeds: tuner confirm."
         )
     return lines
+
+
+def search(found: Findings) -> list[str]:
+    """Return a sentence about random search, and what a further trial promises; none if unknown."""
+    one, best, study = found.outlook, found.best, found.study.spec.study
+    if one is None or best is None or best.value is None:
+        return []
+    sign = 1.0 if study.direction == "minimize" else -1.0
+    reached = np.flatnonzero(sign * one.expected <= sign * best.value)
+    many = f"about {reached[0] + 1}" if len(reached) else f"more than {len(one.expected)}"
+    gain = f"A further trial is expected to improve {study.metric} by {one.gain:.2g}."
+    random = f"Random search would have needed {many} trials for {best.value:.4g}"
+    return [f"{gain} {random}, by a model of this study's trials."]
 
 
 def on_rates(

@@ -235,6 +235,22 @@ def standardised(losses: Vector) -> Vector:
     return centred / deviation if deviation > 0 else centred
 
 
+def restored(scores: Rows, losses: Vector) -> Rows:
+    """Return the losses that have these scores on the scale of `standardised(losses)`.
+
+    Beyond the best of the losses the scale goes on as it is there, and ends at the worst.
+    """
+    logs = bool(losses.min() > 0 and losses.max() > 3 * losses.min())
+    known = np.log(losses) if logs else losses
+    at, places = np.unique(standardised(losses), return_index=True)
+    to = known[places]
+    if len(at) == 1:
+        return np.full(scores.shape, losses[0])
+    slope = (to[1] - to[0]) / (at[1] - at[0])
+    found = np.where(scores < at[0], to[0] + (scores - at[0]) * slope, np.interp(scores, at, to))
+    return np.exp(found) if logs else found
+
+
 def informative(losses: Vector, most: int) -> NDArray[np.int64]:
     """Return the places of at most `most` points: half the best, half evenly from the others."""
     order = np.argsort(losses, kind="stable")

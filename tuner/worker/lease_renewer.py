@@ -76,11 +76,12 @@ class LeaseRenewer:
         finally:
             self.drop(lease)
 
-    def leave_within(self, seconds: float, stop: threading.Event) -> None:
+    def leave_within(self, seconds: float, stop: threading.Event, code: int = 0) -> None:
         """End this process within `seconds` after `stop` is set, whatever it is doing then.
 
         Attempts that could not be saved by then are released, so that another worker resumes them
-        at once from their last checkpoints. What this process still commits is refused.
+        at once from their last checkpoints. What this process still commits is refused. It exits
+        with `code`.
         """
 
         def leave() -> None:
@@ -97,7 +98,7 @@ class LeaseRenewer:
             except TunerError as error:
                 log.warning(f"a trial waits until its lease expires: {error}")
             finally:
-                os._exit(0)
+                os._exit(code)
 
         threading.Thread(target=leave, name="grace", daemon=True).start()
 

@@ -111,7 +111,7 @@ def _values(trial: TrialRecord) -> list[float]:
 
 
 def _shown(values: Sequence[float] | None) -> str:
-    return ", ".join(map(str, values or [None]))
+    return ", ".join(map(str, values or ())) or "nothing"
 
 
 def _differences(found: FrozenTrial, trial: TrialRecord) -> Iterator[Mismatch]:
