@@ -40,6 +40,20 @@ def pipeline(trained: Path, tmp_path: Path) -> Pipeline:
     return Pipeline(copy(trained, tmp_path))
 
 
+@pytest.fixture(scope="module")
+def promoted(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a first champion, to be copied; copies share the files of its model."""
+    folder = copy(trained, tmp_path_factory.mktemp("promoted"))
+    assert Pipeline(folder).retrain("0")["outcome"] == "promoted"
+    return folder
+
+
+@pytest.fixture
+def successor(promoted: Path, tmp_path: Path) -> Pipeline:
+    """A pipeline that has retrained "0"."""
+    return Pipeline(copy(promoted, tmp_path))
+
+
 def failing(folder: Path, place: str) -> dict[str, str]:
     log = str(folder / "failpoints.log")
     return {"TUNER_FAILPOINTS": f"{place}=kill", "TUNER_FAILPOINTS_LOG": log}
@@ -59,8 +73,8 @@ def failing(folder: Path, place: str) -> dict[str, str]:
         "retrain.promoted",
     ],
 )
-def test_a_killed_retraining_is_ended_by_the_next_call(pipeline: Pipeline, place: str) -> None:
-    pipeline.retrain("0")
+def test_a_killed_retraining_is_ended_by_the_next_call(successor: Pipeline, place: str) -> None:
+    pipeline = successor
     was = pipeline.predictions()
     command = ("retrain", "moving", "--run-key", "5", "--json")
     killed = tuner(pipeline.folder, *command, env=failing(pipeline.folder, place))
@@ -106,9 +120,8 @@ def test_the_same_on_postgresql(shared: str, tmp_path: Path) -> None:
 # --- commands
 
 
-def test_commands_say_how_it_ended(pipeline: Pipeline) -> None:
-    folder = pipeline.folder
-    pipeline.retrain("0")
+def test_commands_say_how_it_ended(successor: Pipeline) -> None:
+    folder = successor.folder
     kept = tuner(folder, "retrain", "moving", "--run-key", "0 b", "--exit-code", "--json")
     assert kept.code == 10
     assert set(kept.json) == {
