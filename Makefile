@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo tutorial bench chaos soak test quick integrations nightly mutants structure lint check clean
+.PHONY: demo tutorial bench chaos soak test quick integrations gpu nightly mutants structure lint check clean
 
 demo: .venv/.installed  ## a small study, from nothing to its report and a decision on the schedule
 	$(BIN)/tuner run studies/digits.toml
@@ -33,15 +33,18 @@ test quick integrations nightly mutants: export PYTHONDONTWRITEBYTECODE =
 PYTEST := $(BIN)/python -m pytest -q -n auto --dist worksteal
 
 quick: .venv/.installed-dev  ## two to four minutes: the tests that start no process and no server
-	$(PYTEST) -m 'not slow and not nightly'
+	$(PYTEST) -m 'not slow and not nightly and not integrations and not gpu'
 
-test: .venv/.installed-dev .venv/.chromium .venv/.pgbouncer  ## every test that is not nightly: 25 minutes
-	$(PYTEST) -m 'not nightly and not integrations'
+test: .venv/.installed-dev .venv/.chromium .venv/.pgbouncer .venv/.promtool  ## every test that is not nightly: 25 minutes
+	$(PYTEST) -m 'not nightly and not integrations and not gpu'
 
-integrations: .venv/.installed-integrations  ## the adapters to training libraries, with these libraries
-	$(PYTEST) -m integrations
+integrations: .venv/.installed-integrations .venv/.slurm  ## adapters with their libraries; Slurm, as root
+	$(PYTEST) -m integrations $(if $(filter 0,$(shell id -u)),,--ignore=tests/test_slurm.py)
 
-nightly: .venv/.installed-dev .venv/.chromium .venv/.pgbouncer  ## the rest: tutorial, tour, chaos, pages, soak
+gpu: .venv/.installed-dev  ## the tests that need a GPU
+	$(BIN)/python -m pytest -q -m gpu
+
+nightly: .venv/.installed-dev .venv/.chromium .venv/.pgbouncer .venv/.promtool  ## the rest: tutorial, tour, chaos, pages, soak
 	$(PYTEST) -m nightly
 	cd tests && ../$(BIN)/python -m chaos --soak 600
 
@@ -86,6 +89,20 @@ clean:  ## what `make` made; databases and reports stay
 	PATH="$$PATH:/usr/sbin" command -v pgbouncer \
 	    || { [ "$$(id -u)" = 0 ] && command -v apt-get && apt-get update -q \
 	        && apt-get install -q -y --no-install-recommends pgbouncer; }
+	touch $@
+
+# Prometheus's test of rules: one that is here, or that of Debian's package, which is not installed.
+.venv/.promtool: .venv/.installed-dev
+	command -v promtool || test -x $(BIN)/promtool || { \
+	    { [ "$$(id -u)" != 0 ] || apt-get update -q; } && cd .venv && apt-get download -q prometheus \
+	        && dpkg-deb --fsys-tarfile prometheus_*.deb \
+	        | tar -x -C bin --strip-components=3 ./usr/bin/promtool && rm prometheus_*.deb; }
+	touch $@
+
+# The engine of the tests that run workers on a cluster; only root can start it.
+.venv/.slurm: .venv/.installed-dev
+	command -v slurmctld || [ "$$(id -u)" != 0 ] || { apt-get update -q \
+	    && apt-get install -q -y --no-install-recommends slurm-wlm munge; }
 	touch $@
 
 .venv/.installed-dev: .venv/.installed

@@ -77,13 +77,13 @@ def study_file(problem: str, pruner: str, seed: int, trials: int) -> str:
     return SCHEDULES + text
 
 
-def train(ledger: Ledger, folder: Path, text: str) -> StudyRecord:
+def train(ledger: Ledger, places: database.Addresses, text: str) -> StudyRecord:
     """Train what a study file lacks, as a worker does."""
     spec = reading.parse(text, "benchmark")
     study, _ = submit.submit(ledger, spec, submit.prepare(spec, PREFIXES).description)
     work(
         ledger,
-        folder,
+        places,
         names=[study.name],
         prefixes=PREFIXES,
         stop=threading.Event(),
@@ -108,7 +108,7 @@ def outcome(problem: str, pruner: str, seed: int, trials: int, steps: int | None
         budget = trials if steps is None else max(8, steps // horizon)
         while True:
             text = study_file(problem, pruner, seed, budget)
-            study = train(ledger, places.checkpoints, text)
+            study = train(ledger, places, text)
             used = steps_of(ledger, study)
             if steps is None or steps - used < horizon / 2:
                 break

@@ -127,7 +127,7 @@ def recorded(spec: StudySpec, folder: Path) -> float:
     recorder = RecorderProcess([study.name])
     work(
         ledger,
-        places.checkpoints,
+        places,
         names=[study.name],
         prefixes=["studies."],
         stop=threading.Event(),

@@ -99,7 +99,7 @@ class Service:
             profile.enable()
         work(
             self.ledger,
-            self.places.checkpoints,
+            self.places,
             names=[study.name],
             prefixes=["studies."],
             stop=threading.Event(),

@@ -40,7 +40,7 @@ def searched(seed: int, trials: int, *, probe: bool) -> dict[str, Any]:
         study, _ = submit.submit(ledger, spec, described)
         work(
             ledger,
-            places.checkpoints,
+            places,
             names=[study.name],
             prefixes=PREFIXES,
             stop=threading.Event(),

@@ -27,12 +27,11 @@ def main() -> None:
         def serve(study: str, _seconds: float, stop: threading.Event) -> None:
             work(
                 ledger,
-                places.checkpoints,
+                places,
                 names=[study],
                 prefixes=["waiting"],
                 stop=stop,
                 until_idle=False,
-                spill=places.spill,
             )
 
         waiting.serve(serve)

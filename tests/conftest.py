@@ -1,5 +1,6 @@
 """What many tests start from: addresses in an empty folder, and a fresh ledger there."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -37,6 +38,7 @@ settings.register_profile("tuner", deadline=None)
 settings.load_profile("tuner")
 
 startup.configure_libraries()
+os.environ["TUNER_CONFIG"] = ""  # nobody's settings
 warm.keep_migrations()
 
 

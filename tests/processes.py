@@ -108,7 +108,8 @@ def environment(folder: Path, more: Mapping[str, str] | None = None) -> dict[str
     """Give a process our code, and nothing that a person or another test has set."""
     ours = ("TUNER_", "MLFLOW_", "COLUMNS", "OMP_", "PYTHON")
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
-    return inherited | {"PYTHONPATH": str(ROOT), "TUNER_ALLOW": " ".join(PREFIXES), **(more or {})}
+    own = {"PYTHONPATH": str(ROOT), "TUNER_ALLOW": " ".join(PREFIXES), "TUNER_CONFIG": ""}
+    return inherited | own | dict(more or {})
 
 
 @dataclass(frozen=True)

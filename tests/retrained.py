@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import date
 
 import torch
 from torch import Tensor, nn
@@ -108,6 +109,22 @@ def on_a_day(key: str = "0") -> Workload:
     return moving(str(float(day) + 1 + key.endswith("forced") / 2))
 
 
+def daily(
+    key: str = "2026-01-01", first: str = "2026-01-01", bad: str = "", late: str = ""
+) -> Workload:
+    """Train on data that move by one a day from the first day on.
+
+    Those of a bad day have a value that is missing until they are loaded "again"; those of a late
+    day are still those of the day before.
+    """
+    day = key.split(maxsplit=1)[0]
+    number = (date.fromisoformat(day) - date.fromisoformat(first)).days
+    made = moving(str(float(number - (day == late))))
+    if key == bad:
+        made.train_inputs[3, 1] = torch.nan
+    return made
+
+
 def breaking_in_training(key: str = "0") -> Workload:
     """Train that line, with a loss that ends the process at a training step."""
 
@@ -131,6 +148,15 @@ def breaking_in_evaluation(key: str = "0") -> Workload:
         return nn.functional.mse_loss(outputs, targets)
 
     return replace(moving(key), loss=loss)
+
+
+def measuring_nothing(key: str = "0") -> Workload:
+    """Train that line; a metric beside the loss is not a number."""
+
+    def nothing(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets).mean() * torch.nan
+
+    return replace(moving(key), metrics={"nothing": nothing})
 
 
 def worst(outputs: Tensor, targets: Tensor) -> Tensor:

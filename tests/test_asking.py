@@ -262,3 +262,15 @@ def test_the_documented_script_asks_and_everything_is_published(tmp_path):
     assert done.stdout.splitlines()[-1] == "5"
     places = database.addresses({}, tmp_path)
     assert examine(database.ledger_engine(places.ledger), places) == []
+
+
+def test_constraints_are_judged_by_told_and_by_reported_metrics(ledger, asking):
+    asker = asking(3, 10, constraints=["accuracy >= 0.97"])
+    first, second, third = (asker.ask() for _ in range(3))
+    assert first.tell(1.0, metrics={"accuracy": 0.9}) == "completed"
+    second.report(5, val_loss=3.0, accuracy=0.99)
+    assert second.tell(2.0) == "completed"
+    assert third.tell(0.5) == "failed"
+    record = ledger.study("asked")
+    assert ledger.best(record).number == second.number
+    assert [one.infeasible for one in ledger.trials(record.id)] == [True, False, False]

@@ -112,7 +112,7 @@ def test_a_retrained_model_has_the_averages(tmp_path):
     for ema in (None, 0.9):
         spec = make_spec(steps=20, ema=ema)
         file = tmp_path / f"{ema}"
-        trained = models.train(workload, spec, task, file, still=lambda: None, clock=float)
+        trained = models.train(workload, spec, task, file, still=lambda _: None, clock=float)
         loss = models.row_values(trained.model, workload, spec, "val_loss").mean()
         assert loss == pytest.approx(trained.value)
         found[ema] = loss

@@ -94,7 +94,7 @@ def test_a_cohort_that_is_interrupted_goes_on_to_the_same_curves(ledger, places,
     monkeypatch.setattr(CohortTrainer, "advance", interrupted)
     while ledger.counts(study.id)["waiting"] or ledger.study("disturbed").reserved < 13:
         stop.clear()
-        work(ledger, places.checkpoints, names=["disturbed"], prefixes=PREFIXES, stop=stop,
+        work(ledger, places, names=["disturbed"], prefixes=PREFIXES, stop=stop,
              until_idle=True)  # fmt: skip
     assert any(one.ending == "interrupted" for one in ledger.attempts(study.id))
     for (mine, curve), (theirs, plain) in zip(

@@ -274,7 +274,9 @@ def test_looking(folder):
     assert list(status["best"]) == ["number", "value", "params", "run_id"]
     assert status["budget"] == {"trials": 4, "reserved": 4}
     assert (status["state"], status["workers"]) == ("ended", [])
-    assert status.pop("unreadable") == []
+    assert status.pop("spend")["trials"] == 4
+    details = ("unreadable", "notes", "quota_reached")
+    assert [status.pop(one) for one in details] == [[], [], None]
     assert tuner(folder, "studies", "--json").json == {"studies": [status]}
     best = tuner(folder, "best", "small", "--json").json
     assert best == {"study": "small", "best": status["best"]}

@@ -12,7 +12,7 @@ import pytest
 from processes import left, prepare, reference, train_here
 
 from tuner.config import reading
-from tuner.ledger import Ledger
+from tuner.ledger import Ledger, database
 from tuner.operations import submit
 from tuner.worker import work
 
@@ -28,7 +28,7 @@ def trained(ledger: Ledger, folder: Path, file: str, *overrides: str) -> list[di
     study, _ = submit.submit(ledger, study_spec, described)
     work(
         ledger,
-        folder,
+        database.addresses({}, folder),
         names=[study.name],
         prefixes=["studies."],
         stop=threading.Event(),

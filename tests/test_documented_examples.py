@@ -55,7 +55,7 @@ def test_doctor_finds_every_example_whole(tmp_path: Path, monkeypatch: pytest.Mo
         spec = reading.load(file, short)
         submit.submit(ledger, spec, submit.prepare(spec, PREFIXES).description)
     stop = threading.Event()
-    work(ledger, places.checkpoints, names=[], prefixes=PREFIXES, stop=stop, until_idle=True)
+    work(ledger, places, names=[], prefixes=PREFIXES, stop=stop, until_idle=True)
     stop.set()
     record(ledger.engine, places, names=[], closing=stop)
     studies = ledger.studies()

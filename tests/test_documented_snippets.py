@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from tuner.config import building, reading
+from tuner.config import building, cluster, reading
 from tuner.training.programs import current
 from tuner.training.workloads import Workload
 
@@ -34,6 +34,7 @@ RUN_BY = {
     "python.md": "test_python_first, test_asking",
     "cohorts.md": "here",
     "space.md": "here",
+    "clusters.md": "test_executors",
     "programs.md": "test_programs, test_ranks",
     "loaders.md": "test_loaders",
     "integrations.md": "test_integrations",
@@ -53,6 +54,9 @@ def blocks(page: Path, language: str) -> list[str]:
 def test_the_tables_of_a_page_are_those_of_a_study_file(page: Path) -> None:
     for block in blocks(page, "toml"):
         tables = tomllib.loads(block)
+        if page.name == "clusters.md":
+            assert cluster.parse(block, page.name)
+            continue
         rest = {name: table for name, table in REST.items() if name not in tables}
         if "training" in tables and not {"steps", "epochs"} & tables["training"].keys():
             tables["training"] |= REST["training"]

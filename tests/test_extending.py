@@ -137,7 +137,7 @@ def test_a_kept_checkpoint_is_gone_on_from_bit_by_bit(ledger, places, monkeypatc
     study = train(ledger, places, keeping(ledger, trainer))
     trials = [one for one in ledger.trials(study.id) if one.state in ("completed", "pruned")]
     assert {one.state for one in trials} == {"completed", "pruned"}
-    kept = {int(file.parent.name) for file in places.checkpoints.glob("1/*/*.pt")}
+    kept = {int(file.parent.name) for file in places.checkpoints.folder.glob("1/*/*.pt")}
     assert kept == {one.number for one in trials if one.params["schedule"] != "cosine"}
     done = extend.extend(
         ledger,

@@ -124,7 +124,7 @@ def test_mlflow_and_status_have_the_traceback(published, tracked, places, monkey
     (attempt,) = tracked.attempts(published.id)
     file = tracking_client(places).download_artifacts(run_id, "traceback.txt", str(tmp_path))
     assert Path(file).read_text() == attempt.traceback
-    monkeypatch.chdir(places.checkpoints.parent.parent)
+    monkeypatch.chdir(places.file.parent)
     shown = CliRunner().invoke(cli, ["status", "broken", "--trial", "0"]).output
     assert shown.startswith(f"broken, trial 0: failed after 5 steps\n{SAID}\n")
     assert all(line in shown for line in attempt.traceback.splitlines())

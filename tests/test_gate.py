@@ -102,6 +102,58 @@ def test_a_challenger_that_is_worse_on_a_slice_is_kept_out() -> None:
     assert decided(challenger).promote
 
 
+@pytest.mark.slow
+def test_thirty_days_on_which_nothing_is_worse_refuse_no_good_challenger() -> None:
+    """It equals the champion on every day. Without the correction, every second one is refused."""
+    table, times = GateTable(), 300
+    rng = np.random.default_rng(4)
+    for scatter in (lambda: 1.0, lambda: rng.exponential(size=(30, 40))):  # and a few hard rows
+        refused = 0
+        for _ in range(times):
+            gains = rng.normal(size=(30, 40)) * scatter()
+            judged = gate.judge(table, {f"day {day}": one for day, one in enumerate(gains)})
+            refused += any(one.fault is not None for one in judged.values())
+        assert refused <= times * (0.025 + 3 * (0.025 * 0.975 / times) ** 0.5)
+
+
+def test_one_bad_day_in_thirty_keeps_a_challenger_out() -> None:
+    gain = np.random.default_rng(5).normal(0.5, 0.3, (30, 40))
+    gain[7] -= 0.8
+    slices = {f"day {day}": np.arange(1200) // 40 == day for day in range(30)}
+    champion = np.tile(LOSS, 6)
+    decision = decided(champion - gain.ravel(), champion=champion, slices=slices)
+    assert not decision.promote
+    assert "but worse on day 7: 0.389 worse over 40 rows (p 8.3e-09" in decision.reason
+    assert "corrected for 30 slices)" in decision.reason
+    assert [name for name, one in decision.slices.items() if one.fault] == ["day 7"]
+
+
+def test_a_slice_with_a_margin_must_be_shown_to_be_worse_by_less() -> None:
+    night = np.arange(ROWS) < 40
+    noise = np.where(night, NOISE, 0.0)
+    challenger = LOSS - np.where(night, 0.0, 0.5) + noise - noise[night].mean() * night
+    slices = {"night": night}
+    assert decided(challenger, slices=slices).promote  # not worse for sure
+    decision = decided(challenger, slices=slices, margins={"night": 0.2})
+    assert not decision.promote
+    assert "worse on night: by up to 0.2" in decision.reason
+    assert "over 40 rows, margin 0.2" in decision.reason
+    assert decided(challenger, slices=slices, margins={"night": 0.3}).promote
+    recorded = decision.slices["night"].as_json()
+    assert (recorded["margin"], recorded["decides"], recorded["pairs"]) == (0.2, True, 40)
+
+
+def test_a_slice_of_few_rows_is_recorded_and_does_not_decide() -> None:
+    new = np.arange(ROWS) < 12
+    challenger = LOSS - np.where(new, -2.0, 0.5)
+    decision = decided(challenger, slices={"new": new}, margins={"new": 0.1})
+    assert decision.promote
+    assert decision.reason.endswith(" Slices with fewer than 20 rows did not decide: new (12).")
+    recorded = decision.slices["new"].as_json()
+    assert (recorded["decides"], recorded["mean"]) == (False, pytest.approx(-2))
+    assert not decided(challenger, slices={"new": new}, slice_rows=12).promote
+
+
 def test_with_several_seeds_the_pairs_are_seeds() -> None:
     rng = np.random.default_rng(1)
     lucky = [LOSS - 0.5, *(LOSS + rng.normal(0, 0.5) for _ in range(4))]

@@ -25,6 +25,7 @@ from tuner.ledger.tables import studies
 from tuner.operations import manage, status
 from tuner.operations import run as running
 from tuner.operations.doctor import examine
+from tuner.operations.workers import closed_in_words
 from tuner.tracking.recorder import Recorder
 
 
@@ -123,7 +124,7 @@ def test_a_worker_notices_a_stop_at_its_next_commit(ledger, places, monkeypatch,
     assert reached
     assert [trial.state for trial in ledger.trials(study.id)] == [CANCELLED]
     assert "is over: Cancelled" in caplog.text
-    assert not [path for path in places.checkpoints.rglob("*") if path.is_file()]
+    assert not [path for path in places.checkpoints.folder.rglob("*") if path.is_file()]
 
 
 @pytest.mark.slow
@@ -144,7 +145,7 @@ def test_a_run_whose_study_is_deleted_says_so(tmp_path):
 
 def test_a_study_that_is_being_deleted_is_not_to_be_resumed(ledger):
     in_ledger.stop(ledger, submit(ledger), in_ledger.BEING_DELETED)
-    said = running.closed_in_words(ledger.study("small"))
+    said = closed_in_words(ledger.study("small"))
     assert said == "study 'small' is stopped: It is being deleted; `tuner delete` finishes that"
 
 

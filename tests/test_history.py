@@ -21,7 +21,7 @@ from tuner.core.outcome import FAILED, Outcome
 from tuner.ledger import Ledger, database, events, managing
 from tuner.ledger.database import tracking_client
 from tuner.ledger.events import Act
-from tuner.operations import history, manage, retry, status
+from tuner.operations import history, manage, notes, retry, status
 from tuner.operations import submit as submission
 
 ME = pwd.getpwuid(os.getuid()).pw_name
@@ -114,7 +114,7 @@ def test_a_retry_and_a_failure_are_recorded(ledger):
 
 
 @pytest.mark.slow
-def test_mlflow_names_the_submitter(tmp_path, monkeypatch):
+def test_mlflow_names_the_submitter_and_shows_state_answer_tags_and_notes(tmp_path, monkeypatch):
     folder = prepare(tmp_path / "here")
     monkeypatch.chdir(folder)
     places = database.addresses({}, folder)
@@ -129,6 +129,18 @@ def test_mlflow_names_the_submitter(tmp_path, monkeypatch):
     (experiment,) = [one for one in client.search_experiments() if one.name == "line"]
     runs = client.search_runs([experiment.experiment_id])
     assert [run.data.tags["mlflow.user"] for run in runs] == [ME, ME]
+    notes.tag(ledger, "line", ["baseline"])
+    notes.note(ledger, "line", "as in the paper")
+    publish(ledger, places)
+    listed = client.get_experiment(experiment.experiment_id).tags
+    expected = {"owner": ME, "state": "ended", "project": "default", "tags": "baseline"}
+    assert {key: listed[f"tuner.{key}"] for key in expected} == expected
+    first = listed["mlflow.note.content"].partition("\n")[0]
+    assert first.startswith(f"ended, by {ME}, baseline. Best: val\\_loss 0.5".replace("\\", ""))
+    assert listed["tuner.answer"].startswith("Best: val_loss 0.5 in trial 0")
+    (parent,) = [run for run in runs if run.data.tags["tuner.trial"] == "study"]
+    note = client.get_run(parent.info.run_id).data.tags["mlflow.note.content"]
+    assert f"{ME}: as in the paper" in note
 
 
 @pytest.mark.slow

@@ -145,7 +145,7 @@ def test_branches_that_are_interrupted_are_made_again(ledger, places, monkeypatc
     trials = study.spec.budget.trials
     while ledger.counts(study.id)["waiting"] or ledger.study("disturbed").reserved < trials:
         stop.clear()
-        work(ledger, places.checkpoints, names=["disturbed"], prefixes=PREFIXES, stop=stop,
+        work(ledger, places, names=["disturbed"], prefixes=PREFIXES, stop=stop,
              until_idle=True)  # fmt: skip
     assert any(one.ending == "interrupted" for one in ledger.attempts(study.id))
     mine, theirs = content(ledger, study), content(ledger, calm)

@@ -18,6 +18,7 @@ from processes import until
 import tuner.observability.repeating
 from tuner.core import curves
 from tuner.core.errors import UnavailableError
+from tuner.core.file_stores import FolderStore
 from tuner.ledger import Ledger
 from tuner.observability import metrics
 from tuner.observability.repeating import repeating
@@ -34,7 +35,7 @@ def test_what_is_held_is_renewed_and_what_others_lost_is_reaped(ledger: Ledger, 
     impatient = Ledger(ledger.engine, lease_seconds=0.6)
     ours, theirs = claim(impatient, study, "a:1:1"), claim(ledger, study, "b:1:1")
     expire(ledger, theirs.lease)
-    renewer = LeaseRenewer(impatient, tmp_path)
+    renewer = LeaseRenewer(impatient, FolderStore(tmp_path))
     renewer.hold(ours.lease)
     with renewer.running():
         while ledger.attempts(study.id)[1].live:
@@ -48,7 +49,7 @@ def test_who_was_out_of_touch_renews_before_reaping(ledger: Ledger, tmp_path: Pa
     """After an outage every lease has run out, and all their holders may be well."""
     study = submit(ledger)
     other = claim(ledger, study, "b:1:1")
-    renewer = LeaseRenewer(ledger, tmp_path)
+    renewer = LeaseRenewer(ledger, FolderStore(tmp_path))
     renewer._in_touch_since = math.inf  # as a renewal that failed leaves it
     expire(ledger, other.lease)
     assert renewer.reap() == 0
@@ -68,7 +69,7 @@ def test_a_checkpoint_that_cannot_be_removed_stops_no_renewal(
     ledger.save_checkpoint(theirs.lease, checkpoint(10, 1))
     (tmp_path / "1" / "1" / "10-1.pt").mkdir(parents=True)  # which nobody can unlink
     expire(ledger, theirs.lease)
-    renewer = LeaseRenewer(impatient, tmp_path)
+    renewer = LeaseRenewer(impatient, FolderStore(tmp_path))
     renewer.hold(ours.lease)
     with renewer.running():
         until(lambda: "cannot be removed" in caplog.text, "the log")

@@ -18,6 +18,7 @@ from processes import until
 from tuner.core.cron import Timetable
 from tuner.core.environment import identity, is_gone
 from tuner.core.errors import LeaseLost
+from tuner.core.file_stores import FolderStore
 from tuner.ledger import Lease, Ledger, Retrainings, StudyRecord, database, ranges
 from tuner.ledger.leases import (
     ATTEMPTS,
@@ -286,7 +287,7 @@ def test_leases_of_all_kinds_are_renewed_in_one_thread(either: Ledger, tmp_path:
     every = [Leased(short, kind, study) for kind in KINDS.values()]
     held = [one.claim(identity()) for one in every]
     assert None not in held
-    renewer = LeaseRenewer(short, tmp_path)
+    renewer = LeaseRenewer(short, FolderStore(tmp_path))
     before = threading.active_count()
     with renewer.running(), renewer.running():
         assert threading.active_count() == before + 1

@@ -21,7 +21,17 @@ from tuner.observability import metrics, serving
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "operations.md").read_text()
 RULES = yaml.safe_load((ROOT / "deploy" / "alerts.yml").read_text())["groups"][0]["rules"]
-FUNCTIONS = {"time", "max", "min", "sum", "by", "increase", "min_over_time", "and"}  # of PromQL
+FUNCTIONS = {
+    "time",
+    "max",
+    "min",
+    "sum",
+    "by",
+    "increase",
+    "min_over_time",
+    "delta",
+    "changes",
+}  # of PromQL
 
 
 def names(ledger: Ledger) -> set[str]:

@@ -42,7 +42,7 @@ from tuner.config import StudySpec, reading
 from tuner.core.errors import UsageError, WorkloadError
 from tuner.core.outcome import COMPLETED, FAILED, PRUNED
 from tuner.examples import house_prices, wine
-from tuner.ledger import Ledger
+from tuner.ledger import Ledger, database
 from tuner.ledger.tables import attempts
 from tuner.operations import doctor, export, report, rerun, submit
 from tuner.report import tables as tables_of_report
@@ -771,9 +771,9 @@ def own_spec(train="studies.wine:train", **tables) -> StudySpec:
     return StudySpec.model_validate_json(json.dumps(content | tables))
 
 
-def work(ledger: Ledger, folder, name, prefixes=("studies.", "tests.")) -> None:
-    stop = threading.Event()
-    worker.work(ledger, folder, names=[name], prefixes=prefixes, stop=stop, until_idle=True)
+def work(ledger: Ledger, folder, name, prefixes=("studies.", "tests."), stop=None) -> None:
+    stop, places = stop or threading.Event(), database.addresses({}, folder)
+    worker.work(ledger, places, names=[name], prefixes=prefixes, stop=stop, until_idle=True)
 
 
 def put(ledger: Ledger, spec: StudySpec, prefixes=("studies.", "tests.")):
@@ -959,9 +959,7 @@ def test_a_worker_that_was_stopped_goes_on_and_the_curve_is_whole(ledger: Ledger
         )
         study = put(ledger, spec)
         if name == "stopped":
-            worker.work(
-                ledger, tmp_path, names=[name], prefixes=("tests.",), stop=stop, until_idle=True
-            )
+            work(ledger, tmp_path, name, ("tests.",), stop)
             assert [attempt.ending for attempt in ledger.attempts(study.id)] == ["interrupted"]
         work(ledger, tmp_path, name)
         (trial,) = ledger.trials(study.id)

@@ -2,6 +2,7 @@
 
 import io
 import re
+import sys
 from dataclasses import replace
 
 import pytest
@@ -72,3 +73,14 @@ def test_of_trials_that_were_reported_only_completed_ones_are_ranked(ledger, cap
     assert len(re.findall(r"^ +\d+ .* sgd ", text, re.MULTILINE)) == 1
     assert "Open the curves in MLflow: " in text
     assert f" ui {study.name}\n" in text
+
+
+def test_a_file_has_no_colour_codes_whatever_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with (tmp_path / "log").open("w") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        terminal.print_text(terminal.console(), "important", style="bold red")
+    assert (tmp_path / "log").read_text() == "important\n"
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    terminal.print_text(terminal.console(), "important", style="bold red")
+    assert "\x1b[" in sys.stdout.getvalue(), "such as the log of a pipeline that somebody watches"

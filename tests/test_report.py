@@ -114,6 +114,19 @@ def test_a_study_without_a_completed_trial_says_what_to_try(ledger: Ledger, tmp_
     assert page.write_study(found, tmp_path).page.is_file()
 
 
+def test_a_robust_schedule_and_a_fragile_one_are_compared(ledger: Ledger, tmp_path: Path) -> None:
+    study, _ = ledger.submit(spec(space={"schedule": BOTH}), limit=30, workload=WORKLOAD)
+    for lr in np.geomspace(0.01, 1.0, 9):
+        away = abs(float(np.log10(lr / 0.1)))
+        trial(ledger, study, lr, falling(1 - 0.1 * away), schedule="cosine")
+        trial(ledger, study, lr, falling(1 - 0.9 * away))
+    found = gather(ledger, study)
+    assert [one.schedule for one in found.sensitivities] == ["cosine", "constant"]
+    (line,) = sentences.sensitivity(found)
+    assert "with sgd and cosine" in line.partition(", and ")[0]
+    assert "Sensitivity to the rate" in page.write_study(found, tmp_path).page.read_text()
+
+
 @pytest.mark.slow
 def test_the_ranking_says_why_a_pruned_trial_with_a_better_value_stands_below(
     ledger: Ledger, tmp_path: Path

@@ -28,10 +28,11 @@ from tuner.core.errors import NotFoundError, UnavailableError, UsageError
 from tuner.core.failpoints import PLACES, FailpointError
 from tuner.ledger import Retrainings
 from tuner.ledger.database import tracking_client
-from tuner.operations import report, timetables
+from tuner.operations import manage, report, timetables
 from tuner.operations.predict import predict
 from tuner.operations.retrain import retrain
 from tuner.operations.rollback import rollback
+from tuner.tracking.mlflow import check
 from tuner.worker import work
 
 pytestmark = pytest.mark.slow
@@ -187,6 +188,7 @@ def test_a_version_leads_to_its_data_trial_curve_and_decision(pipeline: Pipeline
     assert "torch" in json.loads(champion.tags["tuner.environment"])["packages"]
     trial = client.get_run(champion.tags["tuner.trial_run_id"])
     assert trial.data.tags["tuner.trial"] == champion.tags["tuner.trial"]
+    assert json.loads(trial.data.tags["tuner.model_versions"]) == ["moving/1"]
     stored = client.download_artifacts(found["run_id"], "lineage.json", str(pipeline.folder))
     files = json.loads(Path(stored).read_text())["files"]
     assert {"tests/retrained.py", "tests/__init__.py"} & files.keys()
@@ -202,6 +204,33 @@ def test_a_version_leads_to_its_data_trial_curve_and_decision(pipeline: Pipeline
     ):
         assert f"]({link}" in page
     assert "The first champion" in page
+
+    pipeline.retrain("5")
+    back = client.get_run(trial.info.run_id).data.tags
+    assert json.loads(back["tuner.model_versions"]) == ["moving/1", "moving/2"]
+    note = back["mlflow.note.content"]
+    for version in (1, 2):
+        assert note.count(f"[version {version} of moving](#/models/moving/versions/{version})") == 1
+    assert f"#/experiments/{own}/runs/{found['run_id']}?" in note
+    ours = pipeline.ledger.trials(pipeline.ledger.study("moving").id)
+    differences = check.mismatches(
+        client, pipeline.ledger, pipeline.ledger.study("moving"), ours, without_curve=()
+    )
+    assert differences == [], "a repair leaves it as it is"
+
+
+def test_only_a_run_of_the_trial_itself_is_linked_from(pipeline: Pipeline) -> None:
+    """The ledger's row that names the run may have any content, and the run may be deleted."""
+    pipeline.retrain("0")
+    client = tracking_client(pipeline.places)
+    run = pipeline.registry.champion().tags["tuner.trial_run_id"]
+    client.set_tag(run, "tuner.study", "another's")
+    assert pipeline.retrain("5")["outcome"] == "promoted"
+    assert json.loads(client.get_run(run).data.tags["tuner.model_versions"]) == ["moving/1"]
+    client.set_tag(run, "tuner.study", "moving")
+    client.delete_run(run)
+    assert pipeline.retrain("9")["outcome"] == "promoted"
+    assert json.loads(client.get_run(run).data.tags["tuner.model_versions"]) == ["moving/1"]
 
 
 def test_drift_is_in_the_ledger_and_on_the_parent_run(pipeline: Pipeline) -> None:
@@ -264,7 +293,7 @@ def retrained_wide(pipeline: Pipeline, key: str) -> dict[str, Any]:
     ledger = pipeline.ledger
     work(
         ledger,
-        pipeline.places.checkpoints,
+        pipeline.places,
         names=["wide"],
         prefixes=PREFIXES,
         stop=threading.Event(),
@@ -423,6 +452,11 @@ def test_who_does_not_want_to_wait_is_told_who_is_at_it(pipeline: Pipeline) -> N
         ),
         (["retrain.gate.slices=['old']"], "1", "slices: expected slices of the workload (none)"),
         (
+            ["retrain.gate.margins={old=0.1}"],
+            "1",
+            "margins: expected slices of the workload (none)",
+        ),
+        (
             ["retrain.data.minimum_rows=25"],
             "1",
             "[retrain.data] minimum_rows: expected at least 25",
@@ -527,6 +561,47 @@ def test_a_bad_day_is_refused_or_left_out_and_named(pipeline: Pipeline) -> None:
 # --- how it ends
 
 
+def test_a_metric_that_is_not_a_number_is_left_out_of_mlflow(pipeline: Pipeline) -> None:
+    pipeline.change("retrain.factory=tests.retrained:measuring_nothing")
+    found = pipeline.retrain("0")
+    assert found["outcome"] == "promoted"
+    pipeline.assert_whole()
+    client = tracking_client(pipeline.places)
+    (logged,) = client.search_logged_models(
+        [client.get_run(found["run_id"]).info.experiment_id],
+        filter_string=f"source_run_id = '{found['run_id']}'",
+    )
+    measured = {one.key for one in logged.metrics}
+    assert "challenger_val_loss" in measured
+    assert not any(
+        "nothing" in key for key in [*measured, *client.get_run(found["run_id"]).data.metrics]
+    )
+    gate = ("retrain.gate.metric=nothing", "retrain.gate.direction=minimize")
+    pipeline.change("retrain.factory=tests.retrained:measuring_nothing", *gate)
+    found = pipeline.retrain("5")
+    assert (found["outcome"], found["champion_version"]) == ("kept", 1)
+    assert "nothing is not finite on every row" in found["reason"]
+
+
+def test_a_study_whose_champion_is_in_use_is_deleted_by_force_and_the_model_stays(
+    pipeline: Pipeline,
+) -> None:
+    first = pipeline.retrain("0")
+    with pytest.raises(UsageError, match="made version 1 of model 'moving', the champion; without"):
+        manage.delete(pipeline.ledger, pipeline.places, "moving")
+    assert pipeline.retrain("0") == first
+    manage.delete(pipeline.ledger, pipeline.places, "moving", force=True)
+    assert pipeline.registry.champion().number == 1
+    assert (
+        tracking_client(pipeline.places).get_run(first["run_id"]).info.lifecycle_stage == "active"
+    )
+    train_here(pipeline.folder)
+    found = pipeline.retrain("0")  # the name is free, and the key with it
+    assert (found["outcome"], found["version"]) == ("promoted", 2)
+    assert "the ledger has no digest of the weights of the champion, version 1" in found["reason"]
+    pipeline.assert_whole()
+
+
 def test_a_challenger_that_diverges_fails_and_the_champion_stays(successor: Pipeline) -> None:
     pipeline = successor
     found = pipeline.retrain("1e200")
@@ -535,6 +610,34 @@ def test_a_challenger_that_diverges_fails_and_the_champion_stays(successor: Pipe
     assert pipeline.registry.champion().number == 1
     run = tracking_client(pipeline.places).get_run(found["run_id"])
     assert run.info.status == "KILLED"
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        ("training_minutes=1e-9", "more than [retrain.limits] training_minutes = 1e-09."),
+        ("model_megabytes=1e-6", "the model has 2.4e-05 MB, more than [retrain.limits] model_me"),
+        ("retune_minutes=1e-9", "completed 1 of 3 trials in [retrain.limits] retune_minutes"),
+    ],
+)
+def test_a_limit_that_is_exceeded_fails_is_notified_and_leaves_the_champion(
+    pipeline: Pipeline, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, limit: str, said: str
+) -> None:
+    pipeline.change(*AUTO)
+    first = retrained_wide(pipeline, "0")
+    for name, value in receiver.environment.items():
+        monkeypatch.setenv(name, value)
+    notified = "retrain.notify.webhook=TUNER_NOTIFY_WEBHOOK"
+    pipeline.change(*AUTO, "retrain.shortfall=0", f"retrain.limits.{limit}", notified)
+    found = retrained_wide(pipeline, "5")
+    assert (found["outcome"], found["version"]) == ("failed", None)
+    assert found["reason"].startswith("A limit is exceeded: ")
+    assert said in found["reason"]
+    assert found["champion_version"] == first["version"]
+    assert receiver.messages == [found]
+    pipeline.change(*AUTO, "retrain.shortfall=0")
+    assert retrained_wide(pipeline, "5") == found, "the key has ended"
+    assert retrained_wide(pipeline, "5 again")["outcome"] == "promoted"
 
 
 def test_a_webhook_gets_what_the_command_prints(

@@ -74,7 +74,8 @@ def study_of(ledger: Ledger, sampler: str, trials: int = 40, **overrides: Any) -
 
 
 def test_every_sampler_is_tested_here():
-    assert {*SAMPLERS, "listed"} == set(get_args(SamplerName))  # that one draws nothing
+    others = {"listed", "nsga2"}  # the one draws nothing, the other is in test_objectives
+    assert {*SAMPLERS, *others} == set(get_args(SamplerName))
 
 
 # --- where trials diverge ---------------------------------------------------------------------
@@ -374,7 +375,7 @@ def test_a_sampler_is_named_alone_or_with_its_options(sampler):
 MISTAKES = """
 search.sampler=cma
     [search] sampler: expected one of auto, tpe, random, grid, gp, optuna_gp, qmc, cmaes,
-    listed, got "cma"; did you mean cmaes?
+    nsga2, listed, got "cma"; did you mean cmaes?
 
 search.sampler={name='gp', startup_trials=0}
     [search.sampler] startup_trials: expected a number of at least 1, got 0
@@ -390,7 +391,7 @@ search.sampler={name='qmc', scramble=1}
 
 search.sampler={name='qmc', population=9}
     [search.sampler] population: expected one of name, sequence, scramble, got an unknown key;
-    population is a parameter of cmaes
+    population is a parameter of cmaes and nsga2
 """
 
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from postgres import free_port
 from processes import PREFIXES, copy, end, prepare, start, train_here, tuner, until
 from retrained import STUDY
+from team import mlflow_server
 from test_retraining import Pipeline
 
-from tuner.core.cron import ALL, QUEUE, Timetable
+from tuner.core.cron import ALL, LATEST, QUEUE, SKIP, Timetable
+from tuner.core.failpoints import PLACES
 from tuner.ledger import Ledger, Retrainings, database
 from tuner.ledger.database import tracking_client
 from tuner.ledger.retrainings import DONE
-from tuner.ledger.timetables import ENDED, Timetables
+from tuner.ledger.timetables import ENDED, MISSED, RUNNING, SKIPPED, Timetables
 from tuner.operations.predict import predict
 from tuner.operations.retrain import retrain
 from tuner.operations.rollback import rollback
@@ -117,6 +122,57 @@ def test_the_same_on_postgresql(shared: str, tmp_path: Path) -> None:
     assert registry.champion().number == first.json["champion_version"] == 1
 
 
+def test_a_holder_that_hangs_is_followed_by_another_host_and_changes_nothing(
+    pipeline: Pipeline,
+) -> None:
+    """To another host a stopped process is one that cannot be reached: only its lease expires."""
+    pipeline.retrain("0")
+    folder, command = pipeline.folder, ("retrain", "moving", "--run-key", "5", "--json")
+    env = {"TUNER_LEASE_SECONDS": "3"}
+    armed = {"TUNER_FAILPOINTS": "retrain.evaluated=stop"}
+    hangs = start(folder, *command, env=env | armed, cold=True)
+    assert os.WIFSTOPPED(os.waitpid(hangs.pid, os.WUNTRACED)[1])
+    found = tuner(folder, *command, env=env)
+    assert found.code == 0, found.err
+    assert (found.json["outcome"], found.json["champion_version"]) == ("promoted", 2)
+    hangs.send_signal(signal.SIGCONT)
+    late = end(hangs)
+    assert late.code == 1, late.err
+    assert "was given up for lost and its token is refused" in late.err
+    assert pipeline.registry.champion().number == 2
+    assert pipeline.trainings() == 2
+    assert len(pipeline.registry._client.search_model_versions("name = 'moving'")) == 2
+    pipeline.assert_whole()
+
+
+@pytest.mark.nightly
+def test_killed_at_each_stage_and_the_server_of_mlflow_restarts(tmp_path: Path) -> None:
+    """Each time the server is away for a call, which changes nothing and is to be repeated."""
+    folder = prepare(tmp_path / "moving", STUDY)
+    train_here(folder)
+    tracking, port = database.addresses({}, folder).tracking, free_port()
+    pipeline = Pipeline(folder, f"http://127.0.0.1:{port}")
+    env = {"MLFLOW_TRACKING_URI": pipeline.tracking, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    stages = [place for place in PLACES if place.startswith("retrain.")]
+    for number, place in enumerate(stages):
+        command = ("retrain", "moving", "--run-key", str(5 * number), "--json")
+        with mlflow_server(folder, tracking, port=port):
+            log = folder / f"{place}.log"
+            armed = {"TUNER_FAILPOINTS": f"{place}=kill", "TUNER_FAILPOINTS_LOG": str(log)}
+            assert tuner(folder, *command, env=env | armed).code == -signal.SIGKILL
+            assert log.read_text() == f"{place}=kill\n"
+        if place != "retrain.ended":
+            away = tuner(folder, *command, env=env)
+            assert away.code == 4, away.err
+        with mlflow_server(folder, tracking, port=port):
+            found = tuner(folder, *command, env=env)
+            assert found.code == 0, found.err
+            assert found.json["outcome"] == "promoted"
+            assert found.json["version"] == pipeline.registry.champion().number == number + 1
+            assert pipeline.trainings() == number + 1
+            pipeline.assert_whole()
+
+
 # --- commands
 
 
@@ -135,8 +191,10 @@ def test_commands_say_how_it_ended(successor: Pipeline) -> None:
     refused = tuner(folder, "retrain", "moving", "--run-key", "wide")
     assert refused.code == 2
     assert "does not fit the signature" in refused.err
+    for key, code in (("wide", 20), ("1e200", 20), ("0", 0)):  # refused, diverged, promoted
+        assert tuner(folder, "retrain", "moving", "--run-key", key, "--exit-code").code == code
     history = tuner(folder, "retrain", "moving", "--history", "--json")
-    assert [one["outcome"] for one in history.json["retrainings"]] == ["promoted", "kept"]
+    assert [one["outcome"] for one in history.json["retrainings"]] == ["promoted", "kept", "failed"]
 
 
 def test_a_timetable_is_made_run_once_and_removed(pipeline: Pipeline) -> None:
@@ -176,6 +234,59 @@ def test_a_scheduler_killed_at_a_tick_leaves_it_to_the_next_one(
     assert tuner(folder, "scheduler", "--once").code == 0
     runs = [one for one in store.history("moving") if one.fire_at == held.fire_at]
     assert [one.state for one in runs] == [ENDED]
+
+
+def test_missed_ticks_are_caught_up_as_each_timetable_says(pipeline: Pipeline) -> None:
+    """No scheduler ran for three days; the keys are days, so those of two timetables are one."""
+    pipeline.change("retrain.factory=tests.retrained:on_a_day", "retrain.key_format=%Y-%m-%d")
+    store = Timetables(pipeline.ledger)
+    then = store.now() - 3 * 86_400
+    daily = Timetable(expression="0 6 * * *", zone="Asia/Tokyo")
+    for catch_up in (ALL, LATEST, SKIP):
+        store.add(catch_up, "moving", replace(daily, catch_up=catch_up), now=then)
+    store.add("disabled", "moving", daily, now=then, enabled=False)
+    done = tuner(pipeline.folder, "scheduler", "--once")
+    assert done.code == 0, done.err
+    runs = {
+        name: [one.fire_at for one in store.history(name) if one.state == ENDED]
+        for name in (ALL, LATEST, SKIP, "disabled")
+    }
+    assert [len(one) for one in runs.values()] == [3, 1, 0, 0]
+    assert runs[LATEST] == runs[ALL][:1]
+    assert [one.state for one in store.history(SKIP)] == [MISSED]
+    retrainings = Retrainings(pipeline.ledger).history("moving")
+    assert len(retrainings) == len({one.run_key for one in retrainings}) == 3
+    assert {one.stage for one in retrainings} == {DONE}
+
+
+def test_a_tick_during_a_run_is_skipped_and_a_disabled_timetable_has_none(
+    pipeline: Pipeline,
+) -> None:
+    """One scheduler hangs in its run while another one sees the next ticks."""
+    folder, store = pipeline.folder, Timetables(pipeline.ledger)
+    (folder / "study.toml").write_text(STUDY.replace('key_argument = "key"', ""))
+    pipeline.change()
+    armed = {"TUNER_FAILPOINTS": "scheduler.claimed=stop"}
+    added = ("timetable", "add", "moving", "--cron", "* * * * * *")
+    assert tuner(folder, *added).code == 0
+    hangs = start(folder, "scheduler", "--once", env=armed, cold=True)
+    assert os.WIFSTOPPED(os.waitpid(hangs.pid, os.WUNTRACED)[1])
+    other = start(folder, "scheduler")
+    until(lambda: any(one.state == SKIPPED for one in store.history("moving")), "a skipped tick")
+    assert tuner(folder, *added, "--disabled").code == 0
+    known = len(store.history("moving"))
+    hangs.send_signal(signal.SIGCONT)
+    assert end(hangs).code == 0
+    until(lambda: all(one.state != RUNNING for one in store.history("moving")), "the run")
+    other.send_signal(signal.SIGTERM)
+    assert end(other).code == 0
+    assert store.tick(store.now() + 3600) == 0
+    runs = store.history("moving")
+    assert len(runs) == known
+    assert [one.state for one in runs].count(ENDED) == 1
+    assert {one.state for one in runs} == {ENDED, SKIPPED}
+    assert all("had not ended" in str(one.reason) for one in runs if one.state == SKIPPED)
+    assert len(Retrainings(pipeline.ledger).history("moving")) == 1
 
 
 @pytest.mark.nightly

@@ -240,13 +240,12 @@ def test_a_planted_checkpoint_runs_nothing(trap, caplog):
     found = reading.load(folder / "study.toml")
     study, _ = submission.submit(ledger, found, submission.prepare(found, ("tests.",)).description)
     held, _ = drawn(ledger, study, Search(study, ledger))
-    file = places.checkpoints / str(study.id) / "0" / "0-1.pt"
-    digest = checkpoint.write(file, pickle.dumps(Trap()))
+    digest = checkpoint.write(places.checkpoints, f"{study.id}/0/0-1.pt", pickle.dumps(Trap()))
     record = CheckpointRecord(study_id=study.id, trial=0, step=0, attempt=1, digest=digest)
     ledger.save_checkpoint(held.lease, record)
     ledger.release(held.lease, "interrupted", "planted")
     never = threading.Event()
-    work(ledger, places.checkpoints, names=[], prefixes=("tests.",), stop=never, until_idle=True)
+    work(ledger, places, names=[], prefixes=("tests.",), stop=never, until_idle=True)
     assert [one.ending for one in ledger.attempts(study.id)] == ["interrupted", "finished"]
     assert "its checkpoint is unusable" in caplog.text
     ledger.engine.dispose()

@@ -18,6 +18,7 @@ from tuner.ledger import Ledger
 from tuner.ledger.database import Addresses
 from tuner.ledger.totals import totals
 from tuner.observability import metrics, serving
+from tuner.operations import status
 
 
 @pytest.fixture
@@ -60,10 +61,34 @@ def four_trials(ledger: Ledger) -> None:
 def test_the_whole_ledger_is_counted(either: Ledger):
     four_trials(either)
     found = totals(either.engine)
-    assert found.studies == {"open": 1}
-    assert found.trials == {"completed": 1, "diverged": 1, "running": 2}
+    assert {state: n for state, n in found.studies.items() if n} == {"open": 1}
+    assert {state: n for state, n in found.trials.items() if n} == {
+        "completed": 1, "diverged": 1, "running": 2,
+    }  # fmt: skip
+    shown = status.statuses(either, either.studies())[0]
+    assert found.trials == shown["trials"], "in the words of the command line"
     assert (found.leases, found.expired) == (2, 1)
     assert found.unpublished == {"optuna": 2, "mlflow": 2}, "no recorder was here"
+
+
+def test_states_and_studies_that_nobody_trains_are_as_the_command_line_says(ledger: Ledger):
+    spent = submit(ledger, study={"name": "spent"}, budget={"trials": 1})
+    held = claim(ledger, spent)
+    draw(ledger, held)
+    waiting = submit(ledger, study={"name": "waiting"}, budget={"trials": 1})
+    ledger.release(claim(ledger, waiting).lease, "interrupted", "for this test")
+    submit(ledger, study={"name": "untouched"})
+    submit(ledger, study={"name": "asked"}, workload={"factory": None, "ask_and_tell": True})
+    found = totals(ledger.engine)
+    assert (found.studies["open"], found.unattended) == (4, 0)
+    assert (found.trials["running"], found.trials["waiting"]) == (1, 1)
+    with ledger.engine.execution_options(writes=True).begin() as tx:
+        tx.execute(text("UPDATE tuner_studies SET created_at = created_at - 1000"))
+        tx.execute(text("UPDATE tuner_attempts SET ended_at = ended_at - 1000"))
+    assert totals(ledger.engine).unattended == 2, "the waiting one and the untouched one"
+    ledger.finish(held.lease, completed(1.0))
+    found = totals(ledger.engine)
+    assert (found.studies["ended"], found.studies["open"]) == (1, 3)
 
 
 def test_metrics_are_those_counts(address, ledger):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import html
 import json
 import random
+from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 from helpers import claim, completed, diverged, drawn, rows, spec, submit
 from hypothesis import given, settings
@@ -364,7 +367,7 @@ def test_what_mattered_is_told_from_what_did_not(ledger: Any) -> None:
         held, made = drawn(ledger, study, search)
         value = float(made.params["width"]) + 10.0 * (made.params["kind"] == "b")
         ledger.finish(held.lease, completed(value))
-    found = effects(study, ledger.trials(study.id), np.random.default_rng(0))
+    found = effects(study, ledger.trials(study.id))
     width, kind, noise = (
         next(one for one in found if one.name == name) for name in ("width", "kind", "noise")
     )
@@ -373,3 +376,38 @@ def test_what_mattered_is_told_from_what_did_not(ledger: Any) -> None:
     assert width.high < 0, "smaller was better"
     assert not noise.significant
     assert sentences.effect(kind).startswith("kind mattered: a was better (")
+
+
+@pytest.mark.slow
+def test_a_sampler_that_repeats_what_did_well_makes_nothing_matter() -> None:
+    """Of studies by tpe: what has an effect is found, and what has none seldom seems to."""
+    space = {"real": [1, 2, 3, 4], "two": [0, 1], "label": ["a", "b", "c"]}
+    study_spec = spec(space={**BASE, "lr": {"low": 1e-4, "high": 1.0}, "arguments": space})
+    study = SimpleNamespace(spec=study_spec)
+    studies, found = 20, Counter[str]()
+    for seed in range(studies):
+        chance = np.random.default_rng(seed)
+        tpe = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
+        trials = []
+        for number in range(40):
+            asked = tpe.ask()
+            params = {
+                "lr": asked.suggest_float("lr", 1e-4, 1.0, log=True),
+                "real": asked.suggest_int("real", 1, 4),
+                "two": asked.suggest_int("two", 0, 1),
+                "label": asked.suggest_categorical("label", ["a", "b", "c"]),
+            }
+            value = abs(np.log10(params["lr"]) + 2) + 0.15 * params["real"]
+            value += 0.05 * chance.standard_normal()
+            tpe.tell(asked, value)
+            trials.append(
+                SimpleNamespace(
+                    number=number,
+                    state="completed",
+                    value=value,
+                    params={**params, "optimizer": "sgd"},
+                )
+            )
+        found.update(one.name for one in effects(study, trials) if one.significant)
+    assert found["real"] == studies
+    assert found["two"] + found["label"] <= 6, found  # 2 are expected by chance

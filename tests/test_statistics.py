@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.analysis.statistics import Interval, bootstrap_interval, simultaneous, t_interval
+from tuner.analysis.statistics import (
+    Interval,
+    bootstrap_interval,
+    holm,
+    p_below,
+    simultaneous,
+    t_interval,
+)
 
 numbers = st.floats(-1e6, 1e6, allow_nan=False).map(lambda x: round(x, 6))
 samples = st.lists(numbers, min_size=2, max_size=20)
@@ -111,3 +118,18 @@ def test_the_bootstrap_repeats_itself_with_its_randomness():
 )
 def test_intervals_that_hold_together_are_wider_alone(level, comparisons, each):
     assert simultaneous(level, comparisons) == pytest.approx(each)
+
+
+def test_a_p_value_is_small_where_the_interval_is_below():
+    sample = [1.0, 2.0, 3.0, 4.0, 5.0]
+    edge = t_interval(sample, 0.95).high
+    assert math.isclose(p_below(sample, edge), 0.025)
+    assert p_below(sample, 3.0) == 0.5
+    assert (p_below([1.0, 1.0], 1.5), p_below([1.0, 1.0], 1.0), p_below([1.0], 9.0)) == (0, 1, 1)
+
+
+def test_holms_p_values_are_those_of_the_textbook():
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}) == pytest.approx(
+        {"d": 0.02, "a": 0.03, "c": 0.06, "b": 0.06}
+    )
+    assert holm({}) == {}

@@ -374,7 +374,7 @@ search.sampler=3
 
 search.sampler=tpee
     [search] sampler: expected one of auto, tpe, random, grid, gp, optuna_gp, qmc, cmaes,
-    listed, got "tpee"; did you mean tpe?
+    nsga2, listed, got "tpee"; did you mean tpe?
 
 search.pruner.min_steps=0
     [search.pruner] min_steps: expected a number of at least 1, got 0
@@ -413,7 +413,7 @@ retrain.gate.level = 1
 
 retrain.gate.metrik = "accuracy"
     [retrain.gate] metrik: expected one of metric, direction, minimum_improvement, level, seeds,
-    slices, tolerance, minimum_rows, got an unknown key; did you mean metric?
+    slices, tolerance, margins, slice_rows, minimum_rows, got an unknown key; did you mean metric?
 
 retrain.gate.metric = "accuracy"
     [retrain.gate] direction: expected "minimize" or "maximize", as accuracy is not the study's

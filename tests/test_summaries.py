@@ -12,6 +12,9 @@ from tuner.ledger import Ledger, StudyRecord
 from tuner.ledger.summaries import last_activity, summaries
 from tuner.operations import retention, status, studies
 
+OF_ONE = {"unreadable", "notes", "quota_reached", "spend"}
+"""What is told of one study alone."""
+
 
 def train(ledger: Ledger, study: StudyRecord, *values: float | None) -> None:
     """End one trial for each value; None: diverged."""
@@ -61,17 +64,21 @@ def test_summaries_are_what_single_reads_find(either):
             assert best.state == COMPLETED
             assert (summary.best.number, summary.best.value) == (best.number, best.value)
             assert summary.best.params == best.params
-    assert [one["best"] and one["best"]["number"] for one in studies.studies(either)] == [
-        1,
-        1,
-        None,
-    ]
+    best = {one["study"]: one["best"] for one in studies.studies(either)}
+    assert {name: one and one["number"] for name, one in best.items()} == {
+        "lowest": 1, "highest": 1, "untouched": None,
+    }  # fmt: skip
     assert studies.studies(either) == [
-        {key: value for key, value in status.status(either, study).items() if key != "unreadable"}
-        for study in known
+        {key: value for key, value in one.items() if key not in OF_ONE}
+        for one in sorted(
+            (status.status(either, study) for study in known),
+            key=lambda one: one["last_activity"],
+            reverse=True,
+        )
     ]
-    workers = [one["workers"] for one in studies.studies(either)]
-    assert workers == [[], [{"worker": "somebody", "trial": 2}], []]
+    workers = {one["study"]: one["workers"] for one in studies.studies(either)}
+    assert workers.pop("highest") == [{"worker": "somebody", "trial": 2}]
+    assert [*workers.values()] == [[], []]
 
 
 def test_the_last_activity_of_a_study_is_that_of_all_its_versions(ledger):

@@ -101,7 +101,7 @@ def test_other_studies_go_on_and_the_broken_ones_are_stopped_with_their_reason(
 def train(ledger: Ledger, places: Addresses, *names: str) -> None:
     work(
         ledger,
-        places.checkpoints,
+        places,
         names=names,
         prefixes=PREFIXES,
         stop=threading.Event(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import pytest
 from helpers import claim, completed, draw, rows, submit
 from processes import STUDY, prepare, tuner
 from receiver import Receiver, receiving
+from sqlalchemy import update
 
 from tuner.config import reading
 from tuner.core.errors import StudyFileError
 from tuner.core.outcome import FAILED, Outcome
-from tuner.ledger import Ledger, StudyRecord, managing
+from tuner.ledger import Ledger, StudyRecord, managing, notifications
+from tuner.ledger.tables import attempts
 from tuner.observability import notify
 from tuner.observability.watching import watch
 
@@ -88,6 +91,40 @@ def test_a_study_that_nobody_trains_is_told_until_somebody_acts(
     assert heard(ledger, receiver, later + 3600) == [], "a worker has it"
     managing.pause(ledger, study)
     assert heard(ledger, receiver, later + 7200) == []
+
+
+def test_a_trial_whose_worker_measures_nothing_is_told_once(
+    either: Ledger, receiver: Receiver
+) -> None:
+    study = notified(either)
+    held = claim(either, study, "w1")
+    draw(either, held)
+    either.append(held.lease, rows(0, 5))
+    quiet = {"started_at": attempts.c.started_at - 600}
+    for minutes in (10, 20):  # by default 15 are too many
+        with either.engine.execution_options(writes=True).begin() as tx:
+            tx.execute(update(attempts).values(quiet))
+        told = heard(either, receiver)
+        assert told == (["stalled"] if minutes > 15 else [])
+    reason = "Trial 0 of 'small' has measured nothing for 20 minutes; w1 may hang or be dead."
+    assert receiver.heard[-1]["reason"] == reason
+    either.append(held.lease, rows(5, 6, time=time.time()))
+    assert heard(either, receiver) == []
+
+
+def test_what_was_sent_long_ago_loses_its_content_and_is_not_sent_again(
+    ledger: Ledger, receiver: Receiver
+) -> None:
+    study = notified(ledger)
+    for _ in range(2):
+        train(ledger, study, completed(1.0))
+    assert heard(ledger, receiver) == ["new_best", "ended"]
+    assert notifications.strip(ledger, older_than=60.0) == 0
+    assert notifications.strip(ledger, older_than=-60.0) == 2
+    assert notifications.strip(ledger, older_than=-60.0) == 0
+    left = notifications.Notifications(ledger).of_study("small")
+    assert [(one.title, one.content) for one in left] == [("", {}), ("", {})]
+    assert heard(ledger, receiver) == []
 
 
 def test_the_table_may_change_and_names_variables_alone(ledger: Ledger, tmp_path: Path) -> None:

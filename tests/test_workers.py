@@ -15,11 +15,14 @@ from processes import STUDY, end, prepare, start, trained_steps, tuner, until
 from sqlalchemy import select
 from training_here import PREFIXES, submitted
 
+from tuner.config.cluster import WorkerTable
 from tuner.core.environment import identity
 from tuner.core.errors import WorkloadError
+from tuner.executors import WorkerState
 from tuner.executors.local import LocalExecutor
 from tuner.ledger import Ledger, StudyRecord, managing
 from tuner.ledger.database import Addresses
+from tuner.ledger.launches import Launch
 from tuner.ledger.tables import attempts
 from tuner.worker import work
 from tuner.worker.loop import StudySelector
@@ -125,7 +128,7 @@ def test_paused_studies_have_no_turn(ledger):
 def train(ledger: Ledger, places: Addresses, *names: str, **more) -> None:
     work(
         ledger,
-        places.checkpoints,
+        places,
         names=names,
         prefixes=PREFIXES,
         stop=threading.Event(),
@@ -240,16 +243,28 @@ def test_the_local_executor_starts_polls_and_cancels(tmp_path, monkeypatch):
     folder = prepare(tmp_path)
     monkeypatch.chdir(folder)
     executor = LocalExecutor(folder / "logs")
-    refused = executor.launch(["--study", "nobody knows"])
-    until(lambda: executor.poll(refused) is not None, "its end")
-    assert executor.poll(refused) == 2
-    assert "there is no study 'nobody knows'" in executor.log_of(refused).read_text()
-    serving = executor.launch(["--no-recorder"])
-    until(lambda: "worker started" in executor.log_of(serving).read_text(), "its start")
-    assert executor.poll(serving) is None
+
+    def launch(key: str, *arguments: str) -> Launch:
+        handles = executor.launch(key, 1, WorkerTable(), arguments)
+        return Launch(
+            key=key, study_id=1, executor="local", workers=1, handles=handles, os_user="ann",
+            host="here", created_at=1.0, ended_at=None,
+        )  # fmt: skip
+
+    def state(launch: Launch) -> WorkerState:
+        (found,) = executor.poll([launch])[launch.key]
+        return found
+
+    refused = launch("0" * 12, "--study", "nobody knows")
+    until(lambda: state(refused).is_over, "its end")
+    assert (state(refused).phase, state(refused).code) == ("failed", 2)
+    assert "there is no study 'nobody knows'" in executor.logs(refused, refused.handles[0])
+    serving = launch("1" * 12, "--no-recorder")
+    until(lambda: "worker started" in executor.logs(serving, serving.handles[0]), "its start")
+    assert state(serving).phase == "running"
     executor.cancel(serving)
-    until(lambda: executor.poll(serving) is not None, "its end")
-    assert executor.poll(serving) == 0
+    until(lambda: state(serving).is_over, "its end")
+    assert state(serving).phase == "ended"
     executor.cancel(serving)  # which is over
 
 

@@ -107,7 +107,7 @@ def train_all(ledger: Ledger, places: Addresses, names: Sequence[str] = ()) -> N
     """Train what is left of the studies with these names, or of all, with no recorder."""
     work(
         ledger,
-        places.checkpoints,
+        places,
         names=names,
         prefixes=PREFIXES,
         stop=threading.Event(),

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tuner.examples import digits
 from tuner.training.trial import Trial
 from tuner.training.workloads import Workload, digest_of, seeded
 
@@ -39,6 +40,18 @@ def paced(slow: str = "slow", step_seconds: float = 0.15) -> Workload:
         return nn.functional.mse_loss(outputs, targets)
 
     return _workload(_network, loss)
+
+
+def paced_digits(slow: str = "slow", step_seconds: float = 0.15) -> Workload:
+    """Train digits, slowly while the working directory has a file of this name."""
+    made = digits.mlp(hidden=16, layers=1)
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and Path(slow).exists():  # training, not evaluating
+            time.sleep(step_seconds)
+        return made.loss(outputs, targets)
+
+    return replace(made, loss=loss)
 
 
 def line() -> Workload:

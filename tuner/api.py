@@ -14,11 +14,12 @@ import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tuner.analysis import ranking
-from tuner.config import ParameterValue, StudySpec, building, reading
+from tuner.config import ParameterValue, StudySpec, building, cluster, reading
 from tuner.config.building import Budget
+from tuner.config.cluster import ClusterSpec
 from tuner.core import startup
 from tuner.core.errors import UnavailableError, UsageError
 from tuner.ledger import Ledger, StudyRecord
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from tuner.operations.run import Ended
     from tuner.training.capture import Captured
 
+Settings: TypeAlias = Mapping[str, Mapping[str, Any]] | str | os.PathLike[str] | None
+"""Settings of executors: tables, or the path of a file; None: `cluster.toml`, if it is there."""
+
 
 def run(
     file: str | Path,
@@ -44,15 +48,23 @@ def run(
     overrides: Mapping[str, object] | Sequence[str] = (),
     allow: Sequence[str] = context.PREFIXES,
     progress: bool = True,
+    yes: bool = False,
+    workers: int = 1,
+    executor: str = cluster.LOCAL,
+    settings: Settings = None,
 ) -> Study:
     """Submit a study file, train its trials in this process, and return the study.
 
+    With several `workers`, or another `executor`, such as "slurm", processes of their own train
+    it. `settings` are the tables of a cluster file, or its path; by default `cluster.toml`.
+
     `overrides` changes values of the file: `{"budget.trials": 20}`, or `["budget.trials=20"]` as
     for `--set`. Call it again to resume. Ctrl-C raises `KeyboardInterrupt` after the running trial
-    is saved. Raise `StudyFileError` with every mistake of the file, `UsageError` if `file` is not a
-    path, and `UnavailableError` if everything is trained but not everything could be published.
+    is saved. `yes` changes a study of somebody else too. Raise `StudyFileError` with every mistake
+    of the file, `UsageError` if `file` is not a path, and `UnavailableError` if everything is
+    trained but not everything could be published.
     """
-    from tuner.operations import run  # noqa: PLC0415 - it imports torch
+    from tuner.operations import ownership, run  # noqa: PLC0415 - it imports torch
 
     if not isinstance(file, str | os.PathLike):
         raise UsageError(
@@ -60,8 +72,16 @@ def run(
             "study into a TOML file, and change its values for a run with overrides"
         )
     startup.configure_libraries()
-    spec = reading.load(Path(file), _texts(overrides))
-    ran = run.run(spec, allow, console=_console(progress))
+    spec = reading.load(Path(file), _texts(overrides), context.project())
+    ran = run.run(
+        spec,
+        allow,
+        workers=workers,
+        executor=executor,
+        settings=_settings(settings),
+        console=_console(progress),
+        ask=ownership.asking(yes=yes),
+    )
     study = Study._of(ran.study.name, ran.ledger, ran.places)
     _raise_unless_done(ran.ended, study.name)
     return study
@@ -115,6 +135,8 @@ class Study:
         budget: Budget | None = None,
         metric: str | None = None,
         direction: str | None = None,
+        objectives: Sequence[Mapping[str, str]] | None = None,
+        constraints: Sequence[str] | None = None,
         seed: int | None = None,
         description: str | None = None,
         training: Mapping[str, Any] | None = None,
@@ -145,8 +167,8 @@ class Study:
         self._allowed: tuple[str, ...] = ()  # the module of its function
         self._asker: Asker | None = None
         written = (
-            train, factory, arguments, space, budget, metric, direction, seed, description,
-            training, search, guard, probe, retrain, notify,
+            train, factory, arguments, space, budget, metric, direction, objectives,
+            constraints, seed, description, training, search, guard, probe, retrain, notify,
         )  # fmt: skip
         if all(one is None for one in written):
             return
@@ -167,6 +189,8 @@ class Study:
             "seed": seed,
             "metric": metric,
             "direction": direction,
+            "objectives": objectives,
+            "constraints": constraints,
         }
         tables: dict[str, Mapping[str, Any] | None] = {
             "study": about,
@@ -262,6 +286,15 @@ class Study:
 
         return best.best(*self._read())
 
+    def front(self) -> list[dict[str, Any]]:
+        """Return the trials on the front: number, values, params and run_id; none of one objective.
+
+        No other trial is better in one objective and as good in all others.
+        """
+        from tuner.operations import best  # noqa: PLC0415
+
+        return list(best.front(*self._read()).get("front", []))
+
     def trials(self) -> pd.DataFrame:
         """Return one row per trial: number, state, value, reason, steps, seconds, `params_…`."""
         from tuner.operations import export  # noqa: PLC0415 - it imports pandas
@@ -279,26 +312,49 @@ class Study:
         return export.curves(*self._read(), chosen)
 
     def run(
-        self, *, workers: int = 1, allow: Sequence[str] | None = None, progress: bool = True
+        self,
+        *,
+        workers: int = 1,
+        executor: str = cluster.LOCAL,
+        settings: Settings = None,
+        allow: Sequence[str] | None = None,
+        progress: bool = True,
+        yes: bool = False,
     ) -> Study:
-        """Train what is left of the study, in this process or in `workers` of this machine.
+        """Train what is left of the study, in this process or in `workers` of an executor.
 
         A study that is written in Python is submitted first. Call it again to resume. Ctrl-C raises
-        `KeyboardInterrupt` after the running trials are saved. Raise `UnavailableError` if
-        everything is trained but not everything could be published.
+        `KeyboardInterrupt` after the running trials are saved. `yes` changes the budget of a study
+        of somebody else too. Raise `UnavailableError` if everything is trained but not everything
+        could be published.
         """
-        from tuner.operations import run  # noqa: PLC0415 - it imports torch
+        from tuner.operations import ownership, run  # noqa: PLC0415 - it imports torch
 
         console, prefixes = _console(progress), self._prefixes(allow)
         if self._spec is None:
             ledger, study = self._read()
             ended = run.train_study(
-                ledger, self._places(), study, prefixes, workers=workers, console=console
+                ledger,
+                self._places(),
+                study,
+                prefixes,
+                workers=workers,
+                executor=executor,
+                settings=_settings(settings),
+                console=console,
             )
         else:
             startup.configure_libraries()
             self._write_captured()
-            ran = run.run(self._spec, prefixes, workers=workers, console=console)
+            ran = run.run(
+                self._spec,
+                prefixes,
+                workers=workers,
+                executor=executor,
+                settings=_settings(settings),
+                console=console,
+                ask=ownership.asking(yes=yes),
+            )
             with self._opening:
                 if self._opened is None:
                     self._keep(ran.ledger, ran.places)
@@ -307,6 +363,58 @@ class Study:
             ended = ran.ended
         _raise_unless_done(ended, self.name)
         return self
+
+    def start_workers(
+        self,
+        workers: int = 1,
+        *,
+        executor: str = cluster.LOCAL,
+        settings: Settings = None,
+        allow: Sequence[str] | None = None,
+        recorder: bool = True,
+    ) -> dict[str, Any]:
+        """Start workers that train a submitted study until nothing is left, and return at once.
+
+        They go on when this process has ended. Return their executor, launch and handles.
+        """
+        from tuner.operations import workers as operations  # noqa: PLC0415
+
+        return operations.start(
+            self._ledger(),
+            self._places(),
+            _settings(settings),
+            self.name,
+            workers=workers,
+            executor=executor,
+            prefixes=self._prefixes(allow),
+            recorder=recorder,
+        )
+
+    def workers(self, *, ended: bool = False, settings: Settings = None) -> list[dict[str, Any]]:
+        """Return the workers that were started for the study, from any machine, with their states.
+
+        Those of launches that have ended are left out, unless asked for.
+        """
+        from tuner.operations import workers as operations  # noqa: PLC0415
+
+        found = operations.listed(
+            self._ledger(), self._places(), _settings(settings), self.name, ended=ended
+        )
+        return list(found["workers"])
+
+    def stop_workers(self, *, settings: Settings = None) -> dict[str, Any]:
+        """Let all workers that were started for the study save their trials and end."""
+        from tuner.operations import workers as operations  # noqa: PLC0415
+
+        return operations.stop(self._ledger(), self._places(), _settings(settings), self.name)
+
+    def worker_logs(self, handle: str, *, settings: Settings = None) -> str:
+        """Return the end of the log of one worker, as `workers` names it."""
+        from tuner.operations import workers as operations  # noqa: PLC0415
+
+        return operations.logs(
+            self._ledger(), self._places(), _settings(settings), self.name, handle
+        )
 
     def ask(self) -> AskedTrial | None:
         """Return the next trial of a study without a function, or None if its budget is spent.
@@ -440,6 +548,7 @@ class Study:
         *,
         raise_budget: bool = False,
         reason: str = "",
+        yes: bool = False,
     ) -> dict[str, Any]:
         """Add a trial with these parameters; those left out are drawn. Return its number and more.
 
@@ -449,7 +558,7 @@ class Study:
         from tuner.operations import enqueue  # noqa: PLC0415
 
         return enqueue.enqueue(
-            self._ledger(), self.name, params, raise_budget=raise_budget, reason=reason
+            self._own(yes=yes), self.name, params, raise_budget=raise_budget, reason=reason
         )
 
     def retry(
@@ -459,6 +568,7 @@ class Study:
         failed: bool = False,
         raise_budget: bool = False,
         reason: str = "",
+        yes: bool = False,
     ) -> dict[str, Any]:
         """Add a trial with the parameters of each of these failed trials, or of all of them.
 
@@ -468,7 +578,7 @@ class Study:
 
         chosen = [numbers] if isinstance(numbers, int) else numbers
         return retry.retry(
-            self._ledger(),
+            self._own(yes=yes),
             self.name,
             chosen,
             failed=failed,
@@ -476,32 +586,33 @@ class Study:
             reason=reason,
         )
 
-    def pause(self, reason: str = "") -> dict[str, Any]:
+    def pause(self, reason: str = "", *, yes: bool = False) -> dict[str, Any]:
         """Start no more trials; running ones continue to their end. Return the status."""
         from tuner.operations import manage  # noqa: PLC0415
 
-        return manage.pause(self._ledger(), self.name, reason)
+        return manage.pause(self._own(yes=yes), self.name, reason)
 
-    def resume(self, reason: str = "") -> dict[str, Any]:
+    def resume(self, reason: str = "", *, yes: bool = False) -> dict[str, Any]:
         """Reopen the study after a pause or a stop. Return the status."""
         from tuner.operations import manage  # noqa: PLC0415
 
-        return manage.resume(self._ledger(), self.name, reason)
+        return manage.resume(self._own(yes=yes), self.name, reason)
 
-    def stop(self, reason: str = "") -> dict[str, Any]:
+    def stop(self, reason: str = "", *, yes: bool = False) -> dict[str, Any]:
         """Cancel the running and waiting trials, and start no more. Return the status."""
         from tuner.operations import manage  # noqa: PLC0415
 
-        return manage.stop(self._ledger(), self._places(), self.name, reason)
+        return manage.stop(self._own(yes=yes), self._places(), self.name, reason)
 
-    def delete(self, *, force: bool = False, reason: str = "") -> None:
+    def delete(self, *, force: bool = False, reason: str = "", yes: bool = False) -> None:
         """Delete the study from ledger, Optuna, MLflow, and its checkpoints, without asking.
 
         Raise `UsageError` while workers train it, unless forced.
         """
         from tuner.operations import manage  # noqa: PLC0415
 
-        manage.delete(self._ledger(), self._places(), self.name, force=force, reason=reason)
+        ledger = self._own(yes=yes)
+        manage.delete(ledger, self._places(), self.name, force=force, reason=reason)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Study) and other.name == self.name
@@ -553,12 +664,27 @@ class Study:
     def _ledger(self) -> Ledger:
         return self._open()[0]
 
+    def _own(self, *, yes: bool) -> Ledger:
+        """Return the ledger to change the study. Raise `UsageError` if it is somebody else's."""
+        from tuner.operations import ownership  # noqa: PLC0415
+
+        ledger = self._ledger()
+        ownership.check(ledger, self.name, ownership.asking(yes=yes))
+        return ledger
+
     def _places(self) -> Addresses:
         return self._open()[1]
 
     def _read(self) -> tuple[Ledger, StudyRecord]:
         ledger = self._ledger()
         return ledger, ledger.study(self.name)
+
+
+def _settings(given: Settings) -> ClusterSpec:
+    """Return the settings of executors. Raise `StudyFileError` with every mistake."""
+    if given is None or isinstance(given, str | os.PathLike):
+        return cluster.load(None if given is None else Path(given))
+    return cluster.parse(building.toml(given), "settings")
 
 
 def _console(progress: bool) -> Console | None:

@@ -11,14 +11,34 @@ from typing import Any
 
 from prefect import flow, runtime, task
 
-COMMAND = "tuner retrain digits --run-key {key} --json"
+COMMAND = "tuner retrain digits --run-key {key} --json --exit-code"
+KEPT, DO_NOT_RETRY = 10, 20
 
 
-@task(retries=3, retry_delay_seconds=300)
+class RefusedError(Exception):
+    """The retraining was refused, or has failed for good; the same call would end the same way."""
+
+
+def may_succeed(_task: object, _run: object, state: Any) -> bool:
+    """Return whether a retry may help."""
+    try:
+        state.result()
+    except RefusedError:
+        return False
+    except Exception:
+        return True
+    return True
+
+
+@task(retries=3, retry_delay_seconds=300, retry_condition_fn=may_succeed)
 def retrain(key: str) -> dict[str, Any]:
     """Retrain at most once per run key; return the JSON object that the command prints."""
     command = COMMAND.format(key=key).split()
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd="/srv/tuning")
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=False, cwd="/srv/tuning")
+    if done.returncode == DO_NOT_RETRY:
+        raise RefusedError(done.stdout.decode())
+    if done.returncode != KEPT:
+        done.check_returncode()
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 

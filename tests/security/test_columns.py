@@ -11,6 +11,7 @@ nothing may raise but errors of ours.
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -37,9 +38,10 @@ from training_here import PREFIXES, line_spec, publish, train_all
 
 from tuner.analysis import drift
 from tuner.cli.app import cli
-from tuner.core.environment import is_gone
+from tuner.core.environment import is_gone, person
 from tuner.core.errors import NotFoundError, TunerError, UnavailableError
 from tuner.ledger import Ledger, StudyRecord, database, managing
+from tuner.ledger import launches as launches_of
 from tuner.ledger.database import Addresses
 from tuner.ledger.event_tables import events, notifications
 from tuner.ledger.notifications import Notifications
@@ -49,8 +51,11 @@ from tuner.ledger.tables import (
     attempts,
     checkpoints,
     chunks,
+    exclusions,
+    launches,
     metadata,
     probes,
+    projects,
     published_studies,
     published_trials,
     reports,
@@ -82,7 +87,7 @@ CONTENTS: list[Any] = [
     "[" * 5000,
     None,
 ]
-OF_STUDY = [probes, published_studies]
+OF_STUDY = [exclusions, launches, probes, published_studies]
 OF_TRIAL = [attempts, chunks, reports, checkpoints, published_trials]
 NAMED_BY_STUDY = [retrainings, timetables, events, notifications]
 
@@ -125,6 +130,8 @@ def _fill(ledger: Ledger, places: Addresses) -> None:
         held = tx.scalars(select(attempts.c.id).order_by(attempts.c.id.desc())).first()
         where = {"trial_id": claim.trial.id, "attempt_id": held}
         tx.execute(insert(checkpoints).values(**where, step=0, path="x", digest="d"))
+    launched = launches_of.add(ledger, good, "local", 1, person())
+    launches_of.answered(ledger, launched.key, ["elsewhere:1:1"])
     retrain(ledger, places, GOOD, ENDED, prefixes=PREFIXES)
     with ledger.engine.execution_options(writes=True).begin() as tx:
         _add_timetable(tx, GOOD)
@@ -140,6 +147,7 @@ def _copy_good(ledger: Ledger, table: Table) -> None:
             _copy_retraining(tx, str(column))
             _add_timetable(tx, str(column))
             _add_event(tx, str(column))
+            _add_limits(tx, str(column))
 
 
 def _copy_study(tx: Connection, study_id: int, name: str) -> None:
@@ -153,6 +161,8 @@ def _copy_study(tx: Connection, study_id: int, name: str) -> None:
             values = {**one._mapping, "study_id": new}
             if table is published_studies:
                 values |= {"external_id": None, "revision": 0, "expires_at": 0.0}
+            if table is launches:
+                values |= {"key": secrets.token_hex(6)}
             tx.execute(insert(table).values(values))
     for trial in tx.execute(select(trials).where(trials.c.study_id == study_id)).all():
         values = {**trial._mapping, "study_id": new}
@@ -215,12 +225,20 @@ def _add_event(tx: Connection, name: str) -> None:
     )  # fmt: skip
 
 
+def _add_limits(tx: Connection, name: str) -> None:
+    """Set limits of a project, and let a worker leave the study of the same name alone."""
+    tx.execute(insert(projects).values(name=name, workers=1, steps_week=1e9, shared=False))
+    study_id = tx.scalar(select(studies.c.id).where(studies.c.name == name))
+    left = {"study_id": study_id, "worker": "elsewhere:1:1", "ends_at": 4e9}
+    tx.execute(insert(exclusions).values(**left, failures=3, reason="It broke."))
+
+
 def _rows_of(column: Column[Any], tx: Connection) -> str:
     """Return the condition for the rows of a table that belong to the column's study."""
     name = ":name" if tx.dialect.name == "sqlite" else "%(name)s"
     study = f"(SELECT id FROM tuner_studies WHERE name = {name})"
     table = column.table
-    if table is studies:
+    if table in (studies, projects):
         return f"name = {name}"
     if table is trials or table in OF_STUDY:
         return f"study_id IN {study}"
@@ -442,6 +460,7 @@ def _look(ledger: Ledger, *, drawn: bool) -> None:
     assert f"{GOOD}: ended" in listed.output
     assert "\x1b]" not in listed.output
     command.invoke(cli, ["studies", "--json"], catch_exceptions=False)
+    command.invoke(cli, ["project"], catch_exceptions=False)
     command.invoke(cli, ["timetable", "list"], catch_exceptions=False)
     for unknown in (["status", "nothing"], ["timetable", "remove", "nothing"]):
         refused = command.invoke(cli, unknown)
@@ -450,6 +469,7 @@ def _look(ledger: Ledger, *, drawn: bool) -> None:
     looks += [
         "history NAME",
         "history NAME --json",
+        "workers list NAME --ended",
         "retrain NAME --history",
         *(["report NAME"] if drawn else []),
     ]

@@ -25,8 +25,9 @@ from tuner.cli.app import cli
 from tuner.config import StudySpec
 from tuner.config.grid import Grid
 from tuner.core.errors import NotFoundError, UnreadableError
-from tuner.ledger import CheckpointRecord, Ledger, Retrainings, adding, database
-from tuner.ledger.checkpoint_files import file_of, remove_file, remove_folder
+from tuner.core.file_stores import FolderStore
+from tuner.ledger import CheckpointRecord, Ledger, Retrainings, StudyIdentity, adding, database
+from tuner.ledger.checkpoint_files import key_of, remove_all, remove_file, remove_others
 from tuner.ledger.records import ADDED, FIXED, HISTORY, PARENT, RETRIED, SEED
 from tuner.ledger.retraining_tables import retrainings
 from tuner.ledger.retrainings import unreadable
@@ -112,8 +113,8 @@ def test_a_bad_row_stops_nobody_else(tmp_path, outside, monkeypatch):
         ledger.submit(_spec(name), limit=1, workload=described)
     train_all(ledger, places)
     for study in ledger.studies():
-        (places.checkpoints / str(study.id) / "0").mkdir(parents=True)
-    (places.checkpoints / "outside").symlink_to(outside)
+        (places.checkpoints.folder / str(study.id) / "0").mkdir(parents=True)
+    (places.checkpoints.folder / "outside").symlink_to(outside)
     _damage(here, outside)
 
     train_all(ledger, places)
@@ -154,7 +155,7 @@ def test_a_bad_row_stops_nobody_else(tmp_path, outside, monkeypatch):
         with pytest.raises(NotFoundError):
             ledger.study(name)
     assert doctor.examine(ledger.engine, places) == []
-    assert {path.name for path in places.checkpoints.iterdir()} <= {str(good.id), "outside"}
+    assert {path.name for path in places.checkpoints.folder.iterdir()} <= {str(good.id), "outside"}
     ledger.engine.dispose()
 
 
@@ -176,39 +177,40 @@ def test_a_lease_of_an_unreadable_study_is_reaped(ledger, damage, tmp_path):
     claim(impatient, good)
     with ledger.engine.execution_options(writes=True).begin() as tx:
         tx.execute(text(STUDIES.format(damage)), {"study": bad.id})
-    assert LeaseRenewer(ledger, tmp_path).reap() == 2
+    assert LeaseRenewer(ledger, FolderStore(tmp_path)).reap() == 2
 
 
 def test_a_path_is_derived_from_whole_numbers(tmp_path, outside):
-    folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    for number in ("../../outside", str(outside), 1.5, -1, True, None):
+    folder = FolderStore(tmp_path)
+    kept = tmp_path / "1" / "2" / "3-1.pt"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    for number in ("../../outside", str(outside), "../1", 1.5, -1, True, None):
         bad = CheckpointRecord(study_id=1, trial=number, step=1, attempt=1, digest="")
         with pytest.raises(ValueError, match="whole numbers"):
-            file_of(folder, bad)
+            key_of(bad)
         remove_file(folder, bad)
-        remove_folder(folder, submit_identity(), number)
-    assert list(folder.iterdir()) == []
+        remove_others(folder, identity_of(1), number, None)
+        remove_all(folder, identity_of(number))
+    assert kept.exists()
 
 
 def test_a_symbolic_link_leads_to_no_file_outside(tmp_path, outside):
-    folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    (folder / "1").symlink_to(tmp_path)
+    folder = FolderStore(tmp_path / "checkpoints")
+    folder.folder.mkdir()
+    (folder.folder / "1").symlink_to(tmp_path)
     (tmp_path / "2").symlink_to(outside)
     (outside / "3-1.pt").write_text("not a checkpoint")
     planted = CheckpointRecord(study_id=1, trial=2, step=3, attempt=1, digest="")
-    with pytest.raises(ValueError, match="outside the folder"):
-        file_of(folder, planted)
+    with pytest.raises(OSError, match="outside the folder"):
+        folder.read(key_of(planted))
     remove_file(folder, planted)
-    remove_folder(folder, submit_identity(), 2)
+    remove_others(folder, identity_of(1), 2, None)
     assert (outside / "3-1.pt").exists()
 
 
-def submit_identity():
-    from tuner.ledger import StudyIdentity
-
-    return StudyIdentity(id=1, name="small", version=1)
+def identity_of(number):
+    return StudyIdentity(id=number, name="small", version=1)
 
 
 def test_a_waiting_trial_that_is_unreadable_does_not_hide_the_next_one(ledger):

@@ -18,11 +18,11 @@ from cmaes import CMA
 
 from tuner.config import reading
 from tuner.core.errors import StudyFileError
+from tuner.core.file_stores import FolderStore
 from tuner.core.outputs import replacing, writing_into
 from tuner.ledger import database
 from tuner.observability import serving
 from tuner.search.cma_state import restored
-from tuner.training import checkpoint
 from tuner.worker.spill import Spill
 
 # --- the metrics endpoint
@@ -112,7 +112,7 @@ def test_databases_are_private(tmp_path, open_umask):
 
 def test_checkpoints_are_private(tmp_path, open_umask):
     file = tmp_path / "checkpoints" / "1" / "a.pt"
-    checkpoint.write(file, b"content")
+    FolderStore(tmp_path / "checkpoints").write("1/a.pt", b"content")
     assert [mode(one) for one in (file, file.parent, file.parent.parent)] == [0o600, 0o700, 0o700]
 
 

@@ -41,6 +41,7 @@ OTHERS = [
         "tuner_notifications VALUES (1, 'k', 's', 'webhook', 'TUNER_NOTIFY', 't', '{}', 'waiting',"
         " 1, NULL, 0, 0, NULL, 1, NULL)"
     ),
+    ("tuner_launches VALUES ('k', 1, 'local', 1, '[\"elsewhere:1:1\"]', 'ann', 'here', 1, NULL)"),
     "tuner_checkpoints VALUES (1, 1, 1, 20, 'a.pt', 'd1935')",
     "tuner_probes VALUES (1, 1, 'worker', 0, NULL, NULL)",
     "tuner_published_studies VALUES (1, 'mlflow', 'run', 1, 'worker', 0)",
@@ -54,6 +55,7 @@ QUICK = [
     "status small",
     "status small --trial 0",
     "history small",
+    "workers list small",
     "history small --json",
     "best small",
     "retrain small --history",
@@ -88,6 +90,9 @@ HARMLESS = [
     ("tuner_reports", "reason"),
     ("tuner_checkpoints", "path"),
     ("tuner_checkpoints", "digest"),
+    ("tuner_launches", "executor"),
+    ("tuner_launches", "os_user"),
+    ("tuner_launches", "host"),
     ("tuner_probes", "worker"),
     ("tuner_published_studies", "external_id"),
     ("tuner_published_trials", "external_id"),

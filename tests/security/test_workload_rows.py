@@ -140,7 +140,7 @@ def put(ledger: Ledger, name: str, table: Mapping[str, Any], code: str) -> Study
 def work_here(ledger: Ledger, places: Addresses) -> None:
     work(
         ledger,
-        places.checkpoints,
+        places,
         names=[],
         prefixes=PREFIXES,
         stop=threading.Event(),

@@ -90,7 +90,8 @@ def decision_on(
         elif trial.state == RUNNING:
             begun.add((number, round_))
         elif trial.state != CANCELLED:
-            done = trial.state == COMPLETED and trial.value is not None
+            # one that violates a constraint under a new seed is no answer
+            done = trial.state == COMPLETED and trial.value is not None and not trial.infeasible
             ended[number, round_] = sign * trial.value if done else None  # type: ignore[operator]
     race = racing.race(asked, ended, limits, begun, elsewhere)
     winner = None if race.winner is None else found[race.winner]
@@ -126,10 +127,17 @@ def chosen(ledger: Reader, study: StudyRecord) -> TrialRecord | None:
 
 
 def candidates(study: StudyRecord, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Return the completed trials, the best first, one of each combination of parameters."""
+    """Return the completed trials, the best first, one of each combination of parameters.
+
+    Those that violate constraints are left out.
+    """
     found: list[TrialRecord] = []
     for trial in ranking.ranked(study, trials):
-        if trial.state == COMPLETED and all(trial.params != one.params for one in found):
+        if (
+            trial.state == COMPLETED
+            and not trial.infeasible
+            and all(trial.params != one.params for one in found)
+        ):
             found.append(trial)
     return found
 
@@ -180,7 +188,7 @@ def question(name: str, trials: Sequence[TrialRecord]) -> Question:
 def again_spec(study: StudyRecord, name: str) -> StudySpec:
     """Return the study that trains trials of `study` again; it does not depend on which."""
     spec = study.spec
-    off = ("wall_seconds", "compute_seconds", "no_improvement", "regret_below")
+    off = ("wall_seconds", "compute_seconds", "no_improvement", "regret_below", "improvement_below")
     budget = {"trials": 1, "decide": 0.0, **dict.fromkeys(off)}
     plain = StudySpec.model_validate(
         {

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from tuner.analysis.verdicts import Verdict, count_by_verdict
 from tuner.config import CHOSEN, ParameterValue, written
 from tuner.core.outcome import COMPLETED, DIVERGED, PRUNED
-from tuner.ledger import StudyRecord, TrialRecord, ranges
+from tuner.ledger import StudyRecord, TrialRecord, at_end, ranges
 
 
 def ranked(study: StudyRecord, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Return trials, best first: completed by value, pruned by last step, then the others."""
+    """Return trials, best first: completed by value, pruned by last step, then the others.
+
+    Of completed ones, those that violate constraints come last, by how much.
+    """
     sign = 1 if study.spec.study.direction == "minimize" else -1
     order = {COMPLETED: 0, PRUNED: 1, DIVERGED: 2}
 
-    def key(trial: TrialRecord) -> tuple[int, int, float, int]:
+    def key(trial: TrialRecord) -> tuple[int, float, int, float, int]:
         reached = -trial.steps if trial.state == PRUNED else 0
         value = sign * trial.value if trial.value is not None else float("inf")
-        return (order.get(trial.state, 3), reached, value, trial.number)
+        violation = trial.violation or 0.0
+        return (order.get(trial.state, 3), violation, reached, value, trial.number)
 
     return sorted(trials, key=key)
 
@@ -62,10 +67,20 @@ def best_in_words(study: StudyRecord, best: TrialRecord | None, *, whole: bool =
     if best is None or best.params is None:
         return "No trial has completed."
     origin = " (imported)" if best.imported else ""
+    if best.infeasible:
+        known = set(study.spec.study.constraints)  # a row may hold any text
+        excesses = {text: excess for text, excess in best.excesses.items() if text in known}
+        return (
+            f"No trial satisfies the constraints. Trial {best.number} violates them least "
+            f"({at_end.violated(excesses)}): {study.spec.study.metric} "
+            f"{best.value:.4g} with {in_short(best.params)}."
+        )
     own = [f"{key} {format_value(value)}" for key, value in best.params.items() if "." in key]
     more = f" ({', '.join(own)})" if own and whole else ""
+    several = len(study.spec.study.objectives)
+    about = f"{several} objectives; best in the first" if several else "Best"
     return (
-        f"Best: {study.spec.study.metric} {best.value:.4g} in trial {best.number}{origin} with "
+        f"{about}: {study.spec.study.metric} {best.value:.4g} in trial {best.number}{origin} with "
         f"{in_short(best.params)}{more}."
     )
 
@@ -74,6 +89,28 @@ def counts_in_words(counts: Mapping[str, int]) -> str:
     """Return the number of trials by outcome, such as `21 completed, 14 pruned, 5 diverged`."""
     parts = [f"{count} {kind}" for kind, count in counts.items() if count]
     return ", ".join(parts) or "no trials yet"
+
+
+def spend_in_words(spent: Mapping[str, Any]) -> str:
+    """Return a clause on a spend, such as `3.2 h of workers, 1,200 steps of 4 trials`."""
+    words = f"{_duration(spent['seconds'])} of workers"
+    if spent["gpu_seconds"]:
+        words += f", {_duration(spent['gpu_seconds'])} of GPUs"
+    trials = "1 trial" if spent["trials"] == 1 else f"{spent['trials']:,} trials"
+    words += f", {spent['steps']:,} steps of {trials}"
+    if spent["branch_steps"]:
+        words += f" and {spent['branch_steps']:,} of branches"
+    if spent["pruned_steps"]:
+        words += f"; pruning saved {spent['saved_steps']:,} steps"
+        words += ", net of branches" if spent["branch_steps"] else ""
+    return words
+
+
+def _duration(seconds: float) -> str:
+    """Return a time in the unit that fits."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
 def verdicts_in_words(verdicts: Mapping[int, Verdict]) -> str:

@@ -1,4 +1,4 @@
-"""Confidence intervals for means and paired differences: Student's t and the bootstrap.
+"""Intervals and tests for means and paired differences: Student's t, the bootstrap, Holm's method.
 
 Pure functions of samples; the random generator is an argument. A sample is a vector of finite
 numbers.
@@ -7,12 +7,13 @@ numbers.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,31 @@ def bootstrap_interval(
         means = values[rng.integers(n, size=(resamples, n))].mean(axis=1)  # [resample]
         low, high = map(float, np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))
     return Interval(mean=mean, low=low, high=high, level=level, n=n)
+
+
+def p_below(sample: ArrayLike, bound: float) -> float:
+    """Return the p-value of Student's test that the mean of a sample [n] lies below a bound.
+
+    It is 1 for a single number, and for equal numbers 0 or 1.
+    """
+    values = _checked(sample, 0.5)
+    if len(values) == 1 or (values == values[0]).all():
+        return float(len(values) == 1 or values[0] >= bound)
+    error = values.std(ddof=1) / np.sqrt(len(values))
+    return float(stdtr(len(values) - 1, (values.mean() - bound) / error))
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Return p-values adjusted for their number.
+
+    Rejecting those that are at most `alpha` rejects any true hypothesis with a probability of at
+    most `alpha`, whatever the dependence. Holm, Scandinavian Journal of Statistics 6 (1979).
+    """
+    adjusted, highest = {}, 0.0
+    for index, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
+        highest = max(highest, min(1.0, (len(p_values) - index) * p_values[name]))
+        adjusted[name] = highest
+    return adjusted
 
 
 def simultaneous(level: float, comparisons: int) -> float:

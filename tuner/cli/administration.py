@@ -1,7 +1,8 @@
-"""The section Administration: doctor, db, gc, delete."""
+"""The section Administration: config, project, doctor, db, gc, delete."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -9,14 +10,108 @@ from typing import Any, TypeVar
 
 import click
 
-from tuner.cli.base import cli, print_json
-from tuner.cli.options import with_json, with_reason
+from tuner.cli.base import cli, open_own, print_json
+from tuner.cli.options import StudyName, with_json, with_reason
 from tuner.core.errors import UsageError
+from tuner.core.redaction import redacted_url
 from tuner.ledger import database
-from tuner.operations import context
+from tuner.operations import context, settings
 from tuner.report import terminal
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@cli.command()
+@click.option("--database-url", metavar="URL", help="The database of the ledger.")
+@click.option("--tracking-uri", metavar="URL", help="The MLflow server of that database.")
+@click.option("--project", metavar="NAME", help="The project of studies without a slash.")
+@with_json
+def config(
+    database_url: str | None, tracking_uri: str | None, project: str | None, as_json: bool
+) -> None:
+    """Show your settings, or write them once, instead of exporting variables in each shell.
+
+    An empty text removes a setting. A variable of the environment goes first.
+    """
+    given = {"database_url": database_url, "tracking_uri": tracking_uri, "project": project}
+    changes = {key: value for key, value in given.items() if value is not None}
+    if project:
+        context.checked_project(project)
+    path = settings.file(os.environ)
+    if changes and path is None:
+        raise UsageError("expected a file to write: TUNER_CONFIG is empty, or HOME is not set")
+    found = settings.write(path, changes) if changes and path else settings.read(path)
+    shown = {key: redacted_url(found[key]) if key in found else None for key in settings.NAMES}
+    overridden = [name for name in settings.NAMES.values() if name in os.environ]
+    if as_json:
+        print_json({"file": str(path), "settings": shown, "environment": overridden})
+        return
+    terminal.echo(f"Settings in {path}:")
+    for key, value in shown.items():
+        first = f" ({settings.NAMES[key]} is set, and goes first)"
+        first = first if settings.NAMES[key] in overridden else ""
+        terminal.echo(f"  {key}: {value or 'not set'}{first}")
+
+
+@cli.command()
+@click.argument("name", required=False)
+@click.option(
+    "--workers",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Let at most N workers train studies of the project at a time.",
+)
+@click.option(
+    "--steps-a-week",
+    "steps_week",
+    type=click.FloatRange(0),
+    metavar="N",
+    help="Start no trial once those of the last seven days have trained N steps.",
+)
+@click.option("--no-limits", is_flag=True, help="Remove both limits.")
+@click.option(
+    "--shared/--not-shared",
+    default=None,
+    help="Whether anybody may change its studies; by default those who submitted them.",
+)
+@with_reason
+@with_json
+def project(
+    name: str | None,
+    workers: int | None,
+    steps_week: float | None,
+    no_limits: bool,
+    shared: bool | None,
+    reason: str,
+    as_json: bool,
+) -> None:
+    """List the projects, or show the project NAME, or set its limits."""
+    from tuner.operations import projects
+
+    ledger = context.open_ledger()
+    if name is None:
+        if no_limits or (workers, steps_week, shared) != (None, None, None):
+            raise UsageError("name the project that is to be changed")
+        found = projects.listed(ledger)
+    else:
+        name = context.checked_project(name)
+        changed = projects.change(
+            ledger,
+            name,
+            workers=workers,
+            steps_week=steps_week,
+            no_limits=no_limits,
+            shared=shared,
+            reason=reason,
+        )
+        found = [changed]
+    if as_json:
+        print_json({"projects": found})
+        return
+    for one in found:
+        terminal.echo(projects.in_words(one))
+        if one["quota_reached"]:
+            terminal.echo(f"No worker takes a trial: {one['quota_reached']}.")
 
 
 @cli.command()
@@ -162,9 +257,13 @@ def gc(
 
 
 @cli.command()
-@click.argument("name")
-@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
-@click.option("--force", is_flag=True, help="Delete it even while workers train it.")
+@click.argument("name", type=StudyName())
+@click.option("--yes", is_flag=True, help="Do not ask, not even of another's study.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Delete it even while workers train it, or if it made the champion in use.",
+)
 @with_reason
 @with_json
 def delete(name: str, yes: bool, force: bool, reason: str, as_json: bool) -> None:
@@ -174,7 +273,7 @@ def delete(name: str, yes: bool, force: bool, reason: str, as_json: bool) -> Non
     """
     from tuner.operations import manage
 
-    ledger = context.open_ledger()
+    ledger = open_own(name, yes=yes)
     trials = len(ledger.trials(ledger.study(name).id))
     if not yes:
         click.confirm(f"Delete study {name!r} with {trials} trials?", abort=True, err=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,10 +15,12 @@ from tuner.core.environment import DISTRIBUTION
 from tuner.core.errors import UnavailableError
 from tuner.core.outcome import COMPLETED
 from tuner.core.redaction import redacted_values
+from tuner.operations import context
 from tuner.report import terminal
 
 if TYPE_CHECKING:
-    from tuner.ledger import Reader, StudyRecord
+    from tuner.ledger import Ledger, Reader, StudyRecord
+    from tuner.operations.ownership import Ask
     from tuner.operations.run import Ended
 
 EXIT_NOTHING_COMPLETED = 3
@@ -30,11 +33,14 @@ SECTIONS = {
         "studies", "status", "history", "similar", "best", "ui", "report", "compare", "export",
         "confirm", "extend", "rerun",
     ),
-    "Team": ("worker", "recorder", "enqueue", "retry", "pause", "resume", "stop"),
+    "Team": (
+        "worker", "workers", "recorder", "enqueue", "retry", "pause", "resume", "stop",
+        "note", "tag",
+    ),
     "Retraining": (
         "retrain", "approve", "reject", "predict", "rollback", "timetable", "scheduler",
     ),
-    "Administration": ("doctor", "db", "gc", "delete"),
+    "Administration": ("config", "project", "doctor", "db", "gc", "delete"),
 }  # fmt: skip
 """The commands by section of `tuner --help`; each section is a module."""
 
@@ -88,10 +94,21 @@ def print_results(
     console.print(tables.stopped_trials(trials, rows=0 if reported else 3), soft_wrap=True)
     terminal.print_text(console, f"Verdicts on rates: {ranking.verdicts_in_words(verdicts)}.")
     terminal.print_text(console, ranking.best_in_words(study, ledger.best(study)), style="bold")
+    print_front(console, ledger, study)
     print_decision(console, ledger, study)
     program, name = terminal.program(), shlex.quote(study.name)
     terminal.print_text(console, f"Open the curves in MLflow: {program} ui {name}")
     terminal.print_text(console, f"All about this study: {program} status {name}")
+
+
+def print_front(console: Console, ledger: Reader, study: StudyRecord) -> None:
+    """Print the front of a study of several objectives."""
+    if not study.spec.study.objectives:
+        return
+    from tuner.analysis import front
+
+    for line in front.in_words(study, ledger.trials(study.id)):
+        terminal.print_text(console, line)
 
 
 def print_decision(console: Console, ledger: Reader, study: StudyRecord) -> None:
@@ -103,6 +120,28 @@ def print_decision(console: Console, ledger: Reader, study: StudyRecord) -> None
     found = deciding.decision(ledger, study)
     for line in () if found is None else deciding.in_words(found):
         terminal.print_text(console, line, style="bold")
+
+
+def asking(*, yes: bool) -> Ask:
+    """Return who answers whether a study of somebody else may be changed: the person, if any."""
+    from tuner.operations import ownership
+
+    if yes or not sys.stdin.isatty():
+        return ownership.asking(yes=yes)
+
+    def ask(whose: str) -> None:
+        click.confirm(f"{whose[:1].upper()}{whose[1:]}. Go on?", abort=True, err=True)
+
+    return ask
+
+
+def open_own(name: str, *, yes: bool) -> Ledger:
+    """Open the ledger to change a study; ask, or refuse, if it is somebody else's."""
+    from tuner.operations import ownership
+
+    ledger = context.open_ledger()
+    ownership.check(ledger, name, asking(yes=yes))
+    return ledger
 
 
 def exit_code(ended: Ended, *, completed: bool = True) -> int:

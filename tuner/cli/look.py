@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,13 @@ from tuner.cli.base import (
     cli,
     exit_code,
     print_decision,
+    print_front,
     print_json,
     print_results,
 )
-from tuner.cli.options import with_allow, with_json, with_reason
+from tuner.cli.options import StudyName, with_allow, with_json, with_reason
 from tuner.config import written
+from tuner.core.text import ago
 from tuner.operations import context
 from tuner.report import terminal
 
@@ -28,30 +31,91 @@ if TYPE_CHECKING:
 
 
 @cli.command()
+@click.option("--project", help="List only studies of this project; default: TUNER_PROJECT.")
+@click.option(
+    "--owner", "owners", multiple=True, help="Only those that this user submitted; repeatable."
+)
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    type=click.Choice(["open", "paused", "stopped", "ended", "unreadable"]),
+    help="Only studies in this state; repeatable.",
+)
+@click.option("--tag", "tags", multiple=True, help="Only studies with this tag; repeatable.")
+@click.option(
+    "--since",
+    type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%SZ"]),
+    help="Only studies with activity since this date in UTC.",
+)
+@click.option(
+    "--spend",
+    "spent",
+    is_flag=True,
+    help="Show time and steps by study, project and person, and what pruning saved.",
+)
 @with_json
-def studies(as_json: bool) -> None:
-    """List the studies of this database."""
-    from tuner.operations import studies
+def studies(
+    project: str | None,
+    owners: tuple[str, ...],
+    states: tuple[str, ...],
+    tags: tuple[str, ...],
+    since: datetime | None,
+    spent: bool,
+    as_json: bool,
+) -> None:
+    """List the studies of this database, those of a project, or of a user, last active first."""
+    from tuner.operations import spend, studies
 
-    found = studies.studies(context.open_ledger())
+    ledger = context.open_ledger()
+    wanted = studies.Wanted(
+        project=project or context.named_project(),
+        owners=owners,
+        states=states,
+        tags=tags,
+        since=None if since is None else since.replace(tzinfo=UTC).timestamp(),
+    )
+    found = studies.studies(ledger, wanted)
+    if spent:
+        _print_spend(spend.of_listed(ledger, found), as_json=as_json)
+        return
     if as_json:
         print_json({"studies": found})
         return
     if not found:
-        terminal.echo("No studies yet; `tuner run FILE` creates one.")
+        none = wanted == studies.Wanted()
+        terminal.echo(
+            "No studies yet; `tuner run FILE` creates one." if none else "No study is like that."
+        )
+    now = ledger.now()
     for status in found:
         if status["state"] == "unreadable":
             click.echo(f"{status['title']}: unreadable, {status['reason']}")
             continue
         counts = ranking.counts_in_words(status["trials"])
+        best = status["best"]
+        value = f", best {status['metric']} {best['value']:.4g}" if best else ""
         by = f", by {status['submitted']['os_user']}" if status["submitted"] else ""
+        tagged = f" [{', '.join(status['tags'])}]" if status["tags"] else ""
         terminal.echo(
-            f"{status['title']}: {status['state']}, {counts} of {status['budget']['trials']}{by}"
+            f"{status['title']}: {status['state']}, {counts} of {status['budget']['trials']}{value}"
+            f"{by}, active {ago(now - status['last_activity'])}{tagged}"
         )
 
 
+def _print_spend(found: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json({"spend": found})
+        return
+    for kind in ("studies", "projects", "people"):
+        terminal.echo(f"By {kind}:")
+        for name, one in sorted(found[kind].items(), key=lambda pair: -pair[1]["seconds"]):
+            terminal.echo(f"  {name}: {ranking.spend_in_words(one)}")
+    terminal.echo(f"Together: {ranking.spend_in_words(found['total'])}.")
+
+
 @cli.command()
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @with_json
 def history(name: str, as_json: bool) -> None:
     """Show who did what to the study NAME, when and why; also to one that is deleted."""
@@ -68,11 +132,12 @@ def history(name: str, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @click.option("--trial", type=int, help="Show this trial: why it ended, and its traceback.")
 @with_json
 def status(name: str, trial: int | None, as_json: bool) -> None:
     """Show the state of the study NAME: its trials, the best one, its workers."""
+    from tuner.ledger.exclusions import Exclusion
     from tuner.operations import history, status
 
     ledger = context.open_ledger()
@@ -89,9 +154,15 @@ def status(name: str, trial: int | None, as_json: bool) -> None:
     terminal.print_text(console, f"{study.title}: {found['state']}, {counts} of {study.limit}")
     if study.reason:
         terminal.print_text(console, study.reason)
-    for act in (found["submitted"], found["last_action"]):
+    if found["tags"]:
+        terminal.print_text(console, f"Tags: {', '.join(found['tags'])}")
+    if found["quota_reached"]:
+        reached = f"It waits: {found['quota_reached']}."
+        terminal.print_text(console, reached, style="bold")
+    for act in (found["submitted"], found["last_action"], *found["notes"]):
         if act is not None:
             terminal.print_text(console, history.in_words(act))
+    terminal.print_text(console, f"Spent: {ranking.spend_in_words(found['spend'])}.")
     for line in ranking.ranges_in_words(study):
         terminal.print_text(console, line)
     for one in found["workers"]:
@@ -99,6 +170,10 @@ def status(name: str, trial: int | None, as_json: bool) -> None:
     for one in found["silent"]:
         silent = f"trial {one['trial']} has measured nothing for {one['seconds']:.0f} s; "
         terminal.print_text(console, f"{silent}{one['worker']} may hang or be dead", style="bold")
+    for one in found["left_alone"]:
+        left = Exclusion(**one)
+        where = f"{left.worker} leaves this study alone for {left.seconds:.0f} s: "
+        terminal.print_text(console, where + left.sentence, style="bold")
     for one in found["unreadable"]:
         terminal.print_text(console, one["reason"], style="bold")
     print_results(console, ledger, study)
@@ -106,7 +181,7 @@ def status(name: str, trial: int | None, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @with_json
 def similar(name: str, as_json: bool) -> None:
     """List the studies that the study NAME could learn from.
@@ -166,19 +241,21 @@ def _print_pages(ledger: Reader, study: StudyRecord) -> None:
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @click.option("--open", "opened", is_flag=True, help="Open its run in a browser.")
 @with_json
 def best(name: str, opened: bool, as_json: bool) -> int:
-    """Show the best trial of the study NAME."""
+    """Show the best trial of the study NAME, or its front if it has several objectives."""
     from tuner.operations import best
 
     ledger = context.open_ledger()
     study = ledger.study(name)
     if as_json:
-        print_json({"study": name, "best": best.best(ledger, study)} | best.decision(ledger, study))
+        found = {"study": name, "best": best.best(ledger, study)}
+        print_json(found | best.decision(ledger, study) | best.front(ledger, study))
     else:
         terminal.echo(ranking.best_in_words(study, ledger.best(study)))
+        print_front(terminal.console(), ledger, study)
         print_decision(terminal.console(), ledger, study)
     if ledger.best(study) is None:
         return EXIT_NOTHING_COMPLETED
@@ -186,7 +263,7 @@ def best(name: str, opened: bool, as_json: bool) -> int:
 
 
 @cli.command()
-@click.argument("name", required=False)
+@click.argument("name", type=StudyName(), required=False)
 @click.option(
     "--port", type=int, help="Port on 127.0.0.1; by default 5000, or a free port if that is taken."
 )
@@ -219,7 +296,7 @@ def _serve(
 
 
 @cli.command()
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", type=StudyName(), nargs=-1, required=True, metavar="NAME...")
 @click.option(
     "--to",
     type=click.Path(path_type=Path),
@@ -294,7 +371,7 @@ def compare(
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @click.option(
     "--to",
     "folder",
@@ -328,7 +405,7 @@ def export(name: str, folder: Path, file_format: str, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @click.option(
     "--top",
     type=click.IntRange(2),
@@ -381,7 +458,7 @@ def confirm(
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @click.argument("trials", nargs=-1, required=True, type=click.IntRange(0), metavar="TRIAL...")
 @click.option("--steps", type=click.IntRange(1), help="Steps to train beyond the horizon.")
 @click.option("--epochs", type=click.IntRange(1), help="Epochs, if the study counts in them.")
@@ -446,7 +523,7 @@ def _print_confirmation(found: Confirmation) -> None:
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @click.argument("trial", type=click.IntRange(0))
 @with_allow
 @with_json

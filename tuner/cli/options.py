@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
 
-from tuner.operations.context import PREFIXES
+from tuner.config.cluster import EXECUTORS
+from tuner.operations.context import PREFIXES, whole_name
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class StudyName(click.ParamType[str]):
+    """The name of a study, which is of the project of `TUNER_PROJECT` if it has no slash."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the whole name."""
+        return whole_name(value)
 
 
 def with_json(command: Command) -> Command:
@@ -112,6 +124,36 @@ def with_allow(command: Command) -> Command:
         help="Prefix of modules that may be imported as workloads; repeatable.",
     )(commands)
     return cast(Command, modules)
+
+
+def with_yes(command: Command) -> Command:
+    """Add the option --yes."""
+    return click.option(
+        "--yes", is_flag=True, help="Do it even if somebody else has submitted the study."
+    )(command)
+
+
+def with_settings(command: Command) -> Command:
+    """Add the option --cluster, which is passed as `settings`."""
+    return click.option(
+        "--cluster",
+        "settings",
+        type=click.Path(path_type=Path),
+        envvar="TUNER_CLUSTER",
+        metavar="FILE",
+        help="Settings of executors; by default cluster.toml, if it is in the current folder.",
+    )(command)
+
+
+def with_executor(command: Command) -> Command:
+    """Add the options --executor and --cluster."""
+    return click.option(
+        "--executor",
+        type=click.Choice(EXECUTORS),
+        default=EXECUTORS[0],
+        show_default=True,
+        help="Where workers are started: as processes of this machine, or by an engine.",
+    )(with_settings(command))
 
 
 def with_reason(command: Command) -> Command:

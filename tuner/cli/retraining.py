@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tuner.cli.base import EXIT_NOTHING_COMPLETED, cli, print_json
-from tuner.cli.options import Command, with_allow, with_json, with_log, with_metrics, with_reason
+from tuner.cli.base import EXIT_NOTHING_COMPLETED, asking, cli, open_own, print_json
+from tuner.cli.options import (
+    Command,
+    StudyName,
+    with_allow,
+    with_json,
+    with_log,
+    with_metrics,
+    with_reason,
+    with_yes,
+)
+from tuner.core.errors import NotFoundError, UsageError
 from tuner.observability import logs
 from tuner.operations import context
 from tuner.report import terminal
@@ -19,10 +30,12 @@ if TYPE_CHECKING:
 
 EXIT_KEPT = 10
 """The exit code of `tuner retrain --exit-code` when the champion is kept."""
+EXIT_FINAL = 20
+"""The same when the call was refused or has failed, so that a retry ends in the same way."""
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @click.option(
     "--run-key",
     metavar="KEY",
@@ -40,9 +53,10 @@ EXIT_KEPT = 10
 )
 @click.option(
     "--exit-code",
-    "exit_kept",
+    "exit_codes",
     is_flag=True,
-    help="Exit with 10 if the champion is kept, or the challenger waits for `tuner approve`.",
+    help="Exit with 10 if the champion stays: it is kept, or the challenger waits or is tried; and "
+    "with 20 if the call was refused or has failed, so that a retry would not help.",
 )
 @click.option("--history", is_flag=True, help="Show the retrainings so far and train nothing.")
 @with_allow
@@ -52,7 +66,7 @@ def retrain(
     run_key: str | None,
     force: bool,
     wait: bool,
-    exit_kept: bool,
+    exit_codes: bool,
     history: bool,
     prefixes: tuple[str, ...],
     as_json: bool,
@@ -62,7 +76,7 @@ def retrain(
     It is trained at most once per run key. Call it again with the same key to resume after a crash.
     """
     from tuner.core.processes import stop_on_signals
-    from tuner.ledger.retrainings import FAILED, KEPT, PROPOSED
+    from tuner.ledger.retrainings import CANARY, FAILED, KEPT, PROPOSED
     from tuner.operations import retrain
 
     ledger = context.open_ledger()
@@ -70,20 +84,24 @@ def retrain(
         _show_history(ledger, name, as_json)
         return 0
     with stop_on_signals("the same key resumes the retraining") as stop:
-        found = retrain.retrain(
-            ledger,
-            context.addresses(),
-            name,
-            run_key or retrain.key_of_now(ledger, name),
-            prefixes=prefixes,
-            force=force,
-            wait=wait,
-            stop=stop,
-        )
+        try:
+            found = retrain.retrain(
+                ledger,
+                context.addresses(),
+                name,
+                run_key or retrain.key_of_now(ledger, name),
+                prefixes=prefixes,
+                force=force,
+                wait=wait,
+                stop=stop,
+            )
+        except UsageError as error:
+            error.exit_code = EXIT_FINAL if exit_codes else error.exit_code
+            raise
     _print_result(found, as_json)
     if found["outcome"] == FAILED:
-        return EXIT_NOTHING_COMPLETED
-    return EXIT_KEPT if exit_kept and found["outcome"] in (KEPT, PROPOSED) else 0
+        return EXIT_FINAL if exit_codes else EXIT_NOTHING_COMPLETED
+    return EXIT_KEPT if exit_codes and found["outcome"] in (KEPT, PROPOSED, CANARY) else 0
 
 
 def _print_result(found: dict[str, Any], as_json: bool) -> None:
@@ -105,13 +123,13 @@ def _with_decision(command: Command) -> Command:
     key = click.option(
         "--run-key", metavar="KEY", help="Key of the retraining; by default the newest that waits."
     )
-    return click.argument("name")(key(with_reason(with_json(command))))
+    return click.argument("name", type=StudyName())(key(with_reason(with_json(command))))
 
 
 @cli.command()
 @_with_decision
 def approve(name: str, run_key: str | None, reason: str, as_json: bool) -> None:
-    """Make the proposed challenger of the study NAME the champion (`promote = "manual"`)."""
+    """Make the proposed challenger of the study NAME the champion, or promote a canary now."""
     from tuner.operations import approve
 
     ledger, places = context.open_ledger(), context.addresses()
@@ -121,7 +139,7 @@ def approve(name: str, run_key: str | None, reason: str, as_json: bool) -> None:
 @cli.command()
 @_with_decision
 def reject(name: str, run_key: str | None, reason: str, as_json: bool) -> None:
-    """Leave the champion of the study NAME in use; its proposed challenger is not promoted."""
+    """Leave the champion of the study NAME in use: reject its proposed challenger or its canary."""
     from tuner.operations import approve
 
     ledger, places = context.open_ledger(), context.addresses()
@@ -148,18 +166,19 @@ def _show_history(ledger: Ledger, name: str, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @click.option("--to", type=click.IntRange(1), help="Make this version the champion.")
+@with_yes
 @with_reason
 @with_json
-def rollback(name: str, to: int | None, reason: str, as_json: bool) -> None:
+def rollback(name: str, to: int | None, yes: bool, reason: str, as_json: bool) -> None:
     """Make the champion before this one the champion of the study NAME's model again.
 
     On a terminal it asks for the reason, unless given. The replaced version is not promoted again.
     """
     from tuner.operations import rollback
 
-    ledger, places = context.open_ledger(), context.addresses()
+    ledger, places = open_own(name, yes=yes), context.addresses()
     if not reason and sys.stdin.isatty():
         reason = click.prompt("Reason", default="", show_default=False, err=True)
     done = rollback.rollback(ledger, places, name, to, reason)
@@ -170,7 +189,7 @@ def rollback(name: str, to: int | None, reason: str, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", type=StudyName())
 @click.option(
     "--input",
     "inputs",
@@ -232,7 +251,7 @@ def timetable() -> None:
 
 
 @timetable.command()
-@click.argument("study")
+@click.argument("study", type=StudyName())
 @click.option(
     "--cron",
     required=True,
@@ -240,7 +259,9 @@ def timetable() -> None:
     help="Minute, hour, day of month, month, day of week; optionally seconds before them.",
 )
 @click.option("--zone", default="UTC", show_default=True, help="Time zone, by its IANA name.")
-@click.option("--name", help="Name of the timetable; by default that of the study.")
+@click.option(
+    "--name", type=StudyName(), help="Name of the timetable; by default that of the study."
+)
 @click.option(
     "--grace",
     type=click.FloatRange(0),
@@ -265,6 +286,7 @@ def timetable() -> None:
 @click.option(
     "--enabled/--disabled", default=True, show_default=True, help="Enable or disable the timetable."
 )
+@with_yes
 @with_json
 def add(
     study: str,
@@ -275,6 +297,7 @@ def add(
     catch_up: str,
     overlap: str,
     enabled: bool,
+    yes: bool,
     as_json: bool,
 ) -> None:
     """Add a timetable that retrains STUDY, or change it, from now on."""
@@ -282,7 +305,7 @@ def add(
     from tuner.operations import timetables
 
     when = Timetable(expression=cron, zone=zone, grace=grace, catch_up=catch_up, overlap=overlap)
-    ledger = context.open_ledger()
+    ledger = open_own(study, yes=yes)
     added = timetables.add(ledger, study, when, name=name, enabled=enabled)
     if as_json:
         print_json(timetables.as_json(ledger, added))
@@ -308,13 +331,19 @@ def list_(as_json: bool) -> None:
 
 
 @timetable.command()
-@click.argument("name")
+@click.argument("name", type=StudyName())
+@with_yes
 @with_json
-def remove(name: str, as_json: bool) -> None:
+def remove(name: str, yes: bool, as_json: bool) -> None:
     """Remove the timetable NAME and its history; its retrainings are kept."""
-    from tuner.operations import timetables
+    from tuner.operations import ownership, timetables
 
-    timetables.remove(context.open_ledger(), name)
+    ledger = context.open_ledger()
+    study = next((one.study for one in timetables.timetables(ledger) if one.name == name), None)
+    with suppress(NotFoundError):  # of the study; then the timetable is nobody's
+        if study is not None:
+            ownership.check(ledger, study, asking(yes=yes))
+    timetables.remove(ledger, name)
     if as_json:
         print_json({"removed": name})
     else:
@@ -322,7 +351,7 @@ def remove(name: str, as_json: bool) -> None:
 
 
 @timetable.command()
-@click.argument("name", required=False)
+@click.argument("name", type=StudyName(), required=False)
 @click.option(
     "--limit",
     type=click.IntRange(1),

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tuner.cli.base import cli, exit_code, print_json, print_results
-from tuner.cli.options import with_allow, with_json, with_set
+from tuner.cli.base import asking, cli, exit_code, print_json, print_results
+from tuner.cli.options import with_allow, with_executor, with_json, with_set, with_yes
 from tuner.config import reading, written
 from tuner.core.errors import OutputError
 from tuner.operations import context
@@ -84,6 +84,8 @@ def _print_copied(copied: Copied, names: list[str], as_json: bool) -> None:
     show_default=True,
     help="Number of training processes; with one, a seed repeats the study to the last digit.",
 )
+@with_yes
+@with_executor
 @with_allow
 @with_json
 def run(
@@ -91,20 +93,34 @@ def run(
     overrides: tuple[str, ...],
     report: bool,
     workers: int,
+    yes: bool,
+    executor: str,
+    settings: Path | None,
     prefixes: tuple[str, ...],
     as_json: bool,
 ) -> int:
-    """Submit the study FILE, train its trials on this machine, show progress, and report.
+    """Submit the study FILE, train its trials here or on an engine, show progress, and report.
 
     Run it again after an interruption to resume the study.
     """
+    from tuner.config import cluster
     from tuner.operations import run
+    from tuner.operations.workers import closed_in_words
 
     began = time.monotonic()
-    spec = reading.load(file, overrides)
+    spec = reading.load(file, overrides, context.project())
     console = terminal.console(stderr=as_json)
     announce = partial(terminal.print_text, console)
-    ran = run.run(spec, prefixes, workers=workers, console=console, announce=announce)
+    ran = run.run(
+        spec,
+        prefixes,
+        workers=workers,
+        executor=executor,
+        settings=cluster.load(settings),
+        console=console,
+        announce=announce,
+        ask=asking(yes=yes),
+    )
     found = ran.as_json()
     problem = _report(ran, found) if report and not ran.ended.interrupted else None
     if as_json:
@@ -113,7 +129,7 @@ def run(
         print_results(console, ran.ledger, ran.study, reported=not console.is_terminal)
         if found["report"]:
             terminal.print_text(console, f"Report: {found['report']}")
-    closed = run.closed_in_words(ran.study)
+    closed = closed_in_words(ran.study)
     if closed:
         terminal.echo(closed[:1].upper() + closed[1:] + ".", err=True)
     if ran.ended.interrupted:
@@ -143,19 +159,20 @@ def _report(ran: Ran, found: dict[str, Any]) -> OutputError | None:
 @cli.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @with_set
+@with_yes
 @with_allow
 @with_json
 def submit(
-    file: Path, overrides: tuple[str, ...], prefixes: tuple[str, ...], as_json: bool
+    file: Path, overrides: tuple[str, ...], yes: bool, prefixes: tuple[str, ...], as_json: bool
 ) -> None:
     """Submit the study FILE to the database, for workers to train."""
     from tuner.operations import submit
     from tuner.training.programs import permission
 
-    spec = reading.load(file, overrides)
+    spec = reading.load(file, overrides, context.project())
     prepared = submit.prepare(spec, (*prefixes, *permission.of_file(spec)))  # nothing runs here
     ledger = context.open_ledger(create=True)
-    study, created = submit.submit(ledger, spec, prepared.description)
+    study, created = submit.submit(ledger, spec, prepared.description, asking(yes=yes))
     if as_json:
         about = {"version": study.version, "created": created, "budget": study.limit}
         print_json({"study": study.name, **about})
@@ -177,7 +194,7 @@ def probe(file: Path, overrides: tuple[str, ...], prefixes: tuple[str, ...], as_
     """
     from tuner.operations import probe
 
-    spec = reading.load(file, overrides)
+    spec = reading.load(file, overrides, context.project())
     found = probe.probe(spec, prefixes)
     if as_json:
         optimizers = {name: one.as_json() for name, one in found.items()}

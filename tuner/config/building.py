@@ -68,6 +68,7 @@ class Budget:
     compute_seconds: float | None = None
     no_improvement: int | None = None
     regret_below: float | None = None
+    improvement_below: float | None = None
     stop_after_failures: int | None = None
     weight: float | None = None
     retries: Mapping[str, int] | None = None

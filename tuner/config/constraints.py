@@ -1,5 +1,8 @@
 """Constraints on combinations of parameters: expressions such as `batch_size * accumulate <= 512`.
 
+Limits on the metrics of a trial, such as `accuracy >= 0.97`, are the same expressions, of which
+only the ends are compared.
+
 An expression is compared, calculated and combined of numbers, texts, parameters and a few
 functions. It is parsed by `ast` and evaluated here; nothing of it is executed by Python.
 """
@@ -17,6 +20,9 @@ from tuner.config.values import ParameterValue
 LONGEST = 300
 """Characters of an expression."""
 EXAMPLE = '"batch_size * accumulate <= 512"'
+LIMIT_EXAMPLE = '"accuracy >= 0.97"'
+MOST_EXCESS = 1e100
+"""The most by which a limit counts as exceeded: sums and models of excesses stay finite."""
 
 _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -75,6 +81,41 @@ class Constraint:
             return bool(_value(self._tree, params))
         except (ArithmeticError, ValueError):
             return False
+
+
+class Limit(Constraint):
+    """One limit on the metrics of a trial: two sides that are compared by `<=` or `>=`."""
+
+    def __init__(self, text: str) -> None:
+        """Parse an expression. Raise `ValueError` with what was expected."""
+        super().__init__(text)
+        match self._tree:
+            case ast.Compare(left=left, ops=[ast.LtE()], comparators=[right]):
+                self._sides = left, right
+            case ast.Compare(left=left, ops=[ast.GtE()], comparators=[right]):
+                self._sides = right, left
+            case _:
+                raise ValueError(f"one comparison by <= or >=, such as {LIMIT_EXAMPLE}")
+        if not self.names:
+            raise ValueError(f"a comparison with a metric, such as {LIMIT_EXAMPLE}")
+        if any(
+            isinstance(node, ast.List | ast.Tuple) or isinstance(getattr(node, "value", None), str)
+            for node in ast.walk(self._tree)
+        ):
+            raise ValueError(f"a comparison of numbers, such as {LIMIT_EXAMPLE}")
+
+    def excess(self, metrics: Mapping[str, ParameterValue]) -> float:
+        """Return by how much the limit is exceeded; 0 or less if it holds.
+
+        A limit that cannot be calculated, such as that of a metric that is nan, is exceeded by
+        `MOST_EXCESS`, the most that is returned.
+        """
+        try:
+            less, more = (float(_value(side, metrics)) for side in self._sides)
+        except (ArithmeticError, ValueError):
+            return MOST_EXCESS
+        found = less - more
+        return MOST_EXCESS if math.isnan(found) else min(max(found, -MOST_EXCESS), MOST_EXCESS)
 
 
 def _names(node: ast.expr) -> list[str]:  # noqa: PLR0911 - one for each kind

@@ -11,6 +11,7 @@ from tuner.config.retrain import NOT_STORED, RetrainTable, StudyNotifyTable
 from tuner.config.search import (
     CMAES,
     GP,
+    NSGA2,
     QMC,
     TPE,
     AnyPruner,
@@ -21,6 +22,7 @@ from tuner.config.search import (
     Grid,
     Halving,
     Listed,
+    NoPruner,
     OptunaGP,
     Patient,
     Random,
@@ -30,6 +32,8 @@ from tuner.config.space import SETTINGS, Space
 from tuner.config.study import (
     PLACEHOLDER,
     PROGRAM_VALUES,
+    SECONDS,
+    BudgetTable,
     ProbeTable,
     SearchTable,
     StudyTable,
@@ -52,6 +56,8 @@ def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
     yield from _gpus(tables.get("workload"), training)
     yield from _gate_without_direction(tables.get("study"), tables.get("retrain"))
     yield from _not_probed(tables)
+    yield from _several_objectives(tables)
+    yield from _canary_of_a_person(tables.get("retrain"))
     yield from _stored_addresses(tables.get("retrain"), tables.get("notify"))
     if not isinstance(search, SearchTable):
         return
@@ -75,8 +81,54 @@ def contradictions(tables: Mapping[str, Table]) -> Iterator[Mistake]:
     ):
         expected = 'a range, as the sampler is "cmaes", which searches numbers alone'
         yield Mistake(("space", "lr"), expected, shown(space.lr))
+    budget = tables.get("budget")
+    limited = isinstance(study := tables.get("study"), StudyTable) and study.constraints
+    if limited and isinstance(budget, BudgetTable) and budget.improvement_below is not None:
+        expected = "nothing, as it is unknown under [study] constraints"
+        yield Mistake(("budget", "improvement_below"), expected, shown(budget.improvement_below))
+    yield from _samplers_without_constraints(tables.get("study"), search)
     if isinstance(training, TrainingTable):
         yield from _rungs_too_late(("search", "pruner"), search.pruner, training)
+
+
+def _samplers_without_constraints(study: Table | None, search: SearchTable) -> Iterator[Mistake]:
+    """Yield samplers that would take infeasible trials for good ones."""
+    blind = isinstance(search.sampler, CMAES | OptunaGP)
+    if blind and isinstance(study, StudyTable) and study.constraints:
+        known = "one of auto, gp, tpe, random, qmc, grid, listed"
+        expected = f"{known}, as [study] constraints are given"
+        yield Mistake(("search", "sampler"), expected, shown(search.sampler.name))
+
+
+def _several_objectives(tables: Mapping[str, Table]) -> Iterator[Mistake]:
+    """Yield what needs to know which of two trials is better, in a study of several objectives."""
+    study, search, training, budget, probe = map(
+        tables.get, ("study", "search", "training", "budget", "probe")
+    )
+    several = isinstance(study, StudyTable) and bool(study.objectives)
+    if isinstance(search, SearchTable) and isinstance(search.sampler, NSGA2) and not several:
+        expected = "another sampler, or several [study] objectives, which nsga2 is for"
+        yield Mistake(("search", "sampler"), expected, shown("nsga2"))
+    if not several:
+        return
+    why = "as [study] objectives are several"
+    if isinstance(search, SearchTable):
+        if isinstance(search.sampler, GP | OptunaGP | CMAES):
+            expected = f"one of auto, nsga2, tpe, random, qmc, grid, listed, {why}"
+            yield Mistake(("search", "sampler"), expected, shown(search.sampler.name))
+        if not isinstance(search.pruner, NoPruner):
+            expected = f'"none", {why}: which trials lag behind is not known'
+            yield Mistake(("search", "pruner"), expected, shown(search.pruner.name))
+        if search.learn_from:
+            yield Mistake(("search", "learn_from"), f"nothing, {why}", "names")
+    if isinstance(training, TrainingTable) and training.patience is not None:
+        yield Mistake(("training", "patience"), f"nothing, {why}", shown(training.patience))
+    if isinstance(probe, ProbeTable) and probe.enabled:
+        yield Mistake(("probe", "enabled"), f"false, {why}", "true")
+    if isinstance(budget, BudgetTable):
+        for key in ("decide", "no_improvement", "regret_below", "improvement_below"):
+            if getattr(budget, key):
+                yield Mistake(("budget", key), f"nothing, {why}", shown(getattr(budget, key)))
 
 
 def _stored_addresses(retrain: Table | None, notify: Table | None) -> Iterator[Mistake]:
@@ -113,6 +165,13 @@ def _gate_without_direction(study: Table | None, retrain: Table | None) -> Itera
         if gate.metric not in (None, study.metric) and gate.direction is None:
             expected = f'"minimize" or "maximize", as {gate.metric} is not the study\'s metric'
             yield Mistake(("retrain", "gate", "direction"), expected, "nothing")
+
+
+def _canary_of_a_person(retrain: Table | None) -> Iterator[Mistake]:
+    """Yield a time after which a canary is promoted where a person promotes."""
+    if isinstance(retrain, RetrainTable) and retrain.promote == "manual" and retrain.canary_hours:
+        expected = 'nothing, as promote = "manual" waits for a person'
+        yield Mistake(("retrain", "canary_hours"), expected, shown(retrain.canary_hours))
 
 
 def _incompatible(training: TrainingTable, workload: Table | None) -> Iterator[Mistake]:
@@ -184,9 +243,8 @@ def _command(workload: Table | None, space: Table | None, study: Table | None) -
             yield Mistake(("workload", "command"), expected, f"{{{name}}}")
     if not workload.patterns:
         return
-    if isinstance(study, StudyTable) and study.metric not in workload.patterns:
-        expected = f"a pattern for the study's metric {study.metric}"
-        yield Mistake(("workload", "patterns"), expected, ", ".join(workload.patterns))
+    if isinstance(study, StudyTable):
+        yield from _without_pattern(workload, study)
     if isinstance(space, Space) and "rates" not in used:
         names = [one.name for one in space.schedule]
         if names != ["constant"] or space.longest_warmup(100):
@@ -198,6 +256,21 @@ def _command(workload: Table | None, space: Table | None, study: Table | None) -
     elif isinstance(space, Space) and any(one.name == "plateau" for one in space.schedule):
         expected = "a schedule that is known in advance, since {rates} is written at the start"
         yield Mistake(("space", "schedule"), expected, "plateau")
+
+
+def _without_pattern(workload: WorkloadTable, study: StudyTable) -> Iterator[Mistake]:
+    """Yield metrics that the study needs and that no pattern reads."""
+    if study.metric not in workload.patterns:
+        expected = f"a pattern for the study's metric {study.metric}"
+        yield Mistake(("workload", "patterns"), expected, ", ".join(workload.patterns))
+    for one in study.objectives[1:]:
+        if one.metric not in {SECONDS, *workload.patterns}:
+            expected = f"a pattern for the objective {one.metric}"
+            yield Mistake(("workload", "patterns"), expected, ", ".join(workload.patterns))
+    for limit in study.limits():
+        if unknown := sorted(limit.names - {SECONDS, *workload.patterns}):
+            expected = f"metrics that have a pattern ({', '.join(workload.patterns)}), or seconds"
+            yield Mistake(("study", "constraints"), expected, ", ".join(unknown))
 
 
 def _not_branched(search: SearchTable, workload: Table | None) -> Iterator[Mistake]:

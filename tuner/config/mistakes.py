@@ -20,11 +20,18 @@ from tuner.core import text as texts
 
 Place = tuple[str | int, ...]
 """The keys and indices that lead to a value in a study file."""
-TABLES: dict[str, type[Table]] = {
-    name: table
-    for name, field in StudySpec.model_fields.items()
-    if isinstance(table := field.annotation, type)
-}
+
+
+def tables_of(spec: type[Table]) -> dict[str, type[Table]]:
+    """Return the tables of a file by their names."""
+    return {
+        name: table
+        for name, field in spec.model_fields.items()
+        if isinstance(table := field.annotation, type)
+    }
+
+
+TABLES = tables_of(StudySpec)
 _ALTERNATIVES_OF: dict[str, dict[str, type[Table]]] = {
     name: {
         get_args(table.model_fields["name"].annotation)[0]: table
@@ -104,14 +111,20 @@ def mark_unusable(document: dict[str, Any]) -> None:
 
 
 def mistakes_of(
-    table: str, errors: Iterable[ErrorDetails], document: Mapping[str, Any]
+    table: str,
+    errors: Iterable[ErrorDetails],
+    document: Mapping[str, Any],
+    tables: Mapping[str, type[Table]] = TABLES,
 ) -> Iterator[Mistake]:
-    """Yield the mistakes of pydantic's errors in a table; the members of a union make one."""
+    """Yield the mistakes of pydantic's errors in a table; the members of a union make one.
+
+    `tables` are those of the file.
+    """
     found: dict[Place, Mistake] = {}
     for error in errors:
         if error["type"] == "too_short" and error["input"]:
             continue  # pydantic counts valid items only; the others are reported already
-        mistake = _mistake_of(table, error, document)
+        mistake = _mistake_of(table, error, document, tables)
         earlier = found.get(mistake.place)
         if earlier and earlier.expected != mistake.expected:
             mistake = earlier._replace(expected=f"{earlier.expected} or {mistake.expected}")
@@ -119,12 +132,17 @@ def mistakes_of(
     yield from found.values()
 
 
-def _mistake_of(table: str, error: ErrorDetails, document: Mapping[str, Any]) -> Mistake:
+def _mistake_of(
+    table: str,
+    error: ErrorDetails,
+    document: Mapping[str, Any],
+    tables: Mapping[str, type[Table]],
+) -> Mistake:
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     full = (table, *error["loc"])
     place = _place(full, kind, document)
     if kind == "extra_forbidden":
-        return unknown(place, _owner(full).model_fields)
+        return unknown(place, _owner(full, tables).model_fields)
     if isinstance(value, Unusable):
         return Mistake(place, value.expected, value.got)
     got = "nothing" if kind == "missing" else shown(value)
@@ -143,7 +161,7 @@ def _mistake_of(table: str, error: ErrorDetails, document: Mapping[str, Any]) ->
         if table == "space" and full[-1] == "value":
             expected += ", or a list of them"
     elif kind in {"missing", "string_pattern_mismatch"}:
-        expected = _owner(full).model_fields[str(full[-1])].description or "a value"
+        expected = _owner(full, tables).model_fields[str(full[-1])].description or "a value"
     else:
         bounds = {key: f"{bound:.15g}" for key, bound in context.items() if key in _BOUNDS}
         expected = _EXPECTED[kind].format_map({**context, **bounds})
@@ -209,19 +227,19 @@ def _place(full: Place, kind: str, document: Mapping[str, Any]) -> Place:
     )
 
 
-def _owner(full: Place) -> type[Table]:
+def _owner(full: Place, tables: Mapping[str, type[Table]]) -> type[Table]:
     """Return the table that has the last key of pydantic's location."""
     owner = str(full[-2])
     if owner == "range":
         return Range
     if full[0] in {"budget", "retrain"}:
-        table = TABLES[full[0]]
+        table = tables[full[0]]
         for key in full[1:-1]:
             inner = table.model_fields[str(key)].annotation
             assert isinstance(inner, type)
             table = inner
         return table
-    return _ALTERNATIVES.get(owner) or TABLES[owner]
+    return _ALTERNATIVES.get(owner) or tables[owner]
 
 
 def named(place: Place) -> str:

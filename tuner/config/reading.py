@@ -17,7 +17,6 @@ from pydantic import ValidationError
 from tuner.config import StudySpec, Table
 from tuner.config.contradictions import contradictions
 from tuner.config.mistakes import (
-    TABLES,
     Mistake,
     Place,
     mark_unusable,
@@ -25,27 +24,35 @@ from tuner.config.mistakes import (
     named,
     printable,
     shown,
+    tables_of,
     unknown,
 )
 from tuner.config.study import UNITS
 from tuner.core.errors import StudyFileError
+from tuner.core.text import DEFAULT_PROJECT
 
 LARGEST = 1_000_000
 """The maximum size of a study file, in bytes."""
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
+def load(path: Path, overrides: Sequence[str] = (), project: str = DEFAULT_PROJECT) -> StudySpec:
     """Read a study file after applying `overrides` such as `budget.trials=20`.
 
-    Raise `StudyFileError` with all mistakes of the file and of the overrides.
+    The study is in `project` unless the file or its name says otherwise. Raise `StudyFileError`
+    with all mistakes of the file and of the overrides.
     """
+    return parse(read(path), str(path), overrides, project)
+
+
+def read(path: Path) -> str:
+    """Return the text of a file. Raise `StudyFileError`."""
     source = str(path)
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
         if len(content) > LARGEST:
             raise _unreadable(source, f"at most {LARGEST} bytes", "more")
-        text = content.decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         byte = error.object[error.start]
@@ -54,36 +61,56 @@ def load(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
         raise _unreadable(source, "a file to read", error.strerror or str(error)) from None
     except ValueError as error:  # a path with a null character
         raise _unreadable(source, "a file to read", str(error)) from None
-    return parse(text, source, overrides)
 
 
-def parse(text: str, source: str, overrides: Sequence[str] = ()) -> StudySpec:
+def parse(
+    text: str, source: str, overrides: Sequence[str] = (), project: str = DEFAULT_PROJECT
+) -> StudySpec:
     """Validate the text of a study file; messages name `source`. Raise as `load` does."""
+    document = document_of(text, source)
+    found = [mistake for override in overrides for mistake in _override(document, override)]
+    study = document.get("study")
+    if isinstance(study, dict) and "/" not in str(study.get("name")):
+        study.setdefault("project", project)
+    tables, more = validated(document, StudySpec)
+    found += more
+    found += contradictions(tables)
+    if found:
+        raise StudyFileError(source, [mistake.line(source) for mistake in found])
+    return StudySpec.model_validate(tables)
+
+
+def document_of(text: str, source: str) -> dict[str, Any]:
+    """Return the content of TOML. Raise `StudyFileError`."""
     try:
-        document = tomllib.loads(text)
+        return tomllib.loads(text)
     except RecursionError:
         raise _unreadable(source, "TOML", "tables or lists that are nested too deeply") from None
     except ValueError as error:
         raise _unreadable(source, "TOML", f"a syntax error: {error}") from None
-    found = [mistake for override in overrides for mistake in _override(document, override)]
+
+
+def validated(
+    document: dict[str, Any], spec: type[Table]
+) -> tuple[dict[str, Table], list[Mistake]]:
+    """Return the valid tables of a document, and the mistakes of the others."""
     mark_unusable(document)
+    known, found = tables_of(spec), list[Mistake]()
     tables: dict[str, Table] = {}
-    for name, table in TABLES.items():
-        if name in document or StudySpec.model_fields[name].is_required():
+    for name, table in known.items():
+        if name in document or spec.model_fields[name].is_required():
             try:
                 if name not in document:
                     found.append(Mistake((name,), "a table", "nothing"))
                     continue
                 tables[name] = table.model_validate(document[name])
             except ValidationError as error:
-                found += mistakes_of(name, error.errors(include_url=False), document)
+                errors = error.errors(include_url=False)
+                found += mistakes_of(name, errors, document, known)
         else:
-            tables[name] = StudySpec.model_fields[name].get_default()
-    found += [unknown((key,), TABLES) for key in document if key not in TABLES]
-    found += contradictions(tables)
-    if found:
-        raise StudyFileError(source, [mistake.line(source) for mistake in found])
-    return StudySpec.model_validate(tables)
+            tables[name] = spec.model_fields[name].get_default()
+    found += [unknown((key,), known) for key in document if key not in known]
+    return tables, found
 
 
 def json_schema() -> dict[str, Any]:

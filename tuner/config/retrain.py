@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
@@ -28,9 +29,13 @@ class GateTable(Table):
       `minimum_improvement`.
     - `seeds`: number of challengers, each with its own seed. With more than one, the pairs are
       seeds instead of rows, and the challenger with the median value is the candidate.
-    - `slices`: named parts of the held-out rows on which the challenger may not be worse than the
-      champion; by default all slices of the workload.
+    - `slices`: named parts of the held-out rows on which the challenger may not be significantly
+      worse than the champion, at `level` for all of them together; by default all slices of the
+      workload.
     - `tolerance`: by how much it may be worse on a slice, in the metric's unit.
+    - `margins`: by slice, a margin of non-inferiority, in the metric's unit: the challenger must be
+      shown to be worse by less than that. Such a slice has no `tolerance`.
+    - `slice_rows`: a slice with fewer rows is recorded and does not decide.
     - `minimum_rows`: with fewer held-out rows, nothing is trained.
     """
 
@@ -41,6 +46,8 @@ class GateTable(Table):
     seeds: Annotated[int, Field(ge=1, le=100)] = 1
     slices: Annotated[tuple[str, ...] | None, Field(strict=False)] = None
     tolerance: Annotated[float, Field(ge=0)] = 0.0
+    margins: Mapping[str, Annotated[float, Field(gt=0)]] = {}
+    slice_rows: Annotated[int, Field(ge=2)] = 20
     minimum_rows: Annotated[int, Field(ge=1)] = 1
 
 
@@ -54,6 +61,22 @@ class DataTable(Table):
 
     on_bad: Literal["refuse", "drop_batch"] = "refuse"
     minimum_rows: Annotated[int, Field(ge=1)] = 1
+
+
+class LimitsTable(Table):
+    """What a retraining may take; by default as much as it wants.
+
+    A retraining that exceeds a limit ends as failed, and the champion stays.
+
+    - `training_minutes`: of training the challengers, all seeds together; time before a crash
+      counts up to the last checkpoint.
+    - `retune_minutes`: of the search of a retune, from the start of its first trial on.
+    - `model_megabytes`: size of a model's weights.
+    """
+
+    training_minutes: Annotated[float, Field(gt=0)] | None = None
+    retune_minutes: Annotated[float, Field(gt=0)] | None = None
+    model_megabytes: Annotated[float, Field(gt=0)] | None = None
 
 
 VARIABLE = r"^TUNER_NOTIFY_[A-Z0-9_]{1,100}$"
@@ -100,14 +123,15 @@ class NotifyTable(ReceiversTable):
     on: Annotated[
         tuple[
             Literal[
-                "promoted", "kept", "failed", "refused", "overdue", "proposed", "rejected",
-                "rolled_back",
+                "promoted", "kept", "failed", "refused", "overdue", "proposed", "canary",
+                "rejected", "rolled_back",
             ],
             ...,
         ],
         Field(strict=False),
     ] = (
-        "promoted", "kept", "failed", "refused", "overdue", "proposed", "rejected", "rolled_back",
+        "promoted", "kept", "failed", "refused", "overdue", "proposed", "canary", "rejected",
+        "rolled_back",
     )  # fmt: skip
 
 
@@ -148,6 +172,8 @@ class RetrainTable(Table):
       `shortfall`, a fraction of it.
     - `promote`: "manual" leaves a challenger that wins to a person, who promotes it with `tuner
       approve` or not with `tuner reject`.
+    - `canary_hours`: hours for which a challenger that wins has the alias `canary` before it is
+      promoted; `tuner reject`, or newer data on which it is worse, end that. By default none.
     - `overdue_hours`: hours without a successful retraining after which one is
       overdue, which is notified and counted for alerts; by default never.
     - `trials`: the budget of a retune.
@@ -185,6 +211,8 @@ class RetrainTable(Table):
     shortfall: Annotated[float, Field(ge=0)] = 0.1
     data: DataTable = DataTable()
     promote: Literal["auto", "manual"] = "auto"
+    canary_hours: Annotated[float, Field(gt=0, le=1e6)] | None = None
     overdue_hours: Annotated[float, Field(gt=0, le=1e6)] | None = None
     gate: GateTable = GateTable()
+    limits: LimitsTable = LimitsTable()
     notify: NotifyTable = NotifyTable()

@@ -84,6 +84,16 @@ class CMAES(Table):
     population: Annotated[int, Field(ge=4)] | None = None
 
 
+class NSGA2(Table):
+    """Optuna's genetic algorithm for several objectives.
+
+    Each generation of `population` trials is made from the best of the earlier ones.
+    """
+
+    name: Literal["nsga2"]
+    population: Annotated[int, Field(ge=2)] = 20
+
+
 class Grid(Table):
     """Every combination of the space's lists once, in the order of the study file."""
 
@@ -320,14 +330,15 @@ Judge: TypeAlias = Annotated[
 ]
 
 AnySampler: TypeAlias = Annotated[
-    Auto | TPE | Random | Grid | GP | OptunaGP | QMC | CMAES | Listed, Field(discriminator="name")
+    Auto | TPE | Random | Grid | GP | OptunaGP | QMC | CMAES | NSGA2 | Listed,
+    Field(discriminator="name"),
 ]
 AnyPruner: TypeAlias = Annotated[
     ASHA | Median | NoPruner | Percentile | Hyperband | Patient | HalvingOnce | OneRung,
     Field(discriminator="name"),
 ]
 SamplerName: TypeAlias = Literal[
-    "auto", "tpe", "random", "grid", "gp", "optuna_gp", "qmc", "cmaes", "listed"
+    "auto", "tpe", "random", "grid", "gp", "optuna_gp", "qmc", "cmaes", "nsga2", "listed"
 ]
 PrunerName: TypeAlias = Literal[
     "asha", "median", "none", "percentile", "hyperband", "patient", "halving", "one_rung"

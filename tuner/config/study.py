@@ -14,7 +14,7 @@ import json
 import math
 import re
 import shlex
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -25,6 +25,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from tuner.config.constraints import Limit
 from tuner.config.retrain import MetricName, RetrainTable, StudyNotifyTable
 from tuner.config.search import (
     AnyJudge,
@@ -43,7 +44,13 @@ from tuner.config.search import (
 )
 from tuner.config.space import Space
 from tuner.config.values import ParameterValue, Table, mistake, mistakes
-from tuner.core.text import NAME_LIMIT, is_readable
+from tuner.core.text import (
+    DEFAULT_PROJECT,
+    NAME_LIMIT,
+    PROJECT_PATTERN,
+    in_project,
+    is_readable,
+)
 
 
 def _readable(text: str) -> str:
@@ -55,15 +62,53 @@ def _readable(text: str) -> str:
 Readable: TypeAlias = Annotated[str, AfterValidator(_readable)]
 
 
+SECONDS = "seconds"
+"""In constraints, the time of a trial's attempts, unless it reports a metric of this name."""
+
+
+Direction: TypeAlias = Literal["minimize", "maximize"]
+
+
+class Objective(Table):
+    """One of several objectives of a study."""
+
+    metric: MetricName
+    direction: Direction = "minimize"
+
+
 class StudyTable(Table):
-    """The name of a study and its objective."""
+    """The name of a study and its objective.
+
+    - `project`: a name space. The study is called `project/name` everywhere; a name with a slash
+      has its project before it. By default the project is that of `TUNER_PROJECT`, or "default",
+      whose studies have no slash.
+    - `objectives`: two or more metrics with their directions, in place of `metric` and `direction`,
+      which are those of the first one then. The result of the study is the front: the trials that
+      no other trial is as good as in every objective and better in one.
+    - `constraints`: limits on the metrics of a trial, and on its `seconds`, such as
+      `accuracy >= 0.97`. A trial that exceeds one at its end is infeasible: it ranks below every
+      trial that exceeds none.
+    """
 
     name: Annotated[str, Field(min_length=1, max_length=NAME_LIMIT, description="a name")]
+    # part of the name once it is read, and so never stored
+    project: Annotated[
+        str,
+        Field(pattern=PROJECT_PATTERN, exclude=True, description="letters, digits, '.', '_', '-'"),
+    ] = DEFAULT_PROJECT
     description: Readable = ""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     metric: MetricName = "val_loss"
-    direction: Literal["minimize", "maximize"] = "minimize"
+    direction: Direction = "minimize"
+    # omitted if empty, so that earlier digests stay valid
+    objectives: Annotated[
+        tuple[Objective, ...], Field(strict=False, exclude_if=lambda objectives: not objectives)
+    ] = ()
     value: Literal["last", "best"] = "last"  # of the evaluations so far, at rungs and at the end
+    # omitted if empty, so that earlier digests stay valid
+    constraints: Annotated[
+        tuple[Readable, ...], Field(strict=False, exclude_if=lambda constraints: not constraints)
+    ] = ()
 
     @field_validator("name")
     @classmethod
@@ -71,6 +116,61 @@ class StudyTable(Table):
         if not name.isprintable() or name != name.strip():
             raise mistake("printable characters, with no space at either end")
         return name
+
+    @model_validator(mode="after")
+    def _is_in_its_project(self) -> StudyTable:
+        name = in_project(self.project, self.name)
+        if len(name) > NAME_LIMIT:
+            error = mistake(f"a name of at most {NAME_LIMIT} characters with its project")
+            mistakes("StudyTable", {("name",): error})
+        vars(self).update(name=name, project=DEFAULT_PROJECT)
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_its_first_objective(cls, table: Any) -> Any:
+        """Set metric and direction to those of the first objective, unless they are given."""
+        objectives = table.get("objectives") if isinstance(table, dict) else None
+        first = objectives[0] if isinstance(objectives, list | tuple) and objectives else None
+        if not isinstance(first, dict) or not isinstance(first.get("metric"), str):
+            return table
+        maximized = first.get("direction") == "maximize"
+        own = {"metric": first["metric"], "direction": "maximize" if maximized else "minimize"}
+        return own | table
+
+    @model_validator(mode="after")
+    def _objectives_are_several(self) -> StudyTable:
+        if not self.objectives:
+            return self
+        found: dict[tuple[str | int, ...], PydanticCustomError] = {}
+        names = [one.metric for one in self.objectives]
+        if len(set(names)) < max(2, len(names)):
+            expected = "two or more different metrics, or metric and direction instead"
+            found["objectives",] = mistake(expected, ", ".join(names))
+        for key in ("metric", "direction"):
+            if getattr(self, key) != getattr(self.objectives[0], key):
+                expected = "nothing, as objectives have their own"
+                found[key,] = mistake(expected, getattr(self, key))
+        if self.value != "last":
+            found["value",] = mistake('"last", as there are several objectives', self.value)
+        mistakes("StudyTable", found)
+        return self
+
+    @field_validator("constraints")
+    @classmethod
+    def _are_limits(cls, constraints: tuple[str, ...]) -> tuple[str, ...]:
+        for index, text in enumerate(constraints):
+            try:
+                Limit(text)
+            except ValueError as error:
+                raise mistake(str(error), text) from None
+            if text in constraints[:index]:
+                raise mistake("each constraint once", text)
+        return constraints
+
+    def limits(self) -> tuple[Limit, ...]:
+        """Return the limits of `constraints`."""
+        return tuple(map(Limit, self.constraints))
 
 
 def _as_argument(value: object) -> object:
@@ -431,6 +531,8 @@ class BudgetTable(Table):
     - `no_improvement`: number of trials that ended since the best one.
     - `regret_below`: distance of the best value to the best possible one, bounded by a Gaussian
       process on at least twenty completed trials.
+    - `improvement_below`: what one more trial is expected to improve the best value by, by the
+      process of gp on at least twenty completed trials.
     - `decide`: share of the trials that is reserved to decide between the best ones after the
       search, and of `wall_seconds` and `compute_seconds`; 0 disables it. By default 0.15 in studies
       of at least 50 trials, unless a list of combinations is trained.
@@ -445,6 +547,7 @@ class BudgetTable(Table):
     compute_seconds: Annotated[float, Field(gt=0)] | None = None
     no_improvement: Annotated[int, Field(ge=1)] | None = None
     regret_below: Annotated[float, Field(gt=0)] | None = None
+    improvement_below: Annotated[float, Field(gt=0)] | None = None
     weight: Annotated[float, Field(gt=0)] = 1.0
     retries: RetriesTable = RetriesTable()
 
@@ -485,7 +588,7 @@ class StudySpec(Table):
         Fewer than `LEAST_DECIDING` decide nothing, so none is reserved then.
         """
         trials, share = self.budget.trials, self.budget.decide
-        if self.workload.ask_and_tell:
+        if self.workload.ask_and_tell or self.study.objectives:
             return 0
         if share is None:
             listed = isinstance(self.search.sampler, Grid | Listed)

@@ -25,9 +25,14 @@ DISTRIBUTION = "tuner-lr"
 PACKAGES = ("torch", "optuna", "mlflow", "numpy", "scikit-learn", "sqlalchemy")
 
 
-def identity() -> str:
-    """Return an identity of this process that no other process ever has."""
-    return f"{_machine()}:{os.getpid()}:{_birth(os.getpid())}"
+def identity(pid: int | None = None) -> str:
+    """Return an identity of this process, or of another one of this machine, for good.
+
+    No other process ever has it. Raise `psutil.NoSuchProcess` or `FileNotFoundError` if the process
+    has ended.
+    """
+    pid = os.getpid() if pid is None else pid
+    return f"{_machine()}:{pid}:{_birth(pid)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +55,11 @@ def person() -> Person:
     except KeyError:  # such as a container that runs as a number
         user = f"uid {os.getuid()}"
     return Person(os_user=user[:NAME_LIMIT], host=platform.node()[:NAME_LIMIT])
+
+
+def is_here(worker: str) -> bool:
+    """Return whether a worker is, or was, a process of this machine since it started."""
+    return worker.rpartition(":")[0].rpartition(":")[0] == _machine()
 
 
 def is_gone(worker: object) -> bool:

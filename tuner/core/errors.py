@@ -33,13 +33,13 @@ class UsageError(TunerError):
 
 
 class StudyFileError(UsageError):
-    """A study file with mistakes; `problems` has one line for each, including the file's name."""
+    """A file with mistakes; `problems` has one line for each, including the file's name."""
 
-    def __init__(self, source: str, problems: list[str]) -> None:
+    def __init__(self, source: str, problems: list[str], what: str = "study file") -> None:
         self.source = source
         self.problems = problems
         count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
-        super().__init__("\n".join([f"{count} in the study file; nothing was created:", *problems]))
+        super().__init__("\n".join([f"{count} in the {what}; nothing was created:", *problems]))
 
 
 class WorkloadError(UsageError):

@@ -29,6 +29,14 @@ def private_file(file: Path) -> None:
     file.touch(mode=0o600)
 
 
+def output_error(place: object, error: OSError) -> OutputError:
+    """Return what a user reads when a folder or a store cannot be written."""
+    return OutputError(
+        f"cannot write into {place}: {error.strerror or error}; free some space or name another "
+        "folder, and run the command again. The trials are safe in the ledger"
+    )
+
+
 @contextmanager
 def writing_into(folder: Path) -> Iterator[None]:
     """Create a folder; raise `OutputError` if that or the body cannot write."""
@@ -36,10 +44,7 @@ def writing_into(folder: Path) -> Iterator[None]:
         private_folder(folder)
         yield
     except OSError as error:
-        raise OutputError(
-            f"cannot write into {folder}: {error.strerror or error}; free some space or name "
-            "another folder, and run the command again. The trials are safe in the ledger"
-        ) from error
+        raise output_error(folder, error) from error
 
 
 @contextmanager

@@ -9,6 +9,31 @@ import re
 NAME_LIMIT = 250
 """The most characters of a study's name; MLflow's limit for run names."""
 
+DEFAULT_PROJECT = "default"
+"""The project of studies whose names have no slash."""
+PROJECT_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+
+
+def project_of(name: str) -> str:
+    """Return the project of a study: what is before the first slash of its name."""
+    before, slash, _ = name.partition("/")
+    return before if slash and before else DEFAULT_PROJECT
+
+
+def in_project(project: str, name: str) -> str:
+    """Return the whole name of a study of a project."""
+    if project == DEFAULT_PROJECT or name.startswith(f"{project}/"):
+        return name
+    return f"{project}/{name}"
+
+
+def ago(seconds: float) -> str:
+    """Return how long ago something was, such as `3 h ago`."""
+    for unit, size in (("days", 86_400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return "just now" if seconds < 5 else f"{seconds:.0f} s ago"
+
 
 def shortened(text: str, limit: int) -> str:
     """Cut a text to `limit` characters; a digest at its end keeps it unique."""

@@ -15,9 +15,10 @@ from sqlalchemy import Connection, and_, or_, select, update
 from tuner.core.curves import Chunk
 from tuner.core.errors import LeaseLost, UnreadableError
 from tuner.ledger import entries, rows
-from tuner.ledger.decoding import readable, studies_of, study_of
+from tuner.ledger.decoding import log_once, readable, studies_of, study_of
 from tuner.ledger.lease_writer import LeaseWriter
 from tuner.ledger.leases import ATTEMPTS, Gone, renewed
+from tuner.ledger.projects import Quota
 from tuner.ledger.reading import has_live_attempt, read_trials
 from tuner.ledger.records import (
     CONTINUED,
@@ -89,7 +90,7 @@ class Attempts(LeaseWriter):
         """Claim with an idempotency key, by which a retried call finds what it claimed before."""
         repeated = next(calls) > 0
         with self._writing() as tx:
-            row = tx.execute(rows.locked_study(study_id)).first()
+            row = tx.execute(rows.locked_study_with_quota(study_id)).first()
             study = None if row is None else study_of(row)
             held = rows.claimed(tx, idempotency_key) if repeated else []
             if held:
@@ -99,6 +100,10 @@ class Attempts(LeaseWriter):
             if (
                 row is None or study is None or study.state != OPEN
             ):  # it may have been deleted just now
+                return []
+            quota = Quota.of(row.quota_workers, row.quota_steps)
+            if (refusal := quota.refusal(tx, study.project, worker)) is not None:
+                log_once(refusal)
                 return []
             waiting = tx.scalars(  # all of them: some may be unreadable
                 select(trials.c.id)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from tuner.ledger.records import (
     DECIDED,
     ENDED,
     ENQUEUED,
+    EXCESS,
     EXTENSION,
     FIXED,
     HISTORY,
@@ -201,6 +203,8 @@ def are_trial_attrs(value: object) -> bool:
     return isinstance(value, dict) and all(
         OF_TRIALS[key](one)
         if key in OF_TRIALS
+        else is_number(one)
+        if key.startswith(EXCESS)
         else not key.startswith(RUNG)
         or (key.removeprefix(RUNG).isdecimal() and len(key) < 30 and is_number(one))
         for key, one in value.items()
@@ -210,6 +214,10 @@ def are_trial_attrs(value: object) -> bool:
 def _are_values(value: object) -> bool:
     """Return whether a value is a table of values of parameters."""
     return isinstance(value, dict) and all(map(_is_scalar, value.values()))
+
+
+def _are_numbers(value: object) -> bool:
+    return isinstance(value, list) and all(map(is_number, value))
 
 
 def _is_scalar(value: object) -> bool:
@@ -303,6 +311,15 @@ def _are_rungs(value: object) -> bool:
     )
 
 
+def _is_launch_key(value: object) -> bool:
+    """Return whether a value may be part of the names of files and of an engine's jobs."""
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{12}", value) is not None
+
+
+def _are_handles(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_label, value))
+
+
 RANGE_KEYS = {"low", "high", "why", "trials", "first", "revision", "at"}
 _STUDIES, _TRIALS = tables.studies.c, tables.trials.c
 _TIMETABLES, _RUNS = retraining_tables.timetables.c, retraining_tables.timetable_runs.c
@@ -315,17 +332,20 @@ RULES: Mapping[Column[Any], tuple[str, Check]] = {
     _STUDIES.limit: ("a whole number", lambda value: type(value) is int),
     _TRIALS.params: ("parameters", _are_params),
     _TRIALS.attrs: ("attributes", are_trial_attrs),
+    _TRIALS.objectives: ("numbers", _are_numbers),
     _TRIALS.state: _one_of(RUNNING, *KINDS),
     retraining_tables.retrainings.c.stage: _one_of("train", "evaluate", "log", "promote", "done"),
     retraining_tables.retrainings.c.result: ("results of stages", _are_results),
     retraining_tables.retrainings.c.outcome: _one_of(
-        "promoted", "kept", "failed", "proposed", "rejected"
+        "promoted", "kept", "failed", "proposed", "canary", "rejected"
     ),
     event_tables.events.c.action: _one_of(*event_tables.ACTIONS),
     event_tables.notifications.c.channel: _one_of(*event_tables.CHANNELS),
     event_tables.notifications.c.state: _one_of(*event_tables.STATES),
     _TIMETABLES.catch_up: _one_of(cron.LATEST, cron.ALL, cron.SKIP),
     _TIMETABLES.overlap: _one_of(cron.SKIP, cron.QUEUE),
+    tables.launches.c.key: ("12 hexadecimal digits", _is_launch_key),
+    tables.launches.c.handles: ("a list of handles", _are_handles),
     _RUNS.state: _one_of("waiting", "running", "ended", "skipped", "missed"),
 }
 """What columns hold whose type alone does not say it."""
@@ -386,7 +406,17 @@ ALL_RULES: Mapping[str, Rules] = {
 }
 STUDY = ALL_RULES["tuner_studies"]
 TRIAL = ALL_RULES["tuner_trials"]
-_SEARCHED = {"number", "imported", "params", "attrs", "state", "value", "created_at", "ended_at"}
+_SEARCHED = {
+    "number",
+    "imported",
+    "params",
+    "attrs",
+    "state",
+    "value",
+    "created_at",
+    "ended_at",
+    "objectives",
+}
 SEARCHED_TRIAL: Rules = [rule for rule in TRIAL if rule[0] in _SEARCHED]
 
 

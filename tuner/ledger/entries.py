@@ -21,7 +21,7 @@ from sqlalchemy import (
 
 from tuner.ledger import rows
 from tuner.ledger.leases import ATTEMPTS
-from tuner.ledger.records import FINISHED, AttemptLease, Drawn, Entry
+from tuner.ledger.records import FINISHED, AttemptLease, Drawn, Entry, excess_attrs
 from tuner.ledger.tables import (
     attempts,
     checkpoints,
@@ -125,6 +125,7 @@ class Change:
         if entry.outcome or self.report:
             self.trial["attrs"] = dict(attrs)
         if entry.outcome:
+            self.trial["attrs"] |= excess_attrs(entry.outcome.excesses or {})
             self.trial |= rows.outcome_columns(entry.outcome)
 
 

@@ -10,6 +10,7 @@ from tuner.ledger.tables import AS_JSON, metadata
 ACTIONS = (
     "submitted", "changed", "paused", "resumed", "stopped", "deleted", "enqueued", "retried",
     "extended", "confirmed", "retrained", "rolled back", "approved", "rejected", "timetable",
+    "noted", "tagged", "project",
 )  # fmt: skip
 """What a person, or a program in their name, did to a study."""
 CHANNELS = ("webhook", "apprise")

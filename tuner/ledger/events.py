@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, func, insert, select, text
 
 from tuner.core.environment import Person
 from tuner.core.redaction import redacted
@@ -25,12 +25,15 @@ from tuner.ledger.tables import database_time
 
 (
     SUBMITTED, CHANGED, PAUSED, RESUMED, STOPPED, DELETED, ENQUEUED, RETRIED, EXTENDED, CONFIRMED,
-    RETRAINED, ROLLED_BACK, APPROVED, REJECTED, TIMETABLE,
+    RETRAINED, ROLLED_BACK, APPROVED, REJECTED, TIMETABLE, NOTED, TAGGED, PROJECT,
 ) = (
     "submitted", "changed", "paused", "resumed", "stopped", "deleted", "enqueued", "retried",
     "extended", "confirmed", "retrained", "rolled back", "approved", "rejected", "timetable",
+    "noted", "tagged", "project",
 )  # fmt: skip
 """The actions; see `tuner.ledger.event_tables.ACTIONS`."""
+REMARKS = (NOTED, TAGGED)
+"""Actions that change nothing of a study."""
 MOST = 1000
 """Events of a study that are read, the newest ones."""
 
@@ -120,6 +123,30 @@ def latest(ledger: Reader, names: Collection[str]) -> dict[str, dict[str, Event]
 
 
 @retry_on_disconnect
+def notes(ledger: Reader, study: str) -> list[Event]:
+    """Read the notes on a study, oldest first, without those on a deleted one of its name."""
+    c = events.c
+    deleted = (
+        select(func.coalesce(func.max(c.id), 0))
+        .where(c.study == study, c.action == DELETED)
+        .scalar_subquery()
+    )
+    query = select(events).where(c.study == study, c.action == NOTED, c.id > deleted)
+    with ledger.engine.begin() as tx:
+        found = tx.execute(query.order_by(c.id.desc()).limit(MOST))
+        return list(readable(_of, found))[::-1]
+
+
+def tags_in(done: Mapping[str, Event]) -> list[str]:
+    """Return the tags of a study, of the last events of each action."""
+    tagged, deleted = done.get(TAGGED), done.get(DELETED)
+    if tagged is None or (deleted is not None and deleted.id > tagged.id):
+        return []
+    found = tagged.details.get("tags", [])
+    return [one for one in found if isinstance(one, str)] if isinstance(found, list) else []
+
+
+@retry_on_disconnect
 def rolled_back(ledger: Reader, model: str) -> dict[int, Event]:
     """Read which versions of a model people have rolled back from; these are not promoted again.
 
@@ -135,6 +162,15 @@ def rolled_back(ledger: Reader, model: str) -> dict[int, Event]:
             held[int(was)] = one
             held.pop(int(now), None)
     return held
+
+
+@retry_on_disconnect
+def login(ledger: Reader) -> str | None:
+    """Read the database login of this process; None on SQLite."""
+    if ledger.engine.dialect.name == "sqlite":
+        return None
+    with ledger.engine.begin() as tx:
+        return str(tx.scalar(text("SELECT session_user")))
 
 
 def submitter(ledger: Reader, study: str) -> str | None:

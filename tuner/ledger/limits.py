@@ -14,7 +14,7 @@ from tuner.ledger import managing
 from tuner.ledger.reading import Reader
 from tuner.ledger.records import OPEN, StudyRecord
 from tuner.ledger.retrying import retry_on_disconnect
-from tuner.ledger.tables import attempts, database_time, trials
+from tuner.ledger.tables import VIOLATION, attempts, database_time, trials
 
 
 @retry_on_disconnect
@@ -43,6 +43,10 @@ def end(ledger: Reader, study: StudyRecord, reason: str) -> StudyRecord | None:
     return ledger.study(study.name)
 
 
+TIME_IS_UP = "seconds from the first trial on are up"
+"""Part of the reason of a study that has ended by `wall_seconds`."""
+
+
 def _has_rules(budget: BudgetTable) -> bool:
     rules = (budget.wall_seconds, budget.compute_seconds, budget.no_improvement)
     return any(rule is not None for rule in rules)
@@ -55,7 +59,7 @@ def _due(tx: Connection, study: StudyRecord) -> str | None:
     if budget.wall_seconds is not None:
         began = tx.scalar(select(database_time() - func.min(trials.c.created_at)).where(own))
         if began is not None and began >= search * budget.wall_seconds:
-            return f"Its {search * budget.wall_seconds:g} seconds from the first trial on are up."
+            return f"Its {search * budget.wall_seconds:g} {TIME_IS_UP}."
     if budget.compute_seconds is not None:
         spent = func.sum(
             func.coalesce(attempts.c.ended_at, database_time()) - attempts.c.started_at
@@ -78,7 +82,7 @@ def _ended_since_best(tx: Connection, study: StudyRecord) -> int:
     best = tx.execute(
         select(trials.c.ended_at, trials.c.number)
         .where(here, trials.c.state == COMPLETED)
-        .order_by(value, trials.c.number)
+        .order_by(VIOLATION, value, trials.c.number)
         .limit(1)
     ).first()
     if best is None:

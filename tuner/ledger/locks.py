@@ -1,4 +1,4 @@
-"""Locks that serialise what no row is locked for: creating studies, and claiming retrainings.
+"""Locks that serialise what no row is locked for: creating studies, claiming retrainings, quotas.
 
 On PostgreSQL a lock is a row, which only logins that may change it can hold; anybody may take an
 advisory lock. On SQLite a transaction that writes is a lock by itself.
@@ -10,7 +10,7 @@ from sqlalchemy import Column, Connection, Integer, MetaData, String, Table, sel
 
 from tuner.core.errors import ConnectionLostError, UnavailableError
 
-SUBMIT, RETRAIN = "submit", "retrain"
+SUBMIT, RETRAIN, QUOTA = "submit", "retrain", "quota"
 LOCK_SECONDS = 30
 """How long to wait for a lock; its holder needs milliseconds."""
 TIMED_OUT = "55P03"

@@ -6,7 +6,7 @@ reason why a study is not open is kept among its attributes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -188,6 +188,16 @@ def _become(
     attrs = kept | {key: value for key, value in given.items() if value is not None}
     rows.next_revision(tx, study.id)
     tx.execute(update(studies).where(studies.c.id == study.id).values(state=state, attrs=attrs))
+
+
+@retry_on_disconnect
+def annotate(
+    ledger: Reader, study: StudyIdentity, action: str, act: Act, details: Mapping[str, Any]
+) -> None:
+    """Record a note or tags of a study, which recorders then publish."""
+    with locked(ledger, study) as (tx, _):
+        events.record(tx, study.name, action, act, **details)
+        rows.next_revision(tx, study.id)
 
 
 @retry_on_disconnect

@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, delete, or_, select
+from sqlalchemy import Connection, delete, or_, select, update
 
 from tuner.core.errors import LeaseLost
 from tuner.core.text import shortened
@@ -185,6 +185,22 @@ class Notifications(LeaseWriter):
             row = NOTIFICATIONS.row(tx, held.lease)
         if row is None or row.state != values["state"]:  # else a call whose connection was lost
             raise LeaseLost(f"another process has the notification {held.id}")
+
+
+@retry_on_disconnect
+def strip(ledger: Reader, older_than: float) -> int:
+    """Delete the content of notifications that ended `older_than` seconds ago; return how many.
+
+    Their keys are kept: with them, nothing is notified twice.
+    """
+    old = (
+        notifications.c.state.in_((SENT, ABANDONED))
+        & (notifications.c.ended_at < database_time() - older_than)
+        & (notifications.c.title != "")
+    )
+    empty: dict[str, Any] = {"title": "", "content": {}, "error": None}
+    with ledger.engine.execution_options(writes=True).begin() as tx:
+        return tx.execute(update(notifications).where(old).values(empty)).rowcount
 
 
 def forget(tx: Connection, study: str) -> None:

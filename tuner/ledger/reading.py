@@ -62,6 +62,7 @@ from tuner.ledger.tables import (
     IS_VALUED,
     SILENT_FOR,
     SILENT_SECONDS,
+    VIOLATION,
     attempts,
     checkpoints,
     chunks,
@@ -375,7 +376,10 @@ class Reader:
 
     @retry_on_disconnect
     def best(self, study: StudyRecord) -> TrialRecord | None:
-        """Read the completed trial with the best value, imported or not; of equals, the first."""
+        """Read the best completed trial, imported or not; of equals, the first.
+
+        It is the feasible one with the best value, or the one that violates constraints least.
+        """
         for number in self.ranking(study, CANDIDATES):
             trial = self.trial(study.id, number)
             if trial is not None:  # else it cannot be read
@@ -384,12 +388,12 @@ class Reader:
 
     @retry_on_disconnect
     def ranking(self, study: StudyRecord, most: int) -> list[int]:
-        """Read the numbers of the completed trials with the best values, best first."""
+        """Read the numbers of the best completed trials, best first."""
         sign = 1 if study.spec.study.direction == "minimize" else -1
         query = (
             select(trials.c.number)
             .where(trials.c.study_id == study.id, trials.c.state == COMPLETED, IS_VALUED)
-            .order_by(literal(sign) * trials.c.value, trials.c.number)
+            .order_by(VIOLATION, literal(sign) * trials.c.value, trials.c.number)
             .limit(most)
         )
         with self._reading() as tx:

@@ -9,7 +9,8 @@ from typing import Any
 
 from tuner.config import GP, TPE, OptunaGP, ParameterValue, StudySpec, horizon_of
 from tuner.core.curves import Chunk
-from tuner.core.outcome import Outcome
+from tuner.core.outcome import RUNNING, Outcome
+from tuner.core.text import project_of
 from tuner.ledger.leases import ATTEMPTS, Lease, LeaseTable
 
 OPEN, PAUSED, STOPPED, ENDED = "open", "paused", "stopped", "ended"
@@ -36,6 +37,8 @@ PARENT, SEED, ROUND = "tuner:parent", "tuner:seed", "tuner:round"
 its seed, and the round of the race that it is trained for."""
 CONTINUED = "tuner:continued"
 """Another one, of a trial that continues the other one's checkpoint: the step that it began at."""
+EXCESS = "constraints:"
+"""Optuna's prefix of the attributes of a trial by how much it exceeds each constraint."""
 DECIDED = "tuner:decided"
 """An attribute of a study: how many trials it had when its decision was complete."""
 
@@ -92,6 +95,11 @@ class StudyIdentity:
         """What Optuna's study and MLflow's experiment are called; no two studies share one."""
         return titled(self.name, self.version)
 
+    @property
+    def project(self) -> str:
+        """The project that it belongs to."""
+        return project_of(self.name)
+
 
 @dataclass(frozen=True, kw_only=True)
 class UnreadableStudy(StudyIdentity):
@@ -120,6 +128,12 @@ class StudyRecord(StudyIdentity):
     def reason(self) -> str | None:
         """Why it is paused or stopped; None while it is open."""
         return self.attrs.get(REASON)
+
+    def shown_state(self, counts: Mapping[str, int]) -> str:
+        """Return the state, "ended" if the budget is spent; `counts` are those of its trials."""
+        idle = not counts[RUNNING] and not counts["waiting"]
+        spent = self.state == OPEN and self.reserved >= self.limit
+        return ENDED if idle and spent else self.state
 
     @property
     def deciding_trials(self) -> int:
@@ -162,6 +176,11 @@ def titled(name: str, version: int) -> str:
     return name if version == 1 else f"{name} v{version}"
 
 
+def excess_attrs(excesses: Mapping[str, float]) -> dict[str, float]:
+    """Return the attributes by which Optuna's samplers see what a trial exceeds."""
+    return {f"{EXCESS}{text}": excess for text, excess in excesses.items()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """What a trial reported at a rung, and what was decided."""
@@ -192,7 +211,24 @@ class TrialRecord:
     created_at: float
     ended_at: float | None
     revision: int
+    objectives: Sequence[float] | None = None  # their values, if its study has several
+    # the sum of what it exceeds the study's constraints by; 0: feasible, None: there are none
+    violation: float | None = None
     reports: tuple[Report, ...] = ()
+
+    @property
+    def infeasible(self) -> bool:
+        """Whether it violates a constraint of its study."""
+        return self.violation is not None and self.violation > 0
+
+    @property
+    def excesses(self) -> dict[str, float]:
+        """By how much it exceeds each constraint; 0 or less where it does not."""
+        return {
+            key.removeprefix(EXCESS): value
+            for key, value in self.attrs.items()
+            if key.startswith(EXCESS)
+        }
 
     def searched(self) -> SearchedTrial:
         """Return the part of the record that search reads."""
@@ -205,6 +241,7 @@ class TrialRecord:
             value=self.value,
             created_at=self.created_at,
             ended_at=self.ended_at,
+            objectives=self.objectives,
             reports={report.step: report.value for report in self.reports},
         )
 
@@ -221,6 +258,7 @@ class SearchedTrial:
     value: float | None
     created_at: float
     ended_at: float | None
+    objectives: Sequence[float] | None = None  # their values, if the study has several
     reports: Mapping[int, float]  # value by step, in the order of steps
 
 

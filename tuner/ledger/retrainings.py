@@ -1,9 +1,9 @@
 """Retrainings in the ledger: at most one per study and run key, and at most one running per model.
 
 Invariants, whichever process calls or dies:
-- a study has at most one retraining per run key, and it ends once; a person decides once on one
-  that ended as proposed;
-- a model has at most one running retraining;
+- a study has at most one retraining per run key, and it ends once; one that ended as proposed or
+  canary is decided on once;
+- a model has at most one running retraining, and at most one canary;
 - the result of a stage is committed under the lease's token, so a stale holder writes nothing.
 """
 
@@ -42,7 +42,10 @@ PROMOTED, KEPT, FAILED = "promoted", "kept", "failed"
 """The outcomes."""
 PROPOSED, REJECTED = "proposed", "rejected"
 """Two more, if a person promotes: the challenger has won and waits; it was not approved."""
-SUCCEEDED = (PROMOTED, KEPT, PROPOSED, REJECTED)
+CANARY = "canary"
+"""One more: the challenger has won, and is tried before it is promoted."""
+UNDECIDED = (PROPOSED, CANARY)
+SUCCEEDED = (PROMOTED, KEPT, PROPOSED, CANARY, REJECTED)
 """Those of a retraining that has trained and judged a challenger."""
 
 
@@ -141,16 +144,16 @@ class Retrainings(LeaseWriter):
         return _of(taken), None
 
     @retry_on_disconnect
-    def claim_proposed(
+    def claim_undecided(
         self, study: str, run_key: str | None, worker: str, gone: Gone = lambda _: False
     ) -> Retraining:
-        """Claim a retraining that a person decides on: that of a key, or the newest proposed one.
+        """Claim one that is proposed or a canary, to decide on it: of a key, or the newest one.
 
         Raise `NotFoundError` if there is none, `UsageError` if it was decided, and
         `UnavailableError` while another process retrains the model or decides.
         """
         c = retrainings.c
-        wanted = c.outcome == PROPOSED if run_key is None else c.run_key == run_key
+        wanted = c.outcome.in_(UNDECIDED) if run_key is None else c.run_key == run_key
         query = select(retrainings).where(c.study == study, wanted).order_by(c.id.desc())
         with self._writing() as tx:
             locks.take(tx, locks.RETRAIN)
@@ -159,11 +162,11 @@ class Retrainings(LeaseWriter):
                 which = "waits for approval" if run_key is None else f"has the key {run_key!r}"
                 raise NotFoundError(f"no retraining of study {study!r} {which}")
             known = _of(row)
-            if known.outcome != PROPOSED:
+            if known.outcome not in UNDECIDED:
                 raise UsageError(
                     f"the retraining {known.run_key!r} of study {study!r} is "
-                    f"{known.outcome or 'not ended'}, expected a proposed one; `tuner retrain "
-                    "NAME --history` lists them"
+                    f"{known.outcome or 'not ended'}, expected a proposed one or a canary; "
+                    "`tuner retrain NAME --history` lists them"
                 )
             here = and_(c.model == known.model, c.live)
             for holder in tx.execute(select(retrainings).where(here)).all():
@@ -240,6 +243,15 @@ class Retrainings(LeaseWriter):
             return list(readable(_of, tx.execute(query)))
 
     @retry_on_disconnect
+    def canaries(self, model: str | None = None) -> list[Retraining]:
+        """Read the retrainings whose challengers are tried, of a model or of all, oldest first."""
+        query = select(retrainings).where(retrainings.c.outcome == CANARY)
+        if model is not None:
+            query = query.where(retrainings.c.model == model)
+        with self._reading() as tx:
+            return list(readable(_of, tx.execute(query.order_by(retrainings.c.id))))
+
+    @retry_on_disconnect
     def promoted(self, model: str) -> list[Retraining]:
         """Read the retrainings that promoted a version of a model, the newest first."""
         query = (
@@ -265,6 +277,7 @@ class Retrainings(LeaseWriter):
                 if act is not None:
                     version = held.result[LOG]["version"]
                     done = {"run_key": held.run_key, "model": held.model, "version": version}
+                    done["outcome"] = values["outcome"]
                     events.record(tx, held.study, *act, **done)
             row = RETRAININGS.row(tx, held.lease)
         if row is None or not (fenced or _is_as(row, values)):

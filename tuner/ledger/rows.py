@@ -22,6 +22,8 @@ from tuner.ledger.tables import (
     attempts,
     checkpoints,
     database_time,
+    project_of,
+    projects,
     studies,
     trials,
 )
@@ -30,7 +32,16 @@ from tuner.ledger.tables import (
 def locked_study(study_id: int) -> Any:
     """Select a study's row for update; on SQLite the transaction itself is the lock."""
     # others may go on to refer to the row, as everything that belongs to the study does
-    return select(studies).where(studies.c.id == study_id).with_for_update(key_share=True)
+    query = select(studies).where(studies.c.id == study_id)
+    return query.with_for_update(key_share=True, of=studies)
+
+
+def locked_study_with_quota(study_id: int) -> Any:
+    """Select a study's row as `locked_study` does, with the quota of its project, if it has one."""
+    quota = (projects.c.workers.label("quota_workers"), projects.c.steps_week.label("quota_steps"))
+    of_project = projects.c.name == project_of(studies.c.name)
+    joined = studies.outerjoin(projects, of_project)
+    return locked_study(study_id).add_columns(*quota).select_from(joined)
 
 
 def next_revision(tx: Connection, study_id: int) -> int:
@@ -262,6 +273,8 @@ def outcome_columns(outcome: Outcome) -> dict[str, Any]:
         "reason": outcome.reason,
         "value": outcome.value,
         "stopped_step": outcome.stopped_step,
+        "violation": outcome.violation,
+        "objectives": None if outcome.objectives is None else list(outcome.objectives),
     }
 
 

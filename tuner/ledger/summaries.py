@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection, case, func, select, tuple_
 
 from tuner.core.outcome import COMPLETED, KINDS, RUNNING
+from tuner.ledger import exclusions
 from tuner.ledger.decoding import is_number, is_time, readable, studies_of, trial_of
+from tuner.ledger.exclusions import Exclusion
 from tuner.ledger.reading import CANDIDATES, Reader, has_live_attempt, silences
 from tuner.ledger.records import Silence, StudyRecord, is_count
 from tuner.ledger.retrying import retry_on_disconnect
@@ -18,6 +20,7 @@ from tuner.ledger.tables import (
     IS_VALUED,
     SILENT_FOR,
     SILENT_SECONDS,
+    VIOLATION,
     attempts,
     probes,
     published_trials,
@@ -34,6 +37,14 @@ class BestTrial:
     value: float
     params: Mapping[str, Any]
     run_id: str | None  # of its MLflow run; None until it is published
+    violation: float | None = None  # of the study's constraints; None: it has none
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what commands print of it with `--json`."""
+        found = asdict(self)
+        if self.violation is None:
+            del found["violation"]
+        return found
 
 
 @dataclass(kw_only=True)
@@ -48,6 +59,7 @@ class Summary:
     workers: list[tuple[str, int]] = field(default_factory=list)  # (worker, its trial's number)
     silent: list[Silence] = field(default_factory=list)
     probe: Mapping[str, Any] | None = None  # the result of its probe
+    excluded: list[Exclusion] = field(default_factory=list)  # workers that leave it alone
 
 
 @retry_on_disconnect
@@ -58,6 +70,8 @@ def summaries(ledger: Reader, of: Sequence[StudyRecord]) -> dict[int, Summary]:
         _count(tx, found)
         _find_best(tx, found, of)
         _find_workers(tx, found)
+        for study_id, excluded in exclusions.read(tx, found).items():
+            found[study_id].excluded = excluded
         query = select(probes.c.study_id, probes.c.result).where(probes.c.study_id.in_(found))
         for row in tx.execute(query):
             found[row.study_id].probe = row.result if isinstance(row.result, dict) else None
@@ -65,14 +79,19 @@ def summaries(ledger: Reader, of: Sequence[StudyRecord]) -> dict[int, Summary]:
 
 
 @retry_on_disconnect
-def last_activity(ledger: Reader) -> dict[str, float]:
-    """Read when a trial of each study last ended or a version of it was created, by its name."""
+def last_activity(ledger: Reader, names: Collection[str] | None = None) -> dict[str, float]:
+    """Read when a trial of each study last ended or a version of it was created, by its name.
+
+    With `names`, read only those studies.
+    """
     at = func.max(func.coalesce(trials.c.ended_at, studies.c.created_at))
     query = (
         select(studies.c.name, at.label("at"), func.max(studies.c.created_at).label("created"))
         .select_from(studies.outerjoin(trials, trials.c.study_id == studies.c.id))
         .group_by(studies.c.name)
     )
+    if names is not None:
+        query = query.where(studies.c.name.in_(names))
     with ledger.engine.begin() as tx:
         return {
             row.name: max(row.at, row.created)
@@ -126,7 +145,9 @@ def _find_best(tx: Connection, found: Mapping[int, Summary], of: Sequence[StudyR
     """Find the best completed trial of each study; of equal ones the first."""
     maximized = [one.id for one in of if one.spec.study.direction == "maximize"]
     loss = case((trials.c.study_id.in_(maximized), -trials.c.value), else_=trials.c.value)
-    rank = func.row_number().over(partition_by=trials.c.study_id, order_by=(loss, trials.c.number))
+    rank = func.row_number().over(
+        partition_by=trials.c.study_id, order_by=(VIOLATION, loss, trials.c.number)
+    )
     ranked = (
         select(trials, rank.label("rank"))
         .where(trials.c.study_id.in_(found), trials.c.state == COMPLETED, IS_VALUED)
@@ -151,6 +172,7 @@ def _find_best(tx: Connection, found: Mapping[int, Summary], of: Sequence[StudyR
                 value=trial.value,
                 params=trial.params or {},
                 run_id=run_id if isinstance(run_id, str) else None,
+                violation=trial.violation,
             )
 
 

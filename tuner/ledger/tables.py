@@ -27,15 +27,16 @@ from sqlalchemy import (
     TypeDecorator,
     UniqueConstraint,
     case,
+    func,
     text,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import GenericFunction
 
-from tuner.core.text import NAME_LIMIT
+from tuner.core.text import DEFAULT_PROJECT, NAME_LIMIT
 
-HEAD = "0006"
+HEAD = "0009"
 """The revision of the schema below; the last migration's."""
 VERSION_TABLE = "tuner_alembic_version"
 
@@ -112,6 +113,8 @@ trials = Table(
     Column("created_at", Double, nullable=False),
     Column("ended_at", Double),
     Column("revision", Integer, nullable=False),  # the study's, when this row last changed
+    Column("objectives", AS_JSON),  # their values, if the study has several
+    Column("violation", Double),  # of constraints; 0: feasible, null: there are none
     UniqueConstraint("study_id", "number"),
     Index("tuner_trials_by_revision", "study_id", "revision"),
     Index(
@@ -222,10 +225,46 @@ probes = Table(
     Column("ended_at", Double),
 )
 
+exclusions = Table(  # studies that a worker leaves alone for a while
+    "tuner_exclusions",
+    metadata,
+    Column("study_id", ForeignKey(studies.c.id), primary_key=True),
+    Column("worker", String(250), primary_key=True),
+    Column("ends_at", Double, nullable=False),
+    Column("failures", Integer, nullable=False),  # in a row
+    Column("reason", Text, nullable=False),  # of the last one
+)
+
+projects = Table(  # those that have limits or are shared; others have no row
+    "tuner_projects",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("workers", Integer),  # that train its studies at a time; null: any number
+    Column("steps_week", Double),  # steps of its trials in seven days; null: any number
+    Column("shared", Boolean, nullable=False),  # anybody may change its studies
+)
+
+launches = Table(
+    "tuner_launches",
+    metadata,
+    # an idempotency key: the engine's job is named by it, so it is found after a lost answer
+    Column("key", String(32), primary_key=True),
+    Column("study_id", ForeignKey(studies.c.id), nullable=False, index=True),
+    Column("executor", String(16), nullable=False),  # local, slurm, kubernetes
+    Column("workers", Integer, nullable=False),  # how many were asked for
+    Column("handles", AS_JSON, nullable=False),  # of the workers; empty until the engine answered
+    Column("os_user", String(NAME_LIMIT), nullable=False),
+    Column("host", String(NAME_LIMIT), nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("ended_at", Double),  # when all workers were seen to have ended
+)
+
 
 IS_VALUED = trials.c.value.between(-sys.float_info.max, sys.float_info.max)
 """The condition that a trial's value is a finite number. SQLite stores any type, and there a text
 is larger than any number, so that a comparison leaves it out."""
+VIOLATION = func.coalesce(trials.c.violation, 0.0)
+"""What a trial violates constraints by; the first criterion of every ranking."""
 IS_RUNNING = text("tuner_trials.state = 'running'")
 IS_LIVE = text("tuner_attempts.live")
 """Conditions in the same words as in partial indexes. SQLite matches an index by its exact text,
@@ -247,6 +286,28 @@ def _on_sqlite(_element: database_time, _compiler: SQLCompiler, **_: object) -> 
 @compiles(database_time, "postgresql")
 def _on_postgresql(_element: database_time, _compiler: SQLCompiler, **_: object) -> str:
     return "extract(epoch from clock_timestamp())::double precision"
+
+
+class project_of(GenericFunction[str]):  # noqa: N801 - reads as an SQL function
+    """The project of a study's name, as `tuner.core.text.project_of`."""
+
+    type = String()
+    inherit_cache = True
+
+
+@compiles(project_of, "sqlite")
+def _project_on_sqlite(element: project_of, compiler: SQLCompiler, **options: Any) -> str:
+    return _project(compiler.process(element.clauses, **options), "instr({name}, '/')")
+
+
+@compiles(project_of, "postgresql")
+def _project_on_postgresql(element: project_of, compiler: SQLCompiler, **options: Any) -> str:
+    return _project(compiler.process(element.clauses, **options), "strpos({name}, '/')")
+
+
+def _project(name: str, position: str) -> str:
+    at = position.format(name=name)
+    return f"CASE WHEN {at} > 1 THEN substr({name}, 1, {at} - 1) ELSE '{DEFAULT_PROJECT}' END"
 
 
 class database_start(GenericFunction[float]):  # noqa: N801 - reads as an SQL function

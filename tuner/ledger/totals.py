@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import Engine, Select, and_, func, or_, select
+from sqlalchemy import Engine, Select, and_, case, exists, func, literal_column, or_, select
 
-from tuner.core.outcome import RUNNING
+from tuner.core.outcome import KINDS, RUNNING
 from tuner.ledger.event_tables import notifications
-from tuner.ledger.reading import Reader
+from tuner.ledger.reading import Reader, has_live_attempt
+from tuner.ledger.records import ENDED, OPEN, PAUSED, STOPPED
 from tuner.ledger.retrainings import overdue
 from tuner.ledger.tables import (
     IS_LIVE,
+    IS_RUNNING,
     attempts,
     database_time,
     published_trials,
@@ -23,15 +25,20 @@ from tuner.ledger.tables import (
 TARGETS = ("optuna", "mlflow")
 UNSENT = ("waiting", "abandoned")
 LATE_SECONDS, DAY = 900.0, 86_400.0
-"""When a notification is late that nobody tries; how long an abandoned one is counted."""
+"""When a notification is late that nobody tries, or a study that nobody trains; how long an
+abandoned notification is counted."""
+WAITING = "waiting"
+STUDIES, TRIALS = (OPEN, PAUSED, STOPPED, ENDED), (*KINDS, RUNNING, WAITING)
+"""The states of studies and of trials."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Totals:
     """Counts over all studies, as of one moment."""
 
-    studies: Mapping[str, int]  # by state
-    trials: Mapping[str, int]  # by state, without imported ones
+    studies: Mapping[str, int]  # by state, as `tuner status` shows it
+    trials: Mapping[str, int]  # likewise, without imported ones
+    unattended: int  # open studies with trials left that no worker has trained for a while
     leases: int  # live attempts
     expired: int  # live attempts whose lease has expired
     overdue: int  # studies whose retraining is overdue
@@ -42,9 +49,8 @@ class Totals:
 def totals(engine: Engine) -> Totals:
     """Count all. Raise `UnavailableError` while the database is unreachable."""
     number = func.count().label("number")
-    by_study = select(studies.c.state, number).group_by(studies.c.state)
-    ours = ~trials.c.imported
-    by_trial = select(trials.c.state, number).where(ours).group_by(trials.c.state)
+    by_study = select(_STUDY_STATE, number).group_by(_STUDY_STATE)
+    by_trial = select(_TRIAL_STATE, number).where(~trials.c.imported).group_by(_TRIAL_STATE)
     live = select(func.count()).select_from(attempts).where(IS_LIVE)
     late = live.where(attempts.c.expires_at < database_time())
     sent = notifications.c
@@ -60,14 +66,41 @@ def totals(engine: Engine) -> Totals:
     with engine.begin() as tx:
         unsent = {row.state: row.number for row in tx.execute(by_notification)}
         return Totals(
-            studies={row.state: row.number for row in tx.execute(by_study)},
-            trials={row.state: row.number for row in tx.execute(by_trial)},
+            # those that are 0 too, or nobody would see the first one appear
+            studies=dict.fromkeys(STUDIES, 0) | {a.state: a.number for a in tx.execute(by_study)},
+            trials=dict.fromkeys(TRIALS, 0) | {a.state: a.number for a in tx.execute(by_trial)},
+            unattended=tx.scalar(_unattended()) or 0,
             leases=tx.scalar(live) or 0,
             expired=tx.scalar(late) or 0,
             overdue=late_retrainings,
             unsent={state: unsent.get(state, 0) for state in UNSENT},
             unpublished={target: tx.scalar(_unpublished(target)) or 0 for target in TARGETS},
         )
+
+
+_BUSY = exists(trials.c.id).where(trials.c.study_id == studies.c.id, IS_RUNNING)
+"""The condition that a study has a trial that has not ended."""
+_SPENT = and_(studies.c.state == OPEN, studies.c.reserved >= studies.c.limit, ~_BUSY)
+_STUDY_STATE = case((_SPENT, literal_column(f"'{ENDED}'")), else_=studies.c.state).label("state")
+_WAITS = and_(IS_RUNNING, ~has_live_attempt(trials.c.id))
+_TRIAL_STATE = case((_WAITS, literal_column(f"'{WAITING}'")), else_=trials.c.state).label("state")
+
+
+def _unattended() -> Select[int]:
+    """Count the open studies with trials left that nobody has trained for `LATE_SECONDS`."""
+    since = database_time() - LATE_SECONDS
+    recently = (
+        exists(attempts.c.id)
+        .where(attempts.c.trial_id == trials.c.id, trials.c.study_id == studies.c.id)
+        .where(or_(IS_LIVE, attempts.c.ended_at > since))
+    )
+    asked = studies.c.spec.like('%"ask_and_tell":true%')  # by a program, when it pleases
+    return (
+        select(func.count())
+        .select_from(studies)
+        .where(studies.c.state == OPEN, or_(studies.c.reserved < studies.c.limit, _BUSY))
+        .where(studies.c.created_at < since, ~recently, ~asked)
+    )
 
 
 def _unpublished(target: str) -> Select[int]:

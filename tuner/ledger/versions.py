@@ -13,7 +13,7 @@ from tuner.core.errors import UsageError, WorkloadError
 from tuner.core.outcome import COMPLETED, DIVERGED, PRUNED, RUNNING
 from tuner.core.text import printable
 from tuner.ledger.reading import has_live_attempt, read_trials
-from tuner.ledger.records import OPEN, STOPPED, TrialRecord, titled
+from tuner.ledger.records import OPEN, STOPPED, TrialRecord, excess_attrs, titled
 from tuner.ledger.rows import cancel_if_stopped
 from tuner.ledger.tables import database_time, reports, studies, trials
 
@@ -150,11 +150,13 @@ def _copy(tx: Connection, trial: TrialRecord, version: int, study_id: int, numbe
             number=number,
             imported=True,
             params=dict(trial.params),
-            attrs={},
+            attrs=excess_attrs(trial.excesses),
             state=trial.state,
             reason=f"Imported from trial {trial.number} of version {version}: {trial.reason}",
             value=trial.value,
             stopped_step=trial.stopped_step,
+            objectives=trial.objectives,
+            violation=trial.violation,
             steps=trial.steps,
             last_time=trial.last_time,
             created_at=trial.created_at,

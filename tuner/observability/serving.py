@@ -141,6 +141,12 @@ class LedgerCollector(Collector):
         yield _gauge("tuner_database_up", "1 if the ledger could be read.", "", {"": 1})
         yield _gauge("tuner_studies", "Studies.", "state", found.studies)
         yield _gauge("tuner_trials", "Trials.", "state", found.trials)
+        yield _gauge(
+            "tuner_studies_unattended",
+            "Open studies with trials left that no worker has trained for a quarter of an hour.",
+            "",
+            {"": found.unattended},
+        )
         yield _gauge("tuner_leases", "Trials leased by a worker.", "", {"": found.leases})
         yield _gauge(
             "tuner_leases_expired", "Trials whose lease has expired.", "", {"": found.expired}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from itertools import count
 from typing import Any
 
@@ -91,6 +90,8 @@ def _of_study(ledger: Reader, study: StudyRecord, summary: Summary, at: float) -
     if best is not None:
         what = f"{study.spec.study.metric} {best.value:.4g}"
         reason = f"Trial {best.number} of {study.name!r} has {what}, the best so far."
+        if best.violation:
+            reason += " No trial satisfies the constraints; it violates them least."
         yield from _notices(study, summary, "new_best", str(best.number), reason)
     for one in summary.silent:
         if one.seconds > patience:
@@ -103,6 +104,8 @@ def _of_study(ledger: Reader, study: StudyRecord, summary: Summary, at: float) -
         why = study.reason or f"All {ended} trials have ended."
         if best is not None:
             why += f" Best: {study.spec.study.metric} {best.value:.4g} in trial {best.number}."
+            if best.violation:
+                why += " No trial satisfies the constraints; it violates them least."
         event = "failed" if failed else "ended"
         yield from _notices(study, summary, event, f"{study.reserved} {ended}", why)
     elif study.state == OPEN and not summary.workers and not _decides(study, summary):
@@ -136,7 +139,8 @@ def _has_failed(study: StudyRecord, summary: Summary) -> bool:
 
 def _last_trained(ledger: Reader, study: StudyRecord) -> float:
     """Return when a worker last had a trial, or a person last did something to the study."""
-    acts = [one.happened_at for one in events.latest(ledger, [study.name])[study.name].values()]
+    done = events.latest(ledger, [study.name])[study.name]
+    acts = [one.happened_at for action, one in done.items() if action not in events.REMARKS]
     return max([study.created_at, last_attempt(ledger, study.id), *acts])
 
 
@@ -149,7 +153,7 @@ def _notices(
         "reason": reason,
         "state": study.state,
         "trials": summary.counts,
-        "best": None if summary.best is None else asdict(summary.best),
+        "best": None if summary.best is None else summary.best.as_json(),
     }
     return notify.notices(
         study.spec.notify,

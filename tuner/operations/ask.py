@@ -24,7 +24,7 @@ from tuner.core.errors import TunerError, UsageError
 from tuner.core.outcome import COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING, Outcome
 from tuner.core.processes import RecorderProcess
 from tuner.core.text import printable
-from tuner.ledger import INTERRUPTED, Claim, Entry, Ledger, Report, StudyRecord
+from tuner.ledger import INTERRUPTED, Claim, Entry, Ledger, Report, StudyRecord, at_end
 from tuner.ledger.attempts import refused
 from tuner.ledger.database import Addresses
 from tuner.operations import submit
@@ -204,10 +204,17 @@ class AskedTrial:
             return False
         return self.state == RUNNING
 
-    def tell(self, value: float | None = None, *, failed: str | BaseException | None = None) -> str:
+    def tell(
+        self,
+        value: float | None = None,
+        *,
+        failed: str | BaseException | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> str:
         """End the trial with its value, or as failed with a reason; return how it ended.
 
-        A value that is not finite means that it diverged. A trial that has ended, such as by a
+        A value that is not finite means that it diverged. `metrics` are those that the study's
+        constraints need, beside the last reported ones. A trial that has ended, such as by a
         pruner, stays as it is.
         """
         if self.state != RUNNING:
@@ -216,7 +223,8 @@ class AskedTrial:
             raise UsageError("tell: expected the trial's value, or failed with a reason")
         outcome = _told(self.asker.study.spec, value, failed, self._sink.step)
         error = failed if isinstance(failed, BaseException) else None
-        self._sink.end(outcome, None if error is None else failures.full_traceback(error))
+        traceback = None if error is None else failures.full_traceback(error)
+        self._sink.end(outcome, traceback, metrics or {})
         return self.state
 
     def __repr__(self) -> str:
@@ -347,9 +355,9 @@ class _Sink:
         """Return no state: another caller begins at step 0."""
         return None
 
-    def end(self, outcome: Outcome, traceback: str | None) -> None:
-        """Commit what is left, and the outcome."""
-        self._commit(outcome=outcome, traceback=traceback)
+    def end(self, outcome: Outcome, traceback: str | None, told: Mapping[str, float]) -> None:
+        """Commit what is left, and the outcome with the metrics that are told."""
+        self._commit(outcome=outcome, traceback=traceback, told=told)
 
     def _stop(self, outcome: Outcome) -> None:
         self._commit(outcome=outcome)
@@ -382,13 +390,19 @@ class _Sink:
         attrs: Mapping[str, Any] | None = None,
         outcome: Outcome | None = None,
         traceback: str | None = None,
+        told: Mapping[str, float] | None = None,
     ) -> None:
         """Commit all that was reported. Raise `LeaseLost`."""
         if not (self._rows or outcome):
             return  # an evaluation waits for its row, or for the outcome
+        chunk, asker = self._chunk(), self._asker
+        if outcome is not None:
+            outcome = at_end.judge(
+                asker.ledger, asker.study, self._lease, self._number, outcome, chunk, told
+            )
         entry = Entry(
             lease=self._lease,
-            chunk=self._chunk(),
+            chunk=chunk,
             report=report,
             attrs=attrs or {},
             outcome=outcome,

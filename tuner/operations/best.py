@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from tuner.analysis import deciding
+from tuner.analysis import front as fronts
 from tuner.ledger import Reader, StudyRecord
+from tuner.ledger.publications import Publications
 from tuner.ledger.summaries import summaries
 
 
 def best(ledger: Reader, study: StudyRecord) -> dict[str, Any] | None:
-    """Return number, value, params and run_id of the best completed trial, or None."""
+    """Return number, value, params and run_id of the best completed trial, or None.
+
+    Of several objectives that is the best trial in the first one.
+    """
     found = summaries(ledger, [study])[study.id].best
-    return None if found is None else asdict(found)
+    return None if found is None else found.as_json()
+
+
+def front(ledger: Reader, study: StudyRecord) -> dict[str, Any]:
+    """Return the trials on the front, as the field `front`; without one for a single objective."""
+    if not study.spec.study.objectives:
+        return {}
+    runs = Publications(ledger.engine, "mlflow").external_ids(study.id)
+    return {"front": fronts.as_json(study, ledger.trials(study.id), runs)}
 
 
 def decision(ledger: Reader, study: StudyRecord) -> dict[str, Any]:

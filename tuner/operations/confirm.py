@@ -131,11 +131,17 @@ def confirm(
 
 def question(ledger: Reader, study: StudyRecord, *, top: int, each: str | None = None) -> Question:
     """Return what is to be confirmed. Raise `UsageError` if there is nothing to compare."""
+    if study.spec.study.objectives:
+        raise UsageError(
+            f"study {study.name!r} has several objectives, so there is no best trial to confirm; "
+            f"`tuner best {study.name}` lists its front"
+        )
     best = deciding.candidates(study, ledger.trials(study.id))
     if len(best) < 2:
+        feasible = " and satisfy the constraints" if study.spec.study.constraints else ""
         raise UsageError(
             f"study {study.name!r} has {len(best)} completed trials that differ in their "
-            "parameters, expected at least 2 to compare; train more of it first"
+            f"parameters{feasible}, expected at least 2 to compare; train more of it first"
         )
     if each is None:
         return deciding.question(TRIAL, best[:top])

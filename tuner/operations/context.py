@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from tuner.core.environment import person
+from tuner.core.errors import UsageError
+from tuner.core.text import DEFAULT_PROJECT, PROJECT_PATTERN, in_project
 from tuner.ledger import LEASE_SECONDS, Ledger, database
 from tuner.ledger.database import Addresses
 from tuner.ledger.events import Act
+from tuner.operations import settings
 from tuner.training.registration import ALLOWED_PREFIXES
 
 PREFIXES = ALLOWED_PREFIXES
@@ -17,7 +21,38 @@ PREFIXES = ALLOWED_PREFIXES
 
 def addresses() -> Addresses:
     """Return the addresses of the database, of MLflow and of the folders."""
+    settings.apply(os.environ)
     return database.addresses(os.environ, Path.cwd())
+
+
+def project() -> str:
+    """Return the project of this process. Raise `UsageError` if it cannot be one."""
+    settings.apply(os.environ)
+    return checked_project(os.environ.get("TUNER_PROJECT") or DEFAULT_PROJECT)
+
+
+def named_project() -> str | None:
+    """Return the project that the environment or the settings name; None if they name none."""
+    found = project()
+    return found if os.environ.get("TUNER_PROJECT") else None
+
+
+def checked_project(name: str) -> str:
+    """Return the name of a project. Raise `UsageError` if it cannot be one."""
+    if not re.fullmatch(PROJECT_PATTERN, name):
+        raise UsageError(
+            "the name of a project: expected up to 64 letters, digits, '.', '_' and '-', got "
+            f"{name!r:.80}"
+        )
+    return name
+
+
+def whole_name(name: str) -> str:
+    """Return the name of a study with its project; a name with a slash has it already."""
+    before, slash, after = name.partition("/")
+    if slash:
+        return after if before == DEFAULT_PROJECT else name
+    return in_project(project(), name)
 
 
 def acting(reason: str | None = None) -> Act:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine
@@ -13,6 +12,7 @@ from tuner.config import Branching
 from tuner.core.curves import Chunk
 from tuner.core.environment import is_gone
 from tuner.core.errors import UnreadableError
+from tuner.core.file_stores import FileStore
 from tuner.ledger import (
     AttemptRecord,
     Ledger,
@@ -22,7 +22,7 @@ from tuner.ledger import (
     retrainings,
     timetables,
 )
-from tuner.ledger.checkpoint_files import file_of
+from tuner.ledger.checkpoint_files import key_of
 from tuner.ledger.database import (
     Addresses,
     Difference,
@@ -274,7 +274,7 @@ def advice(problems: Sequence[Problem]) -> list[str]:
 
 
 def _in_ledger(
-    ledger: Reader, study: StudyRecord, ours: list[TrialRecord], checkpoints: Path
+    ledger: Reader, study: StudyRecord, ours: list[TrialRecord], checkpoints: FileStore
 ) -> Iterator[Mismatch]:
     """Compare the ledger with itself and with the folder of checkpoints."""
     if len(ours) != study.reserved:  # a limit may be lowered below what was reserved under it
@@ -289,12 +289,20 @@ def _in_ledger(
             detail = f"rows {curve.first_step} to {curve.next_step}, {trial.steps} expected"
             yield Mismatch(BROKEN, trial.number, detail)
         yield from _branches(study, trial, curve)
-    for checkpoint in ledger.checkpoints(study.id):
-        if not file_of(checkpoints, checkpoint).exists():
-            yield Mismatch("checkpoint", checkpoint.trial, f"{checkpoint.path} is missing")
+    yield from _checkpoints(ledger, study, checkpoints)
     for attempt, number in ledger.expired(study.id):
         yield Mismatch("lease", number, f"the lease of {attempt.worker} has expired")
     yield from _versions(ledger.attempts(study.id))
+
+
+def _checkpoints(ledger: Reader, study: StudyRecord, checkpoints: FileStore) -> Iterator[Mismatch]:
+    """Find the checkpoints that are recorded and cannot be read."""
+    for record in ledger.checkpoints(study.id):
+        try:
+            if not checkpoints.exists(key_of(record)):
+                yield Mismatch("checkpoint", record.trial, f"{record.path} is missing")
+        except OSError as error:
+            yield Mismatch("checkpoint", record.trial, f"{record.path} cannot be read: {error}")
 
 
 def _branches(study: StudyRecord, trial: TrialRecord, curve: Chunk) -> Iterator[Mismatch]:

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tuner.analysis import front
 from tuner.core.curves import Chunk
 from tuner.core.errors import NotFoundError, UsageError
 from tuner.core.outputs import replacing, writing_into
 from tuner.ledger import Reader, StudyRecord
+from tuner.ledger.spending import attempt_seconds
 
 FORMATS = ("csv", "parquet")
 TRIAL_TYPES = {
@@ -25,6 +27,7 @@ TRIAL_TYPES = {
     "steps": "Int64",
     "stopped_step": "Int64",
     "seconds": "Float64",
+    "attempt_seconds": "Float64",
     "created_at": "Float64",
     "ended_at": "Float64",
 }
@@ -43,8 +46,11 @@ def trials(ledger: Reader, study: StudyRecord) -> pd.DataFrame:
     """Return one row per trial, by number; missing values are NA.
 
     Parameters are in columns such as `params_lr`. `seconds` is the time from the trial's creation
-    to its end, including the wait for a worker.
+    to its end, including the wait for a worker; `attempt_seconds` is that of its ended attempts. A
+    study with constraints has a column `violation`, one with several objectives columns such as
+    `values_val_loss`.
     """
+    spent = attempt_seconds(ledger, study)
     records = ledger.trials(study.id)
     names = list(dict.fromkeys(name for one in records for name in one.params or {}))
     columns: dict[str, Any] = {}
@@ -52,9 +58,16 @@ def trials(ledger: Reader, study: StudyRecord) -> pd.DataFrame:
         values: list[Any]
         if name == "seconds":
             values = [None if t.ended_at is None else t.ended_at - t.created_at for t in records]
+        elif name == "attempt_seconds":
+            values = [spent.get(one.number) for one in records]
         else:
             values = [getattr(one, name) for one in records]
         columns[name] = pd.array(values, dtype=kind)
+    for one in study.spec.study.objectives:
+        values = [front.values(study, trial).get(one.metric) for trial in records]
+        columns[f"values_{one.metric}"] = pd.array(values, dtype="Float64")
+    if study.spec.study.constraints:
+        columns["violation"] = pd.array([one.violation for one in records], dtype="Float64")
     for name in names:
         values = [(one.params or {}).get(name) for one in records]
         columns[f"params_{name}"] = pd.array(values, dtype=_type_of(values))

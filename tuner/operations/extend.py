@@ -207,6 +207,7 @@ def _spec(study: StudyRecord, name: str, length: int) -> StudySpec:
             "compute_seconds": None,
             "no_improvement": None,
             "regret_below": None,
+            "improvement_below": None,
         }
     )
     plain = StudySpec.model_validate(

@@ -10,9 +10,10 @@ from tuner.core.environment import is_gone
 from tuner.core.errors import NotFoundError, UnreadableError, UsageError
 from tuner.core.failpoints import reach
 from tuner.core.text import printable
-from tuner.ledger import Ledger, StudyRecord, managing
-from tuner.ledger.checkpoint_files import remove_file, remove_folder
-from tuner.ledger.database import Addresses, require_deletion
+from tuner.ledger import Ledger, Retrainings, StudyRecord, managing
+from tuner.ledger.checkpoint_files import remove_all, remove_file
+from tuner.ledger.database import Addresses, require_deletion, tracking_client
+from tuner.ledger.retrainings import DONE, LOG
 from tuner.operations import status
 from tuner.operations.context import acting
 
@@ -56,9 +57,10 @@ def _deciding(ledger: Ledger, study: StudyRecord) -> list[StudyRecord]:
 def delete(
     ledger: Ledger, places: Addresses, name: str, *, force: bool = False, reason: str = ""
 ) -> None:
-    """Delete a study everywhere. Raise `UsageError` while workers train it, unless forced.
+    """Delete a study everywhere.
 
-    Raise `UnavailableError` if this login may not.
+    Raise `UsageError` while workers train it, or if it made a champion that is in use, unless
+    forced. The champion stays in the registry. Raise `UnavailableError` if this login may not.
 
     The ledger's rows are deleted last. Until then the study exists, stopped, and an interrupted
     deletion can be repeated: every step is idempotent.
@@ -76,6 +78,11 @@ def delete(
             f"study {name!r} is being trained by {workers}; `tuner stop` it first, or delete it "
             "with --force"
         )
+    if not force and (served := _served(ledger, places, study.name)):
+        raise UsageError(
+            f"study {name!r} made {served}; without it `tuner predict` and `tuner retrain` do not "
+            "know that model's weights; delete it with --force"
+        )
     managing.cancel(ledger, study, managing.BEING_DELETED)
     reach("delete.stopped")
     from tuner.tracking.recorder import Recorder  # noqa: PLC0415 - seconds, only needed now
@@ -85,10 +92,29 @@ def delete(
         with recorder.claimed(study):
             recorder.erase(study)
             reach("delete.erased")
-            remove_folder(places.checkpoints, study)
+            remove_all(places.checkpoints, study)
             managing.delete_study(ledger, study, acting(reason))
         try:
             study = ledger.identity(name)
         except NotFoundError:
             recorder.close()
             return
+
+
+def _served(ledger: Ledger, places: Addresses, name: str) -> str | None:
+    """Return the champions in use that a study's retrainings made; None if there are none."""
+    known = {
+        (one.model, one.result[LOG]["version"])
+        for one in Retrainings(ledger).history(name)
+        if one.stage == DONE and one.result.get(LOG, {}).get("version") is not None
+    }
+    if not known:
+        return None
+    from tuner.tracking.mlflow.registry import Registry  # noqa: PLC0415 - seconds, seldom needed
+
+    client, found = tracking_client(places), []
+    for model in sorted({model for model, _ in known}):
+        champion = Registry(client, model).champion()
+        if champion is not None and (model, champion.number) in known:
+            found.append(f"version {champion.number} of model {model!r}, the champion")
+    return " and ".join(found) or None

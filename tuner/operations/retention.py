@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from tuner.core.errors import UnavailableError
-from tuner.ledger import Ledger
+from tuner.ledger import Ledger, notifications
 from tuner.ledger.database import Addresses
 from tuner.ledger.summaries import last_activity
 from tuner.operations import manage
@@ -27,6 +27,7 @@ class Kept:
 class Plan:
     """The studies that a rule removes and keeps."""
 
+    older_than: float  # days
     remove: tuple[str, ...]
     kept: tuple[Kept, ...]
 
@@ -58,18 +59,22 @@ def plan(
         **dict.fromkeys(champions, "a model with an alias, such as a champion, comes from it"),
     }
     return Plan(
+        older_than=older_than,
         remove=tuple(name for name in old if name not in reasons),
         kept=tuple(Kept(study=one, reason=reasons[one]) for one in old if one in reasons),
     )
 
 
 def collect(ledger: Ledger, places: Addresses, planned: Plan) -> tuple[list[str], str | None]:
-    """Remove the planned studies. Return the ids that MLflow purged, and why it could not.
+    """Remove the planned studies, and the content of notifications that are as old.
+
+    Return the ids that MLflow purged, and why it could not.
 
     It may be repeated after an interruption: partly removed studies are found again.
     """
     for name in planned.remove:
         manage.delete(ledger, places, name, reason="It was old (tuner gc).")
+    notifications.strip(ledger, planned.older_than * DAY)
     try:
         return purge(places), None
     except UnavailableError as error:

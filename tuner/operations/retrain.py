@@ -24,9 +24,9 @@ from tuner.ledger import Ledger, Retrainings, StudyRecord, TrialRecord, events
 from tuner.ledger.database import Addresses
 from tuner.ledger.events import Act
 from tuner.ledger.notifications import Notice
-from tuner.ledger.retrainings import DONE
+from tuner.ledger.retrainings import CANARY, DONE
 from tuner.observability import notify
-from tuner.operations import run, submit
+from tuner.operations import canary, run, submit
 from tuner.retraining import changes
 from tuner.retraining.checking import KEY_LIMIT, prepare
 from tuner.retraining.result import REFUSED, as_json, refusal
@@ -125,9 +125,14 @@ def _retrain(
     renewer = renewer or LeaseRenewer(ledger, places.checkpoints)
     ended = store.read(name, run_key)
     if ended is not None and ended.stage == DONE:
+        if ended.outcome == CANARY:
+            canary.promote_due(ledger, places, ended.model)
+            ended = store.read(name, run_key) or ended
         return as_json(ended) | {"changed": changes.since(ended, study, prefixes)}
     tune = partial(_tune, ledger, places, prefixes, renewer)
     job = prepare(ledger, places, study, run_key, prefixes, tune, force=force)
+    canary.compare(job)
+    canary.promote_due(ledger, places, job.registry.model)
     while True:
         held, other = store.claim(name, run_key, job.registry.model, identity(), is_gone)
         if held.stage == DONE:
@@ -152,7 +157,7 @@ def _tune(
     renewer: LeaseRenewer,
     spec: StudySpec,
 ) -> tuple[StudyRecord, TrialRecord | None]:
-    """Train a study to its end, or continue it. Return it and its best trial.
+    """Train a study to its end, or continue it. Return it and its best feasible trial.
 
     Raise `KeyboardInterrupt` if a signal interrupts the training.
     """
@@ -162,7 +167,8 @@ def _tune(
         ledger, places, study, prefixes, prepared=prepared, renewer=renewer
     ).interrupted:
         raise KeyboardInterrupt
-    return ledger.study(study.name), ledger.best(study)
+    best = ledger.best(study)
+    return ledger.study(study.name), None if best is None or best.infeasible else best
 
 
 def key_of_now(ledger: Ledger, name: str) -> str:

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
 
 from tuner.analysis import deciding
 from tuner.config import StudySpec
-from tuner.core.errors import NotFoundError, UsageError, WorkloadError
+from tuner.config.cluster import LOCAL, ClusterSpec
+from tuner.core.errors import NotFoundError, UnavailableError, UsageError, WorkloadError
 from tuner.core.outcome import KINDS
 from tuner.core.processes import RecorderProcess, Stop, stop_on_signals
-from tuner.executors import Executor
-from tuner.executors.local import LocalExecutor
-from tuner.ledger import ENDED, OPEN, Ledger, StudyRecord
+from tuner.executors import WorkerState
+from tuner.ledger import Ledger, StudyRecord, launches
 from tuner.ledger.database import Addresses, require_tracking
-from tuner.ledger.managing import BEING_DELETED
+from tuner.ledger.launches import Launch
 from tuner.operations import best, context, submit
+from tuner.operations.ownership import Ask, refuse
+from tuner.operations.workers import Fleet, executor_of, refuse_closed, worker_arguments
 from tuner.report import progress
 from tuner.training.programs import permission
 from tuner.worker import work
@@ -32,8 +33,6 @@ from tuner.worker.loading import PreparedWorkload
 
 WORKER_STARTS = 3
 """How many workers that died are replaced; the others continue their trials."""
-POLL_SECONDS = 0.2
-
 log = logging.getLogger(__name__)
 
 
@@ -53,16 +52,12 @@ class Work:
     names: tuple[str, ...]  # of studies; empty: all open ones
     prefixes: tuple[str, ...]  # of modules that may be imported
     until_idle: bool
+    without: tuple[str, ...] = ()  # patterns of names of studies that are left to others
     device: str | None = None  # only studies for this device
-    grace_seconds: float | None = None  # for publishing after an interruption; None: no limit
-
-    def arguments(self) -> list[str]:
-        """Return the equivalent arguments of `tuner worker`, without a recorder."""
-        studies = [argument for name in self.names for argument in ("--study", name)]
-        allowed = [argument for prefix in self.prefixes for argument in ("--allow", prefix)]
-        device = ["--device", self.device] if self.device else []
-        idle = ["--until-idle"] if self.until_idle else []
-        return [*studies, *allowed, *device, *idle, "--no-recorder", "--log", "json"]
+    publish_seconds: float | None = None  # after an interruption; None: no limit
+    grace_seconds: float | None = None  # to save trials after an interruption; None: no limit
+    stopped_code: int = 0  # exit code where the grace is over
+    about: Mapping[str, Any] = field(default_factory=dict)  # for the records of its attempts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +72,18 @@ class Ran:
     def as_json(self) -> dict[str, Any]:
         """Return what `tuner run --json` prints, without a report."""
         counts, shown = self.ledger.counts(self.study.id), self.places.shown()
-        return {
-            "study": self.study.name,
-            "trials": {kind: counts[kind] for kind in KINDS},
-            "best": best.best(self.ledger, self.study),
-            "tracking_uri": shown["mlflow"],
-            "storage": shown["optuna"],
-            "report": None,
-        } | best.decision(self.ledger, self.study)
+        return (
+            {
+                "study": self.study.name,
+                "trials": {kind: counts[kind] for kind in KINDS},
+                "best": best.best(self.ledger, self.study),
+                "tracking_uri": shown["mlflow"],
+                "storage": shown["optuna"],
+                "report": None,
+            }
+            | best.decision(self.ledger, self.study)
+            | best.front(self.ledger, self.study)
+        )
 
 
 def run(
@@ -92,24 +91,39 @@ def run(
     prefixes: Sequence[str],
     *,
     workers: int = 1,
+    executor: str = LOCAL,
+    settings: ClusterSpec | None = None,
     console: Console | None = None,
     announce: Callable[[str], None] | None = None,
+    ask: Ask = refuse,
 ) -> Ran:
     """Submit a study, train its trials and publish them; show progress on `console`, if any.
 
     `announce` gets a sentence if a new version of a known study was submitted. Raise `UsageError`
     and `WorkloadError` as `submit` does, and `UnavailableError` if this login may not publish,
-    before anything is created. The command of `spec` is allowed, since the caller's file names it.
+    before anything is created. Several workers, or those of another `executor`, are processes of
+    their own; they get what `settings` say. `ask` is as in `submit`. The command of `spec` is
+    allowed, since the caller's file names it.
     """
     prefixes = (*prefixes, *permission.of_file(spec))
+    if executor != LOCAL:  # refused before anything is created
+        executor_of(executor, settings or ClusterSpec(), context.addresses(), 0)
     prepared = submit.prepare(spec, prefixes)
     ledger, places = context.open_ledger(create=True), context.addresses()
     require_tracking(places)
-    study, created = submit.submit(ledger, spec, prepared.description)
+    study, created = submit.submit(ledger, spec, prepared.description, ask)
     if announce is not None and created and study.version > 1:
         announce(submit.in_words(ledger, study, created=True))
     ended = train_study(
-        ledger, places, study, prefixes, prepared=prepared, workers=workers, console=console
+        ledger,
+        places,
+        study,
+        prefixes,
+        prepared=prepared,
+        workers=workers,
+        executor=executor,
+        settings=settings,
+        console=console,
     )
     try:
         study = ledger.study(study.name)
@@ -126,6 +140,8 @@ def train_study(
     *,
     prepared: PreparedWorkload | None = None,
     workers: int = 1,
+    executor: str = LOCAL,
+    settings: ClusterSpec | None = None,
     console: Console | None = None,
     renewer: LeaseRenewer | None = None,
     race: Callable[[], int | None] | None = None,
@@ -135,13 +151,22 @@ def train_study(
     `race` is as in `tuner.worker.work`.
     """
     todo = Work(names=(study.name,), prefixes=tuple(prefixes), until_idle=True)
+    settings = settings or ClusterSpec()
     with nullcontext() if console is None else progress.show_progress(console, ledger, study):
-        if workers == 1:
+        if workers == 1 and executor == LOCAL:
             return train(
                 ledger, places, todo, recorder=True, prepared=prepared, renewer=renewer, race=race
             )
-        executor = LocalExecutor(places.spill.with_name("logs") / str(study.id))
-        return train_with(executor, ledger, todo, workers)
+        fleet = Fleet(
+            ledger=ledger,
+            study=study,
+            executor=executor_of(executor, settings, places, study.id, end_with_this=True),
+            resources=settings.worker,
+            arguments=worker_arguments(
+                todo.names, todo.prefixes, until_idle=todo.until_idle, recorder=False
+            ),
+        )
+        return train_with(fleet, workers)
 
 
 def train(
@@ -160,26 +185,30 @@ def train(
     a named study is paused or stopped, and `UnavailableError` if this login may not publish.
     """
     for name in todo.names:
-        _refuse_closed(ledger.study(name))
+        refuse_closed(ledger.study(name))
     if recorder:
         require_tracking(places)
     recorder_process = RecorderProcess(_recorded(ledger, todo.names)) if recorder else None
+    renewer = renewer or LeaseRenewer(ledger, places.checkpoints)
     with stop_on_signals("saving the trial") as stop, _left_on_error(recorder_process):
+        if todo.grace_seconds is not None:
+            renewer.leave_within(todo.grace_seconds, stop, todo.stopped_code)
         with suppress(NotFoundError):  # every named study was deleted: there is nothing to train
             work(
                 ledger,
-                places.checkpoints,
+                places,
                 names=todo.names,
                 prefixes=todo.prefixes,
                 stop=stop,
                 until_idle=todo.until_idle,
+                without=todo.without,
                 device=todo.device,
-                spill=places.spill,
                 renewer=renewer,
                 prepared=prepared,
                 race=race,
+                about=todo.about,
             )
-        return _ended(stop, recorder_process, todo.grace_seconds)
+        return _ended(stop, recorder_process, todo.publish_seconds)
 
 
 def _recorded(ledger: Ledger, names: Sequence[str]) -> list[str]:
@@ -189,51 +218,97 @@ def _recorded(ledger: Ledger, names: Sequence[str]) -> list[str]:
     return [*names, *again]
 
 
-def train_with(executor: Executor, ledger: Ledger, todo: Work, workers: int) -> Ended:
+def train_with(fleet: Fleet, workers: int) -> Ended:
     """Train with `workers` workers of an executor; publish from a recorder of this process.
 
-    Workers that die are replaced, a few times. Raise `WorkloadError` if workers refuse a study.
+    Workers that die are replaced, a few times. Those that another process has started for the study
+    on the same engine count, and are not ended by an interruption of this one. Raise
+    `WorkloadError` if workers refuse a study.
     """
-    for name in todo.names:
-        _refuse_closed(ledger.study(name))
-    recorder_process = RecorderProcess(_recorded(ledger, todo.names))
+    refuse_closed(fleet.study)
+    recorder_process = RecorderProcess(_recorded(fleet.ledger, [fleet.study.name]))
     doing = "the workers save their trials"
     with stop_on_signals(doing) as stop, _left_on_error(recorder_process):
-        _keep_running(executor, todo.arguments(), workers, stop)
-        return _ended(stop, recorder_process, todo.grace_seconds)
+        _keep_running(fleet, workers, stop)
+        return _ended(stop, recorder_process, None)
 
 
-def _keep_running(executor: Executor, arguments: Sequence[str], workers: int, stop: Stop) -> None:
+def _keep_running(fleet: Fleet, workers: int, stop: Stop) -> None:
     """Keep `workers` workers running until all have ended by themselves."""
-    alive = {executor.launch(arguments) for _ in range(workers)}
-    starts_left, cancelled = WORKER_STARTS, False
-    refused = False
-    while alive:
-        if stop.wait(POLL_SECONDS) and not cancelled:
-            cancelled = True
-            for handle in alive:
-                executor.cancel(handle)
-        if cancelled:
-            time.sleep(POLL_SECONDS)
-        for handle in sorted(alive):
-            code = executor.poll(handle)
-            if code is None:
+    others = [] if fleet.executor.name == LOCAL else fleet.running()
+    there = sum(not state.is_over for _, states in others for state in states)
+    watched = [launch for launch, states in others if not all(one.is_over for one in states)]
+    mine = [fleet.start(workers - there)] if there < workers else []
+    watch = _Watch(fleet, [*watched, *mine])
+    is_cancelled = False
+    while watch.launches:
+        if stop.wait(fleet.executor.poll_seconds) and not is_cancelled:
+            is_cancelled = True
+            for launch in mine:
+                fleet.executor.cancel(launch)
+            watch.launches = [one for one in watch.launches if one in mine]
+        if is_cancelled:
+            time.sleep(fleet.executor.poll_seconds)
+        for one in watch.look():
+            if is_cancelled or watch.refused or not watch.may_replace(one):
                 continue
-            alive.discard(handle)
-            refused = refused or code == UsageError.exit_code
-            if code == 0 or cancelled or refused:
-                continue
-            log.warning(
-                "%s ended with %d; %s",
-                handle,
-                code,
-                "it is replaced" if starts_left else "it is not replaced",
-            )
-            if starts_left:
-                starts_left -= 1
-                alive.add(executor.launch(arguments))
-    if refused:
+            mine.append(fleet.start(1))
+            watch.launches.append(mine[-1])
+    if watch.refused:
         raise WorkloadError("the workers refuse the study; see their logs for the reason")
+
+
+class _Watch:
+    """What an engine says of launches, from one look to the next."""
+
+    def __init__(self, fleet: Fleet, watched: Sequence[Launch]) -> None:
+        self.launches = list(watched)
+        self.refused = False  # by a worker
+        self._fleet = fleet
+        self._over: set[str] = set()  # handles
+        self._starts_left = WORKER_STARTS
+        self._is_away = False
+
+    def look(self) -> list[WorkerState]:
+        """Return the workers that have failed since the last look; forget launches that are over.
+
+        While the engine does not answer, nothing is known to have ended.
+        """
+        try:
+            states = self._fleet.executor.poll(self.launches)
+        except UnavailableError as error:
+            if not self._is_away:
+                log.warning("%s; its workers go on", error)
+            self._is_away = True
+            return []
+        self._is_away = False
+        new = [
+            one
+            for launch in self.launches
+            for one in states[launch.key]
+            if one.is_over and one.handle not in self._over
+        ]
+        self._over |= {one.handle for one in new}
+        for launch in tuple(self.launches):
+            if all(one.is_over for one in states[launch.key]):
+                with suppress(UnavailableError):  # `tuner workers list` records it later
+                    launches.ended(self._fleet.ledger, launch.key)
+                self.launches.remove(launch)
+        self.refused = self.refused or any(one.code == UsageError.exit_code for one in new)
+        return [one for one in new if one.phase == "failed"]
+
+    def may_replace(self, worker: WorkerState) -> bool:
+        """Log that a worker has failed; return whether another one is to be started."""
+        log.warning(
+            "worker %s ended with %s; %s",
+            worker.handle,
+            worker.detail or worker.code,
+            "it is replaced" if self._starts_left else "it is not replaced",
+        )
+        if not self._starts_left:
+            return False
+        self._starts_left -= 1
+        return True
 
 
 @contextmanager
@@ -248,35 +323,15 @@ def _left_on_error(recorder_process: RecorderProcess | None) -> Iterator[None]:
 
 
 def _ended(
-    stop: Stop, recorder_process: RecorderProcess | None, grace_seconds: float | None
+    stop: Stop, recorder_process: RecorderProcess | None, publish_seconds: float | None
 ) -> Ended:
     interrupted = stop.is_set()
     if recorder_process is not None:
         stop.doing = recorder_process.waiting
-    limit = grace_seconds if interrupted else None
+    limit = publish_seconds if interrupted else None
     published = recorder_process is None or recorder_process.close(limit)
     return Ended(
         interrupted=interrupted,
         published=published,
         by_keyboard=stop.by == signal.SIGINT,
     )
-
-
-def closed_in_words(study: StudyRecord) -> str | None:
-    """Return why a study is paused, stopped or ended, and what to do; None if it is open."""
-    if study.state == OPEN:
-        return None
-    if study.state == ENDED:
-        return f"study {study.name!r} has ended: {study.reason} A larger budget continues it"
-    if study.reason == BEING_DELETED:
-        return f"study {study.name!r} is {study.state}: {study.reason.removesuffix('.')}"
-    return (
-        f"study {study.name!r} is {study.state}: {study.reason} "
-        f"`tuner resume {shlex.quote(study.name)}` reopens it"
-    )
-
-
-def _refuse_closed(study: StudyRecord) -> None:
-    reason = closed_in_words(study)
-    if reason is not None and study.state != ENDED:
-        raise UsageError(reason)

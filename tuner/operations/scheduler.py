@@ -7,6 +7,7 @@ the run key of its retraining follows from the tick's time.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -23,10 +24,13 @@ from tuner.ledger.timetables import RunRecord, Timetables
 from tuner.observability import watching
 from tuner.observability.logs import logger
 from tuner.observability.repeating import repeating
+from tuner.operations import canary
 from tuner.operations.retrain import retrain
 from tuner.worker.lease_renewer import LeaseRenewer
 
 POLL_SECONDS = 0.5
+CANARY_SECONDS = 10.0
+"""Time between two looks at canaries."""
 OUTAGE_RETRY_SECONDS = 5.0
 """Time until a run that could not reach MLflow is tried again."""
 
@@ -49,7 +53,7 @@ def run_scheduler(
     Ticks are recorded and expired leases are reaped in separate threads, so a long retraining
     delays no other scheduler.
     """
-    store = Timetables(ledger)
+    store, look_at = Timetables(ledger), time.monotonic()
     renewer = LeaseRenewer(ledger, places.checkpoints)
 
     def run(held: RunRecord) -> Mapping[str, Any]:
@@ -77,6 +81,9 @@ def run_scheduler(
                 stop.wait(OUTAGE_RETRY_SECONDS)
                 continue
             if held is None:
+                if time.monotonic() >= look_at:
+                    _promote_canaries(ledger, places)
+                    look_at = time.monotonic() + CANARY_SECONDS
                 if once:
                     break
                 stop.wait(POLL_SECONDS)
@@ -84,6 +91,14 @@ def run_scheduler(
             with renewer.holding(held.lease):
                 _run(store, held, run, stop)
     log.info("scheduler ended", scheduler=identity())
+
+
+def _promote_canaries(ledger: Ledger, places: Addresses) -> None:
+    try:
+        for one in canary.promote_due(ledger, places):
+            log.info("canary ended", run_key=one.run_key, outcome=one.outcome, reason=one.reason)
+    except TunerError as error:
+        log.warning(f"canaries wait: {error}")
 
 
 def _run(store: Timetables, held: RunRecord, run: Retrain, stop: threading.Event) -> None:

@@ -6,12 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from tuner.analysis import front
 from tuner.core.errors import NotFoundError
-from tuner.ledger import OPEN, Reader, StudyRecord, UnreadableStudy, events, ranges
+from tuner.ledger import Reader, StudyRecord, UnreadableStudy, events, projects, ranges
 from tuner.ledger.events import Event
 from tuner.ledger.publications import Publications
-from tuner.ledger.summaries import Summary, summaries
-from tuner.operations import best, history
+from tuner.ledger.summaries import Summary, last_activity, summaries
+from tuner.operations import best, history, spend
+
+NO_CHANGES = (
+    events.SUBMITTED, events.DELETED, events.RETRAINED, *events.REMARKS
+)  # fmt: skip
+"""Actions that are not what somebody last did to a study."""
 
 
 def status(ledger: Reader, study: StudyRecord) -> dict[str, Any]:
@@ -20,7 +26,13 @@ def status(ledger: Reader, study: StudyRecord) -> dict[str, Any]:
         {"trial": number, "reason": why} for number, why in ledger.unreadable_trials(study.id)
     ]
     found = statuses(ledger, [study])[0] | best.decision(ledger, study)
-    return found | {"unreadable": broken}
+    found |= best.front(ledger, study)
+    return found | {
+        "spend": spend.of_study(ledger, study),
+        "quota_reached": projects.reached(ledger, projects.project(ledger, study.project)),
+        "notes": [history.as_json(one) for one in events.notes(ledger, study.name)],
+        "unreadable": broken,
+    }
 
 
 def unreadable(study: UnreadableStudy) -> dict[str, Any]:
@@ -38,7 +50,21 @@ def statuses(ledger: Reader, studies: Sequence[StudyRecord]) -> list[dict[str, A
     """Return the states of studies, with as many statements as for one."""
     found = summaries(ledger, studies)
     done = events.latest(ledger, {study.name for study in studies})
-    return [_status(study, found[study.id]) | _acts(done[study.name]) for study in studies]
+    active = last_activity(ledger, {study.name for study in studies})
+    return [
+        _status(study, found[study.id])
+        | _acts(done[study.name])
+        | {
+            "project": study.project,
+            "tags": events.tags_in(done[study.name]),
+            "created_at": study.created_at,
+            "last_activity": max(
+                [active.get(study.name, study.created_at)]
+                + [one.happened_at for one in done[study.name].values()]
+            ),
+        }
+        for study in studies
+    ]
 
 
 def trial_status(ledger: Reader, study: StudyRecord, number: int) -> dict[str, Any]:
@@ -57,6 +83,8 @@ def trial_status(ledger: Reader, study: StudyRecord, number: int) -> dict[str, A
         "state": trial.state,
         "reason": trial.reason,
         "value": trial.value,
+        **({"values": front.values(study, trial)} if trial.objectives else {}),
+        **({} if trial.violation is None else {"violation": trial.violation}),
         "params": trial.params,
         "steps": trial.steps,
         "run_id": Publications(ledger.engine, "mlflow").external_ids(study.id).get(number),
@@ -70,21 +98,21 @@ def trial_status(ledger: Reader, study: StudyRecord, number: int) -> dict[str, A
 
 
 def _status(study: StudyRecord, summary: Summary) -> dict[str, Any]:
-    idle = not summary.counts["running"] and not summary.counts["waiting"]
-    ended = idle and study.reserved >= study.limit
     return {
         "study": study.name,
         "version": study.version,
         "title": study.title,
-        "state": "ended" if ended and study.state == OPEN else study.state,
+        "state": study.shown_state(summary.counts),
         "reason": study.reason,
         "trials": summary.counts,
         "imported": summary.imported,
         "budget": {"trials": study.limit, "reserved": study.reserved},
-        "best": None if summary.best is None else asdict(summary.best),
+        "metric": study.spec.study.metric,
+        "best": None if summary.best is None else summary.best.as_json(),
         "probe": _probe(study, summary.probe or {}),
         "workers": [{"worker": worker, "trial": number} for worker, number in summary.workers],
         "silent": [asdict(one) for one in summary.silent],
+        "left_alone": [asdict(one) for one in summary.excluded],
     }
 
 
@@ -94,8 +122,7 @@ def _acts(done: Mapping[str, Event]) -> dict[str, Any]:
     since = [
         one
         for action, one in done.items()
-        if action not in (events.SUBMITTED, events.DELETED, events.RETRAINED)
-        and (submitted is None or one.id > submitted.id)
+        if action not in NO_CHANGES and (submitted is None or one.id > submitted.id)
     ]
     last = max(since, key=lambda one: one.id, default=None)
     return {

@@ -20,10 +20,12 @@ from tuner.config import (
 )
 from tuner.config.grid import Grid as CellsOf
 from tuner.config.retrain import NOT_STORED
+from tuner.config.study import SECONDS
 from tuner.core.environment import person
 from tuner.core.errors import NotFoundError, UsageError
 from tuner.ledger import Ledger, Reader, StudyRecord
 from tuner.ledger.events import Act
+from tuner.operations.ownership import Ask, check, refuse
 from tuner.training import loaders
 from tuner.training.trainer import TRAIN_COLUMNS
 from tuner.training.workloads import Workload
@@ -48,6 +50,19 @@ def prepare(spec: StudySpec, prefixes: Sequence[str]) -> PreparedWorkload:
     settings = settings_of(spec, {}, rows)  # raises where the budget needs the number of rows
     if isinstance(workload, Workload):
         _refuse_batch_size(workload, spec, settings.batch_size)
+    measured = workload.metric_names if isinstance(workload, Workload) else None
+    wanted = [("constraints", one.names, one.text) for one in spec.study.limits()]
+    wanted += [("objectives", frozenset([o.metric]), o.metric) for o in spec.study.objectives[1:]]
+    for key, names, text in wanted:
+        wrong = names & set(TRAIN_COLUMNS)
+        if measured is not None:
+            wrong = names - {SECONDS, *measured}
+        if wrong:
+            which = "" if measured is None else f" ({', '.join(measured)})"
+            raise UsageError(
+                f"[study] {key}: expected metrics that {spec.workload.function} measures at "
+                f"evaluations{which}, or seconds, got {', '.join(sorted(wrong))} in {text!r}"
+            )
     if not isinstance(workload, Workload):
         if spec.study.metric in TRAIN_COLUMNS:
             raise UsageError(
@@ -78,18 +93,20 @@ def _refuse_batch_size(workload: Workload, spec: StudySpec, size: int | str) -> 
 
 
 def submit(
-    ledger: Ledger, spec: StudySpec, description: Mapping[str, Any]
+    ledger: Ledger, spec: StudySpec, description: Mapping[str, Any], ask: Ask = refuse
 ) -> tuple[StudyRecord, bool]:
     """Create the study or return the existing one, and whether it was created.
 
     `description` is that of its prepared workload. A study of that name with another space gets a
     new version. Raise `UsageError` if anything else but its budget differs, and `WorkloadError` if
-    its code or data differ. A sampler or pruner that the file leaves open stays the one that the
-    study was first submitted with.
+    its code or data differ. `ask` is asked before a study of somebody else changes. A sampler or
+    pruner that the file leaves open stays the one that the study was first submitted with.
     """
     spec = _with_known_search(ledger, spec)
     _refuse_changes(ledger, spec)
     _refuse_unknown_sources(ledger, spec)
+    if _changes(ledger, spec):
+        check(ledger, spec.study.name, ask)
     combinations = len(CellsOf(spec.space)) if isinstance(spec.search.sampler, Grid) else None
     limit = spec.budget.trials - spec.deciding_trials
     study, created = ledger.submit(
@@ -102,6 +119,15 @@ def submit(
     if created and (warning := early_pruning(spec)):
         log.warning(warning)
     return study, created
+
+
+def _changes(ledger: Reader, spec: StudySpec) -> bool:
+    """Return whether a study exists and would not be as it is."""
+    try:
+        known = ledger.study(spec.study.name).spec
+    except NotFoundError:
+        return False
+    return known.model_dump() != spec.model_dump()
 
 
 def early_pruning(spec: StudySpec) -> str | None:

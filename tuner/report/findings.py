@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,11 +14,17 @@ from tuner.analysis.deciding import Decision, decision
 from tuner.analysis.drift import RetrainingStep, steps
 from tuner.analysis.effects import Effect, effects
 from tuner.analysis.evidence import Assessor
+from tuner.analysis.sensitivity import Sensitivity, sensitivities
 from tuner.analysis.verdicts import Evidence, Setting, Verdict
 from tuner.config import CHOSEN, ParameterValue
 from tuner.core.curves import Chunk
 from tuner.core.outcome import COMPLETED, RUNNING
-from tuner.ledger import Reader, Retrainings, StudyRecord, TrialRecord, ranges
+from tuner.ledger import Reader, Retrainings, Searched, StudyRecord, TrialRecord, events, ranges
+from tuner.ledger.events import Event
+from tuner.ledger.spending import Spend, spending
+
+if TYPE_CHECKING:  # it imports optuna
+    from tuner.search.outlook import Outlook
 
 BATCH = 500
 """Number of curves that one statement reads."""
@@ -39,10 +46,14 @@ class Findings:
     by_optimizer: Sequence[GoodRates]
     schedules: Sequence[Comparison]
     optimizers: Sequence[Comparison]
+    sensitivities: Sequence[Sensitivity]  # to the rate, the most robust configuration first
     effects: Sequence[Effect]  # of settings and arguments, the largest first
     stable_limits: Mapping[str, tuple[float, float]]  # brackets found by a probe, by optimizer
     links: Mapping[int, str]  # URL of each trial's MLflow run, by number
     drift: Sequence[RetrainingStep]  # the study's retrainings, oldest first
+    submitted: Event | None  # the last time; None of a study of an earlier version of tuner
+    spend: Spend
+    outlook: Outlook | None  # of the search; None: unknown
     decision: Decision | None  # between the best trials, under new seeds; None: none reserved
 
     def trial(self, number: int) -> TrialRecord:
@@ -87,11 +98,12 @@ def gather(
     verdicts = assessor.verdicts(trials)
     drawn = [one for one in trials if one.params is not None and not one.imported]
     rng = np.random.default_rng(study.spec.study.seed)
+    setting = assessor.setting({})
     return Findings(
         study=study,
         trials=trials,
         curves=read_curves(ledger, drawn),
-        setting=assessor.setting({}),
+        setting=setting,
         evidence=evidence,
         verdicts=verdicts,
         best=ledger.best(study),
@@ -100,12 +112,31 @@ def gather(
         by_optimizer=comparisons.good_rates(evidence, verdicts, "optimizer"),
         schedules=comparisons.compare(evidence, rng, "schedule"),
         optimizers=comparisons.compare(evidence, rng, "optimizer"),
-        effects=effects(study, trials, rng),
+        effects=effects(study, trials),
+        sensitivities=sensitivities(
+            evidence, setting.baseline, np.random.default_rng(study.spec.study.seed)
+        ),
         stable_limits=_stable_limits(ledger, study),
         links=links or {},
+        submitted=events.latest(ledger, [study.name])[study.name].get(events.SUBMITTED),
+        spend=spending(ledger, [study])[study.id],
         drift=steps(Retrainings(ledger).history(study.name)),
+        outlook=_outlook(study, trials),
         decision=decision(ledger, study) if study.deciding_trials else None,
     )
+
+
+def _outlook(study: StudyRecord, trials: Sequence[TrialRecord]) -> Outlook | None:
+    """Return what random search would have found, and what a further trial promises."""
+    from tuner.search.mirror import Mirror  # noqa: PLC0415
+    from tuner.search.outlook import outlook  # noqa: PLC0415
+
+    if study.spec.study.objectives or study.spec.study.constraints:
+        return None
+    mirror = Mirror(study.spec, study.title)
+    searched = [one.searched() for one in trials]
+    mirror.refresh(Searched(revision=study.revision, attrs=study.attrs, trials=searched))
+    return outlook(study.spec, mirror.for_values())
 
 
 def read_curves(ledger: Reader, trials: Sequence[TrialRecord]) -> dict[int, Chunk]:

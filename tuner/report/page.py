@@ -13,7 +13,7 @@ from tuner.analysis import ranking
 from tuner.config import CHOSEN, written
 from tuner.core.outputs import replacing, writing_into
 from tuner.ledger import TrialRecord
-from tuner.report import markup, sentences
+from tuner.report import forecasts, markup, sentences
 from tuner.report.charts import matplotlib_backend, report_charts
 from tuner.report.charts.plot import Plot
 from tuner.report.charts.report_charts import Chart
@@ -49,15 +49,20 @@ def folder_name(titles: Sequence[str]) -> str:
 
 def write_study(found: Findings, folder: Path) -> Written:
     """Write the report of one study. Raise `OutputError`."""
-    charts = report_charts.of_study(found)
+    outlook, metric = forecasts.outlook(found), found.study.spec.study.metric
+    forecast = forecasts.chart(outlook, metric)
+    charts = [*report_charts.of_study(found), *([] if forecast is None else [forecast])]
     verdicts = f"Verdicts on rates: {sentences.verdicts(found)}."
     body = [
         f"<h1>{escape(found.study.title)}</h1>",
         markup.paragraphs([found.study.spec.study.description]),
         _answer(found),
         f'<p class="soft">{escape(f"{verdicts} {sentences.savings(found)}")}</p>',
+        f'<p class="soft">{escape(sentences.origin(found))}</p>',
         *(_section(one) for one in charts if one.plot is not None),
+        _predictions(forecasts.sentences(outlook, metric)),
         _good_rates(found),
+        _sensitivities(found),
         *(_section(one) for one in charts if one.plot is None),
         _trials(found),
         _retrainings(found),
@@ -120,6 +125,10 @@ def _section(one: Chart) -> str:
     return markup.figure(one.name, one.title, one.text, kind=one.shape, tools=tools)
 
 
+def _predictions(lines: Sequence[str]) -> str:
+    return f"<h2>Predictions</h2>{markup.paragraphs(lines)}" if lines else ""
+
+
 def _good_rates(found: Findings) -> str:
     """Return the table of good rates by schedule and by optimizer."""
     rows = [
@@ -140,6 +149,35 @@ def _good_rates(found: Findings) -> str:
     text = "The range of good rates, and the nearest tried rates outside that were not good."
     return (
         f'<h2>Good rates</h2><p class="soft">{text}</p>{markup.table(head, rows)}' if rows else ""
+    )
+
+
+def _sensitivities(found: Findings) -> str:
+    """Return the table of what rates near the best one cost, by optimizer and schedule."""
+    if not found.sensitivities:
+        return ""
+    rows = [
+        [
+            Cell(text=one.optimizer),
+            Cell(text=one.schedule),
+            Cell(text=f"{one.best:.3g}", number=one.best),
+            Cell(text=f"{one.low:.3g} to {one.high:.3g}"),
+            Cell(text=f"{one.cost:.2g}", number=one.cost),
+            Cell(text=f"{one.least:.2g} to {one.most:.2g}"),
+            Cell(text=str(one.trials), number=one.trials),
+        ]
+        for one in found.sensitivities
+    ]
+    metric = found.study.spec.study.metric
+    head = ("optimizer", "schedule", "best rate", "rates", "mean cost", "90 % interval", "trials")
+    text = (
+        f"How much worse {metric} is on average at rates near the best, over the rates of the "
+        "fourth column: small where the rate hardly matters. A trial that diverged counts as "
+        "untrained, and one that was stopped with its last value."
+    )
+    return (
+        f'<h2>Sensitivity to the rate</h2><p class="soft">{escape(text)}</p>'
+        f"{markup.table(head, rows)}"
     )
 
 

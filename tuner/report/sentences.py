@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from tuner.analysis import comparisons, deciding, ranking
+import numpy as np
+
+from tuner.analysis import comparisons, deciding, front, ranking
 from tuner.analysis.comparisons import ENOUGH, LEVEL, Comparison, Edge, Family, GoodRates
 from tuner.analysis.effects import Effect
 from tuner.analysis.verdicts import (
@@ -28,12 +30,13 @@ WIDE, NARROW = 10.0, 3.0
 
 def answer(found: Findings) -> list[str]:
     """Return the paragraphs at the top of a report."""
-    lines = [best(found)]
+    lines = [best(found), *front.in_words(found.study, found.trials)]
     if found.best is not None and found.best.number in found.verdicts:
         lines.append(found.verdicts[found.best.number].reason)
     lines.extend(rates(one, optimizers=len(found.by_optimizer)) for one in found.by_optimizer)
     if not found.by_optimizer:
         lines.append("No trial was good.")
+    lines.extend(sensitivity(found))
     lines.extend(decision(found))
     for family in ("schedule", "optimizer"):
         if family not in decided(found):
@@ -60,23 +63,47 @@ def best(found: Findings) -> str:
     one, metric = found.best, found.study.spec.study.metric
     if one is None or one.params is None or one.value is None:
         return "No trial has completed, so there is no best rate yet."
+    if one.infeasible:
+        return ranking.best_in_words(found.study, one)
     # settings and arguments are in short already
     varied = [name for name in found.varied() if name in one.params and "." in name]
     own = [f"{name} {ranking.format_value(one.params[name])}" for name in varied]
     choice = ranking.in_short(one.params).removeprefix("lr ")
     more = f" ({', '.join(own)})" if own else ""
     origin = ", imported" if one.imported else ""
+    if found.study.spec.study.objectives:
+        return ranking.best_in_words(found.study, one)
     return f"Learning rate {choice}{more}: {metric} {one.value:.4g}, trial {one.number}{origin}."
+
+
+def sensitivity(found: Findings) -> list[str]:
+    """Return a sentence about the most robust and the most fragile configuration, if they differ.
+
+    Nothing is said unless their intervals are apart.
+    """
+    if len(found.sensitivities) < 2:
+        return []
+    robust, fragile = found.sensitivities[0], found.sensitivities[-1]
+    if robust.most >= fragile.least:
+        return []
+    metric = found.study.spec.study.metric
+    costs = [
+        f"{one.cost:.2g} with {one.optimizer} and {one.schedule} ({one.least:.2g} to "
+        f"{one.most:.2g})"
+        for one in (robust, fragile)
+    ]
+    line = f"A rate near the best one costs {costs[0]} of {metric} on average, and {costs[1]}"
+    return [f"{line}: the first forgives a wrong rate."]
 
 
 def effect(found: Effect) -> str:
     """Return a sentence about whether and how a parameter mattered."""
     spread = f"{found.size:.2g}, from {found.low:.2g} to {found.high:.2g}"
     if found.label is not None:
-        measure = f"its lead in mean rank, of 1, is {spread}"
+        measure = f"its lead in mean rank at equal rates, of 1, is {spread}"
         what = f"{found.name} mattered: {ranking.format_value(found.label)} was better"
     else:
-        measure = f"rank correlation {spread}"
+        measure = f"rank correlation at equal rates {spread}"
         what = f"{found.name} mattered: {'larger' if found.size > 0 else 'smaller'} was better"
     if not found.significant:
         what = f"{found.name} made no significant difference"
@@ -174,6 +201,13 @@ def savings(found: Findings) -> str:
     return " ".join(filter(None, lines)) or "No trial was stopped: all ran to the end."
 
 
+def origin(found: Findings) -> str:
+    """Return who submitted the study, its project, and what it has spent."""
+    by = "" if found.submitted is None else f"Submitted by {found.submitted.who}, "
+    where = f"{by}{'in' if by else 'In'} the project {found.study.project}."
+    return f"{where} Spent: {ranking.spend_in_words(found.spend.as_json())}."
+
+
 def verdicts(found: Findings) -> str:
     """Return the number of trials by verdict, for each optimizer."""
     return ranking.verdicts_in_words(found.verdicts)
@@ -201,12 +235,27 @@ def advice(found: Findings) -> list[str]:
     if any(not one.significant for one in left):
         lines.append("What is not significantly different needs more trials, or fewer choices.")
     completed = sum(one.state == COMPLETED for one in found.trials)
-    if completed > 1 and (found.decision is None or not found.decision.decided):
+    several = bool(found.study.spec.study.objectives)
+    lines.extend(search(found))
+    if completed > 1 and not several and (found.decision is None or not found.decision.decided):
         lines.append(
             "Each value is of one run. To decide whether the winner is better than the next ones, "
             "retrain them with new seeds: tuner confirm."
         )
     return lines
+
+
+def search(found: Findings) -> list[str]:
+    """Return a sentence about random search, and what a further trial promises; none if unknown."""
+    one, best, study = found.outlook, found.best, found.study.spec.study
+    if one is None or best is None or best.value is None:
+        return []
+    sign = 1.0 if study.direction == "minimize" else -1.0
+    reached = np.flatnonzero(sign * one.expected <= sign * best.value)
+    many = f"about {reached[0] + 1}" if len(reached) else f"more than {len(one.expected)}"
+    gain = f"A further trial is expected to improve {study.metric} by {one.gain:.2g}."
+    random = f"Random search would have needed {many} trials for {best.value:.4g}"
+    return [f"{gain} {random}, by a model of this study's trials."]
 
 
 def on_rates(

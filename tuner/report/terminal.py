@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import click
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -37,10 +39,22 @@ class SafeConsole(Console):
 
 def console(*, stderr: bool = False) -> Console:
     """Return a console; without a terminal or COLUMNS, it is wide enough for every table."""
-    made = SafeConsole(stderr=stderr, highlight=False, markup=False, emoji=False)
+    # FORCE_COLOR is for logs that somebody watches
+    plain = False if is_file(sys.stderr if stderr else sys.stdout) else None
+    made = SafeConsole(
+        stderr=stderr, highlight=False, markup=False, emoji=False, force_terminal=plain
+    )
     if not made.is_terminal and "COLUMNS" not in os.environ:
         made.width = PLAIN_WIDTH
     return made
+
+
+def is_file(stream: TextIO) -> bool:
+    """Return whether a stream writes into a file, where colour codes would be in the way."""
+    try:
+        return stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+    except (AttributeError, OSError, ValueError):  # it has no descriptor
+        return False
 
 
 def echo(text: str, *, err: bool = False, lines: bool = False) -> None:

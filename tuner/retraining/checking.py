@@ -19,7 +19,7 @@ from tuner.ledger.database import Addresses, tracking_client
 from tuner.ledger.retrainings import LOG
 from tuner.observability import notify
 from tuner.retraining import versions
-from tuner.retraining.versions import StoredVersion
+from tuner.retraining.versions import StoredVersion, VersionRecord
 from tuner.tracking.mlflow.registry import Registry, Rows, Version
 from tuner.training import models, trainer_choice
 from tuner.training.device import use_threads
@@ -89,11 +89,14 @@ class Job:
         known = versions.find(self.ledger, found)
         if known is None:
             return Champion(version=found, module=None)
-        stored = versions.read_known(self.registry, found, known)
+        return Champion(version=found, module=self.build(found, known))
+
+    def build(self, version: Version, known: VersionRecord) -> Any:
+        """Build the module of a version by the fresh workload, as `champion` does."""
+        stored = versions.read_known(self.registry, version, known)
         _refuse_misfit(stored, self.workload, self.spec)
         own = self.workload.of(stored.build.arguments)  # of the arguments that it was trained with
-        rebuilt = versions.build_with(stored, own, self.spec.workload.function)
-        return Champion(version=found, module=rebuilt.module)
+        return versions.build_with(stored, own, self.spec.workload.function).module
 
 
 def model_name(study: StudyRecord) -> str:
@@ -143,11 +146,21 @@ def prepare(
             f"study {study.name!r} has a train function, whose model is not known here; expected "
             "[workload] factory, or [retrain] factory"
         )
+    if study.spec.study.objectives:
+        raise UsageError(
+            f"study {study.name!r} has several objectives, so no trial is the one to train again; "
+            "put the parameters of a trial of its front into a study of one objective"
+        )
     best = deciding.chosen(ledger, study)
     if best is None:
         raise UsageError(
             f"study {study.name!r} has no completed trial, so there are no parameters to train "
             f"again; `tuner run` it first"
+        )
+    if best.infeasible:
+        raise UsageError(
+            f"no trial of study {study.name!r} satisfies its constraints, so there are no "
+            "parameters to train again; raise its budget, or relax [study] constraints"
         )
     job = Job(
         ledger=ledger,
@@ -216,13 +229,15 @@ def _refuse_gate(job: Job) -> None:
             f"[retrain] factory: expected data with the study's metric {job.spec.study.metric!r}, "
             f"got one of {', '.join(workload.metric_names)}"
         )
-    missing = [name for name in gate.slices or () if name not in workload.slices]
-    if missing:
-        known = ", ".join(workload.slices) or "none"
-        raise UsageError(
-            f"[retrain.gate] slices: expected slices of the workload ({known}), got "
-            f"{', '.join(missing)}"
-        )
+    for title, names, known in (
+        ("slices", gate.slices or (), workload.slices),
+        ("margins", gate.margins, workload.slices if gate.slices is None else gate.slices),
+    ):
+        if missing := [name for name in names if name not in known]:
+            raise UsageError(
+                f"[retrain.gate] {title}: expected slices of the workload "
+                f"({', '.join(known) or 'none'}), got {', '.join(missing)}"
+            )
     if job.spec.retrain.do != "refit" and workload.holdout is None:
         raise UsageError(
             f"[retrain] do: {job.spec.retrain.do!r} chooses by the validation rows, so champion "

@@ -32,6 +32,8 @@ def spec_of(
     tables["search"] |= {"first": []}
     tables["notify"] = {}  # the retraining notifies
     tables["budget"] = {"trials": spec.retrain.trials, "weight": spec.budget.weight}
+    if spec.retrain.limits.retune_minutes is not None:
+        tables["budget"] |= {"decide": 0, "wall_seconds": 60 * spec.retrain.limits.retune_minutes}
     made = StudySpec.model_validate_json(json.dumps(tables))
     different = [dict(one) for index, one in enumerate(known) if one not in known[:index]]
     first = [one for one in different if made.space.contains(one)][:WARM]
@@ -51,6 +53,7 @@ def _around(
 
 
 def best_known(ledger: Ledger, study: StudyRecord) -> list[Mapping[str, ParameterValue]]:
-    """Return the parameters of a study's completed trials, best first."""
+    """Return the parameters of a study's completed and feasible trials, best first."""
     ranked = ranking.ranked(study, ledger.trials(study.id))
-    return [one.params for one in ranked if one.state == COMPLETED and one.params is not None]
+    best = [one for one in ranked if one.state == COMPLETED and not one.infeasible]
+    return [one.params for one in best if one.params is not None]

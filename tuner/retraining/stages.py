@@ -13,7 +13,6 @@ import functools
 import hashlib
 import json
 import math
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from tuner.core.failpoints import reach
 from tuner.ledger import Reader, Retraining, Retrainings, events
 from tuner.ledger.database import tracking_client
 from tuner.ledger.retrainings import (
+    CANARY,
     DONE,
     EVALUATE,
     FAILED,
@@ -42,8 +42,9 @@ from tuner.retraining import drift, gate, lineage, result, versions
 from tuner.retraining.checking import Job
 from tuner.retraining.gate import Decision
 from tuner.retraining.lineage import Lineage
-from tuner.retraining.training import Challengers, challengers, known
+from tuner.retraining.training import Challengers, LimitExceededError, challengers, known
 from tuner.retraining.versions import EXAMPLE, WEIGHTS, BuildRecord
+from tuner.tracking.mlflow import registry as aliases
 from tuner.tracking.mlflow.registry import CHAMPION, REPLACES, RETRAINING, StoredFile, Version
 from tuner.tracking.mlflow.retraining_run import ModelContent, RetrainingRuns, RunContent
 from tuner.training import models
@@ -70,7 +71,7 @@ class Stages:
         self._stop = stop
         self._renewer = renewer
         self._lease = held.lease
-        self._folder = job.places.checkpoints / "retrain" / str(held.id)
+        self._folder = f"retrain/{held.id}"
         self._trained: Challengers | None = None
 
     @functools.cached_property
@@ -83,7 +84,7 @@ class Stages:
 
         Raise `LeaseLost` when another process has claimed it, and `KeyboardInterrupt` when this one
         is asked to stop; in both cases, and after any error, the next call resumes it. What the
-        workload's code raises ends the retraining as failed.
+        workload's code raises, and a limit that is exceeded, end the retraining as failed.
         """
         stages: Mapping[str, Callable[[], None]] = {
             TRAIN: self._train,
@@ -98,7 +99,9 @@ class Stages:
                     stages[self._held.stage]()
                 except WorkloadCodeError as error:
                     self._fail(str(error))
-        shutil.rmtree(self._folder, ignore_errors=True)
+                except LimitExceededError as error:
+                    self._fail(f"A limit is exceeded: {error}.")
+        self._job.places.checkpoints.remove_below(self._folder)
         return self._held
 
     # --- the stages
@@ -141,7 +144,7 @@ class Stages:
             "champion": number,
             "values": {"champion": theirs, "challenger": value},
             "improvement": drift.interval_as_json(decision.improvement),
-            "slices": {name: drift.interval_as_json(one) for name, one in decision.slices.items()},
+            "slices": {name: one.as_json() for name, one in decision.slices.items()},
         }
         self._advance(LOG, found)
         reach("retrain.evaluated")
@@ -189,6 +192,8 @@ class Stages:
                 return self._end(KEPT, why)
             if self._job.spec.retrain.promote == "manual":
                 return self._end(PROPOSED, f"{decision['reason']} It waits for `tuner approve`.")
+            if now is not None and self._job.spec.retrain.canary_hours is not None:
+                return self._try(mine, self._job.spec.retrain.canary_hours)
             self._still()
             if self._store.renew([self._lease]):
                 raise LeaseLost("another process has claimed the retraining; its result counts")
@@ -196,8 +201,26 @@ class Stages:
         reach("retrain.promoted")
         return self._end(PROMOTED, decision["reason"])
 
+    def _try(self, mine: int, hours: float) -> None:
+        """Make it the canary, unless the model has one."""
+        registry, reason = self._job.registry, self._result(EVALUATE)["reason"]
+        for other in self._store.canaries(registry.model):
+            number = other.result[LOG]["version"]
+            return self._end(
+                KEPT,
+                f"{reason} Recorded only: version {number}, of the key {other.run_key!r}, is the "
+                "canary, and a model has one at a time.",
+            )
+        self._still()
+        registry.set_alias(aliases.CANARY, mine)
+        return self._end(
+            CANARY,
+            f"{reason} It is the canary for {hours:g} hours; then it is promoted, unless it is "
+            "rejected before.",
+        )
+
     def _fail(self, why: str) -> None:
-        """End with what the workload's code raised; no run and no version are made."""
+        """End as failed; no run and no version are made."""
         champion = self._job.registry.champion()
         number = None if champion is None else champion.number
         if self._held.stage == TRAIN:
@@ -234,6 +257,7 @@ class Stages:
                 version=own,
             ),
             trial_run=found.trial_run_id,
+            trial_key=str(trained.origin.trial),
         )
 
     def _unless_older(self, decision: Decision, champion: Version) -> Decision:

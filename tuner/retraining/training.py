@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tuner.config import ParameterValue, Range
+from tuner.core.failures import workload_code
+from tuner.core.outcome import COMPLETED
 from tuner.core.text import derived
-from tuner.ledger import Retrainings, ranges
+from tuner.ledger import Retrainings, limits, ranges
 from tuner.ledger.retrainings import TRAIN
 from tuner.retraining import retuning
 from tuner.retraining.checking import Job
@@ -34,6 +35,26 @@ class Origin:
     def as_json(self) -> dict[str, Any]:
         """Return what the ledger stores."""
         return vars(self) | {"params": dict(self.params), "lr_range": list(self.lr_range)}
+
+
+class LimitExceededError(Exception):
+    """A retraining takes more than `[retrain.limits]` allows; the message is a part of a reason."""
+
+
+@dataclass(kw_only=True)
+class _Time:
+    """The time that the challengers may be trained for."""
+
+    minutes: float | None  # None: any
+    spent: float = 0.0  # seconds, by models that are trained
+
+    def check(self, seconds: float) -> None:
+        """Raise if it is over; `seconds` are of the model that is being trained."""
+        if self.minutes is not None and self.spent + seconds > 60 * self.minutes:
+            raise LimitExceededError(
+                f"training has taken {(self.spent + seconds) / 60:.3g} minutes, more than "
+                f"[retrain.limits] training_minutes = {self.minutes:g}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,19 +83,28 @@ class Challengers:
         }
 
 
-def challengers(job: Job, folder: Path, still: Callable[[], None]) -> Challengers:
-    """Train the challengers, or resume from the files in the folder."""
-    base = known(job)
+def challengers(job: Job, folder: str, still: Callable[[], None]) -> Challengers:
+    """Train the challengers, or resume from the files in the folder.
+
+    Raise `LimitExceededError`.
+    """
+    base, time = known(job), _Time(minutes=job.spec.retrain.limits.training_minutes)
     do = job.spec.retrain.do
-    refit = None if do == "retune" else _train(job, base, folder / "refit", still, None)
+    refit = None if do == "retune" else _train(job, base, f"{folder}/refit", still, time, None)
     if refit is not None and (do == "refit" or not _falls_short(job, refit.value)):
         return refit
     around = [base.params, *retuning.best_known(job.ledger, job.study)]
     name = derived(job.study.name, f"retune {job.run_key}")
     spec = retuning.spec_of(job.spec, name, around, _probed(job, base))
     study, best = job.tune(spec)
+    if limits.TIME_IS_UP in (study.reason or ""):
+        ended = sum(one.state == COMPLETED for one in job.ledger.trials(study.id))
+        raise LimitExceededError(
+            f"the search of {study.name!r} has completed {ended} of {spec.budget.trials} trials in "
+            f"[retrain.limits] retune_minutes = {job.spec.retrain.limits.retune_minutes:g}"
+        )
     if best is None:  # the known parameters remain, and their failure is reported
-        return refit or _train(job, base, folder / "refit", still, study.name)
+        return refit or _train(job, base, f"{folder}/refit", still, time, study.name)
     assert best.params is not None
     origin = Origin(
         params=best.params,
@@ -84,7 +114,7 @@ def challengers(job: Job, folder: Path, still: Callable[[], None]) -> Challenger
         lr_range=_range(spec.space.lr, best.params),
         best=job.best.number,
     )
-    found = _train(job, origin, folder / "retune", still, study.name)
+    found = _train(job, origin, f"{folder}/retune", still, time, study.name)
     if refit is None or refit.value is None or found.value is None:
         return found if found.value is not None or refit is None else refit
     return found if _sign(job) * (found.value - refit.value) < 0 else refit
@@ -124,22 +154,49 @@ def _range(entry: Any, params: Mapping[str, ParameterValue]) -> tuple[float, flo
 
 
 def _train(
-    job: Job, origin: Origin, file: Path, still: Callable[[], None], retuned: str | None
+    job: Job,
+    origin: Origin,
+    key: str,
+    still: Callable[[], None],
+    time: _Time,
+    retuned: str | None,
 ) -> Challengers:
+    _refuse_large(job, origin)
+
+    def check(seconds: float) -> None:
+        still()
+        time.check(seconds)
+
     made = []
     for index in range(job.spec.retrain.gate.seeds):
         task = Task(number=index, seed=job.seed(index), params=origin.params)
-        made.append(
-            models.train(
-                job.workload,
-                job.spec,
-                task,
-                file.with_name(f"{file.name}-{index}.pt"),
-                still=still,
-                clock=Retrainings(job.ledger).now,
-            )
+        one = models.train(
+            job.workload,
+            job.spec,
+            task,
+            job.places.checkpoints,
+            f"{key}-{index}.pt",
+            still=check,
+            clock=Retrainings(job.ledger).now,
         )
+        time.check(one.seconds)
+        time.spent += one.seconds
+        made.append(one)
     return Challengers(origin=origin, models=_middle_first(made), retuned=retuned)
+
+
+def _refuse_large(job: Job, origin: Origin) -> None:
+    """Raise `LimitExceededError` if the model is too large, before it is trained."""
+    limit = job.spec.retrain.limits.model_megabytes
+    if limit is None:
+        return
+    with workload_code():
+        workload = job.workload.of(origin.params)
+    size = models.size_of(models.fresh_model(workload, job.spec)) / 1e6
+    if size > limit:
+        raise LimitExceededError(
+            f"the model has {size:.3g} MB, more than [retrain.limits] model_megabytes = {limit:g}"
+        )
 
 
 def _middle_first(made: list[TrainedModel]) -> tuple[TrainedModel, ...]:

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tuner.config import ParameterValue, Range, StudySpec
 from tuner.ledger.ranges import ActiveRange
-from tuner.search.mirror import TrialsByNumber
+from tuner.search.mirror import TrialsByNumber, violation
 from tuner.search.space import distribution
 
 EDGE = 0.1
@@ -73,7 +73,9 @@ def extend(
     if len(ended) - active.trials < ENOUGH_TRIALS or not completed:
         return None
     sign = 1.0 if spec.study.direction == "minimize" else -1.0
-    best = min(completed, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
+    best = min(
+        completed, key=lambda trial: (violation(trial), sign * (trial.value or 0.0), trial.number)
+    )
     rate, lr = float(best.params["lr"]), _recorded(spec)
     place = math.log(rate / active.low) / math.log(active.high / active.low)
     low, high, side = active.low, active.high, ""

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.optimize import lsq_linear, minimize
-from scipy.special import erfcx, logsumexp, ndtr
+from scipy.special import erfcx, log_ndtr, logsumexp, ndtr
 
 from tuner.search.encoding import Encoding, Rows
 
@@ -139,6 +139,11 @@ class Posterior:
         self._lower = cholesky(k, lower=True, check_finite=False)
         self._alpha = cho_solve((self._lower, True), losses, check_finite=False)
 
+    @property
+    def noise(self) -> float:
+        """The variance of the noise."""
+        return float(self._noise)
+
     def _kernel(self, one: Rows, other: Rows) -> Rows:
         squares = (one * one).sum(1)[:, None] + (other * other).sum(1) - 2 * one @ other.T
         r = np.sqrt(np.maximum(squares, 0.0))
@@ -230,6 +235,22 @@ def standardised(losses: Vector) -> Vector:
     return centred / deviation if deviation > 0 else centred
 
 
+def restored(scores: Rows, losses: Vector) -> Rows:
+    """Return the losses that have these scores on the scale of `standardised(losses)`.
+
+    Beyond the best of the losses the scale goes on as it is there, and ends at the worst.
+    """
+    logs = bool(losses.min() > 0 and losses.max() > 3 * losses.min())
+    known = np.log(losses) if logs else losses
+    at, places = np.unique(standardised(losses), return_index=True)
+    to = known[places]
+    if len(at) == 1:
+        return np.full(scores.shape, losses[0])
+    slope = (to[1] - to[0]) / (at[1] - at[0])
+    found = np.where(scores < at[0], to[0] + (scores - at[0]) * slope, np.interp(scores, at, to))
+    return np.exp(found) if logs else found
+
+
 def informative(losses: Vector, most: int) -> NDArray[np.int64]:
     """Return the places of at most `most` points: half the best, half evenly from the others."""
     order = np.argsort(losses, kind="stable")
@@ -310,6 +331,36 @@ class Model:
         return predicted
 
 
+class Feasibility:
+    """The probability that points satisfy constraints: a Gaussian process for each of these.
+
+    (Gardner et al., "Bayesian Optimization with Inequality Constraints", 2014.)
+    """
+
+    def __init__(self, encoding: Encoding, rows: Rows, excesses: Rows) -> None:
+        """Fit to what rows exceed constraints by, [row, constraint]; 0 or less is satisfied."""
+        self._encoding = encoding
+        self._models: list[tuple[Posterior, float]] = []  # and the limit on its scale
+        features = encoding.features(rows)
+        for column in excesses.T:
+            scale = float(np.median(np.abs(column))) or 1.0
+            values = np.arcsinh(column / scale)  # far from the limit, only the order matters
+            middle, deviation = float(values.mean()), float(values.std()) or 1.0
+            kept = informative(np.abs(values), FITTED)  # half of them nearest to the limit
+            values = (values - middle) / deviation
+            theta = fitted(features[kept], encoding.groups, len(encoding), values[kept])
+            posterior = Posterior(theta, encoding.groups, features[kept], values[kept])
+            self._models.append((posterior, -middle / deviation))
+
+    def log_probability(self, rows: Rows) -> Vector:
+        """Return the logarithm of the probability that all constraints are satisfied, [row]."""
+        features, found = self._encoding.features(rows), np.zeros(len(rows))
+        for posterior, limit in self._models:
+            mean, variance = posterior.predict(features)
+            found += log_ndtr((limit - mean) / np.sqrt(variance + posterior.noise))
+        return found
+
+
 def proposed(
     encoding: Encoding,
     rows: Rows,
@@ -320,19 +371,27 @@ def proposed(
     fixed: Mapping[str, Any] | None = None,
     columns: Callable[[Rows], Rows] | None = None,
     allowed: Callable[[Rows], NDArray[np.bool_]] | None = None,
+    feasible: NDArray[np.bool_] | None = None,
+    feasibility: Feasibility | None = None,
 ) -> Vector:
     """Return the row to try next, [dimension].
 
     `rows` have `losses`, in the order of their trials; `running` ones have none yet. `fixed`
     parameters are given. The row is among the `allowed` ones, [row], if any is found. `columns`
-    returns what other studies predict for rows, [row, source].
+    returns what other studies predict for rows, [row, source]. With `feasibility`, what is to be
+    improved on is the best of the `feasible` rows, [row], of which there is one at least.
     """
     given = dict(fixed or {})
     model = Model(encoding, rows, losses, columns)
     posterior = model.posterior
     best = model.losses.min(keepdims=True) if len(losses) else np.zeros(1)  # [fantasy]
+    if feasibility is not None:
+        best = standardised(losses)[feasible].min(keepdims=True)
     if len(running):
-        posterior, best = _fantasised(model, running, best, rng)
+        may_be_best = np.ones(len(running), dtype=bool)  # [running]
+        if feasibility is not None:
+            may_be_best = feasibility.log_probability(running) > np.log(0.5)
+        posterior, best = _fantasised(model, running, best, rng, may_be_best)
     tried = {row.tobytes() for row in np.r_[rows, running]}
 
     def score(points: Rows) -> tuple[Rows, Vector]:
@@ -344,12 +403,15 @@ def proposed(
             found = found[may] if may.any() else found
         mean, variance = posterior.predict(encoding.features(found))
         mean = mean.reshape(len(found), -1) + model.trend(found)[:, None]  # [row, fantasy]
-        gains = log_expected_improvement(mean, variance[:, None], best)
-        return found, logsumexp(gains, axis=1)
+        gains = logsumexp(log_expected_improvement(mean, variance[:, None], best), axis=1)
+        if feasibility is not None:
+            gains = gains + feasibility.log_probability(found)
+        return found, gains
 
     points = encoding.sobol(0, CANDIDATES, int(rng.integers(2**31)))
     if len(losses):
-        good = rows[np.argsort(losses, kind="stable")[:5]]
+        ranks = losses if feasible is None else np.where(feasible, losses, np.inf)
+        good = rows[np.argsort(ranks, kind="stable")[:5]]
         points = np.r_[points, encoding.neighbours(good, NEIGHBOURS, STEPS[0], rng)]
     candidates, gains = score(points)
     for step in STEPS[1:]:
@@ -360,7 +422,11 @@ def proposed(
 
 
 def _fantasised(
-    model: Model, running: Rows, best: Vector, rng: np.random.Generator
+    model: Model,
+    running: Rows,
+    best: Vector,
+    rng: np.random.Generator,
+    may_be_best: NDArray[np.bool_],  # [running]
 ) -> tuple[Posterior, Vector]:
     """Return the posterior given draws of the running trials' values, and the best of each draw."""
     features = model.encoding.features(running)
@@ -369,7 +435,7 @@ def _fantasised(
     half = rng.standard_normal((len(running), FANTASIES // 2))
     draws = mean[:, None] + factor @ np.c_[half, -half]  # [running, fantasy]
     values = draws + model.trend(running)[:, None]
-    lowest = values.min(axis=0)
+    lowest = values[may_be_best].min(axis=0, initial=np.inf)
     if len(model.losses):
         lowest = np.minimum(best, lowest)
     return model.posterior.extended(features, draws), lowest

@@ -10,7 +10,7 @@ import copy
 import math
 import statistics
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -57,6 +57,7 @@ class Freezer:
 
     def __init__(self, spec: StudySpec, *, ordered: bool = False) -> None:
         self._space = spec.space
+        self._objectives = len(spec.study.objectives)
         self._parameters = {one.name: one for one in spec.space.parameters()}
         self._ordered = ordered
         self._known: dict[tuple[str, ...], dict[str, Any]] = {}
@@ -75,14 +76,23 @@ class Freezer:
             searched = self._known[kind]
         reports = dict(record.reports)
         state = STATES[record.state]
-        value = record.value
+        value: float | None = record.value
+        values: Sequence[float] | None = None
         if state == TrialState.PRUNED:
             value = reports[max(reports)] if reports else None
+        elif state == TrialState.COMPLETE and self._objectives:
+            value, values = None, record.objectives or ()
+            if len(values) != self._objectives:
+                raise UnreadableError(
+                    f"trial {record.number} cannot be read: objectives: expected "
+                    f"{self._objectives} numbers, got {len(values)}"
+                )
         return FrozenTrial(
             number=record.number,
             trial_id=record.number,
             state=state,
             value=value,
+            values=values,
             datetime_start=_datetime(record.created_at),
             datetime_complete=None if record.ended_at is None else _datetime(record.ended_at),
             params={name: self._value(name, params[name]) for name in searched},
@@ -190,15 +200,13 @@ class Mirror:
             self._imported[record.number] = record.params or {}
         if ADDED in record.attrs and record.number not in self._added:
             insort(self._added, record.number)
-        if record.state == DIVERGED:
-            self._for_sampler.put(_without_reports(trial))
+        self._for_sampler.put(trial if record.state != DIVERGED else _without_reports(trial))
+        if record.state == DIVERGED or violation(trial) > 0:
             self._competitors.remove(record.number)
-        else:
-            self._for_sampler.put(trial)
-            if not record.imported:
-                self._competitors.put(trial)
-                if record.state == COMPLETED:
-                    self._completed.put(trial)
+        elif not record.imported:
+            self._competitors.put(trial)
+            if record.state == COMPLETED:
+                self._completed.put(trial)
 
     @contextmanager
     def with_draws(self) -> Iterator[Callable[[FrozenTrial, Mapping[str, Any]], None]]:
@@ -284,10 +292,11 @@ class Mirror:
         return valued
 
     def for_pruner(self) -> TrialsByNumber:
-        """Return the trials that the pruner compares: those of this version, without diverged ones.
+        """Return the trials that the pruner compares: those of this version that may be the best.
 
-        With diverged trials included, bad trials would look like the median. Imported trials
-        competed in other brackets with other competitors.
+        With diverged trials included, bad trials would look like the median; infeasible ones may
+        have better values than any feasible one. Imported trials competed in other brackets with
+        other competitors.
         """
         return self._competitors
 
@@ -311,6 +320,11 @@ class Mirror:
         """Return the imported trials that have values, in the form of `for_values`."""
         with_values = {n for n in self._imported if self._outcomes[n] != DIVERGED}
         return [trial for trial in self.for_values() if trial.number in with_values]
+
+
+def violation(trial: FrozenTrial) -> float:
+    """Return the sum of what a trial exceeds the study's constraints by; 0: it is feasible."""
+    return sum(max(0.0, excess) for excess in trial.constraints.values())
 
 
 def _without_reports(trial: FrozenTrial) -> FrozenTrial:

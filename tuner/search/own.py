@@ -20,6 +20,7 @@ from tuner.config import ParameterValue
 from tuner.ledger.records import FIXED
 from tuner.search import gp
 from tuner.search.encoding import Encoding, Rows
+from tuner.search.mirror import violation
 from tuner.search.space import IndependentSampler
 from tuner.search.transfer import Source, columns
 
@@ -115,17 +116,48 @@ class GPSampler(WholeSampler):
         if waits or not len(space):
             return self._start.whole(study, trial, fixed)
         losses = np.array([self._sign * float(one.value or 0.0) for one in known])
+        rows = _rows(space, known)
+        limits = _Limits(space, known, rows)
+        sources = self._sources if limits.reachable else ()
         row = gp.proposed(
             space,
-            _rows(space, known),
-            losses,
+            rows,
+            losses if limits.reachable else limits.losses,
             _rows(space, running),
             rng=np.random.default_rng(self._seed),
             fixed=fixed,
-            columns=partial(columns, self._sources) if self._sources else None,
+            columns=partial(columns, sources) if sources else None,
             allowed=self._allowed,
+            feasible=limits.feasible,
+            feasibility=limits.feasibility,
         )
         return space.decode(row)
+
+
+class _Limits:
+    """What is known of the study's constraints.
+
+    Until a trial satisfies them, what is to be minimised is their violation. Trials that were
+    stopped have none: they count as a little worse than the worst.
+    """
+
+    def __init__(self, space: Encoding, known: Sequence[FrozenTrial], rows: Rows) -> None:
+        measured = np.array([bool(one.constraints) for one in known], dtype=bool)  # [trial]
+        self.reachable = True  # or there are no constraints
+        self.feasible: NDArray[np.bool_] | None = None
+        self.feasibility: gp.Feasibility | None = None
+        if not measured.any():
+            return
+        found = np.array([violation(one) for one in known])
+        feasible = measured & (found == 0)
+        self.reachable = bool(feasible.any())
+        if self.reachable:
+            own = [one for one in known if one.constraints]
+            excesses = np.array([list(one.constraints.values()) for one in own])
+            self.feasible = feasible
+            self.feasibility = gp.Feasibility(space, rows[measured], excesses)
+        worst = found.max()
+        self.losses = np.where(measured, found, worst + 0.1 * (worst - found[measured].min()))
 
 
 def _rows(space: Encoding, trials: Sequence[FrozenTrial]) -> Rows:

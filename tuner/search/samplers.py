@@ -15,6 +15,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import (
     BaseSampler,
     CmaEsSampler,
+    NSGAIISampler,
     QMCSampler,
     RandomSampler,
     TPESampler,
@@ -26,6 +27,7 @@ from optuna.trial import FrozenTrial
 from tuner.config import (
     CMAES,
     GP,
+    NSGA2,
     QMC,
     TPE,
     Auto,
@@ -57,8 +59,13 @@ REDRAWN = 2**16
 
 
 def sampler_of(spec: StudySpec, number: int) -> AnySampler:
-    """Return the settings of the sampler that draws trial `number`; auto chooses by the number."""
+    """Return the settings of the sampler that draws trial `number`.
+
+    auto chooses by the number; for several objectives it is tpe.
+    """
     sampler = spec.search.sampler
+    if isinstance(sampler, Auto) and spec.study.objectives:
+        return TPE(name="tpe")
     return (
         sampler.at(number, len(all_distributions(spec.space)))
         if isinstance(sampler, Auto)
@@ -144,6 +151,8 @@ def sampler_for(  # noqa: PLR0911, PLR0912 - one for each sampler
                 return IndexedQMCSampler(
                     spec.space, index + attempt * REDRAWN, sampler, seed=spec.study.seed
                 )
+            case NSGA2():
+                return NSGAIISampler(seed=seed, population_size=sampler.population)
             case CMAES():
                 return RangeCmaEsSampler(spec.space, sampler, sources, seed=seed)
             case Auto():

@@ -19,6 +19,7 @@ from tuner.ledger.ranges import ActiveRange, history
 from tuner.ledger.records import ADDED, FIXED
 from tuner.search.active_range import extend, trials_in_range, with_range
 from tuner.search.mirror import Mirror, TrialsByNumber
+from tuner.search.outlook import expected_gain
 from tuner.search.pruners import (
     GroupPruner,
     Judged,
@@ -77,7 +78,8 @@ class Search:
         self._name = study.title
         self._mirror = Mirror(study.spec, study.title)
         sampler = study.spec.search.sampler
-        self._observations = Observations(study.spec) if isinstance(sampler, TPE | Auto) else None
+        by_columns = isinstance(sampler, TPE | Auto) and not study.spec.study.objectives
+        self._observations = Observations(study.spec) if by_columns else None
         self._sources: tuple[Space, list[Source]] | None = None
         self._drawing = 0  # number of the trial being drawn
         self._pruner = pruner_for(study.spec, study.rungs)
@@ -276,6 +278,11 @@ class Search:
         return regret_bound(
             list(self._mirror.completed_competitors()), self._pruner_study.direction, seed
         )
+
+    def expected_gain(self) -> float | None:
+        """Return what one more trial is expected to improve the best value by; None if unknown."""
+        self.refresh()
+        return expected_gain(self._spec, self._mirror.for_values())
 
     def _reporting(self, number: int, step: int, value: float) -> FrozenTrial:
         """Return a copy of a trial with one more report; its attributes may be modified."""

@@ -16,7 +16,14 @@ from optuna.study import StudyDirection
 from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 
+from tuner.config import StudySpec
 from tuner.search.mirror import Mirror, TrialsByNumber
+
+
+def directions(spec: StudySpec) -> list[StudyDirection]:
+    """Return the direction of each objective of a study."""
+    found = [one.direction for one in spec.study.objectives] or [spec.study.direction]
+    return [StudyDirection[one.upper()] for one in found]
 
 
 class MirrorStorage(BaseStorage):
@@ -107,8 +114,8 @@ class MirrorStorage(BaseStorage):
         return self._mirror.name
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
-        """Return the study's direction."""
-        return [StudyDirection[self._mirror.spec.study.direction.upper()]]
+        """Return the direction of each objective."""
+        return directions(self._mirror.spec)
 
     # Not supported: called only if a study is written through Optuna.
 

@@ -21,6 +21,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from tuner.config import Range, Space, StudySpec
+from tuner.search.mirror import violation
 from tuner.search.space import all_distributions
 
 NOTHING, COMPLETE, PRUNED, RUNNING = range(4)
@@ -43,6 +44,7 @@ class Observations:
         self._kinds = np.zeros(0, dtype=np.int8)  # [number]
         self._ranks = np.zeros(0)  # [number], of pruned trials: minus their last step
         self._losses = np.zeros(0)  # [number], lower is better
+        self._violations = np.zeros(0)  # [number], of constraints; 0: feasible
         self._params = {  # [number] each; nan where a trial has no such parameter
             name: np.zeros(0) for name in self._distributions
         }
@@ -59,6 +61,7 @@ class Observations:
             return
         if kind == COMPLETE:
             self._losses[number] = self._sign * cast("float", trial.value)
+            self._violations[number] = violation(trial)
         elif kind == PRUNED:
             last = trial.last_step
             self._ranks[number] = BEFORE_ANY_REPORT if last is None else -last
@@ -81,6 +84,7 @@ class Observations:
             self._kinds = np.append(self._kinds, np.zeros(more, dtype=np.int8))
             self._ranks = np.append(self._ranks, np.zeros(more))
             self._losses = np.append(self._losses, np.zeros(more))
+            self._violations = np.append(self._violations, np.zeros(more))
             for name, column in self._params.items():
                 self._params[name] = np.append(column, np.full(more, np.nan))
 
@@ -104,19 +108,27 @@ class Observations:
         """Return the numbers of the better and of the other trials, without `number` and `outside`.
 
         The better ones are the best tenth of the finished trials, at most 25: completed ones by
-        value, then pruned ones by their last step and their report there. Of equal trials the
-        earlier one is better. Running trials are among the others.
+        value, then pruned ones by their last step and their report there, then infeasible ones by
+        their violation, then diverged ones. Of equal trials the earlier one is better. Running
+        trials are among the others.
         """
         kinds = self._kinds.copy()
         kinds[number] = NOTHING
         kinds[outside] = NOTHING
-        completed = np.flatnonzero(kinds == COMPLETE)
+        violating = self._violations > 0
+        completed = np.flatnonzero((kinds == COMPLETE) & ~violating)
+        infeasible = np.flatnonzero((kinds == COMPLETE) & violating)
         pruned = np.flatnonzero(kinds == PRUNED)
-        count = default_gamma(len(completed) + len(pruned))
-        below = completed[np.argsort(self._losses[completed], kind="stable")[:count]]
-        if (missing := count - len(below)) > 0:
-            order = np.lexsort((self._losses[pruned], self._ranks[pruned]))  # a stable sort
-            below = np.append(below, pruned[order[:missing]])
+        pruned = pruned[np.lexsort((self._losses[pruned], self._ranks[pruned]))]  # a stable sort
+        silent = self._ranks[pruned] == BEFORE_ANY_REPORT
+        count = default_gamma(len(completed) + len(infeasible) + len(pruned))
+        parts = (
+            completed[np.argsort(self._losses[completed], kind="stable")],
+            pruned[~silent],
+            infeasible[np.argsort(self._violations[infeasible], kind="stable")],
+            pruned[silent],
+        )
+        below = np.concatenate(parts)[:count]
         kinds[below] = NOTHING
         return np.sort(below), np.flatnonzero(kinds)
 

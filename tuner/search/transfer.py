@@ -97,6 +97,7 @@ def earlier(
     named: dict[str, list[StudyRecord]] = {}
     for one in ledger.studies():
         matches = any(fnmatchcase(one.name, pattern) for pattern in patterns)
+        matches = matches and not one.spec.study.objectives  # which is better is not known
         if matches and one.name != study.name and one.created_at <= study.created_at:
             named.setdefault(one.name, []).append(one)
     newest = sorted(named, key=lambda name: named[name][-1].created_at)[-MOST:]

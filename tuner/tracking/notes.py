@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from tuner.analysis import ranking
 from tuner.core.outcome import DIVERGED, RUNNING
@@ -16,11 +17,28 @@ PICTURE, REPORT = f"{FOLDER}/curves.png", f"{FOLDER}/report.html"
 MARKUP = re.compile(r"([\\`*_{}\[\]<>()#|!~])")
 
 
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What a note says of a study beside its trials."""
+
+    state: str
+    owner: str | None  # who submitted it, if that is known
+    tags: Sequence[str] = ()
+    notes: Sequence[str] = ()  # of people, oldest first
+
+    @property
+    def line(self) -> str:
+        """State, owner and tags, such as `ended, by ann, baseline`."""
+        by = [] if self.owner is None else [f"by {escape_markdown(self.owner)}"]
+        return ", ".join([self.state, *by, *map(escape_markdown, self.tags)])
+
+
 def study_note(
     study: StudyRecord,
     best: TrialRecord | None,
     counts: Mapping[str, int],
     links: Links,
+    about: About,
     *,
     best_runs: Sequence[str] = (),
     silent: Sequence[Silence] = (),
@@ -33,19 +51,27 @@ def study_note(
     whole = ranking.best_in_words(study, best)
     lines = [study.reason or "", short, _linked(pages), *(silence_line(one) for one in silent)]
     lines += [progress_line(study, counts), whole if whole != short else ""]
+    lines.append(f"Study of project {escape_markdown(study.project)}: {about.line}.")
     if PICTURE in files:
         lines.append(f"![Loss curves of all trials]({links.picture(PICTURE)})")
-    lines.append(escape_markdown(study.spec.study.description))
+    lines += [escape_markdown(one) for one in (study.spec.study.description, *about.notes)]
     return "\n\n".join(line for line in lines if line)
 
 
 def experiment_note(
-    study: StudyRecord, best: TrialRecord | None, counts: Mapping[str, int], links: Links
+    study: StudyRecord,
+    best: TrialRecord | None,
+    counts: Mapping[str, int],
+    links: Links,
+    about: About,
 ) -> str:
-    """Return the note of an experiment; its first line is shown in the list of experiments."""
+    """Return the note of an experiment; its first line is shown in the list of experiments.
+
+    That one is cut, so it begins with state and owner.
+    """
     pages = [("summary", links.study()), *_pages(counts, links, (), ())]
     lines = (
-        ranking.best_in_words(study, best, whole=False),
+        f"{about.line}. {ranking.best_in_words(study, best, whole=False)}",
         _linked(pages),
         progress_line(study, counts),
     )

@@ -1,19 +1,15 @@
-"""Checkpoints: states as bytes, written to files atomically and verified by digest."""
+"""Checkpoints: states as bytes, verified by digest when they are read from a store."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import os
-import uuid
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from tuner.core import failpoints
-from tuner.core.outputs import private_file, private_folder
+from tuner.core.file_stores import FileStore
 
 
 class CheckpointError(ValueError):
@@ -64,52 +60,26 @@ def matching(content: bytes, expected: Mapping[str, Any], trial: int) -> dict[st
     return state
 
 
-def write(path: Path, content: bytes) -> str:
-    """Write a file atomically and durably, and return its SHA-256 for `read`.
-
-    A crash at any point leaves either the old file, if any, or the new one.
-    """
-    private_folder(path.parent)
-    # in the same folder, since a rename is atomic only within a file system
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        private_file(partial)
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        failpoints.reach("checkpoint.before_rename")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+def write(store: FileStore, key: str, content: bytes) -> str:
+    """Write a file into a store, and return its SHA-256 for `read`."""
+    store.write(key, content)
     return hashlib.sha256(content).hexdigest()
 
 
-def read(path: Path, digest: str) -> bytes:
+def read(store: FileStore, key: str, digest: str) -> bytes:
     """Return the content of a file. Raise `CheckpointError` unless it has this SHA-256."""
     try:
-        content = path.read_bytes()
+        content = store.read(key)
     except OSError as error:
         raise CheckpointError(
-            f"{path}: expected a checkpoint, got {error.strerror or error}; start the trial from "
-            "an older checkpoint or from step 0"
+            f"{store}/{key}: expected a checkpoint, got {error.strerror or error}; start the trial "
+            "from an older checkpoint or from step 0"
         ) from error
     found = hashlib.sha256(content).hexdigest()
     if found != digest:
         raise CheckpointError(
-            f"{path}: expected a checkpoint with SHA-256 {digest}, got {len(content)} bytes with "
-            f"{found}; it is damaged or another one: start the trial from an older checkpoint or "
-            "from step 0"
+            f"{store}/{key}: expected a checkpoint with SHA-256 {digest}, got {len(content)} bytes "
+            f"with {found}; it is damaged or another one: start the trial from an older checkpoint "
+            "or from step 0"
         )
     return content
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename durable, on systems that can sync folders."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -6,7 +6,6 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from tuner.core.errors import UsageError
 from tuner.core.failpoints import reach
 from tuner.core.failures import workload_code
 from tuner.core.features import Feature
-from tuner.core.outputs import writing_into
+from tuner.core.file_stores import FileStore, writing_to
 from tuner.training import averaging, checkpoint, feature_names
 from tuner.training.checkpoint import CheckpointError
 from tuner.training.reference import ReferenceTrainer
@@ -45,41 +44,46 @@ class TrainedModel:
     reason: str  # why it ended before the horizon, or empty
     value: float | None  # the objective
     curve: Chunk
+    seconds: float  # of training, those before an interruption included
 
 
 def train(
     workload: Workload,
     spec: StudySpec,
     task: Task,
-    file: Path,
+    checkpoints: FileStore,
+    key: str,
     *,
-    still: Callable[[], None],
+    still: Callable[[float], None],
     clock: Callable[[], float],
 ) -> TrainedModel:
-    """Train to the end, and save the progress in `file`, from which a later call resumes.
+    """Train to the end, and save the progress under `key`, from which a later call resumes.
 
-    `still` is called between blocks of steps and may raise to abort; `clock` returns Unix time in
-    seconds. A file that is damaged, or of other data or parameters, is ignored. Raises
-    `WorkloadCodeError` if the workload's code raises.
+    `still` is called between blocks of steps with the seconds trained so far, and may raise to
+    abort; `clock` returns Unix time in seconds. A file that is damaged, or of other data or
+    parameters, is ignored. Raises `WorkloadCodeError` if the workload's code raises.
     """
     with workload_code():
         workload = workload.of(task.params)
     trainer = ReferenceTrainer(workload, spec)
     curve, status, reason, value = curves.empty(), Status.TRAINING, "", None
-    saved = _saved(file, workload, task)
+    seconds = 0.0
+    saved = _saved(checkpoints, key, workload, task)
     with workload_code():
         trainer.admit(task if saved is None else _from_snapshot(task, saved["snapshot"]))
     if saved is not None:
         curve, status = Chunk.from_bytes(0, saved["curve"]), Status(saved["status"])
-        reason, value = saved["reason"], saved["value"]
+        reason, value, seconds = saved["reason"], saved["value"], float(saved.get("seconds", 0.0))
     saved_at, offset = time.monotonic(), clock() - time.monotonic()
+    trained_until = saved_at
     while status not in ENDED:
-        still()
+        still(seconds)
         with workload_code():
             events = trainer.advance(BLOCK)
         for event in events:
             curve = curves.join([part for part in (curve, _chunk(event, offset)) if part.columns])
             status, reason, value = event.status, event.reason, event.value
+        seconds, trained_until = seconds + time.monotonic() - trained_until, time.monotonic()
         if status in ENDED or time.monotonic() - saved_at >= spec.training.checkpoint_seconds:
             kept = {
                 "data": workload.data_digest,
@@ -88,9 +92,10 @@ def train(
                 "status": status.value,
                 "reason": reason,
                 "value": value,
+                "seconds": seconds,
             }
-            with writing_into(file.parent):
-                checkpoint.write(file, checkpoint.to_bytes(kept))
+            with writing_to(checkpoints):
+                checkpoints.write(key, checkpoint.to_bytes(kept))
             saved_at = time.monotonic()
             reach("retrain.in_training")
     state = checkpoint.from_bytes(trainer.snapshot(task.number))
@@ -99,13 +104,17 @@ def train(
         model.load_state_dict(state["model"])
         if state["averages"] is not None:
             averaging.load(model, state["averages"])
-    return TrainedModel(model=model.eval(), status=status, reason=reason, value=value, curve=curve)
+    return TrainedModel(
+        model=model.eval(), status=status, reason=reason, value=value, curve=curve, seconds=seconds
+    )
 
 
-def _saved(file: Path, workload: Workload, task: Task) -> dict[str, Any] | None:
+def _saved(
+    checkpoints: FileStore, key: str, workload: Workload, task: Task
+) -> dict[str, Any] | None:
     """Return the progress of an earlier call with the same data and parameters, or None."""
     try:
-        saved = checkpoint.from_bytes(file.read_bytes())
+        saved = checkpoint.from_bytes(checkpoints.read(key))
         snapshot = checkpoint.from_bytes(saved["snapshot"])
     except (OSError, CheckpointError):
         return None
@@ -225,6 +234,11 @@ def rebuild(workload: Workload, dtype: str, weights: bytes) -> nn.Module:
         lines = str(error).splitlines() or [type(error).__name__]
         raise ModelMismatchError(" ".join(line.strip() for line in lines)) from error
     return model.eval()
+
+
+def size_of(model: nn.Module) -> int:
+    """Return the bytes of a model's state_dict."""
+    return sum(one.numel() * one.element_size() for one in model.state_dict().values())
 
 
 def example_to_bytes(inputs: np.ndarray, outputs: np.ndarray) -> bytes:  # [row, ...] both

@@ -21,6 +21,7 @@ from tuner.core.curves import BranchCurve, Chunk
 from tuner.core.errors import ConnectionLostError, WorkloadCodeError
 from tuner.core.failpoints import reach
 from tuner.core.failures import workload_code
+from tuner.core.file_stores import FileStore
 from tuner.core.outcome import COMPLETED, DIVERGED, FAILED, PRUNED, Outcome
 from tuner.ledger import (
     INTERRUPTED,
@@ -32,14 +33,14 @@ from tuner.ledger import (
     Ledger,
     Report,
     StudyRecord,
+    at_end,
 )
-from tuner.ledger.checkpoint_files import file_of, remove_file
+from tuner.ledger.checkpoint_files import key_of, remove_file
 from tuner.ledger.records import PARENT, SEED, sizes_of
 from tuner.observability import metrics
 from tuner.observability.logs import logger
 from tuner.search import Decision
-from tuner.training import checkpoint as checkpoint_files
-from tuner.training import out_of_memory
+from tuner.training import checkpoint, out_of_memory
 from tuner.training.branches import Branch
 from tuner.training.longer import step_to_keep
 from tuner.training.trainer import Event, Status, Task, Trainer, seed_of
@@ -57,7 +58,7 @@ class AttemptContext:
     ledger: Ledger
     commits: Commits
     study: StudyRecord
-    checkpoints: Path
+    checkpoints: FileStore
     spill: Path
     worker: str  # its identity
     trained: Trained
@@ -75,6 +76,8 @@ class Attempt:
         self.number = claim.trial.number
         self.admitted = False  # it has a slot
         self.failed = False  # the trial, by this attempt
+        self.raised: str | None = None  # the reason, if the workload's code failed in it
+        self.ended_well = False  # the trial, in any outcome but a failure
         self._params = claim.trial.params
         self._own_seed = claim.trial.attrs.get(SEED)
         self._saved = claim.checkpoint
@@ -115,8 +118,9 @@ class Attempt:
         if self._saved is None:
             return False
         try:
-            path = file_of(self._context.checkpoints, self._saved)
-            snapshot = checkpoint_files.read(path, self._saved.digest)
+            snapshot = checkpoint.read(
+                self._context.checkpoints, key_of(self._saved), self._saved.digest
+            )
             self._trainer.admit(replace(task, snapshot=snapshot))
         except (OSError, ValueError) as error:
             self.log.warning(
@@ -213,13 +217,23 @@ class Attempt:
                 how = event.reason or f"ran all {event.next_step} steps"
                 where = "at best" if spec.study.value == "best" else "at the end"
                 reason = _sentence(f"{how}; {spec.study.metric} {value:.4g} {where}")
-                return Outcome(kind=COMPLETED, reason=reason, value=value)
+                return self._judged(Outcome(kind=COMPLETED, reason=reason, value=value))
             case Status.DIVERGED:
                 reason, stopped = _sentence(event.reason), event.stopped_step
                 return Outcome(kind=DIVERGED, reason=reason, stopped_step=stopped)
             case Status.FAILED:
                 return Outcome(kind=FAILED, reason=_sentence(event.reason))
         return None
+
+    def _judged(self, outcome: Outcome) -> Outcome:
+        """Return an outcome with what the trial's last metrics say."""
+        if not at_end.is_judged(self._study.spec):
+            return outcome
+        parts = [*filter(None, [self._spill.read()]), *self._measured]
+        fresh = curves.join(parts) if parts else None
+        return self._context.commits.retry_until_stopped(
+            lambda: at_end.judge(self._ledger, self._study, self.lease, self.number, outcome, fresh)
+        )
 
     def _entry(
         self,
@@ -271,6 +285,8 @@ class Attempt:
     def _ended(self, outcome: Outcome) -> None:
         metrics.TRIALS_ENDED.labels(outcome.kind).inc()
         self.failed = outcome.kind == FAILED
+        self.ended_well = not self.failed
+        self.raised = outcome.reason if self.failed else None
         self.log.info(
             "trial ended",
             outcome=outcome.kind,
@@ -327,6 +343,7 @@ class Attempt:
             if rows := self.rows():
                 self._context.commits.commit_decisions([rows])
             self._release(RAISED, sentence, traceback)
+            self.raised = sentence
             return None
         return self._failed(sentence, traceback)
 
@@ -404,7 +421,7 @@ class Attempt:
         self._saved = record
 
     def _write_checkpoint(self) -> CheckpointRecord | None:
-        """Write the trainer's state into a file; return None where that is not possible."""
+        """Write the trainer's state as a checkpoint; return None where that is not possible."""
         record = CheckpointRecord(
             study_id=self._study.id,
             trial=self.number,
@@ -413,10 +430,9 @@ class Attempt:
             digest="",
         )
         try:
-            file = file_of(self._context.checkpoints, record)
             with workload_code():
                 snapshot = self._trainer.snapshot(self.number)
-            digest = checkpoint_files.write(file, snapshot)
+            digest = checkpoint.write(self._context.checkpoints, key_of(record), snapshot)
         except (OSError, ValueError, WorkloadCodeError) as error:
             # such as a full disk; the rows are safe, only time would be lost
             self.log.warning(f"trial {self.number} has no checkpoint of step {self._step}: {error}")

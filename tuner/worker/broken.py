@@ -30,6 +30,8 @@ class BrokenStudy:
         self._error = error
         self._reason = sentence(error.__cause__ or error)
         self._stop = stop
+        self.failures = 0  # trials that it has failed
+        self.last_failure = self._reason
 
     def abandon(self) -> None:
         """Do nothing: no trial is held between two turns."""
@@ -61,5 +63,6 @@ class BrokenStudy:
                 self._ledger.finish(claim.lease, Outcome(kind=FAILED, reason=self._reason))
         except LeaseLost:  # its study was stopped or deleted meanwhile
             return True
+        self.failures += 1
         log.warning(f"trial {claim.trial.number} of {study.name}: {self._reason}")
         return True

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from tuner.core.errors import UnavailableError
+from tuner.core.file_stores import FileStore
 from tuner.ledger import Reader, StudyRecord
 from tuner.ledger.checkpoint_files import remove_others
 
 
 def clear(
-    checkpoints: Path, ledger: Reader, study: StudyRecord, trial_id: int, number: int
+    checkpoints: FileStore, ledger: Reader, study: StudyRecord, trial_id: int, number: int
 ) -> None:
     """Remove the checkpoints of a trial that has ended, but not the one that it keeps."""
     keeps = study.spec.training.keep_checkpoint
@@ -17,11 +17,17 @@ def clear(
     remove_others(checkpoints, study, number, kept)
 
 
-def sweep(checkpoints: Path, ledger: Reader, study: StudyRecord) -> None:
-    """Remove the checkpoints of trials that ended, which killed workers left."""
-    folders = {folder.name for folder in (checkpoints / str(study.id)).glob("*")}
-    if not folders:
+def sweep(checkpoints: FileStore, ledger: Reader, study: StudyRecord) -> None:
+    """Remove the checkpoints of trials that ended, which killed workers left.
+
+    Raise `UnavailableError` if the checkpoints cannot be listed: this worker could resume nothing.
+    """
+    try:
+        numbers = checkpoints.names(str(study.id))
+    except OSError as error:
+        raise UnavailableError(f"the checkpoints cannot be read: {error}") from error
+    if not numbers:
         return
     for trial_id, number in ledger.ended(study.id):
-        if str(number) in folders:
+        if str(number) in numbers:
             clear(checkpoints, ledger, study, trial_id, number)

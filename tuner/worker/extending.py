@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from tuner.config import ParameterValue
+from tuner.core.file_stores import FileStore
 from tuner.ledger import Reader, StudyRecord
-from tuner.ledger.checkpoint_files import file_of
+from tuner.ledger.checkpoint_files import key_of
 from tuner.ledger.records import sizes_of
 from tuner.training import checkpoint, longer
 from tuner.training.longer import Continuation
@@ -18,7 +18,7 @@ from tuner.training.workloads import Workload
 
 def continuation(
     ledger: Reader,
-    checkpoints: Path,
+    checkpoints: FileStore,
     study: StudyRecord,
     parent: Mapping[str, Any],  # the study's title and the trial's number
     params: Mapping[str, ParameterValue],
@@ -38,7 +38,7 @@ def continuation(
         raise ValueError(f"{name} has other parameters, code or data")
     workload: Trained = trained.of(params) if isinstance(trained, Workload) else trained
     return longer.continue_from(
-        checkpoint.read(file_of(checkpoints, kept), kept.digest),
+        checkpoint.read(checkpoints, key_of(kept), kept.digest),
         ledger.curve(trial.id),
         params,
         shorter=shorter.spec,

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from tuner.core.environment import is_gone
-from tuner.core.errors import UnavailableError
-from tuner.ledger import CheckpointRecord, Lease, Ledger
+from tuner.core.errors import TunerError, UnavailableError
+from tuner.core.file_stores import FileStore
+from tuner.ledger import INTERRUPTED, AttemptLease, Lease, Ledger
 from tuner.ledger.checkpoint_files import remove_file
 from tuner.observability import metrics
 from tuner.observability.logs import logger
 from tuner.observability.repeating import repeating
+
+LEAVING_SHARE = 0.2
+"""Part of a grace that is kept for releasing what could not be saved."""
 
 log = logger(__name__)
 
@@ -27,7 +31,7 @@ class LeaseRenewer:
     process that could not reach the database reaps again only after as long as a lease lasts.
     """
 
-    def __init__(self, ledger: Ledger, checkpoints: Path) -> None:
+    def __init__(self, ledger: Ledger, checkpoints: FileStore) -> None:
         self._ledger = ledger
         self._checkpoints = checkpoints
         self._held: set[Lease] = set()
@@ -72,6 +76,32 @@ class LeaseRenewer:
         finally:
             self.drop(lease)
 
+    def leave_within(self, seconds: float, stop: threading.Event, code: int = 0) -> None:
+        """End this process within `seconds` after `stop` is set, whatever it is doing then.
+
+        Attempts that could not be saved by then are released, so that another worker resumes them
+        at once from their last checkpoints. What this process still commits is refused. It exits
+        with `code`.
+        """
+
+        def leave() -> None:
+            stop.wait()
+            time.sleep((1.0 - LEAVING_SHARE) * seconds)
+            with self._lock:
+                held = [one for one in self._held if isinstance(one, AttemptLease)]
+            log.warning(
+                "the grace is over; trials go on from their last checkpoints", trials=len(held)
+            )
+            try:
+                for lease in held:
+                    self._ledger.release(lease, INTERRUPTED, "not saved within the grace")
+            except TunerError as error:
+                log.warning(f"a trial waits until its lease expires: {error}")
+            finally:
+                os._exit(code)
+
+        threading.Thread(target=leave, name="grace", daemon=True).start()
+
     def reap(self) -> int:
         """End lost attempts and remove checkpoints no longer needed; return the attempts ended."""
         if time.monotonic() - self._in_touch_since < self._ledger.lease_seconds:
@@ -81,15 +111,8 @@ class LeaseRenewer:
             metrics.ATTEMPTS_REAPED.inc(reaped)
             log.info("attempts reaped", attempts=reaped)
             for record in self._ledger.forget_checkpoints():
-                self._remove(record)
+                remove_file(self._checkpoints, record)
         return reaped
-
-    def _remove(self, record: CheckpointRecord) -> None:
-        """Remove a checkpoint's file; if that fails, it takes space and does no other harm."""
-        try:
-            remove_file(self._checkpoints, record)
-        except OSError as error:
-            log.warning(f"a checkpoint that is no longer needed cannot be removed: {error}")
 
     def _renew_and_reap(self) -> None:
         try:

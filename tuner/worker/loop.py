@@ -6,8 +6,9 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 from tuner.core.environment import identity
 from tuner.core.errors import (
@@ -17,13 +18,15 @@ from tuner.core.errors import (
     WorkloadCodeError,
     WorkloadError,
 )
-from tuner.ledger import OPEN, Ledger, StudyRecord
+from tuner.ledger import OPEN, Ledger, StudyRecord, managing
+from tuner.ledger.database import Addresses
 from tuner.ledger.decoding import log_once
 from tuner.observability import metrics
 from tuner.observability.logs import logger
 from tuner.training.device import is_available
 from tuner.worker import deciding
 from tuner.worker.broken import BrokenStudy
+from tuner.worker.exclusions import FAILURES, Exclusions
 from tuner.worker.lease_renewer import LeaseRenewer
 from tuner.worker.loading import PreparedWorkload
 from tuner.worker.study import StudyWorker
@@ -39,30 +42,34 @@ log = logger(__name__)
 
 def work(
     ledger: Ledger,
-    checkpoints: Path,
+    places: Addresses,
     *,
     names: Sequence[str],
     prefixes: Sequence[str],
     stop: threading.Event,
     until_idle: bool,
+    without: Sequence[str] = (),
     device: str | None = None,
-    spill: Path | None = None,
     renewer: LeaseRenewer | None = None,
     prepared: PreparedWorkload | None = None,
     race: Callable[[], int | None] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> None:
     """Train trials of the open studies (of `names`, if there are any) until `stop` is set.
 
-    With `until_idle`, return once no trial can be claimed and no worker trains one. A study that
-    cannot be trained in this process is left to other workers, as are studies for another device
-    than `device`, or than this machine has; if it was named, raise `WorkloadError` once there is
-    nothing else to train. Whatever a study's code raises ends its trials, and other studies go on.
-    A caller that holds leases itself passes its `renewer`; `prepared` is the workload of one of the
-    studies, if this process has built it already. Once the search of a study is over, its workers
-    decide between its best trials. `race` adds trials of a race of the caller's own; it returns how
-    many, or None if nothing is left to train.
+    Studies whose names match one of the patterns `without` are left to others. With `until_idle`,
+    return once no trial can be claimed and no worker trains one. A study that cannot be trained in
+    this process is left to other workers, as are studies for another device than `device`, or than
+    this machine has; if it was named, raise `WorkloadError` once there is nothing else to train.
+    Whatever a study's code raises ends its trials, and other studies go on. A study whose trials
+    fail here again and again is left alone for a while; with names or `until_idle`, it waits until
+    nothing else is left. A caller that holds leases itself passes its `renewer`; `prepared` is the
+    workload of one of the studies, if this process has built it already. Once the search of a study
+    is over, its workers decide between its best trials. `race` adds trials of a race of the
+    caller's own; it returns how many, or None if nothing is left to train. `about` is recorded
+    with each attempt.
     """
-    renewer = renewer or LeaseRenewer(ledger, checkpoints)
+    renewer = renewer or LeaseRenewer(ledger, places.checkpoints)
 
     def join(study: StudyRecord) -> StudyWorker | BrokenStudy:
         where = study.spec.training.device
@@ -76,17 +83,18 @@ def work(
                 ledger,
                 study,
                 renewer,
-                checkpoints=checkpoints,
-                spill=spill or checkpoints.with_name("spill"),
+                checkpoints=places.checkpoints,
+                spill=places.spill,
                 prefixes=prefixes,
                 stop=stop,
                 prepared=prepared,
+                about=about or {},
             )
         except WorkloadCodeError as error:
             log.warning(f"study {study.name}: {error}")
             return BrokenStudy(ledger, study, error, stop)
 
-    selector = StudySelector(ledger, names, join)
+    selector = StudySelector(ledger, names, join, without, eager=bool(names) or until_idle)
     reaped_at = -float("inf")
     with renewer.running(), metrics.expect_heartbeats("worker"):
         log.info("worker started", worker=identity(), studies=list(names) or "all that are open")
@@ -117,8 +125,15 @@ class StudySelector:
         ledger: Ledger,
         names: Sequence[str],
         join: Callable[[StudyRecord], StudyWorker | BrokenStudy],
+        without: Sequence[str] = (),
+        *,
+        eager: bool = True,
     ) -> None:
-        self.refused: list[TunerError] = []  # why studies that were named are not trained here
+        """Train studies that are left alone too, once nothing else is left, if `eager`."""
+        self.refused: list[Exception] = []  # why studies that were named are not trained here
+        self._without = without
+        self._eager = eager
+        self._exclusions = Exclusions(ledger)
         self._ledger = ledger
         self._names = names
         self._join = join
@@ -132,25 +147,55 @@ class StudySelector:
 
     def train_one_turn(self) -> bool:
         """Train the study furthest below its share; return whether there was any trial."""
-        for study in self._by_fair_share():
-            worker = self._worker_for(study)
-            if worker is None:
-                continue
-            began = time.monotonic()
-            try:
-                trained = worker.train(study, partial(self._is_next, study))
-            except WorkloadError as error:
-                self._mark_untrainable(study, error)
-                continue
-            except UnreadableError as error:
-                worker.abandon()
-                self._mark_untrainable(study, error)
-                continue
-            self._seconds[study.id] += time.monotonic() - began
-            if trained:
-                return True
+        studies = sorted(self._by_fair_share(), key=self._exclusions.has)  # stable
+        if any(self._train(one) for one in studies if self._eager or not self._exclusions.has(one)):
+            return True
         self._known_at = -float("inf")
         return False
+
+    def _train(self, study: StudyRecord) -> bool:
+        """Train trials of a study; return whether there was any. Its faults are its own."""
+        worker = self._worker_for(study)
+        if worker is None:
+            return False
+        began = time.monotonic()
+        try:
+            trained = worker.train(study, partial(self._is_next, study))
+        except (WorkloadError, UnreadableError) as error:
+            self._abandon(study, worker)
+            self._mark_untrainable(study, error)
+            return False
+        except TunerError:  # such as a database that is away
+            raise
+        except Exception as error:
+            if self._names:
+                raise
+            log.exception(f"study {study.name}: an unexpected error")
+            self._abandon(study, worker)
+            self._mark_untrainable(study, error)
+            return False
+        self._seconds[study.id] += time.monotonic() - began
+        if trained:
+            self._exclude_if_failing(study, worker)
+        return trained
+
+    def _abandon(self, study: StudyRecord, worker: StudyWorker | BrokenStudy) -> None:
+        """Release the trials of a study that is not trained further."""
+        try:
+            worker.abandon()
+        except TunerError:
+            raise
+        except Exception:
+            log.exception(f"study {study.name}: its trials could not be released")
+
+    def _exclude_if_failing(self, study: StudyRecord, worker: StudyWorker | BrokenStudy) -> None:
+        """Leave a study alone after failures in a row, unless they have stopped it."""
+        if worker.failures < FAILURES:
+            self._exclusions.end(study)
+        elif managing.break_circuit(self._ledger, study) is None:
+            self._exclusions.add(study, worker.failures, worker.last_failure)
+            if isinstance(worker, BrokenStudy) and not self._eager:
+                self._joined.pop(study.id, None)  # it is built again
 
     def decide(self) -> bool:
         """Add the next rounds of decisions between the best trials.
@@ -197,7 +242,9 @@ class StudySelector:
     def _is_next(self, study: StudyRecord) -> bool:
         """Return whether a free slot should take another trial of the study that is trained now."""
         others = [
-            other for other in self._by_fair_share() if self._joined.get(other.id) is not None
+            other
+            for other in self._by_fair_share()
+            if self._joined.get(other.id) is not None and not self._exclusions.has(other)
         ]
         return not others or others[0].id == study.id
 
@@ -229,7 +276,7 @@ class StudySelector:
 
     def _read_studies(self) -> list[StudyRecord]:
         if not self._names:
-            return self._ledger.trainable()
+            return [one for one in self._ledger.trainable() if not self._is_left_out(one)]
         found, unreadable = [], []
         for name in self._names:
             try:
@@ -246,6 +293,9 @@ class StudySelector:
             raise NotFoundError("every study that this worker was to train was deleted meanwhile")
         return found
 
+    def _is_left_out(self, study: StudyRecord) -> bool:
+        return any(fnmatchcase(study.name, pattern) for pattern in self._without)
+
     def _worker_for(self, study: StudyRecord) -> StudyWorker | BrokenStudy | None:
         if study.id not in self._joined:
             try:
@@ -254,10 +304,24 @@ class StudySelector:
                 self._mark_untrainable(study, error)
             except NotFoundError:  # it was deleted just now
                 return None
-        return self._joined[study.id]
+            except TunerError:
+                raise
+            except Exception as error:
+                if self._names:
+                    raise
+                log.exception(f"study {study.name}: an unexpected error")
+                self._mark_untrainable(study, error)
+        return self._joined.get(study.id)
 
-    def _mark_untrainable(self, study: StudyRecord, error: TunerError) -> None:
+    def _mark_untrainable(self, study: StudyRecord, error: Exception) -> None:
+        """Leave a study to others: for good, or for a while if what raised may be mended."""
+        is_ours = not isinstance(error, TunerError)
+        if not self._eager and (is_ours or isinstance(error, WorkloadCodeError)):
+            self._joined.pop(study.id, None)  # it is built again
+            unexpected = f"An unexpected {type(error).__name__}; its log has the traceback."
+            self._exclusions.add(study, 0, unexpected if is_ours else str(error))
+            return
         log.warning(f"study {study.name} is left to other workers: {error}")
         self._joined[study.id] = None
-        if self._names:
+        if self._names or is_ours:
             self.refused.append(error)

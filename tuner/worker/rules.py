@@ -7,8 +7,8 @@ from tuner.ledger import Ledger, StudyRecord, limits, managing
 from tuner.observability.logs import logger
 from tuner.search import MIN_TRIALS_FOR_REGRET, Search
 
-REGRET_EVERY = 5
-"""Completed trials between two bounds of the regret, each of which takes about a second."""
+OUTLOOK_EVERY = 5
+"""Completed trials between two looks ahead, each of which may take a second."""
 
 log = logger(__name__)
 
@@ -20,7 +20,7 @@ class Rules:
         self._ledger = ledger
         self._search = search
         self._asked_of_failures: int | None = None  # the limit that failures were last checked for
-        self._regret_at = MIN_TRIALS_FOR_REGRET  # completed trials when regret is bounded again
+        self._outlook_at = MIN_TRIALS_FOR_REGRET  # completed trials at the next look ahead
 
     def check_failures_again(self) -> None:
         """Check failures again, since a trial has failed in this process."""
@@ -28,7 +28,7 @@ class Rules:
 
     def is_over(self, study: StudyRecord) -> bool:
         """End or stop the study if a rule of its budget holds; return whether it is over."""
-        ended = limits.end_when_due(self._ledger, study) or self._end_by_regret(study)
+        ended = limits.end_when_due(self._ledger, study) or self._end_by_outlook(study)
         if ended is not None:
             log.info("study ended", study=study.name, reason=ended.reason)
             return True
@@ -49,20 +49,25 @@ class Rules:
             log.warning(f"study {study.name}: {stopped.reason}")
         return stopped is not None
 
-    def _end_by_regret(self, study: StudyRecord) -> StudyRecord | None:
-        """End the study if its regret bound is low enough; checked every few trials."""
-        bound = study.spec.budget.regret_below
-        if bound is None:
+    def _end_by_outlook(self, study: StudyRecord) -> StudyRecord | None:
+        """End the study if a further trial promises too little; checked every few trials."""
+        budget = study.spec.budget
+        if budget.regret_below is None and budget.improvement_below is None:
             return None
         completed = self._ledger.counts(study.id)[COMPLETED]
-        if completed < self._regret_at:
+        if completed < self._outlook_at:
             return None
-        self._regret_at = completed + REGRET_EVERY
-        regret = self._search.regret_bound()
-        if regret >= bound:
-            return None
-        reason = (
-            f"The best {study.spec.study.metric} is unlikely to be further than {regret:.3g} from "
-            f"the best there is, after {completed} completed trials."
-        )
-        return limits.end(self._ledger, study, reason)
+        self._outlook_at = completed + OUTLOOK_EVERY
+        metric, after = study.spec.study.metric, f"after {completed} completed trials"
+        if budget.regret_below is not None:
+            regret = self._search.regret_bound()
+            if regret < budget.regret_below:
+                reason = f"The best {metric} is unlikely to be further than {regret:.3g} from "
+                reason += f"the best there is, {after}."
+                return limits.end(self._ledger, study, reason)
+        if budget.improvement_below is not None:
+            gain = self._search.expected_gain()
+            if gain is not None and gain < budget.improvement_below:
+                reason = f"A further trial is expected to improve {metric} by {gain:.3g} only, "
+                return limits.end(self._ledger, study, f"{reason}{after}.")
+        return None

@@ -15,6 +15,7 @@ from tuner.core.environment import describe, identity
 from tuner.core.errors import ConnectionLostError, LeaseLost, UnavailableError
 from tuner.core.failpoints import reach
 from tuner.core.failures import workload_code
+from tuner.core.file_stores import FileStore
 from tuner.core.outcome import RUNNING
 from tuner.ledger import AttemptLease, Claim, Drawn, Entry, Ledger, StudyRecord, ranges
 from tuner.ledger.attempts import refused
@@ -29,6 +30,7 @@ from tuner.training.trainer_choice import Choice, Trained
 from tuner.worker.attempt import Attempt, AttemptContext
 from tuner.worker.checkpoints import clear, sweep
 from tuner.worker.commits import Commits
+from tuner.worker.exclusions import FAILURES
 from tuner.worker.lease_renewer import LeaseRenewer
 from tuner.worker.loading import PreparedWorkload, load_workload
 from tuner.worker.probing import probed
@@ -53,11 +55,12 @@ class StudyWorker:
         study: StudyRecord,
         renewer: LeaseRenewer,
         *,
-        checkpoints: Path,
+        checkpoints: FileStore,
         spill: Path,
         prefixes: Sequence[str],
         stop: threading.Event,
         prepared: PreparedWorkload | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         """Build the workload and its trainer. Raise `WorkloadError` when that cannot be done."""
         self._ledger = ledger
@@ -70,7 +73,8 @@ class StudyWorker:
             trained = load_workload(study, prefixes, prepared)
             settled = study.settled or ledger.settle(study.id, _settled(trained, study.spec))
             use_threads(settled["threads"])
-            self._environment = describe(study.spec.training.device) | {"settled": settled}
+            described = describe(study.spec.training.device) | {"settled": settled}
+            self._environment = described | dict(about or {})
             self._trained, self._spec = trained, study.spec
             self._build(trainer_choice.settled(settled))
         self._search = Search(study, ledger)
@@ -86,6 +90,8 @@ class StudyWorker:
             trained=self._trained,
         )
         self._attempts: dict[int, Attempt] = {}  # by the trial's number
+        self.failures = 0  # attempts in a row that failed, of all that ended here
+        self.last_failure = ""  # its reason
         self._rows_due = time.monotonic() + COMMIT_SECONDS
         self._unreachable_until = -float("inf")  # the database; rows are spilled until then
         self._block = 1  # steps that take about LOOK_SECONDS
@@ -104,8 +110,8 @@ class StudyWorker:
     def train(self, study: StudyRecord, may_continue: Callable[[], bool]) -> bool:
         """Claim trials and train them to their ends; return whether there was any.
 
-        Free slots take the next trial while `may_continue`. When the worker is asked to stop,
-        trials are released to the next worker.
+        Free slots take the next trial while `may_continue`, unless too many have failed in a row.
+        When the worker is asked to stop, trials are released to the next worker.
         """
         trained = self._take(study)
         while self._attempts:
@@ -123,7 +129,8 @@ class StudyWorker:
             self._end(attempt, attempt.abandon)
 
     def _may_take_more(self) -> bool:
-        return len(self._attempts) < self._trainer.capacity and not self._stop.is_set()
+        free = len(self._attempts) < self._trainer.capacity
+        return free and self.failures < FAILURES and not self._stop.is_set()
 
     def _take(self, study: StudyRecord) -> bool:
         """Fill the free slots; return whether there was any trial to claim.
@@ -204,13 +211,20 @@ class StudyWorker:
                 self._fail(attempt, error)
             return
         seconds = time.monotonic() - began
-        for event in events:
-            self._attempts[event.number].take(event)
-        for event in events:
-            if event.error is not None:
-                self._fail(self._attempts[event.number], event.error)
-        self._commit([event for event in events if event.error is None])
+        whole = [event for event in events if self._take_event(event)]
+        self._commit(whole)
         self._update_block_size(max((len(event.times) for event in events), default=0), seconds)
+
+    def _take_event(self, event: Event) -> bool:
+        """Take what was measured; fail the trial and return False if its workload raised."""
+        attempt, error = self._attempts[event.number], event.error
+        try:
+            attempt.take(event)
+        except Exception as unusable:  # such as metrics whose names change
+            error = error or unusable
+        if error is not None:
+            self._fail(attempt, error)
+        return error is None
 
     def _commit(self, events: Sequence[Event]) -> None:
         """Commit decisions and outcomes after events at once, and rows when they are due."""
@@ -275,9 +289,13 @@ class StudyWorker:
 
         try:
             found = self._trainer.branch(numbers, plan, goes_on)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             if not out_of_memory.is_out_of_memory(error):
-                raise
+                for number in numbers:
+                    self._fail(self._attempts[number], error)
+                return {}
         else:
             return None if found is None else {branch.number: branch for branch in found}
         out_of_memory.release_memory()
@@ -395,12 +413,17 @@ class StudyWorker:
             self._drop_lost([attempt.lease])
 
     def _forget(self, attempt: Attempt) -> None:
-        if attempt.admitted:
-            self._trainer.evict(attempt.number)
         self._renewer.drop(attempt.lease)
         del self._attempts[attempt.number]
+        if attempt.raised is not None:
+            self.failures += 1
+            self.last_failure = attempt.raised
+        elif attempt.ended_well:
+            self.failures = 0
         if attempt.failed:
             self._rules.check_failures_again()
+        if attempt.admitted:
+            self._trainer.evict(attempt.number)
 
     def _drop_lost(self, lost: Collection[AttemptLease]) -> None:
         """Drop trials that another worker has claimed or that were cancelled."""

@@ -5,8 +5,8 @@ Environment variables, all optional, set the addresses:
   directory.
 - `MLFLOW_TRACKING_URI`: the address of MLflow. Default: `mlflow.db` beside the ledger's file; on
   PostgreSQL the ledger's database, in which each of the three has its own schema.
-- `TUNER_CHECKPOINTS`: the folder of checkpoints, shared by all workers. Default:
-  `.tuner/checkpoints`.
+- `TUNER_CHECKPOINTS`: the folder of checkpoints, shared by all workers, or the URL of a bucket.
+  Default: `.tuner/checkpoints`.
 - `TUNER_SPILL`: a local folder for curves while the database is unreachable. Default:
   `.tuner/spill`.
 - `TUNER_ARTIFACTS`: the folder of MLflow's artifacts if its tables are in PostgreSQL and no MLflow

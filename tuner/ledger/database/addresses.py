@@ -11,6 +11,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from tuner.core.errors import UsageError
+from tuner.core.file_stores import FileStore, file_store
 from tuner.core.redaction import redacted_url
 
 POSTGRESQL = "postgresql+psycopg"
@@ -25,7 +26,7 @@ class Addresses:
     ledger: str  # an SQLAlchemy URL, of ours
     optuna: str  # an SQLAlchemy URL, in the same database
     tracking: str  # what MLflow calls a tracking URI
-    checkpoints: Path
+    checkpoints: FileStore
     artifacts: Path | None  # of runs; None: a server has its own
     spill: Path  # a local folder for curves while the database is unreachable
     file: Path | None  # the ledger's, on SQLite
@@ -87,7 +88,8 @@ def _on_sqlite(url: URL, given: str, environment: Mapping[str, str], folder: Pat
         tracking=tracking,
         artifacts=_artifacts(tracking, environment, folder),
         file=file,
-        **_folders(environment, file.parent),
+        checkpoints=_checkpoints(environment, file.parent),
+        spill=_spill(environment, file.parent),
     )
 
 
@@ -105,7 +107,8 @@ def _on_postgresql(url: URL, environment: Mapping[str, str], folder: Path) -> Ad
         tracking=tracking,
         artifacts=_artifacts(tracking, environment, folder),
         file=None,
-        **_folders(environment, folder),
+        checkpoints=_checkpoints(environment, folder),
+        spill=_spill(environment, folder),
     )
 
 
@@ -144,12 +147,12 @@ def _as_list(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
 
-def _folders(environment: Mapping[str, str], beside: Path) -> dict[str, Path]:
-    ours = beside / ".tuner"
-    return {
-        "checkpoints": Path(environment.get("TUNER_CHECKPOINTS") or ours / "checkpoints"),
-        "spill": Path(environment.get("TUNER_SPILL") or ours / "spill"),
-    }
+def _checkpoints(environment: Mapping[str, str], beside: Path) -> FileStore:
+    return file_store(environment.get("TUNER_CHECKPOINTS") or beside / ".tuner" / "checkpoints")
+
+
+def _spill(environment: Mapping[str, str], beside: Path) -> Path:
+    return Path(environment.get("TUNER_SPILL") or beside / ".tuner" / "spill")
 
 
 def _artifacts(tracking: str, environment: Mapping[str, str], folder: Path) -> Path | None:

@@ -13,8 +13,8 @@ LOGIN PASSWORD '...' IN ROLE tuner_worker`, or `tuner db upgrade --worker` does.
 "Change" leaves out keys, references and the addresses of files. It is granted by column, and
 PostgreSQL lets a role lock a table only with a right on the whole of it. Events are only added, and
 their time and login are set by the server alone. A recorder also sends notifications. Nobody but
-the owner deletes studies, creates or changes tables, or changes a schema's version; and nobody but
-the owner and MLflow reads the secrets that MLflow stores.
+the owner sets limits of projects, deletes studies, creates or changes tables, or changes a schema's
+version; and nobody but the owner and MLflow reads the secrets that MLflow stores.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from tuner.ledger.event_tables import events, notifications
 from tuner.ledger.tables import (
     VERSION_TABLE,
     checkpoints,
+    projects,
     published_studies,
     published_trials,
     studies,
@@ -203,13 +204,18 @@ def _of_reader(table: _Table) -> Collection[str]:
 
 def _growing(table: _Table) -> list[str]:
     """Return the rights to read, insert and change rows."""
-    if table.name in VERSION_TABLES:
+    if table.name in VERSION_TABLES or _is_owners(table):
         return ["SELECT"]
     if table.name == events.name and table.schema == LEDGER_SCHEMA:
         given = ", ".join(f'"{one}"' for one in table.changeable if one not in SERVERS_OWN)
         return ["SELECT", f"INSERT ({given})"]
     columns = ", ".join(f'"{column}"' for column in table.changeable)
     return ["SELECT", "INSERT", *([f"UPDATE ({columns})"] if columns else [])]
+
+
+def _is_owners(table: _Table) -> bool:
+    """Return whether only the owner changes a table: quotas bind those who submit."""
+    return table.name == projects.name and table.schema == LEDGER_SCHEMA
 
 
 RIGHTS: dict[str, Rights] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,10 +43,10 @@ def in_memory(study: StudyRecord, trials: Sequence[TrialRecord]) -> Study:
     made = optuna.create_study(direction=study.spec.study.direction, study_name=study.title)
     completed = [one for one in trials if one.state == COMPLETED and one.params is not None]
     every = -(-len(completed) // MAX_TRIALS) or 1
-    converted = [frozen(one, study.spec) for one in completed[::every]]
-    for trial in converted:
-        trial.value = min(max(trial.value or 0.0, -LARGEST), LARGEST)
-    made.add_trials(converted)
+    for one in completed[::every]:
+        trial = frozen(replace(one, attrs={}), study.spec)  # Optuna draws infeasible ones apart
+        trial.values = [min(max(one.value or 0.0, -LARGEST), LARGEST)]  # of the first objective
+        made.add_trial(trial)
     return made
 
 

@@ -177,6 +177,36 @@ def rates_as_applied(lines: Sequence[Line], *, title: str = "Schedules as applie
     )
 
 
+def bands(
+    lines: Sequence[Line],
+    predicted: Sequence[tuple[np.ndarray, np.ndarray]],  # each: [point], [mean low high, point]
+    *,
+    title: str = "",
+    ylabel: str = "loss",
+) -> Plot:
+    """Return a plot of curves so far, and of what is predicted for each with its interval."""
+    series, legend = [], []
+    for index, (line, (steps, losses)) in enumerate(zip(lines, predicted, strict=True)):
+        look = replace(_look(index), dash="-")
+        series.extend(_curve(line, look, line.label))
+        legend.append(Key(label=line.label, look=look))
+        for kind, values in zip(("predicted", "lowest", "highest"), losses, strict=True):
+            dash, width = ("--", 1.6) if kind == "predicted" else (":", 1.0)
+            series.append(
+                Series(
+                    label=f"{line.label}, {kind}",
+                    x=steps,
+                    y=values,
+                    look=replace(look, dash=dash, width=width),
+                    group=line.label,
+                )
+            )
+    every = [Line(label="", x=one.x, y=one.y) for one in series]
+    return Plot(
+        title=title, x=Axis(title="step"), y=_height(ylabel, every), series=series, legend=legend
+    )
+
+
 def bars(shares: Mapping[str, Mapping[str, float]], *, title: str = "", xlabel: str = "") -> Plot:
     """Return a stem plot of numbers, one row for each name; `shares` maps series, then names."""
     names = tuple(dict.fromkeys(name for own in shares.values() for name in own))[::-1]

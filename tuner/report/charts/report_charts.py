@@ -13,7 +13,7 @@ from tuner.analysis.verdicts import DIVERGING, GOOD_RATE, TOO_HIGH, TOO_LOW
 from tuner.core.curves import Chunk
 from tuner.core.outcome import COMPLETED, DIVERGED, KINDS, PRUNED
 from tuner.ledger import TrialRecord
-from tuner.report.charts import optuna_plots, plot_builders, plotly_backend
+from tuner.report.charts import front_chart, optuna_plots, plot_builders, plotly_backend
 from tuner.report.charts.plot import NO_VERDICT, Line, Mark, Plot, Points
 from tuner.report.findings import Findings
 
@@ -51,6 +51,8 @@ def of_study(found: Findings) -> list[Chart]:
         _schedules(found),
         _importance(optuna_plots.importances(study)),
         _steps(found),
+        *_search(found),
+        _front(found),
         *_of_optuna(optuna_plots.plots(study)),
     ]
     return [one for one in charts if one is not None]
@@ -149,6 +151,94 @@ def _steps(found: Findings) -> Chart:
         text="A trial that stops early saves the rest of its steps.",
         plot=plot_builders.bars(steps(found), xlabel="steps"),
         shape="low",
+    )
+
+
+def _search(found: Findings) -> Iterator[Chart]:
+    """Yield the best value so far, by trials and by steps, beside that of random search."""
+    ended = best_so_far(found)
+    if ended is None:
+        return
+    trials, steps, values = ended
+    horizon = max(found.study.horizon(one.params) for one in found.trials if not one.imported)
+    text = "The best value of the trials that had ended so far."
+    if found.outlook is not None:
+        text += f" {RANDOM}"
+    for name, title, x, each in (
+        ("search", "The search by trials", trials, 1),
+        ("search-steps", "The search by steps", steps, horizon),
+    ):
+        lines = [Line(label="this search", x=x, y=values)]
+        lines += random_search(found, len(trials), each)
+        yield Chart(
+            name=name,
+            title=title,
+            text=text,
+            plot=plot_builders.comparison(
+                lines,
+                title="",
+                xlabel="trials" if each == 1 else "steps",
+                ylabel=f"best {found.study.spec.study.metric}",
+            ),
+            log_switch=True,
+        )
+
+
+RANDOM = (
+    "What random search would have had is drawn from a Gaussian process on all trials of this "
+    "study: its mean, and the interval of 80 % of searches, each trial to its horizon. It is "
+    "optimistic where the search has hardly been."
+)
+
+
+def best_so_far(found: Findings) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Return the numbers of ended trials, their steps together, and the best value by then.
+
+    From the first value on, each [trial]; None without a value, and for several objectives.
+    """
+    if found.study.spec.study.objectives:
+        return None
+    own = [one for one in found.trials if one.ended_at is not None and not one.imported]
+    own.sort(key=lambda one: (one.ended_at or 0.0, one.number))
+    sign = 1.0 if found.study.spec.study.direction == "minimize" else -1.0
+    losses = np.array([
+        sign * one.value
+        if one.state == COMPLETED and one.value is not None and not one.infeasible
+        else np.inf
+        for one in own
+    ])  # fmt: skip
+    best = np.minimum.accumulate(losses) if len(losses) else losses
+    known = np.isfinite(best)
+    if not known.any():
+        return None
+    steps = np.cumsum([one.steps for one in own])
+    return np.arange(1, len(own) + 1)[known], steps[known], sign * best[known]
+
+
+def random_search(found: Findings, most: int, each: int) -> list[Line]:
+    """Return the best value of random search so far, for `most` trials of `each` so many steps."""
+    one = found.outlook
+    if one is None:
+        return []
+    x = each * np.arange(1, min(most, len(one.expected)) + 1)
+    named = {
+        "random search, expected": one.expected,
+        "random search, 10 % of searches": one.low,
+        "random search, 90 % of searches": one.high,
+    }
+    return [Line(label=label, x=x, y=values[: len(x)]) for label, values in named.items()]
+
+
+def _front(found: Findings) -> Chart | None:
+    figure = front_chart.figure(found.study, found.trials)
+    if figure is None:
+        return None
+    more = "" if len(found.study.spec.study.objectives) == 2 else ", here by the first two of them"
+    return Chart(
+        name="front",
+        title="Front",
+        text=f"Trials that no other one is better than in every objective{more}.",
+        optuna=figure,
     )
 
 

@@ -1,4 +1,4 @@
-"""MLflow's model registry: the versions of one model, and the aliases champion and challenger.
+"""MLflow's model registry: the versions of one model, and the aliases champion, challenger, canary.
 
 A reader of `models:/NAME@champion` gets a complete version: its files and tags are written before
 the single write that moves the alias. Versions are never deleted.
@@ -20,7 +20,8 @@ from mlflow.exceptions import MlflowException
 from tuner.core.errors import NotFoundError
 from tuner.ledger.database import is_refused, sent_once, tracking_reached
 
-CHAMPION, CHALLENGER = "champion", "challenger"
+CHAMPION, CHALLENGER, CANARY = "champion", "challenger", "canary"
+"""Aliases: of the version in use, the newest one, and one that is tried before it is promoted."""
 RETRAINING = "tuner.retraining"
 """The tag of runs, models and versions that identifies their retraining."""
 REPLACES = "tuner.replaces"
@@ -120,6 +121,12 @@ class Registry:
         """Move an alias to a version, atomically."""
         with self._reached():
             self._client.set_registered_model_alias(self.model, alias, str(number))
+
+    def remove_alias(self, alias: str, number: int) -> None:
+        """Remove an alias if it is of a version."""
+        with self._reached():
+            if alias in self._client.get_model_version(self.model, str(number)).aliases:
+                self._client.delete_registered_model_alias(self.model, alias)
 
     def tag(self, number: int, tags: Mapping[str, str]) -> None:
         """Set tags of a version."""

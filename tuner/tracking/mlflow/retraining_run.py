@@ -26,6 +26,7 @@ from mlflow.entities import (
     Dataset,
     DatasetInput,
     InputTag,
+    LifecycleStage,
     LoggedModel,
     LoggedModelOutput,
     LoggedModelStatus,
@@ -36,6 +37,7 @@ from mlflow.entities import (
 from mlflow.models import Model, ModelSignature
 from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.types.schema import ColSpec, DataType, Schema, TensorSpec
+from pydantic import TypeAdapter, ValidationError
 
 from tuner.core.curves import Chunk
 from tuner.core.errors import UnavailableError
@@ -48,8 +50,14 @@ from tuner.tracking.mlflow.experiments import KIND, named_or_tagged
 from tuner.tracking.mlflow.links import Links, experiment_of
 from tuner.tracking.mlflow.registry import CHALLENGER, RETRAINING, Registry, StoredFile, Version
 from tuner.tracking.mlflow.run_content import all_points, milliseconds
+from tuner.tracking.notes import escape_markdown
 
 PARENT = "parent"
+NOTE = "mlflow.note.content"
+VERSIONS = "tuner.model_versions"
+"""The tag of a trial's run with the versions that were trained with its parameters, as JSON."""
+MOST_VERSIONS = 50
+"""How many it has, the newest ones."""
 OF = "tuner.retrains"
 """The tag that identifies the experiment of a study's retrainings."""
 
@@ -150,11 +158,13 @@ class RetrainingRuns:
         page: Callable[[str, str | None, str], str],
         *,
         trial_run: str | None,
+        trial_key: str,
     ) -> None:
-        """Write a page in Markdown on a run and on its version.
+        """Write a page in Markdown on a run and on its version, and link to both from the trial.
 
         `page` is called with the addresses of the run, of the trial's run, which is None if it is
-        not here, and of the version.
+        not here, and of the version. That run is written to only if it is of the trial `trial_key`
+        of this study, or of one of its retunes.
         """
         trial = None
         with tracking_reached(self._client.tracking_uri):
@@ -165,8 +175,37 @@ class RetrainingRuns:
             run = Links(experiment=self._experiment, parent=run_id).study()
             own = f"#/models/{quote(version.model, safe='')}/versions/{version.number}"
             text = page(run, trial, own)
-            self._client.set_tag(run_id, "mlflow.note.content", text)
+            self._client.set_tag(run_id, NOTE, text)
+            if trial is not None:
+                self._link_back(str(trial_run), trial_key, version, own, run)
         registry.describe(version.number, text)
+
+    def _link_back(
+        self, trial_run: str, trial_key: str, version: Version, own: str, run: str
+    ) -> None:
+        """Add a version that was trained with a trial's parameters to the trial's run, once."""
+        found = self._client.get_run(trial_run)
+        tags = found.data.tags
+        study = tags.get("tuner.study", "")
+        ours = study == self._study or study.startswith(derived(self._study, "retune "))
+        if (
+            not ours  # the row that names it may be forged
+            or tags.get("tuner.trial") != trial_key
+            or found.info.lifecycle_stage != LifecycleStage.ACTIVE
+        ):
+            return
+        name = f"{version.model}/{version.number}"
+        try:
+            known = TypeAdapter(list[str]).validate_json(tags.get(VERSIONS, "[]"))
+        except ValidationError:  # whoever else has written it
+            known = []
+        if name in known:
+            return
+        title = escape_markdown(f"version {version.number} of {version.model}")
+        line = f"- Trained again: [{title}]({own}), [its run]({run})"
+        note = tags.get(NOTE, "")
+        self._client.set_tag(trial_run, NOTE, f"{note}\n\n{line}" if note else line)
+        self._client.set_tag(trial_run, VERSIONS, json.dumps([*known, name][-MOST_VERSIONS:]))
 
     def log_drift(self, metrics: Mapping[str, float], step: int, at: float) -> None:
         """Log a retraining's results to the parent run's curves."""

@@ -31,6 +31,8 @@ STATUS = {
 }
 """MLflow's status of a run, by our state of its trial."""
 
+VIOLATION = "constraint_violation"
+"""The metric with what a completed trial violates its study's constraints by, if there are any."""
 TRACEBACK = "traceback.txt"
 """The artifact of a failed trial's run with the traceback."""
 REASON_LIMIT = 5000
@@ -128,6 +130,8 @@ def last_points(trial: TrialRecord) -> Iterator[Points]:
         yield _last(trial, "stopped_step", trial.stopped_step, float(trial.stopped_step))
     if trial.state == COMPLETED and trial.value is not None:
         yield _last(trial, VALUE, trial.steps, trial.value)
+    if trial.violation is not None:
+        yield _last(trial, VIOLATION, trial.steps, trial.violation)
 
 
 def _last(trial: TrialRecord, key: str, step: int, value: float) -> Points:
@@ -148,7 +152,10 @@ def outcome_tags(trial: TrialRecord) -> dict[str, str]:
     """Return the tags of a run that hold its trial's outcome."""
     if trial.state == RUNNING:
         return {"tuner.outcome": RUNNING}
-    return {"tuner.outcome": trial.state, "tuner.reason": (trial.reason or "")[:REASON_LIMIT]}
+    tags = {"tuner.outcome": trial.state, "tuner.reason": (trial.reason or "")[:REASON_LIMIT]}
+    if trial.violation is not None:
+        tags["tuner.feasible"] = str(not trial.infeasible).lower()
+    return tags
 
 
 def shown_tags(trial: TrialRecord) -> dict[str, str]:

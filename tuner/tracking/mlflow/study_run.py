@@ -10,11 +10,12 @@ from mlflow.entities import Metric
 from sqlalchemy import Engine, func, or_, select
 
 from tuner.analysis import ranking
+from tuner.analysis.front import front
 from tuner.core.curves import LATEST
 from tuner.core.errors import UnavailableError
 from tuner.core.outcome import COMPLETED, RUNNING
-from tuner.core.text import NAME_LIMIT
-from tuner.ledger import STOPPED, Reader, StudyRecord
+from tuner.core.text import NAME_LIMIT, printable
+from tuner.ledger import STOPPED, Reader, StudyRecord, events
 from tuner.ledger.database import (
     Addresses,
     is_database,
@@ -25,13 +26,15 @@ from tuner.ledger.database import (
 )
 from tuner.ledger.publications import Publications
 from tuner.ledger.records import LARGEST
-from tuner.ledger.tables import IS_VALUED, trials
+from tuner.ledger.tables import IS_VALUED, VIOLATION, trials
 from tuner.tracking.mlflow.client_writer import BATCH, as_tags, is_run_of
 from tuner.tracking.mlflow.links import Links, experiment_of
 from tuner.tracking.mlflow.run_content import PARENT, milliseconds
 from tuner.tracking.mlflow.views import BEST, COLOUR, COLOURS, best_view, is_known, view_tags
-from tuner.tracking.notes import FOLDER, PICTURE, REPORT, experiment_note, study_note
+from tuner.tracking.notes import FOLDER, PICTURE, REPORT, About, experiment_note, study_note
 
+FRONT = "tuner.front"
+"""The tag of the runs on the front of several objectives, and of the parent run: their numbers."""
 FEW = 5
 """How many of the best trials a link compares."""
 NOTE_LIMIT = 5000
@@ -101,29 +104,50 @@ def update_notes(
     links = Links(experiment=experiment, parent=parent)
     runs = Publications(ledger.engine, "mlflow").external_ids(study.id)
     best_runs = [runs[number] for number in ledger.ranking(study, FEW) if number in runs]
+    done = events.latest(ledger, [study.name])[study.name]
+    about = About(
+        state=study.shown_state(counts),
+        owner=printable(done[events.SUBMITTED].os_user) if events.SUBMITTED in done else None,
+        tags=[*map(printable, events.tags_in(done))],
+        notes=[
+            printable(f"{one.os_user}: {one.reason}") for one in events.notes(ledger, study.name)
+        ],
+    )
     note = study_note(
         study,
         best,
         counts,
         links,
+        about,
         best_runs=best_runs,
         silent=ledger.silent(study.id),
         files=_files(client, parent) if at_rest else (),
     )
-    tags = {"mlflow.note.content": note[:NOTE_LIMIT]}
+    own = {
+        "tuner.state": about.state,
+        "tuner.owner": about.owner or "unknown",
+        "tuner.project": study.project,
+        "tuner.tags": ", ".join(about.tags)[:NOTE_LIMIT],
+        "tuner.answer": ranking.best_in_words(study, best, whole=False)[:NOTE_LIMIT],
+    }
+    tags = {"mlflow.note.content": note[:NOTE_LIMIT], **own}
     if best is not None:
         tags["tuner.best_trial"] = str(best.number)
         _colour_best(client, study, parent, runs, best.number)
+    if study.spec.study.objectives:
+        tags[FRONT] = _tag_front(client, ledger, study, parent, runs)
     if ranges := ranking.ranges_in_words(study):
         tags["tuner.range"] = ranges[-1]
         tags["tuner.range_history"] = "\n".join(ranges)
     client.log_batch(parent, tags=as_tags(tags))
-    summary = experiment_note(study, best, counts, links)
-    changed = {"mlflow.note.content": summary[:NOTE_LIMIT]}
+    summary = experiment_note(study, best, counts, links, about)
+    changed = {"mlflow.note.content": summary[:NOTE_LIMIT], **own}
     if best_runs and is_known():
         changed |= view_tags(study, [best_view(study, best_runs)])
+    there = client.get_experiment(experiment).tags
     for key, value in changed.items():
-        client.set_experiment_tag(experiment, key, value)
+        if there.get(key) != value:
+            client.set_experiment_tag(experiment, key, value)
     return counts
 
 
@@ -150,6 +174,19 @@ def _colour_best(
     _colour(client, study, runs, best, BEST)
 
 
+def _tag_front(
+    client: MlflowClient, ledger: Reader, study: StudyRecord, parent: str, runs: Mapping[int, str]
+) -> str:
+    """Tag the runs of the trials on the front, and of those that left it; return the front."""
+    now = [str(one.number) for one in front(study, ledger.trials(study.id))]
+    before = client.get_run(parent).data.tags.get(FRONT, "").split()
+    for number in sorted({*now, *before} - ({*now} & {*before})):
+        run_id = runs.get(int(number)) if number.isdecimal() else None
+        if run_id is not None and is_run_of(client.get_run(run_id), study, number):
+            client.set_tag(run_id, FRONT, str(number in now).lower())
+    return " ".join(now)
+
+
 def _colour(
     client: MlflowClient, study: StudyRecord, runs: Mapping[int, str], number: int, colour: str
 ) -> None:
@@ -159,7 +196,7 @@ def _colour(
 
 
 def _improvements(ledger: Reader, study: StudyRecord) -> list[Metric]:
-    """Return a point for each trial that was the best when it completed.
+    """Return a point for each feasible trial that was the best when it completed.
 
     The database compares the values, so that only these few trials are read.
     """
@@ -173,6 +210,7 @@ def _improvements(ledger: Reader, study: StudyRecord) -> list[Metric]:
             trials.c.study_id == study.id,
             trials.c.state == COMPLETED,
             IS_VALUED,
+            VIOLATION == 0.0,
             trials.c.number <= LARGEST,
             trials.c.ended_at.between(0.0, LATEST),
         )

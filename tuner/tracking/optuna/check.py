@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial
 from tuner.core.outcome import COMPLETED, RUNNING
 from tuner.ledger import StudyIdentity, StudyRecord, TrialRecord
 from tuner.search.mirror import STATES
+from tuner.search.storage import directions
 from tuner.tracking.optuna.storage_writer import template, written_from
 from tuner.tracking.projection import Mismatch
 
@@ -41,8 +42,8 @@ def is_ours(storage: BaseStorage, study_id: int, study: StudyIdentity) -> bool:
         return bool(attrs[STUDY_ATTRIBUTE] == study.name)
     if not isinstance(study, StudyRecord):  # it cannot be read
         return False
-    directions = [one.name.lower() for one in storage.get_study_directions(study_id)]
-    return directions == [study.spec.study.direction] and storage.get_n_trials(study_id) == 0
+    same = storage.get_study_directions(study_id) == directions(study.spec)
+    return same and storage.get_n_trials(study_id) == 0
 
 
 def load(storage: BaseStorage, study: StudyRecord) -> list[FrozenTrial]:
@@ -103,12 +104,22 @@ def _describe(foreign: Sequence[FrozenTrial], written: Mapping[int, Sequence[Fro
     return detail
 
 
+def _values(trial: TrialRecord) -> list[float]:
+    """Return the value of each objective of a completed trial."""
+    assert trial.value is not None
+    return [trial.value] if trial.objectives is None else list(trial.objectives)
+
+
+def _shown(values: Sequence[float] | None) -> str:
+    return ", ".join(map(str, values or ())) or "nothing"
+
+
 def _differences(found: FrozenTrial, trial: TrialRecord) -> Iterator[Mismatch]:
     if found.state != STATES[trial.state]:
         detail = f"{found.state.name} in Optuna, {trial.state} in the ledger"
         yield Mismatch("optuna_state", trial.number, detail)
-    elif trial.state == COMPLETED and found.value != trial.value:
-        detail = f"{found.value} in Optuna, {trial.value} in the ledger"
+    elif trial.state == COMPLETED and found.values != (values := _values(trial)):
+        detail = f"{_shown(found.values)} in Optuna, {_shown(values)} in the ledger"
         yield Mismatch("optuna_value", trial.number, detail)
     reports = {report.step: report.value for report in trial.reports}
     if trial.state != RUNNING and found.intermediate_values != reports:

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
@@ -20,6 +19,7 @@ from tuner.core.errors import UnavailableError, UnreadableError
 from tuner.ledger import Reader, StudyIdentity, StudyRecord, TrialRecord
 from tuner.ledger.publications import Note, Publications
 from tuner.observability import metrics
+from tuner.search.storage import directions
 from tuner.tracking.backlog import Backlog, Mark, OpenTrial, batches
 from tuner.tracking.bulk import writes_in_bulk
 from tuner.tracking.mlflow.links import SIDE
@@ -36,6 +36,8 @@ from tuner.tracking.optuna.check import (
 from tuner.tracking.optuna.storage_writer import StorageWriter, TrialWriter, template
 from tuner.tracking.projection import Due
 
+METRIC_NAMES = "study:metric_names"
+"""Optuna's attribute with the names of objectives, see `Study.set_metric_names`."""
 NOTE_SECONDS = 5.0
 """How often the note of a study is updated while its trials run."""
 
@@ -147,8 +149,7 @@ class TrialPublisher:
         """Return the id of the study, created if missing. Raise `UnavailableError` if foreign."""
         study_id = find_study(self._storage, study)
         if study_id is None:
-            direction = StudyDirection[study.spec.study.direction.upper()]
-            study_id = self._storage.create_new_study([direction], study.title)
+            study_id = self._storage.create_new_study(directions(study.spec), study.title)
         elif not is_ours(self._storage, study_id, study):
             raise UnavailableError(
                 f"Optuna already has a study named {study.title!r} that is not tuner's, so this "
@@ -161,6 +162,8 @@ class TrialPublisher:
         if study.version > 1:
             self._storage.set_study_user_attr(study_id, "tuner.version", study.version)
         self._storage.set_study_user_attr(study_id, "tuner.metric", study.spec.study.metric)
+        if names := [one.metric for one in study.spec.study.objectives]:
+            self._storage.set_study_system_attr(study_id, METRIC_NAMES, names)
         return study_id
 
     def _create(

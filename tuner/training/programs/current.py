@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from tuner.config import ParameterValue, StudySpec, settings_of
+from tuner.core.file_stores import FolderStore
 from tuner.training import checkpoint, foreign_state, random_state
 from tuner.training.programs.conversation import file_of_rank
 from tuner.training.rate_source import RateSource, rate_source
@@ -86,7 +87,7 @@ class Worker:
         self.first_step = 0
         self.rate_source = rates
         self._first_step, self._states, self._rank = about["first_step"], states, rank
-        self._folder = Path(about["checkpoint_dir"])
+        self._files = FolderStore(Path(about["checkpoint_dir"]))
         self._due = False  # as of the last report, so that it is the same on all ranks
         self._saves = 0
         self._socket = socket.socket(socket.AF_UNIX)
@@ -117,8 +118,8 @@ class Worker:
         self._due = False
         random = foreign_state.encode(random_state.get_states(self._states))
         if self._rank > 0:
-            checkpoint.write(self._file(self._saves), checkpoint.to_bytes({"random": random}))
-            self._file(self._saves - 2).unlink(missing_ok=True)  # the worker may read the last one
+            self._files.write(self._name(self._saves), checkpoint.to_bytes({"random": random}))
+            self._files.remove(self._name(self._saves - 2))  # the worker may read the last one
             return
         content = {
             "state": foreign_state.encode(dict(state)),
@@ -126,22 +127,21 @@ class Worker:
             "random": random,
             "saves": self._saves,
         }
-        checkpoint.write(self._folder / FILE, checkpoint.to_bytes(content))
+        self._files.write(FILE, checkpoint.to_bytes(content))
         self.ask({"save": self._saves})
 
     def load(self) -> dict[str, Any] | None:
         """Return the saved state and continue from its step."""
-        file = self._folder / FILE
-        if not file.exists():
+        if not self._files.exists(FILE):
             return None
-        saved = foreign_state.decode(checkpoint.from_bytes(file.read_bytes()))
+        saved = foreign_state.decode(checkpoint.from_bytes(self._files.read(FILE)))
         self.first_step = self._first_step
         self.rate_source.restore(saved["pace"])
         self._saves = saved.get("saves", 0)
         if self._rank == 0:
             random_state.set_states(saved["random"])
-        elif (own := self._file(self._saves)).exists():
-            others = foreign_state.decode(checkpoint.from_bytes(own.read_bytes()))
+        elif self._files.exists(own := self._name(self._saves)):
+            others = foreign_state.decode(checkpoint.from_bytes(self._files.read(own)))
             random_state.set_states(others["random"])
         state: dict[str, Any] = saved["state"]
         return state
@@ -165,8 +165,8 @@ class Worker:
         self._due = self._due or answer.get("due", False)
         return answer
 
-    def _file(self, number: int) -> Path:
-        return self._folder / file_of_rank(self._rank, number)
+    def _name(self, number: int) -> str:
+        return file_of_rank(self._rank, number)
 
 
 class _Nobody:

@@ -1,0 +1,191 @@
+"""What studies have spent: the time of workers, steps, and the steps that pruning has saved.
+
+The time is that of workers, however many trials one trains together: overlapping attempts of one
+worker count once. Steps of branches, which pruning costs, follow from the rungs that were reached.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import Connection, func, select
+
+from tuner.config import Branching, TrialSettings, settings_of
+from tuner.core.errors import WorkloadError
+from tuner.core.outcome import PRUNED
+from tuner.ledger.decoding import is_number, is_time
+from tuner.ledger.reading import Reader
+from tuner.ledger.records import StudyRecord, is_count, sizes_of
+from tuner.ledger.retrying import retry_on_disconnect
+from tuner.ledger.tables import attempts, database_time, reports, trials
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spend:
+    """What a study, or several together, have spent."""
+
+    seconds: float = 0.0  # of workers
+    gpu_seconds: float = 0.0  # those on GPUs, times the ranks of a trial
+    trials: int = 0
+    steps: int = 0  # of trials
+    branch_steps: int = 0  # of copies of trials, by which they were judged
+    pruned_steps: int = 0  # that pruned trials were not trained for
+
+    @property
+    def saved_steps(self) -> int:
+        """The steps that pruning has saved, net of branches; negative if those cost more."""
+        return self.pruned_steps - self.branch_steps
+
+    def __add__(self, other: Spend) -> Spend:
+        """Return both together."""
+        one, more = asdict(self), asdict(other)
+        return Spend(**{name: one[name] + more[name] for name in one})
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `--json` prints."""
+        return asdict(self) | {"saved_steps": self.saved_steps}
+
+
+@retry_on_disconnect
+def spending(ledger: Reader, of: Sequence[StudyRecord]) -> dict[int, Spend]:
+    """Read what studies have spent, by their ids; trials of earlier versions are not theirs."""
+    ids = [study.id for study in of]
+    own = (trials.c.study_id.in_(ids), ~trials.c.imported)
+    columns = (trials.c.study_id, trials.c.params)
+    pruned = select(*columns, trials.c.steps).where(*own, trials.c.state == PRUNED)
+    rungs = select(*columns, reports.c.step.label("steps")).select_from(reports.join(trials))
+    with ledger.engine.begin() as tx:
+        seconds = _seconds(tx, ids)
+        steps = _steps(tx, ids)
+        stopped, reported = _rows(tx, pruned), _rows(tx, rungs.where(*own))
+    found = {}
+    for study in of:
+        horizons = _Horizons(study)
+        took, (count, made) = seconds.get(study.id, 0.0), steps.get(study.id, (0, 0))
+        found[study.id] = Spend(
+            seconds=took,
+            gpu_seconds=_of_gpus(study, took),
+            trials=count,
+            steps=made,
+            branch_steps=horizons.branch_steps(reported[study.id]),
+            pruned_steps=horizons.pruned_steps(stopped[study.id]),
+        )
+    return found
+
+
+def attempt_seconds(ledger: Reader, study: StudyRecord) -> dict[int, float]:
+    """Read how long the ended attempts at each trial have taken, by the trial's number."""
+    took = func.sum(attempts.c.ended_at - attempts.c.started_at).label("seconds")
+    query = (
+        select(trials.c.number, took)
+        .select_from(attempts.join(trials))
+        .where(trials.c.study_id == study.id, attempts.c.ended_at.is_not(None))
+        .group_by(trials.c.number)
+    )
+    with ledger.engine.begin() as tx:
+        return {
+            row.number: row.seconds
+            for row in tx.execute(query)
+            if is_count(row.number) and is_number(row.seconds)
+        }
+
+
+def _seconds(tx: Connection, ids: Sequence[int]) -> dict[int, float]:
+    """Return the time of workers by study."""
+    query = (
+        select(
+            trials.c.study_id,
+            attempts.c.worker,
+            attempts.c.started_at,
+            func.coalesce(attempts.c.ended_at, database_time()).label("ended_at"),
+        )
+        .select_from(attempts.join(trials))
+        .where(trials.c.study_id.in_(ids))
+    )
+    spans = defaultdict(list)
+    for row in tx.execute(query):
+        if is_time(row.started_at) and is_time(row.ended_at):
+            spans[row.study_id, row.worker].append((row.started_at, row.ended_at))
+    found: dict[int, float] = defaultdict(float)
+    for (study_id, _), own in spans.items():
+        found[study_id] += _covered(own)
+    return dict(found)
+
+
+def _covered(spans: Iterable[tuple[float, float]]) -> float:
+    """Return the length of the union of time spans."""
+    total, until = 0.0, float("-inf")
+    for began, ended in sorted(spans):
+        total += max(0.0, ended - max(began, until))
+        until = max(until, ended)
+    return total
+
+
+def _steps(tx: Connection, ids: Sequence[int]) -> dict[int, tuple[int, int]]:
+    """Return the numbers of own trials and of their steps, by study."""
+    count, steps = func.count().label("trials"), func.sum(trials.c.steps).label("steps")
+    query = (
+        select(trials.c.study_id, count, steps)
+        .where(trials.c.study_id.in_(ids), ~trials.c.imported)
+        .group_by(trials.c.study_id)
+    )
+    return {
+        row.study_id: (row.trials, int(row.steps))
+        for row in tx.execute(query)
+        if is_number(row.steps) or isinstance(row.steps, int)
+    }
+
+
+def _rows(tx: Connection, query: Any) -> dict[int, list[Any]]:
+    """Return rows of trials with parameters and steps, by study."""
+    found = defaultdict(list)
+    for row in tx.execute(query):
+        if is_count(row.steps) and isinstance(row.params, dict):
+            found[row.study_id].append(row)
+    return found
+
+
+class _Horizons:
+    """Horizons and rungs of a study's trials, which depend on their batch size at most."""
+
+    def __init__(self, study: StudyRecord) -> None:
+        self._study = study
+        self._known: dict[str, TrialSettings | None] = {}
+
+    def of(self, params: Mapping[str, Any]) -> TrialSettings | None:
+        """Return the settings of a trial; None of one with content that tuner never writes."""
+        key = repr(params.get("batch_size"))
+        if key not in self._known:
+            try:
+                found = settings_of(self._study.spec, params, *sizes_of(self._study.workload))
+            except (ArithmeticError, AssertionError, TypeError, ValueError, WorkloadError):
+                found = None
+            self._known[key] = found
+        return self._known[key]
+
+    def pruned_steps(self, rows: Iterable[Any]) -> int:
+        """Return the steps that these pruned trials were not trained for."""
+        found = ((self.of(row.params), row.steps) for row in rows)
+        return sum(max(0, one.steps - steps) for one, steps in found if one is not None)
+
+    def branch_steps(self, reports: Iterable[Any]) -> int:
+        """Return the steps of the branches at the rungs that were reported."""
+        judge, total = self._study.spec.judge, 0
+        if not isinstance(judge, Branching):
+            return 0
+        for row in reports:
+            one = self.of(row.params)
+            rungs = {} if one is None else {place: step for step, place in one.rungs.items()}
+            if row.steps in rungs:
+                total += judge.branch_steps(rungs[row.steps])
+        return total
+
+
+def _of_gpus(study: StudyRecord, seconds: float) -> float:
+    """Return the time of GPUs; ranks on all GPUs of a machine count as one, as nobody knows."""
+    ranks = study.spec.workload.processes
+    on_gpus = study.spec.training.device != "cpu"
+    return seconds * (ranks if isinstance(ranks, int) else 1) if on_gpus else 0.0

@@ -1,0 +1,39 @@
+"""What studies, projects and people have spent."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from tuner.ledger import Reader, StudyRecord
+from tuner.ledger.spending import Spend, spending
+
+UNKNOWN = "unknown"
+"""Who submitted a study of an earlier version of tuner."""
+
+
+def of_listed(ledger: Reader, listed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the spend of listed studies, by version of a study, project and person."""
+    titles = {one["title"]: one for one in listed}
+    known = [study for study in ledger.studies() if study.title in titles]
+    found = spending(ledger, known)
+    people = {title: (one.get("submitted") or {}).get("os_user") for title, one in titles.items()}
+    return {
+        "studies": {study.title: found[study.id].as_json() for study in known},
+        "projects": _sums((study.project, found[study.id]) for study in known),
+        "people": _sums((people[study.title] or UNKNOWN, found[study.id]) for study in known),
+        "total": sum((found[study.id] for study in known), Spend()).as_json(),
+    }
+
+
+def of_study(ledger: Reader, study: StudyRecord) -> dict[str, Any]:
+    """Return the spend of one study."""
+    return spending(ledger, [study])[study.id].as_json()
+
+
+def _sums(spends: Iterable[tuple[str, Spend]]) -> dict[str, Any]:
+    found: defaultdict[str, Spend] = defaultdict(Spend)
+    for name, one in spends:
+        found[name] += one
+    return {name: one.as_json() for name, one in sorted(found.items())}
