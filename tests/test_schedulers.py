@@ -45,6 +45,20 @@ def pipeline(trained: Path, tmp_path: Path) -> Pipeline:
     return Pipeline(copy(trained, tmp_path))
 
 
+@pytest.fixture(scope="module")
+def promoted(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a first champion, to be copied; copies share the files of its model."""
+    folder = copy(trained, tmp_path_factory.mktemp("promoted"))
+    assert Pipeline(folder).retrain("0")["outcome"] == "promoted"
+    return folder
+
+
+@pytest.fixture
+def successor(promoted: Path, tmp_path: Path) -> Pipeline:
+    """A pipeline that has retrained "0"."""
+    return Pipeline(copy(promoted, tmp_path))
+
+
 def failing(folder: Path, place: str) -> dict[str, str]:
     log = str(folder / "failpoints.log")
     return {"TUNER_FAILPOINTS": f"{place}=kill", "TUNER_FAILPOINTS_LOG": log}
@@ -64,8 +78,8 @@ def failing(folder: Path, place: str) -> dict[str, str]:
         "retrain.promoted",
     ],
 )
-def test_a_killed_retraining_is_ended_by_the_next_call(pipeline: Pipeline, place: str) -> None:
-    pipeline.retrain("0")
+def test_a_killed_retraining_is_ended_by_the_next_call(successor: Pipeline, place: str) -> None:
+    pipeline = successor
     was = pipeline.predictions()
     command = ("retrain", "moving", "--run-key", "5", "--json")
     killed = tuner(pipeline.folder, *command, env=failing(pipeline.folder, place))
@@ -168,9 +182,8 @@ def test_killed_at_each_stage_and_the_server_of_mlflow_restarts(tmp_path: Path) 
 # --- commands
 
 
-def test_commands_say_how_it_ended(pipeline: Pipeline) -> None:
-    folder = pipeline.folder
-    pipeline.retrain("0")
+def test_commands_say_how_it_ended(successor: Pipeline) -> None:
+    folder = successor.folder
     kept = tuner(folder, "retrain", "moving", "--run-key", "0 b", "--exit-code", "--json")
     assert kept.code == 10
     assert set(kept.json) == {
