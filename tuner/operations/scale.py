@@ -23,7 +23,7 @@ from tuner.config import StudySpec, reading
 from tuner.config.grid import Grid
 from tuner.config.search import Listed
 from tuner.config.study import UNITS
-from tuner.config.values import Range
+from tuner.config.values import Range, options
 from tuner.core.errors import UsageError
 from tuner.core.outcome import COMPLETED, DIVERGED
 from tuner.operations import run
@@ -122,7 +122,7 @@ def plan(
     varied = [
         one.name
         for one in spec.space.parameters()
-        if one.name != "lr" and (isinstance(one.entry, Range | tuple))
+        if one.name != "lr" and (isinstance(one.entry, Range) or len(options(one.entry)) > 1)
     ]
     if varied:
         raise UsageError(
@@ -244,7 +244,7 @@ def first_rates(spec: StudySpec) -> list[float]:
     if not high > low:
         raise UsageError("[space] lr: expected a range, got one rate")
     count = max(round(math.log(high / low, COARSE)) + 1, 3)
-    return np.geomspace(low, high, count).tolist()
+    return [float(rate) for rate in np.geomspace(low, high, count)]
 
 
 def scale(
@@ -347,20 +347,22 @@ def in_words(found: Scaled) -> list[str]:
     """Return the answer as sentences, the rate first."""
     one = found.prediction
     where = "in" if one.low <= found.rule <= one.high else "outside of"
-    lines = [
-        f"At {scaling.in_words(one.target)} the best rate is expected at {one.rate:.3g} "
-        f"({one.low:.3g} to {one.high:.3g}, {scaling.LEVEL:.0%} interval), by "
-        f"{found.trials} trials at {len(one.rungs)} sizes.".replace("%", " %"),
-        *(
-            f"It moves as {name} to the power {slope.mean:.2f} ({slope.low:.2f} to "
-            f"{slope.high:.2f})."
-            for name, slope in one.slopes.items()
-        ),
-        f"At an end of the interval {found.metric} would be about {one.at_stake:.2g} above the "
-        "best, if the curve is as wide as at the sizes that were tried.",
-        f"The best rate at the largest of them was {one.unscaled:.3g}. By the rules of thumb "
-        f"({'; '.join(found.rules)}) it would be {found.rule:.3g}, which is {where} the interval.",
+    level = f"{100 * scaling.LEVEL:.0f} %"
+    size = scaling.in_words(one.target)
+    lines = [f"At {size} the best rate is expected at {one.rate:.3g}"]
+    lines[0] += f" ({one.low:.3g} to {one.high:.3g} with a probability of {level})."
+    lines += [
+        f"It moves as {name} to the power {slope.mean:.2f} ({slope.low:.2f} to {slope.high:.2f})."
+        for name, slope in one.slopes.items()
     ]
+    lines.append(
+        f"At an end of the interval {found.metric} would be about {one.at_stake:.2g} above the "
+        "best, if losses depend on the rate as at the sizes that were tried."
+    )
+    lines.append(
+        f"The best rate at the largest of those was {one.unscaled:.3g}. By the rules of thumb "
+        f"({'; '.join(found.rules)}) it would be {found.rule:.3g}, which is {where} the interval."
+    )
     lines += [f"Do not trust this without a check: {why}." for why in one.warnings]
     return lines
 
