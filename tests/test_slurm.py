@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,9 @@ def test_a_study_survives_everything_that_slurm_does(here: Team, engine: Slurm) 
 
     # the time limit of the worker alone
     until(lambda: restarts(engine, alone) >= 1, "its time limit")
+    for one in old:  # as the node would, when it is started again
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
     engine.start(node)
     until(lambda: phases(here)[alone] == "running", "it to be started again")
 
@@ -151,9 +155,6 @@ def test_a_study_survives_everything_that_slurm_does(here: Team, engine: Slurm) 
     assert ask(here, "workers", "stop", "digits")["problems"] == []
     until(lambda: set(phases(here).values()) == {"ended"}, "their end")
     assert ask(here, "workers", "list", "digits")["workers"] == []
-    for one in old:
-        if one.is_running():
-            one.kill()
 
     # others finish the study
     (here.folder / "slow").unlink()

@@ -42,6 +42,18 @@ def paced(slow: str = "slow", step_seconds: float = 0.15) -> Workload:
     return _workload(_network, loss)
 
 
+def stuck() -> Workload:
+    """Train a network whose first step takes an hour, and leave a file `stuck` when it begins."""
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        if outputs.requires_grad:
+            Path("stuck").touch()
+            time.sleep(3600)
+        return nn.functional.mse_loss(outputs, targets)
+
+    return _workload(_network, loss)
+
+
 def paced_digits(slow: str = "slow", step_seconds: float = 0.15) -> Workload:
     """Train digits, slowly while the working directory has a file of this name."""
     made = digits.mlp(hidden=16, layers=1)

@@ -1,7 +1,7 @@
 """Which settings and arguments mattered: their effect on the value, with intervals.
 
-Trials of a search are no random sample. A sampler draws better rates as it goes on, and then repeats
-the other parameters of its best trials, whether they matter or not: among 40 trials of tpe, a plain
+Trials of a search are no random sample. A sampler draws better rates as it goes on, and repeats the
+other parameters of its best trials, whether they matter or not: among 40 trials of tpe, a plain
 rank correlation calls a parameter of two values that does nothing significant in 7 of 10 studies.
 So what the order of trials, their optimizer and their rate explain is taken from both sides first,
 which also makes real effects easier to see.

@@ -17,6 +17,9 @@ from tuner.core.outputs import private_folder
 from tuner.executors import Phase, WorkerState, starting
 from tuner.ledger.launches import Launch
 
+_children: dict[str, subprocess.Popen[bytes]] = {}
+"""The processes that this one has started, by handle; whoever asks for their state reaps them."""
+
 
 class LocalExecutor:
     """An `Executor` of processes on this machine; a handle is the identity of a process."""
@@ -28,7 +31,6 @@ class LocalExecutor:
         """Log into files of the folder `logs`; the workers end with this process, or go on."""
         self._logs = logs
         self._end_with_this = end_with_this
-        self._children: dict[str, subprocess.Popen[bytes]] = {}  # by handle
 
     def launch(
         self, key: str, workers: int, resources: WorkerTable, arguments: Sequence[str]
@@ -52,7 +54,7 @@ class LocalExecutor:
                 start_new_session=True,
             )
         handle = identity(process.pid)  # it is there until we wait for it
-        self._children[handle] = process
+        _children[handle] = process
         return handle
 
     def poll(self, launches: Sequence[Launch]) -> Mapping[str, Sequence[WorkerState]]:
@@ -61,8 +63,8 @@ class LocalExecutor:
 
     def _state(self, handle: str) -> WorkerState:
         where = handle.partition("/")[0]
-        if handle in self._children:
-            code = self._children[handle].poll()
+        if handle in _children:
+            code = _children[handle].poll()
             if code is not None:
                 phase: Phase = "failed" if code else "ended"
                 return WorkerState(handle=handle, phase=phase, code=code, where=where)
