@@ -37,7 +37,7 @@ test quick integrations nightly mutants: export PYTHONDONTWRITEBYTECODE =
 # A worker that has nothing left takes tests of another one; files stay together as far as that goes.
 PYTEST := $(BIN)/python -m pytest -q -n auto --dist worksteal
 
-quick: .venv/.installed-dev  ## two to four minutes: the tests that start no process and no server
+quick: .venv/.installed-dev  ## the tests that start no process and no server and take no half second
 	$(PYTEST) -m 'not slow and not nightly and not integrations and not gpu'
 
 test: .venv/.installed-dev .venv/.chromium .venv/.pgbouncer .venv/.promtool  ## every test that is not nightly: 25 minutes

@@ -54,6 +54,7 @@ def study(ledger: Ledger):
     return found
 
 
+@pytest.mark.slow
 def test_a_running_trials_end_and_longer_runs(ledger, study):
     losses = put(ledger, study, 0.4, "cosine", steps=200)
     found = gather(ledger, study)
@@ -96,6 +97,7 @@ def test_nothing_is_predicted_where_it_cannot_be_known(ledger, study, monkeypatc
     assert forecasts.outlook(found) is None
 
 
+@pytest.mark.slow
 def test_a_program_with_a_schedule_of_its_own_is_left_out(ledger, study):
     put(ledger, study, 0.4, "cosine", steps=200)
     found = gather(ledger, study)

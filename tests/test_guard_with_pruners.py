@@ -10,7 +10,7 @@ import pytest
 from helpers import spec
 
 from tuner.core.outcome import COMPLETED, DIVERGED, PRUNED
-from tuner.ledger import Ledger, TrialRecord, database
+from tuner.ledger import Ledger, TrialRecord
 from tuner.operations import submit
 from tuner.worker import work
 
@@ -48,7 +48,7 @@ def trained(
     study, _ = submit.submit(ledger, study_spec, described)
     work(
         ledger,
-        database.addresses({}, folder),
+        folder / "checkpoints",
         names=["small"],
         prefixes=PREFIXES,
         stop=threading.Event(),
@@ -57,15 +57,9 @@ def trained(
     return ledger.trials(study.id)
 
 
+@pytest.mark.parametrize("how", ["nan", "inf", "-inf", "explode"])
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
-@pytest.mark.parametrize(
-    ("pruner", "how"),
-    [
-        *((pruner, "nan") for pruner in ("asha", "median", "none")),
-        *(("none", how) for how in ("inf", "-inf", "explode")),
-        ("asha", "explode"),
-    ],
-)
+@pytest.mark.parametrize("pruner", ["asha", "median", "none"])
 def test_exactly_the_rates_that_break_are_called_diverged(
     ledger: Ledger, tmp_path: Path, pruner: str, direction: str, how: str
 ) -> None:
