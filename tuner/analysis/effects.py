@@ -137,11 +137,13 @@ def _known(own: Sequence[_Completed]) -> np.ndarray:  # [trial, column]
 
 
 def _standard(values: np.ndarray) -> np.ndarray:
-    spread = values.std()
-    return (values - values.mean()) / (spread if spread > 1e-9 else 1.0)
+    spread = float(values.std())
+    standard: np.ndarray = (values - values.mean()) / (spread if spread > 1e-9 else 1.0)
+    return standard
 
 
 def _residuals(values: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Return what the columns of `known` do not explain of values; 0 where that is all."""
     left: np.ndarray = values - known @ np.linalg.lstsq(known, values, rcond=None)[0]
-    return left if left.std() > 1e-6 * max(values.std(), 1e-12) else np.zeros_like(left)
+    explained = left.std() <= 1e-6 * max(values.std(), 1e-12)
+    return np.zeros_like(values) if explained else left
