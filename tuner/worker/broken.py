@@ -8,8 +8,9 @@ from tuner.core.environment import describe, identity
 from tuner.core.errors import LeaseLost, WorkloadCodeError
 from tuner.core.failures import sentence
 from tuner.core.outcome import FAILED, Outcome
-from tuner.ledger import RAISED, Ledger, StudyRecord, managing
+from tuner.ledger import RAISED, Ledger, StudyRecord
 from tuner.observability.logs import logger
+from tuner.worker.rules import stop_if_failing
 
 log = logger(__name__)
 
@@ -47,10 +48,7 @@ class BrokenStudy:
         """
         if any(one.steps for one in self._ledger.trials(study.id) if not one.imported):
             raise self._error
-        stopped = managing.break_circuit(self._ledger, study)
-        if stopped is not None:
-            log.warning(f"study {study.name}: {stopped.reason}")
-        if stopped is not None or self._stop.is_set():
+        if stop_if_failing(self._ledger, study) or self._stop.is_set():
             return False
         environment = describe(study.spec.training.device)
         claim = self._ledger.claim(study.id, identity(), environment)

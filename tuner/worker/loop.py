@@ -18,7 +18,7 @@ from tuner.core.errors import (
     WorkloadCodeError,
     WorkloadError,
 )
-from tuner.ledger import OPEN, Ledger, StudyRecord, managing
+from tuner.ledger import OPEN, Ledger, StudyRecord
 from tuner.ledger.database import Addresses
 from tuner.ledger.decoding import log_once
 from tuner.observability import metrics
@@ -29,6 +29,7 @@ from tuner.worker.broken import BrokenStudy
 from tuner.worker.exclusions import FAILURES, Exclusions
 from tuner.worker.lease_renewer import LeaseRenewer
 from tuner.worker.loading import PreparedWorkload
+from tuner.worker.rules import stop_if_failing
 from tuner.worker.study import StudyWorker
 
 IDLE_SECONDS = 0.5
@@ -192,7 +193,7 @@ class StudySelector:
         """Leave a study alone after failures in a row, unless they have stopped it."""
         if worker.failures < FAILURES:
             self._exclusions.end(study)
-        elif managing.break_circuit(self._ledger, study) is None:
+        elif not stop_if_failing(self._ledger, study):
             self._exclusions.add(study, worker.failures, worker.last_failure)
             if isinstance(worker, BrokenStudy) and not self._eager:
                 self._joined.pop(study.id, None)  # it is built again

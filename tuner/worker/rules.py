@@ -13,6 +13,14 @@ OUTLOOK_EVERY = 5
 log = logger(__name__)
 
 
+def stop_if_failing(ledger: Ledger, study: StudyRecord) -> bool:
+    """Stop a study whose trials fail by one cause, and say so; return whether it was stopped."""
+    stopped = managing.break_circuit(ledger, study)
+    if stopped is not None:
+        log.warning(f"study {study.name}: {stopped.reason}")
+    return stopped is not None
+
+
 class Rules:
     """The rules by which one study ends or stops by itself, as one worker checks them."""
 
@@ -43,11 +51,8 @@ class Rules:
         limit = study.spec.budget.stop_after_failures
         if limit == self._asked_of_failures:
             return False
-        stopped = managing.break_circuit(self._ledger, study)
         self._asked_of_failures = limit
-        if stopped is not None:
-            log.warning(f"study {study.name}: {stopped.reason}")
-        return stopped is not None
+        return stop_if_failing(self._ledger, study)
 
     def _end_by_outlook(self, study: StudyRecord) -> StudyRecord | None:
         """End the study if a further trial promises too little; checked every few trials."""
