@@ -3,10 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo tutorial bench chaos soak test quick integrations gpu nightly mutants structure lint check clean
+.PHONY: demo ladder tutorial bench chaos soak test quick integrations gpu nightly mutants structure lint check clean
 
 demo: .venv/.installed  ## a small study, from nothing to its report and a decision on the schedule
 	$(BIN)/tuner run studies/digits.toml
+
+ladder: .venv/.installed  ## how the best rate of digits moves with the horizon: ten minutes
+	$(BIN)/tuner examples digits
+	$(BIN)/tuner scale studies/digits.toml --to steps=1200 \
+	    --set 'space.schedule="cosine"' --set 'space.optimizer="adamw"' --set space.lr.high=0.1
 
 tutorial: .venv/.installed  ## run the tutorial's commands; write its pictures and numbers anew
 	$(BIN)/python docs/tutorial/make.py
@@ -32,7 +37,7 @@ test quick integrations nightly mutants: export PYTHONDONTWRITEBYTECODE =
 # A worker that has nothing left takes tests of another one; files stay together as far as that goes.
 PYTEST := $(BIN)/python -m pytest -q -n auto --dist worksteal
 
-quick: .venv/.installed-dev  ## two to four minutes: the tests that start no process and no server
+quick: .venv/.installed-dev  ## the tests that start no process and no server and take no half second
 	$(PYTEST) -m 'not slow and not nightly and not integrations and not gpu'
 
 test: .venv/.installed-dev .venv/.chromium .venv/.pgbouncer .venv/.promtool  ## every test that is not nightly: 25 minutes

@@ -201,6 +201,18 @@ def processes_in(folder: Path) -> list[psutil.Process]:
     return found
 
 
+def stopped(folder: Path) -> list[psutil.Process]:
+    """Find the processes in a folder that a signal has stopped."""
+
+    def is_stopped(process: psutil.Process) -> bool:
+        try:
+            return process.status() == psutil.STATUS_STOPPED
+        except psutil.NoSuchProcess:
+            return False
+
+    return [one for one in processes_in(folder) if is_stopped(one)]
+
+
 # --- what a run left
 
 

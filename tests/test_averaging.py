@@ -11,6 +11,7 @@ from torch import nn
 
 from tuner.config import StudySpec, reading
 from tuner.core.errors import StudyFileError
+from tuner.core.file_stores import file_store
 from tuner.training import averaging, checkpoint, models
 from tuner.training.branches import BranchPlan, same_schedule
 from tuner.training.cohort.trainer import CohortTrainer
@@ -111,12 +112,29 @@ def test_a_retrained_model_has_the_averages(tmp_path):
     found = {}
     for ema in (None, 0.9):
         spec = make_spec(steps=20, ema=ema)
-        file = tmp_path / f"{ema}"
-        trained = models.train(workload, spec, task, file, still=lambda _: None, clock=float)
+        trained = models.train(
+            workload, spec, task, file_store(tmp_path), f"{ema}", still=lambda _: None, clock=float
+        )
         loss = models.row_values(trained.model, workload, spec, "val_loss").mean()
         assert loss == pytest.approx(trained.value)
         found[ema] = loss
     assert found[None] != found[0.9]
+
+
+def test_a_retrained_model_counts_its_time_over_interruptions(tmp_path):
+    workload, task, seen = regression(), make_task(), []
+    spec = make_spec(steps=500, checkpoint_seconds=1e-6)
+
+    def still(seconds):
+        seen.append(seconds)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    store = file_store(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        models.train(workload, spec, task, store, "1.pt", still=still, clock=float)
+    trained = models.train(workload, spec, task, store, "1.pt", still=still, clock=float)
+    assert seen[0] == 0 < seen[1] == seen[2] < trained.seconds
 
 
 def test_a_loop_of_ones_own_averages_by_itself():

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import warm
 from browser import opened
 from mlflow import MlflowClient
 from playwright.sync_api import expect
@@ -103,7 +103,7 @@ def test_services_get_accounts_that_write_and_administer_nothing(address, folder
             zip(("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"), ADMIN, strict=True)
         )
         subprocess.run(
-            [sys.executable, ROOT / "deploy" / "make-accounts", *accounts_of],
+            [warm.python(), "-m", "script", ROOT / "deploy" / "make-accounts", *accounts_of],
             env=environment(folder, {**env, "MLFLOW_TRACKING_URI": address}),
             check=True,
         )

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import warm
 from children import STAYING
 from processes import (
     STUDY,
@@ -193,18 +194,24 @@ def test_a_run_waits_for_no_child_of_its_workload(tmp_path, workload, method, st
 @pytest.mark.slow
 def test_ctrl_c_says_what_a_run_waits_for_at_its_end(tmp_path):
     folder = prepare(tmp_path, sampler='"random"', pruner='"none"')
-    run = start(folder, "run", "study.toml", "--no-report", cold=True)
+    run = start(folder, "run", "study.toml", "--no-report")
     assert run.stderr is not None
-    until(lambda: psutil.Process(run.pid).children(), "the recorder")
-    (recorder,) = psutil.Process(run.pid).children()
+    until(lambda: len(programs(folder)) == 2, "the recorder")
+    program, recorder = sorted(programs(folder), key=psutil.Process.create_time)
+    (started,) = program.children()  # it stands for the recorder, a fork of a server
     recorder.suspend()
-    waits = f"waiting for the recorder (process {recorder.pid}) to publish what is left"
+    waits = f"waiting for the recorder (process {started.pid}) to publish what is left"
     assert waits in next(line for line in run.stderr if "recorder" in line)
     os.kill(run.pid, signal.SIGINT)
     assert f"SIGINT: {waits}; repeat to end at once" in run.stderr.readline()
     recorder.resume()
     assert end(run).code == 0
     assert_whole(folder)
+
+
+def programs(folder: Path) -> list[psutil.Process]:
+    """Return the programs that work in a folder, without what stands for those that begin."""
+    return [one for one in processes_in(folder) if "-IS" not in one.cmdline()]
 
 
 # --- workers of a command end with it
@@ -236,9 +243,10 @@ def test_workers_of_a_command_that_is_killed_save_their_trials_and_end(tmp_path)
 def test_a_worker_that_was_started_by_itself_outlives_who_started_it(tmp_path):
     folder = slow(tmp_path, trials="2")
     assert tuner(folder, "submit", "study.toml").code == 0
-    command = [sys.executable, "-m", "tuner", "worker", "--until-idle"]
+    command = [warm.python(), "-m", "tuner", "worker", "--until-idle"]
     code = f"import subprocess; subprocess.Popen({command!r}, stdin=subprocess.DEVNULL)"
     subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment(folder), check=True)
+    until(lambda: rows(folder, "SELECT 1 FROM tuner_attempts"), "the worker's first trial")
     until(lambda: processes_in(folder) == [], "the worker's end", seconds=120)
     assert rows(folder, "SELECT count(*) FROM tuner_trials WHERE state <> 'running'") == [(2,)]
     assert_whole(folder)

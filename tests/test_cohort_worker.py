@@ -112,6 +112,7 @@ def test_what_was_settled_holds_for_everybody(ledger, places):
     assert rerun(ledger, study, 0, PREFIXES).equal
 
 
+@pytest.mark.slow
 def test_what_cannot_be_stacked_falls_back_and_says_why(ledger, places):
     study = submitted(
         ledger,

@@ -1,11 +1,16 @@
 """The law of loss curves: right on problems whose expected loss is known, and honest about them."""
 
+import json
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from tuner.analysis import curve_law
 from tuner.analysis.curve_law import Curve, fit
 
+ROOT = Path(__file__).parents[1]
 SHAPES = {
     "constant": np.ones_like,
     "cosine": lambda share: (1 + np.cos(np.pi * share)) / 2,
@@ -128,3 +133,21 @@ def test_what_cannot_be_fitted_is_refused_and_few_curves_have_no_band():
     band = fit(three).predict(three[0].rates, three[0].steps[-1:])
     assert np.isfinite(band.mean[0])
     assert np.isinf(band.high[0])
+
+
+def test_documented_errors_are_those_that_were_measured():
+    found = json.loads((ROOT / "benchmarks" / "results" / "curve_law.json").read_text())
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    rows = [
+        found["ends"]["from the first 30 %"],
+        found["ends"]["from the first 30 %, wsd"],
+        found["ends"]["from the first 30 %, cosine"],
+        found["schedules"]["all"],
+        found["horizon"]["predictions"],
+        *found["few"].values(),
+    ]
+    shown = re.findall(r"^\| [^|]+ \| (\d+) \| ([\d.]+) % \| ([\d.]+) % \|", page, re.MULTILINE)
+    assert shown == [
+        (str(one["predictions"]), f"{one['mean error']:.2f}", f"{one['worst error']:.2f}")
+        for one in rows
+    ]

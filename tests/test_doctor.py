@@ -131,7 +131,7 @@ DAMAGES = {
         kinds=("optuna_reports",),
     ),
     "a trial in Optuna that is not ours": in_tuner(
-        "INSERT INTO trials (number, study_id, state) VALUES (8, 1, 'WAITING')",
+        "INSERT INTO trials (number, study_id, state) VALUES (4, 1, 'WAITING')",
         kinds=("optuna_extra",),
         trial=None,
         mends=False,
@@ -154,7 +154,7 @@ DAMAGES = {
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    folder = prepare(tmp_path_factory.mktemp("trained"))
+    folder = prepare(tmp_path_factory.mktemp("trained"), trials="4")
     train_here(folder)
     return folder
 
@@ -208,7 +208,7 @@ def test_the_command_says_what_it_found_and_whether_it_helped(folder):
     assert "run_status: small, trial 3: RUNNING in MLflow, completed in the ledger (repaired)" in (
         half.out
     )
-    assert "budget: small: 8 trials, 7 reserved\n" in half.out
+    assert "budget: small: 4 trials, 7 reserved\n" in half.out
     assert "Not everything could be repaired:" in half.out
     assert "budget: The ledger's count of trials differs from its trials" in half.out
     assert "--repair" not in half.out
@@ -216,32 +216,32 @@ def test_the_command_says_what_it_found_and_whether_it_helped(folder):
 
 
 def test_a_budget_may_be_lowered_below_what_has_been_trained(folder):
-    write_study(folder, trials="5")
+    write_study(folder, trials="2")
     assert tuner(folder, "submit", "study.toml").code == 0
-    assert reader(folder).study("small").limit == 5
+    assert reader(folder).study("small").limit == 2
     assert_whole(folder)
 
 
 def test_a_lease_that_expired_and_a_checkpoint_that_is_missing(folder):
-    change(folder, 'UPDATE tuner_studies SET "limit" = 9')
+    change(folder, 'UPDATE tuner_studies SET "limit" = 5')
     ledger = Ledger(reader(folder).engine, lease_seconds=-1)
     claim = ledger.claim(ledger.study("small").id, "elsewhere:1:1.00", {})
     fresh = Ledger(ledger.engine, lease_seconds=30)
-    gone = CheckpointRecord(study_id=1, trial=8, step=0, attempt=1, digest="0" * 64)
+    gone = CheckpointRecord(study_id=1, trial=4, step=0, attempt=1, digest="0" * 64)
     fresh.save_checkpoint(claim.lease, gone)
     change(folder, "UPDATE tuner_attempts SET expires_at = 0 WHERE live")
     places = database.addresses({}, folder)
     found = {problem.kind: problem for problem in doctor.examine(ledger.engine, places)}
     assert set(found) == {"lease", "checkpoint"}
-    assert found["lease"].trial == found["checkpoint"].trial == 8
+    assert found["lease"].trial == found["checkpoint"].trial == 4
     assert "elsewhere:1:1.00" in found["lease"].detail
     repaired = {one.kind: one.repaired for one in doctor.repair(ledger.engine, places)}
     assert repaired == {"lease": True, "checkpoint": False}, "a file cannot be made again"
-    assert rows(folder, "SELECT ending FROM tuner_attempts WHERE trial_id = 9") == [("stale",)]
+    assert rows(folder, "SELECT ending FROM tuner_attempts WHERE trial_id = 5") == [("stale",)]
 
 
 def test_workers_with_different_versions_of_a_package(folder):
-    change(folder, 'UPDATE tuner_studies SET "limit" = 10')
+    change(folder, 'UPDATE tuner_studies SET "limit" = 6')
     ledger = Ledger(reader(folder).engine)
     study = ledger.study("small")
     for worker, version in (("a:1:1", "2.13.0"), ("b:1:1", "2.14.0")):
@@ -409,7 +409,7 @@ def test_an_experiment_that_people_rename_stays_the_studys(folder: Path):
     assert shown.code == 0
     assert shown.out == f"experiment_renamed: small: {said}\nEverything matches.\n"
 
-    write_study(folder, trials="9")
+    write_study(folder, trials="5")
     train_here(folder)  # by a recorder that finds the experiment anew
     assert rows(folder, "SELECT count(*) FROM runs", "mlflow.db") == [(before[0][0] + 1,)]
     where = rows(folder, "SELECT DISTINCT experiment_id FROM runs", "mlflow.db")

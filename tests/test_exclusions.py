@@ -16,7 +16,6 @@ from tuner.core.failpoints import FailpointError
 from tuner.core.outcome import COMPLETED, FAILED
 from tuner.ledger import OPEN, StudyRecord
 from tuner.operations import status, submit
-from tuner.operations.run import Work
 from tuner.worker import work
 from tuner.worker.exclusions import FIRST_SECONDS, LONGEST_SECONDS, Exclusions
 
@@ -172,5 +171,3 @@ def test_an_unexpected_error_ends_a_worker_that_was_told_what_to_train(ledger, p
 def test_a_worker_leaves_studies_to_others_by_their_names(ledger, places, trained_elsewhere):
     serve(ledger, places, without=("fl*",))
     assert ledger.study("flaky").reserved == 1
-    todo = Work(names=(), without=("fl*", "x"), prefixes=(), until_idle=True)
-    assert todo.arguments()[:4] == ["--not", "fl*", "--not", "x"]

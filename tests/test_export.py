@@ -69,6 +69,7 @@ def test_some_trials_of_them(ledger, study):
         export.curves(ledger, study, [1, 77])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file_format", export.FORMATS)
 def test_files_give_back_what_was_written(ledger, study, tmp_path, file_format):
     files = export.export(ledger, study, tmp_path / "new" / "folder", file_format)

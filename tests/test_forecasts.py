@@ -54,7 +54,8 @@ def study(ledger: Ledger):
     return found
 
 
-def test_a_running_trials_end_and_longer_runs(ledger, study, tmp_path):
+@pytest.mark.slow
+def test_a_running_trials_end_and_longer_runs(ledger, study):
     losses = put(ledger, study, 0.4, "cosine", steps=200)
     found = gather(ledger, study)
     outlook = forecasts.outlook(found)
@@ -68,7 +69,21 @@ def test_a_running_trials_end_and_longer_runs(ledger, study, tmp_path):
     for one in outlook.longer:
         unit = multipliers(best.params, one.steps).numpy()
         assert one.loss == pytest.approx(expected_losses(one.rate * unit)[-1], rel=0.1)
-    html = page.write_study(found, tmp_path).page.read_text()
+    longer, *running = forecasts.sentences(outlook, "val_loss")
+    assert longer.startswith(
+        "Predicted for the best trial's schedule: with 2 times the steps (800)"
+    )
+    assert len(running) == 1
+    assert running[0].startswith("Trial 10 is expected to end at val_loss 0.")
+    chart = forecasts.chart(outlook, "val_loss")
+    assert chart is not None
+    assert chart.in_page()["data"]
+
+
+@pytest.mark.slow
+def test_the_page_has_predictions(ledger, study, tmp_path):
+    put(ledger, study, 0.4, "cosine", steps=200)
+    html = page.write_study(gather(ledger, study), tmp_path).page.read_text()
     assert "is expected to end at val_loss" in html
     assert (tmp_path / "forecasts.png").is_file()
 
@@ -82,6 +97,7 @@ def test_nothing_is_predicted_where_it_cannot_be_known(ledger, study, monkeypatc
     assert forecasts.outlook(found) is None
 
 
+@pytest.mark.slow
 def test_a_program_with_a_schedule_of_its_own_is_left_out(ledger, study):
     put(ledger, study, 0.4, "cosine", steps=200)
     found = gather(ledger, study)

@@ -225,6 +225,7 @@ def test_after_resume_the_count_begins_anew(ledger):
     assert in_ledger.break_circuit(ledger, study)
 
 
+@pytest.mark.slow
 def test_training_ends_by_itself_and_says_why(ledger, places, caplog):
     failing = {"factory": "tests.training_here:fitting", "arguments": {"failing": True}}
     study = submitted(ledger, workload=failing)

@@ -6,7 +6,6 @@ import os
 import signal
 from pathlib import Path
 
-import psutil
 import pytest
 from processes import (
     assert_whole,
@@ -16,6 +15,7 @@ from processes import (
     processes_in,
     rows,
     start,
+    stopped,
     tuner,
     until,
 )
@@ -29,17 +29,6 @@ MOST_LINES = 5
 def test_a_job_needs_few_lines(name):
     lines = (JOBS / name / "job.py").read_text().splitlines()
     assert 0 < sum(line.endswith("# tuner") for line in lines) <= MOST_LINES
-
-
-def is_stopped(process: psutil.Process) -> bool:
-    try:
-        return process.status() == psutil.STATUS_STOPPED
-    except psutil.NoSuchProcess:
-        return False
-
-
-def stopped(folder: Path) -> list[psutil.Process]:
-    return [one for one in processes_in(folder) if is_stopped(one)]
 
 
 @pytest.mark.slow

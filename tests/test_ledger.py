@@ -43,7 +43,7 @@ from tuner.ledger.tables import attempts, checkpoints, metadata, studies, trials
 STALE_RETRIES = BudgetTable(trials=1).retries.stale
 
 NAN, INF = float("nan"), float("inf")
-SPAWN = multiprocessing.get_context("spawn")
+FORK = multiprocessing.get_context("fork")
 
 
 @pytest.fixture
@@ -206,11 +206,12 @@ def claim_all(url, study_id, barrier, numbers):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork")
 def test_the_budget_holds_when_processes_claim_at_once(ledger):
     study = submit(ledger, budget={"trials": 60})
-    barrier, numbers = SPAWN.Barrier(4), SPAWN.Queue()
+    barrier, numbers = FORK.Barrier(4), FORK.Queue()
     arguments = (url_of(ledger), study.id, barrier, numbers)
-    processes = [SPAWN.Process(target=claim_all, args=arguments) for _ in range(4)]
+    processes = [FORK.Process(target=claim_all, args=arguments) for _ in range(4)]
     for process in processes:
         process.start()
     got = [list(iter(numbers.get, None)) for _ in processes]

@@ -92,7 +92,7 @@ def test_the_report_shows_the_search_beside_random_search(ledger):
     assert len(steps) == len(trials)
     charts = {one.name: one for one in report_charts.of_study(found)}
     labels = [one.label for one in charts["search"].plot.series]
-    assert labels[:2] == ["this search", "random search, expected"]
+    assert labels[:2] == ["this search", "random, expected"]
     assert "optimistic where the search has hardly been" in charts["search-steps"].text
     (said,) = sentences.search(found)
     assert said.startswith("A further trial is expected to improve val_loss by ")

@@ -57,6 +57,7 @@ def test_a_full_disk_is_said_and_what_was_there_stays(
     assert {file.name: file.read_bytes() for file in to.iterdir()} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_file_where_a_folder_should_be(
     ledger: Ledger, places: Addresses, tmp_path: Path, name: str

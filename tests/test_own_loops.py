@@ -139,6 +139,7 @@ def plain(trial):
 # --- it is a trainer like the others ------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_measures_what_the_reference_trainer_does():
     def loop(trial):
         data = house_prices.line()
@@ -795,6 +796,7 @@ def test_a_study_of_a_train_function(ledger: Ledger, tmp_path):
     assert first.value == curve.metrics["val_loss"][-1]
 
 
+@pytest.mark.slow
 def test_a_study_of_sparse_reports_is_read_as_what_was_reported(ledger: Ledger, tmp_path):
     tables = {"training": {"steps": 50}, "workload": {"train": "tests.test_own_loops:sparse"}}
     study = put(ledger, own_spec(search={"sampler": "grid", "pruner": "none"}, **tables))

@@ -195,6 +195,7 @@ def test_the_list_has_the_last_active_one_first_with_its_best_value(three, call,
     assert "No study is like that." in call("studies", "--tag", "x")
 
 
+@pytest.mark.slow
 def test_notes_and_tags_are_added_later_and_are_not_those_of_a_deleted_study(three, call):
     call("note", "mine", "as in the paper")
     assert call("tag", "mine", "paper", "--remove", "--json")["tags"] == ["baseline"]

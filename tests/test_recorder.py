@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
 import subprocess
 import threading
 from contextlib import contextmanager
@@ -26,6 +24,7 @@ from processes import (
     reader,
     rows,
     start,
+    stopped,
     train_here,
     tuner,
     until,
@@ -181,13 +180,13 @@ def test_a_recorder_takes_over_from_one_that_was_killed(folder):
 def test_a_recorder_that_slept_past_its_claim_leaves_no_second_runs(folder):
     """It had told the ledger of runs that it was about to make; another made them meanwhile."""
     nothing_is_published(folder)
-    stopped = {"TUNER_FAILPOINTS": "recorder.begun=stop"}
-    asleep = start(folder, "recorder", "--once", env=stopped, cold=True)
-    assert os.WIFSTOPPED(os.waitpid(asleep.pid, os.WUNTRACED)[1])
+    asleep = start(folder, "recorder", "--once", env={"TUNER_FAILPOINTS": "recorder.begun=stop"})
+    until(lambda: stopped(folder), "its sleep")
+    (program,) = stopped(folder)
     change(folder, "UPDATE tuner_published_studies SET expires_at = 1 WHERE target = 'mlflow'")
     assert tuner(folder, "recorder", "--once").code == 0
     assert_whole(folder)
-    asleep.send_signal(signal.SIGCONT)
+    program.resume()
     assert end(asleep).code == 0
     deleted = "SELECT count(*) FROM runs WHERE lifecycle_stage = 'deleted'"
     assert rows(folder, deleted, "mlflow.db") == [(8,)], "it had made them"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import warm
 from helpers import completed, rows, spec
 from processes import environment, optuna_left, prepare, until
 from sqlalchemy import Engine, event
@@ -252,6 +254,7 @@ def test_a_recorder_that_could_not_begin_is_started_again_at_the_end(tmp_path, m
     for name, value in environment(tmp_path).items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", warm.python())
     beside = RecorderProcess(())
     first = beside._process
     until(lambda: first.poll() is not None, "its end")

@@ -114,6 +114,7 @@ def test_a_study_without_a_completed_trial_says_what_to_try(ledger: Ledger, tmp_
     assert page.write_study(found, tmp_path).page.is_file()
 
 
+@pytest.mark.slow
 def test_a_robust_schedule_and_a_fragile_one_are_compared(ledger: Ledger, tmp_path: Path) -> None:
     study, _ = ledger.submit(spec(space={"schedule": BOTH}), limit=30, workload=WORKLOAD)
     for lr in np.geomspace(0.01, 1.0, 9):

@@ -51,6 +51,20 @@ def pipeline(trained: Path, tmp_path: Path) -> Pipeline:
     return Pipeline(copy(trained, tmp_path))
 
 
+@pytest.fixture(scope="module")
+def promoted(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a first champion, to be copied; copies share the files of its model."""
+    folder = copy(trained, tmp_path_factory.mktemp("promoted"))
+    assert Pipeline(folder).retrain("0")["outcome"] == "promoted"
+    return folder
+
+
+@pytest.fixture
+def successor(promoted: Path, tmp_path: Path) -> Pipeline:
+    """A pipeline that has retrained "0"."""
+    return Pipeline(copy(promoted, tmp_path))
+
+
 # --- a champion and its successors
 
 
@@ -341,9 +355,9 @@ STAGES = [place for place in PLACES if place.startswith("retrain.")]
 
 @pytest.mark.parametrize("place", STAGES)
 def test_what_breaks_in_the_middle_is_ended_by_the_next_call(
-    pipeline: Pipeline, arm: Callable[[str], Callable[[], list[str]]], place: str
+    successor: Pipeline, arm: Callable[[str], Callable[[], list[str]]], place: str
 ) -> None:
-    pipeline.retrain("0")
+    pipeline = successor
     log = arm(f"{place}=raise")
     with pytest.raises(FailpointError):
         pipeline.retrain("5")
@@ -367,9 +381,9 @@ def test_what_was_trained_before_a_crash_is_not_trained_again(
     assert pipeline.retrain("0")["outcome"] == "promoted"
 
 
-def test_a_rollback_is_heeded_by_the_next_retraining(pipeline: Pipeline) -> None:
+def test_a_rollback_is_heeded_by_the_next_retraining(successor: Pipeline) -> None:
     """Whose parameters are trained again, and whose rows are compared: the champion's."""
-    pipeline.retrain("0")
+    pipeline = successor
     pipeline.retrain("5")
     rollback(pipeline.ledger, pipeline.places, "moving")
     found = pipeline.retrain("5 b")
@@ -386,9 +400,9 @@ def test_several_seeds_offer_the_one_in_the_middle(pipeline: Pipeline) -> None:
 
 
 def test_a_rollback_before_the_promotion_is_compared_with_anew(
-    pipeline: Pipeline, arm: Callable[[str], object]
+    successor: Pipeline, arm: Callable[[str], object]
 ) -> None:
-    pipeline.retrain("0")
+    pipeline = successor
     pipeline.retrain("5")
     arm("retrain.logged=raise")
     with pytest.raises(FailpointError):
@@ -470,11 +484,9 @@ def test_what_cannot_be_is_refused_before_anything_is_trained(
 
 
 @pytest.fixture(scope="module")
-def champion(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+def champion(promoted: Path, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     """A pipeline with a champion, for tests that leave all as it is."""
-    made = Pipeline(copy(trained, tmp_path_factory.mktemp("champion")))
-    made.retrain("0")
-    return made
+    return Pipeline(copy(promoted, tmp_path_factory.mktemp("champion")))
 
 
 def test_a_model_that_is_gone_is_refused(pipeline: Pipeline) -> None:
@@ -590,8 +602,8 @@ def test_a_study_whose_champion_is_in_use_is_deleted_by_force_and_the_model_stay
     pipeline.assert_whole()
 
 
-def test_a_challenger_that_diverges_fails_and_the_champion_stays(pipeline: Pipeline) -> None:
-    pipeline.retrain("0")
+def test_a_challenger_that_diverges_fails_and_the_champion_stays(successor: Pipeline) -> None:
+    pipeline = successor
     found = pipeline.retrain("1e200")
     assert (found["outcome"], found["version"]) == ("failed", None)
     assert found["reason"].startswith("The challenger did not train: ")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from postgres import free_port
-from processes import PREFIXES, copy, end, prepare, start, train_here, tuner, until
+from processes import PREFIXES, Done, copy, end, prepare, start, train_here, tuner, until
 from retrained import STUDY
 from team import mlflow_server
 from test_retraining import Pipeline
@@ -45,6 +45,20 @@ def pipeline(trained: Path, tmp_path: Path) -> Pipeline:
     return Pipeline(copy(trained, tmp_path))
 
 
+@pytest.fixture(scope="module")
+def promoted(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a first champion, to be copied; copies share the files of its model."""
+    folder = copy(trained, tmp_path_factory.mktemp("promoted"))
+    assert Pipeline(folder).retrain("0")["outcome"] == "promoted"
+    return folder
+
+
+@pytest.fixture
+def successor(promoted: Path, tmp_path: Path) -> Pipeline:
+    """A pipeline that has retrained "0"."""
+    return Pipeline(copy(promoted, tmp_path))
+
+
 def failing(folder: Path, place: str) -> dict[str, str]:
     log = str(folder / "failpoints.log")
     return {"TUNER_FAILPOINTS": f"{place}=kill", "TUNER_FAILPOINTS_LOG": log}
@@ -64,8 +78,8 @@ def failing(folder: Path, place: str) -> dict[str, str]:
         "retrain.promoted",
     ],
 )
-def test_a_killed_retraining_is_ended_by_the_next_call(pipeline: Pipeline, place: str) -> None:
-    pipeline.retrain("0")
+def test_a_killed_retraining_is_ended_by_the_next_call(successor: Pipeline, place: str) -> None:
+    pipeline = successor
     was = pipeline.predictions()
     command = ("retrain", "moving", "--run-key", "5", "--json")
     killed = tuner(pipeline.folder, *command, env=failing(pipeline.folder, place))
@@ -140,31 +154,36 @@ def test_killed_at_each_stage_and_the_server_of_mlflow_restarts(tmp_path: Path) 
     pipeline = Pipeline(folder, f"http://127.0.0.1:{port}")
     env = {"MLFLOW_TRACKING_URI": pipeline.tracking, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     stages = [place for place in PLACES if place.startswith("retrain.")]
-    for number, place in enumerate(stages):
+
+    def retrained(number: int, **more: str) -> Done:
         command = ("retrain", "moving", "--run-key", str(5 * number), "--json")
+        return tuner(folder, *command, env=env | more)
+
+    for number in range(len(stages) + 1):
         with mlflow_server(folder, tracking, port=port):
-            log = folder / f"{place}.log"
+            if number > 0:  # what was killed before the restart
+                found = retrained(number - 1)
+                assert found.code == 0, found.err
+                assert found.json["outcome"] == "promoted"
+                assert found.json["version"] == pipeline.registry.champion().number == number
+                assert pipeline.trainings() == number
+                pipeline.assert_whole()
+            if number == len(stages):
+                return
+            place, log = stages[number], folder / f"{stages[number]}.log"
             armed = {"TUNER_FAILPOINTS": f"{place}=kill", "TUNER_FAILPOINTS_LOG": str(log)}
-            assert tuner(folder, *command, env=env | armed).code == -signal.SIGKILL
+            assert retrained(number, **armed).code == -signal.SIGKILL
             assert log.read_text() == f"{place}=kill\n"
         if place != "retrain.ended":
-            away = tuner(folder, *command, env=env)
+            away = retrained(number)
             assert away.code == 4, away.err
-        with mlflow_server(folder, tracking, port=port):
-            found = tuner(folder, *command, env=env)
-            assert found.code == 0, found.err
-            assert found.json["outcome"] == "promoted"
-            assert found.json["version"] == pipeline.registry.champion().number == number + 1
-            assert pipeline.trainings() == number + 1
-            pipeline.assert_whole()
 
 
 # --- commands
 
 
-def test_commands_say_how_it_ended(pipeline: Pipeline) -> None:
-    folder = pipeline.folder
-    pipeline.retrain("0")
+def test_commands_say_how_it_ended(successor: Pipeline) -> None:
+    folder = successor.folder
     kept = tuner(folder, "retrain", "moving", "--run-key", "0 b", "--exit-code", "--json")
     assert kept.code == 10
     assert set(kept.json) == {

@@ -35,6 +35,7 @@ class Taking:
 
     def __init__(self, ledger: Ledger, study: StudyRecord, taken: list[str]) -> None:
         self._ledger, self._study, self._taken = ledger, study, taken
+        self.failures = 0
 
     def train(self, study, may_continue) -> bool:
         if self._ledger.claim(self._study.id, "a:1:1", {}) is None:

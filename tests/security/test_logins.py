@@ -83,9 +83,23 @@ def test_a_recorder_publishes_in_bulk_and_a_reader_sees_it(here):
         assert done.code == 0, done.err
     assert "slower" not in done.err, "it writes in bulk"
     here.assert_whole("small", 2)
-    for command in ("studies", "status small", "report small", "export small --to out", "doctor"):
+    for command in (
+        "studies", "studies --spend", "status small", "status small --trial 0", "best small",
+        "history small", "similar small", "project", "project default", "report small",
+        "compare small:all --to out", "export small --to out", "doctor", "timetable list", "config",
+        "db urls",
+    ):  # fmt: skip
         done = here.tuner(*command.split(), **rita)
         assert done.code == 0, (command, done.err)
+    for command in (
+        "pause small --yes", "note small text", "tag small x", "project default --shared",
+        "enqueue small lr=0.01 --yes --raise-budget", "delete small --yes",
+    ):  # fmt: skip
+        done = here.tuner(*command.split(), **rita)
+        assert done.code == 4, (command, done.err)
+        assert "login" in done.err
+        assert "may not" in done.err or "has no rights" in done.err, (command, done.err)
+        assert "Traceback" not in done.err
 
 
 # --- and nothing else

@@ -6,9 +6,12 @@ import io
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from helpers import claim, completed, draw, end_retraining, rows, submit, went_on
+from processes import copy, prepare
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -18,7 +21,7 @@ from tuner import cli
 from tuner.core.cron import Timetable
 from tuner.core.outcome import FAILED, Outcome
 from tuner.core.text import is_readable
-from tuner.ledger import Ledger, Retrainings
+from tuner.ledger import Ledger, Retrainings, database
 from tuner.ledger.tables import AS_JSON, metadata
 from tuner.ledger.timetables import Timetables
 from tuner.observability import logs
@@ -103,9 +106,11 @@ HARMLESS = [
 ]
 
 
-@pytest.fixture
-def filled(tracked: Ledger, tmp_path, monkeypatch) -> Ledger:
-    """A ledger with at least a row in each table with texts, in the current folder."""
+@pytest.fixture(scope="module")
+def full(tmp_path_factory) -> Path:
+    """A folder whose ledger has at least a row in each table with texts, to be copied."""
+    folder = prepare(tmp_path_factory.mktemp("full"))
+    tracked = Ledger(database.ledger_engine(database.addresses({}, folder).ledger))
     study = submit(tracked)
     for outcome in (completed(0.5), completed(0.4), Outcome(kind=FAILED, reason="It failed.")):
         held = claim(tracked, study)
@@ -123,9 +128,19 @@ def filled(tracked: Ledger, tmp_path, monkeypatch) -> Ledger:
     with tracked.engine.execution_options(writes=True).begin() as tx:
         for row in OTHERS:
             tx.execute(text(f"INSERT INTO {row}"))
-    monkeypatch.chdir(tmp_path)
+    tracked.engine.dispose()
+    return folder
+
+
+@pytest.fixture
+def filled(full, tmp_path, monkeypatch) -> Iterator[Ledger]:
+    """A copy of that ledger, in the current folder."""
+    folder = copy(full, tmp_path)
+    monkeypatch.chdir(folder)
     monkeypatch.setenv("COLUMNS", "400")
-    return tracked
+    made = Ledger(database.ledger_engine(database.addresses({}, folder).ledger))
+    yield made
+    made.engine.dispose()
 
 
 def corrupt(ledger: Ledger, table: str, column: str, value: str) -> None:

@@ -169,6 +169,7 @@ def assert_refused(ledger: Ledger, places: Addresses, names: Iterable[str]) -> N
     assert ledger.counts(other.id)["completed"] == 1
 
 
+@pytest.mark.slow
 def test_a_row_runs_only_what_was_written_for_studies(
     ledger: Ledger, places: Addresses, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -18,6 +18,7 @@ of runs, and the errors of those fits on the runs that they did not see become t
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,8 +29,10 @@ from scipy.stats import t as student
 
 FEWEST = 3
 """Curves to which a law is fitted, at least."""
-POINTS, ENDS = 12, 4
-"""Points of a curve that are fitted, at most, and how often the last one counts."""
+POINTS, ALL = 12, 240
+"""Points of a curve that are fitted, at most; more if all curves together have fewer than `ALL`."""
+ENDS = 3
+"""The last points of a curve, which are fitted too and count twice if they are among the others."""
 NODES = 20
 """Nodes of a schedule by steps, and by changes of the rate; those of points are added."""
 SKIPPED, SKIPPED_WARM_UP = 0.04, 0.1
@@ -208,7 +211,8 @@ def fit(curves: Sequence[Curve], *, folds: int = 5, seed: int = 0) -> CurveLaw:
     if len(usable) < FEWEST:
         raise ValueError(f"expected at least {FEWEST} curves of three losses, got {len(usable)}")
     units = _units(usable)
-    points = [_chosen(one) for one in usable]
+    most = max(POINTS, ALL // len(usable))
+    points = [_chosen(one, most) for one in usable]
     packed = _pack(
         [(one.rates, one.steps[at]) for one, at in zip(usable, points, strict=True)], units
     )
@@ -306,21 +310,21 @@ def _kept(curve: Curve) -> np.ndarray:  # bool [point]
         return np.asarray(np.isfinite(curve.losses) & (curve.losses > 0) & (curve.steps >= first))
 
 
-def _chosen(curve: Curve) -> np.ndarray:  # int64 [point]
+def _chosen(curve: Curve, most: int) -> np.ndarray:  # int64 [point]
     """Return the points that are fitted: evenly by steps and by changes of the rate together.
 
-    The last one is repeated, since ends are what a law is asked for.
+    The last ones are added: ends are what a law is asked for.
     """
     kept = np.flatnonzero(_kept(curve))
-    last = np.full(ENDS - 1, kept[-1])
-    if len(kept) <= POINTS:
-        return np.append(kept, last)
+    last = kept[-ENDS:]
+    if len(kept) <= most:
+        return np.sort(np.append(kept, last))
     steps = curve.steps[kept]
     changes = np.append(0.0, np.cumsum(np.abs(np.diff(curve.rates))))
     changed = np.append(changes, changes[-1])[steps]
     way = _share(steps.astype(float)) + _share(changed)
-    at = np.searchsorted(way, np.linspace(0, way[-1], POINTS))
-    return np.append(kept[np.unique(np.minimum(at, len(kept) - 1))], last)
+    at = np.searchsorted(way, np.linspace(0, way[-1], most))
+    return np.sort(np.append(kept[np.unique(np.minimum(at, len(kept) - 1))], last))
 
 
 def _share(values: np.ndarray) -> np.ndarray:
@@ -485,12 +489,16 @@ def _solve(
     """Return the parameters of least robust squares from a start, and the cost."""
     spreads = np.array([*SPREADS, *(SLOPE_SPREADS[power - 1] for _, power in SLOPES)])
 
+    @functools.lru_cache(maxsize=1)  # derivatives are asked for where residuals were
+    def both(theta: bytes) -> tuple[np.ndarray, np.ndarray]:
+        return _logs(np.frombuffer(theta), packed)
+
     def residuals(theta: np.ndarray) -> np.ndarray:
-        missed = (_logs(theta, packed)[0] - logs)[packed.known]
+        missed = (both(theta.tobytes())[0] - logs)[packed.known]
         return np.concatenate([missed / scale, (theta - mean) / spreads])
 
     def derivatives(theta: np.ndarray) -> np.ndarray:
-        rows = _logs(theta, packed)[1][packed.known]
+        rows = both(theta.tobytes())[1][packed.known]
         return np.concatenate([rows / scale, np.diag(1 / spreads)])
 
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):

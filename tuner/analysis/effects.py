@@ -1,7 +1,7 @@
 """Which settings and arguments mattered: their effect on the value, with intervals.
 
-Trials of a search are no random sample. A sampler draws better rates as it goes on, and then repeats
-the other parameters of its best trials, whether they matter or not: among 40 trials of tpe, a plain
+Trials of a search are no random sample. A sampler draws better rates as it goes on, and repeats the
+other parameters of its best trials, whether they matter or not: among 40 trials of tpe, a plain
 rank correlation calls a parameter of two values that does nothing significant in 7 of 10 studies.
 So what the order of trials, their optimizer and their rate explain is taken from both sides first,
 which also makes real effects easier to see.
@@ -137,11 +137,13 @@ def _known(own: Sequence[_Completed]) -> np.ndarray:  # [trial, column]
 
 
 def _standard(values: np.ndarray) -> np.ndarray:
-    spread = values.std()
-    return (values - values.mean()) / (spread if spread > 1e-9 else 1.0)
+    spread = float(values.std())
+    standard: np.ndarray = (values - values.mean()) / (spread if spread > 1e-9 else 1.0)
+    return standard
 
 
 def _residuals(values: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Return what the columns of `known` do not explain of values; 0 where that is all."""
     left: np.ndarray = values - known @ np.linalg.lstsq(known, values, rcond=None)[0]
-    return left if left.std() > 1e-6 * max(values.std(), 1e-12) else np.zeros_like(left)
+    explained = left.std() <= 1e-6 * max(values.std(), 1e-12)
+    return np.zeros_like(values) if explained else left

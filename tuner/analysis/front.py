@@ -59,7 +59,8 @@ def in_words(study: StudyRecord, trials: Sequence[TrialRecord]) -> list[str]:
         f"{'lower' if one.direction == 'minimize' else 'higher'} {one.metric}"
         for one in study.spec.study.objectives
     )
-    head = f"The front has {len(found)} of {of} trials; no other trial is better in one objective "
+    kind = "feasible trials" if study.spec.study.constraints else "trials"
+    head = f"The front has {len(found)} of {of} {kind}; no other trial is better in one objective "
     return [
         f"{head}({what}) and as good in all others:",
         *(

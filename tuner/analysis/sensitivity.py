@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median_low
 
 import numpy as np
 
@@ -27,6 +28,8 @@ APART = 1.25
 """Of trials whose rates are within about this factor only the best counts."""
 LEVEL = 0.9
 RESAMPLES = 200
+HUGE = 1e100
+"""Scores beyond it have no mean that could be compared, and would overflow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,7 @@ def sensitivities(
     is the best constant predictor's score, if it is known.
     """
     scored = [one for one in found if len(one.scores)]
-    start = float(np.median([one.scores[0] for one in scored])) if scored else math.nan
+    start = median_low([float(one.scores[0]) for one in scored]) if scored else math.nan
     if baseline is not None:
         start = min(start, baseline)
     groups: dict[tuple[str, str], list[tuple[float, float]]] = {}
@@ -79,7 +82,7 @@ def _of(
 ) -> Sensitivity | None:
     """Return the sensitivity of trials [trial, (logarithm of the rate, score)], if it is known."""
     x, y = _best_of_each(points)
-    if len(x) < ENOUGH or not np.isfinite(y).all():
+    if len(x) < ENOUGH or not np.abs(y).max() < HUGE:
         return None
     best, reach = float(x[y.argmin()]), math.log(REACH)
     low, high = max(best - reach, float(x[0])), min(best + reach, float(x[-1]))

@@ -28,7 +28,7 @@ EXIT_INTERRUPTED = 130
 
 
 SECTIONS = {
-    "Start": ("init", "examples", "run", "submit", "probe", "schema"),
+    "Start": ("init", "examples", "run", "submit", "probe", "scale", "schema"),
     "Look": (
         "studies", "status", "history", "similar", "best", "ui", "report", "compare", "export",
         "confirm", "extend", "rerun",

@@ -1,4 +1,4 @@
-"""The section Start: init, examples, run, submit, probe, schema."""
+"""The section Start: init, examples, run, submit, probe, scale, schema."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tuner.cli.base import asking, cli, exit_code, print_json, print_results
+from tuner.cli.base import (
+    EXIT_INTERRUPTED,
+    asking,
+    cli,
+    exit_code,
+    print_json,
+    print_results,
+)
 from tuner.cli.options import with_allow, with_executor, with_json, with_set, with_yes
 from tuner.config import reading, written
 from tuner.core.errors import OutputError
@@ -244,6 +251,75 @@ def _print_probe(found: dict[str, Probe]) -> None:
 
 def _short(number: float | None) -> str:
     return "none" if number is None else f"{number:.4g}"
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    "assignments",
+    multiple=True,
+    required=True,
+    metavar="SCALE=SIZE",
+    help="The size to predict for: steps, epochs, examples, batch_size or a whole argument of the "
+    "workload, such as steps=50000; repeatable.",
+)
+@click.option(
+    "--rungs",
+    type=click.IntRange(3, 8),
+    default=4,
+    show_default=True,
+    help="Sizes of each ladder; the study file's own is the largest.",
+)
+@click.option(
+    "--factor",
+    type=click.FloatRange(1.2, 10),
+    default=2.0,
+    show_default=True,
+    help="Factor between the sizes of a ladder.",
+)
+@click.option(
+    "--workers", type=click.IntRange(1), default=1, show_default=True, help="Training processes."
+)
+@with_set
+@with_allow
+@with_json
+def scale(
+    file: Path,
+    assignments: tuple[str, ...],
+    rungs: int,
+    factor: float,
+    workers: int,
+    overrides: tuple[str, ...],
+    prefixes: tuple[str, ...],
+    as_json: bool,
+) -> int:
+    """Predict the best learning rate of a larger run from small studies of FILE.
+
+    Run it again after an interruption to resume.
+    """
+    from tuner.operations import scale
+
+    found = scale.scale(
+        file,
+        overrides,
+        scale.targets(assignments),
+        prefixes,
+        rungs=rungs,
+        factor=factor,
+        workers=workers,
+        announce=partial(terminal.echo, err=as_json),
+    )
+    if found is None:
+        terminal.echo("Interrupted; the same command resumes.", err=True)
+        return EXIT_INTERRUPTED
+    if as_json:
+        print_json(found.as_json())
+    else:
+        for line in scale.in_words(found):
+            terminal.echo(line)
+        terminal.echo(f"Report: {found.page}")
+    return 0
 
 
 @cli.command()

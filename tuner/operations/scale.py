@@ -8,6 +8,7 @@ end. All studies have names that follow from the plan, so an interrupted one is 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from tuner.config import StudySpec, reading
 from tuner.config.grid import Grid
 from tuner.config.search import Listed
 from tuner.config.study import UNITS
-from tuner.config.values import Range
+from tuner.config.values import Range, options
 from tuner.core.errors import UsageError
 from tuner.core.outcome import COMPLETED, DIVERGED
 from tuner.operations import run
@@ -122,7 +123,7 @@ def plan(
     varied = [
         one.name
         for one in spec.space.parameters()
-        if one.name != "lr" and (isinstance(one.entry, Range | tuple))
+        if one.name != "lr" and (isinstance(one.entry, Range) or len(options(one.entry)) > 1)
     ]
     if varied:
         raise UsageError(
@@ -175,13 +176,12 @@ def rung_spec(
     own = "-".join(f"{name}{size}" for name, size in sizes.items())
     length = sizes.get(spec.unit, spec.length)
     changes = [
-        f'study.name="{spec.study.name}-scale-{own}-{part}"',
+        f"study.name={json.dumps(f'{spec.study.name}-scale-{own}-{part}', ensure_ascii=False)}",
         f"space.lr={[float(f'{rate:.6g}') for rate in rates]}",
         f"training.evaluate_every={max(length // EVALUATIONS, 1)}",
-        'search.sampler="grid"',
-        'search.pruner="none"',
-        f"budget.trials={SEEDS * len(rates)}",
-        "budget.decide=0",
+        # whole tables: nothing of the file's search or budget applies
+        'search={sampler="grid", pruner="none"}',
+        f"budget={{trials={SEEDS * len(rates)}, decide=0}}",
     ]
     for name, size in sizes.items():
         table = "training" if name in (*UNITS, "batch_size") else "workload.arguments"
@@ -189,7 +189,8 @@ def rung_spec(
     changed = reading.load(file, [*overrides, *changes])
     grid = Grid(changed.space)
     cells = tuple(grid.cell(index) for index in range(len(grid)))
-    search = changed.search.model_copy(update={"sampler": Listed(name="listed", params=cells)})
+    sampler = Listed(name="listed", params=cells)
+    search = changed.search.model_copy(update={"sampler": sampler})
     plain = {name: type(getattr(changed, name))() for name in ("retrain", "notify")}
     return changed.model_copy(update={"search": search, **plain})
 
@@ -244,7 +245,7 @@ def first_rates(spec: StudySpec) -> list[float]:
     if not high > low:
         raise UsageError("[space] lr: expected a range, got one rate")
     count = max(round(math.log(high / low, COARSE)) + 1, 3)
-    return np.geomspace(low, high, count).tolist()
+    return [float(rate) for rate in np.geomspace(low, high, count)]
 
 
 def scale(
@@ -347,20 +348,22 @@ def in_words(found: Scaled) -> list[str]:
     """Return the answer as sentences, the rate first."""
     one = found.prediction
     where = "in" if one.low <= found.rule <= one.high else "outside of"
-    lines = [
-        f"At {scaling.in_words(one.target)} the best rate is expected at {one.rate:.3g} "
-        f"({one.low:.3g} to {one.high:.3g}, {scaling.LEVEL:.0%} interval), by "
-        f"{found.trials} trials at {len(one.rungs)} sizes.".replace("%", " %"),
-        *(
-            f"It moves as {name} to the power {slope.mean:.2f} ({slope.low:.2f} to "
-            f"{slope.high:.2f})."
-            for name, slope in one.slopes.items()
-        ),
-        f"At an end of the interval {found.metric} would be about {one.at_stake:.2g} above the "
-        "best, if the curve is as wide as at the sizes that were tried.",
-        f"The best rate at the largest of them was {one.unscaled:.3g}. By the rules of thumb "
-        f"({'; '.join(found.rules)}) it would be {found.rule:.3g}, which is {where} the interval.",
+    level = f"{100 * scaling.LEVEL:.0f} %"
+    size = scaling.in_words(one.target)
+    lines = [f"At {size} the best rate is expected at {one.rate:.3g}"]
+    lines[0] += f" ({one.low:.3g} to {one.high:.3g} with a probability of {level})."
+    lines += [
+        f"It moves as {name} to the power {slope.mean:.2f} ({slope.low:.2f} to {slope.high:.2f})."
+        for name, slope in one.slopes.items()
     ]
+    lines.append(
+        f"At an end of the interval {found.metric} would be about {one.at_stake:.2g} above the "
+        "best, if losses depend on the rate as at the sizes that were tried."
+    )
+    lines.append(
+        f"The best rate at the largest of those was {one.unscaled:.3g}. By the rules of thumb "
+        f"({'; '.join(found.rules)}) it would be {found.rule:.3g}, which is {where} the interval."
+    )
     lines += [f"Do not trust this without a check: {why}." for why in one.warnings]
     return lines
 

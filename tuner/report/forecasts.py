@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -84,7 +85,8 @@ def outlook(found: Findings) -> Outlook | None:
         if one.state == COMPLETED and not one.imported and _alike(one, best)
     ]
     ranked = sorted(completed, key=lambda one: np.inf if one.value is None else one.value)
-    curves = [curve for one in ranked if (curve := _curve(found, one)) is not None][:MOST]
+    read = (_curve(found, one) for one in ranked)
+    curves = list(islice((one for one in read if one is not None), MOST))
     if len(curves) < ENOUGH:
         return None
     try:

@@ -136,7 +136,11 @@ def _unavailable(
     if REFUSES_OPTIONS in message:
         message += "; let the connection pooler ignore it: ignore_startup_parameters = options"
     if getattr(error, "sqlstate", None) == NO_PRIVILEGE:
-        message += "; use a login that may do that, such as the owner of the tables"
+        return kind(
+            f"this login of the database {without_password(url)} may not do that "
+            f"({without_password(message)}); use one that may: a worker's to change studies, and "
+            "the owner's of the tables to delete or to set quotas"
+        )
     return kind(f"the database {without_password(url)} cannot be used: {without_password(message)}")
 
 

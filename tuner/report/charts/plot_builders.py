@@ -185,7 +185,8 @@ def bands(
     ylabel: str = "loss",
 ) -> Plot:
     """Return a plot of curves so far, and of what is predicted for each with its interval."""
-    series, legend = [], []
+    series: list[Series] = []
+    legend = []
     for index, (line, (steps, losses)) in enumerate(zip(lines, predicted, strict=True)):
         look = replace(_look(index), dash="-")
         series.extend(_curve(line, look, line.label))

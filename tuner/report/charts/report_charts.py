@@ -222,9 +222,9 @@ def random_search(found: Findings, most: int, each: int) -> list[Line]:
         return []
     x = each * np.arange(1, min(most, len(one.expected)) + 1)
     named = {
-        "random search, expected": one.expected,
-        "random search, 10 % of searches": one.low,
-        "random search, 90 % of searches": one.high,
+        "random, expected": one.expected,
+        "random, a tenth is lower": one.low,
+        "random, a tenth is higher": one.high,
     }
     return [Line(label=label, x=x, y=values[: len(x)]) for label, values in named.items()]
 
