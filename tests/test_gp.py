@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 from helpers import WIDE, WORKLOAD, claim, completed, diverged, drawn, mirror_of, spec, submit
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.optimize import check_grad
@@ -140,6 +140,7 @@ def test_a_posterior_that_grows_is_that_of_all_points():
 
 
 @given(st.lists(st.floats(-1e100, 1e100), min_size=1, max_size=30))
+@example([0.0, 0.0, 1.0, 2.2250738585e-313])
 def test_values_keep_their_order_on_the_scale_of_the_process(values):
     losses = np.array(values)
     found = gp.standardised(losses)

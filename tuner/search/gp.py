@@ -227,8 +227,8 @@ def standardised(losses: Vector) -> Vector:
         losses = np.log(losses)
     middle = float(np.median(losses))
     scale = middle - float(losses.min())
-    if scale > 0 and len(losses) >= 4:
-        above = np.maximum(losses - middle, 0.0)
+    above = np.maximum(losses - middle, 0.0)
+    if scale > 1e-300 * above.max() and len(losses) >= 4:  # else their ratio would overflow
         losses = np.minimum(losses, middle) + 0.5 * scale * np.log1p(above / scale)
     deviation = float(losses.std())
     centred: Vector = losses - losses.mean()
