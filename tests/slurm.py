@@ -9,10 +9,11 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 from postgres import free_port
 from processes import until
 
@@ -106,6 +107,10 @@ class Slurm:
                 self._daemons[name].wait(10)
             except subprocess.TimeoutExpired:
                 self.kill(name)
+        for one in psutil.process_iter():  # jobs of a test that failed, which outlive their node
+            with suppress(psutil.Error):
+                if one.environ().get("SLURM_CONF") == self.environment["SLURM_CONF"]:
+                    one.kill()
 
 
 @contextmanager
