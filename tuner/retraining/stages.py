@@ -161,7 +161,7 @@ class Stages:
             return self._end(FAILED, why)
         content = self._model_of(trained)
         version = self._runs.register(self._job.registry, run_id, run, content)
-        self._job.registry.tag(version.number, content.tags)  # of a second evaluation, if need be
+        self._job.registry.complete_tags(version, content.tags)  # those of a second evaluation
         self._describe(run_id, version, trained)
         searched, params = self._job.spec.space.function_arguments, trained.origin.params
         own = {name: params[name] for name in searched if name in params}

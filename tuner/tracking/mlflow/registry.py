@@ -128,6 +128,11 @@ class Registry:
             if alias in self._client.get_model_version(self.model, str(number)).aliases:
                 self._client.delete_registered_model_alias(self.model, alias)
 
+    def complete_tags(self, version: Version, tags: Mapping[str, str]) -> None:
+        """Set the tags of a version that it does not have; each is a request of its own."""
+        missing = {key: value for key, value in tags.items() if version.tags.get(key) != value}
+        self.tag(version.number, missing)
+
     def tag(self, number: int, tags: Mapping[str, str]) -> None:
         """Set tags of a version."""
         with self._reached():
