@@ -163,7 +163,7 @@ def in_mlflow(places: Addresses) -> list[str]:
         for table, _, row in found
         if table == "inputs"
     }
-    names[str(places.file.parent)] = "<folder>"
+    names[str(places.spill.parents[1])] = "<folder>"
     lines = []
     for table, _, row in found:
         clock = ("creation_time", "last_update_time") if table == "experiments" else ()

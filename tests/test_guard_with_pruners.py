@@ -10,7 +10,7 @@ import pytest
 from helpers import spec
 
 from tuner.core.outcome import COMPLETED, DIVERGED, PRUNED
-from tuner.ledger import Ledger, TrialRecord
+from tuner.ledger import Ledger, TrialRecord, database
 from tuner.operations import submit
 from tuner.worker import work
 
@@ -48,7 +48,7 @@ def trained(
     study, _ = submit.submit(ledger, study_spec, described)
     work(
         ledger,
-        folder / "checkpoints",
+        database.addresses({}, folder),
         names=["small"],
         prefixes=PREFIXES,
         stop=threading.Event(),
