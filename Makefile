@@ -40,7 +40,7 @@ PYTEST := $(BIN)/python -m pytest -q -n auto --dist worksteal
 quick: .venv/.installed-dev  ## the tests that start no process and no server and take no half second
 	$(PYTEST) -m 'not slow and not nightly and not integrations and not gpu'
 
-test: .venv/.installed-dev .venv/.chromium .venv/.pgbouncer .venv/.promtool  ## every test that is not nightly: 25 minutes
+test: .venv/.installed-dev .venv/.chromium .venv/.pgbouncer .venv/.promtool  ## every test that is not nightly: 22 minutes
 	$(PYTEST) -m 'not nightly and not integrations and not gpu'
 
 integrations: .venv/.installed-integrations .venv/.slurm  ## adapters with their libraries; Slurm, as root
