@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo ladder tutorial bench chaos soak test quick integrations gpu nightly mutants structure lint check clean
+.PHONY: demo ladder tutorial bench chaos soak slurm test quick integrations gpu nightly mutants structure lint check clean
 
 demo: .venv/.installed  ## a small study, from nothing to its report and a decision on the schedule
 	$(BIN)/tuner run studies/digits.toml
@@ -44,13 +44,16 @@ test: .venv/.installed-dev .venv/.chromium .venv/.pgbouncer .venv/.promtool  ## 
 	$(PYTEST) -m 'not nightly and not integrations and not gpu'
 
 integrations: .venv/.installed-integrations .venv/.slurm  ## adapters with their libraries; Slurm, as root
-	$(PYTEST) -m integrations $(if $(filter 0,$(shell id -u)),,--ignore=tests/test_slurm.py)
+	$(PYTEST) -m 'integrations and not nightly' $(if $(filter 0,$(shell id -u)),,--ignore=tests/test_slurm.py)
+
+slurm: .venv/.installed-dev .venv/.slurm  ## a study through everything that a real Slurm does to it, as root
+	$(BIN)/python -m pytest -q tests/test_slurm.py
 
 gpu: .venv/.installed-dev  ## the tests that need a GPU
 	$(BIN)/python -m pytest -q -m gpu
 
 nightly: .venv/.installed-dev .venv/.chromium .venv/.pgbouncer .venv/.promtool  ## the rest: tutorial, tour, chaos, pages, soak
-	$(PYTEST) -m nightly
+	$(PYTEST) -m 'nightly and not integrations'
 	cd tests && ../$(BIN)/python -m chaos --soak 600
 
 mutants: .venv/.installed-dev  ## break the code in known ways; the quick tests must notice

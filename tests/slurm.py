@@ -91,6 +91,12 @@ class Slurm:
         process.kill()
         process.wait()
 
+    def stop(self, name: str) -> None:
+        """End a daemon that saves its state, which a killed controller loses for some seconds."""
+        process = self._daemons.pop(name)
+        process.terminate()
+        process.wait()
+
     def run(self, *command: str) -> str:
         """Run a command of Slurm; return its output."""
         done = subprocess.run(
