@@ -114,7 +114,7 @@ def test_a_failure_before_the_rename_leaves_the_old_file(tmp_path, monkeypatch):
 def test_files_are_removed_one_by_one_and_all_below_a_key(store):
     for key in ("1/0/3-1.pt", "1/0/9-1.pt", "1/0/9-2.pt", "1/10/4-1.pt", "2/0/1-1.pt"):
         store.write(key, key.encode())
-    assert store.names("1") == {"0", "10"}
+    assert (store.names(""), store.names("1")) == ({"1", "2"}, {"0", "10"})
     store.remove("1/0/3-1.pt")
     store.remove("1/0/3-1.pt")
     assert [store.exists(f"1/0/{name}.pt") for name in ("3-1", "9-1")] == [False, True]

@@ -35,6 +35,7 @@ from tuner.ledger.tables import studies, trials
 from tuner.operations import doctor, manage
 from tuner.operations import submit as submission
 from tuner.search import Search
+from tuner.worker.checkpoints import sweep
 from tuner.worker.lease_renewer import LeaseRenewer
 
 STUDIES = "UPDATE tuner_studies SET {} WHERE id = :study"
@@ -207,6 +208,16 @@ def test_a_symbolic_link_leads_to_no_file_outside(tmp_path, outside):
     remove_file(folder, planted)
     remove_others(folder, identity_of(1), 2, None)
     assert (outside / "3-1.pt").exists()
+
+
+def test_a_symbolic_link_for_a_study_stops_no_worker(ledger, tmp_path, outside, caplog):
+    study, store = submit(ledger), FolderStore(tmp_path / "checkpoints")
+    store.folder.mkdir()
+    (store.folder / str(study.id)).symlink_to(outside)
+    (outside / "0").mkdir()
+    sweep(store, ledger, study)
+    assert "lies outside the folder" in caplog.text
+    assert (outside / "0").exists()
 
 
 def identity_of(number):

@@ -190,7 +190,7 @@ class BucketStore:
     def names(self, prefix: str) -> set[str]:
         """Return the names of what lies directly below a key."""
         with self._errors(prefix):
-            found = self._library.list_with_delimiter(self._bucket, f"{prefix}/")
+            found = self._library.list_with_delimiter(self._bucket, prefix and f"{prefix}/")
         paths = [*found["common_prefixes"], *(one["path"] for one in found["objects"])]
         return {path.rstrip("/").rpartition("/")[2] for path in paths}
 

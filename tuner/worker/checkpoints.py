@@ -6,6 +6,17 @@ from tuner.core.errors import UnavailableError
 from tuner.core.file_stores import FileStore
 from tuner.ledger import Reader, StudyRecord
 from tuner.ledger.checkpoint_files import remove_others
+from tuner.observability.logs import logger
+
+log = logger(__name__)
+
+
+def require(checkpoints: FileStore) -> None:
+    """Raise `UnavailableError` if checkpoints cannot be listed: a worker could resume nothing."""
+    try:
+        checkpoints.names("")
+    except OSError as error:
+        raise UnavailableError(f"the checkpoints cannot be read: {error}") from error
 
 
 def clear(
@@ -18,14 +29,12 @@ def clear(
 
 
 def sweep(checkpoints: FileStore, ledger: Reader, study: StudyRecord) -> None:
-    """Remove the checkpoints of trials that ended, which killed workers left.
-
-    Raise `UnavailableError` if the checkpoints cannot be listed: this worker could resume nothing.
-    """
+    """Remove the checkpoints of trials that ended, which killed workers left."""
     try:
         numbers = checkpoints.names(str(study.id))
-    except OSError as error:
-        raise UnavailableError(f"the checkpoints cannot be read: {error}") from error
+    except OSError as error:  # they take space; no trial depends on it
+        log.warning(f"study {study.name}: its checkpoints cannot be listed: {error}")
+        return
     if not numbers:
         return
     for trial_id, number in ledger.ended(study.id):

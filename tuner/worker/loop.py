@@ -26,6 +26,7 @@ from tuner.observability.logs import logger
 from tuner.training.device import is_available
 from tuner.worker import deciding
 from tuner.worker.broken import BrokenStudy
+from tuner.worker.checkpoints import require
 from tuner.worker.exclusions import FAILURES, Exclusions
 from tuner.worker.lease_renewer import LeaseRenewer
 from tuner.worker.loading import PreparedWorkload
@@ -70,6 +71,7 @@ def work(
     caller's own; it returns how many, or None if nothing is left to train. `about` is recorded
     with each attempt.
     """
+    require(places.checkpoints)
     renewer = renewer or LeaseRenewer(ledger, places.checkpoints)
 
     def join(study: StudyRecord) -> StudyWorker | BrokenStudy:
