@@ -36,7 +36,7 @@ from sqlalchemy.sql.functions import GenericFunction
 
 from tuner.core.text import DEFAULT_PROJECT, NAME_LIMIT
 
-HEAD = "0009"
+HEAD = "0007"
 """The revision of the schema below; the last migration's."""
 VERSION_TABLE = "tuner_alembic_version"
 
