@@ -145,10 +145,11 @@ def status(name: str, trial: int | None, as_json: bool) -> None:
     if trial is not None:
         _print_trial(status.trial_status(ledger, study, trial), as_json=as_json)
         return
-    found = status.status(ledger, study)
     if as_json:
-        print_json(found)
+        print_json(status.status(ledger, study))
         return
+    trials, faults = ledger.sorted_trials(study.id)
+    found = status.status(ledger, study, faults)
     console = terminal.console()
     counts = ranking.counts_in_words(found["trials"])
     terminal.print_text(console, f"{study.title}: {found['state']}, {counts} of {study.limit}")
@@ -176,7 +177,7 @@ def status(name: str, trial: int | None, as_json: bool) -> None:
         terminal.print_text(console, where + left.sentence, style="bold")
     for one in found["unreadable"]:
         terminal.print_text(console, one["reason"], style="bold")
-    print_results(console, ledger, study)
+    print_results(console, ledger, study, trials)
     _print_pages(ledger, study)
 
 

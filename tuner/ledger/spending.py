@@ -57,10 +57,13 @@ def spending(ledger: Reader, of: Sequence[StudyRecord]) -> dict[int, Spend]:
     columns = (trials.c.study_id, trials.c.params)
     pruned = select(*columns, trials.c.steps).where(*own, trials.c.state == PRUNED)
     rungs = select(*columns, reports.c.step.label("steps")).select_from(reports.join(trials))
+    branching = trials.c.study_id.in_(
+        [one.id for one in of if isinstance(one.spec.judge, Branching)]
+    )
     with ledger.engine.begin() as tx:
         seconds = _seconds(tx, ids)
         steps = _steps(tx, ids)
-        stopped, reported = _rows(tx, pruned), _rows(tx, rungs.where(*own))
+        stopped, reported = _rows(tx, pruned), _rows(tx, rungs.where(*own, branching))
     found = {}
     for study in of:
         horizons = _Horizons(study)
