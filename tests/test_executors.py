@@ -31,7 +31,7 @@ import tuner as package
 from tests.test_documented_snippets import blocks, run
 from tuner.config import cluster
 from tuner.config.cluster import ClusterSpec, SlurmTable, WorkerTable
-from tuner.core.environment import identity, person
+from tuner.core.environment import identity, person, processor
 from tuner.core.errors import StudyFileError, UnavailableError, UsageError
 from tuner.executors import WorkerState, starting
 from tuner.executors.slurm import SlurmExecutor
@@ -281,6 +281,12 @@ def test_workers_are_started_listed_and_stopped_by_different_processes(tmp_path:
         (handle, "running") for handle in started["handles"]
     ]
     assert {one["os_user"] for one in listed} == {person().os_user}
+    known = [one for one in listed if one["device"]]  # those that have claimed a trial
+    assert known
+    assert all(one["peak_memory_mib"] > 50 for one in known)
+    shown = f"{processor()}, at most "
+    assert shown in tuner(folder, "workers", "list", "small").out
+    assert f"({shown}" in tuner(folder, "status", "small", env={"COLUMNS": "300"}).out
     log = tuner(folder, "workers", "logs", "small", started["handles"][0])
     assert '"worker started"' in log.out
     assert tuner(folder, "workers", "stop", "small").code == 0

@@ -138,7 +138,7 @@ def history(name: str, as_json: bool) -> None:
 def status(name: str, trial: int | None, as_json: bool) -> None:
     """Show the state of the study NAME: its trials, the best one, its workers."""
     from tuner.ledger.exclusions import Exclusion
-    from tuner.operations import history, status
+    from tuner.operations import history, status, workers
 
     ledger = context.open_ledger()
     study = ledger.study(name)
@@ -166,7 +166,9 @@ def status(name: str, trial: int | None, as_json: bool) -> None:
     for line in ranking.ranges_in_words(study):
         terminal.print_text(console, line)
     for one in found["workers"]:
-        terminal.print_text(console, f"trial {one['trial']} is trained by {one['worker']}")
+        machine = workers.machine_in_words(one)
+        by = f"{one['worker']} ({machine})" if machine else one["worker"]
+        terminal.print_text(console, f"trial {one['trial']} is trained by {by}")
     for one in found["silent"]:
         silent = f"trial {one['trial']} has measured nothing for {one['seconds']:.0f} s; "
         terminal.print_text(console, f"{silent}{one['worker']} may hang or be dead", style="bold")

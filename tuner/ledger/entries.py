@@ -38,7 +38,8 @@ def end_attempts(tx: Connection, entries: Sequence[Entry]) -> set[AttemptLease]:
     live: set[AttemptLease] = set()
     for kind in sorted({entry.outcome.kind for entry in entries if entry.outcome}):
         ending = [entry.lease for entry in entries if entry.outcome and entry.outcome.kind == kind]
-        live |= ATTEMPTS.fence(tx, ending, rows.attempt_ended(FINISHED, kind))
+        ended = rows.attempt_ended(FINISHED, kind)
+        live |= ATTEMPTS.fence(tx, ending, ended | rows.measured(entries[0].environment))
     return live
 
 

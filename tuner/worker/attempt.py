@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -63,6 +63,7 @@ class AttemptContext:
     sender: Sender
     spill: Path
     worker: str  # its identity
+    environment: Callable[[], Mapping[str, Any]]  # as measured now
     trained: Trained
 
 
@@ -265,6 +266,7 @@ class Attempt:
             traceback=traceback,
             kept=kept,
             kept_step=kept_step,
+            environment=self._context.environment() if outcome else None,
         )
 
     def _kept(self, outcome: Outcome | None) -> tuple[CheckpointRecord | None, int | None]:
@@ -337,7 +339,12 @@ class Attempt:
         if self.rows() is None:
             self.save_checkpoint()
         reach("leave.before_release")
-        self._ledger.release(self.lease, INTERRUPTED, "the worker was asked to stop")
+        self._ledger.release(
+            self.lease,
+            INTERRUPTED,
+            "the worker was asked to stop",
+            environment=self._context.environment(),
+        )
         self.log.info("trial left to the next worker", step=self._step)
 
     def release(self) -> None:
@@ -370,7 +377,9 @@ class Attempt:
 
     def _release(self, ending: str, reason: str, traceback: str | None = None) -> None:
         self._context.commits.retry_until_stopped(
-            lambda: self._ledger.release(self.lease, ending, reason, traceback)
+            lambda: self._ledger.release(
+                self.lease, ending, reason, traceback, environment=self._context.environment()
+            )
         )
 
     def _run_out_of_memory(self, traceback: str) -> Entry | None:
@@ -443,7 +452,10 @@ class Attempt:
         reach("checkpoint.renamed")
         try:
             replaced = self._ledger.save_checkpoint(
-                self.lease, record, kept_step=self._step_to_keep
+                self.lease,
+                record,
+                kept_step=self._step_to_keep,
+                environment=self._context.environment(),
             )
         except ConnectionLostError as error:  # the last and the next checkpoint suffice
             self.log.warning(f"a checkpoint is not recorded: {error}", step=record.step)
