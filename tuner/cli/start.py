@@ -165,28 +165,49 @@ def _report(ran: Ran, found: dict[str, Any]) -> OutputError | None:
 
 @cli.command()
 @click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--ship",
+    is_flag=True,
+    help="Store the study's code beside the checkpoints, for workers with --allow-shipped.",
+)
 @with_set
 @with_yes
 @with_allow
 @with_json
 def submit(
-    file: Path, overrides: tuple[str, ...], yes: bool, prefixes: tuple[str, ...], as_json: bool
+    file: Path,
+    ship: bool,
+    overrides: tuple[str, ...],
+    yes: bool,
+    prefixes: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Submit the study FILE to the database, for workers to train."""
     from tuner.operations import submit
+    from tuner.training import shipping
     from tuner.training.programs import permission
 
     spec = reading.load(file, overrides, context.project())
+    if ship:
+        shipping.pack(spec.workload, prefixes)  # refused before anything is created
     prepared = submit.prepare(spec, (*prefixes, *permission.of_file(spec)))  # nothing runs here
     ledger = context.open_ledger(create=True)
     study, created = submit.submit(ledger, spec, prepared.description, asking(yes=yes))
+    shipped = None
+    if ship:
+        places = context.addresses()
+        shipped = submit.ship(ledger, places, study, prefixes, context.acting())
     if as_json:
-        about = {"version": study.version, "created": created, "budget": study.limit}
+        about: dict[str, Any] = {"version": study.version, "created": created}
+        about |= {"budget": study.limit, **({"shipped": shipped} if shipped else {})}
         print_json({"study": study.name, **about})
     else:
         terminal.echo(submit.in_words(ledger, study, created=created))
-        name = shlex.quote(study.name)
-        terminal.echo(f"Train it: {terminal.program()} worker --study {name} --until-idle")
+        name, allow = shlex.quote(study.name), ""
+        if shipped is not None:
+            terminal.echo(f"Its code is stored in {places.checkpoints}, with SHA-256 {shipped}.")
+            allow = f" --allow-shipped {shipped}"
+        terminal.echo(f"Train it: {terminal.program()} worker --study {name} --until-idle{allow}")
 
 
 @cli.command()

@@ -13,6 +13,7 @@ from tuner.cli.base import EXIT_INTERRUPTED, cli, exit_code, open_own, print_jso
 from tuner.cli.options import (
     StudyName,
     with_allow,
+    with_allow_shipped,
     with_executor,
     with_json,
     with_log,
@@ -84,6 +85,7 @@ PUBLISH_SECONDS = 5.0
 @with_metrics
 @with_log
 @with_allow
+@with_allow_shipped
 @with_json
 def worker(
     names: tuple[str, ...],
@@ -159,6 +161,7 @@ def workers() -> None:
     "--recorder/--no-recorder", default=True, help="Let each publish in a process of its own."
 )
 @with_allow
+@with_allow_shipped
 @with_json
 def start_workers(
     name: str,

@@ -34,6 +34,7 @@ from tuner.worker.lease_renewer import LeaseRenewer
 from tuner.worker.loading import PreparedWorkload, load_workload
 from tuner.worker.probing import probed
 from tuner.worker.rules import Rules
+from tuner.worker.shipped import provide
 
 COMMIT_SECONDS = 1.0
 """How long measured rows may wait for their commit."""
@@ -68,6 +69,8 @@ class StudyWorker:
         self._stop = stop
         self._worker = identity()
         use_threads(study.threads)
+        if prepared is None:
+            provide(ledger, study, sender.store, spill.with_name("code"), prefixes)
         with workload_code():
             trained = load_workload(study, prefixes, prepared)
             settled = study.settled or ledger.settle(study.id, _settled(trained, study.spec))
