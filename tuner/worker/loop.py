@@ -26,7 +26,7 @@ from tuner.observability.logs import logger
 from tuner.training.device import is_available
 from tuner.worker import deciding
 from tuner.worker.broken import BrokenStudy
-from tuner.worker.checkpoints import require
+from tuner.worker.checkpoints import Sender, require
 from tuner.worker.exclusions import FAILURES, Exclusions
 from tuner.worker.lease_renewer import LeaseRenewer
 from tuner.worker.loading import PreparedWorkload
@@ -73,6 +73,7 @@ def work(
     """
     require(places.checkpoints)
     renewer = renewer or LeaseRenewer(ledger, places.checkpoints)
+    sender = Sender(places.checkpoints)
 
     def join(study: StudyRecord) -> StudyWorker | BrokenStudy:
         where = study.spec.training.device
@@ -86,7 +87,7 @@ def work(
                 ledger,
                 study,
                 renewer,
-                checkpoints=places.checkpoints,
+                sender=sender,
                 spill=places.spill,
                 prefixes=prefixes,
                 stop=stop,
@@ -99,7 +100,7 @@ def work(
 
     selector = StudySelector(ledger, names, join, without, eager=bool(names) or until_idle)
     reaped_at = -float("inf")
-    with renewer.running(), metrics.expect_heartbeats("worker"):
+    with renewer.running(), metrics.expect_heartbeats("worker"), sender.running(stop):
         log.info("worker started", worker=identity(), studies=list(names) or "all that are open")
         while not stop.is_set():
             metrics.heartbeat("worker")
