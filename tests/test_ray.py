@@ -100,7 +100,8 @@ def launched(
 
 def test_code_goes_with_the_workers_over_a_client_connection(here: Team, engine: RayCluster):
     (here.folder / "shipped.py").write_text(
-        "from tests import workloads\n\n\ndef noisy():\n    return workloads.noisy()\n"
+        "from tests import workloads\nfrom tuner.training.workloads import Workload\n\n\n"
+        "def noisy() -> Workload:\n    return workloads.noisy()\n"
     )
     write_study(here.folder, factory='"shipped:noisy"', trials="4")
     (here.folder / "cluster.toml").write_text(
@@ -149,12 +150,12 @@ def test_states_and_logs_are_those_of_the_workers(
 
     # one that serves, and is stopped by another process
     serving = launched(executor, "3" * 12, 1, WorkerTable(grace_seconds=5), "--no-recorder")
-    log = ("worker started", serving.handles[0])
-    until(lambda: log[0] in executor.logs(serving, log[1]), "its start", 120, every=0.3)
-    assert are(serving, "running")()
+    until(are(serving, "running"), "its actor", 120, every=0.3)
+    (handle,) = serving.handles
+    until(lambda: "worker started" in executor.logs(serving, handle), "its start", 120, every=0.3)
     RayExecutor(RayTable(address=engine.address)).cancel(serving)
     until(are(serving, "ended"), "its end", 120, every=0.3)
-    assert "worker ended" in executor.logs(serving, serving.handles[0])
+    assert "worker ended" in executor.logs(serving, handle)
     assert launched(executor, "4" * 12, 0, WorkerTable()).handles == ()
 
     # Ray is away, and has forgotten a worker
