@@ -57,9 +57,8 @@ class RayCluster:
 def ray_cluster(nodes: int, more: Mapping[str, str], cpus: int = 2) -> Iterator[RayCluster]:
     """Start a cluster: a head, nodes with so many CPUs, and variables for all of them."""
     port = free_port()
-    with tempfile.TemporaryDirectory(
-        prefix="ray-", dir="/tmp"
-    ) as folder:  # for sockets, whose names are short
+    # paths of sockets are short
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
         process = subprocess.Popen(
             [sys.executable, __file__, str(port), str(cpus)],
             env={**os.environ, **ENVIRONMENT, **more, "RAY_TMPDIR": folder},

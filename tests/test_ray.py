@@ -38,9 +38,10 @@ def here(tmp_path: Path, cluster: Cluster, migrated: str, engine: RayCluster) ->
         url = through(cluster.database(migrated), port)
         more = {"TUNER_LEASE_SECONDS": "3", "TUNER_CHECKPOINTS": str(tmp_path / "checkpoints")}
         with team(tmp_path, cluster, url, **more, **ENVIRONMENT) as made:
-            factory = 'factory = "tests.workloads:paced_digits"\n'
-            slow = f'arguments = {{ slow = "{tmp_path}/slow" }}\n'
-            write_study(tmp_path, STUDY.replace(factory, factory + slow))
+            arguments = "[workload.arguments]\n"
+            write_study(
+                tmp_path, STUDY.replace(arguments, f'{arguments}slow = "{tmp_path}/slow"\n')
+            )
             (tmp_path / "cluster.toml").write_text(
                 "[worker]\ngrace_seconds = 10\n"
                 f'environment = {{ TUNER_SPILL = "{tmp_path}/spill" }}\n'
