@@ -300,6 +300,19 @@ def _short(number: float | None) -> str:
     help="Factor between the sizes of a ladder.",
 )
 @click.option(
+    "--compare",
+    "compared",
+    metavar="ARGUMENT=VALUE,VALUE",
+    help="Do so under several values of an argument of the workload, and report under which the "
+    "best rate carries over, such as parametrization=standard,mup-adam.",
+)
+@click.option(
+    "--adjust",
+    is_flag=True,
+    help="At other batch sizes, adjust the betas and eps of Adam, or the momentum of SGD, to the "
+    "file's own.",
+)
+@click.option(
     "--workers", type=click.IntRange(1), default=1, show_default=True, help="Training processes."
 )
 @with_set
@@ -310,6 +323,8 @@ def scale(
     assignments: tuple[str, ...],
     rungs: int,
     factor: float,
+    compared: str | None,
+    adjust: bool,
     workers: int,
     overrides: tuple[str, ...],
     prefixes: tuple[str, ...],
@@ -321,13 +336,17 @@ def scale(
     """
     from tuner.operations import scale
 
-    found = scale.scale(
+    each = {"": overrides}
+    if compared is not None:
+        each = scale.variants(compared, overrides, file)
+    found = scale.compare(
         file,
-        overrides,
+        each,
         scale.targets(assignments),
         prefixes,
         rungs=rungs,
         factor=factor,
+        adjust=adjust,
         workers=workers,
         announce=partial(terminal.echo, err=as_json),
     )
@@ -335,11 +354,16 @@ def scale(
         terminal.echo("Interrupted; the same command resumes.", err=True)
         return EXIT_INTERRUPTED
     if as_json:
-        print_json(found.as_json())
-    else:
-        for line in scale.in_words(found):
+        print_json(found.as_json() if compared else found.found[""].as_json())
+        return 0
+    for label, one in found.found.items():
+        if label:
+            terminal.echo(f"With {label}:")
+        for line in scale.in_words(one):
             terminal.echo(line)
-        terminal.echo(f"Report: {found.page}")
+        terminal.echo(f"Report: {one.page}")
+    for line in scale.compared_in_words(found) if compared else ():
+        terminal.echo(line)
     return 0
 
 
