@@ -46,7 +46,7 @@ test: .venv/.installed-dev .venv/.chromium .venv/.pgbouncer .venv/.promtool  ## 
 integrations: .venv/.installed-integrations .venv/.slurm  ## adapters with their libraries; Slurm, as root
 	$(PYTEST) -m 'integrations and not nightly' $(if $(filter 0,$(shell id -u)),,--ignore=tests/test_slurm.py)
 
-slurm: .venv/.installed-dev .venv/.slurm  ## a study through everything that a real Slurm does to it, as root
+slurm: .venv/.installed-dev .venv/.slurm  ## a study for each fault of a real Slurm, as root
 	$(BIN)/python -m pytest -q tests/test_slurm.py
 
 gpu: .venv/.installed-dev  ## the tests that need a GPU

@@ -341,8 +341,8 @@ space.gamma=0.5
 space.momentum=[0.5, 0.9]
     [space] momentum: expected one of lr, schedule, optimizer, batch_size, clip_norm, accumulate,
     precision, rates, arguments, constraints, got an unknown key; momentum is a parameter of
-    sgd, rmsprop, muon and schedule_free_sgd: optimizer = { name = "sgd", momentum = ... } searches
-    it
+    sgd, rmsprop, muon and schedule_free_sgd: optimizer = { name = "sgd", momentum = ... }
+    searches it
 
 space.dtype=["float32"]
     [space] dtype: expected one of lr, schedule, optimizer, batch_size, clip_norm, accumulate,

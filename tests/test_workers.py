@@ -20,10 +20,12 @@ from tuner.core.environment import identity
 from tuner.core.errors import WorkloadError
 from tuner.executors import WorkerState
 from tuner.executors.local import LocalExecutor
-from tuner.ledger import Ledger, StudyRecord, managing
+from tuner.ledger import Ledger, StudyRecord, managing, projects
 from tuner.ledger.database import Addresses
 from tuner.ledger.launches import Launch
+from tuner.ledger.projects import Project
 from tuner.ledger.tables import attempts
+from tuner.operations.context import acting
 from tuner.worker import work
 from tuner.worker.loop import StudySelector
 
@@ -60,6 +62,23 @@ def test_studies_have_workers_in_proportion_to_their_weights(ledger, weights, sh
         submit(ledger, study={"name": name}, budget={"trials": 100, "weight": weight})
     taken: list[str] = []
     for _ in range(12):  # as many workers, one after the other, each busy for good
+        worker = StudySelector(ledger, (), lambda study: Taking(ledger, study, taken))
+        assert worker.train_one_turn()
+    assert Counter(taken) == shares
+
+
+@pytest.mark.parametrize(
+    ("weight", "shares"),
+    [(1.0, {"a": 6, "vision/b": 4, "vision/c": 2}), (3.0, {"a": 3, "vision/b": 6, "vision/c": 3})],
+)
+def test_projects_have_workers_by_their_weights_and_share_them_among_their_studies(
+    ledger, weight, shares
+):
+    projects.put(ledger, Project(name="vision", weight=weight), acting())
+    for name, own in (("a", 1.0), ("vision/b", 2.0), ("vision/c", 1.0)):
+        submit(ledger, study={"name": name}, budget={"trials": 100, "weight": own})
+    taken: list[str] = []
+    for _ in range(12):
         worker = StudySelector(ledger, (), lambda study: Taking(ledger, study, taken))
         assert worker.train_one_turn()
     assert Counter(taken) == shares

@@ -45,7 +45,7 @@ def with_log(command: Command) -> Command:
 
 
 def with_metrics(command: Command) -> Command:
-    """Add the options --metrics-port and --metrics-host."""
+    """Add the options --metrics-port, --metrics-host and --metrics-studies."""
     port = click.option(
         "--metrics-port",
         type=click.IntRange(0, 65535),
@@ -57,9 +57,17 @@ def with_metrics(command: Command) -> Command:
         default="127.0.0.1",
         show_default=True,
         envvar="TUNER_METRICS_HOST",
-        help="Address of the metrics endpoint; it shows counts, no names.",
+        help="Address of the metrics endpoint.",
     )
-    return port(host(command))
+    studies = click.option(
+        "--metrics-studies",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        envvar="TUNER_METRICS_STUDIES",
+        help="How many studies metrics name, with spend and best value; with 0 they have no names.",
+    )
+    return port(host(studies(command)))
 
 
 def with_parent(command: Command) -> Command:

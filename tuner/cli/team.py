@@ -96,6 +96,7 @@ def worker(
     parent: int | None,
     metrics_port: int | None,
     metrics_host: str,
+    metrics_studies: int,
     log: str | None,
     prefixes: tuple[str, ...],
     as_json: bool,
@@ -128,7 +129,7 @@ def worker(
         stopped_code=stopped_code,
         about=about,
     )
-    with serving.serving(metrics_port, metrics_host, ledger.engine, places):
+    with serving.serving(metrics_port, metrics_host, ledger.engine, places, metrics_studies):
         ended = run.train(ledger, places, todo, recorder=recorder)
     if as_json:
         studies = [ledger.study(name) for name in names] or ledger.studies()
@@ -280,6 +281,7 @@ def recorder(
     parent: int | None,
     metrics_port: int | None,
     metrics_host: str,
+    metrics_studies: int,
     log: str | None,
     as_json: bool,
 ) -> None:
@@ -303,6 +305,7 @@ def recorder(
         parent=parent,
         metrics_port=metrics_port,
         metrics_host=metrics_host,
+        metrics_studies=metrics_studies,
     )
     if as_json:
         print_json({"published": [study.name for study in ledger.studies()]})

@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tuner.config.cluster import EXECUTORS, KUBERNETES, LOCAL, ClusterSpec, WorkerTable
+from tuner.config.cluster import EXECUTORS, KUBERNETES, LOCAL, RAY, ClusterSpec, WorkerTable
 from tuner.core.environment import person
 from tuner.core.errors import NotFoundError, UnavailableError, UsageError
 from tuner.executors import Executor, WorkerState
 from tuner.executors.kubernetes import KubernetesExecutor
 from tuner.executors.local import LocalExecutor
+from tuner.executors.ray import RayExecutor
 from tuner.executors.slurm import SlurmExecutor
 from tuner.ledger import ENDED, OPEN, Ledger, Reader, StudyRecord, launches
 from tuner.ledger.database import Addresses
@@ -82,6 +83,8 @@ def executor_of(
         )
     if name == KUBERNETES:
         return KubernetesExecutor(settings.kubernetes)
+    if name == RAY:
+        return RayExecutor(settings.ray)
     logs = Path(settings.slurm.logs or ".tuner/logs").resolve()
     return SlurmExecutor(settings.slurm, logs / str(study_id))
 

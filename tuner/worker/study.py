@@ -15,7 +15,6 @@ from tuner.core.environment import describe, identity
 from tuner.core.errors import ConnectionLostError, LeaseLost, UnavailableError
 from tuner.core.failpoints import reach
 from tuner.core.failures import workload_code
-from tuner.core.file_stores import FileStore
 from tuner.core.outcome import RUNNING
 from tuner.ledger import AttemptLease, Claim, Drawn, Entry, Ledger, StudyRecord, ranges
 from tuner.ledger.attempts import refused
@@ -28,7 +27,7 @@ from tuner.training.device import use_threads
 from tuner.training.trainer import ENDED, Event
 from tuner.training.trainer_choice import Choice, Trained
 from tuner.worker.attempt import Attempt, AttemptContext
-from tuner.worker.checkpoints import clear, sweep
+from tuner.worker.checkpoints import Sender, sweep
 from tuner.worker.commits import Commits
 from tuner.worker.exclusions import FAILURES
 from tuner.worker.lease_renewer import LeaseRenewer
@@ -55,7 +54,7 @@ class StudyWorker:
         study: StudyRecord,
         renewer: LeaseRenewer,
         *,
-        checkpoints: FileStore,
+        sender: Sender,
         spill: Path,
         prefixes: Sequence[str],
         stop: threading.Event,
@@ -84,7 +83,7 @@ class StudyWorker:
             ledger=ledger,
             commits=self._commits,
             study=study,
-            checkpoints=checkpoints,
+            sender=sender,
             spill=spill,
             worker=self._worker,
             trained=self._trained,
@@ -96,7 +95,7 @@ class StudyWorker:
         self._unreachable_until = -float("inf")  # the database; rows are spilled until then
         self._block = 1  # steps that take about LOOK_SECONDS
         self._probed = not study.spec.probe.enabled  # False: no trial is taken before
-        sweep(checkpoints, ledger, study)
+        sweep(sender.store, ledger, study)
         log.info("study joined", study=study.name, **settled)
 
     def _build(self, choice: Choice) -> None:
@@ -245,8 +244,12 @@ class StudyWorker:
         ]
         if entries:
             self._settle(entries, self._commits.commit_decisions(entries))
-        saving = any(one.checkpoint_due() for one in self._attempts.values())
+        saving = any(
+            one.checkpoint_due() or one.checkpoint_sent() for one in self._attempts.values()
+        )
         if (saving or time.monotonic() >= self._rows_due) and self._commit_rows():
+            for attempt in [one for one in self._attempts.values() if one.checkpoint_sent()]:
+                self._handle_lost_lease(attempt, attempt.record_checkpoint)
             for attempt in [one for one in self._attempts.values() if one.checkpoint_due()]:
                 self._handle_lost_lease(attempt, attempt.save_checkpoint)
 
@@ -437,13 +440,7 @@ class StudyWorker:
             metrics.LEASES_LOST.inc()
             attempt.log.warning(f"trial {attempt.number} of {self._name}: {refused(attempt.lease)}")
             return
-        clear(
-            self._context.checkpoints,
-            self._ledger,
-            self._context.study,
-            attempt.lease.trial_id,
-            attempt.number,
-        )
+        attempt.clear_checkpoints()
         why = "its study was deleted" if trial is None else str(trial.reason)
         attempt.log.warning(f"trial {attempt.number} of {self._name} is over: {why}")
 
