@@ -507,6 +507,73 @@ def extend(
     )
 
 
+@cli.command()
+@click.argument("name", type=StudyName())
+@click.argument("trial", type=click.IntRange(0))
+@click.option(
+    "--at",
+    required=True,
+    multiple=True,
+    type=click.IntRange(1),
+    metavar="HORIZON...",
+    help="Where the decays end, in the unit of the study's budget of a trial.",
+)
+@click.argument("more", nargs=-1, type=click.IntRange(1), metavar="")
+@click.option(
+    "--decay",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Share of the horizon that decays [the trial's own; 0.2 of a constant rate].",
+)
+@click.option(
+    "--shape",
+    type=click.Choice(["linear", "cosine", "1-sqrt"]),
+    help="Of the decay [the trial's own; 1-sqrt of a constant rate].",
+)
+@with_allow
+@with_reason
+@with_json
+def branch(
+    name: str,
+    trial: int,
+    at: tuple[int, ...],
+    more: tuple[int, ...],
+    decay: float | None,
+    shape: str | None,
+    prefixes: tuple[str, ...],
+    reason: str,
+    as_json: bool,
+) -> int:
+    """Train a TRIAL of the study NAME with a decay at each HORIZON, all from one stem.
+
+    The trial's schedule is constant or wsd. Each branch is bit by bit the trial that would have
+    been trained alone. Run it again after an interruption.
+    """
+    from tuner.operations import branch
+
+    ledger = context.open_ledger()
+    done = branch.branch(
+        ledger,
+        context.addresses(),
+        ledger.study(name),
+        trial,
+        at=(*at, *more),
+        decay=decay,
+        shape=shape,
+        prefixes=prefixes,
+        console=terminal.console(stderr=as_json),
+        reason=reason,
+    )
+    if as_json:
+        print_json(done.as_json())
+    else:
+        for one in done.branches:
+            terminal.echo(one.sentence)
+        terminal.echo(done.sentence)
+    return exit_code(
+        done.ended, completed=any(one.trial.state == "completed" for one in done.branches)
+    )
+
+
 def _print_confirmation(found: Confirmation) -> None:
     from rich.table import Table
 

@@ -263,6 +263,8 @@ def _print_probe(found: dict[str, Probe]) -> None:
             f"{key} {written(value)}" for key, value in one.params.items() if key.startswith(name)
         ]
         terminal.print_text(console, f"{name} with {', '.join(settings)}.")
+        if one.warmup is not None:
+            terminal.print_text(console, one.warmup.sentence(name, one.horizon))
     terminal.print_text(
         console,
         "The curvature, and the rate that it allows, are those at the initial weights. They are "
