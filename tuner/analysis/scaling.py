@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from scipy.special import logsumexp
-from scipy.stats import norm
+from scipy.special import logsumexp, ndtr
 
 LEVEL = 0.9
 WINDOW = math.log(8.0)
@@ -189,7 +188,7 @@ def _quantiles(
 ) -> tuple[float, float, float]:
     """Return the ends and the middle of the interval of a mixture of normal distributions."""
     grid = np.linspace((means - 6 * spreads).min(), (means + 6 * spreads).max(), 4001)
-    below = weight @ norm.cdf((grid[None] - means[:, None]) / spreads[:, None])
+    below = weight @ ndtr((grid[None] - means[:, None]) / spreads[:, None])
     tail = (1 - LEVEL) / 2
     low, middle, high = np.interp([tail, 0.5, 1 - tail], below, grid)
     return float(low), float(middle), float(high)
