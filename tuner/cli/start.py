@@ -21,7 +21,6 @@ from tuner.cli.base import (
     print_results,
 )
 from tuner.cli.options import with_allow, with_executor, with_json, with_set, with_yes
-from tuner.config import reading, written
 from tuner.core.errors import OutputError
 from tuner.operations import context
 from tuner.report import terminal
@@ -110,7 +109,7 @@ def run(
 
     Run it again after an interruption to resume the study.
     """
-    from tuner.config import cluster
+    from tuner.config import cluster, reading
     from tuner.operations import run
     from tuner.operations.workers import closed_in_words
 
@@ -183,6 +182,7 @@ def submit(
     as_json: bool,
 ) -> None:
     """Submit the study FILE to the database, for workers to train."""
+    from tuner.config import reading
     from tuner.operations import submit
     from tuner.training import shipping
     from tuner.training.programs import permission
@@ -220,6 +220,7 @@ def probe(file: Path, overrides: tuple[str, ...], prefixes: tuple[str, ...], as_
 
     For each optimizer, many rates train for a few steps from the same weights on the same batches.
     """
+    from tuner.config import reading
     from tuner.operations import probe
 
     spec = reading.load(file, overrides, context.project())
@@ -233,6 +234,8 @@ def probe(file: Path, overrides: tuple[str, ...], prefixes: tuple[str, ...], as_
 
 def _print_probe(found: dict[str, Probe]) -> None:
     from rich.table import Table
+
+    from tuner.config import written
 
     table = Table(box=None, pad_edge=False)
     for title in (
@@ -373,5 +376,7 @@ def scale(
 @with_json
 def schema(as_json: bool) -> None:
     """Print the JSON Schema of study files."""
+    from tuner.config import reading
+
     indent = None if as_json else 2
     terminal.echo(json.dumps(reading.json_schema(), indent=indent), lines=True)
