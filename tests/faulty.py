@@ -105,6 +105,34 @@ def on_ranks(trial):
     distributed.destroy_process_group()
 
 
+def learning_on_ranks(trial):
+    """Train a line on several ranks with the random numbers of each; leave each rank's state."""
+    distributed.init_process_group("gloo")
+    rank = distributed.get_rank()
+    Path(f"pid-{rank}").write_text(str(os.getpid()))
+    torch.manual_seed(trial.seed)
+    model = nn.parallel.DistributedDataParallel(nn.Linear(3, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1 * trial.lr, momentum=0.9)
+    torch.manual_seed(trial.seed + rank)
+    if saved := trial.checkpoint.load():
+        model.module.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+    for step in range(trial.first_step, trial.steps):
+        loss = (model(torch.rand(4, 3) * random.random() + np.random.rand()) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        trial.report(step, train_loss=loss)
+        optimizer.step()
+        trial.report(step + 1, val_loss=loss.detach())
+        trial.checkpoint.save(
+            {"model": model.module.state_dict(), "optimizer": optimizer.state_dict()}
+        )
+    momenta = [state["momentum_buffer"] for state in optimizer.state.values()]
+    drawn = torch.tensor([torch.rand(()), random.random(), np.random.rand()])
+    torch.save([*model.module.state_dict().values(), *momenta, drawn], f"state-{rank}.pt")
+    distributed.destroy_process_group()
+
+
 def dying(trial):
     """End rank 1 by a signal, while the others go on."""
     distributed.init_process_group("gloo")
