@@ -251,7 +251,7 @@ launches = Table(
     # an idempotency key: the engine's job is named by it, so it is found after a lost answer
     Column("key", String(32), primary_key=True),
     Column("study_id", ForeignKey(studies.c.id), nullable=False, index=True),
-    Column("executor", String(16), nullable=False),  # local, slurm, kubernetes
+    Column("executor", String(16), nullable=False),  # local, slurm, kubernetes, ray
     Column("workers", Integer, nullable=False),  # how many were asked for
     Column("handles", AS_JSON, nullable=False),  # of the workers; empty until the engine answered
     Column("os_user", String(NAME_LIMIT), nullable=False),
