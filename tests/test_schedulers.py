@@ -297,7 +297,7 @@ def test_a_tick_during_a_run_is_skipped_and_a_disabled_timetable_has_none(
 
 @pytest.mark.nightly
 def test_schedulers_killed_in_turn_lose_and_double_no_tick(shared: str, tmp_path: Path) -> None:
-    """Twelve ticks a minute; when two more have ended, a scheduler is killed, and another starts."""
+    """Twelve ticks a minute; after every two, a scheduler is killed and another started."""
     env = {"TUNER_DATABASE_URL": shared}
     (tmp_path / "study.toml").write_text(STUDY.replace('key_argument = "key"', ""))
     assert tuner(tmp_path, "run", "study.toml", env=env).code == 0

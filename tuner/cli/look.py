@@ -111,7 +111,9 @@ def _print_spend(found: dict[str, Any], *, as_json: bool) -> None:
     for kind in ("studies", "projects", "people"):
         terminal.echo(f"By {kind}:")
         for name, one in sorted(found[kind].items(), key=lambda pair: -pair[1]["seconds"]):
-            terminal.echo(f"  {name}: {ranking.spend_in_words(one)}")
+            best = found["best"].get(name) if kind == "studies" else None
+            value = f"; best {best['metric']} {best['value']:.4g}" if best else ""
+            terminal.echo(f"  {name}: {ranking.spend_in_words(one)}{value}")
     terminal.echo(f"Together: {ranking.spend_in_words(found['total'])}.")
 
 
