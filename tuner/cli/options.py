@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from tuner.config.cluster import EXECUTORS
+from tuner.core.executors import EXECUTORS
 from tuner.operations.context import PREFIXES, whole_name
 
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -24,7 +24,6 @@ from tuner.cli.options import (
     with_settings,
     with_yes,
 )
-from tuner.config import written
 from tuner.observability import logs
 from tuner.operations import context
 from tuner.report import terminal
@@ -342,6 +341,7 @@ def enqueue(
 
     Parameters that are left out are drawn by the sampler. The trial counts in the budget.
     """
+    from tuner.config import written
     from tuner.operations import enqueue
 
     added = enqueue.enqueue(

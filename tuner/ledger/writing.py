@@ -192,8 +192,8 @@ class Ledger(Attempts):
     def commit_once(self, together: Sequence[Entry]) -> Committed:
         """Commit entries of a study's trials, each whole or, where its lease is lost, not at all.
 
-        Rows that were committed before are dropped, and so is a report; only with an outcome may
-        there be an evaluation at step 0 that no row follows.
+        Rows and evaluations that were committed before are dropped, and so is a report. An
+        evaluation at the end of the committed rows comes with the next row, or with an outcome.
         """
         going_on = [entry.lease for entry in together if entry.outcome is None]
         ended_before: set[AttemptLease] = set()

@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tuner.config.cluster import EXECUTORS, KUBERNETES, LOCAL, RAY, ClusterSpec, WorkerTable
+from tuner.config.cluster import ClusterSpec, WorkerTable
 from tuner.core.environment import person
 from tuner.core.errors import NotFoundError, UnavailableError, UsageError
+from tuner.core.executors import EXECUTORS, KUBERNETES, LOCAL, RAY
 from tuner.executors import Executor, WorkerState
 from tuner.executors.kubernetes import KubernetesExecutor
 from tuner.executors.local import LocalExecutor

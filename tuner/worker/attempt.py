@@ -256,10 +256,13 @@ class Attempt:
     ) -> Entry:
         """Return all that is not committed, including what was spilled."""
         kept, kept_step = self._kept(outcome)
-        spilled = self._spill.read()
+        parts = [*filter(None, [self._spill.read()]), *self._measured]
+        chunk = curves.join(parts)
+        if outcome is None and not len(chunk.times):  # its evaluation waits for the next row
+            chunk = curves.empty(chunk.first_step)
         return Entry(
             lease=self.lease,
-            chunk=curves.join([*([spilled] if spilled else []), *self._measured]),
+            chunk=chunk,
             report=report,
             attrs=attrs or {},
             outcome=outcome,
@@ -291,8 +294,9 @@ class Attempt:
 
     def committed(self, entry: Entry) -> None:
         """Drop what is committed from what is to be committed."""
-        self._measured = []
-        self._spill.clear()
+        if entry.outcome or len(entry.chunk.times):
+            self._measured = []
+            self._spill.clear()
         if entry.report:
             self._reported.add(entry.report.step)
         if entry.outcome:
@@ -328,7 +332,7 @@ class Attempt:
     def spill(self) -> bool:
         """Spill rows into a file; return False if there is no space for them."""
         spilled, fresh = self._spill.read(), curves.join(self._measured)
-        if self._spill.add(fresh.after(spilled.next_step) if spilled else fresh):
+        if self._spill.add(fresh.after(spilled.next_step, evaluated=False) if spilled else fresh):
             metrics.CHUNKS_SPILLED.inc()
             self._measured = []
             return True
