@@ -23,8 +23,7 @@ from typing import TypeAlias
 
 import numpy as np
 from scipy.optimize import least_squares
-from scipy.special import logsumexp
-from scipy.stats import norm
+from scipy.special import logsumexp, ndtr, ndtri
 
 LEVEL = 0.9
 WINDOW = math.log(8.0)
@@ -306,7 +305,7 @@ def less_moved(one: Slope, other: Slope) -> float:
     Slopes are taken as normally distributed and independent.
     """
     rng = np.random.default_rng(0)
-    width = 2 * norm.ppf((1 + LEVEL) / 2)
+    width = 2 * ndtri((1 + LEVEL) / 2)
     draws = [rng.normal(each.mean, (each.high - each.low) / width, 20_000) for each in (one, other)]
     return float((np.abs(draws[0]) < np.abs(draws[1])).mean())
 
@@ -316,7 +315,7 @@ def _quantiles(
 ) -> tuple[float, float, float]:
     """Return the ends and the middle of the interval of a mixture of normal distributions."""
     grid = np.linspace((means - 6 * spreads).min(), (means + 6 * spreads).max(), 4001)
-    below = weight @ norm.cdf((grid[None] - means[:, None]) / spreads[:, None])
+    below = weight @ ndtr((grid[None] - means[:, None]) / spreads[:, None])
     tail = (1 - LEVEL) / 2
     low, middle, high = np.interp([tail, 0.5, 1 - tail], below, grid)
     return float(low), float(middle), float(high)
