@@ -1,12 +1,11 @@
 """A real Ray cluster on the loopback interface, in a process of its own: a head and nodes.
 
-A node has two CPUs and no GPU. All share a session folder, so a node that is removed takes along
-the folders that were sent with jobs.
+All nodes share a session folder, so one that is removed takes along the folders that were sent
+with jobs.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -55,12 +54,13 @@ class RayCluster:
 
 
 @contextmanager
-def ray_cluster(nodes: int, more: Mapping[str, str]) -> Iterator[RayCluster]:
-    """Start a cluster with so many nodes beside its head, which have these variables."""
+def ray_cluster(nodes: int, more: Mapping[str, str], cpus: int = 2) -> Iterator[RayCluster]:
+    """Start a cluster: a head, nodes with so many CPUs, and variables for all of them."""
     port = free_port()
-    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # sockets have short names
+    # paths of sockets are short
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
         process = subprocess.Popen(
-            [sys.executable, __file__, str(port)],
+            [sys.executable, __file__, str(port), str(cpus)],
             env={**os.environ, **ENVIRONMENT, **more, "RAY_TMPDIR": folder},
             cwd=folder,
             stdin=subprocess.PIPE,
@@ -85,7 +85,7 @@ def ray_cluster(nodes: int, more: Mapping[str, str]) -> Iterator[RayCluster]:
                     one.kill()
 
 
-def main(port: int) -> None:
+def main(port: int, cpus: int) -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # Ray prints
     from ray.cluster_utils import Cluster
@@ -99,7 +99,7 @@ def main(port: int) -> None:
     for line in sys.stdin:
         request, _, name = line.strip().partition(" ")
         if request == "add":
-            node = cluster.add_node(num_cpus=2, **HERE)
+            node = cluster.add_node(num_cpus=cpus, **HERE)
             nodes[node.node_id[:8]] = node
             answer = node.node_id[:8]
         else:
@@ -110,4 +110,4 @@ def main(port: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(json.loads(sys.argv[1])))
+    main(*map(int, sys.argv[1:]))

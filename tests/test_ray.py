@@ -22,7 +22,7 @@ from tuner.executors import WorkerState
 from tuner.executors.ray import RayExecutor
 from tuner.ledger.launches import Launch
 
-pytestmark = pytest.mark.integrations
+pytestmark = [pytest.mark.integrations, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +38,10 @@ def here(tmp_path: Path, cluster: Cluster, migrated: str, engine: RayCluster) ->
         url = through(cluster.database(migrated), port)
         more = {"TUNER_LEASE_SECONDS": "3", "TUNER_CHECKPOINTS": str(tmp_path / "checkpoints")}
         with team(tmp_path, cluster, url, **more, **ENVIRONMENT) as made:
-            factory = 'factory = "tests.workloads:paced_digits"\n'
-            slow = f'arguments = {{ slow = "{tmp_path}/slow" }}\n'
-            write_study(tmp_path, STUDY.replace(factory, factory + slow))
+            arguments = "[workload.arguments]\n"
+            write_study(
+                tmp_path, STUDY.replace(arguments, f'{arguments}slow = "{tmp_path}/slow"\n')
+            )
             (tmp_path / "cluster.toml").write_text(
                 "[worker]\ngrace_seconds = 10\n"
                 f'environment = {{ TUNER_SPILL = "{tmp_path}/spill" }}\n'
@@ -50,7 +51,6 @@ def here(tmp_path: Path, cluster: Cluster, migrated: str, engine: RayCluster) ->
             yield made
 
 
-@pytest.mark.timeout(900)
 def test_a_study_survives_what_is_lost(here: Team, engine: RayCluster) -> None:
     """Its workers reach the database through a pooler in transaction mode."""
     run = ("run", "study.toml", "--executor", "ray", "--workers", "3", "--no-report")
@@ -100,7 +100,8 @@ def launched(
 
 def test_code_goes_with_the_workers_over_a_client_connection(here: Team, engine: RayCluster):
     (here.folder / "shipped.py").write_text(
-        "from tests import workloads\n\n\ndef noisy():\n    return workloads.noisy()\n"
+        "from tests import workloads\nfrom tuner.training.workloads import Workload\n\n\n"
+        "def noisy() -> Workload:\n    return workloads.noisy()\n"
     )
     write_study(here.folder, factory='"shipped:noisy"', trials="4")
     (here.folder / "cluster.toml").write_text(
@@ -110,9 +111,9 @@ def test_code_goes_with_the_workers_over_a_client_connection(here: Team, engine:
     done = here.tuner(*run, TUNER_ALLOW="shipped tests.")
     assert done.code == 0, done.err
     here.assert_whole("small", 4)
-    hosts = here.rows("SELECT DISTINCT environment->>'launch' FROM tuner.tuner_attempts")
+    launches = here.rows("SELECT DISTINCT environment::json->>'launch' FROM tuner.tuner_attempts")
     listed = ask(here, "workers", "list", "small", "--ended")["workers"]
-    assert hosts == [(one["launch"],) for one in listed]
+    assert launches == [(one["launch"],) for one in listed]
 
 
 def test_states_and_logs_are_those_of_the_workers(
@@ -149,13 +150,12 @@ def test_states_and_logs_are_those_of_the_workers(
 
     # one that serves, and is stopped by another process
     serving = launched(executor, "3" * 12, 1, WorkerTable(grace_seconds=5), "--no-recorder")
-    log = ("worker started", serving.handles[0])
-    until(lambda: log[0] in executor.logs(serving, log[1]), "its start", 120, every=0.3)
-    assert are(serving, "running")()
+    until(are(serving, "running"), "its actor", 120, every=0.3)
+    (handle,) = serving.handles
+    until(lambda: "worker started" in executor.logs(serving, handle), "its start", 120, every=0.3)
     RayExecutor(RayTable(address=engine.address)).cancel(serving)
     until(are(serving, "ended"), "its end", 120, every=0.3)
-    assert "worker ended" in executor.logs(serving, serving.handles[0])
-    assert launched(executor, "4" * 12, 0, WorkerTable()).handles == ()
+    assert "worker ended" in executor.logs(serving, handle)
 
     # Ray is away, and has forgotten a worker
     gone = replace(serving, key="5" * 12, handles=(f"tuner-{'5' * 12}-0",))

@@ -206,6 +206,8 @@ def test_workers_go_on_while_the_controller_restarts(
     here: Team, engine: Slurm, undisturbed
 ) -> None:
     handles = started(here, 2)
+    listed = ask(here, "workers", "list", "digits")["workers"]
+    assert all(one["device"] and one["peak_memory_mib"] > 50 for one in listed), listed
     assert "worker started" in ask(here, "workers", "logs", "digits", handles[0])["log"]
     engine.stop("slurmctld")
     try:

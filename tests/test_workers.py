@@ -27,7 +27,7 @@ from tuner.ledger.projects import Project
 from tuner.ledger.tables import attempts
 from tuner.operations.context import acting
 from tuner.worker import work
-from tuner.worker.loop import StudySelector
+from tuner.worker.loop import StudySelector, idle_seconds
 
 # --- which study
 
@@ -140,6 +140,10 @@ def test_paused_studies_have_no_turn(ledger):
     managing.pause(ledger, submit(ledger, study={"name": "a"}))
     worker = StudySelector(ledger, (), lambda study: Taking(ledger, study, []))
     assert not worker.train_one_turn()
+
+
+def test_a_worker_looks_the_less_often_the_longer_it_has_found_nothing():
+    assert [idle_seconds(idle) for idle in (0.0, 4.0, 20.0, 50.0, 3600.0)] == [0.5, 0.5, 2, 5, 5]
 
 
 # --- what they leave to others

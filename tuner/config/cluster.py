@@ -18,9 +18,6 @@ from tuner.core.errors import StudyFileError
 
 FILE = "cluster.toml"
 """The settings file of the current folder, unless another one is named."""
-LOCAL, SLURM, KUBERNETES, RAY = "local", "slurm", "kubernetes", "ray"
-EXECUTORS = (LOCAL, SLURM, KUBERNETES, RAY)
-"""Where workers are started: as processes of this machine, or by an engine."""
 
 
 def _bytes(text: str) -> str:

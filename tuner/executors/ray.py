@@ -24,7 +24,7 @@ from tuner.ledger.launches import Launch
 
 CONNECT_SECONDS = 120.0
 """How long Ray may take to connect and to store the folder that goes with the workers."""
-REQUEST_SECONDS = 60.0
+REQUEST_SECONDS = 120.0
 VARIABLES = ("TUNER_", "MLFLOW_", "PG", "AWS_", "AZURE_", "GOOGLE_", "OMP_")
 """Beginnings of the names of the variables of this process that go to the workers."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -63,6 +63,7 @@ class AttemptContext:
     sender: Sender
     spill: Path
     worker: str  # its identity
+    environment: Callable[[], Mapping[str, Any]]  # as measured now
     trained: Trained
 
 
@@ -255,16 +256,20 @@ class Attempt:
     ) -> Entry:
         """Return all that is not committed, including what was spilled."""
         kept, kept_step = self._kept(outcome)
-        spilled = self._spill.read()
+        parts = [*filter(None, [self._spill.read()]), *self._measured]
+        chunk = curves.join(parts)
+        if outcome is None and not len(chunk.times):  # its evaluation waits for the next row
+            chunk = curves.empty(chunk.first_step)
         return Entry(
             lease=self.lease,
-            chunk=curves.join([*([spilled] if spilled else []), *self._measured]),
+            chunk=chunk,
             report=report,
             attrs=attrs or {},
             outcome=outcome,
             traceback=traceback,
             kept=kept,
             kept_step=kept_step,
+            environment=self._context.environment() if outcome else None,
         )
 
     def _kept(self, outcome: Outcome | None) -> tuple[CheckpointRecord | None, int | None]:
@@ -289,8 +294,9 @@ class Attempt:
 
     def committed(self, entry: Entry) -> None:
         """Drop what is committed from what is to be committed."""
-        self._measured = []
-        self._spill.clear()
+        if entry.outcome or len(entry.chunk.times):
+            self._measured = []
+            self._spill.clear()
         if entry.report:
             self._reported.add(entry.report.step)
         if entry.outcome:
@@ -326,7 +332,7 @@ class Attempt:
     def spill(self) -> bool:
         """Spill rows into a file; return False if there is no space for them."""
         spilled, fresh = self._spill.read(), curves.join(self._measured)
-        if self._spill.add(fresh.after(spilled.next_step) if spilled else fresh):
+        if self._spill.add(fresh.after(spilled.next_step, evaluated=False) if spilled else fresh):
             metrics.CHUNKS_SPILLED.inc()
             self._measured = []
             return True
@@ -337,7 +343,12 @@ class Attempt:
         if self.rows() is None:
             self.save_checkpoint()
         reach("leave.before_release")
-        self._ledger.release(self.lease, INTERRUPTED, "the worker was asked to stop")
+        self._ledger.release(
+            self.lease,
+            INTERRUPTED,
+            "the worker was asked to stop",
+            environment=self._context.environment(),
+        )
         self.log.info("trial left to the next worker", step=self._step)
 
     def release(self) -> None:
@@ -370,7 +381,9 @@ class Attempt:
 
     def _release(self, ending: str, reason: str, traceback: str | None = None) -> None:
         self._context.commits.retry_until_stopped(
-            lambda: self._ledger.release(self.lease, ending, reason, traceback)
+            lambda: self._ledger.release(
+                self.lease, ending, reason, traceback, environment=self._context.environment()
+            )
         )
 
     def _run_out_of_memory(self, traceback: str) -> Entry | None:
@@ -443,7 +456,10 @@ class Attempt:
         reach("checkpoint.renamed")
         try:
             replaced = self._ledger.save_checkpoint(
-                self.lease, record, kept_step=self._step_to_keep
+                self.lease,
+                record,
+                kept_step=self._step_to_keep,
+                environment=self._context.environment(),
             )
         except ConnectionLostError as error:  # the last and the next checkpoint suffice
             self.log.warning(f"a checkpoint is not recorded: {error}", step=record.step)

@@ -33,7 +33,10 @@ from tuner.worker.loading import PreparedWorkload
 from tuner.worker.rules import stop_if_failing
 from tuner.worker.study import StudyWorker
 
-IDLE_SECONDS = 0.5
+IDLE_SECONDS, MOST_IDLE_SECONDS = 0.5, 5.0
+"""Shortest and longest time between two looks for something to train."""
+IDLE_SHARE = 0.1
+"""A look follows the last one after this part of the time that nothing was found."""
 REAP_SECONDS = 1.0
 """How often lost attempts are reaped between trials."""
 STUDIES_SECONDS = 0.5
@@ -100,6 +103,7 @@ def work(
 
     selector = StudySelector(ledger, names, join, without, eager=bool(names) or until_idle)
     reaped_at = -float("inf")
+    idle_since: float | None = None
     with renewer.running(), metrics.expect_heartbeats("worker"), sender.running(stop):
         log.info("worker started", worker=identity(), studies=list(names) or "all that are open")
         while not stop.is_set():
@@ -108,17 +112,25 @@ def work(
                 renewer.reap()
                 reaped_at = time.monotonic()
             if selector.train_one_turn():
+                idle_since = None
                 continue
             reaped_at = -float("inf")  # lost attempts may be all that is left to train
             if stop.is_set() or selector.decide() or (race is not None and race()):
+                idle_since = None
                 continue
             idle = until_idle and not selector.has_running_trials()
             if selector.refused and (idle or selector.refuses_all()):
                 raise selector.refused[0]
             if idle:
                 break
-            stop.wait(IDLE_SECONDS)
+            idle_since = idle_since or time.monotonic()
+            stop.wait(idle_seconds(time.monotonic() - idle_since))
         log.info("worker ended", worker=identity(), stopped=stop.is_set())
+
+
+def idle_seconds(idle: float) -> float:
+    """Return the time until the next look of a worker that has found nothing for `idle` seconds."""
+    return min(max(IDLE_SECONDS, IDLE_SHARE * idle), MOST_IDLE_SECONDS)
 
 
 class StudySelector:

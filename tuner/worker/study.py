@@ -23,7 +23,7 @@ from tuner.observability.logs import logger
 from tuner.search import Decision, Judged, Search
 from tuner.training import out_of_memory, trainer_choice
 from tuner.training.branches import Branch, BranchPlan, fast_forward, same_schedule
-from tuner.training.device import use_threads
+from tuner.training.device import memory_of, name_of, use_threads
 from tuner.training.trainer import ENDED, Event
 from tuner.training.trainer_choice import Choice, Trained
 from tuner.worker.attempt import Attempt, AttemptContext
@@ -34,6 +34,7 @@ from tuner.worker.lease_renewer import LeaseRenewer
 from tuner.worker.loading import PreparedWorkload, load_workload
 from tuner.worker.probing import probed
 from tuner.worker.rules import Rules
+from tuner.worker.shipped import provide
 
 COMMIT_SECONDS = 1.0
 """How long measured rows may wait for their commit."""
@@ -68,12 +69,15 @@ class StudyWorker:
         self._stop = stop
         self._worker = identity()
         use_threads(study.threads)
+        if prepared is None:
+            provide(ledger, study, sender.store, spill.with_name("code"), prefixes)
         with workload_code():
             trained = load_workload(study, prefixes, prepared)
             settled = study.settled or ledger.settle(study.id, _settled(trained, study.spec))
             use_threads(settled["threads"])
             described = describe(study.spec.training.device) | {"settled": settled}
             self._environment = described | dict(about or {})
+            self._environment["device_name"] = name_of(study.spec.training.device)
             self._trained, self._spec = trained, study.spec
             self._build(trainer_choice.settled(settled))
         self._search = Search(study, ledger)
@@ -86,6 +90,7 @@ class StudyWorker:
             sender=sender,
             spill=spill,
             worker=self._worker,
+            environment=self._measured_environment,
             trained=self._trained,
         )
         self._attempts: dict[int, Attempt] = {}  # by the trial's number
@@ -101,6 +106,10 @@ class StudyWorker:
     def _build(self, choice: Choice) -> None:
         self._choice = choice
         self._trainer = trainer_choice.trainer_for(self._trained, self._spec, choice)
+
+    def _measured_environment(self) -> dict[str, Any]:
+        """Return the environment of attempts that begin or end now."""
+        return self._environment | memory_of(self._spec.training.device)
 
     def has_running_trials(self) -> bool:
         """Return whether any trial has a live attempt, or will have once a probe is done."""
@@ -144,7 +153,9 @@ class StudyWorker:
         if not self._probed:  # another worker holds the probe
             return False
         free = self._trainer.capacity - len(self._attempts)
-        claims = self._ledger.claim_together(self._id, self._worker, self._environment, free)
+        claims = self._ledger.claim_together(
+            self._id, self._worker, self._measured_environment(), free
+        )
         for claim in claims:
             self._attempts[claim.trial.number] = Attempt(self._context, self._trainer, claim)
             self._renewer.hold(claim.lease)
