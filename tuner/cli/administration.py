@@ -72,6 +72,12 @@ def config(
 )
 @click.option("--no-limits", is_flag=True, help="Remove both limits.")
 @click.option(
+    "--weight",
+    type=click.FloatRange(0, min_open=True),
+    metavar="W",
+    help="Share workers among projects in proportion to their weights, 1 by default.",
+)
+@click.option(
     "--shared/--not-shared",
     default=None,
     help="Whether anybody may change its studies; by default those who submitted them.",
@@ -83,16 +89,17 @@ def project(
     workers: int | None,
     steps_week: float | None,
     no_limits: bool,
+    weight: float | None,
     shared: bool | None,
     reason: str,
     as_json: bool,
 ) -> None:
-    """List the projects, or show the project NAME, or set its limits."""
+    """List the projects, or show the project NAME, or set its limits and weight."""
     from tuner.operations import projects
 
     ledger = context.open_ledger()
     if name is None:
-        if no_limits or (workers, steps_week, shared) != (None, None, None):
+        if no_limits or (workers, steps_week, weight, shared) != (None,) * 4:
             raise UsageError("name the project that is to be changed")
         found = projects.listed(ledger)
     else:
@@ -104,6 +111,7 @@ def project(
             steps_week=steps_week,
             no_limits=no_limits,
             shared=shared,
+            weight=weight,
             reason=reason,
         )
         found = [changed]

@@ -31,7 +31,7 @@ SECTIONS = {
     "Start": ("init", "examples", "run", "submit", "probe", "scale", "schema"),
     "Look": (
         "studies", "status", "history", "similar", "best", "ui", "report", "compare", "export",
-        "confirm", "extend", "rerun",
+        "confirm", "extend", "branch", "rerun",
     ),
     "Team": (
         "worker", "workers", "recorder", "enqueue", "retry", "pause", "resume", "stop",

@@ -140,7 +140,7 @@ def status(name: str, trial: int | None, as_json: bool) -> None:
     """Show the state of the study NAME: its trials, the best one, its workers."""
     from tuner.analysis import ranking
     from tuner.ledger.exclusions import Exclusion
-    from tuner.operations import history, status
+    from tuner.operations import history, status, workers
 
     ledger = context.open_ledger()
     study = ledger.study(name)
@@ -168,7 +168,9 @@ def status(name: str, trial: int | None, as_json: bool) -> None:
     for line in ranking.ranges_in_words(study):
         terminal.print_text(console, line)
     for one in found["workers"]:
-        terminal.print_text(console, f"trial {one['trial']} is trained by {one['worker']}")
+        machine = workers.machine_in_words(one)
+        by = f"{one['worker']} ({machine})" if machine else one["worker"]
+        terminal.print_text(console, f"trial {one['trial']} is trained by {by}")
     for one in found["silent"]:
         silent = f"trial {one['trial']} has measured nothing for {one['seconds']:.0f} s; "
         terminal.print_text(console, f"{silent}{one['worker']} may hang or be dead", style="bold")
@@ -509,6 +511,73 @@ def extend(
         terminal.echo(f"They are trials of {done.study.name!r}.")
     return exit_code(
         done.ended, completed=any(one.trial.state == "completed" for one in done.trials)
+    )
+
+
+@cli.command()
+@click.argument("name", type=StudyName())
+@click.argument("trial", type=click.IntRange(0))
+@click.option(
+    "--at",
+    required=True,
+    multiple=True,
+    type=click.IntRange(1),
+    metavar="HORIZON...",
+    help="Where the decays end, in the unit of the study's budget of a trial.",
+)
+@click.argument("more", nargs=-1, type=click.IntRange(1), metavar="")
+@click.option(
+    "--decay",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Share of the horizon that decays [the trial's own; 0.2 of a constant rate].",
+)
+@click.option(
+    "--shape",
+    type=click.Choice(["linear", "cosine", "1-sqrt"]),
+    help="Of the decay [the trial's own; 1-sqrt of a constant rate].",
+)
+@with_allow
+@with_reason
+@with_json
+def branch(
+    name: str,
+    trial: int,
+    at: tuple[int, ...],
+    more: tuple[int, ...],
+    decay: float | None,
+    shape: str | None,
+    prefixes: tuple[str, ...],
+    reason: str,
+    as_json: bool,
+) -> int:
+    """Train a TRIAL of the study NAME with a decay at each HORIZON, all from one stem.
+
+    The trial's schedule is constant or wsd. Each branch is bit by bit the trial that would have
+    been trained alone. Run it again after an interruption.
+    """
+    from tuner.operations import branch
+
+    ledger = context.open_ledger()
+    done = branch.branch(
+        ledger,
+        context.addresses(),
+        ledger.study(name),
+        trial,
+        at=(*at, *more),
+        decay=decay,
+        shape=shape,
+        prefixes=prefixes,
+        console=terminal.console(stderr=as_json),
+        reason=reason,
+    )
+    if as_json:
+        print_json(done.as_json())
+    else:
+        for one in done.branches:
+            terminal.echo(one.sentence)
+        terminal.echo(done.sentence)
+    return exit_code(
+        done.ended, completed=any(one.trial.state == "completed" for one in done.branches)
     )
 
 

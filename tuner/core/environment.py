@@ -9,6 +9,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -114,6 +115,26 @@ def describe(device: str) -> dict[str, Any]:
         "git_commit": commit,
         "git_dirty": dirty,
     }
+
+
+@functools.cache
+def processor() -> str:
+    """Return the model of this machine's processor, where the system says it."""
+    info = Path("/proc/cpuinfo")
+    known = info.read_text() if info.exists() else ""
+    found = re.search(r"^model name\s*:\s*(.+)$", known, re.MULTILINE)
+    name = found[1] if found else platform.processor() or platform.machine()
+    return name.strip()[:NAME_LIMIT]
+
+
+def peak_memory() -> int | None:
+    """Return the most bytes of memory that this process has had at a time, if that is known."""
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
 
 
 def _commit() -> tuple[str | None, bool | None]:

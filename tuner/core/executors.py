@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-LOCAL, SLURM, KUBERNETES = "local", "slurm", "kubernetes"
-EXECUTORS = (LOCAL, SLURM, KUBERNETES)
+LOCAL, SLURM, KUBERNETES, RAY = "local", "slurm", "kubernetes", "ray"
+EXECUTORS = (LOCAL, SLURM, KUBERNETES, RAY)
 """Where workers are started: as processes of this machine, or by an engine."""
