@@ -90,7 +90,8 @@ def test_the_page_has_an_example_of_a_space_and_the_default_space() -> None:
 
 RATES = {
     "sgd": 0.5, "adam": 3e-3, "adamw": 3e-3, "nadam": 3e-3, "rmsprop": 1e-3, "adagrad": 0.03,
-    "lion": 1e-3,
+    "lion": 1e-3, "muon": 3e-3, "schedule_free_sgd": 1.0, "schedule_free_adamw": 0.01,
+    "prodigy": 10.0, "dog": 10.0,
 }  # fmt: skip
 
 

@@ -75,8 +75,8 @@ def test_every_optimizer(model):
         assert_close(found[number], expected[number])
 
 
-def test_every_optimizer_has_its_update():
-    assert list(ROW_OPTIMIZERS) == list(OPTIMIZERS)
+def test_every_optimizer_but_muon_has_its_update():
+    assert list(ROW_OPTIMIZERS) == [name for name in OPTIMIZERS if name != "muon"]
 
 
 LOSSES = {

@@ -20,12 +20,14 @@ from tuner.core.environment import identity
 from tuner.core.errors import WorkloadError
 from tuner.executors import WorkerState
 from tuner.executors.local import LocalExecutor
-from tuner.ledger import Ledger, StudyRecord, managing
+from tuner.ledger import Ledger, StudyRecord, managing, projects
 from tuner.ledger.database import Addresses
 from tuner.ledger.launches import Launch
+from tuner.ledger.projects import Project
 from tuner.ledger.tables import attempts
+from tuner.operations.context import acting
 from tuner.worker import work
-from tuner.worker.loop import StudySelector
+from tuner.worker.loop import StudySelector, idle_seconds
 
 # --- which study
 
@@ -60,6 +62,23 @@ def test_studies_have_workers_in_proportion_to_their_weights(ledger, weights, sh
         submit(ledger, study={"name": name}, budget={"trials": 100, "weight": weight})
     taken: list[str] = []
     for _ in range(12):  # as many workers, one after the other, each busy for good
+        worker = StudySelector(ledger, (), lambda study: Taking(ledger, study, taken))
+        assert worker.train_one_turn()
+    assert Counter(taken) == shares
+
+
+@pytest.mark.parametrize(
+    ("weight", "shares"),
+    [(1.0, {"a": 6, "vision/b": 4, "vision/c": 2}), (3.0, {"a": 3, "vision/b": 6, "vision/c": 3})],
+)
+def test_projects_have_workers_by_their_weights_and_share_them_among_their_studies(
+    ledger, weight, shares
+):
+    projects.put(ledger, Project(name="vision", weight=weight), acting())
+    for name, own in (("a", 1.0), ("vision/b", 2.0), ("vision/c", 1.0)):
+        submit(ledger, study={"name": name}, budget={"trials": 100, "weight": own})
+    taken: list[str] = []
+    for _ in range(12):
         worker = StudySelector(ledger, (), lambda study: Taking(ledger, study, taken))
         assert worker.train_one_turn()
     assert Counter(taken) == shares
@@ -121,6 +140,10 @@ def test_paused_studies_have_no_turn(ledger):
     managing.pause(ledger, submit(ledger, study={"name": "a"}))
     worker = StudySelector(ledger, (), lambda study: Taking(ledger, study, []))
     assert not worker.train_one_turn()
+
+
+def test_a_worker_looks_the_less_often_the_longer_it_has_found_nothing():
+    assert [idle_seconds(idle) for idle in (0.0, 4.0, 20.0, 50.0, 3600.0)] == [0.5, 0.5, 2, 5, 5]
 
 
 # --- what they leave to others

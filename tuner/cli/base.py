@@ -8,9 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
-from tuner.analysis import ranking
 from tuner.core.environment import DISTRIBUTION
 from tuner.core.errors import UnavailableError
 from tuner.core.outcome import COMPLETED
@@ -19,6 +17,8 @@ from tuner.operations import context
 from tuner.report import terminal
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from tuner.ledger import Ledger, Reader, StudyRecord
     from tuner.operations.ownership import Ask
     from tuner.operations.run import Ended
@@ -31,7 +31,7 @@ SECTIONS = {
     "Start": ("init", "examples", "run", "submit", "probe", "scale", "schema"),
     "Look": (
         "studies", "status", "history", "similar", "best", "ui", "report", "compare", "export",
-        "confirm", "extend", "rerun",
+        "confirm", "extend", "branch", "rerun",
     ),
     "Team": (
         "worker", "workers", "recorder", "enqueue", "retry", "pause", "resume", "stop",
@@ -77,6 +77,7 @@ def print_results(
 
     If the ends of trials were `reported` already, rank completed trials only.
     """
+    from tuner.analysis import ranking
     from tuner.analysis.evidence import Assessor
     from tuner.core.curves import empty
     from tuner.report import tables

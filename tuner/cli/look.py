@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tuner.analysis import ranking
 from tuner.cli.base import (
     EXIT_NOTHING_COMPLETED,
     cli,
@@ -19,7 +18,6 @@ from tuner.cli.base import (
     print_results,
 )
 from tuner.cli.options import StudyName, with_allow, with_json, with_reason
-from tuner.config import written
 from tuner.core.text import ago
 from tuner.operations import context
 from tuner.report import terminal
@@ -65,6 +63,7 @@ def studies(
     as_json: bool,
 ) -> None:
     """List the studies of this database, those of a project, or of a user, last active first."""
+    from tuner.analysis import ranking
     from tuner.operations import spend, studies
 
     ledger = context.open_ledger()
@@ -104,6 +103,8 @@ def studies(
 
 
 def _print_spend(found: dict[str, Any], *, as_json: bool) -> None:
+    from tuner.analysis import ranking
+
     if as_json:
         print_json({"spend": found})
         return
@@ -137,8 +138,9 @@ def history(name: str, as_json: bool) -> None:
 @with_json
 def status(name: str, trial: int | None, as_json: bool) -> None:
     """Show the state of the study NAME: its trials, the best one, its workers."""
+    from tuner.analysis import ranking
     from tuner.ledger.exclusions import Exclusion
-    from tuner.operations import history, status
+    from tuner.operations import history, status, workers
 
     ledger = context.open_ledger()
     study = ledger.study(name)
@@ -166,7 +168,9 @@ def status(name: str, trial: int | None, as_json: bool) -> None:
     for line in ranking.ranges_in_words(study):
         terminal.print_text(console, line)
     for one in found["workers"]:
-        terminal.print_text(console, f"trial {one['trial']} is trained by {one['worker']}")
+        machine = workers.machine_in_words(one)
+        by = f"{one['worker']} ({machine})" if machine else one["worker"]
+        terminal.print_text(console, f"trial {one['trial']} is trained by {by}")
     for one in found["silent"]:
         silent = f"trial {one['trial']} has measured nothing for {one['seconds']:.0f} s; "
         terminal.print_text(console, f"{silent}{one['worker']} may hang or be dead", style="bold")
@@ -203,6 +207,8 @@ def similar(name: str, as_json: bool) -> None:
 
 
 def _print_trial(found: dict[str, Any], *, as_json: bool) -> None:
+    from tuner.config import written
+
     if as_json:
         print_json(found)
         return
@@ -225,12 +231,14 @@ def _print_pages(ledger: Reader, study: StudyRecord) -> None:
     """Print the pages of the UI, if one is running; an unreachable MLflow is no error."""
     from tuner.core.errors import UnavailableError
     from tuner.ledger.publications import Publications
-    from tuner.operations import links, ui
+    from tuner.operations import ui
 
     run_id, _ = Publications(ledger.engine, "mlflow").study(study.id)
     places = context.addresses()
     if run_id is None or not ui.shows(places, run_id):
         return
+    from tuner.operations import links  # imports MLflow
+
     try:
         found = links.pages(ledger, study, places)
     except UnavailableError as error:
@@ -246,6 +254,7 @@ def _print_pages(ledger: Reader, study: StudyRecord) -> None:
 @with_json
 def best(name: str, opened: bool, as_json: bool) -> int:
     """Show the best trial of the study NAME, or its front if it has several objectives."""
+    from tuner.analysis import ranking
     from tuner.operations import best
 
     ledger = context.open_ledger()
@@ -505,8 +514,77 @@ def extend(
     )
 
 
+@cli.command()
+@click.argument("name", type=StudyName())
+@click.argument("trial", type=click.IntRange(0))
+@click.option(
+    "--at",
+    required=True,
+    multiple=True,
+    type=click.IntRange(1),
+    metavar="HORIZON...",
+    help="Where the decays end, in the unit of the study's budget of a trial.",
+)
+@click.argument("more", nargs=-1, type=click.IntRange(1), metavar="")
+@click.option(
+    "--decay",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Share of the horizon that decays [the trial's own; 0.2 of a constant rate].",
+)
+@click.option(
+    "--shape",
+    type=click.Choice(["linear", "cosine", "1-sqrt"]),
+    help="Of the decay [the trial's own; 1-sqrt of a constant rate].",
+)
+@with_allow
+@with_reason
+@with_json
+def branch(
+    name: str,
+    trial: int,
+    at: tuple[int, ...],
+    more: tuple[int, ...],
+    decay: float | None,
+    shape: str | None,
+    prefixes: tuple[str, ...],
+    reason: str,
+    as_json: bool,
+) -> int:
+    """Train a TRIAL of the study NAME with a decay at each HORIZON, all from one stem.
+
+    The trial's schedule is constant or wsd. Each branch is bit by bit the trial that would have
+    been trained alone. Run it again after an interruption.
+    """
+    from tuner.operations import branch
+
+    ledger = context.open_ledger()
+    done = branch.branch(
+        ledger,
+        context.addresses(),
+        ledger.study(name),
+        trial,
+        at=(*at, *more),
+        decay=decay,
+        shape=shape,
+        prefixes=prefixes,
+        console=terminal.console(stderr=as_json),
+        reason=reason,
+    )
+    if as_json:
+        print_json(done.as_json())
+    else:
+        for one in done.branches:
+            terminal.echo(one.sentence)
+        terminal.echo(done.sentence)
+    return exit_code(
+        done.ended, completed=any(one.trial.state == "completed" for one in done.branches)
+    )
+
+
 def _print_confirmation(found: Confirmation) -> None:
     from rich.table import Table
+
+    from tuner.analysis import ranking
 
     table = Table(box=None, pad_edge=False)
     for title in ("trial", "parameters", "found", "mean", "seeds"):

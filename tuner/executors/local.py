@@ -40,7 +40,8 @@ class LocalExecutor:
         parent = ["--parent", str(os.getpid())] if self._end_with_this else []
         command = starting.command(key, resources, [*parent, *arguments])
         return tuple(
-            self._start(command, resources, self._log(key, index)) for index in range(workers)
+            self._start([*command, "--index", str(index)], resources, self._log(key, index))
+            for index in range(workers)
         )
 
     def _start(self, command: Sequence[str], resources: WorkerTable, file: Path) -> str:

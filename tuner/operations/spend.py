@@ -8,9 +8,7 @@ from typing import Any
 
 from tuner.ledger import Reader, StudyRecord
 from tuner.ledger.spending import Spend, spending
-
-UNKNOWN = "unknown"
-"""Who submitted a study of an earlier version of tuner."""
+from tuner.ledger.study_totals import UNKNOWN
 
 
 def of_listed(ledger: Reader, listed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from tuner.ledger.events import Event
 from tuner.ledger.publications import Publications
 from tuner.ledger.summaries import Summary, last_activity, summaries
 from tuner.operations import best, history, spend
+from tuner.operations.workers import machine
 
 NO_CHANGES = (
     events.SUBMITTED, events.DELETED, events.RETRAINED, *events.REMARKS
@@ -110,7 +111,10 @@ def _status(study: StudyRecord, summary: Summary) -> dict[str, Any]:
         "metric": study.spec.study.metric,
         "best": None if summary.best is None else summary.best.as_json(),
         "probe": _probe(study, summary.probe or {}),
-        "workers": [{"worker": worker, "trial": number} for worker, number in summary.workers],
+        "workers": [
+            {"worker": worker, "trial": number} | machine(environment)
+            for worker, number, environment in summary.workers
+        ],
         "silent": [asdict(one) for one in summary.silent],
         "left_alone": [asdict(one) for one in summary.excluded],
     }

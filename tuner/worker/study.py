@@ -15,7 +15,6 @@ from tuner.core.environment import describe, identity
 from tuner.core.errors import ConnectionLostError, LeaseLost, UnavailableError
 from tuner.core.failpoints import reach
 from tuner.core.failures import workload_code
-from tuner.core.file_stores import FileStore
 from tuner.core.outcome import RUNNING
 from tuner.ledger import AttemptLease, Claim, Drawn, Entry, Ledger, StudyRecord, ranges
 from tuner.ledger.attempts import refused
@@ -24,17 +23,18 @@ from tuner.observability.logs import logger
 from tuner.search import Decision, Judged, Search
 from tuner.training import out_of_memory, trainer_choice
 from tuner.training.branches import Branch, BranchPlan, fast_forward, same_schedule
-from tuner.training.device import use_threads
+from tuner.training.device import memory_of, name_of, use_threads
 from tuner.training.trainer import ENDED, Event
 from tuner.training.trainer_choice import Choice, Trained
 from tuner.worker.attempt import Attempt, AttemptContext
-from tuner.worker.checkpoints import clear, sweep
+from tuner.worker.checkpoints import Sender, sweep
 from tuner.worker.commits import Commits
 from tuner.worker.exclusions import FAILURES
 from tuner.worker.lease_renewer import LeaseRenewer
 from tuner.worker.loading import PreparedWorkload, load_workload
 from tuner.worker.probing import probed
 from tuner.worker.rules import Rules
+from tuner.worker.shipped import provide
 
 COMMIT_SECONDS = 1.0
 """How long measured rows may wait for their commit."""
@@ -55,7 +55,7 @@ class StudyWorker:
         study: StudyRecord,
         renewer: LeaseRenewer,
         *,
-        checkpoints: FileStore,
+        sender: Sender,
         spill: Path,
         prefixes: Sequence[str],
         stop: threading.Event,
@@ -69,12 +69,15 @@ class StudyWorker:
         self._stop = stop
         self._worker = identity()
         use_threads(study.threads)
+        if prepared is None:
+            provide(ledger, study, sender.store, spill.with_name("code"), prefixes)
         with workload_code():
             trained = load_workload(study, prefixes, prepared)
             settled = study.settled or ledger.settle(study.id, _settled(trained, study.spec))
             use_threads(settled["threads"])
             described = describe(study.spec.training.device) | {"settled": settled}
             self._environment = described | dict(about or {})
+            self._environment["device_name"] = name_of(study.spec.training.device)
             self._trained, self._spec = trained, study.spec
             self._build(trainer_choice.settled(settled))
         self._search = Search(study, ledger)
@@ -84,9 +87,10 @@ class StudyWorker:
             ledger=ledger,
             commits=self._commits,
             study=study,
-            checkpoints=checkpoints,
+            sender=sender,
             spill=spill,
             worker=self._worker,
+            environment=self._measured_environment,
             trained=self._trained,
         )
         self._attempts: dict[int, Attempt] = {}  # by the trial's number
@@ -96,12 +100,16 @@ class StudyWorker:
         self._unreachable_until = -float("inf")  # the database; rows are spilled until then
         self._block = 1  # steps that take about LOOK_SECONDS
         self._probed = not study.spec.probe.enabled  # False: no trial is taken before
-        sweep(checkpoints, ledger, study)
+        sweep(sender.store, ledger, study)
         log.info("study joined", study=study.name, **settled)
 
     def _build(self, choice: Choice) -> None:
         self._choice = choice
         self._trainer = trainer_choice.trainer_for(self._trained, self._spec, choice)
+
+    def _measured_environment(self) -> dict[str, Any]:
+        """Return the environment of attempts that begin or end now."""
+        return self._environment | memory_of(self._spec.training.device)
 
     def has_running_trials(self) -> bool:
         """Return whether any trial has a live attempt, or will have once a probe is done."""
@@ -145,7 +153,9 @@ class StudyWorker:
         if not self._probed:  # another worker holds the probe
             return False
         free = self._trainer.capacity - len(self._attempts)
-        claims = self._ledger.claim_together(self._id, self._worker, self._environment, free)
+        claims = self._ledger.claim_together(
+            self._id, self._worker, self._measured_environment(), free
+        )
         for claim in claims:
             self._attempts[claim.trial.number] = Attempt(self._context, self._trainer, claim)
             self._renewer.hold(claim.lease)
@@ -245,8 +255,12 @@ class StudyWorker:
         ]
         if entries:
             self._settle(entries, self._commits.commit_decisions(entries))
-        saving = any(one.checkpoint_due() for one in self._attempts.values())
+        saving = any(
+            one.checkpoint_due() or one.checkpoint_sent() for one in self._attempts.values()
+        )
         if (saving or time.monotonic() >= self._rows_due) and self._commit_rows():
+            for attempt in [one for one in self._attempts.values() if one.checkpoint_sent()]:
+                self._handle_lost_lease(attempt, attempt.record_checkpoint)
             for attempt in [one for one in self._attempts.values() if one.checkpoint_due()]:
                 self._handle_lost_lease(attempt, attempt.save_checkpoint)
 
@@ -437,13 +451,7 @@ class StudyWorker:
             metrics.LEASES_LOST.inc()
             attempt.log.warning(f"trial {attempt.number} of {self._name}: {refused(attempt.lease)}")
             return
-        clear(
-            self._context.checkpoints,
-            self._ledger,
-            self._context.study,
-            attempt.lease.trial_id,
-            attempt.number,
-        )
+        attempt.clear_checkpoints()
         why = "its study was deleted" if trial is None else str(trial.reason)
         attempt.log.warning(f"trial {attempt.number} of {self._name} is over: {why}")
 

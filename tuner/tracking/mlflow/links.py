@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from urllib.parse import quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import quote, urlencode
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -14,12 +14,16 @@ from sqlalchemy import Engine
 
 from tuner.core.errors import UnavailableError
 from tuner.ledger import StudyRecord
-from tuner.ledger.database import Addresses, tracking_client, tracking_reached, without_password
+from tuner.ledger.database import (
+    Addresses,
+    tracking_client,
+    tracking_reached,
+    ui_address,
+    without_password,
+)
 from tuner.ledger.publications import Publications
 from tuner.tracking.mlflow.views import is_known
 
-UI = "http://127.0.0.1:5000"
-"""Where `tuner ui` serves MLflow's UI, unless a tracking server does."""
 SIDE = "workflowType=machine_learning"
 """Opens the UI on training runs, whatever the browser showed last."""
 
@@ -115,12 +119,3 @@ def experiment_of(client: MlflowClient, run_id: str) -> str:
             f"MLflow at {without_password(client.tracking_uri)} does not have the study's runs; "
             "set MLFLOW_TRACKING_URI to the address of the MLflow that they were published to"
         ) from error
-
-
-def ui_address(tracking: str) -> str:
-    """Return the address of the tracking server without a password, else that of `tuner ui`."""
-    if not tracking.startswith(("http:", "https:")):
-        return UI
-    parts = urlsplit(tracking)
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))

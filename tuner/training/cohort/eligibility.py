@@ -22,6 +22,7 @@ from tuner.training.cohort import dropout
 from tuner.training.cohort.layers import DenseStack, chain_of
 from tuner.training.cohort.layout import Block, Layout, Own, Part, Stack
 from tuner.training.cohort.losses import loss_of
+from tuner.training.cohort.optimizers import OF_WHOLE_ROWS
 from tuner.training.cohort.structure import Example, UnlikeError, differences, numbers_of
 from tuner.training.cohort.vmapped import VmapStack
 from tuner.training.workloads import Workload, seeded
@@ -181,6 +182,7 @@ def plan(
             example = _example(workload, other)
             stack = _stack(workload, rows, settings.precision, example)
             parts = stack.layout.parts(_multipliers(workload))
+            _refuse_parts(parts, spec)
             made = Plan(
                 stack=stack,
                 sizes=(),
@@ -210,6 +212,7 @@ def _refused(spec: StudySpec, settings: TrialSettings) -> str:
         f"a train function ({spec.workload.train}), whose loop is its own": spec.workload.train,
         'precision = "float16", whose scale is a trial\'s own': settings.precision == "float16",
         f"accumulate = {settings.accumulate}": settings.accumulate > 1,
+        "muon, which rounds to bfloat16": any(one.name == "muon" for one in spec.space.optimizer),
         "[training] seconds, which would depend on the other trials": (
             spec.training.seconds is not None
         ),
@@ -259,6 +262,16 @@ def _multipliers(workload: Workload) -> list[float | None]:
         workload.multiplier_of(name) if parameter.requires_grad else None
         for name, parameter in _model(workload, 0).named_parameters()
     ]
+
+
+def _refuse_parts(parts: Sequence[Part], spec: StudySpec) -> None:
+    """Raise `NotStackableError` if an optimizer of the study does not train parts of a row."""
+    whole = {one.name for one in spec.space.optimizer} & OF_WHOLE_ROWS
+    if whole and any(part.multiplier != 1.0 for part in parts):
+        raise NotStackableError(
+            f"trials cannot be trained together with {min(whole)} and frozen parameters or "
+            "multipliers of the rate: its steps depend on all parameters"
+        )
 
 
 def _compare(plan: Plan, workloads: Sequence[Workload], rows: int) -> None:

@@ -207,7 +207,9 @@ class CohortTrainer:
                         average.add_(branch.block.rows[branch.place], alpha=1.0 / plan.steps)
             if plan.averaged:
                 for average, branch in zip(averages, branches, strict=True):
-                    branch.block.rows[branch.place] = average
+                    # an optimizer that averages by itself has the better average
+                    if optimizers.averaged(branch.optimizer) is None:
+                        branch.block.rows[branch.place] = average
             self._evaluate(_training(branches))
         return [
             self._branch(member, branch) for member, branch in zip(members, branches, strict=True)
@@ -405,6 +407,9 @@ class CohortTrainer:
             if fresh:
                 eligibility.write_model(block, place, model, self._plan.stack.layout)
         block.assign(place, own)
+        row, gradient = block.rows[place], block.gradients[place]
+        optimizer = optimizers.make(task.params, row, gradient, self._plan.parts)
+        averages = self._spec.training.ema is not None and optimizers.averaged(optimizer) is None
         rates = rate_source(task.params, settings.steps, self._spec.study.direction)
         baseline = workload.baseline_loss
         guard = GuardMonitor(self._spec, settings, task.params, rates, baseline)
@@ -412,9 +417,7 @@ class CohortTrainer:
             task=task,
             block=block,
             place=place,
-            optimizer=optimizers.make(
-                task.params, block.rows[place], block.gradients[place], self._plan.parts
-            ),
+            optimizer=optimizer,
             order=BatchOrder(task.seed, len(self._workload.train_inputs), settings.batch_size),
             rate_source=rates,
             guard=guard,
@@ -423,7 +426,7 @@ class CohortTrainer:
             clip_norm=_clip_norm(task, self._settings.clip_norm),
             own=own,
             metrics=workload.metrics,
-            average=None if self._spec.training.ema is None else block.rows[place].clone(),
+            average=row.clone() if averages else None,
         )
 
     def _restore(self, member: Member, state: dict[str, Any]) -> None:
