@@ -20,7 +20,7 @@ from tuner.analysis import ranking
 from tuner.config import ParameterValue, StudySpec, building, cluster, reading
 from tuner.config.building import Budget
 from tuner.config.cluster import ClusterSpec
-from tuner.core import startup
+from tuner.core import executors, startup
 from tuner.core.errors import UnavailableError, UsageError
 from tuner.ledger import Ledger, StudyRecord
 from tuner.ledger.database import Addresses
@@ -51,7 +51,7 @@ def run(
     progress: bool = True,
     yes: bool = False,
     workers: int = 1,
-    executor: str = cluster.LOCAL,
+    executor: str = executors.LOCAL,
     settings: Settings = None,
 ) -> Study:
     """Submit a study file, train its trials in this process, and return the study.
@@ -316,7 +316,7 @@ class Study:
         self,
         *,
         workers: int = 1,
-        executor: str = cluster.LOCAL,
+        executor: str = executors.LOCAL,
         settings: Settings = None,
         allow: Sequence[str] | None = None,
         progress: bool = True,
@@ -369,7 +369,7 @@ class Study:
         self,
         workers: int = 1,
         *,
-        executor: str = cluster.LOCAL,
+        executor: str = executors.LOCAL,
         settings: Settings = None,
         allow: Sequence[str] | None = None,
         recorder: bool = True,

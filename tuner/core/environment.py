@@ -130,7 +130,7 @@ def processor() -> str:
 def peak_memory() -> int | None:
     """Return the most bytes of memory that this process has had at a time, if that is known."""
     try:
-        import resource  # noqa: PLC0415 - not on Windows
+        import resource  # not on Windows
     except ImportError:
         return None
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
