@@ -152,20 +152,28 @@ class Reader:
             found = map(unreadable_study_of, tx.execute(select(studies).order_by(studies.c.id)))
             return [one for one in found if one is not None]
 
-    @retry_on_disconnect
     def unreadable_trials(self, study_id: int) -> list[tuple[int | None, str]]:
         """Read why trials of a study cannot be read, each with its number if it has one."""
-        found: list[tuple[int | None, str]] = []
+        return self.sorted_trials(study_id)[1]
+
+    @retry_on_disconnect
+    def sorted_trials(
+        self, study_id: int
+    ) -> tuple[list[TrialRecord], list[tuple[int | None, str]]]:
+        """Read the trials of a study in order, and why others, of these numbers, cannot be read."""
+        found: list[TrialRecord] = []
+        unreadable: list[tuple[int | None, str]] = []
+        here = trials.c.study_id == study_id
         with self._reading() as tx:
-            rows = tx.execute(select(trials).where(trials.c.study_id == study_id))
-            read = _trial_reader(tx, _reports(tx, trials.c.study_id == study_id))
-            for row in rows.all():
-                number = row.number if is_count(row.number) else None
+            rows = tx.execute(select(trials).where(here).order_by(trials.c.number)).all()
+            read = _trial_reader(tx, _reports(tx, here))
+            for row in rows:
                 try:
-                    read(row)
+                    found.append(read(row))
                 except UnreadableError as error:
-                    found.append((number, str(error)))
-        return found
+                    number = row.number if is_count(row.number) else None
+                    unreadable.append((number, str(error)))
+        return found, unreadable
 
     @retry_on_disconnect
     def unreadable_rows(self, study_id: int) -> list[tuple[int | None, str]]:

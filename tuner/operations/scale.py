@@ -565,8 +565,8 @@ def _critical_batch_size(
             found[size] = fastest
     if len(found) < 3:
         return None
-    size = batches.critical_batch_size(list(found), list(found.values()))
-    return Critical(size=size, loss=loss, steps=found)
+    rows = batches.critical_batch_size(list(found), list(found.values()))
+    return Critical(size=rows, loss=loss, steps=found)
 
 
 def _rules(
