@@ -342,7 +342,7 @@ def scale(
     """
     from tuner.operations import scale
 
-    each = {"": overrides}
+    each = {"": list(overrides)}
     if compared is not None:
         each = scale.variants(compared, overrides, file)
     found = scale.compare(

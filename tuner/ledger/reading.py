@@ -77,6 +77,8 @@ from tuner.ledger.tables import (
 
 PORTION = 5000
 """Rows that are held at a time of a result that may be large."""
+CURVES = 500
+"""Curves that one statement reads."""
 CANDIDATES = 10
 """Best trials that are read until one can be read."""
 SEARCHED = tuple(one.name for one in fields(SearchedTrial) if one.name != "reports")
@@ -357,6 +359,20 @@ class Reader:
                 if joined.first_step == 0:
                     whole[one] = joined
         return whole
+
+    def each_curve(self, trial_ids: Sequence[int]) -> Iterator[tuple[int, Chunk | UnreadableError]]:
+        """Yield the committed curve of each trial by its id, or why it cannot be read.
+
+        A statement reads many of them; no more are held at a time.
+        """
+        for first in range(0, len(trial_ids), CURVES):
+            some = trial_ids[first : first + CURVES]
+            whole = self.curves(some)
+            for one in some:
+                try:
+                    yield one, whole[one] if one in whole else self.curve(one)
+                except UnreadableError as error:
+                    yield one, error
 
     @retry_on_disconnect
     def counts(self, study_id: int) -> dict[str, int]:
