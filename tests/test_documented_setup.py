@@ -424,7 +424,13 @@ class Docker:
         return ""
 
     def _run(self, name: str, command: Sequence[str]) -> str:
-        """Run a command with a service's environment, for somebody who agrees to everything."""
+        """Run a command with a service's environment, for somebody who agrees to everything.
+
+        What the service depends on is started before, as Compose does.
+        """
+        for other, how in self._stack.file["services"][name].get("depends_on", {}).items():
+            self._stack.up(other)
+            self._stack._wait(other, how["condition"])
         person, terminal = pty.openpty()
         os.write(person, b"y\n" * 3)
         done = subprocess.run(
@@ -447,13 +453,15 @@ class Docker:
         words = [one for one in arguments if not one.startswith(("<", ">"))]
         files = {one[0]: self._stack.folder / one[1:] for one in arguments if one not in words}
         password = self._stack.secrets["database_owner"]
-        subprocess.run(
+        done = subprocess.run(
             [binaries() / program, *at, *words],
-            stdin=files["<"].open("rb") if "<" in files else subprocess.DEVNULL,
-            stdout=files[">"].open("wb") if ">" in files else None,
+            input=files["<"].read_bytes() if "<" in files else b"",
+            stdout=subprocess.PIPE,
             env={"PGPASSWORD": password, "PATH": os.environ["PATH"]},
             check=True,
         )
+        if ">" in files:
+            files[">"].write_bytes(done.stdout)
 
 
 def trained(stack: Stack) -> int:
