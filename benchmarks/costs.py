@@ -8,7 +8,8 @@ and with as many studies of one trial as asked. Each operation is then called an
 - `cpu`: the processor's time of this process, in seconds;
 - of the report, the `bytes` of its page.
 
-*trial* is a whole trial: claim, draw, one report, outcome. With --write, results are kept by number
+*trial* is a whole trial: claim, draw, one report, outcome; *publish* publishes one trial more.
+Statements to MLflow's and Optuna's tables are not counted. With --write, results are kept by number
 and a run that was interrupted goes on.
 
     python benchmarks/costs.py [--trials 100 1000 10000] [--studies 1000] [--only report ...]
@@ -28,7 +29,7 @@ from typing import Any
 
 import filling
 import numpy as np
-from sqlalchemy import Engine, event, insert, update
+from sqlalchemy import Engine, delete, event, insert, update
 
 from tuner.core.curves import Chunk, empty
 from tuner.core.outcome import COMPLETED, Outcome
@@ -37,6 +38,7 @@ from tuner.ledger.database import Addresses, addresses, open_ledger, upgrade_tra
 from tuner.ledger.tables import attempts, chunks, published_studies, published_trials, trials
 from tuner.operations import best, doctor, report, status, studies
 from tuner.search import Search
+from tuner.tracking.recorder import Recorder
 
 RESULTS = Path(__file__).resolve().parent / "results" / "costs-sqlite.json"
 STEPS, EVERY = 10 * filling.REPORTS + 10, 10
@@ -123,7 +125,7 @@ def fill(ledger: Ledger, count: int, others: int) -> StudyRecord:
     for number in range(others):
         other = spec.model_copy(update={"study": replace_name(spec, f"other {number}")})
         made_study, _ = ledger.submit(other, limit=1, workload=WORKLOAD)
-        whole_trial(ledger, made_study, None)
+        whole_trial(ledger, made_study, Search(made_study, ledger))
     return ledger.study("grown")
 
 
@@ -139,19 +141,18 @@ def attempt(trial: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def whole_trial(ledger: Ledger, study: StudyRecord, search: Search | None) -> None:
+def whole_trial(ledger: Ledger, study: StudyRecord, search: Search) -> None:
     """Run one trial to its end."""
     claim = ledger.claim(study.id, "benchmark", {})
     assert claim is not None
-    params: dict[str, Any] = {"lr": 0.1, "schedule": "constant", "optimizer": "sgd"}
-    if search is not None:
-        draw = search.draw(claim.trial.number)
-        ledger.draw(
-            claim.lease, draw.params, attrs=draw.attrs, study_attrs=draw.study_attrs,
-            asked_revision=draw.revision,
-        )  # fmt: skip
-    else:
-        ledger.draw(claim.lease, params, attrs={}, study_attrs={}, asked_revision=1)
+    draw = search.draw(claim.trial.number)
+    ledger.draw(
+        claim.lease,
+        draw.params,
+        attrs=draw.attrs,
+        study_attrs=draw.study_attrs,
+        asked_revision=draw.revision,
+    )
     went_on = Report(step=EVERY, value=1.0, pruned=False, reason="It is good.")
     ledger.report(claim.lease, empty(), went_on, attrs={})
     outcome = Outcome(kind=COMPLETED, reason="Ran all steps.", value=1.0)
@@ -222,6 +223,34 @@ def trial_of(ledger: Ledger, study: StudyRecord, *_: object) -> Callable[[], obj
     return lambda: whole_trial(ledger, study, search)
 
 
+def publish_all(ledger: Ledger, places: Addresses) -> Recorder:
+    """Publish what `fill` has only marked as published."""
+    with ledger.engine.execution_options(writes=True).begin() as tx:
+        for table in (published_trials, published_studies):
+            tx.execute(delete(table))
+    recorder = Recorder(ledger.engine, places)
+    publish(recorder)
+    return recorder
+
+
+def publish(recorder: Recorder) -> None:
+    """Publish everything that is new."""
+    for projection in recorder.projections.values():
+        while projection.publish():
+            pass
+
+
+def publish_one(ledger: Ledger, study: StudyRecord, places: Addresses, _: Path) -> Any:
+    recorder = publish_all(ledger, places)
+    whole_trial(ledger, study, Search(study, ledger))
+    return lambda: publish(recorder)
+
+
+def examine(ledger: Ledger, _: StudyRecord, places: Addresses, __: Path) -> Any:
+    publish_all(ledger, places).close()
+    return lambda: doctor.examine(ledger.engine, places)
+
+
 Prepared = Callable[[Ledger, StudyRecord, Addresses, Path], Callable[[], object]]
 OPERATIONS: dict[str, Prepared] = {
     "trial": trial_of,
@@ -231,7 +260,8 @@ OPERATIONS: dict[str, Prepared] = {
     "report": lambda ledger, study, places, folder: (
         lambda: report.report(ledger, [study], places, to=folder / "report", tracked=False)
     ),
-    "doctor": lambda ledger, _, places, *__: lambda: doctor.examine(ledger.engine, places),
+    "publish": publish_one,
+    "doctor": examine,
 }
 
 

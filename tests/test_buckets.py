@@ -176,3 +176,12 @@ def test_a_store_that_is_away_is_an_error_without_secrets(monkeypatch, tmp_path:
     with pytest.raises(OSError, match="s3://checkpoints/team/1"):
         store.write("1", b"content")
     store.remove_below("1")
+
+
+def test_an_object_that_is_larger_than_any_checkpoint_is_not_fetched(monkeypatch):
+    store = BucketStore("memory://checkpoints/team")
+    store.write("1", b"content")
+    assert store.read("1") == b"content"
+    monkeypatch.setattr(file_stores, "MOST_BYTES", 6)
+    with pytest.raises(OSError, match="team/1 has 7 bytes"):
+        store.read("1")
