@@ -28,6 +28,7 @@ from tuner.ledger.tables import attempts
 from tuner.operations.context import acting
 from tuner.worker import work
 from tuner.worker.loop import StudySelector, idle_seconds
+from tuner.worker.study import pause_after
 
 # --- which study
 
@@ -159,6 +160,10 @@ def train(ledger: Ledger, places: Addresses, *names: str, **more) -> None:
         until_idle=True,
         **more,
     )
+
+
+def test_rows_wait_the_longer_the_slower_commits_are():
+    assert [pause_after(seconds) for seconds in (0.0, 0.01, 0.03, 30.0)] == [1.0, 1.0, 3.0, 5.0]
 
 
 def test_what_cannot_be_trained_here_is_left_to_others(ledger, places, caplog):

@@ -37,7 +37,11 @@ from tuner.worker.rules import Rules
 from tuner.worker.shipped import provide
 
 COMMIT_SECONDS = 1.0
-"""How long measured rows may wait for their commit."""
+"""How long measured rows wait for their commit, longer where commits are slow."""
+FAST_COMMIT_SECONDS = 0.01
+"""A commit that takes longer is followed by a longer pause, as training waits for it."""
+LONGEST_PAUSE = 5.0
+"""The longest pause between commits, in units of `COMMIT_SECONDS`."""
 OUTAGE_RETRY_SECONDS = 2.0
 """How long until rows are committed again after the database was unreachable."""
 LOOK_SECONDS = 0.2
@@ -343,13 +347,15 @@ class StudyWorker:
         if time.monotonic() < self._unreachable_until:
             return False
         entries = [entry for one in self._attempts.values() if (entry := one.rows())]
+        began = time.monotonic()
         try:
             lost = self._commits.commit_rows(entries) if entries else frozenset()
         except ConnectionLostError as error:
             self._spill_rows(error)
             return False
         self._settle(entries, lost)
-        self._rows_due = time.monotonic() + COMMIT_SECONDS
+        now = time.monotonic()
+        self._rows_due = now + pause_after(now - began)
         return True
 
     def _spill_rows(self, error: ConnectionLostError) -> None:
@@ -477,3 +483,11 @@ def _rung(event: Event) -> int:
 def _value(event: Event) -> float:
     assert event.value is not None
     return event.value
+
+
+def pause_after(seconds: float) -> float:
+    """Return how long rows wait after a commit of so many seconds: a hundred times, within limits.
+
+    So training waits for commits for about a hundredth of the time.
+    """
+    return COMMIT_SECONDS * min(max(1.0, seconds / FAST_COMMIT_SECONDS), LONGEST_PAUSE)

@@ -385,9 +385,8 @@ def _copies(
     """Return all results of a step of a block of equal members, in the study's precision."""
     dtype, device = getattr(torch, spec.training.dtype), torch.device(spec.training.device)
     block = stack.block(size, dtype, device)
-    model = _model(workload, 0).to(dtype)
+    write_model(block, slice(None), _model(workload, 0).to(dtype), stack.layout)
     for place in range(size):
-        write_model(block, place, model, stack.layout)
         block.draw(place, torch.Generator(device).manual_seed(0))
     inputs, targets, *validation = (
         data.to(device, dtype if data.is_floating_point() else data.dtype)
@@ -414,8 +413,8 @@ def _alike(found: list[Tensor], expected: list[Tensor]) -> bool:
     )
 
 
-def write_model(block: Block, place: int, model: nn.Module, layout: Layout) -> None:
-    """Write a model's parameters and buffers to a place of a block."""
+def write_model(block: Block, place: int | slice, model: nn.Module, layout: Layout) -> None:
+    """Write a model's parameters and buffers to places of a block."""
     block.rows[place] = layout.row(model).to(block.rows.device)
     buffers: dict[str, Any] = dict(model.named_buffers())
     assert buffers.keys() == block.buffers.keys(), (list(buffers), list(block.buffers))

@@ -110,7 +110,7 @@ class Conversation:
         self._plateau = trial.params.get("schedule") == "plateau"
         self._decisions = Decisions(ranks)
         self._orders: list[Mapping[str, Any]] = []  # that all ranks have to know
-        self._is_due = False  # an order to save was given
+        self._is_due = False  # the program knows that it has to save
         self._peers: list[_Peer] = []
         self._was_connected = False  # then lines of the output are no reports
         self._line = b""
@@ -336,8 +336,8 @@ class Conversation:
                 ) from error
         self._decisions.note(peer.rank, position)
         if peer.rank == 0 and not self._decisions.stopping:
-            if self._decisions.is_common(position) and self._trial.checkpoint.due:
-                self._order_to_save()
+            if self._becomes_due(position):
+                self._order("save", self._next_to_order)
             self._extend(position.step)
         elif self._plateau and self._decisions.lacks_metrics(peer.rank, position):
             self._send(peer, {"order": "fail", "error": LACKS_METRICS})
@@ -354,11 +354,12 @@ class Conversation:
         if self._decisions.extend(step, time.monotonic()):
             self._order("go on", self._decisions.until)
 
-    def _order_to_save(self) -> None:
-        """Let all ranks find that a checkpoint is due, at the same step."""
-        if not self._is_due:
-            self._is_due = True
-            self._order("save", self._next_to_order)
+    def _becomes_due(self, position: Position) -> bool:
+        """Return whether a checkpoint is due of which the program does not know yet."""
+        if self._is_due or not self._decisions.is_common(position):
+            return False
+        self._is_due = self._trial.checkpoint.due
+        return self._is_due
 
     def _order(self, what: str, step: int) -> None:
         """Send an order to all ranks, those that are not connected yet among them."""
@@ -375,7 +376,7 @@ class Conversation:
             self._pass_on(request)
         except (ValueError, TypeError) as error:
             return {"error": str(error)}
-        due = self._decisions.is_common(position) and self._trial.checkpoint.due
+        due = self._becomes_due(position)
         # the schedule of each rank reacts to the same value
         return {"due": due, "value": request.get(self._metric)}
 

@@ -113,6 +113,8 @@ class Worker:
         """Report metrics, and wait until the program may go on."""
         answer = self.ask({"step": step, **metrics})
         self._step = max(self._step, step)
+        if not self._has_ranks:  # of several, some may be told before this report, some after it
+            self._note_saves(step)
         if (value := answer.get("value")) is not None:
             self.rate_source.evaluated(step, value)
 
@@ -137,6 +139,10 @@ class Worker:
             self._take_orders()
         if step >= self._stop_from:
             raise ProgramStopped
+        self._note_saves(step)
+
+    def _note_saves(self, step: int) -> None:
+        """Let a checkpoint be due if that was ordered from this step or an earlier one on."""
         self._due = self._due or any(one <= step for one in self._save_from)
         self._save_from = [one for one in self._save_from if one > step]
 
