@@ -55,7 +55,10 @@ class RayCluster:
 
 @contextmanager
 def ray_cluster(nodes: int, more: Mapping[str, str], cpus: int = 2) -> Iterator[RayCluster]:
-    """Start a cluster: a head, nodes with so many CPUs, and variables for all of them."""
+    """Start a cluster: a head, and nodes with so many CPUs and what Ray takes for a GPU.
+
+    All have `more` variables.
+    """
     port = free_port()
     # paths of sockets are short
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
@@ -99,7 +102,7 @@ def main(port: int, cpus: int) -> None:
     for line in sys.stdin:
         request, _, name = line.strip().partition(" ")
         if request == "add":
-            node = cluster.add_node(num_cpus=cpus, **HERE)
+            node = cluster.add_node(num_cpus=cpus, num_gpus=1, **HERE)
             nodes[node.node_id[:8]] = node
             answer = node.node_id[:8]
         else:

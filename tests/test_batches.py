@@ -4,8 +4,12 @@ import math
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from tuner.analysis import batches
+from tuner.training import gradient_noise
+from tuner.training.workloads import Workload, digest_of
 
 
 def test_the_noise_scale_of_a_noisy_quadratic():
@@ -25,6 +29,41 @@ def test_the_noise_scale_of_a_noisy_quadratic():
     assert found.low < known < found.high < 1.3 * found.low
     with pytest.raises(ValueError, match="a small and a big batch"):
         batches.noise_scale([1], [1], (4, 4))
+
+
+def test_the_noise_scale_of_a_workload_by_its_micro_batches():
+    """A mean of rows of variance 1 in 20 coordinates: at a distance d from it, 20/d²."""
+    rows = torch.randn(4000, 20, generator=torch.Generator().manual_seed(0))
+
+    class Point(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.x = nn.Parameter(torch.full((20,), 2.0))
+
+        def forward(self, inputs):
+            return self.x - inputs
+
+    workload = Workload(
+        model=lambda seed, dtype: Point().to(dtype),
+        train_inputs=rows,
+        train_targets=rows,
+        validation_inputs=rows[:9],
+        validation_targets=rows[:9],
+        loss=lambda outputs, targets: outputs.square().sum(dim=1).mean() / 2,
+        data_name="points",
+        data_digest=digest_of(rows),
+    )
+    params = {"lr": 1e-9, "schedule": "constant", "constant.warmup": 0.0, "optimizer": "sgd"}
+    params |= {"sgd.momentum": 0.0, "sgd.nesterov": False, "sgd.weight_decay": 0.0}
+    measured = gradient_noise.measure(workload, params, batch_size=64, steps=200)
+    assert measured[2] == (8, 64)
+    found = batches.noise_scale(*measured)
+    square = float((2.0 - rows.mean(dim=0)).square().sum())
+    trace = float(rows.var(dim=0).sum())
+    assert found.rows == pytest.approx(trace / square, rel=0.1)
+    assert found.low < trace / square < found.high
+    with pytest.raises(ValueError, match="multiple of 8 parts, got 63"):
+        gradient_noise.measure(workload, params, batch_size=63, steps=2)
 
 
 def test_without_a_gradient_there_is_noise_alone():

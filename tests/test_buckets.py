@@ -30,6 +30,7 @@ from tuner.core import file_stores
 from tuner.core.file_stores import BucketStore
 
 SECRET = "wJalrXUtnFEMI"
+RUNNING = "SELECT number FROM tuner_trials WHERE state = 'running'"
 
 
 @pytest.fixture(name="s3", scope="module")
@@ -109,21 +110,18 @@ def test_training_goes_on_while_a_checkpoint_is_sent_and_nothing_refers_to_it_be
 
     folder = slow(tmp_path / "folder", 0.05)
     write_study(folder, (folder / "study.toml").read_text(), checkpoint_seconds="0.1")
-    sent: list[str] = []
+    stored: list[str] = []
     moto = DomainDispatcherApplication(create_backend_app)
 
     def patient(request, respond):
-        """Store a checkpoint once ten more steps of the study are committed, at first."""
-        if (
-            request["REQUEST_METHOD"] == "PUT"
-            and request["PATH_INFO"].endswith(".pt")
-            and len(sent) < 3
-        ):
-            steps = trained_steps(folder)
-            until(lambda: trained_steps(folder) >= steps + 10, "training to go on")
-            path = request["PATH_INFO"].removeprefix("/checkpoints/team/")
+        """Store the first checkpoints once ten more steps of the study are committed."""
+        path = request["PATH_INFO"].removeprefix("/checkpoints/team/")
+        if request["REQUEST_METHOD"] == "PUT" and path.endswith(".pt"):
+            if len(stored) < 3:
+                steps = trained_steps(folder)
+                until(lambda: trained_steps(folder) >= steps + 10, "training to go on", 240)
             assert (path,) not in rows(folder, "SELECT path FROM tuner_checkpoints")
-            sent.append(path)
+            stored.append(path)
         return moto(request, respond)
 
     server = make_server("127.0.0.1", 0, patient, threaded=True)
@@ -131,16 +129,21 @@ def test_training_goes_on_while_a_checkpoint_is_sent_and_nothing_refers_to_it_be
     thread.start()
     try:
         env = known_to(f"http://127.0.0.1:{server.server_port}")
-        done = tuner(
-            folder, "run", "study.toml", "--no-report",
-            env=env | {"TUNER_CHECKPOINTS": "s3://checkpoints/team"},
-        )  # fmt: skip
+        env |= {"TUNER_CHECKPOINTS": "s3://checkpoints/team"}
+        begun = start(folder, "run", "study.toml", "--no-report", env=env)
+        until(lambda: len(stored) >= 3, "three checkpoints", 240)
+        begun.terminate()
+        assert end(begun).code == 130
+        running = {str(number) for (number,) in rows(folder, RUNNING)}
+        recorded = {path for (path,) in rows(folder, "SELECT path FROM tuner_checkpoints")}
+        last = {path.split("/")[1]: path for path in stored}
+        assert recorded >= {last[one] for one in running & last.keys()}, "it waits for the last"
+        done = tuner(folder, "run", "study.toml", "--no-report", env=env)
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
     assert done.code == 0, done.err
-    assert len(sent) == 3, done.err
     assert_whole(folder)
     assert same_but_for_speed(left(folder)) == same_but_for_speed(reference())
 
@@ -173,3 +176,12 @@ def test_a_store_that_is_away_is_an_error_without_secrets(monkeypatch, tmp_path:
     with pytest.raises(OSError, match="s3://checkpoints/team/1"):
         store.write("1", b"content")
     store.remove_below("1")
+
+
+def test_an_object_that_is_larger_than_any_checkpoint_is_not_fetched(monkeypatch):
+    store = BucketStore("memory://checkpoints/team")
+    store.write("1", b"content")
+    assert store.read("1") == b"content"
+    monkeypatch.setattr(file_stores, "MOST_BYTES", 6)
+    with pytest.raises(OSError, match="team/1 has 7 bytes"):
+        store.read("1")

@@ -268,6 +268,19 @@ def test_while_slurm_is_away_nothing_is_known_to_have_ended(program, ledger, pla
     assert launches.of_study(ledger, "small", running=True) == [found]
 
 
+@pytest.mark.parametrize(
+    ("environment", "index"),
+    [
+        ({"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}, 3),
+        ({"JOB_COMPLETION_INDEX": "0"}, 0),
+        ({"SLURM_ARRAY_TASK_ID": "4294967294x"}, None),
+        ({}, None),
+    ],
+)
+def test_a_worker_knows_its_place_in_its_launch(environment, index) -> None:
+    assert starting.index_of(environment) == index
+
+
 # --- Ray's requests; tests/test_ray.py has a real one ---------------------------------------------
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tuner.examples import digits, text
+from tuner.report.charts import coordinate_plot
 from tuner.training import coordinates, mup
 from tuner.training.workloads import seeded
 
@@ -191,6 +192,14 @@ def test_coordinate_check_over_a_factor_of_sixteen(factory, family):
     assert abs(found.steepest[1]) < coordinates.FLAT, found.slopes
     plain = coordinates.check(factory("standard"), widths, optimizer=family, seeds=1)
     assert abs(plain.steepest[1]) > 0.5, plain.slopes
+
+
+def test_a_check_is_drawn(tmp_path):
+    found = coordinates.check(mlp("mup-sgd"), [16, 32], optimizer="sgd", seeds=1, steps=1)
+    coordinate_plot.save(found, tmp_path / "check.png")
+    assert (tmp_path / "check.png").read_bytes().startswith(b"\x89PNG")
+    (first, *_) = coordinate_plot.plot(found).legend
+    assert first.label == f"0: power {found.slopes['0']:.2f}"
 
 
 def test_a_check_needs_two_widths():

@@ -102,6 +102,24 @@ def test_the_default_space_can_be_made():
         make(params, [nn.Parameter(torch.zeros(2))])
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "schedules"),
+    [
+        ("prodigy", ["constant"]),
+        (["dog", {"name": "schedule_free_sgd"}], ["constant"]),
+        (["dog", "adamw"], ["linear", "cosine"]),
+        ("muon", ["linear", "cosine"]),
+    ],
+)
+def test_without_a_schedule_it_is_constant_for_those_that_need_none(optimizer, schedules):
+    space = Space.model_validate({"lr": 1.0, "optimizer": optimizer})
+    assert [one.name for one in space.schedule] == schedules
+    given = Space.model_validate({"lr": 1.0, "optimizer": optimizer, "schedule": "wsd"})
+    assert [one.name for one in given.schedule] == ["wsd"]
+    again = Space.model_validate(space.model_dump(mode="json"))
+    assert again == space
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_state_is_restored_as_it_was(name, dtype):

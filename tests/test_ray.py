@@ -149,10 +149,13 @@ def test_states_and_logs_are_those_of_the_workers(
     until(lambda: states(waiting) == [], "their end", 120, every=0.3)
 
     # one that serves, and is stopped by another process
-    serving = launched(executor, "3" * 12, 1, WorkerTable(grace_seconds=5), "--no-recorder")
+    half = WorkerTable(grace_seconds=5, gpus=1, workers_per_gpu=2, device="auto")
+    serving = launched(executor, "3" * 12, 1, half, "--no-recorder")
     until(are(serving, "running"), "its actor", 120, every=0.3)
     (handle,) = serving.handles
     until(lambda: "worker started" in executor.logs(serving, handle), "its start", 120, every=0.3)
+    (worker,) = engine.actors()[0].children()
+    assert worker.environ()["CUDA_VISIBLE_DEVICES"] == "0", "Ray has given it half of a GPU"
     RayExecutor(RayTable(address=engine.address)).cancel(serving)
     until(are(serving, "ended"), "its end", 120, every=0.3)
     assert "worker ended" in executor.logs(serving, handle)

@@ -130,6 +130,18 @@ def test_settings_follow_the_batch_size_where_asked(file):
 
 
 @pytest.mark.parametrize(
+    ("overrides", "to", "says"),
+    [
+        ([], {"steps": 99}, "expected --to batch_size"),
+        (['space.optimizer="lion"'], {"batch_size": 256}, "sgd, adam, .*, got lion"),
+    ],
+)
+def test_an_adjustment_without_a_rule_is_refused(file, overrides, to, says):
+    with pytest.raises(UsageError, match=says):
+        scale.scale(file, overrides, to, (), adjust=True)
+
+
+@pytest.mark.parametrize(
     ("text", "says"),
     [
         ("parametrization", "expected ARGUMENT=VALUE,VALUE"),

@@ -38,7 +38,7 @@ def measured(highest=1000.0, optimizer="sgd"):
 
     params = complete(1.0, "constant", optimizer)
     return warmup.measure(
-        params, Point(), on_the_point, [on_the_point], steps=STEPS, highest=highest
+        params, Point(), on_the_point, [on_the_point], steps=STEPS, cruise=1000.0, highest=highest
     )
 
 
@@ -75,7 +75,8 @@ def goes_down(peak, length):
 
 def test_the_shortest_warmup_stays_below_the_limit():
     found = measured()
-    assert found.peak == pytest.approx(0.9 * max(found.limits))
+    # as long as what was measured: the limit rises for longer
+    assert (found.peak, found.length) == (pytest.approx(61 * found.limits[0]), STEPS)
     limits = dict(zip(found.steps, found.limits, strict=True))
     below = [(step, limit) for step, limit in limits.items() if limit < found.peak]
     assert all(found.peak * (step + 1) / (found.length + 1) <= limit for step, limit in below)
@@ -103,16 +104,27 @@ def test_where_the_curvature_does_not_fall_no_warmup_is_needed():
     assert still is not None
     assert (still.length, still.peak) == (0, pytest.approx(2.0, rel=1e-3))
     assert found["sgd"].as_json()["warmup"]["share"] == 0.0
-    assert "no warm-up is needed" in still.sentence("sgd", 200)
+    assert "no warm-up is recommended" in still.sentence("sgd", 200)
     assert found["lion"].warmup is None  # its steps have a fixed length
     again = probe.probe(bowl((1.0, 0.1)), made)["sgd"]
     assert again == replace(found["sgd"], warmup=None, horizon=0, reading=again.reading)
 
 
 def test_the_recommendation_in_words():
-    found = warmup.recommended([0, 1, 3], [8.0, 4.0, 1.0], [0.25, 0.5, 2.0], highest=10.0)
+    limits = [0.25, 0.5, 2.0, 2.5, 2.0]
+    found = warmup.recommended([0, 1, 3, 6, 10], [8.0, 4.0, 1.0, 0.8, 1.0], limits, highest=10.0)
     assert (found.peak, found.length) == (1.8, math.ceil(1.8 / 0.25) - 1)
     assert found.sentence("sgd", 70) == (
-        "sgd: the largest curvature falls from 8 to 1 in the first 3 steps. A rate of 1.8 is "
+        "sgd: the largest curvature falls from 8 to 0.8 in the first 10 steps. A rate of 1.8 is "
         "stable then, and 0.25 at the start: warm up for 7 steps (warmup = 0.1)."
     )
+
+
+@pytest.mark.parametrize("limits", [[1.0, 4.0, 4.0, 0.9, 4.0], [1.0, 0.1, 0.1, 9.0, 9.0]])
+def test_a_limit_that_comes_and_goes_is_none_to_rely_on(limits):
+    assert warmup.recommended([0, 1, 3, 6, 10], limits, limits, highest=10.0).length == 0
+
+
+def test_a_warmup_is_no_longer_than_what_was_measured():
+    found = warmup.recommended([0, 1, 3, 6, 10], [1.0] * 5, [0.1, 1, 9, 9, 9], highest=10.0)
+    assert (found.peak, found.length) == (pytest.approx(1.1), 10)

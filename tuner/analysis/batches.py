@@ -17,6 +17,8 @@ import numpy as np
 
 LEVEL = 0.9
 RESAMPLES = 500
+ADJUSTED = ("sgd", "adam", "adamw", "nadam", "rmsprop")
+"""Optimizers whose settings follow the batch by a rule with a source."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +106,8 @@ def adjusted(optimizer: str, settings: Mapping[str, float], times: float) -> dic
     - SGD: its momentum is an average over steps, so it keeps its length in rows: momentum^times
       (Busbridge et al., arXiv 2307.13813). The rate over 1 - momentum is proportional to the batch
       (Goyal et al., arXiv 1706.02677).
-    - Adam and its kin: 1 - beta is proportional to the batch, and eps falls with its square root,
-      as the rate grows with it (Malladi et al., arXiv 2205.10287, Definition 5.2).
+    - Adam, AdamW, NAdam, RMSprop: 1 - beta (1 - alpha) is proportional to the batch, and eps falls
+      with its square root, as the rate grows with it (Malladi et al., arXiv 2205.10287).
 
     Betas are 0 at least.
     """
@@ -113,7 +115,7 @@ def adjusted(optimizer: str, settings: Mapping[str, float], times: float) -> dic
         return {"momentum": settings["momentum"] ** times} if settings["momentum"] else {}
     found = {
         name: max(1 - times * (1 - settings[name]), 0.0)
-        for name in ("beta1", "beta2")
+        for name in ("beta1", "beta2", "alpha")
         if name in settings
     }
     if "eps" in settings:

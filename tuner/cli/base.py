@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,7 +20,7 @@ from tuner.report import terminal
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tuner.ledger import Ledger, Reader, StudyRecord
+    from tuner.ledger import Ledger, Reader, StudyRecord, TrialRecord
     from tuner.operations.ownership import Ask
     from tuner.operations.run import Ended
 
@@ -71,9 +72,14 @@ def print_json(content: dict[str, Any]) -> None:
 
 
 def print_results(
-    console: Console, ledger: Reader, study: StudyRecord, *, reported: bool = False
+    console: Console,
+    ledger: Reader,
+    study: StudyRecord,
+    trials: Sequence[TrialRecord],
+    *,
+    reported: bool = False,
 ) -> None:
-    """Print the ranking of a study, stopped trials, the best trial, and what to do next.
+    """Print the ranking of a study's trials, stopped ones, the best one, and what to do next.
 
     If the ends of trials were `reported` already, rank completed trials only.
     """
@@ -82,7 +88,6 @@ def print_results(
     from tuner.core.curves import empty
     from tuner.report import tables
 
-    trials = ledger.trials(study.id)
     listed = [trial for trial in trials if not reported or trial.state == COMPLETED]
     ranked = ranking.ranked(study, listed)[:10]
     by_id = ledger.curves([one.id for one in ranked])

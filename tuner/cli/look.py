@@ -111,7 +111,9 @@ def _print_spend(found: dict[str, Any], *, as_json: bool) -> None:
     for kind in ("studies", "projects", "people"):
         terminal.echo(f"By {kind}:")
         for name, one in sorted(found[kind].items(), key=lambda pair: -pair[1]["seconds"]):
-            terminal.echo(f"  {name}: {ranking.spend_in_words(one)}")
+            best = found["best"].get(name) if kind == "studies" else None
+            value = f"; best {best['metric']} {best['value']:.4g}" if best else ""
+            terminal.echo(f"  {name}: {ranking.spend_in_words(one)}{value}")
     terminal.echo(f"Together: {ranking.spend_in_words(found['total'])}.")
 
 
@@ -147,10 +149,11 @@ def status(name: str, trial: int | None, as_json: bool) -> None:
     if trial is not None:
         _print_trial(status.trial_status(ledger, study, trial), as_json=as_json)
         return
-    found = status.status(ledger, study)
     if as_json:
-        print_json(found)
+        print_json(status.status(ledger, study))
         return
+    trials, faults = ledger.sorted_trials(study.id)
+    found = status.status(ledger, study, faults)
     console = terminal.console()
     counts = ranking.counts_in_words(found["trials"])
     terminal.print_text(console, f"{study.title}: {found['state']}, {counts} of {study.limit}")
@@ -180,7 +183,7 @@ def status(name: str, trial: int | None, as_json: bool) -> None:
         terminal.print_text(console, where + left.sentence, style="bold")
     for one in found["unreadable"]:
         terminal.print_text(console, one["reason"], style="bold")
-    print_results(console, ledger, study)
+    print_results(console, ledger, study, trials)
     _print_pages(ledger, study)
 
 

@@ -132,7 +132,8 @@ def run(
     if as_json:
         print_json(found | {"seconds": round(time.monotonic() - began, 1)})
     else:
-        print_results(console, ran.ledger, ran.study, reported=not console.is_terminal)
+        trials = ran.ledger.trials(ran.study.id)
+        print_results(console, ran.ledger, ran.study, trials, reported=not console.is_terminal)
         if found["report"]:
             terminal.print_text(console, f"Report: {found['report']}")
     closed = closed_in_words(ran.study)
@@ -341,7 +342,7 @@ def scale(
     """
     from tuner.operations import scale
 
-    each = {"": overrides}
+    each = {"": list(overrides)}
     if compared is not None:
         each = scale.variants(compared, overrides, file)
     found = scale.compare(

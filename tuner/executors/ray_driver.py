@@ -54,6 +54,7 @@ class TunerWorker:
         log, path = tempfile.mkstemp(prefix=f"{name}-", suffix=".log")
         self._log = Path(path)
         words = [command[0] or sys.executable, *command[1:], "--parent", str(os.getpid())]
+        words += ["--index", name.rpartition("-")[2]]
         if read(namespace, cancelled(name)):  # while it waited, or while its node was lost
             os.close(log)
             self._end(None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Engine, Select, and_, case, exists, func, literal_column, or_, select
 
@@ -107,7 +108,7 @@ def _unattended() -> Select[int]:
     )
 
 
-def _age(age: object) -> float:
+def _age(age: Any) -> float:
     """Return an age that a clock may have set back; 0 of what is none."""
     return max(0.0, age) if is_number(age) else 0.0
 

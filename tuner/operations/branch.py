@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tuner.config import ParameterValue, Space, StudySpec, own
+from tuner.config import ParameterValue, Space, StudySpec, options, own
 from tuner.config.schedules import WSD
 from tuner.config.trial_settings import horizon_of
 from tuner.core.errors import UsageError
@@ -194,15 +194,16 @@ def _plan(
             f"--at: expected horizons of more than the {warmup} steps of warm-up, got {length} "
             f"{spec.unit}"
         )
-    chosen = {"decay": decay, "shape": shape}
+    asked = {"decay": decay, "shape": shape}
     schedule = WSD.model_validate(
         {
             "name": "wsd",
             **(own(params, name) if name == "wsd" else {}),
-            **{key: value for key, value in chosen.items() if value is not None},
+            **{key: value for key, value in asked.items() if value is not None},
             "warmup": warmup / steps,
         }
     )
+    chosen = {key: options(entry)[0] for key, entry in schedule.entries()}
     others = {
         key: value
         for key, value in params.items()
@@ -211,7 +212,7 @@ def _plan(
     return _Plan(
         length=length,
         steps=steps,
-        params={**others, "schedule": "wsd", **dict(schedule.entries())},
+        params={**others, "schedule": "wsd", **chosen},
         space=spec.space.model_copy(update={"schedule": (schedule,), "constraints": ()}),
     )
 

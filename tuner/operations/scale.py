@@ -45,6 +45,11 @@ REACH = 2
 EXTENSIONS = 3
 """How often a rung is extended beyond an end, at most."""
 EVALUATIONS = 10
+FAMILIES = {
+    "sgd": "sgd",
+    **dict.fromkeys(("adam", "adamw", "nadam", "rmsprop", "adagrad", "lion"), "adam"),
+}
+"""The family of `tuner.training.mup` of each optimizer that has one."""
 CLOSE = 0.02
 """Steps are counted to a loss that is this share above the lowest that all batch sizes reach."""
 CARRIES = 2.0
@@ -241,6 +246,17 @@ def _settings(spec: StudySpec) -> dict[str, Any]:
     return {name: options(value)[0] for name, value in dict(optimizer).items() if name != "name"}
 
 
+def _check_adjust(spec: StudySpec, target: Mapping[str, float]) -> None:
+    """Raise `UsageError` if nothing could follow the batch size."""
+    (optimizer,) = spec.space.optimizer
+    if "batch_size" not in target:
+        raise UsageError("--adjust: expected --to batch_size=…, which settings follow")
+    if optimizer.name not in batches.ADJUSTED:
+        raise UsageError(
+            f"--adjust: expected one of {', '.join(batches.ADJUSTED)}, got {optimizer.name}"
+        )
+
+
 def adjusted_settings(spec: StudySpec, sizes: Mapping[str, float]) -> dict[str, float]:
     """Return the settings of the optimizer that change with a batch of another size."""
     if "batch_size" not in sizes or sizes["batch_size"] == _size(spec, "batch_size"):
@@ -338,7 +354,8 @@ def variants(text: str, overrides: Sequence[str], file: Path) -> dict[str, list[
         )
     spec = reading.load(file, overrides)
     (optimizer, *_) = (one.name for one in spec.space.optimizer)
-    fits = "mup-sgd" if optimizer == "sgd" else "mup-adam"
+    family = FAMILIES.get(optimizer)
+    fits = "no muP" if family is None else f"mup-{family}"
     if name.strip() == "parametrization" and any(
         one.startswith("mup-") and one != fits for one in each
     ):
@@ -382,6 +399,8 @@ def scale(
     """
     spec = reading.load(file, overrides)
     steps = plan(spec, target, rungs=rungs, factor=factor)
+    if adjust:
+        _check_adjust(spec, target)
     coarse = first_rates(spec)
 
     def train(sizes: Mapping[str, int]) -> Callable[[Sequence[float], int], Trained]:
@@ -565,8 +584,8 @@ def _critical_batch_size(
             found[size] = fastest
     if len(found) < 3:
         return None
-    size = batches.critical_batch_size(list(found), list(found.values()))
-    return Critical(size=size, loss=loss, steps=found)
+    rows = batches.critical_batch_size(list(found), list(found.values()))
+    return Critical(size=rows, loss=loss, steps=found)
 
 
 def _rules(

@@ -21,11 +21,18 @@ NO_CHANGES = (
 """Actions that are not what somebody last did to a study."""
 
 
-def status(ledger: Reader, study: StudyRecord) -> dict[str, Any]:
-    """Return the state of a study, the workers that train it, and its unreadable trials."""
-    broken = [
-        {"trial": number, "reason": why} for number, why in ledger.unreadable_trials(study.id)
-    ]
+def status(
+    ledger: Reader,
+    study: StudyRecord,
+    faults: Sequence[tuple[int | None, str]] | None = None,
+) -> dict[str, Any]:
+    """Return the state of a study, the workers that train it, and its unreadable trials.
+
+    These are read unless they are given: `Reader.sorted_trials` has read all trials then.
+    """
+    if faults is None:
+        faults = ledger.unreadable_trials(study.id)
+    broken = [{"trial": number, "reason": why} for number, why in faults]
     found = statuses(ledger, [study])[0] | best.decision(ledger, study)
     found |= best.front(ledger, study)
     return found | {

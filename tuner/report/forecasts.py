@@ -40,7 +40,7 @@ TARGETS = (0.99, 0.95, 0.9)
 """Shares of the best loss for which a horizon is recommended."""
 LONGEST = 8
 """Multiple of the horizon up to which one is."""
-WSD = {"wsd.shape": "1-sqrt", "wsd.final": 0.0, "wsd.warmup": 0.0}
+WSD: Mapping[str, ParameterValue] = {"wsd.shape": "1-sqrt", "wsd.final": 0.0, "wsd.warmup": 0.0}
 """The decay whose length is recommended, but for that."""
 APPLIED = 0.01
 """Largest relative difference of the applied rates from those of the schedule."""
@@ -224,7 +224,9 @@ def _after(law: CurveLaw, best: TrialRecord, curves: Sequence[Curve], steps: int
     if unit is None:
         return None
     unit = unit / unit.max()
-    return planning.best_decay(law, lambda peak, _: peak * unit, _peaks(best, curves), [1.0])
+    return planning.best_decay(
+        law, lambda peak, _: np.asarray(peak * unit), _peaks(best, curves), [1.0]
+    )
 
 
 def _peaks(best: TrialRecord, curves: Sequence[Curve]) -> list[float]:
@@ -244,7 +246,7 @@ def _plans(
     def decaying(peak: float, decay: float) -> np.ndarray:
         rates = _planned(best, horizon, {"schedule": "wsd", **WSD, "wsd.decay": decay})
         assert rates is not None
-        return peak * rates / rates.max()
+        return np.asarray(peak * rates / rates.max())
 
     def loss_after(steps: int) -> float:
         one = _after(law, best, curves, steps)

@@ -116,7 +116,7 @@ def _trained(
             else:
                 start = dict(outputs)
             made.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             made.step()
     return found
 

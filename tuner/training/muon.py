@@ -27,14 +27,19 @@ class Muon(Optimizer):
         weight_decay: float = 0.1,
         adjust: Literal["match_rms_adamw", "original"] = "match_rms_adamw",
     ) -> None:
-        matrices, others = [], []
-        whole = list(params)
+        matrices: list[dict[str, Any]] = []
+        others: list[dict[str, Any]] = []
+        whole: list[Any] = list(params)
         for group in whole if isinstance(whole[0], dict) else [{"params": whole}]:
             for to, is_matrix in ((matrices, True), (others, False)):
                 own = [one for one in group["params"] if (one.ndim == 2) is is_matrix]
                 if own:
                     to.append({**group, "params": own})
-        settings = {"momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
+        settings: dict[str, Any] = {
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "weight_decay": weight_decay,
+        }
         if matrices:
             matrices = optim.Muon(matrices, lr, **settings, adjust_lr_fn=adjust).param_groups
         if others:

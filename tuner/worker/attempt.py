@@ -342,6 +342,7 @@ class Attempt:
         """Save a checkpoint and release the lease, since the worker was asked to stop."""
         if self.rows() is None:
             self.save_checkpoint()
+            self.record_checkpoint()  # once it has arrived
         reach("leave.before_release")
         self._ledger.release(
             self.lease,

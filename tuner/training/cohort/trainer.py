@@ -329,14 +329,17 @@ class CohortTrainer:
         """Record rows up to the one at which the guard stops the member."""
         if not losses:
             return
-        seen, segment = len(losses), member.segment
-        if not member.monitor.observe_if_calm(losses, norms):
-            for seen, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=1):
-                segment.reason = member.monitor.observe(loss, norm)
-                if segment.reason:
-                    segment.stopped_step = member.step + seen - 1
-                    member.status = Status.DIVERGED
-                    break
+        seen, segment = 0, member.segment
+        while seen < len(losses):
+            if member.monitor.observe_if_calm(losses[seen:], norms[seen:]):
+                seen = len(losses)
+                break
+            segment.reason = member.monitor.observe(losses[seen], norms[seen])
+            seen += 1
+            if segment.reason:
+                segment.stopped_step = member.step + seen - 1
+                member.status = Status.DIVERGED
+                break
         segment.losses += losses[:seen]
         segment.grad_norms += norms[:seen]
         segment.rates += member.rate_source.rates(member.step, seen)

@@ -118,12 +118,21 @@ def probe(workload: Workload, spec: StudySpec, *, with_warmup: bool = False) -> 
         return probes
     steps = probe_steps(spec, workload.rows)
     horizon = settings_of(spec, {}, workload.rows, workload.keeps_last).steps
+    highest = first_range(spec)[1]
     return {
         name: replace(
             one,
             horizon=horizon,
-            warmup=warmup.measure(
-                params[name], model, fixed, batches, steps=steps, highest=first_range(spec)[1]
+            warmup=None
+            if one.fastest is None
+            else warmup.measure(
+                one.params,
+                model,
+                fixed,
+                batches,
+                steps=steps,
+                cruise=one.fastest,
+                highest=highest,
             ),
         )
         for name, one in probes.items()

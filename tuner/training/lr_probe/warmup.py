@@ -3,9 +3,11 @@
 At the initial weights the loss is often curved more than a few steps later (Gilmer et al.,
 arXiv 2110.04369; Kalra and Barkeshli, arXiv 2406.09405). A rate that is stable later breaks
 training at the first step, and a warm-up keeps the rate below the stable limit until the curvature
-has fallen. So the limit is measured while a model trains at half of it. A linear warm-up over w
-steps to a peak has the rate peak · (t + 1)/(w + 1) at step t; the shortest one that never exceeds
-the limit b(t) has w + 1 = max peak · (t + 1)/b(t), over the steps at which b(t) is below the peak.
+has fallen. So the limit is measured while a model trains at up to half of it. The peak is a rate
+below the limits that were measured last, which are the second half of the steps. A linear warm-up
+over w steps to a peak has the rate peak · (t + 1)/(w + 1) at step t; the shortest one that never
+exceeds the limit b(t) has w + 1 = max peak · (t + 1)/b(t), over the steps at which b(t) is below
+the peak.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ SAFE = 0.5
 FALLS = 1.5
 """Factor by which the limit must rise for a warm-up to be worth it."""
 NEAR = 0.9
-"""Share of the highest limit that the peak is set to."""
+"""Share of the limit that the peak is set to."""
+LAST = 3
+"""Measurements whose lowest limit it is; they are of the second half of the steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +62,8 @@ class WarmUp:
         """Return the recommendation for an optimizer."""
         if not self.length:
             return (
-                f"{name}: the largest curvature does not fall in the first {self.steps[-1]} steps, "
-                "so no warm-up is needed."
+                f"{name}: the largest stable rate does not rise in the first {self.steps[-1]} "
+                "steps, so no warm-up is recommended."
             )
         return (
             f"{name}: the largest curvature falls from {self.curvatures[0]:.3g} to "
@@ -76,7 +80,8 @@ def measure(
     batches: Sequence[Callable[[nn.Module], Tensor]],  # losses on the batches to train on, in turn
     *,
     steps: int,
-    highest: float,  # rate
+    cruise: float,  # the highest rate to train at
+    highest: float,  # rate to recommend
 ) -> WarmUp | None:
     """Train a copy of a model for some steps, and return the warm-up for its optimizer.
 
@@ -93,7 +98,7 @@ def measure(
                 break
             found.append((step, at.lambda_max, at.bound))
         for group in optimizer.param_groups:
-            group["lr"] = min(SAFE * found[-1][2], highest)
+            group["lr"] = min(SAFE * found[-1][2], cruise)
         optimizer.zero_grad()
         batches[step % len(batches)](model).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -110,10 +115,12 @@ def recommended(
     highest: float,
 ) -> WarmUp:
     """Return the warm-up for limits that were measured at some steps, from step 0 on."""
-    peak, length = min(NEAR * max(limits), highest), 0
+    peak, length = min(NEAR * min(limits[-LAST:]), highest), 0
+    # a warm-up longer than what was measured would be a guess
+    at = list(zip(steps, limits, strict=True))
+    peak = min(peak, *((steps[-1] + 1) * limit / (step + 1) for step, limit in at))
     if peak >= FALLS * limits[0]:
-        below = range(next(n for n, one in enumerate(limits) if one >= peak))
-        needed = [peak * (steps[n] + 1) / limits[n] for n in below]
+        needed = [peak * (step + 1) / limit for step, limit in at if limit < peak]
         length = math.ceil(max(needed)) - 1
     return WarmUp(
         steps=tuple(steps),
