@@ -65,13 +65,13 @@ def is_gone(worker: object) -> bool:
 
     Return False for processes of other machines and containers, about which nothing is known.
     """
-    import psutil
-
     match str(worker).rsplit(":", 2):
         case [machine, pid, birth] if machine == _machine() and re.fullmatch("[0-9]{1,10}", pid):
             pass
         case _:  # a row may have any content
             return False
+    import psutil
+
     try:
         dead = (
             psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE

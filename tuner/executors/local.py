@@ -8,8 +8,6 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import psutil
-
 from tuner.config.cluster import WorkerTable
 from tuner.core.environment import identity, is_gone, is_here
 from tuner.core.errors import UsageError
@@ -97,6 +95,8 @@ class LocalExecutor:
 
 def _terminate(handle: str, key: str) -> None:
     """Send SIGTERM to a process if its command line says that it is a worker of the launch."""
+    import psutil  # noqa: PLC0415 - `tuner status` imports this module
+
     try:
         process = psutil.Process(int(handle.split(":")[-2]))
         if starting.is_worker_of(key, process.cmdline()) and identity(process.pid) == handle:
