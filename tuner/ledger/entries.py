@@ -184,8 +184,8 @@ def _late(tx: Connection, entries: Sequence[Entry], before: Mapping[int, Any]) -
     """Return the trials with an evaluation at the end of their committed rows that is missing."""
     ends = {
         entry.lease.trial_id: before[entry.lease.trial_id].steps
-        for entry in entries
-        if before[entry.lease.trial_id].steps in entry.chunk.eval_steps
+        for entry in entries  # of a trial without rows nothing is committed
+        if (steps := before[entry.lease.trial_id].steps) and steps in entry.chunk.eval_steps
     }
     late = set()
     for trial_id, steps in ends.items():
