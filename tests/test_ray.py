@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pooler import pooler, through
 from postgres import Cluster
-from processes import ROOT, until, write_study
+from processes import ROOT, end, until, write_study
 from ray_cluster import ENVIRONMENT, RayCluster, ray_cluster
 from team import Team, team
 from test_slurm import STUDY, ask, count, phases
@@ -87,6 +87,16 @@ def test_a_study_survives_what_is_lost(here: Team, engine: RayCluster) -> None:
     write_study(here.folder, study.replace('"digits"', '"calm"'))
     assert here.tuner("run", "study.toml", "--no-report").code == 0
     assert here.curves("digits") == here.curves("calm")
+
+
+def test_an_interrupted_run_takes_its_workers_along(here: Team) -> None:
+    run = here.start("run", "study.toml", "--executor", "ray", "--workers", "2", "--no-report")
+    until(lambda: count(here, "live") == 2, "two workers", 300, every=0.3)
+    run.terminate()
+    assert end(run).code == 130
+    assert count(here, "live") == 0
+    assert count(here, "ending = 'interrupted'") == 2, "their trials were saved"
+    assert set(phases(here).values()) == {"ended"}
 
 
 def launched(

@@ -216,6 +216,8 @@ def test_the_critical_batch_size_by_the_steps_to_a_common_loss():
         rates = (0.05, 0.1, 0.2)
         trained.append(
             [scale.Tried(rate, one[1][-1], 0, one) for rate, one in zip(rates, curves, strict=True)]
+            # a seed that never reaches what the other one does
+            + [scale.Tried(0.1, 0.1, 1, (at, [max(loss, 0.1) for loss in curves[1][1]]))]
         )
         steps.append({"batch_size": size})
     found = scale._critical_batch_size(steps, trained)

@@ -182,13 +182,12 @@ def _before(tx: Connection, entries: Sequence[Entry]) -> dict[int, Any]:
 
 def _late(tx: Connection, entries: Sequence[Entry], before: Mapping[int, Any]) -> set[int]:
     """Return the trials with an evaluation at the end of their committed rows that is missing."""
-    ends = {
-        entry.lease.trial_id: before[entry.lease.trial_id].steps
-        for entry in entries  # of a trial without rows nothing is committed
-        if (steps := before[entry.lease.trial_id].steps) and steps in entry.chunk.eval_steps
-    }
     late = set()
-    for trial_id, steps in ends.items():
+    for entry in entries:
+        trial_id = entry.lease.trial_id
+        steps = before[trial_id].steps
+        if steps == 0 or steps not in entry.chunk.eval_steps:
+            continue
         last = and_(chunks.c.trial_id == trial_id, chunks.c.next_step == steps)
         stored = tx.execute(select(chunks.c.first_step, chunks.c.data).where(last)).all()
         if not any(steps in Chunk.from_bytes(*row).eval_steps for row in stored):

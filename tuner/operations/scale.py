@@ -50,8 +50,6 @@ FAMILIES = {
     **dict.fromkeys(("adam", "adamw", "nadam", "rmsprop", "adagrad", "lion"), "adam"),
 }
 """The family of `tuner.training.mup` of each optimizer that has one."""
-CLOSE = 0.02
-"""Steps are counted to a loss that is this share above the lowest that all batch sizes reach."""
 CARRIES = 2.0
 """Factor by which a best rate may move and still carry over."""
 
@@ -569,17 +567,20 @@ def _critical_batch_size(
         for sizes, trials in zip(steps, trained, strict=True)
         if all(sizes[name] == largest[name] for name in sizes if name != "batch_size")
     }
-    lowest = [
-        min((value for one in trials for value in one.curve[1]), default=math.inf)
-        for trials in ladder.values()
-    ]
-    loss = max(lowest) * (1 + CLOSE)
-    found: dict[int, float] = {}
+    curves: dict[int, dict[float, list[tuple[Sequence[float], Sequence[float]]]]] = {}
     for size, trials in ladder.items():
-        of_rates: dict[float, list[float]] = {}
         for one in trials:
-            of_rates.setdefault(one.rate, []).append(batches.steps_to(loss, *one.curve))
-        fastest = min(sum(each) / len(each) for each in of_rates.values())
+            curves.setdefault(size, {}).setdefault(one.rate, []).append(one.curve)
+    # the lowest loss that all seeds of some rate reach, with every batch size
+    loss = max(
+        min(max(min(values, default=math.inf) for _, values in each) for each in rates.values())
+        for rates in curves.values()
+    )
+    found: dict[int, float] = {}
+    for size, rates in curves.items():
+        fastest = min(
+            sum(batches.steps_to(loss, *one) for one in each) / len(each) for each in rates.values()
+        )
         if 0 < fastest < math.inf:
             found[size] = fastest
     if len(found) < 3:
