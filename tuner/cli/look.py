@@ -23,6 +23,8 @@ from tuner.operations import context
 from tuner.report import terminal
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tuner.ledger import Reader, StudyRecord
     from tuner.operations.confirm import Confirmation
     from tuner.report.comparison import Alignment
@@ -271,32 +273,42 @@ def best(name: str, opened: bool, as_json: bool) -> int:
         print_decision(terminal.console(), ledger, study)
     if ledger.best(study) is None:
         return EXIT_NOTHING_COMPLETED
-    return _serve(ledger, study, None, "best trial", as_json=None) if opened else 0
+    return _serve(ledger, [study], None, "best trial", as_json=None) if opened else 0
 
 
 @cli.command()
-@click.argument("name", type=StudyName(), required=False)
+@click.argument("names", type=StudyName(), nargs=-1)
 @click.option(
     "--port", type=int, help="Port on 127.0.0.1; by default 5000, or a free port if that is taken."
 )
 @with_json
-def ui(name: str | None, port: int | None, as_json: bool) -> int:
-    """Serve the MLflow UI on this database, on 127.0.0.1; open the study NAME in a browser."""
+def ui(names: tuple[str, ...], port: int | None, as_json: bool) -> int:
+    """Serve the MLflow UI on this database, on 127.0.0.1, and open studies in a browser.
+
+    Several studies are opened as one comparison of all their trials.
+    """
     ledger = context.open_ledger()
-    study = ledger.study(name) if name else None
-    return _serve(ledger, study, port, "loss curves", as_json=as_json)
+    return _serve(ledger, [ledger.study(name) for name in names], port, as_json=as_json)
 
 
 def _serve(
-    ledger: Reader, study: StudyRecord | None, port: int | None, what: str, *, as_json: bool | None
+    ledger: Reader,
+    studies: Sequence[StudyRecord],
+    port: int | None,
+    what: str = "loss curves",
+    *,
+    as_json: bool | None,
 ) -> int:
-    """Serve the UI and open a page of the study; as_json None: a JSON object is printed already."""
+    """Serve the UI and open a page of one study, or that which compares several.
+
+    With as_json None, a JSON object has been printed already.
+    """
     from tuner.operations import links, ui
 
     places = context.addresses()
 
     def announce(url: str) -> str | None:
-        page = links.pages(ledger, study, places, url).get(what) if study else None
+        page = links.page(ledger, studies, places, url, what)
         if as_json:
             print_json({"url": url} | ({"page": page} if page else {}))
         else:

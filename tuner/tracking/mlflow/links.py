@@ -22,7 +22,7 @@ from tuner.ledger.database import (
     without_password,
 )
 from tuner.ledger.publications import Publications
-from tuner.tracking.mlflow.views import is_known
+from tuner.tracking.mlflow.views import VALUE, is_known
 
 SIDE = "workflowType=machine_learning"
 """Opens the UI on training runs, whatever the browser showed last."""
@@ -66,6 +66,19 @@ class Links:
         """Return the address of a comparison of runs."""
         query = {"runs": _json(run_ids), "experiments": _json([self.experiment])}
         return f"{self._root()}#/compare-runs?{urlencode(query, quote_via=quote)}&{SIDE}"
+
+    def compare_studies(self, others: Sequence[Links], *, minimize: bool) -> str:
+        """Return the address of the trials of several studies, the best ones first.
+
+        Sorted by a metric, MLflow's list has trials; else parent runs, with their trials folded.
+        """
+        query = {
+            "experiments": _json([self.experiment, *(one.experiment for one in others)]),
+            "orderByKey": f"metrics.`{VALUE}`",
+            "orderByAsc": "true" if minimize else "false",
+        }
+        page = f"{self._root()}#/compare-experiments/s?{urlencode(query, quote_via=quote)}"
+        return f"{page}&{SIDE}&compareRunsMode=CHART"
 
     def _page(self) -> str:
         return f"{self._root()}#/experiments/{self.experiment}"
