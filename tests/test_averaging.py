@@ -192,7 +192,9 @@ def test_a_loop_of_ones_own_averages_by_itself():
 def test_a_cohort_freezes_and_multiplies_as_torch_does(model):
     names = {chain: {"3": 0.3, "13": 2.0}, branched: {"wide": 0.3, "last.3": 2.0, "last": 0.5}}
     workload = regression(frozen(model), rate_multipliers=names[model])
-    same(workload, make_spec(steps=40, clip_norm=1.0, ema=0.9), some())
+    # prodigy and dog measure over all parameters, so such a workload is the reference trainer's
+    own = [one for one in OPTIMISERS if one[1]["name"] not in ("prodigy", "dog")]
+    same(workload, make_spec(steps=40, clip_norm=1.0, ema=0.9), some(own))
 
 
 @pytest.mark.parametrize("name", TRAINERS)

@@ -45,7 +45,8 @@ LAST_LINES = 20
 
 LACKS_METRICS = 'schedule "plateau" needs metrics: report them on every rank'
 
-_OF_RANK = re.compile(r"trial-rank-\d+-\d+\.pt")
+_OF_RANK = re.compile(r"\.?trial-rank-\d+-\d+\.pt(\..*)?")
+"""Files of other ranks, also those half written, which come and go while rank 0 saves."""
 
 log = logging.getLogger(__name__)
 
@@ -416,13 +417,17 @@ class Conversation:
         if self._unsaved is None:
             return
         (number, files), self._unsaved = self._unsaved, None
-        kept = {name: content for name, content in files.items() if not _OF_RANK.fullmatch(name)}
-        others = sorted(self._checkpoints.glob(file_of_rank("*", number)))
-        self._save(kept | {one.name: np.frombuffer(one.read_bytes(), np.uint8) for one in others})
+        others = self._checkpoints.glob(file_of_rank("*", number))
+        self._save(files | checkpoint_files.read(self._checkpoints, others))
 
     def _read_files(self) -> dict[str, np.ndarray] | None:
-        """Return the files of the folder, or None if they have too many bytes."""
-        size = sum(one.stat().st_size for one in self._checkpoints.rglob("*") if one.is_file())
+        """Return the files of the program and of rank 0, or None if they have too many bytes."""
+        files = [
+            one
+            for one in self._checkpoints.rglob("*")
+            if not _OF_RANK.fullmatch(one.name) and one.is_file()
+        ]
+        size = sum(one.stat().st_size for one in files)
         if size > CHECKPOINT_BYTES:
             log.warning(
                 "trial %d: its checkpoint has %d bytes, more than %d, and is not kept",
@@ -431,7 +436,7 @@ class Conversation:
                 CHECKPOINT_BYTES,
             )
             return None
-        return checkpoint_files.read(self._checkpoints)
+        return checkpoint_files.read(self._checkpoints, files)
 
     def _save(self, files: Mapping[str, np.ndarray] | None) -> None:
         if files is not None:
