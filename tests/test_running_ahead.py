@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tuner.config.study import WorkloadTable
+from tuner.training.programs.conversation import Conversation
 from tuner.training.programs.current import ProgramStopped, Worker
 from tuner.training.programs.decisions import AHEAD_SECONDS, MOST_AHEAD, Decisions
 from tuner.training.rate_source import rate_source
@@ -141,3 +145,16 @@ def test_a_loss_that_ends_the_trial_by_itself_waits_for_its_answer(link):
     with pytest.raises(ProgramStopped):
         link.report(0, math.inf)
     assert "ahead" not in link.requests()[-1]
+
+
+def test_a_checkpoint_leaves_out_what_other_ranks_are_writing(tmp_path):
+    """They write and remove their own files at any time; those of the same call are added later."""
+    names = ["trial.pt", "deep/weights.pt", "trial-rank-1-3.pt", ".trial-rank-1-4.pt.0f.partial"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"state")
+    trial = SimpleNamespace(params=PARAMS, number=0)
+    one = Conversation(
+        trial, WorkloadTable(command=["true"]), tmp_path, io.BytesIO(), evaluated=0, metric="val_loss", ranks=2
+    )
+    assert set(one._read_files()) == {"trial.pt", "deep/weights.pt"}
