@@ -43,10 +43,10 @@ quick: .venv/.installed-dev  ## the tests that start no process and no server an
 test: .venv/.installed-dev .venv/.chromium .venv/.pgbouncer .venv/.promtool  ## every test that is not nightly: 22 minutes
 	$(PYTEST) -m 'not nightly and not integrations and not gpu'
 
-integrations: .venv/.installed-integrations .venv/.slurm  ## adapters with their libraries; Slurm, as root
+integrations: .venv/.installed-integrations .venv/.slurm .venv/.pgbouncer  ## adapters with their libraries; Ray; Slurm, as root
 	$(PYTEST) -m 'integrations and not nightly' $(if $(filter 0,$(shell id -u)),,--ignore=tests/test_slurm.py)
 
-slurm: .venv/.installed-dev .venv/.slurm  ## a study through everything that a real Slurm does to it, as root
+slurm: .venv/.installed-dev .venv/.slurm  ## a study for each fault of a real Slurm, as root
 	$(BIN)/python -m pytest -q tests/test_slurm.py
 
 gpu: .venv/.installed-dev  ## the tests that need a GPU

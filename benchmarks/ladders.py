@@ -1,13 +1,16 @@
-"""Is the best rate of a larger run where the ladder says? Digits, with horizon, batch and width.
+"""Is the best rate of a larger run where the ladder says? Digits and text; horizon, batch, width.
 
-    python -m benchmarks.ladders [--only sgd-steps ...]
+    python -m benchmarks.ladders [--only digits-sgd-steps ...]
+    python -m benchmarks.ladders --table
 
-A network on scikit-learn's digits is trained at rates a factor of two apart, with three seeds, at
-four sizes of one scale a factor of two apart; `tuner.analysis.scaling` predicts the best rate at
-four times the largest. Then the rates around it are trained there, a factor of the square root of
-two apart, and the bottom of the parabola through their losses is the measured one. Rates are
-trained side by side in one batched product, so that a ladder takes a minute. Each ladder is
-written when it is done, and ladders that are there are not measured again without `--again`.
+A ladder is five sizes of one scale a factor of two apart, so the last is sixteen times the first.
+At each, a network is trained at rates a factor of two apart, around the best rate of the size
+before, with three seeds. At the last, rates are a factor of the square root of two apart and have
+more seeds; the bottom of the curve through their losses is the measured best rate.
+`tuner.analysis.scaling` predicts it from the other four, and from the lowest three.
+
+Trials of a size are trained side by side. Every loss is kept in results/ladders.jsonl, a line for
+each rung, so that an interrupted run is resumed and estimators are compared without training again.
 """
 
 from __future__ import annotations
@@ -15,144 +18,254 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from itertools import pairwise
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.func import functional_call, grad_and_value, vmap
 
 from tuner.analysis import scaling
-from tuner.examples.digits import mlp
+from tuner.examples import digits, text
+from tuner.training.workloads import Workload
 
-RESULTS = Path(__file__).with_name("results") / "ladders.json"
-BASE = {"steps": 400, "batch_size": 64, "hidden": 64}
-TIMES = 4
-SEEDS = 3
-OPTIMIZERS = ("sgd", "adamw")
+RESULTS = Path(__file__).with_name("results") / "ladders.jsonl"
+FROM = {
+    "digits": {"steps": (100, 400), "batch_size": (16, 64), "hidden": (32, 64)},
+    "text": {"steps": (50, 100), "batch_size": (4, 8), "width": (32, 32)},
+}
+"""The first size of each ladder, and the size while another scale is varied."""
 CENTRES = {"sgd": 0.1, "adamw": 0.01}
+SIZES, SEEDS, TOP_SEEDS = 5, 3, 5
+EVALUATED = 2000
+"""Rows of validation data at most."""
 
 
-def losses(optimizer: str, sizes: dict[str, int], rates: np.ndarray) -> np.ndarray:
+def workload(data: str, sizes: Mapping[str, int], parametrization: str) -> Workload:
+    """Return what is trained at some sizes."""
+    more: dict[str, Any] = (
+        {} if parametrization == "standard" else {"parametrization": parametrization}
+    )
+    if data == "digits":
+        return digits.mlp(hidden=sizes["hidden"], **more)
+    return text.transformer(width=sizes["width"], layers=1, **more)
+
+
+def losses(
+    task: Workload, optimizer: str, sizes: Mapping[str, int], rates: np.ndarray, seeds: int
+) -> np.ndarray:
     """Return the validation loss at each rate [rate, seed]; nan where training broke."""
-    task = mlp()
-    inputs, targets = task.train_inputs.float(), task.train_targets
-    hidden, count = sizes["hidden"], len(rates) * SEEDS
-    every = torch.tensor(np.repeat(rates, SEEDS), dtype=torch.float32)  # [member]
-    generators = [torch.Generator().manual_seed(seed) for seed in range(SEEDS)]
+    models = [task.model(seed, torch.float32) for seed in range(seeds)]
+    own = [dict(one.named_parameters()) for one in models]
+    names = list(own[0])
+    parameters = {
+        name: torch.stack([one[name].detach() for one in own] * len(rates)) for name in names
+    }  # [member, ...]
+    first = {name: torch.zeros_like(one) for name, one in parameters.items()}
+    second = {name: torch.zeros_like(one) for name, one in parameters.items()}
+    every = torch.tensor(np.repeat(rates, seeds), dtype=torch.float32)  # [member]
+    orders = [torch.Generator().manual_seed(100 + seed) for seed in range(seeds)]
+    inputs, targets = _single(task.train_inputs), _single(task.train_targets)
 
-    def drawn(fan_in: int, *shape: int) -> Tensor:
-        """Return uniform weights [member, ...], equal for all rates of a seed."""
-        bound = fan_in**-0.5
-        own = [(2 * torch.rand(shape, generator=one) - 1) * bound for one in generators]
-        return torch.stack(own * len(rates))
+    def loss_of(values: dict[str, Tensor], rows: Tensor, wanted: Tensor) -> Tensor:
+        return task.loss(functional_call(models[0], values, (rows,)), wanted)
 
-    widths = [inputs.shape[1], hidden, hidden, 10]
-    parameters: list[Tensor] = []
-    for before, after in pairwise(widths):
-        parameters += [drawn(before, before, after), drawn(before, 1, after)]
-    for one in parameters:
-        one.requires_grad_()
-    first = [torch.zeros_like(one) for one in parameters]
-    second = [torch.zeros_like(one) for one in parameters]
-    orders = [torch.Generator().manual_seed(100 + seed) for seed in range(SEEDS)]
+    step_of = vmap(grad_and_value(loss_of))
     for step in range(sizes["steps"]):
-        rows = torch.stack(
-            [torch.randint(len(inputs), (sizes["batch_size"],), generator=one) for one in orders]
-            * len(rates)
-        )  # [member, row]
-        loss = _loss(parameters, inputs[rows], targets[rows])
-        gradients = torch.autograd.grad(loss.sum(), parameters)
+        drawn = [
+            torch.randint(len(inputs), (sizes["batch_size"],), generator=one) for one in orders
+        ]
+        rows = torch.stack(drawn * len(rates))  # [member, row]
+        gradients, _ = step_of(parameters, inputs[rows], targets[rows])
         rate = every * (1 + math.cos(math.pi * step / sizes["steps"])) / 2
-        rate = rate[:, None, None]
-        with torch.no_grad():
-            for place, (one, gradient) in enumerate(zip(parameters, gradients, strict=True)):
-                if optimizer == "sgd":
-                    first[place].mul_(0.9).add_(gradient)
-                    one.sub_(rate * first[place])
-                    continue
-                first[place].mul_(0.9).add_(gradient, alpha=0.1)
-                second[place].mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-                mean = first[place] / (1 - 0.9 ** (step + 1))
-                size = (second[place] / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8
-                one.mul_(1 - 0.01 * rate).sub_(rate * mean / size)
+        for name, one in parameters.items():
+            own_rate = (rate * task.multiplier_of(name)).reshape(-1, *[1] * (one.ndim - 1))
+            gradient = gradients[name]
+            if optimizer == "sgd":
+                first[name].mul_(0.9).add_(gradient)
+                one.sub_(own_rate * first[name])
+                continue
+            first[name].mul_(0.9).add_(gradient, alpha=0.1)
+            second[name].mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+            mean = first[name] / (1 - 0.9 ** (step + 1))
+            size = (second[name] / (1 - 0.999 ** (step + 1))).sqrt_().add_(1e-8)
+            one.mul_(1 - 0.01 * own_rate).sub_(mean.div_(size).mul_(own_rate))
+    held, wanted = _single(task.validation_inputs), _single(task.validation_targets)
     with torch.no_grad():
-        held = task.validation_inputs.float().expand(count, -1, -1)
-        end = _loss(parameters, held, task.validation_targets.expand(count, -1))
-    found = end.double().numpy().reshape(len(rates), SEEDS)
-    return np.where(found < math.log(10), found, math.nan)
+        end = torch.stack(
+            [
+                loss_of({name: one[member] for name, one in parameters.items()}, held, wanted)
+                for member in range(len(every))
+            ]
+        )
+    found = end.double().numpy().reshape(len(rates), seeds)
+    return np.where(found < task.baseline_loss, found, math.nan)
 
 
-def _loss(parameters: list[Tensor], rows: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean loss of each member [member]."""
-    values = rows
-    for place in range(0, len(parameters), 2):
-        values = torch.baddbmm(parameters[place + 1], values, parameters[place])
-        if place + 2 < len(parameters):
-            values = values.relu()
-    return torch.nn.functional.cross_entropy(
-        values.transpose(1, 2), targets, reduction="none"
-    ).mean(dim=1)
+def _single(data: Tensor) -> Tensor:
+    return data.float() if data.is_floating_point() else data
 
 
-def rung(optimizer: str, sizes: dict[str, int], centre: float, apart: float) -> scaling.Rung:
-    """Return the best rate of a size, of rates around a centre that follow it."""
+def grid(
+    task: Workload,
+    optimizer: str,
+    sizes: Mapping[str, int],
+    centre: float,
+    *,
+    apart: float = 2.0,
+    reach: int = 3,
+    seeds: int = SEEDS,
+) -> list[list[float]]:
+    """Return rate, seed and loss of the trials of a size; rates follow the best one."""
     trained: dict[float, np.ndarray] = {}
-    rates = centre * apart ** np.arange(-3.0, 4.0)
-    for _ in range(4):
-        trained |= dict(zip(rates.tolist(), losses(optimizer, sizes, rates), strict=True))
+    rates = centre * apart ** np.arange(-reach, reach + 1.0)
+    for _ in range(5):
+        found = losses(task, optimizer, sizes, rates, seeds)
+        trained |= dict(zip(rates.tolist(), found, strict=True))
         known = sorted(trained)
-        means = np.array([np.nanmean(trained[one]) for one in known])
-        place = int(np.nanargmin(means))
-        if place == 0:
-            rates = known[0] / apart ** np.arange(3.0, 0.0, -1.0)
-        elif place == len(known) - 1:
-            rates = known[-1] * apart ** np.arange(1.0, 4.0)
+        means = [float(np.mean(trained[one])) for one in known]
+        place = int(np.nanargmin(means)) if np.isfinite(means).any() else 0
+        if place < 2:
+            rates = known[0] / apart ** np.arange(2.0, 0.0, -1.0)
+        elif place > len(known) - 3 and math.isfinite(means[-1]):
+            rates = known[-1] * apart ** np.arange(1.0, 3.0)
         else:
             break
-    every = [(rate, loss) for rate in sorted(trained) for loss in trained[rate]]
-    return scaling.rung(sizes, [rate for rate, _ in every], [loss for _, loss in every])
+    return [
+        [float(f"{rate:.6g}"), seed, float(f"{loss:.6g}")]
+        for rate in sorted(trained)
+        for seed, loss in enumerate(trained[rate])
+    ]
 
 
-def ladder(optimizer: str, scale: str) -> dict[str, Any]:
-    """Return what is predicted and measured at the top of a ladder."""
-    rungs: list[scaling.Rung] = []
-    centre = CENTRES[optimizer]
-    for size in [BASE[scale] // 2**step for step in (3, 2, 1, 0)]:
-        rungs.append(rung(optimizer, {**BASE, scale: size}, centre, 2.0))
-        centre = rungs[-1].rate
-    target = {scale: BASE[scale] * TIMES}
-    found = scaling.predict(rungs, target)
-    top = rung(optimizer, {**BASE, **target}, found.rate, math.sqrt(2))
+def measure(name: str) -> None:
+    """Train the missing rungs of a ladder, the smallest first, and write each when it is done."""
+    data, optimizer, scale, *more = name.split("-")
+    family = "adam" if optimizer == "adamw" else "sgd"
+    parametrization = f"mup-{family}" if more else "standard"
+    base = {name: usual for name, (_, usual) in FROM[data].items()}
+    first, _ = FROM[data][scale]
+    rungs = read().get(name, [])
+    centre = CENTRES[optimizer] if not rungs else best(rungs[-1])
+    for place in range(len(rungs), SIZES):
+        sizes = {**base, scale: first * 2**place}
+        task = workload(data, sizes, parametrization)
+        top = place == SIZES - 1
+        trials = grid(
+            task,
+            optimizer,
+            sizes,
+            centre,
+            apart=math.sqrt(2) if top else 2.0,
+            seeds=TOP_SEEDS if top else SEEDS,
+        )
+        rung = {"sizes": {scale: sizes[scale]}, "trials": trials}
+        with RESULTS.open("a") as file:
+            file.write(json.dumps([name, rung]) + "\n")
+        centre = best(rung)
+        print(name, sizes[scale], f"{centre:.3g}", flush=True)
+
+
+def best(rung: Mapping[str, Any]) -> float:
+    """Return the rate of a rung with the lowest mean loss."""
+    known = sorted({rate for rate, *_ in rung["trials"]})
+    means = [np.mean([loss for rate, _, loss in rung["trials"] if rate == one]) for one in known]
+    return float(known[int(np.nanargmin(means))])
+
+
+def names() -> list[str]:
+    """Return the names of all ladders."""
+    found = [
+        f"{data}-{optimizer}-{scale}"
+        for data, scales in FROM.items()
+        for optimizer in CENTRES
+        for scale in scales
+    ]
+    return found + [
+        f"{data}-{optimizer}-{width}-mup"
+        for data, width in (("digits", "hidden"), ("text", "width"))
+        for optimizer in CENTRES
+    ]
+
+
+def read() -> dict[str, list[dict[str, Any]]]:
+    """Return the rungs that were measured, by the name of the ladder, the smallest first."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    if RESULTS.exists():
+        for line in RESULTS.read_text().splitlines():
+            name, rung = json.loads(line)
+            found.setdefault(name, []).append(rung)
+    return found
+
+
+def grid_of(rung: Mapping[str, Any]) -> scaling.Grid:
+    """Return the trials of a rung as data of the estimator."""
+    rates, seeds, ends = zip(*rung["trials"], strict=True)
+    return scaling.Grid(sizes=rung["sizes"], rates=rates, losses=ends, seeds=seeds)
+
+
+def judged(rungs: list[dict[str, Any]], used: int) -> dict[str, Any]:
+    """Return the prediction for the top by the first `used` rungs, and what was measured there."""
+    grids = [grid_of(one) for one in rungs]
+    # the same estimator, to which a grid lends its shape to itself
+    measured = scaling.together([grids[-1], grids[-1]])[0]
+    found = scaling.predict(scaling.together(grids[:used]), grids[-1].sizes)
+    off = math.log(found.rate / measured.rate)
+    # the loss by the rate, between the rates that were tried
+    trials = rungs[-1]["trials"]
+    rates = np.array(sorted({rate for rate, *_ in trials}))
+    ends = [np.mean([loss for rate, _, loss in trials if rate == one]) for one in rates]
+    known = np.isfinite(ends)
+    at = np.log([found.rate, found.unscaled])
+    costs = np.interp(at, np.log(rates[known]), np.array(ends)[known]) - np.nanmin(ends)
     return {
-        "predicted": round(found.rate, 5),
-        "interval": [round(found.low, 5), round(found.high, 5)],
-        "measured": round(top.rate, 5),
-        "its error": round(top.error, 3),
-        "off by": round(math.exp(abs(math.log(found.rate / top.rate))), 3),
-        "unscaled off by": round(math.exp(abs(math.log(found.unscaled / top.rate))), 3),
-        "held": bool(found.low <= top.rate <= found.high),
-        "power": [round(getattr(found.slopes[scale], end), 3) for end in ("mean", "low", "high")],
-        "rungs": {str(one.sizes[scale]): round(one.rate, 5) for one in rungs},
-        "warnings": list(found.warnings),
+        "found": found,
+        "measured": measured,
+        "off": math.exp(abs(off)),
+        "unscaled": math.exp(abs(math.log(found.unscaled / measured.rate))),
+        "held": found.low <= measured.rate <= found.high,
+        "costs": costs,
     }
+
+
+def table(used: int) -> None:
+    """Print what is predicted and measured at the top of each complete ladder."""
+    rows = []
+    for name, rungs in sorted(read().items()):
+        if len(rungs) < SIZES:
+            continue
+        one = judged(rungs, used)
+        found, measured = one["found"], one["measured"]
+        (size,) = rungs[-1]["sizes"].values()
+        spread = math.exp(measured.error)
+        print(
+            f"| {name}, {size} | {found.rate:.2g} ({found.low:.2g} to {found.high:.2g}) "
+            f"| {measured.rate:.2g} (factor {spread:.2f}) | {one['off']:.2f} "
+            f"| {one['unscaled']:.2f} | {'yes' if one['held'] else 'no'} "
+            f"| {one['costs'][0]:.3f} | {one['costs'][1]:.3f} |"
+        )
+        rows.append(one)
+    near = sum(one["off"] <= 1.4 for one in rows)
+    same = sum(one["unscaled"] <= 1.4 for one in rows)
+    held = sum(one["held"] for one in rows)
+    print(f"{len(rows)} ladders, {used} rungs: {near} within 1.4, unscaled {same}; {held} held")
 
 
 def main() -> None:
     """Parse the command line, and measure what is missing."""
-    names = [f"{optimizer}-{scale}" for optimizer in OPTIMIZERS for scale in BASE]
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", nargs="+", choices=names, default=names)
-    parser.add_argument("--again", action="store_true", help="measure ladders that are there too")
+    parser.add_argument("--only", nargs="+", choices=names(), default=names())
+    parser.add_argument("--table", action="store_true", help="print what was measured")
     asked = parser.parse_args()
+    if asked.table:
+        for used in (SIZES - 1, SIZES - 2):
+            table(used)
+        return
     torch.set_num_threads(1)
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name in asked.only:
-        if name not in found or asked.again:
-            found[name] = ladder(*name.split("-"))
-            RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-        print(name, json.dumps(found[name]), flush=True)
+        measure(name)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ Models are built within the time, data are loaded outside it. The ratio of each 
 before the median. The floor is what the matrix products alone would take at the rate that a large
 product reaches here.
 
-    python benchmarks/throughput.py [64] [256] [conv] [--rounds 5] [--optimizer adamw] [--slots 64]
+    python benchmarks/throughput.py [64] [256] [conv] [text] [--rounds 5] [--optimizer adamw]
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import torch
 from torch import nn
 
 from tuner.config import StudySpec
-from tuner.examples import digits
+from tuner.examples import digits, text
 from tuner.training import optimizers
 from tuner.training.cohort.trainer import CohortTrainer
 from tuner.training.device import use_threads
@@ -80,10 +80,16 @@ def convolutional() -> Case:
     return Case(workload=replace(digits.mlp(), model=model), products=0, bare=4, budget=64)
 
 
+def transformer() -> Case:
+    """Return the transformer of the study `text`."""
+    return Case(workload=text.transformer(), products=0, bare=2, budget=32, slots=16)
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "64": lambda: dense(64, bare=16, budget=512),
     "256": lambda: dense(256, bare=8, budget=128),
     "conv": convolutional,
+    "text": transformer,
 }
 
 
@@ -114,8 +120,11 @@ def task_of(spec: StudySpec, number: int) -> Task:
 def bare(case: Case, spec: StudySpec) -> float:
     """Train without recording anything; give the seconds of a trial."""
     workload, every = case.workload, spec.training.evaluation_interval
-    inputs, targets = workload.train_inputs.float(), workload.train_targets
-    unseen, answers = workload.validation_inputs.float(), workload.validation_targets
+    inputs, unseen = (
+        data.float() if data.is_floating_point() else data
+        for data in (workload.train_inputs, workload.validation_inputs)
+    )
+    targets, answers = workload.train_targets, workload.validation_targets
     rows = torch.randint(len(inputs), (STEPS, BATCH), generator=torch.Generator().manual_seed(0))
     began = time.perf_counter()
     for number in range(case.bare):
@@ -124,14 +133,13 @@ def bare(case: Case, spec: StudySpec) -> float:
         optimizer = optimizers.make(task.params, model.parameters())
         for step, batch in enumerate(rows, start=1):
             optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(model(inputs[batch]), targets[batch])
-            loss.backward()
+            workload.loss(model(inputs[batch]), targets[batch]).backward()
             optimizer.step()
             if step % every == 0 and every < STEPS:
                 with torch.no_grad():
                     outputs = model(unseen)
-                    nn.functional.cross_entropy(outputs, answers).item()
-                    digits.accuracy(outputs, answers).item()
+                    for measure in (workload.loss, *workload.metrics.values()):
+                        measure(outputs, answers).item()
     return (time.perf_counter() - began) / case.bare
 
 
@@ -176,7 +184,9 @@ def product_rate() -> float:
 
 def measured(name: str, rounds: int, optimizer: str, slots: int) -> dict[str, Any]:
     """Run a case's rounds, and print and give what came out."""
-    case = replace(CASES[name](), slots=slots)
+    case = CASES[name]()
+    slots = slots or case.slots
+    case = replace(case, slots=slots)
     for arm, every in ARMS.values():  # the first calls of a process are slower
         arm(replace(case, bare=1, budget=slots), spec_of(optimizer, every))
     floor = case.products / product_rate()
@@ -215,7 +225,7 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", choices=[*CASES, []], default=list(CASES))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--optimizer", default="adamw")
-    parser.add_argument("--slots", type=int, default=64)
+    parser.add_argument("--slots", type=int, default=0, help="default: those of the case")
     given = parser.parse_args()
     use_threads(1)
     for name in given.cases or CASES:

@@ -24,15 +24,25 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
+from tuner.training import mup
 from tuner.training.workloads import Workload, digest_of, seeded
 
 CLASSES = 10
 
 
 def mlp(
-    hidden: int = 64, layers: int = 2, split_seed: int = 0, validation_fraction: float = 0.2
+    hidden: int = 64,
+    layers: int = 2,
+    split_seed: int = 0,
+    validation_fraction: float = 0.2,
+    parametrization: str = "standard",
+    base_hidden: int = 32,
 ) -> Workload:
-    """Classify digits by `layers` hidden layers of `hidden` rectified units each."""
+    """Classify digits by `layers` hidden layers of `hidden` rectified units each.
+
+    With the parametrization "mup-sgd" or "mup-adam", the best rate for `base_hidden` units is that
+    for any number.
+    """
     pixels, digits = load_digits(return_X_y=True)  # [image, 64] of 0 to 16, [image] of 0 to 9
     train, validation = train_test_split(
         np.arange(len(digits)),
@@ -47,15 +57,22 @@ def mlp(
     inputs = (raw - center) / scale
     frequencies = torch.bincount(targets[train], minlength=CLASSES).double() / len(train)
 
+    def build(width: int) -> nn.Module:
+        widths = [inputs.shape[1]] + [width] * layers
+        blocks = [
+            block
+            for before, after in itertools.pairwise(widths)
+            for block in (nn.Linear(before, after), nn.ReLU())
+        ]
+        return nn.Sequential(*blocks, nn.Linear(widths[-1], CLASSES))
+
+    family = mup.family(parametrization)
+    scaled = None if family is None else mup.of_width(build, hidden, base_hidden, optimizer=family)
+
     def model(seed: int, dtype: torch.dtype) -> nn.Module:
-        widths = [inputs.shape[1]] + [hidden] * layers
         with seeded(seed):
-            blocks = [
-                block
-                for before, after in itertools.pairwise(widths)
-                for block in (nn.Linear(before, after), nn.ReLU())
-            ]
-            return nn.Sequential(*blocks, nn.Linear(widths[-1], CLASSES)).to(dtype)
+            made = build(hidden)
+        return (made if scaled is None else scaled.initialize(made)).to(dtype)
 
     return Workload(
         model=model,
@@ -65,6 +82,7 @@ def mlp(
         validation_targets=targets[validation],
         loss=nn.functional.cross_entropy,
         metrics={"accuracy": accuracy},
+        rate_multipliers={} if scaled is None else scaled.rate_multipliers,
         # knowing only how frequent each digit is
         baseline_loss=float(torch.special.entr(frequencies).sum()),
         data_name=f"scikit-learn digits, split {split_seed}, {validation_fraction:g} validation",

@@ -23,14 +23,26 @@ import torch
 from torch import Tensor, nn
 
 from tuner.core.errors import WorkloadError
+from tuner.training import mup
 from tuner.training.workloads import Workload, digest_of, seeded
 
 BLOCK, EVERY = 8, 100
 """Of every 100 blocks of 8 rows, the last is validation data."""
 
 
-def transformer(context: int = 16, width: int = 32, heads: int = 4, layers: int = 6) -> Workload:
-    """Predict each next character from up to `context` previous ones, with `layers` layers."""
+def transformer(
+    context: int = 16,
+    width: int = 32,
+    heads: int = 4,
+    layers: int = 6,
+    parametrization: str = "standard",
+    base_width: int = 32,
+) -> Workload:
+    """Predict each next character from up to `context` previous ones, with `layers` layers.
+
+    With the parametrization "mup-sgd" or "mup-adam", the best rate for `base_width` is that for any
+    width.
+    """
     if width % heads:
         raise ValueError(f"width: expected a multiple of heads, {heads}, got {width}")
     text = python_help()
@@ -44,9 +56,20 @@ def transformer(context: int = 16, width: int = 32, heads: int = 4, layers: int 
     train = ~validation
     frequencies = torch.bincount(targets[train].flatten()).double() / targets[train].numel()
 
+    family = mup.family(parametrization)
+
+    def build(width: int) -> CharacterModel:
+        divisor = math.sqrt(width // heads)
+        if family is not None:
+            divisor = mup.attention_divisor(width // heads, base_width // heads)
+        return CharacterModel(len(alphabet), context, width, heads, layers, divisor)
+
+    scaled = None if family is None else mup.of_width(build, width, base_width, optimizer=family)
+
     def model(seed: int, dtype: torch.dtype) -> nn.Module:
         with seeded(seed):
-            return CharacterModel(len(alphabet), context, width, heads, layers).to(dtype)
+            made = build(width)
+        return (made if scaled is None else scaled.initialize(made)).to(dtype)
 
     return Workload(
         model=model,
@@ -56,6 +79,7 @@ def transformer(context: int = 16, width: int = 32, heads: int = 4, layers: int 
         validation_targets=targets[validation],
         loss=cross_entropy,
         metrics={"accuracy": accuracy},
+        rate_multipliers={} if scaled is None else scaled.rate_multipliers,
         # knowing only how frequent each character is
         baseline_loss=float(torch.special.entr(frequencies).sum()),
         data_name=f"Python's own help, {len(codes)} characters",
@@ -78,11 +102,19 @@ def python_help() -> str:
 class CharacterModel(nn.Module):
     """A transformer from characters to scores of the next one."""
 
-    def __init__(self, characters: int, context: int, width: int, heads: int, layers: int) -> None:
+    def __init__(
+        self,
+        characters: int,
+        context: int,
+        width: int,
+        heads: int,
+        layers: int,
+        divisor: float,  # of products of queries and keys
+    ) -> None:
         super().__init__()
         self.characters = nn.Embedding(characters, width)
         self.positions = nn.Embedding(context, width)
-        self.layers = nn.Sequential(*(Layer(width, heads) for _ in range(layers)))
+        self.layers = nn.Sequential(*(Layer(width, heads, divisor) for _ in range(layers)))
         self.scores = nn.Linear(width, characters)
 
     def forward(self, codes: Tensor) -> Tensor:  # int64 [row, position] -> [row, position, code]
@@ -95,9 +127,10 @@ class CharacterModel(nn.Module):
 class Layer(nn.Module):
     """Causal self-attention, then two dense layers; each added, then normalized."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, divisor: float) -> None:
         super().__init__()
         self.heads = heads
+        self.divisor = divisor
         self.attend = nn.Linear(width, 3 * width)
         self.join = nn.Linear(width, width)
         self.dense = nn.Sequential(
@@ -111,7 +144,7 @@ class Layer(nn.Module):
         rows, positions, width = inputs.shape
         parts = self.attend(inputs).reshape(rows, positions, 3, self.heads, width // self.heads)
         query, key, value = parts.permute(2, 0, 3, 1, 4)  # each [row, head, position, part]
-        match = query @ key.transpose(-1, -2) / math.sqrt(width // self.heads)
+        match = query @ key.transpose(-1, -2) / self.divisor
         future = torch.ones(positions, positions, dtype=torch.bool, device=inputs.device).triu(1)
         looked = match.masked_fill(future, -math.inf).softmax(dim=-1) @ value
         joined = self.join(looked.transpose(1, 2).reshape(rows, positions, width))

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 from helpers import complete
-from test_reference import curve_of
+from test_reference import curve_of, regression
 from torch import nn
 
 from tuner.config import StudySpec
@@ -31,10 +32,15 @@ OPTIMISERS = [
     (0.003, {"name": "rmsprop", "centered": True, "momentum": 0.5, "weight_decay": 1e-2}),
     (0.05, {"name": "adagrad", "initial_accumulator_value": 0.1, "weight_decay": 1e-2}),
     (0.001, {"name": "lion", "weight_decay": 0.1}),
+    (0.05, {"name": "schedule_free_sgd", "weight_decay": 1e-2}),
+    (0.01, {"name": "schedule_free_adamw", "beta1": 0.8, "weight_decay": 0.1}),
+    (1.0, {"name": "prodigy", "weight_decay": 1e-2, "bias_correction": True}),
+    (0.5, {"name": "prodigy", "d_coef": 0.5, "safeguard_warmup": True}),
+    (1.0, {"name": "dog", "reps_rel": 1e-4, "weight_decay": 1e-2}),
 ]
-"""Stable rates and settings of every optimiser."""
+"""Stable rates and settings of every optimiser that a cohort has."""
 
-assert {settings["name"] for _, settings in OPTIMISERS} == set(OPTIMIZERS)
+assert {settings["name"] for _, settings in OPTIMISERS} == set(OPTIMIZERS) - {"muon"}
 
 
 def tasks() -> list[Task]:
@@ -78,6 +84,39 @@ def chain(seed, dtype):  # type: ignore[no-untyped-def]
             nn.Sequential(nn.Linear(5, 5), nn.SiLU(), nn.Linear(5, 4), nn.Sigmoid()),
             nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 1),
         ).to(dtype)  # fmt: skip
+
+
+IMAGES = {
+    "padded": lambda: [nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+                       nn.Conv2d(3, 4, 2), nn.Tanh(), nn.Flatten(), nn.Linear(4, 1)],
+    "strided": lambda: [nn.Conv2d(2, 3, (3, 2), stride=2, padding=(2, 1), dilation=(2, 1)),
+                        nn.Tanh(), nn.Tanh(), nn.Conv2d(3, 2, (2, 3), padding=1, bias=False),
+                        nn.GELU(), nn.AvgPool2d(2, padding=1), nn.Dropout(0.3), nn.Flatten(),
+                        nn.Linear(8, 1)],
+    "pooled": lambda: [nn.MaxPool2d(3, stride=1, padding=1), nn.ReLU(), nn.Conv2d(2, 3, 1),
+                       nn.MaxPool2d(2, stride=1), nn.ReLU(), nn.AvgPool2d(2, ceil_mode=True),
+                       nn.Flatten(), nn.Dropout(0.1), nn.Linear(12, 1)],
+    "without any": lambda: [nn.Dropout(0.2), nn.Tanh(), nn.Flatten(), nn.Linear(32, 1)],
+}  # fmt: skip
+"""Layers for images of 2 channels of 4 by 4, as data."""
+
+
+def images(name):  # type: ignore[no-untyped-def]
+    """Return a workload of images."""
+
+    def model(seed, dtype):  # type: ignore[no-untyped-def]
+        with seeded(seed):
+            return nn.Sequential(*IMAGES[name]()).to(dtype)
+
+    inputs = torch.randn(50, 2, 4, 4, generator=torch.Generator().manual_seed(3)).double()
+    return regression(model, train_inputs=inputs, validation_inputs=inputs[:9])
+
+
+def drawn(seed, dtype):  # type: ignore[no-untyped-def]
+    """Return a network that makes an image of its inputs."""
+    with seeded(seed):
+        layers = [nn.Linear(3, 32), nn.Unflatten(1, (2, 4, 4)), *IMAGES["strided"]()]
+        return nn.Sequential(*layers).to(dtype)
 
 
 def train_all(

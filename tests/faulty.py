@@ -51,6 +51,15 @@ def state(trial, fault="none"):
     trial.report(trial.steps, val_loss=float(changed))
 
 
+def run_on(trial, fault="none"):
+    """Report rows as fast as possible; at step 9 the loss jumps, or the process ends."""
+    for step in range(trial.steps):
+        if step == 9 and fault == "exit":
+            os._exit(1)
+        trial.report(step, train_loss=1e30 if step == 9 else 1.0)
+    trial.report(trial.steps, val_loss=1.0)
+
+
 def wait(trial):
     """Report twice and wait for ever, with a child in a session of its own."""
     if os.fork() == 0:
@@ -93,6 +102,34 @@ def on_ranks(trial):
             trial.checkpoint.save({})
     finally:
         Path(f"rank-{rank}").write_text(str(step))
+    distributed.destroy_process_group()
+
+
+def learning_on_ranks(trial):
+    """Train a line on several ranks with the random numbers of each; leave each rank's state."""
+    distributed.init_process_group("gloo")
+    rank = distributed.get_rank()
+    Path(f"pid-{rank}").write_text(str(os.getpid()))
+    torch.manual_seed(trial.seed)
+    model = nn.parallel.DistributedDataParallel(nn.Linear(3, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1 * trial.lr, momentum=0.9)
+    torch.manual_seed(trial.seed + rank)
+    if saved := trial.checkpoint.load():
+        model.module.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+    for step in range(trial.first_step, trial.steps):
+        loss = (model(torch.rand(4, 3) * random.random() + np.random.rand()) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        trial.report(step, train_loss=loss)
+        optimizer.step()
+        trial.report(step + 1, val_loss=loss.detach())
+        trial.checkpoint.save(
+            {"model": model.module.state_dict(), "optimizer": optimizer.state_dict()}
+        )
+    momenta = [state["momentum_buffer"] for state in optimizer.state.values()]
+    drawn = torch.tensor([torch.rand(()), random.random(), np.random.rand()])
+    torch.save([*model.module.state_dict().values(), *momenta, drawn], f"state-{rank}.pt")
     distributed.destroy_process_group()
 
 

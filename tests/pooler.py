@@ -18,7 +18,9 @@ IGNORED = "extra_float_digits, options"
 
 
 @contextmanager
-def pooler(cluster: Cluster, *, ignored: str = IGNORED, connections: int = 5) -> Iterator[int]:
+def pooler(
+    cluster: Cluster, *, ignored: str = IGNORED, connections: int = 5, clients: int = 100
+) -> Iterator[int]:
     """Run a pooler with so few connections that its clients share them; yield its port."""
     program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
     assert program, "no pgbouncer: expected Debian's package of that name"
@@ -41,6 +43,9 @@ def pooler(cluster: Cluster, *, ignored: str = IGNORED, connections: int = 5) ->
         auth_file = {folder}/users
         pool_mode = transaction
         default_pool_size = {connections}
+        max_client_conn = {clients}
+        log_connections = 0
+        log_disconnections = 0
         ignore_startup_parameters = {ignored}
         """.replace("\n        ", "\n")
     )

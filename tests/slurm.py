@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -79,11 +80,12 @@ class Slurm:
             )  # fmt: skip
         if name == "slurmctld":
             until(lambda: "UP" in self.run("scontrol", "ping"), "the controller")
-        else:
-            ready = ("idle", "mixed", "allocated")
-            until(
-                lambda: self.run("sinfo", "-h", "-n", name, "-p", "low", "-o", "%T") in ready, name
-            )
+        for node in self._daemons.keys() & NODES:  # which a new controller does not know at once
+            until(partial(self._is_ready, node), node)
+
+    def _is_ready(self, node: str) -> bool:
+        state = self.run("sinfo", "-h", "-n", node, "-p", "low", "-o", "%T")
+        return state in ("idle", "mixed", "allocated")
 
     def kill(self, name: str) -> None:
         """Kill a daemon; the workers of a node go on."""

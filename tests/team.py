@@ -182,7 +182,7 @@ def _server(
             start_new_session=True,
         )
         try:
-            until(lambda: answers(address, health), command[0])
+            until(lambda: answers(address, health), command[0], 180)
             yield address
         finally:
             os.killpg(process.pid, signal.SIGKILL)

@@ -45,9 +45,9 @@ CASES: dict[str, tuple[str, str, str, dict[str, str]]] = {
         {"target": "mlflow"},
     ),
     "TunerPublishingBehind": (
-        f'tuner_trials_unpublished{{{HERE}, target="mlflow"}}',
-        "0x20 5x40",
-        "9x50 0 9x9",
+        f'tuner_unpublished_seconds{{{HERE}, target="mlflow"}}',
+        "0x27 0+60x33",
+        "1790x60",  # one trial after the other waits, none of them for long
         {"target": "mlflow"},
     ),
     "TunerNobodyReaps": (f"tuner_leases_expired{{{HERE}}}", "0x48 1x12", "0x55 1x5", {}),

@@ -29,6 +29,10 @@ def some(optimizers=OPTIMISERS):
     ]
 
 
+def of(optimizer):
+    return Task(number=7, seed=3, params=complete(0.1, "constant", optimizer))
+
+
 def frozen(model):
     """A model whose first parameter is frozen, as that of a pretrained one."""
 
@@ -107,6 +111,37 @@ def test_a_resumed_or_branched_trial_is_averaged_as_if_nothing_had_happened(name
     assert_same(curve_of(events + rest), whole)
 
 
+@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize("optimizer", ["schedule_free_adamw", "dog"])
+def test_an_optimizer_that_averages_needs_no_other_average(name, optimizer):
+    """Nor do a resume and branches change it."""
+    workload, task = regression(chain), of(optimizer)
+    found = {}
+    for ema in (None, 0.9):
+        spec = make_spec(steps=30, evaluate_every=6, ema=ema)
+        trainer = TRAINERS[name](workload, spec)
+        trainer.admit(task)
+        events = trainer.advance(8)
+        plans = [BranchPlan(steps=4, schedule=same_schedule, averaged=one) for one in (False, True)]
+        (plain,), (averaged,) = (trainer.branch([7], plan, lambda: True) for plan in plans)
+        assert plain.metrics == averaged.metrics
+        rest = train_all(TRAINERS[name](workload, spec), [resumed(trainer, task)])[7]
+        found[ema] = curve_of(events + rest)
+        assert_same(curve_of(train_all(TRAINERS[name](workload, spec), [task])[7]), found[ema])
+    assert_same(found[None], found[0.9])
+
+
+@pytest.mark.parametrize("optimizer", ["schedule_free_sgd", "dog"])
+def test_a_retrained_model_has_the_averages_of_its_optimizer(tmp_path, optimizer):
+    workload, spec = regression(), make_spec(steps=20)
+    trained = models.train(
+        workload, spec, of(optimizer), file_store(tmp_path), "1.pt",
+        still=lambda _: None, clock=float,
+    )  # fmt: skip
+    loss = models.row_values(trained.model, workload, spec, "val_loss").mean()
+    assert loss == pytest.approx(trained.value, rel=1e-12)
+
+
 def test_a_retrained_model_has_the_averages(tmp_path):
     workload, task = regression(), make_task()
     found = {}
@@ -157,7 +192,9 @@ def test_a_loop_of_ones_own_averages_by_itself():
 def test_a_cohort_freezes_and_multiplies_as_torch_does(model):
     names = {chain: {"3": 0.3, "13": 2.0}, branched: {"wide": 0.3, "last.3": 2.0, "last": 0.5}}
     workload = regression(frozen(model), rate_multipliers=names[model])
-    same(workload, make_spec(steps=40, clip_norm=1.0, ema=0.9), some())
+    # prodigy and dog measure over all parameters, so such a workload is the reference trainer's
+    own = [one for one in OPTIMISERS if one[1]["name"] not in ("prodigy", "dog")]
+    same(workload, make_spec(steps=40, clip_norm=1.0, ema=0.9), some(own))
 
 
 @pytest.mark.parametrize("name", TRAINERS)

@@ -250,3 +250,16 @@ def test_the_ui_opens_the_study_that_is_named_on_a_free_port(shown, tmp_path):
         done = tuner(shown.folder, *arguments, env=env)
         assert done.code == 0, done.err
         assert (tmp_path / "page").read_text().strip() == shown.pages("small")[what]
+
+
+def test_studies_are_compared_by_their_trials_the_best_first(shown, tmp_path):
+    opens = tmp_path / "opens"
+    opens.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/page\n')
+    opens.chmod(0o755)
+    env = {"BROWSER": str(opens), "MLFLOW_TRACKING_URI": shown.address}
+    assert tuner(shown.folder, "ui", "odd", "small", env=env).code == 0
+    page = (tmp_path / "page").read_text().strip()
+    for watched in look(shown, page, "Displaying Runs from 2 Experiments", "studies-compared"):
+        for study in ("odd", "small"):
+            of_trials = watched.page.get_by_text(f"({study})")  # as in "2: lr 0.5, … (small)"
+            expect(of_trials.first).to_be_visible(timeout=PATIENCE)

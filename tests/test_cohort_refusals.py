@@ -77,6 +77,7 @@ def test_a_metric_that_is_random():
         ({"seconds": 9.0}, {}, "seconds"),
         ({"accumulate": 2}, {}, "accumulate = 2"),
         ({"precision": "float16"}, {}, 'precision = "float16"'),
+        ({}, {"optimizer": ["sgd", "muon"]}, "muon, which rounds to bfloat16"),
     ],
 )
 def test_a_study_that_only_the_reference_trains(training, space, said):
@@ -84,6 +85,16 @@ def test_a_study_that_only_the_reference_trains(training, space, said):
     content["space"] |= {"lr": 0.1, "schedule": "constant", "optimizer": "sgd"} | space
     spec = StudySpec.model_validate(content)
     assert said in eligibility.reason_not_stackable(regression(), spec)
+
+
+@pytest.mark.parametrize("optimizer", ["prodigy", "dog"])
+def test_an_optimizer_whose_steps_depend_on_all_parameters_trains_no_parts(optimizer):
+    content = make_spec().model_dump(mode="json")
+    content["space"] = {"lr": 1.0, "schedule": "constant", "optimizer": optimizer}
+    spec = StudySpec.model_validate(content)
+    parted = regression(rate_multipliers={"0": 0.1})
+    assert eligibility.reason_not_stackable(regression(), spec) == ""
+    assert f"with {optimizer} and frozen" in eligibility.reason_not_stackable(parted, spec)
 
 
 def test_what_can_be_trained_together_has_no_obstacle():

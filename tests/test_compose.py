@@ -17,6 +17,7 @@ import compose
 import mlflow.environment_variables
 import postgres
 import pytest
+import yaml
 from compose import ROOT, Service, Stack, here, put
 from processes import until
 
@@ -187,6 +188,25 @@ def test_no_password_and_no_variable_without_a_default_is_in_the_file():
         assert f"`{name}`" in operations
 
 
+def test_the_documented_override_mounts_the_code_of_each_person_where_its_prefix_is_imported():
+    """Merged as Compose does: variables by name, volumes by their place in the container."""
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "team.md").read_text(), re.DOTALL)
+    changed = yaml.safe_load(block)["services"]
+    assert set(changed) == {
+        name
+        for name, one in SERVICES.items()
+        if "./studies:/app/studies:ro" in one.get("volumes", ())
+    }, "all that train"
+    for name, more in changed.items():
+        assert set(more) <= SERVICES[name].keys() | {"environment", "volumes"}
+        places = {one.split(":")[1]: one for one in [*SERVICES[name]["volumes"], *more["volumes"]]}
+        allowed = more["environment"]["TUNER_ALLOW"].split()
+        assert allowed == [f"{Path(one).name}." for one in places if one.startswith("/app/")]
+        assert all(
+            one.endswith(":ro") for place, one in places.items() if place.startswith("/app/")
+        )
+
+
 # --- the secrets of a process
 
 
@@ -270,7 +290,7 @@ def of(service: Service) -> str:
 def a_timetable_fires(stack: Stack) -> None:
     """At the next third of a minute, once the test has gone on to other things."""
     each = ["timetable", "add", "digits", "--cron", "*/20 * * * * *"]
-    code, said = stack.tuner("scheduler", *each)
+    code, said = stack.tuner("worker", *each)  # whose login has submitted the study
     assert code == 0, said
 
 

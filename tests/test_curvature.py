@@ -108,6 +108,9 @@ def test_a_bound_is_where_steps_begin_to_grow(momentum, nesterov):
         ({"name": "rmsprop", "momentum": 0.9}, 3.8),
         ("adagrad", 2.0),
         ("lion", None),
+        ("muon", None),
+        ("schedule_free_sgd", None),
+        ("prodigy", None),
     ],
 )
 def test_bounds_at_a_curvature_of_one(optimizer, expected):

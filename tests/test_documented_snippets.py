@@ -34,6 +34,7 @@ RUN_BY = {
     "python.md": "test_python_first, test_asking",
     "cohorts.md": "here",
     "space.md": "here",
+    "scaling.md": "here",
     "clusters.md": "test_executors",
     "programs.md": "test_programs, test_ranks",
     "loaders.md": "test_loaders",
@@ -90,6 +91,18 @@ def test_each_group_of_the_documented_function_has_its_own_rate() -> None:
     run(block, Model=Model)["train"](seen, head_lr=0.5)
     trial.schedule(made[0])
     assert [group["lr"] for group in made[0].param_groups] == [0.1, 0.5]
+
+
+def test_the_documented_parametrization_and_noise_scale(capsys: pytest.CaptureFixture[str]) -> None:
+    parametrized, noise = blocks(ROOT / "docs" / "scaling.md", "python")
+    rows, classes = torch.randn(8, 64), torch.arange(8)
+    workload = run(parametrized)["classify"](rows, classes, hidden=64)
+    multipliers = {"2.weight": 0.5, "4.weight": 0.5}
+    assert workload.rate_multipliers == multipliers
+    assert workload.model(0, torch.float64)(rows.double()).shape == (8, 10)
+    found = run(noise)["found"]
+    assert 0 < found.low <= found.rows <= found.high
+    assert " rows (" in capsys.readouterr().out
 
 
 def test_the_documented_programs_are_those_that_are_tuned_in_tests() -> None:

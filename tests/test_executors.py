@@ -30,10 +30,11 @@ from processes import (
 import tuner as package
 from tests.test_documented_snippets import blocks, run
 from tuner.config import cluster
-from tuner.config.cluster import ClusterSpec, SlurmTable, WorkerTable
-from tuner.core.environment import identity, person
+from tuner.config.cluster import ClusterSpec, RayTable, SlurmTable, WorkerTable
+from tuner.core.environment import identity, person, processor
 from tuner.core.errors import StudyFileError, UnavailableError, UsageError
 from tuner.executors import WorkerState, starting
+from tuner.executors.ray import RayExecutor, options_of
 from tuner.executors.slurm import SlurmExecutor
 from tuner.ledger import Ledger, launches
 from tuner.operations import workers
@@ -75,6 +76,8 @@ def launched(ledger: Ledger, handles: list[str], executor: str = "local") -> lau
             "[slrum]\n",
             "got an unknown table; did you mean slurm?",
         ),
+        ("[ray]\nresources = { big = 0.0 }", "[ray] resources: expected a number above 0"),
+        ('[ray]\nplacement = "any"', '[ray] placement: expected "spread" or "pack", got "any"'),
         ("[worker", "expected TOML, got a syntax error"),
     ],
 )
@@ -265,6 +268,41 @@ def test_while_slurm_is_away_nothing_is_known_to_have_ended(program, ledger, pla
     assert launches.of_study(ledger, "small", running=True) == [found]
 
 
+@pytest.mark.parametrize(
+    ("environment", "index"),
+    [
+        ({"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}, 3),
+        ({"JOB_COMPLETION_INDEX": "0"}, 0),
+        ({"SLURM_ARRAY_TASK_ID": "4294967294x"}, None),
+        ({}, None),
+    ],
+)
+def test_a_worker_knows_its_place_in_its_launch(environment, index) -> None:
+    assert starting.index_of(environment) == index
+
+
+# --- Ray's requests; tests/test_ray.py has a real one ---------------------------------------------
+
+
+def test_an_actor_takes_of_a_node_what_its_worker_gets() -> None:
+    settings = RayTable(resources={"big": 1.0}, placement="pack")
+    shares = WorkerTable(cpus=2, memory="1.5GiB", gpus=1, workers_per_gpu=4)
+    assert options_of(settings, shares) == {
+        "num_cpus": 2, "num_gpus": 0.25, "memory": 1536 * 2**20, "resources": {"big": 1.0},
+        "scheduling_strategy": "DEFAULT",
+    }  # fmt: skip
+    assert options_of(RayTable(), WorkerTable()) == {
+        "num_cpus": 1, "num_gpus": 0, "resources": {}, "scheduling_strategy": "SPREAD",
+    }  # fmt: skip
+
+
+def test_the_folder_that_goes_with_workers_must_be_there(monkeypatch, tmp_path) -> None:
+    (tmp_path / "ray.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)  # as if it were installed
+    with pytest.raises(UsageError, match=r"\[ray\] working_dir: expected a folder, got 'nowhere'"):
+        RayExecutor(RayTable(working_dir="nowhere"))
+
+
 # --- workers of this machine ----------------------------------------------------------------------
 
 
@@ -281,6 +319,12 @@ def test_workers_are_started_listed_and_stopped_by_different_processes(tmp_path:
         (handle, "running") for handle in started["handles"]
     ]
     assert {one["os_user"] for one in listed} == {person().os_user}
+    known = [one for one in listed if one["device"]]  # those that have claimed a trial
+    assert known
+    assert all(one["peak_memory_mib"] > 50 for one in known)
+    shown = f"{processor()}, at most "
+    assert shown in tuner(folder, "workers", "list", "small").out
+    assert f"({shown}" in tuner(folder, "status", "small", env={"COLUMNS": "300"}).out
     log = tuner(folder, "workers", "logs", "small", started["handles"][0])
     assert '"worker started"' in log.out
     assert tuner(folder, "workers", "stop", "small").code == 0

@@ -41,6 +41,9 @@ def test_every_trial_is_a_row(ledger, study):
     assert table["params_lr"].dtype == "Float64"
     assert table["params_sgd.nesterov"].dtype == "boolean"
     assert pd.isna(table["params_lr"][5])
+    ended = table[table["ended_at"].notna()].sort_values("ended_at")
+    assert ended["best_so_far"].tolist() == ended["value"].cummin().ffill().tolist()
+    assert pd.isna(table["best_so_far"][5])
 
 
 def test_every_measured_value_is_a_row(ledger, study):

@@ -9,6 +9,7 @@ import pytest
 from helpers import claim, completed, draw, rows, submit
 from test_curve_law import expected_losses
 
+from tuner.analysis import planning
 from tuner.ledger import Ledger
 from tuner.report import forecasts, page
 from tuner.report.findings import gather
@@ -69,7 +70,10 @@ def test_a_running_trials_end_and_longer_runs(ledger, study):
     for one in outlook.longer:
         unit = multipliers(best.params, one.steps).numpy()
         assert one.loss == pytest.approx(expected_losses(one.rate * unit)[-1], rel=0.1)
-    longer, *running = forecasts.sentences(outlook, "val_loss")
+    assert_planned(outlook, best)
+    longer, decay, targets, *running = forecasts.sentences(outlook, "val_loss")
+    assert decay.startswith("After a constant rate the law expects most of a decay over the last ")
+    assert targets.startswith("With the best trial's schedule, it expects to need for val_loss 0.")
     assert longer.startswith(
         "Predicted for the best trial's schedule: with 2 times the steps (800)"
     )
@@ -78,6 +82,35 @@ def test_a_running_trials_end_and_longer_runs(ledger, study):
     chart = forecasts.chart(outlook, "val_loss")
     assert chart is not None
     assert chart.in_page()["data"]
+
+
+def assert_planned(outlook, best):
+    """A decay that nobody trained is nearly the best of its kind, and horizons suffice."""
+
+    def truth(decay, rate):
+        own = {"schedule": "wsd", **forecasts.WSD, "wsd.decay": decay}
+        return expected_losses(rate * multipliers(own, HORIZON).numpy())[-1]
+
+    one = outlook.decay
+    assert one.loss == pytest.approx(truth(one.decay, one.rate), rel=0.05)
+    tried = [truth(decay, one.rate) for decay in planning.DECAYS]
+    assert truth(one.decay, one.rate) <= 1.02 * min(tried)
+    unit = multipliers(best.params, HORIZON).numpy()
+    tried = [rate for rate in best.params["lr"] * forecasts.RATES if 0.05 <= rate <= 1.1]
+    same = [expected_losses(rate * unit)[-1] for rate in tried]
+    assert outlook.same == pytest.approx(min(same), rel=0.05)
+    assert outlook.targets
+    for target, steps in outlook.targets.items():
+        unit = multipliers(best.params, steps).numpy()
+        reached = min(expected_losses(rate * unit)[-1] for rate in tried)
+        assert reached == pytest.approx(target, rel=0.05)
+
+
+def test_the_horizon_for_a_loss():
+    found = planning.horizon_for(lambda steps: 10 / steps, 0.05, least=100, most=1600)
+    assert 200 <= found <= 202
+    assert planning.horizon_for(lambda steps: 10 / steps, 0.2, least=100, most=1600) == 100
+    assert planning.horizon_for(lambda steps: 10 / steps, 0.001, least=100, most=1600) is None
 
 
 @pytest.mark.slow

@@ -119,24 +119,25 @@ def test_mlflow_names_the_submitter_and_shows_state_answer_tags_and_notes(tmp_pa
     monkeypatch.chdir(folder)
     places = database.addresses({}, folder)
     ledger = Ledger(database.open_ledger(places, create=False))
-    spec = line_spec(budget={"trials": 1})
+    spec = line_spec(study={"name": "vision/line"}, budget={"trials": 1})
     submission.submit(ledger, spec, submission.prepare(spec, PREFIXES).description)
-    held = claim(ledger, ledger.study("line"))
+    held = claim(ledger, ledger.study("vision/line"))
     draw(ledger, held)
     ledger.finish(held.lease, completed(0.5))
     publish(ledger, places)
     client = tracking_client(places)
-    (experiment,) = [one for one in client.search_experiments() if one.name == "line"]
+    (experiment,) = [one for one in client.search_experiments() if one.name == "vision/line"]
     runs = client.search_runs([experiment.experiment_id])
     assert [run.data.tags["mlflow.user"] for run in runs] == [ME, ME]
-    notes.tag(ledger, "line", ["baseline"])
-    notes.note(ledger, "line", "as in the paper")
+    notes.tag(ledger, "vision/line", ["baseline"])
+    notes.note(ledger, "vision/line", "as in the paper")
     publish(ledger, places)
     listed = client.get_experiment(experiment.experiment_id).tags
-    expected = {"owner": ME, "state": "ended", "project": "default", "tags": "baseline"}
+    expected = {"owner": ME, "state": "ended", "project": "vision", "tags": "baseline"}
     assert {key: listed[f"tuner.{key}"] for key in expected} == expected
     first = listed["mlflow.note.content"].partition("\n")[0]
     assert first.startswith(f"ended, by {ME}, baseline. Best: val\\_loss 0.5".replace("\\", ""))
+    assert "Study vision/line." in listed["mlflow.note.content"], "MLflow's header has the end"
     assert listed["tuner.answer"].startswith("Best: val_loss 0.5 in trial 0")
     (parent,) = [run for run in runs if run.data.tags["tuner.trial"] == "study"]
     note = client.get_run(parent.info.run_id).data.tags["mlflow.note.content"]

@@ -25,7 +25,7 @@ from tuner.training.function_trainer import FunctionTrainer
 from tuner.training.programs import limits
 from tuner.training.programs.conversation import ProgramError
 from tuner.training.programs.function import environment
-from tuner.training.trainer import Status, Task
+from tuner.training.trainer import Event, Status, Task
 
 FAULTS = ["none", "segfault", "exit", "sys.exit", "interrupt", "raise", "leak"]
 TASK = Task(
@@ -39,7 +39,7 @@ def trainer_of(name: str, isolation: str = "process", **workload: object) -> Fun
     own = {"command": None, "train": f"tests.faulty:{name}", "isolation": isolation} | workload
     spec = spec_of([], workload=own, training={"steps": 12, "checkpoint_seconds": 1e-9})
     space = {"lr": 0.1, "schedule": "constant", "optimizer": "sgd"}
-    if name in ("descend", "state"):
+    if name in ("descend", "state", "run_on"):
         space["arguments"] = {"fault": FAULTS}
     spec = spec.model_validate(spec.model_dump() | {"space": space})
     return FunctionTrainer(trainer_choice.load(spec, ["tests."]), spec)
@@ -137,6 +137,21 @@ def test_a_process_that_ends_fails_its_trial_alone(here, descending, fault, sent
         train(descending, with_fault(fault))
     assert re.search(sentence, failures.sentence(raised.value, "tests.faulty:descend"))
     assert train(descending, with_fault("none"))[-1].status is Status.FINISHED
+
+
+@pytest.mark.slow
+def test_rows_that_the_function_did_not_wait_with_are_judged_and_kept(here):
+    own = curve_of(train(trainer_of("run_on", "thread"), with_fault("none")))
+    assert own[2] == (Status.DIVERGED, own[2][1], 9)
+    trainer = trainer_of("run_on")
+    found = curve_of(train(trainer, with_fault("none")))
+    assert found[0]["train_loss"].tolist() == own[0]["train_loss"].tolist()
+    assert found[2] == own[2]
+    trainer.admit(with_fault("exit"))
+    events: list[Event] = []
+    with pytest.raises(ProgramError):
+        events.extend(event for _ in range(1000) for event in trainer.advance(100))
+    assert events[-1].next_step == 9
 
 
 @pytest.mark.slow

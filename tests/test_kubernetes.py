@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import pytest
 import yaml
 from helpers import submit as submitted
 from postgres import rows
-from processes import ROOT
+from processes import ROOT, until
 from test_executors import KEY, launched
 
 from tuner.config import cluster
@@ -276,6 +277,43 @@ def test_an_answer_that_was_lost_starts_nothing_twice(stub) -> None:
     first = executor.launch(KEY, 2, WorkerTable(), [])
     assert executor.launch(KEY, 2, WorkerTable(), []) == first
     assert len(stub.jobs) == 1
+
+
+@pytest.fixture
+def namespace(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where jobs may be made: on the stand-in, or on the real server that a variable names."""
+    if file := os.environ.get("TUNER_TEST_KUBECONFIG"):
+        monkeypatch.setenv("KUBECONFIG", file)
+        return os.environ.get("TUNER_TEST_NAMESPACE", "default")
+    request.getfixturevalue("stub")
+    return "tuning"
+
+
+@pytest.mark.slow
+def test_any_server_takes_finds_and_deletes_a_job(namespace: str, ledger: Ledger) -> None:
+    settings = cluster.parse(SETTINGS, "cluster.toml")
+    table = settings.kubernetes.model_copy(update={"namespace": namespace, "queue": None})
+    executor = KubernetesExecutor(table)
+    found = launched(ledger, [], "kubernetes")
+    try:
+        handles = executor.launch(found.key, 2, settings.worker, ["--study", "a $(b)"])
+        assert handles == tuple(f"tuner-{found.key}-{index}" for index in range(2))
+        assert executor.launch(found.key, 2, settings.worker, ["--study", "a $(b)"]) == handles
+        (states,) = executor.poll([replace(found, handles=handles)]).values()
+        assert [one.handle for one in states] == [*handles]
+        assert {one.phase for one in states} <= {"waiting", "running"}
+        with pytest.raises(UsageError, match=r"refuses the request: 422|refuses the request: 404"):
+            KubernetesExecutor(table.model_copy(update={"namespace": "No Such"})).launch(
+                found.key, 2, settings.worker, []
+            )
+    finally:
+        executor.cancel(found)
+    until(
+        lambda: all(
+            one.is_over for one in executor.poll([replace(found, handles=handles)])[found.key]
+        ),
+        "the job's deletion",
+    )
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import itertools
 import json
 import multiprocessing
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from threading import Barrier
 
 import numpy as np
@@ -524,6 +525,38 @@ def test_an_evaluation_before_the_first_step_is_kept_where_no_step_follows(ledge
     held = claim(ledger, submit(ledger))
     ledger.finish(held.lease, diverged(0), chunk=rows(0, 0))
     assert ledger.curve(held.trial.id).eval_steps.tolist() == [0]
+
+
+def late(until: int):
+    """Return rows from step 10 on, with an evaluation at step 10."""
+    return rows(9, until).after(10, evaluated=False)
+
+
+@pytest.mark.parametrize("until", [10, 12], ids=["at the end", "with rows"])
+@pytest.mark.parametrize("known", [False, True], ids=["late", "made again"])
+def test_an_evaluation_at_the_end_of_the_committed_rows_is_committed_once(ledger, until, known):
+    held = claim(ledger, submit(ledger))
+    ledger.append(held.lease, rows(0, 9))
+    ledger.append(held.lease, rows(9, 10) if known else without_evaluations(rows(9, 10)))
+    assert late(until).eval_steps.tolist() == [10]
+    ledger.finish(held.lease, completed(0.5), chunk=late(until))
+    curve = ledger.curve(held.trial.id)
+    assert curve.next_step == until
+    assert curve.eval_steps.tolist() == [0, 10]
+
+
+def test_an_evaluation_of_a_trial_that_goes_on_waits_for_a_row(ledger):
+    held = claim(ledger, submit(ledger))
+    ledger.append(held.lease, without_evaluations(rows(0, 10)))
+    ledger.append(held.lease, late(10))
+    ledger.append(held.lease, late(20))
+    assert ledger.curve(held.trial.id).eval_steps.tolist() == [10, 20]
+
+
+def without_evaluations(chunk):
+    nothing = np.empty(0, dtype=np.int64)
+    metrics = {name: np.empty(0) for name in chunk.metrics}
+    return replace(chunk, eval_steps=nothing, eval_times=np.empty(0), metrics=metrics)
 
 
 def test_the_times_of_a_trial_never_go_back(ledger):

@@ -6,7 +6,9 @@ import pytest
 from helpers import PARAMS, claim, completed, draw, rows, submit, went_on
 from sqlalchemy import event
 
+from tuner.core.curves import Chunk
 from tuner.ledger import Claim, Drawn, Entry, managing
+from tuner.ledger.spending import spending
 
 
 class Statements:
@@ -88,6 +90,27 @@ def test_many_trials_ask_no_more_than_one(ledger):
     ]
     asked.append(statements.of(lambda: ledger.commit(entries)))
     assert [len(one) for one in asked] == [5, 3, 9]
+
+
+def test_curves_of_many_trials_are_read_with_one_statement(ledger):
+    study = submit(ledger)
+    held = [claim(ledger, study) for _ in range(3)]
+    for one in held:
+        draw(ledger, one)
+        ledger.finish(one.lease, completed(1.0), chunk=rows(0, 20))
+    found: list[tuple[int, Chunk]] = []
+    ids = [one.trial.id for one in held]
+    asked = Statements(ledger.engine).of(lambda: found.extend(ledger.each_curve(ids)))
+    assert len(asked) == 1
+    assert [one for one, _ in found] == ids
+    assert all(curve.next_step == 20 for _, curve in found)
+
+
+def test_what_a_study_has_spent_is_found_without_its_reports(ledger):
+    study = submit(ledger)
+    asked = Statements(ledger.engine).of(lambda: spending(ledger, [study]))
+    assert asked
+    assert not [statement for statement, _ in asked if "tuner_reports" in statement]
 
 
 @pytest.mark.parametrize("what", ["claim", "draw", "searched", "report", "finish", "reap", "stop"])

@@ -1,8 +1,11 @@
-"""Each optimiser is torch's with the settings of the study file; Lion is its authors'."""
+"""Each optimiser is torch's with the settings of the study file, or that of its authors."""
 
+import copy
 import math
 
+import prodigyopt
 import pytest
+import schedulefree
 import torch
 from helpers import complete
 from torch import nn
@@ -10,7 +13,10 @@ from torch import nn
 from tuner.config import Space
 from tuner.training import checkpoint
 from tuner.training.lion import Lion
-from tuner.training.optimizers import OPTIMIZERS, make, restore
+from tuner.training.muon import Muon
+from tuner.training.optimizers import OPTIMIZERS, averages, make, restore
+from tuner.training.rate_free import DoG, Prodigy
+from tuner.training.schedule_free import ScheduleFreeAdamW, ScheduleFreeSGD
 
 # name in a study file, its settings there, torch's class, torch's settings
 CASES = [
@@ -30,6 +36,17 @@ CASES = [
      torch.optim.Adagrad, {"eps": 1e-6, "weight_decay": 0.1, "initial_accumulator_value": 0.2}),
     ("lion", {"beta1": 0.8, "beta2": 0.95, "weight_decay": 0.1}, Lion,
      {"betas": (0.8, 0.95), "weight_decay": 0.1}),
+    ("muon", {"momentum": 0.8, "nesterov": False, "weight_decay": 0.2, "adjust": "original"}, Muon,
+     {"momentum": 0.8, "nesterov": False, "weight_decay": 0.2, "adjust": "original"}),
+    ("schedule_free_sgd", {"momentum": 0.8, "weight_decay": 0.1}, ScheduleFreeSGD,
+     {"momentum": 0.8, "weight_decay": 0.1}),
+    ("schedule_free_adamw", {"beta1": 0.8, "beta2": 0.95, "eps": 1e-6, "weight_decay": 0.1},
+     ScheduleFreeAdamW, {"betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}),
+    ("prodigy", {"beta1": 0.8, "beta2": 0.95, "d_coef": 2.0, "bias_correction": True,
+     "safeguard_warmup": True}, Prodigy,
+     {"betas": (0.8, 0.95), "d_coef": 2.0, "use_bias_correction": True, "safeguard_warmup": True}),
+    ("dog", {"reps_rel": 1e-4, "weight_decay": 0.1, "gamma": 2.0}, DoG,
+     {"reps_rel": 1e-4, "weight_decay": 0.1, "gamma": 2.0}),
 ]  # fmt: skip
 
 
@@ -83,6 +100,24 @@ def test_the_default_space_can_be_made():
     for choice in Space().optimizer:
         params = complete(0.1, "constant", choice.name)
         make(params, [nn.Parameter(torch.zeros(2))])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "schedules"),
+    [
+        ("prodigy", ["constant"]),
+        (["dog", {"name": "schedule_free_sgd"}], ["constant"]),
+        (["dog", "adamw"], ["linear", "cosine"]),
+        ("muon", ["linear", "cosine"]),
+    ],
+)
+def test_without_a_schedule_it_is_constant_for_those_that_need_none(optimizer, schedules):
+    space = Space.model_validate({"lr": 1.0, "optimizer": optimizer})
+    assert [one.name for one in space.schedule] == schedules
+    given = Space.model_validate({"lr": 1.0, "optimizer": optimizer, "schedule": "wsd"})
+    assert [one.name for one in given.schedule] == ["wsd"]
+    again = Space.model_validate(space.model_dump(mode="json"))
+    assert again == space
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -183,3 +218,171 @@ def test_lion_goes_on_from_a_snapshot_exactly(dtype):
         optimizer.load_state_dict(state["optimizer"])
         advance(resumed, optimizer, range(11, 30))
     assert torch.equal(resumed, whole)
+
+
+# --- optimizers of others, each against its authors' own ------------------------------------------
+
+
+def network():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+
+
+RATES = [0.1, 0.2, 0.3, *[0.3] * 9, *[0.2] * 9, 0.0, *[0.1] * 8]
+"""A warm-up, a decay and a step without a rate."""
+
+
+def losses_of(optimizer_of, scale, begin=lambda optimizer: None, end=lambda optimizer: None):
+    """Train a small network; the losses in training, and at the weights for evaluation."""
+    model, generator = network(), torch.Generator().manual_seed(1)
+    inputs = torch.randn(20, 3, generator=generator).double()
+    optimizer = optimizer_of(model.parameters())
+    found = []
+
+    def loss():
+        found_now = (model(inputs) - inputs.sum(dim=1, keepdim=True).sin()).square().mean()
+        found.append(found_now.item())
+        return found_now
+
+    for rate in RATES:
+        for group in optimizer.param_groups:
+            group["lr"] = scale * rate
+        begin(optimizer)
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+        end(optimizer)
+        loss()
+    begin(optimizer)
+    return found, model, optimizer
+
+
+def eval_of(optimizer):
+    optimizer.eval()
+
+
+def train_of(optimizer):
+    optimizer.train()
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("ours", "theirs", "settings", "scale"),
+    [
+        (ScheduleFreeSGD, schedulefree.SGDScheduleFree, {"momentum": 0.8}, 1.0),
+        (ScheduleFreeAdamW, schedulefree.AdamWScheduleFree, {"betas": (0.8, 0.9)}, 0.1),
+    ],
+)
+def test_schedule_free_optimizers_are_their_authors(ours, theirs, settings, scale, weight_decay):
+    """In training and at the averages, whether set in place or calculated beside."""
+    settings = {**settings, "weight_decay": weight_decay}
+    found, model, optimizer = losses_of(
+        lambda parameters: ours(parameters, **settings), scale, train_of, eval_of
+    )
+    expected, _, _ = losses_of(
+        lambda parameters: theirs(parameters, **settings), scale, train_of, eval_of
+    )
+    assert found == pytest.approx(expected, rel=1e-9)
+    trained = [one.detach().clone() for one in model.parameters()]
+    beside = averages(optimizer, list(model.parameters()))
+    optimizer.eval()
+    assert all(map(torch.equal, beside, model.parameters()))
+    with pytest.raises(RuntimeError, match=r"call optimizer.train\(\) after"):
+        optimizer.step()
+    optimizer.train()
+    assert all(map(torch.equal, trained, model.parameters()))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"weight_decay": 0.1, "betas": (0.8, 0.95), "d_coef": 2.0},
+        {"use_bias_correction": True, "safeguard_warmup": True},
+    ],
+)
+def test_prodigy_is_its_authors(settings):
+    found, _, ours = losses_of(lambda parameters: Prodigy(parameters, **settings), 4.0)
+    expected, _, theirs = losses_of(
+        lambda parameters: prodigyopt.Prodigy(parameters, **settings), 4.0
+    )
+    assert found == pytest.approx(expected, rel=1e-9)
+    estimates = [one.param_groups[0]["d"] for one in (ours, theirs)]
+    assert estimates[0] == pytest.approx(estimates[1], rel=1e-9)
+    assert estimates[0] > 1.5e-6  # it grew
+
+
+class TheirDoG(torch.optim.Optimizer):
+    """DoG as in arXiv 2302.12022, equations 2 and 3, on one vector of all parameters."""
+
+    def __init__(self, params, weight_decay):
+        super().__init__(params, {"lr": 1.0})
+        self.weight_decay = weight_decay
+        self.path, self.squares, self.distances, self.average = [], [], [], None
+
+    def step(self):
+        (group,) = self.param_groups
+        vector = torch.cat([one.detach().flatten() for one in group["params"]])
+        gradient = torch.cat([one.grad.flatten() for one in group["params"]])
+        gradient = gradient + self.weight_decay * vector
+        self.path.append(vector)
+        self.squares.append(gradient.square().sum())
+        first = 1e-4 * (1 + self.path[0].norm())
+        self.distances.append((vector - self.path[0]).norm())
+        rate = max(first, *self.distances) / (1e-8 + sum(self.squares)).sqrt()
+        vector = vector - group["lr"] * rate * gradient
+        nn.utils.vector_to_parameters(vector, group["params"])
+        weight = 9 / (8 + len(self.path))
+        average = vector if self.average is None else self.average
+        self.average = (1 - weight) * average + weight * vector
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_dog_is_the_papers(weight_decay):
+    settings = {"weight_decay": weight_decay}
+    found, model, ours = losses_of(lambda p: DoG(p, reps_rel=1e-4, **settings), 4.0)
+    expected, _, theirs = losses_of(lambda p: TheirDoG(p, **settings), 4.0)
+    assert found == pytest.approx(expected, rel=1e-9)
+    kept = torch.cat([one.flatten() for one in averages(ours, list(model.parameters()))])
+    torch.testing.assert_close(kept, theirs.average)
+
+
+@pytest.mark.parametrize("adjust", ["original", "match_rms_adamw"])
+def test_muon_is_torchs_for_matrices_and_adamw_for_the_rest(adjust):
+    class Both:
+        def __init__(self, parameters):
+            own = list(parameters)
+            matrices = [one for one in own if one.ndim == 2]
+            self.parts = [
+                torch.optim.Muon(matrices, weight_decay=0.2, adjust_lr_fn=adjust),
+                torch.optim.AdamW([one for one in own if one.ndim != 2], weight_decay=0.2),
+            ]
+            self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+        def zero_grad(self):
+            [part.zero_grad() for part in self.parts]
+
+        def step(self):
+            [part.step() for part in self.parts]
+
+    found, _, optimizer = losses_of(
+        lambda parameters: Muon(parameters, weight_decay=0.2, adjust=adjust), 0.1
+    )
+    assert found == losses_of(Both, 0.1)[0]
+    again = copy.deepcopy(optimizer)
+    assert repr(again.state_dict()) == repr(optimizer.state_dict())
+    with pytest.raises(ValueError, match="different number of parameter groups"):
+        Muon([nn.Parameter(torch.ones(2))]).load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("name", ["schedule_free_sgd", "schedule_free_adamw", "prodigy", "dog"])
+def test_parameters_without_gradients_stay(name):
+    used, unused = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = make(complete(0.1, "constant", {"name": name, "weight_decay": 0.1}), [used, unused])
+    used.sum().backward()
+    optimizer.step()
+    assert not torch.equal(used, torch.ones(2))
+    assert torch.equal(unused, torch.ones(2))
+    kept = averages(optimizer, [used, unused])
+    assert kept is None or torch.equal(kept[1], unused)

@@ -972,6 +972,35 @@ def test_a_worker_that_was_stopped_goes_on_and_the_curve_is_whole(ledger: Ledger
     np.testing.assert_array_equal(curves[0].metrics["val_loss"], curves[1].metrics["val_loss"])
 
 
+def evaluating_late(trial):
+    """Save, and measure the metrics of that step after a wait."""
+    x = 0.0
+    for step in range(trial.steps):
+        trial.report(step, train_loss=(x - 2) ** 2)
+        x -= trial.rate(step) * 2 * (x - 2)
+        trial.checkpoint.save({"x": x})
+        trial.yield_to_trainer()
+        trial.yield_to_trainer()
+        trial.report(step + 1, val_loss=(x - 2) ** 2)
+
+
+def test_metrics_after_a_checkpoint_of_their_step_are_in_the_curve(
+    ledger: Ledger, tmp_path, monkeypatch
+):
+    """Also where its rows have been committed meanwhile, and at a rung and the end."""
+    monkeypatch.setattr("tuner.worker.study.COMMIT_SECONDS", 0.0)
+    workload = {"train": "tests.test_own_loops:evaluating_late"}
+    study = put(ledger, own_spec(workload=workload, budget={"trials": 1}))
+    work(ledger, tmp_path, study.name)
+    (trial,) = ledger.trials(study.id)
+    curve = ledger.curve(trial.id)
+    assert curve.next_step == trial.steps == 18
+    assert curve.eval_steps.tolist() == list(range(1, 19))
+    assert trial.value == curve.metrics["val_loss"][-1]
+    known = ledger.study(study.name)
+    assert not list(doctor._in_ledger(ledger, known, [trial], tmp_path))
+
+
 def misfit(trial, width):
     """Fail, and say where."""
     raise KeyError(width)

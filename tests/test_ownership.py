@@ -125,7 +125,7 @@ def test_on_postgresql_the_login_counts_too_and_only_the_owner_sets_quotas(
     with pytest.raises(UnavailableError, match="permission denied"):
         projects.put(ledgers["bob"], Project(name="default", shared=True), acting())
     with psycopg.connect(cluster.url(name)) as owner:
-        owner.execute("INSERT INTO tuner.tuner_projects VALUES ('default', 0, NULL, true)")
+        owner.execute("INSERT INTO tuner.tuner_projects VALUES ('default', 0, NULL, true, 1)")
     ownership.check(ledgers["bob"], "small", ownership.refuse)
     assert ledgers["bob"].claim(ledgers["bob"].study("small").id, "w", {}) is None
     for one in ledgers.values():

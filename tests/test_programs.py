@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from processes import end, prepare, processes_in, start, tuner, until
+from processes import assert_whole, end, left, prepare, processes_in, start, tuner, until
 
 from tests.test_own_loops import function, put, work
 from tests.test_reference import advance, curve_of
@@ -413,10 +413,8 @@ def rows(folder: Path, query: str):
 
 @pytest.mark.slow
 def test_an_untouched_script_is_tuned_by_patterns(tmp_path):
-    more = "counts_from = 1\n[workload.patterns]\n"
-    more += "\n".join(f"{name} = '{text}'" for name, text in PATTERNS.items())
     words = ["python", "plain.py", "--lr", "{lr}", "--epochs", "{steps}", "--seed", "{seed}"]
-    folder = job(tmp_path, words, [0.3, 0.001, 1e6, 0.0001], more)
+    folder = job(tmp_path, words, [0.3, 0.001, 1e6, 0.0001], PATTERNS_TABLE)
     (folder / "plain.py").write_text((JOBS / "plain.py").read_text())
     done = tuner(folder, "run", "study.toml", "--json")
     assert done.code == 0, done.err
@@ -455,6 +453,58 @@ def test_an_interrupted_program_goes_on_at_its_checkpoint(tmp_path, number):
     for _ in range(12):
         x -= 0.2 * 2 * (x - 2)
     assert done.json["best"]["value"] == (x - 2) ** 2
+
+
+PATTERNS_TABLE = "counts_from = 1\n[workload.patterns]\n" + "\n".join(
+    f"{name} = '{text}'" for name, text in PATTERNS.items()
+)
+ENDS = {  # lr by how its trial ends, and more of [workload]
+    "plain.py": ([0.3, 0.001, 1e6], PATTERNS_TABLE),
+    "script/train.py": ([0.3, 0.001, 1e25], ""),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", list(ENDS))
+def test_a_program_without_checkpoints_that_is_killed_and_interrupted_begins_again(tmp_path, name):
+    lr, more = ENDS[name]
+    slow = tmp_path / "slow"
+    text = (JOBS / name).read_text()
+    text = f"import os, time\n{text}    time.sleep(0.3 * os.path.exists({str(slow)!r}))\n"
+    folders = []
+    for part in ("whole", "parts"):
+        (tmp_path / part).mkdir()
+        words = ["python", "train.py", "--lr", "{lr}", "--epochs", "{steps}"]
+        folders.append(job(tmp_path / part, words, lr, more))
+        (folders[-1] / "train.py").write_text(text)
+    whole, parts = folders
+    command = ("run", "study.toml", "--no-report", "--json")
+    done = tuner(whole, *command)
+    assert done.code == 0, done.err
+    expected = left(whole, "job")
+    states = [trial["state"] for trial in expected.ledger.values()]
+    assert states == ["completed", "pruned", "diverged"]
+
+    slow.touch()
+    killed = start(parts, *command, cold=True)
+    until(lambda: rows(parts, "SELECT 1 FROM tuner_trials WHERE steps > 3"), "some rows")
+    killed.kill()
+    end(killed)
+    until(lambda: not processes_in(parts) and not programs(parts), "the end of the program")
+    interrupted = start(parts, *command)
+    again = "SELECT 1 FROM tuner_attempts WHERE live AND number = 2"
+    until(lambda: rows(parts, again), "the second attempt")
+    interrupted.send_signal(signal.SIGINT)
+    assert end(interrupted).code == 130
+    until(lambda: not programs(parts), "the end of the program")
+    slow.unlink()
+    done = tuner(parts, *command)
+    assert done.code == 0, done.err
+    endings = rows(parts, "SELECT ending FROM tuner_attempts ORDER BY id")
+    assert endings[:2] == [("stale",), ("interrupted",)]
+    assert_whole(parts, expected, "job")
 
 
 def programs(folder: Path) -> list[psutil.Process]:

@@ -127,7 +127,7 @@ def test_no_trial_starts_once_the_steps_of_a_week_are_trained(either):
 def test_a_row_of_a_project_that_is_no_quota_limits_nothing(ledger):
     study = submit(ledger, study={"name": "vision/a"})
     with ledger.engine.execution_options(writes=True).begin() as tx:
-        tx.exec_driver_sql("INSERT INTO tuner_projects VALUES ('vision', 'none', 'x', 0)")
+        tx.exec_driver_sql("INSERT INTO tuner_projects VALUES ('vision', 'none', 'x', 0, -1)")
     assert claim(ledger, study)
     assert projects_of.show(ledger, "vision")["quota"] == {"workers": None, "steps_week": None}
 
@@ -223,10 +223,21 @@ def test_the_command_sets_and_shows_a_projects_limits(three, call):
         "default: 2 studies, 0 workers now, 0 steps in seven days\n"
         "vision: 1 study, 0 workers now, 0 steps in seven days\n"
     )
-    call("project", "vision", "--workers", "0", "--steps-a-week", "1e6", "--reason", "holidays")
+    call(
+        "project",
+        "vision",
+        "--weight",
+        "2",
+        "--workers",
+        "0",
+        "--steps-a-week",
+        "1e6",
+        "--reason",
+        "holidays",
+    )
     told = call("project", "vision", "--shared")
     assert told.splitlines() == [
-        "vision: 1 study, 0 of 0 workers now, 0 of 1,000,000 steps in seven days, shared",
+        "vision: 1 study, 0 of 0 workers now, 0 of 1,000,000 steps in seven days, weight 2, shared",
         "No worker takes a trial: project 'vision' has its quota of 0 workers at a time.",
     ]
     assert "It waits: project 'vision' has its quota" in call("status", "vision/other")

@@ -318,7 +318,7 @@ def test_tuner_probe_says_what_pipelines_read_and_creates_nothing(tmp_path):
     assert done.json["study"] == "small"
     assert list(done.json["optimizers"]) == ["sgd", "adamw"]
     for one in done.json["optimizers"].values():
-        assert list(one) == ["stable", "fastest", "suggested", "curvature"]
+        assert list(one) == ["stable", "fastest", "suggested", "curvature", "warmup"]
         assert list(one["curvature"]) == ["lambda_max", "bound", "relative_error"]
         assert len(one["stable"]) == len(one["suggested"]) == 2
     shown = tuner(tmp_path, "probe", "study.toml")

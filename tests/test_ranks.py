@@ -20,7 +20,7 @@ from tests.test_reference import curve_of
 from tuner.ledger import Ledger
 from tuner.training.programs.conversation import ProgramError
 from tuner.training.programs.decisions import STOP, Decisions, Position
-from tuner.training.trainer import Status
+from tuner.training.trainer import Event, Status
 
 __all__ = ["here"]  # a fixture
 
@@ -174,6 +174,36 @@ def test_a_train_function_on_two_ranks_measures_the_same_when_it_is_resumed(here
     assert rest[-1].status is Status.FINISHED
     measured = curve_of(rest)[0]["train_loss"]
     np.testing.assert_allclose(measured, expected[-len(measured) :], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_each_rank_of_a_killed_job_ends_with_the_values_of_an_uninterrupted_one(here):
+    """Parameters, momenta and random numbers."""
+    trainer = trainer_of("learning_on_ranks", processes=2)
+
+    def states() -> list[list[torch.Tensor]]:
+        return [torch.load(here / f"state-{rank}.pt") for rank in (0, 1)]
+
+    whole = curve_of(train(trainer, TASK))
+    expected = states()
+    trainer.admit(TASK)
+    events: list[Event] = []
+    while not events or events[-1].next_step < 6:
+        events += trainer.advance(6 - (events[-1].next_step if events else 0))
+    snapshot = trainer.snapshot(0)
+    os.kill(int((here / "pid-1").read_text()), signal.SIGKILL)
+    with pytest.raises(ProgramError, match="rank 1: ended by SIGKILL"):
+        events.extend(event for _ in range(1000) for event in trainer.advance(1))
+    trainer.evict(0)
+    resumed = train(trainer, replace(TASK, snapshot=snapshot))
+    assert resumed[0].first_step > 3
+    losses = curve_of(resumed)[0]["train_loss"]
+    np.testing.assert_array_equal(losses, whole[0]["train_loss"][-len(losses) :])
+    for found, rank in zip(states(), expected, strict=True):
+        for one, other in zip(found, rank, strict=True):
+            np.testing.assert_array_equal(one.numpy(), other.numpy())
+    first, second = expected
+    assert not torch.equal(first[-1], second[-1])  # the random numbers of each rank
 
 
 @pytest.mark.slow

@@ -6,9 +6,11 @@ import math
 import subprocess
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import helpers
+import numpy as np
 import pytest
 from postgres import free_port
 from processes import (
@@ -96,6 +98,31 @@ def test_an_evaluation_counts_though_the_guard_stops_at_its_row(step, tracked, p
     points = mlflow_left(Path(places.lock).parent, study.name)["0"]["points"]
     assert [at for key, at, *_ in points if key == "val_loss"] == sorted({0, step})
     assert [at for key, at, *_ in points if key == "train_loss"] == list(range(step))
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_an_evaluation_that_was_measured_after_its_rows_were_committed_is_published(
+    published, tracked, places
+):
+    study = helpers.submit(tracked)
+    claimed = helpers.claim(tracked, study)
+    helpers.draw(tracked, claimed)
+    recorder = Recorder(tracked.engine, places)
+    last = helpers.rows(5, 10)
+    nothing = {"eval_steps": np.empty(0, dtype=np.int64), "eval_times": np.empty(0)}
+    metrics = {name: np.empty(0) for name in last.metrics}
+    tracked.append(claimed.lease, helpers.rows(0, 5))
+    tracked.append(claimed.lease, replace(last, metrics=metrics, **nothing))
+    if published:
+        recorder.publish()
+    late = last.after(10, evaluated=False)
+    tracked.finish(claimed.lease, helpers.completed(0.5), chunk=late)
+    recorder.publish()
+    recorder.close()
+    assert doctor.examine(tracked.engine, places) == []
+    points = mlflow_left(Path(places.lock).parent, study.name)["0"]["points"]
+    assert [at for key, at, *_ in points if key == "val_loss"] == [0, 10]
+    assert [at for key, at, *_ in points if key == "train_loss"] == list(range(10))
 
 
 def test_a_lost_mlflow_is_filled_again(folder):

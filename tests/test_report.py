@@ -128,6 +128,29 @@ def test_a_robust_schedule_and_a_fragile_one_are_compared(ledger: Ledger, tmp_pa
     assert "Sensitivity to the rate" in page.write_study(found, tmp_path).page.read_text()
 
 
+def test_what_tuning_gained_over_optimizers_that_need_no_schedule(ledger: Ledger) -> None:
+    names = ["sgd", "prodigy", "schedule_free_sgd"]
+    study, _ = ledger.submit(spec(space={"optimizer": names}), limit=5, workload=WORKLOAD)
+    trial(ledger, study, 1.0, falling(0.5), optimizer="prodigy")
+    assert sentences.baseline(gather(ledger, study)) == []
+    trial(ledger, study, 0.1, falling(0.4))
+    (worse,) = sentences.baseline(gather(ledger, study))
+    assert worse == (
+        "Tuning gained nothing over the best baseline, prodigy (trial 0, 1.05), the best of those "
+        "that need no schedule or no rate (prodigy): the best other trial, 1, has 1.24."
+    )
+    trial(ledger, study, 0.2, falling(0.9))
+    trial(ledger, study, 0.2, falling(0.8), optimizer="schedule_free_sgd")
+    found = gather(ledger, study)
+    (better,) = sentences.baseline(found)
+    assert better == (
+        "Tuning gained 0.19 of val_loss over the best baseline, schedule_free_sgd (trial 3, 0.48), "
+        "the best of those that need no schedule or no rate (prodigy, schedule_free_sgd): the best "
+        "other trial, 2, has 0.29."
+    )
+    assert better in sentences.answer(found)
+
+
 @pytest.mark.slow
 def test_the_ranking_says_why_a_pruned_trial_with_a_better_value_stands_below(
     ledger: Ledger, tmp_path: Path

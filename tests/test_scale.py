@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from processes import prepare, tuner
 
+from tuner.analysis import scaling
 from tuner.config import reading
 from tuner.core.errors import UsageError
 from tuner.operations import scale
@@ -92,7 +93,11 @@ def test_a_rung_is_extended_until_its_best_rate_is_inside(best):
 
     def train(rates, part):
         seen.append((part, len(rates)))
-        return [(rate, 1 + 0.1 * math.log(rate / best) ** 2) for rate in rates for _ in "ab"]
+        return [
+            scale.Tried(rate, 1 + 0.1 * math.log(rate / best) ** 2, seed)
+            for seed in range(2)
+            for rate in rates
+        ]
 
     found, trials, parts = scale.measure({"steps": 10}, scale.around(0.1), train)
     assert found.rate == pytest.approx(best, rel=0.5)
@@ -103,11 +108,122 @@ def test_a_rung_is_extended_until_its_best_rate_is_inside(best):
 
 def test_rates_above_the_stable_limit_are_no_reason_to_go_higher():
     def train(rates, _part):
-        return [(rate, 1 / rate if rate < 0.15 else math.nan) for rate in rates]
+        return [scale.Tried(rate, 1 / rate if rate < 0.15 else math.nan, 0) for rate in rates]
 
     found, _, parts = scale.measure({"steps": 10}, scale.around(0.1), train)
     assert found.edge == "stability"
     assert parts == 2, "two lower ones, so that four have a loss"
+
+
+def test_settings_follow_the_batch_size_where_asked(file):
+    adam = ['space.optimizer={name="adamw", weight_decay=0.1}']
+    sizes = {"batch_size": 16}
+    plain = scale.rung_spec(file, adam, sizes, [0.1, 0.2], 1)
+    spec = scale.rung_spec(file, adam, sizes, [0.1, 0.2], 1, adjust=True)
+    (own,) = spec.space.optimizer
+    assert (own.beta1, own.beta2, own.eps) == pytest.approx((0.975, 0.99975, 2e-8))
+    assert own.weight_decay == 0.1
+    assert spec.study.name == f"{plain.study.name.removesuffix('-1')}-adjusted-1"
+    same = scale.rung_spec(file, adam, {"batch_size": 64}, [0.1, 0.2], 1, adjust=True)
+    assert same.space.optimizer[0].beta1 == 0.9
+    assert same.study.name == "to-scale-scale-batch_size64-1"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "to", "says"),
+    [
+        ([], {"steps": 99}, "expected --to batch_size"),
+        (['space.optimizer="lion"'], {"batch_size": 256}, "sgd, adam, .*, got lion"),
+    ],
+)
+def test_an_adjustment_without_a_rule_is_refused(file, overrides, to, says):
+    with pytest.raises(UsageError, match=says):
+        scale.scale(file, overrides, to, (), adjust=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("parametrization", "expected ARGUMENT=VALUE,VALUE"),
+        ("parametrization=standard", "expected ARGUMENT=VALUE,VALUE"),
+        ("parametrization=a,a", "expected ARGUMENT=VALUE,VALUE"),
+        ("parametrization=standard,mup-adam", "expected mup-sgd for sgd"),
+    ],
+)
+def test_comparisons_that_make_no_sense_are_refused(file, text, says):
+    with pytest.raises(UsageError, match=says):
+        scale.variants(text, [], file)
+
+
+def test_each_value_of_a_comparison_is_a_study_of_its_own(file):
+    found = scale.variants("parametrization=standard,mup-sgd", ["study.seed=3"], file)
+    assert list(found) == ["parametrization standard", "parametrization mup-sgd"]
+    spec = reading.load(file, found["parametrization mup-sgd"])
+    assert spec.study.name == "to-scale-mup-sgd"
+    assert spec.study.seed == 3
+    assert spec.workload.arguments["parametrization"] == "mup-sgd"
+    (_, layers) = scale.variants("layers=1,2", [], file).values()
+    assert reading.load(file, layers).workload.arguments["layers"] == 2
+
+
+def scaled(exponent, loss):
+    """The result of a ladder over the width whose best rate is known."""
+    grids = []
+    for width in (8, 16, 32, 64):
+        best = 0.1 * (width / 8) ** exponent
+        trials = [
+            scale.Tried(rate, loss + 0.1 * math.log(rate / best) ** 2, 0)
+            for rate in scale.around(best * 1.1)
+        ]
+        grids.append(scale.grid_of({"hidden": width}, trials))
+    prediction = scaling.predict(scaling.together(grids), {"hidden": 256})
+    return scale.Scaled(
+        prediction=prediction,
+        metric="val_loss",
+        rule=0.1,
+        rules=[],
+        trials=20,
+        page=None,
+        adjusted={},
+        critical=None,
+    )
+
+
+def test_which_parametrization_carries_over():
+    found = {
+        "parametrization standard": scaled(-0.7, 0.3),
+        "parametrization mup-adam": scaled(0, 0.2),
+    }
+    compared = scale.Compared(found=found)
+    assert compared.as_json()["carries_over"] == {"hidden": ["parametrization mup-adam"]}
+    standard, mup, less, losses = scale.compared_in_words(compared)
+    assert standard.startswith("parametrization standard: from hidden 8 to 256 the best rate moves")
+    assert standard.endswith("so it is not shown to carry over.")
+    assert mup.endswith("so it carries over.")
+    assert "less under parametrization mup-adam than under parametrization standard" in less
+    assert "0.3009 with parametrization standard, 0.2009 with parametrization" in losses
+
+
+def test_the_critical_batch_size_by_the_steps_to_a_common_loss():
+    """Losses fall by exp(-gain) a step, and the gain is 0.02/(1 + 30/B)."""
+    steps, trained = [], []
+    at = list(range(0, 401, 10))
+    for size in (8, 16, 32, 64):
+        gain = 0.02 / (1 + 30 / size)
+        curves = [
+            (at, [math.exp(-gain * share * step) for step in at]) for share in (0.3, 1.0, 0.2)
+        ]
+        rates = (0.05, 0.1, 0.2)
+        trained.append(
+            [scale.Tried(rate, one[1][-1], 0, one) for rate, one in zip(rates, curves, strict=True)]
+            # a seed that never reaches what the other one does
+            + [scale.Tried(0.1, 0.1, 1, (at, [max(loss, 0.1) for loss in curves[1][1]]))]
+        )
+        steps.append({"batch_size": size})
+    found = scale._critical_batch_size(steps, trained)
+    assert found.size.rows == pytest.approx(30, rel=0.1)
+    assert list(found.steps) == [8, 16, 32, 64]
+    assert scale._critical_batch_size(steps[:2], trained[:2]) is None
 
 
 @pytest.mark.nightly

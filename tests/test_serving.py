@@ -9,13 +9,15 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from helpers import claim, completed, diverged, draw, expire, submit
+from helpers import WORKLOAD, claim, completed, diverged, draw, expire, rows, spec, submit
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
 
+from tuner.core.environment import Person
 from tuner.core.errors import UnavailableError
 from tuner.ledger import Ledger
 from tuner.ledger.database import Addresses
+from tuner.ledger.events import Act
 from tuner.ledger.totals import totals
 from tuner.observability import metrics, serving
 from tuner.operations import status
@@ -69,6 +71,11 @@ def test_the_whole_ledger_is_counted(either: Ledger):
     assert found.trials == shown["trials"], "in the words of the command line"
     assert (found.leases, found.expired) == (2, 1)
     assert found.unpublished == {"optuna": 2, "mlflow": 2}, "no recorder was here"
+    assert found.unpublished_seconds["mlflow"] < 1000
+    with either.engine.execution_options(writes=True).begin() as tx:
+        tx.execute(text("UPDATE tuner_trials SET ended_at = ended_at - 1000 WHERE number = 0"))
+    late = totals(either.engine).unpublished_seconds
+    assert 1000 <= late["optuna"] <= late["mlflow"] + 1
 
 
 def test_states_and_studies_that_nobody_trains_are_as_the_command_line_says(ledger: Ledger):
@@ -182,3 +189,36 @@ def test_metrics_have_no_names(address, ledger):
     _, body = ask(f"{address}/metrics")
     assert "secret" not in body
     assert str(ledger.engine.url) not in body
+
+
+def test_metrics_name_as_many_studies_as_they_are_asked_for(ledger, places):
+    """The others are summed, so that every sum is that of all studies."""
+    for index, (name, person) in enumerate(
+        (("a", "ann"), ("vision/b", "ann"), ("vision/c", "ann"), ("vision/d", "bob"))
+    ):
+        act = Act(by=Person(os_user=person, host="here"))
+        study, _ = ledger.submit(
+            spec(study={"name": name}), limit=2 if index else 1, workload=WORKLOAD, act=act
+        )
+        held = claim(ledger, study)
+        draw(ledger, held)
+        ledger.finish(held.lease, completed(float(index)), chunk=rows(0, 10))
+    with serving.serving(0, "127.0.0.1", ledger.engine, places, 2) as address:
+        found = scraped(address)
+        steps = {key[1:]: value for key, value in found.items() if key[0] == "tuner_spent_steps"}
+        assert steps == {
+            ("bob", "vision", "vision/d"): 10.0,
+            ("ann", "vision", "vision/c"): 10.0,
+            ("ann", "vision", ""): 10.0,
+            ("ann", "default", ""): 10.0,
+        }
+        assert {key[1:]: value for key, value in found.items() if key[0] == "tuner_best_value"} == {
+            ("val_loss", "vision/d"): 3.0, ("val_loss", "vision/c"): 2.0,
+        }  # fmt: skip
+        held = claim(ledger, study)
+        draw(ledger, held)
+        ledger.finish(held.lease, completed(0.5), chunk=rows(0, 7))
+        found = scraped(address)
+    assert found[("tuner_spent_steps", "bob", "vision", "vision/d")] == 17, "it has changed"
+    assert found[("tuner_best_value", "val_loss", "vision/d")] == 0.5
+    assert found[("tuner_spent_seconds", "bob", "vision", "vision/d")] > 0

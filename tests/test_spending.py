@@ -103,6 +103,7 @@ def test_studies_are_summed_by_project_and_by_person(ledger, monkeypatch, tmp_pa
     run = CliRunner()
     lines = run.invoke(cli, ["studies", "--spend", "--project", "vision"]).stdout.splitlines()
     assert lines[0] == "By studies:"
+    assert lines[1] == "  vision/a: 10.0 s of workers, 100 steps of 1 trial; best val_loss 1"
     assert lines[-1] == "Together: 20.0 s of workers, 200 steps of 2 trials."
     told = json.loads(run.invoke(cli, ["studies", "--spend", "--json"]).stdout)["spend"]
     assert told == found

@@ -264,7 +264,8 @@ space.schedule=cosine_restart
     "cosine_restart"; did you mean cosine_restarts?
 
 space.optimizer=adanw
-    [space] optimizer: expected one of sgd, adam, adamw, nadam, rmsprop, adagrad, lion, got
+    [space] optimizer: expected one of sgd, adam, adamw, nadam, rmsprop, adagrad, lion, muon,
+    schedule_free_sgd, schedule_free_adamw, prodigy, dog, got
     "adanw"; did you mean adamw?
 
 space.optimizer={name='adam', beta2=1}
@@ -272,7 +273,7 @@ space.optimizer={name='adam', beta2=1}
 
 space.optimizer={name='lion', eps=1e-8}
     [space.optimizer.lion] eps: expected one of name, beta1, beta2, weight_decay, got an unknown
-    key; eps is a parameter of adam, adamw, nadam, rmsprop and adagrad
+    key; eps is a parameter of adam, adamw, nadam, rmsprop, adagrad, schedule_free_adamw and prodigy
 
 space.optimizer={name='rmsprop', alpha={low=0.9, high=1}}
     [space.optimizer.rmsprop.alpha] high: expected a number of at least 0 and below 1, got 1
@@ -335,12 +336,13 @@ space.schedule.1.gama=0.5
 space.gamma=0.5
     [space] gamma: expected one of lr, schedule, optimizer, batch_size, clip_norm, accumulate,
     precision, rates, arguments, constraints, got an unknown key; gamma is a parameter of
-    step and multistep: schedule = { name = "step", gamma = ... } searches it
+    step, multistep and dog: schedule = { name = "step", gamma = ... } searches it
 
 space.momentum=[0.5, 0.9]
     [space] momentum: expected one of lr, schedule, optimizer, batch_size, clip_norm, accumulate,
     precision, rates, arguments, constraints, got an unknown key; momentum is a parameter of
-    sgd and rmsprop: optimizer = { name = "sgd", momentum = ... } searches it
+    sgd, rmsprop, muon and schedule_free_sgd: optimizer = { name = "sgd", momentum = ... }
+    searches it
 
 space.dtype=["float32"]
     [space] dtype: expected one of lr, schedule, optimizer, batch_size, clip_norm, accumulate,

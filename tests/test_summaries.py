@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from click.testing import CliRunner
 from helpers import claim, completed, diverged, draw, rows, submit
-from sqlalchemy import event
+from sqlalchemy import Engine, event
 
+from tuner.cli.app import cli
 from tuner.core.outcome import COMPLETED
 from tuner.ledger import Ledger, StudyRecord
 from tuner.ledger.summaries import last_activity, summaries
@@ -77,8 +79,31 @@ def test_summaries_are_what_single_reads_find(either):
         )
     ]
     workers = {one["study"]: one["workers"] for one in studies.studies(either)}
-    assert workers.pop("highest") == [{"worker": "somebody", "trial": 2}]
+    (worker,) = workers.pop("highest")
+    assert (worker["worker"], worker["trial"]) == ("somebody", 2)
     assert [*workers.values()] == [[], []]
+
+
+def test_status_reads_the_trials_once(ledger, tmp_path, monkeypatch):
+    """For its ranking, its verdicts, and the trials that cannot be read."""
+    study = submit(ledger)
+    train(ledger, study, 2.0, 1.0)
+    with ledger.engine.execution_options(writes=True).begin() as tx:
+        tx.exec_driver_sql("UPDATE tuner_trials SET params = '[]' WHERE number = 1")
+    read: list[str] = []
+
+    @event.listens_for(Engine, "before_cursor_execute")
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if statement.endswith("WHERE tuner_trials.study_id = ? ORDER BY tuner_trials.number"):
+            read.append(statement)
+
+    monkeypatch.chdir(tmp_path)
+    try:
+        shown = CliRunner().invoke(cli, ["status", study.name], catch_exceptions=False).output
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+    assert "trial 1 of study 1 cannot be read: params" in " ".join(shown.split())
+    assert len(read) == 1
 
 
 def test_the_last_activity_of_a_study_is_that_of_all_its_versions(ledger):

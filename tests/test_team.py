@@ -212,6 +212,7 @@ checkpoint_seconds = 0.05
 
 [budget]
 trials = 60
+decide = 0.0
 """
 PLACES = ["ask.reserved", "ask.drawn", "chunk.before_commit", "chunk.committed",
           "report.before_commit", "checkpoint.before_rename", "checkpoint.renamed",

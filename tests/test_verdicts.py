@@ -99,6 +99,30 @@ def houses(*rates: float, steps: int = 50) -> dict[float, Verdict]:
     return dict(zip(rates, verdicts.judge(found, setting()).values(), strict=True))
 
 
+def test_judging_many_trials_compares_no_two_of_them(monkeypatch) -> None:
+    reads = 0
+
+    def counted(self: Evidence, name: str) -> Any:
+        nonlocal reads
+        reads += 1
+        return object.__getattribute__(self, name)
+
+    def judging(count: int) -> int:
+        nonlocal reads
+        curves = [descent(HOUSES, START, np.full(50, rate))[0] for rate in (1e-4, 0.01, 0.12)]
+        found = [
+            seen(n, curves[n % 3], setting(), rate=rate)
+            for n, rate in enumerate(np.geomspace(1e-4, 0.1, count))
+        ]
+        with monkeypatch.context() as patched:
+            patched.setattr(Evidence, "__getattribute__", counted, raising=False)
+            reads = 0
+            verdicts.judge(found, setting())
+        return reads
+
+    assert judging(400) < 5 * judging(100)
+
+
 # --- house prices, as it is and not as it is told
 
 

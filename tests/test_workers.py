@@ -20,12 +20,15 @@ from tuner.core.environment import identity
 from tuner.core.errors import WorkloadError
 from tuner.executors import WorkerState
 from tuner.executors.local import LocalExecutor
-from tuner.ledger import Ledger, StudyRecord, managing
+from tuner.ledger import Ledger, StudyRecord, managing, projects
 from tuner.ledger.database import Addresses
 from tuner.ledger.launches import Launch
+from tuner.ledger.projects import Project
 from tuner.ledger.tables import attempts
+from tuner.operations.context import acting
 from tuner.worker import work
-from tuner.worker.loop import StudySelector
+from tuner.worker.loop import StudySelector, idle_seconds
+from tuner.worker.study import pause_after
 
 # --- which study
 
@@ -60,6 +63,23 @@ def test_studies_have_workers_in_proportion_to_their_weights(ledger, weights, sh
         submit(ledger, study={"name": name}, budget={"trials": 100, "weight": weight})
     taken: list[str] = []
     for _ in range(12):  # as many workers, one after the other, each busy for good
+        worker = StudySelector(ledger, (), lambda study: Taking(ledger, study, taken))
+        assert worker.train_one_turn()
+    assert Counter(taken) == shares
+
+
+@pytest.mark.parametrize(
+    ("weight", "shares"),
+    [(1.0, {"a": 6, "vision/b": 4, "vision/c": 2}), (3.0, {"a": 3, "vision/b": 6, "vision/c": 3})],
+)
+def test_projects_have_workers_by_their_weights_and_share_them_among_their_studies(
+    ledger, weight, shares
+):
+    projects.put(ledger, Project(name="vision", weight=weight), acting())
+    for name, own in (("a", 1.0), ("vision/b", 2.0), ("vision/c", 1.0)):
+        submit(ledger, study={"name": name}, budget={"trials": 100, "weight": own})
+    taken: list[str] = []
+    for _ in range(12):
         worker = StudySelector(ledger, (), lambda study: Taking(ledger, study, taken))
         assert worker.train_one_turn()
     assert Counter(taken) == shares
@@ -123,6 +143,10 @@ def test_paused_studies_have_no_turn(ledger):
     assert not worker.train_one_turn()
 
 
+def test_a_worker_looks_the_less_often_the_longer_it_has_found_nothing():
+    assert [idle_seconds(idle) for idle in (0.0, 4.0, 20.0, 50.0, 3600.0)] == [0.5, 0.5, 2, 5, 5]
+
+
 # --- what they leave to others
 
 
@@ -136,6 +160,10 @@ def train(ledger: Ledger, places: Addresses, *names: str, **more) -> None:
         until_idle=True,
         **more,
     )
+
+
+def test_rows_wait_the_longer_the_slower_commits_are():
+    assert [pause_after(seconds) for seconds in (0.0, 0.01, 0.03, 30.0)] == [1.0, 1.0, 3.0, 5.0]
 
 
 def test_what_cannot_be_trained_here_is_left_to_others(ledger, places, caplog):

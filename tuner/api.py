@@ -20,7 +20,7 @@ from tuner.analysis import ranking
 from tuner.config import ParameterValue, StudySpec, building, cluster, reading
 from tuner.config.building import Budget
 from tuner.config.cluster import ClusterSpec
-from tuner.core import startup
+from tuner.core import executors, startup
 from tuner.core.errors import UnavailableError, UsageError
 from tuner.ledger import Ledger, StudyRecord
 from tuner.ledger.database import Addresses
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from tuner.operations.ask import AskedTrial, Asker
+    from tuner.operations.branch import Branches
     from tuner.operations.confirm import Confirmation
     from tuner.operations.extend import Extension
     from tuner.operations.rerun import Rerun
@@ -50,7 +51,7 @@ def run(
     progress: bool = True,
     yes: bool = False,
     workers: int = 1,
-    executor: str = cluster.LOCAL,
+    executor: str = executors.LOCAL,
     settings: Settings = None,
 ) -> Study:
     """Submit a study file, train its trials in this process, and return the study.
@@ -315,7 +316,7 @@ class Study:
         self,
         *,
         workers: int = 1,
-        executor: str = cluster.LOCAL,
+        executor: str = executors.LOCAL,
         settings: Settings = None,
         allow: Sequence[str] | None = None,
         progress: bool = True,
@@ -368,7 +369,7 @@ class Study:
         self,
         workers: int = 1,
         *,
-        executor: str = cluster.LOCAL,
+        executor: str = executors.LOCAL,
         settings: Settings = None,
         allow: Sequence[str] | None = None,
         recorder: bool = True,
@@ -514,6 +515,40 @@ class Study:
             reason=reason,
         )
         _raise_unless_done(done.ended, done.study.name)
+        return done
+
+    def branch(
+        self,
+        number: int,
+        at: int | Sequence[int],
+        *,
+        decay: float | None = None,
+        shape: str | None = None,
+        allow: Sequence[str] | None = None,
+        progress: bool = True,
+        reason: str = "",
+    ) -> Branches:
+        """Train a trial with a decay at each horizon in `at`, all from one stem.
+
+        The trial's schedule is constant or wsd, whose `decay` and `shape` are its own, or 0.2 and
+        "1-sqrt". Count horizons in the unit of the study's budget of a trial.
+        """
+        from tuner.operations import branch  # noqa: PLC0415 - it imports torch
+
+        ledger, study = self._read()
+        done = branch.branch(
+            ledger,
+            self._places(),
+            study,
+            number,
+            at=[at] if isinstance(at, int) else at,
+            decay=decay,
+            shape=shape,
+            prefixes=self._prefixes(allow),
+            console=_console(progress),
+            reason=reason,
+        )
+        _raise_unless_done(done.ended, done.branches[-1].study.name)
         return done
 
     def rerun(self, number: int, *, allow: Sequence[str] | None = None) -> Rerun:

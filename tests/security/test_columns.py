@@ -227,7 +227,9 @@ def _add_event(tx: Connection, name: str) -> None:
 
 def _add_limits(tx: Connection, name: str) -> None:
     """Set limits of a project, and let a worker leave the study of the same name alone."""
-    tx.execute(insert(projects).values(name=name, workers=1, steps_week=1e9, shared=False))
+    tx.execute(
+        insert(projects).values(name=name, workers=1, steps_week=1e9, shared=False, weight=2.0)
+    )
     study_id = tx.scalar(select(studies.c.id).where(studies.c.name == name))
     left = {"study_id": study_id, "worker": "elsewhere:1:1", "ends_at": 4e9}
     tx.execute(insert(exclusions).values(**left, failures=3, reason="It broke."))

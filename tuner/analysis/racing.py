@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
-from scipy.special import stdtrit
 
 from tuner.analysis.statistics import Interval
 
@@ -369,6 +368,8 @@ class _Spread:
         if own > variance:  # the noisier this pair is than the others, the less they say of it
             freedom = n - 1 + (freedom - (n - 1)) * variance / own
             variance = own
+        from scipy.special import stdtrit
+
         half = float(stdtrit(freedom, (1 + level) / 2) * np.sqrt(variance / n))
         return Interval(mean=mean, low=mean - half, high=mean + half, level=level, n=n)
 

@@ -1,28 +1,39 @@
 """How the best learning rate moves with a scale: horizon, batch size, width or any other number.
 
 Each rung is a small grid of rates at one size of each scale. Its best rate is the bottom of a
-parabola through the best values, in the logarithm of the rate; its uncertainty is by the residuals
-of that parabola. The logarithms of the best rates are then a linear function of the logarithms of
-all scales together, fitted by Bayes' rule: slopes have a normal prior around 0, and rungs differ
-from the line by their own uncertainty and by a scatter that is common to all and is integrated
-over. So a slope that two rungs hardly determine has a wide interval, and what is known of the
-scatter from one ladder serves the others.
+curve through the best values, in the logarithm of the rate; its uncertainty is by the residuals of
+that curve. What seeds have in common at all rates is taken out first. The rungs are fitted together
+(`together`), since they have much of the shape of their curves in common: how skewed they are, and
+about how narrow. So a rung with much noise is known by the others.
+
+The logarithms of the best rates are then a linear function of the logarithms of all scales
+together, fitted by Bayes' rule: slopes have a normal prior around 0, and rungs differ from the line
+by their own uncertainty and by a scatter that is common to all and is integrated over. So a slope
+that two rungs hardly determine has a wide interval, and what is known of the scatter from one
+ladder serves the others.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import TypeAlias
 
 import numpy as np
-from scipy.special import logsumexp
-from scipy.stats import norm
+from scipy.optimize import least_squares
+from scipy.special import logsumexp, ndtr, ndtri
 
 LEVEL = 0.9
 WINDOW = math.log(8.0)
 """Rates up to this far from the lowest value, in logarithms, are in the parabola."""
+NEAR = math.log(4.5)
+"""Rates up to this far from the best one are in the curve that is fitted with other rungs."""
+SKEW, MOST_SKEW, CURVATURES = 0.2, 0.5, 2.0
+"""Prior deviation of the common skew, its bound, and the usual factor between curvatures."""
+BORROWED = 3
+"""Weight of the other rungs' noise, in trials."""
 FEWEST = 4
 """Distinct rates with finite values from which a parabola is fitted."""
 SLOPE_SPREAD = 0.7
@@ -45,6 +56,16 @@ class Rung:
     loss: float  # at the best rate
     curvature: float  # of the loss in the logarithm of the rate
     edge: str  # "stability" if the next higher rate diverged, "low" or "high" if none was tried
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Grid:
+    """The trials of a rung."""
+
+    sizes: Mapping[str, float]
+    rates: Sequence[float]  # [trial]
+    losses: Sequence[float]  # [trial]; not finite: diverged
+    seeds: Sequence[int]  # [trial]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +144,100 @@ def rung(
     )
 
 
+def together(grids: Sequence[Grid]) -> list[Rung]:
+    """Return the best rate of each grid, fitted with the others'. Raise as `rung` does.
+
+    The loss of a grid is a bottom, an offset for each seed, and half of its curvature times
+    u²(1 + skew·u) at the logarithm u of the rate over the best one. The skew is common to all, and
+    curvatures differ by a factor of about `CURVATURES`.
+    """
+    alone = [rung(one.sizes, one.rates, one.losses) for one in grids]
+    # without a bottom of its own a grid says nothing of the others, nor they of it
+    bowls = [place for place, one in enumerate(alone) if not one.edge and one.curvature > 0]
+    if len(bowls) < 2:
+        return alone
+    parts = [_part(grids[place], alone[place]) for place in bowls]
+    start = math.log(float(np.median([alone[place].curvature for place in bowls])))
+    count = len(parts)
+    noises = _noises(parts)
+
+    def left(values: np.ndarray) -> np.ndarray:  # [2 + 2·grid] -> [residual]
+        skew, usual, shifts, curvatures = (
+            values[0],
+            values[1],
+            values[2 : 2 + count],
+            values[-count:],
+        )
+        found = [np.array([skew / SKEW]), (curvatures - usual) / math.log(CURVATURES)]
+        for (x, y, seeds), noise, shift, curvature in zip(
+            parts, noises, shifts, curvatures, strict=True
+        ):
+            u = x - shift
+            bowl = math.exp(curvature) / 2 * u**2 * (1 + skew * u)
+            found.append(_without_seeds(y - bowl, seeds) / noise)
+        return np.concatenate(found)
+
+    begin = np.concatenate([[0.0, start], np.zeros(count), np.full(count, start)])
+    bounds = np.concatenate([[MOST_SKEW, np.inf], np.full(count, WINDOW), np.full(count, np.inf)])
+    fitted = least_squares(left, begin, bounds=(-bounds, bounds))
+    covariance = np.linalg.pinv(fitted.jac.T @ fitted.jac)
+    result = list(alone)
+    for number, place in enumerate(bowls):
+        one, shift = alone[place], float(fitted.x[2 + number])
+        error = math.sqrt(max(float(covariance[2 + number, 2 + number]), 0.0))
+        spacing = float(np.diff(np.unique(np.log(grids[place].rates))).mean())
+        result[place] = replace(
+            one,
+            rate=one.rate * math.exp(shift),
+            error=min(math.hypot(error, spacing / 10), WINDOW),
+            curvature=math.exp(float(fitted.x[2 + count + number])),
+        )
+    return result
+
+
+Part: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Logarithms of rates over the best one alone, losses and seeds; [trial]."""
+
+
+def _part(grid: Grid, alone: Rung) -> Part:
+    """Return the trials near the best rate."""
+    x = np.log(np.asarray(grid.rates, dtype=float) / alone.rate)
+    y, seeds = np.asarray(grid.losses, dtype=float), np.asarray(grid.seeds)
+    known = np.isfinite(y)
+    distances = np.sort(np.abs(np.unique(x[known])))
+    reach = max(NEAR, float(distances[FEWEST - 1]) + 1e-9)
+    used = known & (np.abs(x) <= reach)
+    return x[used], y[used], seeds[used]
+
+
+def _without_seeds(values: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+    """Return values [trial] less the mean of their seed."""
+    found = values.copy()
+    for one in np.unique(seeds):
+        found[seeds == one] -= found[seeds == one].mean()
+    return found
+
+
+def _noises(parts: Sequence[Part]) -> list[float]:
+    """Return the deviation of losses from the curve of each grid; few trials borrow from others."""
+    squares, freedoms = [], []
+    for x, y, seeds in parts:
+        columns = np.column_stack([_without_seeds(x**power, seeds) for power in (3, 2, 1)])
+        values = _without_seeds(y, seeds)
+        found, *_ = np.linalg.lstsq(columns, values, rcond=None)
+        freedom = max(len(x) - len(np.unique(seeds)) - 3, 1)
+        squares.append(float(((values - columns @ found) ** 2).sum()))
+        freedoms.append(freedom)
+    usual = float(
+        np.median([square / freedom for square, freedom in zip(squares, freedoms, strict=True)])
+    )
+    least = max(usual / 100, 1e-24)
+    return [
+        math.sqrt(max((square + BORROWED * usual) / (freedom + BORROWED), least))
+        for square, freedom in zip(squares, freedoms, strict=True)
+    ]
+
+
 def _parabola(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the coefficients of the least squares, highest power first, and their covariance."""
     columns = np.vander(x, 3)
@@ -184,12 +299,23 @@ def predict(rungs: Sequence[Rung], target: Mapping[str, float]) -> Prediction:
     return Prediction(**{**vars(found), "warnings": tuple(_warnings(found))})
 
 
+def less_moved(one: Slope, other: Slope) -> float:
+    """Return the probability that the best rate moves less by one slope than by the other.
+
+    Slopes are taken as normally distributed and independent.
+    """
+    rng = np.random.default_rng(0)
+    width = 2 * ndtri((1 + LEVEL) / 2)
+    draws = [rng.normal(each.mean, (each.high - each.low) / width, 20_000) for each in (one, other)]
+    return float((np.abs(draws[0]) < np.abs(draws[1])).mean())
+
+
 def _quantiles(
     weight: np.ndarray, means: np.ndarray, spreads: np.ndarray
 ) -> tuple[float, float, float]:
     """Return the ends and the middle of the interval of a mixture of normal distributions."""
     grid = np.linspace((means - 6 * spreads).min(), (means + 6 * spreads).max(), 4001)
-    below = weight @ norm.cdf((grid[None] - means[:, None]) / spreads[:, None])
+    below = weight @ ndtr((grid[None] - means[:, None]) / spreads[:, None])
     tail = (1 - LEVEL) / 2
     low, middle, high = np.interp([tail, 0.5, 1 - tail], below, grid)
     return float(low), float(middle), float(high)

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import stdtr, stdtrit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +54,8 @@ def t_interval(sample: ArrayLike, level: float = 0.95) -> Interval:
     if (values == values[0]).all():  # their computed mean may differ by rounding
         mean, half = float(values[0]), 0.0
     else:
+        from scipy.special import stdtrit
+
         half = float(stdtrit(n - 1, (1 + level) / 2) * values.std(ddof=1) / np.sqrt(n))
     return Interval(mean=mean, low=mean - half, high=mean + half, level=level, n=n)
 
@@ -87,6 +88,8 @@ def p_below(sample: ArrayLike, bound: float) -> float:
     values = _checked(sample, 0.5)
     if len(values) == 1 or (values == values[0]).all():
         return float(len(values) == 1 or values[0] >= bound)
+    from scipy.special import stdtr
+
     error = values.std(ddof=1) / np.sqrt(len(values))
     return float(stdtr(len(values) - 1, (values.mean() - bound) / error))
 

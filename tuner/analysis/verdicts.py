@@ -273,11 +273,17 @@ def judge(
             for whose in ((evidence.optimizer,), (evidence.optimizer, evidence.schedule)):
                 low, high = ranges.get(whose, (evidence.rate, evidence.rate))
                 ranges[whose] = min(low, evidence.rate), max(high, evidence.rate)
+    ended = [one for one in standings if _ended(one.evidence)]
+    optimizers = {one.evidence.optimizer for one in ended}
     context = _Comparison(
         setting=setting,
         reference=reference,
         ranges=ranges,
-        ended=[one for one in standings if _ended(one.evidence)],
+        ended=len(ended),
+        by_rate={
+            name: _ByRate([one for one in ended if one.evidence.optimizer == name])
+            for name in optimizers
+        },
     )
     return {one.evidence.number: _judged(one, context) for one in standings}
 
@@ -293,7 +299,28 @@ class _Comparison:
     setting: Setting
     reference: _Reference
     ranges: Ranges
-    ended: Sequence[_Standing]  # the completed trials with a score
+    ended: int  # number of completed trials with a score
+    by_rate: Mapping[str, _ByRate]  # these, by their optimizer
+
+
+class _ByRate:
+    """The scores of completed trials with one optimizer, in the order of their rates."""
+
+    def __init__(self, ended: Sequence[_Standing]) -> None:
+        pairs = sorted((one.evidence.rate, one.score) for one in ended)
+        self._rates, scores = np.array(pairs).reshape(-1, 2).T
+        self._best_up_to = np.minimum.accumulate(scores)
+        self._best_from = np.minimum.accumulate(scores[::-1])[::-1]
+
+    def best_below(self, rate: float) -> float | None:
+        """Return the best score at lower rates; None if there is no trial."""
+        count = int(np.searchsorted(self._rates, rate, "left"))
+        return float(self._best_up_to[count - 1]) if count else None
+
+    def best_above(self, rate: float) -> float | None:
+        """Return the best score at higher rates; None if there is no trial."""
+        first = int(np.searchsorted(self._rates, rate, "right"))
+        return float(self._best_from[first]) if first < len(self._rates) else None
 
 
 def _ended(evidence: Evidence) -> bool:
@@ -358,19 +385,20 @@ def _why_not(
         return UNCLEAR, f"within the noise of the evaluations of the best, trial {best.number}"
     margin = NEAR if setting.several else 1.0
     kind, because = _side(evidence, labels, context.ranges, margin)
-    others = [other for other in context.ended if other.evidence.optimizer == evidence.optimizer]
-    if kind in (TOO_LOW, TOO_HIGH) and _is_contradicted(one, kind, others):
+    if kind in (TOO_LOW, TOO_HIGH) and _is_contradicted(one, kind, context.by_rate):
         where = "lower" if kind == TOO_HIGH else "higher"
         return UNCLEAR, f"{because}, but {where} rates with {evidence.optimizer} did no better"
     return kind, because
 
 
-def _is_contradicted(one: _Standing, kind: str, others: Sequence[_Standing]) -> bool:
+def _is_contradicted(one: _Standing, kind: str, by_rate: Mapping[str, _ByRate]) -> bool:
     """Return whether completed trials on the proposed side exist and none of them is better."""
-    sign = -1.0 if kind == TOO_HIGH else 1.0
-    there = [other for other in others if sign * (other.evidence.rate - one.evidence.rate) > 0]
+    others, rate = by_rate.get(one.evidence.optimizer), one.evidence.rate
+    if others is None:
+        return False
+    there = others.best_below(rate) if kind == TOO_HIGH else others.best_above(rate)
     score = one.score if np.isfinite(one.score) else float("inf")
-    return bool(there) and all(other.score >= score for other in there)
+    return there is not None and there >= score
 
 
 def _why_early(evidence: Evidence) -> str:
@@ -471,7 +499,7 @@ def _diverged(evidence: Evidence) -> str:
 
 
 def _good(one: _Standing, labels: Sequence[str], context: _Comparison) -> str:
-    evidence, setting, of = one.evidence, context.setting, len(context.ended)
+    evidence, setting, of = one.evidence, context.setting, context.ended
     where = f"Good for {evidence.optimizer}: {_value(one, setting)}"
     if evidence is context.reference.best:
         parts = [f"{where}, the best of {of} that completed" if of > 1 else where]

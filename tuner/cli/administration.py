@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -14,9 +14,11 @@ from tuner.cli.base import cli, open_own, print_json
 from tuner.cli.options import StudyName, with_json, with_reason
 from tuner.core.errors import UsageError
 from tuner.core.redaction import redacted_url
-from tuner.ledger import database
 from tuner.operations import context, settings
 from tuner.report import terminal
+
+if TYPE_CHECKING:
+    from tuner.ledger.database import Login
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -70,6 +72,12 @@ def config(
 )
 @click.option("--no-limits", is_flag=True, help="Remove both limits.")
 @click.option(
+    "--weight",
+    type=click.FloatRange(0, min_open=True),
+    metavar="W",
+    help="Share workers among projects in proportion to their weights, 1 by default.",
+)
+@click.option(
     "--shared/--not-shared",
     default=None,
     help="Whether anybody may change its studies; by default those who submitted them.",
@@ -81,16 +89,17 @@ def project(
     workers: int | None,
     steps_week: float | None,
     no_limits: bool,
+    weight: float | None,
     shared: bool | None,
     reason: str,
     as_json: bool,
 ) -> None:
-    """List the projects, or show the project NAME, or set its limits."""
+    """List the projects, or show the project NAME, or set its limits and weight."""
     from tuner.operations import projects
 
     ledger = context.open_ledger()
     if name is None:
-        if no_limits or (workers, steps_week, shared) != (None, None, None):
+        if no_limits or (workers, steps_week, weight, shared) != (None,) * 4:
             raise UsageError("name the project that is to be changed")
         found = projects.listed(ledger)
     else:
@@ -102,6 +111,7 @@ def project(
             steps_week=steps_week,
             no_limits=no_limits,
             shared=shared,
+            weight=weight,
             reason=reason,
         )
         found = [changed]
@@ -176,6 +186,8 @@ def _logins(kind: str, role: str, of: str) -> Callable[[Command], Command]:
 @with_json
 def upgrade(as_json: bool, **roles: tuple[str, ...]) -> None:
     """Create or upgrade the tables of tuner, Optuna and MLflow to this version's schema."""
+    from tuner.ledger import database
+
     places = context.addresses()
     logins = [_login(role, argument) for role, given in roles.items() for argument in given]
     left = database.upgrade(places, logins)
@@ -187,8 +199,10 @@ def upgrade(as_json: bool, **roles: tuple[str, ...]) -> None:
         terminal.echo(f"{places.shown()['optuna']} is up to date.")
 
 
-def _login(role: str, argument: str) -> database.Login:
+def _login(role: str, argument: str) -> Login:
     """Read the login NAME=FILE."""
+    from tuner.ledger.database import Login
+
     option = f"--{role.removeprefix('tuner_')}"
     name, _, file = argument.partition("=")
     if not (name and file):
@@ -199,7 +213,7 @@ def _login(role: str, argument: str) -> database.Login:
         raise UsageError(f"{option}: cannot read a password from {file}: {error}") from error
     if not password:
         raise UsageError(f"{option}: expected a password in {file}, got nothing")
-    return database.Login(name=name, role=role, password=password)
+    return Login(name=name, role=role, password=password)
 
 
 @db.command()

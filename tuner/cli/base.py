@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
-from tuner.analysis import ranking
 from tuner.core.environment import DISTRIBUTION
 from tuner.core.errors import UnavailableError
 from tuner.core.outcome import COMPLETED
@@ -19,7 +18,9 @@ from tuner.operations import context
 from tuner.report import terminal
 
 if TYPE_CHECKING:
-    from tuner.ledger import Ledger, Reader, StudyRecord
+    from rich.console import Console
+
+    from tuner.ledger import Ledger, Reader, StudyRecord, TrialRecord
     from tuner.operations.ownership import Ask
     from tuner.operations.run import Ended
 
@@ -31,7 +32,7 @@ SECTIONS = {
     "Start": ("init", "examples", "run", "submit", "probe", "scale", "schema"),
     "Look": (
         "studies", "status", "history", "similar", "best", "ui", "report", "compare", "export",
-        "confirm", "extend", "rerun",
+        "confirm", "extend", "branch", "rerun",
     ),
     "Team": (
         "worker", "workers", "recorder", "enqueue", "retry", "pause", "resume", "stop",
@@ -71,17 +72,22 @@ def print_json(content: dict[str, Any]) -> None:
 
 
 def print_results(
-    console: Console, ledger: Reader, study: StudyRecord, *, reported: bool = False
+    console: Console,
+    ledger: Reader,
+    study: StudyRecord,
+    trials: Sequence[TrialRecord],
+    *,
+    reported: bool = False,
 ) -> None:
-    """Print the ranking of a study, stopped trials, the best trial, and what to do next.
+    """Print the ranking of a study's trials, stopped ones, the best one, and what to do next.
 
     If the ends of trials were `reported` already, rank completed trials only.
     """
+    from tuner.analysis import ranking
     from tuner.analysis.evidence import Assessor
     from tuner.core.curves import empty
     from tuner.report import tables
 
-    trials = ledger.trials(study.id)
     listed = [trial for trial in trials if not reported or trial.state == COMPLETED]
     ranked = ranking.ranked(study, listed)[:10]
     by_id = ledger.curves([one.id for one in ranked])

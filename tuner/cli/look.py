@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tuner.analysis import ranking
 from tuner.cli.base import (
     EXIT_NOTHING_COMPLETED,
     cli,
@@ -19,12 +18,13 @@ from tuner.cli.base import (
     print_results,
 )
 from tuner.cli.options import StudyName, with_allow, with_json, with_reason
-from tuner.config import written
 from tuner.core.text import ago
 from tuner.operations import context
 from tuner.report import terminal
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tuner.ledger import Reader, StudyRecord
     from tuner.operations.confirm import Confirmation
     from tuner.report.comparison import Alignment
@@ -65,6 +65,7 @@ def studies(
     as_json: bool,
 ) -> None:
     """List the studies of this database, those of a project, or of a user, last active first."""
+    from tuner.analysis import ranking
     from tuner.operations import spend, studies
 
     ledger = context.open_ledger()
@@ -104,13 +105,17 @@ def studies(
 
 
 def _print_spend(found: dict[str, Any], *, as_json: bool) -> None:
+    from tuner.analysis import ranking
+
     if as_json:
         print_json({"spend": found})
         return
     for kind in ("studies", "projects", "people"):
         terminal.echo(f"By {kind}:")
         for name, one in sorted(found[kind].items(), key=lambda pair: -pair[1]["seconds"]):
-            terminal.echo(f"  {name}: {ranking.spend_in_words(one)}")
+            best = found["best"].get(name) if kind == "studies" else None
+            value = f"; best {best['metric']} {best['value']:.4g}" if best else ""
+            terminal.echo(f"  {name}: {ranking.spend_in_words(one)}{value}")
     terminal.echo(f"Together: {ranking.spend_in_words(found['total'])}.")
 
 
@@ -137,18 +142,20 @@ def history(name: str, as_json: bool) -> None:
 @with_json
 def status(name: str, trial: int | None, as_json: bool) -> None:
     """Show the state of the study NAME: its trials, the best one, its workers."""
+    from tuner.analysis import ranking
     from tuner.ledger.exclusions import Exclusion
-    from tuner.operations import history, status
+    from tuner.operations import history, status, workers
 
     ledger = context.open_ledger()
     study = ledger.study(name)
     if trial is not None:
         _print_trial(status.trial_status(ledger, study, trial), as_json=as_json)
         return
-    found = status.status(ledger, study)
     if as_json:
-        print_json(found)
+        print_json(status.status(ledger, study))
         return
+    trials, faults = ledger.sorted_trials(study.id)
+    found = status.status(ledger, study, faults)
     console = terminal.console()
     counts = ranking.counts_in_words(found["trials"])
     terminal.print_text(console, f"{study.title}: {found['state']}, {counts} of {study.limit}")
@@ -166,7 +173,9 @@ def status(name: str, trial: int | None, as_json: bool) -> None:
     for line in ranking.ranges_in_words(study):
         terminal.print_text(console, line)
     for one in found["workers"]:
-        terminal.print_text(console, f"trial {one['trial']} is trained by {one['worker']}")
+        machine = workers.machine_in_words(one)
+        by = f"{one['worker']} ({machine})" if machine else one["worker"]
+        terminal.print_text(console, f"trial {one['trial']} is trained by {by}")
     for one in found["silent"]:
         silent = f"trial {one['trial']} has measured nothing for {one['seconds']:.0f} s; "
         terminal.print_text(console, f"{silent}{one['worker']} may hang or be dead", style="bold")
@@ -176,7 +185,7 @@ def status(name: str, trial: int | None, as_json: bool) -> None:
         terminal.print_text(console, where + left.sentence, style="bold")
     for one in found["unreadable"]:
         terminal.print_text(console, one["reason"], style="bold")
-    print_results(console, ledger, study)
+    print_results(console, ledger, study, trials)
     _print_pages(ledger, study)
 
 
@@ -203,6 +212,8 @@ def similar(name: str, as_json: bool) -> None:
 
 
 def _print_trial(found: dict[str, Any], *, as_json: bool) -> None:
+    from tuner.config import written
+
     if as_json:
         print_json(found)
         return
@@ -225,12 +236,14 @@ def _print_pages(ledger: Reader, study: StudyRecord) -> None:
     """Print the pages of the UI, if one is running; an unreachable MLflow is no error."""
     from tuner.core.errors import UnavailableError
     from tuner.ledger.publications import Publications
-    from tuner.operations import links, ui
+    from tuner.operations import ui
 
     run_id, _ = Publications(ledger.engine, "mlflow").study(study.id)
     places = context.addresses()
     if run_id is None or not ui.shows(places, run_id):
         return
+    from tuner.operations import links  # imports MLflow
+
     try:
         found = links.pages(ledger, study, places)
     except UnavailableError as error:
@@ -246,6 +259,7 @@ def _print_pages(ledger: Reader, study: StudyRecord) -> None:
 @with_json
 def best(name: str, opened: bool, as_json: bool) -> int:
     """Show the best trial of the study NAME, or its front if it has several objectives."""
+    from tuner.analysis import ranking
     from tuner.operations import best
 
     ledger = context.open_ledger()
@@ -259,32 +273,42 @@ def best(name: str, opened: bool, as_json: bool) -> int:
         print_decision(terminal.console(), ledger, study)
     if ledger.best(study) is None:
         return EXIT_NOTHING_COMPLETED
-    return _serve(ledger, study, None, "best trial", as_json=None) if opened else 0
+    return _serve(ledger, [study], None, "best trial", as_json=None) if opened else 0
 
 
 @cli.command()
-@click.argument("name", type=StudyName(), required=False)
+@click.argument("names", type=StudyName(), nargs=-1)
 @click.option(
     "--port", type=int, help="Port on 127.0.0.1; by default 5000, or a free port if that is taken."
 )
 @with_json
-def ui(name: str | None, port: int | None, as_json: bool) -> int:
-    """Serve the MLflow UI on this database, on 127.0.0.1; open the study NAME in a browser."""
+def ui(names: tuple[str, ...], port: int | None, as_json: bool) -> int:
+    """Serve the MLflow UI on this database, on 127.0.0.1, and open studies in a browser.
+
+    Several studies are opened as one comparison of all their trials.
+    """
     ledger = context.open_ledger()
-    study = ledger.study(name) if name else None
-    return _serve(ledger, study, port, "loss curves", as_json=as_json)
+    return _serve(ledger, [ledger.study(name) for name in names], port, as_json=as_json)
 
 
 def _serve(
-    ledger: Reader, study: StudyRecord | None, port: int | None, what: str, *, as_json: bool | None
+    ledger: Reader,
+    studies: Sequence[StudyRecord],
+    port: int | None,
+    what: str = "loss curves",
+    *,
+    as_json: bool | None,
 ) -> int:
-    """Serve the UI and open a page of the study; as_json None: a JSON object is printed already."""
+    """Serve the UI and open a page of one study, or that which compares several.
+
+    With as_json None, a JSON object has been printed already.
+    """
     from tuner.operations import links, ui
 
     places = context.addresses()
 
     def announce(url: str) -> str | None:
-        page = links.pages(ledger, study, places, url).get(what) if study else None
+        page = links.page(ledger, studies, places, url, what)
         if as_json:
             print_json({"url": url} | ({"page": page} if page else {}))
         else:
@@ -505,8 +529,77 @@ def extend(
     )
 
 
+@cli.command()
+@click.argument("name", type=StudyName())
+@click.argument("trial", type=click.IntRange(0))
+@click.option(
+    "--at",
+    required=True,
+    multiple=True,
+    type=click.IntRange(1),
+    metavar="HORIZON...",
+    help="Where the decays end, in the unit of the study's budget of a trial.",
+)
+@click.argument("more", nargs=-1, type=click.IntRange(1), metavar="")
+@click.option(
+    "--decay",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Share of the horizon that decays [the trial's own; 0.2 of a constant rate].",
+)
+@click.option(
+    "--shape",
+    type=click.Choice(["linear", "cosine", "1-sqrt"]),
+    help="Of the decay [the trial's own; 1-sqrt of a constant rate].",
+)
+@with_allow
+@with_reason
+@with_json
+def branch(
+    name: str,
+    trial: int,
+    at: tuple[int, ...],
+    more: tuple[int, ...],
+    decay: float | None,
+    shape: str | None,
+    prefixes: tuple[str, ...],
+    reason: str,
+    as_json: bool,
+) -> int:
+    """Train a TRIAL of the study NAME with a decay at each HORIZON, all from one stem.
+
+    The trial's schedule is constant or wsd. Each branch is bit by bit the trial that would have
+    been trained alone. Run it again after an interruption.
+    """
+    from tuner.operations import branch
+
+    ledger = context.open_ledger()
+    done = branch.branch(
+        ledger,
+        context.addresses(),
+        ledger.study(name),
+        trial,
+        at=(*at, *more),
+        decay=decay,
+        shape=shape,
+        prefixes=prefixes,
+        console=terminal.console(stderr=as_json),
+        reason=reason,
+    )
+    if as_json:
+        print_json(done.as_json())
+    else:
+        for one in done.branches:
+            terminal.echo(one.sentence)
+        terminal.echo(done.sentence)
+    return exit_code(
+        done.ended, completed=any(one.trial.state == "completed" for one in done.branches)
+    )
+
+
 def _print_confirmation(found: Confirmation) -> None:
     from rich.table import Table
+
+    from tuner.analysis import ranking
 
     table = Table(box=None, pad_edge=False)
     for title in ("trial", "parameters", "found", "mean", "seeds"):

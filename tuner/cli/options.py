@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from tuner.config.cluster import EXECUTORS
+from tuner.core.executors import EXECUTORS
 from tuner.operations.context import PREFIXES, whole_name
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -45,7 +45,7 @@ def with_log(command: Command) -> Command:
 
 
 def with_metrics(command: Command) -> Command:
-    """Add the options --metrics-port and --metrics-host."""
+    """Add the options --metrics-port, --metrics-host and --metrics-studies."""
     port = click.option(
         "--metrics-port",
         type=click.IntRange(0, 65535),
@@ -57,9 +57,17 @@ def with_metrics(command: Command) -> Command:
         default="127.0.0.1",
         show_default=True,
         envvar="TUNER_METRICS_HOST",
-        help="Address of the metrics endpoint; it shows counts, no names.",
+        help="Address of the metrics endpoint.",
     )
-    return port(host(command))
+    studies = click.option(
+        "--metrics-studies",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        envvar="TUNER_METRICS_STUDIES",
+        help="How many studies metrics name, with spend and best value; with 0 they have no names.",
+    )
+    return port(host(studies(command)))
 
 
 def with_parent(command: Command) -> Command:
@@ -124,6 +132,38 @@ def with_allow(command: Command) -> Command:
         help="Prefix of modules that may be imported as workloads; repeatable.",
     )(commands)
     return cast(Command, modules)
+
+
+class _Shipped(click.ParamType[str]):
+    """A digest or a login; several in a variable are separated by spaces."""
+
+    name = "who"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the entry of allowed prefixes."""
+        from tuner.training import shipping
+
+        return shipping.permission(value)
+
+
+def with_allow_shipped(command: Command) -> Command:
+    """Add the option --allow-shipped, which is passed with the `prefixes` of `with_allow`."""
+
+    @functools.wraps(command)
+    def merged(*args: Any, prefixes: tuple[str, ...], shipped: tuple[str, ...], **rest: Any) -> Any:
+        return command(*args, prefixes=(*prefixes, *shipped), **rest)
+
+    option = click.option(
+        "--allow-shipped",
+        "shipped",
+        multiple=True,
+        type=_Shipped(),
+        envvar="TUNER_ALLOW_SHIPPED",
+        metavar="WHO",
+        help="Run code that `tuner submit --ship` has stored, of this SHA-256 or by this login of "
+        "the database; repeatable.",
+    )
+    return cast(Command, option(merged))
 
 
 def with_yes(command: Command) -> Command:

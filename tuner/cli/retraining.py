@@ -386,6 +386,7 @@ def scheduler(
     log: str | None,
     metrics_port: int | None,
     metrics_host: str,
+    metrics_studies: int,
     prefixes: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -398,7 +399,7 @@ def scheduler(
     ledger, places = context.open_ledger(), context.addresses()
     with (
         stop_on_signals("the next scheduler resumes the retraining") as stop,
-        serving.serving(metrics_port, metrics_host, ledger.engine, places),
+        serving.serving(metrics_port, metrics_host, ledger.engine, places, metrics_studies),
     ):
         scheduler.run_scheduler(ledger, places, prefixes=prefixes, stop=stop, once=once)
     if as_json:

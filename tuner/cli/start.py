@@ -21,7 +21,6 @@ from tuner.cli.base import (
     print_results,
 )
 from tuner.cli.options import with_allow, with_executor, with_json, with_set, with_yes
-from tuner.config import reading, written
 from tuner.core.errors import OutputError
 from tuner.operations import context
 from tuner.report import terminal
@@ -110,7 +109,7 @@ def run(
 
     Run it again after an interruption to resume the study.
     """
-    from tuner.config import cluster
+    from tuner.config import cluster, reading
     from tuner.operations import run
     from tuner.operations.workers import closed_in_words
 
@@ -133,7 +132,8 @@ def run(
     if as_json:
         print_json(found | {"seconds": round(time.monotonic() - began, 1)})
     else:
-        print_results(console, ran.ledger, ran.study, reported=not console.is_terminal)
+        trials = ran.ledger.trials(ran.study.id)
+        print_results(console, ran.ledger, ran.study, trials, reported=not console.is_terminal)
         if found["report"]:
             terminal.print_text(console, f"Report: {found['report']}")
     closed = closed_in_words(ran.study)
@@ -165,28 +165,50 @@ def _report(ran: Ran, found: dict[str, Any]) -> OutputError | None:
 
 @cli.command()
 @click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--ship",
+    is_flag=True,
+    help="Store the study's code beside the checkpoints, for workers with --allow-shipped.",
+)
 @with_set
 @with_yes
 @with_allow
 @with_json
 def submit(
-    file: Path, overrides: tuple[str, ...], yes: bool, prefixes: tuple[str, ...], as_json: bool
+    file: Path,
+    ship: bool,
+    overrides: tuple[str, ...],
+    yes: bool,
+    prefixes: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Submit the study FILE to the database, for workers to train."""
+    from tuner.config import reading
     from tuner.operations import submit
+    from tuner.training import shipping
     from tuner.training.programs import permission
 
     spec = reading.load(file, overrides, context.project())
+    if ship:
+        shipping.pack(spec.workload, prefixes)  # refused before anything is created
     prepared = submit.prepare(spec, (*prefixes, *permission.of_file(spec)))  # nothing runs here
     ledger = context.open_ledger(create=True)
     study, created = submit.submit(ledger, spec, prepared.description, asking(yes=yes))
+    shipped = None
+    if ship:
+        places = context.addresses()
+        shipped = submit.ship(ledger, places, study, prefixes, context.acting())
     if as_json:
-        about = {"version": study.version, "created": created, "budget": study.limit}
+        about: dict[str, Any] = {"version": study.version, "created": created}
+        about |= {"budget": study.limit, **({"shipped": shipped} if shipped else {})}
         print_json({"study": study.name, **about})
     else:
         terminal.echo(submit.in_words(ledger, study, created=created))
-        name = shlex.quote(study.name)
-        terminal.echo(f"Train it: {terminal.program()} worker --study {name} --until-idle")
+        name, allow = shlex.quote(study.name), ""
+        if shipped is not None:
+            terminal.echo(f"Its code is stored in {places.checkpoints}, with SHA-256 {shipped}.")
+            allow = f" --allow-shipped {shipped}"
+        terminal.echo(f"Train it: {terminal.program()} worker --study {name} --until-idle{allow}")
 
 
 @cli.command()
@@ -199,6 +221,7 @@ def probe(file: Path, overrides: tuple[str, ...], prefixes: tuple[str, ...], as_
 
     For each optimizer, many rates train for a few steps from the same weights on the same batches.
     """
+    from tuner.config import reading
     from tuner.operations import probe
 
     spec = reading.load(file, overrides, context.project())
@@ -212,6 +235,8 @@ def probe(file: Path, overrides: tuple[str, ...], prefixes: tuple[str, ...], as_
 
 def _print_probe(found: dict[str, Probe]) -> None:
     from rich.table import Table
+
+    from tuner.config import written
 
     table = Table(box=None, pad_edge=False)
     for title in (
@@ -242,6 +267,8 @@ def _print_probe(found: dict[str, Probe]) -> None:
             f"{key} {written(value)}" for key, value in one.params.items() if key.startswith(name)
         ]
         terminal.print_text(console, f"{name} with {', '.join(settings)}.")
+        if one.warmup is not None:
+            terminal.print_text(console, one.warmup.sentence(name, one.horizon))
     terminal.print_text(
         console,
         "The curvature, and the rate that it allows, are those at the initial weights. They are "
@@ -279,6 +306,19 @@ def _short(number: float | None) -> str:
     help="Factor between the sizes of a ladder.",
 )
 @click.option(
+    "--compare",
+    "compared",
+    metavar="ARGUMENT=VALUE,VALUE",
+    help="Do so under several values of an argument of the workload, and report under which the "
+    "best rate carries over, such as parametrization=standard,mup-adam.",
+)
+@click.option(
+    "--adjust",
+    is_flag=True,
+    help="At other batch sizes, adjust the betas and eps of Adam, or the momentum of SGD, to the "
+    "file's own.",
+)
+@click.option(
     "--workers", type=click.IntRange(1), default=1, show_default=True, help="Training processes."
 )
 @with_set
@@ -289,6 +329,8 @@ def scale(
     assignments: tuple[str, ...],
     rungs: int,
     factor: float,
+    compared: str | None,
+    adjust: bool,
     workers: int,
     overrides: tuple[str, ...],
     prefixes: tuple[str, ...],
@@ -300,13 +342,17 @@ def scale(
     """
     from tuner.operations import scale
 
-    found = scale.scale(
+    each = {"": list(overrides)}
+    if compared is not None:
+        each = scale.variants(compared, overrides, file)
+    found = scale.compare(
         file,
-        overrides,
+        each,
         scale.targets(assignments),
         prefixes,
         rungs=rungs,
         factor=factor,
+        adjust=adjust,
         workers=workers,
         announce=partial(terminal.echo, err=as_json),
     )
@@ -314,11 +360,16 @@ def scale(
         terminal.echo("Interrupted; the same command resumes.", err=True)
         return EXIT_INTERRUPTED
     if as_json:
-        print_json(found.as_json())
-    else:
-        for line in scale.in_words(found):
+        print_json(found.as_json() if compared else found.found[""].as_json())
+        return 0
+    for label, one in found.found.items():
+        if label:
+            terminal.echo(f"With {label}:")
+        for line in scale.in_words(one):
             terminal.echo(line)
-        terminal.echo(f"Report: {found.page}")
+        terminal.echo(f"Report: {one.page}")
+    for line in scale.compared_in_words(found) if compared else ():
+        terminal.echo(line)
     return 0
 
 
@@ -326,5 +377,7 @@ def scale(
 @with_json
 def schema(as_json: bool) -> None:
     """Print the JSON Schema of study files."""
+    from tuner.config import reading
+
     indent = None if as_json else 2
     terminal.echo(json.dumps(reading.json_schema(), indent=indent), lines=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from tuner.cli.base import EXIT_INTERRUPTED, cli, exit_code, open_own, print_jso
 from tuner.cli.options import (
     StudyName,
     with_allow,
+    with_allow_shipped,
     with_executor,
     with_json,
     with_log,
@@ -22,7 +24,6 @@ from tuner.cli.options import (
     with_settings,
     with_yes,
 )
-from tuner.config import written
 from tuner.observability import logs
 from tuner.operations import context
 from tuner.report import terminal
@@ -75,6 +76,7 @@ PUBLISH_SECONDS = 5.0
     help="Exit code after SIGTERM, for engines to which 0 says that nothing is left.",
 )
 @click.option("--launch", metavar="KEY", hidden=True, help="The launch that started this worker.")
+@click.option("--index", type=click.IntRange(0), hidden=True, help="Its index in the launch.")
 @click.option(
     "--recorder/--no-recorder", default=True, help="Publish in a process of its own while training."
 )
@@ -82,6 +84,7 @@ PUBLISH_SECONDS = 5.0
 @with_metrics
 @with_log
 @with_allow
+@with_allow_shipped
 @with_json
 def worker(
     names: tuple[str, ...],
@@ -92,10 +95,12 @@ def worker(
     grace: float | None,
     stopped_code: int,
     launch: str | None,
+    index: int | None,
     recorder: bool,
     parent: int | None,
     metrics_port: int | None,
     metrics_host: str,
+    metrics_studies: int,
     log: str | None,
     prefixes: tuple[str, ...],
     as_json: bool,
@@ -105,11 +110,16 @@ def worker(
     SIGTERM or Ctrl-C saves the trials for the next worker and ends; a second one ends at once.
     """
     logs.service(log)
-    about: dict[str, Any] = {} if launch is None else {"launch": launch}
     from tuner.core import processes
+    from tuner.executors import starting
     from tuner.observability import serving
     from tuner.operations import run
 
+    about: dict[str, Any] = {}
+    if launch is not None:
+        about["launch"] = launch
+        if (place := starting.index_of(os.environ) if index is None else index) is not None:
+            about["index"] = place
     if parent is not None:
         processes.end_with(parent)
     if device == "auto":
@@ -128,7 +138,7 @@ def worker(
         stopped_code=stopped_code,
         about=about,
     )
-    with serving.serving(metrics_port, metrics_host, ledger.engine, places):
+    with serving.serving(metrics_port, metrics_host, ledger.engine, places, metrics_studies):
         ended = run.train(ledger, places, todo, recorder=recorder)
     if as_json:
         studies = [ledger.study(name) for name in names] or ledger.studies()
@@ -151,6 +161,7 @@ def workers() -> None:
     "--recorder/--no-recorder", default=True, help="Let each publish in a process of its own."
 )
 @with_allow
+@with_allow_shipped
 @with_json
 def start_workers(
     name: str,
@@ -203,7 +214,8 @@ def list_workers(name: str, ended: bool, settings: Path | None, as_json: bool) -
         return
     for one in found["workers"]:
         code = "" if one["code"] is None else f" with {one['code']}"
-        more = ", ".join(filter(None, (one["where"], one["detail"])))
+        machine = operations.machine_in_words(one)
+        more = ", ".join(filter(None, (one["where"], one["detail"], machine)))
         who = f"by {one['os_user']}@{one['host']}"
         terminal.echo(
             f"{one['executor']} {one['handle']}: {one['phase']}{code}"
@@ -280,6 +292,7 @@ def recorder(
     parent: int | None,
     metrics_port: int | None,
     metrics_host: str,
+    metrics_studies: int,
     log: str | None,
     as_json: bool,
 ) -> None:
@@ -303,6 +316,7 @@ def recorder(
         parent=parent,
         metrics_port=metrics_port,
         metrics_host=metrics_host,
+        metrics_studies=metrics_studies,
     )
     if as_json:
         print_json({"published": [study.name for study in ledger.studies()]})
@@ -327,6 +341,7 @@ def enqueue(
 
     Parameters that are left out are drawn by the sampler. The trial counts in the budget.
     """
+    from tuner.config import written
     from tuner.operations import enqueue
 
     added = enqueue.enqueue(

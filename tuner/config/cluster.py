@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import AfterValidator, ByteSize, Field, TypeAdapter, ValidationError
 
@@ -18,9 +18,6 @@ from tuner.core.errors import StudyFileError
 
 FILE = "cluster.toml"
 """The settings file of the current folder, unless another one is named."""
-LOCAL, SLURM, KUBERNETES = "local", "slurm", "kubernetes"
-EXECUTORS = (LOCAL, SLURM, KUBERNETES)
-"""Where workers are started: as processes of this machine, or by an engine."""
 
 
 def _bytes(text: str) -> str:
@@ -146,12 +143,31 @@ class KubernetesTable(Table):
     labels: dict[Word, Word] = Field(default_factory=dict)
 
 
+class RayTable(Table):
+    """How workers are asked for as actors.
+
+    - `address`: "ray://HOST:10001", or "HOST:6379" on a node of the cluster; None: RAY_ADDRESS,
+      else the cluster of this machine.
+    - `namespace`: of the actors.
+    - `working_dir`: a folder that goes with the workers, such as that of the studies' code.
+    - `resources`: further ones that a worker takes of its node, such as { bigmem = 1 }.
+    - `placement`: "spread" over the nodes, or "pack" them on few.
+    """
+
+    address: Word | None = None
+    namespace: Word = "tuner"
+    working_dir: Word | None = None
+    resources: dict[Word, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    placement: Literal["spread", "pack"] = "spread"
+
+
 class ClusterSpec(Table):
     """A settings file."""
 
     worker: WorkerTable = WorkerTable()
     slurm: SlurmTable = SlurmTable()
     kubernetes: KubernetesTable = KubernetesTable()
+    ray: RayTable = RayTable()
 
 
 def load(path: Path | None) -> ClusterSpec:

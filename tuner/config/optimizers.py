@@ -1,7 +1,8 @@
 """The optimizers of a search space, by name with their parameters.
 
-Names and defaults are PyTorch's, except that `betas` are two parameters. `docs/catalogue.md`
-describes each one; `tuner.training.optimizers` creates it, under the same name.
+Names and defaults are those of PyTorch, or of the authors for what it lacks, except that `betas`
+are two parameters. `docs/catalogue.md` describes each one; `tuner.training.optimizers` creates it,
+under the same name.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field, model_validator
 
 from tuner.config.choice import Choice
-from tuner.config.values import Flag, Range, Real, Within, mistake, mistakes, options
+from tuner.config.values import Flag, Range, Real, Within, Word, mistake, mistakes, options
 
 
 class SGD(Choice):
@@ -97,7 +98,87 @@ class Lion(Choice):
     weight_decay: Annotated[Real, Within(ge=0, log=True)] = 0.0
 
 
+class Muon(Choice):
+    """Orthogonalized momentum for matrices, and AdamW for other parameters, at one rate."""
+
+    name: Literal["muon"]
+    momentum: Annotated[Real, Within(ge=0, lt=1)] = 0.95
+    nesterov: Flag = True
+    weight_decay: Annotated[Real, Within(ge=0, log=True)] = 0.1
+    adjust: Word[Literal["match_rms_adamw", "original"]] = "match_rms_adamw"
+
+
+class ScheduleFreeSGD(Choice):
+    """SGD that averages its weights instead of decaying the rate."""
+
+    name: Literal["schedule_free_sgd"]
+    momentum: Annotated[Real, Within(gt=0, lt=1)] = 0.9
+    weight_decay: Annotated[Real, Within(ge=0, log=True)] = 0.0
+
+
+class ScheduleFreeAdamW(Choice):
+    """AdamW that averages its weights instead of decaying the rate."""
+
+    name: Literal["schedule_free_adamw"]
+    beta1: Annotated[Real, Within(gt=0, lt=1)] = 0.9
+    beta2: Annotated[Real, Within(ge=0, lt=1)] = 0.999
+    eps: Annotated[Real, Within(gt=0, log=True)] = 1e-8
+    weight_decay: Annotated[Real, Within(ge=0, log=True)] = 0.0
+
+
+class Prodigy(Choice):
+    """Adam that estimates its rate; the study's rate is a factor, usually 1."""
+
+    name: Literal["prodigy"]
+    beta1: Annotated[Real, Within(ge=0, lt=1)] = 0.9
+    beta2: Annotated[Real, Within(gt=0, lt=1)] = 0.999
+    eps: Annotated[Real, Within(gt=0, log=True)] = 1e-8
+    weight_decay: Annotated[Real, Within(ge=0, log=True)] = 0.0
+    d_coef: Annotated[Real, Within(gt=0, log=True)] = 1.0
+    bias_correction: Flag = False
+    safeguard_warmup: Flag = False
+
+
+class DoG(Choice):
+    """SGD that estimates its rate and averages its weights; the study's rate is a factor."""
+
+    name: Literal["dog"]
+    reps_rel: Annotated[Real, Within(gt=0, log=True)] = 1e-6
+    weight_decay: Annotated[Real, Within(ge=0, log=True)] = 0.0
+    gamma: Annotated[Real, Within(ge=0)] = 8.0
+
+
+NEED_NO_RATE = frozenset({"prodigy", "dog"})
+"""Optimizers that estimate their rate; the study's rate is a factor, usually 1."""
+NEED_NO_SCHEDULE = frozenset({"schedule_free_sgd", "schedule_free_adamw", *NEED_NO_RATE})
+"""Optimizers that are made for a constant rate."""
+
 OptimizerChoice: TypeAlias = Annotated[
-    SGD | Adam | AdamW | NAdam | RMSprop | Adagrad | Lion, Field(discriminator="name")
+    SGD
+    | Adam
+    | AdamW
+    | NAdam
+    | RMSprop
+    | Adagrad
+    | Lion
+    | Muon
+    | ScheduleFreeSGD
+    | ScheduleFreeAdamW
+    | Prodigy
+    | DoG,
+    Field(discriminator="name"),
 ]
-OptimizerName: TypeAlias = Literal["sgd", "adam", "adamw", "nadam", "rmsprop", "adagrad", "lion"]
+OptimizerName: TypeAlias = Literal[
+    "sgd",
+    "adam",
+    "adamw",
+    "nadam",
+    "rmsprop",
+    "adagrad",
+    "lion",
+    "muon",
+    "schedule_free_sgd",
+    "schedule_free_adamw",
+    "prodigy",
+    "dog",
+]

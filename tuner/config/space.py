@@ -7,7 +7,7 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -23,7 +23,13 @@ from tuner.config.arguments import (
 )
 from tuner.config.choice import Choice
 from tuner.config.constraints import Constraint
-from tuner.config.optimizers import SGD, AdamW, OptimizerChoice, OptimizerName
+from tuner.config.optimizers import (
+    NEED_NO_SCHEDULE,
+    SGD,
+    AdamW,
+    OptimizerChoice,
+    OptimizerName,
+)
 from tuner.config.parameters import (
     Parameter,
     equal,
@@ -124,6 +130,19 @@ class Space(Table):
         default_factory=dict
     )
     constraints: Annotated[tuple[str, ...], Field(strict=False, exclude_if=lambda x: not x)] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _need_no_schedule(cls, raw: Any) -> Any:
+        """Let the schedule be constant, if it is left out, with optimizers made for that."""
+        given = raw.get("optimizer") if isinstance(raw, dict) else None
+        if given is None or "schedule" in raw:
+            return raw
+        several = given if isinstance(given, list | tuple) else [given]
+        names = [one.get("name") if isinstance(one, dict) else one for one in several]
+        names = [one.name if isinstance(one, Choice) else one for one in names]
+        none_needs = all(isinstance(one, str) and one in NEED_NO_SCHEDULE for one in names)
+        return {**raw, "schedule": "constant"} if names and none_needs else raw
 
     @field_validator("schedule", "optimizer")
     @classmethod

@@ -34,7 +34,8 @@ class Chunk:
 
     Rows are those of steps first_step to next_step - 1. An evaluation at step s belongs to the
     chunk with first_step < s <= next_step; the one at step 0 to the chunk that begins there. So
-    does a branch that began at step s.
+    does a branch that began at step s. An evaluation that was measured after the chunk that ends at
+    its step was committed is late: it belongs to the next one, which begins at its step.
     """
 
     first_step: int
@@ -50,12 +51,16 @@ class Chunk:
         """The step after the last row."""
         return self.first_step + len(self.times)
 
-    def after(self, step: int) -> Chunk:
-        """Return the chunk without committed parts: rows below `step` and evaluations up to it."""
+    def after(self, step: int, *, evaluated: bool = True) -> Chunk:
+        """Return the chunk without committed parts: rows below `step` and evaluations up to it.
+
+        Without `evaluated` that at `step` itself is not committed.
+        """
         if step < self.first_step or step == 0:
             return self
         rows = slice(step - self.first_step, None)
-        kept = self.eval_steps > step
+        first = step + evaluated
+        kept = self.eval_steps >= first
         return Chunk(
             first_step=min(step, self.next_step),
             columns={name: values[rows] for name, values in self.columns.items()},
@@ -63,7 +68,7 @@ class Chunk:
             eval_steps=self.eval_steps[kept],
             eval_times=self.eval_times[kept],
             metrics={name: values[kept] for name, values in self.metrics.items()},
-            branches=tuple(branch for branch in self.branches if branch.step > step),
+            branches=tuple(branch for branch in self.branches if branch.step >= first),
         )
 
     def delayed(self, earliest: float) -> Chunk:

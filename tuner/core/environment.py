@@ -9,14 +9,12 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from tuner.core.text import NAME_LIMIT
 
@@ -47,7 +45,7 @@ class Person:
 def person() -> Person:
     """Return the user of this process: the account, not what `USER` says where accounts exist."""
     try:
-        import pwd  # noqa: PLC0415 - not on Windows
+        import pwd  # not on Windows
 
         user = pwd.getpwuid(os.getuid()).pw_name
     except ImportError:
@@ -72,6 +70,8 @@ def is_gone(worker: object) -> bool:
             pass
         case _:  # a row may have any content
             return False
+    import psutil
+
     try:
         dead = (
             psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
@@ -89,6 +89,8 @@ def _birth(pid: int) -> str:
     stat = Path(f"/proc/{pid}/stat")
     if stat.parent.parent.joinpath("self").exists():
         return stat.read_text().rpartition(")")[2].split()[19]
+    import psutil
+
     return f"{psutil.Process(pid).create_time():.2f}"
 
 
@@ -101,6 +103,8 @@ def _machine() -> str:
 
 def describe(device: str) -> dict[str, Any]:
     """Return what is needed to judge or to repeat the training of this process."""
+    from importlib.metadata import version
+
     commit, dirty = _commit()
     return {
         "device": device,
@@ -111,6 +115,26 @@ def describe(device: str) -> dict[str, Any]:
         "git_commit": commit,
         "git_dirty": dirty,
     }
+
+
+@functools.cache
+def processor() -> str:
+    """Return the model of this machine's processor, where the system says it."""
+    info = Path("/proc/cpuinfo")
+    known = info.read_text() if info.exists() else ""
+    found = re.search(r"^model name\s*:\s*(.+)$", known, re.MULTILINE)
+    name = found[1] if found else platform.processor() or platform.machine()
+    return name.strip()[:NAME_LIMIT]
+
+
+def peak_memory() -> int | None:
+    """Return the most bytes of memory that this process has had at a time, if that is known."""
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
 
 
 def _commit() -> tuple[str | None, bool | None]:

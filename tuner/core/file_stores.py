@@ -37,6 +37,9 @@ MOST_BYTES = 32 << 30
 class FileStore(Protocol):
     """A place for files by key."""
 
+    is_remote: bool
+    """Whether a write may wait for a network and a service."""
+
     def write(self, key: str, content: bytes) -> None:
         """Write a file, or replace it: a reader finds the old one or the new one."""
 
@@ -89,6 +92,8 @@ def file_store(address: str | Path) -> FileStore:
 
 class FolderStore:
     """Files below a folder, which may be shared by machines."""
+
+    is_remote = False
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -152,6 +157,8 @@ class FolderStore:
 
 class BucketStore:
     """Objects below a prefix of a bucket. Credentials come from the environment or the machine."""
+
+    is_remote = True
 
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")

@@ -92,7 +92,7 @@ def allow_from_current_folder(prefixes: Sequence[str]) -> None:
     the children that `multiprocessing` spawns; there, libraries come first.
     """
     _FIRST.folder = str(Path.cwd())
-    names = {prefix.partition(".")[0] for prefix in prefixes if prefix[:8] != "command:"}
+    names = {one.partition(".")[0] for one in prefixes if one[:8] not in ("command:", "shipped:")}
     _FIRST.allowed |= names - {"tuner", ""}
     if _FIRST not in sys.meta_path:
         sys.meta_path.insert(0, _FIRST)

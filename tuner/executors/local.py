@@ -8,8 +8,6 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import psutil
-
 from tuner.config.cluster import WorkerTable
 from tuner.core.environment import identity, is_gone, is_here
 from tuner.core.errors import UsageError
@@ -40,7 +38,8 @@ class LocalExecutor:
         parent = ["--parent", str(os.getpid())] if self._end_with_this else []
         command = starting.command(key, resources, [*parent, *arguments])
         return tuple(
-            self._start(command, resources, self._log(key, index)) for index in range(workers)
+            self._start([*command, "--index", str(index)], resources, self._log(key, index))
+            for index in range(workers)
         )
 
     def _start(self, command: Sequence[str], resources: WorkerTable, file: Path) -> str:
@@ -96,6 +95,8 @@ class LocalExecutor:
 
 def _terminate(handle: str, key: str) -> None:
     """Send SIGTERM to a process if its command line says that it is a worker of the launch."""
+    import psutil  # noqa: PLC0415 - `tuner status` imports this module
+
     try:
         process = psutil.Process(int(handle.split(":")[-2]))
         if starting.is_worker_of(key, process.cmdline()) and identity(process.pid) == handle:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tuner.config.cluster import WorkerTable
@@ -32,6 +32,14 @@ def command(
         device += ["--workers-per-gpu", str(resources.workers_per_gpu)]
     grace = ["--grace", str(resources.grace_seconds)]
     return [resources.python or python or module[0], *module[1:], *device, *grace]
+
+
+def index_of(environment: Mapping[str, str]) -> int | None:
+    """Return the index of this worker in its launch, if its engine says it in a variable."""
+    for name in ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX"):
+        if environment.get(name, "").isdecimal():
+            return int(environment[name])
+    return None
 
 
 def is_worker_of(key: str, words: Sequence[str]) -> bool:

@@ -68,7 +68,7 @@ class TrialCallback(Callback):
         self._step = trial.first_step  # the number of updates, as the trial counts them
         self._updates = 0  # as Lightning counts them: one for each optimizer
         self._losses: list[float] = []  # of the batches since the last update
-        self._squared_norms: list[float] = []  # of the optimizers since then
+        self._norms: list[float] = []  # of the optimizers since then
         self._schedules: list[TrialSchedule] = []
         self._random: dict[str, Any] | None = None  # states to resume with
         if self.saved.found:
@@ -131,7 +131,7 @@ class TrialCallback(Callback):
         """Measure the gradient, before it is clipped."""
         parameters = (one for group in optimizer.param_groups for one in group["params"])
         gradients = [one.grad for one in parameters if one.grad is not None]
-        self._squared_norms.append(float(torch.nn.utils.get_total_norm(gradients)) ** 2)
+        self._norms.append(_norm(gradients))
 
     def on_train_batch_end(
         self,
@@ -153,9 +153,9 @@ class TrialCallback(Callback):
         self._updates = trainer.global_step
         step, self._step = self._step, self._step + 1
         losses, self._losses = self._losses, []
-        norms, self._squared_norms = self._squared_norms, []
+        norms, self._norms = self._norms, []
         if losses:
-            mean, norm = sum(losses) / len(losses), math.sqrt(sum(norms))
+            mean, norm = sum(losses) / len(losses), math.hypot(*norms)
             self._report(trainer, step, train_loss=mean, grad_norm=norm)
         if self._step >= self._trial.steps:
             trainer.should_stop = True
@@ -203,6 +203,14 @@ class TrialCallback(Callback):
         self.saved.save(
             lambda folder: trainer.save_checkpoint(folder / FILE), is_first=trainer.is_global_zero
         )
+
+
+def _norm(gradients: list[torch.Tensor]) -> float:
+    """Return the norm of all gradients together."""
+    if all(type(one) is torch.Tensor and one.device.type == "cpu" for one in gradients):
+        # `get_total_norm` groups them by device, which takes longer than the norms of small ones
+        return math.hypot(*(float(torch.linalg.vector_norm(one)) for one in gradients))
+    return float(torch.nn.utils.get_total_norm(gradients))
 
 
 def _counts(trainer: Trainer) -> bool:

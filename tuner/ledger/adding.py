@@ -109,10 +109,12 @@ def extend(
     parent: StudyRecord,
     parents: Sequence[tuple[TrialRecord, int]],
     act: Act | None = None,
+    params: Mapping[str, ParameterValue] | None = None,
 ) -> dict[int, int]:
     """Add to a study with a longer horizon a trial for each of these trials of its parent.
 
-    `parents` are trials with their seeds, which the new ones share. The budget is raised by as many
+    `parents` are trials with their seeds, which the new ones share, and their parameters too unless
+    `params` are others. The budget is raised by as many
     as were not added before. Return the new trials' numbers by those of all extended ones.
     """
 
@@ -120,7 +122,7 @@ def extend(
         known = _extensions(tx, study.id)
         return [
             {
-                FIXED: dict(trial.params or {}),
+                FIXED: dict(params or trial.params or {}),
                 ADDED: EXTENSION,
                 PARENT: {"study": parent.title, "trial": trial.number},
                 SEED: seed,

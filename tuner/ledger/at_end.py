@@ -34,7 +34,8 @@ def judge(
         return outcome
     curve = ledger.curve(lease.trial_id)
     if fresh is not None:
-        curve = curves.join([curve, fresh.after(curve.next_step)])
+        evaluated = curve.next_step in curve.eval_steps
+        curve = curves.join([curve, fresh.after(curve.next_step, evaluated=evaluated)])
     earlier = [
         one.ended_at - one.started_at
         for one in ledger.attempts(study.id, number)

@@ -136,10 +136,17 @@ class Attempts(LeaseWriter):
 
     @retry_on_disconnect
     def release(
-        self, lease: AttemptLease, ending: str, reason: str, traceback: str | None = None
+        self,
+        lease: AttemptLease,
+        ending: str,
+        reason: str,
+        traceback: str | None = None,
+        *,
+        environment: Mapping[str, Any] | None = None,
     ) -> None:
         """End the attempt and leave the trial to the next worker, unless its study is stopped."""
-        with self._ending(lease, rows.attempt_ended(ending, reason, traceback)) as tx:
+        ended = rows.attempt_ended(ending, reason, traceback) | rows.measured(environment)
+        with self._ending(lease, ended) as tx:
             if tx is not None:
                 rows.cancel_if_stopped(tx, lease.trial_id)
 

@@ -549,6 +549,10 @@ def attempt_of(values: Mapping[str, Any]) -> AttemptRecord:
     return AttemptRecord(**values)
 
 
+MEMORY = ("peak_memory_mib", "peak_gpu_memory_mib")
+"""Of an attempt's environment: the most MiB that its process had had by its end, or by now."""
+
+
 def environment_of(trial: int, value: Any) -> Mapping[str, Any]:
     """Return the environment of an attempt at a trial, empty if it had none.
 
@@ -566,6 +570,8 @@ def environment_of(trial: int, value: Any) -> Mapping[str, Any]:
         and all(map(_is_label, value["packages"]))
         and all(map(_is_label, value["packages"].values()))
         and _is_settled(value.get("settled"))
+        and all(one not in value or _is_label(value[one]) for one in ("device_name", "launch"))
+        and all(one not in value or is_count(value[one]) for one in (*MEMORY, "index"))
     ):
         raise UnreadableError(
             f"trial {trial} cannot be read: the environment of an attempt at it: got {value!r:.60}"

@@ -19,6 +19,7 @@ from sqlalchemy import (
     update,
 )
 
+from tuner.core.curves import Chunk
 from tuner.ledger import rows
 from tuner.ledger.leases import ATTEMPTS
 from tuner.ledger.records import FINISHED, AttemptLease, Drawn, Entry, excess_attrs
@@ -38,7 +39,8 @@ def end_attempts(tx: Connection, entries: Sequence[Entry]) -> set[AttemptLease]:
     live: set[AttemptLease] = set()
     for kind in sorted({entry.outcome.kind for entry in entries if entry.outcome}):
         ending = [entry.lease for entry in entries if entry.outcome and entry.outcome.kind == kind]
-        live |= ATTEMPTS.fence(tx, ending, rows.attempt_ended(FINISHED, kind))
+        ended = rows.attempt_ended(FINISHED, kind)
+        live |= ATTEMPTS.fence(tx, ending, ended | rows.measured(entries[0].environment))
     return live
 
 
@@ -60,7 +62,11 @@ def ended_before(tx: Connection, leases: Collection[AttemptLease]) -> set[Attemp
 def put(tx: Connection, entries: Sequence[Entry]) -> None:
     """Write fenced entries of one study; delete the references to checkpoints of ended trials."""
     found = _before(tx, entries)
-    changes = [Change(entry, found[entry.lease.trial_id]) for entry in entries]
+    late = _late(tx, entries, found)
+    changes = [
+        Change(entry, found[entry.lease.trial_id], is_late=entry.lease.trial_id in late)
+        for entry in entries
+    ]
     _insert(tx, chunks, [change.chunk for change in changes if change.chunk])
     _insert(tx, reports, [change.report for change in changes if change.report])
     searched = [change for change in changes if change.entry.outcome or change.report]
@@ -100,13 +106,20 @@ def _reference(entry: Entry) -> dict[str, Any]:
 class Change:
     """The changes of the tables by an entry, without what was committed before."""
 
-    def __init__(self, entry: Entry, before: Any) -> None:  # before: its row of `_before`
+    def __init__(
+        self,
+        entry: Entry,
+        before: Any,  # its row of `_before`
+        *,
+        is_late: bool,  # the evaluation at the end of the committed rows, if there is one
+    ) -> None:
         lease, self.entry = entry.lease, entry
         self.trial: dict[str, Any] = {"trial": lease.trial_id}  # columns of its row
         self.chunk: dict[str, Any] | None = None
         self.report: dict[str, Any] | None = None
-        fresh = entry.chunk.after(before.steps).delayed(before.last_time)
-        if fresh.next_step > before.steps or len(fresh.eval_steps):
+        fresh = entry.chunk.after(before.steps, evaluated=not is_late).delayed(before.last_time)
+        ends = entry.outcome is not None  # else the next chunk would begin at the same step
+        if fresh.next_step > before.steps or (ends and len(fresh.eval_steps)):
             assert fresh.first_step == before.steps, "the rows before these are missing"
             self.chunk = {
                 "trial_id": lease.trial_id,
@@ -165,6 +178,21 @@ def _before(tx: Connection, entries: Sequence[Entry]) -> dict[int, Any]:
         trials.c.id, trials.c.steps, trials.c.last_time, trials.c.attrs, reported.label("reported")
     ).where(trials.c.id.in_([entry.lease.trial_id for entry in entries]))
     return {row.id: row for row in tx.execute(query)}
+
+
+def _late(tx: Connection, entries: Sequence[Entry], before: Mapping[int, Any]) -> set[int]:
+    """Return the trials with an evaluation at the end of their committed rows that is missing."""
+    late = set()
+    for entry in entries:
+        trial_id = entry.lease.trial_id
+        steps = before[trial_id].steps
+        if steps == 0 or steps not in entry.chunk.eval_steps:
+            continue
+        last = and_(chunks.c.trial_id == trial_id, chunks.c.next_step == steps)
+        stored = tx.execute(select(chunks.c.first_step, chunks.c.data).where(last)).all()
+        if not any(steps in Chunk.from_bytes(*row).eval_steps for row in stored):
+            late.add(trial_id)
+    return late
 
 
 def _insert(tx: Connection, table: Any, made: Sequence[dict[str, Any]]) -> None:

@@ -34,6 +34,8 @@ from tuner.ledger.tables import database_time
 """The actions; see `tuner.ledger.event_tables.ACTIONS`."""
 REMARKS = (NOTED, TAGGED)
 """Actions that change nothing of a study."""
+SHIPPED = "shipped"
+"""The detail of a change that names shipped code by its SHA-256."""
 MOST = 1000
 """Events of a study that are read, the newest ones."""
 
@@ -104,6 +106,12 @@ def history(ledger: Reader, study: str) -> list[Event]:
     query = select(events).where(events.c.study == study).order_by(events.c.id.desc()).limit(MOST)
     with ledger.engine.begin() as tx:
         return list(readable(_of, tx.execute(query)))[::-1]
+
+
+def shipments(ledger: Reader, study: str) -> list[tuple[str, Event]]:
+    """Read the digests of the code that was shipped for a study of this name, newest first."""
+    found = [(one.details.get(SHIPPED), one) for one in reversed(history(ledger, study))]
+    return [(str(digest), one) for digest, one in found if digest is not None]
 
 
 @retry_on_disconnect

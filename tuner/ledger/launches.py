@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 
 from tuner.core.environment import Person
 from tuner.ledger.database.upserts import insert_new
-from tuner.ledger.decoding import checked, readable
+from tuner.ledger.decoding import checked, environment_of, readable
 from tuner.ledger.reading import Reader
 from tuner.ledger.records import StudyIdentity
 from tuner.ledger.retrying import retry_on_disconnect
-from tuner.ledger.tables import database_time, launches, studies
+from tuner.ledger.tables import attempts, database_time, launches, studies, trials
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +83,32 @@ def of_study(ledger: Reader, name: str, *, running: bool = False) -> list[Launch
         query = query.where(launches.c.ended_at.is_(None))
     with ledger.engine.begin() as tx:
         return list(readable(_of, tx.execute(query)))
+
+
+@retry_on_disconnect
+def environments(ledger: Reader, name: str, since: float) -> dict[tuple[str, int], Any]:
+    """Read the environments of workers that executors have started, by launch and index in it.
+
+    Each is as of the last attempt of the worker at a trial of the study, of those since a time.
+    """
+    mine = (
+        select(func.max(attempts.c.id))
+        .join(trials, trials.c.id == attempts.c.trial_id)
+        .join(studies, studies.c.id == trials.c.study_id)
+        .where(studies.c.name == name, attempts.c.started_at >= since)
+        .group_by(attempts.c.worker)
+    )
+    query = select(attempts.c.trial_id, attempts.c.environment).where(attempts.c.id.in_(mine))
+    found = {}
+    with ledger.engine.begin() as tx:
+        read = readable(
+            lambda row: environment_of(row.trial_id, row.environment),
+            tx.execute(query.order_by(attempts.c.id)),
+        )
+        for one in read:
+            if "launch" in one and "index" in one:
+                found[one["launch"], one["index"]] = one
+    return found
 
 
 @retry_on_disconnect

@@ -1,4 +1,4 @@
-"""Projects: limits on what their studies take together, and whether anybody may change these.
+"""Projects: limits on what their studies take together, their weights, and who may change these.
 
 A project is what is before the first slash of its studies' names; it has a row only if somebody has
 set something. On PostgreSQL only the owner of the tables may.
@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, and_, func, or_, select
 
+from tuner.core.errors import UnreadableError
 from tuner.ledger import events, locks
 from tuner.ledger.database.upserts import insert
 from tuner.ledger.decoding import checked, is_number, readable
@@ -79,6 +80,7 @@ class Project:
     name: str
     quota: Quota = Quota()
     shared: bool = False
+    weight: float = 1.0  # its share of common workers
 
 
 @retry_on_disconnect
@@ -101,6 +103,7 @@ def put(ledger: Reader, changed: Project, act: Act) -> None:
         "workers": changed.quota.workers,
         "steps_week": changed.quota.steps_week,
         "shared": changed.shared,
+        "weight": changed.weight,
     }
     with ledger.engine.execution_options(writes=True).begin() as tx:
         row = insert(tx, projects).values(name=changed.name, **values)
@@ -148,4 +151,7 @@ def steps_of(tx: Connection, project: str) -> float:
 def _of(row: Row[Any]) -> Project:
     found = checked("a project", projects, row)
     quota = Quota(workers=found["workers"], steps_week=found["steps_week"])
-    return Project(name=found["name"], quota=quota, shared=found["shared"])
+    weight = found["weight"] or 1.0
+    if weight < 0.0:
+        raise UnreadableError(f"a project cannot be read: weight: expected above 0, got {weight}")
+    return Project(name=found["name"], quota=quota, shared=found["shared"], weight=weight)

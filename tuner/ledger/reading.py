@@ -77,6 +77,8 @@ from tuner.ledger.tables import (
 
 PORTION = 5000
 """Rows that are held at a time of a result that may be large."""
+CURVES = 500
+"""Curves that one statement reads."""
 CANDIDATES = 10
 """Best trials that are read until one can be read."""
 SEARCHED = tuple(one.name for one in fields(SearchedTrial) if one.name != "reports")
@@ -150,20 +152,28 @@ class Reader:
             found = map(unreadable_study_of, tx.execute(select(studies).order_by(studies.c.id)))
             return [one for one in found if one is not None]
 
-    @retry_on_disconnect
     def unreadable_trials(self, study_id: int) -> list[tuple[int | None, str]]:
         """Read why trials of a study cannot be read, each with its number if it has one."""
-        found: list[tuple[int | None, str]] = []
+        return self.sorted_trials(study_id)[1]
+
+    @retry_on_disconnect
+    def sorted_trials(
+        self, study_id: int
+    ) -> tuple[list[TrialRecord], list[tuple[int | None, str]]]:
+        """Read the trials of a study in order, and why others, of these numbers, cannot be read."""
+        found: list[TrialRecord] = []
+        unreadable: list[tuple[int | None, str]] = []
+        here = trials.c.study_id == study_id
         with self._reading() as tx:
-            rows = tx.execute(select(trials).where(trials.c.study_id == study_id))
-            read = _trial_reader(tx, _reports(tx, trials.c.study_id == study_id))
-            for row in rows.all():
-                number = row.number if is_count(row.number) else None
+            rows = tx.execute(select(trials).where(here).order_by(trials.c.number)).all()
+            read = _trial_reader(tx, _reports(tx, here))
+            for row in rows:
                 try:
-                    read(row)
+                    found.append(read(row))
                 except UnreadableError as error:
-                    found.append((number, str(error)))
-        return found
+                    number = row.number if is_count(row.number) else None
+                    unreadable.append((number, str(error)))
+        return found, unreadable
 
     @retry_on_disconnect
     def unreadable_rows(self, study_id: int) -> list[tuple[int | None, str]]:
@@ -349,6 +359,20 @@ class Reader:
                 if joined.first_step == 0:
                     whole[one] = joined
         return whole
+
+    def each_curve(self, trial_ids: Sequence[int]) -> Iterator[tuple[int, Chunk | UnreadableError]]:
+        """Yield the committed curve of each trial by its id, or why it cannot be read.
+
+        A statement reads many of them; no more are held at a time.
+        """
+        for first in range(0, len(trial_ids), CURVES):
+            some = trial_ids[first : first + CURVES]
+            whole = self.curves(some)
+            for one in some:
+                try:
+                    yield one, whole[one] if one in whole else self.curve(one)
+                except UnreadableError as error:
+                    yield one, error
 
     @retry_on_disconnect
     def counts(self, study_id: int) -> dict[str, int]:

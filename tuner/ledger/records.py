@@ -352,6 +352,7 @@ class Entry:
     # after an outcome the trial keeps this new checkpoint, or the earlier one of `kept_step`
     kept: CheckpointRecord | None = None
     kept_step: int | None = None
+    environment: Mapping[str, Any] | None = None  # of the attempt, if it has an outcome
 
 
 @dataclass(frozen=True, kw_only=True)

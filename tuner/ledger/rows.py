@@ -290,6 +290,11 @@ def attempt_ended(ending: str, reason: str, traceback: str | None = None) -> dic
     return ended | {"traceback": traceback}
 
 
+def measured(environment: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the column with the environment of an attempt as measured now; {} if it was not."""
+    return {} if environment is None else {"environment": dict(environment)}
+
+
 def cancel_if_stopped(tx: Connection, trial_id: int) -> None:
     """Cancel a trial without a live attempt if its study is stopped or has ended."""
     trial = tx.execute(

@@ -53,14 +53,20 @@ class Spend:
 def spending(ledger: Reader, of: Sequence[StudyRecord]) -> dict[int, Spend]:
     """Read what studies have spent, by their ids; trials of earlier versions are not theirs."""
     ids = [study.id for study in of]
-    own = (trials.c.study_id.in_(ids), ~trials.c.imported)
+    branching = [study.id for study in of if isinstance(study.spec.judge, Branching)]
     columns = (trials.c.study_id, trials.c.params)
-    pruned = select(*columns, trials.c.steps).where(*own, trials.c.state == PRUNED)
-    rungs = select(*columns, reports.c.step.label("steps")).select_from(reports.join(trials))
+    pruned = select(*columns, trials.c.steps).where(
+        trials.c.study_id.in_(ids), ~trials.c.imported, trials.c.state == PRUNED
+    )
+    rungs = (
+        select(*columns, reports.c.step.label("steps"))
+        .select_from(reports.join(trials))
+        .where(trials.c.study_id.in_(branching), ~trials.c.imported)
+    )
     with ledger.engine.begin() as tx:
         seconds = _seconds(tx, ids)
         steps = _steps(tx, ids)
-        stopped, reported = _rows(tx, pruned), _rows(tx, rungs.where(*own))
+        stopped, reported = _rows(tx, pruned), _rows(tx, rungs) if branching else {}
     found = {}
     for study in of:
         horizons = _Horizons(study)
@@ -70,8 +76,8 @@ def spending(ledger: Reader, of: Sequence[StudyRecord]) -> dict[int, Spend]:
             gpu_seconds=_of_gpus(study, took),
             trials=count,
             steps=made,
-            branch_steps=horizons.branch_steps(reported[study.id]),
-            pruned_steps=horizons.pruned_steps(stopped[study.id]),
+            branch_steps=horizons.branch_steps(reported.get(study.id, [])),
+            pruned_steps=horizons.pruned_steps(stopped.get(study.id, [])),
         )
     return found
 

@@ -10,7 +10,14 @@ from sqlalchemy import Connection, case, func, select, tuple_
 
 from tuner.core.outcome import COMPLETED, KINDS, RUNNING
 from tuner.ledger import exclusions
-from tuner.ledger.decoding import is_number, is_time, readable, studies_of, trial_of
+from tuner.ledger.decoding import (
+    environment_of,
+    is_number,
+    is_time,
+    readable,
+    studies_of,
+    trial_of,
+)
 from tuner.ledger.exclusions import Exclusion
 from tuner.ledger.reading import CANDIDATES, Reader, has_live_attempt, silences
 from tuner.ledger.records import Silence, StudyRecord, is_count
@@ -56,7 +63,8 @@ class Summary:
     )
     imported: int = 0
     best: BestTrial | None = None
-    workers: list[tuple[str, int]] = field(default_factory=list)  # (worker, its trial's number)
+    # (worker, its trial's number, the environment of the attempt)
+    workers: list[tuple[str, int, Mapping[str, Any]]] = field(default_factory=list)
     silent: list[Silence] = field(default_factory=list)
     probe: Mapping[str, Any] | None = None  # the result of its probe
     excluded: list[Exclusion] = field(default_factory=list)  # workers that leave it alone
@@ -176,17 +184,28 @@ def _find_best(tx: Connection, found: Mapping[int, Summary], of: Sequence[StudyR
             )
 
 
+def _environment_of(row: Any) -> Mapping[str, Any]:
+    return environment_of(row.trial_id, row.environment)
+
+
 def _find_workers(tx: Connection, found: Mapping[int, Summary]) -> None:
     """Find the workers of each study, and those that have reported nothing for a long time."""
     held = (
-        select(trials.c.study_id, trials.c.number, attempts.c.worker)
+        select(
+            trials.c.study_id,
+            trials.c.number,
+            trials.c.id.label("trial_id"),
+            attempts.c.worker,
+            attempts.c.environment,
+        )
         .join(attempts, attempts.c.trial_id == trials.c.id)
         .where(trials.c.study_id.in_(found), attempts.c.live)
         .order_by(attempts.c.id)
     )
     for row in tx.execute(held):
         if isinstance(row.worker, str) and is_count(row.number):  # else it cannot be read
-            found[row.study_id].workers.append((row.worker, row.number))
+            known = next(readable(_environment_of, [row]), {})
+            found[row.study_id].workers.append((row.worker, row.number, known))
     silent = (
         select(trials.c.study_id, trials.c.number, attempts.c.worker, SILENT_FOR.label("seconds"))
         .join(attempts, attempts.c.trial_id == trials.c.id)

@@ -36,7 +36,7 @@ from sqlalchemy.sql.functions import GenericFunction
 
 from tuner.core.text import DEFAULT_PROJECT, NAME_LIMIT
 
-HEAD = "0007"
+HEAD = "0008"
 """The revision of the schema below; the last migration's."""
 VERSION_TABLE = "tuner_alembic_version"
 
@@ -235,13 +235,14 @@ exclusions = Table(  # studies that a worker leaves alone for a while
     Column("reason", Text, nullable=False),  # of the last one
 )
 
-projects = Table(  # those that have limits or are shared; others have no row
+projects = Table(  # those for which something is set; others have no row
     "tuner_projects",
     metadata,
     Column("name", String(64), primary_key=True),
     Column("workers", Integer),  # that train its studies at a time; null: any number
     Column("steps_week", Double),  # steps of its trials in seven days; null: any number
     Column("shared", Boolean, nullable=False),  # anybody may change its studies
+    Column("weight", Double),  # its share of common workers; null: 1
 )
 
 launches = Table(
@@ -250,7 +251,7 @@ launches = Table(
     # an idempotency key: the engine's job is named by it, so it is found after a lost answer
     Column("key", String(32), primary_key=True),
     Column("study_id", ForeignKey(studies.c.id), nullable=False, index=True),
-    Column("executor", String(16), nullable=False),  # local, slurm, kubernetes
+    Column("executor", String(16), nullable=False),  # local, slurm, kubernetes, ray
     Column("workers", Integer, nullable=False),  # how many were asked for
     Column("handles", AS_JSON, nullable=False),  # of the workers; empty until the engine answered
     Column("os_user", String(NAME_LIMIT), nullable=False),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Engine, Select, and_, case, exists, func, literal_column, or_, select
 
 from tuner.core.outcome import KINDS, RUNNING
+from tuner.ledger.decoding import is_number
 from tuner.ledger.event_tables import notifications
 from tuner.ledger.reading import Reader, has_live_attempt
 from tuner.ledger.records import ENDED, OPEN, PAUSED, STOPPED
@@ -44,6 +46,7 @@ class Totals:
     overdue: int  # studies whose retraining is overdue
     unsent: Mapping[str, int]  # notifications that are late, or were abandoned within a day
     unpublished: Mapping[str, int]  # ended trials whose outcome is not published, by target
+    unpublished_seconds: Mapping[str, float]  # since the first of these has ended; 0 without any
 
 
 def totals(engine: Engine) -> Totals:
@@ -64,6 +67,7 @@ def totals(engine: Engine) -> Totals:
     )
     late_retrainings = len(overdue(Reader(engine)))
     with engine.begin() as tx:
+        late_trials = {target: tx.execute(_unpublished(target)).one() for target in TARGETS}
         unsent = {row.state: row.number for row in tx.execute(by_notification)}
         return Totals(
             # those that are 0 too, or nobody would see the first one appear
@@ -74,7 +78,8 @@ def totals(engine: Engine) -> Totals:
             expired=tx.scalar(late) or 0,
             overdue=late_retrainings,
             unsent={state: unsent.get(state, 0) for state in UNSENT},
-            unpublished={target: tx.scalar(_unpublished(target)) or 0 for target in TARGETS},
+            unpublished={target: one.number for target, one in late_trials.items()},
+            unpublished_seconds={target: _age(one.age) for target, one in late_trials.items()},
         )
 
 
@@ -103,14 +108,23 @@ def _unattended() -> Select[int]:
     )
 
 
-def _unpublished(target: str) -> Select[int]:
+def _age(age: Any) -> float:
+    """Return an age that a clock may have set back; 0 of what is none."""
+    return max(0.0, age) if is_number(age) else 0.0
+
+
+def _unpublished(target: str) -> Select[int, float]:
+    """Count the ended trials that are not published, and since when the first of them has ended."""
     there = and_(
         published_trials.c.trial_id == trials.c.id,
         published_trials.c.target == target,
         published_trials.c.final,
     )
     return (
-        select(func.count())
+        select(
+            func.count().label("number"),
+            (database_time() - func.min(trials.c.ended_at)).label("age"),
+        )
         .select_from(trials.outerjoin(published_trials, there))
         .where(
             ~trials.c.imported,  # MLflow never gets these

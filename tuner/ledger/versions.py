@@ -94,10 +94,11 @@ def _differing_files(submitted: Mapping[str, str] | None, here: Mapping[str, str
         "missing": submitted.keys() - both,
         "new": here.keys() - both,
     }
-    return "; ".join(f"{what}: {_listed(sorted(names))}" for what, names in found.items() if names)
+    return "; ".join(f"{what}: {listed(sorted(names))}" for what, names in found.items() if names)
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
     shown = ", ".join(map(printable, names[:MOST_NAMES]))
     return f"{shown} and {len(names) - MOST_NAMES} more" if names[MOST_NAMES:] else shown
 

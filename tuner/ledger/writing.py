@@ -192,8 +192,8 @@ class Ledger(Attempts):
     def commit_once(self, together: Sequence[Entry]) -> Committed:
         """Commit entries of a study's trials, each whole or, where its lease is lost, not at all.
 
-        Rows that were committed before are dropped, and so is a report; only with an outcome may
-        there be an evaluation at step 0 that no row follows.
+        Rows and evaluations that were committed before are dropped, and so is a report. An
+        evaluation at the end of the committed rows comes with the next row, or with an outcome.
         """
         going_on = [entry.lease for entry in together if entry.outcome is None]
         ended_before: set[AttemptLease] = set()
@@ -211,14 +211,20 @@ class Ledger(Attempts):
 
     @retry_on_disconnect
     def save_checkpoint(
-        self, lease: AttemptLease, checkpoint: CheckpointRecord, *, kept_step: int = 0
+        self,
+        lease: AttemptLease,
+        checkpoint: CheckpointRecord,
+        *,
+        kept_step: int = 0,
+        environment: Mapping[str, Any] | None = None,
     ) -> list[CheckpointRecord]:
         """Commit the reference to a checkpoint; return the checkpoints that it replaces.
 
         It replaces all but that of `kept_step`. The rows up to it must be committed already, or no
         attempt could resume from it.
         """
-        with self._fenced(lease) as tx:
+        now = rows.measured(environment) | renewed(self.lease_seconds)
+        with self._fenced(lease, now) as tx:
             steps = tx.scalar(select(trials.c.steps).where(trials.c.id == lease.trial_id))
             assert steps is not None
             assert checkpoint.step <= steps, "the rows up to the checkpoint are not committed"

@@ -8,13 +8,13 @@ import threading
 import traceback
 from collections.abc import MutableMapping
 from types import TracebackType
-from typing import Any
-
-import structlog
-from structlog.stdlib import BoundLogger, ExtraAdder, ProcessorFormatter
+from typing import TYPE_CHECKING, Any
 
 from tuner.core.redaction import redacted
 from tuner.core.text import printable, printable_lines
+
+if TYPE_CHECKING:
+    from structlog.stdlib import BoundLogger
 
 
 def logger(name: str) -> BoundLogger:
@@ -23,10 +23,12 @@ def logger(name: str) -> BoundLogger:
     It forwards to the standard library's logger of that name, so an application that uses this
     package as a library configures it as usual.
     """
-    wrapped: BoundLogger = structlog.wrap_logger(
+    from structlog import stdlib, wrap_logger
+
+    wrapped: BoundLogger = wrap_logger(
         logging.getLogger(name),
-        wrapper_class=BoundLogger,
-        processors=[structlog.stdlib.filter_by_level, structlog.stdlib.render_to_log_kwargs],
+        wrapper_class=stdlib.BoundLogger,
+        processors=[stdlib.filter_by_level, stdlib.render_to_log_kwargs],
         context_class=dict,
     )
     return wrapped
@@ -56,21 +58,20 @@ def plain() -> None:
 
 def service(kind: str | None) -> None:
     """Log as a service does, from `info` on: "json", "text", or what suits standard error."""
+    from structlog import dev, processors
+    from structlog.stdlib import ExtraAdder, ProcessorFormatter, add_log_level
+
     as_json = kind == "json" or (kind is None and not sys.stderr.isatty())
-    last = (
-        structlog.processors.JSONRenderer()
-        if as_json
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-    )
+    last = processors.JSONRenderer() if as_json else dev.ConsoleRenderer(colors=sys.stderr.isatty())
     formatter = ProcessorFormatter(
         foreign_pre_chain=[
             ExtraAdder(),
-            structlog.stdlib.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            add_log_level,
+            processors.TimeStamper(fmt="iso", utc=True),
         ],
         processors=[
             ProcessorFormatter.remove_processors_meta,
-            structlog.processors.format_exc_info,
+            processors.format_exc_info,
             without_secrets,
             *([] if as_json else [on_one_line]),
             last,

@@ -28,7 +28,9 @@ from sqlalchemy import Engine
 from tuner.core.environment import DISTRIBUTION
 from tuner.core.errors import TunerError, UnavailableError
 from tuner.core.forking import keep_from_children
+from tuner.ledger import Reader
 from tuner.ledger.database import Addresses, check_schema
+from tuner.ledger.study_totals import StudyTotals, StudyTotalsReader
 from tuner.ledger.tables import HEAD
 from tuner.ledger.totals import totals
 from tuner.observability import metrics
@@ -47,10 +49,13 @@ log = logger(__name__)
 
 
 @contextmanager
-def serving(port: int | None, host: str, engine: Engine, places: Addresses) -> Iterator[str | None]:
+def serving(
+    port: int | None, host: str, engine: Engine, places: Addresses, named_studies: int = 0
+) -> Iterator[str | None]:
     """Serve the endpoints while the body runs; yield their address, or None without a port.
 
-    Raise `UnavailableError` if the port cannot be bound.
+    Metrics name so many studies, with their projects and people; with 0 they have no names. Raise
+    `UnavailableError` if the port cannot be bound.
     """
     if port is None:
         yield None
@@ -67,7 +72,7 @@ def serving(port: int | None, host: str, engine: Engine, places: Addresses) -> I
     thread = threading.Thread(
         target=server.serve_forever, args=(POLL_SECONDS,), name="metrics", daemon=True
     )
-    counts = LedgerCollector(engine)
+    counts = LedgerCollector(engine, named_studies)
     metrics.REGISTRY.register(counts)
     thread.start()
     address = f"http://{host}:{server.server_address[1]}"
@@ -121,8 +126,11 @@ def _cut(request: socket.socket) -> None:
 class LedgerCollector(Collector):
     """Counts over the whole ledger, read at each scrape; the same from every service."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, named_studies: int = 0) -> None:
         self._engine = engine
+        self._named = None
+        if named_studies:
+            self._named = StudyTotalsReader(Reader(engine, retry_timeout=0.0), named_studies)
 
     def describe(self) -> Iterator[Metric]:
         """Return nothing, so that registration does not query the database."""
@@ -135,6 +143,7 @@ class LedgerCollector(Collector):
         )
         try:
             found = totals(self._engine)
+            named = None if self._named is None else self._named.read()
         except TunerError:
             yield _gauge("tuner_database_up", "1 if the ledger could be read.", "", {"": 0})
             return
@@ -169,16 +178,56 @@ class LedgerCollector(Collector):
             "target",
             found.unpublished,
         )
+        yield _gauge(
+            "tuner_unpublished_seconds",
+            "Time since the end of the first trial that is not completely published.",
+            "target",
+            found.unpublished_seconds,
+        )
+        if named is not None:
+            yield from _of_studies(named)
 
 
 _VERSION = f"{version(DISTRIBUTION)}, schema {HEAD}"
 
 
-def _gauge(name: str, about: str, label: str, values: Mapping[str, int]) -> Metric:
+def _gauge(name: str, about: str, label: str, values: Mapping[str, float]) -> Metric:
     family = GaugeMetricFamily(name, about, labels=[label] if label else [])
     for key, value in values.items():
         family.add_metric([key] if label else [], value)
     return family
+
+
+def _of_studies(found: StudyTotals) -> Iterator[Metric]:
+    """Yield what studies have spent, and their best values."""
+    whose = ["study", "project", "person"]
+    families = {
+        "seconds": GaugeMetricFamily(
+            "tuner_spent_seconds", "Time of workers that was spent.", labels=whose
+        ),
+        "gpu_seconds": GaugeMetricFamily(
+            "tuner_spent_gpu_seconds", "Time of GPUs that was spent.", labels=whose
+        ),
+        "steps": GaugeMetricFamily(
+            "tuner_spent_steps", "Steps for which trials were trained.", labels=whose
+        ),
+        "branch_steps": GaugeMetricFamily(
+            "tuner_spent_branch_steps", "Steps of branches, by which trials are judged.",
+            labels=whose,
+        ),
+        "saved_steps": GaugeMetricFamily(
+            "tuner_saved_steps", "Steps that pruning has saved, net of branches.", labels=whose
+        ),
+    }  # fmt: skip
+    for part, spend in found.spent.items():
+        for name, family in families.items():
+            family.add_metric([part.study, part.project, part.person], getattr(spend, name))
+    best = GaugeMetricFamily(
+        "tuner_best_value", "Best value of an open study so far.", labels=["study", "metric"]
+    )
+    for key, value in found.best.items():
+        best.add_metric([*key], value)
+    yield from (*families.values(), best)
 
 
 class _Handler(BaseHTTPRequestHandler):

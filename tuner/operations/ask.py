@@ -393,9 +393,11 @@ class _Sink:
         told: Mapping[str, float] | None = None,
     ) -> None:
         """Commit all that was reported. Raise `LeaseLost`."""
-        if not (self._rows or outcome):
-            return  # an evaluation waits for its row, or for the outcome
-        chunk, asker = self._chunk(), self._asker
+        waits = not self._rows and outcome is None  # an evaluation, for its row or the outcome
+        if waits and report is None:
+            return
+        chunk = curves.empty(self._first) if waits else self._chunk()
+        asker = self._asker
         if outcome is not None:
             outcome = at_end.judge(
                 asker.ledger, asker.study, self._lease, self._number, outcome, chunk, told
@@ -414,7 +416,8 @@ class _Sink:
                 trial.state, trial.reason = "lost", "Its lease expired."
                 self._asker.ended(trial)
             raise refused(self._lease)
-        self._begin(self.step)
+        if not waits:
+            self._begin(self.step)
         self._committed_at = time.monotonic()
         if outcome is not None and trial is not None:
             trial.state, trial.reason = outcome.kind, outcome.reason

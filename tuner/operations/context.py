@@ -1,19 +1,25 @@
-"""The addresses and the ledger that the working directory and the environment name."""
+"""The addresses and the ledger that the working directory and the environment name.
+
+Every command uses this module, `tuner --help` too, so it imports the database when that is used.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tuner.core.environment import person
 from tuner.core.errors import UsageError
 from tuner.core.text import DEFAULT_PROJECT, PROJECT_PATTERN, in_project
-from tuner.ledger import LEASE_SECONDS, Ledger, database
-from tuner.ledger.database import Addresses
-from tuner.ledger.events import Act
 from tuner.operations import settings
 from tuner.training.registration import ALLOWED_PREFIXES
+
+if TYPE_CHECKING:
+    from tuner.ledger import Ledger
+    from tuner.ledger.database import Addresses
+    from tuner.ledger.events import Act
 
 PREFIXES = ALLOWED_PREFIXES
 """Prefixes of the modules that may be imported as workloads, unless others are named."""
@@ -21,6 +27,8 @@ PREFIXES = ALLOWED_PREFIXES
 
 def addresses() -> Addresses:
     """Return the addresses of the database, of MLflow and of the folders."""
+    from tuner.ledger import database
+
     settings.apply(os.environ)
     return database.addresses(os.environ, Path.cwd())
 
@@ -57,10 +65,14 @@ def whole_name(name: str) -> str:
 
 def acting(reason: str | None = None) -> Act:
     """Return what the user of this process asks for, and why, to be recorded in the ledger."""
+    from tuner.ledger.events import Act
+
     return Act(by=person(), reason=reason)
 
 
 def open_ledger(*, create: bool = False) -> Ledger:
     """Open the ledger; with `create`, create a missing one. Raise `UnavailableError`."""
+    from tuner.ledger import LEASE_SECONDS, Ledger, database
+
     lease = float(os.environ.get("TUNER_LEASE_SECONDS", LEASE_SECONDS))
     return Ledger(database.open_ledger(addresses(), create=create), lease)

@@ -279,11 +279,11 @@ def _in_ledger(
     """Compare the ledger with itself and with the folder of checkpoints."""
     if len(ours) != study.reserved:  # a limit may be lowered below what was reserved under it
         yield Mismatch("budget", None, f"{len(ours)} trials, {study.reserved} reserved")
-    for trial in ours:
-        try:
-            curve = ledger.curve(trial.id)
-        except UnreadableError as error:
-            yield Mismatch(BROKEN, trial.number, str(error))
+    by_id = {trial.id: trial for trial in ours}
+    for trial_id, curve in ledger.each_curve(list(by_id)):
+        trial = by_id[trial_id]
+        if isinstance(curve, UnreadableError):
+            yield Mismatch(BROKEN, trial.number, str(curve))
             continue
         if curve.first_step != 0 or curve.next_step != trial.steps:
             detail = f"rows {curve.first_step} to {curve.next_step}, {trial.steps} expected"

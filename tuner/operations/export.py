@@ -14,8 +14,9 @@ import pandas as pd
 from tuner.analysis import front
 from tuner.core.curves import Chunk
 from tuner.core.errors import NotFoundError, UsageError
+from tuner.core.outcome import COMPLETED
 from tuner.core.outputs import replacing, writing_into
-from tuner.ledger import Reader, StudyRecord
+from tuner.ledger import Reader, StudyRecord, TrialRecord
 from tuner.ledger.spending import attempt_seconds
 
 FORMATS = ("csv", "parquet")
@@ -30,6 +31,7 @@ TRIAL_TYPES = {
     "attempt_seconds": "Float64",
     "created_at": "Float64",
     "ended_at": "Float64",
+    "best_so_far": "Float64",
 }
 """The columns of the table of trials, before its parameters; times are seconds since 1970."""
 CURVE_TYPES = {
@@ -46,9 +48,9 @@ def trials(ledger: Reader, study: StudyRecord) -> pd.DataFrame:
     """Return one row per trial, by number; missing values are NA.
 
     Parameters are in columns such as `params_lr`. `seconds` is the time from the trial's creation
-    to its end, including the wait for a worker; `attempt_seconds` is that of its ended attempts. A
-    study with constraints has a column `violation`, one with several objectives columns such as
-    `values_val_loss`.
+    to its end, including the wait for a worker; `attempt_seconds` is that of its ended attempts.
+    `best_so_far` is the best value of the study when the trial ended. A study with constraints has
+    a column `violation`, one with several objectives columns such as `values_val_loss`.
     """
     spent = attempt_seconds(ledger, study)
     records = ledger.trials(study.id)
@@ -60,6 +62,9 @@ def trials(ledger: Reader, study: StudyRecord) -> pd.DataFrame:
             values = [None if t.ended_at is None else t.ended_at - t.created_at for t in records]
         elif name == "attempt_seconds":
             values = [spent.get(one.number) for one in records]
+        elif name == "best_so_far":
+            best = _best_so_far(study, records)
+            values = [best.get(one.number) for one in records]
         else:
             values = [getattr(one, name) for one in records]
         columns[name] = pd.array(values, dtype=kind)
@@ -122,6 +127,21 @@ def file_name(study: str) -> str:
     if plain == study:
         return plain
     return f"{plain}-{hashlib.sha256(study.encode()).hexdigest()[:8]}"
+
+
+def _best_so_far(study: StudyRecord, records: Sequence[TrialRecord]) -> dict[int, float]:
+    """Return the value of the best trial when each trial ended, by their numbers."""
+    sign = 1.0 if study.spec.study.direction == "minimize" else -1.0
+    best: tuple[float, float] | None = None  # violation of constraints, and signed value
+    found = {}
+    ended = [one for one in records if one.ended_at is not None]
+    for trial in sorted(ended, key=lambda one: (one.ended_at, one.number)):
+        if trial.state == COMPLETED and trial.value is not None:
+            mine = (trial.violation or 0.0, sign * trial.value)
+            best = mine if best is None else min(best, mine)
+        if best is not None:
+            found[trial.number] = sign * best[1]
+    return found
 
 
 def _long(number: int, chunk: Chunk | None) -> pd.DataFrame:

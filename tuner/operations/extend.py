@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tuner.config import StudySpec
+from tuner.config import Space, StudySpec
 from tuner.core.errors import NotFoundError, UsageError
 from tuner.core.outcome import COMPLETED, PRUNED
 from tuner.core.text import derived
@@ -109,7 +109,7 @@ def extend(
     Raise `UsageError` for another unit and for trials that are not completed or pruned, and
     `NotFoundError` for unknown ones.
     """
-    chosen = [_chosen(ledger, study, number) for number in dict.fromkeys(numbers)]
+    chosen = [chosen_trial(ledger, study, number) for number in dict.fromkeys(numbers)]
     if not chosen:
         raise UsageError("expected the number of at least one trial")
     longer, added = submit(ledger, study, chosen, _more(study, more), act=acting(reason))
@@ -148,7 +148,7 @@ def submit(
     length = spec.length + more
     for count in range(1, len(known) + 2):
         what = f"to {length} {spec.unit}" + (f" {count}" if count > 1 else "")
-        longer = _spec(study, derived(study.name, what), length)
+        longer = longer_spec(study, derived(study.name, what), length)
         existing = known.get(longer.study.name)
         if existing is None:  # without a budget, until its trials are added
             existing, _ = ledger.submit(longer, limit=0, workload=study.workload, act=act)
@@ -173,7 +173,8 @@ def _more(study: StudyRecord, more: Mapping[str, int | None]) -> int:
     return given[unit]
 
 
-def _chosen(ledger: Ledger, study: StudyRecord, number: int) -> TrialRecord:
+def chosen_trial(ledger: Ledger, study: StudyRecord, number: int) -> TrialRecord:
+    """Return a trial that can be trained further. Raise `UsageError` or `NotFoundError`."""
     trial = ledger.trial(study.id, number)
     if trial is None:
         raise NotFoundError(f"study {study.name!r} has no trial {number}")
@@ -192,8 +193,13 @@ def _chosen(ledger: Ledger, study: StudyRecord, number: int) -> TrialRecord:
     return trial
 
 
-def _spec(study: StudyRecord, name: str, length: int) -> StudySpec:
-    """Return the study of the longer trials, which trains them to the end."""
+def longer_spec(
+    study: StudyRecord, name: str, length: int, space: Space | None = None
+) -> StudySpec:
+    """Return the study of the longer trials, which trains them to the end.
+
+    It has the space of the shorter ones' study, unless another one is given.
+    """
     spec = study.spec
     interval = spec.training.evaluation_interval
     longer = {spec.unit: length, "threads": study.threads, "evaluate_every": interval}
@@ -224,7 +230,7 @@ def _spec(study: StudyRecord, name: str, length: int) -> StudySpec:
         update={
             "study": spec.study.model_copy(update=about),
             "training": spec.training.model_copy(update=longer),
-            "space": spec.space,
+            "space": spec.space if space is None else space,
             "guard": spec.guard,
             "budget": budget,
         }

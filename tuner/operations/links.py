@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tuner.core.outcome import DIVERGED
 from tuner.ledger import Reader, StudyRecord
 from tuner.ledger.database import Addresses
@@ -32,3 +34,22 @@ def pages(
     if ledger.counts(study.id)[DIVERGED]:
         found["diverged trials"] = links.view("tuner-diverged")
     return found
+
+
+def page(
+    ledger: Reader, studies: Sequence[StudyRecord], places: Addresses, ui: str, what: str
+) -> str | None:
+    """Return the address of one of a study's pages, or of the comparison of several studies.
+
+    It is None for no study, and for one that is not published yet. Raise `UnavailableError` if
+    MLflow cannot be reached.
+    """
+    if len(studies) < 2:
+        return pages(ledger, studies[0], places, ui).get(what) if studies else None
+    found = [study_links(ledger.engine, places, one, ui) for one in studies]
+    published = [one for one in found if one is not None]
+    if not published:
+        return None
+    return published[0].compare_studies(
+        published[1:], minimize=studies[0].spec.study.direction == "minimize"
+    )

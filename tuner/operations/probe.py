@@ -28,4 +28,4 @@ def probe(spec: StudySpec, prefixes: Sequence[str]) -> dict[str, Probe]:
             "or search a range of rates without a probe"
         )
     with workload_code():
-        return lr_probe.probe(workload, spec)
+        return lr_probe.probe(workload, spec, with_warmup=True)

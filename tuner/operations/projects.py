@@ -30,6 +30,7 @@ def change(
     steps_week: float | None = None,
     no_limits: bool = False,
     shared: bool | None = None,
+    weight: float | None = None,
     reason: str = "",
 ) -> dict[str, Any]:
     """Set what is given of a project; what is None stays as it is. Return the project."""
@@ -39,8 +40,12 @@ def change(
         workers=before.workers if workers is None else workers,
         steps_week=before.steps_week if steps_week is None else steps_week,
     )
-    shares = known.shared if shared is None else shared
-    changed = Project(name=name, quota=quota, shared=shares)
+    changed = Project(
+        name=name,
+        quota=quota,
+        shared=known.shared if shared is None else shared,
+        weight=known.weight if weight is None else weight,
+    )
     if changed != known:
         projects.put(ledger, changed, acting(reason))
     return show(ledger, name)
@@ -58,6 +63,7 @@ def _as_json(ledger: Reader, project: Project, studies: int) -> dict[str, Any]:
         "project": project.name,
         "studies": studies,
         "shared": project.shared,
+        "weight": project.weight,
         "quota": {name: getattr(project.quota, name) for name in NAMES},
         "taken": {name: getattr(taken, name) for name in NAMES},
         "quota_reached": projects.reached(ledger, project),
@@ -73,5 +79,6 @@ def in_words(found: dict[str, Any]) -> str:
         limit = "" if most is None else f" of {most:,.0f}"
         parts.append(f"{found['taken'][name]:,.0f}{limit} {unit}")
     shared = ", shared" if found["shared"] else ""
+    weight = "" if found["weight"] == 1.0 else f", weight {found['weight']:g}"
     studies = "1 study" if found["studies"] == 1 else f"{found['studies']} studies"
-    return f"{found['project']}: {studies}, {', '.join(parts)}{shared}"
+    return f"{found['project']}: {studies}, {', '.join(parts)}{weight}{shared}"

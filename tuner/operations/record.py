@@ -23,6 +23,7 @@ def record(
     parent: int | None = None,
     metrics_port: int | None = None,
     metrics_host: str = "127.0.0.1",
+    metrics_studies: int = 0,
 ) -> None:
     """Publish the studies of these names, or all, until a signal arrives.
 
@@ -37,7 +38,7 @@ def record(
         if until_closed:
             threading.Thread(target=_set_when_closed, args=(closing,), daemon=True).start()
         with (
-            serving.serving(metrics_port, metrics_host, ledger.engine, places),
+            serving.serving(metrics_port, metrics_host, ledger.engine, places, metrics_studies),
             watching.delivering(ledger),
         ):
             # a study may be deleted while the process that started this recorder trains it

@@ -14,8 +14,9 @@ from rich.console import Console
 
 from tuner.analysis import deciding
 from tuner.config import StudySpec
-from tuner.config.cluster import LOCAL, ClusterSpec
+from tuner.config.cluster import ClusterSpec
 from tuner.core.errors import NotFoundError, UnavailableError, UsageError, WorkloadError
+from tuner.core.executors import LOCAL
 from tuner.core.outcome import KINDS
 from tuner.core.processes import RecorderProcess, Stop, stop_on_signals
 from tuner.executors import WorkerState

@@ -11,7 +11,6 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tuner.config import building
 from tuner.core.errors import UsageError
 from tuner.core.outputs import replacing, writing_into
 
@@ -59,6 +58,8 @@ def write(path: Path, changes: Mapping[str, str]) -> dict[str, str]:
     tracking = changes.get("tracking_uri")
     if tracking and urlsplit(tracking).scheme not in ("http", "https"):
         raise UsageError("the tracking server: expected an address that begins with http")
+    from tuner.config import building  # takes long; most commands read settings alone
+
     changed = {key: value for key, value in {**read(path), **changes}.items() if value}
     with writing_into(path.parent), replacing(path) as temporary:
         temporary.touch(mode=0o600)

@@ -8,18 +8,25 @@ from typing import Any
 
 from tuner.ledger import Reader, StudyRecord
 from tuner.ledger.spending import Spend, spending
-
-UNKNOWN = "unknown"
-"""Who submitted a study of an earlier version of tuner."""
+from tuner.ledger.study_totals import UNKNOWN
 
 
 def of_listed(ledger: Reader, listed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the spend of listed studies, by version of a study, project and person."""
+    """Return the spend of listed studies, by version of a study, project and person.
+
+    With the best value of each study, in `best`.
+    """
     titles = {one["title"]: one for one in listed}
     known = [study for study in ledger.studies() if study.title in titles]
     found = spending(ledger, known)
     people = {title: (one.get("submitted") or {}).get("os_user") for title, one in titles.items()}
+    best = {title: one["best"] for title, one in titles.items() if one.get("best")}
     return {
+        "best": {
+            study.title: {"metric": study.spec.study.metric, "value": best[study.title]["value"]}
+            for study in known
+            if study.title in best
+        },
         "studies": {study.title: found[study.id].as_json() for study in known},
         "projects": _sums((study.project, found[study.id]) for study in known),
         "people": _sums((people[study.title] or UNKNOWN, found[study.id]) for study in known),

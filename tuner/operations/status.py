@@ -13,6 +13,7 @@ from tuner.ledger.events import Event
 from tuner.ledger.publications import Publications
 from tuner.ledger.summaries import Summary, last_activity, summaries
 from tuner.operations import best, history, spend
+from tuner.operations.workers import machine
 
 NO_CHANGES = (
     events.SUBMITTED, events.DELETED, events.RETRAINED, *events.REMARKS
@@ -20,11 +21,18 @@ NO_CHANGES = (
 """Actions that are not what somebody last did to a study."""
 
 
-def status(ledger: Reader, study: StudyRecord) -> dict[str, Any]:
-    """Return the state of a study, the workers that train it, and its unreadable trials."""
-    broken = [
-        {"trial": number, "reason": why} for number, why in ledger.unreadable_trials(study.id)
-    ]
+def status(
+    ledger: Reader,
+    study: StudyRecord,
+    faults: Sequence[tuple[int | None, str]] | None = None,
+) -> dict[str, Any]:
+    """Return the state of a study, the workers that train it, and its unreadable trials.
+
+    These are read unless they are given: `Reader.sorted_trials` has read all trials then.
+    """
+    if faults is None:
+        faults = ledger.unreadable_trials(study.id)
+    broken = [{"trial": number, "reason": why} for number, why in faults]
     found = statuses(ledger, [study])[0] | best.decision(ledger, study)
     found |= best.front(ledger, study)
     return found | {
@@ -110,7 +118,10 @@ def _status(study: StudyRecord, summary: Summary) -> dict[str, Any]:
         "metric": study.spec.study.metric,
         "best": None if summary.best is None else summary.best.as_json(),
         "probe": _probe(study, summary.probe or {}),
-        "workers": [{"worker": worker, "trial": number} for worker, number in summary.workers],
+        "workers": [
+            {"worker": worker, "trial": number} | machine(environment)
+            for worker, number, environment in summary.workers
+        ],
         "silent": [asdict(one) for one in summary.silent],
         "left_alone": [asdict(one) for one in summary.excluded],
     }

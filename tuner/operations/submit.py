@@ -23,10 +23,12 @@ from tuner.config.retrain import NOT_STORED
 from tuner.config.study import SECONDS
 from tuner.core.environment import person
 from tuner.core.errors import NotFoundError, UsageError
-from tuner.ledger import Ledger, Reader, StudyRecord
+from tuner.core.file_stores import writing_to
+from tuner.ledger import Ledger, Reader, StudyRecord, events
+from tuner.ledger.database import Addresses
 from tuner.ledger.events import Act
 from tuner.operations.ownership import Ask, check, refuse
-from tuner.training import loaders
+from tuner.training import loaders, shipping
 from tuner.training.trainer import TRAIN_COLUMNS
 from tuner.training.workloads import Workload
 from tuner.worker.loading import PreparedWorkload, prepare_workload
@@ -119,6 +121,21 @@ def submit(
     if created and (warning := early_pruning(spec)):
         log.warning(warning)
     return study, created
+
+
+def ship(
+    ledger: Ledger, places: Addresses, study: StudyRecord, prefixes: Sequence[str], act: Act
+) -> str:
+    """Store the code of a study beside the checkpoints, for workers that allow it.
+
+    Return its SHA-256. Raise `UsageError` if it cannot be shipped, and `OutputError` if it cannot
+    be stored.
+    """
+    packed = shipping.pack(study.spec.workload, prefixes)
+    with writing_to(places.checkpoints):
+        places.checkpoints.write(packed.key, packed.content)
+    events.add(ledger, study.name, events.CHANGED, act, {events.SHIPPED: packed.digest})
+    return packed.digest
 
 
 def _changes(ledger: Reader, spec: StudySpec) -> bool:

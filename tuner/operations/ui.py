@@ -17,8 +17,7 @@ from collections.abc import Callable
 from tuner.core import importing
 from tuner.core.errors import UnavailableError
 from tuner.core.processes import stop_on_signals
-from tuner.ledger.database import Addresses, pooled, tracking_client, upgrade_tracking
-from tuner.tracking.mlflow.links import ui_address
+from tuner.ledger.database import Addresses, pooled, tracking_client, ui_address, upgrade_tracking
 
 PORT = 5000
 """The default port."""

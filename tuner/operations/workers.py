@@ -9,15 +9,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tuner.config.cluster import EXECUTORS, KUBERNETES, LOCAL, ClusterSpec, WorkerTable
+from tuner.config.cluster import ClusterSpec, WorkerTable
 from tuner.core.environment import person
 from tuner.core.errors import NotFoundError, UnavailableError, UsageError
+from tuner.core.executors import EXECUTORS, KUBERNETES, LOCAL, RAY
 from tuner.executors import Executor, WorkerState
 from tuner.executors.kubernetes import KubernetesExecutor
 from tuner.executors.local import LocalExecutor
+from tuner.executors.ray import RayExecutor
 from tuner.executors.slurm import SlurmExecutor
 from tuner.ledger import ENDED, OPEN, Ledger, Reader, StudyRecord, launches
 from tuner.ledger.database import Addresses
+from tuner.ledger.decoding import MEMORY
 from tuner.ledger.launches import Launch
 from tuner.ledger.managing import BEING_DELETED
 from tuner.operations.context import PREFIXES
@@ -82,6 +85,8 @@ def executor_of(
         )
     if name == KUBERNETES:
         return KubernetesExecutor(settings.kubernetes)
+    if name == RAY:
+        return RayExecutor(settings.ray)
     logs = Path(settings.slurm.logs or ".tuner/logs").resolve()
     return SlurmExecutor(settings.slurm, logs / str(study_id))
 
@@ -161,6 +166,8 @@ def listed(
     ledger.identity(name)
     found = launches.of_study(ledger, name, running=not ended)
     states = _asked(ledger, places, settings, [one for one in found if one.ended_at is None])
+    since = min((one.created_at for one in found), default=0.0)
+    known = launches.environments(ledger, name, since) if found else {}
     workers = []
     for launch in found:
         about = {
@@ -171,8 +178,29 @@ def listed(
             "host": launch.host,
         }
         over = [WorkerState(handle=one, phase="ended") for one in launch.handles]
-        workers += [asdict(one) | about for one in states.get(launch.key, over)]
+        workers += [
+            asdict(one) | about | machine(known.get((launch.key, index), {}))
+            for index, one in enumerate(states.get(launch.key, over))
+        ]
     return {"study": name, "workers": workers}
+
+
+def machine(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a worker's device, and the most MiB of memory that it has had, if they are known."""
+    return {
+        "device": environment.get("device_name", environment.get("device")),
+        **{key: environment.get(key) for key in MEMORY},
+    }
+
+
+def machine_in_words(worker: Mapping[str, Any]) -> str:
+    """Return what `machine` says of a worker, as a clause; empty if nothing is known."""
+    words = [worker["device"]]
+    for key in MEMORY:
+        if worker[key] is not None:
+            gpu = " on its GPU" if key == "peak_gpu_memory_mib" else ""
+            words.append(f"at most {worker[key]} MiB{gpu}")
+    return ", ".join(filter(None, words))
 
 
 def stop(ledger: Ledger, places: Addresses, settings: ClusterSpec, name: str) -> dict[str, Any]:

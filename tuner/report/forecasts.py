@@ -6,14 +6,17 @@ shown where it predicted held-out trials well. It stops no trial.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
-from tuner.analysis import curve_law, ranking
+from tuner.analysis import curve_law, planning, ranking
 from tuner.analysis.curve_law import Band, Curve, CurveLaw
+from tuner.analysis.planning import Planned
+from tuner.config import ParameterValue
 from tuner.core.outcome import COMPLETED, RUNNING
 from tuner.ledger import TrialRecord
 from tuner.report.charts import plot_builders
@@ -33,6 +36,12 @@ LONGER = (2, 4)
 """Multiples of the horizon for which losses are predicted."""
 RATES = 2.0 ** np.arange(-2, 2.5, 0.5)
 """Multiples of the best rate that are considered for them."""
+TARGETS = (0.99, 0.95, 0.9)
+"""Shares of the best loss for which a horizon is recommended."""
+LONGEST = 8
+"""Multiple of the horizon up to which one is."""
+WSD: Mapping[str, ParameterValue] = {"wsd.shape": "1-sqrt", "wsd.final": 0.0, "wsd.warmup": 0.0}
+"""The decay whose length is recommended, but for that."""
 APPLIED = 0.01
 """Largest relative difference of the applied rates from those of the schedule."""
 
@@ -66,6 +75,9 @@ class Outlook:
     error: float  # mean relative error on held-out ends
     running: Sequence[Forecast]
     longer: Sequence[Longer]
+    decay: Planned | None  # the best decay after a constant rate, over the study's horizon
+    same: float | None  # the loss that the best trial's schedule is expected to reach there
+    targets: Mapping[float, int]  # steps that the best trial's schedule needs, by loss
 
 
 def outlook(found: Findings) -> Outlook | None:
@@ -100,6 +112,7 @@ def outlook(found: Findings) -> Outlook | None:
         error=float(law.errors.mean()),
         running=list(_running(found, law, best))[:DRAWN],
         longer=_longer(found, law, best, curves),
+        **_plans(found, law, best, curves),
     )
 
 
@@ -122,6 +135,19 @@ def sentences(found: Outlook | None, metric: str) -> list[str]:
             f"Predicted for the best trial's schedule: with {said}; by {basis}. The law was not "
             "tested on longer runs."
         )
+    if found.decay is not None:
+        one = found.decay
+        against = "" if found.same is None else f", {found.same:.3g} for the best trial's schedule"
+        lines.append(
+            f"After a constant rate the law expects most of a decay over the last "
+            f"{100 * one.decay:.0f} % of the steps, at a rate of {one.rate:.2g} (schedule wsd): "
+            f"{metric} {one.loss:.3g} ({one.low:.3g} to {one.high:.3g}){against}."
+        )
+    if found.targets:
+        said = ", and ".join(
+            f"{metric} {target:.3g} about {steps} steps" for target, steps in found.targets.items()
+        )
+        lines.append(f"With the best trial's schedule, it expects to need for {said}.")
     lines += [
         f"Trial {one.trial.number} is expected to end at {metric} {one.band.mean[-1]:.3g} "
         f"({one.band.low[-1]:.3g} to {one.band.high[-1]:.3g}), by its own schedule and that law."
@@ -177,29 +203,74 @@ def _longer(
     found: Findings, law: CurveLaw, best: TrialRecord, curves: Sequence[Curve]
 ) -> list[Longer]:
     horizon = found.study.horizon(best.params)
+    results = (_after(law, best, curves, times * horizon) for times in LONGER)
+    return [
+        Longer(
+            times=times,
+            steps=times * horizon,
+            rate=one.rate,
+            loss=one.loss,
+            low=one.low,
+            high=one.high,
+        )
+        for times, one in zip(LONGER, results, strict=True)
+        if one is not None
+    ]
+
+
+def _after(law: CurveLaw, best: TrialRecord, curves: Sequence[Curve], steps: int) -> Planned | None:
+    """Return the lowest predicted loss of the best trial's schedule after so many steps."""
+    unit = _planned(best, steps)
+    if unit is None:
+        return None
+    unit = unit / unit.max()
+    return planning.best_decay(
+        law, lambda peak, _: np.asarray(peak * unit), _peaks(best, curves), [1.0]
+    )
+
+
+def _peaks(best: TrialRecord, curves: Sequence[Curve]) -> list[float]:
+    """Return peak rates near the best one, within those that were tried."""
     tried = [float(one.rates.max()) for one in curves]
-    results = []
-    for times in LONGER:
-        steps = times * horizon
-        unit = _planned(best, steps)
-        if unit is None:
-            return []
-        peak = float(unit.max())
-        factors = [one for one in RATES if min(tried) <= one * peak <= max(tried)]
-        bands = [(law.predict(one * unit, np.array([steps])), one * peak) for one in factors]
-        if not bands:
-            return []
-        band, rate = min(bands, key=lambda pair: float(pair[0].mean[0]))
-        loss, low, high = (float(one[0]) for one in (band.mean, band.low, band.high))
-        results.append(Longer(times=times, steps=steps, rate=rate, loss=loss, low=low, high=high))
-    return results
+    peak = float((best.params or {})["lr"])
+    return [one * peak for one in RATES if min(tried) <= one * peak <= max(tried)]
 
 
-def _planned(trial: TrialRecord, horizon: int) -> np.ndarray | None:
+def _plans(
+    found: Findings, law: CurveLaw, best: TrialRecord, curves: Sequence[Curve]
+) -> dict[str, Any]:
+    """Return the fields of an outlook about runs that were not trained."""
+    horizon = found.study.horizon(best.params)
+    same = _after(law, best, curves, horizon)
+
+    def decaying(peak: float, decay: float) -> np.ndarray:
+        rates = _planned(best, horizon, {"schedule": "wsd", **WSD, "wsd.decay": decay})
+        assert rates is not None
+        return np.asarray(peak * rates / rates.max())
+
+    def loss_after(steps: int) -> float:
+        one = _after(law, best, curves, steps)
+        return np.inf if one is None else one.loss
+
+    wanted = [one * best.value for one in TARGETS if best.value and same]
+    needed = {
+        target: planning.horizon_for(loss_after, target, least=horizon, most=LONGEST * horizon)
+        for target in wanted
+    }
+    return {
+        "decay": planning.best_decay(law, decaying, _peaks(best, curves)),
+        "same": None if same is None else same.loss,
+        "targets": {one: steps for one, steps in needed.items() if steps and steps > horizon},
+    }
+
+
+def _planned(
+    trial: TrialRecord, horizon: int, schedule: Mapping[str, ParameterValue] | None = None
+) -> np.ndarray | None:
     """Return a trial's rates [step] over a horizon; None if they depend on its losses."""
     from tuner.training import schedules  # noqa: PLC0415 - it imports torch
 
-    params = trial.params or {}
+    params = {**(trial.params or {}), **(schedule or {})}
     if params["schedule"] not in schedules.SCHEDULES:
         return None
     return np.asarray(float(params["lr"]) * schedules.multipliers(params, horizon).numpy())

@@ -85,7 +85,9 @@ class StudyReader:
                 fresh = self._ledger.curve(trial.id, known.next_step)
             except UnreadableError:  # `tuner doctor` says why
                 fresh = curves.empty()
-            known = curves.join([known, fresh]) if len(fresh.times) else known
+            ended = trial.state != RUNNING
+            if len(fresh.times) or (ended and len(fresh.eval_steps)):
+                known = curves.join([known, fresh])
             self._curves[number] = known
         if trial.state != RUNNING:
             self._complete.add(number)

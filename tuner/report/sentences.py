@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from tuner.analysis.verdicts import (
     count_by_verdict,
 )
 from tuner.config import ParameterValue
+from tuner.config.optimizers import NEED_NO_SCHEDULE
 from tuner.core.outcome import COMPLETED, DIVERGED, KINDS, PRUNED
 from tuner.report import judging
 from tuner.report.findings import Findings
@@ -37,6 +39,7 @@ def answer(found: Findings) -> list[str]:
     if not found.by_optimizer:
         lines.append("No trial was good.")
     lines.extend(sensitivity(found))
+    lines.extend(baseline(found))
     lines.extend(decision(found))
     for family in ("schedule", "optimizer"):
         if family not in decided(found):
@@ -45,6 +48,33 @@ def answer(found: Findings) -> list[str]:
     if found.unfinished:
         lines.append(f"{found.unfinished} trials are still running or waiting: results may change.")
     return lines
+
+
+def baseline(found: Findings) -> list[str]:
+    """Return a sentence of what tuning gained over optimizers that need no schedule or no rate."""
+    study = found.study.spec.study
+    sign = 1.0 if study.direction == "minimize" else -1.0
+    ended = [
+        (sign * one.value, one, str((one.params or {})["optimizer"]))
+        for one in found.trials
+        if one.state == COMPLETED and one.value is not None
+        if not one.imported and not one.violation
+    ]
+    free = [one for one in ended if one[2] in NEED_NO_SCHEDULE]
+    tuned = [one for one in ended if one[2] not in NEED_NO_SCHEDULE]
+    if study.objectives or not free or not tuned:
+        return []
+    (lowest, baseline, name), (reached, best, _) = (
+        min(one, key=itemgetter(0)) for one in (free, tuned)
+    )
+    gained = f"{lowest - reached:.2g} of {study.metric}" if reached < lowest else "nothing"
+    names = ", ".join(sorted({one[2] for one in free}))
+    line = (
+        f"Tuning gained {gained} over the best baseline, {name} (trial {baseline.number}, "
+        f"{baseline.value:.4g}), the best of those that need no schedule or no rate ({names}): "
+        f"the best other trial, {best.number}, has {best.value:.4g}."
+    )
+    return [line]
 
 
 def decision(found: Findings) -> list[str]:

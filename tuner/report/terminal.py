@@ -6,39 +6,24 @@ import os
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import click
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.segment import Segment
 
 from tuner.core.redaction import redacted
-from tuner.core.text import is_readable, printable, printable_lines
+from tuner.core.text import printable, printable_lines
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 PLAIN_WIDTH = 240  # what the widest table needs
 
 
-class SafeConsole(Console):
-    """A console that escapes control characters in any text, however it is rendered.
-
-    Markup and emoji codes in strings are not interpreted.
-    """
-
-    def render(
-        self, renderable: RenderableType, options: ConsoleOptions | None = None
-    ) -> Iterator[Segment]:
-        """Yield printable segments, and the console's own movements of the cursor."""
-        for segment in super().render(renderable, options):
-            if segment.control or is_readable(segment.text):
-                yield segment
-            else:
-                yield Segment(printable_lines(segment.text), segment.style)
-
-
 def console(*, stderr: bool = False) -> Console:
     """Return a console; without a terminal or COLUMNS, it is wide enough for every table."""
+    from tuner.report.safe_console import SafeConsole
+
     # FORCE_COLOR is for logs that somebody watches
     plain = False if is_file(sys.stderr if stderr else sys.stdout) else None
     made = SafeConsole(

@@ -15,7 +15,6 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import qmc
 
 from tuner.config import Parameter, Range, Space, WholeRange, options
 from tuner.config.parameters import equal
@@ -180,6 +179,8 @@ class Encoding:
 
     def sobol(self, index: int, count: int, seed: int) -> Rows:
         """Return `count` points of a scrambled Sobol sequence from `index` on, not yet snapped."""
+        from scipy.stats import qmc
+
         engine = qmc.Sobol(len(self), scramble=True, seed=np.random.default_rng(seed))
         if index:  # scipy cannot go forward by none
             engine.fast_forward(index)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tuner.config import ParameterValue
 from tuner.ledger.records import FIXED
-from tuner.search import gp
 from tuner.search.encoding import Encoding, Rows
 from tuner.search.mirror import violation
 from tuner.search.space import IndependentSampler
 from tuner.search.transfer import Source, columns
+
+if TYPE_CHECKING:
+    from tuner.search import gp
 
 MOST_AWAITED = 16
 """Values that are waited for because of running trials, at most."""
@@ -119,6 +121,8 @@ class GPSampler(WholeSampler):
         rows = _rows(space, known)
         limits = _Limits(space, known, rows)
         sources = self._sources if limits.reachable else ()
+        from tuner.search import gp
+
         row = gp.proposed(
             space,
             rows,
@@ -155,6 +159,8 @@ class _Limits:
             own = [one for one in known if one.constraints]
             excesses = np.array([list(one.constraints.values()) for one in own])
             self.feasible = feasible
+            from tuner.search import gp
+
             self.feasibility = gp.Feasibility(space, rows[measured], excesses)
         worst = found.max()
         self.losses = np.where(measured, found, worst + 0.1 * (worst - found[measured].min()))

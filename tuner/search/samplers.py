@@ -41,7 +41,6 @@ from tuner.config import (
 )
 from tuner.config.grid import Grid as CellsOf
 from tuner.config.search import AnySampler
-from tuner.search.cma_state import restored
 from tuner.search.encoding import Encoding, Rows, encoding_of
 from tuner.search.own import GPSampler, SobolSampler
 from tuner.search.space import FixedSampler, all_distributions, completed, shared_distributions
@@ -259,6 +258,8 @@ class RangeCmaEsSampler(CmaEsSampler):
                 if key.startswith(prefix)
             }
             if parts:
+                from tuner.search.cma_state import restored
+
                 text = "".join(parts[index] for index in sorted(parts))
                 return restored(bytes.fromhex(text))
         return None

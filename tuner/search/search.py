@@ -19,7 +19,6 @@ from tuner.ledger.ranges import ActiveRange, history
 from tuner.ledger.records import ADDED, FIXED
 from tuner.search.active_range import extend, trials_in_range, with_range
 from tuner.search.mirror import Mirror, TrialsByNumber
-from tuner.search.outlook import expected_gain
 from tuner.search.pruners import (
     GroupPruner,
     Judged,
@@ -281,6 +280,8 @@ class Search:
 
     def expected_gain(self) -> float | None:
         """Return what one more trial is expected to improve the best value by; None if unknown."""
+        from tuner.search.outlook import expected_gain
+
         self.refresh()
         return expected_gain(self._spec, self._mirror.for_values())
 

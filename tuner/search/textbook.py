@@ -19,6 +19,11 @@ RATES: Mapping[str, float] = {
     "rmsprop": 1e-2,
     "adagrad": 1e-2,
     "lion": 1e-4,
+    "muon": 1e-3,
+    "schedule_free_adamw": 2.5e-3,
+    "schedule_free_sgd": 1.0,
+    "prodigy": 1.0,
+    "dog": 1.0,
 }
 """The usual rate, by optimizer, the most usual optimizer first."""
 

@@ -12,17 +12,18 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from optuna.trial import TrialState
-from scipy.stats import norm, rankdata
 
 from tuner.config import ParameterValue, Range, Space, options
 from tuner.ledger import Reader, Searched, StudyRecord
-from tuner.search import gp
 from tuner.search.encoding import Dimension, Encoding, Rows, encoding_of
 from tuner.search.mirror import Mirror
+
+if TYPE_CHECKING:
+    from tuner.search import gp
 
 LEAST = 5
 """Trials that a source needs within the space of the study that learns from it."""
@@ -43,6 +44,8 @@ class Source:
         losses: Sequence[float],
     ) -> None:
         """Learn from the trials that lie in `space`; `params` are as samplers see them."""
+        from tuner.search import gp
+
         named = {key for one in params for key in one}
         self.name = name
         self._places, self._space = _shared(space, named)
@@ -73,6 +76,8 @@ class Source:
 
         By chance, correlations have a standard deviation of about one over the root of the trials.
         """
+        from tuner.search import gp
+
         return self.trials >= LEAST and self.skill > 2 / math.sqrt(min(self.trials, gp.FITTED))
 
     def predict(self, rows: Rows) -> gp.Vector:
@@ -143,7 +148,10 @@ def columns(sources: Sequence[Source], rows: Rows) -> Rows:
 
 def normal_scores(losses: gp.Vector) -> gp.Vector:
     """Return the standard normal quantiles of the ranks of losses; equal ones share theirs."""
-    scores: gp.Vector = norm.ppf((rankdata(losses) - 0.5) / len(losses))
+    from scipy.special import ndtri
+    from scipy.stats import rankdata
+
+    scores: gp.Vector = ndtri((rankdata(losses) - 0.5) / len(losses))
     return scores
 
 

@@ -167,22 +167,24 @@ class Backlog:
     def chunks(self, wanted: Sequence[TrialRecord], rows: int) -> list[tuple[TrialRecord, Chunk]]:
         """Return the next unpublished chunks of trials, in order, limited to about `rows` rows.
 
-        At least one chunk is returned if there is any. Chunks committed after the trial was read
-        are omitted: which of their points count depends on the outcome. A chunk that cannot be read
-        is an empty one at the end of its trial.
+        At least one chunk is returned if there is any, and with it one without rows that follows
+        it, which a trial ends with if its last evaluation was late. Chunks committed after the
+        trial was read are omitted: which of their points count depends on the outcome. A chunk that
+        cannot be read is an empty one at the end of its trial.
         """
         by_id = {trial.id: trial for trial in wanted}
         keys = []
         with self._engine.begin() as tx:
-            for row in tx.execute(self._unpublished(list(by_id))):
+            for index, row in enumerate(tx.execute(self._unpublished(list(by_id)))):
                 trial = by_id[row.trial_id]
                 if not (is_count(row.first_step) and is_count(row.next_step)):
                     continue
-                if row.first_step < trial.steps or row.next_step == trial.steps == 0:
+                has_rows = row.first_step < trial.steps
+                if has_rows and (rows <= 0 or index == CHUNKS_AT_ONCE):
+                    break
+                if has_rows or (row.next_step == trial.steps and trial.state != RUNNING):
                     keys.append((row.trial_id, row.first_step))
                     rows -= row.next_step - row.first_step
-                if rows <= 0:
-                    break
             query = (
                 select(chunks.c.trial_id, chunks.c.first_step, chunks.c.next_step, chunks.c.data)
                 .where(tuple_(chunks.c.trial_id, chunks.c.first_step).in_(keys))
@@ -215,7 +217,7 @@ class Backlog:
                 chunks.c.first_step >= published_trials.c.next_step,
             )
             .order_by(chunks.c.trial_id, chunks.c.first_step)
-            .limit(CHUNKS_AT_ONCE)
+            .limit(CHUNKS_AT_ONCE + 1)
         )
 
 
@@ -223,7 +225,7 @@ def _chunk(row: Any, trial: TrialRecord) -> Chunk:
     """Return a chunk; one that cannot be read is empty, and at the end of its trial."""
     try:
         chunk = Chunk.from_bytes(row.first_step, row.data)
-        if chunk.next_step == row.next_step and (len(chunk.times) or trial.steps == 0):
+        if chunk.next_step == row.next_step and (len(chunk.times) or row.next_step == trial.steps):
             return chunk
         error = ValueError(f"rows from step {row.first_step} on are not as many as expected")
     except ValueError as found:

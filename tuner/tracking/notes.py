@@ -74,8 +74,10 @@ def experiment_note(
         f"{about.line}. {ranking.best_in_words(study, best, whole=False)}",
         _linked(pages),
         progress_line(study, counts),
+        # the header of MLflow's page has only what follows the last slash
+        f"Study {escape_markdown(study.title)}." if "/" in study.title else "",
     )
-    return "\n\n".join(lines)
+    return "\n\n".join(line for line in lines if line)
 
 
 def _linked(pages: Sequence[tuple[str, str]]) -> str:

@@ -22,11 +22,10 @@ from sqlalchemy import Engine
 from tuner.core.environment import identity
 from tuner.core.errors import ConnectionLostError, TunerError, UnavailableError
 from tuner.ledger import Reader, StudyIdentity, StudyRecord
-from tuner.ledger.database import Addresses, optuna_storage, reached, tracking_client
+from tuner.ledger.database import Addresses, optuna_storage, reached, tracking_client, ui_address
 from tuner.ledger.publications import CLAIM_SECONDS, Publications
 from tuner.observability import metrics
 from tuner.tracking.mlflow.deletion import erase_runs
-from tuner.tracking.mlflow.links import ui_address
 from tuner.tracking.mlflow.publisher import RunPublisher
 from tuner.tracking.optuna.publisher import TrialPublisher
 from tuner.tracking.projection import Projection, Publisher

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +11,11 @@ from tuner.core.errors import WorkloadError
 from tuner.core.outputs import private_folder
 
 
-def read(folder: Path) -> dict[str, np.ndarray]:
-    """Return the content of all files of a folder and below it, by their paths in it."""
+def read(folder: Path, files: Iterable[Path] | None = None) -> dict[str, np.ndarray]:
+    """Return the content of files of a folder, by their paths in it; by default of all below it."""
     return {
         one.relative_to(folder).as_posix(): np.frombuffer(one.read_bytes(), np.uint8)
-        for one in sorted(folder.rglob("*"))
+        for one in sorted(folder.rglob("*") if files is None else files)
         if one.is_file()
     }
 

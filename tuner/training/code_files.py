@@ -31,26 +31,33 @@ def digests(table: WorkloadTable, prefixes: Sequence[str]) -> dict[str, str]:
     Paths are relative to the folder of the package, or to this folder for a command. Raise
     `WorkloadError` if the code is not allowed or not found.
     """
-    if table.command is not None:
-        files = permission.files_of(table.command, prefixes)
-        return {str(file): _digest(file.read_bytes()) for file in files}
-    module = registration.module_of(table.function, prefixes)
+    is_command = table.command is not None
+    module = "" if is_command else registration.module_of(table.function, prefixes)
     if module in sys.modules and module in _IMPORTED:
         return _IMPORTED[module]
-    allow_from_current_folder(prefixes)
-    found = of_module(workloads.source_of(table.function, module), module)
-    _IMPORTED[module] = found
+    found = {name: digest(file.read_bytes()) for name, file in files(table, prefixes).items()}
+    if not is_command:
+        _IMPORTED[module] = found
     return found
 
 
-def of_module(source: Path, module: str) -> dict[str, str]:
-    """Return the digests of a module at `source` and of what it imports from its package."""
+def files(table: WorkloadTable, prefixes: Sequence[str]) -> dict[str, Path]:
+    """Return the files of a study's code, by the paths that `digests` has."""
+    if table.command is not None:
+        return {str(file): file for file in permission.files_of(table.command, prefixes)}
+    module = registration.module_of(table.function, prefixes)
+    allow_from_current_folder(prefixes)
+    return of_module(workloads.source_of(table.function, module), module)
+
+
+def of_module(source: Path, module: str) -> dict[str, Path]:
+    """Return the files of a module at `source` and of what it imports from its package."""
     parts = module.split(".")
     above = source.parent if source.name == "__init__.py" else source.with_suffix("")
     root = above.parents[len(parts) - 1]
     examples = registration.EXAMPLES.removesuffix(".")
     package = examples if f"{module}.".startswith(registration.OWN) else parts[0]
-    found: dict[str, str] = {}
+    found: dict[str, Path] = {}
     modules = [module]
     while modules:
         for one in itertools.accumulate(modules.pop().split("."), "{}.{}".format):
@@ -59,9 +66,8 @@ def of_module(source: Path, module: str) -> dict[str, str]:
                 continue
             name = file.relative_to(root).as_posix()
             if name not in found and len(found) < MOST_FILES:
-                content = file.read_bytes()
-                found[name] = _digest(content)
-                modules += _imports(content, one, is_package=file.name == "__init__.py")
+                found[name] = file
+                modules += _imports(file.read_bytes(), one, is_package=file.name == "__init__.py")
     return dict(sorted(found.items()))
 
 
@@ -89,5 +95,6 @@ def _imports(content: bytes, module: str, *, is_package: bool) -> Iterator[str]:
             yield from (f"{base}.{alias.name}" for alias in node.names if base)
 
 
-def _digest(content: bytes) -> str:
+def digest(content: bytes) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 of a file's content."""
     return hashlib.sha256(content).hexdigest()[:16]

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
+from tuner.core.environment import peak_memory, processor
+
 SUBNORMAL = 1e-310
 """A number in double precision whose half is 0 exactly if subnormal numbers are flushed."""
 
@@ -17,6 +19,21 @@ def is_available(device: str) -> bool:
         return True
     index = torch.device(device).index or 0
     return torch.cuda.is_available() and index < torch.cuda.device_count()
+
+
+def name_of(device: str) -> str:
+    """Return the name of a device of this machine: the model of the GPU or the processor."""
+    return str(torch.cuda.get_device_name(device)) if device != "cpu" else processor()
+
+
+def memory_of(device: str) -> dict[str, int]:
+    """Return the most MiB that this process has had at a time, of memory and of a GPU's."""
+    most, found = peak_memory(), dict[str, int]()
+    if most is not None:
+        found["peak_memory_mib"] = most >> 20
+    if device != "cpu":
+        found["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated(device) >> 20
+    return found
 
 
 def use_threads(threads: int) -> None:

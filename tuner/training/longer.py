@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from tuner.config import ParameterValue, StudySpec, TrialSettings, settings_of
+from tuner.config import ParameterValue, StudySpec, TrialSettings, own, settings_of
 from tuner.core.curves import Chunk
 from tuner.training import checkpoint, objective
 from tuner.training.guard.monitor import GuardMonitor, SparseMonitor
@@ -25,21 +25,44 @@ WORTHWHILE = 0.1
 """The least share of a trial that a kept checkpoint saves; below it none is kept."""
 
 
-def shared_steps(params: Mapping[str, ParameterValue], horizon: int, longer: int) -> int:
+STEMS = ("constant", "wsd")
+"""Schedules that begin with a constant rate, of which decays at any horizon can branch."""
+
+
+def shared_steps(
+    params: Mapping[str, ParameterValue],
+    horizon: int,
+    longer: int,
+    longer_params: Mapping[str, ParameterValue] | None = None,  # the same, unless given
+) -> int:
     """Return how many first steps of a trial have the same rates under a longer horizon.
 
     Evaluations may reduce the rates of both, see `RateSource.factor`.
     """
     short = initial_multipliers(params, horizon).numpy()
-    same = short == initial_multipliers(params, longer).numpy()[:horizon]
-    return horizon if same.all() else int(np.argmin(same))
+    long = initial_multipliers(longer_params or params, longer).numpy()
+    count = min(horizon, longer)
+    same = short[:count] == long[:count]
+    return count if same.all() else int(np.argmin(same))
+
+
+def warmup_steps(params: Mapping[str, ParameterValue], horizon: int) -> int:
+    """Return the steps of a trial's warm-up, which is a share of its horizon."""
+    share = float(own(params, str(params["schedule"])).get("warmup", 0.0))
+    return min(round(share * horizon), horizon - 1)
 
 
 def step_to_keep(spec: StudySpec, params: Mapping[str, ParameterValue], horizon: int) -> int:
-    """Return the last step whose checkpoint a longer trial can continue from; 0: keep none."""
+    """Return the last step whose checkpoint a longer trial can continue from; 0: keep none.
+
+    A branch of a stem has as many steps of warm-up as the stem.
+    """
     if not spec.training.keep_checkpoint:
         return 0
-    step = shared_steps(params, horizon, 2 * horizon)
+    longer, name = dict(params), params["schedule"]
+    if name in STEMS:
+        longer[f"{name}.warmup"] = warmup_steps(params, horizon) / (2 * horizon)
+    step = shared_steps(params, horizon, 2 * horizon, longer)
     return step if step >= WORTHWHILE * horizon else 0
 
 
@@ -68,24 +91,26 @@ def continue_from(
     params: Mapping[str, ParameterValue],
     *,
     shorter: StudySpec,
+    shorter_params: Mapping[str, ParameterValue],  # the same, but for the schedule
     longer: StudySpec,
     sizes: tuple[int | None, bool],  # see `tuner.ledger.records.sizes_of`
     baseline: float | None,  # training loss of the best constant predictor
 ) -> Continuation:
     """Convert the snapshot of a trial of one study for its trial of another study.
 
-    The studies differ in the budget of a trial and their pruners alone; `curve` is the trial's
-    whole curve. Raise `ValueError` if the longer trial cannot continue from there.
+    The studies differ in the budget of a trial, their schedules and their pruners alone; `curve`
+    is the trial's whole curve. Raise `ValueError` if the longer trial cannot continue from there.
     """
     state = checkpoint.from_bytes(snapshot)
     is_function = "saved" in state
     inner = state["saved"] if is_function else state
     if inner is None:
         raise ValueError("its train function saved no checkpoint")
-    before, after = (settings_of(spec, params, *sizes) for spec in (shorter, longer))
+    before = settings_of(shorter, shorter_params, *sizes)
+    after = settings_of(longer, params, *sizes)
     if state["fingerprint"].get("steps") != before.steps:
         raise ValueError("its checkpoint is of another horizon")
-    replay = _Replay(params, shorter, longer, before, after, baseline, is_function)
+    replay = _Replay(params, shorter_params, shorter, longer, before, after, baseline, is_function)
     # a function may save between an update and the evaluation after it, which it then repeats
     counted = inner["progress"]["last_step"] if is_function else inner["step"]
     replay.run(curve, inner["step"], counted)
@@ -97,7 +122,9 @@ def continue_from(
     if not is_function:
         inner.get("trained", inner)["pace"] = pace
     state["status"] = Status.TRAINING.value
-    state["fingerprint"]["steps"] = after.steps
+    common = {k: v for k, v in state["fingerprint"].items() if not k.startswith("params ")}
+    own_params = {f"params {key}": value for key, value in params.items()}
+    state["fingerprint"] = {**common, **own_params, "steps": after.steps}
     begun = _first(curve, inner["step"], replay.kept)
     return Continuation(snapshot=checkpoint.to_bytes(state), curve=begun)
 
@@ -108,6 +135,7 @@ class _Replay:
     def __init__(
         self,
         params: Mapping[str, ParameterValue],
+        shorter_params: Mapping[str, ParameterValue],
         shorter: StudySpec,
         longer: StudySpec,
         before: TrialSettings,
@@ -118,7 +146,7 @@ class _Replay:
         self._schedule = str(params["schedule"])
         self._spec, self._is_function = longer, is_function
         self._before, self._after = before, after
-        self._shorter = rate_source(params, before.steps, shorter.study.direction)
+        self._shorter = rate_source(shorter_params, before.steps, shorter.study.direction)
         self.rate_source = rate_source(params, after.steps, longer.study.direction)
         self.monitor = GuardMonitor(longer, after, params, self.rate_source, baseline)
         self._judge = SparseMonitor(self.monitor)

@@ -102,8 +102,9 @@ def train(
     with workload_code():
         model = workload.model(task.seed, _dtype(spec))
         model.load_state_dict(state["model"])
-        if state["averages"] is not None:
-            averaging.load(model, state["averages"])
+        averages = trainer.averages(task.number)
+        if averages is not None:
+            averaging.load(model, averages)
     return TrainedModel(
         model=model.eval(), status=status, reason=reason, value=value, curve=curve, seconds=seconds
     )

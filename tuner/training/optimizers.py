@@ -1,4 +1,4 @@
-"""Constructors of the optimizers of a study: torch's, and Lion.
+"""Constructors of the optimizers of a study: torch's, and those that torch lacks.
 
 torch's default for `foreach` is kept: its kernels are elementwise, hence bitwise reproducible.
 `fused` is never used: its rounding differs between builds of torch.
@@ -6,14 +6,17 @@ torch's default for `foreach` is kept: its kernels are elementwise, hence bitwis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 from torch import Tensor, optim
 from torch.optim import Optimizer
 
 from tuner.config import ParameterValue, own
 from tuner.training.lion import Lion
+from tuner.training.muon import Muon
+from tuner.training.rate_free import DoG, Prodigy
+from tuner.training.schedule_free import AveragingOptimizer, ScheduleFreeAdamW, ScheduleFreeSGD
 
 
 def sgd(
@@ -123,6 +126,71 @@ def lion(
     return Lion(parameters, lr, betas=(beta1, beta2), weight_decay=weight_decay)
 
 
+def muon(
+    parameters: Iterable[Tensor],
+    lr: float,
+    *,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+    adjust: Literal["match_rms_adamw", "original"],
+) -> Optimizer:
+    """Return Muon for matrices, with AdamW for other parameters."""
+    return Muon(parameters, lr, momentum, nesterov, weight_decay, adjust)
+
+
+def schedule_free_sgd(
+    parameters: Iterable[Tensor], lr: float, *, momentum: float, weight_decay: float
+) -> Optimizer:
+    """Return schedule-free SGD."""
+    return ScheduleFreeSGD(parameters, lr, momentum, weight_decay)
+
+
+def schedule_free_adamw(
+    parameters: Iterable[Tensor],
+    lr: float,
+    *,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> Optimizer:
+    """Return schedule-free AdamW."""
+    return ScheduleFreeAdamW(parameters, lr, (beta1, beta2), eps, weight_decay)
+
+
+def prodigy(
+    parameters: Iterable[Tensor],
+    lr: float,
+    *,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    d_coef: float,
+    bias_correction: bool,
+    safeguard_warmup: bool,
+) -> Optimizer:
+    """Return Prodigy."""
+    return Prodigy(
+        parameters,
+        lr,
+        (beta1, beta2),
+        eps,
+        weight_decay,
+        d_coef,
+        use_bias_correction=bias_correction,
+        safeguard_warmup=safeguard_warmup,
+    )
+
+
+def dog(
+    parameters: Iterable[Tensor], lr: float, *, reps_rel: float, weight_decay: float, gamma: float
+) -> Optimizer:
+    """Return DoG."""
+    return DoG(parameters, lr, reps_rel, weight_decay, gamma)
+
+
 OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {
     "sgd": sgd,
     "adam": adam,
@@ -131,6 +199,11 @@ OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {
     "rmsprop": rmsprop,
     "adagrad": adagrad,
     "lion": lion,
+    "muon": muon,
+    "schedule_free_sgd": schedule_free_sgd,
+    "schedule_free_adamw": schedule_free_adamw,
+    "prodigy": prodigy,
+    "dog": dog,
 }
 """Optimizers by their names in study files; keywords are the names of their parameters."""
 
@@ -145,6 +218,18 @@ def make(
     """
     name = str(params["optimizer"])
     return OPTIMIZERS[name](parameters, float(params["lr"]), **own(params, name))
+
+
+def averages(optimizer: Optimizer, parameters: Sequence[Tensor]) -> list[Tensor] | None:
+    """Return the averages of parameters that an optimizer keeps, or None if it keeps none."""
+    if not isinstance(optimizer, AveragingOptimizer):
+        return None
+    groups = {one: group for group in optimizer.param_groups for one in group["params"]}
+    kept = [optimizer.average_of(one, groups[one]) for one in parameters]
+    return [
+        own.detach() if average is None else average
+        for own, average in zip(parameters, kept, strict=True)
+    ]
 
 
 def restore(optimizer: Optimizer, state: dict[str, Any]) -> None:

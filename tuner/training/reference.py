@@ -204,6 +204,10 @@ class ReferenceTrainer:
             branches.append(branch)
         return branches
 
+    def averages(self, number: int) -> list[Tensor] | None:
+        """Return the averages of the parameters, at which a trial is evaluated; None: it is not."""
+        return _averages(self._member_of(number))
+
     # --- branches ---------------------------------------------------------------------------
 
     def _branch(
@@ -214,10 +218,12 @@ class ReferenceTrainer:
         rates = self._branch_rates(member, plan)
         try:
             branch = self._copy(member, rates)
-            if plan.averaged:
+            # an optimizer that averages by itself has the better average
+            averaged = plan.averaged and optimizers.averages(branch.optimizer, []) is None
+            if averaged:
                 branch.averages = None
             with random_state.swapped(branch.random):
-                parameters = branch.parameters if plan.averaged else []
+                parameters = branch.parameters if averaged else []
                 averages = [torch.zeros_like(parameter) for parameter in parameters]
                 while branch.step < member.step + plan.steps:
                     if not goes_on():
@@ -366,7 +372,7 @@ class ReferenceTrainer:
     def _evaluate(self, member: _Member, segment: Segment) -> None:
         """Evaluate at the current parameters; non-finite values end the trial as diverged."""
         member.model.eval()
-        averages = averaging.averages_in(member.parameters, member.averages)
+        averages = averaging.averages_in(member.parameters, _averages(member))
         with torch.no_grad(), member.precision.forward(), averages:
             metrics = self._measure(member.model)
         member.model.train()
@@ -419,14 +425,16 @@ class ReferenceTrainer:
         stream: BatchStream | LoaderStream | None = self._stream
         if self._train_loader is not None:
             stream = LoaderStream(self._train_loader, task.seed)
+        optimizer = optimizers.make(task.params, _groups(self._workload, model))
         averages = None
-        if self._spec.training.ema is not None:
+        by_itself = optimizers.averages(optimizer, []) is not None
+        if self._spec.training.ema is not None and not by_itself:
             averages = [parameter.detach().clone() for parameter in parameters]
         return _Member(
             task=task,
             model=model,
             parameters=parameters,
-            optimizer=optimizers.make(task.params, _groups(self._workload, model)),
+            optimizer=optimizer,
             order=BatchOrder(task.seed, len(self._train[0]), settings.batch_size),
             stream=stream,
             rate_source=rates,
@@ -471,6 +479,11 @@ class ReferenceTrainer:
             "seed": task.seed,
             **{f"params {key}": value for key, value in sorted(task.params.items())},
         }
+
+
+def _averages(member: _Member) -> list[Tensor] | None:
+    """Return the averages at which a member is evaluated: its optimizer's, or its own; or None."""
+    return optimizers.averages(member.optimizer, member.parameters) or member.averages
 
 
 def _groups(workload: Workload, model: nn.Module) -> list[dict[str, Any]]:

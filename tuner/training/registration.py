@@ -58,7 +58,7 @@ def module_of(name: str, allowed_prefixes: Sequence[str]) -> str:
         raise WorkloadError(
             f"workload {name}: expected a module that can be imported, got {module!r}"
         )
-    modules = [prefix for prefix in allowed_prefixes if not prefix.startswith("command:")]
+    modules = [one for one in allowed_prefixes if not one.startswith(("command:", "shipped:"))]
     packages = [f"{prefix.removesuffix('.')}." for prefix in modules]
     if not f"{module}.".startswith(tuple(packages)):
         raise WorkloadError(

@@ -15,6 +15,7 @@ The one schedule that depends on more than the step, plateau, is in `tuner.train
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
@@ -252,7 +253,12 @@ def multipliers(params: Mapping[str, ParameterValue], horizon: int) -> Tensor:
     "step.drops": 3, "step.warmup": 0.0}; others are ignored.
     """
     name = str(params["schedule"])
-    return SCHEDULES[name](torch.arange(horizon), horizon, **own(params, name))
+    return _multipliers(name, horizon, **own(params, name)).clone()
+
+
+@functools.lru_cache(maxsize=8)  # most trials of a study have schedules of the same parameters
+def _multipliers(name: str, horizon: int, **parameters: ParameterValue) -> Tensor:
+    return SCHEDULES[name](torch.arange(horizon), horizon, **parameters)
 
 
 def warmup_steps(params: Mapping[str, ParameterValue], horizon: int) -> int:

@@ -183,6 +183,9 @@ class Trial:
             update=0 if total_steps else self.first_step,
         )
         (self._independent if total_steps else self._schedules).append(made)
+        if not total_steps:
+            # a state that is loaded has the rate of its own horizon, which may be a shorter one
+            optimizer.register_load_state_dict_post_hook(lambda _: made.refresh())
         self._warn_of_default(optimizer)
         return made
 

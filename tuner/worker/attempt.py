@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +21,9 @@ import numpy as np
 from tuner.config import settings_of
 from tuner.core import curves, failures
 from tuner.core.curves import BranchCurve, Chunk
-from tuner.core.errors import ConnectionLostError, WorkloadCodeError
+from tuner.core.errors import ConnectionLostError, LeaseLost, WorkloadCodeError
 from tuner.core.failpoints import reach
 from tuner.core.failures import workload_code
-from tuner.core.file_stores import FileStore
 from tuner.core.outcome import COMPLETED, DIVERGED, FAILED, PRUNED, Outcome
 from tuner.ledger import (
     INTERRUPTED,
@@ -46,7 +48,7 @@ from tuner.training.longer import step_to_keep
 from tuner.training.trainer import Event, Status, Task, Trainer, seed_of
 from tuner.training.trainer_choice import Trained
 from tuner.worker import extending
-from tuner.worker.checkpoints import clear
+from tuner.worker.checkpoints import Sender, clear
 from tuner.worker.commits import Commits
 from tuner.worker.spill import Spill
 
@@ -58,10 +60,19 @@ class AttemptContext:
     ledger: Ledger
     commits: Commits
     study: StudyRecord
-    checkpoints: FileStore
+    sender: Sender
     spill: Path
     worker: str  # its identity
+    environment: Callable[[], Mapping[str, Any]]  # as measured now
     trained: Trained
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sending:
+    """A checkpoint on its way to where checkpoints are kept."""
+
+    record: CheckpointRecord  # without its digest
+    digest: Future[str]
 
 
 class Attempt:
@@ -81,6 +92,7 @@ class Attempt:
         self._params = claim.trial.params
         self._own_seed = claim.trial.attrs.get(SEED)
         self._saved = claim.checkpoint
+        self._sending: _Sending | None = None  # nothing refers to it yet
         self._endings = claim.endings
         now = time.monotonic()
         self._epoch = claim.lease.started_at - now  # from this clock to the database's
@@ -119,7 +131,7 @@ class Attempt:
             return False
         try:
             snapshot = checkpoint.read(
-                self._context.checkpoints, key_of(self._saved), self._saved.digest
+                self._context.sender.store, key_of(self._saved), self._saved.digest
             )
             self._trainer.admit(replace(task, snapshot=snapshot))
         except (OSError, ValueError) as error:
@@ -140,7 +152,7 @@ class Attempt:
         try:
             found = extending.continuation(
                 self._ledger,
-                self._context.checkpoints,
+                self._context.sender.store,
                 self._study,
                 self._parent,
                 task.params,
@@ -244,16 +256,20 @@ class Attempt:
     ) -> Entry:
         """Return all that is not committed, including what was spilled."""
         kept, kept_step = self._kept(outcome)
-        spilled = self._spill.read()
+        parts = [*filter(None, [self._spill.read()]), *self._measured]
+        chunk = curves.join(parts)
+        if outcome is None and not len(chunk.times):  # its evaluation waits for the next row
+            chunk = curves.empty(chunk.first_step)
         return Entry(
             lease=self.lease,
-            chunk=curves.join([*([spilled] if spilled else []), *self._measured]),
+            chunk=chunk,
             report=report,
             attrs=attrs or {},
             outcome=outcome,
             traceback=traceback,
             kept=kept,
             kept_step=kept_step,
+            environment=self._context.environment() if outcome else None,
         )
 
     def _kept(self, outcome: Outcome | None) -> tuple[CheckpointRecord | None, int | None]:
@@ -261,9 +277,12 @@ class Attempt:
         keep, ended_well = self._step_to_keep, outcome and outcome.kind in (COMPLETED, PRUNED)
         if not keep or not ended_well:
             return None, None
+        with suppress(LeaseLost):  # the commit of the outcome is refused, too
+            self.record_checkpoint()
         if self._step > keep or (self._saved and self._saved.step == self._step):
             return None, min(self._step, keep)
-        return self._write_checkpoint(), None
+        self._send_checkpoint()
+        return self._sent(), None
 
     def rows(self) -> Entry | None:
         """Return the rows that are not committed; None if there are none.
@@ -275,8 +294,9 @@ class Attempt:
 
     def committed(self, entry: Entry) -> None:
         """Drop what is committed from what is to be committed."""
-        self._measured = []
-        self._spill.clear()
+        if entry.outcome or len(entry.chunk.times):
+            self._measured = []
+            self._spill.clear()
         if entry.report:
             self._reported.add(entry.report.step)
         if entry.outcome:
@@ -294,21 +314,25 @@ class Attempt:
             value=outcome.value,
             step=self._step,
         )
-        # all others: attempts that were killed may have left files that the ledger does not know
-        self._context.commits.retry_until_stopped(
-            lambda: clear(
-                self._context.checkpoints,
-                self._ledger,
-                self._study,
-                self.lease.trial_id,
-                self.number,
-            )
-        )
+        self.clear_checkpoints()
+
+    def clear_checkpoints(self) -> None:
+        """Remove the checkpoints of the trial, which has ended, but not the one that it keeps.
+
+        Attempts that were killed may have left some that the ledger does not know, and one of this
+        attempt may be on its way.
+        """
+
+        def call() -> None:
+            store, trial_id = self._context.sender.store, self.lease.trial_id
+            clear(store, self._ledger, self._study, trial_id, self.number)
+
+        self._context.sender.submit(lambda: self._context.commits.retry_until_stopped(call))
 
     def spill(self) -> bool:
         """Spill rows into a file; return False if there is no space for them."""
         spilled, fresh = self._spill.read(), curves.join(self._measured)
-        if self._spill.add(fresh.after(spilled.next_step) if spilled else fresh):
+        if self._spill.add(fresh.after(spilled.next_step, evaluated=False) if spilled else fresh):
             metrics.CHUNKS_SPILLED.inc()
             self._measured = []
             return True
@@ -318,8 +342,14 @@ class Attempt:
         """Save a checkpoint and release the lease, since the worker was asked to stop."""
         if self.rows() is None:
             self.save_checkpoint()
+            self.record_checkpoint()  # once it has arrived
         reach("leave.before_release")
-        self._ledger.release(self.lease, INTERRUPTED, "the worker was asked to stop")
+        self._ledger.release(
+            self.lease,
+            INTERRUPTED,
+            "the worker was asked to stop",
+            environment=self._context.environment(),
+        )
         self.log.info("trial left to the next worker", step=self._step)
 
     def release(self) -> None:
@@ -352,7 +382,9 @@ class Attempt:
 
     def _release(self, ending: str, reason: str, traceback: str | None = None) -> None:
         self._context.commits.retry_until_stopped(
-            lambda: self._ledger.release(self.lease, ending, reason, traceback)
+            lambda: self._ledger.release(
+                self.lease, ending, reason, traceback, environment=self._context.environment()
+            )
         )
 
     def _run_out_of_memory(self, traceback: str) -> Entry | None:
@@ -388,40 +420,57 @@ class Attempt:
         )
 
     def checkpoint_due(self) -> bool:
-        """Return whether it is time for a checkpoint."""
+        """Return whether it is time for a checkpoint: not while one is on its way, unless it is of
+        the step that the trial keeps.
+        """
         if self._step == self._step_to_keep > 0 and not (
             self._saved and self._saved.step == self._step
         ):
             return True
         age = time.monotonic() - self._checkpointed_at
-        return age >= self._study.spec.training.checkpoint_seconds
+        return self._sending is None and age >= self._study.spec.training.checkpoint_seconds
+
+    def checkpoint_sent(self) -> bool:
+        """Return whether a checkpoint has arrived and is not recorded."""
+        return self._sending is not None and self._sending.digest.done()
 
     def save_checkpoint(self) -> None:
         """Save the trainer's state; the rows up to it are committed already.
 
-        At a rung without a decision there is no checkpoint: it would be resumed beyond the rung.
+        It is recorded once it is stored: at once in a folder, else at a later look. At a rung
+        without a decision there is no checkpoint: it would be resumed beyond the rung.
         """
+        self.record_checkpoint()
         if self._undecided:
             return
         if self._measured or self._step == (self._saved.step if self._saved else 0):
             return  # an evaluation waits for its row, or nothing was trained since
-        record = self._write_checkpoint()
+        self._send_checkpoint()
+        if self.checkpoint_sent():
+            self.record_checkpoint()
+
+    def record_checkpoint(self) -> None:
+        """Wait for the checkpoint that is on its way, if there is one, and commit its reference."""
+        record = self._sent()
         if record is None:
             return
         reach("checkpoint.renamed")
         try:
             replaced = self._ledger.save_checkpoint(
-                self.lease, record, kept_step=self._step_to_keep
+                self.lease,
+                record,
+                kept_step=self._step_to_keep,
+                environment=self._context.environment(),
             )
         except ConnectionLostError as error:  # the last and the next checkpoint suffice
-            self.log.warning(f"a checkpoint is not recorded: {error}", step=self._step)
+            self.log.warning(f"a checkpoint is not recorded: {error}", step=record.step)
             return
-        for old in replaced:
-            remove_file(self._context.checkpoints, old)
         self._saved = record
+        for old in replaced:
+            self._context.sender.submit(partial(remove_file, self._context.sender.store, old))
 
-    def _write_checkpoint(self) -> CheckpointRecord | None:
-        """Write the trainer's state as a checkpoint; return None where that is not possible."""
+    def _send_checkpoint(self) -> None:
+        """Send the trainer's state to where checkpoints are kept."""
         record = CheckpointRecord(
             study_id=self._study.id,
             trial=self.number,
@@ -432,14 +481,29 @@ class Attempt:
         try:
             with workload_code():
                 snapshot = self._trainer.snapshot(self.number)
-            digest = checkpoint.write(self._context.checkpoints, key_of(record), snapshot)
         except (OSError, ValueError, WorkloadCodeError) as error:
-            # such as a full disk; the rows are safe, only time would be lost
-            self.log.warning(f"trial {self.number} has no checkpoint of step {self._step}: {error}")
-            return None
+            self._has_no_checkpoint(record, error)
+            return
         finally:
             self._checkpointed_at = time.monotonic()
-        return replace(record, digest=digest)
+        store, key = self._context.sender.store, key_of(record)
+        sent = self._context.sender.submit(lambda: checkpoint.write(store, key, snapshot))
+        self._sending = _Sending(record=record, digest=sent)
+
+    def _sent(self) -> CheckpointRecord | None:
+        """Wait for the checkpoint that is on its way; return it if it has arrived."""
+        sending, self._sending = self._sending, None
+        if sending is None:
+            return None
+        try:
+            return replace(sending.record, digest=sending.digest.result())
+        except (OSError, ValueError) as error:
+            self._has_no_checkpoint(sending.record, error)
+            return None
+
+    def _has_no_checkpoint(self, record: CheckpointRecord, error: Exception) -> None:
+        # such as a full disk; the rows are safe, only time would be lost
+        self.log.warning(f"trial {self.number} has no checkpoint of step {record.step}: {error}")
 
 
 def _sentence(reason: str) -> str:

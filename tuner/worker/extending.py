@@ -34,7 +34,9 @@ def continuation(
     kept = None if trial is None else ledger.last_checkpoint(trial.id)
     if shorter is None or trial is None or kept is None:
         raise ValueError(f"{name} kept no checkpoint")
-    if (trial.params, shorter.workload) != (params, study.workload):
+    own_params = trial.params or {}
+    same = _but_the_schedule(own_params) == _but_the_schedule(params)
+    if not same or shorter.workload != study.workload:
         raise ValueError(f"{name} has other parameters, code or data")
     workload: Trained = trained.of(params) if isinstance(trained, Workload) else trained
     return longer.continue_from(
@@ -42,7 +44,18 @@ def continuation(
         ledger.curve(trial.id),
         params,
         shorter=shorter.spec,
+        shorter_params=own_params,
         longer=study.spec,
         sizes=sizes_of(study.workload),
         baseline=workload.baseline_loss,
     )
+
+
+def _but_the_schedule(params: Mapping[str, ParameterValue]) -> dict[str, ParameterValue]:
+    """Return the parameters of a trial that a decay branched from it has too."""
+    name = params.get("schedule")
+    return {
+        key: value
+        for key, value in params.items()
+        if key != "schedule" and not key.startswith(f"{name}.")
+    }

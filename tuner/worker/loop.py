@@ -18,7 +18,7 @@ from tuner.core.errors import (
     WorkloadCodeError,
     WorkloadError,
 )
-from tuner.ledger import OPEN, Ledger, StudyRecord
+from tuner.ledger import OPEN, Ledger, StudyRecord, projects
 from tuner.ledger.database import Addresses
 from tuner.ledger.decoding import log_once
 from tuner.observability import metrics
@@ -26,14 +26,17 @@ from tuner.observability.logs import logger
 from tuner.training.device import is_available
 from tuner.worker import deciding
 from tuner.worker.broken import BrokenStudy
-from tuner.worker.checkpoints import require
+from tuner.worker.checkpoints import Sender, require
 from tuner.worker.exclusions import FAILURES, Exclusions
 from tuner.worker.lease_renewer import LeaseRenewer
 from tuner.worker.loading import PreparedWorkload
 from tuner.worker.rules import stop_if_failing
 from tuner.worker.study import StudyWorker
 
-IDLE_SECONDS = 0.5
+IDLE_SECONDS, MOST_IDLE_SECONDS = 0.5, 5.0
+"""Shortest and longest time between two looks for something to train."""
+IDLE_SHARE = 0.1
+"""A look follows the last one after this part of the time that nothing was found."""
 REAP_SECONDS = 1.0
 """How often lost attempts are reaped between trials."""
 STUDIES_SECONDS = 0.5
@@ -73,6 +76,7 @@ def work(
     """
     require(places.checkpoints)
     renewer = renewer or LeaseRenewer(ledger, places.checkpoints)
+    sender = Sender(places.checkpoints)
 
     def join(study: StudyRecord) -> StudyWorker | BrokenStudy:
         where = study.spec.training.device
@@ -86,7 +90,7 @@ def work(
                 ledger,
                 study,
                 renewer,
-                checkpoints=places.checkpoints,
+                sender=sender,
                 spill=places.spill,
                 prefixes=prefixes,
                 stop=stop,
@@ -99,7 +103,8 @@ def work(
 
     selector = StudySelector(ledger, names, join, without, eager=bool(names) or until_idle)
     reaped_at = -float("inf")
-    with renewer.running(), metrics.expect_heartbeats("worker"):
+    idle_since: float | None = None
+    with renewer.running(), metrics.expect_heartbeats("worker"), sender.running(stop):
         log.info("worker started", worker=identity(), studies=list(names) or "all that are open")
         while not stop.is_set():
             metrics.heartbeat("worker")
@@ -107,21 +112,32 @@ def work(
                 renewer.reap()
                 reaped_at = time.monotonic()
             if selector.train_one_turn():
+                idle_since = None
                 continue
             reaped_at = -float("inf")  # lost attempts may be all that is left to train
             if stop.is_set() or selector.decide() or (race is not None and race()):
+                idle_since = None
                 continue
             idle = until_idle and not selector.has_running_trials()
             if selector.refused and (idle or selector.refuses_all()):
                 raise selector.refused[0]
             if idle:
                 break
-            stop.wait(IDLE_SECONDS)
+            idle_since = idle_since or time.monotonic()
+            stop.wait(idle_seconds(time.monotonic() - idle_since))
         log.info("worker ended", worker=identity(), stopped=stop.is_set())
 
 
+def idle_seconds(idle: float) -> float:
+    """Return the time until the next look of a worker that has found nothing for `idle` seconds."""
+    return min(max(IDLE_SECONDS, IDLE_SHARE * idle), MOST_IDLE_SECONDS)
+
+
 class StudySelector:
-    """Chooses which study this process trains next, by weighted fair share."""
+    """Chooses which study this process trains next, by weighted fair share.
+
+    Workers are shared among projects by their weights, and those of a project among its studies.
+    """
 
     def __init__(
         self,
@@ -146,6 +162,7 @@ class StudySelector:
         # by the study's id: its revision when nothing was left to decide
         self._decided: dict[int, int | None] = {}
         self._known: list[StudyRecord] = []
+        self._weights: dict[str, float] = {}  # of projects
         self._known_at = -float("inf")
 
     def train_one_turn(self) -> bool:
@@ -252,26 +269,40 @@ class StudySelector:
         return not others or others[0].id == study.id
 
     def _by_fair_share(self) -> list[StudyRecord]:
-        """Order studies by live attempts per weight, then by time trained here per weight."""
+        """Order studies by live attempts per weight, then by time trained here per weight.
+
+        Projects are ordered alike first, by the sums of their studies.
+        """
         studies = self._studies()
         if len(studies) == 1:
             return studies
         live = self._ledger.live_attempts()
+        of_projects: dict[str, list[int]] = {}
+        for study in studies:
+            of_projects.setdefault(study.project, []).append(study.id)
 
-        def share(study: StudyRecord) -> tuple[float, float, int]:
-            weight = study.spec.budget.weight
+        def share(ids: Sequence[int], weight: float) -> tuple[float, float, int]:
             return (
-                (live.get(study.id, 0) + 1) / weight,
-                self._seconds[study.id] / weight,
-                study.id,
+                (sum(live.get(one, 0) for one in ids) + 1) / weight,
+                sum(self._seconds[one] for one in ids) / weight,
+                ids[0],
             )
 
-        return sorted(studies, key=share)
+        shares = {
+            name: share(ids, self._weights.get(name, 1.0)) for name, ids in of_projects.items()
+        }
+        return sorted(
+            studies,
+            key=lambda one: (shares[one.project], share([one.id], one.spec.budget.weight)),
+        )
 
     def _studies(self) -> list[StudyRecord]:
         """Return the studies, read again once they are older than `STUDIES_SECONDS`."""
         if time.monotonic() - self._known_at >= STUDIES_SECONDS:
             self._known = self._read_studies()
+            if len({one.project for one in self._known}) > 1:
+                found = projects.read(self._ledger)
+                self._weights = {name: one.weight for name, one in found.items()}
             self._known_at = time.monotonic()
             known = {study.id for study in self._known}  # data and search of the others can go
             self._joined = {key: one for key, one in self._joined.items() if key in known}

@@ -15,7 +15,6 @@ from tuner.core.environment import describe, identity
 from tuner.core.errors import ConnectionLostError, LeaseLost, UnavailableError
 from tuner.core.failpoints import reach
 from tuner.core.failures import workload_code
-from tuner.core.file_stores import FileStore
 from tuner.core.outcome import RUNNING
 from tuner.ledger import AttemptLease, Claim, Drawn, Entry, Ledger, StudyRecord, ranges
 from tuner.ledger.attempts import refused
@@ -24,20 +23,25 @@ from tuner.observability.logs import logger
 from tuner.search import Decision, Judged, Search
 from tuner.training import out_of_memory, trainer_choice
 from tuner.training.branches import Branch, BranchPlan, fast_forward, same_schedule
-from tuner.training.device import use_threads
+from tuner.training.device import memory_of, name_of, use_threads
 from tuner.training.trainer import ENDED, Event
 from tuner.training.trainer_choice import Choice, Trained
 from tuner.worker.attempt import Attempt, AttemptContext
-from tuner.worker.checkpoints import clear, sweep
+from tuner.worker.checkpoints import Sender, sweep
 from tuner.worker.commits import Commits
 from tuner.worker.exclusions import FAILURES
 from tuner.worker.lease_renewer import LeaseRenewer
 from tuner.worker.loading import PreparedWorkload, load_workload
 from tuner.worker.probing import probed
 from tuner.worker.rules import Rules
+from tuner.worker.shipped import provide
 
 COMMIT_SECONDS = 1.0
-"""How long measured rows may wait for their commit."""
+"""How long measured rows wait for their commit, longer where commits are slow."""
+FAST_COMMIT_SECONDS = 0.01
+"""A commit that takes longer is followed by a longer pause, as training waits for it."""
+LONGEST_PAUSE = 5.0
+"""The longest pause between commits, in units of `COMMIT_SECONDS`."""
 OUTAGE_RETRY_SECONDS = 2.0
 """How long until rows are committed again after the database was unreachable."""
 LOOK_SECONDS = 0.2
@@ -55,7 +59,7 @@ class StudyWorker:
         study: StudyRecord,
         renewer: LeaseRenewer,
         *,
-        checkpoints: FileStore,
+        sender: Sender,
         spill: Path,
         prefixes: Sequence[str],
         stop: threading.Event,
@@ -69,12 +73,15 @@ class StudyWorker:
         self._stop = stop
         self._worker = identity()
         use_threads(study.threads)
+        if prepared is None:
+            provide(ledger, study, sender.store, spill.with_name("code"), prefixes)
         with workload_code():
             trained = load_workload(study, prefixes, prepared)
             settled = study.settled or ledger.settle(study.id, _settled(trained, study.spec))
             use_threads(settled["threads"])
             described = describe(study.spec.training.device) | {"settled": settled}
             self._environment = described | dict(about or {})
+            self._environment["device_name"] = name_of(study.spec.training.device)
             self._trained, self._spec = trained, study.spec
             self._build(trainer_choice.settled(settled))
         self._search = Search(study, ledger)
@@ -84,9 +91,10 @@ class StudyWorker:
             ledger=ledger,
             commits=self._commits,
             study=study,
-            checkpoints=checkpoints,
+            sender=sender,
             spill=spill,
             worker=self._worker,
+            environment=self._measured_environment,
             trained=self._trained,
         )
         self._attempts: dict[int, Attempt] = {}  # by the trial's number
@@ -96,12 +104,16 @@ class StudyWorker:
         self._unreachable_until = -float("inf")  # the database; rows are spilled until then
         self._block = 1  # steps that take about LOOK_SECONDS
         self._probed = not study.spec.probe.enabled  # False: no trial is taken before
-        sweep(checkpoints, ledger, study)
+        sweep(sender.store, ledger, study)
         log.info("study joined", study=study.name, **settled)
 
     def _build(self, choice: Choice) -> None:
         self._choice = choice
         self._trainer = trainer_choice.trainer_for(self._trained, self._spec, choice)
+
+    def _measured_environment(self) -> dict[str, Any]:
+        """Return the environment of attempts that begin or end now."""
+        return self._environment | memory_of(self._spec.training.device)
 
     def has_running_trials(self) -> bool:
         """Return whether any trial has a live attempt, or will have once a probe is done."""
@@ -145,7 +157,9 @@ class StudyWorker:
         if not self._probed:  # another worker holds the probe
             return False
         free = self._trainer.capacity - len(self._attempts)
-        claims = self._ledger.claim_together(self._id, self._worker, self._environment, free)
+        claims = self._ledger.claim_together(
+            self._id, self._worker, self._measured_environment(), free
+        )
         for claim in claims:
             self._attempts[claim.trial.number] = Attempt(self._context, self._trainer, claim)
             self._renewer.hold(claim.lease)
@@ -245,8 +259,12 @@ class StudyWorker:
         ]
         if entries:
             self._settle(entries, self._commits.commit_decisions(entries))
-        saving = any(one.checkpoint_due() for one in self._attempts.values())
+        saving = any(
+            one.checkpoint_due() or one.checkpoint_sent() for one in self._attempts.values()
+        )
         if (saving or time.monotonic() >= self._rows_due) and self._commit_rows():
+            for attempt in [one for one in self._attempts.values() if one.checkpoint_sent()]:
+                self._handle_lost_lease(attempt, attempt.record_checkpoint)
             for attempt in [one for one in self._attempts.values() if one.checkpoint_due()]:
                 self._handle_lost_lease(attempt, attempt.save_checkpoint)
 
@@ -329,13 +347,15 @@ class StudyWorker:
         if time.monotonic() < self._unreachable_until:
             return False
         entries = [entry for one in self._attempts.values() if (entry := one.rows())]
+        began = time.monotonic()
         try:
             lost = self._commits.commit_rows(entries) if entries else frozenset()
         except ConnectionLostError as error:
             self._spill_rows(error)
             return False
         self._settle(entries, lost)
-        self._rows_due = time.monotonic() + COMMIT_SECONDS
+        now = time.monotonic()
+        self._rows_due = now + pause_after(now - began)
         return True
 
     def _spill_rows(self, error: ConnectionLostError) -> None:
@@ -437,13 +457,7 @@ class StudyWorker:
             metrics.LEASES_LOST.inc()
             attempt.log.warning(f"trial {attempt.number} of {self._name}: {refused(attempt.lease)}")
             return
-        clear(
-            self._context.checkpoints,
-            self._ledger,
-            self._context.study,
-            attempt.lease.trial_id,
-            attempt.number,
-        )
+        attempt.clear_checkpoints()
         why = "its study was deleted" if trial is None else str(trial.reason)
         attempt.log.warning(f"trial {attempt.number} of {self._name} is over: {why}")
 
@@ -469,3 +483,11 @@ def _rung(event: Event) -> int:
 def _value(event: Event) -> float:
     assert event.value is not None
     return event.value
+
+
+def pause_after(seconds: float) -> float:
+    """Return how long rows wait after a commit of so many seconds: a hundred times, within limits.
+
+    So training waits for commits for about a hundredth of the time.
+    """
+    return COMMIT_SECONDS * min(max(1.0, seconds / FAST_COMMIT_SECONDS), LONGEST_PAUSE)

@@ -13,7 +13,7 @@ Environment variables, all optional, set the addresses:
   server is used. Default: `mlartifacts`.
 """
 
-from tuner.ledger.database.addresses import Addresses, addresses, without_password
+from tuner.ledger.database.addresses import Addresses, addresses, ui_address, without_password
 from tuner.ledger.database.engines import ledger_engine, reached
 from tuner.ledger.database.locks import migration_lock
 from tuner.ledger.database.migrate import check_schema, open_ledger, upgrade, upgrade_ledger
@@ -55,6 +55,7 @@ __all__ = [
     "sent_once",
     "tracking_client",
     "tracking_reached",
+    "ui_address",
     "upgrade",
     "upgrade_ledger",
     "upgrade_tracking",

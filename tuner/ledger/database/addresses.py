@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -17,6 +17,10 @@ from tuner.core.redaction import redacted_url
 POSTGRESQL = "postgresql+psycopg"
 LEDGER_SCHEMA, OPTUNA_SCHEMA, TRACKING_SCHEMA = "tuner", "public", "mlflow"
 """The schemas of a PostgreSQL database; on SQLite MLflow has a file of its own."""
+
+
+UI = "http://127.0.0.1:5000"
+"""Where `tuner ui` serves MLflow's UI, unless a tracking server does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,15 @@ class Addresses:
             "mlflow": without_password(self.tracking),
             "checkpoints": str(self.checkpoints),
         }
+
+
+def ui_address(tracking: str) -> str:
+    """Return the address of the tracking server without a password, else that of `tuner ui`."""
+    if not tracking.startswith(("http:", "https:")):
+        return UI
+    parts = urlsplit(tracking)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
 
 
 def without_password(url: str) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from typing import Any
 
 from mlflow import MlflowClient
@@ -11,6 +13,7 @@ from mlflow.entities import Experiment, Run
 
 from tuner.analysis.evidence import Assessor
 from tuner.analysis.verdicts import Verdict
+from tuner.core.curves import Chunk
 from tuner.core.errors import UnreadableError
 from tuner.core.outcome import RUNNING
 from tuner.ledger import Reader, StudyRecord, TrialRecord
@@ -19,6 +22,7 @@ from tuner.ledger.decoding import environment_of
 from tuner.ledger.publications import Publications
 from tuner.tracking.mlflow import experiments
 from tuner.tracking.mlflow.client_writer import all_runs
+from tuner.tracking.mlflow.histories import Histories, History
 from tuner.tracking.mlflow.run_content import (
     PARENT,
     STATUS,
@@ -33,6 +37,8 @@ from tuner.tracking.projection import UNREADABLE, Mismatch
 
 RENAMED = "experiment_renamed"
 """The kind of mismatch of a renamed experiment, which is allowed."""
+RUNS = 50
+"""Runs whose points are compared at a time."""
 NEED_NEW_RUN = ("run_params", "run_points")
 """Kinds that need a new run, since MLflow never changes a param nor deletes a point."""
 
@@ -85,6 +91,7 @@ def _mismatches(
     for attempt in ledger.attempts(study.id):
         environments.setdefault(attempt.trial_id, attempt.environment)
     verdicts = {} if without_curve else _verdicts(ledger, study, ours)
+    ended: dict[int, tuple[TrialRecord, str]] = {}  # by the trial's id, with its run's
     for trial in drawn:
         run = by_key.get(str(trial.number))
         if run is None or keys[str(trial.number)] > 1:  # it is unclear which one to compare
@@ -105,7 +112,8 @@ def _mismatches(
         yield from _differences(trial, run, tags)
         yield from _wrong_dataset(study, trial, run)
         if trial.state != RUNNING and trial.number not in without_curve:
-            yield from _wrong_points(client, ledger, trial, run)
+            ended[trial.id] = (trial, run.info.run_id)
+    yield from _wrong_points(client, ledger, ended)
 
 
 def _foreign_runs(runs: Mapping[str, Run], named: Mapping[str, str | None]) -> Iterator[Mismatch]:
@@ -162,17 +170,34 @@ def _wrong_dataset(study: StudyRecord, trial: TrialRecord, run: Run) -> Iterator
 
 
 def _wrong_points(
-    client: MlflowClient, ledger: Reader, trial: TrialRecord, run: Run
+    client: MlflowClient, ledger: Reader, ended: Mapping[int, tuple[TrialRecord, str]]
 ) -> Iterator[Mismatch]:
-    """Compare the history of each published metric with the ledger's curve."""
-    expected: dict[str, Counter[tuple[int, float, int]]] = {}
-    for point in (*points_of(ledger.curve(trial.id), trial), *last_points(trial)):
+    """Compare the history of each published metric with the ledger's curve.
+
+    `ended` has trials by their ids, each with the id of its run.
+    """
+    with closing(Histories(client)) as histories:
+        ids = list(ended)
+        for first in range(0, len(ids), RUNS):
+            some = ids[first : first + RUNS]
+            recorded = histories.read([ended[one][1] for one in some])
+            for trial_id, curve in ledger.each_curve(some):
+                if isinstance(curve, UnreadableError):
+                    raise curve
+                trial, run_id = ended[trial_id]
+                yield from _compared(trial, curve, partial(recorded, run_id))
+
+
+def _compared(
+    trial: TrialRecord, curve: Chunk, recorded: Callable[[str], History]
+) -> Iterator[Mismatch]:
+    expected: dict[str, History] = {}
+    for point in (*points_of(curve, trial), *last_points(trial)):
         columns = (point.steps.tolist(), point.values.tolist(), point.times.tolist())
         expected.setdefault(point.key, Counter()).update(zip(*columns, strict=True))
     for name, points in expected.items():
-        history = client.get_metric_history(run.info.run_id, name)
-        recorded = Counter((point.step, point.value, point.timestamp) for point in history)
-        missing, extra = (points - recorded).total(), (recorded - points).total()
+        there = recorded(name)
+        missing, extra = (points - there).total(), (there - points).total()
         if missing or extra:
             detail = f"{name}: {missing} points missing, {extra} too many"
             yield Mismatch("run_points", trial.number, detail)

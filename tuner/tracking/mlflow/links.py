@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from urllib.parse import quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import quote, urlencode
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -14,12 +14,16 @@ from sqlalchemy import Engine
 
 from tuner.core.errors import UnavailableError
 from tuner.ledger import StudyRecord
-from tuner.ledger.database import Addresses, tracking_client, tracking_reached, without_password
+from tuner.ledger.database import (
+    Addresses,
+    tracking_client,
+    tracking_reached,
+    ui_address,
+    without_password,
+)
 from tuner.ledger.publications import Publications
-from tuner.tracking.mlflow.views import is_known
+from tuner.tracking.mlflow.views import VALUE, is_known
 
-UI = "http://127.0.0.1:5000"
-"""Where `tuner ui` serves MLflow's UI, unless a tracking server does."""
 SIDE = "workflowType=machine_learning"
 """Opens the UI on training runs, whatever the browser showed last."""
 
@@ -62,6 +66,19 @@ class Links:
         """Return the address of a comparison of runs."""
         query = {"runs": _json(run_ids), "experiments": _json([self.experiment])}
         return f"{self._root()}#/compare-runs?{urlencode(query, quote_via=quote)}&{SIDE}"
+
+    def compare_studies(self, others: Sequence[Links], *, minimize: bool) -> str:
+        """Return the address of the trials of several studies, the best ones first.
+
+        Sorted by a metric, MLflow's list has trials; else parent runs, with their trials folded.
+        """
+        query = {
+            "experiments": _json([self.experiment, *(one.experiment for one in others)]),
+            "orderByKey": f"metrics.`{VALUE}`",
+            "orderByAsc": "true" if minimize else "false",
+        }
+        page = f"{self._root()}#/compare-experiments/s?{urlencode(query, quote_via=quote)}"
+        return f"{page}&{SIDE}&compareRunsMode=CHART"
 
     def _page(self) -> str:
         return f"{self._root()}#/experiments/{self.experiment}"
@@ -115,12 +132,3 @@ def experiment_of(client: MlflowClient, run_id: str) -> str:
             f"MLflow at {without_password(client.tracking_uri)} does not have the study's runs; "
             "set MLFLOW_TRACKING_URI to the address of the MLflow that they were published to"
         ) from error
-
-
-def ui_address(tracking: str) -> str:
-    """Return the address of the tracking server without a password, else that of `tuner ui`."""
-    if not tracking.startswith(("http:", "https:")):
-        return UI
-    parts = urlsplit(tracking)
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))

@@ -290,14 +290,15 @@ class RunPublisher:
     ) -> None:
         """Publish curves, in pages small enough to keep the claim."""
         reached = {one.id: one.next_step for one in batch}
-        unfinished = [one for one in trials.values() if one.steps > reached[one.id]]
-        # a trial without steps may have an evaluation
-        unfinished += [one for one in trials.values() if one.steps == 0 and one.state != RUNNING]
+        # one that has ended may have an evaluation after its last row
+        unfinished = [
+            one for one in trials.values() if one.steps > reached[one.id] or one.state != RUNNING
+        ]
         while unfinished:
             page = self.backlog.chunks(unfinished, writer.rows_at_once)
             for trial, chunk in page:
                 reached[trial.id] = chunk.next_step
-            if not page:  # the ledger has lost the rest
+            if not page:  # nothing is left, or the ledger has lost it
                 reached |= {trial.id: trial.steps for trial in unfinished}
             points = [
                 (run_ids[trial.id], points)
@@ -309,7 +310,11 @@ class RunPublisher:
             changed = {trial.id for trial, _ in page} or {trial.id for trial in unfinished}
             notes = [Note(trial_id=key, next_step=reached[key]) for key in sorted(changed)]
             self._publications.note(study.id, notes)
-            unfinished = [trial for trial in unfinished if reached[trial.id] < trial.steps]
+            unfinished = [
+                trial
+                for trial in unfinished
+                if reached[trial.id] < trial.steps or trial.id not in changed
+            ]
 
     def _finish(
         self,

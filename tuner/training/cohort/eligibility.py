@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import math
@@ -22,6 +23,7 @@ from tuner.training.cohort import dropout
 from tuner.training.cohort.layers import DenseStack, chain_of
 from tuner.training.cohort.layout import Block, Layout, Own, Part, Stack
 from tuner.training.cohort.losses import loss_of
+from tuner.training.cohort.optimizers import OF_WHOLE_ROWS
 from tuner.training.cohort.structure import Example, UnlikeError, differences, numbers_of
 from tuner.training.cohort.vmapped import VmapStack
 from tuner.training.workloads import Workload, seeded
@@ -179,18 +181,23 @@ def plan(
             # vmap falls back to a loop over members
             warnings.filterwarnings("error", "There is a performance drop", UserWarning)
             example = _example(workload, other)
-            stack = _stack(workload, rows, settings.precision, example)
-            parts = stack.layout.parts(_multipliers(workload))
-            made = Plan(
-                stack=stack,
-                sizes=(),
-                parameters=stack.layout.size,
-                example=example,
-                parts=parts,
-            )
-            _compare(made, (workload, other or workload), rows)
+            *faster, last = _stacks(workload, rows, settings.precision, example)
+            parts = last.layout.parts(_multipliers(workload))
+            _refuse_parts(parts, spec)
             _check_metrics(workload)
-            return replace(made, sizes=_sizes(stack, workload, rows, spec))
+
+            def planned(stack: Stack) -> Plan:
+                parameters = stack.layout.size
+                made = Plan(
+                    stack=stack, sizes=(), parameters=parameters, example=example, parts=parts
+                )
+                _compare(made, (workload, other or workload), rows)
+                return replace(made, sizes=_sizes(stack, workload, rows, spec))
+
+            for stack in faster:
+                with contextlib.suppress(NotStackableError):  # its places may round differently
+                    return planned(stack)
+            return planned(last)
     except (NotStackableError, KeyboardInterrupt):
         raise
     except BaseException as error:  # user code may raise anything on stacked tensors
@@ -210,6 +217,7 @@ def _refused(spec: StudySpec, settings: TrialSettings) -> str:
         f"a train function ({spec.workload.train}), whose loop is its own": spec.workload.train,
         'precision = "float16", whose scale is a trial\'s own': settings.precision == "float16",
         f"accumulate = {settings.accumulate}": settings.accumulate > 1,
+        "muon, which rounds to bfloat16": any(one.name == "muon" for one in spec.space.optimizer),
         "[training] seconds, which would depend on the other trials": (
             spec.training.seconds is not None
         ),
@@ -229,8 +237,10 @@ def _example(workload: Workload, other: Workload | None) -> Example | None:
         ) from error
 
 
-def _stack(workload: Workload, rows: int, precision: str | None, example: Example | None) -> Stack:
-    """Return the stack for a workload: dense layers if possible, else `vmap`."""
+def _stacks(
+    workload: Workload, rows: int, precision: str | None, example: Example | None
+) -> list[Stack]:
+    """Return the stacks for a workload, the fastest first: chains of layers, else `vmap`."""
     model = _model(workload, 0)
     names = frozenset() if example is None else example.numbers
     own = Own(numbers=numbers_of(model, names), loss=workload.loss)
@@ -245,12 +255,15 @@ def _stack(workload: Workload, rows: int, precision: str | None, example: Exampl
         )
     layers = chain_of(model, inputs)
     mixed = precision not in {None, "float32"}  # autocast is autograd's
+    general = VmapStack(model, own, dropouts, precision, losses=losses)
     if layers is None or mixed:
-        return VmapStack(model, own, dropouts, precision, losses=losses)
+        return [general]
     with torch.no_grad():
         outputs = copy.deepcopy(model).eval()(inputs[:2])
     loss = loss_of(own, _double(workload.train_targets), outputs, losses=losses)
-    return DenseStack(model, layers, loss, own, dropouts)
+    chain = DenseStack(model, layers, loss, own, dropouts)
+    # long products of few channels round differently by address, unless rows fill registers
+    return [chain, general] if any(type(layer) is nn.Conv2d for layer in layers) else [chain]
 
 
 def _multipliers(workload: Workload) -> list[float | None]:
@@ -259,6 +272,16 @@ def _multipliers(workload: Workload) -> list[float | None]:
         workload.multiplier_of(name) if parameter.requires_grad else None
         for name, parameter in _model(workload, 0).named_parameters()
     ]
+
+
+def _refuse_parts(parts: Sequence[Part], spec: StudySpec) -> None:
+    """Raise `NotStackableError` if an optimizer of the study does not train parts of a row."""
+    whole = {one.name for one in spec.space.optimizer} & OF_WHOLE_ROWS
+    if whole and any(part.multiplier != 1.0 for part in parts):
+        raise NotStackableError(
+            f"trials cannot be trained together with {min(whole)} and frozen parameters or "
+            "multipliers of the rate: its steps depend on all parameters"
+        )
 
 
 def _compare(plan: Plan, workloads: Sequence[Workload], rows: int) -> None:
@@ -372,9 +395,8 @@ def _copies(
     """Return all results of a step of a block of equal members, in the study's precision."""
     dtype, device = getattr(torch, spec.training.dtype), torch.device(spec.training.device)
     block = stack.block(size, dtype, device)
-    model = _model(workload, 0).to(dtype)
+    write_model(block, slice(None), _model(workload, 0).to(dtype), stack.layout)
     for place in range(size):
-        write_model(block, place, model, stack.layout)
         block.draw(place, torch.Generator(device).manual_seed(0))
     inputs, targets, *validation = (
         data.to(device, dtype if data.is_floating_point() else data.dtype)
@@ -401,8 +423,8 @@ def _alike(found: list[Tensor], expected: list[Tensor]) -> bool:
     )
 
 
-def write_model(block: Block, place: int, model: nn.Module, layout: Layout) -> None:
-    """Write a model's parameters and buffers to a place of a block."""
+def write_model(block: Block, place: int | slice, model: nn.Module, layout: Layout) -> None:
+    """Write a model's parameters and buffers to places of a block."""
     block.rows[place] = layout.row(model).to(block.rows.device)
     buffers: dict[str, Any] = dict(model.named_buffers())
     assert buffers.keys() == block.buffers.keys(), (list(buffers), list(block.buffers))

@@ -1,9 +1,10 @@
-"""Stacked chains of dense layers with a hand-written backward pass, many times faster than `vmap`.
+"""Stacked chains of layers with a hand-written backward pass, many times faster than `vmap`.
 
-A model that is an `nn.Sequential` of `nn.Linear` and the activations below needs neither `vmap` nor
-autograd. Values are laid out as [place, feature, row]: a layer is one batched matrix product W x, a
-bias is added to contiguous rows, and a softmax over features vectorizes along rows. Over the last
-dimension it would cost more than all the matrix products of a small model.
+A model that is an `nn.Sequential` of `nn.Linear`, `nn.Conv2d`, pooling and the activations below
+needs neither `vmap` nor autograd. Values are laid out as [place, feature, row], and images as
+[place, channel, height, width, row]: a layer is one batched matrix product W x, a bias is added to
+contiguous rows, and a softmax over features vectorizes along rows. Over the last dimension it would
+cost more than all the matrix products of a small model.
 
 A training step is a *program*: a list of calls whose tensors, results included, are allocated in
 advance. In a small model, Python and the allocator would otherwise take half of the time of a step.
@@ -11,6 +12,7 @@ advance. In a small model, Python and the allocator would otherwise take half of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
@@ -18,12 +20,15 @@ from typing import Any, TypeAlias
 import torch
 from torch import Generator, Tensor, nn
 
-from tuner.training.cohort import dropout
+from tuner.training.cohort import dropout, images
 from tuner.training.cohort.dropout import Dropout
 from tuner.training.cohort.layout import Layout, Own
 from tuner.training.cohort.losses import Loss, Program
 
 _aten = torch.ops.aten
+Undo: TypeAlias = Callable[[Program, Tensor], Tensor]
+"""Append a layer's backward calls for the gradient of its output; return that of its input."""
+
 Backward: TypeAlias = Callable[[Any, Tensor, Tensor], Callable[[], object]]
 """Map a layer, its output (or input, see below) and the gradient of the output to a call that
 overwrites that gradient with the gradient of the input."""
@@ -66,19 +71,33 @@ PART = 128
 """Validation rows per forward pass, few enough for the CPU cache."""
 
 
+@torch.no_grad()
 def chain_of(model: nn.Module, inputs: Tensor) -> list[nn.Module] | None:
     """Return the layers of a model if it is such a chain for inputs [row, ...], else None."""
     layers = _flat(model)
     if layers is None or len({id(layer) for layer in layers}) < len(layers):
         return None
-    if layers and type(layers[0]) is nn.Flatten and inputs.ndim > 2:
-        layers = layers[1:]
-    elif inputs.ndim != 2:
-        return None
-    # inputs have two dimensions here, so flattening does nothing
-    layers = [layer for layer in layers if type(layer) not in {nn.Flatten, nn.Identity}]
-    known = {nn.Linear, nn.Dropout, *IN_PLACE, *BY_INPUT}
-    return layers if layers and all(type(layer) in known for layer in layers) else None
+    layers = [layer for layer in layers if type(layer) is not nn.Identity]
+    values = inputs[:1]
+    for layer in layers:
+        if not _takes(layer, values.shape[1:], len(inputs)):
+            return None
+        values = values if type(layer) is nn.Dropout else layer(values)
+    return layers if layers and values.ndim == 2 else None
+
+
+def _takes(layer: nn.Module, shape: torch.Size, rows: int) -> bool:
+    """Return whether a layer is computed here for rows of such values."""
+    kind = type(layer)
+    if isinstance(layer, nn.Conv2d):
+        return kind is nn.Conv2d and len(shape) == 3 and images.is_plain(layer, shape, rows)
+    if kind in images.POOLS:
+        return len(shape) == 3 and not getattr(layer, "return_indices", False)
+    if isinstance(layer, nn.Unflatten):
+        return kind is nn.Unflatten and len(shape) == 1 and layer.dim == 1
+    if kind is nn.Linear:
+        return len(shape) == 1
+    return kind in {nn.Flatten, nn.Dropout, *IN_PLACE, *BY_INPUT}
 
 
 def _flat(model: nn.Module) -> list[nn.Module] | None:
@@ -118,10 +137,13 @@ class DenseStack:
     def scratch(
         self, use: object, shape: Sequence[int], dtype: torch.dtype, device: torch.device
     ) -> Tensor:
-        """Return scratch memory for a use; blocks run in turn and share it, so it stays cached."""
+        """Return scratch memory for a use, zero at first.
+
+        Blocks run in turn and share it, so it stays cached.
+        """
         key = (use, tuple(shape), dtype, device)
         if key not in self._scratch:
-            self._scratch[key] = torch.empty(*shape, dtype=dtype, device=device)
+            self._scratch[key] = torch.zeros(*shape, dtype=dtype, device=device)
         return self._scratch[key]
 
     def block(self, size: int, dtype: torch.dtype, device: torch.device) -> DenseBlock:
@@ -180,7 +202,8 @@ class DenseBlock:
             program: Program = []
             outputs: list[Tensor] = []
             for part in torch.split(inputs, PART):
-                shared = part.flatten(1).t().contiguous().expand(every, -1, -1)
+                shared = part.movedim(0, -1).contiguous()
+                shared = shared.expand(every, *shared.shape)
                 calls, values, _ = self._forward(shared, training=False)
                 outputs.append(
                     torch.empty_like(values)
@@ -202,7 +225,9 @@ class DenseBlock:
         every = len(self.rows)
         if rows is None:
             some, theirs = inputs, targets
-            batch = inputs.expand(every, *inputs.shape), targets.expand(every, *targets.shape)
+            batch = tuple(
+                data.contiguous().expand(every, *data.shape) for data in (inputs, targets)
+            )
         else:
             some, theirs = (
                 self._stack.scratch(use, (rows.numel(), *data.shape[1:]), data.dtype, data.device)
@@ -212,46 +237,58 @@ class DenseBlock:
                 some.view(*rows.shape, *some.shape[1:]),
                 theirs.view(*rows.shape, *theirs.shape[1:]),
             )
-        forward, outputs, undo = self._forward(batch[0].flatten(2).transpose(1, 2), training=True)
+        forward, outputs, undo = self._forward(batch[0].movedim(1, -1), training=True)
         judging, losses, gradient = self._stack.loss.program(outputs, batch[1], self._owns)
         backward: Program = []
         for layer in reversed(undo):
             gradient = layer(backward, gradient)
         return some, theirs, [*forward, *judging, *backward], losses
 
-    def _forward(
-        self, values: Tensor, *, training: bool
-    ) -> tuple[Program, Tensor, list[Callable[[Program, Tensor], Tensor]]]:
+    def _forward(self, values: Tensor, *, training: bool) -> tuple[Program, Tensor, list[Undo]]:
         """Return the program of a forward pass, its output, and builders of the backward program.
 
-        All values are [place, feature, row]. There is one builder per layer: it appends the
-        layer's backward calls and returns the gradient of the layer's input.
+        All values are [place, ..., row]. There is one builder per layer, from the first one with
+        parameters on.
         """
         masks = dict(zip((use.path for use in self._stack.dropouts), self._masks, strict=True))
         calls: Program = []
-        undo: list[Callable[[Program, Tensor], Tensor]] = []
-        dense = False
+        undo: list[Undo] = []
+        trained = False  # whether a layer before has parameters
+        free = False  # whether values may be overwritten: they are not data, nor needed later
         for index, (path, layer) in enumerate(self._stack.layers):
             kind, before = type(layer), values
+            back: Undo
             if kind is nn.Linear:
-                values = self._dense(calls, path, before, index)
-                undo.append(partial(self._undo_dense, path, before, index, not dense))
-                dense = True
+                values, free = self._dense(calls, path, before, index), True
+                back = partial(self._undo_dense, path, before, index, not trained)
+            elif isinstance(layer, nn.Conv2d):
+                values, columns = self._convolution(calls, path, layer, before, index)
+                convolution = path, layer, columns, before.shape, index, not trained
+                back, free = partial(self._undo_convolution, *convolution), True
+            elif kind in images.POOLS:
+                (values, back), free = self._pool(calls, layer, before, index), True
+            elif kind in {nn.Flatten, nn.Unflatten}:
+                shape = getattr(layer, "unflattened_size", (-1,))
+                values = before.view(len(before), *shape, before.shape[-1])
+                back = partial(_reshaped, before.shape)
             elif kind in IN_PLACE:
                 function, derivative = IN_PLACE[kind]
-                if index == 0:  # do not overwrite the data
-                    values = self._scratch("after", index, before.shape)
-                    calls.append(partial(values.copy_, before))
+                values = before if free else self._copy(calls, before, index)
                 calls.append(partial(function, values))
-                undo.append(partial(_undo, partial(derivative, layer, values)))
+                back, free = partial(_undo, partial(derivative, layer, values)), False
             elif kind in BY_INPUT:
-                values = self._scratch("after", index, before.shape)
+                values, free = self._scratch("after", index, before.shape), True
                 calls.append(partial(_put, layer, before, values))
-                undo.append(partial(_undo, partial(BY_INPUT[kind], layer, before)))
+                back = partial(_undo, partial(BY_INPUT[kind], layer, before))
             elif path in masks and training:
                 values, mask = self._scratch("after", index, before.shape), masks[path]
-                calls.append(partial(torch.mul, before, mask.transpose(1, 2), out=values))
-                undo.append(partial(_undo, partial(_multiplied, mask.transpose(1, 2))))
+                calls.append(partial(torch.mul, before, mask.movedim(1, -1), out=values))
+                back, free = partial(_undo, partial(_multiplied, mask.movedim(1, -1))), True
+            else:  # dropout that does nothing
+                continue
+            trained = trained or kind in {nn.Linear, nn.Conv2d}
+            if trained:
+                undo.append(back)
         return calls, values, undo
 
     def _dense(self, forward: Program, path: str, before: Tensor, index: int) -> Tensor:
@@ -289,9 +326,74 @@ class DenseBlock:
         backward.append(partial(torch.bmm, weight.transpose(1, 2), gradient, out=made))
         return made
 
+    def _copy(self, forward: Program, values: Tensor, index: int) -> Tensor:
+        """Append a copy of values that must not be overwritten, and return it."""
+        copied = self._scratch("copy", index, values.shape)
+        forward.append(partial(copied.copy_, values))
+        return copied
+
+    def _convolution(
+        self, forward: Program, path: str, layer: nn.Conv2d, before: Tensor, index: int
+    ) -> tuple[Tensor, Tensor]:
+        """Append a convolution's calls; return its output and columns [place, in, position]."""
+        every, rows = len(before), before.shape[-1]
+        shape = images.columns_of(layer, before.shape[1:-1])
+        # zero where they are padding, which nothing writes to
+        columns = self._scratch("columns", index, (every, *shape, rows))
+        for ours, theirs in images.windows(layer, columns, before):
+            forward.append(partial(ours.copy_, theirs))
+        flat = columns.view(every, math.prod(shape[:3]), -1)
+        after = self._dense(forward, path, flat, index)
+        return after.view(every, -1, *shape[3:], rows), flat
+
+    def _undo_convolution(
+        self,
+        path: str,
+        layer: nn.Conv2d,
+        columns: Tensor,
+        image: torch.Size,  # [place, channel, height, width, row]
+        index: int,
+        first: bool,
+        backward: Program,
+        gradient: Tensor,
+    ) -> Tensor:
+        """Append a convolution's backward calls, as those of a dense layer from its columns."""
+        flat = gradient.flatten(2)
+        made = self._undo_dense(path, columns, index, first, backward, flat)
+        if first:
+            return gradient
+        whole = self._scratch("image", index, image)
+        backward.append(whole.zero_)
+        shape = images.columns_of(layer, image[1:-1])
+        for ours, theirs in images.windows(layer, made.view(image[0], *shape, image[-1]), whole):
+            backward.append(partial(theirs.add_, ours))
+        return whole
+
+    def _pool(
+        self, forward: Program, layer: nn.Module, before: Tensor, index: int
+    ) -> tuple[Tensor, Undo]:
+        """Append the call of a pooling layer; return its output and backward."""
+        pool, gradient_of = images.POOLS[type(layer)]
+        if not before.is_contiguous():  # data
+            before = self._copy(forward, before, index)
+        shape = layer(torch.zeros(before.shape[1:-1]).unsqueeze(0)).shape[1:]
+        after = self._scratch("after", index, (len(before), *shape, before.shape[-1]))
+        indices = self._stack.scratch(
+            ("indices", index), after.shape, torch.int64, self.rows.device
+        )
+        forward.append(pool(layer, before, after, indices))
+
+        def undo(backward: Program, gradient: Tensor) -> Tensor:
+            made = self._scratch("image", index, before.shape)
+            backward.append(gradient_of(layer, before, gradient, indices, made))
+            return made
+
+        return after, undo
+
     def _of(self, named: Mapping[str, Tensor], path: str) -> tuple[Tensor, Tensor | None]:
         """Return a layer's weight [place, out, in] and bias [place, out], if any."""
-        return named[f"{path}.weight".lstrip(".")], named.get(f"{path}.bias".lstrip("."))
+        weight = named[f"{path}.weight".lstrip(".")]
+        return weight.view(*weight.shape[:2], -1), named.get(f"{path}.bias".lstrip("."))
 
     def _scratch(self, use: str, index: int, shape: Sequence[int]) -> Tensor:
         return self._stack.scratch((use, index), shape, self.rows.dtype, self.rows.device)
@@ -303,6 +405,10 @@ def _undo(
     """Append a call that changes a gradient in place."""
     backward.append(derivative(gradient))
     return gradient
+
+
+def _reshaped(shape: torch.Size, _: Program, gradient: Tensor) -> Tensor:
+    return gradient.view(shape)
 
 
 def _multiplied(mask: Tensor, gradient: Tensor) -> Callable[[], object]:

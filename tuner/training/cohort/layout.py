@@ -68,13 +68,13 @@ class Layout:
 
     def row(self, model: nn.Module) -> Tensor:  # [parameter]
         """Return a copy of a model's parameters. Raise `WorkloadError` if shapes differ."""
-        found = Layout.of(model)
-        if found != self:
+        found = dict(model.named_parameters())
+        if tuple(found) != self.names or tuple(p.shape for p in found.values()) != self.shapes:
             raise WorkloadError(
                 f"expected the same parameters for every seed, {self.describe()}, got "
-                f'{found.describe()}; set trainer = "reference"'
+                f'{Layout.of(model).describe()}; set trainer = "reference"'
             )
-        return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+        return torch.cat([p.detach().reshape(-1) for p in found.values()])
 
     def describe(self) -> str:
         """Return names and shapes of the parameters, for messages."""

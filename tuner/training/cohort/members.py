@@ -14,7 +14,7 @@ from tuner.training import averaging
 from tuner.training.batches import BatchOrder
 from tuner.training.branches import LossMonitor
 from tuner.training.cohort.layout import Block, Own
-from tuner.training.cohort.optimizers import RowOptimizer
+from tuner.training.cohort.optimizers import RowOptimizer, averaged
 from tuner.training.guard.monitor import GuardMonitor
 from tuner.training.objective import NO_EVALUATIONS, Progress
 from tuner.training.rate_source import RateSource
@@ -51,17 +51,24 @@ def buffers_of(member: Member) -> dict[str, Tensor]:
     return {name: stacked[member.place].clone() for name, stacked in member.block.buffers.items()}
 
 
+def average_of(member: Member) -> Tensor | None:  # [parameter]
+    """Return the average at which a member is evaluated: its optimizer's, or its own; or None."""
+    average = averaged(member.optimizer)
+    return member.average if average is None else average
+
+
 @contextmanager
 def averages_in(block: Block, members: Sequence[Member]) -> Iterator[None]:
     """Let members have the averages of their parameters, if there are any, within the context."""
-    averaged = [(m.place, m.average) for m in members if m.average is not None]
-    own = [block.rows[place].clone() for place, _ in averaged]
-    for place, average in averaged:
+    averages = [(m.place, average_of(m)) for m in members]
+    kept = [(place, average) for place, average in averages if average is not None]
+    own = [block.rows[place].clone() for place, _ in kept]
+    for place, average in kept:
         block.rows[place] = average
     try:
         yield
     finally:
-        for (place, _), row in zip(averaged, own, strict=True):
+        for (place, _), row in zip(kept, own, strict=True):
             block.rows[place] = row
 
 

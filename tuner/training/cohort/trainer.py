@@ -207,7 +207,9 @@ class CohortTrainer:
                         average.add_(branch.block.rows[branch.place], alpha=1.0 / plan.steps)
             if plan.averaged:
                 for average, branch in zip(averages, branches, strict=True):
-                    branch.block.rows[branch.place] = average
+                    # an optimizer that averages by itself has the better average
+                    if optimizers.averaged(branch.optimizer) is None:
+                        branch.block.rows[branch.place] = average
             self._evaluate(_training(branches))
         return [
             self._branch(member, branch) for member, branch in zip(members, branches, strict=True)
@@ -327,14 +329,17 @@ class CohortTrainer:
         """Record rows up to the one at which the guard stops the member."""
         if not losses:
             return
-        seen, segment = len(losses), member.segment
-        if not member.monitor.observe_if_calm(losses, norms):
-            for seen, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=1):
-                segment.reason = member.monitor.observe(loss, norm)
-                if segment.reason:
-                    segment.stopped_step = member.step + seen - 1
-                    member.status = Status.DIVERGED
-                    break
+        seen, segment = 0, member.segment
+        while seen < len(losses):
+            if member.monitor.observe_if_calm(losses[seen:], norms[seen:]):
+                seen = len(losses)
+                break
+            segment.reason = member.monitor.observe(losses[seen], norms[seen])
+            seen += 1
+            if segment.reason:
+                segment.stopped_step = member.step + seen - 1
+                member.status = Status.DIVERGED
+                break
         segment.losses += losses[:seen]
         segment.grad_norms += norms[:seen]
         segment.rates += member.rate_source.rates(member.step, seen)
@@ -402,6 +407,9 @@ class CohortTrainer:
             if fresh:
                 eligibility.write_model(block, place, model, self._plan.stack.layout)
         block.assign(place, own)
+        row, gradient = block.rows[place], block.gradients[place]
+        optimizer = optimizers.make(task.params, row, gradient, self._plan.parts)
+        averages = self._spec.training.ema is not None and optimizers.averaged(optimizer) is None
         rates = rate_source(task.params, settings.steps, self._spec.study.direction)
         baseline = workload.baseline_loss
         guard = GuardMonitor(self._spec, settings, task.params, rates, baseline)
@@ -409,9 +417,7 @@ class CohortTrainer:
             task=task,
             block=block,
             place=place,
-            optimizer=optimizers.make(
-                task.params, block.rows[place], block.gradients[place], self._plan.parts
-            ),
+            optimizer=optimizer,
             order=BatchOrder(task.seed, len(self._workload.train_inputs), settings.batch_size),
             rate_source=rates,
             guard=guard,
@@ -420,7 +426,7 @@ class CohortTrainer:
             clip_norm=_clip_norm(task, self._settings.clip_norm),
             own=own,
             metrics=workload.metrics,
-            average=None if self._spec.training.ema is None else block.rows[place].clone(),
+            average=row.clone() if averages else None,
         )
 
     def _restore(self, member: Member, state: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from tuner.config import ParameterValue, own
+from tuner.config.optimizers import NEED_NO_SCHEDULE
 from tuner.training.guard.momentum import momentum_of
 
 ITERATIONS = 60
@@ -30,6 +31,13 @@ ITERATIONS = 60
 
 CLOSE = 1e-3
 """The iteration ends once the relative error of the eigenvalue is below this."""
+
+DECOUPLED = frozenset({"adamw", "lion", "muon", "schedule_free_adamw", "prodigy"})
+"""Optimizers whose weight decay is not a part of the gradient."""
+
+UNBOUNDED = frozenset({"lion", "muon", *NEED_NO_SCHEDULE})
+"""Optimizers without such a bound: the length of their steps is fixed (Lion, Muon), found from the
+gradients so far (Prodigy, DoG), or bounded by averages that come to lag (schedule-free ones)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,11 +152,10 @@ def _average(values: Sequence[Tensor], decay: float) -> Tensor:
 def bound(params: Mapping[str, ParameterValue], curvature: float) -> float | None:
     """Return the largest stable rate on a quadratic with this (preconditioned) largest curvature.
 
-    None if there is no bound: the curvature is not positive, or the optimizer is Lion, whose steps
-    have a fixed length.
+    None if there is none: the curvature is not positive, or the optimizer is one of `UNBOUNDED`.
     """
     name = str(params["optimizer"])
-    if curvature <= 0 or name == "lion":
+    if curvature <= 0 or name in UNBOUNDED:
         return None
     momentum = momentum_of(params)
     limit = momentum.rate_times_curvature(1.0)
@@ -171,7 +178,7 @@ def measure(
     """
     product, size = hessian(model, loss)
     settings = own(params, str(params["optimizer"]))
-    decoupled = params["optimizer"] == "adamw" or bool(settings.get("decoupled_weight_decay"))
+    decoupled = params["optimizer"] in DECOUPLED or bool(settings.get("decoupled_weight_decay"))
     decay = 0.0 if decoupled else float(settings.get("weight_decay", 0.0))
     divided = preconditioner(params, [gradient(model, batch) for batch in batches])
     root = torch.ones(size, dtype=torch.float64) if divided is None else divided.rsqrt()

@@ -11,7 +11,7 @@ rate proves unstable, the sweep has moved on to a higher one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,10 +31,11 @@ from tuner.config import (
 from tuner.training import loaders
 from tuner.training.batches import BatchOrder
 from tuner.training.loaders import LoaderStream, SeededLoader
-from tuner.training.lr_probe import curvature, stability
+from tuner.training.lr_probe import curvature, stability, warmup
 from tuner.training.lr_probe.curvature import Curvature
 from tuner.training.lr_probe.curves_by_rate import MeasureCurves, curves_of_workload, probe_steps
 from tuner.training.lr_probe.stability import Behavior, Curves, RateClassification
+from tuner.training.lr_probe.warmup import WarmUp
 from tuner.training.trainer import seed_of
 from tuner.training.workloads import Workload, double, seeded
 
@@ -68,11 +69,13 @@ class Probe:
     reading: RateClassification  # of all rates tried
     params: Mapping[str, ParameterValue]  # of the optimizer, without a rate
     curvature: Curvature | None
+    warmup: WarmUp | None = None  # None: not measured, or the optimizer has no stable limit
+    horizon: int = 0  # of the study, in steps, if the warm-up is measured
 
     def as_json(self) -> dict[str, object]:
         """Return the fields that `tuner probe --json` prints."""
         found = self.curvature
-        return {
+        fields: dict[str, object] = {
             "stable": [self.low, self.high],
             "fastest": self.fastest,
             "suggested": None if self.suggested is None else list(self.suggested),
@@ -84,12 +87,17 @@ class Probe:
                 "relative_error": found.relative_error,
             },
         }
+        if not self.horizon:
+            return fields
+        at = self.warmup
+        return {**fields, "warmup": None if at is None else at.as_json(self.horizon)}
 
 
-def probe(workload: Workload, spec: StudySpec) -> dict[str, Probe]:
+def probe(workload: Workload, spec: StudySpec, *, with_warmup: bool = False) -> dict[str, Probe]:
     """Return the result for every optimizer of a study, by its name, without side effects.
 
-    Raise `WorkloadError` if the workload cannot be trained.
+    With `with_warmup`, measure how the curvature falls, which takes longer. Raise
+    `WorkloadError` if the workload cannot be trained.
     """
     workload = workload.of(spec.space.example())
     params: dict[str, Mapping[str, ParameterValue]] = {
@@ -100,11 +108,34 @@ def probe(workload: Workload, spec: StudySpec) -> dict[str, Probe]:
     found = measure_curves(measure, dict.fromkeys(params, (low, high)), spec.probe.rates)
     model = first_model(workload, spec)
     fixed, batches = losses(workload, spec)
-    return {
+    probes = {
         name: summarize(
             curves, params[name], curvature.measure(params[name], model, fixed, batches)
         )
         for name, curves in found.items()
+    }
+    if not with_warmup:
+        return probes
+    steps = probe_steps(spec, workload.rows)
+    horizon = settings_of(spec, {}, workload.rows, workload.keeps_last).steps
+    highest = first_range(spec)[1]
+    return {
+        name: replace(
+            one,
+            horizon=horizon,
+            warmup=None
+            if one.fastest is None
+            else warmup.measure(
+                one.params,
+                model,
+                fixed,
+                batches,
+                steps=steps,
+                cruise=one.fastest,
+                highest=highest,
+            ),
+        )
+        for name, one in probes.items()
     }
 
 

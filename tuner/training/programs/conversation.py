@@ -1,8 +1,9 @@
 """What a program prints and asks, and the answers, until it ends.
 
-A connected program (`tuner.current_trial`) sends a line of JSON for each report, and waits for the
-answer. With several ranks each has a connection: rank 0's reports are those of the trial, and
-`Decisions` has the answers for the others.
+A connected program (`tuner.current_trial`) sends a line of JSON for each report. It waits for the
+answer to metrics, and goes on after most rows: orders say how far, and where it stops. With several
+ranks each has a connection: rank 0's reports are those of the trial, and `Decisions` has the
+answers and the orders for all.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Protocol
 
@@ -42,7 +43,10 @@ CHECKPOINT_BYTES = 256 << 20
 """The most bytes of all files of a checkpoint."""
 LAST_LINES = 20
 
-_OF_RANK = re.compile(r"trial-rank-\d+-\d+\.pt")
+LACKS_METRICS = 'schedule "plateau" needs metrics: report them on every rank'
+
+_OF_RANK = re.compile(r"\.?trial-rank-\d+-\d+\.pt(\..*)?")
+"""Files of other ranks, also those half written, which come and go while rank 0 saves."""
 
 log = logging.getLogger(__name__)
 
@@ -78,9 +82,11 @@ class _Peer:
 
     connection: socket.socket
     rank: int = -1  # not known yet
-    received: bytes = b""
+    lines: deque[bytes] = field(default_factory=deque)  # requests that were received
+    received: bytes = b""  # the beginning of the next one
     waiting: Mapping[str, Any] | None = None  # a report without an answer
-    since: float = 0.0  # when it was made
+    row: int = -1  # the step of its last row that waits for no answer
+    since: float = 0.0  # when it reported last
 
 
 class Conversation:
@@ -104,6 +110,8 @@ class Conversation:
         self._metric, self._ranks = metric, ranks
         self._plateau = trial.params.get("schedule") == "plateau"
         self._decisions = Decisions(ranks)
+        self._orders: list[Mapping[str, Any]] = []  # that all ranks have to know
+        self._is_due = False  # the program knows that it has to save
         self._peers: list[_Peer] = []
         self._was_connected = False  # then lines of the output are no reports
         self._line = b""
@@ -127,14 +135,14 @@ class Conversation:
         assert process.stdout is not None
         self._selector.register(process.stdout, selectors.EVENT_READ, self._read_output)
         self._selector.register(listener, selectors.EVENT_READ, self._connect)
-        looked, printing = time.monotonic(), True
-        while printing or process.poll() is None:
-            ready = self._selector.select(LOOK_SECONDS)
+        looked = time.monotonic()
+        while True:
+            ended = process.poll() is not None
+            ready = self._selector.select(0.0 if ended else LOOK_SECONDS)
+            if ended and not ready:
+                break  # maybe a process that left the group holds the output open
             for key, _ in ready:
-                if key.data(key.fileobj) is False and key.fileobj is process.stdout:
-                    printing = False
-            if not ready and process.poll() is not None:
-                break  # a process that left the group holds the output open
+                key.data(key.fileobj)
             if time.monotonic() - looked >= LOOK_SECONDS:
                 self._trial.yield_to_trainer()
                 self._warn_of_late_reports()
@@ -150,7 +158,10 @@ class Conversation:
         if not self._was_connected:
             return
         self._decisions.stopping = True
+        self._order("stop", self._next_to_order)
         self._answer_waiting()
+        for peer in tuple(self._peers):
+            self._read_lines(peer)
         deadline = time.monotonic() + STOP_SECONDS
         while process.poll() is None and (left := deadline - time.monotonic()) > 0:
             for key, _ in self._selector.select(min(left, LOOK_SECONDS)):
@@ -167,13 +178,12 @@ class Conversation:
 
     # --- output
 
-    def _read_output(self, stream: Any) -> bool:
+    def _read_output(self, stream: Any) -> None:
         part = self._drain(stream)
         *whole, self._line = re.split(rb"[\r\n]", self._line + part)
         self._line = self._line[:LINE_BYTES]
         for line in whole:
             self._read_line(line)
-        return bool(part)
 
     def _drain(self, stream: Any) -> bytes:
         part: bytes = os.read(stream.fileno(), 1 << 16)
@@ -246,11 +256,17 @@ class Conversation:
         *whole, peer.received = (peer.received + part).split(b"\n")
         if len(peer.received) > LINE_BYTES:
             raise ProgramError(f"a request is longer than {LINE_BYTES} bytes", "socket:0")
-        for line in whole:
-            request = json.loads(line)
+        peer.lines.extend(whole)
+        self._read_lines(peer)
+
+    def _read_lines(self, peer: _Peer) -> None:
+        while peer.lines:  # after `StopTrial` the rest is read by `stop`
+            request = json.loads(peer.lines.popleft())
             if peer.rank < 0:
                 if not self._introduce(peer, request):
                     return
+            elif "ahead" in request:
+                self._take_row(peer, request)
             elif (answer := self._answer(peer, request)) is not None:
                 self._send(peer, answer)
                 self._answer_waiting()
@@ -260,6 +276,9 @@ class Conversation:
         rank = int(request["rank"])
         if rank < self._ranks and rank not in [one.rank for one in self._peers]:
             peer.rank = rank
+            self._send(peer, {"order": "go on", "step": self._decisions.until})
+            for order in self._orders:
+                self._send(peer, order)
             return True
         what = f"rank {rank}" if rank else "another process"
         self._send(peer, {"error": f"the trial of {self._ranks} ranks is used by {what} already"})
@@ -280,6 +299,7 @@ class Conversation:
             self.returned += 1
             return {}
         if "save" in request:
+            self._is_due = False
             if not self._decisions.stopping:
                 if (files := self._read_files()) is not None:
                     self._unsaved = (request["save"], files)
@@ -294,12 +314,62 @@ class Conversation:
             self._save_unsaved()
             answer = self._judge(request, position)  # after `StopTrial` it is waiting
             self._decisions.decide(position, answer)
+            if position.is_row and "error" not in answer:
+                self._extend(position.step)
         if answer is None:
             return None
         peer.waiting = None
         if self._plateau and self._decisions.lacks_metrics(peer.rank, position):
-            return {"error": 'schedule "plateau" needs metrics: report them on every rank'}
+            return {"error": LACKS_METRICS}
         return answer
+
+    def _take_row(self, peer: _Peer, request: Mapping[str, Any]) -> None:
+        """Take a row that its rank does not wait with, unless the trial is over."""
+        position = Position(request["step"], is_row=True)
+        peer.row, peer.since = position.step, time.monotonic()
+        if peer.rank == 0 and not self._decisions.stopping:
+            self._save_unsaved()
+            try:
+                self._pass_on({name: request[name] for name in (STEP, *ROW)})
+            except (KeyError, ValueError, TypeError) as error:
+                raise ProgramError(
+                    f"a row that no program of ours sends: {error}", "socket:0"
+                ) from error
+        self._decisions.note(peer.rank, position)
+        if peer.rank == 0 and not self._decisions.stopping:
+            if self._becomes_due(position):
+                self._order("save", self._next_to_order)
+            self._extend(position.step)
+        elif self._plateau and self._decisions.lacks_metrics(peer.rank, position):
+            self._send(peer, {"order": "fail", "error": LACKS_METRICS})
+        if peer.rank == 0:
+            self._answer_waiting()
+
+    @property
+    def _next_to_order(self) -> int:
+        """The first step that an order can hold from, which no rank among several has reached."""
+        return 0 if self._ranks == 1 else self._decisions.until + 1
+
+    def _extend(self, step: int) -> None:
+        """Let all ranks go on after rank 0's row of a step."""
+        if self._decisions.extend(step, time.monotonic()):
+            self._order("go on", self._decisions.until)
+
+    def _becomes_due(self, position: Position) -> bool:
+        """Return whether a checkpoint is due of which the program does not know yet."""
+        if self._is_due or not self._decisions.is_common(position):
+            return False
+        self._is_due = self._trial.checkpoint.due
+        return self._is_due
+
+    def _order(self, what: str, step: int) -> None:
+        """Send an order to all ranks, those that are not connected yet among them."""
+        order = {"order": what, "step": step}
+        if what != "go on":
+            self._orders.append(order)
+        for peer in self._peers:
+            if peer.rank >= 0:
+                self._send(peer, order)
 
     def _judge(self, request: Mapping[str, Any], position: Position) -> Answer:
         """Report to the trial and return the answer for all ranks."""
@@ -307,7 +377,7 @@ class Conversation:
             self._pass_on(request)
         except (ValueError, TypeError) as error:
             return {"error": str(error)}
-        due = self._decisions.is_common(position) and self._trial.checkpoint.due
+        due = self._becomes_due(position)
         # the schedule of each rank reacts to the same value
         return {"due": due, "value": request.get(self._metric)}
 
@@ -320,14 +390,15 @@ class Conversation:
 
     def _warn_of_late_reports(self) -> None:
         for peer in self._peers:
-            if peer.waiting is not None and time.monotonic() - peer.since > LATE_SECONDS:
+            late = peer.waiting is not None or peer.row > self._decisions.until
+            if late and time.monotonic() - peer.since > LATE_SECONDS:
                 log.warning(
                     "trial %d: rank %d waits since %d seconds for the report of step %d by rank 0; "
                     "rank 0 must make every report",
                     self._trial.number,
                     peer.rank,
                     LATE_SECONDS,
-                    peer.waiting["step"],
+                    peer.row if peer.waiting is None else peer.waiting["step"],
                 )
                 peer.since = float("inf")
 
@@ -346,13 +417,17 @@ class Conversation:
         if self._unsaved is None:
             return
         (number, files), self._unsaved = self._unsaved, None
-        kept = {name: content for name, content in files.items() if not _OF_RANK.fullmatch(name)}
-        others = sorted(self._checkpoints.glob(file_of_rank("*", number)))
-        self._save(kept | {one.name: np.frombuffer(one.read_bytes(), np.uint8) for one in others})
+        others = self._checkpoints.glob(file_of_rank("*", number))
+        self._save(files | checkpoint_files.read(self._checkpoints, others))
 
     def _read_files(self) -> dict[str, np.ndarray] | None:
-        """Return the files of the folder, or None if they have too many bytes."""
-        size = sum(one.stat().st_size for one in self._checkpoints.rglob("*") if one.is_file())
+        """Return the files of the program and of rank 0, or None if they have too many bytes."""
+        files = [
+            one
+            for one in self._checkpoints.rglob("*")
+            if not _OF_RANK.fullmatch(one.name) and one.is_file()
+        ]
+        size = sum(one.stat().st_size for one in files)
         if size > CHECKPOINT_BYTES:
             log.warning(
                 "trial %d: its checkpoint has %d bytes, more than %d, and is not kept",
@@ -361,7 +436,7 @@ class Conversation:
                 CHECKPOINT_BYTES,
             )
             return None
-        return checkpoint_files.read(self._checkpoints)
+        return checkpoint_files.read(self._checkpoints, files)
 
     def _save(self, files: Mapping[str, np.ndarray] | None) -> None:
         if files is not None:

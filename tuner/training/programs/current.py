@@ -1,17 +1,20 @@
 """The trial of this program: `tuner.current_trial()`, for programs that a worker runs.
 
 The trial has the interface of a train function's (`tuner.training.trial.Trial`). Each report is a
-line of JSON to the worker, which answers when the program may go on. Without a worker the trial is
-inert: reports and checkpoints do nothing, and the schedule is constant.
+line of JSON to the worker. The worker answers metrics when the program may go on. Rows wait for
+their judgment only where steps are slow; else the program runs a little ahead, up to the step that
+the worker has ordered. Without a worker the trial is inert: reports and checkpoints do nothing, and
+the schedule is constant.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ import torch
 from tuner.config import ParameterValue, StudySpec, settings_of
 from tuner.core.file_stores import FolderStore
 from tuner.training import checkpoint, foreign_state, random_state
+from tuner.training.longer import steps_to_save
 from tuner.training.programs.conversation import file_of_rank
 from tuner.training.rate_source import RateSource, rate_source
 from tuner.training.trainer import Task
@@ -70,7 +74,9 @@ def connected(file: Path) -> tuple[Trial, Worker]:
     settings = settings_of(spec, task.params, about.get("training_rows"))
     rates = rate_source(task.params, settings.steps, spec.study.direction)
     rank = int(os.environ.get("RANK", "0"))
-    worker = Worker(about, rates, states, rank)
+    worker = Worker(
+        about, rates, states, rank, settings.steps, steps_to_save(spec, task.params, settings)
+    )
     return Trial(task, spec, settings, worker), worker
 
 
@@ -83,31 +89,66 @@ class Worker:
         rates: RateSource,
         states: dict[str, Any],  # random ones
         rank: int,
+        steps: int,  # the horizon
+        steps_to_save: Collection[int],
     ) -> None:
         self.first_step = 0
         self.rate_source = rates
         self._first_step, self._states, self._rank = about["first_step"], states, rank
+        self._steps, self._steps_to_save = steps, steps_to_save
+        self._has_ranks = int(os.environ.get("WORLD_SIZE", "1")) > 1
         self._files = FolderStore(Path(about["checkpoint_dir"]))
         self._due = False  # as of the last report, so that it is the same on all ranks
         self._saves = 0
+        self._step = 0  # that may be reported next
+        self._until = -1  # the last step whose row does not wait
+        self._stop_from = sys.maxsize  # the step whose row ends the program
+        self._save_from: list[int] = []  # steps from which on a checkpoint is due
+        self._received = b""
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(about["socket"])
-        self._socket.sendall(json.dumps({"rank": rank}).encode() + b"\n")
-        self._answers = self._socket.makefile("rb")
+        self._send({"rank": rank})
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Report metrics."""
+        """Report metrics, and wait until the program may go on."""
         answer = self.ask({"step": step, **metrics})
+        self._step = max(self._step, step)
+        if not self._has_ranks:  # of several, some may be told before this report, some after it
+            self._note_saves(step)
         if (value := answer.get("value")) is not None:
             self.rate_source.evaluated(step, value)
 
     def trained(self, step: int, loss: float, rate: float, grad_norm: float) -> None:
-        """Report a row."""
-        self.ask({"step": step, "train_loss": loss, "lr": rate, "grad_norm": grad_norm})
+        """Report a row, and go on as far as was ordered."""
+        row = {"step": step, "train_loss": loss, "lr": rate, "grad_norm": grad_norm}
+        # what is wrong or ends the trial by itself has its answer here; ranks may differ in that
+        ends = not self._has_ranks and not (math.isfinite(loss) and not math.isinf(grad_norm))
+        if ends or not self._step <= step < self._steps:
+            self.ask(row)
+        else:
+            self._send(row | {"ahead": True})
+            self._go_on(step)
+        self._step = step + 1
+
+    def _go_on(self, step: int) -> None:
+        """Wait for the order to go on after a step, if it is still to come. Raise as it says."""
+        self._receive(socket.MSG_DONTWAIT)
+        self._take_orders()
+        while step > self._until and step < self._stop_from:
+            self._receive()
+            self._take_orders()
+        if step >= self._stop_from:
+            raise ProgramStopped
+        self._note_saves(step)
+
+    def _note_saves(self, step: int) -> None:
+        """Let a checkpoint be due if that was ordered from this step or an earlier one on."""
+        self._due = self._due or any(one <= step for one in self._save_from)
+        self._save_from = [one for one in self._save_from if one > step]
 
     def due(self) -> bool:
         """Return whether a checkpoint is due."""
-        return self._due
+        return self._due or self._step in self._steps_to_save
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Save a state in the folder of checkpoints, which the worker keeps a copy of.
@@ -151,19 +192,51 @@ class Worker:
 
     def ask(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         """Send a request and return the answer. Raise `ProgramStopped` and `ValueError`."""
-        try:
-            self._socket.sendall(json.dumps(request).encode() + b"\n")
-            line = self._answers.readline()
-        except OSError:
-            line = b""
-        # without a worker there is no trial
-        answer: dict[str, Any] = json.loads(line) if line else {"stop": True}
+        self._send(request)
+        while (answer := self._take_orders()) is None:
+            self._receive()
         if "error" in answer:
             raise ValueError(answer["error"])
         if "stop" in answer:
             raise ProgramStopped
         self._due = self._due or answer.get("due", False)
         return answer
+
+    def _send(self, request: Mapping[str, Any]) -> None:
+        try:
+            self._socket.sendall(json.dumps(request).encode() + b"\n")
+        except OSError:  # without a worker there is no trial
+            raise ProgramStopped from None
+
+    def _receive(self, flags: int = 0) -> None:
+        """Receive messages; raise `ProgramStopped` if there is no worker any more."""
+        try:
+            part = self._socket.recv(1 << 16, flags)
+        except BlockingIOError:
+            return
+        except OSError:
+            part = b""
+        if not part:
+            raise ProgramStopped
+        self._received += part
+
+    def _take_orders(self) -> Mapping[str, Any] | None:
+        """Take orders from what was received, up to the first answer, and return that."""
+        while b"\n" in self._received:
+            line, _, self._received = self._received.partition(b"\n")
+            message: dict[str, Any] = json.loads(line)
+            match message.get("order"):
+                case "go on":
+                    self._until = message["step"]
+                case "save":
+                    self._save_from.append(message["step"])
+                case "stop":
+                    self._stop_from = message["step"]
+                case "fail":
+                    raise ValueError(message["error"])
+                case _:
+                    return message
+        return None
 
     def _name(self, number: int) -> str:
         return file_of_rank(self._rank, number)

@@ -1,13 +1,17 @@
-"""One decision for all ranks of a trial: each gets rank 0's answer to the same report.
+"""One decision for all ranks of a trial, which stop at the same report.
 
-Rank 0's reports are judged. A report of another rank waits until rank 0 has made the same report,
-and gets the same answer, so all ranks stop at the same report and none waits for another in a
-collective operation. Some reports may be of rank 0 alone, such as metrics: a stop that is decided
-there is answered at the next report of a kind that all reporting ranks make.
+Rank 0's reports are judged. Metrics wait for their answer: those of another rank wait until rank 0
+has made the same report, and get the same answer. Some may be of rank 0 alone: a stop that is
+decided there comes at the next report of a kind that all reporting ranks make.
+
+Rows do not wait. All ranks are sent orders that hold from a step on which none of them has reached:
+up to which step they may go on without a further order, and from which step on they stop. So they
+stop at the same row, and none waits for another in a collective operation.
 """
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
@@ -17,6 +21,10 @@ Answer: TypeAlias = Mapping[str, Any]
 STOP: Answer = {"stop": True}
 KEPT = 10_000
 """The most answers that are kept for ranks that are behind rank 0."""
+AHEAD_SECONDS = 0.5
+"""How long a program may run ahead of its judgment. Slower steps wait for theirs."""
+MOST_AHEAD = 1000
+"""The most steps that it may run ahead."""
 
 
 class Position(NamedTuple):
@@ -34,8 +42,11 @@ class Decisions:
         self._answers: OrderedDict[Position, Answer] = OrderedDict()
         self._last = Position(-1, is_row=False)  # that was answered
         self._first_metrics: Position | None = None  # of rank 0
+        self._pace = Pace()
         self.stopping = False
         """Whether all ranks must stop at their next common report."""
+        self.until = -1
+        """The last step whose row no rank waits with."""
 
     def arrive(self, rank: int, position: Position) -> Answer | None:
         """Return the answer to a report.
@@ -63,6 +74,21 @@ class Decisions:
         while len(self._answers) > KEPT:
             self._answers.popitem(last=False)
 
+    def note(self, rank: int, position: Position) -> None:
+        """Take note of a report that does not wait."""
+        self._kinds[rank].add(position.is_row)
+        if rank == 0:
+            self.decide(position, {})
+
+    def extend(self, step: int, now: float) -> bool:
+        """Let ranks go on after rank 0's row of a step; return whether `until` has changed."""
+        ahead = self._pace.steps_in(AHEAD_SECONDS, step, now)
+        if step < self.until - ahead // 2:
+            return False
+        self.until = max(self.until, step + ahead)
+        self._pace.begin(step, now)
+        return True
+
     def is_common(self, position: Position) -> bool:
         """Return whether all ranks that report make reports of this kind, as far as is known."""
         return all(position.is_row in kinds or not kinds for kinds in self._kinds)
@@ -71,3 +97,25 @@ class Decisions:
         """Return whether rank 0 has reported metrics before, and this rank never does."""
         first = self._first_metrics
         return first is not None and first < position and False not in self._kinds[rank]
+
+
+class Pace:
+    """How many steps a program makes in a time, by when its rows arrived."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+        self._last: tuple[int, float] | None = None
+
+    def begin(self, step: int, now: float) -> None:
+        """Begin to measure; the pace from the first time on is measured too."""
+        self._last = step, now
+        self._first = self._first or self._last
+
+    def steps_in(self, seconds: float, step: int, now: float) -> int:
+        """Return the steps in a time: by the slower pace of the two, since rows come in bursts."""
+        if self._first is None or self._last is None:
+            return 0
+        taken = max(
+            (now - time) / max(1, step - begun) for begun, time in (self._first, self._last)
+        )
+        return min(MOST_AHEAD, math.floor(seconds / max(taken, 1e-6)))
