@@ -21,26 +21,32 @@ import logging
 import os
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from optuna.trial import TrialState
 
 from tuner.config import reading
-from tuner.core.outcome import COMPLETED
+from tuner.core.outcome import COMPLETED, PRUNED
 from tuner.ledger import Ledger, StudyRecord, database
 from tuner.ledger.deciding import add_rounds
 from tuner.ledger.records import TrialRecord
 from tuner.operations import submit
+from tuner.search.mirror import Mirror, TrialsByNumber
 from tuner.worker import deciding, work
 
 RESULTS = Path(__file__).with_name("results") / "judging_service.jsonl"
+TELLING = "default, gp told branches"
 ARMS = {  # by name: sampler, pruner
     "default": ('"auto"', "one_rung"),
     "no pruning": ('"auto"', "none"),
     "median": ('"auto"', "median"),
     "asha": ('"auto"', "asha"),
     "tpe, median": ('{ name = "tpe", start = "random" }', "median"),  # both as Optuna has them
+    TELLING: ('"auto"', "one_rung"),
     "random": ('"random"', "none"),
 }
 SEEDS_AGAIN = 3
@@ -128,6 +134,45 @@ def again(
     return float(np.mean([np.nan if one is None else one for one in values]))
 
 
+@contextmanager
+def gp_told_branches(ledger: Ledger) -> Iterator[None]:
+    """Let the gp take a pruned trial's value from its branch, not from its last report.
+
+    The value is that of the branch plus what completed trials gained from there, in the median.
+    """
+    branches: dict[tuple[str, int], float] = {}
+
+    def read(mirror: Mirror) -> None:
+        for trial in ledger.trials(ledger.study(mirror.name).id):
+            key = mirror.name, trial.number
+            if key not in branches and trial.state in (COMPLETED, PRUNED):
+                for one in ledger.curve(trial.id).branches:
+                    branches[key] = one.metrics["val_loss"]
+
+    before = Mirror._with_values
+
+    def with_values(mirror: Mirror) -> TrialsByNumber:
+        if any(one.state == TrialState.PRUNED for one in mirror._all):
+            read(mirror)
+        told = {number: value for (name, number), value in branches.items() if name == mirror.name}
+        valued = before(mirror)
+        gains = [
+            one.value - told[one.number]
+            for one in mirror._all
+            if one.state == TrialState.COMPLETE and one.value is not None and one.number in told
+        ]
+        for one in valued:
+            if gains and mirror._outcomes.get(one.number) == PRUNED and one.number in told:
+                one.value = told[one.number] + float(np.median(gains))
+        return valued
+
+    Mirror._with_values = with_values  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        Mirror._with_values = before  # type: ignore[method-assign,assignment]
+
+
 def steps_of(ledger: Ledger, study: StudyRecord) -> int:
     """Return the steps of all trials of a study and of their branches."""
     trials = ledger.trials(study.id)
@@ -143,7 +188,8 @@ def outcome(problem: str, arm: str, seed: int, trials: int, steps: int | None) -
         ledger = Ledger(database.open_ledger(places, create=True))
         budget = trials if steps is None else max(8, steps // horizon)
         while True:
-            study = train(ledger, places, study_file(problem, arm, seed, budget))
+            with gp_told_branches(ledger) if arm == TELLING else nullcontext():
+                study = train(ledger, places, study_file(problem, arm, seed, budget))
             used = steps_of(ledger, study)
             if steps is None or steps - used < horizon / 2:
                 break
@@ -195,7 +241,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Parse the command line; train what the results lack."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("problems", nargs="*", default=list(PROBLEMS), choices=PROBLEMS)
+    parser.add_argument("problems", nargs="*", metavar="PROBLEM", choices=[*PROBLEMS, []])
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--trials", type=int, default=40)
     asked = parser.parse_args()
@@ -204,7 +250,7 @@ def main() -> None:
     rows = [json.loads(line) for line in RESULTS.open()] if RESULTS.exists() else []
     known = {(one["problem"], one["arm"], one["seed"]): one for one in rows}
     for seed in range(asked.seeds):
-        for problem in asked.problems:
+        for problem in asked.problems or PROBLEMS:
             for arm in ARMS:
                 if (problem, arm, seed) in known:
                     continue
