@@ -155,6 +155,12 @@ def test_a_checkpoint_leaves_out_what_other_ranks_are_writing(tmp_path):
         (tmp_path / name).write_bytes(b"state")
     trial = SimpleNamespace(params=PARAMS, number=0)
     one = Conversation(
-        trial, WorkloadTable(command=["true"]), tmp_path, io.BytesIO(), evaluated=0, metric="val_loss", ranks=2
+        trial,
+        WorkloadTable(command=["true"]),
+        tmp_path,
+        io.BytesIO(),
+        evaluated=0,
+        metric="val_loss",
+        ranks=2,
     )
     assert set(one._read_files()) == {"trial.pt", "deep/weights.pt"}
