@@ -393,7 +393,7 @@ def only_the_administrator_deletes(stack: Stack) -> None:
         code, said = stack.tuner(name, "delete", "digits", "--yes")
         assert code == 4
         assert "may not delete studies" in said
-    code, said = stack.tuner("administrator", "delete", "digits", "--yes")
+    code, said = stack.tuner("administrator", "delete", "digits", "--yes", "--force")
     assert code == 0, said
 
 

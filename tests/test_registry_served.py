@@ -73,7 +73,7 @@ def test_the_pages_of_a_retraining_name_its_model(served: Pipeline, browser: Bro
         page = watched.page
         expect(page.get_by_text("Logged models (1)")).to_be_visible(timeout=PATIENCE)
         version = page.locator("a[href^='#/models/moving/versions/1']")
-        expect(version).to_have_count(2)  # in the table, and beside it
+        expect(version).to_have_count(3)  # in the table, beside it, and in the description
         watched.keep("model")
     with opened(browser, f"{experiment}/models?{SIDE}", width=2400, login=ADMIN) as watched:
         page = watched.page
