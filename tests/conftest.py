@@ -27,7 +27,7 @@ import postgres as real
 import warm
 from hypothesis import settings
 from playwright.sync_api import Browser
-from processes import prepare
+from processes import ended, prepare
 
 from tuner.core import failpoints, startup
 from tuner.ledger import Ledger, database
@@ -40,6 +40,13 @@ settings.load_profile("tuner")
 startup.configure_libraries()
 os.environ["TUNER_CONFIG"] = ""  # nobody's settings
 warm.keep_migrations()
+
+
+@pytest.fixture(autouse=True)
+def processes_end() -> Iterator[None]:
+    """Leave no process of a test that failed to those that follow."""
+    with ended():
+        yield
 
 
 @pytest.fixture

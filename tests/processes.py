@@ -15,8 +15,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from tuner.operations import submit
 from tuner.tracking.recorder import record
 
 ROOT = Path(__file__).parents[1]
+_started: list[tuple[subprocess.Popen[str], Path]] = []
 STUDY = """
 [study]
 name = "small"
@@ -137,7 +138,7 @@ def start(
     A cold one is started by the real interpreter, which takes seconds: for tests that look at the
     process itself, where a warm one has a stand-in before it that passes signals on.
     """
-    return subprocess.Popen(
+    started = subprocess.Popen(
         [sys.executable if cold else warm.python(), "-m", "tuner", *arguments],
         cwd=folder,
         env=environment(folder, env),
@@ -147,6 +148,25 @@ def start(
         text=True,
         start_new_session=True,
     )
+    _started.append((started, folder))
+    return started
+
+
+@contextmanager
+def ended() -> Iterator[None]:
+    """Kill what the body has started and did not wait for, as a test that fails does."""
+    before = len(_started)
+    yield
+    for process, folder in _started[before:]:
+        if process.returncode is None:
+            for each in (process, *processes_in(folder)):
+                with suppress(psutil.Error):
+                    each.kill()
+            process.wait()
+        for stream in (process.stdout, process.stderr):
+            if stream:
+                stream.close()
+    del _started[before:]
 
 
 def end(process: subprocess.Popen[str], seconds: float = 240) -> Done:

@@ -210,8 +210,12 @@ def test_ctrl_c_says_what_a_run_waits_for_at_its_end(tmp_path):
 
 
 def programs(folder: Path) -> list[psutil.Process]:
-    """Return the programs that work in a folder, without what stands for those that begin."""
-    return [one for one in processes_in(folder) if "-IS" not in one.cmdline()]
+    """Return the programs that work in a folder, without what stands for those that begin.
+
+    Such a stand-in is a child of who starts the program, whose own parent is the server.
+    """
+    found = processes_in(folder)
+    return [one for one in found if one.ppid() not in {other.pid for other in found}]
 
 
 # --- workers of a command end with it

@@ -65,7 +65,8 @@ def here(tmp_path, monkeypatch) -> Path:
 
 def servers() -> list[psutil.Process]:
     """Return the fork servers of this process."""
-    return [one for one in psutil.Process().children() if "fork_server" in str(one.cmdline())]
+    living = [one for one in psutil.Process().children() if one.status() != psutil.STATUS_ZOMBIE]
+    return [one for one in living if "fork_server" in str(one.cmdline())]
 
 
 @pytest.fixture(scope="module")
