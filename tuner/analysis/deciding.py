@@ -142,7 +142,7 @@ def contenders(study: StudyRecord, best_first: Iterable[TrialRecord]) -> list[Tr
     space.
     """
     space = study.spec.space
-    values = {("schedule", one.name) for one in space.schedule}
+    values: set[tuple[str, object]] = {("schedule", one.name) for one in space.schedule}
     values |= {("optimizer", one.name) for one in space.optimizer}
     found: list[TrialRecord] = []
     for trial in _distinct(best_first):
@@ -172,7 +172,7 @@ def questions(best: Sequence[TrialRecord], most: int) -> tuple[Question, ...]:
     if len(best) < 2:
         return ()
     rows = {name: best_of_each(best, name) for name in QUESTIONS}
-    rows = {name: row for name, row in rows.items() if len(row) > 1} or {TRIAL: best[:TOP]}
+    rows = {name: row for name, row in rows.items() if len(row) > 1} or {TRIAL: list(best[:TOP])}
     pool = {best[0].number: best[0]}
     for index in range(1, max(map(len, rows.values()))):
         for row in rows.values():

@@ -10,18 +10,22 @@ from dataclasses import fields
 from typing import Any
 
 from sqlalchemy import (
+    JSON,
+    Column,
+    ColumnElement,
     Connection,
     Engine,
     LargeBinary,
     Row,
+    Text,
     and_,
     case,
-    exists,
     false,
     func,
     null,
     or_,
     select,
+    type_coerce,
 )
 
 from tuner.config import Parameter, StudySpec, misfits, unfit
@@ -69,9 +73,11 @@ from tuner.ledger.tables import (
     checkpoints,
     chunks,
     database_time,
+    has_live_attempt,
     probes,
     published_studies,
     published_trials,
+    read_json,
     reports,
     studies,
     trials,
@@ -88,6 +94,9 @@ LAST = 500
 STATES, RANKED = (*KINDS, RUNNING), (COMPLETED, PRUNED, DIVERGED)
 """The states of trials, and those that rank first, in this order."""
 SEARCHED = tuple(one.name for one in fields(SearchedTrial) if one.name != "reports")
+NUMBER = SEARCHED.index("number")
+TEXTS = tuple(name for name in SEARCHED if isinstance(trials.c[name].type, JSON))
+"""The columns of trials that search reads; which of them is the number, and which hold JSON."""
 
 
 class Reader:
@@ -624,12 +633,15 @@ def _searched_since(tx: Connection, study_id: int, since: int) -> Searched:
     """Read the changes for search in one statement, since this is called several times a trial.
 
     There is a row for each report, for each trial without a report, or one row without a trial.
-    Rows are sorted here: with ORDER BY, SQLite would read all trials by number.
+    Rows are sorted here: with ORDER BY, SQLite would read all trials by number. JSON is read once
+    for each trial, not in each row.
     """
     of_study = and_(trials.c.study_id == studies.c.id, trials.c.revision > since)
-    columns = [trials.c[name] for name in SEARCHED]
+    columns = [_as_text(trials.c[name]) for name in SEARCHED]
     query = (
-        select(studies.c.revision, studies.c.attrs, reports.c.step, reports.c.value, *columns)
+        select(
+            studies.c.revision, _as_text(studies.c.attrs), reports.c.step, reports.c.value, *columns
+        )
         .select_from(studies.outerjoin(trials, of_study).outerjoin(reports))
         .where(studies.c.id == study_id)
     )
@@ -637,18 +649,28 @@ def _searched_since(tx: Connection, study_id: int, since: int) -> Searched:
     by_trial: dict[int, dict[int, float]] = {}
     changed: dict[int, dict[str, Any]] = {}
     for _, _, step, value, *values in found:
-        row = dict(zip(SEARCHED, values, strict=True))
-        number = row["number"]
+        number = values[NUMBER]
         if number is None:
             continue
-        changed.setdefault(number, row)
+        if number not in changed:
+            row = dict(zip(SEARCHED, values, strict=True))
+            texts = {name: row[name] for name in TEXTS if row[name] is not None}
+            changed[number] = row | {name: read_json(text) for name, text in texts.items()}
         if step is not None:
             by_trial.setdefault(number, {})[step] = value
+    revision, of_the_study, *_ = found[0]
     return Searched(
-        revision=found[0].revision,
-        attrs=found[0].attrs,
+        revision=revision,
+        attrs=read_json(of_the_study),
         trials=_searched((row, by_trial.get(number, {})) for number, row in changed.items()),
     )
+
+
+def _as_text(column: Column[Any]) -> ColumnElement[Any]:
+    """Return a column whose JSON, if it holds any, is read as text."""
+    if isinstance(column.type, JSON):
+        return type_coerce(column, Text).label(column.name)
+    return column
 
 
 def _searched(
@@ -709,8 +731,3 @@ def _changed(study_id: int, since: int) -> Any:
 def is_held() -> Any:
     """Return the SQL condition that a trial has a live attempt, of one that has ended false."""
     return case((IS_RUNNING, has_live_attempt(trials.c.id)), else_=false())
-
-
-def has_live_attempt(trial_id: Any) -> Any:
-    """Return the SQL condition that a trial has a live attempt."""
-    return exists(attempts.c.id).where(attempts.c.trial_id == trial_id, IS_LIVE)

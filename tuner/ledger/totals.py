@@ -25,7 +25,7 @@ from sqlalchemy import (
 from tuner.core.outcome import KINDS, RUNNING
 from tuner.ledger.decoding import is_number
 from tuner.ledger.event_tables import notifications
-from tuner.ledger.reading import Reader, has_live_attempt
+from tuner.ledger.reading import Reader
 from tuner.ledger.records import ENDED, OPEN, PAUSED, STOPPED
 from tuner.ledger.retrainings import overdue
 from tuner.ledger.tables import (
@@ -33,6 +33,7 @@ from tuner.ledger.tables import (
     IS_RUNNING,
     attempts,
     database_time,
+    has_live_attempt,
     published_studies,
     published_trials,
     studies,
