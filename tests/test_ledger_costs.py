@@ -77,6 +77,20 @@ def test_what_every_trial_asks_takes_few_statements(ledger, what, most):
     assert 0 < len(asked) <= most, "\n\n".join(statement for statement, _ in asked)
 
 
+LOCKED = {"claim": 3, "draw": 1, "report": 1, "finish": 1}
+"""On PostgreSQL, statements from the one that locks the study's row on."""
+
+
+def test_the_studys_row_is_locked_for_few_statements(either):
+    """All workers of a study wait for it; SQLite, which locks everything, takes two for one."""
+    statements, asked = Statements(either.engine), calls(either)
+    more = int(either.engine.dialect.name == "sqlite")
+    for what, most in LOCKED.items():
+        made = [statement for statement, _ in statements.of(asked[what])]
+        locks = ["UPDATE tuner_studies" in one or " FOR NO KEY UPDATE" in one for one in made]
+        assert len(made) - locks.index(True) == most + more * (what != "claim"), made
+
+
 MANY = 64
 
 
