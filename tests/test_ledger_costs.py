@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable
+
 import pytest
 from helpers import PARAMS, claim, completed, draw, rows, submit, went_on
-from sqlalchemy import event
+from rich.console import Console
+from sqlalchemy import event, insert, update
 
+from tuner.cli.base import print_results
 from tuner.core.curves import Chunk
-from tuner.ledger import Claim, Drawn, Entry, managing
+from tuner.core.outcome import COMPLETED, PRUNED
+from tuner.ledger import Claim, Drawn, Entry, limits, managing
 from tuner.ledger.spending import spending
+from tuner.ledger.tables import attempts, studies, trials
+from tuner.observability.serving import LedgerCollector
+from tuner.operations import best, status
+from tuner.operations import studies as listing
+from tuner.search import Search
 
 
 class Statements:
@@ -29,7 +40,7 @@ class Statements:
 
 
 ASKED = [  # (what, at most so many statements)
-    ("claim", 5),
+    ("claim", 4),
     ("draw", 3),
     ("searched", 1),
     ("report", 6),
@@ -66,6 +77,20 @@ def test_what_every_trial_asks_takes_few_statements(ledger, what, most):
     assert 0 < len(asked) <= most, "\n\n".join(statement for statement, _ in asked)
 
 
+LOCKED = {"claim": 3, "draw": 1, "report": 1, "finish": 1}
+"""On PostgreSQL, statements from the one that locks the study's row on."""
+
+
+def test_the_studys_row_is_locked_for_few_statements(either):
+    """All workers of a study wait for it; SQLite, which locks everything, takes two for one."""
+    statements, asked = Statements(either.engine), calls(either)
+    more = int(either.engine.dialect.name == "sqlite")
+    for what, most in LOCKED.items():
+        made = [statement for statement, _ in statements.of(asked[what])]
+        locks = ["UPDATE tuner_studies" in one or " FOR NO KEY UPDATE" in one for one in made]
+        assert len(made) - locks.index(True) == most + more * (what != "claim"), made
+
+
 MANY = 64
 
 
@@ -89,7 +114,7 @@ def test_many_trials_ask_no_more_than_one(ledger):
         for number, one in enumerate(held)
     ]
     asked.append(statements.of(lambda: ledger.commit(entries)))
-    assert [len(one) for one in asked] == [5, 3, 9]
+    assert [len(one) for one in asked] == [4, 3, 9]
 
 
 def test_curves_of_many_trials_are_read_with_one_statement(ledger):
@@ -126,3 +151,97 @@ def test_nothing_reads_all_trials_or_attempts(ledger, what):
             by_number = "tuner_trials USING INDEX sqlite_autoindex_tuner_trials_1 (study_id=?)"
             assert "SCAN tuner" not in step or "tuner_attempts_live" in step, (step, statement)
             assert by_number not in step, (step, statement)
+
+
+# --- what grows with the trials of a study
+
+FEW, MANY_TRIALS = 600, 1200
+"""Ended trials, more than `status` looks at."""
+
+
+def fill(ledger, count: int):
+    """Submit a study whose ended trials are inserted in bulk, and hold a trial of it."""
+    rules = {"wall_seconds": 1e10, "compute_seconds": 1e10, "no_improvement": 10_000}
+    space = {"schedule": ["constant", "cosine"]}
+    study = submit(ledger, space=space, budget={"trials": 10_000, **rules})
+    params = {**PARAMS, "schedule": "constant"}
+    cosine = {**PARAMS, "schedule": "cosine", "cosine.final": 0.0}
+    common = {"study_id": study.id, "imported": False, "attrs": {}, "reason": "As it is."}
+    times = {"last_time": 5.0, "created_at": 5.0, "ended_at": 6.0}
+    made = [
+        common | times | {
+            "id": number + 1, "number": number, "params": params if number % 3 else cosine,
+            "state": COMPLETED if number % 2 else PRUNED, "value": float(number % 97),
+            "steps": 50, "revision": number + 2,
+        }
+        for number in range(count)
+    ]  # fmt: skip
+    tried = [
+        {"trial_id": one["id"], "number": 1, "worker": f"w{one['id'] % 4}", "live": False,
+         "expires_at": 0.0, "first_step": 0, "environment": {}, "started_at": 5.0,
+         "ended_at": 6.0, "ending": "finished"}
+        for one in made
+    ]  # fmt: skip
+    with ledger.engine.execution_options(writes=True).begin() as tx:
+        tx.execute(insert(trials), made)
+        tx.execute(insert(attempts), tried)
+        counted = {"reserved": count, "next_number": count, "revision": count + 2}
+        tx.execute(update(studies).where(studies.c.id == study.id).values(counted))
+    held = claim(ledger, study)
+    draw(ledger, held, **params)
+    return ledger.study(study.name), held
+
+
+@pytest.fixture
+def costs(ledger) -> Callable[[Callable[[], object]], tuple[int, int]]:
+    """Return the function that counts the statements of a call and the rows that come back."""
+    statements, rows_read = Statements(ledger.engine), 0
+
+    def factory(_cursor, row):
+        nonlocal rows_read
+        rows_read += 1
+        return row
+
+    @event.listens_for(ledger.engine, "checkout")
+    def count_rows(connection, *_) -> None:
+        connection.row_factory = factory
+
+    def counted(call) -> tuple[int, int]:
+        nonlocal rows_read
+        rows_read = 0
+        return len(statements.of(call)), rows_read
+
+    return counted
+
+
+def looks(ledger, study, held):
+    """Return what people and workers ask of a study of many trials."""
+    search, collector = Search(study, ledger), LedgerCollector(ledger.engine, named_studies=3)
+    search.refresh()
+    list(collector.collect())
+    console = Console(file=io.StringIO(), width=200)
+    return {
+        "status": lambda: status.status(ledger, study),
+        "in a terminal": lambda: print_results(console, ledger, study),
+        "best": lambda: (best.best(ledger, study), best.decision(ledger, study)),
+        "studies": lambda: listing.studies(ledger),
+        "spend": lambda: spending(ledger, [study]),
+        "metrics": lambda: list(collector.collect()),
+        "rules": lambda: limits.end_when_due(ledger, study),
+        "report": lambda: ledger.report(held.lease, rows(0, 10), went_on(10, 0.5), attrs={}),
+        "finish": lambda: ledger.finish(held.lease, completed(1.0), chunk=rows(0, 20)),
+        "claim": lambda: claim(ledger, study),
+        "refresh": search.refresh,
+    }
+
+
+def test_neither_statements_nor_rows_grow_with_the_trials_of_a_study(ledger, costs):
+    found = []
+    for count in (FEW, MANY_TRIALS):
+        study, held = fill(ledger, count)
+        asked = looks(ledger, study, held)
+        found.append({what: costs(call) for what, call in asked.items()})
+        managing.delete_study(ledger, study)
+    few, many = found
+    assert many == few
+    assert all(read < FEW + 100 for _, read in few.values()), few

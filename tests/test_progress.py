@@ -66,7 +66,7 @@ def test_of_trials_that_were_reported_only_completed_ones_are_ranked(ledger, cap
         draw(ledger, claimed)
         ledger.finish(claimed.lease, outcome, chunk=rows(0, 10))
     console = terminal.console()
-    print_results(console, ledger, study, ledger.trials(study.id), reported=True)
+    print_results(console, ledger, study, reported=True)
     text = capsys.readouterr().out
     assert "1 pruned\n" in text
     assert "trial 1" not in text

@@ -84,8 +84,8 @@ def test_summaries_are_what_single_reads_find(either):
     assert [*workers.values()] == [[], []]
 
 
-def test_status_reads_the_trials_once(ledger, tmp_path, monkeypatch):
-    """For its ranking, its verdicts, and the trials that cannot be read."""
+def test_status_reads_the_last_trials_once(ledger, tmp_path, monkeypatch):
+    """For its verdicts, and for those that cannot be read."""
     study = submit(ledger)
     train(ledger, study, 2.0, 1.0)
     with ledger.engine.execution_options(writes=True).begin() as tx:
@@ -94,7 +94,7 @@ def test_status_reads_the_trials_once(ledger, tmp_path, monkeypatch):
 
     @event.listens_for(Engine, "before_cursor_execute")
     def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        if statement.endswith("WHERE tuner_trials.study_id = ? ORDER BY tuner_trials.number"):
+        if "ORDER BY tuner_trials.revision DESC" in statement and "params" in statement:
             read.append(statement)
 
     monkeypatch.chdir(tmp_path)

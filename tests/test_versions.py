@@ -253,7 +253,8 @@ def test_tables_mark_it_and_counts_leave_it_out(ledger):
     console = Console(record=True, width=200, file=io.StringIO())
     trials = ledger.trials(two.id)
     console.print(tables.ranking_table(two, trials, {n: curves.empty() for n in range(9)}))
-    console.print(tables.stopped_trials(trials))
+    stopped = ledger.first_ended(two.id, tables.STOPPED, 3)
+    console.print(tables.stopped_trials(stopped, ledger.counts(two.id)))
     console.print(LiveView(StudyReader(ledger, two), console).draw())
     text = console.export_text()
     assert text.count("completed, imported") == 6, "three in each table"

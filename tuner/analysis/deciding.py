@@ -6,7 +6,7 @@ The candidates are trained again in a study of their own, `NAME confirm`, see
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,9 +56,9 @@ def decision(ledger: Reader, study: StudyRecord) -> Decision | None:
     most = racing.candidates_within(reserved)
     if not most:
         return None
-    trials = ledger.trials(study.id)
-    asked = questions(study, trials, most)
-    return decision_on(ledger, study, trials, asked, within(reserved)) if asked else None
+    best = contenders(study, ledger.best_first(study))
+    asked = questions(best, most)
+    return decision_on(ledger, study, best, asked, within(reserved)) if asked else None
 
 
 def within(trainings: int) -> Limits:
@@ -127,32 +127,52 @@ def chosen(ledger: Reader, study: StudyRecord) -> TrialRecord | None:
 
 
 def candidates(study: StudyRecord, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Return the completed trials, the best first, one of each combination of parameters.
+    """Return the best of the completed trials with each combination of parameters, best first.
 
     Those that violate constraints are left out.
     """
+    completed = [one for one in trials if one.state == COMPLETED]
+    return list(_distinct(ranking.ranked(study, completed)))
+
+
+def contenders(study: StudyRecord, best_first: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Return the candidates among which there may be a question, the best first.
+
+    No more are read than are needed: the best ones, down to the last schedule and optimizer of the
+    space.
+    """
+    space = study.spec.space
+    values: set[tuple[str, object]] = {("schedule", one.name) for one in space.schedule}
+    values |= {("optimizer", one.name) for one in space.optimizer}
     found: list[TrialRecord] = []
-    for trial in ranking.ranked(study, trials):
-        if (
-            trial.state == COMPLETED
-            and not trial.infeasible
-            and all(trial.params != one.params for one in found)
-        ):
-            found.append(trial)
+    for trial in _distinct(best_first):
+        found.append(trial)
+        values -= {(name, (trial.params or {}).get(name)) for name in QUESTIONS}
+        if not values and len(found) >= TOP:
+            break
     return found
 
 
-def questions(study: StudyRecord, trials: Sequence[TrialRecord], most: int) -> tuple[Question, ...]:
-    """Return what is worth deciding, with at most so many candidates in all.
+def _distinct(best_first: Iterable[TrialRecord]) -> Iterator[TrialRecord]:
+    """Yield the first trial with each combination of parameters, without infeasible ones."""
+    seen: set[str] = set()
+    for trial in best_first:
+        combination = repr(sorted((trial.params or {}).items()))
+        if not trial.infeasible and combination not in seen:
+            seen.add(combination)
+            yield trial
+
+
+def questions(best: Sequence[TrialRecord], most: int) -> tuple[Question, ...]:
+    """Return what is worth deciding between `contenders`, with at most so many of them in all.
 
     Where neither the schedule nor the optimizer is in question, it is which trial is the best.
     Second candidates of each question come before third ones.
     """
-    best = candidates(study, trials)
     if len(best) < 2:
         return ()
     rows = {name: best_of_each(best, name) for name in QUESTIONS}
-    rows = {name: row for name, row in rows.items() if len(row) > 1} or {TRIAL: best[:TOP]}
+    rows = {name: row for name, row in rows.items() if len(row) > 1} or {TRIAL: list(best[:TOP])}
     pool = {best[0].number: best[0]}
     for index in range(1, max(map(len, rows.values()))):
         for row in rows.values():

@@ -78,7 +78,10 @@ def values_in_words(study: StudyRecord, trial: TrialRecord) -> str:
 def as_json(
     study: StudyRecord, trials: Sequence[TrialRecord], runs: dict[int, str]
 ) -> list[dict[str, Any]]:
-    """Return what commands print of the front with `--json`; `runs` are MLflow's, by number."""
+    """Return what commands print of the front with `--json`; `runs` are MLflow's, by number.
+
+    The trials on the front are enough.
+    """
     return [
         {
             "number": one.number,

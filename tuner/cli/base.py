@@ -75,30 +75,38 @@ def print_results(
     console: Console,
     ledger: Reader,
     study: StudyRecord,
-    trials: Sequence[TrialRecord],
+    last: Sequence[TrialRecord] | None = None,
     *,
     reported: bool = False,
 ) -> None:
     """Print the ranking of a study's trials, stopped ones, the best one, and what to do next.
 
-    If the ends of trials were `reported` already, rank completed trials only.
+    If the ends of trials were `reported` already, rank completed trials only. Rates are judged by
+    the best trials and by the `last` ones, which are read unless they are given.
     """
     from tuner.analysis import ranking
     from tuner.analysis.evidence import Assessor
     from tuner.core.curves import empty
+    from tuner.ledger.reading import LAST, STATES
     from tuner.report import tables
 
-    listed = [trial for trial in trials if not reported or trial.state == COMPLETED]
-    ranked = ranking.ranked(study, listed)[:10]
+    states = (COMPLETED,) if reported else STATES
+    ranked = ledger.ranked(study, tables.ROWS, states)
+    last = ledger.sorted_trials(study.id, LAST)[0] if last is None else last
     by_id = ledger.curves([one.id for one in ranked])
     curves = {one.number: by_id.get(one.id, empty()) for one in ranked}
-    verdicts = Assessor(ledger, study).verdicts(trials)
-    if listed:
-        width = tables.curve_width(console)
-        table = tables.ranking_table(study, listed, curves, verdicts, width=width)
+    judged = {one.number: one for one in (*last, *ranked)}
+    verdicts = Assessor(ledger, study).verdicts([judged[number] for number in sorted(judged)])
+    counts, total = ledger.counts(study.id), ledger.count(study.id, STATES)
+    if ranked:
+        width, count = tables.curve_width(console), ledger.count(study.id, states)
+        table = tables.ranking_table(study, ranked, curves, verdicts, width=width, count=count)
         console.print(tables.fit_to_console(table, console))
-    console.print(tables.stopped_trials(trials, rows=0 if reported else 3), soft_wrap=True)
-    terminal.print_text(console, f"Verdicts on rates: {ranking.verdicts_in_words(verdicts)}.")
+    rows = 0 if reported else 3
+    stopped = ledger.first_ended(study.id, tables.STOPPED, rows)
+    console.print(tables.stopped_trials(stopped, counts), soft_wrap=True)
+    of = f" of {len(judged):,} of {total:,} trials" if len(judged) < total else ""
+    terminal.print_text(console, f"Verdicts on rates{of}: {ranking.verdicts_in_words(verdicts)}.")
     terminal.print_text(console, ranking.best_in_words(study, ledger.best(study)), style="bold")
     print_front(console, ledger, study)
     print_decision(console, ledger, study)
@@ -113,7 +121,7 @@ def print_front(console: Console, ledger: Reader, study: StudyRecord) -> None:
         return
     from tuner.analysis import front
 
-    for line in front.in_words(study, ledger.trials(study.id)):
+    for line in front.in_words(study, ledger.completed(study.id)):
         terminal.print_text(console, line)
 
 

@@ -144,6 +144,7 @@ def status(name: str, trial: int | None, as_json: bool) -> None:
     """Show the state of the study NAME: its trials, the best one, its workers."""
     from tuner.analysis import ranking
     from tuner.ledger.exclusions import Exclusion
+    from tuner.ledger.reading import LAST
     from tuner.operations import history, status, workers
 
     ledger = context.open_ledger()
@@ -154,7 +155,7 @@ def status(name: str, trial: int | None, as_json: bool) -> None:
     if as_json:
         print_json(status.status(ledger, study))
         return
-    trials, faults = ledger.sorted_trials(study.id)
+    last, faults = ledger.sorted_trials(study.id, LAST)
     found = status.status(ledger, study, faults)
     console = terminal.console()
     counts = ranking.counts_in_words(found["trials"])
@@ -185,7 +186,7 @@ def status(name: str, trial: int | None, as_json: bool) -> None:
         terminal.print_text(console, where + left.sentence, style="bold")
     for one in found["unreadable"]:
         terminal.print_text(console, one["reason"], style="bold")
-    print_results(console, ledger, study, trials)
+    print_results(console, ledger, study, last)
     _print_pages(ledger, study)
 
 

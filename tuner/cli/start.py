@@ -132,8 +132,7 @@ def run(
     if as_json:
         print_json(found | {"seconds": round(time.monotonic() - began, 1)})
     else:
-        trials = ran.ledger.trials(ran.study.id)
-        print_results(console, ran.ledger, ran.study, trials, reported=not console.is_terminal)
+        print_results(console, ran.ledger, ran.study, reported=not console.is_terminal)
         if found["report"]:
             terminal.print_text(console, f"Report: {found['report']}")
     closed = closed_in_words(ran.study)

@@ -19,7 +19,7 @@ from tuner.ledger.decoding import log_once, readable, studies_of, study_of
 from tuner.ledger.lease_writer import LeaseWriter
 from tuner.ledger.leases import ATTEMPTS, Gone, renewed
 from tuner.ledger.projects import Quota
-from tuner.ledger.reading import has_live_attempt, read_trials
+from tuner.ledger.reading import read_trials
 from tuner.ledger.records import (
     CONTINUED,
     ENDED,
@@ -37,6 +37,7 @@ from tuner.ledger.tables import (
     IS_LIVE,
     IS_RUNNING,
     attempts,
+    has_live_attempt,
     studies,
     trials,
 )
@@ -89,7 +90,16 @@ class Attempts(LeaseWriter):
     ) -> list[Claim]:
         """Claim with an idempotency key, by which a retried call finds what it claimed before."""
         repeated = next(calls) > 0
+        begin = partial(
+            rows.begin_attempts,
+            claim=idempotency_key,
+            worker=worker,
+            environment=environment,
+            seconds=self.lease_seconds,
+        )
         with self._writing() as tx:
+            if not repeated and (new := _reserve_new(tx, study_id, most)) is not None:
+                return _claims(begin(tx, [(trial, 1, 0) for trial in new]), new, NO_HISTORY)
             row = tx.execute(rows.locked_study_with_quota(study_id)).first()
             study = None if row is None else study_of(row)
             held = rows.claimed(tx, idempotency_key) if repeated else []
@@ -124,15 +134,7 @@ class Attempts(LeaseWriter):
                 return []
             history = _history(tx, old)
             taken = [(trial, *_next_attempt(trial, history)) for trial in (*old, *new)]
-            leases = rows.begin_attempts(
-                tx,
-                taken,
-                claim=idempotency_key,
-                worker=worker,
-                environment=environment,
-                seconds=self.lease_seconds,
-            )
-            return _claims(leases, (*old, *new), history)
+            return _claims(begin(tx, taken), (*old, *new), history)
 
     @retry_on_disconnect
     def release(
@@ -240,6 +242,22 @@ def refused(lease: AttemptLease) -> LeaseLost:
     )
 
 
+def _reserve_new(tx: Connection, study_id: int, most: int) -> list[TrialRecord] | None:
+    """Reserve new trials of a study where there is nothing else to decide, else return None.
+
+    The study's row is locked by the statement that counts them, and not while it is read: all
+    workers wait for it. Trials that wait for another attempt, quotas and the end of a budget need
+    the lock from the beginning.
+    """
+    row = tx.execute(rows.study_to_claim(study_id)).first()
+    if row is None or row.waits or row.quota_workers is not None or row.quota_steps is not None:
+        return None
+    study = study_of(row)
+    if study.state != OPEN or study.reserved + most > study.limit:
+        return None
+    return rows.reserve_within(tx, study_id, most) or None
+
+
 def _takeable(orderly: Collection[int], trial: TrialRecord) -> TrialRecord:
     """Return a trial that another attempt can be made at. Raise `UnreadableError`."""
     if trial.id not in orderly:
@@ -257,10 +275,13 @@ class _History:
     saved: Mapping[int, CheckpointRecord]  # checkpoints to resume from
 
 
+NO_HISTORY = _History({}, {})
+
+
 def _history(tx: Connection, found: Sequence[TrialRecord]) -> _History:
     ids = [trial.id for trial in found]
     if not ids:
-        return _History({}, {})
+        return NO_HISTORY
     return _History(rows.endings(tx, ids), rows.last_checkpoints(tx, ids))
 
 

@@ -70,18 +70,26 @@ def put(tx: Connection, entries: Sequence[Entry]) -> None:
     _insert(tx, chunks, [change.chunk for change in changes if change.chunk])
     _insert(tx, reports, [change.report for change in changes if change.report])
     searched = [change for change in changes if change.entry.outcome or change.report]
-    if searched:  # one commit, so one revision
-        revision = rows.next_revision(tx, entries[0].lease.study_id)
-        for change in searched:
-            change.trial["revision"] = revision
     ended = [change for change in searched if change.entry.outcome]
     went_on = [change for change in searched if not change.entry.outcome]
     kept = [change for change in changes if change.chunk and change not in searched]
     _update(tx, kept)
-    _update(tx, went_on)
-    _update(tx, ended, ended_at=database_time())
-    if not ended:
-        return
+    if ended:
+        _end_rows(tx, ended)
+    # last, since this locks the study's row, for which all workers wait
+    _update_at_next_revision(
+        tx,
+        entries[0].lease.study_id,
+        [
+            ([change.trial for change in went_on], {}),
+            ([change.trial for change in ended], {"ended_at": database_time()}),
+        ],
+    )
+
+
+def _end_rows(tx: Connection, ended: Sequence[Change]) -> None:
+    """Write what else there is of trials that end: tracebacks, and the checkpoints they keep."""
+    entries = [change.entry for change in ended]
     raised = {e.lease.row_id: e.traceback for e in entries if e.traceback is not None}
     if raised:
         query = update(attempts).where(attempts.c.id == bindparam("attempt"))
@@ -89,12 +97,12 @@ def put(tx: Connection, entries: Sequence[Entry]) -> None:
         tx.execute(query, columns)
     spared = [
         and_(checkpoints.c.trial_id == e.lease.trial_id, checkpoints.c.step == e.kept_step)
-        for e in (change.entry for change in ended)
+        for e in entries
         if e.kept_step is not None
     ]
-    mine = checkpoints.c.trial_id.in_([change.entry.lease.trial_id for change in ended])
+    mine = checkpoints.c.trial_id.in_([entry.lease.trial_id for entry in entries])
     tx.execute(delete(checkpoints).where(mine, ~or_(false(), *spared)))
-    _insert(tx, checkpoints, [_reference(change.entry) for change in ended if change.entry.kept])
+    _insert(tx, checkpoints, [_reference(entry) for entry in entries if entry.kept])
 
 
 def _reference(entry: Entry) -> dict[str, Any]:
@@ -151,18 +159,16 @@ def draw(
 ) -> None:
     """Store the parameters of trials of one study, all of which are fenced."""
     study_id = drawn[0].lease.study_id
-    revision = rows.next_revision(tx, study_id)  # locks the study's row
     parameters = [
         {
             "trial": one.lease.trial_id,
             "params": dict(one.params),
             "attrs": dict(one.attrs),
             "asked_revision": asked_revision,
-            "revision": revision,
         }
         for one in drawn
     ]
-    tx.execute(update(trials).where(trials.c.id == bindparam("trial")), parameters)
+    _update_at_next_revision(tx, study_id, [(parameters, {})])  # locks the study's row
     if study_attrs:
         here = studies.c.id == study_id
         known = tx.scalar(select(studies.c.attrs).where(here)) or {}
@@ -200,8 +206,32 @@ def _insert(tx: Connection, table: Any, made: Sequence[dict[str, Any]]) -> None:
         tx.execute(insert(table), made)
 
 
-def _update(tx: Connection, changes: Sequence[Change], **more: Any) -> None:
-    """Update rows of trials, all of which set the same columns."""
+def _update(tx: Connection, changes: Sequence[Change]) -> None:
+    """Update rows of trials that search does not see."""
     if changes:
-        query = update(trials).where(trials.c.id == bindparam("trial")).values(**more)
+        query = update(trials).where(trials.c.id == bindparam("trial"))
         tx.execute(query, [change.trial for change in changes])
+
+
+Values = tuple[Sequence[dict[str, Any]], Mapping[str, Any]]
+"""Columns of trials, all the same ones with the id as `trial`; and expressions of further ones."""
+
+
+def _update_at_next_revision(tx: Connection, study_id: int, kinds: Sequence[Values]) -> None:
+    """Update rows of trials as of the study's next revision; one commit, so one revision.
+
+    The study's row is locked from here on, so a single trial takes a single statement where the
+    database has one for both rows.
+    """
+    found = [(columns, more) for columns, more in kinds if columns]
+    if tx.dialect.name == "postgresql" and sum(len(columns) for columns, _ in found) == 1:
+        ((own,), more), bumped = found[0], rows.at_next_revision(study_id).cte("bumped")
+        changed = {name: value for name, value in own.items() if name != "trial"}
+        changed["revision"] = select(bumped.c.revision).scalar_subquery()
+        # with its values, since parameters would be the study's columns too
+        tx.execute(update(trials).where(trials.c.id == own["trial"]).values(**changed, **more))
+    elif found:
+        number = rows.next_revision(tx, study_id)
+        by_id = update(trials).where(trials.c.id == bindparam("trial"))
+        for columns, more in found:
+            tx.execute(by_id.values(**more), [one | {"revision": number} for one in columns])

@@ -57,7 +57,8 @@ def _due(tx: Connection, study: StudyRecord) -> str | None:
     budget, own = study.spec.budget, and_(trials.c.study_id == study.id, ~trials.c.imported)
     search = 1 - study.deciding_share  # the share of the search
     if budget.wall_seconds is not None:
-        began = tx.scalar(select(database_time() - func.min(trials.c.created_at)).where(own))
+        first = select(database_time() - trials.c.created_at).where(own).order_by(trials.c.number)
+        began = tx.scalar(first.limit(1))
         if began is not None and began >= search * budget.wall_seconds:
             return f"Its {search * budget.wall_seconds:g} {TIME_IS_UP}."
     if budget.compute_seconds is not None:
@@ -80,7 +81,7 @@ def _ended_since_best(tx: Connection, study: StudyRecord) -> int:
     here = trials.c.study_id == study.id
     value = trials.c.value if study.spec.study.direction == "minimize" else -trials.c.value
     best = tx.execute(
-        select(trials.c.ended_at, trials.c.number)
+        select(trials.c.revision)
         .where(here, trials.c.state == COMPLETED)
         .order_by(VIOLATION, value, trials.c.number)
         .limit(1)
@@ -91,6 +92,6 @@ def _ended_since_best(tx: Connection, study: StudyRecord) -> int:
         here,
         ~trials.c.imported,
         trials.c.state.in_((COMPLETED, PRUNED, DIVERGED)),
-        trials.c.ended_at > best.ended_at,
+        trials.c.revision > best.revision,  # trials end in the order of their revisions
     )
     return tx.scalar(select(func.count()).select_from(trials).where(later)) or 0

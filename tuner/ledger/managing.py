@@ -18,7 +18,7 @@ from tuner.core.outcome import CANCELLED, FAILED, RUNNING, Outcome
 from tuner.ledger import events, notifications, retrainings, rows
 from tuner.ledger.decoding import study_of
 from tuner.ledger.events import Act
-from tuner.ledger.reading import Reader, has_live_attempt
+from tuner.ledger.reading import Reader
 from tuner.ledger.records import (
     COUNTS_FROM,
     ENDED,
@@ -31,7 +31,15 @@ from tuner.ledger.records import (
     StudyRecord,
 )
 from tuner.ledger.retrying import retry_on_disconnect
-from tuner.ledger.tables import IS_LIVE, IS_RUNNING, attempts, metadata, studies, trials
+from tuner.ledger.tables import (
+    IS_LIVE,
+    IS_RUNNING,
+    attempts,
+    has_live_attempt,
+    metadata,
+    studies,
+    trials,
+)
 
 BY_ITSELF = "Stopped by itself"
 """How the reason begins of a study whose trials all failed."""

@@ -114,8 +114,11 @@ class Publications:
                 .values(external_id=external_id, revision=revision)
             )
 
-    def external_ids(self, study_id: int) -> dict[int, str]:
-        """Return the external ids of published trials by number, without unreadable ones."""
+    def external_ids(self, study_id: int, numbers: Collection[int] | None = None) -> dict[int, str]:
+        """Return the external ids of published trials by number, without unreadable ones.
+
+        With `numbers`, return those of these trials.
+        """
         query = (
             select(trials.c.number, published_trials.c.external_id)
             .join(trials, trials.c.id == published_trials.c.trial_id)
@@ -125,6 +128,8 @@ class Publications:
                 published_trials.c.external_id.is_not(None),
             )
         )
+        if numbers is not None:
+            query = query.where(trials.c.number.in_(numbers))
         with self._engine.begin() as tx:
             return {
                 row.number: row.external_id

@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from typing import Any
 
 from sqlalchemy import (
+    JSON,
+    Column,
+    ColumnElement,
     Connection,
     Engine,
     LargeBinary,
     Row,
+    Text,
     and_,
-    exists,
+    case,
+    false,
     func,
-    literal,
     null,
     or_,
     select,
+    type_coerce,
 )
 
 from tuner.config import Parameter, StudySpec, misfits, unfit
 from tuner.core import curves
 from tuner.core.curves import LATEST, Chunk
 from tuner.core.errors import NotFoundError, UnreadableError
-from tuner.core.outcome import COMPLETED, KINDS, RUNNING
+from tuner.core.outcome import COMPLETED, DIVERGED, KINDS, PRUNED, RUNNING
 from tuner.ledger.decoding import (
     attempt_of,
     checked,
@@ -59,6 +64,7 @@ from tuner.ledger.retrying import RETRY_SECONDS, retry_on_disconnect
 from tuner.ledger.rows import last_checkpoints, read_checkpoints
 from tuner.ledger.tables import (
     IS_LIVE,
+    IS_RUNNING,
     IS_VALUED,
     SILENT_FOR,
     SILENT_SECONDS,
@@ -67,9 +73,11 @@ from tuner.ledger.tables import (
     checkpoints,
     chunks,
     database_time,
+    has_live_attempt,
     probes,
     published_studies,
     published_trials,
+    read_json,
     reports,
     studies,
     trials,
@@ -81,7 +89,14 @@ CURVES = 500
 """Curves that one statement reads."""
 CANDIDATES = 10
 """Best trials that are read until one can be read."""
+LAST = 500
+"""Trials, those that changed last, that `status` reads to see whether they can be read."""
+STATES, RANKED = (*KINDS, RUNNING), (COMPLETED, PRUNED, DIVERGED)
+"""The states of trials, and those that rank first, in this order."""
 SEARCHED = tuple(one.name for one in fields(SearchedTrial) if one.name != "reports")
+NUMBER = SEARCHED.index("number")
+TEXTS = tuple(name for name in SEARCHED if isinstance(trials.c[name].type, JSON))
+"""The columns of trials that search reads; which of them is the number, and which hold JSON."""
 
 
 class Reader:
@@ -145,12 +160,24 @@ class Reader:
         with self._reading() as tx:
             return studies_of(tx.execute(select(studies).order_by(studies.c.id)))
 
-    @retry_on_disconnect
     def unreadable_studies(self) -> list[UnreadableStudy]:
         """Read why studies cannot be read, oldest first."""
+        return self.sorted_studies()[1]
+
+    @retry_on_disconnect
+    def sorted_studies(self) -> tuple[list[StudyRecord], list[UnreadableStudy]]:
+        """Read all studies, oldest first, and why others cannot be read."""
+        known: list[StudyRecord] = []
+        unreadable: list[UnreadableStudy] = []
         with self._reading() as tx:
-            found = map(unreadable_study_of, tx.execute(select(studies).order_by(studies.c.id)))
-            return [one for one in found if one is not None]
+            for row in tx.execute(select(studies).order_by(studies.c.id)):
+                try:
+                    known.append(study_of(row))
+                except UnreadableError:
+                    fault = unreadable_study_of(row)
+                    assert fault is not None
+                    unreadable.append(fault)
+        return known, unreadable
 
     def unreadable_trials(self, study_id: int) -> list[tuple[int | None, str]]:
         """Read why trials of a study cannot be read, each with its number if it has one."""
@@ -158,12 +185,18 @@ class Reader:
 
     @retry_on_disconnect
     def sorted_trials(
-        self, study_id: int
+        self, study_id: int, most: int | None = None
     ) -> tuple[list[TrialRecord], list[tuple[int | None, str]]]:
-        """Read the trials of a study in order, and why others, of these numbers, cannot be read."""
+        """Read the trials of a study in order, and why others, of these numbers, cannot be read.
+
+        With `most`, read only so many of them, those that changed last.
+        """
         found: list[TrialRecord] = []
         unreadable: list[tuple[int | None, str]] = []
         here = trials.c.study_id == study_id
+        if most is not None:
+            last = (trials.c.revision.desc(), trials.c.number.desc())
+            here = trials.c.id.in_(select(trials.c.id).where(here).order_by(*last).limit(most))
         with self._reading() as tx:
             rows = tx.execute(select(trials).where(here).order_by(trials.c.number)).all()
             read = _trial_reader(tx, _reports(tx, here))
@@ -245,6 +278,64 @@ class Reader:
             return read_trials(tx, trials.c.study_id == study_id)
 
     @retry_on_disconnect
+    def completed(self, study_id: int) -> list[TrialRecord]:
+        """Read the completed trials of a study in order of number, without their reports."""
+        here = and_(trials.c.study_id == study_id, trials.c.state == COMPLETED)
+        with self._reading() as tx:
+            return read_trials(tx, here, with_reports=False)
+
+    @retry_on_disconnect
+    def numbered(self, study_id: int, numbers: Collection[int]) -> list[TrialRecord]:
+        """Read the trials with these numbers, in order, without their reports."""
+        here = and_(trials.c.study_id == study_id, trials.c.number.in_(numbers))
+        with self._reading() as tx:
+            return read_trials(tx, here, with_reports=False)
+
+    @retry_on_disconnect
+    def ranked(
+        self, study: StudyRecord, most: int, states: Collection[str] = STATES
+    ) -> list[TrialRecord]:
+        """Read the first trials by `tuner.analysis.ranking.ranked`, without their reports."""
+        of_them = and_(trials.c.study_id == study.id, trials.c.state.in_(states))
+        place = case(*((trials.c.state == one, at) for at, one in enumerate(RANKED)), else_=3)
+        reached = case((trials.c.state == PRUNED, -trials.c.steps), else_=0)
+        order = (place, VIOLATION, reached, trials.c.value.is_(None), _loss(study), trials.c.number)
+        query = select(trials.c.id).where(of_them).order_by(*order).limit(most + CANDIDATES)
+        with self._reading() as tx:
+            found = list(tx.scalars(query))
+            read = {
+                one.id: one for one in read_trials(tx, trials.c.id.in_(found), with_reports=False)
+            }
+        return [read[one] for one in found if one in read][:most]
+
+    def best_first(self, study: StudyRecord) -> Iterator[TrialRecord]:
+        """Yield the completed trials, best first, as `ranked`; read more only as they are asked."""
+        most, seen = CANDIDATES, 0
+        while True:
+            found = self.ranked(study, most, (COMPLETED,))
+            yield from found[seen:]
+            if len(found) < most:
+                return
+            seen, most = len(found), 8 * most
+
+    @retry_on_disconnect
+    def first_ended(
+        self, study_id: int, states: Collection[str], most: int
+    ) -> dict[str, list[TrialRecord]]:
+        """Read the first own trials, by number, that ended in each of these states."""
+        place = func.row_number().over(
+            partition_by=trials.c.state, order_by=trials.c.number
+        ).label("place")  # fmt: skip
+        here = and_(trials.c.study_id == study_id, ~trials.c.imported, trials.c.state.in_(states))
+        numbered = select(trials.c.id, place).where(here).subquery()
+        first = select(numbered.c.id).where(numbered.c.place <= most)
+        found: dict[str, list[TrialRecord]] = {one: [] for one in states}
+        with self._reading() as tx:
+            for trial in read_trials(tx, trials.c.id.in_(first), with_reports=False):
+                found[trial.state].append(trial)
+        return found
+
+    @retry_on_disconnect
     def trial(self, study_id: int, number: int) -> TrialRecord | None:
         """Read one trial; return None if there is none of that number or the study was deleted."""
         here = and_(trials.c.study_id == study_id, trials.c.number == number)
@@ -257,7 +348,7 @@ class Reader:
         query = (
             select(trials.c.study_id, func.count().label("live"))
             .select_from(attempts.join(trials))
-            .where(attempts.c.live)
+            .where(IS_LIVE)
             .group_by(trials.c.study_id)
         )
         with self._reading() as tx:
@@ -286,7 +377,7 @@ class Reader:
             .join(trials)
             .where(
                 trials.c.study_id == study_id,
-                attempts.c.live,
+                IS_LIVE,
                 attempts.c.expires_at < database_time(),
             )
         )
@@ -377,7 +468,7 @@ class Reader:
     @retry_on_disconnect
     def counts(self, study_id: int) -> dict[str, int]:
         """Count a study's own trials by outcome, and those that are running or waiting."""
-        live = has_live_attempt(trials.c.id).label("live")
+        live = is_held().label("live")
         query = (
             select(trials.c.state, live, func.count().label("trials"))
             .where(trials.c.study_id == study_id, ~trials.c.imported)
@@ -390,6 +481,13 @@ class Reader:
                 if state in found:  # else the row cannot be read
                     found[state] += row.trials
         return found
+
+    @retry_on_disconnect
+    def count(self, study_id: int, states: Collection[str]) -> int:
+        """Count a study's trials in these states, imported or not."""
+        here = and_(trials.c.study_id == study_id, trials.c.state.in_(states))
+        with self._reading() as tx:
+            return int(tx.scalar(select(func.count()).select_from(trials).where(here)) or 0)
 
     @retry_on_disconnect
     def imported(self, study_id: int) -> int:
@@ -413,11 +511,10 @@ class Reader:
     @retry_on_disconnect
     def ranking(self, study: StudyRecord, most: int) -> list[int]:
         """Read the numbers of the best completed trials, best first."""
-        sign = 1 if study.spec.study.direction == "minimize" else -1
         query = (
             select(trials.c.number)
             .where(trials.c.study_id == study.id, trials.c.state == COMPLETED, IS_VALUED)
-            .order_by(VIOLATION, literal(sign) * trials.c.value, trials.c.number)
+            .order_by(VIOLATION, _loss(study), trials.c.number)
             .limit(most)
         )
         with self._reading() as tx:
@@ -536,12 +633,15 @@ def _searched_since(tx: Connection, study_id: int, since: int) -> Searched:
     """Read the changes for search in one statement, since this is called several times a trial.
 
     There is a row for each report, for each trial without a report, or one row without a trial.
-    Rows are sorted here: with ORDER BY, SQLite would read all trials by number.
+    Rows are sorted here: with ORDER BY, SQLite would read all trials by number. JSON is read once
+    for each trial, not in each row.
     """
     of_study = and_(trials.c.study_id == studies.c.id, trials.c.revision > since)
-    columns = [trials.c[name] for name in SEARCHED]
+    columns = [_as_text(trials.c[name]) for name in SEARCHED]
     query = (
-        select(studies.c.revision, studies.c.attrs, reports.c.step, reports.c.value, *columns)
+        select(
+            studies.c.revision, _as_text(studies.c.attrs), reports.c.step, reports.c.value, *columns
+        )
         .select_from(studies.outerjoin(trials, of_study).outerjoin(reports))
         .where(studies.c.id == study_id)
     )
@@ -549,18 +649,28 @@ def _searched_since(tx: Connection, study_id: int, since: int) -> Searched:
     by_trial: dict[int, dict[int, float]] = {}
     changed: dict[int, dict[str, Any]] = {}
     for _, _, step, value, *values in found:
-        row = dict(zip(SEARCHED, values, strict=True))
-        number = row["number"]
+        number = values[NUMBER]
         if number is None:
             continue
-        changed.setdefault(number, row)
+        if number not in changed:
+            row = dict(zip(SEARCHED, values, strict=True))
+            texts = {name: row[name] for name in TEXTS if row[name] is not None}
+            changed[number] = row | {name: read_json(text) for name, text in texts.items()}
         if step is not None:
             by_trial.setdefault(number, {})[step] = value
+    revision, of_the_study, *_ = found[0]
     return Searched(
-        revision=found[0].revision,
-        attrs=found[0].attrs,
+        revision=revision,
+        attrs=read_json(of_the_study),
         trials=_searched((row, by_trial.get(number, {})) for number, row in changed.items()),
     )
+
+
+def _as_text(column: Column[Any]) -> ColumnElement[Any]:
+    """Return a column whose JSON, if it holds any, is read as text."""
+    if isinstance(column.type, JSON):
+        return type_coerce(column, Text).label(column.name)
+    return column
 
 
 def _searched(
@@ -609,10 +719,15 @@ def _seen(tx: Connection, study_id: int) -> tuple[int, Mapping[str, Any]]:
     return row.revision, row.attrs
 
 
+def _loss(study: StudyRecord) -> Any:
+    """Return the SQL expression of a trial's value, negated where a higher one is better."""
+    return trials.c.value if study.spec.study.direction == "minimize" else -trials.c.value
+
+
 def _changed(study_id: int, since: int) -> Any:
     return and_(trials.c.study_id == study_id, trials.c.revision > since)
 
 
-def has_live_attempt(trial_id: Any) -> Any:
-    """Return the SQL condition that a trial has a live attempt."""
-    return exists(attempts.c.id).where(attempts.c.trial_id == trial_id, IS_LIVE)
+def is_held() -> Any:
+    """Return the SQL condition that a trial has a live attempt, of one that has ended false."""
+    return case((IS_RUNNING, has_live_attempt(trials.c.id)), else_=false())

@@ -6,11 +6,24 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, delete, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    and_,
+    delete,
+    exists,
+    func,
+    insert,
+    select,
+    true,
+    update,
+)
 
 from tuner.core.outcome import CANCELLED, COMPLETED, FAILED, PRUNED, RUNNING, Outcome
 from tuner.ledger.records import (
     ENDED,
+    OPEN,
     STOPPED,
     AttemptLease,
     CheckpointRecord,
@@ -19,9 +32,11 @@ from tuner.ledger.records import (
     specification,
 )
 from tuner.ledger.tables import (
+    IS_RUNNING,
     attempts,
     checkpoints,
     database_time,
+    has_live_attempt,
     project_of,
     projects,
     studies,
@@ -38,21 +53,36 @@ def locked_study(study_id: int) -> Any:
 
 def locked_study_with_quota(study_id: int) -> Any:
     """Select a study's row as `locked_study` does, with the quota of its project, if it has one."""
+    return _with_quota(locked_study(study_id))
+
+
+def study_to_claim(study_id: int) -> Any:
+    """Select a study's row without a lock, with its project's quota, and whether trials wait."""
+    waits = exists(trials.c.id).where(
+        trials.c.study_id == studies.c.id, IS_RUNNING, ~has_live_attempt(trials.c.id)
+    )
+    query = _with_quota(select(studies).where(studies.c.id == study_id))
+    return query.add_columns(waits.label("waits"))
+
+
+def _with_quota(query: Any) -> Any:
     quota = (projects.c.workers.label("quota_workers"), projects.c.steps_week.label("quota_steps"))
     of_project = projects.c.name == project_of(studies.c.name)
-    joined = studies.outerjoin(projects, of_project)
-    return locked_study(study_id).add_columns(*quota).select_from(joined)
+    return query.add_columns(*quota).select_from(studies.outerjoin(projects, of_project))
 
 
 def next_revision(tx: Connection, study_id: int) -> int:
     """Increment and return the study's revision, for a commit that search can see."""
-    return int(
-        tx.execute(
-            update(studies)
-            .where(studies.c.id == study_id)
-            .values(revision=studies.c.revision + 1)
-            .returning(studies.c.revision)
-        ).scalar_one()
+    return int(tx.execute(at_next_revision(study_id)).scalar_one())
+
+
+def at_next_revision(study_id: int) -> Any:
+    """Return the statement that increments a study's revision and returns it."""
+    return (
+        update(studies)
+        .where(studies.c.id == study_id)
+        .values(revision=studies.c.revision + 1)
+        .returning(studies.c.revision)
     )
 
 
@@ -63,18 +93,39 @@ def reserve(
 
     `attrs` are their attributes, if they have any.
     """
+    return _reserve(tx, study.id, count, attrs, true())
+
+
+def reserve_within(tx: Connection, study_id: int, count: int) -> list[TrialRecord]:
+    """Insert the next trials of a study whose row is not locked, as `reserve`.
+
+    Insert none if the study is not open or its budget has no room for all of them.
+    """
+    room = and_(studies.c.state == OPEN, studies.c.reserved + count <= studies.c.limit)
+    return _reserve(tx, study_id, count, (), room)
+
+
+def _reserve(
+    tx: Connection,
+    study_id: int,
+    count: int,
+    attrs: Sequence[Mapping[str, Any]],
+    condition: ColumnElement[bool],
+) -> list[TrialRecord]:
     counted = tx.execute(
         update(studies)
-        .where(studies.c.id == study.id)
+        .where(studies.c.id == study_id, condition)
         .values(
             reserved=studies.c.reserved + count,
             next_number=studies.c.next_number + count,
             revision=studies.c.revision + 1,
         )
-        .returning(studies.c.revision)
-    ).one()
+        .returning(studies.c.revision, (studies.c.next_number - count).label("first"))
+    ).first()
+    if counted is None:
+        return []
     new = {
-        "study_id": study.id,
+        "study_id": study_id,
         "imported": False,
         "state": RUNNING,
         "steps": 0,
@@ -86,7 +137,7 @@ def reserve(
         [
             {
                 **new,
-                "number": study.next_number + index,
+                "number": counted.first + index,
                 "attrs": dict(attrs[index]) if attrs else {},
             }
             for index in range(count)

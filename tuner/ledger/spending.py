@@ -9,18 +9,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, Text, case, cast, func, select
 
 from tuner.config import Branching, TrialSettings, settings_of
+from tuner.core.curves import LATEST
 from tuner.core.errors import WorkloadError
 from tuner.core.outcome import PRUNED
-from tuner.ledger.decoding import is_number, is_time
+from tuner.ledger.decoding import is_number
 from tuner.ledger.reading import Reader
 from tuner.ledger.records import StudyRecord, is_count, sizes_of
 from tuner.ledger.retrying import retry_on_disconnect
-from tuner.ledger.tables import attempts, database_time, reports, trials
+from tuner.ledger.tables import attempts, database_time, read_json, reports, trials
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,19 +55,19 @@ def spending(ledger: Reader, of: Sequence[StudyRecord]) -> dict[int, Spend]:
     """Read what studies have spent, by their ids; trials of earlier versions are not theirs."""
     ids = [study.id for study in of]
     branching = [study.id for study in of if isinstance(study.spec.judge, Branching)]
-    columns = (trials.c.study_id, trials.c.params)
-    pruned = select(*columns, trials.c.steps).where(
+    varied = [study.id for study in of if _is_varied(study)]
+    pruned = select(trials.c.steps, *_columns(varied)).where(
         trials.c.study_id.in_(ids), ~trials.c.imported, trials.c.state == PRUNED
     )
     rungs = (
-        select(*columns, reports.c.step.label("steps"))
+        select(reports.c.step.label("steps"), *_columns(varied))
         .select_from(reports.join(trials))
         .where(trials.c.study_id.in_(branching), ~trials.c.imported)
     )
     with ledger.engine.begin() as tx:
         seconds = _seconds(tx, ids)
         steps = _steps(tx, ids)
-        stopped, reported = _rows(tx, pruned), _rows(tx, rungs) if branching else {}
+        stopped, reported = _grouped(tx, pruned), _grouped(tx, rungs) if branching else {}
     found = {}
     for study in of:
         horizons = _Horizons(study)
@@ -100,34 +101,30 @@ def attempt_seconds(ledger: Reader, study: StudyRecord) -> dict[int, float]:
 
 
 def _seconds(tx: Connection, ids: Sequence[int]) -> dict[int, float]:
-    """Return the time of workers by study."""
-    query = (
+    """Return the time of workers by study: of each worker the length of the union of its spans."""
+    began, ended = attempts.c.started_at, func.coalesce(attempts.c.ended_at, database_time())
+    spans = (
         select(
             trials.c.study_id,
-            attempts.c.worker,
-            attempts.c.started_at,
-            func.coalesce(attempts.c.ended_at, database_time()).label("ended_at"),
+            began.label("began"),
+            ended.label("ended"),
+            # up to which the spans before have covered the time
+            func.max(ended)
+            .over(
+                partition_by=(trials.c.study_id, attempts.c.worker),
+                order_by=(began, attempts.c.id),
+                rows=(None, -1),
+            )
+            .label("until"),
         )
         .select_from(attempts.join(trials))
-        .where(trials.c.study_id.in_(ids))
+        .where(trials.c.study_id.in_(ids), began.between(0, LATEST), ended.between(0, LATEST))
+        .subquery()
     )
-    spans = defaultdict(list)
-    for row in tx.execute(query):
-        if is_time(row.started_at) and is_time(row.ended_at):
-            spans[row.study_id, row.worker].append((row.started_at, row.ended_at))
-    found: dict[int, float] = defaultdict(float)
-    for (study_id, _), own in spans.items():
-        found[study_id] += _covered(own)
-    return dict(found)
-
-
-def _covered(spans: Iterable[tuple[float, float]]) -> float:
-    """Return the length of the union of time spans."""
-    total, until = 0.0, float("-inf")
-    for began, ended in sorted(spans):
-        total += max(0.0, ended - max(began, until))
-        until = max(until, ended)
-    return total
+    start = case((spans.c.until > spans.c.began, spans.c.until), else_=spans.c.began)
+    covered = case((spans.c.ended > start, spans.c.ended - start), else_=0.0)
+    query = select(spans.c.study_id, func.sum(covered).label("seconds")).group_by(spans.c.study_id)
+    return {row.study_id: float(row.seconds) for row in tx.execute(query)}
 
 
 def _steps(tx: Connection, ids: Sequence[int]) -> dict[int, tuple[int, int]]:
@@ -145,12 +142,34 @@ def _steps(tx: Connection, ids: Sequence[int]) -> dict[int, tuple[int, int]]:
     }
 
 
-def _rows(tx: Connection, query: Any) -> dict[int, list[Any]]:
-    """Return rows of trials with parameters and steps, by study."""
+def _is_varied(study: StudyRecord) -> bool:
+    """Return whether the trials of a study may have several batch sizes, and so horizons."""
+    return any(one.name == "batch_size" for one in study.spec.space.parameters())
+
+
+def _columns(varied: Sequence[int]) -> tuple[Any, ...]:
+    """Return the study of a trial and its parameters as text, if its study is one of these."""
+    drawn = case((trials.c.study_id.in_(varied), cast(trials.c.params, Text)), else_="{}")
+    return trials.c.study_id, drawn.label("drawn")
+
+
+class _Steps(NamedTuple):
+    """Some trials with the same steps, of the same parameters where these make a difference."""
+
+    steps: int
+    params: Mapping[str, Any]
+    trials: int
+
+
+def _grouped(tx: Connection, query: Any) -> dict[int, list[_Steps]]:
+    """Return how many trials of a query have the same steps, by study."""
+    each = query.where(trials.c.params.is_not(None)).subquery()
+    columns = (each.c.study_id, each.c.drawn, each.c.steps)
     found = defaultdict(list)
-    for row in tx.execute(query):
-        if is_count(row.steps) and isinstance(row.params, dict):
-            found[row.study_id].append(row)
+    for row in tx.execute(select(*columns, func.count().label("trials")).group_by(*columns)):
+        params = read_json(row.drawn)
+        if is_count(row.steps) and isinstance(params, dict):
+            found[row.study_id].append(_Steps(row.steps, params, row.trials))
     return found
 
 
@@ -172,12 +191,14 @@ class _Horizons:
             self._known[key] = found
         return self._known[key]
 
-    def pruned_steps(self, rows: Iterable[Any]) -> int:
+    def pruned_steps(self, rows: Iterable[_Steps]) -> int:
         """Return the steps that these pruned trials were not trained for."""
-        found = ((self.of(row.params), row.steps) for row in rows)
-        return sum(max(0, one.steps - steps) for one, steps in found if one is not None)
+        found = ((self.of(row.params), row) for row in rows)
+        return sum(
+            row.trials * max(0, one.steps - row.steps) for one, row in found if one is not None
+        )
 
-    def branch_steps(self, reports: Iterable[Any]) -> int:
+    def branch_steps(self, reports: Iterable[_Steps]) -> int:
         """Return the steps of the branches at the rungs that were reported."""
         judge, total = self._study.spec.judge, 0
         if not isinstance(judge, Branching):
@@ -186,7 +207,7 @@ class _Horizons:
             one = self.of(row.params)
             rungs = {} if one is None else {place: step for step, place in one.rungs.items()}
             if row.steps in rungs:
-                total += judge.branch_steps(rungs[row.steps])
+                total += row.trials * judge.branch_steps(rungs[row.steps])
         return total
 
 

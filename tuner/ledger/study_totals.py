@@ -20,6 +20,7 @@ from tuner.ledger.retrying import retry_on_disconnect
 from tuner.ledger.spending import Spend, spending
 from tuner.ledger.summaries import last_activity, summaries
 from tuner.ledger.tables import attempts, trials
+from tuner.ledger.totals import LATE_IDS
 
 UNKNOWN = "unknown"
 """Who submitted a study of an earlier version of tuner."""
@@ -51,6 +52,7 @@ class StudyTotalsReader:
         self._most = most
         # by the study's id: its revision and last attempt, and its spend
         self._known: dict[int, tuple[tuple[int, int], Spend]] = {}
+        self._last_attempts: dict[int, int] = {}  # by the study's id
 
     def read(self) -> StudyTotals:
         """Read the totals. Raise `UnavailableError` while the database is unreachable."""
@@ -90,7 +92,9 @@ class StudyTotalsReader:
 
     def _spends(self, known: Sequence[StudyRecord]) -> list[Spend]:
         """Return the spend of each study."""
-        last = _last_attempts(self._ledger)  # before those that run: a later one is among these
+        # before those that run: a later one is among these
+        since = max(self._last_attempts.values(), default=0) - LATE_IDS
+        last = self._last_attempts = self._last_attempts | _last_attempts(self._ledger, since)
         live = self._ledger.live_attempts()
         stamps = {one.id: (one.revision, last.get(one.id, 0)) for one in known}
         kept = {
@@ -104,11 +108,12 @@ class StudyTotalsReader:
 
 
 @retry_on_disconnect
-def _last_attempts(ledger: Reader) -> dict[int, int]:
-    """Read the id of the last attempt at a trial of each study."""
+def _last_attempts(ledger: Reader, since: int) -> dict[int, int]:
+    """Read the id of the last attempt at a trial of each study that has one with an id above."""
     query = (
         select(trials.c.study_id, func.max(attempts.c.id).label("last"))
         .select_from(attempts.join(trials))
+        .where(attempts.c.id > since)
         .group_by(trials.c.study_id)
     )
     with ledger.engine.begin() as tx:

@@ -19,11 +19,13 @@ from tuner.ledger.decoding import (
     trial_of,
 )
 from tuner.ledger.exclusions import Exclusion
-from tuner.ledger.reading import CANDIDATES, Reader, has_live_attempt, silences
+from tuner.ledger.publications import Publications
+from tuner.ledger.reading import CANDIDATES, Reader, is_held, silences
 from tuner.ledger.records import Silence, StudyRecord, is_count
 from tuner.ledger.retrying import retry_on_disconnect
 from tuner.ledger.tables import (
     IS_LIVE,
+    IS_RUNNING,
     IS_VALUED,
     SILENT_FOR,
     SILENT_SECONDS,
@@ -86,26 +88,44 @@ def summaries(ledger: Reader, of: Sequence[StudyRecord]) -> dict[int, Summary]:
     return found
 
 
+def best_trial(ledger: Reader, study: StudyRecord) -> BestTrial | None:
+    """Read the best completed trial of one study, as a summary has it."""
+    found = ledger.best(study)
+    if found is None or found.value is None:
+        return None
+    runs = Publications(ledger.engine, "mlflow").external_ids(study.id, [found.number])
+    return BestTrial(
+        number=found.number,
+        value=found.value,
+        params=found.params or {},
+        run_id=runs.get(found.number),
+        violation=found.violation,
+    )
+
+
 @retry_on_disconnect
 def last_activity(ledger: Reader, names: Collection[str] | None = None) -> dict[str, float]:
     """Read when a trial of each study last ended or a version of it was created, by its name.
 
     With `names`, read only those studies.
     """
-    at = func.max(func.coalesce(trials.c.ended_at, studies.c.created_at))
-    query = (
-        select(studies.c.name, at.label("at"), func.max(studies.c.created_at).label("created"))
-        .select_from(studies.outerjoin(trials, trials.c.study_id == studies.c.id))
-        .group_by(studies.c.name)
+    last = (  # trials end in the order of their revisions
+        select(trials.c.ended_at)
+        .where(trials.c.study_id == studies.c.id, trials.c.state != RUNNING)
+        .order_by(trials.c.revision.desc())
+        .limit(1)
+        .scalar_subquery()
     )
+    query = select(studies.c.name, studies.c.created_at, last.label("ended_at"))
     if names is not None:
         query = query.where(studies.c.name.in_(names))
+    found: dict[str, float] = {}
     with ledger.engine.begin() as tx:
-        return {
-            row.name: max(row.at, row.created)
-            for row in tx.execute(query)
-            if is_number(row.at) and is_number(row.created)  # else it cannot be read
-        }
+        for row in tx.execute(query):
+            for at in (row.created_at, row.ended_at):
+                if is_number(at):  # else it cannot be read
+                    found[row.name] = max(found.get(row.name, at), at)
+    return found
 
 
 @retry_on_disconnect
@@ -132,7 +152,7 @@ def last_attempt(ledger: Reader, study_id: int) -> float:
 
 def _count(tx: Connection, found: Mapping[int, Summary]) -> None:
     """Count the trials of each study by outcome, and those running and waiting."""
-    live = has_live_attempt(trials.c.id).label("live")
+    live = is_held().label("live")
     columns = (trials.c.study_id, trials.c.imported, trials.c.state, live)
     query = (
         select(*columns, func.count().label("trials"))
@@ -156,8 +176,8 @@ def _find_best(tx: Connection, found: Mapping[int, Summary], of: Sequence[StudyR
     rank = func.row_number().over(
         partition_by=trials.c.study_id, order_by=(VIOLATION, loss, trials.c.number)
     )
-    ranked = (
-        select(trials, rank.label("rank"))
+    ranked = (  # without the wide columns, since all completed trials are sorted
+        select(trials.c.id, rank.label("rank"))
         .where(trials.c.study_id.in_(found), trials.c.state == COMPLETED, IS_VALUED)
         .subquery()
     )
@@ -165,10 +185,12 @@ def _find_best(tx: Connection, found: Mapping[int, Summary], of: Sequence[StudyR
         published_trials.c.target == "mlflow"
     )
     query = (
-        select(*(ranked.c[column.name] for column in trials.c), published_trials.c.external_id)
-        .select_from(ranked.outerjoin(published_trials, is_its_run))
+        select(trials, published_trials.c.external_id)
+        .select_from(
+            ranked.join(trials, trials.c.id == ranked.c.id).outerjoin(published_trials, is_its_run)
+        )
         .where(ranked.c.rank <= CANDIDATES)
-        .order_by(ranked.c.study_id, ranked.c.rank)
+        .order_by(trials.c.study_id, ranked.c.rank)
     )
     rows = [row._asdict() for row in tx.execute(query)]
     runs = {row["id"]: row.pop("external_id") for row in rows}
@@ -199,7 +221,7 @@ def _find_workers(tx: Connection, found: Mapping[int, Summary]) -> None:
             attempts.c.environment,
         )
         .join(attempts, attempts.c.trial_id == trials.c.id)
-        .where(trials.c.study_id.in_(found), attempts.c.live)
+        .where(trials.c.study_id.in_(found), IS_RUNNING, IS_LIVE)
         .order_by(attempts.c.id)
     )
     for row in tx.execute(held):
@@ -209,7 +231,7 @@ def _find_workers(tx: Connection, found: Mapping[int, Summary]) -> None:
     silent = (
         select(trials.c.study_id, trials.c.number, attempts.c.worker, SILENT_FOR.label("seconds"))
         .join(attempts, attempts.c.trial_id == trials.c.id)
-        .where(trials.c.study_id.in_(found), IS_LIVE, SILENT_FOR > SILENT_SECONDS)
+        .where(trials.c.study_id.in_(found), IS_RUNNING, IS_LIVE, SILENT_FOR > SILENT_SECONDS)
         .order_by(trials.c.number)
     )
     for row in tx.execute(silent):

@@ -14,8 +14,10 @@ from sqlalchemy import (
     JSON,
     Boolean,
     Column,
+    ColumnElement,
     Dialect,
     Double,
+    Exists,
     ForeignKey,
     Index,
     Integer,
@@ -27,6 +29,7 @@ from sqlalchemy import (
     TypeDecorator,
     UniqueConstraint,
     case,
+    exists,
     func,
     text,
 )
@@ -270,6 +273,11 @@ IS_RUNNING = text("tuner_trials.state = 'running'")
 IS_LIVE = text("tuner_attempts.live")
 """Conditions in the same words as in partial indexes. SQLite matches an index by its exact text,
 and neither database matches parameters, so another wording would scan the whole table."""
+
+
+def has_live_attempt(trial_id: ColumnElement[int]) -> Exists:
+    """Return the SQL condition that a trial has a live attempt."""
+    return exists(attempts.c.id).where(attempts.c.trial_id == trial_id, IS_LIVE)
 
 
 class database_time(GenericFunction[float]):  # noqa: N801 - reads as an SQL function

@@ -12,10 +12,10 @@ from tuner.config import StudySpec
 from tuner.core.errors import UsageError, WorkloadError
 from tuner.core.outcome import COMPLETED, DIVERGED, PRUNED, RUNNING
 from tuner.core.text import printable
-from tuner.ledger.reading import has_live_attempt, read_trials
+from tuner.ledger.reading import read_trials
 from tuner.ledger.records import OPEN, STOPPED, TrialRecord, excess_attrs, titled
 from tuner.ledger.rows import cancel_if_stopped
-from tuner.ledger.tables import database_time, reports, studies, trials
+from tuner.ledger.tables import database_time, has_live_attempt, reports, studies, trials
 
 MOST_NAMES = 10
 """The most files of each kind that a message names."""

@@ -32,7 +32,7 @@ from tuner.ledger import Reader
 from tuner.ledger.database import Addresses, check_schema
 from tuner.ledger.study_totals import StudyTotals, StudyTotalsReader
 from tuner.ledger.tables import HEAD
-from tuner.ledger.totals import totals
+from tuner.ledger.totals import TotalsReader
 from tuner.observability import metrics
 from tuner.observability.logs import logger
 
@@ -127,7 +127,7 @@ class LedgerCollector(Collector):
     """Counts over the whole ledger, read at each scrape; the same from every service."""
 
     def __init__(self, engine: Engine, named_studies: int = 0) -> None:
-        self._engine = engine
+        self._totals = TotalsReader(engine)
         self._named = None
         if named_studies:
             self._named = StudyTotalsReader(Reader(engine, retry_timeout=0.0), named_studies)
@@ -142,7 +142,7 @@ class LedgerCollector(Collector):
             "tuner_build_info", "Always 1; the label is the version.", "version", {_VERSION: 1}
         )
         try:
-            found = totals(self._engine)
+            found = self._totals.read()
             named = None if self._named is None else self._named.read()
         except TunerError:
             yield _gauge("tuner_database_up", "1 if the ledger could be read.", "", {"": 0})

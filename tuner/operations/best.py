@@ -8,7 +8,7 @@ from tuner.analysis import deciding
 from tuner.analysis import front as fronts
 from tuner.ledger import Reader, StudyRecord
 from tuner.ledger.publications import Publications
-from tuner.ledger.summaries import summaries
+from tuner.ledger.summaries import best_trial
 
 
 def best(ledger: Reader, study: StudyRecord) -> dict[str, Any] | None:
@@ -16,7 +16,7 @@ def best(ledger: Reader, study: StudyRecord) -> dict[str, Any] | None:
 
     Of several objectives that is the best trial in the first one.
     """
-    found = summaries(ledger, [study])[study.id].best
+    found = best_trial(ledger, study)
     return None if found is None else found.as_json()
 
 
@@ -24,8 +24,10 @@ def front(ledger: Reader, study: StudyRecord) -> dict[str, Any]:
     """Return the trials on the front, as the field `front`; without one for a single objective."""
     if not study.spec.study.objectives:
         return {}
-    runs = Publications(ledger.engine, "mlflow").external_ids(study.id)
-    return {"front": fronts.as_json(study, ledger.trials(study.id), runs)}
+    found = fronts.front(study, ledger.completed(study.id))
+    numbers = [one.number for one in found]
+    runs = Publications(ledger.engine, "mlflow").external_ids(study.id, numbers)
+    return {"front": fronts.as_json(study, found, runs)}
 
 
 def decision(ledger: Reader, study: StudyRecord) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def question(ledger: Reader, study: StudyRecord, *, top: int, each: str | None =
             f"study {study.name!r} has several objectives, so there is no best trial to confirm; "
             f"`tuner best {study.name}` lists its front"
         )
-    best = deciding.candidates(study, ledger.trials(study.id))
+    best = deciding.candidates(study, ledger.completed(study.id))
     if len(best) < 2:
         feasible = " and satisfy the constraints" if study.spec.study.constraints else ""
         raise UsageError(
@@ -163,7 +163,7 @@ def advance(ledger: Ledger, study: StudyRecord, asked: Question, seeds: int) -> 
 
 
 def _decision(ledger: Reader, study: StudyRecord, asked: Question, seeds: int) -> Decision:
-    trials = ledger.trials(study.id)
+    trials = ledger.numbered(study.id, asked.candidates)
     return deciding.decision_on(ledger, study, trials, [asked], Limits(rounds=seeds))
 
 

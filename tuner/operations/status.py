@@ -11,6 +11,7 @@ from tuner.core.errors import NotFoundError
 from tuner.ledger import Reader, StudyRecord, UnreadableStudy, events, projects, ranges
 from tuner.ledger.events import Event
 from tuner.ledger.publications import Publications
+from tuner.ledger.reading import LAST
 from tuner.ledger.summaries import Summary, last_activity, summaries
 from tuner.operations import best, history, spend
 from tuner.operations.workers import machine
@@ -28,10 +29,11 @@ def status(
 ) -> dict[str, Any]:
     """Return the state of a study, the workers that train it, and its unreadable trials.
 
-    These are read unless they are given: `Reader.sorted_trials` has read all trials then.
+    These are looked for among the trials that changed last, unless `Reader.sorted_trials` has
+    found them already; `doctor` examines all trials.
     """
     if faults is None:
-        faults = ledger.unreadable_trials(study.id)
+        _, faults = ledger.sorted_trials(study.id, LAST)
     broken = [{"trial": number, "reason": why} for number, why in faults]
     found = statuses(ledger, [study])[0] | best.decision(ledger, study)
     found |= best.front(ledger, study)
@@ -85,6 +87,7 @@ def trial_status(ledger: Reader, study: StudyRecord, number: int) -> dict[str, A
         raise NotFoundError(f"study {study.name!r} has no trial {number}")
     attempts = ledger.attempts(study.id, number)
     tracebacks = [one.traceback for one in attempts if one.traceback is not None]
+    runs = Publications(ledger.engine, "mlflow").external_ids(study.id, [number])
     return {
         "study": study.name,
         "trial": trial.number,
@@ -95,7 +98,7 @@ def trial_status(ledger: Reader, study: StudyRecord, number: int) -> dict[str, A
         **({} if trial.violation is None else {"violation": trial.violation}),
         "params": trial.params,
         "steps": trial.steps,
-        "run_id": Publications(ledger.engine, "mlflow").external_ids(study.id).get(number),
+        "run_id": runs.get(number),
         "attempts": [
             {"number": one.number, "worker": one.worker, "started_at": one.started_at,
              "ended_at": one.ended_at, "ending": one.ending, "reason": one.reason}

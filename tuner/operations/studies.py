@@ -34,7 +34,8 @@ class Wanted:
 def studies(ledger: Reader, wanted: Wanted | None = None) -> list[dict[str, Any]]:
     """Return the states of studies, last active first, then those that cannot be read."""
     wanted = wanted or Wanted()
-    unreadable = [status.unreadable(one) for one in ledger.unreadable_studies()]
-    known = status.statuses(ledger, ledger.studies())
+    readable, others = ledger.sorted_studies()
+    unreadable = [status.unreadable(one) for one in others]
+    known = status.statuses(ledger, readable)
     known.sort(key=lambda one: one["last_activity"], reverse=True)
     return [one for one in [*known, *unreadable] if wanted.has(one)]

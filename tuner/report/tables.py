@@ -28,6 +28,9 @@ STYLES = {
     CANCELLED: "magenta",
     RUNNING: "cyan",
 }
+STOPPED = (PRUNED, DIVERGED, FAILED, CANCELLED)
+ROWS = 10
+"""Trials of a ranking that are shown."""
 WHY, WITH, VERDICT, TRAINING_LOSS = "why", "with", "verdict", "training loss"
 """The columns that are dropped in a narrow terminal, in this order."""
 WHY_WIDTH = 30
@@ -153,13 +156,17 @@ def ranking_table(
     trials: Sequence[TrialRecord],
     curves: Mapping[int, Chunk],
     verdicts: Mapping[int, Verdict] | None = None,
-    rows: int = 10,
+    rows: int = ROWS,
     width: int = WIDTH,
+    count: int | None = None,
 ) -> Table:
-    """Return a table of the best trials, best first; `curves` and `verdicts` by trial number."""
-    order = ranking.ranked(study, trials)
-    shown = order[:rows]
-    more = f", the first {rows} of {len(order)}" if len(order) > rows else ""
+    """Return a table of the best trials, best first; `curves` and `verdicts` by trial number.
+
+    `count` is the number of all trials, if these are only the first ones.
+    """
+    shown = ranking.ranked(study, trials)[:rows]
+    count = len(trials) if count is None else count
+    more = f", the first {rows} of {count}" if count > rows else ""
     table = trial_table(study, f"Ranking{more}")
     if ranking.has_better_below(study, shown):
         table.caption = ranking.WHY_BELOW
@@ -170,16 +177,15 @@ def ranking_table(
     return table
 
 
-def stopped_trials(trials: Sequence[TrialRecord], rows: int = 3) -> Group:
-    """Return the number of stopped trials by outcome, each with up to `rows` examples."""
+def stopped_trials(first: Mapping[str, Sequence[TrialRecord]], counts: Mapping[str, int]) -> Group:
+    """Return the numbers of stopped trials by outcome, each with the first of them."""
     lines: list[RenderableType] = []
-    for kind in (PRUNED, DIVERGED, FAILED, CANCELLED):
-        found = [trial for trial in trials if trial.state == kind and not trial.imported]
-        if found:
-            lines.append(Text(f"{len(found)} {kind}", style=STYLES[kind]))
-            for trial in found[:rows]:
+    for kind in STOPPED:
+        if counts[kind]:
+            lines.append(Text(f"{counts[kind]} {kind}", style=STYLES[kind]))
+            for trial in first[kind]:
                 short = ranking.in_short(trial.params)
                 lines.append(Text(printable(f"  trial {trial.number} ({short}): {trial.reason}")))
-            if len(found) > rows > 0:
-                lines.append(Text(f"  … and {len(found) - rows} more"))
+            if counts[kind] > len(first[kind]) > 0:
+                lines.append(Text(f"  … and {counts[kind] - len(first[kind])} more"))
     return Group(*lines)

@@ -181,4 +181,8 @@ def _run_of(job: Job, origin: Origin) -> str | None:
     study = next((one for one in known if one.version == origin.version), None)
     if study is None:
         return None
-    return Publications(job.ledger.engine, "mlflow").external_ids(study.id).get(origin.trial)
+    return (
+        Publications(job.ledger.engine, "mlflow")
+        .external_ids(study.id, [origin.trial])
+        .get(origin.trial)
+    )
