@@ -156,6 +156,7 @@ def test_postgresql_says_who_and_no_login_forges_it(cluster: Cluster, migrated: 
     manage.pause(ledger, study.name, "lunch")
     (found,) = events.history(ledger, study.name)
     assert (found.db_role, found.os_user, found.reason) == ("ann", ME, "lunch")
+    assert found.person == f"{ME} as ann", "people may share a user of the operating system"
     forged = (
         "INSERT INTO tuner.tuner_events (study, action, details, os_user, host{}) "
         "VALUES ('small', 'stopped', '{{}}', 'bob', 'there'{})"
