@@ -127,6 +127,7 @@ def test_a_newer_service_does_not_start_beside_an_older_database(
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_older_services_end_once_a_newer_version_has_migrated_their_database(
     tmp_path: Path,
 ) -> None:

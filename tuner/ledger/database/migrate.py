@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, column, event, inspect, select, table, text
+from sqlalchemy import Connection, Engine, Select, column, event, inspect, select, table, text
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from tuner.core.errors import (
@@ -39,7 +39,7 @@ from tuner.ledger.database.pooling import is_pooled
 from tuner.ledger.retrying import FIRST_SECONDS, LONGEST_SECONDS, RETRY_SECONDS
 from tuner.ledger.tables import HEAD, VERSION_TABLE
 
-VERSION = select(column("version_num")).select_from(table(VERSION_TABLE))
+VERSION: Select[Any] = select(column("version_num")).select_from(table(VERSION_TABLE))
 CHECK_SECONDS = 5.0
 """How long a process uses the ledger until it checks again that nobody has migrated it."""
 
