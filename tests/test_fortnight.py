@@ -38,7 +38,7 @@ from tuner.operations.rollback import rollback
 from tuner.operations.scheduler import run_scheduler
 from tuner.retraining import versions
 
-pytestmark = [pytest.mark.slow, pytest.mark.nightly]
+pytestmark = [pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(1500)]
 
 TOKYO = ZoneInfo("Asia/Tokyo")
 BAD, LATE = 3, 10
