@@ -112,6 +112,7 @@ SERVICES = ("worker --until-idle --no-recorder", "recorder --once", "scheduler -
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_newer_service_does_not_start_beside_an_older_database(
     service: str, tmp_path: Path
