@@ -77,7 +77,8 @@ def test_a_rejected_one_is_never_promoted(pipeline: Pipeline) -> None:
     assert acts(pipeline, events.REJECTED) == [("rejected", "wrong labels")]
     with pytest.raises(UsageError, match="is rejected, expected a proposed one"):
         approve(pipeline.ledger, pipeline.places, "moving", "5")
-    assert pipeline.retrain("5")["outcome"] == "rejected"
+    again = tuner(pipeline.folder, "retrain", "moving", "--run-key", "5", "--exit-code", "--json")
+    assert (again.json["outcome"], again.code) == ("rejected", 10), "nothing is to be deployed"
 
 
 def test_one_that_was_compared_with_an_earlier_champion_is_refused(pipeline: Pipeline) -> None:

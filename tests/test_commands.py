@@ -299,9 +299,12 @@ def test_where_nothing_is_trained(tmp_path):
         "study": "small",
         "version": 1,
         "created": True,
+        "changed": [],
         "budget": 8,
     }
-    assert "exists already, 8 trials" in tuner(folder, "submit", "study.toml").out
+    assert "exists already, 8 trials. No change." in tuner(folder, "submit", "study.toml").out
+    more = tuner(folder, "submit", "study.toml", "--set", "retrain.promote='manual'").out
+    assert "exists already, 8 trials. Changed: [retrain]." in more
     best = tuner(folder, "best", "small", "--json")
     assert (best.code, best.json) == (3, {"study": "small", "best": None})
     assert tuner(folder, "status", "small", "--json").json["state"] == "open"

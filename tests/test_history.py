@@ -78,6 +78,27 @@ def test_every_verb_of_a_person_is_recorded_with_who_and_why(call, ledger, place
         call("history", "nothing")
 
 
+def test_a_change_of_retraining_has_each_key_and_no_address(ledger):
+    study = submitted(ledger)
+    changed = line_spec(
+        retrain={
+            "gate": {"minimum_improvement": 0.1, "margins": {"night": 0.5}},
+            # as an earlier version stored it
+            "notify": {"webhook": "https://hooks.slack.com/services/T0/B0/hidden"},
+        },
+        budget={"trials": 9},
+    )
+    ledger.submit(changed, limit=9, workload=study.workload, act=ANN)
+    found = events.history(ledger, "line")[-1]
+    assert found.details["budget"] == {"trials": [4, 9]}
+    assert found.details["retrain"]["gate.minimum_improvement"] == [0.0, 0.1]
+    assert found.details["retrain"]["gate.margins.night"] == [None, 0.5]
+    shown = history.in_words(history.as_json(found))
+    assert "gate.minimum_improvement 0.0 -> 0.1" in shown
+    assert "notify.webhook" in shown
+    assert "hidden" not in shown
+
+
 def test_a_call_that_changes_nothing_is_no_event(ledger):
     study = submit(ledger)
     for _ in range(2):
@@ -156,6 +177,7 @@ def test_postgresql_says_who_and_no_login_forges_it(cluster: Cluster, migrated: 
     manage.pause(ledger, study.name, "lunch")
     (found,) = events.history(ledger, study.name)
     assert (found.db_role, found.os_user, found.reason) == ("ann", ME, "lunch")
+    assert found.person == f"{ME} as ann", "people may share a user of the operating system"
     forged = (
         "INSERT INTO tuner.tuner_events (study, action, details, os_user, host{}) "
         "VALUES ('small', 'stopped', '{{}}', 'bob', 'there'{})"

@@ -93,6 +93,18 @@ def test_a_model_with_names_takes_none_by_position_unless_asked(
     assert np.array_equal(found, np.array(ROWS, dtype=np.float32))
 
 
+@pytest.mark.parametrize("first", ["40.5,3,1", "0,1,2", "7,7,7"])
+def test_numbers_in_place_of_a_header_are_refused_with_advice(first: str) -> None:
+    with pytest.raises(UsageError, match=r"The first line has numbers, not names; .*--by-position"):
+        read(f"{first}\n50,0,0\n", "csv", NAMED)
+
+
+def test_a_header_of_numbers_is_no_row_by_position() -> None:
+    content = pd.DataFrame(ROWS).to_csv(index=False)  # its header is 0,1,2
+    with pytest.raises(UsageError, match=r"line 1: this looks like a header.*remove that line"):
+        read(content, "csv", NAMED, by_position=True)
+
+
 @pytest.mark.parametrize(
     ("content", "kind"),
     [

@@ -13,7 +13,9 @@ from pathlib import Path
 import optuna
 import psycopg
 import pytest
+from processes import STUDY, end, prepare, start, trained_steps, tuner, until
 
+from tuner.core.environment import is_gone
 from tuner.ledger import Ledger, database, migrations
 from tuner.ledger.database import Addresses, open_ledger, upgrade
 from tuner.ledger.tables import HEAD
@@ -101,3 +103,64 @@ def test_it_can_be_projected_again_into_a_new_mlflow(old: Addresses) -> None:
     recorder.republish(Ledger(engine).study("frozen"))
     kinds = {problem.kind for problem in examine(engine, old)}
     assert kinds <= {"checkpoint"}  # the files of its checkpoints are not frozen with it
+
+
+# --- workers of two versions
+
+
+SERVICES = ("worker --until-idle --no-recorder", "recorder --once", "scheduler --once")
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_newer_service_does_not_start_beside_an_older_database(
+    service: str, tmp_path: Path
+) -> None:
+    with closing(sqlite3.connect(tmp_path / "tuner.db")) as connection:
+        connection.executescript(FILES[-1].read_text())
+        before = list(connection.iterdump())
+    done = tuner(tmp_path, *service.split())
+    assert done.code == 4
+    assert (
+        f"this version of tuner needs {HEAD}; back it up, then run `tuner db upgrade`" in done.err
+    )
+    with closing(sqlite3.connect(tmp_path / "tuner.db")) as connection:
+        assert list(connection.iterdump()) == before
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_older_services_end_once_a_newer_version_has_migrated_their_database(
+    tmp_path: Path,
+) -> None:
+    """Without a word to them; what was trained is resumed by the next version's worker."""
+    factory = 'factory = "tests.workloads:noisy"'
+    slow = STUDY.replace(factory, f"{factory}\narguments = {{ step_seconds = 0.05 }}")
+    folder = prepare(tmp_path, slow, steps="1000", trials="1", lr="0.01")
+    assert tuner(folder, "submit", "study.toml").code == 0
+    older = [
+        start(folder, *line.split()) for line in ("worker --no-recorder", "recorder", "scheduler")
+    ]
+    until(lambda: trained_steps(folder) > 0, "a step")
+    _set_revision(folder, "9999")
+    for service in older:
+        done = end(service, 60)
+        assert done.code == 4, done.err
+        said = done.err.splitlines()[-1]
+        assert "was migrated to schema 9999 while this process, which needs" in said
+        assert "Traceback" not in done.err
+    _set_revision(folder, HEAD)
+    ledger = Ledger(open_ledger(database.addresses({}, folder), create=False))
+    study = ledger.study("small")
+    (trial,) = ledger.trials(study.id)
+    assert trial.state == "running"
+    assert ledger.reap(is_gone) == 1
+    claim = ledger.claim(study.id, "newer", {})
+    assert claim is not None
+    assert claim.checkpoint is not None
+
+
+def _set_revision(folder: Path, revision: str) -> None:
+    with closing(sqlite3.connect(folder / "tuner.db")) as connection, connection:
+        connection.execute("UPDATE tuner_alembic_version SET version_num = ?", [revision])

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers import completed, rows, spec
+from helpers import completed, rows, spec, submit
 from hypothesis import given
 from hypothesis import strategies as st
-from mlflow.utils.validation import _validate_logged_model_name
+from mlflow.utils.validation import _validate_logged_model_name, _validate_model_name
 from test_bulk import ADAMW, SPACE, WORKLOAD, take
 
 from tuner.core.errors import NotFoundError
@@ -16,6 +16,7 @@ from tuner.core.text import NAME_LIMIT, derived, shortened
 from tuner.ledger import Ledger, database
 from tuner.ledger.database import tracking_client
 from tuner.operations import confirm, doctor, export, manage, report
+from tuner.retraining.checking import model_name
 from tuner.tracking.mlflow.registry import Registry
 from tuner.tracking.mlflow.retraining_run import RetrainingRuns, model_title
 from tuner.tracking.recorder import Recorder
@@ -36,6 +37,12 @@ def test_a_name_is_cut_to_what_fits_and_stays_another_than_all_others(one, other
 @given(st.text(alphabet="a./:%\"' \N{ROCKET}", min_size=1, max_size=20))
 def test_a_model_is_logged_whatever_its_study_is_called(name):
     _validate_logged_model_name(model_title(name))
+
+
+def test_a_study_of_a_project_has_a_model_that_the_registry_takes(ledger):
+    study = submit(ledger, study={"name": "vision/a/lines"})
+    assert model_name(study) == "vision.a.lines"
+    _validate_model_name(model_name(study))
 
 
 @pytest.mark.parametrize("what", ["confirm", "confirm 12", "retune " + "k" * 200])

@@ -40,6 +40,10 @@ def test_they_are_written_once_for_nobody_else_to_read_and_shown_without_passwor
         "database_url": TEAM, "tracking_uri": SERVER, "project": "vision",
     }  # fmt: skip
     assert "secret" not in shown
+    assert f"tracking_uri: {SERVER}\n" in shown
+    alone = call("--database-url", "")
+    assert f"{SERVER} (not used with a database in a file of SQLite)" in alone
+    call("--database-url", TEAM)
     assert "project: vision" in shown
     told = json.loads(call("--project", "", "--json"))
     assert told["settings"]["project"] is None
@@ -72,6 +76,9 @@ def test_they_stand_for_variables_and_the_server_is_that_of_its_database(
 def test_what_cannot_be_a_setting_is_refused_with_its_file(path):
     with pytest.raises(UsageError, match="begins with http"):
         call("--tracking-uri", "file:///tmp")
+    with pytest.raises(UsageError, match="not a database URL: 'tuning'; expected one like"):
+        call("--database-url", "tuning")
+    assert not path.exists()
     path.parent.mkdir()
     path.write_text("colour = 1\n")
     with pytest.raises(UsageError, match=r"config.toml: expected texts named database_url"):

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from helpers import submit
+from helpers import claim, submit
 from mlflow.exceptions import MlflowException
 from sqlalchemy import String, event, text
 from team import free_port
 
-from tuner.core.errors import SchemaError, UnavailableError, UsageError
+from tuner.core.errors import MigratedError, SchemaError, UnavailableError, UsageError
 from tuner.ledger import Ledger, Reader
 from tuner.ledger import database as storage
 from tuner.ledger.database import engines, migrate
@@ -307,6 +307,34 @@ def test_an_older_schema_is_refused_until_it_is_upgraded(ledger, places, monkeyp
             storage.open_ledger(places, create=create)
         assert e.value.exit_code == 4
         assert "`tuner db upgrade`" in str(e.value)
+
+
+@pytest.mark.parametrize("where", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def test_nothing_is_written_once_another_version_has_migrated_the_database(
+    where, request, tmp_path, monkeypatch
+):
+    """A process that goes on beside a migration is refused what it does next."""
+    url = request.getfixturevalue("shared") if where == "postgresql" else "sqlite:///tuner.db"
+    places = at(url, tmp_path)
+    older = Ledger(storage.open_ledger(places, create=True))
+    study = submit(older)
+    held = claim(older, study)
+    newer = Ledger(storage.ledger_engine(places.ledger))
+    set_revision(newer, "9999")
+    monkeypatch.setattr(migrate, "CHECK_SECONDS", 0.0)
+    for call in (
+        lambda: older.study(study.name),
+        lambda: claim(older, study),
+        lambda: older.renew([held.lease]),
+        lambda: older.release(held.lease, "interrupted", "Ctrl-C"),
+    ):
+        with pytest.raises(MigratedError, match="was migrated to schema 9999 while this") as error:
+            call()
+        assert error.value.exit_code == 4
+    assert newer.renew([held.lease]) == frozenset(), "the lease is as it was"
+    set_revision(newer, HEAD)
+    assert older.study(study.name).name == study.name, "no transaction is left open"
+    older.engine.dispose()
 
 
 def test_an_upgrade_of_what_is_up_to_date_changes_nothing(ledger, places):

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import claim, completed, draw, rows, submit
+from helpers import WORKLOAD, claim, completed, draw, rows, spec, submit
 from processes import STUDY, prepare, tuner
 from receiver import Receiver, receiving
 from sqlalchemy import update
 
 from tuner.config import reading
+from tuner.core.environment import Person
 from tuner.core.errors import StudyFileError
 from tuner.core.outcome import FAILED, Outcome
 from tuner.ledger import Ledger, StudyRecord, managing, notifications
+from tuner.ledger.events import Act
 from tuner.ledger.tables import attempts
 from tuner.observability import notify
 from tuner.observability.watching import watch
@@ -68,6 +70,29 @@ def test_each_improvement_and_the_end_are_told_once(either: Ledger, receiver: Re
     again = notified(either, budget={"trials": 3})
     train(either, again, completed(1.0))
     assert heard(either, receiver) == ["new_best", "ended"], "a larger budget goes on"
+
+
+def test_what_is_of_a_project_or_a_person_is_told_to_their_receivers_too(
+    either: Ledger, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of(who: str, name: str) -> StudyRecord:
+        made = spec(study={"name": name}, budget={"trials": 1})
+        act = Act(by=Person(os_user=who, host="laptop"))
+        return either.submit(made, limit=1, workload=WORKLOAD, act=act)[0]
+
+    monkeypatch.setenv("TUNER_NOTIFY_PROJECT_VISION_2", receiver.address)
+    monkeypatch.setenv("TUNER_NOTIFY_PERSON_ANN", receiver.address)
+    studies = [of("ann", "vision-2/lines"), of("bob", "vision-2/edges"), of("bob", "text/lines")]
+    for study in studies:
+        train(either, study, completed(1.0))
+    assert heard(either, receiver) == ["ended", "ended", "ended"]
+    told = sorted(one["study"] for one in receiver.heard)
+    assert told == ["vision-2/edges", "vision-2/lines", "vision-2/lines"]
+
+    monkeypatch.setenv("TUNER_NOTIFY_PERSON_BOB", receiver.address)
+    tomorrow = either.now() + 86_400 + 60
+    assert heard(either, receiver, tomorrow) == [], "a new receiver does not get what is old"
+    assert heard(either, receiver) == ["ended", "ended"]
 
 
 def test_a_study_whose_trials_fail_is_told_as_failed(ledger: Ledger, receiver: Receiver) -> None:

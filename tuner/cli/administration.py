@@ -52,7 +52,9 @@ def config(
     for key, value in shown.items():
         first = f" ({settings.NAMES[key]} is set, and goes first)"
         first = first if settings.NAMES[key] in overridden else ""
-        terminal.echo(f"  {key}: {value or 'not set'}{first}")
+        alone = key == "tracking_uri" and value and not shown["database_url"]
+        where = " (not used with a database in a file of SQLite)" if alone else ""
+        terminal.echo(f"  {key}: {value or 'not set'}{where}{first}")
 
 
 @cli.command()

@@ -66,6 +66,7 @@ def studies(
 ) -> None:
     """List the studies of this database, those of a project, or of a user, last active first."""
     from tuner.analysis import ranking
+    from tuner.ledger import events
     from tuner.operations import spend, studies
 
     ledger = context.open_ledger()
@@ -91,12 +92,13 @@ def studies(
     now = ledger.now()
     for status in found:
         if status["state"] == "unreadable":
-            click.echo(f"{status['title']}: unreadable, {status['reason']}")
+            terminal.echo(f"{status['title']}: unreadable, {status['reason']}")
             continue
         counts = ranking.counts_in_words(status["trials"])
         best = status["best"]
         value = f", best {status['metric']} {best['value']:.4g}" if best else ""
-        by = f", by {status['submitted']['os_user']}" if status["submitted"] else ""
+        who = status["submitted"]
+        by = f", by {events.called(who['os_user'], who['db_role'])}" if who else ""
         tagged = f" [{', '.join(status['tags'])}]" if status["tags"] else ""
         terminal.echo(
             f"{status['title']}: {status['state']}, {counts} of {status['budget']['trials']}{value}"

@@ -55,8 +55,8 @@ EXIT_FINAL = 20
     "--exit-code",
     "exit_codes",
     is_flag=True,
-    help="Exit with 10 if the champion stays: it is kept, or the challenger waits or is tried; and "
-    "with 20 if the call was refused or has failed, so that a retry would not help.",
+    help="Exit with 10 if the champion stays: it is kept, or the challenger waits, is tried or was "
+    "rejected; and with 20 if the call was refused or has failed, so that a retry would not help.",
 )
 @click.option("--history", is_flag=True, help="Show the retrainings so far and train nothing.")
 @with_allow
@@ -76,7 +76,7 @@ def retrain(
     It is trained at most once per run key. Call it again with the same key to resume after a crash.
     """
     from tuner.core.processes import stop_on_signals
-    from tuner.ledger.retrainings import CANARY, FAILED, KEPT, PROPOSED
+    from tuner.ledger.retrainings import FAILED, PROMOTED
     from tuner.operations import retrain
 
     ledger = context.open_ledger()
@@ -101,7 +101,7 @@ def retrain(
     _print_result(found, as_json)
     if found["outcome"] == FAILED:
         return EXIT_FINAL if exit_codes else EXIT_NOTHING_COMPLETED
-    return EXIT_KEPT if exit_codes and found["outcome"] in (KEPT, PROPOSED, CANARY) else 0
+    return EXIT_KEPT if exit_codes and found["outcome"] != PROMOTED else 0
 
 
 def _print_result(found: dict[str, Any], as_json: bool) -> None:

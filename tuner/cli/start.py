@@ -192,17 +192,18 @@ def submit(
         shipping.pack(spec.workload, prefixes)  # refused before anything is created
     prepared = submit.prepare(spec, (*prefixes, *permission.of_file(spec)))  # nothing runs here
     ledger = context.open_ledger(create=True)
+    changed = submit.changed_tables(ledger, spec)
     study, created = submit.submit(ledger, spec, prepared.description, asking(yes=yes))
     shipped = None
     if ship:
         places = context.addresses()
         shipped = submit.ship(ledger, places, study, prefixes, context.acting())
     if as_json:
-        about: dict[str, Any] = {"version": study.version, "created": created}
+        about: dict[str, Any] = {"version": study.version, "created": created, "changed": changed}
         about |= {"budget": study.limit, **({"shipped": shipped} if shipped else {})}
         print_json({"study": study.name, **about})
     else:
-        terminal.echo(submit.in_words(ledger, study, created=created))
+        terminal.echo(submit.in_words(ledger, study, created=created, changed=changed))
         name, allow = shlex.quote(study.name), ""
         if shipped is not None:
             terminal.echo(f"Its code is stored in {places.checkpoints}, with SHA-256 {shipped}.")

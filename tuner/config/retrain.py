@@ -162,7 +162,7 @@ NOT_STORED = (
 class RetrainTable(Table):
     """How the successor of the champion is trained; this table may change at any time.
 
-    - `model`: the name in MLflow's registry; by default the study's name.
+    - `model`: the name in MLflow's registry; by default the study's name, with dots for slashes.
     - `factory`: the factory with the fresh data, as in `[workload]`; by default the study's.
     - `key_argument`: the factory's argument that gets the run key, such as a date.
     - `key_format`: the format of run keys as times, such as "%Y-%m-%d"; a timetable's keys are in

@@ -9,6 +9,7 @@
     ├── UnavailableError           start or repair the database or the tracking server (exit code 4)
     │   ├── ConnectionLostError    try again: the connection was lost or refused
     │   └── SchemaError            migrate the database, or upgrade tuner (exit code 4)
+    │       └── MigratedError      start again: the database was migrated under this process
     ├── UnreadableError            repair or delete the row that cannot be read (exit code 1)
     ├── OutputError                free some space, or name another output folder (exit code 1)
     └── LeaseLost                  stop working on the attempt: another worker has it (exit code 1)
@@ -66,6 +67,10 @@ class ConnectionLostError(UnavailableError):
 
 class SchemaError(UnavailableError):
     """The database has a schema that this version does not know."""
+
+
+class MigratedError(SchemaError):
+    """The database was migrated while this process used it; whatever it would write is refused."""
 
 
 class UnreadableError(TunerError):

@@ -63,10 +63,23 @@ class Event:
     host: str
 
     @property
+    def person(self) -> str:
+        """What the person is called, in lists and sums."""
+        return called(self.os_user, self.db_role)
+
+    @property
     def who(self) -> str:
         """The user, their machine and their database login."""
         login = "" if self.db_role is None else f" (database login {self.db_role})"
         return f"{self.os_user}@{self.host}{login}"
+
+
+def called(os_user: str, db_role: str | None) -> str:
+    """Return what a person is called: with the database login, unless it is called the same.
+
+    People may share a user of the operating system, such as that of a container, or a login.
+    """
+    return os_user if db_role in (None, os_user) else f"{os_user} as {db_role}"
 
 
 def record(tx: Connection, study: str, action: str, act: Act | None, **details: Any) -> None:
@@ -182,9 +195,9 @@ def login(ledger: Reader) -> str | None:
 
 
 def submitter(ledger: Reader, study: str) -> str | None:
-    """Return the user of the operating system who last submitted a study; None if unknown."""
+    """Return who last submitted a study, as they are called; None if unknown."""
     found = latest(ledger, [study])[study].get(SUBMITTED)
-    return None if found is None else found.os_user
+    return None if found is None else found.person
 
 
 def _of(row: Any) -> Event:

@@ -80,7 +80,7 @@ class StudyTotalsReader:
         pairs: set[Part] = set()
         for index, name in enumerate(names):
             by = done[name].get(events.SUBMITTED)
-            person = UNKNOWN if by is None else printable(by.os_user)
+            person = UNKNOWN if by is None else printable(by.person)
             pair = Part(project=printable(project_of(name)), person=person)
             if index < self._most:
                 found[name] = Part(study=printable(name), project=pair.project, person=pair.person)

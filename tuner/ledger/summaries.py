@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, case, func, select, tuple_
+from sqlalchemy import Connection, case, func, or_, select, tuple_
 
 from tuner.core.outcome import COMPLETED, KINDS, RUNNING
 from tuner.ledger import exclusions
@@ -138,6 +138,19 @@ def notified(ledger: Reader) -> list[StudyRecord]:
     with ledger.engine.begin() as tx:
         found = studies_of(tx.execute(query).all())
     return [one for one in found if one.spec.notify.webhook or one.spec.notify.apprise]
+
+
+@retry_on_disconnect
+def recent(ledger: Reader, since: float) -> list[StudyRecord]:
+    """Read the studies in which something has ended since then or runs now, each as `notified`."""
+    c = studies.c
+    newest = select(c.name, func.max(c.version)).group_by(c.name)
+    ended = select(trials.c.study_id).where(trials.c.ended_at >= since)
+    running = select(trials.c.study_id).join(attempts).where(IS_LIVE)
+    active = or_(c.created_at >= since, c.id.in_(ended), c.id.in_(running))
+    query = select(studies).where(tuple_(c.name, c.version).in_(newest), active).order_by(c.id)
+    with ledger.engine.begin() as tx:
+        return studies_of(tx.execute(query).all())
 
 
 @retry_on_disconnect

@@ -24,6 +24,7 @@ from tuner.core import curves
 from tuner.core.curves import Chunk
 from tuner.core.errors import UsageError
 from tuner.core.outcome import Outcome
+from tuner.core.redaction import redacted_values
 from tuner.ledger import adding, entries, events, locks, managing, rows, versions
 from tuner.ledger.attempts import Attempts, refused
 from tuner.ledger.decoding import settled_of, study_of
@@ -249,15 +250,25 @@ class Ledger(Attempts):
 
 
 def _changes(known: StudySpec, spec: StudySpec) -> dict[str, Any]:
-    """Return which tables of a study change; of the budget what it was and is."""
+    """Return the tables of a study that change: for each key what it was and is, if no secret."""
     found: dict[str, Any] = {}
-    if known.budget != spec.budget:
-        was, now = known.budget.model_dump(mode="json"), spec.budget.model_dump(mode="json")
-        found["budget"] = {key: [was[key], now[key]] for key in was if was[key] != now[key]}
-    if tables := [
-        one for one in ("retrain", "notify") if getattr(known, one) != getattr(spec, one)
-    ]:
-        found["tables"] = tables
+    for table in ("budget", "retrain", "notify"):
+        was, now = (getattr(one, table).model_dump(mode="json") for one in (known, spec))
+        if was != now:
+            found[table] = redacted_values(_differences(was, now))
+    return found
+
+
+def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what differs, by its key; those of tables within a table have dots."""
+    found: dict[str, Any] = {}
+    for key in {**was, **now}:
+        before, after = was.get(key), now.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            inner = _differences(before, after)
+            found |= {f"{key}.{name}": pair for name, pair in inner.items()}
+        elif before != after:
+            found[key] = [before, after]
     return found
 
 

@@ -13,7 +13,7 @@ import http.client
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from tuner.config import NotifyTable, ReceiversTable, StudyNotifyTable
@@ -28,6 +28,8 @@ from tuner.observability import outbound
 from tuner.observability.logs import logger
 from tuner.observability.outbound import RefusedError
 
+OF_PROJECT, OF_PERSON = "TUNER_NOTIFY_PROJECT_", "TUNER_NOTIFY_PERSON_"
+"""Beginnings of variables with the address of whom everything of a project or person goes to."""
 AT_ONCE = 100
 """The most notifications that one pass sends."""
 
@@ -77,6 +79,39 @@ def notices(
         )
         for channel, name in _names(table)
     ]
+
+
+def receivers_of(
+    environment: Mapping[str, str], project: str, people: Collection[str]
+) -> list[StudyNotifyTable]:
+    """Return the receivers that this process has for a project, and for people in it.
+
+    Their variables are called `TUNER_NOTIFY_PROJECT_...` and `TUNER_NOTIFY_PERSON_...`. A web
+    address is a webhook, any other one is Apprise's.
+    """
+    names = [f"{OF_PROJECT}{_upper(project)}", *(f"{OF_PERSON}{_upper(one)}" for one in people)]
+    found = []
+    for name in dict.fromkeys(names):
+        if not (is_variable(name) and _has(name, environment)):
+            continue
+        try:
+            is_web = outbound.address(name, environment).startswith(("http://", "https://"))
+        except RefusedError as error:
+            log.warning(f"notifications of {name}: {error}")
+            continue
+        where: dict[str, Any] = {"webhook": name} if is_web else {"apprise": (name,)}
+        found.append(StudyNotifyTable.model_validate(where))
+    return found
+
+
+def has_receivers(environment: Mapping[str, str]) -> bool:
+    """Return whether this process has a receiver for any project or person."""
+    return any(name.startswith((OF_PROJECT, OF_PERSON)) for name in environment)
+
+
+def _upper(name: str) -> str:
+    """Return a name as a part of a variable's."""
+    return re.sub("[^A-Z0-9]", "_", name.upper())
 
 
 def deliver(ledger: Reader, now: float | None = None) -> int:

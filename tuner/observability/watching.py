@@ -5,11 +5,14 @@ Any number of processes may watch: a notification has the same idempotency key w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from typing import Any
 
+from tuner.config import StudyNotifyTable
 from tuner.core.cron import run_key
 from tuner.core.errors import TunerError
 from tuner.core.outcome import COMPLETED, KINDS, RUNNING
@@ -18,13 +21,15 @@ from tuner.ledger.deciding import is_undecided
 from tuner.ledger.managing import BEING_DELETED, BY_ITSELF
 from tuner.ledger.notifications import Notice, Notifications
 from tuner.ledger.retrainings import overdue
-from tuner.ledger.summaries import Summary, last_attempt, notified, summaries
+from tuner.ledger.summaries import Summary, last_attempt, notified, recent, summaries
 from tuner.observability import notify
 from tuner.observability.logs import logger
 from tuner.observability.repeating import repeating
 
 PASS_SECONDS = 5.0
 """Time between two passes of a service that sends."""
+RECENT_SECONDS = 86_400.0
+"""How long after its last trial a study is told of to receivers of its project or person."""
 WATCH_EVERY = 12
 """Passes between two looks at the ledger."""
 
@@ -73,17 +78,48 @@ def _of_retrainings(ledger: Reader, now: float | None) -> Iterator[Notice]:
 
 
 def _of_studies(ledger: Reader, now: float | None) -> Iterator[Notice]:
-    watched = notified(ledger)
-    if not watched:
-        return
     at = ledger.now() if now is None else now
-    found = summaries(ledger, watched)
-    for study in watched:
+    watched = {study.id: study for study in notified(ledger)}
+    tables: dict[int, list[StudyNotifyTable]] = {
+        key: [one.spec.notify] for key, one in watched.items()
+    }
+    for study, more in _of_projects_and_people(ledger, at):
+        watched.setdefault(study.id, study)
+        tables.setdefault(study.id, []).extend(more)
+    found = summaries(ledger, [*watched.values()]) if watched else {}
+    for study in watched.values():
         if study.reason != BEING_DELETED:
-            yield from _of_study(ledger, study, found[study.id], at)
+            yield from _of_study(ledger, study, tables[study.id], found[study.id], at)
 
 
-def _of_study(ledger: Reader, study: StudyRecord, summary: Summary, at: float) -> Iterator[Notice]:
+def _of_projects_and_people(
+    ledger: Reader, at: float
+) -> Iterator[tuple[StudyRecord, list[StudyNotifyTable]]]:
+    """Yield the studies that this process has receivers for by their project or submitter.
+
+    Those of the last day alone, so that a new receiver does not get what ended long ago.
+    """
+    if not notify.has_receivers(os.environ):
+        return
+    studies = recent(ledger, at - RECENT_SECONDS)
+    done = events.latest(ledger, [study.name for study in studies])
+    for study in studies:
+        by = done[study.name].get(events.SUBMITTED)
+        if by is None:  # such as trials that decide, of which their study tells
+            continue
+        people = {by.os_user, by.db_role or by.os_user}
+        if more := notify.receivers_of(os.environ, study.project, sorted(people)):
+            yield study, more
+
+
+def _of_study(
+    ledger: Reader,
+    study: StudyRecord,
+    tables: Sequence[StudyNotifyTable],
+    summary: Summary,
+    at: float,
+) -> Iterator[Notice]:
+    notices = partial(_notices, study, tables, summary)
     patience = 60 * study.spec.notify.silent_minutes
     ended = sum(summary.counts[kind] for kind in KINDS)
     best = summary.best
@@ -92,13 +128,13 @@ def _of_study(ledger: Reader, study: StudyRecord, summary: Summary, at: float) -
         reason = f"Trial {best.number} of {study.name!r} has {what}, the best so far."
         if best.violation:
             reason += " No trial satisfies the constraints; it violates them least."
-        yield from _notices(study, summary, "new_best", str(best.number), reason)
+        yield from notices("new_best", str(best.number), reason)
     for one in summary.silent:
         if one.seconds > patience:
             minutes = f"{one.seconds / 60:.0f} minutes"
             reason = f"Trial {one.trial} of {study.name!r} has measured nothing for {minutes}; "
             reason += f"{one.worker} may hang or be dead."
-            yield from _notices(study, summary, "stalled", f"{one.trial} {one.worker}", reason)
+            yield from notices("stalled", f"{one.trial} {one.worker}", reason)
     if _is_over(study, summary):
         failed = _has_failed(study, summary)
         why = study.reason or f"All {ended} trials have ended."
@@ -107,7 +143,7 @@ def _of_study(ledger: Reader, study: StudyRecord, summary: Summary, at: float) -
             if best.violation:
                 why += " No trial satisfies the constraints; it violates them least."
         event = "failed" if failed else "ended"
-        yield from _notices(study, summary, event, f"{study.reserved} {ended}", why)
+        yield from notices(event, f"{study.reserved} {ended}", why)
     elif study.state == OPEN and not summary.workers and not _decides(study, summary):
         since = _last_trained(ledger, study)
         if at - since > patience:
@@ -116,7 +152,7 @@ def _of_study(ledger: Reader, study: StudyRecord, summary: Summary, at: float) -
                 f"{left} trials are left of {study.name!r}" if left else f"{study.name!r} waits"
             )
             reason = f"{trials}, and no worker has trained it since {run_key(since)}."
-            yield from _notices(study, summary, "nobody_trains", repr(since), reason)
+            yield from notices("nobody_trains", repr(since), reason)
 
 
 def _is_over(study: StudyRecord, summary: Summary) -> bool:
@@ -145,7 +181,12 @@ def _last_trained(ledger: Reader, study: StudyRecord) -> float:
 
 
 def _notices(
-    study: StudyRecord, summary: Summary, on: str, event: str, reason: str
+    study: StudyRecord,
+    tables: Sequence[StudyNotifyTable],
+    summary: Summary,
+    on: str,
+    event: str,
+    reason: str,
 ) -> list[Notice]:
     about: Mapping[str, Any] = {
         "study": study.name,
@@ -155,11 +196,15 @@ def _notices(
         "trials": summary.counts,
         "best": None if summary.best is None else summary.best.as_json(),
     }
-    return notify.notices(
-        study.spec.notify,
-        on=on,
-        event=f"study {study.id} {study.created_at!r} {on} {event}",
-        study=study.name,
-        title=f"{study.name}: {on.replace('_', ' ')}",
-        content=about,
-    )
+    return [
+        notice
+        for table in tables
+        for notice in notify.notices(
+            table,
+            on=on,
+            event=f"study {study.id} {study.created_at!r} {on} {event}",
+            study=study.name,
+            title=f"{study.name}: {on.replace('_', ' ')}",
+            content=about,
+        )
+    ]

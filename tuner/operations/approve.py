@@ -48,9 +48,10 @@ def _decide(
     store, act = Retrainings(ledger), acting(reason)
     held = store.claim_undecided(ledger.study(name).name, run_key, identity(), is_gone)
     done = "Approved" if outcome == PROMOTED else "Rejected"
-    sentence = f"{done} by {act.by.os_user}" + (f": {reason.strip()}" if reason else ".")
+    who = events.called(act.by.os_user, events.login(ledger))
+    sentence = f"{done} by {who}" + (f": {reason.strip()}" if reason else ".")
     action = events.APPROVED if outcome == PROMOTED else events.REJECTED
-    tags = {"tuner.approved_by": act.by.os_user, "tuner.approval_reason": act.reason or ""}
+    tags = {"tuner.approved_by": who, "tuner.approval_reason": act.reason or ""}
     ended = decide(ledger, places, held, outcome, sentence, (action, act), tags)
     notify.try_to_deliver(ledger)
     return result.as_json(ended)

@@ -49,7 +49,12 @@ class Wanted:
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the columns; unnamed ones are called 0, 1, 2, as by pandas."""
-        return tuple(one.name for one in self.features) or tuple(map(str, range(self.width)))
+        return tuple(one.name for one in self.features) or self.numbers
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """What pandas calls columns without names."""
+        return tuple(map(str, range(self.width)))
 
     def title(self, column: int) -> str:
         """Return what a column is called in messages."""
@@ -131,22 +136,44 @@ def _csv(stream: BinaryIO, wanted: Wanted, named: bool) -> _Table:
     names = None
     if named and lines:
         names, lines = lines[0][1], lines[1:]
-    elif lines and lines[0][1] == list(wanted.names):
-        what = (
-            "has named features; leave out --by-position"
-            if wanted.features
-            else (
-                "has no named features; remove that line (with pandas: to_csv(..., header=False, "
-                "index=False)), or write a row of these numbers as 0.0, 1.0, ..."
+        _refuse_numbers(names, wanted)
+    elif lines and tuple(lines[0][1]) in (wanted.names, wanted.numbers):
+        if wanted.features and tuple(lines[0][1]) == wanted.names:
+            what = "the model has named features; leave out --by-position"
+        else:
+            where = "with --by-position the model" if wanted.features else "the model"
+            what = (
+                f"{where} has no named features; remove that line (with pandas: to_csv(..., "
+                "header=False, index=False)), or write a row of these numbers as 0.0, 1.0, ..."
             )
-        )
-        raise _MistakeError(f"line {lines[0][0]}: this looks like a header, and the model {what}")
+        raise _MistakeError(f"line {lines[0][0]}: this looks like a header, and {what}")
     numbers = [number for number, _ in lines]
 
     def place(row: int) -> str:
         return f"row {row + 1} (line {numbers[row]})"
 
     return _Table(names=names, rows=[cells for _, cells in lines], place=place)
+
+
+def _refuse_numbers(names: Sequence[str], wanted: Wanted) -> None:
+    """Raise with advice if there are numbers where the model's names are expected."""
+    if not all(_is_number(name) for name in names):
+        return
+    try:
+        _order(names, wanted, "")
+    except _MistakeError as error:
+        raise _MistakeError(
+            f"{error}. The first line has numbers, not names; for rows without a header use "
+            "--by-position"
+        ) from None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _json(stream: BinaryIO) -> _Table:
@@ -396,7 +423,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, names[:SOME]))
+    shown = ", ".join(f"{name!r:.60}" for name in names[:SOME])
     return shown if len(names) <= SOME else f"{shown} and {len(names) - SOME} others"
 
 

@@ -57,6 +57,7 @@ def rollback(
         to = int(before)
     versions.read(ledger, registry, registry.version(to))  # refuse what cannot be loaded
     was = None if champion is None else champion.number
+    who = events.called(act.by.os_user, events.login(ledger))
     # recorded first: if this process dies in between, the same call does the same again
     events.add(
         ledger,
@@ -64,11 +65,11 @@ def rollback(
         events.ROLLED_BACK,
         act,
         {"model": registry.model, "was": was, "now": to},
-        result.rollback(study.spec.retrain, study.name, registry.model, was, to, act),
+        result.rollback(study.spec.retrain, study.name, registry.model, was, to, who, act.reason),
     )
     registry.set_alias(CHAMPION, to)
     if was is not None and was != to:
-        tags = {"tuner.rolled_back_by": act.by.os_user, "tuner.rollback_reason": reason}
+        tags = {"tuner.rolled_back_by": who, "tuner.rollback_reason": reason}
         registry.tag(was, {key: value for key, value in tags.items() if value})
     notify.try_to_deliver(ledger)
     return RolledBack(model=registry.model, was=was, now=to)

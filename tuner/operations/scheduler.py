@@ -14,7 +14,7 @@ from typing import Any
 
 from tuner.core.cron import run_key
 from tuner.core.environment import identity, is_gone
-from tuner.core.errors import LeaseLost, TunerError, UnavailableError
+from tuner.core.errors import LeaseLost, MigratedError, TunerError, UnavailableError
 from tuner.core.failpoints import reach
 from tuner.core.run_keys import key_of
 from tuner.ledger import Ledger
@@ -76,6 +76,8 @@ def run_scheduler(
             try:
                 store.tick()
                 held = store.claim(identity(), is_gone)
+            except MigratedError:
+                raise
             except UnavailableError as error:
                 log.warning(f"timetables cannot be read for now: {error}")
                 stop.wait(OUTAGE_RETRY_SECONDS)

@@ -59,6 +59,10 @@ def write(path: Path, changes: Mapping[str, str]) -> dict[str, str]:
     if tracking and urlsplit(tracking).scheme not in ("http", "https"):
         raise UsageError("the tracking server: expected an address that begins with http")
     from tuner.config import building  # takes long; most commands read settings alone
+    from tuner.ledger import database
+
+    if url := changes.get("database_url"):
+        database.addresses({DATABASE: url}, path.parent)
 
     changed = {key: value for key, value in {**read(path), **changes}.items() if value}
     with writing_into(path.parent), replacing(path) as temporary:

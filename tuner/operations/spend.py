@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tuner.ledger import Reader, StudyRecord
+from tuner.ledger import Reader, StudyRecord, events
 from tuner.ledger.spending import Spend, spending
 from tuner.ledger.study_totals import UNKNOWN
 
@@ -19,7 +19,11 @@ def of_listed(ledger: Reader, listed: Sequence[Mapping[str, Any]]) -> dict[str, 
     titles = {one["title"]: one for one in listed}
     known = [study for study in ledger.studies() if study.title in titles]
     found = spending(ledger, known)
-    people = {title: (one.get("submitted") or {}).get("os_user") for title, one in titles.items()}
+    people = {
+        title: events.called(by["os_user"], by["db_role"])
+        for title, one in titles.items()
+        if (by := one.get("submitted"))
+    }
     best = {title: one["best"] for title, one in titles.items() if one.get("best")}
     return {
         "best": {
@@ -29,7 +33,7 @@ def of_listed(ledger: Reader, listed: Sequence[Mapping[str, Any]]) -> dict[str, 
         },
         "studies": {study.title: found[study.id].as_json() for study in known},
         "projects": _sums((study.project, found[study.id]) for study in known),
-        "people": _sums((people[study.title] or UNKNOWN, found[study.id]) for study in known),
+        "people": _sums((people.get(study.title, UNKNOWN), found[study.id]) for study in known),
         "total": sum((found[study.id] for study in known), Spend()).as_json(),
     }
 

@@ -218,10 +218,26 @@ def _from_a_ninth(pruner: AnyPruner, steps: int) -> AnyPruner:
     return pruner.model_copy(update={"min_steps": first})
 
 
-def in_words(ledger: Reader, study: StudyRecord, *, created: bool) -> str:
-    """Return a sentence about what was submitted."""
+def changed_tables(ledger: Reader, spec: StudySpec) -> list[str]:
+    """Return which tables a study has that may change and would; none of a new study."""
+    try:
+        known = ledger.study(spec.study.name).spec
+    except NotFoundError:
+        return []
+    return [
+        name
+        for name in ("budget", "retrain", "notify")
+        if getattr(known, name) != getattr(spec, name)
+    ]
+
+
+def in_words(
+    ledger: Reader, study: StudyRecord, *, created: bool, changed: Sequence[str] = ()
+) -> str:
+    """Return a sentence about what was submitted, with the tables that have `changed`."""
     if not created:
-        return f"Study {study.name!r} exists already, {_trials_in_words(study)}."
+        what = f"Changed: {', '.join(f'[{one}]' for one in changed)}" if changed else "No change"
+        return f"Study {study.name!r} exists already, {_trials_in_words(study)}. {what}."
     if study.version == 1:
         return f"Study {study.name!r} submitted, {_trials_in_words(study)}."
     return (

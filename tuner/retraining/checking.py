@@ -100,8 +100,11 @@ class Job:
 
 
 def model_name(study: StudyRecord) -> str:
-    """Return the name of a study's model in the registry. Raises `UsageError` if invalid."""
-    name = study.spec.retrain.model or study.name
+    """Return the name of a study's model in the registry. Raise `UsageError` if invalid.
+
+    By default it is that of the study, with dots for slashes, which MLflow refuses in such names.
+    """
+    name = study.spec.retrain.model or study.name.replace("/", ".")
     if any(one in name for one in "/:%\"'"):
         raise UsageError(
             f"[retrain] model: expected a name without / : % or quotes, got {name!r}, the study's; "

@@ -7,7 +7,6 @@ from typing import Any
 
 from tuner.config import RetrainTable
 from tuner.ledger import Retraining
-from tuner.ledger.events import Act
 from tuner.ledger.notifications import Notice
 from tuner.ledger.retrainings import EVALUATE, LOG, PROMOTED, TRAIN
 from tuner.observability import notify
@@ -49,12 +48,18 @@ def notices(table: RetrainTable, ended: Retraining) -> list[Notice]:
 
 
 def rollback(
-    table: RetrainTable, study: str, model: str, was: int | None, now: int, act: Act
+    table: RetrainTable,
+    study: str,
+    model: str,
+    was: int | None,
+    now: int,
+    who: str,
+    reason: str | None,
 ) -> list[Notice]:
     """Return the notifications of a rollback."""
-    why = f": {act.reason.strip()}" if act.reason else "."
-    reason = f"{act.by.os_user} has made version {now} of {model!r} the champion again{why}"
-    about = {"study": study, "outcome": ROLLED_BACK, "reason": reason, "model": model}
+    why = f": {reason.strip()}" if reason else "."
+    sentence = f"{who} has made version {now} of {model!r} the champion again{why}"
+    about = {"study": study, "outcome": ROLLED_BACK, "reason": sentence, "model": model}
     return notify.notices(
         table.notify,
         on=ROLLED_BACK,

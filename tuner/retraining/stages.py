@@ -341,7 +341,7 @@ class Stages:
         job, origin = self._job, trained.origin
         tags = {
             RETRAINING: identity_of(self._held),
-            "mlflow.user": person().os_user,
+            "mlflow.user": events.called(person().os_user, events.login(job.ledger)),
             "tuner.run_key": job.run_key,
             "tuner.study": origin.study,
             "tuner.study_version": str(origin.version),

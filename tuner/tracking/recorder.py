@@ -20,7 +20,7 @@ from functools import partial
 from sqlalchemy import Engine
 
 from tuner.core.environment import identity
-from tuner.core.errors import ConnectionLostError, TunerError, UnavailableError
+from tuner.core.errors import ConnectionLostError, MigratedError, TunerError, UnavailableError
 from tuner.ledger import Reader, StudyIdentity, StudyRecord
 from tuner.ledger.database import Addresses, optuna_storage, reached, tracking_client, ui_address
 from tuner.ledger.publications import CLAIM_SECONDS, Publications
@@ -232,6 +232,8 @@ def _serve(
             if last and not projection.behind(names):
                 projection.close()
                 return
+        except MigratedError:
+            raise
         except TunerError as error:
             if last:
                 final_tries += 1

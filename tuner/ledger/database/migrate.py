@@ -5,15 +5,22 @@ Optuna's and MLflow's tables are made here too, since concurrent first starts wo
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, column, inspect, select, table, text
+from sqlalchemy import Connection, Engine, Select, column, event, inspect, select, table, text
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from tuner.core.errors import ConnectionLostError, SchemaError, UnavailableError, UsageError
+from tuner.core.errors import (
+    ConnectionLostError,
+    MigratedError,
+    SchemaError,
+    UnavailableError,
+    UsageError,
+)
 from tuner.core.failpoints import reach
 from tuner.core.outputs import private_file
 from tuner.ledger.database import checks, roles
@@ -32,12 +39,18 @@ from tuner.ledger.database.pooling import is_pooled
 from tuner.ledger.retrying import FIRST_SECONDS, LONGEST_SECONDS, RETRY_SECONDS
 from tuner.ledger.tables import HEAD, VERSION_TABLE
 
+VERSION: Select[Any] = select(column("version_num")).select_from(table(VERSION_TABLE))
+CHECK_SECONDS = 5.0
+"""How long a process uses the ledger until it checks again that nobody has migrated it."""
+
 
 def open_ledger(places: Addresses, *, create: bool) -> Engine:
     """Open the ledger's database; where `create` allows it, make a new one in a file first.
 
     Raise `UnavailableError` when there is none or it cannot be used, and `SchemaError` when its
-    schema is another version's. A PostgreSQL database gets its tables from `upgrade` alone.
+    schema is another version's. A PostgreSQL database gets its tables from `upgrade` alone. Once
+    another version has migrated the database, every transaction of the engine raises
+    `MigratedError`.
     """
     engine = ledger_engine(places.ledger)
     with reached(places.ledger):
@@ -47,7 +60,27 @@ def open_ledger(places: Addresses, *, create: bool) -> Engine:
             upgrade_ledger(places)
         else:
             _check(places, revision)
+    _refuse_when_migrated(places, engine)
     return engine
+
+
+def _refuse_when_migrated(places: Addresses, engine: Engine) -> None:
+    """Compare the schema again as transactions begin, every `CHECK_SECONDS`."""
+    checked_at = time.monotonic()
+
+    @event.listens_for(engine, "begin")
+    def compare(connection: Connection) -> None:
+        nonlocal checked_at
+        if time.monotonic() < checked_at + CHECK_SECONDS:
+            return
+        revision = connection.scalar(VERSION)
+        if revision != HEAD:
+            raise MigratedError(
+                f"the database {without_password(places.optuna)} was migrated to schema {revision} "
+                f"while this process, which needs {HEAD}, was running; start it again with the "
+                "version of tuner that migrated it"
+            )
+        checked_at = time.monotonic()
 
 
 def check_schema(places: Addresses, engine: Engine) -> None:
@@ -169,7 +202,7 @@ def _revision(engine: Engine) -> str | None:
     with engine.connect() as connection:
         if not inspect(connection).has_table(VERSION_TABLE):
             return None
-        found = connection.scalar(select(column("version_num")).select_from(table(VERSION_TABLE)))
+        found = connection.scalar(VERSION)
         return None if found is None else str(found)
 
 

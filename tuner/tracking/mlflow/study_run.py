@@ -107,10 +107,10 @@ def update_notes(
     done = events.latest(ledger, [study.name])[study.name]
     about = About(
         state=study.shown_state(counts),
-        owner=printable(done[events.SUBMITTED].os_user) if events.SUBMITTED in done else None,
+        owner=printable(done[events.SUBMITTED].person) if events.SUBMITTED in done else None,
         tags=[*map(printable, events.tags_in(done))],
         notes=[
-            printable(f"{one.os_user}: {one.reason}") for one in events.notes(ledger, study.name)
+            printable(f"{one.person}: {one.reason}") for one in events.notes(ledger, study.name)
         ],
     )
     note = study_note(
