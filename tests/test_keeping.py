@@ -81,9 +81,10 @@ def test_a_checkpoint_that_cannot_be_removed_stops_no_renewal(
 def test_a_loop_survives_every_error(error, caplog, monkeypatch):
     monkeypatch.setattr(tuner.observability.repeating, "RETRY_SECONDS", 0.001)
     turns, gone_on, goes_well = itertools.count(), threading.Event(), threading.Event()
-    was_well = threading.Event()
+    was_well, looked = threading.Event(), threading.Event()
 
     def turn() -> None:
+        assert looked.wait(60)
         if goes_well.is_set():
             return was_well.set()
         if next(turns) == 3:
@@ -96,6 +97,7 @@ def test_a_loop_survives_every_error(error, caplog, monkeypatch):
     before = errors()
     with repeating("a loop", turn, 0.001):
         began = metrics._heartbeats["a loop"]
+        looked.set()
         assert gone_on.wait(60)
         is_outage = isinstance(error, UnavailableError)
         assert (metrics._heartbeats["a loop"] > began) == is_outage, (

@@ -143,6 +143,7 @@ def test_a_whole_run_leaves_no_password(tmp_path):
         until(
             lambda: titles.update(_titles(psutil.Process(run.pid))) or run.poll() is not None,
             "the end",
+            seconds=240,
         )
         done = end(run)
         assert done.code == 3, done.err

@@ -336,7 +336,8 @@ space.schedule.1.gama=0.5
 space.gamma=0.5
     [space] gamma: expected one of lr, schedule, optimizer, batch_size, clip_norm, accumulate,
     precision, rates, arguments, constraints, got an unknown key; gamma is a parameter of
-    step, multistep and dog: schedule = { name = "step", gamma = ... } searches it
+    step and multistep (schedules), and of dog: schedule = { name = "step", gamma = ... }
+    searches it
 
 space.momentum=[0.5, 0.9]
     [space] momentum: expected one of lr, schedule, optimizer, batch_size, clip_norm, accumulate,

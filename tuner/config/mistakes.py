@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, get_args
 
@@ -180,15 +180,23 @@ def unknown(place: Place, known: Iterable[str]) -> Mistake:
     homes = [name for name, table in alternatives.items() if key in table.model_fields]
     hint = _did_you_mean(key, known)
     if not hint and key != "name" and homes:
-        listed = " and ".join(filter(None, [", ".join(homes[:-1]), homes[-1]]))
+        schedules = [name for name in homes if name in get_args(ScheduleName)]
+        others = [name for name in homes if name not in schedules]
+        listed = " and ".join(filter(None, [_listed(schedules), _listed(others)]))
+        if schedules and others:
+            listed = f"{_listed(schedules)} (schedules), and of {_listed(others)}"
         hint = f"; {printable(key)} is a parameter of {listed}"
         if len(place) == 2 and place[0] == "space":
-            group = "schedule" if homes[0] in get_args(ScheduleName) else "optimizer"
+            group = "schedule" if schedules else "optimizer"
             hint += f': {group} = {{ name = "{homes[0]}", {key} = ... }} searches it'
     elif not hint and len(place) == 2 and place[0] == "space":
         hint = _not_searched(key)
     what = "table" if len(place) == 1 else "key"
     return Mistake(place, f"one of {', '.join(known)}", f"an unknown {what}", hint)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def _not_searched(key: str) -> str:
