@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo ladder tutorial bench chaos soak slurm test quick integrations gpu nightly mutants structure lint check clean
+.PHONY: demo ladder tutorial bench chaos soak slurm test thorough quick integrations gpu nightly mutants structure lint check clean
 
 demo: .venv/.installed  ## a small study, from nothing to its report and a decision on the schedule
 	$(BIN)/tuner run studies/digits.toml
@@ -31,17 +31,20 @@ soak: .venv/.installed-dev  ## everything at once for an hour: what the service 
 	cd tests && ../$(BIN)/python -m chaos --soak 3600
 
 # One thread each: the tests share the cores, and small models are faster without threads.
-test quick integrations nightly mutants: export OMP_NUM_THREADS = 1
+test thorough quick integrations nightly mutants: export OMP_NUM_THREADS = 1
 # Compiled tests are kept, whatever the environment says: to rewrite their assertions takes 20 s.
-test quick integrations nightly mutants: export PYTHONDONTWRITEBYTECODE =
+test thorough quick integrations nightly mutants: export PYTHONDONTWRITEBYTECODE =
 # A worker that has nothing left takes tests of another one; files stay together as far as that goes.
 PYTEST := $(BIN)/python -m pytest -q -n auto --dist worksteal
 
-quick: .venv/.installed-dev  ## the tests that start no process and no server and take no half second
-	$(PYTEST) -m 'not slow and not nightly and not integrations and not gpu'
+quick: .venv/.installed-dev  ## the tests that start no process and no server and take no third of a second
+	$(PYTEST) -m 'not longer and not slow and not thorough and not nightly and not integrations and not gpu'
 
-test: .venv/.installed-dev .venv/.chromium .venv/.pgbouncer .venv/.promtool  ## every test that is not nightly: 22 minutes
-	$(PYTEST) -m 'not nightly and not integrations and not gpu'
+test: .venv/.installed-dev .venv/.chromium .venv/.pgbouncer .venv/.promtool  ## what to run before a push: 12 minutes
+	$(PYTEST) -m 'not thorough and not nightly and not integrations and not gpu'
+
+thorough: .venv/.installed-dev .venv/.chromium .venv/.pgbouncer .venv/.promtool  ## tests that take long: 11 minutes
+	$(PYTEST) -m 'thorough and not nightly and not integrations and not gpu'
 
 integrations: .venv/.installed-integrations .venv/.slurm .venv/.pgbouncer  ## adapters with their libraries; Ray; Slurm, as root
 	$(PYTEST) -m 'integrations and not nightly' $(if $(filter 0,$(shell id -u)),,--ignore=tests/test_slurm.py)

@@ -195,6 +195,7 @@ def test_a_notebook_shows_it_safely(ledger, places, study):
     assert "Best: val_loss" in study._repr_html_()
 
 
+@pytest.mark.longer
 def test_a_study_that_is_not_there(study):
     with pytest.raises(tuner.NotFoundError, match="no study 'nothing'"):
         tuner.load("nothing")

@@ -210,6 +210,7 @@ def publish(engine: Engine, places: Addresses, *, in_bulk: bool) -> None:
         pass
 
 
+@pytest.mark.thorough
 def test_both_ways_leave_the_same_rows_in_all_tables(beside, monkeypatch):
     monkeypatch.setattr(BulkRunWriter, "runs_at_once", 4)  # fewer than there are
     monkeypatch.setattr(BulkRunWriter, "rows_at_once", 30)
@@ -238,6 +239,7 @@ KILLED = ["recorder.row_created", "recorder.run_created", "recorder.batch_logged
 KILLED += ["recorder.before_final"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("place", KILLED)
 @pytest.mark.parametrize("first", [True, False], ids=["bulk", "one by one"])
 def test_either_way_finishes_what_the_other_was_stopped_at(place, first, beside):

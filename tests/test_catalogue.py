@@ -101,7 +101,7 @@ def workload() -> Workload:
     return digits.mlp()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("schedule", SPEC["Schedules"])
 @pytest.mark.parametrize("optimizer", RATES)
 def test_each_optimizer_learns_on_each_schedule(

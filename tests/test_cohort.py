@@ -299,6 +299,7 @@ def test_a_real_member_is_the_same_in_any_slot(dtype, hidden):
             assert_same(curve, curves[0])
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("net", sorted(NETS))
 @pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "float64"])
 def test_interrupted_and_resumed_elsewhere_is_uninterrupted(net, dtype):

@@ -83,6 +83,7 @@ def test_a_candidate_that_is_beaten_is_trained_no_further(ledger):
     assert [len(one.values) for one in found.candidates] in ([6, 6, 3], [3, 3, 3])
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(
     ("outcomes", "verdict", "said"),
     [
@@ -115,6 +116,7 @@ def by_schedule(ledger, outcomes):
     return confirmed(ledger, study, outcomes, each="schedule")
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(
     ("outcomes", "answer"),
     [

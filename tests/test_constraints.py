@@ -296,6 +296,7 @@ def test_the_gp_knows_where_constraints_hold():
     assert probability[2] < 0.05
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("limit", [0.5, 0.05])
 def test_the_gp_finds_the_best_feasible_point(ledger, limit):
     """The value falls with a, which may be `limit` at most: for the lower one none is at first."""

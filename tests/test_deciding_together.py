@@ -39,7 +39,7 @@ def judged_last(study, pruner, number, group):
     return stopped, twin.get_trials()[number].system_attrs
 
 
-@pytest.mark.slow  # whole searches
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", PRUNERS)
 @settings(max_examples=4)
 @given(direction=st.sampled_from(["minimize", "maximize"]), data=st.data())

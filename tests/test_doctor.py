@@ -164,6 +164,7 @@ def folder(trained, tmp_path):
     return copy(trained, tmp_path)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_damage_is_found_and_what_is_a_projection_is_mended(damage, folder):
     before = left(folder)

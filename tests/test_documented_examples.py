@@ -42,6 +42,7 @@ def loop_of_the_document(folder: Path) -> Path:
     return folder / "spirals.toml"
 
 
+@pytest.mark.thorough
 def test_doctor_finds_every_example_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     places = database.addresses({}, prepare(tmp_path))
     ledger = Ledger(database.ledger_engine(places.ledger))

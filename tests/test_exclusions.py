@@ -95,6 +95,7 @@ def trained_elsewhere(ledger, places, broken):
     return study
 
 
+@pytest.mark.longer
 def test_a_service_leaves_the_study_alone_and_trains_the_others(
     ledger, places, trained_elsewhere, monkeypatch, tmp_path
 ):
@@ -114,6 +115,7 @@ def test_a_service_leaves_the_study_alone_and_trains_the_others(
     assert others["left_alone"] == []
 
 
+@pytest.mark.longer
 def test_a_worker_that_ends_when_idle_tries_it_once_nothing_else_is_left(
     ledger, places, trained_elsewhere
 ):
@@ -124,6 +126,7 @@ def test_a_worker_that_ends_when_idle_tries_it_once_nothing_else_is_left(
     assert [one.created_at > last for one in failed] == [False] * 3 + [True] * 4
 
 
+@pytest.mark.longer
 def test_a_trial_that_ends_well_makes_it_a_study_like_any_other(
     ledger, places, trained_elsewhere, broken
 ):

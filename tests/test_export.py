@@ -31,6 +31,7 @@ def study(ledger, places):
     return ledger.study("line")
 
 
+@pytest.mark.longer
 def test_every_trial_is_a_row(ledger, study):
     table = export.trials(ledger, study)
     assert list(table.columns[: len(export.TRIAL_TYPES)]) == list(export.TRIAL_TYPES)

@@ -108,6 +108,7 @@ def test_stop_cancels_what_runs_and_what_waits(ledger, places):
         ledger.append(live.lease, rows(10, 20))
 
 
+@pytest.mark.longer
 def test_a_worker_notices_a_stop_at_its_next_commit(ledger, places, monkeypatch, caplog):
     study = submitted(ledger)
     monkeypatch.setattr("tuner.worker.study.COMMIT_SECONDS", 0.0)
@@ -127,7 +128,7 @@ def test_a_worker_notices_a_stop_at_its_next_commit(ledger, places, monkeypatch,
     assert not [path for path in places.checkpoints.folder.rglob("*") if path.is_file()]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_run_whose_study_is_deleted_says_so(tmp_path):
     prepare(tmp_path, factory='"tests.workloads:paced"', trials="2")
     (tmp_path / "slow").touch()
@@ -170,6 +171,7 @@ def test_other_reasons_have_no_cause(reason):
     assert failures.cause(reason) is None
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(
     ("reasons", "stops"),
     [
@@ -239,6 +241,7 @@ def test_training_ends_by_itself_and_says_why(ledger, places, caplog):
     assert in_ledger.break_circuit(ledger, study) is None
 
 
+@pytest.mark.longer
 def test_failures_elsewhere_count_with_the_one_here(ledger, places):
     failing = {"factory": "tests.training_here:fitting", "arguments": {"failing": True}}
     study = submitted(ledger, workload=failing)
@@ -274,7 +277,7 @@ def test_a_study_that_is_trained_is_not_deleted(ledger, places):
     assert contents(ledger) == before
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own statement
 def test_delete_leaves_nothing_and_the_name_is_free(ledger, places):
     kept = submitted(ledger, study={"name": "kept"})

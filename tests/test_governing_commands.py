@@ -97,7 +97,7 @@ def test_a_live_study_is_not_deleted(tuner, ledger):
         tuner("delete", "live", "--yes")
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own statement
 def test_confirm_and_delete(tuner):
     code, _, told = tuner("confirm", "line", "--top", "2", "--seeds", "2", "--json", *ALLOW)
@@ -112,7 +112,7 @@ def test_confirm_and_delete(tuner):
     assert {problem["study"] for problem in told["problems"]} == {"line"}  # never published
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_study_that_fails_from_its_beginning_ends_by_itself(tuner, tmp_path):
     (tmp_path / "study.toml").write_text(
         """

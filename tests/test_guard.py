@@ -306,6 +306,7 @@ baselines = st.one_of(st.none(), st.floats(-1e9, 1e9))
 initials = st.one_of(st.just(-INF), st.floats(-1e9, 1e9))
 
 
+@pytest.mark.longer
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(curves, st.integers(0, 40)), min_size=1, max_size=5), baselines)
 def test_together_is_one_at_a_time(trials, baseline):

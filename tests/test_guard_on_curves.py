@@ -35,6 +35,7 @@ def test_no_run_of_the_better_half_is_stopped(ranked_by: str) -> None:
     assert [row for row in best if row["stopped"] is not None] == []
 
 
+@pytest.mark.thorough
 def test_trials_that_nothing_stopped() -> None:
     """A few of the benchmark's, of the kinds that train in no time; it has the real bounds.
 

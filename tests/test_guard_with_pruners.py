@@ -57,6 +57,7 @@ def trained(
     return ledger.trials(study.id)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", ["nan", "inf", "-inf", "explode"])
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
 @pytest.mark.parametrize("pruner", ["asha", "median", "none"])

@@ -141,6 +141,7 @@ def test_a_second_signal_leaves_at_once(tmp_path, whole):
     assert "Traceback" not in done.err
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("seed", range(3))
 def test_killed_at_random_moments_nothing_is_lost_or_doubled(seed, tmp_path, whole):
     chance = random.Random(seed)

@@ -63,6 +63,7 @@ def content(ledger: Ledger, study: StudyRecord) -> list[Any]:
     return found
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("training", [{"trainer": "reference"}, {"trainer": "cohort", "slots": 4}])
 def test_every_trial_at_the_rung_has_one_branch(ledger, places, training):
     study = train(ledger, places, put(ledger, "judged", **training))
@@ -95,6 +96,7 @@ def test_the_report_says_what_early_values_were_worth(ledger, places):
     assert "whole trials, whose best val_loss is expected to be" in said
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(
     ("judge", "economy", "share"),
     [
@@ -115,6 +117,7 @@ def test_a_share_of_the_trials_goes_on(ledger, places, judge, economy, share):
         assert (trial.state == PRUNED) == (value >= first_stopped)
 
 
+@pytest.mark.longer
 def test_raw_values_wait_for_half_of_the_horizon(ledger, places):
     study = train(ledger, places, put(ledger, "raw", {"judge": "raw"}))
     assert study.rungs == (18,)
@@ -278,6 +281,7 @@ def own(ledger: Ledger, name: str, **tables: Any) -> StudyRecord:
     return submit.submit(ledger, spec, submit.prepare(spec, PREFIXES).description)[0]
 
 
+@pytest.mark.longer
 def test_a_train_function_is_judged_by_the_branches_that_it_trains(ledger, places):
     study = train(ledger, places, own(ledger, "own"))
     assert study.rungs == (RUNG,)
@@ -300,6 +304,7 @@ def test_a_train_function_is_judged_by_the_branches_that_it_trains(ledger, place
         )
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [

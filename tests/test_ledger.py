@@ -284,6 +284,7 @@ HOW = ["reaped", "reaped and claimed again", "released", "finished"]
 REPEATED = {("finish", "finished"), ("release", "released")}
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(
     ("name", "how"), [pair for pair in itertools.product(FENCED, HOW) if pair not in REPEATED]
 )
@@ -699,6 +700,7 @@ def test_a_finish_is_one_commit(new_ledger):
         finish()
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("value", [None, NAN, INF, -INF])
 def test_a_completed_trial_has_a_finite_value(ledger, value):
     held = claim(ledger, submit(ledger))

@@ -223,6 +223,7 @@ def seen(trial):
     return replace(trial, steps=0, last_time=0.0)
 
 
+@pytest.mark.longer
 def test_the_invariants_hold_whatever_workers_do(new_ledger):
     hold(new_ledger, examples=12)
 

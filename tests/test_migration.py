@@ -63,6 +63,7 @@ def test_there_is_a_database_of_every_schema_from_the_first_to_the_one_before_ou
     assert any("postgresql" in path.stem for path in FROZEN)
 
 
+@pytest.mark.longer
 def test_a_study_is_read_as_it_was(upgraded: Ledger) -> None:
     study = upgraded.study("frozen")
     assert study.spec.study.name == "frozen"
@@ -86,12 +87,13 @@ def test_its_interrupted_trial_can_be_taken_up(upgraded: Ledger) -> None:
     assert claim.lease.token == 2
 
 
+@pytest.mark.longer
 def test_optuna_still_reads_it(upgraded: Ledger, old: Addresses) -> None:
     study = optuna.load_study(study_name="frozen", storage=old.optuna)
     assert [trial.state.name for trial in study.trials][:3] == ["COMPLETE", "COMPLETE", "PRUNED"]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_it_can_be_projected_again_into_a_new_mlflow(old: Addresses) -> None:
     upgrade(old)
     engine = open_ledger(old, create=False)

@@ -28,6 +28,7 @@ def test_the_growth_tells_the_curvature_and_that_the_growth(
     ) == pytest.approx([growth])
 
 
+@pytest.mark.longer
 @given(momenta, st.floats(0.0, 10.0))
 def test_a_factor_is_the_largest_root_of_what_torch_does(momentum: Momentum, reach: float) -> None:
     """A step is linear in the distance and the velocity, so two of them give its matrix."""

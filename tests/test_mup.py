@@ -169,6 +169,7 @@ def transformer(parametrization):
     return lambda width: text.transformer(width=width, layers=1, parametrization=parametrization)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("family", ["sgd", "adam"])
 @pytest.mark.parametrize(
     ("factory", "widths"), [(mlp, [64, 128, 256]), (transformer, [32, 64, 128])]

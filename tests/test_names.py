@@ -24,6 +24,7 @@ LONG = "\N{ROCKET}" * NAME_LIMIT
 """1,000 bytes: no file may be called so."""
 
 
+@pytest.mark.longer
 @given(st.text(max_size=60), st.text(max_size=60), st.integers(10, 50))
 def test_a_name_is_cut_to_what_fits_and_stays_another_than_all_others(one, other, limit):
     cut = shortened(one, limit)
@@ -45,7 +46,7 @@ def test_what_comes_of_a_study_may_be_called_by_its_name(what):
     assert derived("short", what) == f"short {what}"
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("in_bulk", [True, False], ids=["in bulk", "one by one"])
 def test_a_long_name_goes_everywhere_and_leaves_nothing_behind(beside, in_bulk, tmp_path: Path):
     places = beside("here")

@@ -153,6 +153,7 @@ def test_the_front_is_that_of_optuna(pairs):
     assert sorted(ours) == sorted(one.number for one in theirs.best_trials)
 
 
+@pytest.mark.longer
 def test_the_front_is_shown_wherever_the_best_trial_is(ledger, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     study = several(ledger)
@@ -215,6 +216,7 @@ def curve_of(params):
     return (place + 3.0) ** 2, 1.0 - (place + 1.0) ** 2
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("sampler", ["auto", "tpe", {"name": "nsga2", "population": 4}, "random"])
 def test_samplers_draw_the_same_again_and_cope_with_every_outcome(new_ledger, sampler):
     drawn_ones = []

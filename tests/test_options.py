@@ -49,6 +49,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("value", ["last", pytest.param("best", marks=pytest.mark.slow)])
 def test_interrupted_and_resumed_is_uninterrupted(options, value):
@@ -93,6 +94,7 @@ def test_clipping_is_torchs():
     assert max(norms) > 0.2
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("parts", [2, 3, 5, 16])
 @pytest.mark.parametrize("optimizer", [SGD, MOMENTUM, ADAMW])
 def test_accumulated_gradients_are_those_of_the_batch(parts, optimizer):

@@ -72,6 +72,7 @@ def test_beyond_one_diverges_and_the_guard_says_so() -> None:
     assert "exploded" in event.reason
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
 def test_momentum_moves_the_limit_to_2_1_plus_beta_over_the_curvature(momentum: float) -> None:
     limit = 2 * (1 + momentum) / 2.0
@@ -85,6 +86,7 @@ def test_momentum_moves_the_limit_to_2_1_plus_beta_over_the_curvature(momentum: 
 # --- sin x
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("lr", [0.3, 1.0, 1.9])
 @pytest.mark.parametrize(
     ("start", "minimum"), [(1.0, -math.pi / 2), (-4.0, -math.pi / 2), (3.0, 3 * math.pi / 2)]
@@ -95,6 +97,7 @@ def test_sine_settles_in_its_own_basin_below_two(lr: float, start: float, minimu
     assert event.evaluations[-1].metrics["val_loss"] == pytest.approx(-1.0)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("lr", [2.05, 2.2, 2.5])
 def test_sine_settles_nowhere_above_two_and_does_not_explode(lr: float) -> None:
     event = descend(sine.wave(-math.pi / 2 + 1e-3), lr, 400)

@@ -141,7 +141,7 @@ KILLED = ["retrain.promoted", "retrain.ended", "notify.sent"]
 """The champion has changed; it is in the ledger; the receiver has it."""
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("place", KILLED)
 @pytest.mark.parametrize("next_one", ["retrain moving --run-key 0", "recorder --once"])
 def test_a_process_killed_after_the_promotion_has_the_next_one_send_it(

@@ -61,6 +61,7 @@ def test_the_scale_goes_on_below_the_best():
     assert below == pytest.approx([0.5])
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
 def test_random_search_is_as_good_as_it_is(ledger, direction):
     """The best of n random trials of the bowl, drawn for themselves."""
@@ -76,12 +77,14 @@ def test_random_search_is_as_good_as_it_is(ledger, direction):
     assert (one.low <= one.high).all()
 
 
+@pytest.mark.longer
 def test_the_gain_of_a_further_trial_falls_as_the_search_goes_on(new_ledger):
     few, many = (gather(one := new_ledger(), searched(one, n)).outlook.gain for n in (LEAST, 30))
     assert 0 <= many < few
     assert many < 0.01
 
 
+@pytest.mark.longer
 def test_the_report_shows_the_search_beside_random_search(ledger):
     study = searched(ledger, 16, fails=(0, 3))
     found = gather(ledger, study)
@@ -117,6 +120,7 @@ def test_nothing_is_said_of_few_trials_or_under_constraints(new_ledger):
     assert {"search", "search-steps"} <= set(labels)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(("limit", "ends"), [(1e9, True), (1e-12, False)])
 def test_a_search_ends_once_a_further_trial_is_not_worth_its_cost(ledger, limit, ends):
     study = searched(ledger, 20, improvement_below=limit)

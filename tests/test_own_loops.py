@@ -920,6 +920,7 @@ def test_the_loop_of_the_document_is_judged_by_branches(ledger: Ledger, tmp_path
     assert all(len(ledger.curve(one.id).branches) == 1 for one in ledger.trials(study.id))
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("name", ["finetune", "layerwise", "gan"])
 def test_the_optimizers_of_the_document_train(name, tmp_path, monkeypatch):
     spec = document_example(tmp_path, monkeypatch)
@@ -949,6 +950,7 @@ def stopping(trial):
             trial.checkpoint.save({"x": x})
 
 
+@pytest.mark.longer
 def test_a_worker_that_was_stopped_goes_on_and_the_curve_is_whole(ledger: Ledger, tmp_path):
     from tests.test_own_loops import STOP  # the module as the worker imports it
 

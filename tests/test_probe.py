@@ -78,7 +78,7 @@ def test_problems_that_everybody_knows(workload, curved):
     assert_true(found, limit(max(curved)), best(curved))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("seed", range(20))
 def test_random_quadratics(seed):
     """One of four optimisers each; benchmarks/probing.py has all four of 200 quadratics."""

@@ -200,6 +200,7 @@ def decisions(ledger, pruner, ending, *, fresh=False, direction="minimize"):
     return found
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("pruner", "direction"),
     [
@@ -394,6 +395,7 @@ def test_the_rungs_of_hyperband_are_those_of_all_its_brackets(steps, factor):
     assert set(made.rungs()) == expected
 
 
+@pytest.mark.longer
 def test_hyperband_spreads_trials_over_its_brackets(ledger):
     study = study_of(ledger, "hyperband", trials=40)
     search, found = Search(study, ledger), []
@@ -471,6 +473,7 @@ SENTENCES = [
 ]
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(("pruner", "reports", "said"), SENTENCES)
 def test_a_decision_says_what_happened(ledger, pruner, reports, said):
     assert sentence(ledger, pruner, reports) == said

@@ -51,6 +51,7 @@ def simulated(rng, means, spreads, trainings):
     return end, true
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(
     ("means", "spreads", "trainings"),
     [
@@ -204,6 +205,7 @@ def test_a_study_decides_with_the_trials_it_reserved(ledger):
     assert len({next(iter(own)) for own in seeds.values()}) == len(seeds)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(("better", "worse"), [("sgd", "adamw"), ("adamw", "sgd")])
 def test_where_optimizers_are_alike_the_answer_takes_what_the_winner_has(ledger, better, worse):
     study = of(ledger, space={"schedule": "constant", "optimizer": ["sgd", "adamw"]},

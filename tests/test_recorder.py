@@ -248,6 +248,7 @@ def test_a_recorder_runs_until_it_is_stop_on_signals(folder):
 # --- MLflow as a server
 
 
+@pytest.mark.thorough
 def test_a_server_that_was_away_gets_the_same_runs_as_a_file(trained, tmp_path):
     folder, port = prepare(tmp_path), free_port()
     (folder / "mlflow.db").unlink()

@@ -53,6 +53,7 @@ def pages(
     return {name: one.page for name, one in made.items()}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["report", "beside", "compare"])
 @pytest.mark.parametrize(
     ("width", "dark"),

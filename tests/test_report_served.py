@@ -17,6 +17,7 @@ from tuner.tracking.recorder import Recorder
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.thorough
 def test_a_report_needs_no_right_to_write_and_no_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

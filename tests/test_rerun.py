@@ -72,6 +72,7 @@ def test_a_trial_that_was_pruned_is_compared_as_far_as_it_came(ledger, places):
     assert rerun.rerun(ledger, study, 1, PREFIXES).equal
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(
     ("step", "column"),
     [(0, "train_loss"), (7, "grad_norm"), (11, "lr"), (0, "val_loss"), (12, "val_loss")],

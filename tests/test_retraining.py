@@ -612,6 +612,7 @@ def test_a_challenger_that_diverges_fails_and_the_champion_stays(successor: Pipe
     assert run.info.status == "KILLED"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("limit", "said"),
     [

@@ -244,6 +244,7 @@ def test_another_process_draws_the_same(ledger, places):
     assert json.loads(told.stdout) == mine
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("sampler", OPTUNAS.values(), ids=str)
 def test_draws_are_those_of_optuna_on_the_same_history(ledger, sampler):
     """Of completed trials, that is: of the others our samplers are told in their own way."""
@@ -319,6 +320,7 @@ def test_cmaes_searches_what_every_trial_has(ledger):
     assert list(shared_distributions(one.spec.space)) == ["lr", "cosine.final"]
 
 
+@pytest.mark.longer
 def test_cmaes_keeps_going_when_schedules_come_and_go(ledger):
     """Optuna's own draws at random for good once trials have fewer ranges in common."""
     study = study_of(ledger, "cmaes", space={**WIDE, **RATES})

@@ -40,6 +40,7 @@ def skewed_grids(seed, exponent, noise=0.01):
     return grids
 
 
+@pytest.mark.longer
 def test_rungs_fitted_together_predict_better_and_say_so():
     """Against rungs alone: nearer, with narrower intervals that hold the truth as often as said."""
     apart, held, widths = [], [], []

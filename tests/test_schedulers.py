@@ -67,6 +67,7 @@ def failing(folder: Path, place: str) -> dict[str, str]:
 # --- killed
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "place",
     [
@@ -122,6 +123,7 @@ def test_the_same_on_postgresql(shared: str, tmp_path: Path) -> None:
     assert registry.champion().number == first.json["champion_version"] == 1
 
 
+@pytest.mark.thorough
 def test_a_holder_that_hangs_is_followed_by_another_host_and_changes_nothing(
     pipeline: Pipeline,
 ) -> None:
@@ -265,6 +267,7 @@ def test_missed_ticks_are_caught_up_as_each_timetable_says(pipeline: Pipeline) -
     assert {one.stage for one in retrainings} == {DONE}
 
 
+@pytest.mark.thorough
 def test_a_tick_during_a_run_is_skipped_and_a_disabled_timetable_has_none(
     pipeline: Pipeline,
 ) -> None:
@@ -355,6 +358,7 @@ def by_date(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 def test_digits_that_arrive_in_ten_batches_of_which_one_is_broken(by_date: Path) -> None:
     places = database.addresses({}, by_date)
     ledger = Ledger(database.open_ledger(places, create=False))

@@ -136,6 +136,7 @@ CASES = [
 ]  # fmt: skip
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("horizon", HORIZONS)
 @pytest.mark.parametrize(("name", "own", "of_torch"), CASES)
 def test_equal_to_torch(name, own, of_torch, horizon):
@@ -162,6 +163,7 @@ def test_warmup_is_torchs_linear_one(name, own, of_torch, horizon, warmup, lengt
     torch.testing.assert_close(ours, torch.cat([rising, after]), rtol=0, atol=1e-12)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("final", [0.0, 0.1])
 @pytest.mark.parametrize("first", [1, 2, 7, 33])
 @pytest.mark.parametrize(("cycles", "growth"), [(1, 1), (3, 1), (20, 1), (4, 2), (5, 3), (4, 4)])
@@ -425,6 +427,7 @@ def test_a_tensor_of_trials_is_each_trial_alone(schedule, trials):
     assert torch.equal(together, as_float)
 
 
+@pytest.mark.longer
 @given(st.data(), st.lists(horizons, min_size=1, max_size=6))
 def test_parameters_may_differ_by_trial_too(data, horizon):
     name, first = data.draw(schedules())

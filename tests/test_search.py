@@ -41,6 +41,7 @@ TPE = {"sampler": {"name": "tpe", "startup_trials": 5}}
 PAST = [completed(3.0), diverged(), pruned(2.0), completed(1.0)] * 4
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("sampler", [TPE["sampler"], "random", "grid"])
 def test_a_draw_depends_on_seed_number_and_history_alone(ledger, sampler):
     space = {**WIDE, "lr": [0.1, 0.2]} if sampler == "grid" else WIDE
@@ -72,6 +73,7 @@ def test_another_seed_draws_otherwise(new_ledger, sampler):
     assert params[0] != params[1]
 
 
+@pytest.mark.longer
 def test_a_draw_that_was_not_committed_is_drawn_again(ledger):
     study = submit(ledger, space=WIDE, search=TPE, budget={"trials": 99})
     history(ledger, study, PAST)
@@ -83,6 +85,7 @@ def test_a_draw_that_was_not_committed_is_drawn_again(ledger):
     assert again.params == lost.params
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("sampler", ["random", "tpe", "qmc", "cmaes"])
 @pytest.mark.parametrize("past", [[], PAST])
 def test_trials_drawn_together_are_those_drawn_and_committed_one_by_one(new_ledger, sampler, past):
@@ -273,7 +276,7 @@ def loss_of(lr, generator):
     return (1 + (math.log10(lr) + 1.5) ** 2) * math.exp(0.02 * generator.standard_normal())
 
 
-@pytest.mark.slow  # whole searches
+@pytest.mark.thorough
 @pytest.mark.parametrize("pruner", ["none", "asha"])
 def test_tpe_turns_away_from_where_trials_diverge(new_ledger, pruner):
     """Rates above 0.1 diverge: two decades of five, which random draws hit 2 times in 5.
@@ -390,6 +393,7 @@ def test_the_rungs_that_a_trial_has_passed_outlive_the_search(ledger):
     assert second.attrs == {"completed_rung_0": 2.0}
 
 
+@pytest.mark.longer
 @settings(max_examples=15)
 @given(st.data())
 def test_a_mirror_kept_up_by_changes_equals_one_made_anew(new_ledger, data):

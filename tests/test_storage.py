@@ -186,6 +186,7 @@ def test_a_new_ledger_is_made_where_that_is_wanted(places):
     assert Reader(again).studies() == []
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("name", ["a b", "50%20", "what?", "#1", "ü", "a&b=c", "file:x"])
 def test_a_ledger_is_made_in_a_folder_of_any_name(tmp_path, name):
     folder = tmp_path / name
@@ -432,7 +433,7 @@ storage.optuna_storage(places).get_all_studies()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_ten_processes_may_open_an_empty_folder_at_once(tmp_path):
     started, hold = os.pipe()
     processes = [

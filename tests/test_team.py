@@ -101,6 +101,7 @@ def test_curves_are_those_of_an_undisturbed_worker(here, tmp_path):
     assert here.curves("calm") == disturbed
 
 
+@pytest.mark.thorough
 def test_every_run_deleted_by_hand_is_restored(here, tmp_path):
     with mlflow_server(tmp_path, here.places.tracking) as here.mlflow:
         write_study(here.folder)
@@ -145,6 +146,7 @@ def idle(here: Team) -> bool:
     return here.rows("SELECT count(*) FROM tuner.tuner_trials WHERE state <> 'running'") == [(6,)]
 
 
+@pytest.mark.thorough
 def test_the_database_may_crash_and_come_back(here):
     submit(here, trials="6", steps="300", lr="0.01", pruner='"none"')
     workers = [here.start("worker", "--until-idle") for _ in range(2)]
@@ -263,6 +265,7 @@ def spawn(here: Team, log: Path, place: str | None):
     return here.start("worker", "--no-recorder", "--until-idle", **env)
 
 
+@pytest.mark.thorough
 def test_the_ui_opens_on_the_shared_database_and_shows_no_password(here):
     write_study(here.folder, trials="2")
     assert here.tuner("run", "study.toml").code == 0

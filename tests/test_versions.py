@@ -94,6 +94,7 @@ def test_a_changed_space_is_a_new_version(ledger):
     assert submit(ledger).version == 3, "the first space again"
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("space", [{}, NARROW])
 @pytest.mark.parametrize(
     "change",
@@ -158,6 +159,7 @@ def test_no_two_studies_have_the_same_title(ledger):
 # --- what is imported -------------------------------------------------------------------------
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(
     ("space", "rates"),
     [

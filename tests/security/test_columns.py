@@ -365,7 +365,7 @@ def _train_the_good_one(ledger: Ledger, places: Addresses) -> StudyRecord:
     return good
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("table", metadata.sorted_tables, ids=str)
 def test_no_content_of_any_column_stops_a_worker_or_a_scheduler(ledger, places, table):
     _damage(ledger, ledger.engine, table, 0)
@@ -379,6 +379,7 @@ def test_no_content_of_any_column_stops_a_worker_or_a_scheduler(ledger, places, 
     assert len(ledger.trials(good.id)) == good.limit
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("turn", ROUNDS)
 @pytest.mark.parametrize("table", metadata.sorted_tables, ids=str)
 def test_no_content_of_any_column_stops_anything_else(ledger, places, table, turn):
@@ -387,6 +388,7 @@ def test_no_content_of_any_column_stops_anything_else(ledger, places, table, tur
     _assert_all_goes_on(ledger, places, worker=ledger, drawn=drawn)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("table", "turn"),
     [

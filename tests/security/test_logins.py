@@ -52,6 +52,7 @@ def upgrade(here: Team, *logins: storage.Login) -> None:
 # --- each can do its job
 
 
+@pytest.mark.thorough
 def test_a_worker_trains_and_records_through_mlflows_server(here):
     """And without a server it is refused in one sentence, before anything is created."""
     write_study(here.folder, trials="2", steps="20")
@@ -71,6 +72,7 @@ def test_a_worker_trains_and_records_through_mlflows_server(here):
         here.assert_whole("small", 2)
 
 
+@pytest.mark.thorough
 def test_a_recorder_publishes_in_bulk_and_a_reader_sees_it(here):
     write_study(here.folder, trials="2", steps="20")
     ann, rob, rita = ({"TUNER_DATABASE_URL": as_(here, name)} for name in ("ann", "rob", "rita"))
