@@ -828,7 +828,9 @@ def test_counts_are_by_outcome_and_by_who_trains(ledger):
 def test_the_best_trial_is_the_first_of_the_best_completed_ones(ledger, direction, outcomes, best):
     study = submit(ledger, study={"name": "small", "direction": direction})
     for outcome in outcomes:
-        ledger.finish(claim(ledger, study).lease, outcome)
+        held = claim(ledger, study)
+        draw(ledger, held)
+        ledger.finish(held.lease, outcome)
     found = ledger.best(study)
     assert (None if found is None else found.number) == best
 

@@ -367,6 +367,7 @@ def test_the_earlier_version_stops_and_what_waits_is_cancelled(ledger):
     submit(ledger, space=NARROW)
     assert [study.state for study in ledger.versions("small")] == [STOPPED, OPEN]
     assert ledger.claim(one.id, "worker", {}) is None
+    draw(ledger, training)
     ledger.finish(training.lease, completed(1.0))
     ledger.release(interrupted.lease, "interrupted", "Ctrl-C")
     expire(ledger, lost.lease)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from helpers import claim, rows, submit
+from helpers import claim, completed, rows, submit, unchecked
 from processes import prepare
 from safetensors.numpy import save
 from sqlalchemy import insert, text, update
@@ -59,6 +59,7 @@ DAMAGES = {
     "number a path": TRIALS.format("number = '../../outside'"),
     "number an absolute path": TRIALS.format("number = :outside"),
     "params empty": TRIALS.format("params = '{}'"),
+    "completed without params": TRIALS.format("params = NULL"),
     "params not in the space": TRIALS.format("params = replace(params, 'constant', 'nothing')"),
     "trial attrs a list": TRIALS.format("attrs = '[]'"),
     "trial state unknown": TRIALS.format("state = 'nonsense'"),
@@ -165,9 +166,10 @@ def _damage(here: Path, outside: Path) -> None:
     with closing(sqlite3.connect(here / "tuner.db")) as connection, connection:
         connection.execute('UPDATE tuner_studies SET "limit" = 2')
         ids = dict(connection.execute("SELECT name, id FROM tuner_studies"))
-        for name, statement in {**DAMAGES, **HARMLESS}.items():
-            given = {"study": ids[name], "outside": str(outside), "data": MISSING}
-            assert connection.execute(statement, given).rowcount == 1, name
+        with unchecked(connection.execute):
+            for name, statement in {**DAMAGES, **HARMLESS}.items():
+                given = {"study": ids[name], "outside": str(outside), "data": MISSING}
+                assert connection.execute(statement, given).rowcount == 1, name
 
 
 @pytest.mark.parametrize("damage", ["spec = '{}'", "attrs = '[]'", "state = 'nonsense'"])
@@ -176,7 +178,8 @@ def test_a_lease_of_an_unreadable_study_is_reaped(ledger, damage, tmp_path):
     impatient = Ledger(ledger.engine, lease_seconds=-1.0)
     claim(impatient, bad)
     claim(impatient, good)
-    with ledger.engine.execution_options(writes=True).begin() as tx:
+    writing = ledger.engine.execution_options(writes=True).begin()
+    with writing as tx, unchecked(tx.exec_driver_sql):
         tx.execute(text(STUDIES.format(damage)), {"study": bad.id})
     assert LeaseRenewer(ledger, FolderStore(tmp_path)).reap() == 2
 
@@ -234,6 +237,17 @@ def test_a_waiting_trial_that_is_unreadable_does_not_hide_the_next_one(ledger):
         tx.execute(text("UPDATE tuner_trials SET attrs = '[]' WHERE number = 0"))
     assert claim(ledger, study).trial.number == 1
     assert [number for number, _ in ledger.unreadable_trials(study.id)] == [0]
+
+
+def test_a_completed_trial_without_parameters_is_left_out(ledger):
+    """What reads completed trials, such as a report, needs their rate and optimizer."""
+    study = submit(ledger)
+    ledger.finish(claim(ledger, study).lease, completed(0.5))
+    assert ledger.trials(study.id) == []
+    assert ledger.best(study) is None
+    ((number, why),) = ledger.unreadable_trials(study.id)
+    assert number == 0
+    assert "it is completed and has no parameters" in why
 
 
 SEARCHED = {

@@ -329,7 +329,7 @@ RULES: Mapping[Column[Any], tuple[str, Check]] = {
     _STUDIES.workload: ("the digests of code and data", _is_workload),
     _STUDIES.settled: ("what was settled", _is_settled),
     _STUDIES.attrs: ("attributes", _are_study_attrs),
-    _STUDIES.limit: ("a whole number", lambda value: type(value) is int),
+    _STUDIES.limit: ("a whole number", lambda value: type(value) is int and abs(value) <= LARGEST),
     _TRIALS.params: ("parameters", _are_params),
     _TRIALS.attrs: ("attributes", are_trial_attrs),
     _TRIALS.objectives: ("numbers", _are_numbers),
@@ -359,17 +359,24 @@ BY_TYPE: Sequence[tuple[type, tuple[str, Check]]] = (
     (LargeBinary, ("bytes", lambda value: isinstance(value, bytes))),
     (String, ("text", _is_text)),
 )
+STORAGE: Sequence[tuple[type | tuple[type, ...], str]] = (
+    ((Boolean, Integer), "integer"),
+    (Double, "real"),
+    (LargeBinary, "blob"),
+    ((JSON, String), "text"),
+)
+"""The storage classes of SQLite for the types of columns."""
 
 Rules = Sequence[tuple[str, str, Check]]
 
 
-def condition(column: Column[Any]) -> str | None:
-    """Return the rule of a column as SQL of PostgreSQL, beside what the column's type requires.
+def condition(column: Column[Any], row: str = "") -> str | None:
+    """Return the rule of a column as SQL, beside what PostgreSQL's type of the column requires.
 
     Return None if there is nothing beside it: lengths and numbers' kinds are types, and JSON is
-    checked here alone.
+    checked here alone. `row` is what the column's name is qualified with, as `NEW.`.
     """
-    name = f'"{column.name}"'
+    name = f'{row}"{column.name}"'
     _, check = RULES.get(column, ("", None))
     if isinstance(check, _OneOf):
         return f"{name} IN ({', '.join(repr(one) for one in check.options)})"
@@ -383,6 +390,26 @@ def condition(column: Column[Any]) -> str | None:
         largest = sys.float_info.max
         return f"{name} BETWEEN {-largest!r} AND {largest!r}"
     return None
+
+
+def condition_with_type(column: Column[Any], row: str = "") -> str:
+    """Return the rule of a column as SQL of SQLite, which stores any type in any column."""
+    name, kind = f'{row}"{column.name}"', column.type
+    storage = next(one for types, one in STORAGE if isinstance(kind, types))
+    parts = [f"typeof({name}) IN ('{storage}', 'null')"]
+    if isinstance(kind, Boolean):
+        parts.append(f"{name} IN (0, 1)")
+    if isinstance(kind, Integer):
+        parts.append(f"{name} BETWEEN {-LARGEST} AND {LARGEST}")
+    if isinstance(kind, String) and kind.length is not None:
+        parts.append(f"length({name}) <= {kind.length}")
+    rule = condition(column, row)
+    return " AND ".join(parts if rule is None else [*parts, rule])
+
+
+def expected_in(column: Column[Any]) -> str:
+    """Return what a column is expected to hold, in words."""
+    return _rule(column)[0]
 
 
 def rules_of(table: Table) -> Rules:
@@ -512,6 +539,8 @@ def trial_of(values: Mapping[str, Any], reports: Sequence[Report] = ()) -> Trial
     title = f"trial {values['number']!r} of study {values['study_id']!r}"
     _check(title, values, TRIAL)
     _check_trial(title, values)
+    if values["state"] == COMPLETED and values["params"] is None:
+        raise UnreadableError(f"{title} cannot be read: it is completed and has no parameters")
     _check_reports(title, [(one.step, one.value) for one in reports])
     if not all(isinstance(one.reason, str) for one in reports):
         raise UnreadableError(f"{title} cannot be read: the reason of a report")

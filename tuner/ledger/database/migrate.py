@@ -137,9 +137,10 @@ def upgrade_ledger(places: Addresses, *, tracking: bool = False) -> None:
         reach("upgrade.before_ours")
         with engine.execution_options(writes=True).begin() as connection:
             configuration.attributes["connection"] = connection
+            if revision != HEAD:
+                checks.drop_triggers(connection)
             command.upgrade(configuration, "head")
-            if places.file is None:
-                checks.create(connection)
+            checks.create(connection)
         engine.dispose()
 
 

@@ -54,7 +54,7 @@ def ledger_differences(places: Addresses) -> list[Difference]:
         with engine.begin() as tx:
             unchecked = [
                 Difference(
-                    what=f"the check of {one.column} of {one.table} is missing",
+                    what=f"the check of {one.what} is missing",
                     statements=(one.statement,),
                 )
                 for one in checks.missing(tx)
