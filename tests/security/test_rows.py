@@ -28,10 +28,11 @@ from tuner.core.errors import NotFoundError, UnreadableError
 from tuner.core.file_stores import FolderStore
 from tuner.ledger import CheckpointRecord, Ledger, Retrainings, StudyIdentity, adding, database
 from tuner.ledger.checkpoint_files import key_of, remove_all, remove_file, remove_others
+from tuner.ledger.publications import Publications
 from tuner.ledger.records import ADDED, FIXED, HISTORY, PARENT, RETRIED, SEED
 from tuner.ledger.retraining_tables import retrainings
 from tuner.ledger.retrainings import unreadable
-from tuner.ledger.tables import studies, trials
+from tuner.ledger.tables import published_studies, studies, trials
 from tuner.operations import doctor, manage
 from tuner.operations import submit as submission
 from tuner.search import Search
@@ -170,6 +171,16 @@ def _damage(here: Path, outside: Path) -> None:
             for name, statement in {**DAMAGES, **HARMLESS}.items():
                 given = {"study": ids[name], "outside": str(outside), "data": MISSING}
                 assert connection.execute(statement, given).rowcount == 1, name
+
+
+@pytest.mark.parametrize("text_of_id", ["$(touch x)", "", "a b", "a\n", "x" * 257])
+def test_a_text_that_mlflow_refuses_as_an_id_is_none(ledger, text_of_id):
+    """Else `doctor` would find MLflow unusable, and end."""
+    study = submit(ledger)
+    row = {"study_id": study.id, "target": "mlflow", "revision": 1, "expires_at": 0.0}
+    with ledger.engine.execution_options(writes=True).begin() as tx, unchecked(tx.exec_driver_sql):
+        tx.execute(insert(published_studies), {**row, "external_id": text_of_id})
+    assert Publications(ledger.engine, "mlflow").study(study.id) == (None, 1)
 
 
 @pytest.mark.parametrize("damage", ["spec = '{}'", "attrs = '[]'", "state = 'nonsense'"])

@@ -22,7 +22,7 @@ from tuner.core.environment import is_gone
 from tuner.core.errors import LeaseLost
 from tuner.ledger.database.upserts import insert_new
 from tuner.ledger.leases import PUBLICATIONS, Gone, Lease, State
-from tuner.ledger.records import is_count
+from tuner.ledger.records import is_count, is_external_id
 from tuner.ledger.tables import published_studies, published_trials, trials
 
 CLAIM_SECONDS = 60.0
@@ -102,7 +102,7 @@ class Publications:
             row = tx.execute(select(published_studies).where(self._of_study(study_id))).first()
         if row is None:
             return None, 0
-        known = row.external_id if isinstance(row.external_id, str) else None
+        known = row.external_id if is_external_id(row.external_id) else None
         return known, row.revision if is_count(row.revision) else 0
 
     def note_study(self, study_id: int, external_id: str | None, revision: int) -> None:
@@ -134,7 +134,7 @@ class Publications:
             return {
                 row.number: row.external_id
                 for row in tx.execute(query)
-                if isinstance(row.external_id, str) and is_count(row.number)
+                if is_external_id(row.external_id) and is_count(row.number)
             }
 
     def begin(self, study_id: int, trial_ids: Collection[int]) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 from tuner.config import GP, TPE, OptunaGP, ParameterValue, StudySpec, horizon_of
 from tuner.core.curves import Chunk
@@ -75,6 +76,14 @@ def specification(text: str) -> StudySpec:
 
 LARGEST = 2**31 - 1
 """Of the whole numbers in the ledger: the limit of PostgreSQL's integers."""
+
+
+EXTERNAL_ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]{0,255}")
+
+
+def is_external_id(value: object) -> TypeGuard[str]:
+    """Return whether it may be an id of MLflow's or Optuna's; MLflow refuses all others."""
+    return isinstance(value, str) and EXTERNAL_ID.fullmatch(value) is not None
 
 
 def is_count(value: object) -> bool:

@@ -14,7 +14,7 @@ from tuner.core.errors import UnreadableError
 from tuner.core.outcome import RUNNING
 from tuner.ledger.decoding import checked, environment_of, log_once, readable
 from tuner.ledger.reading import read_trials
-from tuner.ledger.records import LARGEST, TrialRecord, is_count
+from tuner.ledger.records import LARGEST, TrialRecord, is_count, is_external_id
 from tuner.ledger.tables import (
     SILENT_FOR,
     SILENT_SECONDS,
@@ -199,7 +199,7 @@ class Backlog:
         if self._target == "optuna":
             known = isinstance(key, str) and key.isdecimal() and int(key) <= LARGEST
         else:
-            known = isinstance(key, str)
+            known = is_external_id(key)
         if not ((known or key is None) and is_count(row.next_step)):
             raise UnreadableError(f"the publication of trial {row.number} cannot be read")
         return OpenTrial(**row._mapping)
@@ -238,9 +238,8 @@ def _mark(row: Any) -> Mark:
     """Return a mark. Raise `UnreadableError`."""
     checked(f"study {row.name!r:.60}", studies, row)
     counts = (row.published, row.live, row.steps, row.silent)
-    if not (
-        isinstance(row.external_id, str | None) and all(isinstance(one, int) for one in counts)
-    ):
+    is_known = row.external_id is None or is_external_id(row.external_id)
+    if not (is_known and all(isinstance(one, int) for one in counts)):
         raise UnreadableError(f"the publication of study {row.name!r:.60} cannot be read")
     return Mark(**row._mapping)
 
