@@ -55,6 +55,7 @@ DAMAGES = {
     "rungs a number": STUDIES.format("rungs = '7'"),
     "settled a list": STUDIES.format("settled = '[]'"),
     "state unknown": STUDIES.format("state = 'nonsense'"),
+    "revision infinite": STUDIES.format("revision = 9e999"),
     "limit a text": STUDIES.format("\"limit\" = 'many'"),
     # one of its trials
     "number a path": TRIALS.format("number = '../../outside'"),

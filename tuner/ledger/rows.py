@@ -23,6 +23,7 @@ from sqlalchemy import (
 from tuner.core.outcome import CANCELLED, COMPLETED, FAILED, PRUNED, RUNNING, Outcome
 from tuner.ledger.records import (
     ENDED,
+    LARGEST,
     OPEN,
     STOPPED,
     AttemptLease,
@@ -73,7 +74,9 @@ def _with_quota(query: Any) -> Any:
 
 def next_revision(tx: Connection, study_id: int) -> int:
     """Increment and return the study's revision, for a commit that search can see."""
-    return int(tx.execute(at_next_revision(study_id)).scalar_one())
+    found = tx.execute(at_next_revision(study_id)).scalar_one()
+    # an unreadable study, which SQLite may give any number, can still be stopped and deleted
+    return int(found) if is_count(found) else LARGEST
 
 
 def at_next_revision(study_id: int) -> Any:
