@@ -71,9 +71,11 @@ ENCODING = Encoding(
         for name, values in SPACE.items()
     ]
 )
-ARMS = ("gp", "gp, textbook first", "gp, learned", "gp, misled", "tpe", "random", "optuna_gp")
+LEARNING = ("gp, learned", "gp, misled", "gp, reversed")
+ARMS = ("gp", "gp, textbook first", *LEARNING, "tpe", "random", "optuna_gp")
 SOURCE_TRIALS = 60
-"""Random trials of each source: the other three tables, or one of them with shuffled losses."""
+"""Random trials of each source: the other three tables, or one of them with shuffled losses, or
+with the negatives of its losses."""
 FILE = Path(__file__).parent / "results" / "search-quality.jsonl"
 
 
@@ -97,20 +99,22 @@ def read(name: str) -> np.ndarray[Any, Any]:
 
 
 def sources(cell: Cell, tables: Mapping[str, np.ndarray[Any, Any]]) -> list[Source]:
-    """Return what a search has learned before it begins."""
+    """Return what a search has learned before it begins: as a study does, of what is usable."""
     others = [name for name in TABLES if name != cell.table]
-    if not cell.arm.endswith(("learned", "misled")):
+    if cell.arm not in LEARNING:
         return []
     found = []
-    for name in others if cell.arm.endswith("learned") else [others[cell.seed % len(others)]]:
+    for name in others if cell.arm == "gp, learned" else [others[cell.seed % len(others)]]:
         rng = np.random.default_rng([cell.seed, TABLES.index(name)])
         rows = ENCODING.snapped(rng.random((SOURCE_TRIALS, len(ENCODING))))
         params = [ENCODING.decode(row) for row in rows]
         losses = [tables[name][tuple(one[key] for key in SPACE)].mean() for one in params]
-        if cell.arm.endswith("misled"):
+        if cell.arm == "gp, misled":
             rng.shuffle(losses)
+        elif cell.arm == "gp, reversed":
+            losses = [-loss for loss in losses]
         found.append(Source(ENCODING, name, params, losses))
-    return found
+    return [one for one in found if one.usable]
 
 
 def sampler(

@@ -7,6 +7,7 @@ import math
 from functools import partial
 
 import numpy as np
+import optuna
 import pytest
 from click.testing import CliRunner
 from helpers import claim, complete, completed, drawn, spec, submit
@@ -20,9 +21,11 @@ from tuner.operations import submit as submission
 from tuner.operations.similar import similar
 from tuner.search import Search, gp
 from tuner.search.encoding import Dimension, Encoding
+from tuner.search.own import GPSampler, SobolSampler
 from tuner.search.transfer import Source, as_seen, columns, normal_scores
 
 SQUARE = Encoding([Dimension(name="a", kind="float"), Dimension(name="b", kind="float")])
+DISTRIBUTIONS = {name: optuna.distributions.FloatDistribution(0, 1) for name in "ab"}
 SPACE = {"lr": {"low": 1e-5, "high": 10.0}, "schedule": "constant", "optimizer": ["sgd", "adamw"]}
 
 
@@ -126,20 +129,56 @@ def test_without_trials_of_its_own_a_study_tries_what_its_sources_predict():
     assert bowl(row[None])[0] < 0.02
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_a_misleading_source_costs_few_trials(seed):
-    """Its values are the negative of the truth."""
+def test_evidence_is_for_sources_that_predict_the_trials_and_against_their_opposites():
+    rows = np.random.default_rng(5).random((8, 2))
+    sources = [source(bowl, seed=1), source(lambda at: -bowl(at), seed=1)]
+    found = gp.evidence(SQUARE, rows, bowl(rows), columns(sources, rows))
+    assert found[0] > 1
+    assert found[1] < -1
 
-    def found(columns_at):
-        rows, rng = SQUARE.sobol(0, 4, seed), np.random.default_rng(seed)
-        rows = rows[:0] if columns_at else rows
-        while not len(rows) or bowl(rows).min() > 0.01:
-            row = gp.proposed(SQUARE, rows, bowl(rows), rows[:0], rng=rng, columns=columns_at)
-            rows = np.r_[rows, row[None]]
-        return len(rows)
 
-    misled = found(partial(columns, [source(lambda at: -bowl(at), seed=seed)]))
-    assert misled <= found(None) + 5
+def sampled(rows, *sources, number, startup=6):
+    """Return where trial `number` is, after trials at rows."""
+    study = optuna.create_study()
+    for row in rows:
+        params = dict(zip("ab", map(float, row), strict=True))
+        study.add_trial(
+            optuna.trial.create_trial(
+                params=params, distributions=DISTRIBUTIONS, value=bowl(row[None])[0]
+            )
+        )
+    for _ in range(len(rows), number):
+        study.ask()  # these run, and are not drawn yet
+    start = SobolSampler(SQUARE, number, seed=0)
+    study.sampler = GPSampler(
+        SQUARE, start, maximize=False, seed=[0, number], startup_trials=startup, sources=sources
+    )
+    return list(study.ask(DISTRIBUTIONS).params.values())
+
+
+OPPOSITE = source(lambda at: -bowl(at), seed=1)
+"""It predicts its own trials well."""
+
+
+@pytest.mark.parametrize("known", [5, 12])
+def test_what_the_trials_refute_changes_no_draw(known):
+    """Neither of the start nor after it."""
+    assert OPPOSITE.usable
+    rows = np.random.default_rng(5).random((known, 2))
+    assert sampled(rows, OPPOSITE, number=known) == sampled(rows, number=known)
+    both = sampled(rows, source(bowl), OPPOSITE, number=known)
+    assert both == sampled(rows, source(bowl), number=known) != sampled(rows, number=known)
+
+
+def test_a_start_goes_on_beside_sources_until_trials_support_them():
+    nothing = np.empty((0, 2))
+    for number in range(8):
+        learned = sampled(nothing, source(bowl), number=number)
+        starts = learned == sampled(nothing, number=number)
+        assert starts == bool(number % 2)
+        assert starts or bowl([learned])[0] < 0.02
+    rows = np.random.default_rng(5).random((5, 2))
+    assert sampled(rows, source(bowl), number=5) != sampled(rows, number=5)
 
 
 # --- in a study

@@ -37,6 +37,8 @@ STEPS = (0.2, 0.05, 0.02)
 """Standard deviations of neighbours' steps: of the best trials', then of the best candidates'."""
 INTERCEPT, TRUST = 1.0, 0.5
 """Prior standard deviations: of the trend's intercept, and of the weight of the sources' sum."""
+LEVEL = 10.0
+"""The same of the intercept in `evidence`: what is common to all trials speaks for no source."""
 FANTASIES = 16
 """Joint draws of the values of running trials, over which expected improvement is averaged."""
 
@@ -287,6 +289,40 @@ def trend(posterior: Posterior, columns: Rows) -> Vector:
     )
     weights: Vector = found.x
     return weights
+
+
+def evidence(encoding: Encoding, rows: Rows, losses: Vector, columns: Rows) -> Vector:
+    """Return how much likelier the losses are if a source predicts them, as a logarithm, [source].
+
+    Each source alone, by the prior of `trend`, is compared with none (a Bayes factor), with
+    hyperparameters that are fitted to nothing: above 0 the source helps, and below it misleads.
+    """
+    theta, _ = _prior(len(encoding))
+    kept = informative(losses, CONDITIONED)
+    features = encoding.features(rows[kept])
+    posterior = Posterior(theta, encoding.groups, features, standardised(losses)[kept])
+    known = np.c_[posterior.losses, np.full(len(kept), LEVEL), columns[kept]]
+    own, intercept, *predicted = posterior.whitened(known).T
+    without, *_ = _explained(own, intercept[:, None])
+    found = []
+    for one in predicted:
+        density, mean, deviation = _explained(own - one, np.c_[TRUST * one, intercept])
+        # what the prior and the posterior have of positive weights
+        positive = log_ndtr((mean + 1 / TRUST) / deviation) - log_ndtr(1 / TRUST)
+        found.append(density - without + positive)
+    return np.array(found)
+
+
+def _explained(residuals: Vector, design: Rows) -> tuple[float, float, float]:
+    """Return what coefficients that are standard normal a priori explain of independent noise.
+
+    First the log density, up to a constant; then mean and deviation of the first coefficient.
+    """
+    inner = np.eye(design.shape[1]) + design.T @ design
+    projected = design.T @ residuals
+    means, covariance = np.linalg.solve(inner, projected), np.linalg.inv(inner)
+    density = -0.5 * (residuals @ residuals - projected @ means + np.linalg.slogdet(inner)[1])
+    return float(density), float(means[0]), float(covariance[0, 0] ** 0.5)
 
 
 class Model:

@@ -76,11 +76,15 @@ class SobolSampler(WholeSampler):
         return space.decode(row)
 
 
+REFUTED = -1.0
+"""Log evidence below which a source is left out of a draw."""
+
+
 class GPSampler(WholeSampler):
     """Draws what `gp.proposed` proposes, from the trials with values and those that run.
 
-    Until `startup_trials` have values, and as many as run, draws come from `start`; with `sources`,
-    earlier studies to learn from, none do.
+    Until `startup_trials` have values, and as many as run, draws come from `start`. With `sources`,
+    earlier studies to learn from, every second one does, and none once the trials support a source.
     """
 
     def __init__(
@@ -114,15 +118,23 @@ class GPSampler(WholeSampler):
         running = [one for one in others if one.state == TrialState.RUNNING and one.params]
         # beside many others, values of a few would decide what all of them try
         enough = max(self._startup_trials, min(len(running), MOST_AWAITED))
-        waits = len(known) < enough and not self._sources
-        if waits or not len(space):
+        if not len(space) or (len(known) < enough and not self._sources):
             return self._start.whole(study, trial, fixed)
+        from tuner.search import gp
+
         losses = np.array([self._sign * float(one.value or 0.0) for one in known])
         rows = _rows(space, known)
         limits = _Limits(space, known, rows)
-        sources = self._sources if limits.reachable else ()
-        from tuner.search import gp
-
+        sources = list(self._sources) if limits.reachable else []
+        supported = False
+        if sources and known:
+            evidence = gp.evidence(space, rows, losses, columns(sources, rows))
+            sources = [one for one, log in zip(sources, evidence, strict=True) if log > REFUTED]
+            supported = bool(evidence.max() > 0)
+        # trials where sources predict the best cannot show that others are better
+        begins = not sources or (not supported and trial.number % 2)
+        if len(known) < enough and begins:
+            return self._start.whole(study, trial, fixed)
         row = gp.proposed(
             space,
             rows,
