@@ -5,7 +5,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import checkpoint, completed, contents, diverged, expire, pruned, rows, submit, went_on
+from helpers import (
+    checkpoint,
+    completed,
+    contents,
+    diverged,
+    draw,
+    expire,
+    pruned,
+    rows,
+    submit,
+    went_on,
+)
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -87,6 +98,8 @@ class Workers(RuleBasedStateMachine):
         self.losses.setdefault(number, [])
         at = claimed.checkpoint.step if claimed.checkpoint else None
         assert at == self.saved.get(number)
+        if claimed.trial.params is None:
+            draw(self.ledger, claimed)
         return claimed.lease
 
     @rule(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from helpers import PARAMS, claim, completed, submit, went_on
+from helpers import PARAMS, claim, completed, draw, submit, went_on
 from helpers import rows as rows_of
 from postgres import Server, rows
 
@@ -185,7 +185,10 @@ def test_a_call_whose_connection_is_cut_is_made_once(postgres, shared, tmp_path,
     calm = Ledger(database.ledger_engine(at(shared, tmp_path).ledger))
     ledger = Cutting(calm, lambda: postgres.cut(name_of(shared)), after=when.startswith("after"))
     study = submit(calm)
-    lease = None if call == "claim" else claim(calm, study).lease
+    held = None if call == "claim" else claim(calm, study)
+    lease = held.lease if held else None
+    if call == "finish":
+        draw(calm, held)
     ledger.armed = True
     match call:
         case "claim":

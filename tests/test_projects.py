@@ -8,7 +8,7 @@ import pwd
 
 import pytest
 from click.testing import CliRunner
-from helpers import claim, completed, draw, rows, spec, submit
+from helpers import claim, completed, draw, rows, spec, submit, unchecked
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import literal, select
@@ -126,7 +126,8 @@ def test_no_trial_starts_once_the_steps_of_a_week_are_trained(either):
 
 def test_a_row_of_a_project_that_is_no_quota_limits_nothing(ledger):
     study = submit(ledger, study={"name": "vision/a"})
-    with ledger.engine.execution_options(writes=True).begin() as tx:
+    writing = ledger.engine.execution_options(writes=True).begin()
+    with writing as tx, unchecked(tx.exec_driver_sql):
         tx.exec_driver_sql("INSERT INTO tuner_projects VALUES ('vision', 'none', 'x', 0, -1)")
     assert claim(ledger, study)
     assert projects_of.show(ledger, "vision")["quota"] == {"workers": None, "steps_week": None}

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import claim, completed, draw, end_retraining, rows, submit, went_on
+from helpers import claim, completed, draw, end_retraining, rows, submit, unchecked, went_on
 from processes import copy, prepare
 from rich.console import Group
 from rich.table import Table
@@ -144,8 +144,8 @@ def filled(full, tmp_path, monkeypatch) -> Iterator[Ledger]:
 
 
 def corrupt(ledger: Ledger, table: str, column: str, value: str) -> None:
-    with ledger.engine.execution_options(writes=True).begin() as tx:
-        tx.execute(text("PRAGMA ignore_check_constraints = on"))
+    writing = ledger.engine.execution_options(writes=True).begin()
+    with writing as tx, unchecked(tx.exec_driver_sql):
         tx.execute(text(f"UPDATE OR IGNORE {table} SET {column} = :value"), {"value": value})
 
 
