@@ -22,7 +22,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 COPIED = ("tuner", "tests", "studies", "benchmarks", "docs", "pyproject.toml", "README.md")
-QUICK = ("-m", "not slow and not thorough and not nightly")
+QUICK = ("-m", "not slow and not nightly")
 AREAS = {
     "ledger": ("test_ledger.py", *QUICK),
     "search": ("test_search.py", "test_pruners.py", "test_versions.py", *QUICK),

@@ -101,6 +101,7 @@ def workload() -> Workload:
     return digits.mlp()
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 @pytest.mark.parametrize("schedule", SPEC["Schedules"])
 @pytest.mark.parametrize("optimizer", RATES)

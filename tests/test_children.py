@@ -167,6 +167,7 @@ trials = 2
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("workload", "method", "staying"),
@@ -227,6 +228,7 @@ def slow(folder: Path, **changes: str) -> Path:
     return prepare(folder, STUDY.replace("\n[training]", arguments, 1), **calm, **changes)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_workers_of_a_command_that_is_killed_save_their_trials_and_end(tmp_path):
     folder = slow(tmp_path, steps="300", trials="2")

@@ -67,6 +67,7 @@ def test_what_is_slower_together_trains_alone():
     assert re.fullmatch(said, choice.reason)
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 @pytest.mark.parametrize(("places", "slots"), [(64, 64), (20, 16), (8, 8), (1, 1)])
 def test_slots_are_halved_until_memory_suffices(places, slots, monkeypatch):

@@ -50,6 +50,7 @@ MODELS = {"chain": chain, "branched": branched}
 # --- the reference trainer is the oracle ----------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("clip_norm", [None, 0.3])
@@ -299,7 +300,7 @@ def test_a_real_member_is_the_same_in_any_slot(dtype, hidden):
             assert_same(curve, curves[0])
 
 
-@pytest.mark.longer
+@pytest.mark.thorough
 @pytest.mark.parametrize("net", sorted(NETS))
 @pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "float64"])
 def test_interrupted_and_resumed_elsewhere_is_uninterrupted(net, dtype):

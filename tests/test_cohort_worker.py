@@ -79,6 +79,7 @@ def most_at_once(ledger: Ledger, study: StudyRecord) -> int:
     return int(np.cumsum([change for _, change in sorted(changes)]).max())
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_cohort_that_is_interrupted_goes_on_to_the_same_curves(ledger, places, monkeypatch):
     calm = train(ledger, places, put(ledger, "calm", trainer="cohort", slots=3))

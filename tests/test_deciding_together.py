@@ -39,6 +39,7 @@ def judged_last(study, pruner, number, group):
     return stopped, twin.get_trials()[number].system_attrs
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", PRUNERS)
 @settings(max_examples=4)

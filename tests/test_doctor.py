@@ -285,6 +285,7 @@ def execute(url: str, *statements: str) -> None:
     engine.dispose()
 
 
+@pytest.mark.thorough
 def test_every_index_that_is_dropped_is_named_and_ours_are_created_again(beside):
     places = beside("dropped")
     engine = database.ledger_engine(places.ledger)
@@ -320,6 +321,7 @@ def test_every_index_that_is_dropped_is_named_and_ours_are_created_again(beside)
     engine.dispose()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("statements", "said"),
     [

@@ -355,6 +355,7 @@ trials = 1
 """
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_one_worker_trains_the_code_of_two_people_from_two_folders(tmp_path):
     """As the page starts it; each person submits from a folder of their own."""

@@ -130,6 +130,7 @@ def keeping(ledger, trainer, **tables):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 @pytest.mark.parametrize("trainer", ["reference", "cohort", "own"])
 def test_a_kept_checkpoint_is_gone_on_from_bit_by_bit(ledger, places, monkeypatch, trainer):
@@ -206,6 +207,7 @@ def test_trials_with_other_batch_sizes_are_extended_by_epochs(ledger, places, mo
 KEPT = {"trials": "2", "checkpoint_seconds": "0.001\nkeep_checkpoint = true"}
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 @pytest.mark.parametrize("place", ["extend.begun", "checkpoint.renamed", "outcome.before_commit"])
 def test_an_extension_that_is_killed_resumes_and_its_records_are_whole(tmp_path, place):

@@ -128,6 +128,7 @@ def test_a_worker_notices_a_stop_at_its_next_commit(ledger, places, monkeypatch,
     assert not [path for path in places.checkpoints.folder.rglob("*") if path.is_file()]
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_a_run_whose_study_is_deleted_says_so(tmp_path):
     prepare(tmp_path, factory='"tests.workloads:paced"', trials="2")
@@ -277,6 +278,7 @@ def test_a_study_that_is_trained_is_not_deleted(ledger, places):
     assert contents(ledger) == before
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own statement
 def test_delete_leaves_nothing_and_the_name_is_free(ledger, places):

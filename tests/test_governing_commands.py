@@ -97,6 +97,7 @@ def test_a_live_study_is_not_deleted(tuner, ledger):
         tuner("delete", "live", "--yes")
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own statement
 def test_confirm_and_delete(tuner):
@@ -112,6 +113,7 @@ def test_confirm_and_delete(tuner):
     assert {problem["study"] for problem in told["problems"]} == {"line"}  # never published
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_a_study_that_fails_from_its_beginning_ends_by_itself(tuner, tmp_path):
     (tmp_path / "study.toml").write_text(

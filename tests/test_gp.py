@@ -194,6 +194,7 @@ def test_trials_side_by_side_do_not_try_the_same(ledger):
     assert len({str(one.params) for one in together}) == 8
 
 
+@pytest.mark.thorough
 @pytest.mark.slow  # whole searches
 @pytest.mark.parametrize("best", [-3.0, -1.0])
 @pytest.mark.parametrize("seed", range(3))

@@ -143,6 +143,7 @@ def test_cases(losses, warmup, baseline, expected):
         assert first <= got[0] <= last
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize("sigma", [0.01, 0.1, 0.3, 1.0])
 @pytest.mark.parametrize("baseline", [None, 1e-3, 1.0])

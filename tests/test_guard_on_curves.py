@@ -27,6 +27,7 @@ from tuner.training.workloads import Workload
 pytestmark = pytest.mark.slow  # seconds of training, no processes
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("ranked_by", ["train_loss", "validation_loss"])
 def test_no_run_of_the_better_half_is_stopped(ranked_by: str) -> None:
     rows = guarding.replayed(guarding.SAMPLE)

@@ -91,6 +91,7 @@ def test_a_loss_is_to_fall_whatever_the_objective_does(
     assert {trial.state for trial in trials[:3]} == {COMPLETED}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
 @pytest.mark.parametrize("pruner", ["asha", "median"])
 def test_trials_that_diverge_change_nothing_for_the_others(

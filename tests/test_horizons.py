@@ -47,6 +47,7 @@ def scan(ledger, places, study, monkeypatch, **arguments):
     return branch.branch(ledger, places, study, 0, prefixes=PREFIXES, **arguments)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("trainer", "keep", "begun"),
@@ -116,6 +117,7 @@ def test_a_stem_with_a_warmup_keeps_the_checkpoint_that_its_branches_need(ledger
     assert step_to_keep(spec, constant, 100) == 100
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_scan_that_is_killed_resumes_and_its_records_are_whole(tmp_path):
     study = processes.STUDY.replace('["constant", "cosine"]', '"constant"')

@@ -83,6 +83,7 @@ OF_A_RUN = ("ask.", "chunk.", "report.", "checkpoint.", "outcome.", "recorder.")
 
 
 # the others have a test beside what they are of: deletions, upgrades, outages
+@pytest.mark.thorough
 @pytest.mark.parametrize("place", [place for place in PLACES if place.startswith(OF_A_RUN)])
 def test_killed_at_a_place_and_run_again_nothing_is_lost_or_doubled(place, tmp_path, whole):
     folder = prepare(tmp_path)

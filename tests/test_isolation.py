@@ -270,6 +270,7 @@ def test_a_worker_survives_its_trials(ledger: Ledger, here, tmp_path):
     assert ended == {"segfault": "failed", "exit": "failed", "none": "completed"}
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_nothing_is_left_of_a_worker_that_was_killed(tmp_path):
     folder = prepare(tmp_path, STUDY)

@@ -31,6 +31,7 @@ def test_a_job_needs_few_lines(name):
     assert 0 < sum(line.endswith("# tuner") for line in lines) <= MOST_LINES
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", NAMES)

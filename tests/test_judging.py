@@ -124,6 +124,7 @@ def test_raw_values_wait_for_half_of_the_horizon(ledger, places):
     assert not any(ledger.curve(trial.id).branches for trial in ledger.trials(study.id))
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize("trainer", [CohortTrainer, ReferenceTrainer, FunctionTrainer])
 def test_branches_that_are_interrupted_are_made_again(ledger, places, monkeypatch, trainer):
@@ -326,6 +327,7 @@ def test_a_branch_that_goes_wrong_fails_its_trial(ledger, places, wrong, said):
 JUDGED = re.sub(r"pruner = .*", 'pruner = "one_rung"', STUDY)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_killed_between_branch_and_decision_it_is_made_again(tmp_path):
     """Never recorded twice: the ledger, Optuna and MLflow are as if nothing had happened."""

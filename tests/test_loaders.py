@@ -180,6 +180,7 @@ def test_a_resume_loads_no_batch_twice():
     assert sorted(dataset.read) == list(range(ROWS))
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [
     {"num_workers": 1}, {"num_workers": 2, "persistent_workers": True, "prefetch_factor": 3},

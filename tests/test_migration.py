@@ -95,6 +95,7 @@ def test_optuna_still_reads_it(upgraded: Ledger, old: Addresses) -> None:
     assert [trial.state.name for trial in study.trials][:3] == ["COMPLETE", "COMPLETE", "PRUNED"]
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_it_can_be_projected_again_into_a_new_mlflow(old: Addresses) -> None:
     upgrade(old)

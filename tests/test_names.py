@@ -53,6 +53,7 @@ def test_what_comes_of_a_study_may_be_called_by_its_name(what):
     assert derived("short", what) == f"short {what}"
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 @pytest.mark.parametrize("in_bulk", [True, False], ids=["in bulk", "one by one"])
 def test_a_long_name_goes_everywhere_and_leaves_nothing_behind(beside, in_bulk, tmp_path: Path):

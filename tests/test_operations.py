@@ -117,6 +117,7 @@ def documented(program: str) -> list[str]:
     return [one for one in options if not one.startswith(("--username", "--dbname"))]
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_a_backup_under_load_restores(tmp_path, cluster):
     """Dumped while two workers train, dropped, restored: whole, and every curve as undisturbed."""

@@ -141,6 +141,7 @@ KILLED = ["retrain.promoted", "retrain.ended", "notify.sent"]
 """The champion has changed; it is in the ledger; the receiver has it."""
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 @pytest.mark.parametrize("place", KILLED)
 @pytest.mark.parametrize("next_one", ["retrain moving --run-key 0", "recorder --once"])

@@ -892,6 +892,7 @@ def document_example(folder: Path, monkeypatch: pytest.MonkeyPatch) -> StudySpec
     return reading.parse(study[0], "own_loop.md")
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_the_loop_of_the_document_trains(ledger: Ledger, tmp_path, monkeypatch):
     spec = document_example(tmp_path, monkeypatch)
@@ -1077,6 +1078,7 @@ def memory_study(ledger: Ledger, **arguments):
     return put(ledger, spec)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize(("limit", "kind", "halved"), [(6, "device", 2), (8, "cpu", 1)])
 def test_out_of_memory_is_tried_again_with_smaller_micro_batches(

@@ -55,6 +55,7 @@ def test_an_upgrade_through_it_is_refused_and_makes_nothing(cluster, port, tmp_p
     assert rows(here.url, MADE) == []
 
 
+@pytest.mark.thorough
 def test_a_study_is_tuned_and_recorded_through_it(cluster, direct, url, tmp_path):
     """Two workers and their recorders share five connections, with what others left in them."""
     leaked = [psycopg.connect(url) for _ in range(5)]

@@ -78,6 +78,7 @@ def test_problems_that_everybody_knows(workload, curved):
     assert_true(found, limit(max(curved)), best(curved))
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 @pytest.mark.parametrize("seed", range(20))
 def test_random_quadratics(seed):
@@ -116,6 +117,7 @@ def test_38_over_the_curvature_is_the_limit_of_frozen_adam():
     assert limit((1 - BETA) * 1.0, BETA) == pytest.approx(38.0)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_all_optimisers_go_in_one_cohort_and_agree_with_each_alone():
     both = [{"name": "sgd"}, {"name": "adamw", "weight_decay": 0.0}]

@@ -327,6 +327,7 @@ while True:
     assert not program.is_running()
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_a_connected_program_measures_what_a_train_function_does(here, monkeypatch):
     """The same loop, in the worker's process and in its own, also interrupted and resumed."""
@@ -364,6 +365,7 @@ def test_a_connected_program_measures_what_a_train_function_does(here, monkeypat
     assert again[2] == own[2] == (Status.FINISHED, "", None)
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_the_script_of_the_document_is_tuned(ledger: Ledger, here, tmp_path):
     script(here, (JOBS / "script" / "train.py").read_text())
@@ -427,6 +429,7 @@ def test_an_untouched_script_is_tuned_by_patterns(tmp_path):
     assert "Epoch 12/12" in outputs[0].read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda n: n.name)
 def test_an_interrupted_program_goes_on_at_its_checkpoint(tmp_path, number):

@@ -133,6 +133,7 @@ def test_every_pruner_is_tested_here():
 VALUES = st.floats(-1e3, 1e3) | st.integers(0, 3).map(float)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow  # whole searches
 @pytest.mark.parametrize("name", PRUNERS)
 @settings(max_examples=4)

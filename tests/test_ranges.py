@@ -286,6 +286,7 @@ def kept(folder):
     return told, [trial.params for trial in ledger.trials(study.id)]
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 @pytest.mark.parametrize("place", ["probe.claimed", "probe.before_commit"])
 def test_killed_in_its_probe_a_study_is_probed_again_and_draws_the_same(place, tmp_path):

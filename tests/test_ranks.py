@@ -93,6 +93,7 @@ def test_answers_are_forgotten_after_a_while(monkeypatch):
 # --- processes ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_a_job_of_two_ranks_is_pruned_and_diverges_on_both(ledger: Ledger, here, tmp_path):
     text = (JOBS / "torchrun" / "train.py").read_text().replace("argparse\n", "argparse, atexit\n")
@@ -115,6 +116,7 @@ def test_a_job_of_two_ranks_is_pruned_and_diverges_on_both(ledger: Ledger, here,
         assert left["0"] == left["1"]
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_an_interrupted_job_of_two_ranks_goes_on_at_its_checkpoint(tmp_path):
     """By Ctrl-C, after which both ranks have left at the same step, and by `kill -9`."""
@@ -156,6 +158,7 @@ def test_an_interrupted_job_of_two_ranks_goes_on_at_its_checkpoint(tmp_path):
     assert tuner(folder, "doctor", "--json").json["problems"] == []
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_train_function_on_two_ranks_measures_the_same_when_it_is_resumed(here):
     """Its metrics are of rank 0 alone; the random numbers are those of each rank."""
@@ -176,6 +179,7 @@ def test_a_train_function_on_two_ranks_measures_the_same_when_it_is_resumed(here
     np.testing.assert_allclose(measured, expected[-len(measured) :], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_each_rank_of_a_killed_job_ends_with_the_values_of_an_uninterrupted_one(here):
     """Parameters, momenta and random numbers."""

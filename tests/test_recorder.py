@@ -125,6 +125,7 @@ def test_an_evaluation_that_was_measured_after_its_rows_were_committed_is_publis
     assert [at for key, at, *_ in points if key == "train_loss"] == list(range(10))
 
 
+@pytest.mark.thorough
 def test_a_lost_mlflow_is_filled_again(folder):
     before, times = left(folder), sorted(rows(folder, TIMES, "mlflow.db"))
     for file in folder.glob("mlflow.db*"):

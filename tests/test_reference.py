@@ -259,7 +259,7 @@ def test_chunks_do_not_matter(trial):
         assert_same(curve_of(train(workload, spec, task, chunks)), whole)
 
 
-@pytest.mark.longer
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "float64"])
 def test_interrupted_and_resumed_is_uninterrupted(trial, dtype):
     workload, task = trial

@@ -42,6 +42,7 @@ def login(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
+@pytest.mark.thorough
 def test_a_champion_is_promoted_loaded_exactly_and_rolled_back(
     served: Pipeline, capfd: pytest.CaptureFixture[str]
 ) -> None:

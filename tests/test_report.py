@@ -414,6 +414,7 @@ def test_many_trials_are_read_by_a_few_statements(ledger: Ledger) -> None:
 # --- beside the runs
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 @pytest.mark.parametrize("served", [False, True])
 def test_the_report_is_beside_the_parent_run_once(tmp_path: Path, served: bool) -> None:

@@ -81,6 +81,7 @@ def test_a_page_needs_nothing_and_complains_of_nothing(
         assert contrast(ground, text) > 7
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["report", "compare"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_toolbar_covers_no_legend(

@@ -353,6 +353,7 @@ def test_a_key_has_the_format_of_the_study(pipeline: Pipeline) -> None:
 STAGES = [place for place in PLACES if place.startswith("retrain.")]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("place", STAGES)
 def test_what_breaks_in_the_middle_is_ended_by_the_next_call(
     successor: Pipeline, arm: Callable[[str], Callable[[], list[str]]], place: str

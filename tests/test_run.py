@@ -213,6 +213,7 @@ def test_the_commit_is_noted(tmp_path):
     assert tags["tuner.git_dirty"] == "false"
 
 
+@pytest.mark.thorough
 def test_a_finished_study_is_not_trained_again_and_a_larger_budget_goes_on(tmp_path):
     folder = prepare(tmp_path, trials="4")
     first = tuner(folder, "run", "study.toml", "--json")

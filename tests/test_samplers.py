@@ -107,6 +107,7 @@ def rates_drawn(ledger, sampler, *, direction, pruner, seed, limit=0.1, trials=2
     return np.array(rates)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow  # whole searches
 @pytest.mark.parametrize(("direction", "pruner"), [("minimize", "asha"), ("maximize", "none")])
 @pytest.mark.parametrize("sampler", LEARNING)
@@ -175,6 +176,7 @@ def test_divergence_is_worse_than_any_value(ledger, direction, value, penalty):
 PAST = [diverged(), completed(3.0), pruned(2.5), completed(1.0), completed(2.0), diverged()] * 2
 
 
+@pytest.mark.thorough
 @pytest.mark.slow  # whole searches
 @pytest.mark.parametrize(
     ("sampler", "pruner"),
@@ -230,6 +232,7 @@ print(json.dumps(drawn))
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_another_process_draws_the_same(ledger, places):
     mine = {}

@@ -107,6 +107,7 @@ def test_two_processes_with_one_key_train_once(pipeline: Pipeline) -> None:
     assert pipeline.trainings() == 1
 
 
+@pytest.mark.thorough
 def test_the_same_on_postgresql(shared: str, tmp_path: Path) -> None:
     env = {"TUNER_DATABASE_URL": shared}
     (tmp_path / "study.toml").write_text(STUDY)

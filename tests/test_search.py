@@ -196,6 +196,7 @@ def assert_in(space, params):
         assert allows(one.entry, params[one.name]), one.name
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @settings(max_examples=25)
 @given(space=spaces(), sampler=st.sampled_from(["random", TPE["sampler"]]), seed=st.integers(0, 99))
@@ -276,6 +277,7 @@ def loss_of(lr, generator):
     return (1 + (math.log10(lr) + 1.5) ** 2) * math.exp(0.02 * generator.standard_normal())
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 @pytest.mark.parametrize("pruner", ["none", "asha"])
 def test_tpe_turns_away_from_where_trials_diverge(new_ledger, pruner):

@@ -85,6 +85,7 @@ FAILING = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 @pytest.mark.parametrize(("command", "env", "code"), FAILING.values(), ids=FAILING)
 def test_no_output_has_a_password(tmp_path, command, env, code):
@@ -121,6 +122,7 @@ def fail():
     assert PLANTED not in done.stderr.replace(code, "").replace(how, "")
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_a_whole_run_leaves_no_password(tmp_path):
     """With a wrong one refused, the right one in use, trials that raise, and a server's log."""

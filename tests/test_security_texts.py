@@ -56,6 +56,7 @@ def test_a_name_is_refused_or_accepted_and_said_in_printable_words(case):
         assert case not in REFUSED_NAMES
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_a_name_is_refused_or_harmless(tmp_path, monkeypatch):
     """All accepted ones side by side, trained and published: whole, and nothing is elsewhere."""

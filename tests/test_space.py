@@ -144,6 +144,7 @@ def test_any_space_is_drawn_stored_resumed_and_read_by_plain_optuna(
                 assert value in distribution.choices
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @settings(max_examples=3, deadline=None)
 @given(raw=spaces())

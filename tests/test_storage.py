@@ -461,6 +461,7 @@ storage.optuna_storage(places).get_all_studies()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_ten_processes_may_open_an_empty_folder_at_once(tmp_path):
     started, hold = os.pipe()

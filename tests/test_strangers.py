@@ -80,6 +80,7 @@ def team(beside):
     made.ledger.engine.dispose()
 
 
+@pytest.mark.thorough
 @WAYS
 def test_a_trial_whose_number_a_stranger_took_gets_another_one(team, in_bulk):
     team.train(0.5, 0.25)
@@ -113,6 +114,7 @@ def test_a_recorder_that_was_killed_before_it_wrote_does_not_take_a_strangers_tr
     assert team.values() == {"small:0": [0.5], None: [STRANGE], "small:1": [0.25]}
 
 
+@pytest.mark.thorough
 @WAYS
 def test_a_repair_leaves_strangers_trials_and_writes_what_is_missing(team, in_bulk):
     team.train(0.5)
@@ -130,6 +132,7 @@ def test_a_repair_leaves_strangers_trials_and_writes_what_is_missing(team, in_bu
     assert team.values() == {None: [0.5, STRANGE, None], "small:0": [0.5]}
 
 
+@pytest.mark.thorough
 @WAYS
 def test_trials_of_versions_without_the_attribute_are_still_ours(team, in_bulk):
     team.train(0.5)
@@ -147,6 +150,7 @@ def test_trials_of_versions_without_the_attribute_are_still_ours(team, in_bulk):
     assert team.problems() == [("optuna_extra", None)]
 
 
+@pytest.mark.thorough
 def test_a_copy_of_our_trial_is_found_and_cleared_away(team):
     team.train(0.5)
     team.publish()
@@ -157,6 +161,7 @@ def test_a_copy_of_our_trial_is_found_and_cleared_away(team):
     assert team.values() == {"small:0": [0.5]}
 
 
+@pytest.mark.thorough
 @WAYS
 def test_a_running_trial_that_is_deleted_in_optuna_is_not_published_unseen(team, in_bulk):
     team.train(0.5)

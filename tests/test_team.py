@@ -54,6 +54,7 @@ def steps(here: Team) -> int:
     return int(here.rows("SELECT coalesce(sum(steps), 0) FROM tuner.tuner_trials")[0][0])
 
 
+@pytest.mark.thorough
 def test_a_study_is_tuned_on_postgresql_by_one_command(here):
     write_study(here.folder)
     done = here.tuner("run", "study.toml", "--workers", "3", "--json")
@@ -63,6 +64,7 @@ def test_a_study_is_tuned_on_postgresql_by_one_command(here):
     assert here.tuner("doctor").out == "Everything matches.\n"
 
 
+@pytest.mark.thorough
 def test_a_worker_stopped_for_longer_than_its_lease_finds_its_token_refused(here):
     submit(here, trials="1", steps="400", lr="0.01  # of which none diverges")
     sleeper = here.start("worker", "--no-recorder", "--until-idle")
@@ -83,6 +85,7 @@ def test_a_worker_stopped_for_longer_than_its_lease_finds_its_token_refused(here
     assert here.rows(endings) == [("stale",), ("finished",)]
 
 
+@pytest.mark.thorough
 def test_curves_are_those_of_an_undisturbed_worker(here, tmp_path):
     """Interrupted again and again, taken up by other processes: value by value the same."""
     submit(here, trials="4", sampler='"random"', pruner='"none"')
@@ -118,6 +121,7 @@ def test_every_run_deleted_by_hand_is_restored(here, tmp_path):
         here.assert_whole("small", 8)
 
 
+@pytest.mark.thorough
 def test_sixteen_workers_keep_to_the_budget(here):
     submit(here, STUDY, trials="24", sampler='"random"')
     workers = [here.start("worker", "--no-recorder", "--until-idle") for _ in range(16)]
@@ -162,6 +166,7 @@ def test_the_database_may_crash_and_come_back(here):
     assert endings == [("finished",)], "nobody lost a lease, so no step was trained twice"
 
 
+@pytest.mark.thorough
 def test_training_goes_on_while_the_database_is_away(here):
     """Rows go into a file without a name, and into the ledger once it is back."""
     submit(here, trials="1", steps="1200", lr="0.01", pruner='"none"', checkpoint_seconds="100")
@@ -185,6 +190,7 @@ def test_training_goes_on_while_the_database_is_away(here):
     assert here.rows("SELECT ending FROM tuner.tuner_attempts") == [("finished",)]
 
 
+@pytest.mark.thorough
 def test_ten_first_starts_at_once_on_an_empty_database(tmp_path, cluster):
     with team(tmp_path, cluster, cluster.database()) as here:
         write_study(here.folder, trials="3")

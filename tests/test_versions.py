@@ -386,6 +386,7 @@ ENVIRONMENT = {
 DESCRIBED = {**WORKLOAD, "data_name": "digits", "training_rows": 3}
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_optuna_has_imported_trials_and_mlflow_does_not(ledger, places):
     for space, rate in (({}, 0.05), (NARROW, 0.06)):

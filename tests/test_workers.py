@@ -267,6 +267,7 @@ def test_passwords_are_in_no_log(tmp_path):
     assert "hidden" not in done.err + done.out
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_the_local_executor_starts_polls_and_cancels(tmp_path, monkeypatch):
     folder = prepare(tmp_path)

@@ -365,6 +365,7 @@ def _train_the_good_one(ledger: Ledger, places: Addresses) -> StudyRecord:
     return good
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 @pytest.mark.parametrize("table", metadata.sorted_tables, ids=str)
 def test_no_content_of_any_column_stops_a_worker_or_a_scheduler(ledger, places, table):

@@ -50,6 +50,7 @@ def start(folder: Path, *arguments: str, **popen) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=folder, env=own, text=True, **popen)
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_a_run_and_its_recorder_import_no_library_from_the_folder(trapped):
     """The workload is imported from there, after which a library would be too."""
@@ -59,6 +60,7 @@ def test_a_run_and_its_recorder_import_no_library_from_the_folder(trapped):
     assert done.returncode == 0, said
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_workers_of_a_run_import_no_library_from_the_folder(trapped):
     done = start(
@@ -69,6 +71,7 @@ def test_workers_of_a_run_import_no_library_from_the_folder(trapped):
     assert done.returncode == 0, said
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_mlflows_server_imports_no_library_from_the_folder(trapped):
     with socket.socket() as free:

@@ -105,6 +105,7 @@ def outside(tmp_path: Path) -> Iterator[Path]:
     assert (folder / "file").read_text() == "precious"
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_a_bad_row_stops_nobody_else(tmp_path, outside, monkeypatch):
     """Worker, recorder, `studies`, `status`, `doctor`, `report`, `stop` and `delete`."""

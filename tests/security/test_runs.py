@@ -58,6 +58,7 @@ def _everything_of(folder: Path, name: str) -> list[object]:
         return [connection.execute(one, {"name": name}).fetchall() for one in queries]
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 @pytest.mark.parametrize("in_bulk", [True, False], ids=["in bulk", "by the client"])
 @pytest.mark.parametrize("what", [PARENT, "trial"])

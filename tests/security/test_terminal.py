@@ -171,6 +171,7 @@ def assert_harmless(command: str, output: str) -> None:
         assert not [line for line in output.splitlines() if line.startswith(FORGED)], output
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 @pytest.mark.parametrize(("table", "column"), COLUMNS, ids=map(".".join, COLUMNS))
 def test_no_text_column_reaches_the_terminal_as_it_is(filled, capfd, table, column):
