@@ -44,9 +44,10 @@ print(json.dumps(found))
 """
 
 TO_LOOK = {"annotated_types", "click", "cronsim", "filelock", "numpy", "pydantic", "pydantic_core",
-           "rich", "safetensors", "sqlalchemy", "tenacity", "typing_extensions",
+           "rich", "safetensors", "sqlalchemy", "tenacity", "tornado", "typing_extensions",
            "typing_inspection"}  # fmt: skip
-"""What reads the ledger and a study's file, prints, and shortens curves."""
+"""What reads the ledger and a study's file, prints, and shortens curves; tenacity imports tornado
+where that is installed."""
 
 TO_PUBLISH_AND_MODEL = {"alembic", "matplotlib", "mlflow", "pandas", "plotly", "scipy", "sklearn"}
 """What belongs to recorders, to reports, and to samplers that model losses."""
