@@ -43,7 +43,7 @@ quick: .venv/.installed-dev  ## the tests that start no process and no server an
 test: .venv/.installed-dev .venv/.chromium .venv/.pgbouncer .venv/.promtool  ## what to run before a push: 12 minutes
 	$(PYTEST) -m 'not thorough and not nightly and not integrations and not gpu'
 
-thorough: .venv/.installed-dev .venv/.chromium .venv/.pgbouncer .venv/.promtool  ## tests that take long: 20 minutes
+thorough: .venv/.installed-dev .venv/.chromium .venv/.pgbouncer .venv/.promtool  ## tests that take long, which CI runs too
 	$(PYTEST) -m 'thorough and not nightly and not integrations and not gpu'
 
 integrations: .venv/.installed-integrations .venv/.slurm .venv/.pgbouncer  ## adapters with their libraries; Ray; Slurm, as root

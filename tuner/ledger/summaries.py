@@ -31,6 +31,7 @@ from tuner.ledger.tables import (
     SILENT_SECONDS,
     VIOLATION,
     attempts,
+    last_end_of_trials,
     probes,
     published_trials,
     studies,
@@ -109,14 +110,7 @@ def last_activity(ledger: Reader, names: Collection[str] | None = None) -> dict[
 
     With `names`, read only those studies.
     """
-    last = (  # trials end in the order of their revisions
-        select(trials.c.ended_at)
-        .where(trials.c.study_id == studies.c.id, trials.c.state != RUNNING)
-        .order_by(trials.c.revision.desc())
-        .limit(1)
-        .scalar_subquery()
-    )
-    query = select(studies.c.name, studies.c.created_at, last.label("ended_at"))
+    query = select(studies.c.name, studies.c.created_at, last_end_of_trials().label("ended_at"))
     if names is not None:
         query = query.where(studies.c.name.in_(names))
     found: dict[str, float] = {}

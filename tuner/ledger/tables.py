@@ -31,12 +31,14 @@ from sqlalchemy import (
     case,
     exists,
     func,
+    select,
     text,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import GenericFunction
 
+from tuner.core.outcome import RUNNING
 from tuner.core.text import DEFAULT_PROJECT, NAME_LIMIT
 
 HEAD = "0008"
@@ -342,3 +344,14 @@ SILENT_FOR = database_time() - case(
     (trials.c.last_time > attempts.c.started_at, trials.c.last_time), else_=attempts.c.started_at
 )
 """Seconds since the last row of a live attempt's trial was measured."""
+
+
+def last_end_of_trials() -> ColumnElement[float]:
+    """Return when the last trial of a study ended; trials end in the order of their revisions."""
+    return (
+        select(trials.c.ended_at)
+        .where(trials.c.study_id == studies.c.id, trials.c.state != RUNNING)
+        .order_by(trials.c.revision.desc())
+        .limit(1)
+        .scalar_subquery()
+    )

@@ -34,6 +34,7 @@ from tuner.ledger.tables import (
     attempts,
     database_time,
     has_live_attempt,
+    last_end_of_trials,
     published_studies,
     published_trials,
     studies,
@@ -185,14 +186,7 @@ def _unattended() -> Select[int]:
         .where(attempts.c.trial_id == trials.c.id, trials.c.study_id == studies.c.id, IS_RUNNING)
         .where(or_(IS_LIVE, attempts.c.ended_at > since))
     )
-    last_end = (  # trials end in the order of their revisions
-        select(trials.c.ended_at)
-        .where(trials.c.study_id == studies.c.id, trials.c.state != RUNNING)
-        .order_by(trials.c.revision.desc())
-        .limit(1)
-        .scalar_subquery()
-    )
-    recently = or_(held, func.coalesce(last_end, 0.0) > since)
+    recently = or_(held, func.coalesce(last_end_of_trials(), 0.0) > since)
     asked = studies.c.spec.like('%"ask_and_tell":true%')  # by a program, when it pleases
     return (
         select(func.count())
