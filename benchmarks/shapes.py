@@ -20,8 +20,9 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from tuner.config import StudySpec
@@ -53,9 +54,10 @@ def spec_of(widths: Sequence[int]) -> StudySpec:
     )
 
 
-def seconds(trainer: Trainer, tasks: Sequence[Task]) -> float:
-    """Train trials in slots that are refilled."""
+def seconds(make: Callable[[], Trainer], tasks: Sequence[Task]) -> float:
+    """Train trials in slots that are refilled; the trainer is made, and plans, within the time."""
     began = time.process_time()
+    trainer = make()
     waiting, running = list(tasks), 0
     while waiting or running:
         while waiting and running < trainer.capacity:
@@ -84,14 +86,15 @@ def measured(widths: Sequence[int], rounds: int, slots: int, each: int) -> dict[
     def apart() -> float:
         return sum(
             seconds(
-                CohortTrainer(built[width], spec, slots, common={"hidden": width}),
+                partial(CohortTrainer, built[width], spec, slots, common={"hidden": width}),
                 [task for task in tasks if task.params["hidden"] == width],
             )
             for width in widths
         )
 
     def mixed() -> float:
-        return seconds(GroupedTrainer(mix, spec, slots), random.Random(1).sample(tasks, len(tasks)))
+        order = random.Random(1).sample(tasks, len(tasks))
+        return seconds(partial(GroupedTrainer, mix, spec, slots), order)
 
     rows = []
     for index in range(rounds):

@@ -20,7 +20,7 @@ from tuner.config.space import SETTINGS
 from tuner.config.values import Range, WholeRange
 from tuner.training import out_of_memory, random_state
 from tuner.training.cohort import dropout
-from tuner.training.cohort.layers import DenseStack, chain_of
+from tuner.training.cohort.layers import FILLED, DenseStack, chain_of
 from tuner.training.cohort.layout import Block, Layout, Own, Part, Stack
 from tuner.training.cohort.losses import loss_of
 from tuner.training.cohort.optimizers import OF_WHOLE_ROWS
@@ -30,9 +30,6 @@ from tuner.training.workloads import Workload, seeded
 
 SMALL = 20_000
 """Up to this many parameters, a step costs more in calls than in arithmetic."""
-
-FILLED = 32
-"""A multiple of this many numbers fills whole vector registers, unrolled twice."""
 
 WIDE = 32
 """Maximum places of a block of small models."""
@@ -356,7 +353,7 @@ def _close(found: Tensor, expected: Tensor) -> bool:
 
 
 def _sizes(stack: Stack, workload: Workload, rows: int, spec: StudySpec) -> tuple[int, ...]:
-    """Return the possible sizes of a block: a largest one, its eighths, and halves of it.
+    """Return the possible sizes of a block: a largest one, parts of it, and halves.
 
     A block should fit into the CPU cache, so larger models get fewer places; for small models the
     overhead of calls favors more. All places must round alike: the numbers of a block should fill
@@ -368,19 +365,20 @@ def _sizes(stack: Stack, workload: Workload, rows: int, spec: StudySpec) -> tupl
 
     parameters = stack.layout.size
     size = 16 if parameters <= SMALL else 8 if parameters <= 10 * SMALL else 4
-    judged = len(workload.validation_inputs)
+    judged = FILLED if stack.fills_rows else len(workload.validation_inputs)
     while size < FILLED and not fills(size):
         size *= 2
     expected = _copies(stack, workload, rows, size, spec)
     largest = WIDE if parameters <= SMALL else size
-    eighth = max(1, largest // 8)
+    apart = max(1, largest // (16 if stack.fills_rows else 8))  # to try a size takes a step
     smaller = {largest >> times for times in range(largest.bit_length())}
-    smaller |= set(range(eighth, largest, eighth))
+    smaller |= set(range(apart, largest, apart))
     fitting = [
         each
         for each in sorted({size, *(each for each in smaller if fills(each))})
         if _alike(_copies(stack, workload, rows, each, spec), expected)
     ]
+    stack.release()
     if not fitting:
         raise NotStackableError(
             "trials cannot be trained together: equal members at other places of a block are "

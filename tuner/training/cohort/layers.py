@@ -70,6 +70,9 @@ faster."""
 PART = 128
 """Validation rows per forward pass, few enough for the CPU cache."""
 
+FILLED = 32
+"""A multiple of this many numbers fills whole vector registers, unrolled twice."""
+
 
 @torch.no_grad()
 def chain_of(model: nn.Module, inputs: Tensor) -> list[nn.Module] | None:
@@ -119,6 +122,7 @@ class DenseStack:
     """A `Stack` of chains of dense layers."""
 
     name = "layers"
+    fills_rows = True
 
     def __init__(
         self,
@@ -149,6 +153,10 @@ class DenseStack:
     def block(self, size: int, dtype: torch.dtype, device: torch.device) -> DenseBlock:
         """Return a block of `size` places, all zeros."""
         return DenseBlock(self, size, dtype, device)
+
+    def release(self) -> None:
+        """Release the scratch memory; blocks that exist keep theirs."""
+        self._scratch.clear()
 
 
 class DenseBlock:
@@ -202,7 +210,9 @@ class DenseBlock:
             program: Program = []
             outputs: list[Tensor] = []
             for part in torch.split(inputs, PART):
-                shared = part.movedim(0, -1).contiguous()
+                # more rows fill the registers, so that places round alike in blocks of any size
+                more = part[:1].expand(-len(part) % FILLED, *part.shape[1:])
+                shared = torch.cat([part, more]).movedim(0, -1).contiguous()
                 shared = shared.expand(every, *shared.shape)
                 calls, values, _ = self._forward(shared, training=False)
                 outputs.append(
@@ -213,7 +223,7 @@ class DenseBlock:
         program, outputs = self._evaluation
         for call in program:
             call()
-        values = torch.cat(outputs, dim=2)  # [place, feature, row]
+        values = torch.cat(outputs, dim=2)[:, :, : len(inputs)]  # [place, feature, row]
         theirs = targets.expand(every, *targets.shape)
         losses = self._stack.loss.forward(values, theirs, self._owns)
         return losses, values.transpose(1, 2).contiguous()

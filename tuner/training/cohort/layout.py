@@ -129,6 +129,10 @@ class Stack(Protocol):
 
     name: str  # in the fingerprint of snapshots
     layout: Layout
+    fills_rows: bool  # whether validation rows are computed in multiples that fill registers
 
     def block(self, size: int, dtype: torch.dtype, device: torch.device) -> Block:
         """Return a block of `size` places, all zeros."""
+
+    def release(self) -> None:
+        """Release memory that only earlier blocks have used."""

@@ -27,6 +27,7 @@ class VmapStack:
     """A `Stack` of any model."""
 
     name = "vmap"
+    fills_rows = False
 
     def __init__(
         self,
@@ -48,6 +49,9 @@ class VmapStack:
     def block(self, size: int, dtype: torch.dtype, device: torch.device) -> VmapBlock:
         """Return a block of `size` places, all zeros."""
         return VmapBlock(self, size, dtype, device)
+
+    def release(self) -> None:
+        """Do nothing: blocks share no memory."""
 
 
 def with_buffers(model: nn.Module, numbers: Set[str]) -> nn.Module:

@@ -20,6 +20,7 @@ from tuner.core.errors import WorkloadError
 from tuner.training.programs import permission
 from tuner.training.programs.conversation import Conversation, ProgramError, Running
 from tuner.training.programs.limits import Limits
+from tuner.training.programs.other_user import OtherUser
 from tuner.training.programs.program import Program, failure, running, variables
 from tuner.training.train_functions import TrainFunction
 
@@ -49,14 +50,14 @@ class CommandProgram(Program):
     """The train function of a study's command."""
 
     def __init__(self, spec: StudySpec, command: Sequence[str]) -> None:
-        super().__init__(spec, Limits.of())
+        super().__init__(spec, Limits.of(), OtherUser.of())
         self._command = command
 
     def start(self, values: Mapping[str, Any]) -> AbstractContextManager[Running]:
         """Run the command within the context."""
         folder = Path(values["folder"]) if self.table.folder == "trial" else Path.cwd()
         words = self.launched(self._words(values))
-        return running(words, folder, self._environment(values))
+        return running(words, folder, self._environment(values), self.user)
 
     def described(self) -> Mapping[str, Any]:
         """Return nothing more."""
@@ -82,7 +83,8 @@ class CommandProgram(Program):
         threads = self.spec.training.threads
         if threads != "auto":
             found["OMP_NUM_THREADS"] = str(threads)
-        return found | variables(values)
+        who = {} if self.user is None else self.user.variables
+        return found | who | variables(values)
 
 
 def render(word: str, values: Mapping[str, Any]) -> str:

@@ -1,10 +1,12 @@
 """Run a program in a process group of its own, and end all of it with the worker.
 
-Run as a script by path, `python -I -S guardian.py PIPE SECONDS PROGRAM ARGUMENT...`, so it imports
-nothing of ours. When the other end of PIPE is closed, by the worker or by its death, the group gets
-SIGTERM, and SIGKILL after SECONDS. What the program leaves running is killed when it ends: its
-group, and on Linux everything else that it has started, such as ranks in sessions of their own. The
-exit code is the program's; 128 + n after signal n, and 127 if it cannot be started.
+Run as a script by path, `python -I -S guardian.py PIPE SECONDS USER PROGRAM ARGUMENT...`, so it
+imports nothing of ours. USER is `-`, or the numbers of another user and of its groups, which root
+may start the program as: `UID:GID:GROUP...`. When the other end of PIPE is closed, by the worker or
+by its death, the group gets SIGTERM, and SIGKILL after SECONDS. What the program leaves running is
+killed when it ends: its group, and on Linux everything else that it has started, such as ranks in
+sessions of their own. The exit code is the program's; 128 + n after signal n, and 127 if it cannot
+be started.
 """
 
 from __future__ import annotations
@@ -22,10 +24,18 @@ _SET_CHILD_SUBREAPER = 36  # of prctl
 
 def main() -> int:
     """Run the program and return its exit code."""
-    pipe, seconds, command = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]
+    pipe, seconds, user, command = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3], sys.argv[4:]
+    other = user != "-"
+    uid, gid, *groups = map(int, user.split(":")) if other else (None, None)
     adopt_orphans()
     try:
-        process = subprocess.Popen(command, start_new_session=True)  # noqa: S603 - it was allowed
+        process = subprocess.Popen(  # noqa: S603 - it was allowed
+            command,
+            start_new_session=True,
+            user=uid,
+            group=gid,
+            extra_groups=groups if other else None,
+        )
     except OSError as error:
         sys.stderr.write(f"{command[0]} cannot be started: {error.strerror or error}\n")
         return 127

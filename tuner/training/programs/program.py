@@ -39,6 +39,7 @@ from tuner.training.programs.conversation import (
     Running,
 )
 from tuner.training.programs.limits import Limits, watched
+from tuner.training.programs.other_user import SEARCHABLE, OtherUser
 from tuner.training.rate_source import initial_multipliers
 from tuner.training.trial import StopTrial, Trial
 
@@ -55,8 +56,8 @@ _RANK_ENDED = re.compile(r"rank (\d+): (.*)")
 class Program(ABC):
     """A train function that runs each trial in a process of its own, or in one for each rank."""
 
-    def __init__(self, spec: StudySpec, limits: Limits) -> None:
-        self.spec, self.table, self.limits = spec, spec.workload, limits
+    def __init__(self, spec: StudySpec, limits: Limits, user: OtherUser | None = None) -> None:
+        self.spec, self.table, self.limits, self.user = spec, spec.workload, limits, user
 
     @abstractmethod
     def start(self, values: Mapping[str, Any]) -> AbstractContextManager[Running]:
@@ -84,6 +85,9 @@ class Program(ABC):
             listener.listen(self.ranks)
             values = self._describe(trial, folder, checkpoints, listener.getsockname())
             output = stack.enter_context((folder / "output.log").open("wb"))
+            if self.user is not None:
+                self.user.take_over(folder)
+                self.user.take_over(Path(short))
             process = stack.enter_context(self.start(values))
             watch = stack.enter_context(watched(process.pid, self.limits))
             conversation = Conversation(
@@ -134,6 +138,8 @@ class Program(ABC):
         study = UNSAFE.sub("_", self.spec.study.name)[:40]
         parent = Path.cwd() / ".tuner" / "programs" / f"{study}-{self.spec.digest()[:8]}"
         private_folder(parent)
+        for one in (parent, *parent.parents[:2]) if self.user is not None else ():
+            one.chmod(SEARCHABLE)
         return Path(tempfile.mkdtemp(prefix=f"trial-{trial.number}-", dir=parent))
 
     def _describe(
@@ -180,11 +186,18 @@ def _variable(key: str) -> str:
 
 @contextmanager
 def running(
-    command: Sequence[str], folder: Path, environment: Mapping[str, str]
+    command: Sequence[str],
+    folder: Path,
+    environment: Mapping[str, str],
+    user: OtherUser | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program under its guardian within the context, and end all of it after it."""
+    """Run a program under its guardian within the context, and end all of it after it.
+
+    The guardian is the worker's user also where the program is another's, who cannot end it.
+    """
     read, write = os.pipe()
     started = [sys.executable, "-I", "-S", guardian.__file__, str(read), str(STOP_SECONDS)]
+    started.append("-" if user is None else user.numbers)
     try:
         process = subprocess.Popen(  # noqa: S603 - the worker was started to run it
             [*started, *command],
