@@ -269,8 +269,11 @@ def _contents(tx: Connection, table: Table, turn: int) -> Iterator[tuple[Column[
         yield column, content
 
 
-def _write(engine: Engine, column: Column[Any], content: Any) -> None:
-    """Write a content into a column, or into a copy of one of its rows where it is not changed."""
+def _write(engine: Engine, column: Column[Any], content: Any) -> bool:
+    """Write a content into a column, or into a copy of one of its rows where it is not changed.
+
+    Return whether the database took it.
+    """
     table, on_sqlite = column.table, engine.dialect.name == "sqlite"
     value = ":content" if on_sqlite else "%(content)s"
     if not on_sqlite and not isinstance(content, bytes | None):
@@ -291,12 +294,20 @@ def _write(engine: Engine, column: Column[Any], content: Any) -> None:
             with engine.execution_options(writes=True).begin() as tx:
                 parameters = {"content": content, "name": str(column)}
                 with unchecked(tx.exec_driver_sql) if on_sqlite else nullcontext():
-                    tx.exec_driver_sql(statement.format(rows=_rows_of(column, tx)), parameters)
-                return
+                    where = _rows_of(column, tx)
+                    return tx.exec_driver_sql(statement.format(rows=where), parameters).rowcount > 0
         except (DBAPIError, OverflowError):  # the schema refuses it
-            return
+            return False
         except UnavailableError:  # the login has no right to change it, but it may insert
             continue
+    return False
+
+
+def _remove(tx: Connection, name: str) -> None:
+    """Remove the copy of the healthy study of a name."""
+    for table in reversed(metadata.sorted_tables):
+        where = _rows_of(table.columns.values()[0], tx)
+        tx.exec_driver_sql(f"DELETE FROM {table.name} WHERE {where}", {"name": name})
 
 
 def _within(value: Any, content: Any, turn: int) -> str:
@@ -348,12 +359,17 @@ def ledger(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 def _damage(ledger: Ledger, attacker: Engine, table: Table, turn: int) -> None:
-    """Write into each column of a table, in a copy of the healthy study, what is never there."""
+    """Write into each column of a table, in a copy of the healthy study, what is never there.
+
+    Copies whose content the database refuses are as healthy as the first, and removed.
+    """
     _copy_good(ledger, table)
     with ledger.engine.begin() as tx:
         damages = list(_contents(tx, table, turn))
-    for column, content in damages:
-        _write(attacker, column, content)
+    healthy = [str(column) for column, content in damages if not _write(attacker, column, content)]
+    with ledger.engine.execution_options(writes=True).begin() as tx:
+        for name in healthy:
+            _remove(tx, name)
 
 
 def _train_the_good_one(ledger: Ledger, places: Addresses) -> StudyRecord:
