@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 
 from tuner.core.file_stores import FileStore
-from tuner.ledger.records import CheckpointRecord, StudyIdentity, is_count
+from tuner.ledger.records import CheckpointRecord, StudyIdentity, is_id
 
 log = logging.getLogger(__name__)
 
@@ -53,5 +53,5 @@ def _prefix(*numbers: int) -> str:
 
 
 def _require_counts(*numbers: int) -> None:
-    if not all(map(is_count, numbers)):
+    if not all(map(is_id, numbers)):  # one of a study, or a count
         raise ValueError(f"expected whole numbers in the name of a checkpoint, got {numbers}")

@@ -38,6 +38,7 @@ from tuner.ledger.records import (
     FIXED,
     HISTORY,
     LARGEST,
+    LARGEST_ID,
     OPEN,
     PARENT,
     PAUSED,
@@ -55,6 +56,7 @@ from tuner.ledger.records import (
     TrialRecord,
     UnreadableStudy,
     is_count,
+    is_id,
     sizes_of,
     specification,
     titled,
@@ -400,7 +402,9 @@ def condition_with_type(column: Column[Any], row: str = "") -> str:
     if isinstance(kind, Boolean):
         parts.append(f"{name} IN (0, 1)")
     if isinstance(kind, Integer):
-        parts.append(f"{name} BETWEEN {-LARGEST} AND {LARGEST}")
+        # an id is not refused for being large: all that come after it are larger
+        largest = LARGEST_ID if _is_id(column) else LARGEST
+        parts.append(f"{name} BETWEEN {-largest} AND {largest}")
     if isinstance(kind, String) and kind.length is not None:
         parts.append(f"length({name}) <= {kind.length}")
     rule = condition(column, row)
@@ -417,10 +421,17 @@ def rules_of(table: Table) -> Rules:
     return [(column.name, *_rule(column)) for column in table.columns]
 
 
+def _is_id(column: Column[Any]) -> bool:
+    """Return whether a column has ids, of its own rows or of those of another table."""
+    return isinstance(column.type, Integer) and (column.name == "id" or bool(column.foreign_keys))
+
+
 def _rule(column: Column[Any]) -> tuple[str, Check]:
     expected, check = next(rule for kind, rule in BY_TYPE if isinstance(column.type, kind))
     if isinstance(column.type, Double) and column.name.endswith(TIMES):
         expected, check = "a time", is_time
+    if _is_id(column):
+        check = is_id
     if isinstance(column.type, String) and column.type.length is not None:
         expected = f"text of at most {column.type.length} characters"
         check = _is_no_longer_than(column.type.length)

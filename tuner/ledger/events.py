@@ -15,6 +15,7 @@ from sqlalchemy import Connection, func, insert, select, text
 
 from tuner.core.environment import Person
 from tuner.core.redaction import redacted
+from tuner.core.text import NAME_LIMIT, shortened
 from tuner.ledger.decoding import checked, readable
 from tuner.ledger.event_tables import events
 from tuner.ledger.notifications import Notice, put
@@ -88,7 +89,7 @@ def record(tx: Connection, study: str, action: str, act: Act | None, **details: 
         return
     reason = redacted(act.reason.strip()) if act.reason else None
     values: dict[str, Any] = {
-        "study": study,
+        "study": shortened(study, NAME_LIMIT),  # a row may have any name
         "action": action,
         "reason": reason or None,
         "details": details,

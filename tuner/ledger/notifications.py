@@ -18,7 +18,7 @@ from typing import Any
 from sqlalchemy import Connection, delete, or_, select, update
 
 from tuner.core.errors import LeaseLost
-from tuner.core.text import shortened
+from tuner.core.text import NAME_LIMIT, shortened
 from tuner.ledger.database.upserts import insert_new
 from tuner.ledger.decoding import checked, readable
 from tuner.ledger.event_tables import IS_OPEN, notifications
@@ -87,7 +87,7 @@ def put(tx: Connection, notices: Sequence[Notice]) -> None:
     new = [
         {
             "key": one.key,
-            "study": one.study,
+            "study": shortened(one.study, NAME_LIMIT),
             "channel": one.channel,
             "target": one.target,
             "title": shortened(one.title, 1000),

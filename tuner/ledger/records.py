@@ -77,6 +77,9 @@ def specification(text: str) -> StudySpec:
 LARGEST = 2**31 - 1
 """Of the whole numbers in the ledger: the limit of PostgreSQL's integers."""
 
+LARGEST_ID = 2**63 - 1
+"""Of the ids: that of SQLite, which gives a new row the largest one of the table and 1."""
+
 
 EXTERNAL_ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]{0,255}")
 
@@ -89,6 +92,11 @@ def is_external_id(value: object) -> TypeGuard[str]:
 def is_count(value: object) -> bool:
     """Return whether a value is a whole number from 0 to `LARGEST`; SQLite stores any type."""
     return type(value) is int and 0 <= value <= LARGEST
+
+
+def is_id(value: object) -> bool:
+    """Return whether a value may be the id of a row."""
+    return type(value) is int and 0 <= value <= LARGEST_ID
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,7 @@ from tuner.ledger.records import (
     CheckpointRecord,
     TrialRecord,
     is_count,
+    is_id,
     specification,
 )
 from tuner.ledger.tables import (
@@ -263,7 +264,7 @@ def read_checkpoints(
             ),
         )
         for row in tx.execute(query)
-        if all(is_count(one) for one in (row.study_id, row.trial, row.step, row.attempt))
+        if is_id(row.study_id) and all(map(is_count, (row.trial, row.step, row.attempt)))
     ]
 
 
