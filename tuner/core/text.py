@@ -47,6 +47,11 @@ def derived(name: str, what: str) -> str:
     return f"{shortened(name, NAME_LIMIT - 1 - len(what))} {what}"
 
 
+def storable(text: str) -> str:
+    """Escape what PostgreSQL stores in no text: the character 0, and halves of surrogate pairs."""
+    return re.sub("[\\x00\\ud800-\\udfff]", lambda found: printable(found[0]), text)
+
+
 def printable(text: str) -> str:
     """Escape characters that are not printable, such as control characters."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

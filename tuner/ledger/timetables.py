@@ -192,7 +192,8 @@ class Timetables(LeaseWriter):
 
     def _claim(self, tx: Connection, worker: str, gone: Gone, at: float) -> RunRecord | None:
         running = timetable_runs.c.state == RUNNING
-        for row in tx.execute(_runs().where(IS_OPEN, running).order_by(timetable_runs.c.fire_at)):
+        query = _runs().where(IS_OPEN, running).order_by(timetable_runs.c.fire_at)
+        for row, _ in readable(_with_row, tx.execute(query).all()):
             may_be_lost = row.expires_at < at or gone(row.worker)
             if may_be_lost and self._state(tx, TIMETABLE_RUNS, row.id, gone, at) is State.LOST:
                 return self._take(tx, row.id, worker, at)
@@ -200,15 +201,13 @@ class Timetables(LeaseWriter):
         busy = exists().where(
             other.c.timetable_id == timetable_runs.c.timetable_id, other.c.state == RUNNING
         )
-        oldest = (
-            _runs()
-            .where(IS_OPEN, timetable_runs.c.state == WAITING, ~busy)
-            .order_by(timetable_runs.c.fire_at, timetable_runs.c.id)
-            .limit(1)
-            .with_for_update(of=timetable_runs, skip_locked=True)
-        )
-        found = tx.execute(oldest).first()
-        return None if found is None else self._take(tx, found.id, worker, at)
+        waiting = (IS_OPEN, timetable_runs.c.state == WAITING, ~busy)
+        oldest = _runs().where(*waiting).order_by(timetable_runs.c.fire_at, timetable_runs.c.id)
+        for row, _ in readable(_with_row, tx.execute(oldest).all()):
+            still = select(timetable_runs.c.id).where(timetable_runs.c.id == row.id, *waiting)
+            if tx.scalar(still.with_for_update(skip_locked=True)) is not None:
+                return self._take(tx, row.id, worker, at)
+        return None
 
     def _take(self, tx: Connection, row_id: int, worker: str, at: float) -> RunRecord:
         TIMETABLE_RUNS.take(tx, row_id, worker, self.lease_seconds, now=at, claimed_at=at)
@@ -278,6 +277,11 @@ def _run(row: Any) -> RunRecord:
     except (KeyError, ValueError, OSError) as error:
         raise UnreadableError(f"the time zone of run {row.id} cannot be read") from error
     return RunRecord(**values)
+
+
+def _with_row(row: Any) -> tuple[Any, RunRecord]:
+    """Return a row and its record. Raise `UnreadableError`."""
+    return row, _run(row)
 
 
 def unreadable(ledger: Reader) -> list[str]:

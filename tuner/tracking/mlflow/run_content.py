@@ -13,7 +13,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag
 from tuner.analysis import ranking
 from tuner.core.curves import Chunk
 from tuner.core.outcome import CANCELLED, COMPLETED, DIVERGED, FAILED, PRUNED, RUNNING
-from tuner.core.text import NAME_LIMIT
+from tuner.core.text import NAME_LIMIT, storable
 from tuner.ledger import StudyRecord, TrialRecord
 from tuner.ledger.records import ADDED, RETRIED, SEED
 from tuner.ledger.records import PARENT as PARENT_TRIAL
@@ -145,7 +145,12 @@ def params_of(trial: TrialRecord) -> dict[str, str]:
         return {}
     # the logarithm of the rate too, since the axes of MLflow's charts are linear
     params = dict(trial.params) | {"log10_lr": math.log10(float(trial.params["lr"]))}
-    return {key: str(value) for key, value in params.items()}
+    return _storable({key: str(value) for key, value in params.items()})
+
+
+def _storable(values: Mapping[str, str]) -> dict[str, str]:
+    """Return tags or params as any database of MLflow stores them; a row may have any text."""
+    return {storable(key): storable(value) for key, value in values.items()}
 
 
 def outcome_tags(trial: TrialRecord) -> dict[str, str]:
@@ -155,7 +160,7 @@ def outcome_tags(trial: TrialRecord) -> dict[str, str]:
     tags = {"tuner.outcome": trial.state, "tuner.reason": (trial.reason or "")[:REASON_LIMIT]}
     if trial.violation is not None:
         tags["tuner.feasible"] = str(not trial.infeasible).lower()
-    return tags
+    return _storable(tags)
 
 
 def shown_tags(trial: TrialRecord) -> dict[str, str]:
@@ -165,7 +170,7 @@ def shown_tags(trial: TrialRecord) -> dict[str, str]:
         if trial.reason
         else {}
     )
-    return {COLOUR: COLOURS[trial.state], **note}
+    return _storable({COLOUR: COLOURS[trial.state], **note})
 
 
 def tags_of(
@@ -189,7 +194,7 @@ def tags_of(
     if parent_trial := trial.attrs.get(PARENT_TRIAL):
         tags["tuner.parent"] = f"{parent_trial['study']}:{parent_trial['trial']}"
     if not environment:  # it was added and cancelled before any attempt
-        return tags
+        return _storable(tags)
     tags |= {
         "tuner.device": environment["device"],
         "tuner.host": environment["host"],
@@ -202,7 +207,7 @@ def tags_of(
         tags["tuner.git_dirty"] = str(environment["git_dirty"]).lower()
     for name, version in environment["packages"].items():
         tags[f"tuner.version.{name}"] = version
-    return tags
+    return _storable(tags)
 
 
 def dataset_of(study: StudyRecord) -> DatasetInput | None:
