@@ -245,6 +245,7 @@ def test_racing_claims_and_additions_keep_the_budget(either):
 # --- retry
 
 
+@pytest.mark.longer
 def test_a_failed_trial_is_trained_again_once_as_a_new_one(ledger):
     study = submit(ledger)
     assert fail(ledger, study) == 0

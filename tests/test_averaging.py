@@ -89,6 +89,7 @@ def test_a_cohort_averages_as_the_reference_trainer_does(model):
     assert expected[0][1][-1] != plain[1][-1]
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("name", TRAINERS)
 @pytest.mark.parametrize("ema", [None, 0.9])
 def test_a_resumed_or_branched_trial_is_averaged_as_if_nothing_had_happened(name, ema):
@@ -111,6 +112,7 @@ def test_a_resumed_or_branched_trial_is_averaged_as_if_nothing_had_happened(name
     assert_same(curve_of(events + rest), whole)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("name", TRAINERS)
 @pytest.mark.parametrize("optimizer", ["schedule_free_adamw", "dog"])
 def test_an_optimizer_that_averages_needs_no_other_average(name, optimizer):

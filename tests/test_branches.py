@@ -61,6 +61,7 @@ def trained(trainer, plan, steps=1000):
     return {number: curve_of(own) for number, own in events.items()}, branches
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("kind", ["memory", "loader"])
 @pytest.mark.parametrize("name", TRAINERS)
 def test_original_is_the_same_with_and_without_branches(name, kind):
@@ -74,6 +75,7 @@ def test_original_is_the_same_with_and_without_branches(name, kind):
         assert_same(with_branches[number], plain[number])
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("averaged", [False, True])
 def test_cohort_agrees_with_the_reference_trainer(averaged):
     """Without dropout, whose random numbers are drawn in another order."""

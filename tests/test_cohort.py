@@ -88,6 +88,7 @@ LOSSES = {
 }
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("size", [37, "full"])
 def test_classes_in_batches_of_any_size(loss, size):
@@ -109,6 +110,7 @@ def test_classes_in_batches_of_any_size(loss, size):
         assert_close(found[number], expected[number])
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("name", sorted(IMAGES))
 @pytest.mark.parametrize("size", [16, "full"])
 def test_images(name, size):
@@ -129,6 +131,7 @@ def test_large_images_are_not_unfolded():
     assert chain_of(model, torch.zeros(16, 3, 64, 64).double()) is None
 
 
+@pytest.mark.longer
 def test_near_instability_it_drifts_no_further_than_the_reference():
     """Two runs of the reference trainer that begin 1e-12 apart set the measure."""
 
@@ -167,6 +170,7 @@ def rates(*values, schedule="constant", optimizer="sgd", seed=3):
     ]
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(
     ("spec", "workload", "some"),
     [

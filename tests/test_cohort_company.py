@@ -184,6 +184,7 @@ def streamed(reads, model=chain, rows=16):
     return wide(model, batches=batches)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("model", [chain, branched])
 def test_members_train_on_the_batches_that_the_reference_does(model):
     """Also those that begin later, when others are further."""
@@ -201,6 +202,7 @@ def test_members_that_begin_together_read_once():
     assert reads == [0, 1, 2], "five whole batches of 90 rows in each epoch"
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("trainer", [CohortTrainer, ReferenceTrainer])
 def test_a_loader_goes_on_where_a_snapshot_was_taken(trainer):
     workload, spec = streamed([]), make_spec(steps=14, batch_size=16)
@@ -275,6 +277,7 @@ def test_a_block_is_computed_where_it_is(model):
     assert devices.seen == {"meta"}
 
 
+@pytest.mark.longer
 def test_bfloat16_is_as_close_as_its_digits():
     """Forward passes have 8 bits: a step's loss is the reference's to one part in a hundred."""
     spec = make_spec(steps=10, batch_size=16, dtype="float32", precision="bfloat16")

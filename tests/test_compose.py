@@ -38,6 +38,7 @@ def environment(name: str) -> dict[str, str]:
 # --- what is named is there
 
 
+@pytest.mark.longer
 def test_the_file_is_of_the_schema_of_compose():
     check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
     done = subprocess.run([*check, compose.FILE], capture_output=True, text=True, check=False)

@@ -77,6 +77,7 @@ def test_every_question_uses_the_same_study_and_repeats_no_training(ledger):
     assert confirm.submit(ledger, study).id == again.id
 
 
+@pytest.mark.longer
 def test_a_candidate_that_is_beaten_is_trained_no_further(ledger):
     outcomes = [[1, 1.1, 3], [1.1, 1.0, 3.1], [1.0, 1.05, 3], [0.9, 1, 0], [1, 1, 0], [1.1, 1, 0]]
     found = confirmed(ledger, searched(ledger), outcomes)

@@ -108,6 +108,7 @@ def test_observed_losses_correct_a_run_that_is_off(law):
     assert abs(corrected - worse.losses[-1]) < abs(alone - worse.losses[-1])
 
 
+@pytest.mark.longer
 def test_groups_are_held_out_together():
     curves = [
         curve(rate, shape, group=shape)
@@ -122,6 +123,7 @@ def test_groups_are_held_out_together():
     )
 
 
+@pytest.mark.longer
 def test_what_cannot_be_fitted_is_refused_and_few_curves_have_no_band():
     with pytest.raises(ValueError, match="at least 3 curves"):
         fit([curve(0.1, "cosine"), curve(0.2, "cosine")])

@@ -61,6 +61,7 @@ def put(ledger, tries, failed=0):
     return submit.submit(ledger, spec, submit.prepare(spec, PREFIXES).description)[0]
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("steps", [0, 1, 5])
 def test_a_train_function_that_raises_keeps_its_steps_and_its_traceback(ledger, places, steps):
     study = train(ledger, places, put(ledger, [steps]))
@@ -75,6 +76,7 @@ def test_a_train_function_that_raises_keeps_its_steps_and_its_traceback(ledger, 
     assert "json/decoder.py" in attempt.traceback
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("tries", [(5, 3), (3, 5), (0, 5), (5, 0)])
 def test_a_try_that_raises_before_another_one_keeps_them_too(ledger, places, tries):
     study = train(ledger, places, put(ledger, tries, failed=1))
@@ -86,6 +88,7 @@ def test_a_try_that_raises_before_another_one_keeps_them_too(ledger, places, tri
     assert all(PARSING in attempt.traceback for attempt in (first, second))
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("trainer", ["reference", "cohort"])
 def test_a_workload_that_raises_keeps_its_steps_and_its_traceback(ledger, places, trainer):
     """The metric raises at the evaluation of step 4, beside a trial where it does not."""

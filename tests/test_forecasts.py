@@ -121,6 +121,7 @@ def test_the_page_has_predictions(ledger, study, tmp_path):
     assert (tmp_path / "forecasts.png").is_file()
 
 
+@pytest.mark.longer
 def test_nothing_is_predicted_where_it_cannot_be_known(ledger, study, monkeypatch):
     put(ledger, study, 0.4, "cosine", steps=200)
     found = gather(ledger, study)

@@ -219,6 +219,7 @@ def test_a_region_that_diverges_is_left_within_ten_trials(ledger, best, seed):
 # --- the start
 
 
+@pytest.mark.longer
 def test_the_start_is_spread_out(ledger):
     """Of 16 points, one lies in every sixteenth of the rates, and schedules are even."""
     for sampler in ("gp", "tpe"):

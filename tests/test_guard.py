@@ -371,6 +371,7 @@ def test_it_is_pure():
     np.testing.assert_array_equal(loss, [1.0, NAN])
 
 
+@pytest.mark.longer
 @given(
     st.lists(st.floats(0.1, 1.0), min_size=5, max_size=40),
     st.lists(st.floats(0.0, 1.0), min_size=1, max_size=40),

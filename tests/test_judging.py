@@ -84,6 +84,7 @@ def test_every_trial_at_the_rung_has_one_branch(ledger, places, training):
         assert shown["branch/val_loss"].values.tolist() == [branch.metrics["val_loss"]]
 
 
+@pytest.mark.longer
 def test_the_report_says_what_early_values_were_worth(ledger, places):
     """Its own rank correlation, what branches took, and what was likely lost."""
     study = train(ledger, places, put(ledger, "told", trainer="cohort", slots=16))
@@ -158,6 +159,7 @@ def test_branches_that_are_interrupted_are_made_again(ledger, places, monkeypatc
     assert all(len(branches) <= 1 for *_, branches in mine)
 
 
+@pytest.mark.longer
 def test_no_memory_for_branches_stops_no_trial(ledger, places, monkeypatch, caplog):
     branch, most = CohortTrainer.branch, []
 

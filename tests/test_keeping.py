@@ -59,6 +59,7 @@ def test_who_was_out_of_touch_renews_before_reaping(ledger: Ledger, tmp_path: Pa
     assert renewer.reap() == 1
 
 
+@pytest.mark.longer
 def test_a_checkpoint_that_cannot_be_removed_stops_no_renewal(
     ledger: Ledger, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
@@ -121,6 +122,7 @@ def test_of_two_loops_with_one_name_the_outer_one_is_still_expected_to_turn():
 # --- spill files
 
 
+@pytest.mark.longer
 @given(sizes=st.lists(st.integers(1, 7), min_size=1, max_size=8))
 def test_what_was_added_is_read_as_one_chunk(tmp_path_factory, sizes):
     spill = Spill(tmp_path_factory.mktemp("spill"))

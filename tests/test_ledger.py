@@ -176,6 +176,7 @@ def test_trials_are_claimed_together_as_one_by_one(ledger):
     assert ledger.claim_together(study.id, "worker", {}, 9) == []
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("together", [1, 2, 4])
 def test_the_budget_holds_when_threads_claim_at_once(ledger, together):
     study = submit(ledger, budget={"trials": 21})
@@ -342,6 +343,7 @@ def timeless(ledger):
         }
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1)])
 def test_what_is_committed_together_is_what_is_committed_one_by_one(new_ledger, order):
     found = []
@@ -384,6 +386,7 @@ def test_a_forged_token_is_refused(ledger, name):
     FENCED[name](ledger, held.lease)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("name", FENCED)
 def test_a_lease_is_of_one_database_row_for_good(ledger, name):
     """Rows that were deleted lend their ids to nobody: a sleeper's lease fits no other study."""
@@ -659,6 +662,7 @@ class BrokenError(Exception):
     """The failure that a test injects."""
 
 
+@pytest.mark.longer
 def test_a_finish_is_one_commit(new_ledger):
     """Wherever it breaks, nothing of it is there; and it can be done again."""
 

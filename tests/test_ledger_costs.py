@@ -235,6 +235,7 @@ def looks(ledger, study, held):
     }
 
 
+@pytest.mark.longer
 def test_neither_statements_nor_rows_grow_with_the_trials_of_a_study(ledger, costs):
     found = []
     for count in (FEW, MANY_TRIALS):

@@ -140,6 +140,7 @@ def test_the_values_of_objectives_are_those_of_the_last_evaluation():
 # --- the front
 
 
+@pytest.mark.longer
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=12))
 def test_the_front_is_that_of_optuna(pairs):
     made = spec(study={"objectives": TWO})
@@ -236,6 +237,7 @@ def test_samplers_draw_the_same_again_and_cope_with_every_outcome(new_ledger, sa
     assert len({one["lr"] for one in drawn_ones[0]}) > 5
 
 
+@pytest.mark.longer
 def test_tpe_is_optunas_for_several_objectives(ledger):
     """The last of these is nearer to the front than random ones are."""
     search = {"sampler": {"name": "tpe", "start": "random"}, "pruner": "none"}

@@ -63,6 +63,7 @@ def trained(optimizer_of, steps=20):
     return torch.stack(path)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(("name", "own", "kind", "settings"), CASES)
 def test_settings_reach_the_optimizer(name, own, kind, settings):
     params = complete(0.01, "constant", {"name": name, **own})
@@ -179,6 +180,7 @@ def test_lions_weight_decay_is_decoupled():
     assert momentum == pytest.approx([0.01 + 0.99 * 0.01])
 
 
+@pytest.mark.longer
 def test_lion_converges_to_within_its_rate():
     path = trained(lambda parameters: Lion(parameters, lr=0.001), steps=3000)
     assert (path[-1] - 0.25 ** (1 / 3)).abs().max() < 0.1

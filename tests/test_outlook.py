@@ -102,6 +102,7 @@ def test_the_report_shows_the_search_beside_random_search(ledger):
     assert "Random search would have needed " in said
 
 
+@pytest.mark.longer
 def test_nothing_is_said_of_few_trials_or_under_constraints(new_ledger):
     ledger = new_ledger()
     found = gather(ledger, searched(ledger, LEAST - 1))

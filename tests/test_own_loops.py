@@ -370,6 +370,7 @@ def test_a_single_high_loss_among_few_reports_is_a_single_one():
         assert event.status is status
 
 
+@pytest.mark.longer
 def test_sparse_reports_resume_exactly():
     spec, task = make_spec(pruner=ASHA), make_task(lr=0.01)
     rows, evaluations, _ = curve_of(train(sparse, spec, task))
@@ -987,6 +988,7 @@ def evaluating_late(trial):
         trial.report(step + 1, val_loss=(x - 2) ** 2)
 
 
+@pytest.mark.longer
 def test_metrics_after_a_checkpoint_of_their_step_are_in_the_curve(
     ledger: Ledger, tmp_path, monkeypatch
 ):

@@ -78,6 +78,7 @@ def test_commands_name_studies_of_the_project_of_the_environment(monkeypatch):
         context.whole_name("small")
 
 
+@pytest.mark.longer
 @given(name=st.text(alphabet="a/'é%", max_size=6))
 def test_the_database_finds_the_same_project_in_a_name(new_ledger, name):
     with new_ledger().engine.begin() as tx:

@@ -503,6 +503,7 @@ budget = { trials = 9 }
 """
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("name", get_args(PrunerName))
 def test_a_pruner_is_named_alone(name):
     pruner = parse(FILE, "x.toml", [f"search.pruner={name}"]).search.pruner

@@ -178,6 +178,7 @@ def decided(ledger, study, value_of):
     return trained
 
 
+@pytest.mark.longer
 def test_a_study_decides_with_the_trials_it_reserved(ledger):
     study = searched(ledger, FOUND)
     assert (study.limit, study.deciding_trials) == (4, 12)
@@ -253,6 +254,7 @@ def test_two_workers_and_a_restarted_one_add_each_training_once(ledger):
     assert len(ledger.trials(first.again.id)) == first.added
 
 
+@pytest.mark.longer
 def test_further_trials_of_the_search_reopen_the_decision(ledger):
     study = searched(ledger, FOUND)
     trained = decided(ledger, study, lambda schedule, r: r + (schedule == "constant") + 0.01 * r**2)
@@ -321,6 +323,7 @@ def test_a_worker_of_all_studies_goes_on_where_another_one_died(ledger, places):
 # --- what users see
 
 
+@pytest.mark.longer
 def test_the_decision_is_in_words_and_in_json_where_a_study_has_one(ledger):
     study = searched(ledger, FOUND)
     decided(ledger, study, lambda schedule, r: r + (schedule == "constant") + 0.01 * r**2)

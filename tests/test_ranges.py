@@ -148,6 +148,7 @@ def ended(ledger, study, rates_and_values):
     return [frozen(trial, study.spec) for trial in ledger.trials(study.id)]
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(
     ("best", "count", "direction", "expected"),
     [
@@ -241,6 +242,7 @@ def line(ledger, **tables):
     return study
 
 
+@pytest.mark.longer
 def test_a_study_is_probed_before_its_first_trial_and_says_so(ledger, places):
     study = train(ledger, places, line(ledger))
     (active, *_) = ranges.history(study.attrs)

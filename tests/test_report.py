@@ -312,6 +312,7 @@ def test_an_overview_is_small_however_many_trials() -> None:
 # --- what matters
 
 
+@pytest.mark.longer
 def test_what_decides_matters_and_what_is_fixed_is_left_out(ledger: Ledger) -> None:
     study, _ = ledger.submit(
         spec(space={"lr": {"low": 1e-4, "high": 1.0}, "schedule": ["constant", "cosine"]}),
@@ -332,6 +333,7 @@ def test_what_decides_matters_and_what_is_fixed_is_left_out(ledger: Ledger) -> N
 # --- comparing
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(
     ("wanted", "numbers"),
     [
@@ -346,6 +348,7 @@ def test_trials_are_chosen(ledger: Ledger, wanted: list[str], numbers: list[int]
     assert [one.trial.number for one in comparison.choose(ledger, wanted)] == numbers
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(
     ("wanted", "error", "says"),
     [
@@ -361,6 +364,7 @@ def test_what_cannot_be_chosen(ledger: Ledger, wanted: str, error: Any, says: st
         comparison.choose(ledger, [wanted])
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(
     ("by", "ends"), [("step", [99, 39]), ("time", [99.0, 39.0]), ("fraction", [0.99, 0.39])]
 )

@@ -271,6 +271,7 @@ def test_draws_are_those_of_optuna_on_the_same_history(ledger, sampler):
 # --- qmc --------------------------------------------------------------------------------------
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("sequence", ["sobol", "halton"])
 @pytest.mark.parametrize("scramble", [True, False])
 def test_a_qmc_trial_gets_the_point_of_its_number(ledger, sequence, scramble):
@@ -366,6 +367,7 @@ budget = { trials = 9 }
 """
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_sampler_is_named_alone_or_with_its_options(sampler):
     rate = ["space.lr=0.1"] if sampler == "grid" else []

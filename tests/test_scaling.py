@@ -107,6 +107,7 @@ def test_two_scales_share_their_base_and_their_powers_multiply():
     assert [one.sizes["hidden"] for one in scaling.ladder_of(rungs, "hidden")] == [8, 16, 32, 64]
 
 
+@pytest.mark.longer
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
     """Noise of a fifth of what a factor of four costs moves the bottoms of parabolas."""
     held = []

@@ -175,6 +175,7 @@ def test_restarts_are_torchs_where_the_first_cycle_is_whole(first, cycles, growt
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("horizon", [1, 2, 10, 100, 999_983])
 @pytest.mark.parametrize(("cycles", "growth"), [(3, 1), (3, 2), (7, 3), (20, 4)])
 def test_restarts_are_whole_steps_where_the_first_cycle_is_not(horizon, cycles, growth):
@@ -414,6 +415,7 @@ def test_no_jumps_where_none_are_promised(schedule, horizon):
         assert values.diff().abs().max() <= bound + 1e-12
 
 
+@pytest.mark.longer
 @given(schedules(), st.lists(st.tuples(horizons, fractions), min_size=1, max_size=8))
 def test_a_tensor_of_trials_is_each_trial_alone(schedule, trials):
     name, own = schedule

@@ -116,6 +116,7 @@ def test_trials_drawn_together_are_those_drawn_and_committed_one_by_one(new_ledg
     assert drawn[0] == drawn[1]
 
 
+@pytest.mark.longer
 def test_a_draw_keeps_away_from_what_is_being_tried(ledger):
     study = submit(ledger, search=TPE, budget={"trials": 99})
     history(ledger, study, PAST)

@@ -62,6 +62,7 @@ def test_the_threat_model_has_every_asset_for_every_attacker():
             assert bool(tests) != says.startswith("Does not hold: "), (asset, says)
 
 
+@pytest.mark.longer
 def test_every_test_that_the_threat_model_names_is_there():
     named = re.findall(r"`((?:\w+/)?test_\w+\.py)::(test_\w+)`", PAGE.read_text())
     assert len(named) == PAGE.read_text().count("::")

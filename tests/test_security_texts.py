@@ -139,6 +139,7 @@ def _line_of_raise() -> int:
     return lines.index("        raise ValueError(text)") + 1
 
 
+@pytest.mark.longer
 def test_a_reason_in_the_database_is_not_obeyed(tmp_path, monkeypatch):
     """Whoever writes it there past us."""
     prepare(tmp_path)

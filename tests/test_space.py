@@ -192,6 +192,7 @@ def test_a_grid_of_any_space_has_each_combination_once(raw: dict[str, Any]) -> N
     assert all(grid.index(json.loads(params)) is not None for params in everything)
 
 
+@pytest.mark.longer
 def test_the_order_of_a_list_of_numbers_does_not_matter_to_samplers(new_ledger: Any) -> None:
     found = []
     for sizes in ([64, 16, 32], [16, 32, 64]):

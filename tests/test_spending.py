@@ -61,6 +61,7 @@ def test_the_time_is_that_of_workers_and_steps_are_of_trials(either):
     assert table["attempt_seconds"].tolist() == [60.0, 60.0, 10.0, 100.0]
 
 
+@pytest.mark.longer
 def test_branches_are_what_judging_by_them_cost(ledger, places):
     """As many steps as the curves of the branches have."""
     study = submitted(
@@ -80,6 +81,7 @@ def test_branches_are_what_judging_by_them_cost(ledger, places):
     assert f"{spends.steps:,} steps of 4 trials and" in sentences.origin(found)
 
 
+@pytest.mark.longer
 def test_studies_are_summed_by_project_and_by_person(ledger, monkeypatch, tmp_path):
     for name, user in (("vision/a", "ann"), ("vision/b", "bob"), ("c", "ann"), ("d", None)):
         made = spec(study={"name": name})

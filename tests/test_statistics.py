@@ -70,12 +70,14 @@ class TestBoth:
         found = interval([value] * n)
         assert (found.low, found.mean, found.high) == (value, value, value)
 
+    @pytest.mark.longer
     @given(sample=samples)
     def test_the_mean_is_inside(self, interval, sample):
         found = interval(sample)
         slack = 1e-9 * (1 + max(map(abs, sample)))
         assert found.low - slack <= found.mean <= found.high + slack
 
+    @pytest.mark.longer
     @given(sample=samples, shift=numbers, scale=st.sampled_from([0.5, 2.0, 1024.0]))
     def test_it_moves_and_grows_with_the_numbers(self, interval, sample, shift, scale):
         before = interval(sample)
@@ -84,6 +86,7 @@ class TestBoth:
         assert after.low == pytest.approx(scale * before.low + shift, abs=slack)
         assert after.high == pytest.approx(scale * before.high + shift, abs=slack)
 
+    @pytest.mark.longer
     @given(sample=samples)
     def test_a_higher_level_is_wider(self, interval, sample):
         narrow, wide = interval(sample, 0.5), interval(sample, 0.99)

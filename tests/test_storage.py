@@ -479,6 +479,7 @@ def test_ten_processes_may_open_an_empty_folder_at_once(tmp_path):
         assert process.returncode == 0, error
 
 
+@pytest.mark.longer
 def test_what_makes_something_is_sent_once(tmp_path, monkeypatch):
     """What gets no answer was perhaps done; other requests are repeated all the same."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")

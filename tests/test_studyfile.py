@@ -782,6 +782,7 @@ def test_any_document_loads_or_is_refused_in_printable_lines(data: st.DataObject
         assert StudySpec.model_validate_json(spec.model_dump_json()) == spec
 
 
+@pytest.mark.longer
 @given(text=st.text(max_size=200), override=st.text(st.characters(), max_size=50))
 def test_any_text_and_any_override(text: str, override: str) -> None:
     for content, overrides in [(text, []), (GOOD, [override]), (GOOD, [f"space.{override}=1"])]:
@@ -854,6 +855,7 @@ def test_the_schema_accepts_what_we_accept(text: str) -> None:
     assert accepts(schema, tomllib.loads(text), schema)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(
     ("table", "key", "value"),
     [

@@ -184,6 +184,7 @@ def test_a_start_goes_on_beside_sources_until_trials_support_them():
 # --- in a study
 
 
+@pytest.mark.longer
 def test_a_study_begins_where_earlier_ones_were_best(ledger):
     trained(ledger, "team-a")
     trained(ledger, "team-b", decades, space={**SPACE, "optimizer": "sgd"})

@@ -441,6 +441,7 @@ with gzip.open(Path(__file__).parent / "data" / "algoperf_sample.jsonl.gz", "rt"
 LONG = [rows for rows in REAL.values() if len(rows) >= 10]
 
 
+@pytest.mark.longer
 @settings(max_examples=40)
 @cases_of(
     rows=st.sampled_from(LONG).flatmap(
@@ -473,6 +474,7 @@ def test_advice_and_ranking_agree_on_real_curves(rows, metric, stops) -> None:
     assert_advice_and_ranking_agree(found, about)
 
 
+@pytest.mark.longer
 @cases_of(
     scale=st.floats(0.01, 100),
     shift=st.floats(-10, 10),

@@ -117,6 +117,7 @@ def test_any_other_change_is_refused(ledger, change, space):
     assert ledger.studies() == [study]
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("change", [{}, {"budget": {"trials": 30}}, {"space": NARROW}])
 @pytest.mark.parametrize("what", ["code", "data"])
 def test_a_study_is_of_the_same_workload(ledger, what, change):
@@ -240,6 +241,7 @@ def test_the_best_one_may_be_imported_and_is_said_to_be(ledger):
     }  # fmt: skip
 
 
+@pytest.mark.longer
 def test_tables_mark_it_and_counts_leave_it_out(ledger):
     study = first(ledger)
     ended(ledger, study, diverged(), lr=0.1)
@@ -302,6 +304,7 @@ def test_a_sampler_that_learns_begins_where_the_imported_ones_were_best(ledger, 
         assert np.mean(np.array(distances) < 0.5) > 0.6
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("imported", [0, 1, 9, 25])
 def test_cmaes_begins_with_as_many_as_there_are(ledger, imported):
     one = submit(ledger, search={"sampler": "cmaes"}, budget={"trials": 30})

@@ -83,6 +83,7 @@ def _stored(tx: Connection, column: Column[Any], content: Any) -> Iterator[Any]:
         place.rollback()
 
 
+@pytest.mark.longer
 def test_a_check_and_the_rule_of_its_column_agree(either):
     """What is stored is of the column's type and range, and nothing else is refused."""
     with either.engine.execution_options(writes=True).connect() as tx:
@@ -122,6 +123,7 @@ def test_a_new_row_is_checked_as_a_change_is(ledger):
         tx.rollback()
 
 
+@pytest.mark.longer
 def test_a_released_database_gets_its_checks_beside_a_bad_row(places):
     """The row stays as it is and is reported; it stops no statement, and is checked once good."""
     with closing(sqlite3.connect(places.file)) as connection:
@@ -150,6 +152,7 @@ def test_a_released_database_gets_its_checks_beside_a_bad_row(places):
     ledger.engine.dispose()
 
 
+@pytest.mark.longer
 def test_a_check_that_is_dropped_is_named_and_made_again(tracked, places):
     with tracked.engine.execution_options(writes=True).begin() as tx:
         ours = [one.what for one in missing(tx)]

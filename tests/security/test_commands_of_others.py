@@ -51,6 +51,7 @@ def test_a_command_ends_with_its_code_and_the_end_of_its_output():
     assert ended.output == "\0" * 6 + "end\n"
 
 
+@pytest.mark.longer
 def test_a_command_that_takes_too_long_is_killed_with_its_children():
     ended = run("sleep 600 & echo $!; wait", seconds=1.0)
     assert (ended.code, ended.timed_out) == (-9, True)

@@ -27,6 +27,7 @@ def test_a_password_in_a_database_url_is_hidden(scheme, user, password, host, po
     assert SECRET not in redacted_url(url)
 
 
+@pytest.mark.longer
 @given(st.sampled_from(["http", "https"]), NAMES, NOISE, NOISE, NAMES, PORTS, PATHS, AROUND)
 def test_a_password_in_a_web_address_is_hidden(
     scheme, user, before, after, host, port, path, around

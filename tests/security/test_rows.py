@@ -301,6 +301,7 @@ def test_a_trial_outside_of_its_space_is_left_out_everywhere(ledger, name, value
     assert study.spec.space.contains(Search(study, ledger).draw(2).params)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(
     "attrs",
     [{FIXED: {"depth": 9}}, {FIXED: {"other": 1}}, {FIXED: [1]}, {FIXED: {"lr": [1]}},

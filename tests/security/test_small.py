@@ -48,6 +48,7 @@ def test_a_client_that_asks_nothing_is_cut(endpoint, monkeypatch):
         assert silent.recv(100) == b""
 
 
+@pytest.mark.longer
 def test_more_clients_than_are_answered_are_turned_away(endpoint):
     with connected(endpoint) as first:
         first.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")

@@ -192,6 +192,7 @@ def test_no_attribute_of_anything_is_named(folder: Path, function: str) -> None:
     assert folder.exists()
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("module", ["changed", "package.changed", "namespace.below.changed"])
 def test_other_code_is_not_imported_and_neither_is_its_package(
     ledger: Ledger, places: Addresses, folder: Path, caplog: pytest.LogCaptureFixture, module: str
