@@ -37,7 +37,7 @@ test thorough quick integrations nightly mutants: export PYTHONDONTWRITEBYTECODE
 # A worker that has nothing left takes tests of another one; files stay together as far as that goes.
 PYTEST := $(BIN)/python -m pytest -q -n auto --dist worksteal
 
-quick: .venv/.installed-dev  ## the tests that start no process and no server and take no third of a second
+quick: .venv/.installed-dev  ## the tests that start no process and no server and take a tenth of a second at most
 	$(PYTEST) -m 'not longer and not slow and not thorough and not nightly and not integrations and not gpu'
 
 test: .venv/.installed-dev .venv/.chromium .venv/.pgbouncer .venv/.promtool  ## what to run before a push: 12 minutes

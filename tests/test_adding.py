@@ -52,6 +52,7 @@ def test_an_enqueued_trial_is_claimed_before_the_samplers_next_one(ledger):
     assert drawn(ledger, study, search)[1].params["lr"] != 0.01
 
 
+@pytest.mark.longer
 def test_other_draws_are_the_same_with_an_enqueued_trial(ledger, new_ledger):
     plain, other = submit(ledger, budget={"trials": 4}), new_ledger()
     without = {one.trial.number: made.params for one, made in _draws(ledger, plain, 4)}
@@ -67,6 +68,7 @@ def _draws(ledger, study, count):
     return [drawn(ledger, study, search) for _ in range(count)]
 
 
+@pytest.mark.longer
 def test_a_grid_tries_every_combination_beside_added_trials(ledger):
     study = submit(ledger, **GRID, budget={"trials": 5})
     study, _ = ledger.submit(study.spec, limit=5, workload=study.workload, combinations=3)
@@ -220,6 +222,7 @@ class _LosesConnection:
         raise ConnectionLostError("the connection was lost")
 
 
+@pytest.mark.longer
 def test_racing_claims_and_additions_keep_the_budget(either):
     study = submit(either, budget={"trials": 12})
 

@@ -185,6 +185,7 @@ def test_it_writes_files(study, tmp_path):
     assert all(file.exists() for file in files.values())
 
 
+@pytest.mark.longer
 def test_a_notebook_shows_it_safely(ledger, places, study):
     name = "<script>alert(1)</script>"
     train(ledger, places, submitted(ledger, study={"name": name}))

@@ -52,6 +52,7 @@ def told(ledger):
     return [(one.state, one.value, one.steps) for one in ledger.trials(record.id)]
 
 
+@pytest.mark.longer
 def test_trials_are_asked_for_and_told_until_the_budget_is_spent(ledger, asking):
     asker = asking(3)
     for value in (3.0, 1.0, 2.0):
@@ -63,6 +64,7 @@ def test_trials_are_asked_for_and_told_until_the_budget_is_spent(ledger, asking)
     assert ledger.best(ledger.study("asked")).number == 1
 
 
+@pytest.mark.longer
 def test_the_draws_are_those_of_a_worker(asking, new_ledger):
     other = new_ledger()
     one, two = asking(3), asking(3, again=other)
@@ -91,6 +93,7 @@ def test_reports_make_a_curve_and_steps_may_be_left_out(ledger, asking):
     assert list(curve.metrics["val_loss"]) == [6.0, 3.0, 1.0]
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(
     ("reports", "message"),
     [
@@ -111,6 +114,7 @@ def test_reports_against_the_rules(asking, reports, message):
         trial.report(**last)
 
 
+@pytest.mark.longer
 def test_the_pruner_ends_a_trial_at_a_rung(ledger, asking):
     pruner = {"name": "median", "startup_trials": 1, "warmup_steps": 1}
     asker = asking(2, 10, search={"pruner": pruner}, training={"steps": 10, "evaluate_every": 2})
@@ -123,6 +127,7 @@ def test_the_pruner_ends_a_trial_at_a_rung(ledger, asking):
     assert told(ledger)[1][:2] == ("pruned", 9.0)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(
     ("end", "state", "reason"),
     [
@@ -149,6 +154,7 @@ def test_a_trial_is_told_a_value_or_a_reason(asking):
             trial.tell(**arguments)
 
 
+@pytest.mark.longer
 def test_a_lost_trial_is_given_to_the_next_ask_and_its_first_holder_is_refused(ledger, asking):
     one = asking(1, 10)
     trial = one.ask()
@@ -178,6 +184,7 @@ def test_a_lease_is_renewed_while_the_trial_is_kept(asking):
     assert not asker._renewer.holds(lease)  # it expires, as that of a worker that died
 
 
+@pytest.mark.longer
 def test_closing_leaves_trials_to_the_next_ask(ledger, asking):
     one = asking(2)
     trial = one.ask()
@@ -264,6 +271,7 @@ def test_the_documented_script_asks_and_everything_is_published(tmp_path):
     assert examine(database.ledger_engine(places.ledger), places) == []
 
 
+@pytest.mark.longer
 def test_constraints_are_judged_by_told_and_by_reported_metrics(ledger, asking):
     asker = asking(3, 10, constraints=["accuracy >= 0.97"])
     first, second, third = (asker.ask() for _ in range(3))

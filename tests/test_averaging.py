@@ -158,6 +158,7 @@ def test_a_retrained_model_has_the_averages(tmp_path):
     assert found[None] != found[0.9]
 
 
+@pytest.mark.longer
 def test_a_retrained_model_counts_its_time_over_interruptions(tmp_path):
     workload, task, seen = regression(), make_task(), []
     spec = make_spec(steps=500, checkpoint_seconds=1e-6)

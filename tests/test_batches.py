@@ -31,6 +31,7 @@ def test_the_noise_scale_of_a_noisy_quadratic():
         batches.noise_scale([1], [1], (4, 4))
 
 
+@pytest.mark.longer
 def test_the_noise_scale_of_a_workload_by_its_micro_batches():
     """A mean of rows of variance 1 in 20 coordinates: at a distance d from it, 20/d²."""
     rows = torch.randn(4000, 20, generator=torch.Generator().manual_seed(0))

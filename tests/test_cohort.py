@@ -330,6 +330,7 @@ def test_interrupted_and_resumed_elsewhere_is_uninterrupted(net, dtype):
         assert_same(curve_of(found[number]), curve_of(events))
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(
     ("task", "training", "said"),
     [

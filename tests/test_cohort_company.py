@@ -93,6 +93,7 @@ def test_the_last_members_sit_closer_together(model):
 # --- errors ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.longer
 def test_a_metric_that_raises_fails_its_member_alone():
     def picky(outputs, targets):
         if outputs.abs().max() > 1e3:
@@ -113,6 +114,7 @@ def test_a_metric_that_raises_fails_its_member_alone():
         assert_same(curve_of(events[number]), curve_of(lonely))
 
 
+@pytest.mark.longer
 def test_a_loss_that_raises_fails_its_block_after_what_was_measured():
     steps = itertools.count()
 
@@ -146,6 +148,7 @@ def test_short_memory_is_about_all_of_them():
         trainer.advance(12)
 
 
+@pytest.mark.longer
 def test_halvings_are_passed_over():
     """A trial that ran out of memory elsewhere trains on, on whole batches."""
     spec = make_spec(steps=5, **WIDE)
@@ -196,6 +199,7 @@ def test_members_train_on_the_batches_that_the_reference_does(model):
         assert_close(found[number], expected[number])
 
 
+@pytest.mark.longer
 def test_members_that_begin_together_read_once():
     reads = []
     together(streamed(reads), make_spec(steps=15, batch_size=16), rates(0.1, 0.2, 0.3), slots=3)
@@ -260,6 +264,7 @@ class Devices(TorchDispatchMode):
         return made
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("model", [chain, branched])
 def test_a_block_is_computed_where_it_is(model):
     """There is no GPU here: torch's meta device computes shapes, and nothing is left to the CPU."""

@@ -126,6 +126,7 @@ def test_what_cannot_be_stacked_is_trained_by_the_reference_trainer(workload):
         assert_same(curve_of(found[number]), curve_of(events))
 
 
+@pytest.mark.longer
 def test_out_of_memory_in_a_group_leaves_the_others_alone(workload, monkeypatch):
     """On a machine where two trials of width 5 do not fit."""
     some = [
@@ -199,6 +200,7 @@ def test_an_error_of_a_group_fails_its_members_alone(workload):
         assert (event.error is not None) == failed
 
 
+@pytest.mark.longer
 def test_branches_are_those_of_a_cohort_of_the_group(workload):
     some = tasks(SPEC, 6)
     plan = BranchPlan(steps=3, schedule=fast_forward)
@@ -240,6 +242,7 @@ def test_slots_are_shared(workload):
 # --- choosing -------------------------------------------------------------------------------------
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(("together", "trainer"), [(0.001, "cohort"), (1000.0, "reference")])
 def test_what_pays_is_measured_on_a_mix_of_the_space(workload, together, trainer, monkeypatch):
     keys = []

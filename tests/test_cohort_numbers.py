@@ -89,6 +89,7 @@ def test_members_with_numbers_of_their_own_are_what_each_is_alone(workload, kind
         assert_close(curve_of(found[number]), curve_of(expected[number]))
 
 
+@pytest.mark.longer
 def test_branches_and_the_last_members_keep_their_numbers(workload):
     """A member that moves to a smaller block takes its dropout and its loss along."""
     some = tasks(SPEC, 40, kind="chain")

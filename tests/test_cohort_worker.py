@@ -157,6 +157,7 @@ def test_without_memory_for_one_slot_the_plain_trainer_takes_over(
     assert "from now on 1 slot of the reference trainer" in caplog.text
 
 
+@pytest.mark.longer
 def test_one_that_raises_fails_alone_and_is_tried_again(ledger, places):
     """A metric that raises at outputs that only a rate of 4 reaches."""
     study = submitted(

@@ -50,6 +50,7 @@ def confirmed(ledger, study, outcomes, top=3, each=None):
     return confirm.compare(ledger, study, asked, seeds)
 
 
+@pytest.mark.longer
 def test_candidates_are_the_best_trials_and_share_seeds_that_are_new(ledger):
     study = searched(ledger)
     asked = confirm.question(ledger, study, top=2)
@@ -66,6 +67,7 @@ def test_candidates_are_the_best_trials_and_share_seeds_that_are_new(ledger):
     assert not set(seeds) & {seed_of(study.spec, number) for number in range(1000)}
 
 
+@pytest.mark.longer
 def test_every_question_uses_the_same_study_and_repeats_no_training(ledger):
     study = searched(ledger)
     confirmed(ledger, study, [[1, 2], [1.1, 2.2], [0.9, 1.8]], top=2)
@@ -155,6 +157,7 @@ def test_a_schedule_alone_cannot_be_compared(ledger):
         confirm.question(ledger, searched(ledger), top=3, each="schedule")
 
 
+@pytest.mark.longer
 def test_what_a_seed_adds_to_all_of_them_cancels(ledger):
     rng = np.random.default_rng(0)
     seeds = 100 * rng.normal(size=5)
@@ -164,6 +167,7 @@ def test_what_a_seed_adds_to_all_of_them_cancels(ledger):
     assert found.answer.startswith("Trial 0 beats trial 1 by 1")
 
 
+@pytest.mark.longer
 def test_higher_is_better_where_the_study_says_so(ledger):
     study = searched(ledger, study={"direction": "maximize"})
     found = confirmed(ledger, study, [[3, 2, 1], [3.1, 2.2, 1], [2.9, 1.9, 1]])

@@ -164,6 +164,7 @@ def test_a_told_metric_counts():
 # --- the best trial
 
 
+@pytest.mark.longer
 def test_the_best_trial_is_feasible_wherever_it_is_named(ledger):
     study = submit(ledger, study={"constraints": ACCURATE})
     key = ACCURATE[0]
@@ -196,6 +197,7 @@ def test_there_is_nothing_to_decide_between_infeasible_trials(ledger):
         confirm.question(ledger, study, top=2)
 
 
+@pytest.mark.longer
 def test_a_repeat_that_violates_a_constraint_does_not_count_as_completed(ledger):
     study = submit(ledger, study={"constraints": ACCURATE})
     for value in (1.0, 2.0):
@@ -321,6 +323,7 @@ def test_the_gp_finds_the_best_feasible_point(ledger, limit):
     assert sum(a <= limit + 0.1 for a in found[10:]) >= 5
 
 
+@pytest.mark.longer
 def test_the_gp_respects_constraints_beside_running_pruned_and_diverged_trials(ledger):
     study = submit(
         ledger, study={"constraints": ACCURATE}, search={"sampler": "gp"}, budget={"trials": 30}
@@ -348,6 +351,7 @@ def test_the_gp_respects_constraints_beside_running_pruned_and_diverged_trials(l
 # --- the whole
 
 
+@pytest.mark.longer
 def test_a_trained_study_ends_with_its_best_feasible_trial(ledger, places):
     """Of the grid, 0.3 is the best and 100 diverges; the limit excludes what fits too well."""
     workload = {"factory": "tests.training_here:picky"}

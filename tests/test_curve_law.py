@@ -79,6 +79,7 @@ def test_schedules_and_rates_that_were_never_run(law, rate, shape):
     assert band.mean[0] == pytest.approx(one.losses[-1], rel=0.05)
 
 
+@pytest.mark.longer
 def test_bands_hold_about_as_many_ends_as_they_should(law):
     ends = [
         curve(rate, shape, seed=100 + n)

@@ -93,6 +93,7 @@ def test_each_group_of_the_documented_function_has_its_own_rate() -> None:
     assert [group["lr"] for group in made[0].param_groups] == [0.1, 0.5]
 
 
+@pytest.mark.longer
 def test_the_documented_parametrization_and_noise_scale(capsys: pytest.CaptureFixture[str]) -> None:
     parametrized, noise = blocks(ROOT / "docs" / "scaling.md", "python")
     rows, classes = torch.randn(8, 64), torch.arange(8)

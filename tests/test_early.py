@@ -15,6 +15,7 @@ def sample(noise, seed=1, trials=40):
     return np.stack([early, final], axis=1), early > np.median(early)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(("noise", "least", "most"), [(0.01, 0.95, 1.0), (100.0, -0.4, 0.4)])
 def test_correlation_is_of_the_ranks(noise, least, most):
     both, _ = sample(noise)

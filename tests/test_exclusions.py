@@ -154,6 +154,7 @@ def test_each_time_is_twice_as_long_up_to_an_hour(ledger, trained_elsewhere):
         assert not excluded.has(trained_elsewhere)
 
 
+@pytest.mark.longer
 def test_an_unexpected_error_is_no_end_of_a_service(ledger, places, trained_elsewhere, arm):
     arm("ask.reserved=raise")  # not an error of the workload
     serve(ledger, places)
@@ -171,6 +172,7 @@ def test_an_unexpected_error_ends_a_worker_that_was_told_what_to_train(ledger, p
         train_all(ledger, places, ["steady"])
 
 
+@pytest.mark.longer
 def test_a_worker_leaves_studies_to_others_by_their_names(ledger, places, trained_elsewhere):
     serve(ledger, places, without=("fl*",))
     assert ledger.study("flaky").reserved == 1

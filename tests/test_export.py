@@ -110,6 +110,7 @@ def test_a_study_without_trials_has_empty_tables(ledger, tmp_path):
     assert not len(read(tmp_path, "small", "curves"))
 
 
+@pytest.mark.longer
 @given(name=st.text(min_size=1, max_size=200))
 @example("../../etc/passwd")
 @example("..")
@@ -124,6 +125,7 @@ def test_no_name_leaves_the_folder(tmp_path_factory, name):
     assert len(file) <= 120
 
 
+@pytest.mark.longer
 @given(st.lists(st.text(alphabet="a./\\ -_", min_size=1), unique=True))
 def test_two_studies_never_share_a_file(names):
     assert len({export.file_name(name) for name in names}) == len(names)

@@ -87,6 +87,7 @@ def test_what_cannot_be_understood_is_refused_at_once(text, named):
     assert named in str(error.value)
 
 
+@pytest.mark.longer
 @given(
     st.dictionaries(
         st.sampled_from(sorted(PLACES)),

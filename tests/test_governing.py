@@ -216,6 +216,7 @@ def test_the_budget_says_how_many(ledger, limit, stops):
     assert (in_ledger.break_circuit(ledger, study) is not None) == stops
 
 
+@pytest.mark.longer
 def test_after_resume_the_count_begins_anew(ledger):
     study = submit(ledger)
     for _ in range(3):

@@ -61,6 +61,7 @@ def test_export(tuner, tmp_path):
     assert all((tmp_path / file).exists() for file in told["files"].values())
 
 
+@pytest.mark.longer
 def test_pause_resume_stop(tuner):
     assert tuner("pause", "line", "--json")[2]["state"] == "paused"
     assert "Study 'line' is paused: Paused;" in tuner("pause", "line")[1]

@@ -63,6 +63,7 @@ def test_the_corners_of_the_cube_are_the_ends_of_ranges(corner):
     assert tuple(params[k] for k in ("kind", "share", "size", "width")) == ends[1:]
 
 
+@pytest.mark.longer
 @given(seeds, st.floats(0.01, 0.5))
 def test_a_neighbour_differs_in_one_or_two_dimensions_that_apply(seed, step):
     rng = np.random.default_rng(seed)
@@ -139,6 +140,7 @@ def test_a_posterior_that_grows_is_that_of_all_points():
     assert variance == pytest.approx(expected[1], abs=1e-8)
 
 
+@pytest.mark.longer
 @given(st.lists(st.floats(-1e100, 1e100), min_size=1, max_size=30))
 @example([0.0, 0.0, 1.0, 2.2250738585e-313])
 def test_values_keep_their_order_on_the_scale_of_the_process(values):

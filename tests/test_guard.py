@@ -324,6 +324,7 @@ def test_together_is_one_at_a_time(trials, baseline):
             assert alone[2]
 
 
+@pytest.mark.longer
 @settings(deadline=None)
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=60),
        baselines, initials)  # fmt: skip
@@ -331,12 +332,14 @@ def test_nothing_finite_stops_within_warmup(losses, baseline, initial):
     assert run(losses, warmup=len(losses), baseline=baseline, initial=initial) is None
 
 
+@pytest.mark.longer
 @settings(deadline=None)
 @given(st.lists(st.floats(-1e300, 1e300), min_size=1, max_size=60), baselines, initials)
 def test_what_never_rises_never_stops(losses, baseline, initial):
     assert run(sorted(losses, reverse=True), baseline=baseline, initial=initial) is None
 
 
+@pytest.mark.longer
 @settings(max_examples=30, deadline=None)
 @given(curves, st.integers(0, 40))
 def test_a_state_goes_through_arrays_and_slots(losses, cut):

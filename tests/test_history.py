@@ -111,6 +111,7 @@ def test_a_call_that_changes_nothing_is_no_event(ledger):
     ]
 
 
+@pytest.mark.longer
 def test_status_and_studies_name_the_submitter_and_what_was_done_last(call, ledger):
     submitted(ledger)
     call("pause", "line", "--reason", "lunch")

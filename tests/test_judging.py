@@ -215,6 +215,7 @@ def test_where_there_can_be_no_branches(search, workload, expected):
         parse(text, "s.toml")
 
 
+@pytest.mark.longer
 def test_leaders_and_declared_defaults_go_on(ledger, places):
     """The first of `[search] first` is the worst of all, and completed nevertheless."""
     bad = {"lr": 1e-3, "schedule": "constant", "optimizer": "sgd"}

@@ -30,6 +30,7 @@ LOOP = {"loop": "a loop"}
 # --- leases
 
 
+@pytest.mark.longer
 def test_what_is_held_is_renewed_and_what_others_lost_is_reaped(ledger: Ledger, tmp_path: Path):
     study = submit(ledger)
     impatient = Ledger(ledger.engine, lease_seconds=0.6)

@@ -330,6 +330,7 @@ def test_what_the_server_refuses_is_said(stub, ledger, places, status, error) ->
     assert len(running) == (0 if status == 403 else 1), "it may be there, where no answer came"
 
 
+@pytest.mark.longer
 def test_without_a_configuration_it_says_what_to_set(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nowhere"))
     with pytest.raises(UsageError, match="set KUBECONFIG"):
@@ -357,6 +358,7 @@ def pods() -> dict[str, dict[str, Any]]:
     }
 
 
+@pytest.mark.longer
 def test_every_manifest_is_valid() -> None:
     for one in resources():
         if one["kind"] not in CUSTOM:

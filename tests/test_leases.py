@@ -186,6 +186,7 @@ def test_a_claim_excludes_others(leased: Leased) -> None:
     leased.write(held)
 
 
+@pytest.mark.longer
 def test_of_many_who_claim_at_once_one_gets_it(leased: Leased) -> None:
     barrier = Barrier(6)
 
@@ -281,6 +282,7 @@ sys.stdin.read()
 # --- the renewer
 
 
+@pytest.mark.longer
 def test_leases_of_all_kinds_are_renewed_in_one_thread(either: Ledger, tmp_path: Path) -> None:
     short = Ledger(either.engine, lease_seconds=0.3, grace_seconds=0.0)
     study = prepare(short)

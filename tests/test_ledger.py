@@ -443,6 +443,7 @@ def test_a_lease_that_is_renewed_while_the_reaper_looks_is_not_reaped(ledger):
     draw(ledger, other)
 
 
+@pytest.mark.longer
 def test_many_may_reap_at_once(ledger):
     study = submit(ledger, budget={"trials": 5})
     for one in [claim(ledger, study) for _ in range(5)]:
@@ -476,6 +477,7 @@ def test_the_attempts_of_a_worker_that_is_gone_are_reaped_at_once(ledger):
     assert ledger.attempts(study.id)[0].reason == "its worker's process is gone"
 
 
+@pytest.mark.longer
 def test_a_trial_fails_once_its_retries_are_spent(ledger):
     study = submit(ledger)
     for lost in range(1, STALE_RETRIES + 2):
@@ -719,6 +721,7 @@ def test_a_completed_trial_has_a_finite_value(ledger, value):
 # --- what others read -------------------------------------------------------------------------
 
 
+@pytest.mark.longer
 def test_changes_are_exactly_what_changed(ledger):
     study = submit(ledger)
     other = submit(ledger, study={"name": "other"})
@@ -801,6 +804,7 @@ def test_what_is_drawn_is_read_back_as_it_was(ledger):
     assert (trial.attrs, trial.asked_revision) == ({"rung": INF, "x": [1, None]}, 7)
 
 
+@pytest.mark.longer
 def test_counts_are_by_outcome_and_by_who_trains(ledger):
     study = submit(ledger, budget={"trials": 20})
     assert ledger.counts(study.id) == dict.fromkeys((*KINDS, RUNNING, "waiting"), 0)

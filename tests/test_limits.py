@@ -132,6 +132,7 @@ def quadratic(count: int, ledger: Ledger, study: StudyRecord) -> None:
         ledger.finish(held.lease, completed(distance**2))
 
 
+@pytest.mark.longer
 def test_too_few_trials_bound_nothing(ledger):
     study = submit(ledger, budget={"trials": 100})
     quadratic(19, ledger, study)

@@ -19,6 +19,7 @@ def test_a_distance_that_does_not_grow_is_at_the_limit(beta: float) -> None:
     assert nesterov.rate_times_curvature(1.0) == pytest.approx((2 + 2 * beta) / (1 + 2 * beta))
 
 
+@pytest.mark.longer
 @given(momenta, st.floats(1.0, 1e6))
 def test_the_growth_tells_the_curvature_and_that_the_growth(
     momentum: Momentum, growth: float

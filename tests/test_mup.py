@@ -195,6 +195,7 @@ def test_coordinate_check_over_a_factor_of_sixteen(factory, family):
     assert abs(plain.steepest[1]) > 0.5, plain.slopes
 
 
+@pytest.mark.longer
 def test_a_check_is_drawn(tmp_path):
     found = coordinates.check(mlp("mup-sgd"), [16, 32], optimizer="sgd", seeds=1, steps=1)
     coordinate_plot.save(found, tmp_path / "check.png")

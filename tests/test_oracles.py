@@ -59,6 +59,7 @@ def test_half_solves_it_in_one_step() -> None:
     assert event.columns["train_loss"].tolist() == [81.0, 0.0, 0.0]
 
 
+@pytest.mark.longer
 def test_one_cycles_for_ever_and_is_not_stopped_for_it() -> None:
     event = descend(quadratic.parabola(), 1.0, 500)
     assert path(event).tolist() == [0.0, 4.0] * 250 + [0.0]
@@ -163,6 +164,7 @@ def test_the_limit_of_five_houses_is_two_over_the_largest_curvature() -> None:
 # --- diabetes
 
 
+@pytest.mark.longer
 def test_the_limit_of_the_linear_model_is_two_over_the_largest_curvature() -> None:
     workload = diabetes.patients(hidden=0)
     inputs = torch.cat([workload.train_inputs, torch.ones(len(workload.train_inputs), 1)], dim=1)
@@ -187,6 +189,7 @@ def test_diabetes_is_standardized_by_its_training_part() -> None:
 # --- text
 
 
+@pytest.mark.longer
 def test_text_is_the_same_each_time_and_judged_on_what_it_never_saw() -> None:
     first, again = text.transformer(), text.transformer()
     assert first.data_digest == again.data_digest

@@ -47,6 +47,7 @@ def searched(ledger, trials, *, direction="minimize", sampler="gp", fails=(), **
     return ledger.study(study.name)
 
 
+@pytest.mark.longer
 @given(st.lists(st.floats(-50, 1e4), min_size=1, max_size=30))
 def test_scores_are_restored_to_losses(values):
     losses = np.array(values)

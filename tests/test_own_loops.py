@@ -727,6 +727,7 @@ def test_plateau_follows_what_the_loop_reports():
     np.testing.assert_allclose(ours[0]["train_loss"], theirs[0]["train_loss"], rtol=1e-10)
 
 
+@pytest.mark.longer
 def test_plateau_interrupted_and_resumed():
     def loop(trial):
         by_hand(trial)
@@ -782,6 +783,7 @@ def put(ledger: Ledger, spec: StudySpec, prefixes=("studies.", "tests.")):
     return submit.submit(ledger, spec, submit.prepare(spec, prefixes).description)[0]
 
 
+@pytest.mark.longer
 def test_a_study_of_a_train_function(ledger: Ledger, tmp_path):
     study = put(ledger, own_spec())
     assert study.workload["data"] == wine.data_digest()
@@ -856,6 +858,7 @@ def test_enormous_losses_are_judged_searched_and_reported_without_a_warning(
     assert report.report(ledger, [study], places, to=tmp_path / "page", tracked=False).written
 
 
+@pytest.mark.longer
 def test_wine_resumes_exactly():
     spec = own_spec(search={"sampler": "grid", "pruner": "none"})
     task = make_task(lr=0.3, schedule=COSINE)

@@ -81,6 +81,7 @@ settings = st.fixed_dictionaries(
 directions = st.sampled_from(["minimize", "maximize"])
 
 
+@pytest.mark.longer
 @given(values, settings, directions)
 def test_it_is_torchs(values, own, direction):
     optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
@@ -103,6 +104,7 @@ def test_it_is_torchs(values, own, direction):
     assert rates == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.longer
 @given(st.lists(st.floats(-1e300, 1e300), max_size=30), settings, directions, st.data())
 def test_it_never_rises_stays_above_its_floor_and_resumes(values, own, direction, data):
     rates, whole = plateau(values, direction=direction, **own)
@@ -129,6 +131,7 @@ def test_plateau_at_any_horizon(horizon):
     assert not math.isnan(made.rate(0))
 
 
+@pytest.mark.longer
 @given(settings, st.lists(st.floats(1e-6, 1e6), max_size=15), st.integers(1, 5))
 def test_what_it_expects_is_what_comes_where_nothing_gets_better(own, before, every):
     """And the rates of the steps before its last fall stay what they were."""

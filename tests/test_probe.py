@@ -214,6 +214,7 @@ def test_where_nothing_learns_nothing_is_suggested():
     assert (said.fastest, said.suggested, said.high) == (None, None, None)
 
 
+@pytest.mark.longer
 def test_a_loss_that_becomes_nan_or_infinite_breaks_there():
     attempt = curves_by_rate.curves_of_workload(
         replace(parabola(), loss=lambda o, t: nn.functional.mse_loss(o, t) ** 3), exact(), {"s": S}
@@ -283,6 +284,7 @@ def test_model_optimiser_and_random_states_are_left_to_the_bit(name):
     torch.set_printoptions(profile="default")
 
 
+@pytest.mark.longer
 def test_a_probe_of_a_workload_leaves_random_states_alone():
     before = random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().tolist()
     probe.probe(line(), exact(20))

@@ -185,6 +185,7 @@ def test_studies_are_found_by_what_they_are(three, wanted, found):
     assert {one["study"] for one in listing.studies(three, Wanted(**wanted))} == found
 
 
+@pytest.mark.longer
 def test_the_list_has_the_last_active_one_first_with_its_best_value(three, call, monkeypatch):
     lines = call("studies").splitlines()
     assert lines[0].startswith(
@@ -220,6 +221,7 @@ def test_notes_and_tags_are_added_later_and_are_not_those_of_a_deleted_study(thr
     assert (fresh["tags"], fresh["notes"]) == ([], [])
 
 
+@pytest.mark.longer
 def test_the_command_sets_and_shows_a_projects_limits(three, call):
     assert call("project") == (
         "default: 2 studies, 0 workers now, 0 steps in seven days\n"

@@ -296,6 +296,7 @@ def test_a_trial_that_competes_no_longer_is_not_counted():
     assert rankings.at_step(second, 5) == rankings.at_rung(second, 0, 2.0) == (0, 0)
 
 
+@pytest.mark.longer
 def test_the_better_half_goes_on_from_the_one_rung(ledger):
     study = study_of(ledger, "halving")
     search = Search(study, ledger)
@@ -480,6 +481,7 @@ def test_a_decision_says_what_happened(ledger, pruner, reports, said):
     assert sentence(ledger, pruner, reports) == said
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(
     ("min_steps", "reduction_factor", "said"),
     [  # the bracket follows from the study's name and the trial's number

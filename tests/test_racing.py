@@ -269,6 +269,7 @@ def test_further_trials_of_the_search_reopen_the_decision(ledger):
     assert trained + more <= 12
 
 
+@pytest.mark.longer
 def test_a_study_that_had_spent_its_budget_on_the_search_stays_as_it_is(ledger):
     budget = {"trials": 60, "decide": 0.0}
     study = of(ledger, budget=budget)

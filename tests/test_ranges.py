@@ -59,6 +59,7 @@ def test_the_range_goes_around_what_the_probe_found_by_the_margin():
 rates = st.floats(1e-9, 1e9)
 
 
+@pytest.mark.longer
 @given(st.lists(rates, min_size=4, max_size=4), st.booleans(), rates, st.floats(1.1, 1e9))
 def test_the_range_and_the_first_rates_never_leave_the_recorded_range(told, breaks, low, width):
     a, b, c, d = sorted(told)
@@ -173,6 +174,7 @@ def test_the_range_is_extended_where_the_best_trial_is_at_an_edge(
         assert extend(study.spec, found, trials) is None, "not again by the same trials"
 
 
+@pytest.mark.longer
 def test_an_edge_of_the_recorded_range_does_not_move(ledger):
     study = submit(ledger, probe=PROBED, space=LONG)
     trials = ended(ledger, study, [(9.9, 0.0), *[(0.1, 1.0)] * 6])
@@ -258,6 +260,7 @@ def test_a_study_is_probed_before_its_first_trial_and_says_so(ledger, places):
     assert told["ranges"][0]["low"] == active.low
 
 
+@pytest.mark.longer
 def test_a_probe_that_raises_leaves_the_whole_range_and_says_why(ledger, places):
     arguments = {"factory": "tests.training_here:fitting", "arguments": {"failing": True}}
     study = train(ledger, places, line(ledger, workload=arguments))
@@ -265,6 +268,7 @@ def test_a_probe_that_raises_leaves_the_whole_range_and_says_why(ledger, places)
     assert "RuntimeError: no such thing" in status.status(ledger, study)["probe"]["error"]
 
 
+@pytest.mark.longer
 def test_a_probe_that_is_interrupted_is_left_to_the_next_worker(ledger, places, arm):
     study = line(ledger)
     arm("probe.before_commit=raise")
@@ -273,6 +277,7 @@ def test_a_probe_that_is_interrupted_is_left_to_the_next_worker(ledger, places, 
     assert ranges.claim_probe(ledger, study, "another").lease is not None
 
 
+@pytest.mark.longer
 def test_without_a_probe_nothing_is_said(ledger, places):
     study = train(ledger, places, submitted(ledger))
     assert ranking.ranges_in_words(study) == []

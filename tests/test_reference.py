@@ -499,6 +499,7 @@ def test_a_batch_as_large_as_the_data_is_all_rows(size):
 # --- workloads ----------------------------------------------------------------------------------
 
 
+@pytest.mark.longer
 def test_digits():
     workload = load("studies.digits:mlp", {"hidden": 16, "layers": 1})
     assert workload.train_inputs.shape == (1437, 64)

@@ -86,6 +86,7 @@ def stored_figures(html: str) -> dict[str, Any]:
 # --- words
 
 
+@pytest.mark.longer
 def test_the_answer_is_in_words(ledger: Ledger) -> None:
     found = gather(ledger, fill(ledger))
     lines = sentences.answer(found)
@@ -128,6 +129,7 @@ def test_a_robust_schedule_and_a_fragile_one_are_compared(ledger: Ledger, tmp_pa
     assert "Sensitivity to the rate" in page.write_study(found, tmp_path).page.read_text()
 
 
+@pytest.mark.longer
 def test_what_tuning_gained_over_optimizers_that_need_no_schedule(ledger: Ledger) -> None:
     names = ["sgd", "prodigy", "schedule_free_sgd"]
     study, _ = ledger.submit(spec(space={"optimizer": names}), limit=5, workload=WORKLOAD)
@@ -210,6 +212,7 @@ def test_peoples_text_stays_text(ledger: Ledger, tmp_path: Path) -> None:
         assert stored_figures(html)
 
 
+@pytest.mark.longer
 @given(st.dictionaries(st.text(), st.lists(st.text(), max_size=3), max_size=3))
 def test_json_in_a_script_ends_no_script(value: Any) -> None:
     written = markup.in_script(value)
@@ -217,6 +220,7 @@ def test_json_in_a_script_ends_no_script(value: Any) -> None:
     assert json.loads(written) == value
 
 
+@pytest.mark.longer
 @given(st.lists(st.text(min_size=1, max_size=250), min_size=1, max_size=3))
 def test_folders_may_be_named_after_any_study(titles: list[str]) -> None:
     name = page.folder_name(titles)
@@ -237,6 +241,7 @@ def unpack(value: dict[str, str]) -> np.ndarray:
     return np.frombuffer(base64.b64decode(value["bdata"]), dtype=f"<{value['dtype']}")
 
 
+@pytest.mark.longer
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=30))
 def test_numbers_reach_the_page(values: list[float]) -> None:
     array = np.array(values, dtype=float)
@@ -244,6 +249,7 @@ def test_numbers_reach_the_page(values: list[float]) -> None:
     assert unpack(plotly_backend.packed(array)) == pytest.approx(expected, rel=1e-6, nan_ok=True)
 
 
+@pytest.mark.longer
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=400), st.integers(4, 50))
 def test_thinning_keeps_ends_and_extremes(values: list[float], points: int) -> None:
     y = np.array(values)
@@ -378,6 +384,7 @@ def test_curves_are_aligned(ledger: Ledger, by: Any, ends: list[float]) -> None:
         comparison.lines(chosen, "accuracy", by)
 
 
+@pytest.mark.longer
 @given(st.lists(st.floats(-100, 100), min_size=1), st.sampled_from([1.0, -1.0]))
 def test_the_best_so_far_never_gets_worse(values: list[float], sign: float) -> None:
     line = Line(label="a", x=np.arange(len(values)), y=np.array(values))
@@ -397,6 +404,7 @@ def test_a_comparison_has_every_point(ledger: Ledger, tmp_path: Path) -> None:
     assert figure["full"]
 
 
+@pytest.mark.longer
 def test_many_trials_are_read_by_a_few_statements(ledger: Ledger) -> None:
     from sqlalchemy import event
 

@@ -55,6 +55,7 @@ def test_every_trial_repeats_itself_and_nothing_is_written(ledger, study, number
     assert contents(ledger) == before
 
 
+@pytest.mark.longer
 def test_a_trial_that_was_pruned_is_compared_as_far_as_it_came(ledger, places):
     median = {"name": "median", "startup_trials": 1}
     study = train(
@@ -129,6 +130,7 @@ def test_other_code_is_refused(ledger, study):
         rerun.rerun(ledger, ledger.study("line"), 0, PREFIXES)
 
 
+@pytest.mark.longer
 def test_whatever_trains_again_has_the_threads_that_the_study_settled_on(ledger, places):
     before = torch.get_num_threads()
     try:

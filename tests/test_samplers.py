@@ -139,6 +139,7 @@ def test_a_study_goes_on_when_all_its_trials_diverge(ledger, sampler):
     assert len(set(rates)) == len(rates)
 
 
+@pytest.mark.longer
 def test_what_samplers_that_learn_from_values_are_told(ledger):
     """A pruned trial is no better than the median, a diverged one worse than all others."""
     study = submit(ledger, search={"sampler": "gp"}, budget={"trials": 20})
@@ -296,6 +297,7 @@ def test_a_qmc_trial_gets_the_point_of_its_number(ledger, sequence, scramble):
         assert params["sgd.momentum"] == pytest.approx(points[number, 1] / 2)
 
 
+@pytest.mark.longer
 def test_qmc_leaves_no_gaps(ledger):
     """Of 16 points, one lies in every sixteenth of the rates, whatever their schedules."""
     study = study_of(ledger, "qmc", 16)
@@ -336,6 +338,7 @@ def test_cmaes_keeps_going_when_schedules_come_and_go(ledger):
     assert np.abs(np.array(rates[-8:]) + 1.5).max() < 0.3
 
 
+@pytest.mark.longer
 def test_the_state_of_cmaes_is_in_the_ledger(ledger):
     study = study_of(ledger, "cmaes", search={"pruner": {"name": "asha", "min_steps": 10}})
     history(ledger, study, [completed(float(value)) for value in range(5)])

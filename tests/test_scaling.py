@@ -128,6 +128,7 @@ def quadratic_losses(rates, steps):
     return np.where(rates < 2, losses, math.nan)
 
 
+@pytest.mark.longer
 def test_horizons_of_sgd_on_a_noisy_quadratic():
     """Longer runs need lower rates; how much lower follows from the four shorter horizons."""
 

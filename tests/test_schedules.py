@@ -351,6 +351,7 @@ def schedules(draw, warmup=warmups, names=tuple(SCHEDULES)):
     return name, {**draw(own), "warmup": draw(warmup)}
 
 
+@pytest.mark.longer
 @given(schedules(), horizons)
 def test_between_0_and_1_and_finite(schedule, horizon):
     name, own = schedule
@@ -364,6 +365,7 @@ def test_between_0_and_1_and_finite(schedule, horizon):
 MONOTONE = [name for name in SCHEDULES if name not in {"cyclic", "cosine_restarts"}]
 
 
+@pytest.mark.longer
 @given(schedules(names=MONOTONE), horizons)
 def test_rises_to_the_peak_then_never_rises_again(schedule, horizon):
     name, own = schedule
@@ -404,6 +406,7 @@ def steepest(name, own, left):
     return bound
 
 
+@pytest.mark.longer
 @given(schedules(), st.integers(20, 2000))
 def test_no_jumps_where_none_are_promised(schedule, horizon):
     name, own = schedule
@@ -456,6 +459,7 @@ ROUNDING = {"one_cycle", "multistep", "cosine_restarts", "cyclic", "wsd"}
 SCALING = [name for name in SCHEDULES if name not in ROUNDING]
 
 
+@pytest.mark.longer
 @given(schedules(st.just(0.0), names=SCALING), st.integers(2, 50), st.integers(2, 9))
 def test_a_longer_horizon_keeps_the_shape(schedule, horizon, factor):
     name, own = schedule

@@ -61,6 +61,7 @@ def test_a_draw_depends_on_seed_number_and_history_alone(ledger, sampler):
     assert len({str(one.params) for one in first.values()}) == 4, "no draw is repeated"
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("sampler", ["random", TPE["sampler"]])
 def test_another_seed_draws_otherwise(new_ledger, sampler):
     params = []
@@ -214,6 +215,7 @@ def test_draws_lie_in_the_space(new_ledger, space, sampler, seed):
         ledger.finish(held.lease, completed(float(value)) if value % 3 else diverged())
 
 
+@pytest.mark.longer
 @settings(max_examples=25)
 @given(space=spaces(finite=True))
 def test_a_grid_has_every_combination_once(space):
@@ -315,6 +317,7 @@ def test_tpe_turns_away_from_where_trials_diverge(new_ledger, pruner):
 # --- decisions --------------------------------------------------------------------------------
 
 
+@pytest.mark.longer
 def test_diverged_trials_do_not_make_bad_ones_look_good(ledger):
     """The others' median is 1; had the diverged ones counted, it would be 100."""
     pruner = {"name": "median", "startup_trials": 1}

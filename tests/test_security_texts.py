@@ -88,6 +88,7 @@ def repr_toml(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
+@pytest.mark.longer
 @given(st.text(max_size=20) | st.text(alphabet="./:- a\\", min_size=1, max_size=6))
 @example("../x")
 @example("a/../b")
@@ -118,6 +119,7 @@ def test_free_text_has_no_control_characters(text, where):
     assert plain.study.description.startswith("Two\n")
 
 
+@pytest.mark.longer
 @given(st.text(max_size=50))
 @example("\0")
 @example("\x1b[2J")

@@ -37,6 +37,7 @@ def of(trials):
     return sensitivities(trials, None, np.random.default_rng(0))
 
 
+@pytest.mark.longer
 def test_gradient_descent_on_a_quadratic():
     """After T steps on x²/2 from √2, the loss is (1 - lr)^(2T); rates above 2 diverge."""
     rates = np.geomspace(0.01, 4.0, 400)

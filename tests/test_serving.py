@@ -191,6 +191,7 @@ def test_metrics_have_no_names(address, ledger):
     assert str(ledger.engine.url) not in body
 
 
+@pytest.mark.longer
 def test_metrics_name_as_many_studies_as_they_are_asked_for(ledger, places):
     """The others are summed, so that every sum is that of all studies."""
     for index, (name, person) in enumerate(

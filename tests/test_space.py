@@ -264,6 +264,7 @@ def test_a_constraint_has_only_what_is_calculated_here(text: str) -> None:
         Constraint(text)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(
     ("override", "line"),
     [
@@ -347,6 +348,7 @@ def test_rungs_of_different_batch_sizes_are_at_the_same_place() -> None:
         assert settings.rungs == {per_epoch: 1, 3 * per_epoch: 3}
 
 
+@pytest.mark.longer
 def test_a_trial_is_claimed_before_it_is_drawn(ledger: Any) -> None:
     """And its parameters satisfy the constraints although most draws do not."""
     narrow = {"constraints": ["a + b + c <= 4"], "arguments": {n: [1, 2, 3, 4] for n in "abc"}}

@@ -45,6 +45,7 @@ def test_an_interval_holds_the_mean_as_often_as_it_says(interval, n, level, low,
     assert low <= np.mean([one.low <= 3.0 <= one.high for one in found]) <= high
 
 
+@pytest.mark.longer
 def test_the_bootstrap_of_few_numbers_is_too_narrow_which_is_why_t_decides():
     rng = np.random.default_rng(7)
     found = [bootstrap(rng.normal(size=4)) for _ in range(1000)]
@@ -65,6 +66,7 @@ class TestBoth:
         assert not found.above
         assert not found.below
 
+    @pytest.mark.longer
     @given(value=numbers, n=st.integers(2, 9))
     def test_equal_numbers_have_no_width(self, interval, value, n):
         found = interval([value] * n)
@@ -104,6 +106,7 @@ class TestBoth:
             interval([1.0, 2.0], level)
 
 
+@pytest.mark.longer
 @given(sample=samples)
 def test_a_sign_turns_the_t_interval_round(sample):
     found, turned = t_interval(sample), t_interval([-x for x in sample])

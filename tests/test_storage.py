@@ -179,6 +179,7 @@ def test_all_addresses_are_shown_without_passwords():
 # --- opening ----------------------------------------------------------------------------------
 
 
+@pytest.mark.longer
 def test_a_new_ledger_is_made_where_that_is_wanted(places):
     engine = storage.open_ledger(places, create=True)
     assert Reader(engine).studies() == []
@@ -236,6 +237,7 @@ def test_a_folder_in_the_files_place_is_refused(tmp_path):
     assert error.value.exit_code == 4
 
 
+@pytest.mark.longer
 def test_another_programs_database_is_left_alone_unless_a_ledger_is_wanted_in_it(places, tmp_path):
     with sqlite3.connect(tmp_path / "tuner.db") as connection:
         connection.execute("CREATE TABLE theirs (id)")
@@ -309,6 +311,7 @@ def test_an_older_schema_is_refused_until_it_is_upgraded(ledger, places, monkeyp
         assert "`tuner db upgrade`" in str(e.value)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("where", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
 def test_nothing_is_written_once_another_version_has_migrated_the_database(
     where, request, tmp_path, monkeypatch
@@ -351,6 +354,7 @@ def test_optunas_newer_schema_is_refused(ledger, places):
     assert error.value.exit_code == 4
 
 
+@pytest.mark.longer
 def test_optunas_older_schema_is_upgraded_with_ours(ledger, places):
     with ledger.engine.execution_options(writes=True).begin() as tx:
         head = tx.scalar(text("SELECT version_num FROM alembic_version"))
@@ -396,6 +400,7 @@ def test_the_migrations_make_the_tables_that_the_code_names(ledger):
         ]
 
 
+@pytest.mark.longer
 def test_optunas_tables_stand_beside_ours(places):
     import optuna
 
@@ -406,6 +411,7 @@ def test_optunas_tables_stand_beside_ours(places):
     assert [trial.value for trial in loaded.trials] == [1.0]
 
 
+@pytest.mark.longer
 def test_making_a_ledger_leaves_logging_alone(places):
     root, mine = logging.getLogger(), logging.getLogger("somebody.elses")
     before = root.level, list(root.handlers)

@@ -603,6 +603,7 @@ def test_a_list_of_milestones_is_one_value_and_is_kept_as_text(
     assert dict(spec.space.schedule[0].entries())["multistep.milestones"] == kept
 
 
+@pytest.mark.longer
 @given(st.lists(st.floats(0, 1, exclude_min=True, exclude_max=True), min_size=1, unique=True))
 def test_milestones_are_read_as_they_were_written(numbers: list[float]) -> None:
     chosen = MultiStep(name="multistep", milestones=sorted(numbers))  # type: ignore[arg-type]
@@ -682,6 +683,7 @@ def test_what_changes_the_digest_is_named(value: str) -> None:
 # --- rungs and evaluations ------------------------------------------------------------------
 
 
+@pytest.mark.longer
 @given(
     steps=st.integers(1, 5000),
     every=st.none() | st.integers(1, 6000),

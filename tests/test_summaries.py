@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 from click.testing import CliRunner
 from helpers import claim, completed, diverged, draw, rows, submit
 from sqlalchemy import Engine, event
@@ -53,6 +54,7 @@ def statements(ledger: Ledger, read: Callable[[], object]) -> int:
     return len(found)
 
 
+@pytest.mark.longer
 def test_summaries_are_what_single_reads_find(either):
     known = a_few(either)
     found = summaries(either, known)
@@ -84,6 +86,7 @@ def test_summaries_are_what_single_reads_find(either):
     assert [*workers.values()] == [[], []]
 
 
+@pytest.mark.longer
 def test_status_reads_the_last_trials_once(ledger, tmp_path, monkeypatch):
     """For its verdicts, and for those that cannot be read."""
     study = submit(ledger)
@@ -112,6 +115,7 @@ def test_the_last_activity_of_a_study_is_that_of_all_its_versions(ledger):
         assert last_activity(ledger)[study.name] == max([study.created_at, *ends])
 
 
+@pytest.mark.longer
 def test_the_number_of_statements_does_not_depend_on_the_number_of_studies(ledger, places):
     submit(ledger)
     reads = (

@@ -130,6 +130,7 @@ def test_a_whole_day_is_what_the_local_clock_shows_minute_by_minute(
 ANY = st.one_of(ONCE_A_DAY, EVERY_SOME_MINUTES, st.sampled_from(["15,45 2 * * 6", "0 1-3 * * *"]))
 
 
+@pytest.mark.longer
 @settings(max_examples=80)
 @given(ANY, st.sampled_from(ZONES), INSTANTS, st.floats(0, 1), st.integers(1, 72))
 @example("50 2 * * *", "Europe/Berlin", at("2026-10-25T00:10"), 0.5, 2)

@@ -63,6 +63,7 @@ def learner(ledger, *names, study="new"):
 # --- a source
 
 
+@pytest.mark.longer
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=30))
 def test_unit_and_scale_of_a_source_do_not_matter(losses):
     values = np.array(losses)
@@ -208,6 +209,7 @@ def test_what_happens_later_to_a_source_changes_no_draw(ledger):
     assert Search(study, ledger).draw(number).params == before
 
 
+@pytest.mark.longer
 def test_draws_together_differ_and_are_those_of_another_worker(ledger):
     trained(ledger, "old")
     study, search = learner(ledger, "old")
@@ -217,6 +219,7 @@ def test_draws_together_differ_and_are_those_of_another_worker(ledger):
     assert len({str(one) for one in together}) == 4
 
 
+@pytest.mark.longer
 def test_a_source_that_maximises_is_turned_round(ledger):
     trained(ledger, "old", lambda params: -decades(params), study={"direction": "maximize"})
     study, search = learner(ledger, "old")

@@ -181,6 +181,7 @@ def test_a_parabola(rate: float, crossed: int, kind: str) -> None:
     assert verdicts.judge(found, about)[1].kind == kind
 
 
+@pytest.mark.longer
 @cases_of(
     spectrum=st.lists(st.floats(0.1, 10), min_size=2, max_size=6),
     rates=st.lists(st.floats(0.01, 0.3), min_size=5, max_size=15),

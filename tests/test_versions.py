@@ -84,6 +84,7 @@ def first(ledger, rates=RATES, **overrides):
 # --- what makes a version ---------------------------------------------------------------------
 
 
+@pytest.mark.longer
 def test_a_changed_space_is_a_new_version(ledger):
     one = first(ledger)
     two = submit(ledger, space=NARROW)
@@ -132,6 +133,7 @@ def test_a_study_is_of_the_same_workload(ledger, what, change):
     assert ledger.studies() == [study]
 
 
+@pytest.mark.longer
 def test_many_may_submit_one_version_at_once(ledger):
     first(ledger)
     barrier = Barrier(4)
@@ -190,6 +192,7 @@ def test_trials_in_the_new_space_come_first_and_in_order(ledger, space, rates):
     assert claim(ledger, two).trial.number == len(rates) == ledger.imported(two.id)
 
 
+@pytest.mark.longer
 def test_only_what_has_an_outcome_that_says_something(ledger):
     study = submit(ledger)
     made = {kind: ended(ledger, study, one) for kind, one in OUTCOMES.items()}
@@ -207,6 +210,7 @@ def test_only_what_has_an_outcome_that_says_something(ledger):
         assert (trial.reason, trial.attrs) == (said, {})
 
 
+@pytest.mark.longer
 def test_it_has_no_attempt_no_curve_and_no_budget(ledger):
     first(ledger)
     two = submit(ledger, space=NARROW, budget={"trials": 2})
@@ -218,6 +222,7 @@ def test_it_has_no_attempt_no_curve_and_no_budget(ledger):
     assert ledger.claim(two.id, "worker", {}) is None
 
 
+@pytest.mark.longer
 def test_each_trial_comes_from_where_it_was_trained(ledger):
     """What version 2 had no room for, version 3 has again; nothing comes twice."""
     first(ledger)
@@ -228,6 +233,7 @@ def test_each_trial_comes_from_where_it_was_trained(ledger):
     assert found[-1].reason.startswith("Imported from trial 3 of version 2: ")
 
 
+@pytest.mark.longer
 def test_the_best_one_may_be_imported_and_is_said_to_be(ledger):
     first(ledger)
     two = submit(ledger, space=NARROW)
@@ -265,6 +271,7 @@ def test_tables_mark_it_and_counts_leave_it_out(ledger):
     assert "study small v2  1 of 5 trials ended: 1 pruned; 4 imported" in text
 
 
+@pytest.mark.longer
 def test_the_sampler_learns_from_it_and_the_pruner_does_not_compare_it(ledger):
     study = first(ledger, search={"sampler": "gp", "pruner": "asha"})
     ended(ledger, study, diverged(), lr=0.1)

@@ -92,6 +92,7 @@ def test_it_makes_a_rate_stable_that_breaks_without():
     assert not goes_down(5.0, 0)
 
 
+@pytest.mark.longer
 def test_where_the_curvature_does_not_fall_no_warmup_is_needed():
     """On a quadratic the limit is the same everywhere; also below the highest rate it stays."""
     made = spec(

@@ -56,6 +56,7 @@ def heard(ledger: Ledger, receiver: Receiver, now: float | None = None) -> list[
     return [one["event"] for one in receiver.heard[before:]]
 
 
+@pytest.mark.longer
 def test_each_improvement_and_the_end_are_told_once(either: Ledger, receiver: Receiver) -> None:
     study = notified(either)
     submit(either, study={"name": "silent"})
@@ -72,6 +73,7 @@ def test_each_improvement_and_the_end_are_told_once(either: Ledger, receiver: Re
     assert heard(either, receiver) == ["new_best", "ended"], "a larger budget goes on"
 
 
+@pytest.mark.longer
 def test_what_is_of_a_project_or_a_person_is_told_to_their_receivers_too(
     either: Ledger, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,6 +106,7 @@ def test_a_study_whose_trials_fail_is_told_as_failed(ledger: Ledger, receiver: R
     assert "no such file" in receiver.heard[-1]["reason"]
 
 
+@pytest.mark.longer
 def test_a_study_that_nobody_trains_is_told_until_somebody_acts(
     ledger: Ledger, receiver: Receiver
 ) -> None:
@@ -118,6 +121,7 @@ def test_a_study_that_nobody_trains_is_told_until_somebody_acts(
     assert heard(ledger, receiver, later + 7200) == []
 
 
+@pytest.mark.longer
 def test_a_trial_whose_worker_measures_nothing_is_told_once(
     either: Ledger, receiver: Receiver
 ) -> None:
@@ -137,6 +141,7 @@ def test_a_trial_whose_worker_measures_nothing_is_told_once(
     assert heard(either, receiver) == []
 
 
+@pytest.mark.longer
 def test_what_was_sent_long_ago_loses_its_content_and_is_not_sent_again(
     ledger: Ledger, receiver: Receiver
 ) -> None:

@@ -50,6 +50,7 @@ class Taking:
         return False
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(
     ("weights", "shares"),
     [
@@ -68,6 +69,7 @@ def test_studies_have_workers_in_proportion_to_their_weights(ledger, weights, sh
     assert Counter(taken) == shares
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(
     ("weight", "shares"),
     [(1.0, {"a": 6, "vision/b": 4, "vision/c": 2}), (3.0, {"a": 3, "vision/b": 6, "vision/c": 3})],
@@ -166,6 +168,7 @@ def test_rows_wait_the_longer_the_slower_commits_are():
     assert [pause_after(seconds) for seconds in (0.0, 0.01, 0.03, 30.0)] == [1.0, 1.0, 3.0, 5.0]
 
 
+@pytest.mark.longer
 def test_what_cannot_be_trained_here_is_left_to_others(ledger, places, caplog):
     mine = submitted(ledger)
     other = submit(ledger, study={"name": "elsewhere"}, workload={"factory": "not.here:at_all"})
@@ -298,6 +301,7 @@ def test_the_local_executor_starts_polls_and_cancels(tmp_path, monkeypatch):
     executor.cancel(serving)  # which is over
 
 
+@pytest.mark.longer
 def test_claims_of_a_dead_process_are_taken_up_at_once(ledger, places, tmp_path: Path):
     study = submitted(ledger)
     machine = identity().rsplit(":", 2)[0]

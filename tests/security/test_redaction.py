@@ -36,6 +36,7 @@ def test_a_password_in_a_web_address_is_hidden(
     assert SECRET not in redacted(around.format(url))
 
 
+@pytest.mark.longer
 @given(
     st.from_regex(r"[A-Za-z0-9_]{8,30}", fullmatch=True),
     st.sampled_from(["", ":", ":x", ":x-oauth"]),

@@ -185,6 +185,7 @@ def test_a_text_that_mlflow_refuses_as_an_id_is_none(ledger, text_of_id):
     assert Publications(ledger.engine, "mlflow").study(study.id) == (None, 1)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("damage", ["spec = '{}'", "attrs = '[]'", "state = 'nonsense'"])
 def test_a_lease_of_an_unreadable_study_is_reaped(ledger, damage, tmp_path):
     bad, good = submit(ledger, study={"name": "bad"}), submit(ledger, study={"name": "good"})
@@ -277,6 +278,7 @@ SEARCHED = {
 BY_EPOCHS = {"steps": None, "epochs": 2, "evaluate_every": None}
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(
     ("name", "value"),
     [("batch_size", 0), ("batch_size", "8"), ("depth", 1.5), ("depth", -1), ("norm", 1),
@@ -330,6 +332,7 @@ def test_a_budget_in_epochs_needs_the_number_of_examples(ledger, rows_known):
         ledger.study(study.name)
 
 
+@pytest.mark.longer
 def test_a_grid_larger_than_memory_is_indexed():
     """A study of 8e9 combinations draws any of them at once."""
     values = [i / 3000 for i in range(1, 2001)]

@@ -291,6 +291,7 @@ def test_a_registered_function_is_named_by_the_key_of_its_kind(folder: Path) -> 
         workloads.load("planted.mine:line", {"trial": 1}, PREFIXES)
 
 
+@pytest.mark.longer
 def test_the_digest_by_path_is_that_of_submission(
     ledger: Ledger, places: Addresses, folder: Path
 ) -> None:
