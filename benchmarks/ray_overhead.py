@@ -11,7 +11,8 @@ over the same space.
 `start` are the seconds until a first trial begins, `busy / ideal` those from there to the end of
 the last trial over trials * seconds / workers. Workers of ours begin one after another while a
 machine imports PyTorch so many times; `beyond start` leaves that out: it is the time of each worker
-from its first trial to its last one's end, added, over trials * seconds.
+from its first trial to its last one's end, added, over trials * seconds. `when all train` is the
+same from when the last worker has begun, since the others compete with its imports until then.
 
 Results go to a file, a line an arm; an arm that is there already is left out when run again.
 
@@ -90,9 +91,16 @@ def ours(address: str, trials: int, seconds: float, workers: int, folder: Path) 
         first, last = spans.get(worker, (start, end))
         spans[worker] = (min(first, start), max(last, end))
     busy = sum(last - first for first, last in spans.values())
+    together = max(first for first, _ in spans.values())
+    later: dict[str, list[tuple[float, float]]] = {}
+    for worker, start, end in attempts:
+        if start >= together:
+            later.setdefault(worker, []).append((start, end))
+    steady = sum(max(own)[1] - min(own)[0] for own in later.values())
     return {
         **_summary(began, [(start, end) for _, start, end in attempts], trials, seconds, workers),
         "beyond start": round(busy / (trials * seconds), 3),
+        "when all train": round(steady / (seconds * sum(map(len, later.values()))), 3),
         "workers that trained": len(spans),
     }
 
