@@ -49,8 +49,15 @@ class RayCluster:
 
     def actors(self) -> list[psutil.Process]:
         """Return the processes of the actors that run workers."""
+        return self._of("TunerWorker")
+
+    def client_servers(self) -> list[psutil.Process]:
+        """Return the processes of the head that serve a `ray://` connection each."""
+        return self._of("specific-server")
+
+    def _of(self, command: str) -> list[psutil.Process]:
         ours = psutil.Process(self.process.pid).children(recursive=True)
-        return [one for one in ours if "TunerWorker" in " ".join(one.cmdline())]
+        return [one for one in ours if command in " ".join(one.cmdline())]
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -102,9 +103,15 @@ def test_an_interrupted_run_takes_its_workers_along(here: Team) -> None:
 def launched(
     executor: RayExecutor, key: str, workers: int, resources: WorkerTable, *arguments: str
 ) -> Launch:
+    handles = executor.launch(key, workers, resources, arguments)
+    return replace(forgotten(key), workers=workers, handles=handles)
+
+
+def forgotten(key: str) -> Launch:
+    """Return a launch of a worker that Ray does not know."""
     return Launch(
-        key=key, study_id=1, executor="ray", workers=workers, os_user="ann", host="here",
-        handles=executor.launch(key, workers, resources, arguments), created_at=1.0, ended_at=None,
+        key=key, study_id=1, executor="ray", workers=1, os_user="ann", host="here",
+        handles=(f"tuner-{key}-0",), created_at=1.0, ended_at=None,
     )  # fmt: skip
 
 
@@ -124,6 +131,30 @@ def test_code_goes_with_the_workers_over_a_client_connection(here: Team, engine:
     launches = here.rows("SELECT DISTINCT environment::json->>'launch' FROM tuner.tuner_attempts")
     listed = ask(here, "workers", "list", "small", "--ended")["workers"]
     assert launches == [(one["launch"],) for one in listed]
+
+
+def test_a_client_connection_whose_server_ends_at_its_start_is_made_again(
+    engine: RayCluster,
+) -> None:
+    """Ray's head starts a process for each `ray://` connection; on a busy machine it may fail."""
+    killed: list[int] = []
+    over = threading.Event()
+
+    def kill_the_first() -> None:
+        while not killed and not over.wait(0.005):
+            for one in engine.client_servers():
+                one.kill()
+                killed.append(one.pid)
+
+    killer = threading.Thread(target=kill_the_first)
+    killer.start()
+    try:
+        state = RayExecutor(RayTable(address=engine.client)).poll([forgotten("2" * 12)])
+    finally:
+        over.set()
+        killer.join()
+    assert len(killed) == 1
+    assert [one.phase for one in state["2" * 12]] == ["failed"]
 
 
 def test_states_and_logs_are_those_of_the_workers(
@@ -171,7 +202,7 @@ def test_states_and_logs_are_those_of_the_workers(
     assert "worker ended" in executor.logs(serving, handle)
 
     # Ray is away, and has forgotten a worker
-    gone = replace(serving, key="5" * 12, handles=(f"tuner-{'5' * 12}-0",))
+    gone = forgotten("5" * 12)
     assert [one.phase for one in states(gone)] == ["failed"]
     with pytest.raises(UnavailableError, match="Ray does not answer"):
         RayExecutor(RayTable(address="ray://127.0.0.1:1")).poll([gone])

@@ -22,7 +22,7 @@ from tuner.core.errors import UnavailableError, UsageError
 from tuner.executors import Phase, WorkerState, starting
 from tuner.ledger.launches import Launch
 
-CONNECT_SECONDS = 120.0
+CONNECT_SECONDS = 240.0
 """How long Ray may take to connect and to store the folder that goes with the workers."""
 REQUEST_SECONDS = 120.0
 VARIABLES = ("TUNER_", "MLFLOW_", "PG", "AWS_", "AZURE_", "GOOGLE_", "OMP_")

@@ -22,6 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+CONNECT_ATTEMPTS = 3
 ANSWER_SECONDS = 3.0
 """How long actors may take to answer; one that has not started, or is lost, does not."""
 STOP_SECONDS = 30.0
@@ -239,6 +240,17 @@ def logs(namespace: str, name: str) -> str | None:
     return None if found is None else str(found)
 
 
+def _connect(**arguments: Any) -> None:
+    """Connect, again if the process that the head starts for a `ray://` connection ends at once."""
+    import ray  # noqa: PLC0415
+
+    for _ in range(CONNECT_ATTEMPTS - 1):
+        with suppress(ConnectionAbortedError):
+            ray.init(**arguments)
+            return
+    ray.init(**arguments)
+
+
 def serve(address: str | None, namespace: str, working_dir: str | None) -> None:
     """Connect, and answer requests until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
@@ -251,10 +263,8 @@ def serve(address: str | None, namespace: str, working_dir: str | None) -> None:
         last = (str(error).strip() or type(error).__name__).splitlines()[-1]
         answer(error=last, away=isinstance(error, (ConnectionError, TimeoutError)))
 
-    import ray  # noqa: PLC0415
-
     try:
-        ray.init(
+        _connect(
             address=address or os.environ.get("RAY_ADDRESS", "auto"),
             namespace=namespace,
             runtime_env={} if working_dir is None else {"working_dir": working_dir},
