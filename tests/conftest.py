@@ -1,4 +1,8 @@
-"""What many tests start from: addresses in an empty folder, and a fresh ledger there."""
+"""What many tests start from: addresses in an empty folder, and a fresh ledger there.
+
+`processes` imports torch and MLflow, five seconds: not here, as the process that only hands tests
+to others reads this too.
+"""
 
 import os
 import shutil
@@ -27,7 +31,6 @@ import postgres as real
 import warm
 from hypothesis import settings
 from playwright.sync_api import Browser
-from processes import ended, prepare
 
 from tuner.core import failpoints, startup
 from tuner.ledger import Ledger, database
@@ -45,6 +48,8 @@ warm.keep_migrations()
 @pytest.fixture(autouse=True)
 def processes_end() -> Iterator[None]:
     """Leave no process of a test that failed to those that follow."""
+    from processes import ended
+
     with ended():
         yield
 
@@ -73,6 +78,8 @@ def ledger(places: Addresses, template: Path) -> Ledger:
 @pytest.fixture
 def tracked(places: Addresses, tmp_path: Path) -> Iterator[Ledger]:
     """A fresh ledger at `places`, beside an MLflow that has its tables."""
+    from processes import prepare
+
     prepare(tmp_path)
     made = Ledger(database.ledger_engine(places.ledger))
     yield made
@@ -168,6 +175,7 @@ def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
 @pytest.fixture(params=BOTH)
 def beside(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Addresses]:
     """Make a folder and fresh databases for it."""
+    from processes import prepare
 
     def on_sqlite(name: str) -> Addresses:
         return database.addresses({}, prepare(tmp_path / name))

@@ -97,3 +97,9 @@ def test_a_worker_imports_what_it_trains_and_draws_with(ledger, tmp_path):
     found = imported_by(tmp_path, worker)[worker]
     assert ledger.counts(study.id)["completed"] == 1
     assert not TO_PUBLISH_AND_MODEL & set(found)
+
+
+def test_retraining_imports_what_saves_models_only_to_save_one():
+    """`mlflow.pytorch` imports Lightning where that is installed: four seconds."""
+    look = "import sys, tuner.operations.retrain; assert 'mlflow.pytorch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", look], check=True)

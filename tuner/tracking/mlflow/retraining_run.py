@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import mlflow.pytorch
+import mlflow
 import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import (
