@@ -41,7 +41,7 @@ AREAS = {
         "-m",
         "not nightly",
         "-k",
-        "sqlite or comes_after or evaluation_counts",
+        "sqlite or comes_after or evaluation_counts or in_motion",
     ),
 }
 """What runs for the mutants of an area: files of tests, and options of pytest."""
@@ -62,7 +62,7 @@ MUTANTS = [
     Mutant("ledger", "tuple_(self.id, self.token).in_(list(by_token)),", ""),
     Mutant("ledger", "tuple_(self.id, self.token).in_(list(by_token)),\n                self.live,\n",
            "tuple_(self.id, self.token).in_(list(by_token)),\n"),
-    Mutant("ledger", "fresh = entry.chunk.after(before.steps)", "fresh = entry.chunk.after(0)"),
+    Mutant("ledger", "fresh = entry.chunk.after(before.steps, ", "fresh = entry.chunk.after(0, "),
     Mutant("ledger", "values(revision=studies.c.revision + 1)", "values(revision=studies.c.revision)"),
     Mutant("ledger", "if lost > getattr(allowed, ending):", "if lost >= getattr(allowed, ending):"),
     Mutant("ledger", "checkpoints.c.trial_id.in_(trial_ids) & committed",

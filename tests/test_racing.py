@@ -11,7 +11,7 @@ from helpers import submit as submit_small
 from training_here import submitted, train, train_all
 
 from tuner.analysis import deciding, racing
-from tuner.analysis.racing import Limits, Question, race
+from tuner.analysis.racing import Answer, Limits, Question, race
 from tuner.core import failpoints
 from tuner.core.failpoints import FailpointError
 from tuner.core.outcome import FAILED, Outcome
@@ -67,6 +67,15 @@ def test_what_a_race_says_is_true_in_95_of_100_studies(means, spreads, trainings
     ends = [simulated(rng, means, spreads, trainings) for _ in range(SIMULATED)]
     false = sum(not true for _, true in ends)
     assert false <= 0.05 * SIMULATED + 2 * np.sqrt(SIMULATED * 0.05 * 0.95) / 2
+
+
+@pytest.mark.parametrize(("margin", "good"), [(None, (3,)), (0.2, (3, 1)), (0.3, (3, 1, 0))])
+def test_what_no_other_one_beats_by_more_than_the_margin_is_good(margin, good):
+    question = Question(name="schedule", labels={one: str(one) for one in range(4)})
+    bounds = {3: 0.0, 1: 0.2, 0: 0.3, 2: 0.5}
+    answer = Answer(question=question, bounds=bounds, beaten=(), margin=margin, rounds=4)
+    assert answer.good == good
+    assert answer.take == 3
 
 
 def test_clear_differences_are_decided_within_the_budget_and_the_rest_is_not_spent():

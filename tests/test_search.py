@@ -87,7 +87,7 @@ def test_a_draw_that_was_not_committed_is_drawn_again(ledger):
 
 
 @pytest.mark.longer
-@pytest.mark.parametrize("sampler", ["random", "tpe", "qmc", "cmaes"])
+@pytest.mark.parametrize("sampler", ["random", "tpe", TPE["sampler"], "qmc", "cmaes"])
 @pytest.mark.parametrize("past", [[], PAST])
 def test_trials_drawn_together_are_those_drawn_and_committed_one_by_one(new_ledger, sampler, past):
     drawn, again = [], []
