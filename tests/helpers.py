@@ -177,7 +177,7 @@ def decided(ledger: Ledger, search: Search, held: Claim, step: int, value: float
 
 def history(ledger: Ledger, study: StudyRecord, outcomes: Sequence[Outcome]) -> None:
     """Run trials to their ends, as drawn by one search."""
-    search = Search(study, ledger)
+    search = Search(study, ledger, ("tests.",))
     for outcome in outcomes:
         held, _ = drawn(ledger, study, search)
         ledger.finish(held.lease, outcome)

@@ -153,8 +153,8 @@ class Study:
         or its name as in a file. One that lives in a script or a notebook is written with what it
         uses into a module in the folder `studies` when the study is submitted, so that workers
         have it too. In `space`, a value is a fixed value, a list of choices, or a range
-        (`tuner.log`, `tuner.floats`, `tuner.ints`). Without a function, `ask` returns the trials,
-        and you train them.
+        (`tuner.log`, `tuner.floats`, `tuner.ints`). `search["sampler"]` may be a class of Optuna's
+        kind. Without a function, `ask` returns the trials, and you train them.
 
         Raise `StudyFileError` with every mistake, and `WorkloadError` if a function uses what no
         worker could get.
@@ -198,7 +198,7 @@ class Study:
             "workload": named,
             "training": of_trial,
             "space": building.space_table(space or {}, own_loop=factory is None),
-            "search": search,
+            "search": self._searched(search),
             "guard": guard,
             "probe": probe,
             "budget": of_budget.get("budget"),
@@ -245,8 +245,16 @@ class Study:
         if capture.must_be_captured(function):
             self._captured = capture.capture(function, self.name)
             return self._captured.name
-        self._allowed = (f"{function.__module__}.",)
+        self._allowed += (f"{function.__module__}.",)
         return f"{function.__module__}:{function.__name__}"
+
+    def _searched(self, search: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+        """Return the table `search`, with the name of a sampler that is a class or a function."""
+        sampler = (search or {}).get("sampler")
+        if search is None or not callable(sampler):
+            return search
+        self._allowed += (f"{sampler.__module__}.",)
+        return {**search, "sampler": f"{sampler.__module__}:{sampler.__name__}"}
 
     @property
     def spec(self) -> StudySpec:
@@ -453,7 +461,9 @@ class Study:
                 study = ask.submitted(self._ledger(), self._spec)
             else:
                 study = self._read()[1]
-            self._asker = ask.Asker(self._ledger(), self._places(), study)
+            self._asker = ask.Asker(
+                self._ledger(), self._places(), study, prefixes=self._prefixes(None)
+            )
             self._close_asker = weakref.finalize(self, self._asker.close)
         return self._asker
 

@@ -10,7 +10,7 @@ from pydantic import (
     Field,
 )
 
-from tuner.config.values import LIST, ParameterValue, Table, as_choice
+from tuner.config.values import LIST, Arguments, FunctionName, ParameterValue, Table, as_choice
 
 
 class TPE(Table):
@@ -116,6 +116,25 @@ class Listed(Table):
     def round(self, number: int) -> int:
         """Return the round of a trial."""
         return number // len(self.params)
+
+
+class Custom(Table):
+    """A sampler of the user's own: a class derived from Optuna's, or a function that returns one.
+
+    It is named as "module:Class" and made anew for each draw, from `arguments` and, if it takes
+    one, a `seed`.
+    """
+
+    name: Literal["custom"]
+    sampler: Annotated[FunctionName, Field(description='a class named as "module:Class"')]
+    arguments: Arguments = Field(default_factory=dict)
+
+
+def _as_sampler(value: object) -> object:
+    """Return the table for a bare name, or for a sampler's class."""
+    if isinstance(value, str) and ":" in value:
+        return {"name": "custom", "sampler": value}
+    return as_choice(value)
 
 
 class Halving(Table):
@@ -330,7 +349,7 @@ Judge: TypeAlias = Annotated[
 ]
 
 AnySampler: TypeAlias = Annotated[
-    Auto | TPE | Random | Grid | GP | OptunaGP | QMC | CMAES | NSGA2 | Listed,
+    Auto | TPE | Random | Grid | GP | OptunaGP | QMC | CMAES | NSGA2 | Listed | Custom,
     Field(discriminator="name"),
 ]
 AnyPruner: TypeAlias = Annotated[
@@ -344,7 +363,8 @@ PrunerName: TypeAlias = Literal[
     "asha", "median", "none", "percentile", "hyperband", "patient", "halving", "one_rung"
 ]
 Sampler: TypeAlias = Annotated[
-    AnySampler, BeforeValidator(as_choice, json_schema_input_type=SamplerName | AnySampler)
+    AnySampler,
+    BeforeValidator(_as_sampler, json_schema_input_type=SamplerName | FunctionName | AnySampler),
 ]
 Pruner: TypeAlias = Annotated[
     AnyPruner, BeforeValidator(as_choice, json_schema_input_type=PrunerName | AnyPruner)

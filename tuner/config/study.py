@@ -17,8 +17,6 @@ import shlex
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
-    AfterValidator,
-    BeforeValidator,
     Field,
     field_validator,
     model_validator,
@@ -43,24 +41,21 @@ from tuner.config.search import (
     SingleRung,
 )
 from tuner.config.space import Space
-from tuner.config.values import ParameterValue, Table, mistake, mistakes
+from tuner.config.values import (
+    Arguments,
+    FunctionName,
+    ParameterValue,
+    Readable,
+    Table,
+    mistake,
+    mistakes,
+)
 from tuner.core.text import (
     DEFAULT_PROJECT,
     NAME_LIMIT,
     PROJECT_PATTERN,
     in_project,
-    is_readable,
 )
-
-
-def _readable(text: str) -> str:
-    if not is_readable(text):
-        raise mistake("text without control characters")
-    return text
-
-
-Readable: TypeAlias = Annotated[str, AfterValidator(_readable)]
-
 
 SECONDS = "seconds"
 """In constraints, the time of a trial's attempts, unless it reports a metric of this name."""
@@ -173,23 +168,6 @@ class StudyTable(Table):
         return tuple(map(Limit, self.constraints))
 
 
-def _as_argument(value: object) -> object:
-    """Check an argument once, where a union would report a mistake for each of its members."""
-    for item in value if isinstance(value, list | tuple) else (value,):
-        if not isinstance(item, bool | int | float | str):
-            raise mistake("a number, a boolean, a string or a list of them")
-        if isinstance(item, float) and not math.isfinite(item):
-            raise mistake("finite numbers")
-        if isinstance(item, str):
-            _readable(item)
-    return tuple(value) if isinstance(value, list) else value
-
-
-Argument: TypeAlias = Annotated[
-    ParameterValue | tuple[ParameterValue, ...], BeforeValidator(_as_argument)
-]
-
-
 PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([A-Za-z_][\w.]*)\}")
 """A placeholder in a word of a command, or a doubled brace, which means a brace."""
 PROGRAM_VALUES = (
@@ -197,9 +175,6 @@ PROGRAM_VALUES = (
     "rates", "folder", "checkpoint_dir",
 )  # fmt: skip
 """Names of placeholders beside the parameters of the trial."""
-
-FunctionName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
-
 
 ASK_AND_TELL = "ask and tell"
 """In place of a function's name, if the caller trains."""
@@ -234,7 +209,7 @@ class WorkloadTable(Table):
     ] = None
     # omitted if false, so that earlier digests stay valid
     ask_and_tell: Annotated[bool, Field(exclude_if=lambda asks: not asks)] = False
-    arguments: dict[str, Argument] = Field(default_factory=dict)
+    arguments: Arguments = Field(default_factory=dict)
     # the next six are omitted from what is stored, so that earlier digests stay valid
     command: Annotated[
         tuple[Annotated[Readable, Field(min_length=1)], ...] | None,
@@ -270,14 +245,6 @@ class WorkloadTable(Table):
                 found[name,] = mistake(expected, repr(text))
         mistakes("WorkloadTable", found)
         return patterns
-
-    @field_validator("arguments")
-    @classmethod
-    def _names_are_names(cls, arguments: dict[str, Argument]) -> dict[str, Argument]:
-        wrong = [name for name in arguments if not name.isidentifier()]
-        error = mistake("the name of an argument of the function", "this name")
-        mistakes("WorkloadTable", {(name,): error for name in wrong})
-        return arguments
 
     @model_validator(mode="after")
     def _is_one_of_two(self) -> WorkloadTable:

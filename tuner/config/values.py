@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
@@ -21,6 +22,8 @@ from pydantic import (
 )
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
+
+from tuner.core.text import is_readable
 
 ParameterValue: TypeAlias = float | int | bool | str
 """A parameter of one trial in the ledger, in Optuna and in MLflow."""
@@ -250,3 +253,42 @@ def as_choices(value: object) -> object:
     if isinstance(value, list | tuple):
         return tuple(as_choice(item) for item in value)
     return (as_choice(value),)
+
+
+def _readable(text: str) -> str:
+    if not is_readable(text):
+        raise mistake("text without control characters")
+    return text
+
+
+Readable: TypeAlias = Annotated[str, AfterValidator(_readable)]
+
+
+def _as_argument(value: object) -> object:
+    """Check an argument once, where a union would report a mistake for each of its members."""
+    for item in value if isinstance(value, list | tuple) else (value,):
+        if not isinstance(item, bool | int | float | str):
+            raise mistake("a number, a boolean, a string or a list of them")
+        if isinstance(item, float) and not math.isfinite(item):
+            raise mistake("finite numbers")
+        if isinstance(item, str):
+            _readable(item)
+    return tuple(value) if isinstance(value, list) else value
+
+
+Argument: TypeAlias = Annotated[
+    ParameterValue | tuple[ParameterValue, ...], BeforeValidator(_as_argument)
+]
+
+
+def _names_are_names(arguments: dict[str, Any]) -> dict[str, Any]:
+    wrong = [name for name in arguments if not name.isidentifier()]
+    error = mistake("the name of an argument of the function", "this name")
+    mistakes("Arguments", {(name,): error for name in wrong})
+    return arguments
+
+
+Arguments: TypeAlias = Annotated[dict[str, Argument], AfterValidator(_names_are_names)]
+
+
+FunctionName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]

@@ -69,7 +69,8 @@ def refuse_other_workload(
     Files are compared if they are known of the study; the message names those that differ.
     """
     files = _differing_files(submitted.get("files"), here.get("files"))
-    changed = [what for what in ("code", "data") if here.get(what) != submitted.get(what)]
+    parts = ("code", "data", "sampler")
+    changed = [what for what in parts if here.get(what) != submitted.get(what)]
     if files and "code" not in changed:
         changed = ["code", *changed]
     if not changed:

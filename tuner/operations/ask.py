@@ -10,7 +10,7 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -75,13 +75,19 @@ class Asker:
     """The trials of one study that this process has asked for. Thread-safe."""
 
     def __init__(
-        self, ledger: Ledger, places: Addresses, study: StudyRecord, *, recorder: bool = True
+        self,
+        ledger: Ledger,
+        places: Addresses,
+        study: StudyRecord,
+        *,
+        prefixes: Sequence[str] = (),
+        recorder: bool = True,
     ) -> None:
-        """Raise `UsageError` if workers train the study."""
+        """Raise `UsageError` if workers train the study, or its own sampler is not allowed."""
         _refuse_other(study.spec)
         self.ledger = ledger
         self.study = study
-        self._search = Search(study, ledger)
+        self._search = Search(study, ledger, prefixes)
         self._rules = Rules(ledger, self._search)
         self._settled = study.settled or ledger.settle(study.id, SETTLED)
         self._renewer = LeaseRenewer(ledger, places.checkpoints)

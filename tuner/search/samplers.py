@@ -31,6 +31,7 @@ from tuner.config import (
     QMC,
     TPE,
     Auto,
+    Custom,
     Grid,
     Listed,
     OptunaGP,
@@ -41,6 +42,7 @@ from tuner.config import (
 )
 from tuner.config.grid import Grid as CellsOf
 from tuner.config.search import AnySampler
+from tuner.search.custom import Maker
 from tuner.search.encoding import Encoding, Rows, encoding_of
 from tuner.search.own import GPSampler, SobolSampler
 from tuner.search.space import FixedSampler, all_distributions, completed, shared_distributions
@@ -83,6 +85,7 @@ def sampler_for(  # noqa: PLR0911, PLR0912 - one for each sampler
     added_before: int = 0,
     is_added: bool = False,
     learned: Sequence[Source] = (),
+    custom: Maker | None = None,
 ) -> BaseSampler:
     """Return the sampler that draws trial `number`, seeded by the study's seed and the number.
 
@@ -90,8 +93,9 @@ def sampler_for(  # noqa: PLR0911, PLR0912 - one for each sampler
     and as many as `added_before` with lower numbers: they are no trials of `first`, of a list or of
     a sequence. A grid skips the combinations of imported trials. cmaes starts at the best of the
     `sources`, the imported trials with values. gp also uses what earlier studies predict,
-    `learned`. Without `observations`, tpe is Optuna's own sampler; with them it draws the same,
-    faster. Each `attempt` at parameters that satisfy the constraints has its own seed.
+    `learned`. A sampler of the user's own is made by `custom`. Without `observations`, tpe is
+    Optuna's own sampler; with them it draws the same, faster. Each `attempt` at parameters that
+    satisfy the constraints has its own seed.
     """
     again = [attempt] if attempt else []
     sequence = np.random.SeedSequence([spec.study.seed, number, *again])
@@ -154,6 +158,9 @@ def sampler_for(  # noqa: PLR0911, PLR0912 - one for each sampler
                 return NSGAIISampler(seed=seed, population_size=sampler.population)
             case CMAES():
                 return RangeCmaEsSampler(spec.space, sampler, sources, seed=seed)
+            case Custom():
+                assert custom is not None
+                return custom(seed)
             case Auto():
                 raise AssertionError("sampler_of returns the chosen sampler")
 

@@ -13,10 +13,11 @@ import optuna
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, Trial
 
-from tuner.config import CMAES, TPE, Auto, ParameterValue, Space
+from tuner.config import CMAES, TPE, Auto, Custom, ParameterValue, Space
 from tuner.ledger import Reader, StudyRecord
 from tuner.ledger.ranges import ActiveRange, history
 from tuner.ledger.records import ADDED, FIXED
+from tuner.search import custom
 from tuner.search.active_range import extend, trials_in_range, with_range
 from tuner.search.mirror import Mirror, TrialsByNumber
 from tuner.search.pruners import (
@@ -69,7 +70,8 @@ class Search:
     earlier draws of the same call. So neither a restart nor a second worker repeats a draw.
     """
 
-    def __init__(self, study: StudyRecord, ledger: Reader) -> None:
+    def __init__(self, study: StudyRecord, ledger: Reader, prefixes: Sequence[str] = ()) -> None:
+        """Load a sampler of the user's own. Raise `WorkloadError` if it is not allowed."""
         self._id = study.id
         self._study = study
         self._ledger = ledger
@@ -79,6 +81,7 @@ class Search:
         sampler = study.spec.search.sampler
         by_columns = isinstance(sampler, TPE | Auto) and not study.spec.study.objectives
         self._observations = Observations(study.spec) if by_columns else None
+        self._custom = custom.load(study.spec, prefixes)
         self._sources: tuple[Space, list[Source]] | None = None
         self._drawing = 0  # number of the trial being drawn
         self._pruner = pruner_for(study.spec, study.rungs)
@@ -196,8 +199,12 @@ class Search:
             added_before=added_before,
             is_added=is_added,
             learned=self._learned(spec.space),
+            custom=self._custom,
         )
         study = self._optuna_study(self._storage, sampler)
+        if isinstance(spec.search.sampler, Custom):
+            with custom.raised_by(spec.search.sampler.sampler):
+                return spec.space, suggest(Trial(study, number), spec.space)
         return spec.space, suggest(Trial(study, number), spec.space)
 
     def extension(self) -> tuple[int, ActiveRange] | None:

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from tuner.core.errors import WorkloadError
 
-Kind: TypeAlias = Literal["workload", "train_function"]
+Kind: TypeAlias = Literal["workload", "train_function", "sampler"]
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -96,7 +96,8 @@ def function_of(name: str, module: ModuleType, kind: Kind) -> Callable[..., obje
             f"of {home}; name it where it is defined, or write a function in {module.__name__} "
             "that calls it (a decorator needs functools.wraps)"
         )
-    if not callable(function) or not inspect.isfunction(inner):
+    is_code = inspect.isfunction(inner) or (kind == "sampler" and inspect.isclass(inner))
+    if not callable(function) or inner is None or not is_code:
         what = "no such name" if function is None else f"a {type(function).__name__}"
         raise WorkloadError(
             f"workload {name}: expected a function {function_name} in {module.__file__}, got {what}"
@@ -121,11 +122,7 @@ def _refuse_unregistered(
         )
     raise WorkloadError(
         f"workload {name}: expected a function that says that it is for studies; "
-        + (
-            f"annotate it as `def {short}(...) -> Workload`, or decorate it with @tuner.workload"
-            if kind == "workload"
-            else f"write it as `def {short}(trial, ...)`, or decorate it with @tuner.train_function"
-        )
+        + _HOW[kind].format(name=short)
     )
 
 
@@ -138,12 +135,28 @@ def _takes_trial(function: Callable[..., object]) -> bool:
     return first is not None and (first.name == "trial" or _names(first.annotation, "Trial"))
 
 
-_CONTRACTS = {"workload": _returns_workload, "train_function": _takes_trial}
+def _is_sampler(maker: Callable[..., object]) -> bool:
+    made = maker if inspect.isclass(maker) else inspect.signature(maker).return_annotation
+    return _names(made, "BaseSampler", "optuna.")
 
 
-def _names(annotation: Any, name: str) -> bool:
-    """Return whether an annotation, or its text, is this class of ours or a subclass of it."""
+_CONTRACTS = {
+    "workload": _returns_workload,
+    "train_function": _takes_trial,
+    "sampler": _is_sampler,
+}
+_HOW = {
+    "workload": "annotate it as `def {name}(...) -> Workload`, or decorate it with @tuner.workload",
+    "train_function": "write it as `def {name}(trial, ...)`, or decorate it with "
+    "@tuner.train_function",
+    "sampler": "derive the class from Optuna's BaseSampler, or annotate a function as "
+    "`def {name}(...) -> BaseSampler`",
+}
+
+
+def _names(annotation: Any, name: str, package: str = OWN) -> bool:
+    """Return whether an annotation, or its text, is this class of a package or one derived."""
     if isinstance(annotation, str):
         return annotation.strip("\"' ").rpartition(".")[2] == name
     bases = inspect.getmro(annotation) if inspect.isclass(annotation) else ()
-    return any(base.__name__ == name and base.__module__.startswith(OWN) for base in bases)
+    return any(base.__name__ == name and base.__module__.startswith(package) for base in bases)

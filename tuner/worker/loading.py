@@ -10,6 +10,7 @@ from tuner.config import Space, StudySpec
 from tuner.config.study import WorkloadTable
 from tuner.ledger import StudyRecord
 from tuner.ledger.versions import refuse_other_workload
+from tuner.search import custom
 from tuner.training import code_files, trainer_choice
 from tuner.training.trainer_choice import Trained
 from tuner.training.workloads import Workload
@@ -27,10 +28,11 @@ class PreparedWorkload:
 
 
 def prepare_workload(spec: StudySpec, prefixes: Sequence[str]) -> PreparedWorkload:
-    """Build the workload of a study. Raise `WorkloadError`."""
+    """Build the workload of a study, and load a sampler of its own. Raise `WorkloadError`."""
     trainer_choice.refuse_asked(spec)
     code_files.digests(spec.workload, prefixes)  # as of before the import
     workload = trainer_choice.load(spec, prefixes)
+    custom.load(spec, prefixes)
     return PreparedWorkload(
         table=spec.workload,
         space=spec.space,
@@ -54,10 +56,13 @@ def load_workload(
     if prepared is None or known != (table, study.spec.space, tuple(prefixes)):
         code = trainer_choice.code_digest(table, prefixes)
         files = code_files.digests(table, prefixes)
-        here = {**study.workload, "code": code, "files": files}
+        own = custom.code_digest(study.spec, prefixes)
+        here = {**study.workload, "code": code, "files": files, **own}
         refuse_other_workload(study.name, table.function, study.workload, here)
         prepared = prepare_workload(study.spec, prefixes)
-    refuse_other_workload(study.name, table.function, study.workload, prepared.description)
+    own = custom.code_digest(study.spec, prefixes)
+    here = {**prepared.description, "sampler": None, **own}
+    refuse_other_workload(study.name, table.function, study.workload, here)
     return prepared.workload
 
 
@@ -68,6 +73,7 @@ def _description(spec: StudySpec, workload: Trained, prefixes: Sequence[str]) ->
         "files": code_files.digests(spec.workload, prefixes),
         "data": workload.data_digest,
         "data_name": workload.data_name,
+        **custom.code_digest(spec, prefixes),
         "baseline_loss": None,
         "training_rows": None if isinstance(workload, Workload) else workload.training_rows,
         "validation_rows": None,

@@ -84,7 +84,7 @@ class StudyWorker:
             self._environment["device_name"] = name_of(study.spec.training.device)
             self._trained, self._spec = trained, study.spec
             self._build(trainer_choice.settled(settled))
-        self._search = Search(study, ledger)
+            self._search = Search(study, ledger, prefixes)
         self._rules = Rules(ledger, self._search)
         self._commits = Commits(ledger, study.name, stop)
         self._context = AttemptContext(
