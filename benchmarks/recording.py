@@ -23,6 +23,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -42,6 +43,7 @@ from tuner.training.reference import BatchOrder, ReferenceTrainer
 from tuner.training.trainer import Status, Task, seed_of
 from tuner.worker import work
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # the studies
 STUDY = """
 [study]
 name = "recording {index}"

@@ -50,7 +50,7 @@ from tuner.training.device import use_threads
 from tuner.worker import work
 
 HERE = Path(__file__).resolve().parent
-sys.path.append(str(HERE.parent / "tests"))
+sys.path += [str(HERE.parent / "tests"), str(HERE.parent)]  # the latter has the studies
 from postgres import cluster  # noqa: E402
 
 STUDY = """

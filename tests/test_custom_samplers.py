@@ -11,6 +11,7 @@ from sqlalchemy import update
 from training_here import PREFIXES, line_spec, submitted, train, train_all
 
 import tuner
+from tests.test_documented_snippets import ROOT, blocks
 from tuner.config import StudySpec, building, reading
 from tuner.core.errors import StudyFileError, WorkloadCodeError, WorkloadError
 from tuner.ledger import Ledger, StudyRecord
@@ -205,3 +206,17 @@ def test_a_program_that_asks_for_trials_may_bring_one(tmp_path, monkeypatch) -> 
     assert trial.params["x"] == pytest.approx(1e-2)
     study.tell(trial, 1.0)
     study.close()
+
+
+def test_the_documented_samplers_are_named_by_a_study(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (block,) = blocks(ROOT / "docs" / "search.md", "python")
+    Path(tmp_path, "samplers.py").write_text(block)
+    monkeypatch.chdir(tmp_path)
+    spec = line_spec(space=SPACE, search={"sampler": "samplers:Joint"})
+    prefixes = (*PREFIXES, "samplers.")
+    study, _ = submit.submit(ledger, spec, submit.prepare(spec, prefixes).description)
+    search = Search(study, ledger, prefixes)
+    first, second = (search.draw(claim(ledger, study).trial.number).params for _ in range(2))
+    assert first != second

@@ -35,6 +35,7 @@ RUN_BY = {
     "cohorts.md": "here",
     "space.md": "here",
     "scaling.md": "here",
+    "search.md": "test_custom_samplers",
     "clusters.md": "test_executors",
     "programs.md": "test_programs, test_ranks",
     "loaders.md": "test_loaders",
