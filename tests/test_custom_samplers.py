@@ -51,6 +51,7 @@ def test_it_gets_its_arguments(ledger: Ledger) -> None:
     assert drawn_rates(ledger, study_with(ledger, table), 2) == pytest.approx([1e-2, 1.0])
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("sampler", ["Seeded", "WithState"])
 def test_each_draw_has_its_own_seed_and_is_repeated_by_whoever_draws_it(
     ledger: Ledger, sampler: str
@@ -84,6 +85,7 @@ def test_what_a_person_fixed_or_asked_for_first_is_not_drawn(ledger: Ledger) -> 
     assert drawn_rates(ledger, study, 2) == pytest.approx([0.5, 0.5**0.5])
 
 
+@pytest.mark.longer
 def test_a_study_with_it_is_trained(ledger: Ledger, places) -> None:
     study = study_with(ledger, "tests.own_samplers:WithState", trials=5)
     train(ledger, places, study)
@@ -128,6 +130,7 @@ def test_what_it_raises_when_it_is_made_is_said(ledger: Ledger) -> None:
         study_with(ledger, table)
 
 
+@pytest.mark.longer
 def test_where_it_raises_its_study_waits_and_others_go_on(ledger: Ledger, places) -> None:
     study = study_with(ledger, "tests.own_samplers:Raising", trials=3)
     other = submitted(ledger, study={"name": "other"})
@@ -193,6 +196,7 @@ def test_a_study_in_a_file_may_write_its_name_alone() -> None:
     assert StudySpec.model_validate_json(spec.model_dump_json()) == spec
 
 
+@pytest.mark.slow
 def test_a_program_that_asks_for_trials_may_bring_one(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     study = tuner.Study(

@@ -35,6 +35,7 @@ from tuner.analysis import ranking
 from tuner.core import curves
 from tuner.core.errors import UsageError, WorkloadError
 from tuner.core.outcome import CANCELLED, FAILED, Outcome
+from tuner.core.redaction import redacted
 from tuner.ledger import OPEN, STOPPED
 from tuner.operations import best, status
 from tuner.operations import submit as submission
@@ -124,11 +125,12 @@ def test_any_other_change_is_refused(ledger, change, space):
 def test_a_study_is_of_the_same_workload(ledger, what, change):
     """Neither it nor its budget nor its versions are of other code or data."""
     study = first(ledger)
-    said = rf"the {what} of studies.digits:digits is not .*digest {WORKLOAD[what]}, here other"
+    said = rf"the {what} of studies.digits:digits is not .*{what}: {WORKLOAD[what]}, here other"
     for submits in (submission.submit, lambda *of: ledger.submit(of[1], limit=9, workload=of[2])):
-        with pytest.raises(WorkloadError, match=said):
+        with pytest.raises(WorkloadError, match=said) as refused:
             submits(ledger, spec(**change), {**WORKLOAD, what: "other"})
-    with pytest.raises(WorkloadError, match=r"the code and the data of .* are not .*; data digest"):
+        assert redacted(str(refused.value)) == str(refused.value), "it is printed as it is"
+    with pytest.raises(WorkloadError, match=r"the code and the data of .* are not .*; data: "):
         submission.submit(ledger, spec(**change), {"code": "other", "data": "other"})
     assert ledger.studies() == [study]
 

@@ -75,7 +75,8 @@ def refuse_other_workload(
         changed = ["code", *changed]
     if not changed:
         return
-    digests = [f"{what} digest {submitted.get(what)}, here {here.get(what)}" for what in changed]
+    # "digest" and a word would be taken for a header with a secret where this is printed
+    digests = [f"{what}: {submitted.get(what)}, here {here.get(what)}" for what in changed]
     if files:
         digests[0] = files
     raise WorkloadError(

@@ -164,9 +164,9 @@ def build(stored: StoredVersion, prefixes: Sequence[str]) -> Rebuilt:
     code = workloads.code_digest(made.factory, prefixes)  # before the factory is called
     if code != made.code:
         raise UsageError(
-            f"{_name(stored.version)} was trained by other code: expected {made.factory} with the "
-            f"digest {made.code}, got {code}; restore that code, or train a new champion with "
-            "`tuner retrain`"
+            f"{_name(stored.version)} was trained by other code: expected {made.factory} with "
+            f"{made.code} as its digest, got {code}; restore that code, or train a new champion "
+            "with `tuner retrain`"
         )
     workload = workloads.load(made.factory, made.arguments, prefixes, on_bad=made.on_bad)
     return build_with(stored, workload, made.factory)
