@@ -258,15 +258,21 @@ def test_drift_is_in_the_ledger_and_on_the_parent_run(pipeline: Pipeline) -> Non
     assert all(f"<td>{one.run_key}</td><td>{one.outcome}</td>" in page for one in steps)
 
 
-def test_auto_retunes_where_the_refit_falls_short(pipeline: Pipeline) -> None:
+@pytest.mark.parametrize(
+    ("sampler", "sources"), [("random", ()), ("gp", ("wide", "wide retune *"))]
+)
+def test_auto_retunes_where_the_refit_falls_short(
+    pipeline: Pipeline, sampler: str, sources: tuple[str, ...]
+) -> None:
     """A refit at the best rate of the old data, and a study around it; then the gate as ever."""
-    pipeline.change(*AUTO, "retrain.shortfall=1e9")
+    pipeline.change(*AUTO, f"search.sampler={sampler}", "retrain.shortfall=1e9")
     assert retrained_wide(pipeline, "0")["outcome"] == "promoted"
     assert "wide retune 0" not in {one.name for one in pipeline.ledger.studies()}
-    pipeline.change(*AUTO, "retrain.shortfall=0")
+    pipeline.change(*AUTO, f"search.sampler={sampler}", "retrain.shortfall=0")
     found = retrained_wide(pipeline, "5")
     assert found["outcome"] == "promoted"
     study = pipeline.ledger.study("wide retune 5")
+    assert study.spec.search.learn_from == sources, "where the sampler can, it learns from before"
     trials = pipeline.ledger.trials(study.id)
     assert [one.state for one in trials] == ["completed"] * 3
     best = pipeline.ledger.best(pipeline.ledger.study("wide"))

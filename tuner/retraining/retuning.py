@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from tuner.analysis import ranking
-from tuner.config import ParameterValue, Range, StudySpec
+from tuner.config import GP, Auto, ParameterValue, Range, StudySpec
 from tuner.core.outcome import COMPLETED
 from tuner.ledger import Ledger, StudyRecord
 
@@ -22,6 +22,7 @@ def spec_of(
 ) -> StudySpec:
     """Return the study that searches around the first `known` combination, on `spec`'s data.
 
+    The sampler learns from the trials of the study and of its earlier retunes, where it can.
     `suggested` are rates that a probe of the new data found stable and quick, if there was one.
     """
     tables = spec.model_dump(mode="json")
@@ -30,6 +31,9 @@ def spec_of(
         low, high = _around(float(known[0]["lr"]), spec, suggested)
         tables["space"]["lr"] |= {"low": low, "high": high}
     tables["search"] |= {"first": []}
+    if isinstance(spec.search.sampler, Auto | GP):  # which weighs what it learns by how true it is
+        known_studies = [*spec.search.learn_from, spec.study.name, f"{spec.study.name} retune *"]
+        tables["search"] |= {"learn_from": known_studies}
     tables["notify"] = {}  # the retraining notifies
     tables["budget"] = {"trials": spec.retrain.trials, "weight": spec.budget.weight}
     if spec.retrain.limits.retune_minutes is not None:

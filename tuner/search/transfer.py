@@ -101,7 +101,7 @@ def earlier(
     """Return the newest `MOST` usable sources whose names match a pattern, in order of names."""
     named: dict[str, list[StudyRecord]] = {}
     for one in ledger.studies():
-        matches = any(fnmatchcase(one.name, pattern) for pattern in patterns)
+        matches = one.name in patterns or any(fnmatchcase(one.name, it) for it in patterns)
         matches = matches and not one.spec.study.objectives  # which is better is not known
         if matches and one.name != study.name and one.created_at <= study.created_at:
             named.setdefault(one.name, []).append(one)
