@@ -385,7 +385,7 @@ def test_a_sampler_is_named_alone_or_with_its_options(sampler):
 MISTAKES = """
 search.sampler=cma
     [search] sampler: expected one of auto, tpe, random, grid, gp, optuna_gp, qmc, cmaes,
-    nsga2, listed, got "cma"; did you mean cmaes?
+    nsga2, listed, custom, got "cma"; did you mean cmaes?
 
 search.sampler={name='gp', startup_trials=0}
     [search.sampler] startup_trials: expected a number of at least 1, got 0
@@ -447,4 +447,4 @@ def test_every_sampler_and_pruner_is_documented_with_its_options():
                 assert row[1].strip("`") in {default, default.removesuffix(".0")}
     for name in get_args(SamplerName):
         assert "Divergence: " in found[name]
-    assert set(found) == {*get_args(SamplerName), *get_args(PrunerName)}
+    assert set(found) == {*get_args(SamplerName), "custom", *get_args(PrunerName)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tomllib
 from itertools import pairwise
 from pathlib import Path
@@ -377,7 +378,7 @@ search.sampler=3
 
 search.sampler=tpee
     [search] sampler: expected one of auto, tpe, random, grid, gp, optuna_gp, qmc, cmaes,
-    nsga2, listed, got "tpee"; did you mean tpe?
+    nsga2, listed, custom, got "tpee"; did you mean tpe?
 
 search.pruner.min_steps=0
     [search.pruner] min_steps: expected a number of at least 1, got 0
@@ -828,7 +829,7 @@ def accepts(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:
         "minLength": lambda low: len(value) >= low,
         "maxLength": lambda high: len(value) <= high,
         "minItems": lambda low: len(value) >= low,
-        "pattern": lambda _: isinstance(value, str),
+        "pattern": lambda text: isinstance(value, str) and re.search(text, value) is not None,
         "items": lambda part: all(accepts(part, item, root) for item in value),
         "required": lambda keys: set(keys) <= set(value),
         "properties": lambda parts: all(

@@ -448,6 +448,8 @@ def team(
     yield found[0], ledgers[0], ledgers[1]
     for one in ledgers:
         one.engine.dispose()
+    # with the connections that Optuna and MLflow keep: hundreds of rounds share a server
+    cluster.execute(f'DROP DATABASE "{url.rpartition("/")[2]}" WITH (FORCE)')
 
 
 def _assert_all_goes_on(ledger: Ledger, places: Addresses, *, worker: Ledger, drawn: bool) -> None:
