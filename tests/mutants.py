@@ -25,7 +25,13 @@ COPIED = ("tuner", "tests", "studies", "benchmarks", "docs", "pyproject.toml", "
 QUICK = ("-m", "not slow and not nightly")
 AREAS = {
     "ledger": ("test_ledger.py", *QUICK),
-    "search": ("test_search.py", "test_pruners.py", "test_versions.py", *QUICK),
+    "search": (
+        "test_search.py",
+        "test_custom_samplers.py",
+        "test_pruners.py",
+        "test_versions.py",
+        *QUICK,
+    ),
     "samplers": ("test_samplers.py", *QUICK),
     "guard": ("test_guard.py", *QUICK),
     "schedules": ("test_schedules.py", *QUICK),
