@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import warm
-from helpers import completed, rows, spec
+from helpers import completed, rows, spec, unchecked
 from processes import environment, optuna_left, prepare, until
 from sqlalchemy import Engine, event
 from test_bulk import ADAMW, SPACE, WORKLOAD, take
@@ -21,7 +21,7 @@ from test_bulk import ADAMW, SPACE, WORKLOAD, take
 from tuner.core.errors import NotFoundError, UnavailableError
 from tuner.core.processes import RecorderProcess
 from tuner.ledger import Ledger, StudyRecord, decoding
-from tuner.ledger.database import Addresses
+from tuner.ledger.database import Addresses, tracking_client
 from tuner.ledger.publications import Publications
 from tuner.ledger.tables import published_studies
 from tuner.operations import doctor
@@ -137,7 +137,7 @@ def test_a_pass_that_changes_nothing_is_not_repeated_for_ever(ledger, places, mo
     assert caplog.text.count("publishing it changes nothing") == 1
 
 
-@pytest.mark.parametrize("external_id", ["x", "-1", "9" * 30])
+@pytest.mark.parametrize("external_id", ["x", "-1", "9" * 30, "9" * 5000])
 def test_a_trial_with_an_impossible_id_is_left_out(
     ledger, places, caplog, monkeypatch, external_id
 ):
@@ -148,13 +148,35 @@ def test_a_trial_with_an_impossible_id_is_left_out(
         pass
     statement = f"""UPDATE tuner_published_trials SET final = FALSE, external_id = '{external_id}'
         WHERE target = 'optuna' AND trial_id = {ledger.trials(study.id)[0].id}"""
-    with ledger.engine.begin() as tx:
+    with ledger.engine.begin() as tx, unchecked(tx.exec_driver_sql):
         tx.exec_driver_sql(statement)
     train(ledger, study, 1)
     with recording(ledger.engine, places):
         pass
     assert caplog.messages.count("the publication of trial 0 cannot be read; it is left out") == 1
     assert all_in_optuna(places, 3)()
+
+
+def test_a_number_of_thousands_of_digits_in_a_tag_stops_nobody(ledger, places):
+    """Whoever has an account of MLflow may write it; Python raises where it is converted."""
+    study = begin(ledger)
+    train(ledger, study, 2)
+    with recording(ledger.engine, places):
+        pass
+    client, large = tracking_client(places), "9" * 4500
+    found = client.search_runs([client.get_experiment_by_name(study.title).experiment_id])
+    (first,) = [one for one in found if one.data.tags.get("tuner.trial") == "0"]
+    client.set_tag(first.data.tags["mlflow.parentRunId"], "tuner.best_trial", large)
+    client.set_tag(first.data.tags["mlflow.parentRunId"], "tuner.front", large)
+    client.set_tag(first.info.run_id, "tuner.trial", large)
+    train(ledger, study, 1)
+    with recording(ledger.engine, places):
+        pass
+    problems = doctor.examine(ledger.engine, places)
+    assert ("run_missing", 0) in {(one.kind, one.trial) for one in problems}
+    doctor.repair(ledger.engine, places)
+    left = doctor.examine(ledger.engine, places)
+    assert [(one.kind, one.trial) for one in left] == [("run_extra", None)]
 
 
 def test_a_quiet_ledger_costs_a_query_a_target(ledger, places):

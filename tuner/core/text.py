@@ -47,6 +47,15 @@ def derived(name: str, what: str) -> str:
     return f"{shortened(name, NAME_LIMIT - 1 - len(what))} {what}"
 
 
+def as_count(text: object) -> int | None:
+    """Return the whole number that a text of up to ten digits is; None for anything else.
+
+    Python raises for thousands of digits.
+    """
+    is_number = isinstance(text, str) and re.fullmatch("[0-9]{1,10}", text) is not None
+    return int(str(text)) if is_number else None
+
+
 def storable(text: str) -> str:
     """Escape what PostgreSQL stores in no text: the character 0, and halves of surrogate pairs."""
     return re.sub("[\\x00\\ud800-\\udfff]", lambda found: printable(found[0]), text)

@@ -12,6 +12,7 @@ from tuner.core import curves
 from tuner.core.curves import Chunk
 from tuner.core.errors import UnreadableError
 from tuner.core.outcome import RUNNING
+from tuner.core.text import as_count
 from tuner.ledger.decoding import checked, environment_of, log_once, readable
 from tuner.ledger.reading import read_trials
 from tuner.ledger.records import LARGEST, TrialRecord, is_count, is_external_id
@@ -196,10 +197,7 @@ class Backlog:
     def _open_trial(self, row: Any) -> OpenTrial:
         """Return a trial that is not completely published. Raise `UnreadableError`."""
         key = row.external_id
-        if self._target == "optuna":
-            known = isinstance(key, str) and key.isdecimal() and int(key) <= LARGEST
-        else:
-            known = is_external_id(key)
+        known = is_count(as_count(key)) if self._target == "optuna" else is_external_id(key)
         if not ((known or key is None) and is_count(row.next_step)):
             raise UnreadableError(f"the publication of trial {row.number} cannot be read")
         return OpenTrial(**row._mapping)

@@ -16,6 +16,7 @@ from tuner.analysis.verdicts import Verdict
 from tuner.core.curves import Chunk
 from tuner.core.errors import UnreadableError
 from tuner.core.outcome import RUNNING
+from tuner.core.text import as_count
 from tuner.ledger import Reader, StudyRecord, TrialRecord
 from tuner.ledger.database import tracking_reached
 from tuner.ledger.decoding import environment_of
@@ -76,12 +77,12 @@ def _mismatches(
     drawn = [trial for trial in ours if trial.params is not None or trial.state != RUNNING]
     expected = {PARENT, *(str(trial.number) for trial in drawn)}
     for key in sorted(expected - set(keys)):
-        yield Mismatch("run_missing", _number(key), "MLflow has no run of it")
+        yield Mismatch("run_missing", as_count(key), "MLflow has no run of it")
     for key, count in keys.items():
         if key not in expected:
-            yield Mismatch("run_extra", _number(key), "the ledger has no such trial")
+            yield Mismatch("run_extra", as_count(key), "the ledger has no such trial")
         elif count > 1:
-            yield Mismatch("run_doubled", _number(key), f"MLflow has {count} runs of it")
+            yield Mismatch("run_doubled", as_count(key), f"MLflow has {count} runs of it")
     by_key = {run.data.tags["tuner.trial"]: run for run in found}
     named = {str(key): run_id for key, run_id in publications.external_ids(study.id).items()}
     yield from _foreign_runs(
@@ -121,7 +122,7 @@ def _foreign_runs(runs: Mapping[str, Run], named: Mapping[str, str | None]) -> I
     for key, run in runs.items():
         if named.get(key) not in (None, run.info.run_id):
             detail = f"the ledger names the run {named[key]!r:.60}, MLflow has {run.info.run_id}"
-            yield Mismatch("run_foreign", _number(key), detail)
+            yield Mismatch("run_foreign", as_count(key), detail)
 
 
 def _wrong_experiments(
@@ -201,7 +202,3 @@ def _compared(
         if missing or extra:
             detail = f"{name}: {missing} points missing, {extra} too many"
             yield Mismatch("run_points", trial.number, detail)
-
-
-def _number(key: str) -> int | None:
-    return int(key) if key.isdecimal() else None

@@ -20,6 +20,7 @@ from sqlalchemy import Engine
 from tuner.core.errors import UnreadableError
 from tuner.core.failpoints import reach
 from tuner.core.outcome import FAILED, RUNNING
+from tuner.core.text import as_count
 from tuner.ledger import Reader, StudyRecord, TrialRecord, events
 from tuner.ledger.database import tracking_reached
 from tuner.ledger.publications import Note, Publications
@@ -373,7 +374,7 @@ class RunPublisher:
             runs = all_runs(self._client, study, experiment)
             for run in sorted(runs, key=lambda run: run.info.run_id not in known):
                 key = run.data.tags["tuner.trial"]
-                if key in kept or (key.isdecimal() and int(key) in numbers):
+                if key in kept or as_count(key) in numbers:
                     self._client.delete_run(run.info.run_id)
                 kept.add(key)
 

@@ -14,7 +14,7 @@ from tuner.analysis.front import front
 from tuner.core.curves import LATEST
 from tuner.core.errors import UnavailableError
 from tuner.core.outcome import COMPLETED, RUNNING
-from tuner.core.text import NAME_LIMIT, printable
+from tuner.core.text import NAME_LIMIT, as_count, printable
 from tuner.ledger import STOPPED, Reader, StudyRecord, events
 from tuner.ledger.database import (
     Addresses,
@@ -168,9 +168,9 @@ def _colour_best(
     client: MlflowClient, study: StudyRecord, parent: str, runs: Mapping[int, str], best: int
 ) -> None:
     """Highlight the best run and reset the colour of the previous one."""
-    before = client.get_run(parent).data.tags.get("tuner.best_trial", "")
-    if before.isdecimal() and before != str(best):
-        _colour(client, study, runs, int(before), COLOURS[COMPLETED])
+    before = as_count(client.get_run(parent).data.tags.get("tuner.best_trial"))
+    if before not in (None, best):
+        _colour(client, study, runs, before, COLOURS[COMPLETED])
     _colour(client, study, runs, best, BEST)
 
 
@@ -181,7 +181,8 @@ def _tag_front(
     now = [str(one.number) for one in front(study, ledger.trials(study.id))]
     before = client.get_run(parent).data.tags.get(FRONT, "").split()
     for number in sorted({*now, *before} - ({*now} & {*before})):
-        run_id = runs.get(int(number)) if number.isdecimal() else None
+        known = as_count(number)
+        run_id = None if known is None else runs.get(known)
         if run_id is not None and is_run_of(client.get_run(run_id), study, number):
             client.set_tag(run_id, FRONT, str(number in now).lower())
     return " ".join(now)
