@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import psutil
@@ -56,8 +56,12 @@ class RayCluster:
         return self._of("specific-server")
 
     def _of(self, command: str) -> list[psutil.Process]:
-        ours = psutil.Process(self.process.pid).children(recursive=True)
-        return [one for one in ours if command in " ".join(one.cmdline())]
+        found = []
+        for one in psutil.Process(self.process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):  # it has ended since it was listed
+                if command in " ".join(one.cmdline()):
+                    found.append(one)
+        return found
 
 
 @contextmanager

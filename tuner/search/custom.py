@@ -6,7 +6,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler
@@ -44,21 +44,21 @@ def load(spec: StudySpec, prefixes: Sequence[str]) -> Maker | None:
         maker = workloads.find(settings.sampler, prefixes, "sampler")
         takes_seed = "seed" in inspect.signature(maker).parameters
 
+        def arguments(seed: int) -> dict[str, Any]:
+            return ({"seed": seed} if takes_seed else {}) | settings.arguments
+
         def make(seed: int) -> BaseSampler:
-            given = {"seed": seed, **settings.arguments} if takes_seed else settings.arguments
-            with warnings.catch_warnings():
+            with raised_by(settings.sampler), warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
-                made = maker(**given)
+                made = maker(**arguments(seed))
             if not isinstance(made, BaseSampler):
                 raise WorkloadError(
                     f"sampler {settings.sampler}: expected a sampler of Optuna, got {made!r:.200}"
                 )
             return made
 
-        given = {"seed": 0, **settings.arguments} if takes_seed else settings.arguments
-        workloads.check_arguments(settings.sampler, maker, (), given)
-        with raised_by(settings.sampler):
-            make(0)
+        workloads.check_arguments(settings.sampler, maker, (), arguments(0))
+        make(0)
         return make
 
 
